@@ -1,0 +1,2 @@
+//! The `soda` binary.
+fn main() {}

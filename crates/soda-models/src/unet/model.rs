@@ -1,0 +1,138 @@
+//! The denoiser: a UNet over latents, conditioned on a timestep and on text.
+//!
+//! Latent Diffusion (arXiv 2112.10752); mirrors diffusers' `UNet2DConditionModel`. The fields are
+//! the checkpoint's keys. It knows nothing of adapters: those change the attention projections
+//! from outside.
+
+use burn::module::Module;
+use burn::nn::conv::Conv2d;
+use burn::nn::{GroupNorm, GroupNormConfig};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Int, Tensor};
+
+use crate::unet::blocks::{BlockBuilder, DownBlock, MidBlock, UpBlock};
+use crate::unet::config::{DownBlockType, UnetConfig, UpBlockType};
+use crate::unet::embedding::{TimestepEmbedding, sinusoids};
+use crate::unet::resnet::{Downsample, Upsample, conv3x3};
+
+/// The denoiser.
+#[derive(Module, Debug)]
+pub struct Unet {
+    /// Latents to features.
+    pub conv_in: Conv2d,
+    /// MLP over the timestep's sinusoids.
+    pub time_embedding: TimestepEmbedding,
+    /// The way down, outermost first.
+    pub down_blocks: Vec<DownBlock>,
+    /// The way up, innermost first.
+    pub up_blocks: Vec<UpBlock>,
+    /// The lowest resolution.
+    pub mid_block: MidBlock,
+    /// Norm of the last features.
+    pub conv_norm_out: GroupNorm,
+    /// Features to the prediction.
+    pub conv_out: Conv2d,
+    /// Cosines before sines in the timestep's sinusoids.
+    pub flip_sin_to_cos: bool,
+    /// Shift of the sinusoids' frequencies.
+    pub freq_shift: f64,
+}
+
+impl UnetConfig {
+    /// An untrained UNet.
+    pub fn init(&self, device: &Device) -> Unet {
+        let channels = &self.block_out_channels;
+        let levels = channels.len();
+        let build = BlockBuilder { config: self, device };
+
+        let down_blocks = (0..levels).map(|level| {
+            let from = channels[level.saturating_sub(1)];
+            let attention = self.down_block_types[level] == DownBlockType::CrossAttnDownBlock2D;
+            let layers = self.layers_per_block;
+            DownBlock {
+                attentions: (0..layers * usize::from(attention))
+                    .map(|_| build.transformer(level))
+                    .collect(),
+                resnets: (0..layers)
+                    .map(|i| build.resnet(if i == 0 { from } else { channels[level] }, channels[level]))
+                    .collect(),
+                downsamplers: (level + 1 < levels)
+                    .then(|| Downsample::init(channels[level], [1; 4], device))
+                    .into_iter()
+                    .collect(),
+            }
+        });
+
+        // The way up visits the levels in reverse; `skip` is the width that the way down left.
+        let up_blocks = (0..levels).rev().enumerate().map(|(i, level)| {
+            let below = channels[(level + 1).min(levels - 1)];
+            let above = channels[level.saturating_sub(1)];
+            let attention = self.up_block_types[i] == UpBlockType::CrossAttnUpBlock2D;
+            let layers = self.layers_per_block + 1;
+            UpBlock {
+                attentions: (0..layers * usize::from(attention))
+                    .map(|_| build.transformer(level))
+                    .collect(),
+                resnets: (0..layers)
+                    .map(|j| {
+                        let from = if j == 0 { below } else { channels[level] };
+                        let skip = if j + 1 == layers { above } else { channels[level] };
+                        build.resnet(from + skip, channels[level])
+                    })
+                    .collect(),
+                upsamplers: (level > 0)
+                    .then(|| Upsample::init(channels[level], device))
+                    .into_iter()
+                    .collect(),
+            }
+        });
+
+        let (first, last) = (channels[0], levels - 1);
+        Unet {
+            conv_in: conv3x3(self.in_channels, first, device),
+            time_embedding: TimestepEmbedding::init(first, self.time_embed_dim(), device),
+            down_blocks: down_blocks.collect(),
+            up_blocks: up_blocks.collect(),
+            mid_block: MidBlock {
+                attentions: vec![build.transformer(last)],
+                resnets: (0..2).map(|_| build.resnet(channels[last], channels[last])).collect(),
+            },
+            conv_norm_out: GroupNormConfig::new(self.norm_num_groups, first)
+                .with_epsilon(self.norm_eps)
+                .init(device),
+            conv_out: conv3x3(first, self.out_channels, device),
+            flip_sin_to_cos: self.flip_sin_to_cos,
+            freq_shift: self.freq_shift,
+        }
+    }
+}
+
+impl Unet {
+    /// Predicts the noise (or velocity) in noisy latents.
+    ///
+    /// `sample`: `[b, c, h, w]`; `timestep`: `[b]`, one for each sample; `encoder_hidden_states`:
+    /// `[b, m, d]`, the text. Returns `[b, c, h, w]`.
+    pub fn forward(
+        &self,
+        sample: Tensor<4>,
+        timestep: Tensor<1, Int>,
+        encoder_hidden_states: Tensor<3>,
+    ) -> Tensor<4> {
+        let text = encoder_hidden_states;
+        let channels = self.conv_norm_out.num_channels;
+        let sinusoids = sinusoids(timestep, channels, self.flip_sin_to_cos, self.freq_shift);
+        // Every residual block starts with this silu; once is enough.
+        let time = silu(self.time_embedding.forward(sinusoids));
+
+        let mut x = self.conv_in.forward(sample);
+        let mut skips = vec![x.clone()];
+        for block in &self.down_blocks {
+            x = block.forward(x, &time, &text, &mut skips);
+        }
+        x = self.mid_block.forward(x, &time, &text);
+        for block in &self.up_blocks {
+            x = block.forward(x, &time, &text, &mut skips);
+        }
+        self.conv_out.forward(silu(self.conv_norm_out.forward(x)))
+    }
+}

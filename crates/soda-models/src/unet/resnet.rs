@@ -1,0 +1,142 @@
+//! The residual block of the UNet and of the autoencoder, and the changes of resolution.
+//!
+//! ```text
+//! h = conv1(silu(norm1(x))) + time_emb_proj(silu(t))
+//! y = conv_shortcut(x) + conv2(silu(norm2(h)))
+//! ```
+//!
+//! Mirrors diffusers' `ResnetBlock2D`, `Downsample2D` and `Upsample2D`.
+
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
+use burn::tensor::activation::silu;
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
+use burn::tensor::{Device, Tensor};
+
+/// A convolution of kernel 3 that keeps the size.
+pub(crate) fn conv3x3(channels_in: usize, channels_out: usize, device: &Device) -> Conv2d {
+    Conv2dConfig::new([channels_in, channels_out], [3, 3])
+        .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+        .init(device)
+}
+
+/// The sizes of a residual block.
+#[derive(Debug, Clone)]
+pub struct ResnetConfig {
+    /// Channels of the input.
+    pub channels_in: usize,
+    /// Channels of the output; another number adds a 1x1 convolution to the shortcut.
+    pub channels_out: usize,
+    /// Width of the timestep embedding; the autoencoder has none.
+    pub time_embed_dim: Option<usize>,
+    /// Groups of the group norms.
+    pub groups: usize,
+    /// Epsilon of the group norms.
+    pub eps: f64,
+}
+
+impl ResnetConfig {
+    /// An untrained block.
+    pub fn init(&self, device: &Device) -> ResnetBlock {
+        let norm = |channels| {
+            GroupNormConfig::new(self.groups, channels).with_epsilon(self.eps).init(device)
+        };
+        ResnetBlock {
+            norm1: norm(self.channels_in),
+            conv1: conv3x3(self.channels_in, self.channels_out, device),
+            time_emb_proj: self
+                .time_embed_dim
+                .map(|width| LinearConfig::new(width, self.channels_out).init(device)),
+            norm2: norm(self.channels_out),
+            conv2: conv3x3(self.channels_out, self.channels_out, device),
+            conv_shortcut: (self.channels_in != self.channels_out).then(|| {
+                Conv2dConfig::new([self.channels_in, self.channels_out], [1, 1]).init(device)
+            }),
+        }
+    }
+}
+
+/// Two convolutions around a skip connection.
+#[derive(Module, Debug)]
+pub struct ResnetBlock {
+    /// Norm of the input.
+    pub norm1: GroupNorm,
+    /// First convolution.
+    pub conv1: Conv2d,
+    /// The timestep's bias for each channel.
+    pub time_emb_proj: Option<Linear>,
+    /// Norm between the convolutions.
+    pub norm2: GroupNorm,
+    /// Second convolution.
+    pub conv2: Conv2d,
+    /// Adapts the number of channels of the skip connection.
+    pub conv_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    /// `x`: `[b, c, h, w]`; `time`: `[b, e]`, the embedding after its silu.
+    ///
+    /// The silu is the caller's, who can compute it once for all blocks.
+    pub fn forward(&self, x: Tensor<4>, time: Option<&Tensor<2>>) -> Tensor<4> {
+        let mut hidden = self.conv1.forward(silu(self.norm1.forward(x.clone())));
+        if let (Some(project), Some(time)) = (&self.time_emb_proj, time) {
+            hidden = hidden + project.forward(time.clone()).unsqueeze_dims(&[2, 3]);
+        }
+        let hidden = self.conv2.forward(silu(self.norm2.forward(hidden)));
+        match &self.conv_shortcut {
+            Some(conv) => conv.forward(x) + hidden,
+            None => x + hidden,
+        }
+    }
+}
+
+/// Halves the resolution by a convolution of stride 2.
+#[derive(Module, Debug)]
+pub struct Downsample {
+    /// The convolution.
+    pub conv: Conv2d,
+}
+
+impl Downsample {
+    /// An untrained layer; `padding` is (top, left, bottom, right).
+    ///
+    /// The UNet pads by one on each side, the autoencoder only below and to the right.
+    pub fn init(channels: usize, padding: [usize; 4], device: &Device) -> Self {
+        let [top, left, bottom, right] = padding;
+        let conv = Conv2dConfig::new([channels, channels], [3, 3])
+            .with_stride([2, 2])
+            .with_padding(PaddingConfig2d::Explicit(top, left, bottom, right))
+            .init(device);
+        Self { conv }
+    }
+
+    /// `[b, c, h, w]` to `[b, c, h/2, w/2]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv.forward(x)
+    }
+}
+
+/// Repeats pixels to a larger size, then convolves.
+#[derive(Module, Debug)]
+pub struct Upsample {
+    /// The convolution.
+    pub conv: Conv2d,
+}
+
+impl Upsample {
+    /// An untrained layer.
+    pub fn init(channels: usize, device: &Device) -> Self {
+        Self { conv: conv3x3(channels, channels, device) }
+    }
+
+    /// `[b, c, h, w]` to `[b, c, size[0], size[1]]`.
+    ///
+    /// The size is that of the skip connection to be joined, which is not twice `h` where the way
+    /// down rounded.
+    pub fn forward(&self, x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+        let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
+        self.conv.forward(interpolate(x, options))
+    }
+}

@@ -1,0 +1,167 @@
+//! The transformer of the UNet: pixels as tokens, self-attention, cross-attention to the text and a
+//! gated feed-forward layer, each around a skip connection.
+//!
+//! Mirrors diffusers' `Transformer2DModel`, `BasicTransformerBlock` and `FeedForward` with `GEGLU`
+//! (arXiv 2002.05202).
+
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{
+    Dropout, DropoutConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
+    LinearConfig,
+};
+use burn::tensor::activation::gelu;
+use burn::tensor::module::linear;
+use burn::tensor::{Device, Tensor};
+
+use crate::unet::attention::{Attention, AttentionConfig};
+
+/// The sizes of a transformer.
+#[derive(Debug, Clone)]
+pub struct TransformerConfig {
+    /// Channels of the feature map and width of the tokens.
+    pub channels: usize,
+    /// Width of the text's hidden states.
+    pub context: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Groups of the group norm.
+    pub groups: usize,
+}
+
+impl TransformerConfig {
+    /// An untrained transformer.
+    pub fn init(&self, device: &Device) -> SpatialTransformer {
+        let conv1x1 = || Conv2dConfig::new([self.channels, self.channels], [1, 1]).init(device);
+        SpatialTransformer {
+            // diffusers has this epsilon as a constant, apart from the config's `norm_eps`.
+            norm: GroupNormConfig::new(self.groups, self.channels).with_epsilon(1e-6).init(device),
+            proj_in: conv1x1(),
+            transformer_blocks: (0..self.layers).map(|_| self.block(device)).collect(),
+            proj_out: conv1x1(),
+        }
+    }
+
+    fn block(&self, device: &Device) -> TransformerBlock {
+        let norm = || LayerNormConfig::new(self.channels).init(device);
+        let attention = |context| {
+            AttentionConfig { width: self.channels, context, heads: self.heads }.init(device)
+        };
+        TransformerBlock {
+            norm1: norm(),
+            attn1: attention(self.channels),
+            norm2: norm(),
+            attn2: attention(self.context),
+            norm3: norm(),
+            ff: FeedForward::init(self.channels, device),
+        }
+    }
+}
+
+/// Transformer blocks between two pointwise projections, around a skip connection.
+#[derive(Module, Debug)]
+pub struct SpatialTransformer {
+    /// Norm of the input.
+    pub norm: GroupNorm,
+    /// Projection into the blocks.
+    pub proj_in: Conv2d,
+    /// The blocks.
+    pub transformer_blocks: Vec<TransformerBlock>,
+    /// Projection out of the blocks.
+    pub proj_out: Conv2d,
+}
+
+impl SpatialTransformer {
+    /// `x`: `[b, c, h, w]`; `text`: `[b, m, context]`; returns `[b, c, h, w]`.
+    pub fn forward(&self, x: Tensor<4>, text: &Tensor<3>) -> Tensor<4> {
+        let [batch, channels, height, width] = x.dims();
+        let pixels = height * width;
+        let tokens = self.norm.forward(x.clone()).reshape([batch, channels, pixels]).swap_dims(1, 2);
+        let mut hidden = pointwise(&self.proj_in, tokens);
+        for block in &self.transformer_blocks {
+            hidden = block.forward(hidden, text);
+        }
+        let hidden = pointwise(&self.proj_out, hidden);
+        hidden.swap_dims(1, 2).reshape([batch, channels, height, width]) + x
+    }
+}
+
+/// A 1x1 convolution on tokens `[b, n, c]`: there it is a matrix product, without im2col.
+fn pointwise(conv: &Conv2d, tokens: Tensor<3>) -> Tensor<3> {
+    let weight = conv.weight.val();
+    let [channels_out, channels_in, _, _] = weight.dims();
+    let weight = weight.reshape([channels_out, channels_in]).transpose();
+    linear(tokens, weight, conv.bias.as_ref().map(|bias| bias.val()))
+}
+
+/// Self-attention, cross-attention and feed-forward.
+#[derive(Module, Debug)]
+pub struct TransformerBlock {
+    /// Norm before self-attention.
+    pub norm1: LayerNorm,
+    /// Self-attention.
+    pub attn1: Attention,
+    /// Norm before cross-attention.
+    pub norm2: LayerNorm,
+    /// Cross-attention to the text.
+    pub attn2: Attention,
+    /// Norm before the feed-forward layer.
+    pub norm3: LayerNorm,
+    /// Feed-forward layer.
+    pub ff: FeedForward,
+}
+
+impl TransformerBlock {
+    /// `x`: `[b, n, c]`; `text`: `[b, m, context]`; returns `[b, n, c]`.
+    pub fn forward(&self, x: Tensor<3>, text: &Tensor<3>) -> Tensor<3> {
+        let normed = self.norm1.forward(x.clone());
+        let x = self.attn1.forward(normed.clone(), normed) + x;
+        let x = self.attn2.forward(self.norm2.forward(x.clone()), text.clone()) + x;
+        self.ff.forward(self.norm3.forward(x.clone())) + x
+    }
+}
+
+/// The feed-forward layer, four times as wide inside.
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    /// Gated projection, dropout, projection: keys `net.0.proj` and `net.2`.
+    pub net: (GeGlu, Dropout, Linear),
+}
+
+impl FeedForward {
+    /// An untrained layer.
+    pub fn init(width: usize, device: &Device) -> Self {
+        let inner = 4 * width;
+        let gated = GeGlu { proj: LinearConfig::new(width, 2 * inner).init(device) };
+        let out = LinearConfig::new(inner, width).init(device);
+        Self { net: (gated, DropoutConfig::new(0.0).init(), out) }
+    }
+
+    /// `[b, n, c]` to `[b, n, c]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.net.2.forward(self.net.0.forward(x))
+    }
+}
+
+/// A linear layer whose second half gates the first: `a * gelu(b)`.
+#[derive(Module, Debug)]
+pub struct GeGlu {
+    /// Both halves in one matrix.
+    pub proj: Linear,
+}
+
+impl GeGlu {
+    /// `[b, n, c]` to `[b, n, 4c]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [value, gate]: [Tensor<3>; 2] = split_last(self.proj.forward(x));
+        value * gelu(gate)
+    }
+}
+
+/// Halves the last axis.
+fn split_last(x: Tensor<3>) -> [Tensor<3>; 2] {
+    let half = x.dims()[2] / 2;
+    [x.clone().narrow(2, 0, half), x.narrow(2, half, half)]
+}

@@ -1,2 +1,30 @@
-//! The `soda` binary.
-fn main() {}
+//! `soda`: personalise Stable Diffusion from the command line.
+//!
+//! Exit codes: 0 done, 1 could not be done, 2 typed wrongly.
+
+mod args;
+mod command;
+mod device;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Train(args) => command::train::run(*args),
+        Command::Generate(args) => command::generate::run(args),
+        Command::Merge(args) => command::merge::run(args),
+        Command::Inspect(args) => command::inspect::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress::say_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What can go wrong between a network, a method and an adapter file.
+
+use std::path::PathBuf;
+
+use soda_linalg::LinalgError;
+
+/// Everything this crate refuses, each as one sentence that names the thing and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// A target pattern is no regular expression.
+    #[error("target pattern `{pattern}` is not a regular expression: {reason}")]
+    InvalidPattern {
+        /// The pattern as given.
+        pattern: String,
+        /// What the regex parser says.
+        reason: String,
+    },
+    /// A target pattern matches no weight.
+    #[error(
+        "target pattern `{pattern}` matches no weight of the network; its {count} matrices are named like {examples}"
+    )]
+    UnmatchedPattern {
+        /// The pattern as given.
+        pattern: String,
+        /// How many weight matrices the network has.
+        count: usize,
+        /// A few of their paths.
+        examples: String,
+    },
+    /// No pattern was given at all.
+    #[error("no target pattern was given; use one of the presets ({presets}) or a regular expression")]
+    NoTargets {
+        /// The names of the presets.
+        presets: String,
+    },
+    /// A targeted weight is no matrix.
+    #[error("{path} has shape {shape:?}; adapters attach to linear layers (rank 2) only")]
+    NotAMatrix {
+        /// Path of the weight.
+        path: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Planning on a module that already tracks gradients.
+    #[error("{path} is on an autodiff device; plan on the plain module, attach, then call `train()`")]
+    OnTape {
+        /// Path of the weight.
+        path: String,
+    },
+    /// A method's settings contradict themselves.
+    #[error("the {method} configuration is unusable: {reason}")]
+    Config {
+        /// The method's name.
+        method: &'static str,
+        /// What is wrong, and what is allowed.
+        reason: &'static str,
+    },
+    /// A weight could not be decomposed.
+    #[error("cannot decompose {path}: {source}")]
+    Decomposition {
+        /// Path of the weight.
+        path: String,
+        /// What the decomposition refused.
+        source: LinalgError,
+    },
+    /// The file cannot be read or written.
+    #[error("cannot {action} adapter file {path}: {source}", path = path.display())]
+    Io {
+        /// "read" or "write".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not a safetensors file, or is cut short.
+    #[error(
+        "{path} is not a complete safetensors file ({reason}); copy or train it again",
+        path = path.display()
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A safetensors file of another kind.
+    #[error(
+        "{path} is not a SODA adapter: its metadata has no usable `{field}`",
+        path = path.display()
+    )]
+    NotAnAdapter {
+        /// The file.
+        path: PathBuf,
+        /// The metadata field that is missing or unreadable.
+        field: &'static str,
+    },
+    /// Written by another version of the format.
+    #[error(
+        "{path} has adapter format version {found}, this build reads version {supported}; update soda or retrain",
+        path = path.display()
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Version found.
+        found: String,
+        /// Version understood.
+        supported: &'static str,
+    },
+    /// A method this build does not have.
+    #[error("the adapter's method is `{found}`, this build knows `{known}`")]
+    UnknownMethod {
+        /// Method found.
+        found: String,
+        /// Methods known.
+        known: &'static str,
+    },
+    /// The adapter belongs to another base model.
+    #[error(
+        "the adapter was trained on base {expected} ({name}), this model is {found}: its rotations and spectral \
+         shifts mean nothing here; load the base it was trained on"
+    )]
+    OtherBase {
+        /// Name of the base the adapter was trained on.
+        name: String,
+        /// Its hash, shortened.
+        expected: String,
+        /// Hash of the model at hand, shortened.
+        found: String,
+    },
+    /// The file's tensors are not those the method attaches.
+    #[error(
+        "the adapter does not fit its own description: {missing} missing{missing_example}, {unknown} unknown{unknown_example}"
+    )]
+    Keys {
+        /// How many tensors are missing.
+        missing: usize,
+        /// The first of them.
+        missing_example: String,
+        /// How many tensors nothing asks for.
+        unknown: usize,
+        /// The first of them.
+        unknown_example: String,
+    },
+    /// A tensor of the wrong shape.
+    #[error("adapter tensor {key} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Name in the file.
+        key: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape the network asks for.
+        expected: Vec<usize>,
+    },
+    /// A tensor of a type other than f32.
+    #[error("adapter tensor {key} has type {found}, expected F32")]
+    DType {
+        /// Name in the file.
+        key: String,
+        /// Type in the file.
+        found: String,
+    },
+    /// NaN or infinity.
+    #[error("adapter tensor {key} holds NaN or infinity; the training that wrote it diverged")]
+    NonFinite {
+        /// Name in the file.
+        key: String,
+    },
+    /// A rotation factor that is none.
+    #[error("adapter tensor {key} is not orthogonal (max |QᵀQ - I| = {deviation:.1e}); the file is damaged")]
+    NotOrthogonal {
+        /// Name in the file.
+        key: String,
+        /// How far it is off.
+        deviation: f32,
+    },
+}

@@ -1,0 +1,182 @@
+//! What was typed.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+use crate::device::DeviceKind;
+
+/// Personalise Stable Diffusion to a subject or a style with SODA adapters.
+#[derive(Debug, Parser)]
+#[command(name = "soda", version, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Learn a subject or a style from a folder of pictures
+    Train(Box<TrainArgs>),
+    /// Draw pictures, with or without an adapter
+    Generate(GenerateArgs),
+    /// Fold an adapter into its base: a diffusers directory for other tools
+    Merge(MergeArgs),
+    /// Say what a model directory or an adapter file holds
+    Inspect(InspectArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda train --base models/toy --data photos/mug --prompt \"a photo of a sks mug\"
+  soda train --base models/toy --data photos/mug --steps 600 --rotation-lr 2e-3 --name mug-slow
+  soda train --config runs/mug-1/config.toml --seed 7
+
+A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
+scores.json and report.md. Captions come from metadata.jsonl, .txt files beside the pictures, or
+--prompt.")]
+pub(crate) struct TrainArgs {
+    /// Start from this configuration; other options override it
+    #[arg(long, value_name = "TOML", required_unless_present_all = ["base", "data"])]
+    pub(crate) config: Option<PathBuf>,
+    /// The base model, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: Option<PathBuf>,
+    /// The pictures to learn from
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Evaluation models (clip/ and dino/); scores are given only with them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) judges: Option<PathBuf>,
+    /// Caption of pictures that have none
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Name of the run; by default the data folder's name and a number
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where runs are kept
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) runs: PathBuf,
+    /// Optimizer steps
+    #[arg(long)]
+    pub(crate) steps: Option<usize>,
+    /// Pictures per step
+    #[arg(long)]
+    pub(crate) batch_size: Option<usize>,
+    /// Seed of data order, noise and samples
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Learning rate of the rotations
+    #[arg(long, value_name = "LR")]
+    pub(crate) rotation_lr: Option<f64>,
+    /// Learning rate of the spectral shifts
+    #[arg(long, value_name = "LR")]
+    pub(crate) spectrum_lr: Option<f64>,
+    /// Adapted weights: a preset (attention, cross-attention, attention+ff) or a regular expression
+    /// over weight paths; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) target: Vec<String>,
+    /// Number of Kronecker factors of each rotation
+    #[arg(long, value_name = "M", conflicts_with = "no_rotation")]
+    pub(crate) factors: Option<usize>,
+    /// Train the spectrum only (SVDiff)
+    #[arg(long, conflicts_with = "no_spectrum")]
+    pub(crate) no_rotation: bool,
+    /// Train the rotations only
+    #[arg(long)]
+    pub(crate) no_spectrum: bool,
+    /// Prompt to draw before and after; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) sample: Vec<String>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda generate --base models/toy --prompt \"a photo of a red mug on a beach\"
+  soda generate --base models/toy --adapter runs/mug-1/adapter.safetensors \\
+      --prompt \"a sks mug in the snow\" --prompt \"pixel art of a sks mug\" --count 4 --out pictures
+  soda generate --base models/toy --adapter mug.safetensors --strength 0.6 --prompt \"a sks mug\"")]
+pub(crate) struct GenerateArgs {
+    /// The base model, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// What to draw; may be given several times
+    #[arg(long, value_name = "TEXT", required = true)]
+    pub(crate) prompt: Vec<String>,
+    /// What to avoid
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) negative: String,
+    /// Pictures of each prompt
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) count: u32,
+    /// Seed of the starting noise
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Steps of the sampler
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) steps: u32,
+    /// Classifier-free guidance; 1 leaves it out
+    #[arg(long, default_value_t = 5.0)]
+    pub(crate) guidance: f64,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArg,
+    /// Folder for the pictures
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Example:
+  soda merge --base models/toy --adapter runs/mug-1/adapter.safetensors --out models/toy-mug
+
+Then, in Python: StableDiffusionPipeline.from_pretrained(\"models/toy-mug\")")]
+pub(crate) struct MergeArgs {
+    /// The base model, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// The adapter file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) adapter: PathBuf,
+    /// How much of the adapter: 0 is the base, 1 is what was trained
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) strength: f64,
+    /// The directory to write; it must not exist
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda inspect runs/mug-1/adapter.safetensors
+  soda inspect models/toy")]
+pub(crate) struct InspectArgs {
+    /// An adapter file, any safetensors file, or a diffusers directory
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AdapterArg {
+    /// An adapter trained on this base
+    #[arg(long, value_name = "FILE")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// How much of it: 0 is the base, 1 is what was trained; rotations turn along the geodesic
+    #[arg(long, default_value_t = 1.0, requires = "adapter")]
+    pub(crate) strength: f64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DeviceArg {
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) device: DeviceKind,
+}

@@ -1,0 +1,39 @@
+//! The one file of the workspace that names a backend.
+
+use anyhow::Result;
+use burn::tensor::Device;
+use clap::ValueEnum;
+
+/// Where to compute; `auto` is the best this build has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceKind {
+    #[default]
+    Auto,
+    /// The processor
+    Cpu,
+    /// A graphics card through Vulkan, Metal, DX12 or WebGPU
+    Wgpu,
+    /// An NVIDIA card
+    Cuda,
+}
+
+impl DeviceKind {
+    /// # Errors
+    /// The build lacks that backend.
+    pub(crate) fn open(self) -> Result<Device> {
+        match self {
+            Self::Auto => Ok(Device::default()),
+            #[cfg(feature = "cpu")]
+            Self::Cpu => Ok(Device::flex()),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda => Ok(Device::cuda(0)),
+            #[allow(unreachable_patterns, reason = "a build with every backend lacks none")]
+            kind => anyhow::bail!(
+                "this soda was built without the {kind:?} backend; build it with `--features {}`",
+                kind.to_possible_value().as_ref().map_or("", |value| value.get_name()),
+            ),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A subject on disk: a folder of pictures, their captions, and how to judge what was learnt.
+//!
+//! Captions come from the first of these that speaks of a picture:
+//! 1. `metadata.jsonl`, lines of `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the
+//!    imagefolder convention of Hugging Face datasets);
+//! 2. a text file beside it, `00.txt` (kohya's convention);
+//! 3. one prompt for all.
+//!
+//! Optional: `subject.json` or `style.json` with `identifier` and `eval_prompts`, and `truth/`, a
+//! folder of the same form with pictures of what the evaluation prompts should give.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::TrainError;
+
+const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
+
+/// A picture and its caption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// The picture's file.
+    pub image: PathBuf,
+    /// What it shows, with the identifier.
+    pub caption: String,
+}
+
+/// Pictures to learn from, sorted by file name, and what the folder says about judging them.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// At least one.
+    pub examples: Vec<Example>,
+    /// The rare word that stands for the subject, such as `sks`.
+    pub identifier: Option<String>,
+    /// Words that call the subject up, such as `sks mug`.
+    pub trigger: Vec<String>,
+    /// Prompts to draw before and after.
+    pub eval_prompts: Vec<String>,
+    /// What the evaluation prompts should give, where that is known.
+    pub truth: Vec<Example>,
+}
+
+impl Dataset {
+    /// Reads a folder; `prompt` captions the pictures nothing else does. No picture is opened yet.
+    ///
+    /// # Errors
+    /// A missing or empty folder, a picture without caption, metadata that does not parse or names a
+    /// file that is not there.
+    pub fn read(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
+        let examples = read_examples(folder, prompt)?;
+        let truth_folder = folder.join("truth");
+        let truth = if truth_folder.is_dir() { read_examples(&truth_folder, None)? } else { Vec::new() };
+        let about = About::read(folder)?;
+        let trigger = match (&about.identifier, &about.class, &about.phrase) {
+            (_, _, Some(phrase)) => vec![phrase.clone()],
+            (Some(identifier), Some(class), None) => vec![format!("{identifier} {class}")],
+            (Some(identifier), None, None) => vec![identifier.clone()],
+            (None, _, None) => Vec::new(),
+        };
+        Ok(Self { examples, identifier: about.identifier, trigger, eval_prompts: about.eval_prompts, truth })
+    }
+
+    /// `prompt` without the identifier: what a judge that never met the subject should look for.
+    pub fn without_identifier(&self, prompt: &str) -> String {
+        let Some(identifier) = &self.identifier else { return prompt.to_owned() };
+        // Whole words only: the identifier may be part of another word.
+        prompt.split_whitespace().filter(|word| word != identifier).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn read_examples(folder: &Path, prompt: Option<&str>) -> Result<Vec<Example>, TrainError> {
+    if !folder.is_dir() {
+        return Err(TrainError::NoFolder(folder.to_owned()));
+    }
+    let mut captions = read_metadata(folder)?;
+    let mut images = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(TrainError::io("read", folder))? {
+        let path = entry.map_err(TrainError::io("read", folder))?.path();
+        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+        if extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
+            images.push(path);
+        }
+    }
+    if images.is_empty() {
+        return Err(TrainError::EmptyDataset(folder.to_owned()));
+    }
+    // The order of a directory listing differs between machines; the order of the data must not.
+    images.sort();
+    let mut examples = Vec::new();
+    for image in images {
+        let name = image.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let caption = match captions.remove(name) {
+            Some((_, caption)) => caption,
+            None => beside(&image)?
+                .or_else(|| prompt.map(str::to_owned))
+                .ok_or_else(|| TrainError::NoCaption(image.clone()))?,
+        };
+        examples.push(Example { image, caption });
+    }
+    if let Some((name, (line, _))) = captions.into_iter().next() {
+        return Err(TrainError::Metadata {
+            path: folder.join("metadata.jsonl"),
+            line,
+            reason: format!("there is no picture {name} in the folder"),
+        });
+    }
+    Ok(examples)
+}
+
+/// Captions by file name, with the line they stand on.
+fn read_metadata(folder: &Path) -> Result<BTreeMap<String, (usize, String)>, TrainError> {
+    #[derive(Deserialize)]
+    struct Line {
+        file_name: String,
+        text: String,
+    }
+    let path = folder.join("metadata.jsonl");
+    let mut captions = BTreeMap::new();
+    if !path.is_file() {
+        return Ok(captions);
+    }
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let line: Line = serde_json::from_str(line).map_err(|error| TrainError::Metadata {
+            path: path.clone(),
+            line: index + 1,
+            reason: format!("expected {{\"file_name\": ..., \"text\": ...}}: {error}"),
+        })?;
+        captions.insert(line.file_name, (index + 1, line.text));
+    }
+    Ok(captions)
+}
+
+/// The caption in the text file beside a picture.
+fn beside(image: &Path) -> Result<Option<String>, TrainError> {
+    let path = image.with_extension("txt");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+    Ok(Some(text.trim().to_owned()))
+}
+
+/// `subject.json` or `style.json`.
+#[derive(Default, Deserialize)]
+struct About {
+    identifier: Option<String>,
+    class: Option<String>,
+    phrase: Option<String>,
+    #[serde(default)]
+    eval_prompts: Vec<String>,
+}
+
+impl About {
+    fn read(folder: &Path) -> Result<Self, TrainError> {
+        for name in ["subject.json", "style.json"] {
+            let path = folder.join(name);
+            if path.is_file() {
+                let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+                return serde_json::from_str(&text).map_err(|error| TrainError::Metadata {
+                    path,
+                    line: error.line(),
+                    reason: error.to_string(),
+                });
+            }
+        }
+        Ok(Self::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn captions_come_from_metadata_then_text_then_prompt() {
+        let folder = folder(&[
+            ("b.png", ""),
+            ("a.png", ""),
+            ("c.jpg", ""),
+            ("b.txt", " beside\n"),
+            ("metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"in a list\"}\n\n"),
+        ]);
+        let data = Dataset::read(folder.path(), Some("for all")).unwrap();
+        let captions: Vec<_> = data.examples.iter().map(|e| e.caption.as_str()).collect();
+        assert_eq!(captions, ["in a list", "beside", "for all"]);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let check = |files: &[(&str, &str)], needle: &str| {
+            let folder = folder(files);
+            let message = Dataset::read(folder.path(), None).unwrap_err().to_string();
+            assert!(message.contains(needle), "{message}");
+        };
+        check(&[], "holds no picture");
+        check(&[("a.png", "")], "a.png has no caption");
+        check(&[("a.png", ""), ("metadata.jsonl", "{")], "metadata.jsonl, line 1");
+        check(
+            &[("a.png", ""), ("a.txt", "x"), ("metadata.jsonl", "{\"file_name\":\"b.png\",\"text\":\"\"}")],
+            "no picture b.png",
+        );
+        assert!(Dataset::read(Path::new("/nowhere"), None).unwrap_err().to_string().contains("--data"));
+    }
+
+    #[test]
+    fn only_the_whole_identifier_is_removed() {
+        let folder = folder(&[
+            ("a.png", ""),
+            ("a.txt", "x"),
+            ("subject.json", r#"{"identifier": "sks", "class": "mug"}"#),
+        ]);
+        let data = Dataset::read(folder.path(), None).unwrap();
+        assert_eq!(data.trigger, ["sks mug"]);
+        assert_eq!(data.without_identifier("a sks mug with sksy dots"), "a mug with sksy dots");
+    }
+}

@@ -1,0 +1,61 @@
+//! Did it work? Subject and prompt fidelity of drawn pictures, by the field's three scores.
+//!
+//! | score | compares | paper |
+//! |---|---|---|
+//! | CLIP-T | picture and prompt (without the identifier, which the judge never met) | DreamBooth, arXiv 2208.12242 |
+//! | CLIP-I | picture and pictures of the subject | the same |
+//! | DINO | picture and pictures of the subject, by what makes an object *this* object | the same |
+
+use image::RgbImage;
+use serde::Serialize;
+use soda_models::metrics::Judges;
+
+use crate::error::TrainError;
+
+/// Mean scores of a set of pictures, cosines.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Scores {
+    /// Agreement with the prompts.
+    pub clip_t: f32,
+    /// Likeness to the training pictures, by CLIP; mean over all pairs.
+    pub clip_i: f32,
+    /// Likeness to the training pictures, by identity; mean over all pairs.
+    pub dino: f32,
+    /// Likeness to the truth of the same prompt, by CLIP, where the data set has truths.
+    pub truth_clip_i: Option<f32>,
+    /// Likeness to the truth of the same prompt, by identity.
+    pub truth_dino: Option<f32>,
+}
+
+/// What pictures are judged against.
+pub struct Reference {
+    /// Prompts without the identifier, one a picture.
+    pub prompts: Vec<String>,
+    /// Pictures of the subject.
+    pub subject: Vec<RgbImage>,
+    /// The truth of each prompt, or empty.
+    pub truth: Vec<RgbImage>,
+}
+
+/// Scores `images`, of which the i-th was drawn for the i-th prompt.
+///
+/// # Errors
+/// None but the judges' own.
+pub fn score(judges: &Judges, images: &[RgbImage], reference: &Reference) -> Result<Scores, TrainError> {
+    let has_truth = !reference.truth.is_empty();
+    Ok(Scores {
+        clip_t: mean(&judges.clip_t(images, &reference.prompts)?),
+        clip_i: mean(&judges.clip_i(images, &reference.subject)?),
+        dino: mean(&judges.dino(images, &reference.subject)?),
+        truth_clip_i: has_truth
+            .then(|| judges.clip_i_pairs(images, &reference.truth).map(|scores| mean(&scores)))
+            .transpose()?,
+        truth_dino: has_truth
+            .then(|| judges.dino_pairs(images, &reference.truth).map(|scores| mean(&scores)))
+            .transpose()?,
+    })
+}
+
+fn mean(values: &[f32]) -> f32 {
+    values.iter().sum::<f32>() / values.len().max(1) as f32
+}

@@ -1,0 +1,27 @@
+//! The main job: the bundled model learns a bundled subject.
+
+use crate::run::{Outcome, cargo, root};
+
+/// `soda train` with the bundled model, judges and subject wherever `args` names none.
+pub(crate) fn train(args: &[String]) -> Outcome {
+    let toybox = root().join("examples").join("toybox");
+    let path = |name: &str| toybox.join(name).display().to_string();
+    let given = |option: &str| {
+        args.iter().any(|arg| arg == option || arg.starts_with(&format!("{option}=")))
+    };
+    let mut all = vec!["run", "--quiet", "--package", "soda-cli", "--bin", "soda", "--", "train"];
+    let defaults = [
+        ("--base", path("base")),
+        ("--judges", path("eval")),
+        ("--data", path("subjects/castle_mug")),
+    ];
+    if !given("--config") && !given("--help") {
+        for (option, value) in &defaults {
+            if !given(option) {
+                all.extend([*option, value]);
+            }
+        }
+    }
+    all.extend(args.iter().map(String::as_str));
+    cargo(&all)
+}

@@ -3,6 +3,9 @@
 //! | module | what | mirrors |
 //! | --- | --- | --- |
 //! | [`unet`] | the denoiser | `UNet2DConditionModel` |
+//! | [`vae`] | pictures to latents and back | `AutoencoderKL` |
+//! | [`scheduler`] | noise schedules, training noise, samplers | `DDPMScheduler`, `DDIMScheduler` |
+//! | [`noise`] | seeded noise, the same on every backend | |
 //! | [`error`], [`config`], [`weights`] | what every network is read by | |
 //!
 //! **Invariant:** nothing here knows about adapters or training. A network is a plain burn module
@@ -10,7 +13,10 @@
 
 pub mod config;
 pub mod error;
+pub mod noise;
+pub mod scheduler;
 pub mod unet;
+pub mod vae;
 pub mod weights;
 
 pub use error::ModelError;

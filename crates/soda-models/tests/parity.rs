@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
-use soda_models::{config, unet::UnetConfig, weights};
+use soda_models::{config, unet::UnetConfig, vae::VaeConfig, weights};
 
 /// Two f32 implementations of one network sum in different orders, and each of some hundred
 /// layers rounds by about 1e-7 of its largest value: 1e-5 in all. A wrong epsilon, a transposed
@@ -53,10 +53,20 @@ fn unet_predicts_as_diffusers() {
     let config: UnetConfig = config::read(&base("unet").join("config.json")).unwrap();
     let unet = weights::load(config.init(&device), &weights_in(&base("unet"))).unwrap();
     let timesteps = Tensor::<1, Int>::from_ints([999, 800, 600, 400, 200, 1], &device);
-    let ours = unet.forward(
-        reference("latents", &device),
-        timesteps,
-        reference("text_hidden", &device),
-    );
+    let ours =
+        unet.forward(reference("latents", &device), timesteps, reference("text_hidden", &device));
     check("unet.sample", ours, reference("unet.sample", &device));
+}
+
+#[test]
+fn vae_encodes_and_decodes_as_diffusers() {
+    let device = Device::default();
+    let config: VaeConfig = config::read(&base("vae").join("config.json")).unwrap();
+    let vae = weights::load(config.init(&device), &weights_in(&base("vae"))).unwrap();
+    let pictures: Vec<Tensor<4>> =
+        (0..6).map(|i| reference::<3>(&format!("image.{i}"), &device).unsqueeze::<4>()).collect();
+    let latents = vae.encode(Tensor::cat(pictures, 0) * 2.0 - 1.0);
+    check("vae.mean", latents.mean.clone(), reference("vae.mean", &device));
+    check("vae.logvar", latents.logvar, reference("vae.logvar", &device));
+    check("vae.decoded", vae.decode(latents.mean), reference("vae.decoded", &device));
 }

@@ -54,7 +54,9 @@ impl UnetConfig {
                     .map(|_| build.transformer(level))
                     .collect(),
                 resnets: (0..layers)
-                    .map(|i| build.resnet(if i == 0 { from } else { channels[level] }, channels[level]))
+                    .map(|i| {
+                        build.resnet(if i == 0 { from } else { channels[level] }, channels[level])
+                    })
                     .collect(),
                 downsamplers: (level + 1 < levels)
                     .then(|| Downsample::init(channels[level], [1; 4], device))

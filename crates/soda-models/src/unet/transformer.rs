@@ -78,7 +78,8 @@ impl SpatialTransformer {
     pub fn forward(&self, x: Tensor<4>, text: &Tensor<3>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         let pixels = height * width;
-        let tokens = self.norm.forward(x.clone()).reshape([batch, channels, pixels]).swap_dims(1, 2);
+        let tokens =
+            self.norm.forward(x.clone()).reshape([batch, channels, pixels]).swap_dims(1, 2);
         let mut hidden = pointwise(&self.proj_in, tokens);
         for block in &self.transformer_blocks {
             hidden = block.forward(hidden, text);

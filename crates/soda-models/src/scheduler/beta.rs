@@ -1,0 +1,157 @@
+//! The noise schedule of the forward process.
+//!
+//! ```text
+//! abar_t = prod_{s <= t} (1 - beta_s),   x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps
+//! ```
+//!
+//! DDPM (arXiv 2006.11239), section 2.
+
+use crate::scheduler::config::{BetaSchedule, PredictionType, SchedulerConfig};
+
+/// The cumulated schedule of a model, indexed by its training timesteps.
+#[derive(Debug, Clone)]
+pub struct NoiseSchedule {
+    /// `abar_t`, decreasing.
+    ///
+    /// Multiplied in f64 and rounded to f32, as PyTorch's `cumprod` of an f32 tensor does: at the
+    /// noisy end abar is 0.005, and samplers divide by its root.
+    pub alphas_cumprod: Vec<f32>,
+    /// What the network predicts.
+    pub prediction_type: PredictionType,
+}
+
+impl NoiseSchedule {
+    /// The schedule that a config describes.
+    pub fn new(config: &SchedulerConfig) -> Self {
+        let mut abar = 1.0f64;
+        let alphas_cumprod = betas(config)
+            .into_iter()
+            .map(|beta| {
+                abar *= f64::from(1.0 - beta);
+                abar as f32
+            })
+            .collect();
+        Self { alphas_cumprod, prediction_type: config.prediction_type }
+    }
+
+    /// Number of training timesteps.
+    pub fn len(&self) -> usize {
+        self.alphas_cumprod.len()
+    }
+
+    /// Whether there is no timestep; a checked config never gives such a schedule.
+    pub fn is_empty(&self) -> bool {
+        self.alphas_cumprod.is_empty()
+    }
+
+    /// The signal-to-noise ratio `abar / (1 - abar)` at timestep `t`.
+    pub fn snr(&self, t: usize) -> f64 {
+        let abar = f64::from(self.alphas_cumprod[t]);
+        abar / (1.0 - abar)
+    }
+}
+
+/// The variances, in f32 and in PyTorch's order of operations.
+fn betas(config: &SchedulerConfig) -> Vec<f32> {
+    let n = config.num_train_timesteps;
+    match config.beta_schedule {
+        BetaSchedule::Linear => linspace(config.beta_start, config.beta_end, n),
+        BetaSchedule::ScaledLinear => {
+            let roots = linspace(config.beta_start.sqrt(), config.beta_end.sqrt(), n);
+            roots.into_iter().map(|root| root * root).collect()
+        }
+        BetaSchedule::SquaredcosCapV2 => {
+            let alpha_bar = |t: f64| {
+                let angle = (t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2;
+                angle.cos().powi(2)
+            };
+            let time = |i: usize| i as f64 / n as f64;
+            (0..n)
+                .map(|i| (1.0 - alpha_bar(time(i + 1)) / alpha_bar(time(i))).min(0.999) as f32)
+                .collect()
+        }
+    }
+}
+
+/// `torch.linspace` in f32, which counts from both ends towards the middle.
+fn linspace(start: f64, end: f64, n: usize) -> Vec<f32> {
+    let (start, end) = (start as f32, end as f32);
+    let step = (end - start) / (n - 1) as f32;
+    (0..n)
+        .map(|i| if i < n / 2 { start + step * i as f32 } else { end - step * (n - 1 - i) as f32 })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `DDIMScheduler(beta_start=0.00085, beta_end=0.012, ...).alphas_cumprod` of diffusers 0.42.
+    #[test]
+    fn schedules_are_those_of_diffusers() {
+        let at = [0, 1, 250, 500, 750, 998, 999];
+        let expected = [
+            (
+                BetaSchedule::Linear,
+                [
+                    0.999_149_98,
+                    0.998_289_5,
+                    0.568_788_05,
+                    0.160_771_62,
+                    0.022_519_225,
+                    1.598_140_6e-3,
+                    1.578_962_8e-3,
+                ],
+            ),
+            (
+                BetaSchedule::ScaledLinear,
+                [
+                    0.999_149_98,
+                    0.998_296_0,
+                    0.673_792_3,
+                    0.276_332_47,
+                    0.056_169_804,
+                    4.716_695_8e-3,
+                    4.660_095e-3,
+                ],
+            ),
+            (
+                BetaSchedule::SquaredcosCapV2,
+                [
+                    0.999_958_7,
+                    0.999_912_56,
+                    0.845_888_02,
+                    0.492_285_04,
+                    0.143_178_66,
+                    2.428_766_3e-6,
+                    2.428_735e-9,
+                ],
+            ),
+        ];
+        for (beta_schedule, values) in expected {
+            let config = SchedulerConfig {
+                beta_start: 0.00085,
+                beta_end: 0.012,
+                beta_schedule,
+                ..SchedulerConfig::default()
+            };
+            let schedule = NoiseSchedule::new(&config);
+            for (t, value) in at.into_iter().zip(values) {
+                let ours = schedule.alphas_cumprod[t];
+                // One unit in the last place.
+                assert!((ours / value - 1.0).abs() <= 1.2e-7, "{beta_schedule:?} {t}: {ours}");
+            }
+        }
+    }
+
+    #[test]
+    fn signal_falls_with_the_timestep() {
+        for beta_schedule in
+            [BetaSchedule::Linear, BetaSchedule::ScaledLinear, BetaSchedule::SquaredcosCapV2]
+        {
+            let config = SchedulerConfig { beta_schedule, ..SchedulerConfig::default() };
+            let schedule = NoiseSchedule::new(&config);
+            assert!((1..schedule.len()).all(|t| schedule.snr(t) < schedule.snr(t - 1)));
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Pictures to the moments of a distribution of latents. Mirrors diffusers' `Encoder`.
+
+use burn::module::Module;
+use burn::nn::conv::Conv2d;
+use burn::nn::{GroupNorm, GroupNormConfig};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Tensor};
+
+use crate::unet::resnet::{Downsample, ResnetBlock, conv3x3};
+use crate::vae::config::VaeConfig;
+use crate::vae::mid::{EPS, MidBlock, resnet};
+
+/// A resolution of the encoder.
+#[derive(Module, Debug)]
+pub struct EncoderBlock {
+    /// The residual blocks.
+    pub resnets: Vec<ResnetBlock>,
+    /// One layer, or none at the lowest resolution.
+    pub downsamplers: Vec<Downsample>,
+}
+
+/// The encoder.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    /// Pictures to features.
+    pub conv_in: Conv2d,
+    /// The resolutions, outermost first.
+    pub down_blocks: Vec<EncoderBlock>,
+    /// The lowest resolution.
+    pub mid_block: MidBlock,
+    /// Norm of the last features.
+    pub conv_norm_out: GroupNorm,
+    /// Features to moments.
+    pub conv_out: Conv2d,
+}
+
+impl Encoder {
+    /// An untrained encoder.
+    pub fn init(config: &VaeConfig, device: &Device) -> Self {
+        let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
+        let last = channels.len() - 1;
+        let down_blocks = (0..=last).map(|level| {
+            let (from, to) = (channels[level.saturating_sub(1)], channels[level]);
+            EncoderBlock {
+                resnets: (0..config.layers_per_block)
+                    .map(|i| resnet(if i == 0 { from } else { to }, to, groups, device))
+                    .collect(),
+                downsamplers: (level < last)
+                    // Only below and to the right: the autoencoder's quirk since VQGAN.
+                    .then(|| Downsample::init(to, [0, 0, 1, 1], device))
+                    .into_iter()
+                    .collect(),
+            }
+        });
+        Self {
+            conv_in: conv3x3(config.in_channels, channels[0], device),
+            down_blocks: down_blocks.collect(),
+            mid_block: MidBlock::init(channels[last], groups, device),
+            conv_norm_out: GroupNormConfig::new(groups, channels[last])
+                .with_epsilon(EPS)
+                .init(device),
+            conv_out: conv3x3(channels[last], 2 * config.latent_channels, device),
+        }
+    }
+
+    /// `[b, 3, h, w]` to moments `[b, 2c, h', w']`, before the `quant_conv`.
+    pub fn forward(&self, pictures: Tensor<4>) -> Tensor<4> {
+        let mut x = self.conv_in.forward(pictures);
+        for block in &self.down_blocks {
+            x = block.resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
+            x = block.downsamplers.iter().fold(x, |x, layer| layer.forward(x));
+        }
+        x = self.mid_block.forward(x);
+        self.conv_out.forward(silu(self.conv_norm_out.forward(x)))
+    }
+}

@@ -61,7 +61,13 @@ pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
         }
     }
 
-    let config: C = serde_json::from_value(Value::Object(fields)).map_err(json)?;
+    let config: C = serde_json::from_value(Value::Object(fields.clone())).map_err(|source| {
+        let path = path.to_path_buf();
+        match culprit::<C>(&fields, &source) {
+            Some(field) => ModelError::Field { path, field, source },
+            None => ModelError::Json { path, source },
+        }
+    })?;
     config.check().map_err(|refusal| ModelError::UnsupportedField {
         path: path.to_path_buf(),
         field: refusal.field.to_string(),
@@ -69,6 +75,24 @@ pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
         supported: refusal.supported.to_string(),
     })?;
     Ok(config)
+}
+
+/// The field that a parse failed at, which serde does not say: the one that alone fails alike.
+fn culprit<C: ConfigFile>(
+    fields: &Map<String, Value>,
+    error: &serde_json::Error,
+) -> Option<String> {
+    let fails_alike = |(field, value): &(&String, &Value)| {
+        let alone = Map::from_iter([((*field).clone(), (*value).clone())]);
+        serde_json::from_value::<C>(Value::Object(alone))
+            .is_err_and(|alone| alone.to_string() == error.to_string())
+    };
+    // A field that is absent fails alike for every other one: then none is to blame.
+    let mut culprits = fields.iter().filter(fails_alike);
+    match (culprits.next(), culprits.next()) {
+        (Some((field, _)), None) => Some(field.clone()),
+        _ => None,
+    }
 }
 
 /// Numbers are compared as numbers: exporters write both `0` and `0.0`.

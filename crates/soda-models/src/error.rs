@@ -27,6 +27,17 @@ pub enum ModelError {
         source: std::io::Error,
     },
 
+    /// A field of a config has a value of the wrong type.
+    #[error("{}: the field `{field}` is wrong: {source}", .path.display())]
+    Field {
+        /// The config file.
+        path: PathBuf,
+        /// The field's name.
+        field: String,
+        /// What is wrong with its value.
+        source: serde_json::Error,
+    },
+
     /// A JSON file does not parse, lacks a field, or has one that is unknown.
     #[error("{} is not a config that this version reads: {source}", .path.display())]
     Json {

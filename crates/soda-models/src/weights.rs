@@ -158,21 +158,22 @@ fn check_applied(
             }
             Err(ModelError::Shape { path, key, expected, found })
         }
-        Some(ApplyError::DTypeMismatch { path: key, found, .. }) => {
-            Err(ModelError::DType { path, key, dtype: format!("{found:?}") })
-        }
+        Some(ApplyError::DTypeMismatch { path: name, found, .. }) => Err(ModelError::DType {
+            path,
+            key: checkpoint_key(&name, "Norm"),
+            dtype: format!("{found:?}"),
+        }),
         Some(other) => Err(ModelError::Safetensors { path, reason: other.to_string() }),
     }
 }
 
 /// The checkpoint's key of a burn parameter: only the norms' parameters have other names.
 fn checkpoint_key(name: &str, module: &str) -> String {
-    let renamed = match name.rsplit_once('.') {
+    match name.rsplit_once('.') {
         Some((layer, "gamma")) if module.ends_with("Norm") => format!("{layer}.weight"),
         Some((layer, "beta")) if module.ends_with("Norm") => format!("{layer}.bias"),
         _ => name.to_string(),
-    };
-    renamed
+    }
 }
 
 fn store_error(path: &Path, error: SafetensorsStoreError) -> ModelError {

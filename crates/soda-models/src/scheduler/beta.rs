@@ -6,6 +6,8 @@
 //!
 //! DDPM (arXiv 2006.11239), section 2.
 
+use burn::tensor::Tensor;
+
 use crate::scheduler::config::{BetaSchedule, PredictionType, SchedulerConfig};
 
 /// The cumulated schedule of a model, indexed by its training timesteps.
@@ -44,10 +46,39 @@ impl NoiseSchedule {
         self.alphas_cumprod.is_empty()
     }
 
+    /// `abar` at timestep `t`.
+    pub fn alpha_cumprod(&self, t: usize) -> f64 {
+        f64::from(self.alphas_cumprod[t])
+    }
+
     /// The signal-to-noise ratio `abar / (1 - abar)` at timestep `t`.
     pub fn snr(&self, t: usize) -> f64 {
-        let abar = f64::from(self.alphas_cumprod[t]);
+        let abar = self.alpha_cumprod(t);
         abar / (1.0 - abar)
+    }
+
+    /// The picture and the noise that a network sees in `sample` at timestep `t`: `(x0, eps)`.
+    ///
+    /// All tensors: `[b, c, h, w]`.
+    pub fn split(
+        &self,
+        prediction: Tensor<4>,
+        t: usize,
+        sample: Tensor<4>,
+    ) -> (Tensor<4>, Tensor<4>) {
+        let abar = self.alpha_cumprod(t);
+        let (signal, sigma) = (abar.sqrt(), (1.0 - abar).sqrt());
+        match self.prediction_type {
+            PredictionType::Epsilon => {
+                let x0 = (sample - prediction.clone().mul_scalar(sigma)).div_scalar(signal);
+                (x0, prediction)
+            }
+            PredictionType::VPrediction => {
+                let x0 = sample.clone().mul_scalar(signal) - prediction.clone().mul_scalar(sigma);
+                let noise = prediction.mul_scalar(signal) + sample.mul_scalar(sigma);
+                (x0, noise)
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! The noise schedule is a property of the model and shared by all samplers; the rest are settings
 //! of the sampler, which every class writes down under the same names.
 
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::config::{ConfigFile, Refusal};
@@ -81,6 +82,17 @@ impl Default for SchedulerConfig {
             set_alpha_to_one: true,
             clip_sample: true,
             clip_sample_range: 1.0,
+        }
+    }
+}
+
+impl SchedulerConfig {
+    /// Clips a predicted `x0`, `[b, c, h, w]`, if the config asks for it.
+    pub(crate) fn clip(&self, x0: Tensor<4>) -> Tensor<4> {
+        if self.clip_sample {
+            x0.clamp(-self.clip_sample_range, self.clip_sample_range)
+        } else {
+            x0
         }
     }
 }

@@ -13,7 +13,6 @@ use burn::tensor::Tensor;
 use crate::error::ModelError;
 use crate::scheduler::beta::NoiseSchedule;
 use crate::scheduler::config::{SchedulerConfig, TimestepSpacing};
-use crate::scheduler::ddpm::{clip, predicted};
 
 /// A plan of timesteps through a noise schedule.
 #[derive(Debug, Clone)]
@@ -62,14 +61,14 @@ impl Ddim {
         eta: f64,
         noise: Option<Tensor<4>>,
     ) -> Tensor<4> {
-        let abar = f64::from(self.schedule.alphas_cumprod[t]);
+        let abar = self.schedule.alpha_cumprod(t);
         let abar_next = self.next_alpha(t);
         let eta = if noise.is_some() { eta } else { 0.0 };
         let variance = (1.0 - abar_next) / (1.0 - abar) * (1.0 - abar / abar_next);
         let sigma = eta * variance.max(0.0).sqrt();
 
-        let (x0, epsilon) = predicted(&self.schedule, prediction, t, sample);
-        let x0 = clip(&self.config, x0);
+        let (x0, epsilon) = self.schedule.split(prediction, t, sample);
+        let x0 = self.config.clip(x0);
         let direction = (1.0 - abar_next - sigma * sigma).max(0.0).sqrt();
         let next = x0.mul_scalar(abar_next.sqrt()) + epsilon.mul_scalar(direction);
         match noise {
@@ -82,9 +81,9 @@ impl Ddim {
     fn next_alpha(&self, t: usize) -> f64 {
         let stride = self.schedule.len() / self.timesteps.len();
         match t.checked_sub(stride) {
-            Some(next) => f64::from(self.schedule.alphas_cumprod[next]),
+            Some(next) => self.schedule.alpha_cumprod(next),
             None if self.config.set_alpha_to_one => 1.0,
-            None => f64::from(self.schedule.alphas_cumprod[0]),
+            None => self.schedule.alpha_cumprod(0),
         }
     }
 }
@@ -119,7 +118,7 @@ mod tests {
     use super::*;
     use crate::noise::gaussian;
     use crate::scheduler::config::BetaSchedule;
-    use crate::scheduler::ddpm::add_noise;
+    use crate::scheduler::ddpm::Ddpm;
 
     fn config() -> SchedulerConfig {
         SchedulerConfig {
@@ -153,11 +152,14 @@ mod tests {
         let ddim = Ddim::new(&config(), 10).unwrap();
         let x0 = gaussian::<4>(0, 0, [1, 4, 4, 4], &device);
         let noise = gaussian::<4>(0, 1, [1, 4, 4, 4], &device);
-        let mut sample = add_noise(&ddim.schedule, x0.clone(), noise.clone(), &[901]);
+        let forward = |t: usize| {
+            let t = Tensor::from_ints([t as i32], &device);
+            Ddpm::new(&config()).add_noise(x0.clone(), noise.clone(), t)
+        };
+        let mut sample = forward(901);
         for pair in ddim.timesteps.windows(2) {
             sample = ddim.step(noise.clone(), pair[0], sample, 0.0, None);
-            let forward = add_noise(&ddim.schedule, x0.clone(), noise.clone(), &[pair[1]]);
-            let difference: f32 = (sample.clone() - forward).abs().max().into_scalar();
+            let difference: f32 = (sample.clone() - forward(pair[1])).abs().max().into_scalar();
             assert!(difference < 1e-4, "t = {}: {difference}", pair[1]);
         }
     }

@@ -8,3 +8,4 @@ pub mod ddpm;
 pub use beta::NoiseSchedule;
 pub use config::{PredictionType, SchedulerConfig};
 pub use ddim::Ddim;
+pub use ddpm::Ddpm;

@@ -42,8 +42,6 @@ pub struct VaeConfig {
     pub sample_size: usize,
     /// What latents are multiplied by to give them unit variance.
     pub scaling_factor: f64,
-    /// What is subtracted from latents before that; `null` is 0.
-    pub shift_factor: Option<f64>,
 }
 
 impl Default for VaeConfig {
@@ -59,7 +57,6 @@ impl Default for VaeConfig {
             norm_num_groups: 32,
             sample_size: 32,
             scaling_factor: 0.18215,
-            shift_factor: None,
         }
     }
 }
@@ -83,6 +80,8 @@ impl ConfigFile for VaeConfig {
         ("latents_mean", "null"),
         ("latents_std", "null"),
         ("mid_block_add_attention", "true"),
+        ("shift_factor", "null"),
+        ("shift_factor", "0"),
         ("use_post_quant_conv", "true"),
         ("use_quant_conv", "true"),
     ];

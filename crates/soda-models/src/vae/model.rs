@@ -22,10 +22,8 @@ pub struct Vae {
     pub quant_conv: Conv2d,
     /// Mixes the latents.
     pub post_quant_conv: Conv2d,
-    /// What latents are multiplied by for the denoiser.
+    /// What latents are multiplied by for the denoiser, which wants unit variance.
     pub scaling_factor: f64,
-    /// What is subtracted from latents before that.
-    pub shift_factor: f64,
 }
 
 impl VaeConfig {
@@ -38,7 +36,6 @@ impl VaeConfig {
             quant_conv: conv1x1(2 * self.latent_channels),
             post_quant_conv: conv1x1(self.latent_channels),
             scaling_factor: self.scaling_factor,
-            shift_factor: self.shift_factor.unwrap_or(0.0),
         }
     }
 }
@@ -53,9 +50,14 @@ pub struct LatentDistribution {
 }
 
 impl LatentDistribution {
-    /// `mean + exp(logvar / 2) noise`, `noise` being `[b, c, h', w']` of unit variance.
+    /// `mean + std noise`, `noise` being `[b, c, h', w']` of unit variance.
     pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
-        self.mean.clone() + self.logvar.clone().mul_scalar(0.5).exp() * noise
+        self.mean.clone() + self.std() * noise
+    }
+
+    /// The standard deviation, `[b, c, h', w']`.
+    pub fn std(&self) -> Tensor<4> {
+        self.logvar.clone().mul_scalar(0.5).exp()
     }
 
     /// The likeliest latents: the mean.
@@ -79,15 +81,5 @@ impl Vae {
     /// Unscaled latents `[b, c, h', w']` to pictures `[b, 3, h, w]` in about [-1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         self.decoder.forward(self.post_quant_conv.forward(latents))
-    }
-
-    /// Latents as the denoiser sees them: `(z - shift) scale`.
-    pub fn scale(&self, latents: Tensor<4>) -> Tensor<4> {
-        latents.sub_scalar(self.shift_factor).mul_scalar(self.scaling_factor)
-    }
-
-    /// The inverse of [`Vae::scale`].
-    pub fn unscale(&self, latents: Tensor<4>) -> Tensor<4> {
-        latents.div_scalar(self.scaling_factor).add_scalar(self.shift_factor)
     }
 }

@@ -1,0 +1,183 @@
+//! The transformer that both of CLIP's towers are made of.
+//!
+//! ```text
+//! x = x + attention(norm1(x))
+//! x = x + fc2(act(fc1(norm2(x))))
+//! ```
+//!
+//! Mirrors transformers' `CLIPEncoder`: norm before each part (Xiong et al., arXiv 2002.04745).
+
+use burn::module::Module;
+use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::activation::{gelu, sigmoid, softmax};
+use burn::tensor::{Bool, Device, Tensor};
+use serde::Deserialize;
+
+/// Stands for minus infinity in the scores of masked pairs: its exponential is 0 in every float
+/// type, and unlike infinity it can be written in every shader language.
+const MASKED: f32 = -1e4;
+
+/// The nonlinearity between the two layers of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x sigmoid(1.702 x)`: OpenAI's models.
+    QuickGelu,
+    /// `x Phi(x)` with the exact normal distribution: OpenCLIP's models, vision transformers.
+    Gelu,
+}
+
+impl Activation {
+    /// The nonlinearity, element by element.
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
+            Self::Gelu => gelu(x),
+        }
+    }
+}
+
+/// The sizes of an encoder.
+#[derive(Debug, Clone)]
+pub struct EncoderConfig {
+    /// Width of the hidden states.
+    pub width: usize,
+    /// Width inside the MLPs.
+    pub inner: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Attention heads; each is `width / heads` wide.
+    pub heads: usize,
+    /// Nonlinearity of the MLPs.
+    pub activation: Activation,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f64,
+}
+
+impl EncoderConfig {
+    /// An untrained encoder.
+    pub fn init(&self, device: &Device) -> Encoder {
+        let linear = |from, to| LinearConfig::new(from, to).init(device);
+        let norm = || LayerNormConfig::new(self.width).with_epsilon(self.norm_eps).init(device);
+        let layer = |_| EncoderLayer {
+            self_attn: SelfAttention {
+                q_proj: linear(self.width, self.width),
+                k_proj: linear(self.width, self.width),
+                v_proj: linear(self.width, self.width),
+                out_proj: linear(self.width, self.width),
+                heads: self.heads,
+            },
+            layer_norm1: norm(),
+            mlp: Mlp {
+                fc1: linear(self.width, self.inner),
+                fc2: linear(self.inner, self.width),
+                activation: self.activation,
+            },
+            layer_norm2: norm(),
+        };
+        Encoder { layers: (0..self.layers).map(layer).collect() }
+    }
+}
+
+/// A stack of layers.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    /// The layers, first to last.
+    pub layers: Vec<EncoderLayer>,
+}
+
+impl Encoder {
+    /// `x`: `[b, n, width]`; `mask`: `[1, 1, n, n]`, true where a row must not see a column;
+    /// returns `[b, n, width]`.
+    pub fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+        self.layers.iter().fold(x, |x, layer| layer.forward(x, mask))
+    }
+}
+
+/// Self-attention and an MLP, each added to its input.
+#[derive(Module, Debug)]
+pub struct EncoderLayer {
+    /// Attention of tokens over tokens.
+    pub self_attn: SelfAttention,
+    /// Before the attention.
+    pub layer_norm1: LayerNorm,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Before the MLP.
+    pub layer_norm2: LayerNorm,
+}
+
+impl EncoderLayer {
+    fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), mask);
+        x.clone() + self.mlp.forward(self.layer_norm2.forward(x))
+    }
+}
+
+/// The projections of self-attention.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    /// Queries.
+    pub q_proj: Linear,
+    /// Keys.
+    pub k_proj: Linear,
+    /// Values.
+    pub v_proj: Linear,
+    /// Output.
+    pub out_proj: Linear,
+    /// Number of heads.
+    pub heads: usize,
+}
+
+impl SelfAttention {
+    fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+        let q = self.q_proj.forward(x.clone());
+        let k = self.k_proj.forward(x.clone());
+        let v = self.v_proj.forward(x);
+        self.out_proj.forward(multi_head(q, k, v, self.heads, mask))
+    }
+}
+
+/// Two layers with a nonlinearity between them.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// Up.
+    pub fc1: Linear,
+    /// Down.
+    pub fc2: Linear,
+    /// Between them.
+    #[module(skip)]
+    pub activation: Activation,
+}
+
+impl Mlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.fc2.forward(self.activation.apply(self.fc1.forward(x)))
+    }
+}
+
+/// Attention of `q` over `k`, `v`, all `[b, n, c]`, in `heads` slices of `c`; returns `[b, n, c]`.
+///
+/// `mask`: `[1, 1, n, n]`, true where a row must not see a column.
+pub(crate) fn multi_head(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    mask: Option<&Tensor<4, Bool>>,
+) -> Tensor<3> {
+    let [batch, tokens, width] = q.dims();
+    let split =
+        |x: Tensor<3>| x.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2);
+    let scale = ((width / heads) as f64).powf(-0.5);
+    let (q, k, v) = (split(q.mul_scalar(scale)), split(k), split(v));
+    let scores = q.matmul(k.transpose());
+    let scores = match mask {
+        None => scores,
+        Some(mask) => {
+            let mask = mask.clone().expand([batch, heads, tokens, tokens]);
+            scores.mask_fill(mask, MASKED)
+        }
+    };
+    softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([batch, tokens, width])
+}

@@ -1,0 +1,260 @@
+//! Prompt to token ids: CLIP's byte-pair encoding, as transformers' `CLIPTokenizer` does it.
+//!
+//! A prompt is put into NFC and lower case, split into words, and each word into the longest pieces
+//! that the vocabulary's merges build (Sennrich et al., arXiv 1508.07909). The ids are put between a
+//! start and an end token and padded: the text encoder has learned one position for each of its 77
+//! tokens, so every prompt becomes exactly that long.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+use crate::error::ModelError;
+
+/// What a word is, from OpenAI's CLIP; special tokens stay whole.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// The length of CLIP's text encoder, for a tokenizer that does not say.
+const MAX_LENGTH: usize = 77;
+
+/// A prompt as the text encoder reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// Start token, words, end token, padding: always [`Tokenizer::max_length`] of them.
+    pub ids: Vec<u32>,
+    /// Whether the prompt was too long, so that its end is not in `ids`.
+    pub truncated: bool,
+}
+
+/// CLIP's tokenizer. Its ids are those of transformers' `CLIPTokenizer`.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    start: u32,
+    end: u32,
+    pad: u32,
+    unknown: u32,
+    max_length: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the special tokens of
+    /// `tokenizer_config.json` and `special_tokens_map.json`.
+    ///
+    /// # Errors
+    ///
+    /// A missing or broken file, or special tokens that the vocabulary does not have.
+    pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
+        std::fs::metadata(dir).map_err(|e| ModelError::io(dir, "a tokenizer's directory", e))?;
+        let settings = Settings::read(dir)?;
+        let whole = dir.join("tokenizer.json");
+        let mut inner = if whole.exists() {
+            tokenizers::Tokenizer::from_file(&whole).map_err(|e| refuse(&whole, e))?
+        } else {
+            from_vocabulary(dir, &settings)?
+        };
+        // Cutting and padding are done below: a file that also did it would hide what was cut.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| refuse(dir, e))?;
+
+        let id = |token: &AddedToken| {
+            inner.token_to_id(&token.content).ok_or_else(|| {
+                refuse(dir, format!("the special token {} is not in the vocabulary", token.content))
+            })
+        };
+        Ok(Self {
+            start: id(&settings.start)?,
+            end: id(&settings.end)?,
+            pad: id(&settings.pad)?,
+            // The model cannot fail on a symbol it does not know as long as this one is there.
+            unknown: id(&settings.unknown)?,
+            max_length: settings.max_length,
+            inner,
+        })
+    }
+
+    /// The ids of `prompt`. One that is too long is cut; the end token is kept.
+    pub fn encode(&self, prompt: &str) -> Encoding {
+        let words = self.words(prompt);
+        let room = self.max_length - 2;
+        let mut ids = Vec::with_capacity(self.max_length);
+        ids.push(self.start);
+        ids.extend(words.iter().take(room));
+        ids.push(self.end);
+        ids.resize(self.max_length, self.pad);
+        Encoding { ids, truncated: words.len() > room }
+    }
+
+    /// The ids of `prompts` as `[b, max_length]`.
+    pub fn encode_batch<S: AsRef<str>>(&self, prompts: &[S], device: &Device) -> Tensor<2, Int> {
+        let ids: Vec<i32> = prompts
+            .iter()
+            .flat_map(|prompt| self.encode(prompt.as_ref()).ids)
+            .map(|id| id as i32)
+            .collect();
+        Tensor::from_data(TensorData::new(ids, [prompts.len(), self.max_length]), device)
+    }
+
+    /// The id of `word` if it is one token of the vocabulary: a word that can name a new subject.
+    pub fn single_token(&self, word: &str) -> Option<u32> {
+        match self.words(word)[..] {
+            [id] if id != self.unknown => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The number of ids of every encoding.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// The id of the end token, where the text encoder's pooled output is read.
+    pub fn end_token(&self) -> u32 {
+        self.end
+    }
+
+    /// The ids of `text` without start, end and padding.
+    fn words(&self, text: &str) -> Vec<u32> {
+        let encoding = self.inner.encode_fast(text, false);
+        // Only a model without an unknown token can fail, and `from_dir` made sure of that one.
+        encoding.expect("a byte-pair model with an unknown token encodes any text").get_ids().to_vec()
+    }
+}
+
+/// What the two small JSON files say.
+struct Settings {
+    start: AddedToken,
+    end: AddedToken,
+    pad: AddedToken,
+    unknown: AddedToken,
+    /// Tokens added to the vocabulary later, by id.
+    added: BTreeMap<u32, AddedToken>,
+    max_length: usize,
+}
+
+impl Settings {
+    fn read(dir: &Path) -> Result<Self, ModelError> {
+        let config = read_json(&dir.join("tokenizer_config.json"))?;
+        let decoder = config.get("added_tokens_decoder").and_then(Value::as_object);
+        // transformers reads the older file only where the newer one lists no added tokens, and
+        // then the older one wins: Stable Diffusion 2's pad token "!" is right in that file alone.
+        let map = match decoder {
+            Some(_) => Value::Null,
+            None => read_json(&dir.join("special_tokens_map.json"))?,
+        };
+        let special = |name: &str, default: &str| {
+            let value = map.get(name).or_else(|| config.get(name));
+            value.and_then(token).unwrap_or_else(|| AddedToken::from(default, true))
+        };
+
+        let mut added = BTreeMap::new();
+        for (id, value) in decoder.into_iter().flatten() {
+            if let (Ok(id), Some(token)) = (id.parse(), token(value)) {
+                let special = value.get("special").and_then(Value::as_bool).unwrap_or(false);
+                added.insert(id, token.special(special));
+            }
+        }
+        let listed = read_json(&dir.join("added_tokens.json"))?;
+        for (content, id) in listed.as_object().into_iter().flatten() {
+            let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else { continue };
+            added.entry(id).or_insert_with(|| AddedToken::from(content.as_str(), false));
+        }
+
+        let max_length = match config.get("model_max_length").and_then(Value::as_f64) {
+            // transformers writes 1e30 where nobody set a length.
+            Some(length) if length < 1e6 => length as usize,
+            _ => MAX_LENGTH,
+        };
+        if max_length < 3 {
+            let reason = format!("model_max_length is {max_length}, which leaves no room for words");
+            return Err(refuse(&dir.join("tokenizer_config.json"), reason));
+        }
+        Ok(Self {
+            start: special("bos_token", "<|startoftext|>"),
+            end: special("eos_token", "<|endoftext|>"),
+            pad: special("pad_token", "<|endoftext|>"),
+            unknown: special("unk_token", "<|endoftext|>"),
+            added,
+            max_length,
+        })
+    }
+}
+
+/// A token is written as a string, or as an object with the rules of how it is matched.
+fn token(value: &Value) -> Option<AddedToken> {
+    let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
+    let content = value.as_str().or_else(|| value.get("content")?.as_str())?;
+    let token = AddedToken::from(content, true)
+        .normalized(flag("normalized"))
+        .single_word(flag("single_word"))
+        .lstrip(flag("lstrip"))
+        .rstrip(flag("rstrip"));
+    Some(token)
+}
+
+/// The pipeline of `CLIPTokenizer` around `vocab.json` and `merges.txt`, all that files from before
+/// `tokenizer.json` have.
+fn from_vocabulary(dir: &Path, settings: &Settings) -> Result<tokenizers::Tokenizer, ModelError> {
+    let path = |name: &str, what: &'static str| {
+        let path = dir.join(name);
+        std::fs::metadata(&path).map_err(|e| ModelError::io(&path, what, e))?;
+        path.to_str()
+            .map(str::to_string)
+            .ok_or_else(|| refuse(&path, "its path is not valid UTF-8: move the model elsewhere"))
+    };
+    let vocabulary = path("vocab.json", "the tokenizer's vocabulary (or a tokenizer.json)")?;
+    let merges = path("merges.txt", "the tokenizer's merges")?;
+    let fail = |e: tokenizers::Error| refuse(dir, e);
+
+    let model = BPE::from_file(&vocabulary, &merges)
+        .unk_token(settings.unknown.content.clone())
+        .end_of_word_suffix("</w>".into())
+        .build()
+        .map_err(fail)?;
+    let mut inner = tokenizers::Tokenizer::new(model);
+
+    let spaces = replace::ReplacePattern::Regex(r"\s+".into());
+    let spaces = Replace::new(spaces, " ").map_err(fail)?;
+    inner
+        .with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))
+        .map_err(fail)?;
+    let words = SplitPattern::Regex(WORDS.into());
+    let words = Split::new(words, SplitDelimiterBehavior::Removed, true).map_err(fail)?;
+    let bytes = ByteLevel::default().add_prefix_space(false);
+    inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+
+    let Settings { start, end, pad, unknown, added, .. } = settings;
+    inner
+        .add_special_tokens([start, end, pad, unknown].map(Clone::clone))
+        .map_err(fail)?;
+    for (id, token) in added {
+        inner.add_tokens([token.clone()]).map_err(fail)?;
+        if inner.token_to_id(&token.content) != Some(*id) {
+            let reason = format!("the added token {} cannot have the id {id}", token.content);
+            return Err(refuse(dir, reason));
+        }
+    }
+    Ok(inner)
+}
+
+/// The file's JSON, or null where there is none: each of them is optional.
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text)
+            .map_err(|source| ModelError::Json { path: path.to_path_buf(), source }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(e) => Err(ModelError::io(path, "a tokenizer file", e)),
+    }
+}
+
+fn refuse(path: &Path, reason: impl ToString) -> ModelError {
+    ModelError::Tokenizer { path: path.to_path_buf(), reason: reason.to_string() }
+}

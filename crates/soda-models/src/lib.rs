@@ -11,12 +11,15 @@
 //! **Invariant:** nothing here knows about adapters or training. A network is a plain burn module
 //! whose field names are the checkpoint's keys; a `&Device` goes in, tensors come out.
 
+pub mod clip;
 pub mod config;
 pub mod error;
 pub mod noise;
 pub mod scheduler;
+pub mod tokenizer;
 pub mod unet;
 pub mod vae;
+pub mod vit;
 pub mod weights;
 
 pub use error::ModelError;

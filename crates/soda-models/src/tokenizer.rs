@@ -20,7 +20,8 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 use crate::error::ModelError;
 
 /// What a word is, from OpenAI's CLIP; special tokens stay whole.
-const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// The length of CLIP's text encoder, for a tokenizer that does not say.
 const MAX_LENGTH: usize = 77;
@@ -125,7 +126,10 @@ impl Tokenizer {
     fn words(&self, text: &str) -> Vec<u32> {
         let encoding = self.inner.encode_fast(text, false);
         // Only a model without an unknown token can fail, and `from_dir` made sure of that one.
-        encoding.expect("a byte-pair model with an unknown token encodes any text").get_ids().to_vec()
+        encoding
+            .expect("a byte-pair model with an unknown token encodes any text")
+            .get_ids()
+            .to_vec()
     }
 }
 
@@ -174,7 +178,8 @@ impl Settings {
             _ => MAX_LENGTH,
         };
         if max_length < 3 {
-            let reason = format!("model_max_length is {max_length}, which leaves no room for words");
+            let reason =
+                format!("model_max_length is {max_length}, which leaves no room for words");
             return Err(refuse(&dir.join("tokenizer_config.json"), reason));
         }
         Ok(Self {
@@ -232,9 +237,7 @@ fn from_vocabulary(dir: &Path, settings: &Settings) -> Result<tokenizers::Tokeni
     inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
 
     let Settings { start, end, pad, unknown, added, .. } = settings;
-    inner
-        .add_special_tokens([start, end, pad, unknown].map(Clone::clone))
-        .map_err(fail)?;
+    inner.add_special_tokens([start, end, pad, unknown].map(Clone::clone)).map_err(fail)?;
     for (id, token) in added {
         inner.add_tokens([token.clone()]).map_err(fail)?;
         if inner.token_to_id(&token.content) != Some(*id) {

@@ -167,8 +167,7 @@ pub(crate) fn multi_head(
     mask: Option<&Tensor<4, Bool>>,
 ) -> Tensor<3> {
     let [batch, tokens, width] = q.dims();
-    let split =
-        |x: Tensor<3>| x.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2);
+    let split = |x: Tensor<3>| x.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2);
     let scale = ((width / heads) as f64).powf(-0.5);
     let (q, k, v) = (split(q.mul_scalar(scale)), split(k), split(v));
     let scores = q.matmul(k.transpose());

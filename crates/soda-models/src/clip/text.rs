@@ -7,22 +7,26 @@
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::encoder::{Activation, Encoder, EncoderConfig};
+use super::pretrained::{fields, heads_fit};
 use crate::config::{ConfigFile, Refusal};
 
 /// Keys of a text encoder's file, as (regular expression, this port's key), for
-/// [`crate::weights::load_renamed`]: transformers 5 leaves out the prefix that version 4 writes.
+/// [`crate::weights::load_renamed`]: transformers 5 leaves out the prefix that version 4 wrote.
+/// The longer spelling is the port's, since every version of transformers reads it.
 pub const RENAMED: &[(&str, &str)] =
     &[(r"^(embeddings|encoder|final_layer_norm)\.", "text_model.$1.")];
 
-/// The end token of configs from before transformers 4.32, which all say 2 whatever it is.
+/// What configs from before transformers 4.31 call the end token, whatever it really is.
 const UNRELIABLE_EOS: usize = 2;
 
-/// The fields of a `CLIPTextModel` that this port honours.
+/// The `config.json` of a `CLIPTextModel`, or the `text_config` of a `CLIPModel`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(remote = "Self", deny_unknown_fields, default)]
 pub struct ClipTextConfig {
     /// Number of tokens.
     pub vocab_size: usize,
@@ -30,8 +34,6 @@ pub struct ClipTextConfig {
     pub hidden_size: usize,
     /// Width inside the MLPs.
     pub intermediate_size: usize,
-    /// Width of the joint space; a text encoder on its own has no projection and ignores it.
-    pub projection_dim: usize,
     /// Layers.
     pub num_hidden_layers: usize,
     /// Attention heads.
@@ -52,7 +54,6 @@ impl Default for ClipTextConfig {
             vocab_size: 49408,
             hidden_size: 512,
             intermediate_size: 2048,
-            projection_dim: 512,
             num_hidden_layers: 12,
             num_attention_heads: 8,
             max_position_embeddings: 77,
@@ -60,5 +61,146 @@ impl Default for ClipTextConfig {
             layer_norm_eps: 1e-5,
             eos_token_id: 49407,
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for ClipTextConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The joint space belongs to the `CLIPModel`, which states its width itself.
+        let fields = fields(deserializer, &["projection_dim"])?;
+        Self::deserialize(Value::Object(fields)).map_err(D::Error::custom)
+    }
+}
+
+impl ConfigFile for ClipTextConfig {
+    const WHAT: &'static str = "the text encoder's config.json";
+
+    const NEUTRAL: &'static [(&'static str, &'static str)] = &[];
+
+    fn check(&self) -> Result<(), Refusal> {
+        let refuse = |field, value: usize, supported| {
+            Err(Refusal { field, value: value.to_string(), supported })
+        };
+        if !heads_fit(self.hidden_size, self.num_attention_heads) {
+            let supported = "a number of heads that divides `hidden_size`";
+            return refuse("num_attention_heads", self.num_attention_heads, supported);
+        }
+        if self.max_position_embeddings == 0 {
+            return refuse("max_position_embeddings", 0, "the length of the longest prompt");
+        }
+        Ok(())
+    }
+}
+
+impl ClipTextConfig {
+    /// An untrained text encoder.
+    pub fn init(&self, device: &Device) -> ClipTextModel {
+        ClipTextModel { text_model: self.init_transformer(device) }
+    }
+
+    /// An untrained text encoder without the outer level of keys, as part of a `CLIPModel`.
+    pub fn init_transformer(&self, device: &Device) -> TextTransformer {
+        let embedding = |entries| EmbeddingConfig::new(entries, self.hidden_size).init(device);
+        let encoder = EncoderConfig {
+            width: self.hidden_size,
+            inner: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            activation: self.hidden_act,
+            norm_eps: self.layer_norm_eps,
+        };
+        TextTransformer {
+            embeddings: TextEmbeddings {
+                token_embedding: embedding(self.vocab_size),
+                position_embedding: embedding(self.max_position_embeddings),
+            },
+            encoder: encoder.init(device),
+            final_layer_norm: LayerNormConfig::new(self.hidden_size)
+                .with_epsilon(self.layer_norm_eps)
+                .init(device),
+            eos_token: self.eos_token_id,
+        }
+    }
+}
+
+/// A text encoder as a checkpoint of its own.
+#[derive(Module, Debug)]
+pub struct ClipTextModel {
+    /// All of it, one level down, as in the checkpoint.
+    pub text_model: TextTransformer,
+}
+
+impl ClipTextModel {
+    /// The last hidden states of `ids` `[b, n]`: `[b, n, width]`.
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        self.text_model.forward(ids)
+    }
+
+    /// The summary of each prompt, `[b, width]`, from its `ids` `[b, n]`.
+    pub fn pooled(&self, ids: Tensor<2, Int>) -> Tensor<2> {
+        self.text_model.pooled(ids)
+    }
+}
+
+/// Embeddings, transformer, norm.
+#[derive(Module, Debug)]
+pub struct TextTransformer {
+    /// Tokens and positions.
+    pub embeddings: TextEmbeddings,
+    /// The transformer.
+    pub encoder: Encoder,
+    /// After the last layer.
+    pub final_layer_norm: LayerNorm,
+    /// The token at which the pooled output is read.
+    pub eos_token: usize,
+}
+
+/// Tokens and positions to vectors.
+#[derive(Module, Debug)]
+pub struct TextEmbeddings {
+    /// One vector for each token.
+    pub token_embedding: Embedding,
+    /// One vector for each position.
+    pub position_embedding: Embedding,
+}
+
+impl TextTransformer {
+    /// The last hidden states of `ids` `[b, n]`: `[b, n, width]`.
+    ///
+    /// # Panics
+    ///
+    /// If `n` is more than the positions that the model has.
+    #[track_caller]
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let [_, tokens] = ids.dims();
+        let positions = self.embeddings.position_embedding.weight.val();
+        let longest = positions.dims()[0];
+        assert!(tokens <= longest, "{tokens} tokens, but the text encoder has {longest} positions");
+
+        // A token must not see the tokens after it.
+        let mask = Tensor::<2, Bool>::tril_mask([tokens, tokens], 0, &ids.device());
+        let positions = positions.narrow(0, 0, tokens).unsqueeze::<3>();
+        let x = self.embeddings.token_embedding.forward(ids) + positions;
+        let x = self.encoder.forward(x, Some(&mask.unsqueeze()));
+        self.final_layer_norm.forward(x)
+    }
+
+    /// The hidden state at the end of each prompt, `[b, width]`, from its `ids` `[b, n]`.
+    pub fn pooled(&self, ids: Tensor<2, Int>) -> Tensor<2> {
+        let hidden = self.forward(ids.clone());
+        let [batch, tokens, width] = hidden.dims();
+        let end = if self.eos_token == UNRELIABLE_EOS {
+            // The real end token is the last of the vocabulary, so the largest id there is.
+            ids.clone().max_dim(1).expand([batch, tokens])
+        } else {
+            ids.full_like(self.eos_token as i64)
+        };
+        // The padding may be end tokens too: the first one counts. Spelled as a minimum, since
+        // which of several equal elements an argmax finds is up to the backend.
+        let positions = Tensor::<1, Int>::arange(0..tokens as i64, &ids.device());
+        let positions = positions.unsqueeze::<2>().expand([batch, tokens]);
+        let first = positions.mask_fill(ids.not_equal(end), tokens as i64 - 1).min_dim(1);
+        let index = first.reshape([batch, 1, 1]).expand([batch, 1, width]);
+        hidden.gather(1, index).reshape([batch, width])
     }
 }

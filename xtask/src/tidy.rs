@@ -52,10 +52,12 @@ fn check_file(root: &Path, file: &Path, faults: &mut Vec<String>) {
     if lines > MAX_LINES {
         faults.push(format!("{name}: {lines} lines, more than {MAX_LINES}"));
     }
-    let library = name.starts_with("crates") && !name.contains("soda-cli") && !name.contains("tests");
+    let library =
+        name.starts_with("crates") && !name.contains("soda-cli") && !name.contains("tests");
     if library {
         for (word, reason) in FORBIDDEN {
-            if text.lines().any(|line| line.contains(word) && !line.trim_start().starts_with("//")) {
+            if text.lines().any(|line| line.contains(word) && !line.trim_start().starts_with("//"))
+            {
                 faults.push(format!("{name}: `{word}`: {reason}"));
             }
         }
@@ -63,7 +65,8 @@ fn check_file(root: &Path, file: &Path, faults: &mut Vec<String>) {
 }
 
 fn check_layer(root: &Path, name: &str, allowed: &[&str], faults: &mut Vec<String>) {
-    let manifest = fs::read_to_string(root.join("crates").join(name).join("Cargo.toml")).unwrap_or_default();
+    let manifest =
+        fs::read_to_string(root.join("crates").join(name).join("Cargo.toml")).unwrap_or_default();
     let dependencies = manifest
         .lines()
         .skip_while(|line| line.trim() != "[dependencies]")

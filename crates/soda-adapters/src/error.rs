@@ -29,7 +29,9 @@ pub enum AdapterError {
         examples: String,
     },
     /// No pattern was given at all.
-    #[error("no target pattern was given; use one of the presets ({presets}) or a regular expression")]
+    #[error(
+        "no target pattern was given; use one of the presets ({presets}) or a regular expression"
+    )]
     NoTargets {
         /// The names of the presets.
         presets: String,
@@ -43,7 +45,9 @@ pub enum AdapterError {
         shape: Vec<usize>,
     },
     /// Planning on a module that already tracks gradients.
-    #[error("{path} is on an autodiff device; plan on the plain module, attach, then call `train()`")]
+    #[error(
+        "{path} is on an autodiff device; plan on the plain module, attach, then call `train()`"
+    )]
     OnTape {
         /// Path of the weight.
         path: String,
@@ -169,7 +173,9 @@ pub enum AdapterError {
         key: String,
     },
     /// A rotation factor that is none.
-    #[error("adapter tensor {key} is not orthogonal (max |QᵀQ - I| = {deviation:.1e}); the file is damaged")]
+    #[error(
+        "adapter tensor {key} is not orthogonal (max |QᵀQ - I| = {deviation:.1e}); the file is damaged"
+    )]
     NotOrthogonal {
         /// Name in the file.
         key: String,

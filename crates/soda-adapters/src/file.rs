@@ -22,10 +22,11 @@ use std::io::Write as _;
 use std::path::Path;
 
 use burn::module::{Module, Reparameterization};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use soda_linalg::rotation_power;
 
 use crate::error::AdapterError;
 use crate::fingerprint::fingerprint;
@@ -75,8 +76,8 @@ impl AdapterFile {
             .into_iter()
             .filter(|leaf| leaf.path.contains(&marker::<M>()))
             .map(|leaf| {
-                let data = leaf.value.cast(DType::F32).into_data();
-                (format!("{COMPONENT}.{}", leaf.path), TensorData { shape: leaf.shape.into(), ..data })
+                let values: Vec<f32> = leaf.value.cast(DType::F32).into_data().iter().collect();
+                (format!("{COMPONENT}.{}", leaf.path), TensorData::new(values, leaf.shape))
             })
             .collect();
         Self { header, tensors }
@@ -104,10 +105,36 @@ impl AdapterFile {
         let module = method.plan(&self.header.targets, &module)?.attach(module);
         self.check::<M, N>(&method, &module)?;
         Ok(map_leaves(module, |path, _, old| {
-            let data = self.tensors.get(&format!("{COMPONENT}.{path}"))?.clone();
-            let elements = data.num_elements();
-            Some(Tensor::<1>::from_data(TensorData { shape: [elements].into(), ..data }, &old.device()))
+            let data = self.tensors.get(&format!("{COMPONENT}.{path}"))?;
+            let values: Vec<f32> = data.iter().collect();
+            Some(Tensor::<1>::from_data(TensorData::from(values.as_slice()), &old.device()))
         }))
+    }
+
+    /// The same adapter turned down (or up): rotations along their geodesics, `Rᵗ = exp(t log R)`, all
+    /// else in proportion. 0 is the base, 1 changes nothing.
+    ///
+    /// # Errors
+    /// Another method, or a factor without a logarithm.
+    pub fn at_strength<M: Method>(mut self, t: f64) -> Result<Self, AdapterError> {
+        if t == 1.0 {
+            return Ok(self);
+        }
+        let method: M = self.config()?;
+        for (key, data) in &mut self.tensors {
+            let values: Vec<f32> = match method.geometry(key) {
+                Geometry::Euclidean => data.iter::<f32>().map(|value| value * t as f32).collect(),
+                Geometry::Stiefel => {
+                    let q = Tensor::<2>::from_data(data.clone(), &Device::default());
+                    let power = rotation_power(&q, t).map_err(|source| {
+                        AdapterError::Decomposition { path: key.clone(), source }
+                    })?;
+                    power.into_data().iter().collect()
+                }
+            };
+            *data = TensorData::new(values, data.shape());
+        }
+        Ok(self)
     }
 
     /// The method's settings.
@@ -115,7 +142,8 @@ impl AdapterFile {
     /// # Errors
     /// The file was written by another method.
     pub fn config<M: Method>(&self) -> Result<M, AdapterError> {
-        let unknown = || AdapterError::UnknownMethod { found: self.header.method.clone(), known: M::NAME };
+        let unknown =
+            || AdapterError::UnknownMethod { found: self.header.method.clone(), known: M::NAME };
         if self.header.method != M::NAME {
             return Err(unknown());
         }
@@ -137,12 +165,12 @@ impl AdapterFile {
             path: path.to_owned(),
             source,
         })?;
-        let malformed =
-            |reason: String| AdapterError::Malformed { path: path.to_owned(), reason };
+        let malformed = |reason: String| AdapterError::Malformed { path: path.to_owned(), reason };
         let (_, metadata) =
             SafeTensors::read_metadata(&bytes).map_err(|error| malformed(error.to_string()))?;
         let header = parse_header(path, metadata.metadata().clone().unwrap_or_default())?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let file =
+            SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
         let mut tensors = BTreeMap::new();
         for (key, view) in file.tensors() {
             if view.dtype() != Dtype::F32 {
@@ -170,7 +198,8 @@ impl AdapterFile {
     /// What the operating system says (no such folder, no room, no permission).
     pub fn write(&self, path: &Path) -> Result<(), AdapterError> {
         let bytes = self.to_bytes(path)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let write = || -> std::io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(folder)?;
             file.write_all(&bytes)?;
@@ -178,7 +207,11 @@ impl AdapterFile {
             file.persist(path)?;
             Ok(())
         };
-        write().map_err(|source| AdapterError::Io { action: "write", path: path.to_owned(), source })
+        write().map_err(|source| AdapterError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        })
     }
 
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, AdapterError> {
@@ -187,7 +220,7 @@ impl AdapterFile {
             .iter()
             .map(|(key, data)| {
                 let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-                (key, bytes, data.shape.as_slice().to_vec())
+                (key, bytes, data.shape().as_slice().to_vec())
             })
             .collect();
         let malformed = |error: safetensors::SafeTensorError| AdapterError::Malformed {
@@ -196,7 +229,9 @@ impl AdapterFile {
         };
         let views = values
             .iter()
-            .map(|(key, bytes, shape)| Ok((key, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+            .map(|(key, bytes, shape)| {
+                Ok((key, TensorView::new(Dtype::F32, shape.clone(), bytes)?))
+            })
             .collect::<Result<Vec<_>, _>>()
             .map_err(malformed)?;
         safetensors::serialize(views, Some(self.metadata())).map_err(malformed)
@@ -233,10 +268,10 @@ impl AdapterFile {
                 unknown.push(key);
                 continue;
             };
-            if data.shape.as_slice() != shape {
+            if data.shape().as_slice() != shape {
                 return Err(AdapterError::Shape {
                     key: key.clone(),
-                    found: data.shape.as_slice().to_vec(),
+                    found: data.shape().as_slice().to_vec(),
                     expected: shape,
                 });
             }
@@ -250,7 +285,8 @@ impl AdapterFile {
         if expected.is_empty() && unknown.is_empty() {
             return Ok(());
         }
-        let example = |key: Option<&String>| key.map(|key| format!(" (such as {key})")).unwrap_or_default();
+        let example =
+            |key: Option<&String>| key.map(|key| format!(" (such as {key})")).unwrap_or_default();
         Err(AdapterError::Keys {
             missing: expected.len(),
             missing_example: example(expected.keys().next()),
@@ -267,7 +303,7 @@ fn marker<M: Method>() -> String {
 
 /// `max |QᵀQ - I|` of a square matrix, on the host.
 fn deviation(data: &TensorData) -> f32 {
-    let n = data.shape.as_slice().first().copied().unwrap_or_default();
+    let n = data.shape().as_slice().first().copied().unwrap_or_default();
     let q: Vec<f32> = data.iter::<f32>().collect();
     let mut worst = 0f32;
     for i in 0..n {
@@ -279,23 +315,33 @@ fn deviation(data: &TensorData) -> f32 {
     worst
 }
 
-fn parse_header(path: &Path, mut metadata: HashMap<String, String>) -> Result<Header, AdapterError> {
+fn parse_header(
+    path: &Path,
+    mut metadata: HashMap<String, String>,
+) -> Result<Header, AdapterError> {
     let mut field = |name: &'static str| {
-        metadata.remove(name).ok_or(AdapterError::NotAnAdapter { path: path.to_owned(), field: name })
+        metadata
+            .remove(name)
+            .ok_or(AdapterError::NotAnAdapter { path: path.to_owned(), field: name })
     };
     if field("format")? != FORMAT {
         return Err(AdapterError::NotAnAdapter { path: path.to_owned(), field: "format" });
     }
     let version = field("version")?;
     if version != VERSION {
-        return Err(AdapterError::Version { path: path.to_owned(), found: version, supported: VERSION });
+        return Err(AdapterError::Version {
+            path: path.to_owned(),
+            found: version,
+            supported: VERSION,
+        });
     }
     let mut json = |name: &'static str| {
         serde_json::from_str::<Value>(&field(name)?)
             .map_err(|_| AdapterError::NotAnAdapter { path: path.to_owned(), field: name })
     };
     let words = |value: Value, name| {
-        serde_json::from_value(value).map_err(|_| AdapterError::NotAnAdapter { path: path.to_owned(), field: name })
+        serde_json::from_value(value)
+            .map_err(|_| AdapterError::NotAnAdapter { path: path.to_owned(), field: name })
     };
     let config = json("config")?;
     let training = json("training")?;

@@ -87,7 +87,11 @@ impl<F: FnMut(&str, ParamId, Tensor<1>) -> Option<Tensor<1>>> ModuleMapper for U
             None => param,
             // A new value is a new leaf of the tape: it must ask for its gradient again.
             Some(flat) => param.map(|old| {
-                let flat = if old.is_autodiff() { Tensor::from_inner(flat.without_autodiff()) } else { flat };
+                let flat = if old.is_autodiff() {
+                    Tensor::from_inner(flat.without_autodiff())
+                } else {
+                    flat
+                };
                 flat.reshape(dims).set_require_grad(trainable)
             }),
         }

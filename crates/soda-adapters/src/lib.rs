@@ -18,7 +18,7 @@
 //! struct Net { to_q: Linear }
 //!
 //! let net = Net { to_q: LinearConfig::new(12, 8).init(&Device::default()) };
-//! let plan = SodaConfig::default().plan(&Targets(vec!["to_q".into()]), &net)?; // the step that can fail
+//! let plan = SodaConfig::default().plan(&Targets(vec![r"to_q\.weight$".into()]), &net)?; // the step that can fail
 //! let net = plan.attach(net).train();                                          // now train it
 //! let merged = net.valid().materialize();                                      // plain weights again
 //! # let _ = merged;

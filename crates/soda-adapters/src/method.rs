@@ -41,7 +41,11 @@ pub trait Method: Clone + Serialize + DeserializeOwned + Sync {
     ///
     /// # Errors
     /// See [`Targets::select`] and [`Method::adapter`].
-    fn plan<M: Module>(&self, targets: &Targets, module: &M) -> Result<Plan<Self::Adapter>, AdapterError>
+    fn plan<M: Module>(
+        &self,
+        targets: &Targets,
+        module: &M,
+    ) -> Result<Plan<Self::Adapter>, AdapterError>
     where
         Self::Adapter: Send,
     {

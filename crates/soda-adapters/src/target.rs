@@ -14,10 +14,7 @@ use crate::leaf::leaves;
 pub const PRESETS: &[(&str, &str)] = &[
     ("attention", r"\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
     ("cross-attention", r"\.attn2\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
-    (
-        "attention+ff",
-        r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)\.weight$",
-    ),
+    ("attention+ff", r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)\.weight$"),
     ("text-encoder", r"\.(q_proj|k_proj|v_proj|out_proj)\.weight$"),
 ];
 
@@ -40,7 +37,10 @@ impl Targets {
     /// # Errors
     /// A pattern that does not parse or matches nothing, a selected weight that is no matrix, and a
     /// module that already is on the tape.
-    pub fn select<M: Module>(&self, module: &M) -> Result<BTreeMap<String, Tensor<2>>, AdapterError> {
+    pub fn select<M: Module>(
+        &self,
+        module: &M,
+    ) -> Result<BTreeMap<String, Tensor<2>>, AdapterError> {
         if self.0.is_empty() {
             let presets = PRESETS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
             return Err(AdapterError::NoTargets { presets });
@@ -51,8 +51,10 @@ impl Targets {
             let regex = compile(pattern)?;
             let mut matches = leaves.iter().filter(|leaf| regex.is_match(&leaf.path)).peekable();
             if matches.peek().is_none() {
-                let mut paths =
-                    leaves.iter().filter(|leaf| leaf.shape.len() == 2).map(|leaf| leaf.path.as_str());
+                let mut paths = leaves
+                    .iter()
+                    .filter(|leaf| leaf.shape.len() == 2)
+                    .map(|leaf| leaf.path.as_str());
                 let examples = paths.by_ref().take(3).collect::<Vec<_>>();
                 return Err(AdapterError::UnmatchedPattern {
                     pattern: pattern.clone(),

@@ -18,15 +18,20 @@ impl Progress {
     /// Shows an event. indicatif itself stays silent where standard error is no terminal.
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
-            Event::Stage { name, total } => {
+            Event::Stage { name } => {
                 self.finish();
-                let bar = ProgressBar::new(total as u64).with_style(style(total)).with_message("");
-                bar.set_prefix(name.to_owned());
+                let bar = ProgressBar::no_length()
+                    .with_style(style(SPINNER))
+                    .with_prefix(name.to_owned());
                 bar.enable_steady_tick(Duration::from_millis(200));
                 self.bar = Some(bar);
             }
-            Event::Progress { done, loss } => {
+            Event::Progress { done, total, loss } => {
                 let Some(bar) = &self.bar else { return };
+                if bar.length().is_none() {
+                    bar.set_style(style(BAR));
+                    bar.set_length(total as u64);
+                }
                 if let Some(loss) = loss {
                     bar.set_message(format!("loss {loss:.4}"));
                 }
@@ -62,12 +67,12 @@ pub(crate) fn say_error(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
 }
 
-fn style(total: usize) -> ProgressStyle {
-    let template = if total > 1 {
-        "{prefix:>16} [{bar:30}] {pos}/{len} {msg} {per_sec} {elapsed}<{eta}"
-    } else {
-        "{prefix:>16} {spinner} {elapsed}"
-    };
+/// A stage of known length.
+const BAR: &str = "{prefix:>16} [{bar:30}] {pos}/{len} {msg} {per_sec} {elapsed}<{eta}";
+/// A stage that says nothing until it is done.
+const SPINNER: &str = "{prefix:>16} {spinner} {elapsed}";
+
+fn style(template: &str) -> ProgressStyle {
     // A template that does not parse would be a bug of this file; the default bar still works then.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -68,7 +68,12 @@ pub struct SampleConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { rotation_lr: 5e-3, spectrum_lr: 5e-3, spectrum_weight_decay: 1e-4, max_grad_norm: 1.0 }
+        Self {
+            rotation_lr: 5e-3,
+            spectrum_lr: 5e-3,
+            spectrum_weight_decay: 1e-4,
+            max_grad_norm: 1.0,
+        }
     }
 }
 
@@ -100,7 +105,8 @@ impl TrainConfig {
     /// # Errors
     /// A path that is no UTF-8.
     pub fn to_toml(&self) -> Result<String, TrainError> {
-        toml::to_string(self).map_err(|source| TrainError::WriteConfig { reason: source.to_string() })
+        toml::to_string(self)
+            .map_err(|source| TrainError::WriteConfig { reason: source.to_string() })
     }
 
     /// Reads a configuration from TOML.
@@ -122,13 +128,17 @@ impl TrainConfig {
         match () {
             () if self.batch_size == 0 => refuse("batch_size", "at least 1"),
             () if self.samples.steps == 0 => refuse("samples.steps", "at least 1"),
-            () if !self.samples.guidance.is_finite() => refuse("samples.guidance", "a finite number"),
+            () if !self.samples.guidance.is_finite() => {
+                refuse("samples.guidance", "a finite number")
+            }
             () if !rate(optimizer.rotation_lr) => refuse("optimizer.rotation_lr", "0 or more"),
             () if !rate(optimizer.spectrum_lr) => refuse("optimizer.spectrum_lr", "0 or more"),
             () if !rate(optimizer.spectrum_weight_decay) => {
                 refuse("optimizer.spectrum_weight_decay", "0 or more")
             }
-            () if !(optimizer.max_grad_norm > 0.0) => refuse("optimizer.max_grad_norm", "more than 0"),
+            () if !(optimizer.max_grad_norm > 0.0) => {
+                refuse("optimizer.max_grad_norm", "more than 0")
+            }
             () => Ok(()),
         }
     }

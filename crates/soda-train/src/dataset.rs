@@ -51,7 +51,8 @@ impl Dataset {
     pub fn read(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
         let examples = read_examples(folder, prompt)?;
         let truth_folder = folder.join("truth");
-        let truth = if truth_folder.is_dir() { read_examples(&truth_folder, None)? } else { Vec::new() };
+        let truth =
+            if truth_folder.is_dir() { read_examples(&truth_folder, None)? } else { Vec::new() };
         let about = About::read(folder)?;
         let trigger = match (&about.identifier, &about.class, &about.phrase) {
             (_, _, Some(phrase)) => vec![phrase.clone()],
@@ -59,7 +60,13 @@ impl Dataset {
             (Some(identifier), None, None) => vec![identifier.clone()],
             (None, _, None) => Vec::new(),
         };
-        Ok(Self { examples, identifier: about.identifier, trigger, eval_prompts: about.eval_prompts, truth })
+        Ok(Self {
+            examples,
+            identifier: about.identifier,
+            trigger,
+            eval_prompts: about.eval_prompts,
+            truth,
+        })
     }
 
     /// `prompt` without the identifier: what a judge that never met the subject should look for.
@@ -209,10 +216,16 @@ mod tests {
         check(&[("a.png", "")], "a.png has no caption");
         check(&[("a.png", ""), ("metadata.jsonl", "{")], "metadata.jsonl, line 1");
         check(
-            &[("a.png", ""), ("a.txt", "x"), ("metadata.jsonl", "{\"file_name\":\"b.png\",\"text\":\"\"}")],
+            &[
+                ("a.png", ""),
+                ("a.txt", "x"),
+                ("metadata.jsonl", "{\"file_name\":\"b.png\",\"text\":\"\"}"),
+            ],
             "no picture b.png",
         );
-        assert!(Dataset::read(Path::new("/nowhere"), None).unwrap_err().to_string().contains("--data"));
+        assert!(
+            Dataset::read(Path::new("/nowhere"), None).unwrap_err().to_string().contains("--data")
+        );
     }
 
     #[test]

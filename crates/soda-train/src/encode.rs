@@ -30,11 +30,15 @@ impl Encoded {
     ///
     /// # Errors
     /// A picture that cannot be read.
-    pub fn new(pipeline: &Pipeline, examples: &[Example], device: &Device) -> Result<Self, TrainError> {
+    pub fn new(
+        pipeline: &Pipeline,
+        examples: &[Example],
+        device: &Device,
+    ) -> Result<Self, TrainError> {
         let size = pipeline.image_size() as u32;
         let mut means = Vec::new();
         let mut stds = Vec::new();
-        let scale = pipeline.vae.scaling_factor();
+        let scale = pipeline.vae.scaling_factor;
         for example in examples {
             let image = resize_center_crop(&read_rgb(&example.image)?, size, size);
             // The decoder's range is [-1, 1].
@@ -43,13 +47,14 @@ impl Encoded {
             stds.push(posterior.std().mul_scalar(scale));
             means.push(posterior.mean.mul_scalar(scale));
         }
-        let captions: Vec<String> = examples.iter().map(|example| example.caption.clone()).collect();
+        let captions: Vec<String> =
+            examples.iter().map(|example| example.caption.clone()).collect();
         let cut = captions.iter().filter(|caption| pipeline.tokenizer.encode(caption).truncated);
         Ok(Self {
             mean: Tensor::cat(means, 0),
             std: Tensor::cat(stds, 0),
             cut: cut.cloned().collect(),
-            text: pipeline.encode_prompts(&captions)?,
+            text: pipeline.encode_prompts(&captions),
         })
     }
 

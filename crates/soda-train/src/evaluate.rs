@@ -41,7 +41,11 @@ pub struct Reference {
 ///
 /// # Errors
 /// None but the judges' own.
-pub fn score(judges: &Judges, images: &[RgbImage], reference: &Reference) -> Result<Scores, TrainError> {
+pub fn score(
+    judges: &Judges,
+    images: &[RgbImage],
+    reference: &Reference,
+) -> Result<Scores, TrainError> {
     let has_truth = !reference.truth.is_empty();
     Ok(Scores {
         clip_t: mean(&judges.clip_t(images, &reference.prompts)?),

@@ -30,7 +30,10 @@ impl AdapterOptimizer {
             .with_weight_decay(config.spectrum_weight_decay as f32)
             .build();
         Self {
-            rotation: Group::new(StiefelAdam::new(&StiefelAdamConfig::default()), config.rotation_lr),
+            rotation: Group::new(
+                StiefelAdam::new(&StiefelAdamConfig::default()),
+                config.rotation_lr,
+            ),
             euclidean: Group::new(spectrum, config.spectrum_lr),
             max_grad_norm: config.max_grad_norm,
         }
@@ -85,7 +88,8 @@ impl<O: Optimizer> Group<O> {
                 Tensor::stack(bucket.iter().map(|parameter| tensor(parameter).clone()).collect(), 0)
             };
             let (values, grads) = (stack(|p| &p.value), stack(|p| &p.grad));
-            let (values, state) = self.optimizer.step(self.lr, values, grads, self.states.remove(&shape));
+            let (values, state) =
+                self.optimizer.step(self.lr, values, grads, self.states.remove(&shape));
             self.states.extend(state.map(|state| (shape, state)));
             let rows = values.reshape([bucket.len(), shape[0] * shape[1]]);
             for (parameter, row) in bucket.iter().zip(rows.split(1, 0)) {

@@ -26,17 +26,17 @@ use crate::trainer::train;
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// A stage of so many parts begins.
+    /// A stage begins.
     Stage {
         /// What is done, for people.
         name: &'a str,
-        /// Number of parts.
-        total: usize,
     },
     /// Parts of the stage are done.
     Progress {
         /// How many.
         done: usize,
+        /// Of how many.
+        total: usize,
         /// The loss of the step, while training.
         loss: Option<f32>,
     },
@@ -88,10 +88,15 @@ impl Personalisation {
     ///
     /// # Errors
     /// Anything the configuration names that is missing or unusable.
-    pub fn new(config: TrainConfig, prompt: Option<&str>, device: &Device) -> Result<Self, TrainError> {
+    pub fn new(
+        config: TrainConfig,
+        prompt: Option<&str>,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
         config.check()?;
         let dataset = Dataset::read(&config.data, prompt)?;
-        let judges = config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
+        let judges =
+            config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
         let pipeline = Pipeline::load(&config.base, device)?;
         // Unknown targets are a mistake of the settings: say so before anything is drawn.
         config.targets.select(&pipeline.unet)?;
@@ -112,10 +117,12 @@ impl Personalisation {
         config.samples.prompts = prompts(&config, &dataset);
         let prompts = config.samples.prompts.clone();
 
-        on_event(Event::Stage { name: "encoding", total: 1 });
+        on_event(Event::Stage { name: "encoding" });
         let data = Encoded::new(&pipeline, &dataset.examples, &device)?;
         for caption in &data.cut {
-            on_event(Event::Warning(&format!("a caption is too long for the text encoder and was cut: {caption}")));
+            on_event(Event::Warning(&format!(
+                "a caption is too long for the text encoder and was cut: {caption}"
+            )));
         }
         let pictures = Pictures::read(&dataset, pipeline.image_size() as u32)?;
         let stem = config.data.file_name().and_then(|name| name.to_str()).unwrap_or("run");
@@ -124,20 +131,27 @@ impl Personalisation {
 
         let before = sample(&pipeline, &config, "drawing before", on_event)?;
 
-        on_event(Event::Stage { name: "decomposing", total: 1 });
+        on_event(Event::Stage { name: "decomposing" });
         let weights = config.targets.select(&pipeline.unet)?;
         let header = header(&config, &dataset, &fingerprint(&weights));
         let plan = config.method.plan(&config.targets, &pipeline.unet)?;
         let num_layers = plan.paths().len();
         let unet = plan.attach(pipeline.unet.clone());
 
-        on_event(Event::Stage { name: "training", total: config.steps });
+        on_event(Event::Stage { name: "training" });
         let started = Instant::now();
         let mut losses = Vec::with_capacity(config.steps);
-        let unet = train(unet, &config.method, &data, &pipeline.noise_schedule(), &config, |step, loss| {
-            losses.push(loss);
-            on_event(Event::Progress { done: step, loss: Some(loss) });
-        })?;
+        let unet = train(
+            unet,
+            &config.method,
+            &data,
+            &pipeline.noise_schedule(),
+            &config,
+            |step, loss| {
+                losses.push(loss);
+                on_event(Event::Progress { done: step, total: config.steps, loss: Some(loss) });
+            },
+        )?;
         let seconds = started.elapsed().as_secs_f64();
 
         let orthogonality = orthogonality(&config.method, &leaves(&unet));
@@ -168,14 +182,15 @@ impl Personalisation {
             config,
         };
         if let Some(judges) = judges {
-            on_event(Event::Stage { name: "judging", total: 1 });
+            on_event(Event::Stage { name: "judging" });
             let reference = pictures.reference(&dataset, &outcome.prompts);
             outcome.before = Some(score(&judges, &before, &reference)?);
             outcome.after = Some(score(&judges, &after, &reference)?);
             if !reference.truth.is_empty() {
                 outcome.truth = Some(score(&judges, &reference.truth, &reference)?);
             }
-            let scores = json!({ "before": outcome.before, "after": outcome.after, "truth": outcome.truth });
+            let scores =
+                json!({ "before": outcome.before, "after": outcome.after, "truth": outcome.truth });
             folder.write("scores.json", format!("{scores:#}\n").as_bytes())?;
         }
         folder.write("report.md", report(&outcome).as_bytes())?;
@@ -195,8 +210,11 @@ impl Pictures {
         let read = |path: &Path| -> Result<RgbImage, TrainError> {
             Ok(resize_center_crop(&read_rgb(path)?, size, size))
         };
-        let subject =
-            dataset.examples.iter().map(|example| read(&example.image)).collect::<Result<_, _>>()?;
+        let subject = dataset
+            .examples
+            .iter()
+            .map(|example| read(&example.image))
+            .collect::<Result<_, _>>()?;
         let truth = dataset
             .truth
             .iter()
@@ -247,10 +265,13 @@ fn sample(
         steps: config.samples.steps,
         guidance: config.samples.guidance,
         seed: config.seed,
-        ..GenerateConfig::default()
+        negative_prompt: String::new(),
     };
-    on_event(Event::Stage { name: stage, total: config.samples.steps });
-    Ok(pipeline.generate(&generate, &mut |done, _| on_event(Event::Progress { done, loss: None }))?)
+    on_event(Event::Stage { name: stage });
+    let images = pipeline.generate(&generate, &mut |done, total| {
+        on_event(Event::Progress { done, total, loss: None });
+    })?;
+    Ok(images)
 }
 
 fn header(config: &TrainConfig, dataset: &Dataset, base_hash: &str) -> Header {

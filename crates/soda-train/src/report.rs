@@ -49,7 +49,9 @@ pub(crate) fn report(outcome: &Outcome) -> String {
 fn scores(text: &mut String, outcome: &Outcome) {
     let (Some(before), Some(after)) = (outcome.before, outcome.after) else { return };
     let row = |text: &mut String, name: &str, scores: Scores| {
-        let optional = |value: Option<f32>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        let optional = |value: Option<f32>| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
+        };
         let _ = writeln!(
             text,
             "| {name} | {:.3} | {:.3} | {:.3} | {} | {} |",

@@ -134,7 +134,8 @@ mod tests {
         for (examples, size) in [(5, 5), (5, 2), (3, 7), (1, 4)] {
             let epochs = 6;
             let steps = (examples * epochs) / size;
-            let rows: Vec<i64> = (0..steps as u64).flat_map(|step| order(examples, size, 7, step)).collect();
+            let rows: Vec<i64> =
+                (0..steps as u64).flat_map(|step| order(examples, size, 7, step)).collect();
             for epoch in rows.chunks_exact(examples) {
                 let mut seen = epoch.to_vec();
                 seen.sort_unstable();

@@ -37,7 +37,10 @@ pub struct SpectrumConfig {
 
 impl Default for SodaConfig {
     fn default() -> Self {
-        Self { rotation: Some(RotationConfig::default()), spectrum: Some(SpectrumConfig::default()) }
+        Self {
+            rotation: Some(RotationConfig::default()),
+            spectrum: Some(SpectrumConfig::default()),
+        }
     }
 }
 
@@ -84,7 +87,9 @@ impl SodaConfig {
         let refuse = |reason| Err(AdapterError::Config { method: Self::NAME, reason });
         match (&self.rotation, &self.spectrum) {
             (None, None) => refuse("it trains nothing; keep the rotation, the spectrum, or both"),
-            (Some(RotationConfig { factors: 0 }), _) => refuse("a rotation has at least one factor"),
+            (Some(RotationConfig { factors: 0 }), _) => {
+                refuse("a rotation has at least one factor")
+            }
             (_, Some(spectrum)) if !spectrum.init.is_finite() => {
                 refuse("the spectrum's start must be a finite number")
             }

@@ -13,16 +13,24 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let device = args.device.device.open()?;
     let mut progress = Progress::default();
 
-    let prompts: Vec<String> =
-        args.prompt.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count as usize)).collect();
+    let prompts: Vec<String> = args
+        .prompt
+        .iter()
+        .flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count as usize))
+        .collect();
     let files: Vec<_> = (0..prompts.len())
         .map(|index| args.out.join(format!("seed{}-{index:02}.png", args.seed)))
         .collect();
     // Before the long part, not after it.
     for file in &files {
-        ensure!(!file.exists(), "{} exists; give another --out or --seed, or remove it", file.display());
+        ensure!(
+            !file.exists(),
+            "{} exists; give another --out or --seed, or remove it",
+            file.display()
+        );
     }
-    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot create {}", args.out.display()))?;
 
     let pipeline = match &args.adapter.adapter {
         Some(adapter) => load_merged(&args.base, adapter, args.adapter.strength, &device)?,
@@ -31,7 +39,9 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     for prompt in &args.prompt {
         if pipeline.tokenizer.encode(prompt).truncated {
             let start: String = prompt.chars().take(60).collect();
-            progress.say(&format!("warning: the prompt is too long for the text encoder and was cut: {start}..."));
+            progress.say(&format!(
+                "warning: the prompt is too long for the text encoder and was cut: {start}..."
+            ));
         }
     }
     let config = GenerateConfig {
@@ -41,9 +51,10 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         guidance: args.guidance,
         seed: args.seed,
     };
-    progress.show(Event::Stage { name: "drawing", total: config.steps });
-    let images =
-        pipeline.generate(&config, &mut |done, _| progress.show(Event::Progress { done, loss: None }))?;
+    progress.show(Event::Stage { name: "drawing" });
+    let images = pipeline.generate(&config, &mut |done, total| {
+        progress.show(Event::Progress { done, total, loss: None });
+    })?;
     progress.finish();
     for (file, image) in files.iter().zip(&images) {
         write_png(file, image)?;

@@ -30,9 +30,13 @@ fn adapter(file: &AdapterFile) {
     say_result(&format!("  targets   {}", header.targets.0.join(", ")));
     say_result(&format!("  trigger   {}", header.trigger.join(", ")));
     say_result(&format!("  training  {}", header.training));
-    say_result(&format!("  {} trained numbers in {} tensors:", file.num_params(), file.tensors.len()));
+    say_result(&format!(
+        "  {} trained numbers in {} tensors:",
+        file.num_params(),
+        file.tensors.len()
+    ));
     for (key, data) in &file.tensors {
-        say_result(&format!("  {key} {:?}", data.shape.as_slice()));
+        say_result(&format!("  {key} {:?}", data.shape().as_slice()));
     }
 }
 
@@ -45,7 +49,11 @@ fn tensors(path: &Path) -> Result<()> {
         }
     }
     for (key, value) in header.iter().filter(|(key, _)| *key != "__metadata__") {
-        say_result(&format!("  {key} {} {}", value["dtype"].as_str().unwrap_or("?"), value["shape"]));
+        say_result(&format!(
+            "  {key} {} {}",
+            value["dtype"].as_str().unwrap_or("?"),
+            value["shape"]
+        ));
     }
     Ok(())
 }
@@ -58,8 +66,11 @@ fn directory(path: &Path) -> Result<()> {
     }
     let index = read_json(&index)?;
     say_result(&format!("{} {}", path.display(), index["_class_name"].as_str().unwrap_or("?")));
-    let mut entries: Vec<_> =
-        std::fs::read_dir(path)?.filter_map(Result::ok).map(|entry| entry.path()).filter(|p| p.is_dir()).collect();
+    let mut entries: Vec<_> = std::fs::read_dir(path)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|p| p.is_dir())
+        .collect();
     entries.sort();
     for part in entries {
         let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -82,7 +93,9 @@ fn weights(path: &Path) -> Result<String> {
     let mut count = 0;
     for (_, tensor) in header.iter().filter(|(key, _)| *key != "__metadata__") {
         count += 1;
-        let elements = tensor["shape"].as_array().map_or(0, |shape| shape.iter().filter_map(Value::as_u64).product());
+        let elements = tensor["shape"]
+            .as_array()
+            .map_or(0, |shape| shape.iter().filter_map(Value::as_u64).product());
         *values.entry(tensor["dtype"].as_str().unwrap_or("?").to_owned()).or_default() += elements;
     }
     let values: Vec<_> = values.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
@@ -93,7 +106,8 @@ fn weights(path: &Path) -> Result<String> {
 fn safetensors_header(path: &Path) -> Result<serde_json::Map<String, Value>> {
     use std::io::Read as _;
     let not = || format!("{} is not a safetensors file", path.display());
-    let mut file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut file =
+        std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let length = file.metadata()?.len();
     let mut size = [0; 8];
     file.read_exact(&mut size).with_context(not)?;
@@ -107,6 +121,7 @@ fn safetensors_header(path: &Path) -> Result<serde_json::Map<String, Value>> {
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
 }

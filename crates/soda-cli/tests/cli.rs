@@ -1,0 +1,270 @@
+//! The binary as a user meets it: the main path in short, and every mistake in one sentence.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn toybox(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+}
+
+fn soda(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_soda")).args(args).current_dir(folder).output().unwrap()
+}
+
+/// Runs a mistake: exit code `code`, one sentence that contains `needle`, no panic, nothing written.
+#[track_caller]
+fn refused(args: &[&str], code: i32, needle: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = soda(folder.path(), args);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(message.contains(needle), "`{needle}` is not in: {message}");
+    assert!(!message.contains("panicked"), "{message}");
+    if code == 1 {
+        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
+}
+
+/// A copy of the bundled model with one file changed.
+fn damaged_base(file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> tempfile::TempDir {
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let target = to.join(path.file_name().unwrap());
+            if path.is_dir() {
+                copy(&path, &target)
+            } else {
+                drop(std::fs::copy(&path, target).unwrap())
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    copy(&toybox("base"), folder.path());
+    let path = folder.path().join(file);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, change(bytes)).unwrap();
+    folder
+}
+
+#[test]
+fn train_generate_merge_inspect() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = soda(folder.path(), args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (base, data, judges) = (toybox("base"), toybox("subjects/castle_mug"), toybox("eval"));
+    let (base, data, judges) =
+        (base.to_str().unwrap(), data.to_str().unwrap(), judges.to_str().unwrap());
+
+    let config = folder.path().join("short.toml");
+    let short = format!(
+        "base = {base:?}\ndata = {data:?}\njudges = {judges:?}\nsteps = 2\nbatch_size = 2\n[samples]\nsteps = 2\n"
+    );
+    std::fs::write(&config, short).unwrap();
+    let said = run(&[
+        "train",
+        "--config",
+        "short.toml",
+        "--name",
+        "mug",
+        "--sample",
+        "a photo of a sks mug",
+    ]);
+    assert!(
+        said.contains("CLIP-T") && said.contains("10580 trained numbers on 56 layers"),
+        "{said}"
+    );
+    for file in [
+        "adapter.safetensors",
+        "config.toml",
+        "samples.png",
+        "loss.csv",
+        "loss.svg",
+        "report.md",
+        "scores.json",
+    ] {
+        assert!(folder.path().join("runs/mug").join(file).is_file(), "{file} is missing");
+    }
+    // The name is taken now: refused, and what is there stays.
+    let again = soda(folder.path(), &["train", "--config", "short.toml", "--name", "mug"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("already holds a run"));
+
+    let adapter = "runs/mug/adapter.safetensors";
+    let said = run(&["inspect", adapter]);
+    assert!(
+        said.contains("sks mug") && said.contains("to_q.weight.soda.rotation.factors.0"),
+        "{said}"
+    );
+    let said = run(&["inspect", base]);
+    assert!(said.contains("UNet2DConditionModel"), "{said}");
+
+    run(&[
+        "generate",
+        "--base",
+        base,
+        "--adapter",
+        adapter,
+        "--prompt",
+        "a sks mug",
+        "--steps",
+        "2",
+        "--out",
+        "a",
+    ]);
+    run(&["merge", "--base", base, "--adapter", adapter, "--out", "merged"]);
+    run(&["generate", "--base", "merged", "--prompt", "a sks mug", "--steps", "2", "--out", "b"]);
+    let pixels = |name: &str| std::fs::read(folder.path().join(name).join("seed0-00.png")).unwrap();
+    assert_eq!(pixels("a"), pixels("b"), "merged and applied adapters draw different pictures");
+    run(&["generate", "--base", base, "--prompt", "a sks mug", "--steps", "2", "--out", "c"]);
+    run(&[
+        "generate",
+        "--base",
+        base,
+        "--adapter",
+        adapter,
+        "--strength",
+        "0",
+        "--prompt",
+        "a sks mug",
+        "--steps",
+        "2",
+        "--out",
+        "d",
+    ]);
+    assert_eq!(pixels("c"), pixels("d"), "strength 0 is not the base");
+    let again = soda(folder.path(), &["generate", "--base", base, "--prompt", "a", "--out", "a"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("exists"));
+}
+
+#[test]
+fn a_missing_model_is_named() {
+    let data = toybox("subjects/castle_mug");
+    let data = data.to_str().unwrap();
+    refused(&["train", "--base", "/no/such/model", "--data", data], 1, "/no/such/model");
+    refused(&["generate", "--base", "/no/such/model", "--prompt", "a"], 1, "/no/such/model");
+    refused(&["inspect", "/no/such/file"], 1, "/no/such/file");
+}
+
+#[test]
+fn wrong_words_are_usage() {
+    refused(&["train"], 2, "--config");
+    refused(&["paint"], 2, "paint");
+    refused(&["generate", "--base", "x", "--prompt", "a", "--strength", "0.5"], 2, "--adapter");
+    refused(&["generate", "--base", "x", "--prompt", "a", "--steps", "0"], 2, "--steps");
+}
+
+#[test]
+fn damaged_weights_are_named() {
+    let data = toybox("subjects/castle_mug");
+    let unet = "unet/diffusion_pytorch_model.safetensors";
+    let base = damaged_base(unet, |mut bytes| {
+        bytes.truncate(bytes.len() / 2);
+        bytes
+    });
+    let args = ["train", "--base", base.path().to_str().unwrap(), "--data", data.to_str().unwrap()];
+    refused(&args, 1, unet);
+    // The last two bytes are the last half-precision number: NaN.
+    let base = damaged_base(unet, |mut bytes| {
+        let end = bytes.len();
+        bytes[end - 2..].copy_from_slice(&[0x00, 0x7e]);
+        bytes
+    });
+    let args = ["train", "--base", base.path().to_str().unwrap(), "--data", data.to_str().unwrap()];
+    refused(&args, 1, "NaN");
+}
+
+#[test]
+fn bad_data_is_named() {
+    let base = toybox("base");
+    let base = base.to_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().to_str().unwrap();
+    refused(&["train", "--base", base, "--data", data], 1, "holds no picture");
+    std::fs::write(folder.path().join("broken.png"), "this is no picture").unwrap();
+    refused(&["train", "--base", base, "--data", data], 1, "has no caption");
+    refused(&["train", "--base", base, "--data", data, "--prompt", "a sks mug"], 1, "broken.png");
+    refused(&["train", "--base", base, "--data", "/no/such/folder"], 1, "/no/such/folder");
+}
+
+#[test]
+fn bad_settings_are_named() {
+    let (base, data) = (toybox("base"), toybox("subjects/castle_mug"));
+    let paths = ["train", "--base", base.to_str().unwrap(), "--data", data.to_str().unwrap()];
+    let with = |more: &[&'static str]| [&paths[..], more].concat();
+    refused(&with(&["--target", "to_nowhere"]), 1, "`to_nowhere` matches no weight");
+    refused(&with(&["--batch-size", "0"]), 1, "batch_size");
+    refused(&with(&["--rotation-lr", "NaN"]), 1, "rotation_lr");
+    refused(&with(&["--no-rotation", "--no-spectrum"]), 2, "--no-spectrum");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("c.toml");
+    std::fs::write(&config, "base = 'a'\ndata = 'b'\nsteps = 1\nbatch_size = 1\nstepz = 2\n")
+        .unwrap();
+    let output = soda(folder.path(), &["train", "--config", config.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stepz"));
+}
+
+#[test]
+fn a_huge_prompt_is_cut_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = "mug ".repeat(2_500);
+    let base = toybox("base");
+    let args = ["generate", "--base", base.to_str().unwrap(), "--prompt", &prompt, "--steps", "1"];
+    let output = soda(folder.path(), &args);
+    assert!(output.status.success());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("too long") && message.len() < 500, "{message}");
+}
+
+#[test]
+fn an_adapter_for_another_base_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, data) = (toybox("base"), toybox("subjects/castle_mug"));
+    let base = base.to_str().unwrap();
+    let train = soda(
+        folder.path(),
+        &[
+            "train",
+            "--base",
+            base,
+            "--data",
+            data.to_str().unwrap(),
+            "--name",
+            "one",
+            "--steps",
+            "1",
+            "--batch-size",
+            "1",
+            "--sample",
+            "a mug",
+            "--target",
+            r"mid_block.*to_q\.weight$",
+        ],
+    );
+    assert!(train.status.success(), "{}", String::from_utf8_lossy(&train.stderr));
+    let adapter = folder.path().join("runs/one/adapter.safetensors");
+    let adapter = adapter.to_str().unwrap();
+    // Another base of the same shapes: every weight's last bits differ.
+    let other = damaged_base("unet/diffusion_pytorch_model.safetensors", |mut bytes| {
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 8;
+        bytes[header..].iter_mut().step_by(2).for_each(|low| *low ^= 1);
+        bytes
+    });
+    let other = other.path().to_str().unwrap().to_owned();
+    refused(
+        &["merge", "--base", &other, "--adapter", adapter, "--out", "m"],
+        1,
+        "was trained on base",
+    );
+    refused(
+        &["merge", "--base", base, "--adapter", &format!("{base}/model_index.json"), "--out", "m"],
+        1,
+        "safetensors",
+    );
+}

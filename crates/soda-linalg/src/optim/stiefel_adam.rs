@@ -1,0 +1,201 @@
+//! Momentum Stiefel Adam (Kong, Wang and Tao, ICLR 2023, arXiv 2205.14173), for parameters whose
+//! columns (rows, if wide) are orthonormal.
+//!
+//! The tangent at `X` is split as `X Y + V`, `Y` skew and `V ⟂ X`, and each part has its own moments.
+//! With `a` the metric, `b = a / (a - 1)`, and a step `t` from 1 on the Euclidean gradient `G`:
+//!
+//! ```text
+//! A  = XᵀG        gY = (1 - b)/2 (A - Aᵀ)        gV = G - X A
+//! Y <- β1 Y - (1 - β1) gY        pY <- β2 pY + (1 - β2) gY²        pV <- β2 pV + (1 - β2) gV²
+//! Z  = lr / (1 - β1^t) · Y / (√(pY / (1 - β2^t)) + ε)              X <- X E(Z)
+//! V <- β1 V - (3a - 2)/2 lr V Y - (1 - β1) gV
+//! w  = V / (√(pV / (1 - β2^t)) + ε),  made orthogonal to X
+//! X <- X + lr w (XᵀX)        V <- V - lr X wᵀ V
+//! X <- X (XᵀX)^(-1/2)
+//! ```
+//!
+//! `pY` is symmetric with a zero diagonal, so `Z` stays skew. A square `X` has no `V`. Leading axes are
+//! a batch: a stack of all factors of one size steps in the number of kernels that one factor needs.
+
+use burn::config::Config;
+use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
+use burn::tensor::{Device, Tensor};
+
+use super::exponential::Exponential;
+use super::metric::Metric;
+use super::stack::Stack;
+use crate::polar;
+
+/// Settings of [`StiefelAdam`]; the defaults are those of SODA's released code.
+#[derive(Config, Debug)]
+pub struct StiefelAdamConfig {
+    /// Decay of the first moment, `β1`.
+    #[config(default = 0.9)]
+    pub beta_1: f64,
+    /// Decay of the second moment, `β2`.
+    #[config(default = 0.999)]
+    pub beta_2: f64,
+    /// What keeps the division finite, `ε`.
+    #[config(default = 1e-5)]
+    pub epsilon: f64,
+    /// The inner product on tangents.
+    #[config(default = "Metric::Canonical")]
+    pub metric: Metric,
+    /// The map from skew matrices to (nearly) orthogonal ones.
+    #[config(default = "Exponential::Euler")]
+    pub exponential: Exponential,
+}
+
+impl Default for StiefelAdamConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl StiefelAdamConfig {
+    /// An optimizer for all of a module's parameters.
+    pub fn init(&self) -> ModuleOptimizer {
+        ModuleOptimizer::from(StiefelAdam::new(self))
+    }
+}
+
+/// Momentum Stiefel Adam; see the [module's formulas](self).
+///
+/// The parameter must start on the manifold ([`crate::stiefel::check`]); a small distance is repaired
+/// by the retraction that ends each step.
+#[derive(Clone, Debug)]
+pub struct StiefelAdam {
+    config: StiefelAdamConfig,
+}
+
+/// The moments of [`StiefelAdam`] for a parameter `[..., n, m]`.
+#[derive(Clone, Debug, RecordState)]
+pub struct StiefelAdamState<const D: usize> {
+    /// Steps taken.
+    pub time: usize,
+    /// `Y`, `[..., m, m]`, skew.
+    pub y: Tensor<D>,
+    /// `pY`, `[..., m, m]`.
+    pub y_square: Tensor<D>,
+    /// `V`, shaped as the parameter; absent where that is square.
+    pub v: Option<Tensor<D>>,
+    /// `pV`, shaped as the parameter; absent where that is square.
+    pub v_square: Option<Tensor<D>>,
+}
+
+impl StiefelAdam {
+    /// The optimizer with these settings.
+    pub fn new(config: &StiefelAdamConfig) -> Self {
+        Self { config: config.clone() }
+    }
+
+    /// A bound on `|Y / √pY|` per entry, bias corrections included.
+    ///
+    /// By Cauchy and Schwarz on the two running averages: `|Σ β1^i gᵢ| <= √(Σ (β1²/β2)^i) √(Σ β2^i gᵢ²)`.
+    fn largest_entry(&self) -> f64 {
+        let (beta_1, beta_2) = (self.config.beta_1, self.config.beta_2);
+        let ratio = (beta_1 * beta_1 / beta_2).min(0.999_999);
+        ((1.0 - beta_1) / ((1.0 - beta_2) * (1.0 - ratio)).sqrt()).max(1.0)
+    }
+
+    /// Newton-Schulz iterations that bring `X + tangent` back, from what a step can be at most.
+    fn iterations<const D: usize>(&self, lr: f64, stack: &Stack<D>) -> usize {
+        let entry = lr.abs() * self.largest_entry();
+        let z = if self.config.exponential == Exponential::Euler {
+            entry * stack.m as f64
+        } else {
+            0.0
+        };
+        // V is turned along with X and pV is not, so that the bound on its entries is a loose one.
+        let w =
+            if stack.n > stack.m { 2.0 * entry * ((stack.n * stack.m) as f64).sqrt() } else { 0.0 };
+        let after_z = 1.0 + z * z;
+        polar::iterations(after_z * (1.0 + w * w * after_z), stack.m, stack.compute())
+    }
+}
+
+impl Optimizer for StiefelAdam {
+    type State<const D: usize> = StiefelAdamState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let stack = Stack::of(&tensor);
+        if stack.is_empty() {
+            return (tensor, state);
+        }
+        let StiefelAdamConfig { beta_1, beta_2, epsilon, metric, exponential } = self.config;
+        let (x, g) = (stack.fold(tensor), stack.fold(grad));
+        let time = state.as_ref().map_or(0, |state| state.time) + 1;
+        let correction_1 = 1.0 - beta_1.powf(time as f64);
+        let correction_2 = 1.0 - beta_2.powf(time as f64);
+        let scaled = |moment: Tensor<3>, square: Tensor<3>| {
+            moment / square.div_scalar(correction_2).sqrt().add_scalar(epsilon)
+        };
+        let moments = |state: Option<(Tensor<3>, Tensor<3>)>, g: &Tensor<3>| {
+            let fresh = || (g.zeros_like(), g.zeros_like());
+            let (moment, square) = state.unwrap_or_else(fresh);
+            let moment = moment.mul_scalar(beta_1) - g.clone().mul_scalar(1.0 - beta_1);
+            let square = square.mul_scalar(beta_2) + g.clone().square().mul_scalar(1.0 - beta_2);
+            (moment, square)
+        };
+
+        let (state_y, state_v) = match state {
+            None => (None, None),
+            Some(state) => (
+                Some((stack.fold_square(state.y), stack.fold_square(state.y_square))),
+                state.v.zip(state.v_square).map(|(v, p)| (stack.fold(v), stack.fold(p))),
+            ),
+        };
+        let a = x.clone().transpose().matmul(g.clone());
+        let gy = (a.clone() - a.clone().transpose()).mul_scalar(metric.skew_weight());
+        let (y, y_square) = moments(state_y, &gy);
+        let z = scaled(y.clone(), y_square.clone()).mul_scalar(lr / correction_1);
+        let iterations = self.iterations(lr, &stack);
+        let mut moved = exponential.step(x.clone(), z);
+
+        let mut normal = None;
+        if stack.n > stack.m {
+            let gv = g - x.matmul(a);
+            let decayed = state_v.map(|(v, p)| {
+                // The middle term belongs to the old V; `moments` multiplies by β1 after it.
+                let turn = v.clone().matmul(y.clone()).mul_scalar(metric.turn() * lr / beta_1);
+                (v - turn, p)
+            });
+            let (v, v_square) = moments(decayed, &gv);
+            let w = scaled(v.clone(), v_square.clone());
+            // The polar factor spans what X spans: this is w - X (XᵀX)⁻¹ Xᵀ w.
+            let q = polar::newton_schulz(moved.clone(), iterations);
+            let w = w.clone() - q.clone().matmul(q.transpose().matmul(w));
+            let p = moved.clone().matmul(w.clone().transpose().matmul(v.clone()));
+            let gram = moved.clone().transpose().matmul(moved.clone());
+            moved = moved + w.matmul(gram).mul_scalar(lr);
+            normal = Some((v - p.mul_scalar(lr), v_square));
+        }
+        let x = polar::newton_schulz(moved, iterations);
+
+        let (v, v_square) = normal.unzip();
+        let state = StiefelAdamState {
+            time,
+            y: stack.unfold_square(y),
+            y_square: stack.unfold_square(y_square),
+            v: v.map(|v| stack.unfold(v)),
+            v_square: v_square.map(|p| stack.unfold(p)),
+        };
+        (stack.unfold(x), Some(state))
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        StiefelAdamState {
+            time: state.time,
+            y: state.y.to_device(device),
+            y_square: state.y_square.to_device(device),
+            v: state.v.map(|v| v.to_device(device)),
+            v_square: state.v_square.map(|p| p.to_device(device)),
+        }
+    }
+}

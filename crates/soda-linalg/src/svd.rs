@@ -1,0 +1,159 @@
+//! The thin singular value decomposition `A = U diag(s) Vᵀ`.
+//!
+//! `A` is `m x n` and `k = min(m, n)`; `U` (`m x k`) and `V` (`n x k`) have orthonormal columns, `s` is
+//! non-negative and descending. Computed on the host (Golub and Van Loan, Matrix Computations, 8.6:
+//! bidiagonalisation, then divide and conquer).
+//!
+//! **Sign rule.** Each pair of singular vectors is unique up to one common sign. Here the entry of
+//! largest magnitude in each column of `U` is positive (the first of equals), so that numbers stored
+//! against a basis mean the same on every machine. Inside a cluster of equal singular values the
+//! vectors are unique only up to a rotation, and no rule on signs can repair that.
+
+use burn::tensor::{Device, Tensor};
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
+use faer::{Mat, Par, get_global_parallelism};
+use rayon::prelude::*;
+
+use crate::error::LinalgError;
+use crate::host::{self, Host, Real};
+
+/// A thin singular value decomposition, off the tape.
+#[derive(Clone, Debug)]
+pub struct Svd {
+    /// Left singular vectors, `[m, k]`.
+    pub u: Tensor<2>,
+    /// Singular values, `[k]`, descending.
+    pub s: Tensor<1>,
+    /// Right singular vectors, transposed, `[k, n]`.
+    pub vt: Tensor<2>,
+}
+
+impl Svd {
+    /// Decomposes `a`, `[m, n]`; the factors are on `a`'s device in f64 where `a` is, else in f32.
+    ///
+    /// A tensor on the tape is read as the constant it is: no gradient flows through the factors.
+    ///
+    /// # Errors
+    ///
+    /// If `a` is empty or not finite, if a singular value overflows, if the iteration does not
+    /// converge, or if `a` cannot be read from its device.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use soda_linalg::Svd;
+    ///
+    /// let a = Tensor::<2>::from_data([[0.0, 3.0], [-4.0, 0.0]], &Device::default());
+    /// let svd = Svd::thin(&a)?;
+    /// assert_eq!(svd.s.to_data().try_to_vec::<f32>()?, [4.0, 3.0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn thin(a: &Tensor<2>) -> Result<Self, LinalgError> {
+        let device = host::plain_device(a);
+        let par = get_global_parallelism();
+        if host::is_double(a) {
+            Ok(thin(&Host::<f64>::read(a)?, par)?.upload(&device))
+        } else {
+            Ok(thin(&Host::<f32>::read(a)?, par)?.upload(&device))
+        }
+    }
+
+    /// Decomposes many matrices, one per core at a time; the results are in the order of the input,
+    /// each with its own error.
+    ///
+    /// Faster than one after the other, because the iteration on the bidiagonal leaves cores idle.
+    pub fn thin_batch(matrices: &[Tensor<2>]) -> Vec<Result<Self, LinalgError>> {
+        // All of a model's weights and their factors at once would be several copies of the model.
+        let window = 4 * rayon::current_num_threads();
+        matrices.chunks(window).flat_map(thin_window).collect()
+    }
+
+    /// `U diag(s) Vᵀ`, `[m, n]`.
+    pub fn recompose(&self) -> Tensor<2> {
+        (self.u.clone() * self.s.clone().unsqueeze_dim(0)).matmul(self.vt.clone())
+    }
+}
+
+/// Device reads and uploads stay on the calling thread, whose queue the tensors belong to.
+fn thin_window(matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
+    let read = |a: &Tensor<2>| {
+        Ok(match host::is_double(a) {
+            true => Precision::Double(Host::<f64>::read(a)?),
+            false => Precision::Single(Host::<f32>::read(a)?),
+        })
+    };
+    let hosts: Vec<Result<_, LinalgError>> = matrices.iter().map(read).collect();
+    let factors: Vec<Result<_, LinalgError>> = hosts
+        .into_par_iter()
+        .map(|host| {
+            Ok(match host? {
+                Precision::Single(host) => Precision::Single(thin(&host, Par::Seq)?),
+                Precision::Double(host) => Precision::Double(thin(&host, Par::Seq)?),
+            })
+        })
+        .collect();
+    let upload = |(a, factors): (&Tensor<2>, Result<_, LinalgError>)| {
+        Ok(match factors? {
+            Precision::Single(factors) => Factors::<f32>::upload(factors, &host::plain_device(a)),
+            Precision::Double(factors) => Factors::<f64>::upload(factors, &host::plain_device(a)),
+        })
+    };
+    matrices.iter().zip(factors).map(upload).collect()
+}
+
+enum Precision<S, D> {
+    Single(S),
+    Double(D),
+}
+
+struct Factors<T> {
+    u: Mat<T>,
+    s: Vec<T>,
+    v: Mat<T>,
+}
+
+impl<T: Real> Factors<T> {
+    fn upload(self, device: &Device) -> Svd {
+        Svd {
+            u: host::matrix(self.u.as_ref(), device),
+            s: host::vector(self.s, device),
+            vt: host::matrix(self.v.transpose(), device),
+        }
+    }
+}
+
+fn thin<T: Real>(a: &Host<T>, par: Par) -> Result<Factors<T>, LinalgError> {
+    let (m, n) = a.mat.shape();
+    let k = m.min(n);
+    let (mut u, mut s, mut v) = (Mat::zeros(m, k), Diag::zeros(k), Mat::zeros(n, k));
+    let vectors = ComputeSvdVectors::Thin;
+    let scratch = svd_scratch::<T>(m, n, vectors, vectors, par, Default::default());
+    svd(
+        a.mat.as_ref(),
+        s.as_mut(),
+        Some(u.as_mut()),
+        Some(v.as_mut()),
+        par,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .map_err(|_| a.no_convergence())?;
+    fix_signs(&mut u, &mut v);
+    let s = a.rescale(s.column_vector().iter().copied())?;
+    Ok(Factors { u, s, v })
+}
+
+fn fix_signs<T: Real>(u: &mut Mat<T>, v: &mut Mat<T>) {
+    for (u, v) in u.col_iter_mut().zip(v.col_iter_mut()) {
+        let mut largest: f64 = 0.0;
+        for entry in u.as_ref().iter().map(|entry| entry.to_double()) {
+            if entry.abs() > largest.abs() {
+                largest = entry;
+            }
+        }
+        if largest < 0.0 {
+            u.iter_mut().chain(v.iter_mut()).for_each(|entry| *entry = -*entry);
+        }
+    }
+}

@@ -10,11 +10,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ::image::RgbImage;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use image::RgbImage;
 use serde_json::{Value, json};
 
-use crate::clip::text::{ClipTextConfig, ClipTextModel};
+use crate::clip::text::{ClipTextConfig, ClipTextModel, RENAMED as TEXT_ENCODER_KEYS};
 use crate::config;
 use crate::error::ModelError;
 use crate::image::to_images;
@@ -27,9 +27,6 @@ use crate::weights;
 
 /// Prompts drawn at once: the UNet sees twice as many samples, and memory grows with them.
 const PROMPTS_AT_ONCE: usize = 16;
-
-/// Keys of older text encoders, which had one more level around everything.
-const TEXT_ENCODER_KEYS: &[(&str, &str)] = &[(r"^text_model\.", "")];
 
 /// The networks and settings of a Stable Diffusion model.
 ///
@@ -264,7 +261,8 @@ impl Pipeline {
         let text = fs::read_to_string(&path)
             .map_err(|e| ModelError::io(&path, "the model's model_index.json", e))?;
         let json = |source| ModelError::Json { path: path.clone(), source };
-        let mut index: serde_json::Map<String, Value> = serde_json::from_str(&text).map_err(json)?;
+        let mut index: serde_json::Map<String, Value> =
+            serde_json::from_str(&text).map_err(json)?;
         let written = ["scheduler", "text_encoder", "tokenizer", "unet", "vae"];
         for (part, class) in &mut index {
             if class.is_array() && !written.contains(&part.as_str()) {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
-use soda_models::{config, unet::UnetConfig, vae::VaeConfig, weights};
+use soda_models::error::ModelError;
+use soda_models::pipeline::{GenerateConfig, Pipeline};
 
 /// Two f32 implementations of one network sum in different orders, and each of some hundred
 /// layers rounds by about 1e-7 of its largest value: 1e-5 in all. A wrong epsilon, a transposed
@@ -26,6 +27,20 @@ fn reference<const D: usize>(name: &str, device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, view.shape().to_vec()), device)
 }
 
+/// The token ids of the reference, which are integers.
+fn reference_ids() -> Vec<i64> {
+    let bytes = std::fs::read(toybox().join("reference/reference.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let ids = file.tensor("input_ids").unwrap();
+    ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// The reference pictures in [0, 1], `[6, 3, 64, 64]`.
+fn images(device: &Device) -> Tensor<4> {
+    let image = |i| reference::<3>(&format!("image.{i}"), device).unsqueeze::<4>();
+    Tensor::cat((0..6).map(image).collect(), 0)
+}
+
 /// max |a - b| / max |b|.
 fn error<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f32 {
     assert_eq!(ours.dims(), theirs.dims());
@@ -39,34 +54,133 @@ fn check<const D: usize>(what: &str, ours: Tensor<D>, theirs: Tensor<D>) {
     assert!(error <= TOLERANCE, "{what}: relative error {error:e} exceeds {TOLERANCE:e}");
 }
 
-fn base(part: &str) -> PathBuf {
-    toybox().join("base").join(part)
+fn pipeline(device: &Device) -> Pipeline {
+    Pipeline::load(&toybox().join("base"), device).unwrap()
 }
 
-fn weights_in(dir: &Path) -> PathBuf {
-    dir.join("diffusion_pytorch_model.safetensors")
+fn prompts() -> Vec<String> {
+    let text = std::fs::read_to_string(toybox().join("reference/reference.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    serde_json::from_value(json["prompts"].clone()).unwrap()
 }
 
 #[test]
-fn unet_predicts_as_diffusers() {
+fn prompts_become_the_same_tokens_and_states() {
     let device = Device::default();
-    let config: UnetConfig = config::read(&base("unet").join("config.json")).unwrap();
-    let unet = weights::load(config.init(&device), &weights_in(&base("unet"))).unwrap();
-    let timesteps = Tensor::<1, Int>::from_ints([999, 800, 600, 400, 200, 1], &device);
-    let ours =
-        unet.forward(reference("latents", &device), timesteps, reference("text_hidden", &device));
+    let pipeline = pipeline(&device);
+    let ids: Vec<i64> = prompts()
+        .iter()
+        .flat_map(|prompt| pipeline.tokenizer.encode(prompt).ids)
+        .map(i64::from)
+        .collect();
+    assert_eq!(ids, reference_ids());
+    let states = pipeline.encode_prompts(&prompts());
+    check("text_hidden", states, reference("text_hidden", &device));
+}
+
+#[test]
+fn the_unet_predicts_the_same_noise() {
+    let device = Device::default();
+    let ours = pipeline(&device).unet.forward(
+        reference("latents", &device),
+        Tensor::<1, Int>::from_ints([999, 800, 600, 400, 200, 1], &device),
+        reference("text_hidden", &device),
+    );
     check("unet.sample", ours, reference("unet.sample", &device));
 }
 
 #[test]
-fn vae_encodes_and_decodes_as_diffusers() {
+fn the_autoencoder_encodes_and_decodes_alike() {
     let device = Device::default();
-    let config: VaeConfig = config::read(&base("vae").join("config.json")).unwrap();
-    let vae = weights::load(config.init(&device), &weights_in(&base("vae"))).unwrap();
-    let pictures: Vec<Tensor<4>> =
-        (0..6).map(|i| reference::<3>(&format!("image.{i}"), &device).unsqueeze::<4>()).collect();
-    let latents = vae.encode(Tensor::cat(pictures, 0) * 2.0 - 1.0);
-    check("vae.mean", latents.mean.clone(), reference("vae.mean", &device));
-    check("vae.logvar", latents.logvar, reference("vae.logvar", &device));
-    check("vae.decoded", vae.decode(latents.mean), reference("vae.decoded", &device));
+    let vae = pipeline(&device).vae;
+    let pictures = images(&device);
+    let latents = vae.encode(pictures * 2.0 - 1.0);
+    check("vae.mean", latents.mode(), reference("vae.mean", &device));
+    check("vae.logvar", latents.logvar.clone(), reference("vae.logvar", &device));
+    check("vae.decoded", vae.decode(latents.mode()), reference("vae.decoded", &device));
+}
+
+/// 30 steps of guidance 5 feed each error into the next step, amplified: 1e-3 of a latent and half
+/// a grey level of a byte are what is left of 2e-5 a step.
+#[test]
+fn thirty_steps_draw_the_same_pictures() {
+    let device = Device::default();
+    let pipeline = pipeline(&device);
+    let request = GenerateConfig { prompts: prompts(), ..GenerateConfig::default() };
+    let mut steps: Vec<Tensor<4>> = Vec::new();
+    let latents = pipeline
+        .denoise(&request, reference("latents", &device), &mut |latents| {
+            steps.push(latents.clone().narrow(0, 0, 1));
+        })
+        .unwrap();
+
+    let theirs = reference::<4>("steps.0", &device);
+    assert_eq!(steps.len(), theirs.dims()[0]);
+    for (i, ours) in steps.into_iter().enumerate() {
+        let error = error(ours, theirs.clone().narrow(0, i, 1));
+        assert!(error <= 1e-3, "step {i}: relative error {error:e}");
+    }
+    let difference: f32 = (pipeline.decode(latents) - images(&device)).abs().max().into_scalar();
+    assert!(difference <= 2e-3, "pictures differ by {difference:e}");
+}
+
+/// A saved model is the same model, also to itself.
+#[test]
+fn a_saved_model_is_the_same_model() {
+    let device = Device::default();
+    let pipeline = pipeline(&device);
+    let dir = tempfile::TempDir::new().unwrap();
+    let saved = dir.path().join("deep/model");
+    pipeline.save(&saved).unwrap();
+    let again = Pipeline::load(&saved, &device).unwrap();
+    let request = GenerateConfig {
+        prompts: prompts()[..2].to_vec(),
+        steps: 2,
+        seed: 3,
+        ..GenerateConfig::default()
+    };
+    let draw = |pipeline: &Pipeline| pipeline.generate(&request, &mut |_, _| {}).unwrap();
+    assert_eq!(draw(&again), draw(&pipeline));
+    // It does not overwrite, and leaves nothing beside it.
+    assert!(matches!(pipeline.save(&saved), Err(ModelError::Io { .. })));
+    assert_eq!(std::fs::read_dir(saved.parent().unwrap()).unwrap().count(), 1);
+}
+
+/// Before and after training, alone or among others, picture `i` of a seed starts from one noise.
+#[test]
+fn a_picture_depends_on_its_seed_and_index_alone() {
+    let device = Device::default();
+    let pipeline = pipeline(&device);
+    let draw = |prompts: Vec<String>| {
+        let request = GenerateConfig { prompts, steps: 1, ..GenerateConfig::default() };
+        let mut told = Vec::new();
+        let images =
+            pipeline.generate(&request, &mut |done, total| told.push((done, total))).unwrap();
+        (images, told)
+    };
+    // More than are drawn at once.
+    let many: Vec<String> = (0..18).map(|i| format!("a {i} ball")).collect();
+    let (all, told) = draw(many.clone());
+    assert_eq!(told, [(1, 2), (2, 2)]);
+    let (first, _) = draw(many[..1].to_vec());
+    let largest = all[0].iter().zip(first[0].iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(largest.unwrap() <= 1);
+    let (repeated, _) = draw(vec![many[0].clone(); 2]);
+    assert_ne!(repeated[0], repeated[1]);
+}
+
+#[test]
+fn requests_that_cannot_be_met_are_named() {
+    let pipeline = pipeline(&Device::default());
+    let prompts = prompts();
+    for (request, name) in [
+        (GenerateConfig { steps: 0, prompts: prompts.clone(), ..Default::default() }, "steps"),
+        (GenerateConfig { steps: 1000, prompts: prompts.clone(), ..Default::default() }, "steps"),
+        (GenerateConfig { guidance: f64::NAN, prompts, ..Default::default() }, "guidance"),
+    ] {
+        let error = pipeline.generate(&request, &mut |_, _| {}).unwrap_err();
+        assert!(matches!(error, ModelError::InvalidRequest { field, .. } if field == name));
+    }
+    let error = Pipeline::load(Path::new("no/such/model"), &Device::default()).unwrap_err();
+    assert!(matches!(error, ModelError::Missing { .. }));
 }

@@ -161,7 +161,7 @@ fn config_fields_are_honoured_or_refused_by_name() {
     let path = dir.path().join("config.json");
     let text = std::fs::read_to_string(unet_dir().join("config.json")).unwrap();
     let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
-    let mut check = |field: &str, value: serde_json::Value| {
+    let check = |field: &str, value: serde_json::Value| {
         let mut json = json.clone();
         json.insert(field.to_string(), value);
         std::fs::write(&path, serde_json::to_string(&json).unwrap()).unwrap();

@@ -151,6 +151,13 @@ pub enum ModelError {
         source: image::ImageError,
     },
 
+    /// A picture's file has no content.
+    #[error("{} is an empty file, not an image: copy it again or remove it", .path.display())]
+    EmptyImage {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// A request to generate pictures cannot be met.
     #[error("`{field}` is {value}, but {expected}")]
     InvalidRequest {

@@ -6,7 +6,7 @@
 //!
 //! Mirrors transformers' `CLIPModel`.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor};
 use serde::de::Error;
@@ -18,6 +18,12 @@ use super::text::{ClipTextConfig, TextTransformer};
 use super::vision::{ClipVisionConfig, VisionTransformer};
 use crate::config::{ConfigFile, Refusal};
 
+/// Keys of a CLIP model's file, for [`crate::weights::load_renamed`].
+///
+/// The temperature of the training's softmax, a tensor without axes, which burn does not have. A
+/// cosine does without it: under this name it is one of the buffers that loading passes over.
+pub const RENAMED: &[(&str, &str)] = &[(r"^logit_scale$", "logit_scale.position_ids")];
+
 /// The `config.json` of a `CLIPModel`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields, default)]
@@ -28,8 +34,6 @@ pub struct ClipConfig {
     pub vision_config: ClipVisionConfig,
     /// Width of the joint space.
     pub projection_dim: usize,
-    /// Logarithm of the inverse temperature at the start of the training.
-    pub logit_scale_init_value: f64,
 }
 
 impl Default for ClipConfig {
@@ -38,14 +42,14 @@ impl Default for ClipConfig {
             text_config: ClipTextConfig::default(),
             vision_config: ClipVisionConfig::default(),
             projection_dim: 512,
-            logit_scale_init_value: 2.6592,
         }
     }
 }
 
 impl<'de> Deserialize<'de> for ClipConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut fields = fields(deserializer, &[])?;
+        // The temperature's start; see `RENAMED`.
+        let mut fields = fields(deserializer, &["logit_scale_init_value"])?;
         // OpenAI's own files state the sizes twice; where the two differ, this one is right.
         for (part, overrides) in
             [("text_config", "text_config_dict"), ("vision_config", "vision_config_dict")]
@@ -82,7 +86,6 @@ impl ClipConfig {
             vision_model: self.vision_config.init(device),
             text_projection: project(self.text_config.hidden_size),
             visual_projection: project(self.vision_config.hidden_size),
-            logit_scale: Param::from_tensor(Tensor::full([1], self.logit_scale_init_value, device)),
         }
     }
 }
@@ -98,8 +101,6 @@ pub struct ClipModel {
     pub text_projection: Linear,
     /// Pictures into the joint space.
     pub visual_projection: Linear,
-    /// Logarithm of the inverse temperature of the training's softmax; cosines do without it.
-    pub logit_scale: Param<Tensor<1>>,
 }
 
 impl ClipModel {

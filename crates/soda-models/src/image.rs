@@ -1,0 +1,163 @@
+//! Pictures: reading files, and the way to tensors and back.
+//!
+//! Inside the crate a picture is an 8-bit [`RgbImage`], upright and opaque, whatever the file was.
+//! [`resample`] changes its size, [`preprocess`] makes it what a judge was trained on, and [`grid`]
+//! puts many into one.
+
+pub mod preprocess;
+pub mod resample;
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Rgb, RgbImage, imageops};
+
+use crate::error::ModelError;
+use crate::image::resample::{Filter, resize};
+
+/// Pixels between the pictures of a grid.
+const MARGIN: u32 = 4;
+
+/// Pictures of a grid are magnified until they are this wide: 64 pixels are a stamp on a screen.
+const LEGIBLE: u32 = 128;
+
+/// Reads a picture of any format that the `image` crate was built with.
+///
+/// A rotation in the EXIF data is carried out, transparency is laid on white, and grey, palette and
+/// 16-bit pictures become 8-bit RGB.
+///
+/// # Errors
+///
+/// A file that is missing, empty, damaged or no picture; each names the file.
+pub fn read_rgb(path: &Path) -> Result<RgbImage, ModelError> {
+    let io = |e| ModelError::io(path, "an image", e);
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if metadata.is_file() && metadata.len() == 0 {
+        return Err(ModelError::EmptyImage { path: path.to_path_buf() });
+    }
+    // The content decides, not the name: photos travel under wrong extensions.
+    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(io)?;
+    let decode = || -> Result<DynamicImage, ImageError> {
+        let mut decoder = reader.into_decoder()?;
+        let orientation = decoder.orientation()?;
+        let mut picture = DynamicImage::from_decoder(decoder)?;
+        picture.apply_orientation(orientation);
+        Ok(picture)
+    };
+    let picture =
+        decode().map_err(|source| ModelError::Image { path: path.to_path_buf(), source })?;
+    Ok(if picture.color().has_alpha() { on_white(&picture) } else { picture.into_rgb8() })
+}
+
+/// The centre of `picture` in the aspect ratio of `width` and `height`, at that size.
+///
+/// What diffusers' trainers do to a training picture: all of it that fits, by Lanczos.
+pub fn resize_center_crop(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let (w, h) = picture.dimensions();
+    // u64: 32 bits overflow for a panorama at a large target.
+    let fit = |a: u32, b: u32, c: u32| (u64::from(a) * u64::from(b) / u64::from(c).max(1)) as u32;
+    let (crop_w, crop_h) = match fit(h, width, height) {
+        by_height if by_height <= w => (by_height.max(1), h),
+        _ => (w, fit(w, height, width).max(1)),
+    };
+    let (x, y) = ((w - crop_w) / 2, (h - crop_h) / 2);
+    let cropped = imageops::crop_imm(picture, x, y, crop_w, crop_h).to_image();
+    resize(&cropped, width, height, Filter::Lanczos)
+}
+
+/// Pictures as `[b, 3, h, w]` in [0, 1].
+///
+/// # Panics
+///
+/// If there are none, or they are of different sizes.
+#[track_caller]
+pub fn to_tensor(pictures: &[RgbImage], device: &Device) -> Tensor<4> {
+    let scale = |value: u8, _| f32::from(value) / 255.0;
+    planes(pictures, scale, device)
+}
+
+/// `pixels` `[b, 3, h, w]` in [0, 1] as pictures; values outside are clipped.
+///
+/// # Panics
+///
+/// If there are not three channels.
+#[track_caller]
+pub fn to_images(pixels: Tensor<4>) -> Vec<RgbImage> {
+    let [batch, channels, height, width] = pixels.dims();
+    assert_eq!(channels, 3, "a picture has three channels: red, green and blue");
+    // Interleaved, as pictures are stored.
+    let data = pixels.swap_dims(1, 2).swap_dims(2, 3).into_data();
+    let mut bytes = data.iter::<f32>().map(|value| (value * 255.0).round_ties_even() as u8);
+    (0..batch)
+        .map(|_| {
+            let mut picture = RgbImage::new(width as u32, height as u32);
+            picture.iter_mut().zip(&mut bytes).for_each(|(to, from)| *to = from);
+            picture
+        })
+        .collect()
+}
+
+/// Rows of pictures on white, each small picture magnified without smoothing.
+///
+/// Columns are as wide as the widest picture, rows as high as the highest of theirs; rows may be
+/// of different lengths.
+pub fn grid(rows: &[Vec<RgbImage>]) -> RgbImage {
+    let pictures = || rows.iter().flatten();
+    let widest = pictures().map(RgbImage::width).max().unwrap_or(1);
+    let times = LEGIBLE.div_ceil(widest.max(1));
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0) as u32;
+    let heights: Vec<u32> = rows
+        .iter()
+        .map(|row| row.iter().map(RgbImage::height).max().unwrap_or(0) * times)
+        .collect();
+
+    let step = widest * times + MARGIN;
+    let height = heights.iter().map(|height| height + MARGIN).sum::<u32>() + MARGIN;
+    let mut canvas = RgbImage::from_pixel(columns * step + MARGIN, height, Rgb([255; 3]));
+    let mut y = MARGIN;
+    for (row, height) in rows.iter().zip(heights) {
+        for (column, picture) in row.iter().enumerate() {
+            let (w, h) = picture.dimensions();
+            let (w, h) = (w * times, h * times);
+            let magnified = imageops::resize(picture, w, h, imageops::FilterType::Nearest);
+            let x = MARGIN + column as u32 * step;
+            imageops::replace(&mut canvas, &magnified, x.into(), y.into());
+        }
+        y += height + MARGIN;
+    }
+    canvas
+}
+
+/// Pictures of one size as `[b, 3, h, w]` of `value(byte, channel)`.
+#[track_caller]
+fn planes(pictures: &[RgbImage], value: impl Fn(u8, usize) -> f32, device: &Device) -> Tensor<4> {
+    let size = pictures.first().map(RgbImage::dimensions).unwrap_or_default();
+    assert!(!pictures.is_empty(), "no pictures to make a tensor of");
+    assert!(
+        pictures.iter().all(|picture| picture.dimensions() == size),
+        "pictures of different sizes do not fit into one tensor"
+    );
+    let (width, height) = (size.0 as usize, size.1 as usize);
+    let mut values = Vec::with_capacity(pictures.len() * 3 * width * height);
+    for picture in pictures {
+        for channel in 0..3 {
+            values.extend(picture.pixels().map(|pixel| value(pixel[channel], channel)));
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [pictures.len(), 3, height, width]), device)
+}
+
+/// Lays a picture with transparency on white, as a browser page shows it.
+fn on_white(picture: &DynamicImage) -> RgbImage {
+    let rgba = picture.to_rgba8();
+    let mut opaque = RgbImage::new(rgba.width(), rgba.height());
+    for (to, from) in opaque.pixels_mut().zip(rgba.pixels()) {
+        let alpha = u32::from(from[3]);
+        let blend = |c: u8| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+        *to = Rgb([blend(from[0]), blend(from[1]), blend(from[2])]);
+    }
+    opaque
+}

@@ -1,0 +1,127 @@
+//! Reading pictures, and the way to tensors and back.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use image::codecs::jpeg::JpegEncoder;
+use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+use soda_models::image::{grid, read_rgb, resize_center_crop, to_images, to_tensor};
+
+/// Every pixel another colour.
+fn gradient(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, (x + y) as u8]))
+}
+
+/// Writes `picture` and reads it back.
+fn through_file(name: &str, picture: impl Into<DynamicImage>) -> RgbImage {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    picture.into().save_with_format(&path, ImageFormat::Png).unwrap();
+    read_rgb(&path).unwrap()
+}
+
+#[test]
+fn every_kind_of_picture_becomes_rgb() {
+    let rgb = gradient(5, 4);
+    assert_eq!(through_file("rgb.png", rgb.clone()), rgb);
+    // The content decides, not the name.
+    assert_eq!(through_file("wrong.jpg", rgb.clone()), rgb);
+    let grey = DynamicImage::from(rgb.clone()).into_luma8();
+    let expected = DynamicImage::from(grey.clone()).into_rgb8();
+    assert_eq!(through_file("grey.png", grey), expected);
+    let deep = DynamicImage::from(rgb.clone()).into_rgb16();
+    assert_eq!(through_file("deep.png", deep), rgb);
+}
+
+#[test]
+fn transparency_lies_on_white() {
+    let mut picture = RgbaImage::from_pixel(3, 1, Rgba([10, 20, 30, 255]));
+    picture.put_pixel(1, 0, Rgba([10, 20, 30, 0]));
+    picture.put_pixel(2, 0, Rgba([0, 100, 255, 51]));
+    let expected = RgbImage::from_raw(3, 1, vec![10, 20, 30, 255, 255, 255, 204, 224, 255]);
+    assert_eq!(through_file("alpha.png", picture), expected.unwrap());
+}
+
+#[test]
+fn a_camera_held_upright_is_honoured() {
+    // A TIFF header and one entry: tag 0x0112 (orientation), 6: rotate by 90 degrees clockwise.
+    let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("photo.jpg");
+    let mut encoder = JpegEncoder::new_with_quality(std::fs::File::create(&path).unwrap(), 100);
+    encoder.set_exif_metadata(exif).unwrap();
+    let left_dark = RgbImage::from_fn(16, 8, |x, _| Rgb([if x < 8 { 0 } else { 255 }; 3]));
+    encoder.write_image(&left_dark, 16, 8, image::ExtendedColorType::Rgb8).unwrap();
+    let upright = read_rgb(&path).unwrap();
+    assert_eq!(upright.dimensions(), (8, 16));
+    assert!(upright.get_pixel(4, 1)[0] < 50 && upright.get_pixel(4, 14)[0] > 200);
+}
+
+#[test]
+fn what_is_no_picture_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &[u8]| -> PathBuf {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let png = {
+        let path = dir.path().join("whole.png");
+        gradient(40, 40).save(&path).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    let cases = [
+        (dir.path().join("nowhere.png"), "does not exist"),
+        (write("empty.png", b""), "empty"),
+        (write("text.png", b"I am a letter, not a picture"), "image"),
+        (write("cut.png", &png[..png.len() / 2]), "image"),
+        (dir.path().to_path_buf(), ""),
+    ];
+    for (path, reason) in cases {
+        let message = read_rgb(&path).unwrap_err().to_string();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(message.contains(name) && message.contains(reason), "{message}");
+    }
+}
+
+#[test]
+fn tensors_keep_every_byte() {
+    let device = Device::default();
+    let pictures = vec![gradient(7, 5), RgbImage::from_pixel(7, 5, Rgb([255, 0, 128]))];
+    let pixels = to_tensor(&pictures, &device);
+    assert_eq!(pixels.dims(), [2, 3, 5, 7]);
+    assert_eq!(to_images(pixels.clone()), pictures);
+    // Outside of [0, 1] is clipped, not wrapped.
+    let far = to_images(pixels * 100.0 - 50.0);
+    assert_eq!(far[1].get_pixel(0, 0).0[..2], [255, 0]);
+}
+
+#[test]
+fn a_training_picture_is_its_centre() {
+    let wide = gradient(100, 40);
+    let square = resize_center_crop(&wide, 40, 40);
+    assert_eq!(square.get_pixel(0, 0), wide.get_pixel(30, 0));
+    assert_eq!(square.get_pixel(39, 39), wide.get_pixel(69, 39));
+    let tall = gradient(40, 100);
+    assert_eq!(resize_center_crop(&tall, 40, 40).get_pixel(0, 0), tall.get_pixel(0, 30));
+    assert_eq!(resize_center_crop(&gradient(64, 64), 64, 64), gradient(64, 64));
+    // The aspect ratio of the target, and no picture is too thin for it.
+    for (width, height, to) in [(100, 40, (20, 10)), (3, 200, (64, 64)), (1, 1, (9, 5))] {
+        assert_eq!(resize_center_crop(&gradient(width, height), to.0, to.1).dimensions(), to);
+    }
+}
+
+#[test]
+fn a_grid_shows_every_picture() {
+    let rows = [vec![gradient(64, 64); 3], vec![RgbImage::from_pixel(64, 64, Rgb([1, 2, 3]))]];
+    let sheet = grid(&rows);
+    // Twice as large, with margins of 4 around.
+    assert_eq!(sheet.dimensions(), (3 * 132 + 4, 2 * 132 + 4));
+    assert_eq!(sheet.get_pixel(0, 0), &Rgb([255; 3]));
+    assert_eq!(sheet.get_pixel(4, 4 + 132), &Rgb([1, 2, 3]));
+    assert_eq!(sheet.get_pixel(4 + 132, 4 + 132), &Rgb([255; 3]));
+    assert_eq!(sheet.get_pixel(4 + 2 * 132 + 21, 4 + 31), &Rgb([10, 15, 25]));
+    grid(&[]);
+    grid(&[Vec::new()]);
+}

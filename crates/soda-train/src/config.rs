@@ -40,6 +40,27 @@ pub struct TrainConfig {
     pub samples: SampleConfig,
 }
 
+/// How the learning rates change over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Half a cosine from the full rate down to zero: the last steps settle instead of wandering.
+    #[default]
+    Cosine,
+    /// The full rate throughout.
+    Constant,
+}
+
+impl Schedule {
+    /// The factor on the learning rates at `step`, from 0, of `steps`.
+    pub fn factor(self, step: usize, steps: usize) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps.max(1) as f64).cos()),
+        }
+    }
+}
+
 /// Learning rates and clipping.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -52,6 +73,8 @@ pub struct OptimizerConfig {
     pub spectrum_weight_decay: f64,
     /// Largest norm of the gradient over all parameters.
     pub max_grad_norm: f64,
+    /// How both rates change over the run.
+    pub schedule: Schedule,
 }
 
 /// Sampling before and after the training.
@@ -73,6 +96,7 @@ impl Default for OptimizerConfig {
             spectrum_lr: 5e-3,
             spectrum_weight_decay: 1e-4,
             max_grad_norm: 1.0,
+            schedule: Schedule::default(),
         }
     }
 }

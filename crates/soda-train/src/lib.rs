@@ -29,7 +29,7 @@ mod report;
 mod run;
 mod trainer;
 
-pub use config::{OptimizerConfig, SampleConfig, TrainConfig};
+pub use config::{OptimizerConfig, SampleConfig, Schedule, TrainConfig};
 pub use dataset::{Dataset, Example};
 pub use encode::Encoded;
 pub use error::TrainError;

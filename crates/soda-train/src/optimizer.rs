@@ -39,8 +39,15 @@ impl AdapterOptimizer {
         }
     }
 
-    /// One step: clips the global norm, then moves each parameter in its own geometry.
-    pub fn step<M: Method, N: Module>(&mut self, method: &M, module: N, grads: &Gradients) -> N {
+    /// One step: clips the global norm, then moves each parameter in its own geometry, by `factor` of
+    /// its learning rate.
+    pub fn step<M: Method, N: Module>(
+        &mut self,
+        method: &M,
+        module: N,
+        grads: &Gradients,
+        factor: f64,
+    ) -> N {
         let mut collect = Collect { path: Vec::new(), grads, trainable: Vec::new() };
         module.visit(&mut collect);
         let mut trainable = collect.trainable;
@@ -49,8 +56,8 @@ impl AdapterOptimizer {
         let (rotations, others): (Vec<_>, Vec<_>) = trainable
             .into_iter()
             .partition(|parameter| method.geometry(&parameter.path) == Geometry::Stiefel);
-        let mut updated = self.rotation.step(rotations);
-        updated.extend(self.euclidean.step(others));
+        let mut updated = self.rotation.step(rotations, factor);
+        updated.extend(self.euclidean.step(others, factor));
         map_leaves(module, |_, id, _| updated.remove(&id))
     }
 }
@@ -77,7 +84,7 @@ impl<O: Optimizer> Group<O> {
 
     /// New values by identity, flat. The set of parameters and their order must not change between
     /// steps: the state is a stack in that order.
-    fn step(&mut self, parameters: Vec<Trainable>) -> HashMap<ParamId, Tensor<1>> {
+    fn step(&mut self, parameters: Vec<Trainable>, factor: f64) -> HashMap<ParamId, Tensor<1>> {
         let mut buckets: BTreeMap<[usize; 2], Vec<Trainable>> = BTreeMap::new();
         for parameter in parameters {
             buckets.entry(parameter.value.dims()).or_default().push(parameter);
@@ -89,7 +96,7 @@ impl<O: Optimizer> Group<O> {
             };
             let (values, grads) = (stack(|p| &p.value), stack(|p| &p.grad));
             let (values, state) =
-                self.optimizer.step(self.lr, values, grads, self.states.remove(&shape));
+                self.optimizer.step(self.lr * factor, values, grads, self.states.remove(&shape));
             self.states.extend(state.map(|state| (shape, state)));
             let rows = values.reshape([bucket.len(), shape[0] * shape[1]]);
             for (parameter, row) in bucket.iter().zip(rows.split(1, 0)) {

@@ -310,7 +310,7 @@ fn csv(losses: &[f32]) -> String {
 fn orthogonality<M: Method>(method: &M, leaves: &[Leaf]) -> f32 {
     leaves
         .iter()
-        .filter(|leaf| leaf.trainable && method.geometry(&leaf.path) == Geometry::Stiefel)
+        .filter(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel)
         .map(|leaf| {
             let q = leaf.value.clone().reshape([leaf.shape[0], leaf.shape[1]]);
             let identity = burn::tensor::Tensor::eye(leaf.shape[1], &q.device());

@@ -46,7 +46,8 @@ pub fn train<M: Method>(
         let batch = Batch::draw(data, schedule, config, step as u64);
         let loss = batch.loss(&unet);
         let grads = loss.backward();
-        unet = optimizer.step(method, unet, &grads);
+        let factor = config.optimizer.schedule.factor(step, config.steps);
+        unet = optimizer.step(method, unet, &grads, factor);
 
         let loss = loss.into_scalar::<f32>();
         if !loss.is_finite() {

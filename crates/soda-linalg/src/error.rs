@@ -58,10 +58,6 @@ pub enum LinalgError {
         parts: usize,
     },
 
-    /// A tensor that tracks gradients; decompositions are not differentiated.
-    #[error("the matrix is on an autodiff device; decompose it before training starts")]
-    OnTape,
-
     /// A matrix that must be square.
     #[error("expected a square matrix, got {rows} x {cols}")]
     NotSquare {
@@ -69,6 +65,37 @@ pub enum LinalgError {
         rows: usize,
         /// Its columns.
         cols: usize,
+    },
+
+    /// A matrix that must be symmetric.
+    #[error("entries ({row}, {col}) and ({col}, {row}) of the {n} x {n} matrix differ")]
+    NotSymmetric {
+        /// Row of the first such entry.
+        row: usize,
+        /// Its column.
+        col: usize,
+        /// Size of the matrix.
+        n: usize,
+    },
+
+    /// A matrix that must have orthonormal columns (rows, if wide).
+    #[error("the {rows} x {cols} matrix is not orthonormal: max |XᵀX - I| is {defect:.2e}")]
+    NotOrthonormal {
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
+        /// `max |XᵀX - I|`.
+        defect: f64,
+    },
+
+    /// Two tensors that must agree in shape.
+    #[error("the shapes {left:?} and {right:?} do not fit each other")]
+    ShapeMismatch {
+        /// Shape of the first.
+        left: Vec<usize>,
+        /// Shape of the second.
+        right: Vec<usize>,
     },
 
     /// A rotation without a principal logarithm.

@@ -7,7 +7,7 @@
 
 use burn::tensor::{DType, Device, Element, Tensor, TensorData};
 use faer::traits::RealField;
-use faer::{Mat, MatRef};
+use faer::{ColMut, Mat, MatRef};
 
 use crate::error::LinalgError;
 
@@ -103,11 +103,15 @@ pub(crate) fn matrix<T: Real>(mat: MatRef<'_, T>, device: &Device) -> Tensor<2> 
     Tensor::from_data(TensorData::new(entries, [rows, cols]), (device, T::dtype()))
 }
 
-/// Uploads a matrix computed in f64 in the dtype of what it was computed from.
-pub(crate) fn matrix_as(mat: MatRef<'_, f64>, dtype: DType, device: &Device) -> Tensor<2> {
-    let (rows, cols) = mat.shape();
+/// Uploads entries computed in f64 in the dtype of what they were computed from.
+pub(crate) fn entries_as<const D: usize>(
+    entries: Vec<f64>,
+    shape: [usize; D],
+    dtype: DType,
+    device: &Device,
+) -> Tensor<D> {
     // Converted on the host: the device may have no f64.
-    let data = TensorData::new(row_major(mat), [rows, cols]).convert_dtype(dtype);
+    let data = TensorData::new(entries, shape).convert_dtype(dtype);
     Tensor::from_data(data, (device, dtype))
 }
 
@@ -124,6 +128,24 @@ pub(crate) fn row_major<T: Real>(mat: MatRef<'_, T>) -> Vec<T> {
         entries.extend(row.iter().copied());
     }
     entries
+}
+
+/// The sign rule of singular and eigenvectors: negates the vector, and its partner with it, if its
+/// entry of largest magnitude (the first of equals) is negative.
+pub(crate) fn make_largest_positive<T: Real>(
+    vector: ColMut<'_, T>,
+    partner: Option<ColMut<'_, T>>,
+) {
+    let mut largest: f64 = 0.0;
+    for entry in vector.as_ref().iter().map(|entry| entry.to_double()) {
+        if entry.abs() > largest.abs() {
+            largest = entry;
+        }
+    }
+    if largest < 0.0 {
+        let partner = partner.into_iter().flat_map(|partner| partner.iter_mut());
+        vector.iter_mut().chain(partner).for_each(|entry| *entry = -*entry);
+    }
 }
 
 /// The smallest power of two above `max`, within what an f64 can invert.

@@ -32,11 +32,16 @@ pub fn rotation_power(q: &Tensor<2>, t: f64) -> Result<Tensor<2>, LinalgError> {
     }
     let q64 = Host::<f64>::read(q)?;
     let power = exp(&(log(q64.mat * Scale(q64.scale))? * Scale(t)));
-    Ok(host::matrix_as(power.as_ref(), q.dtype(), &host::plain_device(q)))
+    Ok(host::entries_as(
+        host::row_major(power.as_ref()),
+        [rows, cols],
+        q.dtype(),
+        &host::plain_device(q),
+    ))
 }
 
 /// The skew principal logarithm of an orthogonal matrix.
-fn log(mut q: Mat<f64>) -> Result<Mat<f64>, LinalgError> {
+pub(crate) fn log(mut q: Mat<f64>) -> Result<Mat<f64>, LinalgError> {
     let n = q.nrows();
     let identity = Mat::<f64>::identity(n, n);
     for _ in 0..HALVINGS {
@@ -60,7 +65,7 @@ fn log(mut q: Mat<f64>) -> Result<Mat<f64>, LinalgError> {
 }
 
 /// The exponential, by scaling and squaring a Taylor series.
-fn exp(a: &Mat<f64>) -> Mat<f64> {
+pub(crate) fn exp(a: &Mat<f64>) -> Mat<f64> {
     let n = a.nrows();
     let halvings = (a.norm_l2() * 4.0).log2().ceil().clamp(0.0, 64.0) as i32;
     let a = a * Scale(2f64.powi(-halvings));

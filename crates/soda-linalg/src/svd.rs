@@ -139,21 +139,9 @@ fn thin<T: Real>(a: &Host<T>, par: Par) -> Result<Factors<T>, LinalgError> {
         Default::default(),
     )
     .map_err(|_| a.no_convergence())?;
-    fix_signs(&mut u, &mut v);
+    for (u, v) in u.col_iter_mut().zip(v.col_iter_mut()) {
+        host::make_largest_positive(u, Some(v));
+    }
     let s = a.rescale(s.column_vector().iter().copied())?;
     Ok(Factors { u, s, v })
-}
-
-fn fix_signs<T: Real>(u: &mut Mat<T>, v: &mut Mat<T>) {
-    for (u, v) in u.col_iter_mut().zip(v.col_iter_mut()) {
-        let mut largest: f64 = 0.0;
-        for entry in u.as_ref().iter().map(|entry| entry.to_double()) {
-            if entry.abs() > largest.abs() {
-                largest = entry;
-            }
-        }
-        if largest < 0.0 {
-            u.iter_mut().chain(v.iter_mut()).for_each(|entry| *entry = -*entry);
-        }
-    }
 }

@@ -2,7 +2,6 @@
 
 mod exponential;
 mod metric;
-mod stack;
 mod stiefel_adam;
 
 pub use exponential::Exponential;

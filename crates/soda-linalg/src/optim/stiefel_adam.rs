@@ -23,8 +23,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::exponential::Exponential;
 use super::metric::Metric;
-use super::stack::Stack;
 use crate::polar;
+use crate::stack::Stack;
 
 /// Settings of [`StiefelAdam`]; the defaults are those of SODA's released code.
 #[derive(Config, Debug)]

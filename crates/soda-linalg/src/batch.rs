@@ -1,0 +1,85 @@
+//! Small pieces of algebra on a batch of matrices `[b, n, n]`, in matrix products only.
+
+use burn::tensor::{DType, Tensor};
+
+/// The identity, broadcast over the batch: `[1, n, n]` beside `like` `[b, _, n]`.
+pub(crate) fn identity(like: &Tensor<3>) -> Tensor<3> {
+    let [_, _, n] = like.dims();
+    // Without autodiff: a constant joins either kind of tensor.
+    let device = like.device().without_autodiff();
+    Tensor::<2>::eye(n, &device).cast(like.dtype()).unsqueeze_dim(0)
+}
+
+/// `XᵀX`.
+pub(crate) fn gram(x: &Tensor<3>) -> Tensor<3> {
+    x.clone().transpose().matmul(x.clone())
+}
+
+/// `(A + Aᵀ) / 2`.
+pub(crate) fn sym(a: Tensor<3>) -> Tensor<3> {
+    (a.clone() + a.transpose()).mul_scalar(0.5)
+}
+
+/// `(A - Aᵀ) / 2`.
+pub(crate) fn skew(a: Tensor<3>) -> Tensor<3> {
+    (a.clone() - a.transpose()).mul_scalar(0.5)
+}
+
+/// The largest row sum of magnitudes, `|A|_inf`, over the whole batch: an upper bound on every spectral
+/// norm of symmetric and skew matrices. Reads one number back; infinite where the read fails.
+pub(crate) fn norm_bound(a: &Tensor<3>) -> f64 {
+    let sums = a.clone().without_autodiff().abs().sum_dim(2);
+    sums.max().try_into_scalar::<f32>().map_or(f64::INFINITY, f64::from)
+}
+
+/// The inverse by Newton's iteration `Y <- Y (2 I - M Y)` (Higham, Functions of Matrices, 7.3), for
+/// `M = I - A` with `A` skew, hence with singular values in `[1, sqrt(1 + |A|²)]`.
+///
+/// The iteration runs off the tape. Its last step runs on it, and has the derivative of the inverse,
+/// `dY = -Y dM Y`, exactly: the tape holds two products and not the whole iteration.
+pub(crate) fn inverse_of_unit_minus_skew(a: Tensor<3>) -> Tensor<3> {
+    let identity = identity(&a);
+    let bound = norm_bound(&a);
+    let newton = |m: &Tensor<3>, y: Tensor<3>| {
+        let correction = identity.clone() - m.clone().matmul(y.clone());
+        y.clone() + y.matmul(correction)
+    };
+    let m = identity.clone() - a;
+    let constant = m.clone().without_autodiff();
+    // From Y = Mᵀ / |M|² the error of each eigenvalue, 1 - σ²/|M|², is squared by every step.
+    let largest = 1.0 + bound * bound;
+    let mut y = constant.clone().transpose().div_scalar(largest);
+    let mut error = 1.0 - 1.0 / largest;
+    let target = if constant.dtype() == DType::F64 { 1e-17 } else { 1e-9 };
+    for _ in 0..MAX_STEPS {
+        if error <= target {
+            break;
+        }
+        y = newton(&constant, y);
+        error *= error;
+    }
+    newton(&m, y)
+}
+
+/// Enough for a norm of 1e8; beyond that f32 has no inverse to find.
+const MAX_STEPS: usize = 64;
+
+/// The matrix exponential by scaling and squaring of its Taylor series (Higham, Functions of
+/// Matrices, 10.3). Reads the norm back, once.
+pub(crate) fn exp(a: Tensor<3>) -> Tensor<3> {
+    let norm = norm_bound(&a);
+    // |A| <= 1/2 leaves a remainder below 1e-9 after 8 terms, below 1e-17 after 13.
+    let halvings = (2.0 * norm).log2().ceil().clamp(0.0, 60.0) as i32;
+    let order = if a.dtype() == DType::F64 { 13 } else { 8 };
+    let a = a.mul_scalar(2f64.powi(-halvings));
+    let identity = identity(&a);
+    // Horner: I + A (I + A/2 (I + A/3 (…))).
+    let mut sum = identity.clone() + a.clone().div_scalar(f64::from(order));
+    for term in (1..order).rev() {
+        sum = identity.clone() + a.clone().matmul(sum).div_scalar(f64::from(term));
+    }
+    for _ in 0..halvings {
+        sum = sum.clone().matmul(sum);
+    }
+    sum
+}

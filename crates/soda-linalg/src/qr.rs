@@ -1,0 +1,103 @@
+//! The thin QR and LQ decompositions, `A = Q R` and `A = L Q`.
+//!
+//! By Householder reflections on the host (Golub and Van Loan, Matrix Computations, 5.2).
+//!
+//! **Sign rule.** The diagonal of `R` and of `L` is non-negative. For a matrix of full rank that makes
+//! the decomposition unique; without it, the same file would mean another model on another machine.
+
+use burn::tensor::Tensor;
+use faer::Mat;
+
+use crate::error::LinalgError;
+use crate::host::{self, Host, Real};
+
+/// `A = Q R`, off the tape; `k = min(m, n)`.
+#[derive(Clone, Debug)]
+pub struct Qr {
+    /// Orthonormal columns, `[m, k]`.
+    pub q: Tensor<2>,
+    /// Upper triangular (trapezoidal, if `A` is wide), `[k, n]`.
+    pub r: Tensor<2>,
+}
+
+/// `A = L Q`, off the tape; `k = min(m, n)`.
+#[derive(Clone, Debug)]
+pub struct Lq {
+    /// Lower triangular (trapezoidal, if `A` is tall), `[m, k]`.
+    pub l: Tensor<2>,
+    /// Orthonormal rows, `[k, n]`.
+    pub q: Tensor<2>,
+}
+
+impl Qr {
+    /// Decomposes `a`, `[m, n]`; the factors are on `a`'s device in f64 where `a` is, else in f32.
+    ///
+    /// # Errors
+    ///
+    /// If `a` is empty or not finite, if an entry of `R` overflows, or if `a` cannot be read.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use soda_linalg::Qr;
+    ///
+    /// let a = Tensor::<2>::from_data([[-3.0, 1.0], [4.0, 2.0]], &Device::default());
+    /// let qr = Qr::thin(&a)?;
+    /// let r: Vec<f32> = qr.r.try_to_vec_as()?;
+    /// assert!((r[0] - 5.0).abs() < 1e-5 && (r[3] - 2.0).abs() < 1e-5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn thin(a: &Tensor<2>) -> Result<Self, LinalgError> {
+        if host::is_double(a) { thin::<f64>(a) } else { thin::<f32>(a) }
+    }
+
+    /// `Q R`, `[m, n]`.
+    pub fn recompose(&self) -> Tensor<2> {
+        self.q.clone().matmul(self.r.clone())
+    }
+}
+
+impl Lq {
+    /// Decomposes `a`, `[m, n]`: the QR decomposition of its transpose, transposed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Qr::thin`].
+    pub fn thin(a: &Tensor<2>) -> Result<Self, LinalgError> {
+        let Qr { q, r } = Qr::thin(&a.clone().transpose())?;
+        Ok(Self { l: r.transpose(), q: q.transpose() })
+    }
+
+    /// `L Q`, `[m, n]`.
+    pub fn recompose(&self) -> Tensor<2> {
+        self.l.clone().matmul(self.q.clone())
+    }
+}
+
+fn thin<T: Real>(a: &Tensor<2>) -> Result<Qr, LinalgError> {
+    let host = Host::<T>::read(a)?;
+    let (q, r) = positive_diagonal(&host.mat);
+    let (k, n) = r.shape();
+    let r = host.rescale(host::row_major(r.as_ref()).into_iter())?;
+    let device = host::plain_device(a);
+    Ok(Qr { q: host::matrix(q.as_ref(), &device), r: host::vector(r, &device).reshape([k, n]) })
+}
+
+/// Thin QR with a non-negative diagonal.
+pub(crate) fn positive_diagonal<T: Real>(a: &Mat<T>) -> (Mat<T>, Mat<T>) {
+    let qr = a.qr();
+    let (mut q, mut r) = (qr.compute_thin_Q(), qr.thin_R().to_owned());
+    for i in 0..q.ncols() {
+        if r[(i, i)].to_double() < 0.0 {
+            q.col_mut(i).iter_mut().for_each(|entry| *entry = -*entry);
+            r.row_mut(i).iter_mut().for_each(|entry| *entry = -*entry);
+        }
+    }
+    // What Householder leaves below the diagonal is storage, not zero.
+    let r =
+        Mat::from_fn(
+            r.nrows(),
+            r.ncols(),
+            |i, j| if i <= j { r[(i, j)] } else { T::from_double(0.0) },
+        );
+    (q, r)
+}

@@ -45,16 +45,18 @@ impl Judges {
         let (clip, dino) = (dir.join("clip"), dir.join("dino"));
         let clip_config: ClipConfig = config::read(&clip.join("config.json"))?;
         let dino_config: VitConfig = config::read(&dino.join("config.json"))?;
+        let tokenizer = Tokenizer::from_dir(&clip)?;
+        tokenizer.check_fits(&clip, &clip_config.text_config)?;
         Ok(Self {
+            tokenizer,
+            clip_pixels: pixels(&clip, clip_config.vision_config.image_size)?,
+            dino_pixels: pixels(&dino, dino_config.image_size)?,
             clip: weights::load_renamed(
                 clip_config.init(device),
                 &clip.join(WEIGHTS),
                 model::RENAMED,
             )?,
-            tokenizer: Tokenizer::from_dir(&clip)?,
-            clip_pixels: config::read(&clip.join(PIXELS))?,
             dino: weights::load(dino_config.init(device), &dino.join(WEIGHTS))?,
-            dino_pixels: config::read(&dino.join(PIXELS))?,
             device: device.clone(),
         })
     }
@@ -133,7 +135,22 @@ impl Judges {
 }
 
 const WEIGHTS: &str = "model.safetensors";
-const PIXELS: &str = "preprocessor_config.json";
+
+/// What makes pictures fit for the judge in `dir`, which reads squares of `side` pixels.
+fn pixels(dir: &Path, side: usize) -> Result<Preprocessor, ModelError> {
+    let path = dir.join("preprocessor_config.json");
+    let pixels: Preprocessor = config::read(&path)?;
+    let (width, height) = pixels.output();
+    if (width as usize, height as usize) == (side, side) {
+        return Ok(pixels);
+    }
+    Err(ModelError::UnsupportedField {
+        path,
+        field: "size".to_string(),
+        value: format!("{width}x{height}"),
+        supported: format!("{side}x{side}, the `image_size` of config.json"),
+    })
+}
 
 fn check_pairs(field: &'static str, images: usize, found: usize) -> Result<(), ModelError> {
     if images == found {

@@ -10,13 +10,15 @@ use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde_json::Value;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, Model, SplitDelimiterBehavior};
 
+use crate::clip::text::ClipTextConfig;
 use crate::error::ModelError;
 
 /// What a word is, from OpenAI's CLIP; special tokens stay whole.
@@ -62,6 +64,7 @@ impl Tokenizer {
         } else {
             from_vocabulary(dir, &settings)?
         };
+        check_model(dir, &inner)?;
         // Cutting and padding are done below: a file that also did it would hide what was cut.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| refuse(dir, e))?;
@@ -75,7 +78,6 @@ impl Tokenizer {
             start: id(&settings.start)?,
             end: id(&settings.end)?,
             pad: id(&settings.pad)?,
-            // The model cannot fail on a symbol it does not know as long as this one is there.
             unknown: id(&settings.unknown)?,
             max_length: settings.max_length,
             inner,
@@ -115,6 +117,30 @@ impl Tokenizer {
     /// The number of ids of every encoding.
     pub fn max_length(&self) -> usize {
         self.max_length
+    }
+
+    /// Refuses a text encoder with fewer tokens or positions than this tokenizer has.
+    ///
+    /// # Errors
+    ///
+    /// Names `dir`, from which the tokenizer was read.
+    pub fn check_fits(&self, dir: &Path, config: &ClipTextConfig) -> Result<(), ModelError> {
+        let positions = config.max_position_embeddings;
+        if self.max_length > positions {
+            let reason = format!(
+                "model_max_length is {}, but the text encoder has {positions} positions",
+                self.max_length
+            );
+            return Err(refuse(dir, reason));
+        }
+        let largest = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
+        if largest as usize >= config.vocab_size {
+            let vocabulary = config.vocab_size;
+            let reason =
+                format!("it has the id {largest}, but the text encoder has {vocabulary} tokens");
+            return Err(refuse(dir, reason));
+        }
+        Ok(())
     }
 
     /// The id of the end token, where the text encoder's pooled output is read.
@@ -190,6 +216,19 @@ impl Settings {
             added,
             max_length,
         })
+    }
+}
+
+/// Refuses a model that is no byte-pair encoding, or that could fail on a symbol it does not know.
+fn check_model(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<(), ModelError> {
+    let ModelWrapper::BPE(model) = inner.get_model() else {
+        return Err(refuse(dir, "its model is not byte-pair encoding"));
+    };
+    match model.get_unk_token() {
+        Some(unknown) if model.token_to_id(unknown).is_none() => {
+            Err(refuse(dir, format!("the unknown token {unknown} is not in the vocabulary")))
+        }
+        _ => Ok(()),
     }
 }
 

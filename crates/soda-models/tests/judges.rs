@@ -147,6 +147,68 @@ fn tokenizer_errors_name_the_file() {
 }
 
 #[test]
+fn judges_that_do_not_fit_together_are_refused() {
+    // (file, what it says, what it should not, what the message names)
+    let cases = [
+        (
+            "clip/preprocessor_config.json",
+            "\"shortest_edge\": 64",
+            "\"shortest_edge\": 32",
+            "crop_size",
+        ),
+        (
+            "clip/preprocessor_config.json",
+            "\"do_center_crop\": true",
+            "\"do_center_crop\": false",
+            "do_center_crop",
+        ),
+        ("dino/preprocessor_config.json", "\"width\": 64", "\"width\": 96", "96x64"),
+        ("dino/preprocessor_config.json", "\"resample\": 2", "\"resample\": 0", "resample"),
+        (
+            "dino/preprocessor_config.json",
+            "\"do_resize\": true",
+            "\"do_resize\": false",
+            "do_resize",
+        ),
+        ("clip/config.json", "\"vocab_size\": 787", "\"vocab_size\": 700", "700"),
+        ("clip/config.json", "\"quick_gelu\"", "\"relu\"", "relu"),
+        ("clip/config.json", "\"num_channels\"", "\"num_chanels\"", "num_chanels"),
+        (
+            "dino/config.json",
+            "\"num_attention_heads\": 5",
+            "\"num_attention_heads\": 7",
+            "num_attention_heads",
+        ),
+        ("dino/config.json", "\"qkv_bias\": true", "\"qkv_bias\": false", "query.bias"),
+        (
+            "clip/tokenizer_config.json",
+            "\"model_max_length\": 77",
+            "\"model_max_length\": 78",
+            "78",
+        ),
+    ];
+    for (file, right, wrong, named) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["clip", "dino"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+            for entry in std::fs::read_dir(toybox().join("eval").join(part)).unwrap() {
+                let from = entry.unwrap().path();
+                std::fs::copy(&from, dir.path().join(part).join(from.file_name().unwrap()))
+                    .unwrap();
+            }
+        }
+        let text = std::fs::read_to_string(dir.path().join(file)).unwrap();
+        assert!(text.contains(right), "{file} does not say {right}");
+        std::fs::write(dir.path().join(file), text.replace(right, wrong)).unwrap();
+        let message = Judges::load(dir.path(), &Device::default()).unwrap_err().to_string();
+        assert!(
+            message.contains(named) && message.contains(dir.path().to_str().unwrap()),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn text_encoder_reads_as_transformers() {
     let device = Device::default();
     let dir = toybox().join("base/text_encoder");

@@ -18,9 +18,6 @@ use crate::config::{ConfigFile, Refusal};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Preprocessor {
-    /// Whether pictures are resized at all.
-    #[serde(default = "on")]
-    pub do_resize: bool,
     /// The size that pictures are resized to.
     pub size: Size,
     /// The kernel, by Pillow's number.
@@ -30,15 +27,9 @@ pub struct Preprocessor {
     pub do_center_crop: bool,
     /// The size of the centre.
     pub crop_size: Option<Size>,
-    /// Whether bytes are multiplied by `rescale_factor`.
-    #[serde(default = "on")]
-    pub do_rescale: bool,
     /// 1 / 255.
     #[serde(default = "per_byte")]
     pub rescale_factor: f32,
-    /// Whether mean and deviation are taken out.
-    #[serde(default = "on")]
-    pub do_normalize: bool,
     /// Of red, green and blue.
     pub image_mean: [f32; 3],
     /// Of red, green and blue.
@@ -91,8 +82,11 @@ impl ConfigFile for Preprocessor {
     const NEUTRAL: &'static [(&'static str, &'static str)] = &[
         ("default_to_square", "true"),
         ("default_to_square", "false"),
+        ("do_normalize", "true"),
         ("do_pad", "false"),
         ("do_pad", "null"),
+        ("do_rescale", "true"),
+        ("do_resize", "true"),
         ("image_seq_length", "null"),
         ("pad_size", "null"),
     ];
@@ -106,17 +100,22 @@ impl ConfigFile for Preprocessor {
         if self.image_std.contains(&0.0) {
             return refuse("image_std", format!("{:?}", self.image_std), "deviations above zero");
         }
-        if self.edges(1, 1).0.min(self.edges(1, 1).1) == 0 {
+        let (least_width, least_height) = self.edges(1, 1);
+        if least_width == 0 || least_height == 0 {
             return refuse("size", format!("{:?}", self.size), "a size above zero");
         }
-        match (self.do_center_crop, self.crop()) {
-            (true, None) => {
+        match (self.do_center_crop, self.size, self.crop()) {
+            (true, _, None) => {
                 refuse("crop_size", format!("{:?}", self.crop_size), "a height and a width")
             }
             // Pillow would pad with black, on which no judge was trained.
-            (true, Some((width, height))) if self.do_resize && !self.covers(width, height) => {
+            (true, _, Some((width, height))) if width > least_width || height > least_height => {
                 let supported = "a crop that is not larger than `size`";
                 refuse("crop_size", format!("{width}x{height}"), supported)
+            }
+            (false, Size::ShortestEdge { .. }, _) => {
+                let supported = "a crop after the resize, or pictures differ in size";
+                refuse("do_center_crop", "false".to_string(), supported)
             }
             _ => Ok(()),
         }
@@ -128,34 +127,36 @@ impl Preprocessor {
     ///
     /// # Panics
     ///
-    /// If there are none; or if neither a resize nor a crop makes them of one size.
+    /// If there are none.
     #[track_caller]
     pub fn apply(&self, pictures: &[RgbImage], device: &Device) -> Tensor<4> {
         let pictures: Vec<_> = pictures.iter().map(|picture| self.frame(picture)).collect();
-        let factor = if self.do_rescale { self.rescale_factor } else { 1.0 };
         let value = |byte: u8, channel: usize| {
-            let value = f32::from(byte) * factor;
-            match self.do_normalize {
-                true => (value - self.image_mean[channel]) / self.image_std[channel],
-                false => value,
-            }
+            let value = f32::from(byte) * self.rescale_factor;
+            (value - self.image_mean[channel]) / self.image_std[channel]
         };
         planes(&pictures, value, device)
     }
 
+    /// Width and height of every preprocessed picture.
+    pub fn output(&self) -> (u32, u32) {
+        match self.crop() {
+            Some(crop) if self.do_center_crop => crop,
+            _ => self.edges(1, 1),
+        }
+    }
+
     /// The picture in its final size.
     fn frame(&self, picture: &RgbImage) -> RgbImage {
-        let mut picture = picture.clone();
-        if let (true, Some(filter)) = (self.do_resize, self.filter()) {
-            let (width, height) = self.edges(picture.width(), picture.height());
-            picture = resize(&picture, width, height, filter);
-        }
-        if let (true, Some((width, height))) = (self.do_center_crop, self.crop()) {
-            let x = picture.width().saturating_sub(width) / 2;
-            let y = picture.height().saturating_sub(height) / 2;
-            picture = imageops::crop_imm(&picture, x, y, width, height).to_image();
-        }
-        picture
+        let (width, height) = self.edges(picture.width(), picture.height());
+        let picture = match self.filter() {
+            Some(filter) => resize(picture, width, height, filter),
+            // `check` refused it.
+            None => picture.clone(),
+        };
+        let (crop_width, crop_height) = self.output();
+        let (x, y) = ((width - crop_width) / 2, (height - crop_height) / 2);
+        imageops::crop_imm(&picture, x, y, crop_width, crop_height).to_image()
     }
 
     /// Width and height that a picture of `width` x `height` is resized to.
@@ -182,12 +183,6 @@ impl Preprocessor {
         }
     }
 
-    /// Whether every resized picture is at least as large as the crop.
-    fn covers(&self, width: u32, height: u32) -> bool {
-        let (least_width, least_height) = self.edges(1, 1);
-        width <= least_width && height <= least_height
-    }
-
     fn filter(&self) -> Option<Filter> {
         match self.resample {
             1 => Some(Filter::Lanczos),
@@ -196,10 +191,6 @@ impl Preprocessor {
             _ => None,
         }
     }
-}
-
-fn on() -> bool {
-    true
 }
 
 fn per_byte() -> f32 {

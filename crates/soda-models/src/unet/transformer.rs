@@ -14,7 +14,7 @@ use burn::tensor::activation::gelu;
 use burn::tensor::module::linear;
 use burn::tensor::{Device, Tensor};
 
-use crate::unet::attention::{Attention, AttentionConfig};
+use crate::unet::attention::{Attention, AttentionConfig, project};
 
 /// The sizes of a transformer.
 #[derive(Debug, Clone)]
@@ -142,7 +142,7 @@ impl FeedForward {
 
     /// `[b, n, c]` to `[b, n, c]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.net.2.forward(self.net.0.forward(x))
+        project(&self.net.2, self.net.0.forward(x))
     }
 }
 
@@ -156,7 +156,7 @@ pub struct GeGlu {
 impl GeGlu {
     /// `[b, n, c]` to `[b, n, 4c]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [value, gate]: [Tensor<3>; 2] = split_last(self.proj.forward(x));
+        let [value, gate]: [Tensor<3>; 2] = split_last(project(&self.proj, x));
         value * gelu(gate)
     }
 }

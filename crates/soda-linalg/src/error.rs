@@ -1,5 +1,8 @@
 //! Everything that can be wrong with what a caller hands in.
 
+use std::io;
+use std::path::PathBuf;
+
 use burn::tensor::TensorReadError;
 use thiserror::Error;
 
@@ -105,6 +108,26 @@ pub enum LinalgError {
     NoLogarithm {
         /// Its size.
         n: usize,
+    },
+
+    /// A budget of parameters that no factorisation meets.
+    #[error("no factors of {n} hold {budget} values or fewer; the least is {least}")]
+    Budget {
+        /// The number to factor.
+        n: usize,
+        /// The parameters allowed.
+        budget: u128,
+        /// The fewest there can be.
+        least: u128,
+    },
+
+    /// A cached decomposition could be neither read nor written.
+    #[error("the cached decomposition {}", path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
     },
 
     /// The data could not be read from the device.

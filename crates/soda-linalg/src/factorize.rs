@@ -31,6 +31,31 @@ pub fn factorize(n: usize, parts: usize) -> Result<Vec<usize>, LinalgError> {
     Ok(search.best.map_or_else(|| vec![n], |(_, factors)| factors))
 }
 
+/// The fewest factors of `n` that hold at most `budget` parameters, `Σ nᵢ² <= budget`.
+///
+/// # Errors
+///
+/// If `n` is zero, or its prime factors already hold more than `budget`.
+///
+/// ```
+/// # use soda_linalg::factorize_within;
+/// assert_eq!(factorize_within(1280, 1_000)?, [8, 10, 16]); // two factors hold 2,624
+/// # Ok::<(), soda_linalg::LinalgError>(())
+/// ```
+pub fn factorize_within(n: usize, budget: u128) -> Result<Vec<usize>, LinalgError> {
+    let most = count_prime_factors(n).max(1);
+    let mut least = u128::MAX;
+    for parts in 1..=most {
+        let factors = factorize(n, parts)?;
+        let cost = factors.iter().map(|factor| square(*factor)).sum();
+        if cost <= budget {
+            return Ok(factors);
+        }
+        least = least.min(cost);
+    }
+    Err(LinalgError::Budget { n, budget, least })
+}
+
 /// Depth first over ascending factors, cut where even equal remaining factors would be worse.
 struct Search {
     best: Option<(u128, Vec<usize>)>,
@@ -74,6 +99,9 @@ fn integer_root(n: usize, k: usize) -> usize {
 }
 
 fn count_prime_factors(mut n: usize) -> usize {
+    if n == 0 {
+        return 0;
+    }
     let (mut count, mut prime) = (0, 2);
     while prime <= n / prime {
         if n.is_multiple_of(prime) {

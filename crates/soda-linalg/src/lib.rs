@@ -1,14 +1,80 @@
-//! Linear algebra for spectral and orthogonal fine-tuning, on burn tensors of any device.
+//! Linear algebra for spectral and orthogonal fine-tuning, on burn tensors of any device: thin
+//! decompositions, Kronecker products that are never formed, the Stiefel manifold and optimizers on it.
+//!
+//! Tensors in, tensors out. No backend is named here, nothing is printed, and only [`SvdCache`] touches
+//! a disk. A function that can meet bad data returns a [`LinalgError`] that names the place; the
+//! products panic on shapes that do not fit, as burn's own do.
+//!
+//! # Decompositions, on the host
+//!
+//! | | formula | rule that makes it one | flops, `m >= n` |
+//! |---|---|---|---|
+//! | [`Svd`] | `A = U diag(s) Vᵀ` | largest entry of each `u` positive | about `14 m n² + 8 n³` |
+//! | [`Qr`], [`Lq`] | `A = Q R`, `A = L Q` | diagonal `>= 0` | `4 m n² - 4/3 n³` |
+//! | [`Polar`] | `A = Q P` | unique at full rank | an SVD and two products |
+//! | [`SymmetricEigen`] | `A = V diag(λ) Vᵀ` | largest entry of each `v` positive | about `9 n³` |
+//!
+//! (Golub and Van Loan, Matrix Computations, 5.2, 8.3 and 8.6.) f64 stays f64, everything else is
+//! decomposed in f32; [`Svd::thin_batch`] spreads many matrices over the cores.
+//!
+//! # Kronecker and block-diagonal products, on the device
+//!
+//! For a width `N = n1 n2 … nm`, multiply-adds per row:
+//!
+//! | | formula | cost | dense |
+//! |---|---|---|---|
+//! | [`kron_right`], [`kron_left`] | `x (A1 ⊗ … ⊗ Am)` | `N Σ nᵢ` | `N²` |
+//! | [`block_right`], [`block_left`] | `x diag(B1, …, Bb)` | `N²/b` | `N²` |
+//! | [`cayley`], [`cayley_neumann`] | `(I - A)⁻¹ (I + A)` | a few products | |
+//!
+//! All of these work on the tape. [`Kronecker`] composes, inverts and interpolates such products factor
+//! by factor; [`factorize`] and [`factorize_within`] choose the sizes.
+//!
+//! # The Stiefel manifold
+//!
+//! [`stiefel`] has the geometry (tangents, retractions, geodesics, logarithms), [`optim`] the optimizers:
+//! burn `Optimizer`s that treat leading axes as a batch, so that all factors of one size step in the
+//! kernels of one.
+//!
+//! ```
+//! use burn::optim::Optimizer;
+//! use burn::tensor::{Device, Tensor};
+//! use soda_linalg::{StiefelAdam, StiefelAdamConfig, factorize, kron_left, stiefel};
+//!
+//! // Rotate a [6, 2] weight towards another by a Kronecker product of rotations.
+//! let device = Device::default();
+//! let w = Tensor::<2>::from_data([[1., 0.], [2., 1.], [0., 1.], [1., 1.], [0., 2.], [3., 0.]], &device);
+//! let target = w.clone().flip([0]);
+//! let sizes = factorize(6, 2)?; // 2 and 3
+//! let mut factors: Vec<_> = sizes.iter().map(|&n| Tensor::<2>::eye(n, &device)).collect();
+//! let optimizer = StiefelAdam::new(&StiefelAdamConfig::new());
+//! let mut states = vec![None; factors.len()];
+//! let loss = |factors: &[Tensor<2>]| (kron_left(factors, w.clone()) - target.clone()).square().sum();
+//! let before: f32 = loss(&factors).into_scalar();
+//! for _ in 0..50 {
+//!     let leaves: Vec<_> = factors.iter().map(|r| r.clone().autodiff().require_grad()).collect();
+//!     let grads = loss(&leaves).backward();
+//!     for ((r, leaf), state) in factors.iter_mut().zip(&leaves).zip(&mut states) {
+//!         let grad = leaf.grad(&grads).ok_or("no gradient")?;
+//!         (*r, *state) = optimizer.step(0.02, r.clone(), grad, state.take());
+//!     }
+//! }
+//! assert!(loss(&factors).into_scalar::<f32>() < 0.5 * before);
+//! assert!(stiefel::defect(&factors[1])? < 2e-6);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod batch;
 mod block;
+mod cache;
 mod cayley;
 mod eigen;
 mod error;
 mod factorize;
 mod host;
 mod kron;
-mod optim;
+mod kronecker;
+pub mod optim;
 mod polar;
 mod qr;
 mod rotation_power;
@@ -17,15 +83,17 @@ pub mod stiefel;
 mod svd;
 
 pub use block::{block_left, block_right};
+pub use cache::SvdCache;
 pub use cayley::{cayley, cayley_neumann, skew};
 pub use eigen::SymmetricEigen;
 pub use error::LinalgError;
-pub use factorize::factorize;
+pub use factorize::{factorize, factorize_within};
 pub use kron::{kron, kron_left, kron_right};
-pub use optim::{Exponential, Metric, StiefelAdam, StiefelAdamConfig, StiefelAdamState};
+pub use kronecker::Kronecker;
+pub use optim::{StiefelAdam, StiefelAdamConfig};
 pub use polar::Polar;
 pub use qr::{Lq, Qr};
-pub use rotation_power::rotation_power;
+pub use rotation_power::{rotation_exp, rotation_log, rotation_power};
 pub use svd::Svd;
 
 // `#[derive(RecordState)]` expands to `crate::…` paths.

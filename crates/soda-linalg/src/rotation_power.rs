@@ -23,21 +23,44 @@ const EXP_ORDER: u32 = 12;
 /// f64 on the host, returned in `q`'s type.
 ///
 /// # Errors
-/// A matrix that is not square or finite, that reflects, or that turns some direction by half a turn, so
-/// that both ways round are equally short.
+///
+/// If the matrix is not square or finite, cannot be read, reflects, or turns some direction by half a
+/// turn, so that both ways round are equally short.
 pub fn rotation_power(q: &Tensor<2>, t: f64) -> Result<Tensor<2>, LinalgError> {
-    let [rows, cols] = q.dims();
+    Ok(upload(q, &exp(&(log(read_square(q)?)? * Scale(t)))))
+}
+
+/// The skew principal logarithm of an orthogonal `[n, n]` matrix, in f64 on the host.
+///
+/// # Errors
+///
+/// As [`rotation_power`].
+pub fn rotation_log(q: &Tensor<2>) -> Result<Tensor<2>, LinalgError> {
+    Ok(upload(q, &log(read_square(q)?)?))
+}
+
+/// The exponential of an `[n, n]` matrix, a rotation if that is skew; in f64 on the host.
+///
+/// # Errors
+///
+/// If the matrix is not square or finite, or cannot be read.
+pub fn rotation_exp(a: &Tensor<2>) -> Result<Tensor<2>, LinalgError> {
+    Ok(upload(a, &exp(&read_square(a)?)))
+}
+
+fn read_square(a: &Tensor<2>) -> Result<Mat<f64>, LinalgError> {
+    let [rows, cols] = a.dims();
     if rows != cols {
         return Err(LinalgError::NotSquare { rows, cols });
     }
-    let q64 = Host::<f64>::read(q)?;
-    let power = exp(&(log(q64.mat * Scale(q64.scale))? * Scale(t)));
-    Ok(host::entries_as(
-        host::row_major(power.as_ref()),
-        [rows, cols],
-        q.dtype(),
-        &host::plain_device(q),
-    ))
+    let host = Host::<f64>::read(a)?;
+    Ok(host.mat * Scale(host.scale))
+}
+
+/// On `like`'s device, in its dtype.
+fn upload(like: &Tensor<2>, mat: &Mat<f64>) -> Tensor<2> {
+    let entries = host::row_major(mat.as_ref());
+    host::entries_as(entries, like.dims(), like.dtype(), &host::plain_device(like))
 }
 
 /// The skew principal logarithm of an orthogonal matrix.

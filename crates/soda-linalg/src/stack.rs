@@ -72,4 +72,11 @@ impl<const D: usize> Stack<D> {
         }
         stack.reshape(dims)
     }
+
+    /// `[b, 1, 1]` to `[..., 1, 1]`.
+    pub(crate) fn unfold_scalar(&self, stack: Tensor<3>) -> Tensor<D> {
+        let mut dims = self.dims;
+        dims.iter_mut().rev().take(2).for_each(|dim| *dim = 1);
+        stack.reshape(dims)
+    }
 }

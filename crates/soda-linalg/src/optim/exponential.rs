@@ -3,11 +3,18 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::batch;
+use crate::cayley::cayley;
+
 /// Which map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exponential {
     /// Forward Euler, `I + Z`: orthogonal to second order only, the retraction does the rest.
     Euler,
+    /// `(I - Z/2)⁻¹ (I + Z/2)`: orthogonal, and the exponential to second order. Reads a norm back.
+    Cayley,
+    /// `exp(Z)`. Reads a norm back.
+    Exact,
 }
 
 impl Exponential {
@@ -15,6 +22,8 @@ impl Exponential {
     pub(crate) fn step(self, x: Tensor<3>, z: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Euler => x.clone() + x.matmul(z),
+            Self::Cayley => x.matmul(cayley(z.mul_scalar(0.5))),
+            Self::Exact => x.matmul(batch::exp(z)),
         }
     }
 }

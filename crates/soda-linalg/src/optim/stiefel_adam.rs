@@ -61,6 +61,9 @@ impl StiefelAdamConfig {
 
 /// Momentum Stiefel Adam; see the [module's formulas](self).
 ///
+/// With the Euler map a square parameter's step reads nothing back from the device; a tall one's reads
+/// one number.
+///
 /// The parameter must start on the manifold ([`crate::stiefel::check`]); a small distance is repaired
 /// by the retraction that ends each step.
 #[derive(Clone, Debug)]
@@ -98,19 +101,13 @@ impl StiefelAdam {
         ((1.0 - beta_1) / ((1.0 - beta_2) * (1.0 - ratio)).sqrt()).max(1.0)
     }
 
-    /// Newton-Schulz iterations that bring `X + tangent` back, from what a step can be at most.
+    /// Newton-Schulz iterations that bring `X E(Z)` back, from what `Z` can be at most.
     fn iterations<const D: usize>(&self, lr: f64, stack: &Stack<D>) -> usize {
-        let entry = lr.abs() * self.largest_entry();
-        let z = if self.config.exponential == Exponential::Euler {
-            entry * stack.m as f64
-        } else {
-            0.0
+        let z = match self.config.exponential {
+            Exponential::Euler => lr.abs() * self.largest_entry() * stack.m as f64,
+            Exponential::Cayley | Exponential::Exact => 0.0,
         };
-        // V is turned along with X and pV is not, so that the bound on its entries is a loose one.
-        let w =
-            if stack.n > stack.m { 2.0 * entry * ((stack.n * stack.m) as f64).sqrt() } else { 0.0 };
-        let after_z = 1.0 + z * z;
-        polar::iterations(after_z * (1.0 + w * w * after_z), stack.m, stack.compute())
+        polar::iterations(1.0 + z * z, stack.m, stack.compute())
     }
 }
 
@@ -155,11 +152,12 @@ impl Optimizer for StiefelAdam {
         let gy = (a.clone() - a.clone().transpose()).mul_scalar(metric.skew_weight());
         let (y, y_square) = moments(state_y, &gy);
         let z = scaled(y.clone(), y_square.clone()).mul_scalar(lr / correction_1);
+        let moved = exponential.step(x.clone(), z);
         let iterations = self.iterations(lr, &stack);
-        let mut moved = exponential.step(x.clone(), z);
 
-        let mut normal = None;
-        if stack.n > stack.m {
+        let (x, normal) = if stack.n == stack.m {
+            (polar::newton_schulz(moved, iterations), None)
+        } else {
             let gv = g - x.matmul(a);
             let decayed = state_v.map(|(v, p)| {
                 // The middle term belongs to the old V; `moments` multiplies by β1 after it.
@@ -173,10 +171,10 @@ impl Optimizer for StiefelAdam {
             let w = w.clone() - q.clone().matmul(q.transpose().matmul(w));
             let p = moved.clone().matmul(w.clone().transpose().matmul(v.clone()));
             let gram = moved.clone().transpose().matmul(moved.clone());
-            moved = moved + w.matmul(gram).mul_scalar(lr);
-            normal = Some((v - p.mul_scalar(lr), v_square));
-        }
-        let x = polar::newton_schulz(moved, iterations);
+            // V is turned along with X and pV is not, so that w has no bound known beforehand.
+            let x = polar::retract(moved + w.matmul(gram).mul_scalar(lr));
+            (x, Some((v - p.mul_scalar(lr), v_square)))
+        };
 
         let (v, v_square) = normal.unzip();
         let state = StiefelAdamState {

@@ -77,6 +77,12 @@ impl Retraction {
             Self::Exponential => Ok(batch::exp(generator(&x, &u)).matmul(x)),
         }
     }
+
+    /// [`Retraction::step`] inside an optimizer, which has no way to fail: what is not finite stays so
+    /// and shows in the parameter.
+    pub(crate) fn step_or_show(self, x: Tensor<3>, u: Tensor<3>) -> Tensor<3> {
+        self.step(x.clone(), u.clone()).unwrap_or_else(|_| x + u)
+    }
 }
 
 fn orthogonal_factors(x: &Tensor<3>) -> Result<Tensor<3>, LinalgError> {

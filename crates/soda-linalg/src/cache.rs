@@ -1,0 +1,214 @@
+//! A folder of singular value decompositions, keyed by what was decomposed: the one file of this crate
+//! that does IO.
+//!
+//! The key is the SHA-256 of the matrix (dtype, shape, bytes) and of the decomposition's rule, so that a
+//! changed weight or a changed sign rule is another file. A file is written under a name of its own,
+//! synced, and renamed into place: two processes that compute the same one both succeed, and neither
+//! ever reads a part. A file that is not what its header says is computed again. Numbers are in the
+//! machine's byte order; a file from another kind of machine has another header and is computed again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::error::LinalgError;
+use crate::host;
+use crate::svd::Svd;
+
+/// Changes when [`Svd::thin`] would give other factors for the same matrix.
+const RULE: &[u8; 8] = b"sodasvd1";
+
+/// Decompositions kept on disk.
+#[derive(Clone, Debug)]
+pub struct SvdCache {
+    folder: PathBuf,
+}
+
+impl SvdCache {
+    /// The cache in `folder`, which is made with the first file.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// [`Svd::thin`], from disk where it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Svd::thin`], or if a file can be neither read nor written.
+    pub fn thin(&self, a: &Tensor<2>) -> Result<Svd, LinalgError> {
+        // One matrix gives one result.
+        self.window(std::slice::from_ref(a)).pop().unwrap_or_else(|| Svd::thin(a))
+    }
+
+    /// [`Svd::thin_batch`], from disk where they are there.
+    pub fn thin_batch(&self, matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
+        let window = 4 * rayon::current_num_threads();
+        matrices.chunks(window).flat_map(|window| self.window(window)).collect()
+    }
+
+    fn window(&self, matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
+        let data: Vec<_> = matrices.iter().map(download).collect();
+        let found: Vec<Result<(PathBuf, Option<Stored>), LinalgError>> = data
+            .into_par_iter()
+            .zip(matrices)
+            .map(|(data, a)| {
+                let path = self.folder.join(key(&data?, a.dims()));
+                let stored = Stored::read(&path, a.dims(), factor_dtype(a));
+                stored.map(|stored| (path.clone(), stored)).map_err(|source| failed(&path, source))
+            })
+            .collect();
+
+        let missing = |found: &Result<_, LinalgError>| matches!(found, Ok((_, None)));
+        let pairs = matrices.iter().zip(&found);
+        let absent: Vec<Tensor<2>> =
+            pairs.filter(|(_, found)| missing(found)).map(|(a, _)| a.clone()).collect();
+        let mut computed = Svd::thin_batch(&absent).into_iter();
+        let mut fresh = Vec::new();
+        let mut results: Vec<Result<Svd, LinalgError>> = Vec::with_capacity(matrices.len());
+        for (a, found) in matrices.iter().zip(found) {
+            let result = found.and_then(|(path, stored)| {
+                if let Some(stored) = stored {
+                    return Ok(stored.upload(&host::plain_device(a)));
+                }
+                // As many were computed as were missing.
+                let svd = computed.next().unwrap_or_else(|| Svd::thin(a))?;
+                fresh.push((results.len(), path, Stored::download(&svd)?));
+                Ok(svd)
+            });
+            results.push(result);
+        }
+        let written: Vec<_> = fresh
+            .into_par_iter()
+            .map(|(at, path, stored)| {
+                (at, stored.write(&path).map_err(|error| failed(&path, error)))
+            })
+            .collect();
+        for (at, written) in written {
+            if let Err(error) = written {
+                results[at] = Err(error);
+            }
+        }
+        results
+    }
+}
+
+/// Factors are kept in the dtype that [`Svd::thin`] gives.
+fn factor_dtype(a: &Tensor<2>) -> DType {
+    if host::is_double(a) { DType::F64 } else { DType::F32 }
+}
+
+fn download<const D: usize>(tensor: &Tensor<D>) -> Result<TensorData, LinalgError> {
+    Ok(tensor.clone().without_autodiff().try_into_data().map_err(TensorReadError::from)?)
+}
+
+fn key(data: &TensorData, [rows, cols]: [usize; 2]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(RULE);
+    hash.update(format!("{:?} {rows} {cols} ", data.dtype()));
+    hash.update(data.as_bytes());
+    let digest = hash.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".svd"
+}
+
+fn failed(path: &Path, source: io::Error) -> LinalgError {
+    LinalgError::Cache { path: path.to_owned(), source }
+}
+
+/// A decomposition as bytes: a header, then `u`, `s` and `vt`.
+struct Stored {
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    /// `u`, `s`, `vt`.
+    parts: [Vec<u8>; 3],
+}
+
+impl Stored {
+    fn download(svd: &Svd) -> Result<Self, LinalgError> {
+        let ([rows, _], [_, cols]) = (svd.u.dims(), svd.vt.dims());
+        let parts = [download(&svd.u)?, download(&svd.s)?, download(&svd.vt)?]
+            .map(|data| data.as_bytes().to_vec());
+        Ok(Self { rows, cols, dtype: svd.u.dtype(), parts })
+    }
+
+    fn upload(self, device: &Device) -> Svd {
+        let (rows, cols, k) = (self.rows, self.cols, self.rows.min(self.cols));
+        let options = || (device, self.dtype);
+        let [u, s, vt] = self.parts;
+        Svd {
+            u: Tensor::from_data(TensorData::from_bytes_vec(u, [rows, k], self.dtype), options()),
+            s: Tensor::from_data(TensorData::from_bytes_vec(s, [k], self.dtype), options()),
+            vt: Tensor::from_data(TensorData::from_bytes_vec(vt, [k, cols], self.dtype), options()),
+        }
+    }
+
+    fn lengths([rows, cols]: [usize; 2], dtype: DType) -> [usize; 3] {
+        let k = rows.min(cols);
+        [rows * k, k, k * cols].map(|entries| entries * dtype.size())
+    }
+
+    fn header([rows, cols]: [usize; 2], dtype: DType) -> Vec<u8> {
+        let mut header = RULE.to_vec();
+        for number in [rows as u64, cols as u64, dtype.size() as u64] {
+            header.extend(number.to_ne_bytes());
+        }
+        header
+    }
+
+    /// `None` where there is no such file, or one that is not what it should be.
+    fn read(path: &Path, dims: [usize; 2], dtype: DType) -> io::Result<Option<Self>> {
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let expected = Self::header(dims, dtype);
+        let lengths = Self::lengths(dims, dtype);
+        if file.metadata()?.len() != (expected.len() + lengths.iter().sum::<usize>()) as u64 {
+            return Ok(None);
+        }
+        let mut header = vec![0; expected.len()];
+        file.read_exact(&mut header)?;
+        if header != expected {
+            return Ok(None);
+        }
+        let mut parts = lengths.map(|length| vec![0; length]);
+        for part in &mut parts {
+            file.read_exact(part)?;
+        }
+        let [rows, cols] = dims;
+        Ok(Some(Self { rows, cols, dtype, parts }))
+    }
+
+    fn write(&self, path: &Path) -> io::Result<()> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        // Unique among processes and threads; the final name is taken by the rename alone.
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("{}-{count}.tmp", process::id()));
+        let written = self.write_to(&temporary).and_then(|()| fs::rename(&temporary, path));
+        if written.is_err() {
+            // The first error is the one to report.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    fn write_to(&self, path: &Path) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(&Self::header([self.rows, self.cols], self.dtype))?;
+        for part in &self.parts {
+            file.write_all(part)?;
+        }
+        // Before the rename, or a crash could leave the final name on an empty file.
+        file.sync_all()
+    }
+}

@@ -1,0 +1,133 @@
+//! Momentum Stiefel SGD (Kong, Wang and Tao, ICLR 2023, arXiv 2205.14173), for parameters whose columns
+//! (rows, if wide) are orthonormal.
+//!
+//! Heavy-ball momentum that stays in the tangent space without being transported: the tangent at `X` is
+//! `X Y + V`, `Y` skew and `V ⟂ X`. With `a` the metric and `b = a / (a - 1)`, momentum `μ` and
+//! dampening `d`:
+//!
+//! ```text
+//! A = XᵀG        gY = (1 - b)/2 (A - Aᵀ)        gV = G - X A
+//! V <- μ V - (3a - 2)/2 lr V Y - (1 - d) gV     (without the middle term where μ = 0)
+//! Y <- μ Y - (1 - d) gY
+//! X <- X E(lr Y)
+//! P = X VᵀV        X <- X + lr V (XᵀX)        V <- V - lr P
+//! X <- X (XᵀX)^(-1/2)
+//! ```
+//!
+//! A square `X` has no `V`. Leading axes are a batch.
+
+use burn::config::Config;
+use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
+use burn::tensor::{Device, Tensor};
+
+use super::exponential::Exponential;
+use super::metric::Metric;
+use crate::batch;
+use crate::polar;
+use crate::stack::Stack;
+
+/// Settings of [`StiefelSgd`].
+#[derive(Config, Debug)]
+pub struct StiefelSgdConfig {
+    /// `μ`.
+    #[config(default = 0.9)]
+    pub momentum: f64,
+    /// `d`.
+    #[config(default = 0.0)]
+    pub dampening: f64,
+    /// The inner product on tangents.
+    #[config(default = "Metric::Canonical")]
+    pub metric: Metric,
+    /// The map from skew matrices to (nearly) orthogonal ones.
+    #[config(default = "Exponential::Euler")]
+    pub exponential: Exponential,
+}
+
+impl Default for StiefelSgdConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl StiefelSgdConfig {
+    /// An optimizer for all of a module's parameters.
+    pub fn init(&self) -> ModuleOptimizer {
+        ModuleOptimizer::from(StiefelSgd::new(self))
+    }
+}
+
+/// Momentum Stiefel SGD. Reads one number back a step, to know how long to retract.
+#[derive(Clone, Debug)]
+pub struct StiefelSgd {
+    config: StiefelSgdConfig,
+}
+
+/// The momentum of [`StiefelSgd`] for a parameter `[..., n, m]`.
+#[derive(Clone, Debug, RecordState)]
+pub struct StiefelSgdState<const D: usize> {
+    /// `Y`, `[..., m, m]`, skew.
+    pub y: Tensor<D>,
+    /// `V`, shaped as the parameter; absent where that is square.
+    pub v: Option<Tensor<D>>,
+}
+
+impl StiefelSgd {
+    /// The optimizer with these settings.
+    pub fn new(config: &StiefelSgdConfig) -> Self {
+        Self { config: config.clone() }
+    }
+}
+
+impl Optimizer for StiefelSgd {
+    type State<const D: usize> = StiefelSgdState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let stack = Stack::of(&tensor);
+        if stack.is_empty() {
+            return (tensor, state);
+        }
+        let StiefelSgdConfig { momentum, dampening, metric, exponential } = self.config;
+        let (x, g) = (stack.fold(tensor), stack.fold(grad));
+        let (old_y, old_v) = match state {
+            None => (None, None),
+            Some(state) => (Some(stack.fold_square(state.y)), state.v.map(|v| stack.fold(v))),
+        };
+
+        let a = x.clone().transpose().matmul(g.clone());
+        let gy = (a.clone() - a.clone().transpose()).mul_scalar(metric.skew_weight());
+        let v = (stack.n > stack.m).then(|| {
+            let push = (g - x.clone().matmul(a)).mul_scalar(1.0 - dampening);
+            match old_v.zip(old_y.clone()) {
+                Some((v, y)) if momentum != 0.0 => {
+                    let turn = v.clone().matmul(y).mul_scalar(metric.turn() * lr);
+                    v.mul_scalar(momentum) - turn - push
+                }
+                _ => -push,
+            }
+        });
+        let push = gy.mul_scalar(1.0 - dampening);
+        let y = match old_y {
+            Some(y) => y.mul_scalar(momentum) - push,
+            None => -push,
+        };
+
+        let mut x = exponential.step(x, y.clone().mul_scalar(lr));
+        let v = v.map(|v| {
+            let p = x.clone().matmul(batch::gram(&v));
+            x = x.clone() + v.clone().matmul(batch::gram(&x)).mul_scalar(lr);
+            v - p.mul_scalar(lr)
+        });
+        let state = StiefelSgdState { y: stack.unfold_square(y), v: v.map(|v| stack.unfold(v)) };
+        (stack.unfold(polar::retract(x)), Some(state))
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        StiefelSgdState { y: state.y.to_device(device), v: state.v.map(|v| v.to_device(device)) }
+    }
+}

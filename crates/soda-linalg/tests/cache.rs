@@ -1,0 +1,120 @@
+//! The cache gives back the same bits, notices another matrix and a broken file, and serves two
+//! processes at once.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use common::{Noise, single};
+use soda_linalg::{LinalgError, Svd, SvdCache};
+
+fn same(a: &Svd, b: &Svd) -> bool {
+    let data = |svd: &Svd| [svd.u.to_data(), svd.s.to_data(), svd.vt.to_data()];
+    data(a) == data(b)
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn matrices(count: u64) -> Vec<Tensor<2>> {
+    (0..count).map(|seed| single(&Noise::new(seed).matrix(9, 6))).collect()
+}
+
+#[test]
+fn the_second_time_is_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = SvdCache::new(folder.path().join("made/when/needed"));
+    let mut batch = matrices(20);
+    batch.push(batch[0].clone());
+    let first: Vec<_> = cache.thin_batch(&batch).into_iter().map(Result::unwrap).collect();
+    let names = files(&folder.path().join("made/when/needed"));
+    assert_eq!(names.len(), 20);
+    let second = cache.thin_batch(&batch);
+    for ((a, first), second) in batch.iter().zip(&first).zip(second) {
+        assert!(same(first, &second.unwrap()));
+        assert!(same(first, &cache.thin(a).unwrap()));
+    }
+    assert_eq!(files(&folder.path().join("made/when/needed")), names);
+}
+
+#[test]
+fn what_is_on_disk_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = SvdCache::new(folder.path());
+    let a = &matrices(1)[0];
+    cache.thin(a).unwrap();
+    let path = folder.path().join(&files(folder.path())[0]);
+    let mut bytes = fs::read(&path).unwrap();
+    // The last entry of vt.
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&42f32.to_ne_bytes());
+    fs::write(&path, bytes).unwrap();
+    let vt: Vec<f32> = cache.thin(a).unwrap().vt.try_to_vec_as().unwrap();
+    assert_eq!(vt.last(), Some(&42.0));
+}
+
+#[test]
+fn a_broken_file_is_computed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = SvdCache::new(folder.path());
+    let a = &matrices(1)[0];
+    let svd = cache.thin(a).unwrap();
+    let path = folder.path().join(&files(folder.path())[0]);
+    let bytes = fs::read(&path).unwrap();
+    let mut other = bytes.clone();
+    other[3] ^= 1;
+    for broken in [&bytes[..bytes.len() / 2], &[], &other] {
+        fs::write(&path, broken).unwrap();
+        assert!(same(&svd, &cache.thin(a).unwrap()));
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn errors_keep_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = SvdCache::new(folder.path());
+    let mut batch = matrices(3);
+    batch[1] = batch[1].clone().mul_scalar(f32::NAN);
+    for _ in 0..2 {
+        let results = cache.thin_batch(&batch);
+        assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    }
+    // A file where the folder should be.
+    let blocked = folder.path().join("file");
+    fs::write(&blocked, "").unwrap();
+    let error = SvdCache::new(&blocked).thin(&batch[0]).unwrap_err();
+    assert!(matches!(error, LinalgError::Cache { .. }));
+}
+
+#[test]
+fn writers_do_not_disturb_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let batch = matrices(8);
+    let expected: Vec<_> = batch.iter().map(|a| Svd::thin(a).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let found = SvdCache::new(folder.path()).thin_batch(&batch);
+                for (found, expected) in found.into_iter().zip(&expected) {
+                    assert!(
+                        (found.unwrap().s - expected.s.clone()).abs().max().into_scalar::<f32>()
+                            < 1e-5
+                    );
+                }
+            });
+        }
+    });
+    // Nothing but the eight, no temporary left.
+    let names = files(folder.path());
+    assert_eq!(names.len(), 8);
+    assert!(names.iter().all(|name| name.ends_with(".svd")));
+}

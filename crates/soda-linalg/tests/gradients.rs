@@ -1,0 +1,111 @@
+//! Gradients on the tape against central differences, in f64.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use burn::tensor::{DType, Device, Tensor};
+use common::{Noise, defect, dmatrix, single, tensor};
+use nalgebra::DMatrix;
+use soda_linalg::{block_left, block_right, cayley, cayley_neumann, kron_left, kron_right, skew};
+
+/// Compares the gradient of `sum(weights * f(inputs))`, by every entry of every input.
+fn check(name: &str, shapes: &[(usize, usize)], f: impl Fn(Vec<Tensor<2>>) -> Tensor<2>) {
+    if !Device::default().supports_dtype(DType::F64) {
+        return;
+    }
+    let mut noise = Noise::new(1);
+    let inputs: Vec<DMatrix<f64>> =
+        shapes.iter().map(|&(rows, cols)| noise.matrix(rows, cols) * 0.5).collect();
+    let plain = |inputs: &[DMatrix<f64>]| f(inputs.iter().map(|a| tensor(a, DType::F64)).collect());
+    let out = plain(&inputs).dims();
+    let weights = noise.matrix(out[0], out[1]);
+
+    let leaves: Vec<_> =
+        inputs.iter().map(|a| tensor(a, DType::F64).autodiff().require_grad()).collect();
+    let loss = (f(leaves.clone()) * tensor(&weights, DType::F64)).sum();
+    let grads = loss.backward();
+    let value = |inputs: &[DMatrix<f64>]| dmatrix(&plain(inputs)).component_mul(&weights).sum();
+    for (which, leaf) in leaves.iter().enumerate() {
+        let grad = dmatrix(&leaf.grad(&grads).unwrap());
+        for at in 0..inputs[which].len() {
+            let moved = |by: f64| {
+                let mut inputs = inputs.clone();
+                inputs[which][at] += by;
+                value(&inputs)
+            };
+            let h = 1e-5;
+            let difference = (moved(h) - moved(-h)) / (2.0 * h);
+            let error = (difference - grad[at]).abs() / (1.0 + difference.abs());
+            assert!(error <= 1e-6, "{name}: {difference} and {} at {at} of {which}", grad[at]);
+        }
+    }
+}
+
+#[test]
+fn cayley_transforms() {
+    let flat = |c: Tensor<3>| c.reshape([8, 4]);
+    let stacked = |inputs: Vec<Tensor<2>>| skew(inputs[0].clone().reshape([2, 4, 4]));
+    check("exact", &[(8, 4)], |inputs| flat(cayley(stacked(inputs))));
+    check("Neumann", &[(8, 4)], |inputs| flat(cayley_neumann(stacked(inputs), 5)));
+}
+
+#[test]
+fn block_diagonal_products() {
+    check("right", &[(3, 8), (8, 4)], |mut inputs| {
+        let blocks = inputs.remove(1).reshape([2, 4, 4]);
+        block_right(inputs.remove(0), blocks)
+    });
+    check("left", &[(8, 3), (8, 4)], |mut inputs| {
+        let blocks = inputs.remove(1).reshape([2, 4, 4]);
+        block_left(blocks, inputs.remove(0))
+    });
+}
+
+#[test]
+fn kronecker_products() {
+    let shapes = [(2, 2), (3, 3), (4, 4), (24, 2)];
+    check("left", &shapes, |mut inputs| {
+        let w = inputs.pop().unwrap();
+        kron_left(&inputs, w)
+    });
+    check("right", &[(2, 3), (3, 3), (4, 2), (2, 24)], |mut inputs| {
+        let x = inputs.pop().unwrap();
+        kron_right(x, &inputs)
+    });
+}
+
+/// The transform is a rotation, for small and for large arguments; the series is one nearly.
+#[test]
+fn the_cayley_transform_is_a_rotation() {
+    for size in [1e-3, 0.3, 3.0, 100.0] {
+        let a = Noise::new(2).matrix(12, 12) * size;
+        let a = (&a - a.transpose()) * 0.5;
+        let identity = DMatrix::<f64>::identity(12, 12);
+        let expected = (&identity - &a).try_inverse().unwrap() * (&identity + &a);
+        let found = dmatrix(&cayley(single(&a).unsqueeze_dim(0)).squeeze_dim(0));
+        let loss = 1.0 + size; // conditioning of the inverse
+        assert!((&found - &expected).amax() < 4e-6 * loss, "{size}");
+        assert!(defect(&found) < 4e-6 * loss, "{size}");
+        if size < 0.01 {
+            let series = dmatrix(&cayley_neumann(single(&a).unsqueeze_dim(0), 4).squeeze_dim(0));
+            assert!((series - expected).amax() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn block_products_are_those_of_the_dense_matrix() {
+    let mut noise = Noise::new(3);
+    let blocks: Vec<_> = (0..3).map(|_| noise.matrix(2, 4)).collect();
+    let mut dense = DMatrix::zeros(6, 12);
+    for (i, block) in blocks.iter().enumerate() {
+        dense.view_mut((2 * i, 4 * i), (2, 4)).copy_from(block);
+    }
+    let (x, w) = (noise.matrix(5, 6), noise.matrix(12, 5));
+    let stacked = common::stack(&blocks, DType::F32);
+    let right = dmatrix(&block_right(single(&x), stacked.clone()));
+    assert!((right - x * &dense).amax() < 1e-5);
+    let left = dmatrix(&block_left(stacked, single(&w)));
+    assert!((left - dense * w).amax() < 1e-5);
+}

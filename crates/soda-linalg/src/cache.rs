@@ -53,14 +53,14 @@ impl SvdCache {
     }
 
     fn window(&self, matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
-        let data: Vec<_> = matrices.iter().map(download).collect();
-        let found: Vec<Result<(PathBuf, Option<Stored>), LinalgError>> = data
-            .into_par_iter()
-            .zip(matrices)
-            .map(|(data, a)| {
-                let path = self.folder.join(key(&data?, a.dims()));
-                let stored = Stored::read(&path, a.dims(), factor_dtype(a));
-                stored.map(|stored| (path.clone(), stored)).map_err(|source| failed(&path, source))
+        let found: Vec<Result<(PathBuf, Option<Stored>), LinalgError>> = matrices
+            .par_iter()
+            .map(|a| {
+                let path = self.folder.join(key(&download(a)?, a.dims()));
+                match Stored::read(&path, a.dims(), factor_dtype(a)) {
+                    Ok(stored) => Ok((path, stored)),
+                    Err(source) => Err(failed(&path, source)),
+                }
             })
             .collect();
 

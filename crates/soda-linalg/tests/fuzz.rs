@@ -1,0 +1,73 @@
+//! Any shape and any bit pattern: an error or a result, never a panic. `PROPTEST_CASES` makes it long.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use burn::optim::Optimizer;
+use burn::tensor::{Device, Tensor, TensorData};
+use proptest::prelude::*;
+use soda_linalg::stiefel::{self, Retraction};
+use soda_linalg::{
+    Kronecker, Lq, Polar, Qr, StiefelAdam, StiefelAdamConfig, Svd, SymmetricEigen, rotation_exp,
+    rotation_log, rotation_power,
+};
+
+/// A matrix of ordinary numbers with some of every kind of f32 among them.
+fn matrix() -> impl Strategy<Value = Tensor<2>> {
+    let entry = prop_oneof![
+        12 => -2.0..2.0f32,
+        2 => Just(0.0),
+        1 => any::<u32>().prop_map(f32::from_bits),
+    ];
+    (0..7usize, 0..7usize, 0..3u8).prop_flat_map(move |(rows, cols, square)| {
+        let cols = if square > 0 { rows } else { cols };
+        proptest::collection::vec(entry.clone(), rows * cols).prop_map(move |entries| {
+            Tensor::from_data(TensorData::new(entries, [rows, cols]), &Device::default())
+        })
+    })
+}
+
+fn finite<const D: usize>(name: &str, tensor: &Tensor<D>) {
+    let entries: Vec<f32> = tensor.try_to_vec_as().unwrap();
+    assert!(entries.iter().all(|entry| entry.is_finite()), "{name}: {entries:?}");
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics(a in matrix(), b in matrix(), t in -3.0..3.0f64) {
+        if let Ok(svd) = Svd::thin(&a) {
+            finite("u", &svd.u);
+            finite("s", &svd.s);
+            finite("vt", &svd.vt);
+        }
+        if let Ok(qr) = Qr::thin(&a) {
+            finite("q", &qr.q);
+            finite("r", &qr.r);
+        }
+        if let Ok(lq) = Lq::thin(&a) {
+            finite("l", &lq.l);
+        }
+        if let Ok(polar) = Polar::new(&a) {
+            finite("polar factor", &polar.q);
+        }
+        if let Ok(eigen) = SymmetricEigen::new(&a) {
+            finite("eigenvectors", &eigen.vectors);
+        }
+        // On what is no rotation these have no meaning, but an end.
+        let _ = (rotation_power(&a, t), rotation_log(&a), rotation_exp(&a));
+        let _ = (stiefel::logarithm(&a, &b), stiefel::distance(&a, &a), stiefel::check(&a, 1e-5));
+        let _ = Kronecker::new(vec![a.clone(), b.clone()]).map(|product| {
+            (product.determinant_sign(), product.power(t), product.compose(&product))
+        });
+        let u = a.clone().flip([0]);
+        let retractions =
+            [Retraction::Polar, Retraction::Qr, Retraction::Cayley, Retraction::Exponential];
+        for retraction in retractions {
+            let _ = retraction.apply(a.clone(), u.clone());
+        }
+        let adam = StiefelAdam::new(&StiefelAdamConfig::new());
+        let (x, state) = adam.step(t, a.clone(), u.clone(), None);
+        let _ = adam.step(t, x, u, state);
+    }
+}

@@ -37,6 +37,12 @@ impl Real for f64 {
     }
 }
 
+/// The same thing in one of the two precisions, in a batch that may hold both.
+pub(crate) enum Precision<S, D> {
+    Single(S),
+    Double(D),
+}
+
 /// A finite, non-empty matrix on the host: the input is `scale * mat`, and `max |mat| < 1`.
 pub(crate) struct Host<T> {
     pub(crate) mat: Mat<T>,

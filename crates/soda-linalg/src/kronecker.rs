@@ -14,7 +14,7 @@ use burn::tensor::Tensor;
 use crate::error::LinalgError;
 use crate::host::Host;
 use crate::kron::{kron_left, kron_right};
-use crate::rotation_power::{rotation_exp, rotation_log};
+use crate::rotation::{rotation_exp, rotation_log};
 
 /// `A1 ⊗ A2 ⊗ … ⊗ Am` with square factors, the first the slowest index; at least one.
 #[derive(Clone, Debug)]

@@ -25,10 +25,10 @@
 //! |---|---|---|---|
 //! | [`kron_right`], [`kron_left`] | `x (A1 ⊗ … ⊗ Am)` | `N Σ nᵢ` | `N²` |
 //! | [`block_right`], [`block_left`] | `x diag(B1, …, Bb)` | `N²/b` | `N²` |
-//! | [`cayley`], [`cayley_neumann`] | `(I - A)⁻¹ (I + A)` | a few products | |
+//! | [`cayley()`], [`cayley_neumann`] | `(I - A)⁻¹ (I + A)` | a few products | |
 //!
 //! All of these work on the tape. [`Kronecker`] composes, inverts and interpolates such products factor
-//! by factor; [`factorize`] and [`factorize_within`] choose the sizes.
+//! by factor; [`factorize()`] and [`factorize_within`] choose the sizes.
 //!
 //! # The Stiefel manifold
 //!
@@ -65,22 +65,22 @@
 //! ```
 
 mod batch;
-mod block;
-mod cache;
-mod cayley;
-mod eigen;
+pub mod block;
+pub mod cache;
+pub mod cayley;
+pub mod eigen;
 mod error;
-mod factorize;
+pub mod factorize;
 mod host;
-mod kron;
-mod kronecker;
+pub mod kron;
+pub mod kronecker;
 pub mod optim;
-mod polar;
-mod qr;
-mod rotation_power;
+pub mod polar;
+pub mod qr;
+pub mod rotation;
 mod stack;
 pub mod stiefel;
-mod svd;
+pub mod svd;
 
 pub use block::{block_left, block_right};
 pub use cache::SvdCache;
@@ -93,7 +93,7 @@ pub use kronecker::Kronecker;
 pub use optim::{StiefelAdam, StiefelAdamConfig};
 pub use polar::Polar;
 pub use qr::{Lq, Qr};
-pub use rotation_power::{rotation_exp, rotation_log, rotation_power};
+pub use rotation::{rotation_exp, rotation_log, rotation_power};
 pub use svd::Svd;
 
 // `#[derive(RecordState)]` expands to `crate::…` paths.

@@ -5,11 +5,12 @@
 //! **Sign rule.** The diagonal of `R` and of `L` is non-negative. For a matrix of full rank that makes
 //! the decomposition unique; without it, the same file would mean another model on another machine.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use faer::Mat;
+use rayon::prelude::*;
 
 use crate::error::LinalgError;
-use crate::host::{self, Host, Real};
+use crate::host::{self, Host, Precision, Real};
 
 /// `A = Q R`, off the tape; `k = min(m, n)`.
 #[derive(Clone, Debug)]
@@ -47,7 +48,35 @@ impl Qr {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn thin(a: &Tensor<2>) -> Result<Self, LinalgError> {
-        if host::is_double(a) { thin::<f64>(a) } else { thin::<f32>(a) }
+        let device = host::plain_device(a);
+        match host::is_double(a) {
+            true => Ok(thin(Host::<f64>::read(a)?)?.upload(&device)),
+            false => Ok(thin(Host::<f32>::read(a)?)?.upload(&device)),
+        }
+    }
+
+    /// Decomposes many matrices, one per core at a time; the results are in the order of the input,
+    /// each with its own error.
+    pub fn thin_batch(matrices: &[Tensor<2>]) -> Vec<Result<Self, LinalgError>> {
+        // All of a model's weights and their factors at once would be several copies of the model.
+        let window = 4 * rayon::current_num_threads();
+        let decompose = |a: &Tensor<2>| match host::is_double(a) {
+            true => Ok(Precision::Double(thin(Host::<f64>::read(a)?)?)),
+            false => Ok(Precision::Single(thin(Host::<f32>::read(a)?)?)),
+        };
+        let mut results = Vec::with_capacity(matrices.len());
+        for window in matrices.chunks(window) {
+            let factors: Vec<Result<_, LinalgError>> = window.par_iter().map(decompose).collect();
+            // Uploads stay on the calling thread, whose queue the tensors belong to.
+            results.extend(window.iter().zip(factors).map(|(a, factors)| {
+                let device = host::plain_device(a);
+                Ok(match factors? {
+                    Precision::Single(factors) => factors.upload(&device),
+                    Precision::Double(factors) => factors.upload(&device),
+                })
+            }));
+        }
+        results
     }
 
     /// `Q R`, `[m, n]`.
@@ -73,13 +102,27 @@ impl Lq {
     }
 }
 
-fn thin<T: Real>(a: &Tensor<2>) -> Result<Qr, LinalgError> {
-    let host = Host::<T>::read(a)?;
-    let (q, r) = positive_diagonal(&host.mat);
-    let (k, n) = r.shape();
-    let r = host.rescale(host::row_major(r.as_ref()).into_iter())?;
-    let device = host::plain_device(a);
-    Ok(Qr { q: host::matrix(q.as_ref(), &device), r: host::vector(r, &device).reshape([k, n]) })
+struct Factors<T> {
+    q: Mat<T>,
+    /// Row by row.
+    r: Vec<T>,
+    cols: usize,
+}
+
+impl<T: Real> Factors<T> {
+    fn upload(self, device: &Device) -> Qr {
+        let shape = [self.q.ncols(), self.cols];
+        Qr {
+            q: host::matrix(self.q.as_ref(), device),
+            r: host::vector(self.r, device).reshape(shape),
+        }
+    }
+}
+
+fn thin<T: Real>(a: Host<T>) -> Result<Factors<T>, LinalgError> {
+    let (q, r) = positive_diagonal(&a.mat);
+    let r = a.rescale(host::row_major(r.as_ref()).into_iter())?;
+    Ok(Factors { q, r, cols: a.mat.ncols() })
 }
 
 /// Thin QR with a non-negative diagonal.

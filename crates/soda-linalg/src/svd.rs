@@ -17,7 +17,7 @@ use faer::{Mat, Par, get_global_parallelism};
 use rayon::prelude::*;
 
 use crate::error::LinalgError;
-use crate::host::{self, Host, Real};
+use crate::host::{self, Host, Precision, Real};
 
 /// A thin singular value decomposition, off the tape.
 #[derive(Clone, Debug)]
@@ -100,11 +100,6 @@ fn thin_window(matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
         })
     };
     matrices.iter().zip(factors).map(upload).collect()
-}
-
-enum Precision<S, D> {
-    Single(S),
-    Double(D),
 }
 
 struct Factors<T> {

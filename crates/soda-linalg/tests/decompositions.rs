@@ -84,6 +84,19 @@ fn double_precision_is_kept() {
 }
 
 #[test]
+fn a_batch_is_its_members() {
+    let mut noise = Noise::new(4);
+    let mut matrices: Vec<_> = (3..40).map(|n| single(&noise.matrix(n, 43 - n))).collect();
+    matrices[5] = matrices[5].clone().mul_scalar(f32::NAN);
+    for (i, (a, qr)) in matrices.iter().zip(Qr::thin_batch(&matrices)).enumerate() {
+        match qr {
+            Ok(qr) => assert!(relative(&dmatrix(a), &dmatrix(&qr.recompose())) < 1e-5),
+            Err(error) => assert!(i == 5, "{error}"),
+        }
+    }
+}
+
+#[test]
 fn qr_agrees_with_nalgebra() {
     let a = Noise::new(2).matrix(20, 12).map(|entry| f64::from(entry as f32));
     let (q, r) = a.clone().qr().unpack();

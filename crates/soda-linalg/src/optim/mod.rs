@@ -11,14 +11,14 @@
 //! Each treats leading axes as a batch, takes tall, square and wide matrices, and computes half
 //! precisions in f32. The parameter must start on the manifold ([`crate::stiefel::check`]).
 
-mod exponential;
-mod metric;
+pub mod exponential;
+pub mod metric;
 mod moments;
-mod pogo;
-mod riemannian_adam;
-mod riemannian_sgd;
-mod stiefel_adam;
-mod stiefel_sgd;
+pub mod pogo;
+pub mod riemannian_adam;
+pub mod riemannian_sgd;
+pub mod stiefel_adam;
+pub mod stiefel_sgd;
 
 pub use exponential::Exponential;
 pub use metric::Metric;

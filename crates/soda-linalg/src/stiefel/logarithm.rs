@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use crate::error::LinalgError;
 use crate::host::{self, Host};
-use crate::rotation_power::{exp, log};
+use crate::rotation::{exp, log};
 use crate::stack::Stack;
 
 /// The tangent at `x` whose geodesic is at `y` at time 1; both `[..., n, m]`.
@@ -43,7 +43,7 @@ pub fn logarithm<const D: usize>(x: &Tensor<D>, y: &Tensor<D>) -> Result<Tensor<
 ///
 /// # Errors
 ///
-/// As [`logarithm`].
+/// As [`logarithm()`].
 pub fn distance<const D: usize>(x: &Tensor<D>, y: &Tensor<D>) -> Result<Vec<f64>, LinalgError> {
     Ok(logarithms(x, y)?.iter().map(|log| log.length).collect())
 }

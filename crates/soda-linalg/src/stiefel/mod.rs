@@ -9,8 +9,8 @@
 //! | [`tangent`] | projects onto the tangent space | 2 |
 //! | [`transport`] | carries a tangent to another point, by projection | 2 |
 //! | [`Retraction`] | back to the manifold from `X + U` | polar 2 per iteration |
-//! | [`geodesic`] | `exp(t W) X`, the canonical geodesic | one `n x n` exponential |
-//! | [`logarithm`] | the inverse of the geodesic, on the host | a few `2m x 2m` logarithms |
+//! | [`geodesic()`] | `exp(t W) X`, the canonical geodesic | one `n x n` exponential |
+//! | [`logarithm()`] | the inverse of the geodesic, on the host | a few `2m x 2m` logarithms |
 //! | [`distance`] | length of the logarithm | the same |
 //! | [`random`] | uniform (Haar) | polar of a Gaussian |
 //!
@@ -19,9 +19,9 @@
 //! (2008), chapters 3 to 5.
 
 mod defect;
-mod geodesic;
-mod logarithm;
-mod retraction;
+pub mod geodesic;
+pub mod logarithm;
+pub mod retraction;
 
 pub use defect::{check, defect};
 pub use geodesic::geodesic;

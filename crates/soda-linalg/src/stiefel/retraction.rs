@@ -10,8 +10,8 @@
 //!
 //! The order is that of agreement with the geodesic: the error is `O(|U|^(order + 1))`. In the
 //! Euclidean metric the polar retraction is of second order; beside the canonical geodesic it is of
-//! second order too where `X` is square. `W` is [`super::geodesic`]'s, and `n x n`: for a tall `X` polar
-//! is much the cheapest.
+//! second order too where `X` is square. `W` is that of [the geodesic](mod@super::geodesic), and
+//! `n x n`: for a tall `X` polar is much the cheapest.
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;

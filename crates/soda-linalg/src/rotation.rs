@@ -1,4 +1,4 @@
-//! Powers of a rotation along its geodesic, `Qᵗ = exp(t log Q)`.
+//! Rotations along their geodesics: the logarithm, the exponential, and powers `Qᵗ = exp(t log Q)`.
 //!
 //! The logarithm by inverse scaling and squaring (Higham, Functions of Matrices, section 11.5), with a
 //! square root that orthogonal matrices have for free: the polar factor of `I + Q`, since an eigenvalue

@@ -17,6 +17,17 @@
 //! (Golub and Van Loan, Matrix Computations, 5.2, 8.3 and 8.6.) f64 stays f64, everything else is
 //! decomposed in f32; [`Svd::thin_batch`] spreads many matrices over the cores.
 //!
+//! Milliseconds for the thin SVD of a random f32 matrix, four cores, from `benches/svd.rs` and numpy 2.4
+//! (OpenBLAS) on the same machine:
+//!
+//! | | 64 | 320 | 640 | 1280 | 2048 x 1280 |
+//! |---|---|---|---|---|---|
+//! | this crate (faer) | 0.7 | 13 | 78 | 322 | 487 |
+//! | LAPACK | | 16 | 93 | 543 | 1010 |
+//! | nalgebra | 0.6 | 61 | 507 | | |
+//!
+//! nalgebra is level up to 64 and far behind above, so that faer decomposes every size.
+//!
 //! # Kronecker and block-diagonal products, on the device
 //!
 //! For a width `N = n1 n2 … nm`, multiply-adds per row:
@@ -26,6 +37,11 @@
 //! | [`kron_right`], [`kron_left`] | `x (A1 ⊗ … ⊗ Am)` | `N Σ nᵢ` | `N²` |
 //! | [`block_right`], [`block_left`] | `x diag(B1, …, Bb)` | `N²/b` | `N²` |
 //! | [`cayley()`], [`cayley_neumann`] | `(I - A)⁻¹ (I + A)` | a few products | |
+//!
+//! At `N = 1280` with factors (4, 16, 20), on four cores, [`kron_right`] takes a tenth of the dense
+//! product's time for 64 tokens, a quarter for 1024 and most of it for 4096: past some megabytes the
+//! memory of three fresh results costs more than their arithmetic. On a `1280 x 1280` weight
+//! [`kron_left`] takes a quarter, with its backward a third.
 //!
 //! All of these work on the tape. [`Kronecker`] composes, inverts and interpolates such products factor
 //! by factor; [`factorize()`] and [`factorize_within`] choose the sizes.

@@ -38,7 +38,7 @@ fn damaged_base(file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> tempfile
             if path.is_dir() {
                 copy(&path, &target)
             } else {
-                drop(std::fs::copy(&path, target).unwrap())
+                std::fs::copy(&path, target).unwrap();
             }
         }
     }

@@ -162,7 +162,7 @@ impl TrainConfig {
             () if !rate(optimizer.spectrum_weight_decay) => {
                 refuse("optimizer.spectrum_weight_decay", "0 or more")
             }
-            () if !(optimizer.max_grad_norm > 0.0) => {
+            () if optimizer.max_grad_norm.is_nan() || optimizer.max_grad_norm <= 0.0 => {
                 refuse("optimizer.max_grad_norm", "more than 0")
             }
             () => Ok(()),

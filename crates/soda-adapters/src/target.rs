@@ -15,7 +15,6 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("attention", r"\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
     ("cross-attention", r"\.attn2\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
     ("attention+ff", r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)\.weight$"),
-    ("text-encoder", r"\.(q_proj|k_proj|v_proj|out_proj)\.weight$"),
 ];
 
 /// A set of weights, by preset names or regular expressions over paths such as

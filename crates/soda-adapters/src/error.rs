@@ -36,8 +36,10 @@ pub enum AdapterError {
         /// The names of the presets.
         presets: String,
     },
-    /// A targeted weight is no matrix.
-    #[error("{path} has shape {shape:?}; adapters attach to linear layers (rank 2) only")]
+    /// A targeted weight is neither a matrix nor a convolution's kernel.
+    #[error(
+        "{path} has shape {shape:?}; adapters attach to linear layers (rank 2) and convolutions (rank 4)"
+    )]
     NotAMatrix {
         /// Path of the weight.
         path: String,
@@ -114,12 +116,25 @@ pub enum AdapterError {
         supported: &'static str,
     },
     /// A method this build does not have.
-    #[error("the adapter's method is `{found}`, this build knows `{known}`")]
+    #[error("there is no method `{found}`; this build knows {known}")]
     UnknownMethod {
         /// Method found.
         found: String,
         /// Methods known.
-        known: &'static str,
+        known: String,
+    },
+    /// A file whose method or settings this build cannot read.
+    #[error(
+        "{path} holds a `{method}` adapter with settings this build cannot read ({reason}); update soda or retrain",
+        path = path.display()
+    )]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// The method it names.
+        method: String,
+        /// What the parser says.
+        reason: String,
     },
     /// The adapter belongs to another base model.
     #[error(
@@ -158,8 +173,8 @@ pub enum AdapterError {
         /// Shape the network asks for.
         expected: Vec<usize>,
     },
-    /// A tensor of a type other than f32.
-    #[error("adapter tensor {key} has type {found}, expected F32")]
+    /// A tensor that holds no floats.
+    #[error("adapter tensor {key} has type {found}, expected F32, F16 or BF16")]
     DType {
         /// Name in the file.
         key: String,
@@ -182,4 +197,15 @@ pub enum AdapterError {
         /// How far it is off.
         deviation: f32,
     },
+}
+
+impl AdapterError {
+    /// A pattern that does not parse.
+    pub(crate) fn pattern(pattern: &str, error: &regex::Error) -> Self {
+        Self::InvalidPattern {
+            pattern: pattern.to_owned(),
+            // The regex crate draws a picture over several lines; its last line says what is wrong.
+            reason: error.to_string().lines().last().unwrap_or_default().trim().to_owned(),
+        }
+    }
 }

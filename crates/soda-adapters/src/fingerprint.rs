@@ -5,16 +5,18 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
 use sha2::{Digest, Sha256};
 
+use crate::fold::Weight;
+
 /// SHA-256, in hex, of the weights an adapter is made for.
-pub fn fingerprint(weights: &BTreeMap<String, Tensor<2>>) -> String {
+pub fn fingerprint(weights: &BTreeMap<String, Weight>) -> String {
     let mut hash = Sha256::new();
     for (path, weight) in weights {
-        let [rows, cols] = weight.dims();
+        let [rows, cols] = weight.matrix.dims();
         hash.update(format!("{path} {rows} {cols}\n"));
-        let data = weight.clone().cast(DType::F32).into_data();
+        let data = weight.matrix.clone().cast(DType::F32).into_data();
         for value in data.iter::<f32>() {
             hash.update(value.to_le_bytes());
         }

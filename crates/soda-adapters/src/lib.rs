@@ -1,14 +1,18 @@
 //! Parameter-efficient adapters for any burn module.
 //!
 //! A [`Method`] turns each targeted weight into a frozen base plus a few trainable numbers. It knows no
-//! network, no optimizer and no trainer: weights are found by path ([`Targets`]), attached through
-//! burn's reparameterizations (no layer code changes), and told apart by [`Geometry`].
+//! network, no optimizer and no trainer: weights are found by path ([`Targets`]), read as matrices
+//! ([`Weight`]; linear layers and convolutions), attached through burn's reparameterizations (no layer
+//! code changes), and told apart by [`Geometry`].
 //!
 //! | method | effective weight | paper | module |
 //! |---|---|---|---|
 //! | SODA-SVD | `U diag(relu(s + δ)) Vᵀ Rᵀ`, `R = R1 ⊗ … ⊗ Rm` | arXiv 2405.21050 | [`soda`] |
+//! | SODA-QR | `(T + ΔT)ᵀ Qᵀ Rᵀ` | the same | [`soda`] |
 //! | SVDiff | `U diag(relu(s + δ)) Vᵀ` | arXiv 2303.11305 | [`soda`] without rotation |
 //! | Kronecker rotation | `W0 Rᵀ` | | [`soda`] without spectrum |
+//! | LoRA, PiSSA | `W0 + s B A` | arXiv 2106.09685, 2404.02948 | [`lora`] |
+//! | DoRA | `m (W0 + s B A) / ‖W0 + s B A‖` | arXiv 2402.09353 | [`dora`] |
 //!
 //! ```
 //! use burn::{module::Module, nn::{Linear, LinearConfig}, tensor::Device};
@@ -25,17 +29,28 @@
 //! # Ok::<(), soda_adapters::AdapterError>(())
 //! ```
 
+mod attach;
+pub mod dora;
 mod error;
 mod file;
 mod fingerprint;
+mod fold;
+mod init;
 mod leaf;
+pub mod lora;
 mod method;
 pub mod soda;
+mod table;
 mod target;
+mod tensors;
 
+pub use attach::{Attached, Plan, attach_all, detach, without_adapters};
 pub use error::AdapterError;
 pub use file::{AdapterFile, Header};
 pub use fingerprint::fingerprint;
+pub use fold::Weight;
 pub use leaf::{Leaf, leaves, map_leaves};
-pub use method::{Geometry, Method, Plan};
-pub use target::{PRESETS, Targets};
+pub use method::{Adapter, Geometry, Method};
+pub use soda_linalg::LinalgError;
+pub use table::{AnyAdapter, METHOD_PRESETS, MethodConfig};
+pub use target::{PRESETS, Preset, Targets};

@@ -1,15 +1,18 @@
 //! The seam between a method and a network: settings in, a checked plan out, then an attachment that
 //! cannot fail.
 
-use std::collections::BTreeMap;
+use std::fmt::Debug;
 
-use burn::module::{Module, Param, Reparameterization, Reparameterizer};
-use burn::tensor::Tensor;
+use burn::module::Module;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use soda_linalg::LinalgError;
 
+use crate::attach::Plan;
 use crate::error::AdapterError;
+use crate::fold::Weight;
 use crate::target::Targets;
+use burn::tensor::Tensor;
 
 /// Where a trainable tensor lives, which decides how an optimizer may move it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,23 +24,29 @@ pub enum Geometry {
 }
 
 /// A parameter-efficient method: how one weight becomes a base plus a few trainable numbers.
-pub trait Method: Clone + Serialize + DeserializeOwned + Sync {
-    /// Name in adapter files and configurations.
-    const NAME: &'static str;
-
+///
+/// Three parts are a method: its settings (this), what it attaches ([`Method::Adapter`]), and a row of a
+/// table ([`methods!`](crate::methods)) if it is to be chosen by name.
+pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// What it attaches to a weight.
-    type Adapter: Reparameterization;
+    type Adapter: Adapter;
 
-    /// The adapter of one weight `[in, out]` (plain device), which changes nothing yet.
+    /// Name in adapter files and configurations.
+    fn name(&self) -> &'static str;
+
+    /// The adapter of one weight (plain device), which changes nothing yet.
     ///
     /// # Errors
     /// Unusable settings, or a weight that cannot be decomposed; `path` names it.
-    fn adapter(&self, path: &str, weight: &Tensor<2>) -> Result<Self::Adapter, AdapterError>;
+    fn adapter(&self, path: &str, weight: &Weight) -> Result<Self::Adapter, AdapterError>;
 
     /// Where the trainable tensor with this path lives.
-    fn geometry(&self, path: &str) -> Geometry;
+    fn geometry(&self, path: &str) -> Geometry {
+        let _ = path;
+        Geometry::Euclidean
+    }
 
-    /// Decomposes every targeted weight of `module`, several at once.
+    /// Prepares an adapter for every targeted weight of `module`, several at once.
     ///
     /// # Errors
     /// See [`Targets::select`] and [`Method::adapter`].
@@ -45,10 +54,7 @@ pub trait Method: Clone + Serialize + DeserializeOwned + Sync {
         &self,
         targets: &Targets,
         module: &M,
-    ) -> Result<Plan<Self::Adapter>, AdapterError>
-    where
-        Self::Adapter: Send,
-    {
+    ) -> Result<Plan<Self::Adapter>, AdapterError> {
         use rayon::prelude::*;
         let selected: Vec<_> = targets.select(module)?.into_iter().collect();
         let adapters = selected
@@ -62,35 +68,22 @@ pub trait Method: Clone + Serialize + DeserializeOwned + Sync {
     }
 }
 
-/// Adapters that were checked against a network, ready to be attached to it.
-#[derive(Debug)]
-pub struct Plan<A> {
-    adapters: BTreeMap<String, A>,
-}
+/// What a method attaches to one weight: a burn module of trainable tensors, and a formula.
+pub trait Adapter: Module + Sync + 'static {
+    /// The adapted weight of the base `w` `[in, out]`, in f32 (f64 where the network is); on the tape
+    /// where `w` is.
+    fn apply(&self, w: Tensor<2>) -> Tensor<2>;
 
-impl<A: Reparameterization> Plan<A> {
-    /// Freezes `module` and attaches the adapters. Nothing of the base is copied: a clone of the
-    /// module taken before still shares its weights.
-    pub fn attach<M: Module>(self, module: M) -> M {
-        module.apply_reparameterization(Attach(self.adapters))
-    }
+    /// The same adapter turned down or up: 0 is the base, 1 is itself. Rotations turn along their
+    /// geodesic, `Rᵗ = exp(t log R)`; all else goes in proportion. The result is to be applied, not
+    /// trained further.
+    ///
+    /// # Errors
+    /// A rotation by half a turn, which has no shortest way back.
+    fn at_strength(self, t: f64) -> Result<Self, LinalgError>;
 
-    /// Paths of the adapted weights.
-    pub fn paths(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.adapters.keys().map(String::as_str)
-    }
-}
-
-struct Attach<A>(BTreeMap<String, A>);
-
-impl<A: Reparameterization> Reparameterizer for Attach<A> {
-    type Reparam = A;
-
-    fn reparameterize<const D: usize>(
-        &mut self,
-        path: &str,
-        param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<A>) {
-        (param.set_require_grad(false), self.0.remove(path))
+    /// Factors `a` `[in, r]` and `b` `[r, out]` with `apply(w) = w + a b`, where the method is of that form.
+    fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
+        None
     }
 }

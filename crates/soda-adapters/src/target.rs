@@ -3,18 +3,45 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::attach::MARKER;
 use crate::error::AdapterError;
-use crate::leaf::leaves;
+use crate::fold::Weight;
+use crate::leaf::{Leaf, leaves};
 
-/// Named target sets: name, and the pattern over weight paths it stands for.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("attention", r"\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
-    ("cross-attention", r"\.attn2\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
-    ("attention+ff", r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)\.weight$"),
+/// A named set of targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// How it is called.
+    pub name: &'static str,
+    /// Regular expression over weight paths.
+    pub pattern: &'static str,
+    /// The rank a weight must have, where the names alone do not say it.
+    rank: Option<usize>,
+}
+
+/// The named target sets, in the names of diffusers' UNets and transformers' text encoders.
+pub const PRESETS: &[Preset] = &[
+    Preset { name: "attention", pattern: r"\.(to_q|to_k|to_v|to_out\.0)\.weight$", rank: None },
+    Preset {
+        name: "cross-attention",
+        pattern: r"\.attn2\.(to_q|to_k|to_v|to_out\.0)\.weight$",
+        rank: None,
+    },
+    Preset {
+        name: "attention+ff",
+        pattern: r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)\.weight$",
+        rank: None,
+    },
+    Preset { name: "all-linear", pattern: r"\.weight$", rank: Some(2) },
+    Preset { name: "conv", pattern: r"\.weight$", rank: Some(4) },
+    Preset {
+        name: "text-attention",
+        pattern: r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)\.weight$",
+        rank: None,
+    },
 ];
 
 /// A set of weights, by preset names or regular expressions over paths such as
@@ -31,59 +58,71 @@ impl Default for Targets {
 }
 
 impl Targets {
-    /// The selected weights of `module` by path, each `[in, out]` as burn's `Linear` stores it.
+    /// Exactly these weights.
+    pub fn paths<'a>(paths: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(paths.into_iter().map(|path| format!("^{}$", regex::escape(path))).collect())
+    }
+
+    /// The selected weights of `module` by path.
     ///
     /// # Errors
     /// A pattern that does not parse or matches nothing, a selected weight that is no matrix, and a
     /// module that already is on the tape.
-    pub fn select<M: Module>(
-        &self,
-        module: &M,
-    ) -> Result<BTreeMap<String, Tensor<2>>, AdapterError> {
+    pub fn select<M: Module>(&self, module: &M) -> Result<BTreeMap<String, Weight>, AdapterError> {
         if self.0.is_empty() {
-            let presets = PRESETS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            let presets = PRESETS.iter().map(|preset| preset.name).collect::<Vec<_>>().join(", ");
             return Err(AdapterError::NoTargets { presets });
         }
-        let leaves = leaves(module);
+        let adapted = format!(".{MARKER}.");
+        let leaves: Vec<_> =
+            leaves(module).into_iter().filter(|leaf| !leaf.path.contains(&adapted)).collect();
         let mut selected = BTreeMap::new();
         for pattern in &self.0 {
-            let regex = compile(pattern)?;
-            let mut matches = leaves.iter().filter(|leaf| regex.is_match(&leaf.path)).peekable();
+            let pattern = Pattern::new(pattern)?;
+            let mut matches = leaves.iter().filter(|leaf| pattern.matches(leaf)).peekable();
             if matches.peek().is_none() {
-                let mut paths = leaves
-                    .iter()
-                    .filter(|leaf| leaf.shape.len() == 2)
-                    .map(|leaf| leaf.path.as_str());
-                let examples = paths.by_ref().take(3).collect::<Vec<_>>();
-                return Err(AdapterError::UnmatchedPattern {
-                    pattern: pattern.clone(),
-                    count: examples.len() + paths.count(),
-                    examples: examples.join(", "),
-                });
+                return Err(pattern.unmatched(&leaves));
             }
             for leaf in matches {
-                let &[rows, cols] = leaf.shape.as_slice() else {
-                    return Err(AdapterError::NotAMatrix {
-                        path: leaf.path.clone(),
-                        shape: leaf.shape.clone(),
-                    });
-                };
                 if leaf.value.is_autodiff() {
                     return Err(AdapterError::OnTape { path: leaf.path.clone() });
                 }
-                selected.insert(leaf.path.clone(), leaf.value.clone().reshape([rows, cols]));
+                let weight = Weight::from_flat(&leaf.path, &leaf.shape, leaf.value.clone())?;
+                selected.insert(leaf.path.clone(), weight);
             }
         }
         Ok(selected)
     }
 }
 
-fn compile(pattern: &str) -> Result<Regex, AdapterError> {
-    let expression =
-        PRESETS.iter().find(|(name, _)| *name == pattern).map_or(pattern, |(_, regex)| regex);
-    Regex::new(expression).map_err(|error| AdapterError::InvalidPattern {
-        pattern: pattern.to_owned(),
-        // The regex crate draws a picture over several lines; its last line says what is wrong.
-        reason: error.to_string().lines().last().unwrap_or_default().trim().to_owned(),
-    })
+struct Pattern<'a> {
+    given: &'a str,
+    regex: Regex,
+    rank: Option<usize>,
+}
+
+impl<'a> Pattern<'a> {
+    fn new(given: &'a str) -> Result<Self, AdapterError> {
+        let preset = PRESETS.iter().find(|preset| preset.name == given);
+        let expression = preset.map_or(given, |preset| preset.pattern);
+        let regex = Regex::new(expression).map_err(|error| AdapterError::pattern(given, &error))?;
+        Ok(Self { given, regex, rank: preset.and_then(|preset| preset.rank) })
+    }
+
+    fn matches(&self, leaf: &Leaf) -> bool {
+        // Rank 2 is a linear layer's weight or a table of embeddings, which no product goes through.
+        let table = leaf.path.ends_with("_embedding.weight");
+        self.regex.is_match(&leaf.path)
+            && self.rank.is_none_or(|rank| leaf.shape.len() == rank && !table)
+    }
+
+    fn unmatched(&self, leaves: &[Leaf]) -> AdapterError {
+        let matrices = leaves.iter().filter(|leaf| matches!(leaf.shape.len(), 2 | 4));
+        let paths: Vec<_> = matrices.map(|leaf| leaf.path.as_str()).collect();
+        AdapterError::UnmatchedPattern {
+            pattern: self.given.to_owned(),
+            count: paths.len(),
+            examples: paths.iter().take(3).copied().collect::<Vec<_>>().join(", "),
+        }
+    }
 }

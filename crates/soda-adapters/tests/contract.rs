@@ -1,124 +1,77 @@
-//! The contract every adapter keeps: nothing changes at first, the base stays frozen, a file holds all of
-//! it, and merging is the same as applying.
+//! The contract every method keeps, by one test a clause: nothing changes at first, the base stays frozen,
+//! gradients are those of the formula, a file holds all of it, merging is applying, strength runs from the
+//! base to the adapter, and off is off.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod common;
+
 use burn::module::Module;
-use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Distribution, Tensor};
-use serde_json::json;
-use soda_adapters::soda::{RotationConfig, SodaConfig, SpectrumConfig};
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use common::{Input, Net, difference, disturb, gradients, header, targets};
+use soda_adapters::lora::LoraConfig;
+use soda_adapters::soda::{
+    Basis, Parametrization, RotationConfig, Shift, Side, SodaConfig, SpectrumConfig,
+};
 use soda_adapters::{
-    AdapterError, AdapterFile, Geometry, Header, Method, Targets, fingerprint, leaves, map_leaves,
+    AdapterFile, METHOD_PRESETS, Method as _, MethodConfig, attach_all, detach, leaves, map_leaves,
+    without_adapters,
 };
 
-/// Two layers, wide and tall, of which the second is no target by default.
-#[derive(Module, Debug)]
-struct Net {
-    to_q: Linear,
-    to_k: Linear,
-    head: Linear,
-}
-
-impl Net {
-    fn new(device: &Device) -> Self {
-        let linear = |input, output| LinearConfig::new(input, output).init(device);
-        Self { to_q: linear(12, 20), to_k: linear(30, 20), head: linear(20, 3) }
-    }
-
-    fn forward(&self, q: Tensor<2>, k: Tensor<2>) -> Tensor<2> {
-        self.head.forward(self.to_q.forward(q) * self.to_k.forward(k))
-    }
-}
-
-fn targets() -> Targets {
-    Targets(vec![r"^to_.\.weight$".to_owned()])
-}
-
-fn inputs(device: &Device) -> (Tensor<2>, Tensor<2>) {
-    let random = |cols| Tensor::random([7, cols], Distribution::Normal(0.0, 1.0), device);
-    (random(12), random(30))
-}
-
-/// `max |a - b| / max |b|`
-fn difference(a: Tensor<2>, b: Tensor<2>) -> f32 {
-    let scale = b.clone().abs().max().into_scalar::<f32>();
-    (a - b).abs().max().into_scalar::<f32>() / scale
-}
-
-fn methods() -> [SodaConfig; 4] {
-    let rotation = Some(RotationConfig::default());
-    let spectrum = Some(SpectrumConfig::default());
-    [
-        SodaConfig { rotation: rotation.clone(), spectrum: spectrum.clone() },
-        SodaConfig { rotation: rotation.clone(), spectrum: None },
-        SodaConfig { rotation: None, spectrum },
-        SodaConfig { rotation: Some(RotationConfig { factors: 1 }), spectrum: None },
-    ]
-}
-
-/// Moves every adapter parameter as a training would: spectra by a little, rotations within the manifold.
-fn disturb(method: &SodaConfig, net: Net) -> Net {
-    let shapes: std::collections::HashMap<_, _> =
-        leaves(&net).into_iter().map(|leaf| (leaf.path, leaf.shape)).collect();
-    map_leaves(net, |path, _, value| {
-        if !path.contains(".soda.") {
-            return None;
-        }
-        let noise = value.random_like(Distribution::Normal(0.0, 0.1));
-        Some(match method.geometry(path) {
-            Geometry::Euclidean => value + noise,
-            Geometry::Stiefel => {
-                let n = shapes[path][0];
-                let skew = noise.reshape([n, n]);
-                orthogonal(skew.clone() - skew.transpose()).reshape([n * n])
+/// Every named method that starts as the identity, and the points of their axes that no name covers.
+fn methods() -> Vec<(String, MethodConfig)> {
+    let named = METHOD_PRESETS.iter().filter(|(name, _)| *name != "soda-paper");
+    let mut methods: Vec<_> =
+        named.map(|(name, make)| ((*name).to_owned(), small(make()))).collect();
+    let rotation = |side, parametrization| SodaConfig {
+        rotation: Some(RotationConfig { side, parametrization, ..RotationConfig::default() }),
+        ..SodaConfig::default()
+    };
+    let low_rank = SpectrumConfig { basis: Basis::Svd, shift: Shift::LowRank { rank: 2, seed: 5 } };
+    let more: Vec<(&str, MethodConfig)> = vec![
+        ("output side", rotation(Side::Output, Parametrization::Stiefel).into()),
+        ("both sides, Cayley", rotation(Side::Both, Parametrization::Cayley).into()),
+        ("svd low-rank", SodaConfig { rotation: None, spectrum: Some(low_rank) }.into()),
+        (
+            "rank-stabilised",
+            LoraConfig {
+                rank: 4,
+                alpha: Some(8.0),
+                rank_stabilized: true,
+                ..LoraConfig::default()
             }
-        })
-    })
+            .into(),
+        ),
+    ];
+    methods.extend(more.into_iter().map(|(name, method)| (name.to_owned(), method)));
+    methods
 }
 
-/// The Cayley transform `(I - A/2)⁻¹ (I + A/2)` by its power series, for small skew `A`.
-fn orthogonal(skew: Tensor<2>) -> Tensor<2> {
-    let n = skew.dims()[0];
-    let identity = Tensor::<2>::eye(n, &skew.device());
-    let half = skew.mul_scalar(0.5);
-    let mut inverse = identity.clone();
-    for _ in 0..60 {
-        inverse = identity.clone() + half.clone().matmul(inverse);
+/// Ranks that leave something out even on the small network.
+fn small(mut method: MethodConfig) -> MethodConfig {
+    if let MethodConfig::Lora(lora) = &mut method {
+        lora.rank = 4;
     }
-    inverse.matmul(identity + half)
-}
-
-fn header(method: &SodaConfig, net: &Net) -> Header {
-    Header {
-        method: SodaConfig::NAME.to_owned(),
-        config: json!(method),
-        targets: targets(),
-        base: "net".to_owned(),
-        base_hash: fingerprint(&targets().select(net).unwrap()),
-        trigger: vec!["sks mug".to_owned()],
-        training: json!({ "steps": 3 }),
-    }
+    method
 }
 
 #[test]
-fn a_fresh_adapter_changes_no_bit() {
-    let device = Device::default();
-    for method in methods() {
-        let net = Net::new(&device);
-        let (q, k) = inputs(&device);
-        let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
-        let (before, after) = (net.forward(q.clone(), k.clone()), adapted.forward(q, k));
-        assert_eq!(difference(after, before), 0.0, "{method:?}");
+fn a_fresh_adapter_changes_no_bit_in_any_float_type() {
+    for (name, method) in methods() {
+        for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+            let (net, input) = (Net::new().cast(dtype), Input::new().cast(dtype));
+            let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
+            let (before, after) = (net.forward(&input), adapted.forward(&input));
+            assert_eq!(after.dtype(), dtype);
+            assert_eq!(difference(after, before), 0.0, "{name} {dtype:?}");
+        }
     }
 }
 
 #[test]
 fn the_paper_start_is_no_identity() {
-    let device = Device::default();
-    let net = Net::new(&device);
-    let method = SodaConfig { rotation: None, spectrum: Some(SpectrumConfig { init: 1e-3 }) };
-    let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
+    let net = Net::new();
+    let adapted = SodaConfig::paper().plan(&targets(), &net).unwrap().attach(net.clone());
     let delta = adapted.to_q.weight.val() - net.to_q.weight.val();
     // |W - W0|₂ = 1e-3 when every singular value moves by 1e-3, so |W - W0|_F = 1e-3 √k.
     let norm = delta.square().sum().sqrt().into_scalar::<f32>();
@@ -126,26 +79,54 @@ fn the_paper_start_is_no_identity() {
 }
 
 #[test]
-fn gradients_reach_the_adapter_and_nothing_else() {
-    let device = Device::default();
-    for method in methods() {
-        let net =
-            method.plan(&targets(), &Net::new(&device)).unwrap().attach(Net::new(&device)).train();
-        let (q, k) = inputs(&device.clone().autodiff());
-        let grads = net.forward(q, k).square().mean().backward();
-        assert!(net.to_q.weight.base().grad(&grads).is_none());
-        assert!(net.head.weight.val().grad(&grads).is_none());
-        let trainable: Vec<_> = leaves(&net).into_iter().filter(|leaf| leaf.trainable).collect();
-        assert!(!trainable.is_empty() && trainable.iter().all(|leaf| leaf.path.contains(".soda.")));
+fn gradients_are_central_differences_and_reach_nothing_else() {
+    for (name, method) in methods() {
+        let (net, input) = (Net::new().cast(DType::F64), Input::new().cast(DType::F64));
+        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net));
+        let toward =
+            Tensor::<2>::random([7, 9], Distribution::Normal(0.0, 1.0), &Device::default());
+        let toward = toward.cast(DType::F64);
+
+        let trained = adapted.clone().train();
+        let output = trained.forward(&input.on_tape());
+        let loss = (output * Tensor::from_inner(toward.clone())).sum();
+        let grads = gradients(&trained, &loss.backward());
+        let trainable: Vec<_> =
+            leaves(&trained).into_iter().filter(|leaf| leaf.trainable).collect();
+        assert!(!trainable.is_empty());
+        assert_eq!(grads.len(), trainable.len(), "{name}: gradients and trained tensors");
+        assert!(grads.keys().all(|path| path.contains(".adapter.")), "{name}");
+
+        let loss = |net: &Net| (net.forward(&input) * toward.clone()).sum().into_scalar::<f64>();
         for leaf in trainable {
-            // The flat view is no leaf of the tape, so look the gradient up where it is kept.
-            let adapter = if leaf.path.starts_with("to_q") { &net.to_q } else { &net.to_k };
-            let soda = adapter.weight.reparameterization::<soda_adapters::soda::Soda>().unwrap();
-            if let Some(rotation) = &soda.rotation {
-                assert!(rotation.factors.iter().all(|factor| factor.val().grad(&grads).is_some()));
+            // The norm of DoRA is a constant by design; PEFT's gradients are its reference.
+            if name == "dora" && !leaf.path.contains("magnitude") {
+                continue;
             }
-            if let Some(spectrum) = &soda.spectrum {
-                assert!(spectrum.delta.val().grad(&grads).is_some());
+            let elements: usize = leaf.shape.iter().product();
+            for index in [0, elements / 3, elements - 1] {
+                let step = 1e-5;
+                let moved = |by: f64| {
+                    loss(&map_leaves(adapted.clone(), |path, _, value| {
+                        let at = Tensor::<1, burn::tensor::Int>::arange(
+                            0..elements as i64,
+                            &Device::default(),
+                        );
+                        (path == leaf.path).then(|| {
+                            let one = at.equal_elem(index as i64).float().cast(DType::F64);
+                            value + one.mul_scalar(by)
+                        })
+                    }))
+                };
+                let expected = (moved(step) - moved(-step)) / (2.0 * step);
+                let found = grads[&leaf.path][index];
+                // The error of a central difference is of order step² and rounding/step, both 1e-10.
+                let scale = expected.abs().max(1.0);
+                assert!(
+                    (found - expected).abs() < 1e-6 * scale,
+                    "{name} {}[{index}]: {found} for {expected}",
+                    leaf.path
+                );
             }
         }
     }
@@ -153,137 +134,125 @@ fn gradients_reach_the_adapter_and_nothing_else() {
 
 #[test]
 fn merging_is_applying_and_a_file_holds_it_all() {
-    let device = Device::default();
     let folder = tempfile::tempdir().unwrap();
-    for method in methods() {
-        let net = Net::new(&device);
-        let (q, k) = inputs(&device);
-        let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
-        let adapted = disturb(&method, adapted);
-        let output = adapted.forward(q.clone(), k.clone());
-        assert!(difference(output.clone(), net.forward(q.clone(), k.clone())) > 1e-2, "{method:?}");
+    for (name, method) in methods() {
+        let (net, input) = (Net::new(), Input::new());
+        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        let output = adapted.forward(&input);
+        assert!(difference(output.clone(), net.forward(&input)) > 1e-2, "{name} was trained");
 
         let merged = adapted.clone().materialize();
-        assert_eq!(leaves(&merged).len(), 6);
-        assert!(difference(merged.forward(q.clone(), k.clone()), output.clone()) < 1e-6);
+        assert_eq!(leaves(&merged).len(), leaves(&net).len());
+        assert!(difference(merged.forward(&input), output.clone()) < 1e-6, "{name}");
 
         let path = folder.path().join("adapter.safetensors");
-        AdapterFile::capture::<SodaConfig, _>(header(&method, &net), &adapted)
-            .write(&path)
-            .unwrap();
-        let file = AdapterFile::read(&path).unwrap();
-        assert_eq!(file.header, header(&method, &net));
-        let loaded = file.attach::<SodaConfig, _>(net).unwrap();
-        assert_eq!(difference(loaded.forward(q, k), output), 0.0, "{method:?}");
+        AdapterFile::capture(header(&method, &net), &adapted).write(&path).unwrap();
+        let file: AdapterFile = AdapterFile::read(&path).unwrap();
+        assert_eq!(file.header, header(&method, &net), "{name}");
+        let loaded = file.attach(net).unwrap();
+        assert_eq!(difference(loaded.forward(&input), output), 0.0, "{name}");
+
+        // Trained on: the same tensors by the same names, with the same right to a gradient.
+        let state = |net: &Net| -> Vec<_> {
+            let leaf = |leaf: soda_adapters::Leaf| {
+                (leaf.path, leaf.trainable, leaf.value.into_data().try_to_vec::<f32>().unwrap())
+            };
+            leaves(net).into_iter().map(leaf).collect()
+        };
+        assert_eq!(state(&loaded), state(&adapted), "{name}");
     }
 }
 
 #[test]
-fn strength_runs_along_the_geodesic_from_the_base_to_the_adapter() {
-    let device = Device::default();
-    let method = SodaConfig::default();
-    let net = Net::new(&device);
-    let (q, k) = inputs(&device);
+fn strength_runs_from_the_base_to_the_adapter() {
+    for (name, method) in methods() {
+        let (net, input) = (Net::new(), Input::new());
+        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        let file = AdapterFile::capture(header(&method, &net), &adapted);
+        let at = |t: f64| {
+            let plan = file.plan(&net).unwrap().at_strength(t).unwrap();
+            plan.attach(net.clone()).forward(&input)
+        };
+        // f32 through an f64 logarithm and exponential: a few roundings.
+        assert!(difference(at(0.0), net.forward(&input)) < 1e-5, "{name} at 0");
+        assert_eq!(difference(at(1.0), adapted.forward(&input)), 0.0, "{name} at 1");
+        assert!(difference(at(0.999_999), adapted.forward(&input)) < 1e-4, "{name} near 1");
+        let half = difference(at(0.5), net.forward(&input));
+        let whole = difference(at(1.0), net.forward(&input));
+        assert!(half > 0.2 * whole && half < 0.9 * whole, "{name}: {half} of {whole}");
+    }
+}
+
+#[test]
+fn powers_of_rotations_add() {
+    let (net, input) = (Net::new(), Input::new());
+    let method = MethodConfig::from(SodaConfig::rotation_only());
     let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
-    let file = AdapterFile::capture::<SodaConfig, _>(header(&method, &net), &adapted);
-    let at = |t: f64| {
-        let file = file.clone().at_strength::<SodaConfig>(t).unwrap();
-        file.attach::<SodaConfig, _>(net.clone()).unwrap().forward(q.clone(), k.clone())
-    };
-    // f32 through an f64 logarithm and exponential: a few roundings.
-    assert!(difference(at(0.0), net.forward(q.clone(), k.clone())) < 1e-5);
-    assert!(difference(at(0.999_999), adapted.forward(q.clone(), k.clone())) < 1e-4);
-    // Half of a half, twice over, is a quarter: powers add.
-    let half = file.clone().at_strength::<SodaConfig>(0.5).unwrap();
-    let quarter = half.at_strength::<SodaConfig>(0.5).unwrap();
-    let quarter =
-        quarter.attach::<SodaConfig, _>(net.clone()).unwrap().forward(q.clone(), k.clone());
-    assert!(difference(quarter, at(0.25)) < 1e-5);
+    let plan = AdapterFile::capture(header(&method, &net), &adapted).plan(&net).unwrap();
+    let half = plan.clone().at_strength(0.5).unwrap();
+    let quarter = half.at_strength(0.5).unwrap().attach(net.clone());
+    let direct = plan.at_strength(0.25).unwrap().attach(net.clone());
+    assert!(difference(quarter.forward(&input), direct.forward(&input)) < 1e-5);
 }
 
 #[test]
-fn every_mistake_is_named() {
-    let device = Device::default();
-    let method = SodaConfig::default();
-    let net = Net::new(&device);
-    let check = |result: Result<(), AdapterError>, needle: &str| {
-        let message = result.unwrap_err().to_string();
-        assert!(message.contains(needle), "{message}");
-    };
-    let plan = |pattern: &str| method.plan(&Targets(vec![pattern.into()]), &net).map(drop);
-    check(plan("to_z"), "`to_z` matches no weight");
-    check(plan("("), "not a regular expression");
-    check(plan("bias"), "rank 2");
-    check(method.plan(&Targets(Vec::new()), &net).map(drop), "attention");
-    check(method.plan(&targets(), &net.clone().train()).map(drop), "autodiff");
-    let nothing = SodaConfig { rotation: None, spectrum: None };
-    check(nothing.plan(&targets(), &net).map(drop), "trains nothing");
+fn off_is_the_base_for_one_call_and_detached_for_good() {
+    for (name, method) in methods() {
+        let (net, input) = (Net::new(), Input::new());
+        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        let (base, output) = (net.forward(&input), adapted.forward(&input));
 
-    let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
-    let good = AdapterFile::capture::<SodaConfig, _>(header(&method, &net), &adapted);
-    let broken = |change: &dyn Fn(&mut AdapterFile)| {
-        let mut file = good.clone();
-        change(&mut file);
-        file.attach::<SodaConfig, _>(net.clone()).map(drop)
-    };
-    let first = good.tensors.keys().next().unwrap().clone();
-    check(good.attach::<SodaConfig, _>(Net::new(&device)).map(drop), "was trained on base");
-    check(broken(&|file| file.header.method = "other".into()), "`other`");
-    check(broken(&|file| drop(file.tensors.remove(&first))), &first);
-    check(
-        broken(&|file| {
-            let data = file.tensors[&first].clone();
-            file.tensors.insert("unet.stray".into(), data);
-        }),
-        "unet.stray",
-    );
-    check(
-        broken(&|file| {
-            file.tensors.insert(first.clone(), burn::tensor::TensorData::from([1.0f32]));
-        }),
-        "has shape [1]",
-    );
-    let factor = good.tensors.keys().find(|key| key.contains("rotation")).unwrap().clone();
-    check(
-        broken(&|file| {
-            let data = &file.tensors[&factor];
-            let values: Vec<f32> = data.iter::<f32>().map(|value| value * 1.1).collect();
-            let data = burn::tensor::TensorData::new(values, data.shape());
-            file.tensors.insert(factor.clone(), data);
-        }),
-        "not orthogonal",
-    );
-}
+        assert_eq!(difference(without_adapters(|| adapted.forward(&input)), base.clone()), 0.0);
+        let nested = without_adapters(|| {
+            without_adapters(|| ());
+            adapted.forward(&input)
+        });
+        assert_eq!(difference(nested, base.clone()), 0.0, "{name}");
+        // On the tape too: the consistency loss needs the base's prediction beside the adapter's.
+        let trained = adapted.clone().train();
+        let frozen = without_adapters(|| trained.forward(&input.on_tape()));
+        assert_eq!(difference(frozen.without_autodiff(), base.clone()), 0.0, "{name}");
+        let caught = std::panic::catch_unwind(|| {
+            without_adapters(|| std::panic::resume_unwind(Box::new(())))
+        });
+        assert!(caught.is_err());
+        assert_eq!(difference(adapted.forward(&input), output), 0.0, "{name} is on again");
 
-#[test]
-fn a_damaged_file_is_refused() {
-    let device = Device::default();
-    let method = SodaConfig::default();
-    let net = Net::new(&device);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("adapter.safetensors");
-    let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
-    AdapterFile::capture::<SodaConfig, _>(header(&method, &net), &adapted).write(&path).unwrap();
-    let bytes = std::fs::read(&path).unwrap();
-    for length in [0, 7, 8, 100, bytes.len() - 1] {
-        std::fs::write(&path, &bytes[..length]).unwrap();
-        assert!(
-            matches!(AdapterFile::read(&path), Err(AdapterError::Malformed { .. })),
-            "{length}"
-        );
+        let bare = detach(adapted);
+        assert_eq!(leaves(&bare).len(), leaves(&net).len());
+        assert_eq!(difference(bare.forward(&input), base), 0.0, "{name}");
     }
-    let text = |from: &str, to: &str| {
-        let mut changed = bytes.clone();
-        let at = changed.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
-        changed[at..at + from.len()].copy_from_slice(to.as_bytes());
-        std::fs::write(&path, changed).unwrap();
-        AdapterFile::read(&path).unwrap_err()
+}
+
+#[test]
+fn several_adapters_add_their_weighted_deltas() {
+    let net = Net::new();
+    let (first, second) =
+        (MethodConfig::from(SodaConfig::default()), MethodConfig::from(LoraConfig::default()));
+    let file = |method: &MethodConfig| {
+        let adapted = disturb(method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        (adapted.conv.weight.val(), AdapterFile::capture(header(method, &net), &adapted))
     };
-    assert!(matches!(text("\"version\":\"1\"", "\"version\":\"9\""), AdapterError::Version { .. }));
-    assert!(matches!(text("soda-adapter", "dora-adapter"), AdapterError::NotAnAdapter { .. }));
-    let missing = AdapterFile::read(&folder.path().join("none")).unwrap_err().to_string();
-    assert!(missing.contains("cannot read adapter file"), "{missing}");
-    let nowhere = folder.path().join("no/such/folder/a.safetensors");
-    let file = AdapterFile::capture::<SodaConfig, _>(header(&method, &net), &adapted);
-    assert!(matches!(file.write(&nowhere), Err(AdapterError::Io { action: "write", .. })));
+    let ((w1, first), (w2, second)) = (file(&first), file(&second));
+    let both = attach_all(
+        [(first.plan(&net).unwrap(), 0.8), (second.plan(&net).unwrap(), -0.3)],
+        net.clone(),
+    );
+    let w0 = net.conv.weight.val();
+    let expected = w0.clone() + (w1 - w0.clone()).mul_scalar(0.8) - (w2 - w0).mul_scalar(0.3);
+    assert!(both.conv.weight.val().all_close(expected, None, Some(1e-6)));
+    let parts: Vec<_> = leaves(&both).into_iter().map(|leaf| leaf.path).collect();
+    assert!(parts.iter().any(|path| path == "to_q.weight.adapter.1.a"), "{parts:?}");
+}
+
+#[test]
+fn a_configuration_survives_json_and_a_wrong_name_is_told_the_right_ones() {
+    for (name, method) in methods() {
+        let text = serde_json::to_string(&method).unwrap();
+        assert_eq!(serde_json::from_str::<MethodConfig>(&text).unwrap(), method, "{name}: {text}");
+    }
+    let error = MethodConfig::preset("lroa").unwrap_err().to_string();
+    assert!(error.contains("`lroa`") && error.contains("svdiff, kronecker, lora"), "{error}");
+    let error = serde_json::from_str::<MethodConfig>(r#"{"name": "lora", "ranks": 3}"#);
+    assert!(error.unwrap_err().to_string().contains("ranks"));
 }

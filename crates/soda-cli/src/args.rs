@@ -73,10 +73,14 @@ pub(crate) struct TrainArgs {
     /// Learning rate of the spectral shifts
     #[arg(long, value_name = "LR")]
     pub(crate) spectrum_lr: Option<f64>,
-    /// Adapted weights: a preset (attention, cross-attention, attention+ff) or a regular expression
+    /// Adapted weights: a preset (attention, cross-attention, attention+ff, all-linear,
+    /// conv) or a regular expression
     /// over weight paths; may be given several times
     #[arg(long, value_name = "PATTERN")]
     pub(crate) target: Vec<String>,
+    /// How weights are adapted: soda, soda-qr, svdiff, lora, dora, oft, ... (a wrong name lists all)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) method: Option<String>,
     /// Number of Kronecker factors of each rotation
     #[arg(long, value_name = "M", conflicts_with = "no_rotation")]
     pub(crate) factors: Option<usize>,

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use soda_adapters::Targets;
-use soda_adapters::soda::SodaConfig;
+use soda_adapters::{MethodConfig, Targets};
 
 use crate::error::TrainError;
 
@@ -31,7 +30,7 @@ pub struct TrainConfig {
     pub targets: Targets,
     /// How they are adapted.
     #[serde(default)]
-    pub method: SodaConfig,
+    pub method: MethodConfig,
     /// How the adapter moves.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -120,7 +119,7 @@ impl TrainConfig {
             steps: 300,
             batch_size: 5,
             targets: Targets::default(),
-            method: SodaConfig::default(),
+            method: MethodConfig::default(),
             optimizer: OptimizerConfig::default(),
             samples: SampleConfig::default(),
         }

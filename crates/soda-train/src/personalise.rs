@@ -7,7 +7,6 @@ use burn::module::Module;
 use burn::tensor::Device;
 use image::RgbImage;
 use serde_json::json;
-use soda_adapters::soda::SodaConfig;
 use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, fingerprint, leaves};
 use soda_models::image::{grid, read_rgb, resize_center_crop};
 use soda_models::metrics::Judges;
@@ -156,7 +155,7 @@ impl Personalisation {
 
         let orthogonality = orthogonality(&config.method, &leaves(&unet));
         let header = Header { training: summary(&config, &losses, seconds), ..header };
-        let adapter = AdapterFile::capture::<SodaConfig, _>(header, &unet);
+        let adapter = AdapterFile::capture(header, &unet);
         adapter.write(&folder.file("adapter.safetensors"))?;
         folder.write("loss.csv", csv(&losses).as_bytes())?;
         folder.write("loss.svg", loss_svg(&losses).as_bytes())?;
@@ -276,8 +275,7 @@ fn sample(
 
 fn header(config: &TrainConfig, dataset: &Dataset, base_hash: &str) -> Header {
     Header {
-        method: SodaConfig::NAME.to_owned(),
-        config: json!(config.method),
+        method: config.method.clone(),
         targets: config.targets.clone(),
         base: config.base.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         base_hash: base_hash.to_owned(),

@@ -1,34 +1,43 @@
 //! SODA on one weight: the spectrum moves, then the basis turns.
 
-use burn::module::{Module, Reparameterization};
-use burn::tensor::{DType, Tensor};
+use burn::module::Module;
+use burn::tensor::Tensor;
+use soda_linalg::{LinalgError, kron_left, kron_right};
 
 use super::{Rotation, Spectrum};
+use crate::method::Adapter;
 
-/// `Wᵀ = R (W0ᵀ + ΔS)`: the adapter of one linear layer, on its stored weight `[in, out]`.
+/// `Wᵀ = R (W0ᵀ + ΔS) R'`: the adapter of one layer, on its stored weight `[in, out]`.
 #[derive(Module, Debug)]
 pub struct Soda {
-    /// `R`, or the identity where absent.
+    /// `R` of the input, or the identity where absent.
     pub rotation: Option<Rotation>,
+    /// `R'` of the output, likewise.
+    pub output_rotation: Option<Rotation>,
     /// `ΔS`, or zero where absent.
     pub spectrum: Option<Spectrum>,
 }
 
-impl Reparameterization for Soda {
-    const NAME: &'static str = "soda";
-
-    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let dims = base.dims();
-        let dtype = base.dtype();
-        // The adapter is f32 whatever the model computes in; a fresh one survives the two casts
-        // exactly, since it gives back the base's own bits.
-        let mut w: Tensor<2> = base.cast(DType::F32).reshape([dims[0] as i32, -1]);
+impl Adapter for Soda {
+    fn apply(&self, mut w: Tensor<2>) -> Tensor<2> {
         if let Some(spectrum) = &self.spectrum {
             w = spectrum.apply(w);
         }
         if let Some(rotation) = &self.rotation {
-            w = rotation.apply(w);
+            w = kron_left(&rotation.factors(), w);
         }
-        w.reshape(dims).cast(dtype)
+        if let Some(rotation) = &self.output_rotation {
+            w = kron_right(w, &rotation.factors());
+        }
+        w
+    }
+
+    fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
+        let power = |rotation: Option<Rotation>| rotation.map(|r| r.power(t)).transpose();
+        Ok(Self {
+            rotation: power(self.rotation)?,
+            output_rotation: power(self.output_rotation)?,
+            spectrum: self.spectrum.map(|spectrum| spectrum.at_strength(t)),
+        })
     }
 }

@@ -1,12 +1,15 @@
 //! SODA: a shift of the spectrum and a rotation of the basis of a frozen weight.
 //!
-//! Two axes that compose, each of which may be left out:
+//! Axes that compose, each of which may be left out:
 //!
-//! | rotation | spectrum | method |
+//! | [rotation](RotationConfig) | [spectrum](SpectrumConfig) | method |
 //! |---|---|---|
-//! | yes | yes | SODA-SVD (arXiv 2405.21050) |
-//! | no | yes | SVDiff (arXiv 2303.11305) |
-//! | yes | no | Kronecker rotation alone |
+//! | input side | SVD, diagonal | SODA-SVD (arXiv 2405.21050) |
+//! | input side | QR, diagonal or low-rank | SODA-QR (the same) |
+//! | none | SVD, diagonal | SVDiff (arXiv 2303.11305) |
+//! | any | none | Kronecker rotation alone |
+//!
+//! and the rotation may be on the output side or both, on the Stiefel manifold or by the Cayley transform.
 
 mod adapter;
 mod config;
@@ -14,6 +17,6 @@ mod rotation;
 mod spectrum;
 
 pub use adapter::Soda;
-pub use config::{RotationConfig, SodaConfig, SpectrumConfig};
+pub use config::{Basis, Parametrization, RotationConfig, Shift, Side, SodaConfig, SpectrumConfig};
 pub use rotation::Rotation;
-pub use spectrum::Spectrum;
+pub use spectrum::{LowRank, Spectrum};

@@ -1,30 +1,56 @@
-//! The rotation `R = R1 ⊗ R2 ⊗ … ⊗ Rm` of a layer's input, each factor small, square and orthogonal.
+//! The rotation `R = R1 ⊗ R2 ⊗ … ⊗ Rm` of one side of a weight, each factor small, square and orthogonal.
 //!
 //! `y = x R W0ᵀ`: the input is rotated, then mapped as before. On burn's stored weight `W0ᵀ`
-//! (`[in, out]`) that is `R` from the left. The product is never formed: every factor is one mode
-//! product, `in · out · Σ nᵢ` multiply-adds in all.
+//! (`[in, out]`) that is `R` from the left, and the output's rotation is one from the right. The
+//! product is never formed: every factor is one mode product, `in · out · Σ nᵢ` multiply-adds in all.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
-use soda_linalg::kron_left;
+use burn::tensor::Tensor;
+use soda_linalg::{LinalgError, cayley, rotation_power, skew};
 
-/// Kronecker factors of an orthogonal `[in, in]` matrix; the first is the slowest index.
+use super::Parametrization;
+
+/// Kronecker factors of an orthogonal matrix, or what they are made of; the first is the slowest index.
 #[derive(Module, Debug)]
 pub struct Rotation {
-    /// `Rᵢ`, `[nᵢ, nᵢ]`, `Π nᵢ = in`.
+    /// `Rᵢ`, `[nᵢ, nᵢ]`, on the Stiefel manifold.
     pub factors: Vec<Param<Tensor<2>>>,
+    /// Free matrices `[nᵢ, nᵢ]` instead: `Rᵢ` is the Cayley transform of the skew part.
+    pub generators: Vec<Param<Tensor<2>>>,
 }
 
 impl Rotation {
-    /// The identity with factors of the given sizes, f32.
-    pub fn identity(sizes: &[usize], device: &Device) -> Self {
-        let factors = sizes.iter().map(|&n| Param::from_tensor(Tensor::eye(n, device))).collect();
-        Self { factors }
+    /// The identity with factors of the given sizes, of `like`'s type and device.
+    pub fn identity(sizes: &[usize], by: Parametrization, like: &Tensor<2>) -> Self {
+        let points = |n: &usize| match by {
+            Parametrization::Stiefel => Tensor::<2>::eye(*n, &like.device()).cast(like.dtype()),
+            Parametrization::Cayley => Tensor::zeros([*n, *n], (&like.device(), like.dtype())),
+        };
+        let points = sizes.iter().map(|n| Param::from_tensor(points(n))).collect();
+        match by {
+            Parametrization::Stiefel => Self { factors: points, generators: Vec::new() },
+            Parametrization::Cayley => Self { factors: Vec::new(), generators: points },
+        }
     }
 
-    /// `R w` for `w` `[in, out]`.
-    pub fn apply(&self, w: Tensor<2>) -> Tensor<2> {
-        let factors: Vec<_> = self.factors.iter().map(Param::val).collect();
-        kron_left(&factors, w)
+    /// The rotation with these factors.
+    pub(crate) fn from_factors(factors: impl IntoIterator<Item = Tensor<2>>) -> Self {
+        let factors = factors.into_iter().map(Param::from_tensor).collect();
+        Self { factors, generators: Vec::new() }
+    }
+
+    /// `R1, …, Rm`, on the tape where the parameters are.
+    pub fn factors(&self) -> Vec<Tensor<2>> {
+        let turned = |generator: &Param<Tensor<2>>| {
+            cayley(skew(generator.val().unsqueeze_dim(0))).squeeze_dim(0)
+        };
+        self.factors.iter().map(Param::val).chain(self.generators.iter().map(turned)).collect()
+    }
+
+    /// `Rᵗ`, factor by factor: since `log(A ⊗ B) = log A ⊗ I + I ⊗ log B`, that is the power of the
+    /// whole. A point, given by its factors whatever it was given by.
+    pub(crate) fn power(&self, t: f64) -> Result<Self, LinalgError> {
+        let powers = self.factors().into_iter().map(|factor| rotation_power(&factor, t));
+        Ok(Self::from_factors(powers.collect::<Result<Vec<_>, _>>()?))
     }
 }

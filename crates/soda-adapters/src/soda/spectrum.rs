@@ -1,36 +1,127 @@
-//! The shift `δ` of a weight's singular values: `W = U diag(relu(s + δ)) Vᵀ`.
+//! The shift of a weight's spectral part: `W0ᵀ = L C B` with orthonormal `L`, and `C` moves.
 //!
-//! It is applied as a correction of the exact weight, `W0 + U diag(relu(s + δ) - s) Vᵀ`, so that a
-//! fresh adapter (`δ = 0`, hence a gain of exactly zero) changes no bit, which rebuilding `W0` from
-//! its factors would.
+//! | basis | `L` | `C` | `B` | diagonal shift |
+//! |---|---|---|---|---|
+//! | SVD | `V` | `diag(s)` | `Uᵀ` | `diag(relu(s + δ))` |
+//! | QR | `Q` | `T` | `I` | `T + diag(δ)` |
+//!
+//! and for both a low-rank shift, `C + triu(A Aᵀ) - triu(A₀ A₀ᵀ)`.
+//!
+//! It is applied as a correction of the exact weight, `W0ᵀ + L ΔC B`, so that a fresh adapter (`ΔC`
+//! exactly zero) changes no bit, which rebuilding `W0` from its factors would.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
-use soda_linalg::Svd;
+use soda_linalg::{LinalgError, Qr, Svd};
 
-/// A trainable spectral shift in the frozen singular basis of one weight.
+use super::{Basis, Shift, SpectrumConfig};
+use crate::init::Init;
+
+/// A trainable shift in the frozen basis of one weight.
 #[derive(Module, Debug)]
 pub struct Spectrum {
-    /// `δ`, `[k]`, trainable.
-    pub delta: Param<Tensor<1>>,
-    /// Left singular vectors of the stored weight, `[in, k]`; recomputed from the base, never saved.
-    u: Tensor<2>,
-    /// Singular values, `[k]`, descending.
-    s: Tensor<1>,
-    /// Right singular vectors, `[k, out]`.
-    vt: Tensor<2>,
+    /// `δ`, `[k]`, of a diagonal shift.
+    pub delta: Option<Param<Tensor<1>>>,
+    /// `A` and `A₀` of a low-rank shift.
+    pub low_rank: Option<LowRank>,
+    /// `L`, `[in, k]`; recomputed from the base like the rest of the basis, never saved.
+    left: Tensor<2>,
+    /// `B`, `[k, out]`; absent where it is the identity on the first `k` outputs.
+    right: Option<Tensor<2>>,
+    /// Singular values, `[k]`, descending, of the SVD.
+    s: Option<Tensor<1>>,
+}
+
+/// `t (triu(A Aᵀ) - triu(A₀ A₀ᵀ))`.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// `A`, `[k, r]`, trainable.
+    pub a: Param<Tensor<2>>,
+    /// `A₀`, frozen: random, because a zero start has a zero gradient; saved, because it is random.
+    pub start: Param<Tensor<2>>,
+    /// The strength.
+    t: f64,
 }
 
 impl Spectrum {
-    /// The shift `init` (0 for a fresh adapter) on every singular value of the stored weight.
-    pub fn new(svd: Svd, init: f32) -> Self {
-        let delta = Tensor::full(svd.s.dims(), init, &svd.s.device());
-        Self { delta: Param::from_tensor(delta), u: svd.u, s: svd.s, vt: svd.vt }
+    /// A fresh shift of `w` `[in, out]`.
+    ///
+    /// # Errors
+    /// A weight that cannot be decomposed.
+    pub(crate) fn new(
+        config: &SpectrumConfig,
+        w: &Tensor<2>,
+        init: &Init<'_>,
+    ) -> Result<Self, LinalgError> {
+        let (left, right, s) = match config.basis {
+            Basis::Svd => {
+                let Svd { u, s, vt } = Svd::thin(w)?;
+                (u, Some(vt), Some(s))
+            }
+            Basis::Qr => (Qr::thin(w)?.q, None, None),
+        };
+        let k = left.dims()[1];
+        let (mut delta, mut low_rank) = (None, None);
+        match config.shift {
+            Shift::Diagonal { init: start } => {
+                let start = Tensor::full([k], start, (&w.device(), w.dtype()));
+                delta = Some(Param::from_tensor(start));
+            }
+            Shift::LowRank { rank, .. } => {
+                // `A₀ A₀ᵀ` has entries of order 1/k then, well below those of a weight's `T`.
+                let start = init.normal("low_rank", [k, rank], 1.0 / ((k * rank) as f64).sqrt());
+                low_rank = Some(LowRank {
+                    a: Param::from_tensor(start.clone()),
+                    start: Param::from_tensor(start).set_require_grad(false),
+                    t: 1.0,
+                });
+            }
+        }
+        Ok(Self { delta, low_rank, left, right, s })
     }
 
-    /// `w + U diag(relu(s + δ) - s) Vᵀ` for the weight `w` `[in, out]` it was made from.
+    /// `w + L ΔC B` for the weight `w` `[in, out]` it was made from.
     pub fn apply(&self, w: Tensor<2>) -> Tensor<2> {
-        let gain = activation::relu(self.s.clone() + self.delta.val()) - self.s.clone();
-        w + (self.u.clone() * gain.unsqueeze_dim(0)).matmul(self.vt.clone())
+        let mut columns = match (&self.delta, &self.low_rank) {
+            (Some(delta), _) => self.left.clone() * self.gain(delta.val()).unsqueeze_dim(0),
+            (None, Some(low_rank)) => self.left.clone().matmul(low_rank.core()),
+            (None, None) => return w,
+        };
+        match &self.right {
+            Some(right) => columns = columns.matmul(right.clone()),
+            None => {
+                let ([input, output], k) = (w.dims(), columns.dims()[1]);
+                if k < output {
+                    let rest = Tensor::zeros([input, output - k], (&w.device(), w.dtype()));
+                    columns = Tensor::cat(vec![columns, rest], 1);
+                }
+            }
+        }
+        w + columns
+    }
+
+    /// The diagonal of `ΔC`.
+    fn gain(&self, delta: Tensor<1>) -> Tensor<1> {
+        match &self.s {
+            Some(s) => activation::relu(s.clone() + delta) - s.clone(),
+            None => delta,
+        }
+    }
+
+    /// `t` times the shift.
+    pub(crate) fn at_strength(self, t: f64) -> Self {
+        Self {
+            delta: self.delta.map(|delta| delta.map(|delta| delta.mul_scalar(t))),
+            low_rank: self.low_rank.map(|low_rank| LowRank { t: low_rank.t * t, ..low_rank }),
+            ..self
+        }
+    }
+}
+
+impl LowRank {
+    /// `[k, k]`, exactly zero at the start.
+    fn core(&self) -> Tensor<2> {
+        let gram = |a: Tensor<2>| a.clone().matmul(a.transpose());
+        (gram(self.a.val()) - gram(self.start.val())).triu(0).mul_scalar(self.t)
     }
 }

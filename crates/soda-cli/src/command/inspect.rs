@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
-use soda_adapters::{AdapterError, AdapterFile};
+use serde_json::{Value, json};
+use soda_adapters::{AdapterError, AdapterFile, Method as _};
 
 use crate::args::InspectArgs;
 use crate::progress::say_result;
@@ -15,7 +15,7 @@ pub(crate) fn run(args: InspectArgs) -> Result<()> {
     if path.is_dir() {
         return directory(path);
     }
-    match AdapterFile::read(path) {
+    match <AdapterFile>::read(path) {
         Ok(file) => adapter(&file),
         Err(AdapterError::NotAnAdapter { .. }) => tensors(path)?,
         Err(error) => return Err(error.into()),
@@ -25,7 +25,7 @@ pub(crate) fn run(args: InspectArgs) -> Result<()> {
 
 fn adapter(file: &AdapterFile) {
     let header = &file.header;
-    say_result(&format!("SODA adapter, method {} {}", header.method, header.config));
+    say_result(&format!("SODA adapter, method {} {}", header.method.name(), json!(header.method)));
     say_result(&format!("  base      {} ({})", header.base, header.base_hash));
     say_result(&format!("  targets   {}", header.targets.0.join(", ")));
     say_result(&format!("  trigger   {}", header.trigger.join(", ")));

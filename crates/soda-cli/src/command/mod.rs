@@ -11,17 +11,16 @@ use anyhow::{Context as _, Result, ensure};
 use burn::module::Module as _;
 use burn::tensor::Device;
 use soda_adapters::AdapterFile;
-use soda_adapters::soda::SodaConfig;
 use soda_models::pipeline::Pipeline;
 
 /// The base with `strength` of an adapter folded in.
 fn load_merged(base: &Path, adapter: &Path, strength: f64, device: &Device) -> Result<Pipeline> {
     ensure!(strength.is_finite(), "--strength must be a finite number");
-    let file = AdapterFile::read(adapter)?.at_strength::<SodaConfig>(strength)?;
+    let file: AdapterFile = AdapterFile::read(adapter)?;
     let mut pipeline = Pipeline::load(base, device)?;
-    let adapted = file
-        .attach::<SodaConfig, _>(pipeline.unet.clone())
+    let plan = file
+        .plan(&pipeline.unet)
         .with_context(|| format!("{} does not fit {}", adapter.display(), base.display()))?;
-    pipeline.unet = adapted.materialize();
+    pipeline.unet = plan.at_strength(strength)?.attach(pipeline.unet.clone()).materialize();
     Ok(pipeline)
 }

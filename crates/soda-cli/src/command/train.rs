@@ -1,8 +1,8 @@
 //! `soda train`
 
 use anyhow::{Context as _, Result};
-use soda_adapters::Targets;
 use soda_adapters::soda::RotationConfig;
+use soda_adapters::{MethodConfig, Targets};
 use soda_train::{Outcome, Personalisation, TrainConfig};
 
 use crate::args::TrainArgs;
@@ -45,14 +45,23 @@ fn resolve(args: &TrainArgs) -> Result<TrainConfig> {
     if !args.sample.is_empty() {
         config.samples.prompts.clone_from(&args.sample);
     }
-    if let Some(factors) = args.factors {
-        config.method.rotation = Some(RotationConfig { factors });
+    if let Some(name) = &args.method {
+        config.method = MethodConfig::preset(name)?;
     }
-    if args.no_rotation {
-        config.method.rotation = None;
-    }
-    if args.no_spectrum {
-        config.method.spectrum = None;
+    if args.factors.is_some() || args.no_rotation || args.no_spectrum {
+        let MethodConfig::Soda(soda) = &mut config.method else {
+            anyhow::bail!("--factors, --no-rotation and --no-spectrum are settings of SODA");
+        };
+        if let Some(factors) = args.factors {
+            soda.rotation =
+                Some(RotationConfig { factors, ..soda.rotation.take().unwrap_or_default() });
+        }
+        if args.no_rotation {
+            soda.rotation = None;
+        }
+        if args.no_spectrum {
+            soda.spectrum = None;
+        }
     }
     Ok(config)
 }

@@ -1,0 +1,71 @@
+//! Weights as matrices: every method sees `[in, out]`, whatever the layer.
+//!
+//! burn stores a `Linear` as `[in, out]` and a `Conv2d` as `[out, in, kh, kw]`; the kernel is read as
+//! `out x (in kh kw)`, so that a convolution is the linear map of its patches and LoRA's pair of
+//! convolutions (`kh x kw` down, `1 x 1` up) is a low-rank product, as in the rest of the field.
+
+use burn::tensor::{DType, Tensor};
+
+use crate::error::AdapterError;
+
+/// One targeted weight.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// `[in, out]`, or `[in kh kw, out]` of a convolution, in the network's float type.
+    pub matrix: Tensor<2>,
+    /// The shape it is stored in.
+    pub shape: Vec<usize>,
+}
+
+impl Weight {
+    /// Reads a stored weight of any rank, seen flat.
+    ///
+    /// # Errors
+    /// A rank other than 2 (linear) and 4 (convolution); `path` names the weight.
+    pub fn from_flat(path: &str, shape: &[usize], flat: Tensor<1>) -> Result<Self, AdapterError> {
+        let matrix = match *shape {
+            [rows, cols] => flat.reshape([rows, cols]),
+            [out, input, kh, kw] => flat.reshape([out, input * kh * kw]).transpose(),
+            _ => {
+                return Err(AdapterError::NotAMatrix {
+                    path: path.to_owned(),
+                    shape: shape.to_vec(),
+                });
+            }
+        };
+        Ok(Self { matrix, shape: shape.to_vec() })
+    }
+
+    /// Entries of the convolution's window, `kh kw`; 1 for a linear layer.
+    pub fn window(&self) -> usize {
+        self.shape.get(2..).unwrap_or_default().iter().product()
+    }
+}
+
+/// `[in, out]` of a stored weight, in the float type that adapters compute in.
+///
+/// # Panics
+/// On a rank that [`Weight::from_flat`] refuses; nothing is attached to such a weight.
+pub(crate) fn fold<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
+    let dims = weight.dims();
+    let weight = weight.clone().cast(compute_dtype(weight.dtype()));
+    match dims[..] {
+        [_, _] => weight.reshape([dims[0], dims[1]]),
+        _ => weight.reshape([dims[0] as i32, -1]).transpose(),
+    }
+}
+
+/// The inverse of [`fold`].
+pub(crate) fn unfold<const D: usize>(
+    matrix: Tensor<2>,
+    dims: [usize; D],
+    dtype: DType,
+) -> Tensor<D> {
+    let matrix = if D == 2 { matrix } else { matrix.transpose() };
+    matrix.reshape(dims).cast(dtype)
+}
+
+/// f32 whatever the network computes in, but f64 for a network in f64 (to check gradients with).
+pub(crate) fn compute_dtype(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}

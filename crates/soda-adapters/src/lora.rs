@@ -1,0 +1,209 @@
+//! LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): `W = W0 + s B A`, and its relatives by setting.
+//!
+//! | setting | what | source |
+//! |---|---|---|
+//! | default | `s = α/r`, `A` kaiming uniform, `B = 0` | as PEFT and kohya |
+//! | `rank_stabilized` | `s = α/√r` | arXiv 2312.03732 |
+//! | `init = "pissa"` | `A, B` start as the leading singular triples | arXiv 2404.02948 |
+//! | `dora` | a trained magnitude beside the direction | arXiv 2402.09353, [`dora`](crate::dora) |
+//!
+//! On burn's stored weight `[in, out]`: `w + s a b`, `a` `[in, r]`, `b` `[r, out]`. A convolution's kernel
+//! is `out x (in kh kw)`, which makes `a` the `kh x kw` convolution and `b` the `1 x 1` one of the field.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use soda_linalg::{LinalgError, Svd};
+
+use crate::dora::Magnitude;
+use crate::error::AdapterError;
+use crate::fold::{Weight, compute_dtype};
+use crate::init::Init;
+use crate::method::{Adapter, Method};
+
+/// Settings of LoRA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// `r`, cut to the weight's smaller side.
+    pub rank: usize,
+    /// `α`; the rank where absent, so that `s = 1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// `s = α/√r` instead of `α/r`.
+    pub rank_stabilized: bool,
+    /// Other ranks for the weights whose path matches: regular expression to rank; of several that match,
+    /// the longest counts.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Other `α`, likewise.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// How the factors start.
+    pub init: LoraInit,
+    /// Weight-decomposed: train the magnitude of each output beside its direction.
+    pub dora: bool,
+    /// Seed of the random start.
+    pub seed: u64,
+}
+
+/// How LoRA's factors start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoraInit {
+    /// `A` uniform in `±1/√in`, `B = 0`.
+    #[default]
+    Kaiming,
+    /// `A = U √S`, `B = √S Vᵀ / s` of the leading singular triples, and what they start with is taken off
+    /// the base: `W0 + s (A B - A₀ B₀)`.
+    Pissa,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: None,
+            rank_stabilized: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            init: LoraInit::default(),
+            dora: false,
+            seed: 0,
+        }
+    }
+}
+
+impl LoraConfig {
+    /// The defaults with the start of PiSSA.
+    pub fn pissa() -> Self {
+        Self { init: LoraInit::Pissa, ..Self::default() }
+    }
+
+    /// The defaults with a trained magnitude.
+    pub fn dora() -> Self {
+        Self { dora: true, ..Self::default() }
+    }
+
+    /// `r` and `s` of the weight with this path and smaller side.
+    fn rank_and_scale(&self, path: &str, most: usize) -> Result<(usize, f64), AdapterError> {
+        let rank = pattern(&self.rank_pattern, path)?.unwrap_or(self.rank);
+        if rank == 0 {
+            return Err(AdapterError::Config { method: NAME, reason: "the rank is at least 1" });
+        }
+        let alpha = pattern(&self.alpha_pattern, path)?.or(self.alpha).unwrap_or(rank as f64);
+        if !alpha.is_finite() {
+            return Err(AdapterError::Config { method: NAME, reason: "alpha is a finite number" });
+        }
+        let root = if self.rank_stabilized { (rank as f64).sqrt() } else { rank as f64 };
+        Ok((rank.min(most), alpha / root))
+    }
+}
+
+const NAME: &str = "lora";
+
+impl Method for LoraConfig {
+    type Adapter = Lora;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn adapter(&self, path: &str, weight: &Weight) -> Result<Lora, AdapterError> {
+        let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
+        let [input, output] = w.dims();
+        let (rank, scale) = self.rank_and_scale(path, input.min(output))?;
+        let init = Init::new(self.seed, path, weight);
+        let (a, b, start) = match self.init {
+            LoraInit::Kaiming => {
+                (init.kaiming("a", [input, rank], input), init.zeros([rank, output]), None)
+            }
+            LoraInit::Pissa => {
+                let svd = Svd::thin(&w).map_err(|source| AdapterError::Decomposition {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                let root = svd.s.narrow(0, 0, rank).sqrt();
+                let a = svd.u.narrow(1, 0, rank) * root.clone().unsqueeze_dim(0);
+                let b = svd.vt.narrow(0, 0, rank) * root.div_scalar(scale).unsqueeze_dim(1);
+                (a.clone(), b.clone(), Some((a, b)))
+            }
+        };
+        Ok(Lora {
+            a: Param::from_tensor(a),
+            b: Param::from_tensor(b),
+            magnitude: self.dora.then(|| Magnitude::of(&w)),
+            start,
+            scale,
+        })
+    }
+}
+
+/// The value of the longest pattern that matches.
+fn pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Result<Option<T>, AdapterError> {
+    let mut found: Option<(usize, T)> = None;
+    for (pattern, value) in patterns {
+        let regex = Regex::new(pattern).map_err(|error| AdapterError::pattern(pattern, &error))?;
+        if regex.is_match(path) && found.is_none_or(|(length, _)| pattern.len() > length) {
+            found = Some((pattern.len(), *value));
+        }
+    }
+    Ok(found.map(|(_, value)| value))
+}
+
+/// `w + s (a b - a₀ b₀)`, with a magnitude if it is DoRA.
+#[derive(Module, Debug)]
+pub struct Lora {
+    /// `[in, r]`.
+    pub a: Param<Tensor<2>>,
+    /// `[r, out]`.
+    pub b: Param<Tensor<2>>,
+    /// DoRA's magnitude.
+    pub magnitude: Option<Magnitude>,
+    /// `a₀, b₀`, of PiSSA; they follow from the base and are not saved.
+    start: Option<(Tensor<2>, Tensor<2>)>,
+    /// `s`, times the strength.
+    scale: f64,
+}
+
+impl Lora {
+    fn delta(&self) -> Tensor<2> {
+        let product = self.a.val().matmul(self.b.val());
+        let change = match &self.start {
+            Some((a, b)) => product - a.clone().matmul(b.clone()),
+            None => product,
+        };
+        change.mul_scalar(self.scale)
+    }
+}
+
+impl Adapter for Lora {
+    fn apply(&self, w: Tensor<2>) -> Tensor<2> {
+        let direction = w + self.delta();
+        match &self.magnitude {
+            Some(magnitude) => magnitude.apply(direction),
+            None => direction,
+        }
+    }
+
+    fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
+        let magnitude = self.magnitude.map(|magnitude| magnitude.at_strength(t));
+        Ok(Self { scale: self.scale * t, magnitude, ..self })
+    }
+
+    fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
+        if self.magnitude.is_some() {
+            return None;
+        }
+        let (a, b) = (self.a.val(), self.b.val().mul_scalar(self.scale));
+        Some(match &self.start {
+            // Twice the rank, but exact.
+            Some((a0, b0)) => (
+                Tensor::cat(vec![a, a0.clone()], 1),
+                Tensor::cat(vec![b, b0.clone().mul_scalar(-self.scale)], 0),
+            ),
+            None => (a, b),
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! A small network with every kind of target, and what tests do to it.
+
+#![allow(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::{HashMap, HashSet};
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{DType, Device, Distribution, Gradients, Tensor};
+use serde_json::json;
+use soda_adapters::{Geometry, Header, Method, Targets, fingerprint, leaves, map_leaves};
+
+/// A wide and a tall layer, a convolution, and a head that is no target.
+#[derive(Module, Debug)]
+pub(crate) struct Net {
+    pub(crate) to_q: Linear,
+    pub(crate) to_k: Linear,
+    pub(crate) conv: Conv2d,
+    pub(crate) head: Linear,
+}
+
+impl Net {
+    pub(crate) fn new() -> Self {
+        let device = Device::default();
+        let linear = |input, output| LinearConfig::new(input, output).init(&device);
+        Self {
+            to_q: linear(12, 20),
+            to_k: linear(30, 20),
+            conv: Conv2dConfig::new([4, 6], [3, 3]).init(&device),
+            head: linear(20, 3),
+        }
+    }
+
+    /// `[7, 5]`
+    pub(crate) fn forward(&self, input: &Input) -> Tensor<2> {
+        let dense = self.to_q.forward(input.q.clone()) * self.to_k.forward(input.k.clone());
+        let conv = self.conv.forward(input.image.clone()).reshape([7, 6]);
+        Tensor::cat(vec![self.head.forward(dense), conv], 1)
+    }
+
+    /// All weights in another float type.
+    pub(crate) fn cast(self, dtype: DType) -> Self {
+        map_leaves(self, |_, _, value| Some(value.cast(dtype)))
+    }
+}
+
+pub(crate) struct Input {
+    q: Tensor<2>,
+    k: Tensor<2>,
+    image: Tensor<4>,
+}
+
+impl Input {
+    pub(crate) fn new() -> Self {
+        let device = Device::default();
+        let normal = Distribution::Normal(0.0, 1.0);
+        Self {
+            q: Tensor::random([7, 12], normal, &device),
+            k: Tensor::random([7, 30], normal, &device),
+            image: Tensor::random([7, 4, 3, 3], normal, &device),
+        }
+    }
+
+    pub(crate) fn cast(&self, dtype: DType) -> Self {
+        Self {
+            q: self.q.clone().cast(dtype),
+            k: self.k.clone().cast(dtype),
+            image: self.image.clone().cast(dtype),
+        }
+    }
+
+    pub(crate) fn on_tape(&self) -> Self {
+        Self {
+            q: Tensor::from_inner(self.q.clone()),
+            k: Tensor::from_inner(self.k.clone()),
+            image: Tensor::from_inner(self.image.clone()),
+        }
+    }
+}
+
+pub(crate) fn targets() -> Targets {
+    Targets(vec![r"^(to_.|conv)\.weight$".to_owned()])
+}
+
+pub(crate) fn header<M: Method>(method: &M, net: &Net) -> Header<M> {
+    Header {
+        method: method.clone(),
+        targets: targets(),
+        base: "net".to_owned(),
+        base_hash: fingerprint(&targets().select(net).unwrap()),
+        trigger: vec!["sks mug".to_owned()],
+        training: json!({ "steps": 3 }),
+    }
+}
+
+/// `max |a - b| / max |b|`
+pub(crate) fn difference(a: Tensor<2>, b: Tensor<2>) -> f64 {
+    let scale = b.clone().abs().max().into_scalar::<f64>();
+    (a - b).abs().max().into_scalar::<f64>() / scale
+}
+
+/// Moves every trained tensor as a training would: by a little, rotations within the manifold.
+pub(crate) fn disturb<M: Method, N: Module>(method: &M, net: N) -> N {
+    let shapes: HashMap<_, _> =
+        leaves(&net).into_iter().map(|leaf| (leaf.path, leaf.shape)).collect();
+    // Only on the tape does a parameter say whether it is trained.
+    let trained = leaves(&net.clone().train()).into_iter().filter(|leaf| leaf.trainable);
+    let trained: HashSet<_> = trained.map(|leaf| leaf.path).collect();
+    map_leaves(net, |path, _, value| {
+        if !trained.contains(path) {
+            return None;
+        }
+        let noise = value.random_like(Distribution::Normal(0.0, 0.1));
+        Some(match method.geometry(path) {
+            Geometry::Euclidean => value + noise,
+            Geometry::Stiefel => {
+                let n = shapes[path][0];
+                let skew = noise.reshape([n, n]);
+                orthogonal(skew.clone() - skew.transpose()).reshape([n * n])
+            }
+        })
+    })
+}
+
+/// The Cayley transform `(I - A/2)⁻¹ (I + A/2)` by its power series, for small skew `A`.
+fn orthogonal(skew: Tensor<2>) -> Tensor<2> {
+    let identity = Tensor::<2>::eye(skew.dims()[0], &skew.device()).cast(skew.dtype());
+    let half = skew.mul_scalar(0.5);
+    let mut inverse = identity.clone();
+    for _ in 0..60 {
+        inverse = identity.clone() + half.clone().matmul(inverse);
+    }
+    inverse.matmul(identity + half)
+}
+
+/// Gradients by path, flat.
+pub(crate) fn gradients<N: Module>(net: &N, grads: &Gradients) -> HashMap<String, Vec<f64>> {
+    struct Collect<'a>(Vec<String>, &'a Gradients, HashMap<String, Vec<f64>>);
+    impl ModuleVisitor for Collect<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(grad) = param.base().grad(self.1) {
+                self.2.insert(self.0.join("."), grad.into_data().iter().collect());
+            }
+        }
+    }
+    let mut collect = Collect(Vec::new(), grads, HashMap::new());
+    net.visit(&mut collect);
+    collect.2
+}

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::device::DeviceKind;
 
@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// Say what a model directory or an adapter file holds
     Inspect(InspectArgs),
+    /// Time training steps on this machine, with random weights
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -183,4 +185,59 @@ pub(crate) struct DeviceArg {
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub(crate) device: DeviceKind,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda bench
+  soda bench --arch sd15 --method lora --rank 32 --dtype bf16 --batch 4 --json")]
+pub(crate) struct BenchArgs {
+    /// The network
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) arch: Architecture,
+    /// The method, by the name of its settings
+    #[arg(long, default_value = "soda")]
+    pub(crate) method: String,
+    /// Rank of a LoRA
+    #[arg(long)]
+    pub(crate) rank: Option<usize>,
+    /// Pictures per step
+    #[arg(long, default_value_t = 1)]
+    pub(crate) batch: usize,
+    /// Side of the latents, an eighth of the picture's; by default what the network was trained on
+    #[arg(long)]
+    pub(crate) latents: Option<usize>,
+    /// What the network computes in; adapters are f32
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Precision,
+    /// Steps that are timed, after three that are not
+    #[arg(long, default_value_t = 10)]
+    pub(crate) steps: usize,
+    /// One line of JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+/// Networks that `bench` knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Architecture {
+    /// The bundled one
+    #[default]
+    Toybox,
+    /// Stable Diffusion 1.5
+    Sd15,
+    /// Stable Diffusion XL
+    Sdxl,
+}
+
+/// Floating-point types that a network computes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    #[default]
+    F32,
+    F16,
+    Bf16,
 }

@@ -1,5 +1,6 @@
 //! One verb per file.
 
+pub(crate) mod bench;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;

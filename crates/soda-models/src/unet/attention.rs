@@ -11,6 +11,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
+use soda_kernels::{attention, linear, matmul};
 
 /// Stands for minus infinity in the scores of masked pairs: its exponential is 0 in every float
 /// type, and unlike infinity it can be written in every shader language.
@@ -96,70 +97,21 @@ pub(crate) fn multi_head(
         let tokens = x.dims()[1];
         x.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2)
     };
-    // Scaling q instead of the scores touches d numbers a query instead of m.
-    let scale = ((width / heads) as f64).powf(-0.5);
-    let (q, k, v) = (split(q.mul_scalar(scale)), split(k), split(v));
-    let scores = q.matmul(k.transpose());
-    let scores = match mask {
-        None => scores,
+    let (q, k, v) = (split(q), split(k), split(v));
+    let out = match mask {
+        None => attention(q, k, v),
         Some(mask) => {
+            let scale = ((width / heads) as f64).powf(-0.5);
+            let scores = matmul(q.mul_scalar(scale), k.transpose());
             let shape = scores.dims();
-            scores.mask_fill(mask.clone().expand(shape), MASKED)
+            let scores = scores.mask_fill(mask.clone().expand(shape), MASKED);
+            matmul(softmax(scores, 3), v)
         }
     };
-    let weights = softmax_rows(scores);
-    weights.matmul(v).swap_dims(1, 2).reshape([batch, queries, width])
+    out.swap_dims(1, 2).reshape([batch, queries, width])
 }
 
-/// A linear layer on tokens `[b, n, c]`, all of them rows of one matrix: one large product is
-/// faster than one for each sample, forwards and backwards.
+/// A linear layer on tokens `[b, n, c]`.
 pub(crate) fn project(layer: &Linear, tokens: Tensor<3>) -> Tensor<3> {
-    let [batch, count, width] = tokens.dims();
-    let out = layer.forward(tokens.reshape([batch * count, width]));
-    let width = out.dims()[1];
-    out.reshape([batch, count, width])
-}
-
-/// softmax over the last axis of `[b, heads, n, m]`, with a gradient that needs no exponential.
-///
-/// On the tape, burn takes softmax apart, and the derivative of its `exp` computes every `exp`
-/// again: a sixth of a training step on a CPU. With `p = softmax(s)` off the tape and `z = s - s`,
-/// zero but with the gradient of `s`,
-///
-/// ```text
-/// y = p + p (z - sum_j p_j z_j)   has the value p and the gradient dp = p (ds - sum_j p_j ds_j)
-/// ```
-fn softmax_rows(scores: Tensor<4>) -> Tensor<4> {
-    if !scores.device().is_autodiff() {
-        return softmax(scores, 3);
-    }
-    let p = Tensor::from_inner(softmax(scores.clone().inner(), 3));
-    let z = scores.clone() - scores.detach();
-    p.clone() + p.clone() * (z.clone() - (p * z).sum_dim(3))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-    use crate::noise::gaussian;
-
-    #[test]
-    fn softmax_has_burns_value_and_gradient() {
-        let plain = Device::default();
-        let tape = plain.clone().autodiff();
-        let scores = gaussian::<4>(0, 0, [2, 3, 5, 7], &plain).mul_scalar(4.0);
-        let loss_weights = gaussian::<4>(0, 1, [2, 3, 5, 7], &tape);
-        let run = |softmax: &dyn Fn(Tensor<4>) -> Tensor<4>| {
-            let scores = Tensor::<4>::from_inner(scores.clone()).require_grad();
-            let y = softmax(scores.clone());
-            let grads = (y.clone() * loss_weights.clone()).sum().backward();
-            (y.inner(), scores.grad(&grads).unwrap())
-        };
-        let (ours, theirs) = (run(&softmax_rows), run(&|x| softmax(x, 3)));
-        for (a, b) in [(ours.0, theirs.0), (ours.1, theirs.1)] {
-            let difference: f32 = (a - b).abs().max().into_scalar();
-            assert!(difference < 1e-6, "{difference}");
-        }
-    }
+    linear(tokens, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()))
 }

@@ -9,6 +9,7 @@ use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, GroupNormConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::{conv2d, group_norm};
 
 use crate::unet::blocks::{BlockBuilder, DownBlock, MidBlock, UpBlock};
 use crate::unet::condition::{AddedCondition, Condition, Timestep};
@@ -140,7 +141,7 @@ impl Unet {
         let Condition { text, added } = condition.into();
         let time = self.embed_time(timestep.into(), added);
 
-        let mut x = self.conv_in.forward(sample);
+        let mut x = conv2d(&self.conv_in, sample);
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
             x = block.forward(x, &time, &text, &mut skips);
@@ -149,7 +150,7 @@ impl Unet {
         for block in &self.up_blocks {
             x = block.forward(x, &time, &text, &mut skips);
         }
-        self.conv_out.forward(silu(self.conv_norm_out.forward(x)))
+        conv2d(&self.conv_out, group_norm(&self.conv_norm_out, x, true))
     }
 
     /// What the residual blocks are told, `[b, e]`, after the silu that each of them starts with.

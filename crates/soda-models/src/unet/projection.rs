@@ -10,8 +10,8 @@ use burn::module::{
 };
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::module::linear;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::linear;
 
 use crate::unet::attention::project;
 

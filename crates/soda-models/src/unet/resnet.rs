@@ -10,10 +10,10 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::activation::silu;
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
+use soda_kernels::{conv2d, group_norm, linear};
 
 /// A convolution of kernel 3 that keeps the size.
 pub(crate) fn conv3x3(channels_in: usize, channels_out: usize, device: &Device) -> Conv2d {
@@ -80,13 +80,15 @@ impl ResnetBlock {
     ///
     /// The silu is the caller's, who can compute it once for all blocks.
     pub fn forward(&self, x: Tensor<4>, time: Option<&Tensor<2>>) -> Tensor<4> {
-        let mut hidden = self.conv1.forward(silu(self.norm1.forward(x.clone())));
+        let mut hidden = conv2d(&self.conv1, group_norm(&self.norm1, x.clone(), true));
         if let (Some(project), Some(time)) = (&self.time_emb_proj, time) {
-            hidden = hidden + project.forward(time.clone()).unsqueeze_dims(&[2, 3]);
+            let bias = project.bias.as_ref().map(|bias| bias.val());
+            let time = linear(time.clone(), project.weight.val(), bias);
+            hidden = hidden + time.unsqueeze_dims(&[2, 3]);
         }
-        let hidden = self.conv2.forward(silu(self.norm2.forward(hidden)));
+        let hidden = conv2d(&self.conv2, group_norm(&self.norm2, hidden, true));
         match &self.conv_shortcut {
-            Some(conv) => conv.forward(x) + hidden,
+            Some(conv) => conv2d(conv, x) + hidden,
             None => x + hidden,
         }
     }
@@ -114,7 +116,7 @@ impl Downsample {
 
     /// `[b, c, h, w]` to `[b, c, h/2, w/2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.conv.forward(x)
+        conv2d(&self.conv, x)
     }
 }
 
@@ -137,6 +139,6 @@ impl Upsample {
     /// down rounded.
     pub fn forward(&self, x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
         let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
-        self.conv.forward(interpolate(x, options))
+        conv2d(&self.conv, interpolate(x, options))
     }
 }

@@ -9,11 +9,14 @@ use burn::nn::{
     Dropout, DropoutConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
     LinearConfig,
 };
-use burn::tensor::activation::gelu;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::{geglu, group_norm, layer_norm};
 
 use crate::unet::attention::{Attention, AttentionConfig, project};
 use crate::unet::projection::Projection;
+
+/// Epsilon of the layer norms, which diffusers has as a constant.
+const NORM_EPS: f64 = 1e-5;
 
 /// The sizes of a transformer.
 #[derive(Debug, Clone)]
@@ -48,7 +51,7 @@ impl TransformerConfig {
     }
 
     fn block(&self, device: &Device) -> TransformerBlock {
-        let norm = || LayerNormConfig::new(self.channels).init(device);
+        let norm = || LayerNormConfig::new(self.channels).with_epsilon(NORM_EPS).init(device);
         let attention = |context| {
             let (width, heads, upcast) = (self.channels, self.heads, self.upcast);
             AttentionConfig { width, context, heads, upcast }.init(device)
@@ -81,15 +84,14 @@ impl SpatialTransformer {
     /// `x`: `[b, c, h, w]`; `text`: `[b, m, context]`; returns `[b, c, h, w]`.
     pub fn forward(&self, x: Tensor<4>, text: &Tensor<3>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
-        let pixels = height * width;
-        let tokens =
-            self.norm.forward(x.clone()).reshape([batch, channels, pixels]).swap_dims(1, 2);
+        let normed = group_norm(&self.norm, x.clone(), false);
+        let tokens = normed.permute([0, 2, 3, 1]).reshape([batch, height * width, channels]);
         let mut hidden = self.proj_in.forward(tokens);
         for block in &self.transformer_blocks {
             hidden = block.forward(hidden, text);
         }
         let hidden = self.proj_out.forward(hidden);
-        hidden.swap_dims(1, 2).reshape([batch, channels, height, width]) + x
+        hidden.reshape([batch, height, width, channels]).permute([0, 3, 1, 2]) + x
     }
 }
 
@@ -113,10 +115,10 @@ pub struct TransformerBlock {
 impl TransformerBlock {
     /// `x`: `[b, n, c]`; `text`: `[b, m, context]`; returns `[b, n, c]`.
     pub fn forward(&self, x: Tensor<3>, text: &Tensor<3>) -> Tensor<3> {
-        let normed = self.norm1.forward(x.clone());
+        let normed = layer_norm(&self.norm1, NORM_EPS, x.clone());
         let x = self.attn1.forward(normed.clone(), normed) + x;
-        let x = self.attn2.forward(self.norm2.forward(x.clone()), text.clone()) + x;
-        self.ff.forward(self.norm3.forward(x.clone())) + x
+        let x = self.attn2.forward(layer_norm(&self.norm2, NORM_EPS, x.clone()), text.clone()) + x;
+        self.ff.forward(layer_norm(&self.norm3, NORM_EPS, x.clone())) + x
     }
 }
 
@@ -152,13 +154,6 @@ pub struct GeGlu {
 impl GeGlu {
     /// `[b, n, c]` to `[b, n, 4c]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [value, gate]: [Tensor<3>; 2] = split_last(project(&self.proj, x));
-        value * gelu(gate)
+        geglu(project(&self.proj, x))
     }
-}
-
-/// Halves the last axis.
-fn split_last(x: Tensor<3>) -> [Tensor<3>; 2] {
-    let half = x.dims()[2] / 2;
-    [x.clone().narrow(2, 0, half), x.narrow(2, half, half)]
 }

@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, GroupNormConfig};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::{conv2d, group_norm};
 
 use crate::unet::resnet::{ResnetBlock, Upsample, conv3x3};
 use crate::vae::config::VaeConfig;
@@ -59,7 +59,7 @@ impl Decoder {
 
     /// Latents `[b, c, h', w']`, after the `post_quant_conv`, to pictures `[b, 3, h, w]`.
     pub fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
-        let mut x = self.mid_block.forward(self.conv_in.forward(latents));
+        let mut x = self.mid_block.forward(conv2d(&self.conv_in, latents));
         for block in &self.up_blocks {
             x = block.resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
             for upsample in &block.upsamplers {
@@ -67,6 +67,6 @@ impl Decoder {
                 x = upsample.forward(x, [2 * height, 2 * width]);
             }
         }
-        self.conv_out.forward(silu(self.conv_norm_out.forward(x)))
+        conv2d(&self.conv_out, group_norm(&self.conv_norm_out, x, true))
     }
 }

@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, GroupNormConfig};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::{conv2d, group_norm};
 
 use crate::unet::resnet::{Downsample, ResnetBlock, conv3x3};
 use crate::vae::config::VaeConfig;
@@ -65,12 +65,12 @@ impl Encoder {
 
     /// `[b, 3, h, w]` to moments `[b, 2c, h', w']`, before the `quant_conv`.
     pub fn forward(&self, pictures: Tensor<4>) -> Tensor<4> {
-        let mut x = self.conv_in.forward(pictures);
+        let mut x = conv2d(&self.conv_in, pictures);
         for block in &self.down_blocks {
             x = block.resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
             x = block.downsamplers.iter().fold(x, |x, layer| layer.forward(x));
         }
         x = self.mid_block.forward(x);
-        self.conv_out.forward(silu(self.conv_norm_out.forward(x)))
+        conv2d(&self.conv_out, group_norm(&self.conv_norm_out, x, true))
     }
 }

@@ -5,8 +5,9 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
+use soda_kernels::group_norm;
 
-use crate::unet::attention::multi_head;
+use crate::unet::attention::{multi_head, project};
 use crate::unet::resnet::{ResnetBlock, ResnetConfig};
 
 /// Epsilon of every group norm in the autoencoder; a constant in diffusers too.
@@ -48,14 +49,14 @@ impl PixelAttention {
 
     /// `[b, c, h, w]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let shape @ [batch, channels, height, width] = x.dims();
-        let tokens = self.group_norm.forward(x.clone());
-        let tokens = tokens.reshape([batch, channels, height * width]).swap_dims(1, 2);
-        let q = self.to_q.forward(tokens.clone());
-        let k = self.to_k.forward(tokens.clone());
-        let v = self.to_v.forward(tokens);
-        let out = self.to_out.0.forward(multi_head(q, k, v, 1, None));
-        out.swap_dims(1, 2).reshape(shape) + x
+        let [batch, channels, height, width] = x.dims();
+        let normed = group_norm(&self.group_norm, x.clone(), false);
+        let tokens = normed.permute([0, 2, 3, 1]).reshape([batch, height * width, channels]);
+        let q = project(&self.to_q, tokens.clone());
+        let k = project(&self.to_k, tokens.clone());
+        let v = project(&self.to_v, tokens);
+        let out = project(&self.to_out.0, multi_head(q, k, v, 1, None));
+        out.reshape([batch, height, width, channels]).permute([0, 3, 1, 2]) + x
     }
 }
 

@@ -6,6 +6,7 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::tensor::{Device, Tensor};
+use soda_kernels::conv2d;
 
 use crate::vae::config::VaeConfig;
 use crate::vae::decoder::Decoder;
@@ -83,11 +84,11 @@ impl Vae {
 
     /// Mean and logarithm of the variance, `[b, 2c, h', w']`.
     pub(crate) fn moments(&self, pictures: Tensor<4>) -> Tensor<4> {
-        self.quant_conv.forward(self.encoder.forward(pictures))
+        conv2d(&self.quant_conv, self.encoder.forward(pictures))
     }
 
     /// Unscaled latents `[b, c, h', w']` to pictures `[b, 3, h, w]` in about [-1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decoder.forward(self.post_quant_conv.forward(latents))
+        self.decoder.forward(conv2d(&self.post_quant_conv, latents))
     }
 }

@@ -1,0 +1,265 @@
+//! `soda bench`: what one training step costs on this machine.
+//!
+//! A network of a named architecture with random weights (speed does not depend on them), an adapter on its
+//! attention, and whole steps: forward, backward to the adapter's parameters, optimizer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use serde_json::{Value, json};
+use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
+use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
+use soda_train::{AdapterOptimizer, OptimizerConfig};
+
+use crate::args::{Architecture, BenchArgs, Precision};
+use crate::progress::say_result;
+
+/// Steps that are run and not counted: kernels are compiled and pools grow in them.
+const WARM_UP: usize = 3;
+
+pub(crate) fn run(args: BenchArgs) -> Result<()> {
+    let start = Instant::now();
+    ensure!(args.batch > 0 && args.steps > 0, "--batch and --steps are at least 1");
+    let device = args.device.device.open()?;
+    let latents = args.latents.unwrap_or(args.arch.latents());
+    let dtype = args.dtype.float();
+    let config = args.arch.config()?;
+    let mut method = MethodConfig::preset(&args.method)?;
+    match (&mut method, args.rank) {
+        (MethodConfig::Lora(lora), Some(rank)) => lora.rank = rank,
+        (_, Some(_)) => anyhow::bail!("--rank belongs to the methods of the LoRA family"),
+        (_, None) => {}
+    }
+
+    let unet = config.init(&device).map(&mut Cast(dtype));
+    device.sync().context("the device does not run")?;
+    let built = start.elapsed();
+    let plan = method.plan(&Targets::default(), &unet)?;
+    let planned = start.elapsed() - built;
+    let mut unet = plan.attach(unet).train();
+    let trained: usize = leaves(&unet)
+        .iter()
+        .filter(|leaf| leaf.trainable)
+        .map(|leaf| leaf.shape.iter().product::<usize>())
+        .sum();
+
+    let batch = Batch::random(&config, args.batch, latents, dtype, &device);
+    let mut optimizer = AdapterOptimizer::new(&OptimizerConfig::default());
+    let mut step = |unet: Unet| -> Result<(Unet, Duration)> {
+        let start = Instant::now();
+        let grads = batch.loss(&unet).backward();
+        let unet = optimizer.step(&method, unet, &grads, 1.0);
+        device.sync().context("a step failed")?;
+        Ok((unet, start.elapsed()))
+    };
+    let mut first = Duration::ZERO;
+    for number in 0..WARM_UP {
+        (unet, _) = step(unet)?;
+        if number == 0 {
+            first = start.elapsed();
+        }
+    }
+    let mut times = Vec::with_capacity(args.steps);
+    for _ in 0..args.steps {
+        let time;
+        (unet, time) = step(unet)?;
+        times.push(time.as_secs_f64() * 1e3);
+    }
+    drop(unet);
+    times.sort_by(f64::total_cmp);
+
+    let report = json!({
+        "program": concat!("soda ", env!("CARGO_PKG_VERSION")),
+        "device": format!("{device:?}"),
+        "arch": args.arch.name(),
+        "method": args.method,
+        "batch": args.batch,
+        "latents": latents,
+        "dtype": args.dtype.name(),
+        "trained": trained,
+        "build_s": round(built.as_secs_f64()),
+        "plan_s": round(planned.as_secs_f64()),
+        "first_step_s": round(first.as_secs_f64()),
+        "step_ms": round(times[times.len() / 2]),
+        "step_ms_min": round(times[0]),
+        "peak_mib": peak_mib(&device),
+    });
+    if args.json {
+        say_result(&report.to_string());
+    } else {
+        table(&report);
+    }
+    Ok(())
+}
+
+fn table(report: &Value) {
+    const ROWS: &[(&str, &str)] = &[
+        ("arch", "architecture"),
+        ("method", "method"),
+        ("batch", "batch"),
+        ("latents", "side of the latents"),
+        ("dtype", "type"),
+        ("device", "device"),
+        ("trained", "trained numbers"),
+        ("build_s", "building the network, s"),
+        ("plan_s", "decomposing its weights, s"),
+        ("first_step_s", "start to the end of step 1, s"),
+        ("step_ms", "step, median, ms"),
+        ("step_ms_min", "step, fastest, ms"),
+        ("peak_mib", "peak memory, MiB"),
+    ];
+    for (key, label) in ROWS {
+        let value = match &report[key] {
+            Value::String(text) => text.clone(),
+            Value::Null => "not known on this system".to_owned(),
+            value => value.to_string(),
+        };
+        say_result(&format!("{label:<30} {value}"));
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// Every parameter in one type; each is made and cast in turn, so that the network never exists twice.
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value.cast(self.0).set_require_grad(false))
+    }
+}
+
+/// What a step sees.
+struct Batch {
+    noisy: Tensor<4>,
+    timesteps: Tensor<1>,
+    condition: Condition,
+    target: Tensor<4>,
+}
+
+impl Batch {
+    fn random(
+        config: &UnetConfig,
+        size: usize,
+        latents: usize,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Self {
+        let map = || normal([size, config.in_channels, latents, latents], dtype, device);
+        let side = (8 * latents) as f32;
+        let added = config.projection_class_embeddings_input_dim.map(|width| {
+            let pooled = width - 6 * config.addition_time_embed_dim.unwrap_or(0);
+            let ids = [side, side, 0.0, 0.0, side, side];
+            AddedCondition {
+                pooled: normal([size, pooled], dtype, device),
+                time_ids: Tensor::<1>::from_floats(ids, device).unsqueeze().repeat_dim(0, size),
+            }
+        });
+        Self {
+            noisy: map(),
+            timesteps: Tensor::full([size], 500.0, device),
+            condition: Condition {
+                text: normal([size, 77, config.cross_attention_dim.get(0)], dtype, device),
+                added,
+            },
+            target: map(),
+        }
+    }
+
+    fn loss(&self, unet: &Unet) -> Tensor<1> {
+        let tape = |x: &Tensor<4>| Tensor::from_inner(x.clone());
+        let condition = Condition {
+            text: Tensor::from_inner(self.condition.text.clone()),
+            added: self.condition.added.as_ref().map(|added| AddedCondition {
+                pooled: Tensor::from_inner(added.pooled.clone()),
+                time_ids: Tensor::from_inner(added.time_ids.clone()),
+            }),
+        };
+        let timesteps: Tensor<1> = Tensor::from_inner(self.timesteps.clone());
+        let prediction = unet.forward(tape(&self.noisy), timesteps, condition);
+        (prediction - tape(&self.target)).cast(FloatDType::F32).square().mean()
+    }
+}
+
+fn normal<const D: usize>(shape: [usize; D], dtype: FloatDType, device: &Device) -> Tensor<D> {
+    Tensor::<D>::random(shape, Distribution::Normal(0.0, 1.0), device).cast(dtype)
+}
+
+/// What the device's pools have reserved, which never shrinks while steps run; on a CPU, the process's peak.
+fn peak_mib(device: &Device) -> Option<u64> {
+    if let Some(usage) = device.memory_pool_usage() {
+        return Some(usage.bytes_reserved >> 20);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib >> 10)
+}
+
+impl Architecture {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Toybox => "toybox",
+            Self::Sd15 => "sd15",
+            Self::Sdxl => "sdxl",
+        }
+    }
+
+    /// Side of the latents that it was trained on.
+    fn latents(self) -> usize {
+        match self {
+            Self::Toybox => 16,
+            Self::Sd15 => 64,
+            Self::Sdxl => 128,
+        }
+    }
+
+    fn config(self) -> Result<UnetConfig> {
+        let fields = match self {
+            Self::Toybox => json!({
+                "block_out_channels": [64, 128, 160],
+                "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+                "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+                "layers_per_block": 1,
+                "norm_num_groups": 16,
+                "cross_attention_dim": 160,
+                "attention_head_dim": 4,
+            }),
+            Self::Sd15 => json!({ "cross_attention_dim": 768 }),
+            Self::Sdxl => json!({
+                "block_out_channels": [320, 640, 1280],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "transformer_layers_per_block": [1, 2, 10],
+                "attention_head_dim": [5, 10, 20],
+                "cross_attention_dim": 2048,
+                "use_linear_projection": true,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            }),
+        };
+        serde_json::from_value(fields).context("the named architecture is a valid configuration")
+    }
+}
+
+impl Precision {
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    fn float(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::F16 => FloatDType::F16,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Attention, forwards and backwards.
+//!
+//! ```text
+//! P = softmax(s q k')      o = P v
+//! dv = P' do      dP = do v'      dS = P ∘ (dP - rowsum(P ∘ dP))      dq = s dS k      dk = s dS' q
+//! ```
+//!
+//! `P` has `heads · n · m` numbers, by far the largest thing in a network that attends over pixels. Where it
+//! is small it is kept; where it is not, it is computed again in the backward pass, and both passes go
+//! some heads at a time (the first half of FlashAttention, arXiv 2205.14135: recomputation; the
+//! second, tiles that never leave the chip, is a kernel of its own).
+
+use std::ops::Range;
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Dispatch, TensorMetadata};
+use burn::tensor::{Slice, Tensor};
+
+use crate::backend::Kernels;
+use crate::matmul::transposed;
+
+/// As many numbers of `P` are kept for the backward pass; more are computed again.
+const KEEP: usize = 1 << 24;
+/// As many numbers of `P` exist at a time, where one head has no more than that.
+const AT_ONCE: usize = 1 << 27;
+
+/// `softmax(q k' / sqrt(d)) v` for `q` `[b, heads, n, d]` and `k`, `v` `[b, heads, m, d]`: `[b, heads, n, d]`.
+///
+/// # Panics
+/// Where sizes do not fit.
+#[track_caller]
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    let [batch, heads, _, d] = q.dims();
+    assert!(
+        k.dims() == v.dims() && k.dims()[..2] == [batch, heads] && k.dims()[3] == d,
+        "attention: q {:?}, k {:?} and v {:?} do not fit",
+        q.dims(),
+        k.dims(),
+        v.dims()
+    );
+    let scale = (d as f64).powf(-0.5);
+    Tensor::from_dispatch(Dispatch::attend(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        scale,
+    ))
+}
+
+/// [`Kernels::attend`] of any backend.
+pub(crate) fn forward<B: Kernels>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    scale: f64,
+) -> FloatTensor<B> {
+    let parts = Parts::of::<B>(&q, &k).map(|heads| {
+        let [q, k, v] = [&q, &k, &v].map(|x| take::<B>(x, &heads));
+        B::product(weights::<B>(q, k, scale), v)
+    });
+    joined::<B>(parts.collect())
+}
+
+/// `P`
+fn weights<B: Kernels>(q: FloatTensor<B>, k: FloatTensor<B>, scale: f64) -> FloatTensor<B> {
+    // Scaling q instead of the scores touches d numbers a query instead of m.
+    B::softmax_rows(B::product(B::float_mul_scalar(q, scale.into()), transposed::<B>(k)))
+}
+
+#[derive(Debug)]
+struct Attention;
+
+#[derive(Clone, Debug)]
+struct Kept<P> {
+    qkv: [NodeId; 3],
+    weights: Option<P>,
+    scale: f64,
+}
+
+/// [`Kernels::attend`] on the tape.
+pub(crate) fn tracked<B: Kernels, C: CheckpointStrategy>(
+    q: FloatTensor<Autodiff<B, C>>,
+    k: FloatTensor<Autodiff<B, C>>,
+    v: FloatTensor<Autodiff<B, C>>,
+    scale: f64,
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = [q.node(), k.node(), v.node()];
+    match Backward::<B, 3>::prepare::<C>(Attention, nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let qkv = [prep.checkpoint(&q), prep.checkpoint(&k), prep.checkpoint(&v)];
+            let (q, k, v) = (q.into_primitive(), k.into_primitive(), v.into_primitive());
+            let (out, weights) = if Parts::total::<B>(&q, &k) <= KEEP {
+                let weights = weights::<B>(q, k, scale);
+                (B::product(weights.clone(), v), Some(weights))
+            } else {
+                (forward::<B>(q, k, v, scale), None)
+            };
+            prep.finish(Kept { qkv, weights, scale }, out)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::attend(
+            q.into_primitive(),
+            k.into_primitive(),
+            v.into_primitive(),
+            scale,
+        )),
+    }
+}
+
+impl<B: Kernels> Backward<B, 3> for Attention {
+    type State = Kept<FloatTensor<B>>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let Kept { qkv, weights: kept, scale } = ops.state;
+        let [q, k, v] = qkv.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+
+        let mut found = [const { Vec::new() }; 3];
+        for heads in Parts::of::<B>(&q, &k) {
+            let [q, k, v, grad] = [&q, &k, &v, &grad].map(|x| take::<B>(x, &heads));
+            let p = match &kept {
+                Some(p) => take::<B>(p, &heads),
+                None => weights::<B>(q.clone(), k.clone(), scale),
+            };
+            if wanted[2] {
+                found[2].push(B::product(transposed::<B>(p.clone()), grad.clone()));
+            }
+            if wanted[0] || wanted[1] {
+                let dp = B::product(grad, transposed::<B>(v));
+                let ds = B::softmax_rows_gradient(p, dp);
+                let scaled = |x| B::float_mul_scalar(x, scale.into());
+                if wanted[0] {
+                    found[0].push(scaled(B::product(ds.clone(), k)));
+                }
+                if wanted[1] {
+                    found[1].push(scaled(B::product(transposed::<B>(ds), q)));
+                }
+            }
+        }
+        for (node, parts) in ops.parents.into_iter().zip(found) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, joined::<B>(parts));
+            }
+        }
+    }
+}
+
+/// The heads of an attention, some at a time.
+struct Parts {
+    next: usize,
+    heads: usize,
+    step: usize,
+}
+
+impl Parts {
+    fn total<B: Kernels>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> usize {
+        let ([batch, heads, n, _], [_, _, m, _]) = (q.shape().dims(), k.shape().dims());
+        batch * heads * n * m
+    }
+
+    fn of<B: Kernels>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> Self {
+        let [_, heads, _, _] = q.shape().dims::<4>();
+        let each = Self::total::<B>(q, k) / heads.max(1);
+        Self { next: 0, heads, step: (AT_ONCE / each.max(1)).clamp(1, heads.max(1)) }
+    }
+}
+
+impl Iterator for Parts {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let part = self.next..(self.next + self.step).min(self.heads);
+        self.next = part.end;
+        (!part.is_empty()).then_some(part)
+    }
+}
+
+/// Some heads of `[b, heads, ..]`; all of them are the tensor itself.
+fn take<B: Kernels>(x: &FloatTensor<B>, heads: &Range<usize>) -> FloatTensor<B> {
+    let [_, all, _, _] = x.shape().dims::<4>();
+    if *heads == (0..all) {
+        return x.clone();
+    }
+    B::float_slice(x.clone(), &[Slice::full(), Slice::from(heads.clone())])
+}
+
+fn joined<B: Kernels>(mut parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => B::float_cat(parts, 1),
+    }
+}

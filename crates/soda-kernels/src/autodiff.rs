@@ -1,0 +1,56 @@
+//! [`Kernels`] on the tape: which gradient belongs to which operation.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::ops::ConvOptions;
+
+use crate::backend::Kernels;
+use crate::{attention, conv, geglu, matmul, norm};
+
+impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        matmul::tracked::<B, C>(lhs, rhs)
+    }
+
+    fn convolution(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        conv::tracked::<B, C>(x, weight, options)
+    }
+
+    fn attend(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        attention::tracked::<B, C>(q, k, v, scale)
+    }
+
+    fn normalize_groups(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        norm::groups_tracked::<B, C>(x, gamma, beta, groups, eps, act)
+    }
+
+    fn normalize_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        norm::rows_tracked::<B, C>(x, gamma, beta, eps)
+    }
+
+    fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        geglu::tracked::<B, C>(x)
+    }
+}

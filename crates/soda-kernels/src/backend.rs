@@ -1,0 +1,127 @@
+//! The seam between operations and backends.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata, backend_extension};
+use burn::tensor::ops::ConvOptions;
+
+use crate::conv::input_gradient;
+use crate::{attention, geglu, norm};
+
+/// What a backend may do better than burn does; each method has burn's own operations as its default.
+///
+/// No method differentiates: gradients are the same for all backends and call these.
+#[backend_extension(Flex: cfg(feature = "cpu"), Cube: cfg(feature = "cube"), Autodiff)]
+pub trait Kernels: Backend {
+    /// `lhs rhs` for `[.., m, k]` and `[.., k, n]` with the same leading sizes.
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(lhs, rhs)
+    }
+
+    /// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`, one group, no dilation, the same
+    /// padding on both sides.
+    fn convolution(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        Self::conv2d(x, weight, None, options)
+    }
+
+    /// The gradient of [`convolution`](Self::convolution) by its input of `height` and `width`, from the
+    /// gradient `grad` `[b, o, h', w']` of its output.
+    fn convolution_gradient(
+        grad: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        height: usize,
+        width: usize,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        input_gradient::<Self>(grad, weight, [height, width], options)
+    }
+
+    /// softmax over the last axis.
+    fn softmax_rows(scores: FloatTensor<Self>) -> FloatTensor<Self> {
+        let last = scores.rank() - 1;
+        Self::softmax(scores, last)
+    }
+
+    /// The gradient of [`softmax_rows`](Self::softmax_rows) from its value `p` and the gradient `dp` of that:
+    /// `p ∘ (dp - rowsum(p ∘ dp))`.
+    fn softmax_rows_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>) -> FloatTensor<Self> {
+        let last = p.rank() - 1;
+        let mean = Self::float_sum_dim(Self::float_mul(p.clone(), dp.clone()), last);
+        Self::float_mul(p, Self::float_sub(dp, mean))
+    }
+
+    /// `softmax(scale q k') v` for `[b, heads, n, d]` and `[b, heads, m, d]`.
+    fn attend(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        attention::forward::<Self>(q, k, v, scale)
+    }
+
+    /// Group norm of `x` `[b, c, h, w]` with scale `gamma` and shift `beta` `[c]`, then silu if `act`.
+    fn normalize_groups(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        norm::groups::<Self>(x, gamma, beta, groups, eps, act)
+    }
+
+    /// Its gradient by `x`.
+    fn normalize_groups_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        norm::groups_gradient::<Self>(x, dy, gamma, beta, groups, eps, act)
+    }
+
+    /// Layer norm over the last axis of `x`.
+    fn normalize_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        Self::layer_norm(x, gamma, Some(beta), eps)
+    }
+
+    /// Its gradient by `x`.
+    fn normalize_rows_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        norm::rows_gradient::<Self>(x, dy, gamma, eps)
+    }
+
+    /// `a gelu(b)` for the halves `(a, b)` of the last axis.
+    fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        geglu::forward::<Self>(x)
+    }
+
+    /// Its gradient.
+    fn gate_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        geglu::gradient::<Self>(x, dy)
+    }
+}
+
+#[cfg(feature = "cpu")]
+impl Kernels for burn::backend::Flex {}
+
+// With fusion a tensor is a promise of one, without a buffer that a library could be given.
+#[cfg(all(feature = "cube", not(all(feature = "cuda", not(feature = "fusion")))))]
+impl Kernels for burn::backend::Cube {}

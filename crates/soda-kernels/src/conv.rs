@@ -1,0 +1,152 @@
+//! Convolutions whose weights are frozen.
+//!
+//! Nothing asks for the weight's gradient, so that nothing of the input has to be kept: the tape holds the
+//! weight, which lives anyway, and a size. The gradient by the input is
+//!
+//! ```text
+//! stride 1:  dx = dy * w~     w~[c, o, i, j] = w[o, c, kh - 1 - i, kw - 1 - j], padding k - 1 - p
+//! else:      dx = the transposed convolution of dy with w
+//! ```
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Dispatch, TensorMetadata};
+use burn::nn::PaddingConfig2d;
+use burn::nn::conv::Conv2d;
+use burn::tensor::Tensor;
+use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
+
+use crate::backend::Kernels;
+use crate::matmul::linear;
+
+/// `layer` applied to `x` `[b, c, h, w]`; its weight and bias get no gradient unless they are on the tape.
+///
+/// # Panics
+/// A layer with groups or dilation, which no network here has.
+#[track_caller]
+pub fn conv2d(layer: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+    assert!(
+        layer.groups == 1 && layer.dilation == [1, 1],
+        "conv2d: groups and dilation are not supported"
+    );
+    let weight = layer.weight.val();
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    let [batch, channels, height, width] = x.dims();
+    let (kernel, stride) = (layer.kernel_size, layer.stride);
+    let (top, left, bottom, right) = match layer.padding {
+        PaddingConfig2d::Explicit(top, left, bottom, right) => (top, left, bottom, right),
+        PaddingConfig2d::Valid => (0, 0, 0, 0),
+        PaddingConfig2d::Same => return layer.forward(x),
+    };
+    if kernel == [1, 1] && stride == [1, 1] && top + bottom + left + right == 0 {
+        let out = weight.dims()[0];
+        let pixels = x.permute([0, 2, 3, 1]).reshape([batch * height * width, channels]);
+        let y = linear(pixels, weight.reshape([out, channels]).transpose(), bias);
+        return y.reshape([batch, height, width, out]).permute([0, 3, 1, 2]);
+    }
+    let (x, padding) = if top == bottom && left == right {
+        (x, [top, left])
+    } else {
+        (x.pad((left, right, top, bottom), PadMode::Constant(0.0)), [0, 0])
+    };
+    let options = ConvOptions::new(stride, padding, [1, 1], 1);
+    let y = Tensor::from_dispatch(Dispatch::convolution(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        options,
+    ));
+    match bias {
+        Some(bias) => y + bias.reshape([1, -1, 1, 1]),
+        None => y,
+    }
+}
+
+#[derive(Debug)]
+struct Convolution;
+
+/// What the gradient needs: the weight, the input's size, and the input where the weight asks for one too.
+#[derive(Clone, Debug)]
+struct Kept {
+    x: Option<NodeId>,
+    weight: NodeId,
+    size: [usize; 2],
+    options: ConvOptions<2>,
+}
+
+/// [`Kernels::convolution`] on the tape.
+pub(crate) fn tracked<B: Kernels, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    options: ConvOptions<2>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let [_, _, height, width] = x.shape().dims();
+    let trained = weight.is_tracked();
+    let nodes = [x.node(), weight.node()];
+    match Backward::<B, 2>::prepare::<C>(Convolution, nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let kept = Kept {
+                x: trained.then(|| prep.checkpoint(&x)),
+                weight: prep.checkpoint(&weight),
+                size: [height, width],
+                options: options.clone(),
+            };
+            prep.finish(kept, B::convolution(x.into_primitive(), weight.into_primitive(), options))
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(B::convolution(x.into_primitive(), weight.into_primitive(), options))
+        }
+    }
+}
+
+impl<B: Kernels> Backward<B, 2> for Convolution {
+    type State = Kept;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let Kept { x, weight, size: [height, width], options } = ops.state;
+        let weight = checkpointer.retrieve_node_output::<FloatTensor<B>>(weight);
+        let [x_node, weight_node] = ops.parents;
+        if let (Some(node), Some(x)) = (weight_node, x) {
+            let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
+            let dw = B::conv2d_weight_backward(x, weight.clone(), dy.clone(), options.clone());
+            grads.register::<B>(node.id, dw);
+        }
+        if let Some(node) = x_node {
+            let dx = B::convolution_gradient(dy, weight, height, width, options);
+            grads.register::<B>(node.id, dx);
+        }
+    }
+}
+
+/// The gradient by the input, of burn's operations.
+pub(crate) fn input_gradient<B: Kernels>(
+    dy: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    size: [usize; 2],
+    options: ConvOptions<2>,
+) -> FloatTensor<B> {
+    let [_, _, kh, kw] = weight.shape().dims();
+    let padding = options.padding_begin();
+    if options.stride == [1, 1] && padding[0] < kh && padding[1] < kw {
+        let flipped = B::float_flip(B::float_swap_dims(weight, 0, 1), &[2, 3]);
+        let padding = [kh - 1 - padding[0], kw - 1 - padding[1]];
+        return B::convolution(dy, flipped, ConvOptions::new([1, 1], padding, [1, 1], 1));
+    }
+    let [_, _, h, w] = dy.shape().dims();
+    // Rows at the far edge that no window reached get a zero gradient, but a place.
+    let rest = |axis: usize, full: usize, out: usize, kernel: usize| {
+        full + 2 * padding[axis] - ((out - 1) * options.stride[axis] + kernel)
+    };
+    let rest = [rest(0, size[0], h, kh), rest(1, size[1], w, kw)];
+    let options = ConvTransposeOptions::new(options.stride, padding, rest, [1, 1], 1);
+    B::conv_transpose2d(dy, weight, None, options)
+}

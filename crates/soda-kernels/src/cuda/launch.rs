@@ -1,0 +1,256 @@
+//! Calls of the kernels in `kernels.cu`.
+
+use burn::backend::TensorMetadata;
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
+use burn_cubecl::tensor::CubeTensor;
+
+use super::session;
+
+/// Numbers of a row that one thread of a row kernel can hold.
+const HELD: usize = 16;
+/// The longest row that the row kernels take.
+pub(super) const LONGEST_ROW: usize = 1024 * HELD;
+/// Pixels that one block of a group sum adds up.
+const PIXELS: usize = 16;
+
+/// The kernel of a name for a type.
+macro_rules! kernel {
+    ($name:literal, $dtype:expr) => {
+        match $dtype {
+            DType::BF16 => concat!($name, "_bf16"),
+            DType::F16 => concat!($name, "_f16"),
+            _ => concat!($name, "_f32"),
+        }
+    };
+}
+
+fn like(x: &CubeTensor) -> CubeTensor {
+    empty(x, x.shape().to_vec(), x.dtype)
+}
+
+fn empty(x: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), dtype)
+}
+
+/// Rows, their length, and threads for one of them.
+fn rows(x: &CubeTensor) -> (usize, usize, usize) {
+    let shape = x.shape();
+    let length = shape[shape.num_dims() - 1];
+    let threads = length.div_ceil(HELD).next_power_of_two().clamp(128, 1024);
+    // A short row needs no more than a warp.
+    let threads = if length <= 32 * 4 { 32 } else { threads };
+    (shape.num_elements() / length.max(1), length, threads)
+}
+
+/// softmax over the last axis.
+pub(super) fn softmax(x: CubeTensor) -> CubeTensor {
+    let x = into_contiguous(x);
+    let (y, name) = (like(&x), kernel!("softmax", x.dtype));
+    let (rows, length, threads) = rows(&x);
+    session::submit([&x, &y], move |session, [x, y]| {
+        session.launch(name, [rows, 1], threads, vec![x, y, length as u64]);
+    });
+    y
+}
+
+/// Its gradient from its value.
+pub(super) fn softmax_gradient(p: CubeTensor, dp: CubeTensor) -> CubeTensor {
+    let (p, dp) = (into_contiguous(p), into_contiguous(dp));
+    let (dx, name) = (like(&p), kernel!("softmax_gradient", p.dtype));
+    let (rows, length, threads) = rows(&p);
+    session::submit([&p, &dp, &dx], move |session, [p, dp, dx]| {
+        session.launch(name, [rows, 1], threads, vec![p, dp, dx, length as u64]);
+    });
+    dx
+}
+
+/// Layer norm over the last axis.
+pub(super) fn layer_norm(
+    x: CubeTensor,
+    gamma: CubeTensor,
+    beta: CubeTensor,
+    eps: f32,
+) -> CubeTensor {
+    let [x, gamma, beta] = [x, gamma, beta].map(into_contiguous);
+    let (y, name) = (like(&x), kernel!("layer_norm", x.dtype));
+    let (rows, length, threads) = rows(&x);
+    session::submit([&x, &gamma, &beta, &y], move |session, [x, gamma, beta, y]| {
+        let arguments = vec![x, gamma, beta, y, length as u64, bits(eps)];
+        session.launch(name, [rows, 1], threads, arguments);
+    });
+    y
+}
+
+/// Its gradient by `x`.
+pub(super) fn layer_norm_gradient(
+    x: CubeTensor,
+    dy: CubeTensor,
+    gamma: CubeTensor,
+    eps: f32,
+) -> CubeTensor {
+    let [x, dy, gamma] = [x, dy, gamma].map(into_contiguous);
+    let (dx, name) = (like(&x), kernel!("layer_norm_gradient", x.dtype));
+    let (rows, length, threads) = rows(&x);
+    session::submit([&x, &dy, &gamma, &dx], move |session, [x, dy, gamma, dx]| {
+        let arguments = vec![x, dy, gamma, dx, length as u64, bits(eps)];
+        session.launch(name, [rows, 1], threads, arguments);
+    });
+    dx
+}
+
+/// `a gelu(b)` for rows `(a, b)`.
+pub(super) fn geglu(x: CubeTensor) -> CubeTensor {
+    let x = into_contiguous(x);
+    let mut shape = x.shape().to_vec();
+    let last = shape.len() - 1;
+    shape[last] /= 2;
+    let (c, n) = (shape[last], shape.iter().product::<usize>());
+    let (y, name) = (empty(&x, shape, x.dtype), kernel!("geglu", x.dtype));
+    session::submit([&x, &y], move |session, [x, y]| {
+        session.launch(name, [blocks(n), 1], 256, vec![x, y, c as u64, n as u64]);
+    });
+    y
+}
+
+/// Its gradient.
+pub(super) fn geglu_gradient(x: CubeTensor, dy: CubeTensor) -> CubeTensor {
+    let (x, dy) = (into_contiguous(x), into_contiguous(dy));
+    let shape = dy.shape();
+    let (c, n) = (shape[shape.num_dims() - 1], shape.num_elements());
+    let (dx, name) = (like(&x), kernel!("geglu_gradient", x.dtype));
+    session::submit([&x, &dy, &dx], move |session, [x, dy, dx]| {
+        session.launch(name, [blocks(n), 1], 256, vec![x, dy, dx, c as u64, n as u64]);
+    });
+    dx
+}
+
+/// A group norm on `[b, c, h, w]`, with silu after it or without.
+pub(super) struct GroupNorm {
+    pub(super) groups: usize,
+    pub(super) eps: f32,
+    pub(super) silu: bool,
+}
+
+impl GroupNorm {
+    pub(super) fn forward(&self, x: CubeTensor, gamma: CubeTensor, beta: CubeTensor) -> CubeTensor {
+        let x = into_contiguous(permute_nchw_to_nhwc(x));
+        let [gamma, beta] = [gamma, beta].map(into_contiguous);
+        let sizes = Sizes::of(&x, self.groups);
+        let [partial, stats] = sizes.scratch(&x);
+        let y = like(&x);
+        let (sums, means) = (kernel!("group_sums", x.dtype), kernel!("group_stats", x.dtype));
+        let (name, eps, act) = (kernel!("group_norm", x.dtype), bits(self.eps), self.silu.into());
+        session::submit(
+            [&x, &gamma, &beta, &y, &partial, &stats],
+            move |session, [x, gamma, beta, y, partial, stats]| {
+                let s = sizes;
+                let arguments = vec![x, partial, s.pixels, s.channels, s.groups, PIXELS as u64];
+                session.launch_shared(sums, s.parts_grid(), s.threads(), s.shared(), arguments);
+                let arguments =
+                    vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
+                session.launch(means, [s.batch as usize, 1], 32, arguments);
+                let arguments =
+                    vec![x, stats, gamma, beta, y, s.pixels, s.channels, s.groups, act];
+                session.launch(name, s.grid(), 256, arguments);
+            },
+        );
+        permute_nhwc_to_nchw(y)
+    }
+
+    pub(super) fn gradient(
+        &self,
+        x: CubeTensor,
+        dy: CubeTensor,
+        gamma: CubeTensor,
+        beta: CubeTensor,
+    ) -> CubeTensor {
+        let [x, dy] = [x, dy].map(|map| into_contiguous(permute_nchw_to_nhwc(map)));
+        let [gamma, beta] = [gamma, beta].map(into_contiguous);
+        let sizes = Sizes::of(&x, self.groups);
+        let ([partial, stats], [_, means]) = (sizes.scratch(&x), sizes.scratch(&x));
+        let dx = like(&x);
+        let (sums, moments) = (kernel!("group_sums", x.dtype), kernel!("group_stats", x.dtype));
+        let (slopes, name) =
+            (kernel!("group_gradient_sums", x.dtype), kernel!("group_gradient", x.dtype));
+        let (eps, act) = (bits(self.eps), self.silu.into());
+        session::submit(
+            [&x, &dy, &gamma, &beta, &dx, &partial, &stats, &means],
+            move |session, [x, dy, gamma, beta, dx, partial, stats, means]| {
+                let s = sizes;
+                let each = PIXELS as u64;
+                // The statistics again, from x: a sixth of what keeping a second map would cost.
+                let arguments = vec![x, partial, s.pixels, s.channels, s.groups, each];
+                session.launch_shared(sums, s.parts_grid(), s.threads(), s.shared(), arguments);
+                let arguments =
+                    vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
+                session.launch(moments, [s.batch as usize, 1], 32, arguments);
+                let arguments = vec![
+                    x, dy, stats, gamma, beta, partial, s.pixels, s.channels, s.groups, each, act,
+                ];
+                session.launch_shared(slopes, s.parts_grid(), s.threads(), s.shared(), arguments);
+                let arguments = vec![partial, means, s.pixels, s.channels, s.groups, s.parts];
+                session.launch("group_means_f32", [s.batch as usize, 1], 32, arguments);
+                let arguments = vec![
+                    x, dy, stats, means, gamma, beta, dx, s.pixels, s.channels, s.groups, act,
+                ];
+                session.launch(name, s.grid(), 256, arguments);
+            },
+        );
+        permute_nhwc_to_nchw(dx)
+    }
+}
+
+/// Sizes of a channels-last map, as kernels take them.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: u64,
+    pixels: u64,
+    channels: u64,
+    groups: u64,
+    parts: u64,
+}
+
+impl Sizes {
+    fn of(x: &CubeTensor, groups: usize) -> Self {
+        let [batch, height, width, channels] = x.shape().dims::<4>().map(|size| size as u64);
+        let pixels = height * width;
+        let parts = pixels.div_ceil(PIXELS as u64);
+        Self { batch, pixels, channels, groups: groups as u64, parts }
+    }
+
+    /// Sums by block, and by group.
+    fn scratch(&self, x: &CubeTensor) -> [CubeTensor; 2] {
+        let pairs = (2 * self.batch * self.groups) as usize;
+        [pairs * self.parts as usize, pairs].map(|size| empty(x, vec![size], DType::F32))
+    }
+
+    fn parts_grid(&self) -> [usize; 2] {
+        [self.parts as usize, self.batch as usize]
+    }
+
+    fn grid(&self) -> [usize; 2] {
+        [blocks((self.pixels * self.channels) as usize), self.batch as usize]
+    }
+
+    fn threads(&self) -> usize {
+        (self.channels as usize).next_multiple_of(32).min(512)
+    }
+
+    /// Two floats for each channel.
+    fn shared(&self) -> usize {
+        8 * self.channels as usize
+    }
+}
+
+/// Blocks of 256 threads for `n` numbers; a thread of a larger tensor takes several.
+fn blocks(n: usize) -> usize {
+    n.div_ceil(256).clamp(1, 8192)
+}
+
+/// A float as a kernel's argument.
+fn bits(value: f32) -> u64 {
+    value.to_bits().into()
+}

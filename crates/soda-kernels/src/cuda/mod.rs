@@ -1,0 +1,150 @@
+//! CUDA: products by cuBLAS, convolutions by cuDNN, row and group reductions by kernels of our own.
+//!
+//! The libraries are NVIDIA's, loaded at run time if the machine has them (anything that has PyTorch does); a
+//! build needs nothing of CUDA. They work on the backend's own buffers, in the order of its stream
+//! ([`session`]). What they do not take, or a machine without them, goes to burn's kernels.
+
+mod blas;
+mod dnn;
+mod launch;
+mod layout;
+mod session;
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::{ActivationOps, FloatTensorOps, ModuleOps};
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
+use burn::tensor::ops::ConvOptions;
+use burn_cubecl::{CubeBackend, CubeDevice};
+
+use crate::backend::Kernels;
+use crate::conv::input_gradient;
+use crate::{geglu, norm};
+
+type Cube = CubeBackend;
+
+fn on_cuda(x: &FloatTensor<Cube>) -> bool {
+    matches!(x.device, CubeDevice::Cuda(_))
+        && matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// Whether the row kernels take the last axis.
+fn fits_a_row(x: &FloatTensor<Cube>) -> bool {
+    on_cuda(x) && x.shape()[x.rank() - 1] <= launch::LONGEST_ROW
+}
+
+impl Kernels for Cube {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        if on_cuda(&lhs) && lhs.dtype == rhs.dtype && session::blas_present() {
+            return blas::product(lhs, rhs);
+        }
+        Self::float_matmul(lhs, rhs)
+    }
+
+    fn convolution(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        if on_cuda(&x) && x.dtype == weight.dtype && session::dnn_present() {
+            return dnn::forward(x, weight, &options);
+        }
+        Self::conv2d(x, weight, None, options)
+    }
+
+    fn convolution_gradient(
+        grad: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        height: usize,
+        width: usize,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        if on_cuda(&grad) && grad.dtype == weight.dtype && session::dnn_present() {
+            return dnn::input_gradient(grad, weight, [height, width], &options);
+        }
+        input_gradient::<Self>(grad, weight, [height, width], options)
+    }
+
+    fn softmax_rows(scores: FloatTensor<Self>) -> FloatTensor<Self> {
+        if fits_a_row(&scores) {
+            return launch::softmax(scores);
+        }
+        let last = scores.rank() - 1;
+        Self::softmax(scores, last)
+    }
+
+    fn softmax_rows_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>) -> FloatTensor<Self> {
+        if fits_a_row(&p) {
+            return launch::softmax_gradient(p, dp);
+        }
+        let last = p.rank() - 1;
+        let mean = Self::float_sum_dim(Self::float_mul(p.clone(), dp.clone()), last);
+        Self::float_mul(p, Self::float_sub(dp, mean))
+    }
+
+    fn normalize_groups(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        if on_cuda(&x) && x.dtype == gamma.dtype {
+            let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
+            return norm.forward(x, gamma, beta);
+        }
+        norm::groups::<Self>(x, gamma, beta, groups, eps, act)
+    }
+
+    fn normalize_groups_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        if on_cuda(&x) && x.dtype == gamma.dtype {
+            let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
+            return norm.gradient(x, dy, gamma, beta);
+        }
+        norm::groups_gradient::<Self>(x, dy, gamma, beta, groups, eps, act)
+    }
+
+    fn normalize_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        if fits_a_row(&x) && x.dtype == gamma.dtype {
+            return launch::layer_norm(x, gamma, beta, eps as f32);
+        }
+        Self::layer_norm(x, gamma, Some(beta), eps)
+    }
+
+    fn normalize_rows_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        if fits_a_row(&x) && x.dtype == gamma.dtype {
+            return launch::layer_norm_gradient(x, dy, gamma, eps as f32);
+        }
+        norm::rows_gradient::<Self>(x, dy, gamma, eps)
+    }
+
+    fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if on_cuda(&x) { launch::geglu(x) } else { geglu::forward::<Self>(x) }
+    }
+
+    fn gate_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        if on_cuda(&x) {
+            return launch::geglu_gradient(x, dy);
+        }
+        geglu::gradient::<Self>(x, dy)
+    }
+}

@@ -1,0 +1,34 @@
+//! The operations that a fine-tune of a diffusion network spends its time in, each with its own gradient:
+//! matrix products, convolutions whose weights are frozen, attention.
+//!
+//! burn has all of them. They are here because a fine-tune needs less of them than training does, and
+//! because of what their gradients cost:
+//!
+//! | operation | what burn 0.22 does | what is done here |
+//! |---|---|---|
+//! | [`conv2d`] | keeps its input for a weight gradient that nothing asks for; the data gradient has kernels of its own | keeps a shape; the data gradient of stride 1 is a forward convolution, and a 1x1 convolution is a matrix product |
+//! | [`attention`] | keeps the scores of every layer, `heads · n · m` numbers each | keeps q, k, v and computes the scores again, some heads at a time, where they are large |
+//! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each, several maps kept | one, its input kept |
+//! | [`matmul`] | CubeCL kernels, compiled and tuned for each shape at its first use | cuBLAS on CUDA where the machine has it, burn's otherwise |
+//!
+//! The seam is the trait [`Kernels`]: a backend that has nothing better implements it with an empty block and
+//! gets burn's operations. Gradients are written once, for any backend, beside the operation that they
+//! belong to. On CUDA, products and convolutions go to cuBLAS and cuDNN, which are loaded at run time
+//! if the machine has them (`cuda`).
+
+mod attention;
+mod autodiff;
+mod backend;
+mod conv;
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+mod cuda;
+mod geglu;
+mod matmul;
+mod norm;
+
+pub use attention::attention;
+pub use backend::Kernels;
+pub use conv::conv2d;
+pub use geglu::geglu;
+pub use matmul::{linear, matmul};
+pub use norm::{group_norm, layer_norm};

@@ -1,0 +1,245 @@
+//! Every operation has the value and the gradient of the same formula in burn's own operations, on the device that
+//! the build prefers.
+//!
+//! Tolerances are relative to the largest number of the reference: 2e-5 for float32, a few roundings of sums of some
+//! hundred terms; 3e-2 for bfloat16 against float32, a few of its roundings of 2^-8.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use burn::module::Module as _;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{GroupNormConfig, LayerNormConfig, PaddingConfig2d};
+use burn::tensor::activation::{gelu, silu, softmax};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use soda_kernels::{attention, conv2d, geglu, group_norm, layer_norm, linear, matmul};
+
+const EXACT: f32 = 2e-5;
+const HALF: f32 = 3e-2;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::default())
+}
+
+/// The largest difference over the largest number of `theirs`.
+fn distance<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f32 {
+    assert_eq!(ours.dims(), theirs.dims());
+    let (ours, theirs) = (ours.cast(FloatDType::F32), theirs.cast(FloatDType::F32));
+    let scale: f32 = theirs.clone().abs().max().into_scalar();
+    (ours - theirs).abs().max().into_scalar::<f32>() / scale.max(1e-12)
+}
+
+/// Value and gradients by the inputs of `f`, against a fixed random direction.
+fn run<const D: usize, const N: usize>(
+    inputs: &[Tensor<D>; N],
+    dtype: FloatDType,
+    f: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+    direction: &Tensor<D>,
+) -> (Tensor<D>, Vec<Tensor<D>>) {
+    let leaves: [Tensor<D>; N] = std::array::from_fn(|i| {
+        Tensor::from_inner(inputs[i].clone().cast(dtype)).require_grad()
+    });
+    let y = f(leaves.clone());
+    let weights = Tensor::from_inner(direction.clone().cast(dtype));
+    let grads = (y.clone() * weights).sum().backward();
+    (y.inner(), leaves.iter().map(|leaf| leaf.grad(&grads).unwrap()).collect())
+}
+
+/// `ours` in float32 and in bfloat16 against `theirs` in float32.
+fn same<const D: usize, const N: usize>(
+    what: &str,
+    inputs: [Tensor<D>; N],
+    ours: impl Fn([Tensor<D>; N], FloatDType) -> Tensor<D>,
+    theirs: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) {
+    let direction = random(theirs(inputs.clone()).dims());
+    let (y, grads) = run(&inputs, FloatDType::F32, &theirs, &direction);
+    for (dtype, tolerance) in [(FloatDType::F32, EXACT), (FloatDType::BF16, HALF)] {
+        let (our_y, our_grads) = run(&inputs, dtype, |x| ours(x, dtype), &direction);
+        assert_eq!(our_y.dtype(), DType::from(dtype), "{what}: the type of the value");
+        let off = distance(our_y, y.clone());
+        assert!(off < tolerance, "{what} {dtype:?}: value off by {off}");
+        for (i, (ours, theirs)) in our_grads.into_iter().zip(&grads).enumerate() {
+            let off = distance(ours, theirs.clone());
+            assert!(off < tolerance, "{what} {dtype:?}: gradient {i} off by {off}");
+        }
+    }
+}
+
+/// A frozen layer in a type.
+fn frozen(layer: &Conv2d, dtype: FloatDType) -> Conv2d {
+    let mut layer = layer.clone().no_grad();
+    layer.weight = layer.weight.map(|w| w.cast(dtype).set_require_grad(false));
+    layer.bias = layer.bias.map(|b| b.map(|b| b.cast(dtype).set_require_grad(false)));
+    layer.train().no_grad()
+}
+
+#[test]
+fn products() {
+    for (lhs, rhs) in [([1, 1, 5, 7], [1, 1, 7, 3]), ([2, 3, 16, 24], [2, 3, 24, 8])] {
+        let inputs = [random(lhs), random(rhs)];
+        same("matmul", inputs.clone(), |[a, b], _| matmul(a, b), |[a, b]| a.matmul(b));
+        // Every layout of memory that a network produces: transposed, and heads split off the width.
+        let turned = inputs.map(|x| x.swap_dims(2, 3));
+        let back = |x: Tensor<4>| x.swap_dims(2, 3);
+        same("transposed", turned, |[a, b], _| matmul(back(a), back(b)), |[a, b]| {
+            back(a).matmul(back(b))
+        });
+        let split = [random([lhs[0], lhs[2], lhs[1], lhs[3]]), random([rhs[0], rhs[2], rhs[1], rhs[3]])];
+        let heads = |x: Tensor<4>| x.swap_dims(1, 2);
+        same("heads", split, |[a, b], _| matmul(heads(a), heads(b)), |[a, b]| {
+            heads(a).matmul(heads(b))
+        });
+    }
+}
+
+#[test]
+fn linear_layers() {
+    let (w, b) = (random([12, 20]), random([20]));
+    let layer = |x: Tensor<3>, dtype: FloatDType| {
+        let (w, b) = (w.clone().cast(dtype), b.clone().cast(dtype));
+        linear(x, Tensor::from_inner(w), Some(Tensor::from_inner(b)))
+    };
+    same("linear", [random([2, 9, 12])], |[x], dtype| layer(x, dtype), |[x]| {
+        let (w, b): (Tensor<2>, Tensor<1>) =
+            (Tensor::from_inner(w.clone()), Tensor::from_inner(b.clone()));
+        x.matmul(w.unsqueeze()) + b.unsqueeze()
+    });
+}
+
+#[test]
+fn convolutions() {
+    let explicit = PaddingConfig2d::Explicit;
+    for (kernel, stride, padding, size) in [
+        ([3, 3], [1, 1], explicit(1, 1, 1, 1), [8, 6]),
+        ([3, 3], [2, 2], explicit(1, 1, 1, 1), [8, 6]),
+        // The last row and column are reached by no window.
+        ([3, 3], [2, 2], explicit(0, 0, 0, 0), [8, 6]),
+        ([3, 3], [2, 2], explicit(0, 0, 1, 1), [8, 6]),
+        ([1, 1], [1, 1], explicit(0, 0, 0, 0), [5, 4]),
+        ([5, 3], [1, 1], PaddingConfig2d::Valid, [7, 6]),
+    ] {
+        let layer = Conv2dConfig::new([8, 16], kernel)
+            .with_stride(stride)
+            .with_padding(padding.clone())
+            .init(&Device::default());
+        let what = format!("conv {kernel:?} {stride:?} {padding:?}");
+        let [h, w] = size;
+        same(
+            &what,
+            [random([2, 8, h, w])],
+            |[x], dtype| conv2d(&frozen(&layer, dtype), x),
+            |[x]| frozen(&layer, FloatDType::F32).forward(x),
+        );
+    }
+}
+
+#[test]
+fn a_convolution_that_is_trained_gets_its_gradient() {
+    let layer = Conv2dConfig::new([4, 6], [3, 3])
+        .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+        .init(&Device::default())
+        .train();
+    let x = || Tensor::from_inner(x_of([2, 4, 6, 6]));
+    let ours = conv2d(&layer, x()).square().sum().backward();
+    let theirs = layer.forward(x()).square().sum().backward();
+    let grad = |grads| layer.weight.val().grad(grads).unwrap();
+    assert!(distance(grad(&ours), grad(&theirs)) < EXACT);
+}
+
+/// The same numbers at each call.
+fn x_of(shape: [usize; 4]) -> Tensor<4> {
+    let n: usize = shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+    Tensor::<1>::from_floats(values.as_slice(), &Device::default()).reshape(shape)
+}
+
+#[test]
+fn attentions() {
+    let plain = |[q, k, v]: [Tensor<4>; 3]| {
+        let scale = (q.dims()[3] as f64).powf(-0.5);
+        softmax(q.matmul(k.swap_dims(2, 3)).mul_scalar(scale), 3).matmul(v)
+    };
+    let ours = |[q, k, v]: [Tensor<4>; 3], _| attention(q, k, v);
+    for (b, heads, n, m, d) in [(2, 3, 10, 10, 8), (1, 2, 33, 77, 40), (2, 4, 16, 200, 16)] {
+        let kv = || random([b, heads, m, d]);
+        same("attention", [random([b, heads, n, d]), kv(), kv()], ours, plain);
+    }
+}
+
+#[test]
+fn attention_that_keeps_no_scores() {
+    // Just over the number of scores that are kept.
+    let n = 2900;
+    let inputs = [(); 3].map(|()| random([1, 2, n, 4]).mul_scalar(0.5));
+    let direction = random([1, 2, n, 4]);
+    let (y, grads) = run(&inputs, FloatDType::F32, |[q, k, v]| attention(q, k, v), &direction);
+    let (their_y, theirs) = run(
+        &inputs,
+        FloatDType::F32,
+        |[q, k, v]| softmax(q.matmul(k.swap_dims(2, 3)).mul_scalar(0.5), 3).matmul(v),
+        &direction,
+    );
+    // Sums of 2900 terms of either sign.
+    assert!(distance(y, their_y) < 10.0 * EXACT);
+    for (ours, theirs) in grads.into_iter().zip(theirs) {
+        assert!(distance(ours, theirs) < 10.0 * EXACT);
+    }
+}
+
+#[test]
+fn norms() {
+    for (groups, channels, side, act) in [(4, 16, 5, true), (4, 16, 5, false), (2, 6, 9, true)] {
+        let mut layer = GroupNormConfig::new(groups, channels).init(&Device::default()).no_grad();
+        let perturbed = |p: Option<burn::module::Param<Tensor<1>>>| {
+            p.map(|p| p.map(|p| (p + random([channels])).set_require_grad(false)))
+        };
+        (layer.gamma, layer.beta) = (perturbed(layer.gamma), perturbed(layer.beta));
+        let at = |dtype: FloatDType| {
+            let mut layer = layer.clone();
+            let cast = |p: Option<burn::module::Param<Tensor<1>>>| {
+                p.map(|p| p.map(|p| p.cast(dtype).set_require_grad(false)))
+            };
+            (layer.gamma, layer.beta) = (cast(layer.gamma), cast(layer.beta));
+            layer.train().no_grad()
+        };
+        same(
+            "group norm",
+            [random([2, channels, side, side]).add_scalar(3.0)],
+            |[x], dtype| group_norm(&at(dtype), x, act),
+            |[x]| {
+                let z = at(FloatDType::F32).forward(x);
+                if act { silu(z) } else { z }
+            },
+        );
+    }
+    for width in [24, 77, 700] {
+        let layer = LayerNormConfig::new(width).init(&Device::default());
+        let at = |dtype: FloatDType| {
+            let mut layer = layer.clone();
+            layer.gamma = layer.gamma.map(|p| p.cast(dtype).set_require_grad(false));
+            layer.beta = layer.beta.map(|p| p.map(|p| p.cast(dtype).set_require_grad(false)));
+            layer.train().no_grad()
+        };
+        same(
+            "layer norm",
+            [random([2, 3, width]).add_scalar(1.0)],
+            |[x], dtype| layer_norm(&at(dtype), 1e-5, x),
+            |[x]| at(FloatDType::F32).forward(x),
+        );
+    }
+}
+
+#[test]
+fn gates() {
+    let plain = |[x]: [Tensor<3>; 1]| {
+        let half = x.dims()[2] / 2;
+        // burn's gradient of gelu is an approximation; its erf has the exact one.
+        let b = x.clone().narrow(2, half, half);
+        let exact = b.clone() * (b.mul_scalar(0.5f64.sqrt()).erf() + 1.0).mul_scalar(0.5);
+        x.narrow(2, 0, half) * exact
+    };
+    same("geglu", [random([2, 5, 48])], |[x], _| geglu(x), plain);
+    let x = random([2, 5, 48]);
+    let value = x.clone().narrow(2, 0, 24) * gelu(x.clone().narrow(2, 24, 24));
+    assert!(distance(geglu(x), value) < EXACT);
+}

@@ -67,8 +67,9 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         (unet, time) = step(unet)?;
         times.push(time.as_secs_f64() * 1e3);
     }
-    drop(unet);
     times.sort_by(f64::total_cmp);
+    let [forward, backward, update] = stages(&unet, &batch, &mut optimizer, &method, &device)?;
+    drop(unet);
 
     let report = json!({
         "program": concat!("soda ", env!("CARGO_PKG_VERSION")),
@@ -84,6 +85,9 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "first_step_s": round(first.as_secs_f64()),
         "step_ms": round(times[times.len() / 2]),
         "step_ms_min": round(times[0]),
+        "forward_ms": round(forward),
+        "backward_ms": round(backward),
+        "optimizer_ms": round(update),
         "peak_mib": peak_mib(&device),
     });
     if args.json {
@@ -92,6 +96,37 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         table(&report);
     }
     Ok(())
+}
+
+/// Forward, backward and optimizer by themselves, ms: together more than a step, in which the host runs ahead.
+fn stages(
+    unet: &Unet,
+    batch: &Batch,
+    optimizer: &mut AdapterOptimizer,
+    method: &MethodConfig,
+    device: &Device,
+) -> Result<[f64; 3]> {
+    let mut laps = [const { Vec::new() }; 3];
+    for _ in 0..3 {
+        let mut start = Instant::now();
+        let mut lap = |stage: usize| -> Result<()> {
+            device.sync().context("a step failed")?;
+            laps[stage].push(start.elapsed().as_secs_f64() * 1e3);
+            start = Instant::now();
+            Ok(())
+        };
+        let loss = batch.loss(unet);
+        lap(0)?;
+        let grads = loss.backward();
+        lap(1)?;
+        let moved = optimizer.step(method, unet.clone(), &grads, 1.0);
+        lap(2)?;
+        drop(moved);
+    }
+    Ok(laps.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    }))
 }
 
 fn table(report: &Value) {
@@ -108,6 +143,9 @@ fn table(report: &Value) {
         ("first_step_s", "start to the end of step 1, s"),
         ("step_ms", "step, median, ms"),
         ("step_ms_min", "step, fastest, ms"),
+        ("forward_ms", "  forward alone, ms"),
+        ("backward_ms", "  backward alone, ms"),
+        ("optimizer_ms", "  optimizer alone, ms"),
         ("peak_mib", "peak memory, MiB"),
     ];
     for (key, label) in ROWS {

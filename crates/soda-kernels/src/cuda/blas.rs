@@ -45,10 +45,11 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
     let (step_a, step_b) = (a.leading[1].1 as i64, b.leading[1].1 as i64);
     let width = dtype.size();
     session::submit([&a.tensor, &b.tensor, &out], move |session, [pa, pb, pc]| {
-        let handle = session.blas();
+        let handle = session.blas()?;
         let (one, zero) = (1f32, 0f32);
         for [at_a, at_b, at_c] in calls {
-            let at = |address: u64, offset: usize| (address + (offset * width) as u64) as *mut c_void;
+            let at =
+                |address: u64, offset: usize| (address + (offset * width) as u64) as *mut c_void;
             // cuBLAS counts by columns, so that it computes C' = B' A'.
             // SAFETY: sizes and steps are those of the three buffers, which `submit` holds.
             unsafe {
@@ -78,8 +79,9 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
                     sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
                 )
             }
-            .unwrap_or_else(|error| panic!("cuBLAS refused a product of {m}x{k}x{n}: {error:?}"));
+            .map_err(|error| format!("cuBLAS, a product of {m}x{k}x{n}: {error:?}"))?;
         }
+        Ok(())
     });
     out
 }

@@ -14,7 +14,7 @@ use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 use burn_cubecl::tensor::CubeTensor;
 use cudarc::cudnn::{result, sys};
 
-use super::session::{self, Session};
+use super::session;
 
 /// Algorithms that want more scratch memory than this are passed over.
 const WORKSPACE: usize = 256 << 20;
@@ -110,14 +110,13 @@ fn run(key: PlanKey, from: CubeTensor, weight: CubeTensor, [b, c, h, w]: [usize;
         let plan = match session.plans.get(&key) {
             Some(plan) => *plan,
             None => {
-                let plan = Plan::new(&key, session).unwrap_or_else(|error| {
-                    panic!("cuDNN has no algorithm for {key:?}: {error:?}")
-                });
+                let plan = Plan::new(&key, session.dnn()?)
+                    .map_err(|error| format!("cuDNN has no algorithm for {key:?}: {error:?}"))?;
                 session.plans.insert(key, plan);
                 plan
             }
         };
-        let (dnn, scratch) = (session.dnn(), session.workspace(plan.workspace));
+        let (dnn, scratch) = (session.dnn()?, session.workspace(plan.workspace)?);
         let (one, zero) = (1f32, 0f32);
         let (one, zero) = (std::ptr::from_ref(&one).cast(), std::ptr::from_ref(&zero).cast());
         // SAFETY: the descriptors are those of the three buffers, which `submit` holds.
@@ -155,14 +154,14 @@ fn run(key: PlanKey, from: CubeTensor, weight: CubeTensor, [b, c, h, w]: [usize;
                 ),
             }
         };
-        done.unwrap_or_else(|error| panic!("cuDNN refused {key:?}: {error:?}"));
+        done.map_err(|error| format!("cuDNN, {key:?}: {error:?}"))
     });
     permute_nhwc_to_nchw(to)
 }
 
 #[allow(unsafe_code, reason = "calls of cuDNN")]
 impl Plan {
-    fn new(key: &PlanKey, session: &mut Session) -> Result<Self, result::CudnnError> {
+    fn new(key: &PlanKey, dnn: sys::cudnnHandle_t) -> Result<Self, result::CudnnError> {
         use sys::cudnnDataType_t::{CUDNN_DATA_BFLOAT16, CUDNN_DATA_FLOAT, CUDNN_DATA_HALF};
         use sys::cudnnMathType_t::{CUDNN_FMA_MATH, CUDNN_TENSOR_OP_MATH};
         let (kind, math) = match key.dtype {
@@ -175,7 +174,6 @@ impl Plan {
         let int = |sizes: [usize; 4]| sizes.map(|size| size as c_int);
         let [ph, pw] = key.padding.map(|p| p as c_int);
         let [sh, sw] = key.stride.map(|s| s as c_int);
-        let dnn = session.dnn();
         // SAFETY: descriptors are made before they are set, and live as long as the process.
         unsafe {
             let input = result::create_tensor_descriptor()?;
@@ -212,10 +210,10 @@ impl Plan {
                         &mut count,
                         found.as_mut_ptr(),
                     )?;
-                    let best = found[..count as usize]
-                        .iter()
-                        .find(|a| fits(a.status, a.memory))
-                        .ok_or(result::CudnnError(sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED))?;
+                    let best =
+                        found[..count as usize].iter().find(|a| fits(a.status, a.memory)).ok_or(
+                            result::CudnnError(sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED),
+                        )?;
                     (Algorithm::Forward(best.algo), best.memory)
                 }
                 Direction::InputGradient => {
@@ -232,10 +230,10 @@ impl Plan {
                         &mut count,
                         found.as_mut_ptr(),
                     )?;
-                    let best = found[..count as usize]
-                        .iter()
-                        .find(|a| fits(a.status, a.memory))
-                        .ok_or(result::CudnnError(sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED))?;
+                    let best =
+                        found[..count as usize].iter().find(|a| fits(a.status, a.memory)).ok_or(
+                            result::CudnnError(sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED),
+                        )?;
                     (Algorithm::InputGradient(best.algo), best.memory)
                 }
             };

@@ -11,8 +11,14 @@ __device__ float load(float x) { return x; }
 __device__ float load(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
 __device__ float load(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
 __device__ void store(float *to, float x) { *to = x; }
-__device__ void store(bf16 *to, float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
+// To nearest, ties to even; older chips have no instruction for it.
+__device__ void store(bf16 *to, float x) {
+  unsigned bits = __float_as_uint(x);
+  to->bits = x != x ? 0x7fff : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
 __device__ void store(f16 *to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
+
+#define INF __int_as_float(0x7f800000)
 
 struct Sum { __device__ static float join(float a, float b) { return a + b; } };
 struct Max { __device__ static float join(float a, float b) { return fmaxf(a, b); } };
@@ -37,9 +43,9 @@ enum { HELD = 16 };
 
 template <class T> __device__ void softmax(const T *x, T *y, i64 n) {
   x += blockIdx.x * n; y += blockIdx.x * n;
-  float v[HELD], m = -INFINITY, s = 0;
+  float v[HELD], m = -INF, s = 0;
   EACH(i, k, n) { v[k] = load(x[i]); m = fmaxf(m, v[k]); }
-  m = reduce<Max>(m, -INFINITY);
+  m = reduce<Max>(m, -INF);
   EACH(i, k, n) { v[k] = __expf(v[k] - m); s += v[k]; }
   s = 1 / reduce<Sum>(s, 0);
   EACH(i, k, n) store(y + i, v[k] * s);

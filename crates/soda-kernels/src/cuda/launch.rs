@@ -51,7 +51,7 @@ pub(super) fn softmax(x: CubeTensor) -> CubeTensor {
     let (y, name) = (like(&x), kernel!("softmax", x.dtype));
     let (rows, length, threads) = rows(&x);
     session::submit([&x, &y], move |session, [x, y]| {
-        session.launch(name, [rows, 1], threads, vec![x, y, length as u64]);
+        session.launch(name, [rows, 1], threads, 0, vec![x, y, length as u64])
     });
     y
 }
@@ -62,7 +62,7 @@ pub(super) fn softmax_gradient(p: CubeTensor, dp: CubeTensor) -> CubeTensor {
     let (dx, name) = (like(&p), kernel!("softmax_gradient", p.dtype));
     let (rows, length, threads) = rows(&p);
     session::submit([&p, &dp, &dx], move |session, [p, dp, dx]| {
-        session.launch(name, [rows, 1], threads, vec![p, dp, dx, length as u64]);
+        session.launch(name, [rows, 1], threads, 0, vec![p, dp, dx, length as u64])
     });
     dx
 }
@@ -79,7 +79,7 @@ pub(super) fn layer_norm(
     let (rows, length, threads) = rows(&x);
     session::submit([&x, &gamma, &beta, &y], move |session, [x, gamma, beta, y]| {
         let arguments = vec![x, gamma, beta, y, length as u64, bits(eps)];
-        session.launch(name, [rows, 1], threads, arguments);
+        session.launch(name, [rows, 1], threads, 0, arguments)
     });
     y
 }
@@ -96,7 +96,7 @@ pub(super) fn layer_norm_gradient(
     let (rows, length, threads) = rows(&x);
     session::submit([&x, &dy, &gamma, &dx], move |session, [x, dy, gamma, dx]| {
         let arguments = vec![x, dy, gamma, dx, length as u64, bits(eps)];
-        session.launch(name, [rows, 1], threads, arguments);
+        session.launch(name, [rows, 1], threads, 0, arguments)
     });
     dx
 }
@@ -110,7 +110,7 @@ pub(super) fn geglu(x: CubeTensor) -> CubeTensor {
     let (c, n) = (shape[last], shape.iter().product::<usize>());
     let (y, name) = (empty(&x, shape, x.dtype), kernel!("geglu", x.dtype));
     session::submit([&x, &y], move |session, [x, y]| {
-        session.launch(name, [blocks(n), 1], 256, vec![x, y, c as u64, n as u64]);
+        session.launch(name, [blocks(n), 1], 256, 0, vec![x, y, c as u64, n as u64])
     });
     y
 }
@@ -122,7 +122,7 @@ pub(super) fn geglu_gradient(x: CubeTensor, dy: CubeTensor) -> CubeTensor {
     let (c, n) = (shape[shape.num_dims() - 1], shape.num_elements());
     let (dx, name) = (like(&x), kernel!("geglu_gradient", x.dtype));
     session::submit([&x, &dy, &dx], move |session, [x, dy, dx]| {
-        session.launch(name, [blocks(n), 1], 256, vec![x, dy, dx, c as u64, n as u64]);
+        session.launch(name, [blocks(n), 1], 256, 0, vec![x, dy, dx, c as u64, n as u64])
     });
     dx
 }
@@ -148,13 +148,12 @@ impl GroupNorm {
             move |session, [x, gamma, beta, y, partial, stats]| {
                 let s = sizes;
                 let arguments = vec![x, partial, s.pixels, s.channels, s.groups, PIXELS as u64];
-                session.launch_shared(sums, s.parts_grid(), s.threads(), s.shared(), arguments);
+                session.launch(sums, s.parts_grid(), s.threads(), s.shared(), arguments)?;
                 let arguments =
                     vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
-                session.launch(means, [s.batch as usize, 1], 32, arguments);
-                let arguments =
-                    vec![x, stats, gamma, beta, y, s.pixels, s.channels, s.groups, act];
-                session.launch(name, s.grid(), 256, arguments);
+                session.launch(means, [s.batch as usize, 1], 32, 0, arguments)?;
+                let arguments = vec![x, stats, gamma, beta, y, s.pixels, s.channels, s.groups, act];
+                session.launch(name, s.grid(), 256, 0, arguments)
             },
         );
         permute_nhwc_to_nchw(y)
@@ -183,20 +182,19 @@ impl GroupNorm {
                 let each = PIXELS as u64;
                 // The statistics again, from x: a sixth of what keeping a second map would cost.
                 let arguments = vec![x, partial, s.pixels, s.channels, s.groups, each];
-                session.launch_shared(sums, s.parts_grid(), s.threads(), s.shared(), arguments);
+                session.launch(sums, s.parts_grid(), s.threads(), s.shared(), arguments)?;
                 let arguments =
                     vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
-                session.launch(moments, [s.batch as usize, 1], 32, arguments);
+                session.launch(moments, [s.batch as usize, 1], 32, 0, arguments)?;
                 let arguments = vec![
                     x, dy, stats, gamma, beta, partial, s.pixels, s.channels, s.groups, each, act,
                 ];
-                session.launch_shared(slopes, s.parts_grid(), s.threads(), s.shared(), arguments);
+                session.launch(slopes, s.parts_grid(), s.threads(), s.shared(), arguments)?;
                 let arguments = vec![partial, means, s.pixels, s.channels, s.groups, s.parts];
-                session.launch("group_means_f32", [s.batch as usize, 1], 32, arguments);
-                let arguments = vec![
-                    x, dy, stats, means, gamma, beta, dx, s.pixels, s.channels, s.groups, act,
-                ];
-                session.launch(name, s.grid(), 256, arguments);
+                session.launch("group_means_f32", [s.batch as usize, 1], 32, 0, arguments)?;
+                let arguments =
+                    vec![x, dy, stats, means, gamma, beta, dx, s.pixels, s.channels, s.groups, act];
+                session.launch(name, s.grid(), 256, 0, arguments)
             },
         );
         permute_nhwc_to_nchw(dx)

@@ -28,9 +28,14 @@ fn on_cuda(x: &FloatTensor<Cube>) -> bool {
         && matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
+/// Whether the kernels of our own can run.
+fn ours(x: &FloatTensor<Cube>) -> bool {
+    on_cuda(x) && session::kernels().is_some()
+}
+
 /// Whether the row kernels take the last axis.
 fn fits_a_row(x: &FloatTensor<Cube>) -> bool {
-    on_cuda(x) && x.shape()[x.rank() - 1] <= launch::LONGEST_ROW
+    ours(x) && x.shape()[x.rank() - 1] <= launch::LONGEST_ROW
 }
 
 impl Kernels for Cube {
@@ -90,7 +95,7 @@ impl Kernels for Cube {
         eps: f64,
         act: bool,
     ) -> FloatTensor<Self> {
-        if on_cuda(&x) && x.dtype == gamma.dtype {
+        if ours(&x) && x.dtype == gamma.dtype {
             let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
             return norm.forward(x, gamma, beta);
         }
@@ -106,7 +111,7 @@ impl Kernels for Cube {
         eps: f64,
         act: bool,
     ) -> FloatTensor<Self> {
-        if on_cuda(&x) && x.dtype == gamma.dtype {
+        if ours(&x) && x.dtype == gamma.dtype {
             let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
             return norm.gradient(x, dy, gamma, beta);
         }
@@ -138,11 +143,11 @@ impl Kernels for Cube {
     }
 
     fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        if on_cuda(&x) { launch::geglu(x) } else { geglu::forward::<Self>(x) }
+        if ours(&x) { launch::geglu(x) } else { geglu::forward::<Self>(x) }
     }
 
     fn gate_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
-        if on_cuda(&x) {
+        if ours(&x) {
             return launch::geglu_gradient(x, dy);
         }
         geglu::gradient::<Self>(x, dy)

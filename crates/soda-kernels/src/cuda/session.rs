@@ -13,16 +13,16 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use burn::backend::StreamId;
 use burn_cubecl::cubecl::cuda::CudaRuntime;
 use burn_cubecl::cubecl::device_handle::DeviceHandle;
-use burn::backend::StreamId;
 use burn_cubecl::cubecl::server::{Handle, ServerStorage};
 use burn_cubecl::cubecl::{__private::Runtime, device::DeviceId};
 use burn_cubecl::tensor::CubeTensor;
 use cudarc::driver::{result, sys};
-use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 use cudarc::{cublas, cudnn};
 
 use super::dnn::{Plan, PlanKey};
@@ -65,15 +65,21 @@ thread_local! {
     static DEVICES: RefCell<HashMap<DeviceId, DeviceHandle<Server>>> = RefCell::default();
 }
 
+/// What went wrong on a device's thread, until someone hears of it.
+static FAILURE: Mutex<Option<String>> = Mutex::new(None);
+
 /// Runs `task` in the order of the stream on which `tensors` live, with their addresses. Returns at once.
 ///
 /// # Panics
-/// On the device's thread, where a driver or a library refuses: the device is lost then, and the next thing asked of
-/// it says so.
+/// Where an earlier task was refused by the driver or a library (no memory, a broken device): what it should have
+/// written is not there, and nothing that is computed from it means anything.
 pub(super) fn submit<const N: usize>(
     tensors: [&CubeTensor; N],
-    task: impl FnOnce(&mut Session, [u64; N]) + Send + 'static,
+    task: impl FnOnce(&mut Session, [u64; N]) -> Result<(), String> + Send + 'static,
 ) {
+    if let Some(failure) = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+        panic!("the CUDA device failed: {failure}");
+    }
     let handles: [Handle; N] = tensors.map(|tensor| tensor.handle.clone());
     let id = handles[0].service.device;
     DEVICES.with_borrow_mut(|devices| {
@@ -81,163 +87,180 @@ pub(super) fn submit<const N: usize>(
         device.submit(move |server| {
             let stream = StreamId::current();
             // Held until the work is enqueued: memory that is given back after that is reused in stream order.
-            let resources = handles.map(|handle| {
-                server.get_resource(handle.binding(), stream).expect("a buffer of this device")
+            let resources = handles.map(|handle| server.get_resource(handle.binding(), stream));
+            let mut addresses = [0; N];
+            for (address, resource) in addresses.iter_mut().zip(&resources) {
+                match resource {
+                    Ok(resource) => *address = resource.resource().ptr,
+                    // An earlier kernel failed, which its reader is told.
+                    Err(_) => return,
+                }
+            }
+            let done = SESSION.with_borrow_mut(|session| {
+                if session.is_none() {
+                    *session = Some(Session::new()?);
+                }
+                match session {
+                    Some(session) => session.in_order(|session| task(session, addresses)),
+                    None => Ok(()),
+                }
             });
-            let addresses = resources.each_ref().map(|resource| resource.resource().ptr);
-            SESSION.with_borrow_mut(|session| {
-                let session = session.get_or_insert_with(Session::new);
-                session.in_order(|session| task(session, addresses));
-            });
+            if let Err(failure) = done {
+                *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+            }
         });
     });
 }
 
 #[allow(unsafe_code, reason = "calls of the CUDA driver")]
 impl Session {
-    fn new() -> Self {
+    fn new() -> Result<Self, String> {
         let event = || {
-            result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).expect("a CUDA event")
+            let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+            result::event::create(flags).map_err(refused("cuEventCreate"))
         };
-        Self {
+        Ok(Self {
             stream: result::stream::create(result::stream::StreamKind::NonBlocking)
-                .expect("a CUDA stream"),
-            before: event(),
-            after: event(),
+                .map_err(refused("cuStreamCreate"))?,
+            before: event()?,
+            after: event()?,
             context: result::ctx::get_current()
-                .ok()
-                .flatten()
-                .expect("the device thread has a context"),
+                .map_err(refused("cuCtxGetCurrent"))?
+                .ok_or("the device's thread has no CUDA context")?,
             blas: None,
             dnn: None,
             plans: HashMap::new(),
             workspace: (0, 0),
             module: None,
             functions: HashMap::new(),
-        }
+        })
     }
 
-    fn in_order(&mut self, task: impl FnOnce(&mut Self)) {
-        let check = |what: &str, status: sys::CUresult| {
-            status.result().unwrap_or_else(|error| panic!("{what}: {error}"));
-        };
+    fn in_order(
+        &mut self,
+        task: impl FnOnce(&mut Self) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let check =
+            |what: &'static str, status: sys::CUresult| status.result().map_err(refused(what));
         // SAFETY: context, stream and events are this session's and live as long as the process.
         unsafe {
-            check("cuCtxRecordEvent", sys::cuCtxRecordEvent(self.context, self.before));
-            check("cuStreamWaitEvent", sys::cuStreamWaitEvent(self.stream, self.before, 0));
+            check("cuCtxRecordEvent", sys::cuCtxRecordEvent(self.context, self.before))?;
+            check("cuStreamWaitEvent", sys::cuStreamWaitEvent(self.stream, self.before, 0))?;
         }
-        task(self);
+        task(self)?;
         // SAFETY: as above.
         unsafe {
-            check("cuEventRecord", sys::cuEventRecord(self.after, self.stream));
-            check("cuCtxWaitEvent", sys::cuCtxWaitEvent(self.context, self.after));
+            check("cuEventRecord", sys::cuEventRecord(self.after, self.stream))?;
+            check("cuCtxWaitEvent", sys::cuCtxWaitEvent(self.context, self.after))
         }
     }
 
-    pub(super) fn blas(&mut self) -> cublas::sys::cublasHandle_t {
-        let stream = self.stream;
-        *self.blas.get_or_insert_with(|| {
-            let handle = cublas::result::create_handle().expect("a cuBLAS handle");
-            // SAFETY: both live as long as the process.
-            unsafe { cublas::result::set_stream(handle, stream.cast()) }
-                .expect("cuBLAS takes a stream");
-            handle
-        })
+    pub(super) fn blas(&mut self) -> Result<cublas::sys::cublasHandle_t, String> {
+        if let Some(handle) = self.blas {
+            return Ok(handle);
+        }
+        let handle = cublas::result::create_handle().map_err(refused("cublasCreate"))?;
+        // SAFETY: both live as long as the process.
+        unsafe { cublas::result::set_stream(handle, self.stream.cast()) }
+            .map_err(refused("cublasSetStream"))?;
+        Ok(*self.blas.insert(handle))
     }
 
-    pub(super) fn dnn(&mut self) -> cudnn::sys::cudnnHandle_t {
-        let stream = self.stream;
-        *self.dnn.get_or_insert_with(|| {
-            let handle = cudnn::result::create_handle().expect("a cuDNN handle");
-            // SAFETY: both live as long as the process.
-            unsafe { cudnn::result::set_stream(handle, stream.cast()) }
-                .expect("cuDNN takes a stream");
-            handle
-        })
+    pub(super) fn dnn(&mut self) -> Result<cudnn::sys::cudnnHandle_t, String> {
+        if let Some(handle) = self.dnn {
+            return Ok(handle);
+        }
+        let handle = cudnn::result::create_handle().map_err(refused("cudnnCreate"))?;
+        // SAFETY: both live as long as the process.
+        unsafe { cudnn::result::set_stream(handle, self.stream.cast()) }
+            .map_err(refused("cudnnSetStream"))?;
+        Ok(*self.dnn.insert(handle))
     }
 
     /// Scratch memory of at least `bytes`, the same for all tasks: they run one after the other.
-    pub(super) fn workspace(&mut self, bytes: usize) -> *mut c_void {
+    pub(super) fn workspace(&mut self, bytes: usize) -> Result<*mut c_void, String> {
         if self.workspace.1 < bytes {
             // SAFETY: freeing waits for the device, so that no task still uses the old one.
             unsafe {
                 if self.workspace.1 > 0 {
-                    result::free_sync(self.workspace.0).expect("scratch memory is given back");
+                    result::free_sync(self.workspace.0).map_err(refused("cuMemFree"))?;
                 }
-                self.workspace = (
-                    result::malloc_sync(bytes).unwrap_or_else(|error| {
-                        panic!("no {bytes} bytes of scratch memory for a convolution: {error}")
-                    }),
-                    bytes,
-                );
+                self.workspace = (0, 0);
+                let address = result::malloc_sync(bytes)
+                    .map_err(refused("scratch memory for a convolution"))?;
+                self.workspace = (address, bytes);
             }
         }
-        self.workspace.0 as *mut c_void
+        Ok(self.workspace.0 as *mut c_void)
     }
 
-    /// Launches a kernel of `kernels.cu`.
+    /// Launches a kernel of `kernels.cu`; `shared` bytes of shared memory for each block.
     pub(super) fn launch(
-        &mut self,
-        name: &'static str,
-        grid: [usize; 2],
-        block: usize,
-        arguments: Vec<u64>,
-    ) {
-        self.launch_shared(name, grid, block, 0, arguments);
-    }
-
-    /// The same, with `shared` bytes of shared memory for each block.
-    pub(super) fn launch_shared(
         &mut self,
         name: &'static str,
         grid: [usize; 2],
         block: usize,
         shared: usize,
         mut arguments: Vec<u64>,
-    ) {
-        let module = *self.module.get_or_insert_with(compile);
-        let function = *self.functions.entry(name).or_insert_with(|| {
-            let name = CString::new(name).expect("a name without NUL");
-            // SAFETY: the module lives as long as the process.
-            unsafe { result::module::get_function(module, name) }.expect("a kernel of kernels.cu")
-        });
+    ) -> Result<(), String> {
+        let function = self.function(name)?;
         // Every argument is eight bytes: an address, a count, or a float in the low half.
         let mut arguments: Vec<*mut c_void> =
             arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+        let (grid, block) = ((grid[0] as u32, grid[1] as u32, 1), (block as u32, 1, 1));
         // SAFETY: the arguments are those of the kernel of this name.
         unsafe {
-            result::launch_kernel(
-                function,
-                (grid[0] as u32, grid[1] as u32, 1),
-                (block as u32, 1, 1),
-                shared as u32,
-                self.stream,
-                &mut arguments,
-            )
+            result::launch_kernel(function, grid, block, shared as u32, self.stream, &mut arguments)
         }
-        .unwrap_or_else(|error| panic!("cannot launch {name}: {error}"));
+        .map_err(refused(name))
+    }
+
+    fn function(&mut self, name: &'static str) -> Result<sys::CUfunction, String> {
+        if let Some(function) = self.functions.get(name) {
+            return Ok(*function);
+        }
+        let image = kernels().ok_or("kernels.cu was not compiled")?;
+        // SAFETY: the image is whole and the context is current; module and function live as long as the process.
+        let function = unsafe {
+            let module = match self.module {
+                Some(module) => module,
+                None => result::module::load_data(image.as_ptr().cast())
+                    .map_err(refused("cuModuleLoadData"))?,
+            };
+            self.module = Some(module);
+            let name = CString::new(name).map_err(refused("a kernel's name"))?;
+            result::module::get_function(module, name).map_err(refused("cuModuleGetFunction"))?
+        };
+        Ok(*self.functions.entry(name).or_insert(function))
     }
 }
 
-/// Compiles `kernels.cu` for this device.
+/// `kernels.cu` compiled for the first device, or `None` where NVRTC or the device cannot: burn's own operations do
+/// its work then.
+pub(super) fn kernels() -> Option<&'static [u8]> {
+    static IMAGE: OnceLock<Option<Ptx>> = OnceLock::new();
+    IMAGE.get_or_init(compile).as_ref()?.as_bytes()
+}
+
 #[allow(unsafe_code, reason = "calls of the CUDA driver")]
-fn compile() -> sys::CUmodule {
-    let device = result::device::get(0).expect("a device");
-    let attribute = |which| {
-        // SAFETY: reads a property.
-        unsafe { result::device::get_attribute(device, which) }.expect("a property of the device")
-    };
+fn compile() -> Option<Ptx> {
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
     };
-    let options = CompileOptions {
-        options: vec![format!("--gpu-architecture=compute_{}{}", attribute(MAJOR), attribute(MINOR))],
-        ..Default::default()
+    result::init().ok()?;
+    let device = result::device::get(0).ok()?;
+    // SAFETY: reads two properties.
+    let (major, minor) = unsafe {
+        let property = |which| result::device::get_attribute(device, which).ok();
+        (property(MAJOR)?, property(MINOR)?)
     };
-    let ptx = compile_ptx_with_opts(include_str!("kernels.cu"), options)
-        .unwrap_or_else(|error| panic!("kernels.cu does not compile: {error:?}"));
-    let image = ptx.as_bytes().expect("an image in memory");
-    // SAFETY: the image is whole and the context is current.
-    unsafe { result::module::load_data(image.as_ptr().cast()) }.expect("the kernels load")
+    let options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
+    let options = CompileOptions { options, ..Default::default() };
+    compile_ptx_with_opts(include_str!("kernels.cu"), options).ok()
+}
+
+/// An error with the name of what gave it.
+pub(super) fn refused<E: std::fmt::Debug>(what: &'static str) -> impl Fn(E) -> String {
+    move |error| format!("{what}: {error:?}")
 }

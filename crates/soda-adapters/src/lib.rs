@@ -42,6 +42,7 @@ mod file;
 mod fingerprint;
 mod fold;
 mod init;
+pub mod interop;
 mod leaf;
 pub mod loha;
 pub mod lokr;

@@ -6,7 +6,7 @@
 //! | form | rotation | as |
 //! |---|---|---|
 //! | exact | `(I - Q)(I + Q)⁻¹` | PEFT with `use_cayley_neumann=False`, BOFT |
-//! | Neumann | `(I + Q)(I + Q + … + Q^(terms-2))` | PEFT's default; orthogonal for small `Q` only |
+//! | Neumann | `(I + Q)(I + Q + … + Q^p)`, `p = max(terms - 2, 2)` | PEFT's default; orthogonal for small `Q` only |
 //!
 //! The two turn in opposite directions, which is PEFT's convention and kept, since files hold `Q`.
 
@@ -23,7 +23,7 @@ pub enum CayleyForm {
     Exact,
     /// By a truncated Neumann series of it.
     Neumann {
-        /// Powers of `Q` that take part, from 0; at least 2.
+        /// PEFT's `num_cayley_neumann_terms`; at least 3, which there gives the same as 4.
         terms: usize,
     },
 }
@@ -119,12 +119,12 @@ impl BlockRotation {
     }
 }
 
-/// `(I + Q)(I + Q + … + Q^(terms-2))`
+/// `(I + Q)(I + Q + … + Q^p)`
 fn neumann(q: Tensor<3>, terms: usize) -> Tensor<3> {
     let [_, n, _] = q.dims();
     let identity = Tensor::<2>::eye(n, &q.device()).cast(q.dtype()).unsqueeze_dim::<3>(0);
     let mut series = q.zeros_like() + identity.clone();
-    for _ in 2..terms {
+    for _ in 0..terms.saturating_sub(2).max(2) {
         series = identity.clone() + q.clone().matmul(series);
     }
     (q + identity).matmul(series)

@@ -56,8 +56,8 @@ impl Method for OftConfig {
         if self.block_size < 2 {
             return refuse("a block turns at least 2 entries");
         }
-        if matches!(self.cayley, CayleyForm::Neumann { terms: ..2 }) {
-            return refuse("a Neumann series has at least 2 terms");
+        if matches!(self.cayley, CayleyForm::Neumann { terms: ..3 }) {
+            return refuse("a Neumann series has at least 3 terms");
         }
         if self.constraint.is_some_and(|eps| !eps.is_finite() || eps <= 0.0) {
             return refuse("the constraint is a number above 0");

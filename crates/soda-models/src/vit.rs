@@ -12,10 +12,11 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::clip::encoder::{Activation, multi_head};
+use crate::clip::encoder::Activation;
 use crate::clip::pretrained::{fields, heads_fit};
 use crate::clip::vision::embed_patches;
 use crate::config::{ConfigFile, Refusal};
+use crate::unet::attention::multi_head;
 
 /// The `config.json` of a `ViTModel`.
 #[derive(Debug, Clone, Deserialize)]

@@ -246,8 +246,8 @@ fn the_end_token_is_found_by_both_rules() {
     let expected =
         Tensor::cat(vec![hidden.clone().slice([0..1, 2..3]), hidden.slice([1..2, 4..5])], 0);
     let expected = values(expected);
-    assert_eq!(values(old.pooled(ids.clone())), expected);
-    assert_eq!(values(new.pooled(ids)), expected);
+    assert_eq!(values(old.text_model.pooled(ids.clone())), expected);
+    assert_eq!(values(new.text_model.pooled(ids)), expected);
 }
 
 #[test]

@@ -171,7 +171,9 @@ fn config_fields_are_honoured_or_refused_by_name() {
     };
     for (field, value) in [
         ("class_embed_type", "timestep".into()),
-        ("use_linear_projection", true.into()),
+        ("num_attention_heads", 8.into()),
+        ("projection_class_embeddings_input_dim", 2816.into()),
+        ("transformer_layers_per_block", vec![1, 2].into()),
         ("mid_block_scale_factor", 2.into()),
         ("norm_num_groups", 7.into()),
         ("attention_head_dim", 3.into()),
@@ -179,7 +181,11 @@ fn config_fields_are_honoured_or_refused_by_name() {
         let error = check(field, value);
         assert!(matches!(error, ModelError::UnsupportedField { .. }), "{error}");
     }
-    for (field, value) in [("invented_in_2027", 1.into()), ("layers_per_block", "two".into())] {
+    for (field, value) in [
+        ("invented_in_2027", 1.into()),
+        ("layers_per_block", "two".into()),
+        ("addition_embed_type", "text".into()),
+    ] {
         assert!(matches!(check(field, value), ModelError::Field { .. }));
     }
 }

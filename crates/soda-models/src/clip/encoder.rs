@@ -9,13 +9,11 @@
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::{gelu, sigmoid, softmax};
+use burn::tensor::activation::{gelu, sigmoid};
 use burn::tensor::{Bool, Device, Tensor};
 use serde::Deserialize;
 
-/// Stands for minus infinity in the scores of masked pairs: its exponential is 0 in every float
-/// type, and unlike infinity it can be written in every shader language.
-const MASKED: f32 = -1e4;
+use crate::unet::attention::{multi_head, project};
 
 /// The nonlinearity between the two layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -92,6 +90,16 @@ impl Encoder {
     pub fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
         self.layers.iter().fold(x, |x, layer| layer.forward(x, mask))
     }
+
+    /// The states before the first layer and after each: one more than there are layers.
+    pub fn states(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Vec<Tensor<3>> {
+        let mut states = vec![x];
+        for layer in &self.layers {
+            let x = states[states.len() - 1].clone();
+            states.push(layer.forward(x, mask));
+        }
+        states
+    }
 }
 
 /// Self-attention and an MLP, each added to its input.
@@ -131,10 +139,10 @@ pub struct SelfAttention {
 
 impl SelfAttention {
     fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
-        let q = self.q_proj.forward(x.clone());
-        let k = self.k_proj.forward(x.clone());
-        let v = self.v_proj.forward(x);
-        self.out_proj.forward(multi_head(q, k, v, self.heads, mask))
+        let q = project(&self.q_proj, x.clone());
+        let k = project(&self.k_proj, x.clone());
+        let v = project(&self.v_proj, x);
+        project(&self.out_proj, multi_head(q, k, v, self.heads, mask))
     }
 }
 
@@ -152,31 +160,6 @@ pub struct Mlp {
 
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(self.activation.apply(self.fc1.forward(x)))
+        project(&self.fc2, self.activation.apply(project(&self.fc1, x)))
     }
-}
-
-/// Attention of `q` over `k`, `v`, all `[b, n, c]`, in `heads` slices of `c`; returns `[b, n, c]`.
-///
-/// `mask`: `[1, 1, n, n]`, true where a row must not see a column.
-pub(crate) fn multi_head(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    heads: usize,
-    mask: Option<&Tensor<4, Bool>>,
-) -> Tensor<3> {
-    let [batch, tokens, width] = q.dims();
-    let split = |x: Tensor<3>| x.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2);
-    let scale = ((width / heads) as f64).powf(-0.5);
-    let (q, k, v) = (split(q.mul_scalar(scale)), split(k), split(v));
-    let scores = q.matmul(k.transpose());
-    let scores = match mask {
-        None => scores,
-        Some(mask) => {
-            let mask = mask.clone().expand([batch, heads, tokens, tokens]);
-            scores.mask_fill(mask, MASKED)
-        }
-    };
-    softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([batch, tokens, width])
 }

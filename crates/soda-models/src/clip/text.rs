@@ -5,11 +5,11 @@
 //! `CLIPTextModel`.
 
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::encoder::{Activation, Encoder, EncoderConfig};
 use super::pretrained::{fields, heads_fit};
@@ -20,6 +20,12 @@ use crate::config::{ConfigFile, Refusal};
 /// The longer spelling is the port's, since every version of transformers reads it.
 pub const RENAMED: &[(&str, &str)] =
     &[(r"^(embeddings|encoder|final_layer_norm)\.", "text_model.$1.")];
+
+/// The class whose checkpoint has a `text_projection`.
+const WITH_PROJECTION: &str = "CLIPTextModelWithProjection";
+
+/// The width of the joint space where a config leaves it out.
+const DEFAULT_PROJECTION: usize = 512;
 
 /// What configs from before transformers 4.31 call the end token, whatever it really is.
 const UNRELIABLE_EOS: usize = 2;
@@ -46,6 +52,9 @@ pub struct ClipTextConfig {
     pub layer_norm_eps: f64,
     /// The token at which the pooled output is read.
     pub eos_token_id: usize,
+    /// Width of the space that the pooled output is projected to, if it is: a
+    /// `CLIPTextModelWithProjection`, as SDXL's second text encoder.
+    pub projection_dim: Option<usize>,
 }
 
 impl Default for ClipTextConfig {
@@ -60,14 +69,25 @@ impl Default for ClipTextConfig {
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
             eos_token_id: 49407,
+            projection_dim: None,
         }
     }
 }
 
 impl<'de> Deserialize<'de> for ClipTextConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The joint space belongs to the `CLIPModel`, which states its width itself.
-        let fields = fields(deserializer, &["projection_dim"])?;
+        let mut written = Map::deserialize(deserializer)?;
+        // Every config has the width of a joint space; the class says whether there is one. That
+        // of a `CLIPModel` is not the text encoder's own.
+        let projects = match written.get("architectures") {
+            Some(Value::Array(names)) => names.iter().any(|name| name == WITH_PROJECTION),
+            _ => false,
+        };
+        let width = written.remove("projection_dim");
+        let mut fields = fields(Value::Object(written), &[]).map_err(D::Error::custom)?;
+        if projects {
+            fields.insert("projection_dim".into(), width.unwrap_or(DEFAULT_PROJECTION.into()));
+        }
         Self::deserialize(Value::Object(fields)).map_err(D::Error::custom)
     }
 }
@@ -95,7 +115,12 @@ impl ConfigFile for ClipTextConfig {
 impl ClipTextConfig {
     /// An untrained text encoder.
     pub fn init(&self, device: &Device) -> ClipTextModel {
-        ClipTextModel { text_model: self.init_transformer(device) }
+        let project =
+            |width| LinearConfig::new(self.hidden_size, width).with_bias(false).init(device);
+        ClipTextModel {
+            text_model: self.init_transformer(device),
+            text_projection: self.projection_dim.map(project),
+        }
     }
 
     /// An untrained text encoder without the outer level of keys, as part of a `CLIPModel`.
@@ -128,6 +153,26 @@ impl ClipTextConfig {
 pub struct ClipTextModel {
     /// All of it, one level down, as in the checkpoint.
     pub text_model: TextTransformer,
+    /// The summary of a prompt into the joint space.
+    pub text_projection: Option<Linear>,
+}
+
+/// What a text encoder says about prompts.
+#[derive(Debug, Clone)]
+pub struct TextStates {
+    /// One state for each token, `[b, n, width]`.
+    pub hidden: Tensor<3>,
+    /// The summary of each prompt, `[b, width]`, or projected, `[b, projection_dim]`.
+    pub pooled: Tensor<2>,
+}
+
+/// Which hidden states a denoiser was trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// How many layers before the last.
+    pub skip: usize,
+    /// Whether the norm after the last layer is applied to them: by SD, not by SDXL.
+    pub normed: bool,
 }
 
 impl ClipTextModel {
@@ -136,9 +181,30 @@ impl ClipTextModel {
         self.text_model.forward(ids)
     }
 
-    /// The summary of each prompt, `[b, width]`, from its `ids` `[b, n]`.
-    pub fn pooled(&self, ids: Tensor<2, Int>) -> Tensor<2> {
-        self.text_model.pooled(ids)
+    /// States and summaries of prompts, from their `ids` `[b, n]`.
+    ///
+    /// # Panics
+    ///
+    /// If there are no more than `layer.skip` layers.
+    #[track_caller]
+    pub fn encode(&self, ids: Tensor<2, Int>, layer: Layer) -> TextStates {
+        let model = &self.text_model;
+        let mut states = model.states(ids.clone());
+        let layers = states.len() - 1;
+        assert!(layer.skip < layers, "skipping {} of {layers} layers", layer.skip);
+        let hidden = states[layers - layer.skip].clone();
+        let last = model.final_layer_norm.forward(states.swap_remove(layers));
+        let hidden = match layer {
+            Layer { skip: 0, normed: true } => last.clone(),
+            Layer { normed: true, .. } => model.final_layer_norm.forward(hidden),
+            Layer { normed: false, .. } => hidden,
+        };
+        let pooled = model.at_end(last, ids);
+        let pooled = match &self.text_projection {
+            Some(project) => project.forward(pooled),
+            None => pooled,
+        };
+        TextStates { hidden, pooled }
     }
 }
 
@@ -172,6 +238,21 @@ impl TextTransformer {
     /// If `n` is more than the positions that the model has.
     #[track_caller]
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let (x, mask) = self.embed(ids);
+        self.final_layer_norm.forward(self.encoder.forward(x, Some(&mask)))
+    }
+
+    /// The states of `ids` `[b, n]` before the first layer and after each, `[b, n, width]`, all
+    /// of them without the last norm.
+    #[track_caller]
+    fn states(&self, ids: Tensor<2, Int>) -> Vec<Tensor<3>> {
+        let (x, mask) = self.embed(ids);
+        self.encoder.states(x, Some(&mask))
+    }
+
+    /// The encoder's input and mask.
+    #[track_caller]
+    fn embed(&self, ids: Tensor<2, Int>) -> (Tensor<3>, Tensor<4, Bool>) {
         let [_, tokens] = ids.dims();
         let positions = self.embeddings.position_embedding.weight.val();
         let longest = positions.dims()[0];
@@ -180,14 +261,17 @@ impl TextTransformer {
         // A token must not see the tokens after it.
         let mask = Tensor::<2, Bool>::tril_mask([tokens, tokens], 0, &ids.device());
         let positions = positions.narrow(0, 0, tokens).unsqueeze::<3>();
-        let x = self.embeddings.token_embedding.forward(ids) + positions;
-        let x = self.encoder.forward(x, Some(&mask.unsqueeze()));
-        self.final_layer_norm.forward(x)
+        (self.embeddings.token_embedding.forward(ids) + positions, mask.unsqueeze())
     }
 
     /// The hidden state at the end of each prompt, `[b, width]`, from its `ids` `[b, n]`.
+    #[track_caller]
     pub fn pooled(&self, ids: Tensor<2, Int>) -> Tensor<2> {
-        let hidden = self.forward(ids.clone());
+        self.at_end(self.forward(ids.clone()), ids)
+    }
+
+    /// The one of `hidden` `[b, n, width]` at the end of each prompt, `[b, width]`.
+    fn at_end(&self, hidden: Tensor<3>, ids: Tensor<2, Int>) -> Tensor<2> {
         let [batch, tokens, width] = hidden.dims();
         let end = if self.eos_token == UNRELIABLE_EOS {
             // The real end token is the last of the vocabulary, so the largest id there is.

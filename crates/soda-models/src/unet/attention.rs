@@ -4,13 +4,17 @@
 //! softmax(q k' / sqrt(d)) v
 //! ```
 //!
-//! Mirrors diffusers' `Attention`. The projections are plain [`Linear`]s: they are what adapters
+//! Mirrors diffusers' `Attention`, and is the attention of the autoencoder and of CLIP too. The projections are plain [`Linear`]s: they are what adapters
 //! change, from outside, through burn's reparameterization of `weight`.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
+
+/// Stands for minus infinity in the scores of masked pairs: its exponential is 0 in every float
+/// type, and unlike infinity it can be written in every shader language.
+const MASKED: f32 = -1e4;
 
 /// The sizes of an attention layer.
 #[derive(Debug, Clone)]
@@ -21,6 +25,8 @@ pub struct AttentionConfig {
     pub context: usize,
     /// Heads; each is `width / heads` wide.
     pub heads: usize,
+    /// Whether the scores are computed in f32.
+    pub upcast: bool,
 }
 
 impl AttentionConfig {
@@ -36,6 +42,7 @@ impl AttentionConfig {
                 DropoutConfig::new(0.0).init(),
             ),
             heads: self.heads,
+            upcast: self.upcast,
         }
     }
 }
@@ -53,6 +60,8 @@ pub struct Attention {
     pub to_out: (Linear, Dropout),
     /// Number of heads.
     pub heads: usize,
+    /// Whether the scores are computed in f32, whatever the weights are.
+    pub upcast: bool,
 }
 
 impl Attention {
@@ -61,12 +70,27 @@ impl Attention {
         let q = project(&self.to_q, x);
         let k = project(&self.to_k, context.clone());
         let v = project(&self.to_v, context);
-        project(&self.to_out.0, multi_head(q, k, v, self.heads))
+        let dtype = q.dtype();
+        let out = if self.upcast && dtype != DType::F32 {
+            let [q, k, v] = [q, k, v].map(|x| x.cast(FloatDType::F32));
+            multi_head(q, k, v, self.heads, None).cast(dtype)
+        } else {
+            multi_head(q, k, v, self.heads, None)
+        };
+        project(&self.to_out.0, out)
     }
 }
 
 /// Attention of `q` `[b, n, c]` over `k`, `v` `[b, m, c]` in `heads` slices of `c`: `[b, n, c]`.
-pub(crate) fn multi_head(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
+///
+/// `mask`: `[1, 1, n, m]`, true where a row must not see a column.
+pub(crate) fn multi_head(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    mask: Option<&Tensor<4, Bool>>,
+) -> Tensor<3> {
     let [batch, queries, width] = q.dims();
     let split = |x: Tensor<3>| {
         let tokens = x.dims()[1];
@@ -75,7 +99,15 @@ pub(crate) fn multi_head(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize)
     // Scaling q instead of the scores touches d numbers a query instead of m.
     let scale = ((width / heads) as f64).powf(-0.5);
     let (q, k, v) = (split(q.mul_scalar(scale)), split(k), split(v));
-    let weights = softmax_rows(q.matmul(k.transpose()));
+    let scores = q.matmul(k.transpose());
+    let scores = match mask {
+        None => scores,
+        Some(mask) => {
+            let shape = scores.dims();
+            scores.mask_fill(mask.clone().expand(shape), MASKED)
+        }
+    };
+    let weights = softmax_rows(scores);
     weights.matmul(v).swap_dims(1, 2).reshape([batch, queries, width])
 }
 

@@ -33,10 +33,12 @@ impl BlockBuilder<'_> {
     pub(crate) fn transformer(&self, level: usize) -> SpatialTransformer {
         TransformerConfig {
             channels: self.config.block_out_channels[level],
-            context: self.config.cross_attention_dim,
+            context: self.config.cross_attention_dim.get(level),
             heads: self.config.heads(level),
-            layers: self.config.transformer_layers_per_block,
+            layers: self.config.transformer_layers_per_block.get(level),
             groups: self.config.norm_num_groups,
+            linear: self.config.use_linear_projection,
+            upcast: self.config.upcast_attention,
         }
         .init(self.device)
     }

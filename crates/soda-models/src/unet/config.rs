@@ -2,7 +2,7 @@
 //!
 //! Defaults are those of diffusers' constructor, since an exporter may leave a field out.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::config::{ConfigFile, Refusal};
 
@@ -27,8 +27,8 @@ impl PerBlock {
 
     fn fits(&self, blocks: usize) -> bool {
         match self {
-            Self::All(_) => true,
-            Self::Each(values) => values.len() == blocks,
+            Self::All(value) => *value > 0,
+            Self::Each(values) => values.len() == blocks && !values.contains(&0),
         }
     }
 }
@@ -49,6 +49,19 @@ pub enum UpBlockType {
     UpBlock2D,
     /// Each residual block is followed by a transformer over pixels and text.
     CrossAttnUpBlock2D,
+}
+
+/// What is added to the timestep embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdditionEmbedType {
+    /// SDXL: the pooled text, and six numbers about sizes and crops.
+    TextTime,
+}
+
+/// Some exporters write null where diffusers means no.
+fn null_is_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(false))
 }
 
 /// The fields of a `UNet2DConditionModel` that this port honours.
@@ -72,20 +85,31 @@ pub struct UnetConfig {
     /// Channels of each resolution, outermost first.
     pub block_out_channels: Vec<usize>,
     /// Residual blocks of a down block; an up block has one more.
-    pub layers_per_block: usize,
+    pub layers_per_block: PerBlock,
     /// Groups of the group norms.
     pub norm_num_groups: usize,
     /// Epsilon of the residual blocks' group norms.
     pub norm_eps: f64,
     /// Width of the text's hidden states.
-    pub cross_attention_dim: usize,
+    pub cross_attention_dim: PerBlock,
     /// Transformer layers in each transformer.
-    pub transformer_layers_per_block: usize,
+    pub transformer_layers_per_block: PerBlock,
+    /// Whether the projections around the transformer layers are stored as matrices (SD 2, SDXL)
+    /// or as 1x1 convolutions (SD 1).
+    pub use_linear_projection: bool,
+    /// Whether attention's scores are computed in f32 whatever the weights are: SD 2's overflow
+    /// in f16.
+    #[serde(deserialize_with = "null_is_false")]
+    pub upcast_attention: bool,
+    /// What the timestep embedding is told beside the timestep.
+    pub addition_embed_type: Option<AdditionEmbedType>,
+    /// Sinusoids of each of SDXL's time ids.
+    pub addition_time_embed_dim: Option<usize>,
+    /// Width of SDXL's pooled text and of the sinusoids of its time ids together.
+    pub projection_class_embeddings_input_dim: Option<usize>,
     /// The number of *heads*, in spite of its name: a slip that diffusers keeps for the sake of
     /// published configs.
     pub attention_head_dim: PerBlock,
-    /// The number of heads where it is given under its true name.
-    pub num_attention_heads: Option<PerBlock>,
 }
 
 impl Default for UnetConfig {
@@ -110,13 +134,17 @@ impl Default for UnetConfig {
                 CrossAttnUpBlock2D,
             ],
             block_out_channels: vec![320, 640, 1280, 1280],
-            layers_per_block: 2,
+            layers_per_block: PerBlock::All(2),
             norm_num_groups: 32,
             norm_eps: 1e-5,
-            cross_attention_dim: 1280,
-            transformer_layers_per_block: 1,
+            cross_attention_dim: PerBlock::All(1280),
+            transformer_layers_per_block: PerBlock::All(1),
+            use_linear_projection: false,
+            upcast_attention: false,
+            addition_embed_type: None,
+            addition_time_embed_dim: None,
+            projection_class_embeddings_input_dim: None,
             attention_head_dim: PerBlock::All(8),
-            num_attention_heads: None,
         }
     }
 }
@@ -124,7 +152,7 @@ impl Default for UnetConfig {
 impl UnetConfig {
     /// Attention heads of resolution `index`, counted from the outermost.
     pub fn heads(&self, index: usize) -> usize {
-        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).get(index)
+        self.attention_head_dim.get(index)
     }
 
     /// Width of the timestep embedding after its MLP.
@@ -139,10 +167,8 @@ impl ConfigFile for UnetConfig {
     const NEUTRAL: &'static [(&'static str, &'static str)] = &[
         ("act_fn", "\"silu\""),
         ("act_fn", "\"swish\""),
-        ("addition_embed_type", "null"),
-        // Read only together with `addition_embed_type`.
+        // Read only by kinds of `addition_embed_type` that are refused.
         ("addition_embed_type_num_heads", "64"),
-        ("addition_time_embed_dim", "null"),
         ("attention_type", "\"default\""),
         ("center_input_sample", "false"),
         ("class_embed_type", "null"),
@@ -159,9 +185,10 @@ impl ConfigFile for UnetConfig {
         ("mid_block_only_cross_attention", "false"),
         ("mid_block_scale_factor", "1"),
         ("mid_block_type", "\"UNetMidBlock2DCrossAttn\""),
+        // diffusers refuses the true name of `attention_head_dim`, too.
+        ("num_attention_heads", "null"),
         ("num_class_embeds", "null"),
         ("only_cross_attention", "false"),
-        ("projection_class_embeddings_input_dim", "null"),
         ("resnet_out_scale_factor", "1.0"),
         ("resnet_skip_time_act", "false"),
         ("resnet_time_scale_shift", "\"default\""),
@@ -171,10 +198,6 @@ impl ConfigFile for UnetConfig {
         ("time_embedding_dim", "null"),
         ("time_embedding_type", "\"positional\""),
         ("timestep_post_act", "null"),
-        // Everything is computed in f32 already.
-        ("upcast_attention", "false"),
-        ("upcast_attention", "true"),
-        ("use_linear_projection", "false"),
     ];
 
     fn check(&self) -> Result<(), Refusal> {
@@ -191,10 +214,16 @@ impl ConfigFile for UnetConfig {
             let value = format!("{} blocks", self.up_block_types.len());
             return refuse("up_block_types", value, "as many blocks as `block_out_channels`");
         }
-        let heads = self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim);
-        if !heads.fits(blocks) {
-            let value = format!("{heads:?}");
-            return refuse("attention_head_dim", value, "one number, or one for each block");
+        for (field, numbers) in [
+            ("attention_head_dim", &self.attention_head_dim),
+            ("cross_attention_dim", &self.cross_attention_dim),
+            ("layers_per_block", &self.layers_per_block),
+            ("transformer_layers_per_block", &self.transformer_layers_per_block),
+        ] {
+            if !numbers.fits(blocks) {
+                let supported = "one positive number, or one for each block";
+                return refuse(field, format!("{numbers:?}"), supported);
+            }
         }
         for (index, channels) in self.block_out_channels.iter().enumerate() {
             let groups = self.norm_num_groups;
@@ -202,11 +231,33 @@ impl ConfigFile for UnetConfig {
                 return refuse("norm_num_groups", groups.to_string(), "a divisor of every width");
             }
             let heads = self.heads(index);
-            if heads == 0 || !channels.is_multiple_of(heads) {
+            if *channels == 0 || !channels.is_multiple_of(heads) {
                 let supported = "a number of heads that divides the block's width";
                 return refuse("attention_head_dim", heads.to_string(), supported);
             }
         }
-        Ok(())
+        let (added, ids, width) = (
+            self.addition_embed_type,
+            self.addition_time_embed_dim.unwrap_or(0),
+            self.projection_class_embeddings_input_dim.unwrap_or(0),
+        );
+        match added {
+            Some(AdditionEmbedType::TextTime) if ids == 0 || ids % 2 == 1 => refuse(
+                "addition_time_embed_dim",
+                format!("{:?}", self.addition_time_embed_dim),
+                "an even number of sinusoids for the addition_embed_type \"text_time\"",
+            ),
+            Some(AdditionEmbedType::TextTime) if width <= ids => refuse(
+                "projection_class_embeddings_input_dim",
+                format!("{:?}", self.projection_class_embeddings_input_dim),
+                "the width of the pooled text and of all time ids together",
+            ),
+            None if width > 0 => refuse(
+                "projection_class_embeddings_input_dim",
+                width.to_string(),
+                "null where addition_embed_type is null",
+            ),
+            _ => Ok(()),
+        }
     }
 }

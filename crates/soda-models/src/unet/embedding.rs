@@ -10,20 +10,20 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
-/// Sinusoids of a timestep: `[b]` to `[b, channels]`.
+/// Sinusoids of timesteps, whole or not: `[b]` to `[b, channels]`.
 ///
 /// `flip` puts the cosines first. The frequencies are computed on the host in f32 and in PyTorch's
 /// order of operations: at t = 999 the last bit of a frequency is 6e-5 of a radian.
-pub fn sinusoids(timestep: Tensor<1, Int>, channels: usize, flip: bool, shift: f64) -> Tensor<2> {
+pub fn sinusoids(timestep: Tensor<1>, channels: usize, flip: bool, shift: f64) -> Tensor<2> {
     let device = timestep.device();
     let half = channels / 2;
     let frequencies: Vec<f32> = (0..half)
         .map(|i| (-(10000f64.ln()) as f32 * i as f32 / (half as f64 - shift) as f32).exp())
         .collect();
     let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &device);
-    let angles = timestep.float().unsqueeze_dim::<2>(1).mul(frequencies);
+    let angles = timestep.unsqueeze_dim::<2>(1).mul(frequencies);
     let (sin, cos) = (angles.clone().sin(), angles.cos());
     Tensor::cat(if flip { vec![cos, sin] } else { vec![sin, cos] }, 1)
 }

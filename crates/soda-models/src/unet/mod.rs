@@ -2,11 +2,14 @@
 
 pub mod attention;
 pub mod blocks;
+pub mod condition;
 pub mod config;
 pub mod embedding;
 pub mod model;
+pub mod projection;
 pub mod resnet;
 pub mod transformer;
 
+pub use condition::{AddedCondition, Condition, Timestep};
 pub use config::UnetConfig;
 pub use model::Unet;

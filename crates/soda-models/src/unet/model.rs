@@ -8,9 +8,10 @@ use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, GroupNormConfig};
 use burn::tensor::activation::silu;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::unet::blocks::{BlockBuilder, DownBlock, MidBlock, UpBlock};
+use crate::unet::condition::{AddedCondition, Condition, Timestep};
 use crate::unet::config::{DownBlockType, UnetConfig, UpBlockType};
 use crate::unet::embedding::{TimestepEmbedding, sinusoids};
 use crate::unet::resnet::{Downsample, Upsample, conv3x3};
@@ -22,6 +23,8 @@ pub struct Unet {
     pub conv_in: Conv2d,
     /// MLP over the timestep's sinusoids.
     pub time_embedding: TimestepEmbedding,
+    /// MLP over SDXL's pooled text and time ids.
+    pub add_embedding: Option<TimestepEmbedding>,
     /// The way down, outermost first.
     pub down_blocks: Vec<DownBlock>,
     /// The way up, innermost first.
@@ -36,6 +39,8 @@ pub struct Unet {
     pub flip_sin_to_cos: bool,
     /// Shift of the sinusoids' frequencies.
     pub freq_shift: f64,
+    /// Sinusoids of each of SDXL's time ids.
+    pub time_id_channels: usize,
 }
 
 impl UnetConfig {
@@ -48,7 +53,7 @@ impl UnetConfig {
         let down_blocks = (0..levels).map(|level| {
             let from = channels[level.saturating_sub(1)];
             let attention = self.down_block_types[level] == DownBlockType::CrossAttnDownBlock2D;
-            let layers = self.layers_per_block;
+            let layers = self.layers_per_block.get(level);
             DownBlock {
                 attentions: (0..layers * usize::from(attention))
                     .map(|_| build.transformer(level))
@@ -70,7 +75,7 @@ impl UnetConfig {
             let below = channels[(level + 1).min(levels - 1)];
             let above = channels[level.saturating_sub(1)];
             let attention = self.up_block_types[i] == UpBlockType::CrossAttnUpBlock2D;
-            let layers = self.layers_per_block + 1;
+            let layers = self.layers_per_block.get(level) + 1;
             UpBlock {
                 attentions: (0..layers * usize::from(attention))
                     .map(|_| build.transformer(level))
@@ -93,6 +98,10 @@ impl UnetConfig {
         Unet {
             conv_in: conv3x3(self.in_channels, first, device),
             time_embedding: TimestepEmbedding::init(first, self.time_embed_dim(), device),
+            add_embedding: self
+                .addition_embed_type
+                .and(self.projection_class_embeddings_input_dim)
+                .map(|width| TimestepEmbedding::init(width, self.time_embed_dim(), device)),
             down_blocks: down_blocks.collect(),
             up_blocks: up_blocks.collect(),
             mid_block: MidBlock {
@@ -105,6 +114,7 @@ impl UnetConfig {
             conv_out: conv3x3(first, self.out_channels, device),
             flip_sin_to_cos: self.flip_sin_to_cos,
             freq_shift: self.freq_shift,
+            time_id_channels: self.addition_time_embed_dim.unwrap_or(0),
         }
     }
 }
@@ -112,19 +122,23 @@ impl UnetConfig {
 impl Unet {
     /// Predicts the noise (or velocity) in noisy latents.
     ///
-    /// `sample`: `[b, c, h, w]`; `timestep`: `[b]`, one for each sample; `encoder_hidden_states`:
-    /// `[b, m, d]`, the text. Returns `[b, c, h, w]`.
+    /// `sample`: `[b, c, h, w]`; `timestep`: `[b]`, one for each sample; `condition`: the text
+    /// `[b, m, d]`, and for SDXL what belongs to it. Returns `[b, c, h, w]`.
+    ///
+    /// # Panics
+    ///
+    /// If the UNet is SDXL's and the condition has no [`AddedCondition`].
+    ///
+    /// [`AddedCondition`]: crate::unet::AddedCondition
+    #[track_caller]
     pub fn forward(
         &self,
         sample: Tensor<4>,
-        timestep: Tensor<1, Int>,
-        encoder_hidden_states: Tensor<3>,
+        timestep: impl Into<Timestep>,
+        condition: impl Into<Condition>,
     ) -> Tensor<4> {
-        let text = encoder_hidden_states;
-        let channels = self.conv_norm_out.num_channels;
-        let sinusoids = sinusoids(timestep, channels, self.flip_sin_to_cos, self.freq_shift);
-        // Every residual block starts with this silu; once is enough.
-        let time = silu(self.time_embedding.forward(sinusoids));
+        let Condition { text, added } = condition.into();
+        let time = self.embed_time(timestep.into(), added);
 
         let mut x = self.conv_in.forward(sample);
         let mut skips = vec![x.clone()];
@@ -136,5 +150,25 @@ impl Unet {
             x = block.forward(x, &time, &text, &mut skips);
         }
         self.conv_out.forward(silu(self.conv_norm_out.forward(x)))
+    }
+
+    /// What the residual blocks are told, `[b, e]`, after the silu that each of them starts with.
+    #[track_caller]
+    fn embed_time(&self, timestep: Timestep, added: Option<AddedCondition>) -> Tensor<2> {
+        let dtype = self.time_embedding.linear_1.weight.val().dtype();
+        let sinusoids = |values, channels| {
+            sinusoids(values, channels, self.flip_sin_to_cos, self.freq_shift).cast(dtype)
+        };
+        let time = sinusoids(timestep.0, self.conv_norm_out.num_channels);
+        let mut time = self.time_embedding.forward(time);
+        if let Some(embedding) = &self.add_embedding {
+            let AddedCondition { pooled, time_ids } =
+                added.expect("SDXL's UNet needs the pooled text and the time ids");
+            let [batch, ids] = time_ids.dims();
+            let ids = sinusoids(time_ids.flatten(0, 1), self.time_id_channels)
+                .reshape([batch, ids * self.time_id_channels]);
+            time = time + embedding.forward(Tensor::cat(vec![pooled, ids], 1));
+        }
+        silu(time)
     }
 }

@@ -5,16 +5,15 @@
 //! (arXiv 2002.05202).
 
 use burn::module::Module;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{
     Dropout, DropoutConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig, Linear,
     LinearConfig,
 };
 use burn::tensor::activation::gelu;
-use burn::tensor::module::linear;
 use burn::tensor::{Device, Tensor};
 
 use crate::unet::attention::{Attention, AttentionConfig, project};
+use crate::unet::projection::Projection;
 
 /// The sizes of a transformer.
 #[derive(Debug, Clone)]
@@ -29,25 +28,30 @@ pub struct TransformerConfig {
     pub layers: usize,
     /// Groups of the group norm.
     pub groups: usize,
+    /// Whether the projections are matrices; otherwise they are 1x1 convolutions.
+    pub linear: bool,
+    /// Whether attention's scores are computed in f32.
+    pub upcast: bool,
 }
 
 impl TransformerConfig {
     /// An untrained transformer.
     pub fn init(&self, device: &Device) -> SpatialTransformer {
-        let conv1x1 = || Conv2dConfig::new([self.channels, self.channels], [1, 1]).init(device);
+        let project = || Projection::init(self.channels, self.linear, device);
         SpatialTransformer {
             // diffusers has this epsilon as a constant, apart from the config's `norm_eps`.
             norm: GroupNormConfig::new(self.groups, self.channels).with_epsilon(1e-6).init(device),
-            proj_in: conv1x1(),
+            proj_in: project(),
             transformer_blocks: (0..self.layers).map(|_| self.block(device)).collect(),
-            proj_out: conv1x1(),
+            proj_out: project(),
         }
     }
 
     fn block(&self, device: &Device) -> TransformerBlock {
         let norm = || LayerNormConfig::new(self.channels).init(device);
         let attention = |context| {
-            AttentionConfig { width: self.channels, context, heads: self.heads }.init(device)
+            let (width, heads, upcast) = (self.channels, self.heads, self.upcast);
+            AttentionConfig { width, context, heads, upcast }.init(device)
         };
         TransformerBlock {
             norm1: norm(),
@@ -66,11 +70,11 @@ pub struct SpatialTransformer {
     /// Norm of the input.
     pub norm: GroupNorm,
     /// Projection into the blocks.
-    pub proj_in: Conv2d,
+    pub proj_in: Projection,
     /// The blocks.
     pub transformer_blocks: Vec<TransformerBlock>,
     /// Projection out of the blocks.
-    pub proj_out: Conv2d,
+    pub proj_out: Projection,
 }
 
 impl SpatialTransformer {
@@ -80,21 +84,13 @@ impl SpatialTransformer {
         let pixels = height * width;
         let tokens =
             self.norm.forward(x.clone()).reshape([batch, channels, pixels]).swap_dims(1, 2);
-        let mut hidden = pointwise(&self.proj_in, tokens);
+        let mut hidden = self.proj_in.forward(tokens);
         for block in &self.transformer_blocks {
             hidden = block.forward(hidden, text);
         }
-        let hidden = pointwise(&self.proj_out, hidden);
+        let hidden = self.proj_out.forward(hidden);
         hidden.swap_dims(1, 2).reshape([batch, channels, height, width]) + x
     }
-}
-
-/// A 1x1 convolution on tokens `[b, n, c]`: there it is a matrix product, without im2col.
-fn pointwise(conv: &Conv2d, tokens: Tensor<3>) -> Tensor<3> {
-    let weight = conv.weight.val();
-    let [channels_out, channels_in, _, _] = weight.dims();
-    let weight = weight.reshape([channels_out, channels_in]).transpose();
-    linear(tokens, weight, conv.bias.as_ref().map(|bias| bias.val()))
 }
 
 /// Self-attention, cross-attention and feed-forward.

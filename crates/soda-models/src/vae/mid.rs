@@ -54,7 +54,7 @@ impl PixelAttention {
         let q = self.to_q.forward(tokens.clone());
         let k = self.to_k.forward(tokens.clone());
         let v = self.to_v.forward(tokens);
-        let out = self.to_out.0.forward(multi_head(q, k, v, 1));
+        let out = self.to_out.0.forward(multi_head(q, k, v, 1, None));
         out.swap_dims(1, 2).reshape(shape) + x
     }
 }

@@ -50,6 +50,15 @@ pub struct LatentDistribution {
 }
 
 impl LatentDistribution {
+    pub(crate) fn from_moments(moments: Tensor<4>) -> Self {
+        let channels = moments.dims()[1] / 2;
+        Self {
+            mean: moments.clone().narrow(1, 0, channels),
+            // The bounds are diffusers'; the variance stays a positive f32 within them.
+            logvar: moments.narrow(1, channels, channels).clamp(-30.0, 20.0),
+        }
+    }
+
     /// `mean + std noise`, `noise` being `[b, c, h', w']` of unit variance.
     pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
         self.mean.clone() + self.std() * noise
@@ -69,13 +78,12 @@ impl LatentDistribution {
 impl Vae {
     /// Pictures `[b, 3, h, w]` in [-1, 1] to a distribution of unscaled latents.
     pub fn encode(&self, pictures: Tensor<4>) -> LatentDistribution {
-        let moments = self.quant_conv.forward(self.encoder.forward(pictures));
-        let channels = moments.dims()[1] / 2;
-        LatentDistribution {
-            mean: moments.clone().narrow(1, 0, channels),
-            // The bounds are diffusers'; the variance stays a positive f32 within them.
-            logvar: moments.narrow(1, channels, channels).clamp(-30.0, 20.0),
-        }
+        LatentDistribution::from_moments(self.moments(pictures))
+    }
+
+    /// Mean and logarithm of the variance, `[b, 2c, h', w']`.
+    pub(crate) fn moments(&self, pictures: Tensor<4>) -> Tensor<4> {
+        self.quant_conv.forward(self.encoder.forward(pictures))
     }
 
     /// Unscaled latents `[b, c, h', w']` to pictures `[b, 3, h, w]` in about [-1, 1].

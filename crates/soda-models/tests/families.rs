@@ -1,0 +1,152 @@
+//! Every family's networks against diffusers and transformers, on tiny random models.
+//!
+//! The fixtures are written by `docs/reference/models.py`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use common::{Fixture, check_gradients, check_tensor, value};
+use soda_models::clip::text::{self, ClipTextConfig, Layer};
+use soda_models::unet::{AddedCondition, Condition, UnetConfig};
+use soda_models::vae::VaeConfig;
+use soda_models::{config, weights};
+
+/// Two f32 implementations sum in different orders, and each of up to a hundred layers rounds by
+/// about 1e-7 of its largest value. A wrong epsilon, head count or order of blocks is 1e-3 at the
+/// least.
+const TOLERANCE: f32 = 5e-5;
+
+/// A UNet with its inputs and outputs, and the gradients of some weights of each kind.
+fn unet(name: &str) {
+    let fixture = Fixture::read(name);
+    let dir = tempfile::tempdir().unwrap();
+    let (config, file) = fixture.write_model(dir.path());
+    let config: UnetConfig = config::read(&config).unwrap();
+    let device = Device::default();
+    let unet = weights::load(config.init(&device), &file).unwrap();
+    let tape = device.autodiff();
+    let unet = unet.train().set_require_grad(true);
+
+    let mut loss = Tensor::<1>::zeros([1], &tape);
+    for (index, [height, width]) in [[8, 8], [9, 13]].into_iter().enumerate() {
+        let sample =
+            value(&format!("sample.{index}"), [2, config.in_channels, height, width], &tape);
+        let text =
+            value(&format!("text.{index}"), [2, 7, config.cross_attention_dim.get(1)], &tape);
+        let added = config.addition_embed_type.map(|_| AddedCondition {
+            pooled: value(&format!("pooled.{index}"), [2, 20], &tape),
+            time_ids: Tensor::from_floats(
+                [[1024.0, 768.0, 0.0, 32.0, 1024.0, 1024.0], [64.0, 64.0, 5.0, 0.0, 8.0, 9.0]],
+                &tape,
+            ),
+        });
+        // Between two timesteps, too.
+        let time = Tensor::<1>::from_floats([999.0, 10.5], &tape);
+        let out = unet.forward(sample, time, Condition { text, added });
+        loss = loss + (out.clone() * value(&format!("loss.{index}"), out.dims(), &tape)).sum();
+        check_tensor(&format!("out.{index}"), out.inner(), &fixture, TOLERANCE);
+    }
+    check_gradients(&unet, &loss.backward(), &fixture, str::to_owned, TOLERANCE);
+}
+
+#[test]
+fn stable_diffusion_1_denoises_alike() {
+    unet("unet-sd15");
+}
+
+#[test]
+fn inpainting_denoises_alike() {
+    unet("unet-inpaint");
+}
+
+#[test]
+fn stable_diffusion_2_denoises_alike() {
+    unet("unet-sd21");
+}
+
+#[test]
+fn stable_diffusion_xl_denoises_alike() {
+    unet("unet-sdxl");
+}
+
+#[test]
+fn uneven_blocks_denoise_alike() {
+    unet("unet-uneven");
+}
+
+fn vae(name: &str) {
+    let fixture = Fixture::read(name);
+    let dir = tempfile::tempdir().unwrap();
+    let (config, file) = fixture.write_model(dir.path());
+    let config: VaeConfig = config::read(&config).unwrap();
+    let device = Device::default();
+    let plain = weights::load(config.init(&device), &file).unwrap();
+    let vae = plain.clone().train().set_require_grad(true);
+    let tape = device.clone().autodiff();
+
+    let posterior = vae.encode(value("picture", [2, 3, 24, 36], &tape));
+    let decoded = vae.decode(value("latents", [2, 4, 5, 7], &tape));
+    let loss = (decoded.clone() * value("loss.decoded", decoded.dims(), &tape)).sum()
+        + (posterior.mean.clone() * value("loss.mean", posterior.mean.dims(), &tape)).sum();
+    check_gradients(&vae, &loss.backward(), &fixture, str::to_owned, TOLERANCE);
+    check_tensor("mean", posterior.mean.inner(), &fixture, TOLERANCE);
+    check_tensor("logvar", posterior.logvar.inner(), &fixture, TOLERANCE);
+    check_tensor("decoded", decoded.inner(), &fixture, TOLERANCE);
+
+    let tiling = config.tiling();
+    let posterior = plain.encode_tiled(value("picture", [2, 3, 24, 36], &device), &tiling);
+    check_tensor("tiled.mean", posterior.mean, &fixture, TOLERANCE);
+    let decoded = plain.decode_tiled(value("latents", [2, 4, 5, 7], &device), &tiling);
+    check_tensor("tiled.decoded", decoded, &fixture, TOLERANCE);
+    // What fits into a tile is not cut.
+    let small = value("latents", [1, 4, 4, 4], &device);
+    let (a, b) = (plain.decode_tiled(small.clone(), &tiling), plain.decode(small));
+    assert_eq!(a.into_data(), b.into_data());
+}
+
+#[test]
+fn autoencoders_encode_and_decode_alike() {
+    vae("vae-sd");
+    vae("vae-sdxl");
+}
+
+fn text_encoder(name: &str) {
+    let fixture = Fixture::read(name);
+    let dir = tempfile::tempdir().unwrap();
+    let (config, file) = fixture.write_model(dir.path());
+    let config: ClipTextConfig = config::read(&config).unwrap();
+    let device = Device::default();
+    let model = weights::load_renamed(config.init(&device), &file, text::RENAMED).unwrap();
+    let model = model.train().set_require_grad(true);
+    let tape = device.autodiff();
+    let ids = TensorData::new(fixture.ints("ids"), [2, 8]);
+    let ids = Tensor::<2, Int>::from_data(ids, &tape);
+
+    let last = model.encode(ids.clone(), Layer { skip: 0, normed: true });
+    let loss = (last.hidden.clone() * value("loss.last", last.hidden.dims(), &tape)).sum()
+        + (last.pooled.clone() * value("loss.pooled", last.pooled.dims(), &tape)).sum();
+    let key = |key: &str| match key.split('.').next() {
+        Some("text_model" | "text_projection") => key.to_owned(),
+        _ => format!("text_model.{key}"),
+    };
+    check_gradients(&model, &loss.backward(), &fixture, key, TOLERANCE);
+    check_tensor("last", last.hidden.inner(), &fixture, TOLERANCE);
+    check_tensor("pooled", last.pooled.inner(), &fixture, TOLERANCE);
+    check_tensor("last", model.forward(ids.clone()).inner(), &fixture, TOLERANCE);
+    for skip in [1, 2] {
+        for (name, normed) in [("hidden", false), ("skipped", true)] {
+            let states = model.encode(ids.clone(), Layer { skip, normed });
+            check_tensor(&format!("{name}.{skip}"), states.hidden.inner(), &fixture, TOLERANCE);
+            check_tensor("pooled", states.pooled.inner(), &fixture, TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn text_encoders_read_alike() {
+    for name in ["text-sd15", "text-sd21", "text-bigg", "text-new-eos"] {
+        text_encoder(name);
+    }
+}

@@ -15,7 +15,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("soda-models", &[]),
     ("soda-adapters", &["soda-linalg"]),
     ("soda-train", &["soda-linalg", "soda-models", "soda-adapters"]),
-    ("soda-cli", &["soda-models", "soda-adapters", "soda-train"]),
+    ("soda-compare", &["soda-train"]),
+    ("soda-cli", &["soda-models", "soda-adapters", "soda-train", "soda-compare"]),
 ];
 
 /// Words a library's sources may not contain, and where they belong.

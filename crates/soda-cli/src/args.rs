@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Say what a model directory or an adapter file holds
     Inspect(InspectArgs),
+    /// Compare ways to train over subjects and seeds, and report
+    Compare(CompareArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -239,6 +241,27 @@ Examples:
 pub(crate) struct InspectArgs {
     /// An adapter file, any safetensors file, or a diffusers directory
     pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Example:
+  soda compare examples/compare/rotations.toml --out comparisons/rotations --jobs 2
+
+Writes results.jsonl (a line a finished run), report.html, and each run's folder in runs/. Started
+again on the same folder it goes on where it stopped.")]
+pub(crate) struct CompareArgs {
+    /// The plan: arms x data x seeds
+    #[arg(value_name = "TOML")]
+    pub(crate) plan: PathBuf,
+    /// Folder for results and report
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Runs at once, each with its share of the cores
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: u32,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Import(args) => command::import::run(args),
         Command::Export(args) => command::export::run(args),
         Command::Inspect(args) => command::inspect::run(args),
+        Command::Compare(args) => command::compare::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

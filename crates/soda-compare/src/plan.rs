@@ -199,7 +199,7 @@ fn resolve(arm: ArmConfig, shared: &Table, data: &Path) -> Result<Arm, CompareEr
     Ok(Arm { name: arm.name, candidates })
 }
 
-/// Tables are merged, everything else replaced. A table that says what kind of thing it is (`type`)
+/// Tables are merged, everything else replaced. A table that says what kind of thing it is (`name`)
 /// replaces another kind: half of one method's settings mean nothing to the next.
 fn lay_over(below: &mut Table, above: &Table) {
     for (key, value) in above {
@@ -211,7 +211,7 @@ fn lay_over(below: &mut Table, above: &Table) {
 }
 
 fn same_kind(lower: &Table, upper: &Table) -> bool {
-    upper.get("type").is_none_or(|kind| lower.get("type") == Some(kind))
+    upper.get("name").is_none_or(|kind| lower.get("name") == Some(kind))
 }
 
 fn runs(arm: &Arm, config: &TrainConfig, grid: &Grid) -> Vec<Run> {

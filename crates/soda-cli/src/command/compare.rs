@@ -123,7 +123,7 @@ fn measure(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<Meas
         &read("scores.json").context("a comparison needs `judges` in the plan's [train]")?,
     )?;
     let path = folder.join("adapter.safetensors");
-    let adapter = AdapterFile::read(&path)?;
+    let adapter: AdapterFile = AdapterFile::read(&path)?;
     let seconds = adapter.header.training["seconds"].as_f64().unwrap_or_default();
     let losses: Vec<f32> =
         read("loss.csv")?.lines().filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();

@@ -1,7 +1,7 @@
 //! One verb per file.
 
-pub(crate) mod export;
 pub(crate) mod compare;
+pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod inspect;

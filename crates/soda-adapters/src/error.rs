@@ -136,6 +136,37 @@ pub enum AdapterError {
         /// What the parser says.
         reason: String,
     },
+    /// A PEFT configuration of another kind, or a broken one.
+    #[error(
+        "{path} is no configuration of PEFT's LORA or OFT that this build can read: {reason}",
+        path = path.display()
+    )]
+    PeftConfig {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A foreign file for another network.
+    #[error(
+        "nothing in {path} belongs to a weight of this network (it holds names like {example}); \
+         is it for another base, or of a method other than LoRA, DoRA and OFT?",
+        path = path.display()
+    )]
+    NothingMatched {
+        /// The file.
+        path: PathBuf,
+        /// A name in it.
+        example: String,
+    },
+    /// A foreign file with half an adapter.
+    #[error("the file has tensors for {weight}, but not its {part}; it is incomplete")]
+    MissingPart {
+        /// The weight.
+        weight: String,
+        /// What is missing.
+        part: &'static str,
+    },
     /// The adapter belongs to another base model.
     #[error(
         "the adapter was trained on base {expected} ({name}), this model is {found}: its rotations and spectral \

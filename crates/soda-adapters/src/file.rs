@@ -187,7 +187,7 @@ impl<M: Method> AdapterFile<M> {
 }
 
 /// The name of an adapter's tensor in a file.
-fn key<M: Method>(method: &M, weight: &str, parameter: &str) -> String {
+pub(crate) fn key<M: Method>(method: &M, weight: &str, parameter: &str) -> String {
     format!("{COMPONENT}.{weight}.{}.{parameter}", method.name())
 }
 

@@ -13,6 +13,10 @@
 //! | Kronecker rotation | `W0 Rᵀ` | | [`soda`] without spectrum |
 //! | LoRA, PiSSA | `W0 + s B A` | arXiv 2106.09685, 2404.02948 | [`lora`] |
 //! | DoRA | `m (W0 + s B A) / ‖W0 + s B A‖` | arXiv 2402.09353 | [`dora`] |
+//! | LoHa | `W0 + s (W1a W1b) ∘ (W2a W2b)` | arXiv 2108.06098 | [`loha`] |
+//! | LoKr | `W0 + s W1 ⊗ W2` | arXiv 2212.10650 | [`lokr`] |
+//! | OFT, COFT | `W0 Rᵀ`, `R` block-diagonal | arXiv 2306.07280, 2506.19847 | [`oft`] |
+//! | BOFT | `diag(s) W0 (B_m … B_1)ᵀ` | arXiv 2311.06243 | [`boft`] |
 //!
 //! ```
 //! use burn::{module::Module, nn::{Linear, LinearConfig}, tensor::Device};
@@ -30,15 +34,21 @@
 //! ```
 
 mod attach;
+pub mod blocks;
+pub mod boft;
 pub mod dora;
 mod error;
 mod file;
 mod fingerprint;
 mod fold;
 mod init;
+pub mod interop;
 mod leaf;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
 mod method;
+pub mod oft;
 pub mod soda;
 mod table;
 mod target;

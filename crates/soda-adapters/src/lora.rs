@@ -178,6 +178,21 @@ impl Lora {
     }
 }
 
+impl Lora {
+    /// `a` and `b` with the scale in `b`: the whole adapter, but for DoRA's magnitude. PiSSA's have twice the
+    /// rank, for what the base loses.
+    pub fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+        let (a, b) = (self.a.val(), self.b.val().mul_scalar(self.scale));
+        match &self.start {
+            Some((a0, b0)) => (
+                Tensor::cat(vec![a, a0.clone()], 1),
+                Tensor::cat(vec![b, b0.clone().mul_scalar(-self.scale)], 0),
+            ),
+            None => (a, b),
+        }
+    }
+}
+
 impl Adapter for Lora {
     fn apply(&self, w: Tensor<2>) -> Tensor<2> {
         let direction = w + self.delta();
@@ -193,17 +208,6 @@ impl Adapter for Lora {
     }
 
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
-        if self.magnitude.is_some() {
-            return None;
-        }
-        let (a, b) = (self.a.val(), self.b.val().mul_scalar(self.scale));
-        Some(match &self.start {
-            // Twice the rank, but exact.
-            Some((a0, b0)) => (
-                Tensor::cat(vec![a, a0.clone()], 1),
-                Tensor::cat(vec![b, b0.clone().mul_scalar(-self.scale)], 0),
-            ),
-            None => (a, b),
-        })
+        self.magnitude.is_none().then(|| self.factors())
     }
 }

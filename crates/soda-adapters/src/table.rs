@@ -3,7 +3,11 @@
 //! A row makes a variant of the configuration (serde tag `name`) and of the adapter; everything below is
 //! generic and never asks which method it has.
 
+use crate::boft::BoftConfig;
+use crate::loha::LohaConfig;
+use crate::lokr::LokrConfig;
 use crate::lora::LoraConfig;
+use crate::oft::OftConfig;
 use crate::soda::SodaConfig;
 
 /// Makes one configuration and one adapter out of many methods: `name: Variant(Config)` by row.
@@ -132,6 +136,14 @@ methods! {
     "soda" => Soda(SodaConfig),
     /// LoRA, rank-stabilised LoRA, PiSSA and DoRA.
     "lora" => Lora(LoraConfig),
+    /// Hadamard products of low rank.
+    "loha" => Loha(LohaConfig),
+    /// Kronecker products.
+    "lokr" => Lokr(LokrConfig),
+    /// Block-diagonal rotations.
+    "oft" => Oft(OftConfig),
+    /// Butterflies of block-diagonal rotations.
+    "boft" => Boft(BoftConfig),
 }
 
 impl Default for MethodConfig {
@@ -153,6 +165,10 @@ pub const METHOD_PRESETS: &[Preset] = &[
     ("lora", || LoraConfig::default().into()),
     ("pissa", || LoraConfig::pissa().into()),
     ("dora", || LoraConfig::dora().into()),
+    ("loha", || LohaConfig::default().into()),
+    ("lokr", || LokrConfig::default().into()),
+    ("oft", || OftConfig::default().into()),
+    ("boft", || BoftConfig::default().into()),
 ];
 
 impl MethodConfig {

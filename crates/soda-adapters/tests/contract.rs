@@ -9,7 +9,11 @@ mod common;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use common::{Input, Net, difference, disturb, gradients, header, targets};
+use soda_adapters::blocks::CayleyForm;
+use soda_adapters::boft::BoftConfig;
+use soda_adapters::lokr::LokrConfig;
 use soda_adapters::lora::LoraConfig;
+use soda_adapters::oft::OftConfig;
 use soda_adapters::soda::{
     Basis, Parametrization, RotationConfig, Shift, Side, SodaConfig, SpectrumConfig,
 };
@@ -27,11 +31,25 @@ fn methods() -> Vec<(String, MethodConfig)> {
         rotation: Some(RotationConfig { side, parametrization, ..RotationConfig::default() }),
         ..SodaConfig::default()
     };
+    let oft = |cayley, block_share, constraint, side| OftConfig {
+        block_size: 4,
+        cayley,
+        block_share,
+        constraint,
+        side,
+    };
     let low_rank = SpectrumConfig { basis: Basis::Svd, shift: Shift::LowRank { rank: 2, seed: 5 } };
     let more: Vec<(&str, MethodConfig)> = vec![
         ("output side", rotation(Side::Output, Parametrization::Stiefel).into()),
         ("both sides, Cayley", rotation(Side::Both, Parametrization::Cayley).into()),
         ("svd low-rank", SodaConfig { rotation: None, spectrum: Some(low_rank) }.into()),
+        ("oft exact, shared, both sides", oft(CayleyForm::Exact, true, None, Side::Both).into()),
+        ("coft", oft(CayleyForm::Neumann { terms: 5 }, false, Some(0.5), Side::Input).into()),
+        (
+            "lokr both low-rank",
+            LokrConfig { rank: 1, decompose_both: true, ..LokrConfig::default() }.into(),
+        ),
+        ("boft deep", BoftConfig { block_size: 2, levels: 9 }.into()),
         (
             "rank-stabilised",
             LoraConfig {
@@ -49,8 +67,13 @@ fn methods() -> Vec<(String, MethodConfig)> {
 
 /// Ranks that leave something out even on the small network.
 fn small(mut method: MethodConfig) -> MethodConfig {
-    if let MethodConfig::Lora(lora) = &mut method {
-        lora.rank = 4;
+    match &mut method {
+        MethodConfig::Lora(lora) => lora.rank = 4,
+        MethodConfig::Loha(loha) => loha.rank = 2,
+        MethodConfig::Lokr(lokr) => lokr.rank = 2,
+        MethodConfig::Oft(oft) => oft.block_size = 4,
+        MethodConfig::Boft(boft) => boft.block_size = 2,
+        MethodConfig::Soda(_) => {}
     }
     method
 }
@@ -99,8 +122,9 @@ fn gradients_are_central_differences_and_reach_nothing_else() {
 
         let loss = |net: &Net| (net.forward(&input) * toward.clone()).sum().into_scalar::<f64>();
         for leaf in trainable {
-            // The norm of DoRA is a constant by design; PEFT's gradients are its reference.
-            if name == "dora" && !leaf.path.contains("magnitude") {
+            // DoRA's norm and COFT's bound are constants of the gradient by design; PEFT's gradients
+            // are their reference.
+            if (name == "dora" && !leaf.path.contains("magnitude")) || name == "coft" {
                 continue;
             }
             let elements: usize = leaf.shape.iter().product();

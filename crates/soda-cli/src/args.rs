@@ -22,8 +22,14 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Fold an adapter into its base: a diffusers directory for other tools
     Merge(MergeArgs),
+    /// Read a LoRA, DoRA or OFT of PEFT, diffusers or kohya as an adapter
+    Import(ImportArgs),
+    /// Write an adapter for other tools: kohya, diffusers, PEFT, or whole deltas
+    Export(ExportArgs),
     /// Say what a model directory or an adapter file holds
     Inspect(InspectArgs),
+    /// Compare ways to train over subjects and seeds, and report
+    Compare(CompareArgs),
     /// Time training steps on this machine, with random weights
     Bench(BenchArgs),
 }
@@ -163,11 +169,101 @@ pub(crate) struct MergeArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
+  soda import mug-lora.safetensors --base models/toy --out mug.safetensors
+  soda import peft-directory --base models/toy --out mug.safetensors --trigger \"sks mug\"")]
+pub(crate) struct ImportArgs {
+    /// A LoRA file of diffusers or kohya, or a directory of PEFT
+    pub(crate) path: PathBuf,
+    /// The base model it is for, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// The adapter file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Words that call the subject up; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) trigger: Vec<String>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda export --base models/toy --adapter mug.safetensors --format kohya --out mug-lora.safetensors
+  soda export --base models/toy --adapter mug.safetensors --format diff --out mug-diff.safetensors
+  soda export --base models/toy --adapter mug.safetensors --format peft --error 0.01 --out mug-peft
+
+kohya and diffusers files are LoRAs: each layer's delta is cut to the least rank that keeps
+|delta - LoRA| / |delta| within --error, and the report says what every layer lost. diff keeps deltas
+whole; peft keeps LoRA, DoRA and OFT as they are. For a whole checkpoint use `soda merge`.")]
+pub(crate) struct ExportArgs {
+    /// The base model, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// The adapter file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) adapter: PathBuf,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    /// Largest relative error of a layer
+    #[arg(long, default_value_t = 0.05)]
+    pub(crate) error: f64,
+    /// Largest rank of a layer, whatever its error
+    #[arg(long, value_name = "R", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) max_rank: Option<usize>,
+    /// How much of the adapter: 0 is the base, 1 is what was trained
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) strength: f64,
+    /// The file (of peft: the directory) to write; it must not exist
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A LoRA for ComfyUI, A1111 and diffusers
+    Kohya,
+    /// A LoRA for diffusers
+    Diffusers,
+    /// A directory for PEFT
+    Peft,
+    /// Every delta whole, for ComfyUI and A1111
+    Diff,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
   soda inspect runs/mug-1/adapter.safetensors
   soda inspect models/toy")]
 pub(crate) struct InspectArgs {
     /// An adapter file, any safetensors file, or a diffusers directory
     pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Example:
+  soda compare examples/compare/rotations.toml --out comparisons/rotations --jobs 2
+
+Writes results.jsonl (a line a finished run), report.html, and each run's folder in runs/. Started
+again on the same folder it goes on where it stopped.")]
+pub(crate) struct CompareArgs {
+    /// The plan: arms x data x seeds
+    #[arg(value_name = "TOML")]
+    pub(crate) plan: PathBuf,
+    /// Folder for results and report
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Runs at once, each with its share of the cores
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: u32,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -18,7 +18,10 @@ fn main() -> ExitCode {
         Command::Train(args) => command::train::run(*args),
         Command::Generate(args) => command::generate::run(args),
         Command::Merge(args) => command::merge::run(args),
+        Command::Import(args) => command::import::run(args),
+        Command::Export(args) => command::export::run(args),
         Command::Inspect(args) => command::inspect::run(args),
+        Command::Compare(args) => command::compare::run(&args),
         Command::Bench(args) => command::bench::run(args),
     };
     match result {

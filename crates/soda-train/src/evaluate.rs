@@ -7,13 +7,13 @@
 //! | DINO | picture and pictures of the subject, by what makes an object *this* object | the same |
 
 use image::RgbImage;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use soda_models::metrics::Judges;
 
 use crate::error::TrainError;
 
 /// Mean scores of a set of pictures, cosines.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Agreement with the prompts.
     pub clip_t: f32,

@@ -33,11 +33,17 @@ impl Net {
         }
     }
 
-    /// `[7, 5]`
+    /// `[7, 9]`
     pub(crate) fn forward(&self, input: &Input) -> Tensor<2> {
+        let [dense, conv] = self.features(input);
+        Tensor::cat(vec![self.head.forward(dense), conv], 1)
+    }
+
+    /// What the adapted layers give, `[7, 20]` and `[7, 6]`.
+    pub(crate) fn features(&self, input: &Input) -> [Tensor<2>; 2] {
         let dense = self.to_q.forward(input.q.clone()) * self.to_k.forward(input.k.clone());
         let conv = self.conv.forward(input.image.clone()).reshape([7, 6]);
-        Tensor::cat(vec![self.head.forward(dense), conv], 1)
+        [dense, conv]
     }
 
     /// All weights in another float type.
@@ -47,9 +53,9 @@ impl Net {
 }
 
 pub(crate) struct Input {
-    q: Tensor<2>,
-    k: Tensor<2>,
-    image: Tensor<4>,
+    pub(crate) q: Tensor<2>,
+    pub(crate) k: Tensor<2>,
+    pub(crate) image: Tensor<4>,
 }
 
 impl Input {

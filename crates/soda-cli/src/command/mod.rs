@@ -1,7 +1,10 @@
 //! One verb per file.
 
 pub(crate) mod bench;
+pub(crate) mod compare;
+pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod train;
@@ -11,17 +14,37 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use burn::module::Module as _;
 use burn::tensor::Device;
-use soda_adapters::AdapterFile;
+use soda_adapters::{AdapterFile, AnyAdapter, Plan};
 use soda_models::pipeline::Pipeline;
 
 /// The base with `strength` of an adapter folded in.
 fn load_merged(base: &Path, adapter: &Path, strength: f64, device: &Device) -> Result<Pipeline> {
+    let (mut pipeline, _, plan) = load_plan(base, adapter, strength, device)?;
+    pipeline.unet = plan.attach(pipeline.unet.clone()).materialize();
+    Ok(pipeline)
+}
+
+/// The base, an adapter file, and the adapter at `strength`, ready to be attached.
+fn load_plan(
+    base: &Path,
+    adapter: &Path,
+    strength: f64,
+    device: &Device,
+) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
     ensure!(strength.is_finite(), "--strength must be a finite number");
     let file: AdapterFile = AdapterFile::read(adapter)?;
-    let mut pipeline = Pipeline::load(base, device)?;
-    let plan = file
-        .plan(&pipeline.unet)
-        .with_context(|| format!("{} does not fit {}", adapter.display(), base.display()))?;
-    pipeline.unet = plan.at_strength(strength)?.attach(pipeline.unet.clone()).materialize();
-    Ok(pipeline)
+    let pipeline = Pipeline::load(base, device)?;
+    let plan = plan(&file, adapter, &pipeline, base)?.at_strength(strength)?;
+    Ok((pipeline, file, plan))
+}
+
+/// An adapter on a base, by their names.
+fn plan(
+    file: &AdapterFile,
+    adapter: &Path,
+    pipeline: &Pipeline,
+    base: &Path,
+) -> Result<Plan<AnyAdapter>> {
+    file.plan(&pipeline.unet)
+        .with_context(|| format!("{} does not fit {}", adapter.display(), base.display()))
 }

@@ -1,0 +1,21 @@
+//! Adapter files of other tools, in and out.
+//!
+//! | format | names | read | written |
+//! |---|---|---|---|
+//! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` | LoRA, DoRA, OFT | the same, exactly |
+//! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight` | LoRA, DoRA | LoRA |
+//! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, SDXL's sgm names too | LoRA, DoRA | LoRA |
+//! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` | | any method, exactly |
+//!
+//! A method that is no LoRA becomes one by a truncated SVD of its delta, with a rank of each layer's own
+//! from a budget for the error ([`compress`]), and a report that says what was lost.
+
+mod compress;
+mod config;
+mod names;
+mod read;
+mod write;
+
+pub use compress::{Budget, Compressed, Loss, compress};
+pub use read::{Imported, import};
+pub use write::{write_diff, write_diffusers, write_kohya, write_peft};

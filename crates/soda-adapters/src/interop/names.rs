@@ -1,0 +1,181 @@
+//! The key rules of other tools: whose tensor it is, and which part of it.
+
+/// A tensor's place in a file of another tool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    /// The module's path, dots as in the network or underscores as in kohya's files.
+    pub(super) module: Name,
+    pub(super) part: Part,
+}
+
+/// How a file names a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    /// `down_blocks.0.attentions.0.proj_in`
+    Dotted(String),
+    /// `down_blocks_0_attentions_0_proj_in`
+    Flat(String),
+}
+
+/// What a tensor is to its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// LoRA's `A`.
+    Down,
+    /// LoRA's `B`.
+    Up,
+    /// A number: `α`.
+    Alpha,
+    /// DoRA's magnitude.
+    Magnitude,
+    /// OFT's packed skew blocks.
+    Skew,
+}
+
+const SUFFIXES: &[(&str, Part)] = &[
+    (".lora_A.weight", Part::Down),
+    (".lora_B.weight", Part::Up),
+    (".lora.down.weight", Part::Down),
+    (".lora.up.weight", Part::Up),
+    (".lora_down.weight", Part::Down),
+    (".lora_up.weight", Part::Up),
+    (".lora_linear_layer.down.weight", Part::Down),
+    (".lora_linear_layer.up.weight", Part::Up),
+    (".lora_magnitude_vector.weight", Part::Magnitude),
+    (".lora_magnitude_vector", Part::Magnitude),
+    (".dora_scale", Part::Magnitude),
+    (".oft_R.weight", Part::Skew),
+    (".alpha", Part::Alpha),
+];
+
+/// Prefix of kohya's names for the UNet.
+pub(super) const KOHYA: &str = "lora_unet_";
+/// Prefix of diffusers' names for the UNet.
+pub(super) const DIFFUSERS: &str = "unet.";
+/// Prefix of PEFT's names.
+pub(super) const PEFT: &str = "base_model.model.";
+
+/// Reads a key; `None` if it belongs to no network of ours or is no part we know.
+pub(super) fn parse(key: &str) -> Option<Key> {
+    let (module, part) =
+        SUFFIXES.iter().find_map(|(suffix, part)| Some((key.strip_suffix(suffix)?, *part)))?;
+    let module = if let Some(flat) = module.strip_prefix(KOHYA) {
+        Name::Flat(from_sgm(flat))
+    } else if module.starts_with("lora_te") || module.starts_with("text_encoder") {
+        return None;
+    } else {
+        let module = module.strip_prefix(PEFT).unwrap_or(module);
+        Name::Dotted(module.strip_prefix(DIFFUSERS).unwrap_or(module).to_owned())
+    };
+    Some(Key { module, part })
+}
+
+/// A module's path in kohya's files.
+pub(super) fn flat(module: &str) -> String {
+    module.replace('.', "_")
+}
+
+/// diffusers' flat name of a module that kohya names as Stability's original code does (SDXL's files);
+/// other names stay as they are. Two resnets a level, as all Stable Diffusion UNets have.
+fn from_sgm(flat: &str) -> String {
+    sgm(flat).unwrap_or_else(|| flat.to_owned())
+}
+
+fn sgm(flat: &str) -> Option<String> {
+    let number = |text: &str| -> Option<(usize, String)> {
+        let (number, rest) = text.split_once('_')?;
+        Some((number.parse().ok()?, rest.to_owned()))
+    };
+    if let Some(rest) = flat.strip_prefix("input_blocks_") {
+        let (block, rest) = number(rest)?;
+        if block == 0 {
+            return Some("conv_in".to_owned());
+        }
+        let (part, rest) = number(&rest)?;
+        let (level, layer) = ((block - 1) / 3, (block - 1) % 3);
+        return Some(match (layer, part) {
+            (2, _) => format!("down_blocks_{level}_downsamplers_0_conv"),
+            (_, 0) => format!("down_blocks_{level}_resnets_{layer}_{}", resnet(&rest)),
+            _ => format!("down_blocks_{level}_attentions_{layer}_{rest}"),
+        });
+    }
+    if let Some(rest) = flat.strip_prefix("middle_block_") {
+        let (part, rest) = number(rest)?;
+        return Some(match part {
+            1 => format!("mid_block_attentions_0_{rest}"),
+            _ => format!("mid_block_resnets_{}_{}", part / 2, resnet(&rest)),
+        });
+    }
+    if let Some(rest) = flat.strip_prefix("output_blocks_") {
+        let (block, rest) = number(rest)?;
+        let (part, rest) = number(&rest)?;
+        let (level, layer) = (block / 3, block % 3);
+        // The upsampler comes after the attention, or in its place where a level has none.
+        return Some(match part {
+            0 => format!("up_blocks_{level}_resnets_{layer}_{}", resnet(&rest)),
+            _ if rest == "conv" => format!("up_blocks_{level}_upsamplers_0_conv"),
+            _ => format!("up_blocks_{level}_attentions_{layer}_{rest}"),
+        });
+    }
+    let renamed = [
+        ("time_embed_0", "time_embedding_linear_1"),
+        ("time_embed_2", "time_embedding_linear_2"),
+        ("label_emb_0_0", "add_embedding_linear_1"),
+        ("label_emb_0_2", "add_embedding_linear_2"),
+        ("out_2", "conv_out"),
+    ];
+    renamed.iter().find(|(from, _)| *from == flat).map(|(_, to)| (*to).to_owned())
+}
+
+fn resnet(part: &str) -> &str {
+    match part {
+        "in_layers_2" => "conv1",
+        "out_layers_3" => "conv2",
+        "emb_layers_1" => "time_emb_proj",
+        "skip_connection" => "conv_shortcut",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_the_tools_are_read() {
+        let dotted = |name: &str| Name::Dotted(name.to_owned());
+        let flat = |name: &str| Name::Flat(name.to_owned());
+        for (key, module, part) in [
+            ("base_model.model.conv.lora_A.weight", dotted("conv"), Part::Down),
+            ("base_model.model.to_q.lora_magnitude_vector", dotted("to_q"), Part::Magnitude),
+            ("unet.mid_block.to_q.lora.up.weight", dotted("mid_block.to_q"), Part::Up),
+            ("lora_unet_mid_block_to_q.alpha", flat("mid_block_to_q"), Part::Alpha),
+        ] {
+            assert_eq!(parse(key), Some(Key { module, part }), "{key}");
+        }
+        assert_eq!(parse("lora_te1_text_model_x.lora_up.weight"), None);
+        assert_eq!(parse("lora_unet_x.lora_mid.weight"), None);
+    }
+
+    #[test]
+    fn sgm_names_become_those_of_diffusers() {
+        // Pairs from diffusers 0.42, loaders/lora_conversion_utils and convert_from_ckpt.
+        for (sgm, diffusers) in [
+            (
+                "input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+                "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+            ),
+            ("input_blocks_8_1_proj_in", "down_blocks_2_attentions_1_proj_in"),
+            ("input_blocks_3_0_op", "down_blocks_0_downsamplers_0_conv"),
+            ("input_blocks_4_0_skip_connection", "down_blocks_1_resnets_0_conv_shortcut"),
+            ("middle_block_1_proj_out", "mid_block_attentions_0_proj_out"),
+            ("middle_block_2_in_layers_2", "mid_block_resnets_1_conv1"),
+            ("output_blocks_5_1_proj_in", "up_blocks_1_attentions_2_proj_in"),
+            ("output_blocks_2_2_conv", "up_blocks_0_upsamplers_0_conv"),
+            ("output_blocks_0_0_out_layers_3", "up_blocks_0_resnets_0_conv2"),
+            ("down_blocks_0_attentions_0_proj_in", "down_blocks_0_attentions_0_proj_in"),
+        ] {
+            assert_eq!(from_sgm(sgm), diffusers);
+        }
+    }
+}

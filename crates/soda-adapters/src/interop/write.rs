@@ -1,0 +1,215 @@
+//! From an adapter of ours to files of other tools.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{DType, Tensor, TensorData};
+
+use super::compress::Compressed;
+use super::config::{Modules, PeftConfig, PeftLora, PeftOft, TENSORS};
+use super::names::{DIFFUSERS, KOHYA, PEFT, flat};
+use crate::attach::Plan;
+use crate::blocks::CayleyForm;
+use crate::error::AdapterError;
+use crate::fold::Weight;
+use crate::method::Adapter;
+use crate::oft::OftConfig;
+use crate::soda::Side;
+use crate::table::{AnyAdapter, MethodConfig};
+use crate::target::Targets;
+use crate::tensors::Tensors;
+
+/// Writes a LoRA with the names of kohya's scripts, which ComfyUI, A1111 and diffusers read; `trigger`
+/// goes into the metadata.
+///
+/// # Errors
+/// What the operating system says.
+pub fn write_kohya(lora: &Compressed, trigger: &[String], path: &Path) -> Result<(), AdapterError> {
+    let mut tensors = BTreeMap::new();
+    for (weight, (a, b, shape)) in &lora.layers {
+        let name = format!("{KOHYA}{}", flat(module(weight)));
+        let rank = a.dims()[1];
+        tensors.insert(format!("{name}.lora_down.weight"), down(a, shape));
+        tensors.insert(format!("{name}.lora_up.weight"), up(b, shape));
+        tensors.insert(format!("{name}.alpha"), TensorData::new(vec![rank as f32], [0usize; 0]));
+    }
+    let rank = lora.losses.iter().map(|loss| loss.rank).max().unwrap_or_default().to_string();
+    let metadata = [
+        ("ss_network_module", "networks.lora".to_owned()),
+        ("ss_network_dim", rank.clone()),
+        ("ss_network_alpha", rank),
+        ("modelspec.trigger_phrase", trigger.join(", ")),
+    ];
+    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    Tensors { tensors, metadata }.write(path)
+}
+
+/// Writes a LoRA with the names of diffusers, for `load_lora_weights`.
+///
+/// # Errors
+/// What the operating system says.
+pub fn write_diffusers(lora: &Compressed, path: &Path) -> Result<(), AdapterError> {
+    let mut tensors = BTreeMap::new();
+    for (weight, (a, b, shape)) in &lora.layers {
+        let name = format!("{DIFFUSERS}{}", module(weight));
+        tensors.insert(format!("{name}.lora_A.weight"), down(a, shape));
+        tensors.insert(format!("{name}.lora_B.weight"), up(b, shape));
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    Tensors { tensors, metadata }.write(path)
+}
+
+/// Writes every delta whole, as LyCORIS' `diff`: exact, as large as the weights, for ComfyUI and A1111.
+/// `module` is the base the plan was made on.
+///
+/// # Errors
+/// What the operating system says.
+pub fn write_diff<A: Adapter, M: Module>(
+    plan: &Plan<A>,
+    module: &M,
+    path: &Path,
+) -> Result<(), AdapterError> {
+    let weights = Targets::paths(plan.paths()).select(module)?;
+    let mut tensors = BTreeMap::new();
+    for (name, weight) in &weights {
+        let Some(adapter) = plan.adapters().get(name) else { continue };
+        let w = weight.matrix.clone().cast(DType::F32);
+        let delta = (adapter.apply(w.clone()) - w).transpose();
+        let mut shape = weight.shape.clone();
+        if shape.len() == 2 {
+            // burn's linear is stored the other way round.
+            shape.reverse();
+        }
+        let name = format!("{KOHYA}{}.diff", flat(self::module(name)));
+        tensors.insert(name, shaped(delta, shape));
+    }
+    Tensors { tensors, metadata: HashMap::new() }.write(path)
+}
+
+/// Writes a directory that `PeftModel.from_pretrained` loads: LoRA, DoRA and OFT as they are, exactly, any
+/// other method as the LoRA `compressed`.
+///
+/// # Errors
+/// OFT on the output side, which PEFT does not have, and what the operating system says.
+pub fn write_peft(
+    method: &MethodConfig,
+    plan: &Plan<AnyAdapter>,
+    compressed: &Compressed,
+    folder: &Path,
+) -> Result<(), AdapterError> {
+    let mut tensors = BTreeMap::new();
+    let mut ranks = BTreeMap::new();
+    let mut dora = false;
+    for (weight, (a, b, shape)) in &compressed.layers {
+        let module = module(weight);
+        let name = format!("{PEFT}{module}");
+        match plan.adapters().get(weight) {
+            Some(AnyAdapter::Oft(oft)) => {
+                let Some(rotation) = &oft.rotation else { continue };
+                let skew = rotation.skew.val();
+                let dims = skew.dims().to_vec();
+                tensors.insert(format!("{name}.oft_R.weight"), shaped(skew, dims));
+                continue;
+            }
+            Some(AnyAdapter::Lora(lora)) => {
+                let (a, b) = lora.factors();
+                if let Some(magnitude) = &lora.magnitude {
+                    dora = true;
+                    let value = magnitude.value.val();
+                    let outputs = value.dims()[0];
+                    let dims =
+                        if shape.shape.len() == 2 { vec![outputs] } else { vec![1, outputs, 1, 1] };
+                    let key = format!("{name}.lora_magnitude_vector");
+                    tensors.insert(key, shaped(value.unsqueeze_dim(0), dims));
+                }
+                tensors.insert(format!("{name}.lora_A.weight"), down(&a, shape));
+                tensors.insert(format!("{name}.lora_B.weight"), up(&b, shape));
+                ranks.insert(module.to_owned(), a.dims()[1]);
+            }
+            _ => {
+                tensors.insert(format!("{name}.lora_A.weight"), down(a, shape));
+                tensors.insert(format!("{name}.lora_B.weight"), up(b, shape));
+                ranks.insert(module.to_owned(), a.dims()[1]);
+            }
+        }
+    }
+    let modules = compressed.layers.keys().map(|weight| module(weight).to_owned()).collect();
+    let config = match method {
+        MethodConfig::Oft(config) => PeftConfig::Oft(oft(config, Modules::List(modules))?),
+        _ => PeftConfig::Lora(lora(ranks, dora, Modules::List(modules))),
+    };
+    let io = |source| AdapterError::Io { action: "create", path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(io)?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    Tensors { tensors, metadata }.write(&folder.join(TENSORS))?;
+    config.write(folder)
+}
+
+/// The scale is in `B`, so that `α` is each layer's rank.
+fn lora(ranks: BTreeMap<String, usize>, use_dora: bool, target_modules: Modules) -> PeftLora {
+    let r = ranks.values().copied().max().unwrap_or(1);
+    let others: BTreeMap<_, _> = ranks.into_iter().filter(|(_, rank)| *rank != r).collect();
+    PeftLora {
+        r,
+        lora_alpha: r as f64,
+        alpha_pattern: others.iter().map(|(name, rank)| (name.clone(), *rank as f64)).collect(),
+        rank_pattern: others,
+        use_rslora: false,
+        use_dora,
+        target_modules,
+        bias: Some("none".to_owned()),
+        task_type: None,
+    }
+}
+
+fn oft(config: &OftConfig, target_modules: Modules) -> Result<PeftOft, AdapterError> {
+    if config.side != Side::Input {
+        return Err(AdapterError::Config {
+            method: "oft",
+            reason: "PEFT turns inputs only; export it as a LoRA or as diff",
+        });
+    }
+    let defaults = PeftOft::default();
+    let terms = match config.cayley {
+        CayleyForm::Exact => None,
+        CayleyForm::Neumann { terms } => Some(terms),
+    };
+    Ok(PeftOft {
+        oft_block_size: config.block_size,
+        coft: config.constraint.is_some(),
+        eps: config.constraint.unwrap_or(defaults.eps),
+        block_share: config.block_share,
+        use_cayley_neumann: terms.is_some(),
+        num_cayley_neumann_terms: terms.unwrap_or(defaults.num_cayley_neumann_terms),
+        target_modules,
+        ..defaults
+    })
+}
+
+/// A module's path of its weight's.
+fn module(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
+}
+
+/// `a` `[in, r]` as torch's `[r, in]`, or `[r, in, kh, kw]`.
+fn down(a: &Tensor<2>, weight: &Weight) -> TensorData {
+    let [input, rank] = a.dims();
+    let dims = match weight.shape[..] {
+        [_, channels, kh, kw] => vec![rank, channels, kh, kw],
+        _ => vec![rank, input],
+    };
+    shaped(a.clone().transpose(), dims)
+}
+
+/// `b` `[r, out]` as torch's `[out, r]`, or `[out, r, 1, 1]`.
+fn up(b: &Tensor<2>, weight: &Weight) -> TensorData {
+    let [rank, output] = b.dims();
+    let window = if weight.shape.len() == 4 { vec![1, 1] } else { Vec::new() };
+    shaped(b.clone().transpose(), [vec![output, rank], window].concat())
+}
+
+fn shaped(matrix: Tensor<2>, shape: Vec<usize>) -> TensorData {
+    let values: Vec<f32> = matrix.into_data().iter().collect();
+    TensorData::new(values, shape)
+}

@@ -1,0 +1,98 @@
+//! LoHa (FedPara, Hyeon-Woo et al., ICLR 2022, arXiv 2108.06098; LyCORIS): a Hadamard product of two
+//! products of low rank, `ΔW = s (W1a W1b) ∘ (W2a W2b)`, of rank up to `r²`.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use soda_linalg::LinalgError;
+
+use crate::error::AdapterError;
+use crate::fold::Weight;
+use crate::init::Init;
+use crate::method::{Adapter, Method};
+
+/// Settings of LoHa.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LohaConfig {
+    /// `r` of each product.
+    pub rank: usize,
+    /// `s = α/r`; the rank where absent, so that `s = 1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Seed of the random start.
+    pub seed: u64,
+}
+
+impl Default for LohaConfig {
+    fn default() -> Self {
+        Self { rank: 8, alpha: None, seed: 0 }
+    }
+}
+
+const NAME: &str = "loha";
+
+impl Method for LohaConfig {
+    type Adapter = Loha;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn adapter(&self, path: &str, weight: &Weight) -> Result<Loha, AdapterError> {
+        let scale = scale(NAME, self.rank, self.alpha)?;
+        let ([input, output], r) = (weight.matrix.dims(), self.rank);
+        let init = Init::new(self.seed, path, weight);
+        // The starts of LyCORIS: only the last factor is zero, so that all others have a gradient next.
+        Ok(Loha {
+            w1_a: Param::from_tensor(init.normal("w1_a", [output, r], 0.1)),
+            w1_b: Param::from_tensor(init.normal("w1_b", [r, input], 1.0)),
+            w2_a: Param::from_tensor(init.zeros([output, r])),
+            w2_b: Param::from_tensor(init.normal("w2_b", [r, input], 1.0)),
+            scale,
+        })
+    }
+}
+
+/// `α/r`, checked.
+pub(crate) fn scale(
+    method: &'static str,
+    rank: usize,
+    alpha: Option<f64>,
+) -> Result<f64, AdapterError> {
+    let scale = alpha.unwrap_or(rank as f64) / rank as f64;
+    match rank {
+        0 => Err(AdapterError::Config { method, reason: "the rank is at least 1" }),
+        _ if !scale.is_finite() => {
+            Err(AdapterError::Config { method, reason: "alpha is a finite number" })
+        }
+        _ => Ok(scale),
+    }
+}
+
+/// `w + s ((W1a W1b) ∘ (W2a W2b))ᵀ` on the stored weight `[in, out]`; names and shapes are LyCORIS'.
+#[derive(Module, Debug)]
+pub struct Loha {
+    /// `[out, r]`.
+    pub w1_a: Param<Tensor<2>>,
+    /// `[r, in]`.
+    pub w1_b: Param<Tensor<2>>,
+    /// `[out, r]`.
+    pub w2_a: Param<Tensor<2>>,
+    /// `[r, in]`.
+    pub w2_b: Param<Tensor<2>>,
+    /// `s`, times the strength.
+    scale: f64,
+}
+
+impl Adapter for Loha {
+    fn apply(&self, w: Tensor<2>) -> Tensor<2> {
+        let (first, second) =
+            (self.w1_a.val().matmul(self.w1_b.val()), self.w2_a.val().matmul(self.w2_b.val()));
+        w + (first * second).transpose().mul_scalar(self.scale)
+    }
+
+    fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
+        Ok(Self { scale: self.scale * t, ..self })
+    }
+}

@@ -1,0 +1,168 @@
+//! LoKr (KronA, arXiv 2212.10650; LyCORIS, arXiv 2309.14859): a Kronecker product of a small and a large
+//! matrix, `ΔW = s W1 ⊗ W2`, either of which may be a product of low rank.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use soda_linalg::{LinalgError, kron};
+
+use crate::error::AdapterError;
+use crate::fold::Weight;
+use crate::init::Init;
+use crate::loha::scale;
+use crate::method::{Adapter, Method};
+
+/// Settings of LoKr.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LokrConfig {
+    /// `r` of the large matrix, which is whole where half its larger side is no more than that.
+    pub rank: usize,
+    /// `s = α/r`; the rank where absent, so that `s = 1`. Without meaning where both matrices are whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// The smaller of each side's two factors; where absent, the divisor nearest below the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub factor: Option<usize>,
+    /// The small matrix of low rank too, by the same rule.
+    pub decompose_both: bool,
+    /// Seed of the random start.
+    pub seed: u64,
+}
+
+impl Default for LokrConfig {
+    fn default() -> Self {
+        Self { rank: 8, alpha: None, factor: None, decompose_both: false, seed: 0 }
+    }
+}
+
+const NAME: &str = "lokr";
+
+impl Method for LokrConfig {
+    type Adapter = Lokr;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn adapter(&self, path: &str, weight: &Weight) -> Result<Lokr, AdapterError> {
+        let scale = scale(NAME, self.rank, self.alpha)?;
+        if self.factor == Some(0) {
+            return Err(AdapterError::Config { method: NAME, reason: "the factor is at least 1" });
+        }
+        let ([input, output], window) = (weight.matrix.dims(), weight.window());
+        let (out_small, out_large) = split(output, self.factor);
+        // The window of a convolution belongs to the large matrix.
+        let (in_small, in_large) = split(input / window, self.factor);
+        let init = Init::new(self.seed, path, weight);
+        let small = self.decompose_both && 2 * self.rank < out_small.max(in_small);
+        let large = 2 * self.rank < out_large.max(in_large);
+        let (rows, cols) = (out_large, in_large * window);
+        let kaiming = |name, shape: [usize; 2]| init.kaiming(name, shape, shape[1]);
+        Ok(Lokr {
+            w1: Factor::new(small, [out_small, in_small], self.rank, &kaiming, |shape| {
+                kaiming("w1", shape)
+            }),
+            w2: Factor::new(large, [rows, cols], self.rank, &kaiming, |shape| init.zeros(shape)),
+            scale: if small || large { scale } else { 1.0 },
+        })
+    }
+}
+
+/// `n` as `(small, large)`: by the factor, if it divides, else the two nearest to each other.
+fn split(n: usize, factor: Option<usize>) -> (usize, usize) {
+    let small = match factor {
+        Some(factor) if n.is_multiple_of(factor) => factor,
+        Some(factor) => nearest_pair(n, factor),
+        None => nearest_pair(n, n),
+    };
+    (small.min(n / small), small.max(n / small))
+}
+
+/// The largest divisor of `n` up to `most` and its root.
+fn nearest_pair(n: usize, most: usize) -> usize {
+    (1..=most.min(n)).rev().find(|d| n.is_multiple_of(*d) && d * d <= n).unwrap_or(1)
+}
+
+/// `w + s (W1 ⊗ W2)ᵀ` on the stored weight `[in, out]`.
+#[derive(Module, Debug)]
+pub struct Lokr {
+    /// The small matrix, `[out_small, in_small]`.
+    pub w1: Factor,
+    /// The large one, `[out_large, in_large kh kw]`.
+    pub w2: Factor,
+    /// `s`, times the strength.
+    scale: f64,
+}
+
+/// A matrix, whole or as a product.
+#[derive(Module, Debug)]
+pub struct Factor {
+    /// `[rows, cols]`, if it is whole.
+    pub whole: Option<Param<Tensor<2>>>,
+    /// `[rows, r]`, if it is a product.
+    pub a: Option<Param<Tensor<2>>>,
+    /// `[r, cols]`, with `a`.
+    pub b: Option<Param<Tensor<2>>>,
+}
+
+impl Factor {
+    /// `last` starts the matrix that decides whether the whole is zero.
+    fn new(
+        low_rank: bool,
+        [rows, cols]: [usize; 2],
+        rank: usize,
+        kaiming: &dyn Fn(&'static str, [usize; 2]) -> Tensor<2>,
+        last: impl Fn([usize; 2]) -> Tensor<2>,
+    ) -> Self {
+        if !low_rank {
+            return Self { whole: Some(Param::from_tensor(last([rows, cols]))), a: None, b: None };
+        }
+        Self {
+            whole: None,
+            a: Some(Param::from_tensor(kaiming("a", [rows, rank]))),
+            b: Some(Param::from_tensor(last([rank, cols]))),
+        }
+    }
+
+    fn value(&self) -> Option<Tensor<2>> {
+        match (&self.whole, &self.a, &self.b) {
+            (Some(whole), _, _) => Some(whole.val()),
+            (None, Some(a), Some(b)) => Some(a.val().matmul(b.val())),
+            _ => None,
+        }
+    }
+}
+
+impl Adapter for Lokr {
+    fn apply(&self, w: Tensor<2>) -> Tensor<2> {
+        match (self.w1.value(), self.w2.value()) {
+            (Some(w1), Some(w2)) => w + kron(&[w1, w2]).transpose().mul_scalar(self.scale),
+            _ => w,
+        }
+    }
+
+    fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
+        Ok(Self { scale: self.scale * t, ..self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn sides_split_as_in_lycoris() {
+        // lycoris.functional.factorization(n, factor)
+        for (n, factor, expected) in [
+            (1280, None, (32, 40)),
+            (320, None, (16, 20)),
+            (127, None, (1, 127)),
+            (512, Some(4), (4, 128)),
+            (320, Some(16), (16, 20)),
+            (360, Some(12), (12, 30)),
+        ] {
+            assert_eq!(split(n, factor), expected, "{n} {factor:?}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Against PEFT 0.21: outputs, merged weights, half strength and gradients of every method both have, and
+//! its files read and written. The vectors are made by `docs/reference/adapters.py`, in f32.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use common::{Input, Net, gradients, targets};
+use safetensors::SafeTensors;
+use soda_adapters::blocks::CayleyForm;
+use soda_adapters::boft::BoftConfig;
+use soda_adapters::interop::{Budget, compress, import, write_peft};
+use soda_adapters::loha::LohaConfig;
+use soda_adapters::lokr::LokrConfig;
+use soda_adapters::lora::LoraConfig;
+use soda_adapters::oft::OftConfig;
+use soda_adapters::{AdapterFile, Header, Method as _, MethodConfig, fingerprint, map_leaves};
+
+/// Both sides compute in f32, sums of up to 36 products of numbers near 1, each in its own order.
+const TOLERANCE: f64 = 5e-6;
+/// A gradient adds the sum over the seven rows and the way back through a series or an inverse.
+const GRADIENT_TOLERANCE: f64 = 2e-5;
+
+type Vectors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn vectors(path: PathBuf) -> Vectors {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |data: &[u8]| -> Vec<f32> {
+        data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    let tensors = file.tensors().into_iter();
+    tensors.map(|(key, view)| (key, (view.shape().to_vec(), floats(view.data())))).collect()
+}
+
+fn tensor<const D: usize>(vectors: &Vectors, key: &str) -> Tensor<D> {
+    let (shape, values) = &vectors[key];
+    Tensor::from_data(TensorData::new(values.clone(), shape.clone()), &Device::default())
+}
+
+/// The base network of the fixtures.
+fn base(vectors: &Vectors) -> Net {
+    map_leaves(Net::new(), |path, _, _| {
+        let (shape, values) = vectors.get(&format!("base.{path}"))?;
+        Some(match shape[..] {
+            // torch's linear is stored the other way round.
+            [_, _] => tensor::<2>(vectors, &format!("base.{path}")).transpose().flatten(0, 1),
+            _ => Tensor::from_data(values.as_slice(), &Device::default()),
+        })
+    })
+}
+
+fn input(vectors: &Vectors) -> Input {
+    Input { q: tensor(vectors, "q"), k: tensor(vectors, "k"), image: tensor(vectors, "image") }
+}
+
+fn output(net: &Net, input: &Input) -> Tensor<2> {
+    Tensor::cat(net.features(input).to_vec(), 1)
+}
+
+/// `max |a - b| / max |b|`
+fn error(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let most =
+        |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |most, v| most.max(v.abs()));
+    let difference = most(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    f64::from(difference) / f64::from(most(&mut b.iter().copied()))
+}
+
+fn assert_close(found: Tensor<2>, vectors: &Vectors, key: &str) {
+    let found: Vec<f32> = found.into_data().iter().collect();
+    let error = error(&found, &vectors[key].1);
+    assert!(error < TOLERANCE, "{key}: {error:.1e}");
+}
+
+/// Where a tensor of PEFT is in ours, and how it lies.
+fn ours(key: &str) -> (String, Layout) {
+    let (module, part) = key.split_once('.').unwrap();
+    let (name, layout) = match part {
+        "lora_A.weight" => ("a", Layout::Transposed),
+        "lora_B.weight" => ("b", Layout::Transposed),
+        "lora_magnitude_vector.weight" => ("magnitude.value", Layout::Same),
+        "oft_R.weight" => ("rotation.skew", Layout::Same),
+        "hada_w1_a" => ("w1_a", Layout::Same),
+        "hada_w1_b" => ("w1_b", Layout::Same),
+        "hada_w2_a" => ("w2_a", Layout::Same),
+        "hada_w2_b" => ("w2_b", Layout::Same),
+        "lokr_w1" => ("w1.whole", Layout::Same),
+        "lokr_w2" => ("w2.whole", Layout::Same),
+        "lokr_w2_a" => ("w2.a", Layout::Same),
+        "lokr_w2_b" => ("w2.b", Layout::Same),
+        "boft_s" => ("scale", Layout::Same),
+        "boft_R" => ("levels.0.rotation.skew", Layout::Pairs),
+        other => panic!("unknown part {other}"),
+    };
+    (format!("{module}.weight.{name}"), layout)
+}
+
+enum Layout {
+    Same,
+    Transposed,
+    /// 2 x 2 blocks whose skew part is the parameter.
+    Pairs,
+}
+
+fn laid_out((shape, values): &(Vec<usize>, Vec<f32>), layout: &Layout) -> Vec<f32> {
+    match layout {
+        Layout::Same => values.clone(),
+        Layout::Transposed => {
+            let (rows, cols) = (shape[0], values.len() / shape[0]);
+            (0..values.len()).map(|at| values[(at % rows) * cols + at / rows]).collect()
+        }
+        // (R - Rᵀ) / 2; a gradient by the entry above the diagonal is half that by the parameter, and
+        // so is the one below, with the other sign.
+        Layout::Pairs => values.as_chunks::<4>().0.iter().map(|r| (r[1] - r[2]) / 2.0).collect(),
+    }
+}
+
+/// The adapter of a case: PEFT's own file where there is one, else its parameters by name.
+fn adapter(case: &str, method: Option<MethodConfig>, vectors: &Vectors, net: &Net) -> AdapterFile {
+    let Some(method) = method else {
+        return import(&fixture("peft").join(case), net, "base").unwrap().file;
+    };
+    let plan = method.plan(&targets(), net).unwrap();
+    let base_hash = fingerprint(&targets().select(net).unwrap());
+    let header = Header {
+        method: method.clone(),
+        targets: targets(),
+        base: "base".to_owned(),
+        base_hash,
+        trigger: Vec::new(),
+        training: serde_json::Value::Null,
+    };
+    let mut file = AdapterFile::capture(header, &plan.attach(net.clone()));
+    for (key, data) in vectors {
+        let Some(key) = key.strip_prefix(&format!("{case}.parameter.")) else { continue };
+        let (name, layout) = ours(key);
+        let key =
+            format!("unet.{}", name.replace(".weight.", &format!(".weight.{}.", method.name())));
+        let old = file.tensors.get_mut(&key).unwrap_or_else(|| panic!("no {key}"));
+        *old = TensorData::new(laid_out(data, &layout), old.shape());
+    }
+    file
+}
+
+fn check(case: &str, method: Option<MethodConfig>) {
+    let vectors = vectors(fixture("reference.safetensors"));
+    let (net, input) = (base(&vectors), input(&vectors));
+    let file = adapter(case, method, &vectors, &net);
+    let adapted = file.attach(net.clone()).unwrap();
+    assert_close(output(&adapted, &input), &vectors, &format!("{case}.output"));
+
+    let merged = adapted.clone().materialize();
+    let linear = |weight: &burn::module::Param<Tensor<2>>| weight.val().transpose();
+    assert_close(linear(&merged.to_q.weight), &vectors, &format!("{case}.merged.to_q.weight"));
+    assert_close(linear(&merged.to_k.weight), &vectors, &format!("{case}.merged.to_k.weight"));
+    let conv = merged.conv.weight.val().flatten::<2>(1, 3);
+    assert_close(conv, &vectors, &format!("{case}.merged.conv.weight"));
+
+    if vectors.contains_key(&format!("{case}.half")) {
+        let half = file.plan(&net).unwrap().at_strength(0.5).unwrap().attach(net);
+        assert_close(output(&half, &input), &vectors, &format!("{case}.half"));
+    }
+
+    let trained = adapted.train();
+    let toward = Tensor::from_inner(tensor::<2>(&vectors, "toward"));
+    let loss = (output(&trained, &input.on_tape()) * toward).sum();
+    let grads = gradients(&trained, &loss.backward());
+    let mut compared = 0;
+    for (key, data) in &vectors {
+        let Some(key) = key.strip_prefix(&format!("{case}.gradient.")) else { continue };
+        let (name, layout) = ours(key);
+        let found: Vec<f32> = grads[&name.replace(".weight.", ".weight.adapter.")]
+            .iter()
+            .map(|g| *g as f32)
+            .collect();
+        let mut expected = laid_out(data, &layout);
+        if matches!(layout, Layout::Pairs) {
+            expected.iter_mut().for_each(|value| *value *= 2.0);
+        }
+        let error = error(&found, &expected);
+        assert!(error < GRADIENT_TOLERANCE, "{case} gradient by {key}: {error:.1e}");
+        compared += 1;
+    }
+    assert_eq!(compared, grads.len(), "{case}: every gradient has a reference");
+}
+
+#[test]
+fn lora_is_that_of_peft() {
+    check("lora", None);
+    check("rslora", None);
+}
+
+#[test]
+fn dora_is_that_of_peft() {
+    check("dora", None);
+}
+
+#[test]
+fn oft_is_that_of_peft_in_all_its_forms() {
+    for case in ["oft", "oft-exact", "oft-shared", "coft"] {
+        check(case, None);
+    }
+}
+
+#[test]
+fn the_others_are_those_of_peft() {
+    check("boft", Some(BoftConfig { block_size: 2, levels: 1 }.into()));
+    check("loha", Some(LohaConfig { rank: 2, alpha: Some(3.0), seed: 0 }.into()));
+    check("lokr", Some(LokrConfig { rank: 2, ..LokrConfig::default() }.into()));
+}
+
+#[test]
+fn settings_are_read_from_pefts_configuration() {
+    let net = base(&vectors(fixture("reference.safetensors")));
+    let method =
+        |case: &str| import(&fixture("peft").join(case), &net, "base").unwrap().file.header.method;
+    let shared = OftConfig {
+        block_size: 5,
+        cayley: CayleyForm::Neumann { terms: 3 },
+        block_share: true,
+        ..OftConfig::default()
+    };
+    assert_eq!(method("oft-shared"), shared.into());
+    let MethodConfig::Lora(LoraConfig { rank_pattern, alpha_pattern, dora: false, .. }) =
+        method("rslora")
+    else {
+        panic!("rslora is a LoRA");
+    };
+    assert_eq!(rank_pattern[r"^to_k\.weight$"], 2);
+    // s = 3/√4 as α/r with r = 4.
+    assert_eq!(alpha_pattern[r"^conv\.weight$"], 6.0);
+}
+
+#[test]
+fn what_is_written_for_peft_is_what_peft_wrote() {
+    let net = base(&vectors(fixture("reference.safetensors")));
+    let folder = tempfile::tempdir().unwrap();
+    for case in ["lora", "rslora", "dora", "oft", "oft-exact", "oft-shared", "coft"] {
+        let theirs = fixture("peft").join(case);
+        let file = import(&theirs, &net, "base").unwrap().file;
+        let plan = file.plan(&net).unwrap();
+        let compressed = compress(&plan, &net, Budget::default()).unwrap();
+        let written = folder.path().join(case);
+        write_peft(&file.header.method, &plan, &compressed, &written).unwrap();
+
+        let (theirs, ours) = (
+            vectors(theirs.join("adapter_model.safetensors")),
+            vectors(written.join("adapter_model.safetensors")),
+        );
+        let shapes = |vectors: &Vectors| -> Vec<_> {
+            vectors.iter().map(|(key, (shape, _))| (key.clone(), shape.clone())).collect()
+        };
+        assert_eq!(shapes(&ours), shapes(&theirs), "{case}");
+        if case.contains("oft") {
+            assert_eq!(ours, theirs, "{case}");
+        }
+        let again = import(&written, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+        let once = file.attach(net.clone()).unwrap();
+        let difference = (again.conv.weight.val() - once.conv.weight.val()).abs().max();
+        // The scale is folded into B: one rounding.
+        assert!(difference.into_scalar::<f32>() < 1e-6, "{case}");
+    }
+}

@@ -1,0 +1,163 @@
+//! `soda compare`: each run is a process of its own, so that one that dies takes no other with it and
+//! its memory can be told.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum as _;
+use serde::Deserialize;
+use soda_adapters::AdapterFile;
+use soda_compare::{Event, Measured, PlanConfig, Results, Run, execute, report, table};
+use soda_train::{Scores, write_file};
+
+use crate::args::CompareArgs;
+use crate::progress::{Progress, say_result};
+
+pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    let text = std::fs::read_to_string(&args.plan)
+        .with_context(|| format!("cannot read the plan {}", args.plan.display()))?;
+    let named = || args.plan.display().to_string();
+    let plan = PlanConfig::from_toml(&text).and_then(PlanConfig::check).with_context(named)?;
+    let runs_folder = args.out.join("runs");
+    std::fs::create_dir_all(&runs_folder)
+        .with_context(|| format!("cannot create {}", runs_folder.display()))?;
+    let mut results = Results::open(&args.out.join("results.jsonl"))?;
+
+    let go = |stage: &'static str, runs: &[Run], results: &mut Results| -> Result<()> {
+        let mut progress = Progress::default();
+        progress.show(soda_train::Event::Stage { name: stage });
+        let train =
+            |run: &Run| train(run, &runs_folder, args).map_err(|error| format!("{error:#}"));
+        let failures = execute(runs, args.jobs as usize, results, train, |event| match event {
+            Event::Started(_) => {}
+            Event::Finished { done, total, .. } => {
+                progress.show(soda_train::Event::Progress { done, total, loss: None });
+            }
+        })?;
+        for failure in &failures {
+            progress.say(&format!("{}: {}", failure.run.id, failure.reason));
+        }
+        progress.finish();
+        match failures.len() {
+            0 => Ok(()),
+            count => bail!("{count} of {} runs failed; start again to repeat them", runs.len()),
+        }
+    };
+    let searched = go("choosing", &plan.search_runs(), &mut results);
+    let runs = plan.score_runs(&results);
+    let scored = go("scoring", &runs, &mut results);
+
+    let page = report(&plan, &runs, &results, &runs_folder)?;
+    write_file(&args.out.join("report.html"), page.as_bytes())?;
+    summarise(&runs, &results);
+    say_result(&format!("see {}", args.out.join("report.html").display()));
+    searched.and(scored)
+}
+
+/// Trains in a process of its own, and reads what its folder says.
+fn train(run: &Run, runs: &Path, args: &CompareArgs) -> Result<Measured> {
+    let folder = runs.join(&run.id);
+    if folder.exists() {
+        // Of a run that was stopped before its result was stored.
+        std::fs::remove_dir_all(&folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let config = runs.join(format!("{}.toml", run.id));
+    write_file(&config, run.config.to_toml()?.as_bytes())?;
+    let device = args.device.device.to_possible_value();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let child = Command::new(std::env::current_exe().context("cannot find this program")?)
+        .arg("train")
+        .arg("--config")
+        .arg(&config)
+        .arg("--runs")
+        .arg(runs)
+        .args(["--name", &run.id, "--device", device.as_ref().map_or("auto", |d| d.get_name())])
+        .env("RAYON_NUM_THREADS", (cores / args.jobs as usize).max(1).to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start a run")?;
+    let peak_memory = wait(child)?;
+    std::fs::remove_file(&config).with_context(|| format!("cannot remove {}", config.display()))?;
+    measure(&folder, run.config.steps, peak_memory)
+}
+
+/// Waits for the run to end well; the most memory it held, where the system tells.
+fn wait(mut child: Child) -> Result<Option<u64>> {
+    let mut peak = None;
+    while child.try_wait()?.is_none() {
+        peak = peak.max(peak_memory(child.id()));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", message.trim().trim_start_matches("error: "));
+    }
+    Ok(peak)
+}
+
+/// `VmHWM` of Linux: the largest resident size so far, bytes.
+fn peak_memory(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+fn measure(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<Measured> {
+    #[derive(Deserialize)]
+    struct ScoreFile {
+        before: Scores,
+        after: Scores,
+        truth: Option<Scores>,
+    }
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let scores: ScoreFile = serde_json::from_str(
+        &read("scores.json").context("a comparison needs `judges` in the plan's [train]")?,
+    )?;
+    let path = folder.join("adapter.safetensors");
+    let adapter: AdapterFile = AdapterFile::read(&path)?;
+    let seconds = adapter.header.training["seconds"].as_f64().unwrap_or_default();
+    let losses: Vec<f32> =
+        read("loss.csv")?.lines().filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();
+    Ok(Measured {
+        before: scores.before,
+        after: scores.after,
+        truth: scores.truth,
+        losses: thin(&losses),
+        num_params: adapter.num_params() as u64,
+        file_size: std::fs::metadata(&path)?.len(),
+        seconds_per_step: seconds / steps.max(1) as f64,
+        peak_memory,
+    })
+}
+
+/// At most 100 means of equal stretches.
+fn thin(losses: &[f32]) -> Vec<f32> {
+    let stretch = losses.len().div_ceil(100).max(1);
+    losses.chunks(stretch).map(|part| part.iter().sum::<f32>() / part.len() as f32).collect()
+}
+
+fn summarise(runs: &[Run], results: &Results) {
+    for row in table(runs, results) {
+        let show = |index: usize| {
+            let score = row.scores[index];
+            score.map_or("-".to_owned(), |s| format!("{:.3} ± {:.3}", s.mean, s.deviation))
+        };
+        say_result(&format!(
+            "{:<16} {} runs  CLIP-T {}  DINO to truth {}  {:.3} s a step",
+            row.arm,
+            row.runs,
+            show(0),
+            show(1),
+            row.seconds_per_step,
+        ));
+    }
+}

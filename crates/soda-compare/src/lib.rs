@@ -1,0 +1,30 @@
+//! Comparing ways to personalise a model, fairly: the same subjects, the same seeds, each way with its own
+//! best settings, found on subjects that are not scored.
+//!
+//! | file | what |
+//! |---|---|
+//! | `plan` | arms x data x seeds, TOML in, checked runs out |
+//! | `results` | one JSON line a finished run; what is there is not run again |
+//! | `execute` | several runs at once, by whatever runs one |
+//! | `statistics` | mean, spread, a paired permutation test |
+//! | `table` | what the results say, an arm a row |
+//! | `plot`, `report` | the same for the eye: one HTML file that needs no network |
+//!
+//! It trains nothing itself: [`execute()`] takes the function that turns a [`Run`] into a [`Measured`].
+
+mod error;
+mod execute;
+mod plan;
+mod plot;
+mod report;
+mod results;
+mod statistics;
+mod table;
+
+pub use error::CompareError;
+pub use execute::{Event, Failure, execute};
+pub use plan::{ArmConfig, Grid, Plan, PlanConfig, Run};
+pub use report::report;
+pub use results::{Measured, Record, Results};
+pub use statistics::{Summary, paired};
+pub use table::{Row, table};

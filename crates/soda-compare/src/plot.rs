@@ -1,0 +1,107 @@
+//! Two figures, as SVG: how faithful to subject and prompt each arm is, and its loss over the steps.
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use crate::results::Record;
+use crate::table::{Row, SCORES};
+
+type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Writing SVG to a string fails for want of memory only.
+type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+/// Fidelity to the subject over fidelity to the prompt, an arm a point, bars of one standard error; up
+/// and to the right is better. Empty where the data have no truths.
+pub(crate) fn pareto(rows: &[Row]) -> String {
+    let points: Vec<_> = rows
+        .iter()
+        .filter_map(|row| Some((row.arm.as_str(), row.scores[0]?, row.scores[1]?)))
+        .collect();
+    if points.is_empty() {
+        return String::new();
+    }
+    let range = |values: Vec<(f64, f64)>| {
+        let low = values.iter().map(|(mean, error)| mean - error).fold(f64::INFINITY, f64::min);
+        let high = values.iter().map(|(mean, error)| mean + error).fold(f64::MIN, f64::max);
+        let margin = 0.15 * (high - low).max(0.02);
+        low - margin..high + margin
+    };
+    let x = range(points.iter().map(|(_, x, _)| (x.mean, x.error())).collect());
+    let y = range(points.iter().map(|(_, _, y)| (y.mean, y.error())).collect());
+    svg((720, 460), |figure| {
+        let mut chart = ChartBuilder::on(figure)
+            .margin(12)
+            .x_label_area_size(44)
+            .y_label_area_size(60)
+            .build_cartesian_2d(x, y)?;
+        chart.configure_mesh().x_desc(SCORES[0].0).y_desc(SCORES[1].0).draw()?;
+        for (index, (arm, x, y)) in points.iter().enumerate() {
+            let color = Palette99::pick(index);
+            let whisker = |from, to| PathElement::new(vec![from, to], color.stroke_width(1));
+            chart.draw_series([
+                whisker((x.mean - x.error(), y.mean), (x.mean + x.error(), y.mean)),
+                whisker((x.mean, y.mean - y.error()), (x.mean, y.mean + y.error())),
+            ])?;
+            chart.draw_series([EmptyElement::at((x.mean, y.mean))
+                + Circle::new((0, 0), 5, color.filled())
+                + Text::new((*arm).to_owned(), (8, -16), ("sans-serif", 14))])?;
+        }
+        Ok(())
+    })
+}
+
+/// The loss over the run, from 0 to 1, one line an arm: the mean of its runs, each a running mean.
+pub(crate) fn losses(arms: &[(&str, Vec<&Record>)]) -> String {
+    let curves: Vec<(&str, Vec<f64>)> =
+        arms.iter().map(|(arm, records)| (*arm, mean_curve(records))).collect();
+    let values = || curves.iter().flat_map(|(_, curve)| curve.iter().copied());
+    let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+    if low >= high {
+        return String::new();
+    }
+    svg((720, 320), |figure| {
+        let mut chart = ChartBuilder::on(figure)
+            .margin(12)
+            .x_label_area_size(44)
+            .y_label_area_size(60)
+            .build_cartesian_2d(0.0..1.0, low..high)?;
+        chart.configure_mesh().x_desc("part of the run").y_desc("loss").draw()?;
+        for (index, (arm, curve)) in curves.iter().enumerate() {
+            let color = Palette99::pick(index);
+            let last = curve.len().max(2) - 1;
+            let points = curve.iter().enumerate().map(|(i, loss)| (i as f64 / last as f64, *loss));
+            chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?.label(*arm).legend(
+                move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)),
+            );
+        }
+        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()
+    })
+}
+
+/// Losses jump with the timestep drawn; this many of the (at most 100) points are averaged.
+const WINDOW: usize = 10;
+
+fn mean_curve(records: &[&Record]) -> Vec<f64> {
+    let shortest = records.iter().map(|record| record.measured.losses.len()).min().unwrap_or(0);
+    let mean = |values: &mut dyn Iterator<Item = f32>| {
+        let (sum, count) = values.fold((0.0, 0), |(sum, n), value| (sum + f64::from(value), n + 1));
+        sum / f64::from(count.max(1))
+    };
+    (WINDOW.min(shortest)..=shortest)
+        .filter(|end| *end > 0)
+        .map(|end| {
+            let start = end.saturating_sub(WINDOW);
+            mean(&mut records.iter().flat_map(|record| record.measured.losses[start..end].to_vec()))
+        })
+        .collect()
+}
+
+fn svg(size: (u32, u32), draw: impl FnOnce(&Figure<'_>) -> Drawn) -> String {
+    let mut text = String::new();
+    let figure = SVGBackend::with_string(&mut text, size).into_drawing_area();
+    // A figure that cannot be drawn is left out; the numbers stand in the table.
+    let drawn = draw(&figure).and_then(|()| figure.present());
+    drop(figure);
+    if drawn.is_ok() { text } else { String::new() }
+}

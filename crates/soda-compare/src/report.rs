@@ -1,0 +1,181 @@
+//! The results as one HTML file that needs no network.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use image::{ImageFormat, RgbImage, imageops};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use crate::error::CompareError;
+use crate::plan::{Plan, Run};
+use crate::plot;
+use crate::results::{Record, Results};
+use crate::table::{Row, SCORES, table};
+
+const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}\
+    table{border-collapse:collapse}td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}\
+    td:first-child,th:first-child{text-align:left}small{color:#666}img{max-width:100%;image-rendering:pixelated}";
+
+/// The report on the finished of `runs`, whose folders are in `folder`.
+///
+/// # Errors
+/// A run's `samples.png` that is missing or broken.
+pub fn report(
+    plan: &Plan,
+    runs: &[Run],
+    results: &Results,
+    folder: &Path,
+) -> Result<String, CompareError> {
+    let rows = table(runs, results);
+    let arms: Vec<(&str, Vec<&Record>)> = rows
+        .iter()
+        .map(|row| (row.arm.as_str(), records(runs, results, |run| run.arm == row.arm)))
+        .collect();
+    let grids = plan
+        .score()
+        .data
+        .iter()
+        .map(|data| side_by_side(data, plan.score().seeds[0], runs, results, folder))
+        .collect::<Result<Vec<_>, _>>()?;
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head { meta charset="utf-8"; title { "Comparison" } style { (PreEscaped(STYLE)) } }
+            body {
+                h1 { "Comparison" }
+                p {
+                    (plan.score().data.len()) " data sets × " (plan.score().seeds.len())
+                    " seeds. Mean ± standard deviation. In brackets: the mean difference to "
+                    b { (arms.first().map_or("", |arm| arm.0)) }
+                    " on the same data and seed, and the two-sided p of the paired permutation test."
+                }
+                (scores(&rows))
+                (known(&records(runs, results, |_| true)))
+                h2 { "Subject over prompt" }
+                p { small { "Up and to the right is better; bars are one standard error." } }
+                (PreEscaped(plot::pareto(&rows)))
+                h2 { "Cost" }
+                (costs(&rows))
+                h2 { "Loss" }
+                (PreEscaped(plot::losses(&arms)))
+                h2 { "Pictures" }
+                p { small { "Same prompts, same noise. First the training pictures, then the model before." } }
+                @for grid in &grids { (grid) }
+            }
+        }
+    };
+    Ok(page.into_string())
+}
+
+fn records<'a>(
+    runs: &[Run],
+    results: &'a Results,
+    wanted: impl Fn(&Run) -> bool,
+) -> Vec<&'a Record> {
+    runs.iter().filter(|run| wanted(run)).filter_map(|run| results.get(&run.id)).collect()
+}
+
+fn scores(rows: &[Row]) -> Markup {
+    html! {
+        table {
+            tr { th { "arm" } th { "runs" } @for (name, _) in SCORES { th { (name) } } }
+            @for row in rows {
+                tr {
+                    td { (row.arm) } td { (row.runs) }
+                    @for (score, against) in row.scores.iter().zip(&row.against_first) {
+                        td {
+                            @if let Some(score) = score {
+                                (format!("{:.3} ± {:.3}", score.mean, score.deviation))
+                            }
+                            @if let Some((difference, p)) = against {
+                                br; small { (format!("({difference:+.3}, p {p:.3})")) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the untuned model and the truth itself score: the ends of the scale.
+fn known(records: &[&Record]) -> Markup {
+    let mean = |scores: &dyn Fn(&Record) -> Option<f32>| {
+        let values: Vec<f32> = records.iter().filter_map(|record| scores(record)).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
+    };
+    html! {
+        p {
+            @for (name, score) in &SCORES[..2] {
+                (name) ": untuned "
+                (number(mean(&|record| score(&record.measured.before))))
+                ", truth "
+                (number(mean(&|record| score(record.measured.truth.as_ref()?))))
+                ". "
+            }
+        }
+    }
+}
+
+fn number(value: Option<f32>) -> String {
+    value.map_or("not known".to_owned(), |value| format!("{value:.3}"))
+}
+
+fn costs(rows: &[Row]) -> Markup {
+    html! {
+        table {
+            tr { th { "arm" } th { "trained numbers" } th { "file, kB" } th { "s a step" } th { "peak memory, MB" } }
+            @for row in rows {
+                tr {
+                    td { (row.arm) } td { (row.num_params) }
+                    td { (format!("{:.1}", row.file_size as f64 / 1e3)) }
+                    td { (format!("{:.3}", row.seconds_per_step)) }
+                    td { (row.peak_memory.map_or("-".to_owned(), |bytes| (bytes / 1_000_000).to_string())) }
+                }
+            }
+        }
+    }
+}
+
+/// The pictures of all arms on one data set and seed.
+fn side_by_side(
+    data: &Path,
+    seed: u64,
+    runs: &[Run],
+    results: &Results,
+    folder: &Path,
+) -> Result<Markup, CompareError> {
+    let shown: Vec<&Run> = runs
+        .iter()
+        .filter(|run| run.config.data == data && run.config.seed == seed)
+        .filter(|run| results.get(&run.id).is_some())
+        .collect();
+    let mut figures = Vec::new();
+    for (index, run) in shown.iter().enumerate() {
+        let path = folder.join(&run.id).join("samples.png");
+        let picture = |reason: String| CompareError::Picture { path: path.clone(), reason };
+        let image = image::open(&path).map_err(|error| picture(error.to_string()))?.to_rgb8();
+        // Rows: training pictures, before, after. The first two are the same for every arm.
+        let third = image.height() / 3;
+        if index == 0 {
+            let above = imageops::crop_imm(&image, 0, 0, image.width(), 2 * third).to_image();
+            figures.push(("before".to_owned(), inline(&above).map_err(&picture)?));
+        }
+        let after = imageops::crop_imm(&image, 0, 2 * third, image.width(), third).to_image();
+        figures.push((run.arm.clone(), inline(&after).map_err(&picture)?));
+    }
+    Ok(html! {
+        h3 { (data.file_name().unwrap_or_default().to_string_lossy()) ", seed " (seed) }
+        @for (name, source) in figures {
+            div { small { (name) } br; img src=(source) alt=(name); }
+        }
+    })
+}
+
+fn inline(image: &RgbImage) -> Result<String, String> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png).map_err(|error| error.to_string())?;
+    Ok(format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes.get_ref())))
+}

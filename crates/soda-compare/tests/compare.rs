@@ -1,0 +1,152 @@
+//! A comparison from plan to report, with a trainer that is a formula.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use soda_compare::{
+    CompareError, Measured, Plan, PlanConfig, Results, Run, execute, report, table,
+};
+use soda_train::Scores;
+
+const PLAN: &str = r#"
+[train]
+base = "toy"
+steps = 10
+batch_size = 2
+
+[score]
+data = ["subjects/a", "subjects/b"]
+seeds = [0, 1]
+
+[search]
+data = ["subjects/c"]
+seeds = [0]
+
+[[arm]]
+name = "one"
+
+[[arm]]
+name = "two"
+search = [{ steps = 20 }, { steps = 30 }, { steps = 40 }]
+"#;
+
+fn plan(text: &str) -> Result<Plan, CompareError> {
+    PlanConfig::from_toml(text)?.check()
+}
+
+/// Best at 30 steps.
+fn measure(run: &Run) -> Measured {
+    let dino = 1.0 - (run.config.steps as f32 - 30.0).abs() / 100.0 + run.config.seed as f32 / 50.0;
+    let scores = |dino: f32| Scores {
+        clip_t: 0.5,
+        clip_i: 0.5,
+        dino,
+        truth_clip_i: Some(0.5),
+        truth_dino: Some(dino),
+    };
+    Measured {
+        before: scores(0.1),
+        after: scores(dino),
+        truth: Some(scores(1.0)),
+        losses: (1..40).map(|step| 1.0 / step as f32).collect(),
+        num_params: 10,
+        file_size: 100,
+        seconds_per_step: 0.1,
+        peak_memory: None,
+    }
+}
+
+/// A run folder as `soda train` leaves it.
+fn draw(folder: &Path, run: &Run) {
+    let folder = folder.join(&run.id);
+    std::fs::create_dir_all(&folder).unwrap();
+    image::RgbImage::new(4, 6).save(folder.join("samples.png")).unwrap();
+}
+
+#[test]
+fn settings_are_chosen_on_other_data_and_every_run_is_done_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.jsonl");
+    let plan = plan(PLAN).unwrap();
+    let trained = AtomicUsize::new(0);
+    let train = |run: &Run| {
+        trained.fetch_add(1, Ordering::Relaxed);
+        draw(folder.path(), run);
+        Ok(measure(run))
+    };
+    for again in [false, true] {
+        let mut results = Results::open(&path).unwrap();
+        let search = plan.search_runs();
+        assert_eq!(search.len(), 3, "an arm without a choice is not searched");
+        assert!(execute(&search, 2, &mut results, train, |_| ()).unwrap().is_empty());
+        let runs = plan.score_runs(&results);
+        assert_eq!(runs.len(), 8);
+        assert!(runs.iter().filter(|run| run.arm == "two").all(|run| run.config.steps == 30));
+        assert!(execute(&runs, 3, &mut results, train, |_| ()).unwrap().is_empty());
+        assert_eq!(trained.load(Ordering::Relaxed), 11, "again: {again}");
+
+        let rows = table(&runs, &results);
+        assert_eq!(rows[0].against_first, vec![None; 5]);
+        let (difference, p) = rows[1].against_first[1].unwrap();
+        assert!((difference - 0.2).abs() < 1e-6 && (p - 2.0 / 16.0).abs() < 1e-12, "{rows:?}");
+        let html = report(&plan, &runs, &results, folder.path()).unwrap();
+        assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.125"), "{html}");
+        assert_eq!(html.matches("<svg").count(), 2);
+        assert_eq!(html.matches("<img").count(), 2 * 3, "before and two arms, of two data sets");
+    }
+}
+
+#[test]
+fn a_failed_run_stops_no_other_and_is_run_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
+    let plan = plan(PLAN).unwrap();
+    let search = plan.search_runs();
+    let fail = |run: &Run| match run.config.steps {
+        30 => Err("out of luck".to_owned()),
+        _ => Ok(measure(run)),
+    };
+    let failures = execute(&search, 1, &mut results, fail, |_| ()).unwrap();
+    assert_eq!(failures.len(), 1);
+    assert_eq!(failures[0].reason, "out of luck");
+    let chosen = plan.score_runs(&results);
+    assert!(chosen.iter().all(|run| run.config.steps != 30), "a failed setting is not chosen");
+    assert!(execute(&search, 1, &mut results, |run| Ok(measure(run)), |_| ()).unwrap().is_empty());
+}
+
+#[test]
+fn a_line_cut_short_is_dropped_and_a_broken_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.jsonl");
+    let plan = plan(PLAN).unwrap();
+    let runs = plan.search_runs();
+    let mut results = Results::open(&path).unwrap();
+    execute(&runs, 1, &mut results, |run| Ok(measure(run)), |_| ()).unwrap();
+
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &text[..text.len() - 5]).unwrap();
+    let mut results = Results::open(&path).unwrap();
+    let left = runs.iter().filter(|run| results.get(&run.id).is_some()).count();
+    assert_eq!(left, runs.len() - 1);
+    execute(&runs, 1, &mut results, |run| Ok(measure(run)), |_| ()).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+
+    std::fs::write(&path, text.replacen("\"id\"", "\"di\"", 1)).unwrap();
+    assert!(matches!(Results::open(&path), Err(CompareError::ReadResults { line: 1, .. })));
+}
+
+#[test]
+fn an_unfair_or_unusable_plan_is_refused() {
+    let change = |from: &str, to: &str| plan(&PLAN.replacen(from, to, 1)).unwrap_err();
+    assert!(matches!(change("subjects/c", "subjects/a"), CompareError::TunedOnScored(_)));
+    assert!(matches!(change("\"two\"", "\"one\""), CompareError::SameName(_)));
+    assert!(matches!(change("\"two\"", "\"t/o\""), CompareError::BadName(_)));
+    assert!(matches!(change("[0, 1]", "[]"), CompareError::Empty("score.seeds")));
+    assert!(matches!(change("steps = 10", "stepz = 10"), CompareError::Arm { .. }));
+    assert!(matches!(change("batch_size = 2", "batch_size = 0"), CompareError::Arm { .. }));
+    assert!(matches!(change("base", "[["), CompareError::ReadPlan(_)));
+    let without = PLAN.replace("[search]\ndata = [\"subjects/c\"]\nseeds = [0]\n", "");
+    assert!(matches!(plan(&without), Err(CompareError::NoSearch(_))));
+}

@@ -23,6 +23,9 @@ pub trait ConfigFile: DeserializeOwned {
     /// A field may have several rows.
     const NEUTRAL: &'static [(&'static str, &'static str)];
 
+    /// Whether `_class_name` is a field of the struct rather than a note about the file.
+    const CLASS: bool = false;
+
     /// Checks what types cannot say; an error is (field, its value, what is supported).
     fn check(&self) -> Result<(), Refusal> {
         Ok(())
@@ -44,10 +47,12 @@ pub struct Refusal {
 pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
     let text = std::fs::read_to_string(path).map_err(|e| ModelError::io(path, C::WHAT, e))?;
     let json = |source| ModelError::Json { path: path.to_path_buf(), source };
+    // Python writes an infinity into `lambda_min_clipped`, which is no JSON: no bound.
+    let text = text.replace(": -Infinity", ": null");
     let mut fields: Map<String, Value> = serde_json::from_str(&text).map_err(json)?;
 
-    // `_class_name`, `_diffusers_version`, `_name_or_path`: where the file comes from, not what it is.
-    fields.retain(|field, _| !field.starts_with('_'));
+    // `_diffusers_version`, `_name_or_path`: where the file comes from, not what it is.
+    fields.retain(|field, _| !field.starts_with('_') || (C::CLASS && field == "_class_name"));
     for (field, _) in C::NEUTRAL {
         let Some(value) = fields.remove(*field) else { continue };
         let neutral = || C::NEUTRAL.iter().filter(|row| row.0 == *field).map(|row| row.1);

@@ -10,7 +10,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use image::RgbImage;
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ use crate::config;
 use crate::error::ModelError;
 use crate::image::to_images;
 use crate::noise::gaussian;
-use crate::scheduler::{Ddim, Ddpm, SchedulerConfig};
+use crate::scheduler::{Ddpm, SchedulerConfig};
 use crate::tokenizer::Tokenizer;
 use crate::unet::{Unet, UnetConfig};
 use crate::vae::{Vae, VaeConfig};
@@ -212,7 +212,7 @@ impl Pipeline {
                 expected: "it must be a finite number".to_string(),
             });
         }
-        let sampler = Ddim::new(&self.scheduler, request.steps)?;
+        let mut sampler = self.scheduler.sampler(None, request.steps)?;
         let guided = request.guidance > 1.0;
         let text = self.encode_prompts(&request.prompts);
         let text = if guided {
@@ -221,9 +221,10 @@ impl Pipeline {
         } else {
             text
         };
-        for &t in &sampler.timesteps {
-            let input = if guided { latents.clone().repeat_dim(0, 2) } else { latents.clone() };
-            let steps = Tensor::<1, Int>::full([input.dims()[0]], t as i32, &self.device);
+        for (call, t) in sampler.timesteps().to_vec().into_iter().enumerate() {
+            let input = sampler.scale_input(call, latents.clone());
+            let input = if guided { input.repeat_dim(0, 2) } else { input };
+            let steps = Tensor::<1>::full([input.dims()[0]], t, &self.device);
             let prediction = self.unet.forward(input, steps, text.clone());
             let prediction = if guided {
                 let (empty, prompted) =
@@ -232,7 +233,7 @@ impl Pipeline {
             } else {
                 prediction
             };
-            latents = sampler.step(prediction, t, latents, 0.0, None);
+            latents = sampler.step(call, prediction, latents, &mut || unreachable!());
             observe(&latents);
         }
         Ok(latents)

@@ -25,15 +25,14 @@ pub struct NoiseSchedule {
 impl NoiseSchedule {
     /// The schedule that a config describes.
     pub fn new(config: &SchedulerConfig) -> Self {
-        let mut abar = 1.0f64;
-        let alphas_cumprod = betas(config)
-            .into_iter()
-            .map(|beta| {
-                abar *= f64::from(1.0 - beta);
-                abar as f32
-            })
-            .collect();
-        Self { alphas_cumprod, prediction_type: config.prediction_type }
+        let mut betas = match &config.trained_betas {
+            Some(betas) => betas.clone(),
+            None => betas(config),
+        };
+        if config.rescale_betas_zero_snr {
+            rescale_to_zero_snr(&mut betas);
+        }
+        Self { alphas_cumprod: cumprod(&betas), prediction_type: config.prediction_type }
     }
 
     /// Number of training timesteps.
@@ -57,6 +56,12 @@ impl NoiseSchedule {
         abar / (1.0 - abar)
     }
 
+    /// The share of the picture and of the noise in a noisy sample: their squares add up to 1.
+    pub fn levels(&self, t: usize) -> (f64, f64) {
+        let abar = self.alpha_cumprod(t);
+        (abar.sqrt(), (1.0 - abar).sqrt())
+    }
+
     /// The picture and the noise that a network sees in `sample` at timestep `t`: `(x0, eps)`.
     ///
     /// All tensors: `[b, c, h, w]`.
@@ -66,19 +71,52 @@ impl NoiseSchedule {
         t: usize,
         sample: Tensor<4>,
     ) -> (Tensor<4>, Tensor<4>) {
-        let abar = self.alpha_cumprod(t);
-        let (signal, sigma) = (abar.sqrt(), (1.0 - abar).sqrt());
-        match self.prediction_type {
-            PredictionType::Epsilon => {
-                let x0 = (sample - prediction.clone().mul_scalar(sigma)).div_scalar(signal);
-                (x0, prediction)
+        let (signal, sigma) = self.levels(t);
+        let x0 = self.prediction_type.x0(prediction.clone(), sample.clone(), signal, sigma);
+        let noise = match self.prediction_type {
+            PredictionType::Epsilon => prediction,
+            PredictionType::VPrediction => prediction.mul_scalar(signal) + sample.mul_scalar(sigma),
+            PredictionType::Sample => (sample - prediction.mul_scalar(signal)).div_scalar(sigma),
+        };
+        (x0, noise)
+    }
+}
+
+impl PredictionType {
+    /// The picture that the network sees in `sample = alpha x0 + sigma noise`, both `[b, c, h, w]`.
+    pub fn x0(self, prediction: Tensor<4>, sample: Tensor<4>, alpha: f64, sigma: f64) -> Tensor<4> {
+        match self {
+            Self::Epsilon => (sample - prediction.mul_scalar(sigma)).div_scalar(alpha),
+            Self::VPrediction => {
+                // The velocity is that of the sample of unit variance.
+                let square = alpha * alpha + sigma * sigma;
+                sample.mul_scalar(alpha / square) - prediction.mul_scalar(sigma / square.sqrt())
             }
-            PredictionType::VPrediction => {
-                let x0 = sample.clone().mul_scalar(signal) - prediction.clone().mul_scalar(sigma);
-                let noise = prediction.mul_scalar(signal) + sample.mul_scalar(sigma);
-                (x0, noise)
-            }
+            Self::Sample => prediction,
         }
+    }
+}
+
+/// The products of `1 - beta` up to each timestep.
+fn cumprod(betas: &[f32]) -> Vec<f32> {
+    let mut abar = 1.0f64;
+    let product = |beta: &f32| {
+        abar *= f64::from(1.0 - beta);
+        abar as f32
+    };
+    betas.iter().map(product).collect()
+}
+
+/// Shifts and scales the signal so that none is left at the last timestep, and as much as before
+/// at the first: algorithm 1 of arXiv 2305.08891, in f32 as diffusers has it.
+fn rescale_to_zero_snr(betas: &mut [f32]) {
+    let signal: Vec<f32> = cumprod(betas).into_iter().map(f32::sqrt).collect();
+    let (first, last) = (signal[0], signal[signal.len() - 1]);
+    let abar: Vec<f32> =
+        signal.iter().map(|s| ((s - last) * (first / (first - last))).powi(2)).collect();
+    for t in 0..betas.len() {
+        let alpha = if t == 0 { abar[0] } else { abar[t] / abar[t - 1] };
+        betas[t] = 1.0 - alpha;
     }
 }
 

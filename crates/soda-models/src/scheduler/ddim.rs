@@ -10,71 +10,28 @@
 
 use burn::tensor::Tensor;
 
-use crate::error::ModelError;
 use crate::scheduler::beta::NoiseSchedule;
-use crate::scheduler::config::{SchedulerConfig, TimestepSpacing};
+use crate::scheduler::config::SchedulerConfig;
+use crate::scheduler::sampler::{Sampler, SamplerKind};
+use crate::scheduler::spacing::{rounded, spaced};
 
 /// A plan of timesteps through a noise schedule.
 #[derive(Debug, Clone)]
 pub struct Ddim {
-    /// The timesteps to visit, noisiest first.
-    pub timesteps: Vec<usize>,
+    timesteps: Vec<f64>,
     schedule: NoiseSchedule,
     config: SchedulerConfig,
+    /// Fresh noise: 0 for DDIM, 1 for as much as DDPM adds.
+    pub eta: f64,
 }
 
 impl Ddim {
-    /// Plans `steps` steps.
-    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, ModelError> {
+    /// Plans `steps` steps without fresh noise.
+    pub(crate) fn new(config: &SchedulerConfig, steps: usize) -> Self {
         let schedule = NoiseSchedule::new(config);
-        if steps == 0 || steps > schedule.len() {
-            return Err(ModelError::InvalidRequest {
-                field: "steps",
-                value: steps.to_string(),
-                expected: format!("it must be between 1 and {}", schedule.len()),
-            });
-        }
-        let timesteps = spaced(config, steps);
-        // An offset can point beyond the schedule; diffusers would fail in its first step.
-        if timesteps.iter().any(|t| *t >= schedule.len()) {
-            return Err(ModelError::InvalidRequest {
-                field: "steps",
-                value: steps.to_string(),
-                expected: format!(
-                    "with a steps_offset of {} it must be smaller than {}",
-                    config.steps_offset,
-                    schedule.len()
-                ),
-            });
-        }
-        Ok(Self { timesteps, schedule, config: config.clone() })
-    }
-
-    /// From timestep `t` to the next of the plan. `eta` is 0 for DDIM, 1 for the noise of DDPM.
-    ///
-    /// `prediction`, `sample` and `noise`: `[b, c, h, w]`; without noise, `eta` has no effect.
-    pub fn step(
-        &self,
-        prediction: Tensor<4>,
-        t: usize,
-        sample: Tensor<4>,
-        eta: f64,
-        noise: Option<Tensor<4>>,
-    ) -> Tensor<4> {
-        let abar = self.schedule.alpha_cumprod(t);
-        let abar_next = self.next_alpha(t);
-        let eta = if noise.is_some() { eta } else { 0.0 };
-        let variance = (1.0 - abar_next) / (1.0 - abar) * (1.0 - abar / abar_next);
-        let sigma = eta * variance.max(0.0).sqrt();
-
-        let (x0, epsilon) = self.schedule.split(prediction, t, sample);
-        let x0 = self.config.clip(x0);
-        let direction = (1.0 - abar_next - sigma * sigma).max(0.0).sqrt();
-        let next = x0.mul_scalar(abar_next.sqrt()) + epsilon.mul_scalar(direction);
-        match noise {
-            Some(noise) if sigma > 0.0 => next + noise.mul_scalar(sigma),
-            _ => next,
-        }
+        let spacing = config.spacing(SamplerKind::Ddim);
+        let timesteps = rounded(spaced(spacing, schedule.len(), steps, config.steps_offset));
+        Self { timesteps, schedule, config: config.clone(), eta: 0.0 }
     }
 
     /// `abar` after the step from `t`: one stride on, also where the plan's spacing is uneven.
@@ -82,31 +39,39 @@ impl Ddim {
         let stride = self.schedule.len() / self.timesteps.len();
         match t.checked_sub(stride) {
             Some(next) => self.schedule.alpha_cumprod(next),
-            None if self.config.set_alpha_to_one => 1.0,
+            None if self.config.set_alpha_to_one.unwrap_or(true) => 1.0,
             None => self.schedule.alpha_cumprod(0),
         }
     }
 }
 
-/// The timesteps of a plan, noisiest first, by numpy's arithmetic.
-fn spaced(config: &SchedulerConfig, steps: usize) -> Vec<usize> {
-    let total = config.num_train_timesteps;
-    match config.timestep_spacing {
-        TimestepSpacing::Leading => {
-            let stride = total / steps;
-            (0..steps).rev().map(|i| i * stride + config.steps_offset).collect()
-        }
-        TimestepSpacing::Trailing => {
-            let stride = total as f64 / steps as f64;
-            (0..steps)
-                .map(|i| (total as f64 - i as f64 * stride).round_ties_even() as usize)
-                .map(|t| t.max(1) - 1)
-                .collect()
-        }
-        TimestepSpacing::Linspace => {
-            let stride = (total - 1) as f64 / (steps.max(2) - 1) as f64;
-            (0..steps).rev().map(|i| (i as f64 * stride).round_ties_even() as usize).collect()
-        }
+impl Sampler for Ddim {
+    fn timesteps(&self) -> &[f64] {
+        &self.timesteps
+    }
+
+    fn levels(&self, call: usize) -> (f64, f64) {
+        self.schedule.levels(self.timesteps[call] as usize)
+    }
+
+    fn step(
+        &mut self,
+        call: usize,
+        prediction: Tensor<4>,
+        sample: Tensor<4>,
+        noise: &mut dyn FnMut() -> Tensor<4>,
+    ) -> Tensor<4> {
+        let t = self.timesteps[call] as usize;
+        let abar = self.schedule.alpha_cumprod(t);
+        let abar_next = self.next_alpha(t);
+        let variance = (1.0 - abar_next) / (1.0 - abar) * (1.0 - abar / abar_next);
+        let sigma = self.eta * variance.max(0.0).sqrt();
+
+        let (x0, epsilon) = self.schedule.split(prediction, t, sample);
+        let x0 = self.config.clip(x0);
+        let direction = (1.0 - abar_next - sigma * sigma).max(0.0).sqrt();
+        let next = x0.mul_scalar(abar_next.sqrt()) + epsilon.mul_scalar(direction);
+        if sigma > 0.0 { next + noise().mul_scalar(sigma) } else { next }
     }
 }
 
@@ -116,8 +81,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::error::ModelError;
     use crate::noise::gaussian;
-    use crate::scheduler::config::BetaSchedule;
+    use crate::scheduler::config::{BetaSchedule, TimestepSpacing};
     use crate::scheduler::ddpm::Ddpm;
 
     fn config() -> SchedulerConfig {
@@ -126,8 +92,8 @@ mod tests {
             beta_end: 0.012,
             beta_schedule: BetaSchedule::ScaledLinear,
             steps_offset: 1,
-            set_alpha_to_one: false,
-            clip_sample: false,
+            set_alpha_to_one: Some(false),
+            clip_sample: Some(false),
             ..SchedulerConfig::default()
         }
     }
@@ -135,32 +101,34 @@ mod tests {
     /// Values of diffusers 0.42: `DDIMScheduler(...).timesteps`.
     #[test]
     fn plans_are_those_of_diffusers() {
-        let plan = |timestep_spacing, steps| {
-            let config = SchedulerConfig { timestep_spacing, ..config() };
-            Ddim::new(&config, steps).unwrap().timesteps
+        let plan = |spacing, steps| {
+            let config = SchedulerConfig { timestep_spacing: Some(spacing), ..config() };
+            config.sampler(None, steps).unwrap().timesteps().to_vec()
         };
-        assert_eq!(plan(TimestepSpacing::Leading, 4), [751, 501, 251, 1]);
-        assert_eq!(plan(TimestepSpacing::Trailing, 3), [999, 666, 332]);
-        assert_eq!(plan(TimestepSpacing::Trailing, 7), [999, 856, 713, 570, 428, 285, 142]);
-        assert_eq!(plan(TimestepSpacing::Linspace, 3), [999, 500, 0]);
-        assert_eq!(plan(TimestepSpacing::Linspace, 1), [0]);
+        assert_eq!(plan(TimestepSpacing::Leading, 4), [751.0, 501.0, 251.0, 1.0]);
+        assert_eq!(plan(TimestepSpacing::Trailing, 3), [999.0, 666.0, 332.0]);
+        let seven = [999.0, 856.0, 713.0, 570.0, 428.0, 285.0, 142.0];
+        assert_eq!(plan(TimestepSpacing::Trailing, 7), seven);
+        assert_eq!(plan(TimestepSpacing::Linspace, 3), [999.0, 500.0, 0.0]);
+        assert_eq!(plan(TimestepSpacing::Linspace, 1), [0.0]);
     }
 
     #[test]
     fn steps_with_the_true_noise_follow_the_forward_process() {
         let device = Device::default();
-        let ddim = Ddim::new(&config(), 10).unwrap();
+        let mut ddim = Ddim::new(&config(), 10);
         let x0 = gaussian::<4>(0, 0, [1, 4, 4, 4], &device);
         let noise = gaussian::<4>(0, 1, [1, 4, 4, 4], &device);
-        let forward = |t: usize| {
+        let forward = |t: f64| {
             let t = Tensor::from_ints([t as i32], &device);
             Ddpm::new(&config()).add_noise(x0.clone(), noise.clone(), t)
         };
-        let mut sample = forward(901);
-        for pair in ddim.timesteps.windows(2) {
-            sample = ddim.step(noise.clone(), pair[0], sample, 0.0, None);
-            let difference: f32 = (sample.clone() - forward(pair[1])).abs().max().into_scalar();
-            assert!(difference < 1e-4, "t = {}: {difference}", pair[1]);
+        let mut sample = forward(901.0);
+        for call in 0..9 {
+            sample = ddim.step(call, noise.clone(), sample, &mut || unreachable!());
+            let truth = forward(ddim.timesteps[call + 1]);
+            let difference: f32 = (sample.clone() - truth).abs().max().into_scalar();
+            assert!(difference < 1e-4, "call {call}: {difference}");
         }
     }
 
@@ -168,7 +136,7 @@ mod tests {
     fn a_plan_must_fit_the_schedule() {
         for steps in [0, 1000, 1001] {
             assert!(matches!(
-                Ddim::new(&config(), steps),
+                config().sampler(None, steps),
                 Err(ModelError::InvalidRequest { field: "steps", .. })
             ));
         }

@@ -7,6 +7,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::scheduler::beta::NoiseSchedule;
 use crate::scheduler::config::{PredictionType, SchedulerConfig};
+use crate::scheduler::sampler::{Sampler, SamplerKind};
+use crate::scheduler::spacing::{rounded, spaced};
 
 /// The forward process, and its reversal one step at a time.
 #[derive(Debug, Clone)]
@@ -40,45 +42,17 @@ impl Ddpm {
         x0 * signal + noise * sigma
     }
 
-    /// What the network should predict: the noise, or the velocity `sqrt(abar) noise - sigma x0`.
+    /// What the network should predict: the noise, the velocity `sqrt(abar) noise - sigma x0`, or
+    /// the picture.
     ///
     /// `x0`, `noise`: `[b, c, h, w]`; `timesteps`: `[b]`, one for each sample.
     pub fn target(&self, x0: Tensor<4>, noise: Tensor<4>, timesteps: Tensor<1, Int>) -> Tensor<4> {
         match self.schedule.prediction_type {
             PredictionType::Epsilon => noise,
+            PredictionType::Sample => x0,
             PredictionType::VPrediction => {
                 let (signal, sigma) = self.signal_and_sigma(timesteps);
                 noise * signal - x0 * sigma
-            }
-        }
-    }
-
-    /// One step of ancestral sampling, from `t` to `previous` (`None`: to `x0`).
-    ///
-    /// `prediction`, `sample`, `noise`: `[b, c, h, w]`; the last step uses no noise.
-    pub fn step(
-        &self,
-        prediction: Tensor<4>,
-        t: usize,
-        previous: Option<usize>,
-        sample: Tensor<4>,
-        noise: Tensor<4>,
-    ) -> Tensor<4> {
-        let abar = self.schedule.alpha_cumprod(t);
-        let abar_previous = previous.map_or(1.0, |t| self.schedule.alpha_cumprod(t));
-        let (alpha, beta) = (abar / abar_previous, 1.0 - abar / abar_previous);
-
-        let (x0, _) = self.schedule.split(prediction, t, sample.clone());
-        let x0 = self.config.clip(x0);
-        // Formula (7): the posterior's mean and variance.
-        let from_x0 = abar_previous.sqrt() * beta / (1.0 - abar);
-        let from_sample = alpha.sqrt() * (1.0 - abar_previous) / (1.0 - abar);
-        let mean = x0.mul_scalar(from_x0) + sample.mul_scalar(from_sample);
-        match previous {
-            None => mean,
-            Some(_) => {
-                let variance = (1.0 - abar_previous) / (1.0 - abar) * beta;
-                mean + noise.mul_scalar(variance.sqrt())
             }
         }
     }
@@ -95,6 +69,56 @@ impl Ddpm {
     }
 }
 
+/// Ancestral sampling: a plan of timesteps, each with fresh noise but the last.
+#[derive(Debug, Clone)]
+pub struct DdpmSampler {
+    timesteps: Vec<f64>,
+    process: Ddpm,
+}
+
+impl DdpmSampler {
+    /// Plans `steps` steps.
+    pub(crate) fn new(config: &SchedulerConfig, steps: usize) -> Self {
+        let process = Ddpm::new(config);
+        let (spacing, total) = (config.spacing(SamplerKind::Ddpm), process.num_train_timesteps());
+        Self { timesteps: rounded(spaced(spacing, total, steps, config.steps_offset)), process }
+    }
+}
+
+impl Sampler for DdpmSampler {
+    fn timesteps(&self) -> &[f64] {
+        &self.timesteps
+    }
+
+    fn levels(&self, call: usize) -> (f64, f64) {
+        self.process.schedule.levels(self.timesteps[call] as usize)
+    }
+
+    fn step(
+        &mut self,
+        call: usize,
+        prediction: Tensor<4>,
+        sample: Tensor<4>,
+        noise: &mut dyn FnMut() -> Tensor<4>,
+    ) -> Tensor<4> {
+        let Ddpm { schedule, config } = &self.process;
+        let t = self.timesteps[call] as usize;
+        let abar = schedule.alpha_cumprod(t);
+        let next = self.timesteps.get(call + 1);
+        let abar_next = next.map_or(1.0, |t| schedule.alpha_cumprod(*t as usize));
+        let (alpha, beta) = (abar / abar_next, 1.0 - abar / abar_next);
+
+        let (x0, _) = schedule.split(prediction, t, sample.clone());
+        let x0 = config.clip(x0);
+        // Formula (7): the posterior's mean and variance.
+        let from_x0 = abar_next.sqrt() * beta / (1.0 - abar);
+        let from_sample = alpha.sqrt() * (1.0 - abar_next) / (1.0 - abar);
+        let mean = x0.mul_scalar(from_x0) + sample.mul_scalar(from_sample);
+        let variance = (1.0 - abar_next) / (1.0 - abar) * beta;
+        if next.is_some() && t > 0 { mean + noise().mul_scalar(variance.sqrt()) } else { mean }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
@@ -103,8 +127,11 @@ mod tests {
     use crate::noise::gaussian;
 
     fn process(prediction_type: PredictionType) -> Ddpm {
-        let config =
-            SchedulerConfig { prediction_type, clip_sample: false, ..SchedulerConfig::default() };
+        let config = SchedulerConfig {
+            prediction_type,
+            clip_sample: Some(false),
+            ..SchedulerConfig::default()
+        };
         Ddpm::new(&config)
     }
 
@@ -119,11 +146,11 @@ mod tests {
     #[test]
     fn the_true_prediction_gives_back_x0_and_the_noise() {
         let device = Device::default();
-        for kind in [PredictionType::Epsilon, PredictionType::VPrediction] {
+        for kind in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
             let ddpm = process(kind);
             let x0 = gaussian::<4>(0, 0, [3, 4, 5, 5], &device);
             let noise = gaussian::<4>(0, 1, [3, 4, 5, 5], &device);
-            for t in [0, 10, 500] {
+            for t in [1, 10, 500] {
                 let steps = ints([t; 3]);
                 let noisy = ddpm.add_noise(x0.clone(), noise.clone(), steps.clone());
                 let truth = ddpm.target(x0.clone(), noise.clone(), steps);
@@ -137,11 +164,12 @@ mod tests {
     #[test]
     fn the_last_step_with_the_true_prediction_is_x0() {
         let device = Device::default();
-        let ddpm = process(PredictionType::Epsilon);
+        let process = process(PredictionType::Epsilon);
+        let mut sampler = DdpmSampler { timesteps: vec![20.0], process };
         let x0 = gaussian::<4>(1, 0, [1, 4, 5, 5], &device);
         let noise = gaussian::<4>(1, 1, [1, 4, 5, 5], &device);
-        let noisy = ddpm.add_noise(x0.clone(), noise.clone(), ints([20]));
-        let out = ddpm.step(noise.clone(), 20, None, noisy, noise);
+        let noisy = sampler.add_noise(0, x0.clone(), noise.clone());
+        let out = sampler.step(0, noise, noisy, &mut || unreachable!());
         assert!(distance(out, x0) < 1e-4);
     }
 

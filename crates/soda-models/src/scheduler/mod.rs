@@ -4,8 +4,13 @@ pub mod beta;
 pub mod config;
 pub mod ddim;
 pub mod ddpm;
+pub mod dpm;
+pub mod euler;
+pub mod pndm;
+pub mod sampler;
+pub(crate) mod spacing;
 
 pub use beta::NoiseSchedule;
 pub use config::{PredictionType, SchedulerConfig};
-pub use ddim::Ddim;
 pub use ddpm::Ddpm;
+pub use sampler::{Sampler, SamplerKind};

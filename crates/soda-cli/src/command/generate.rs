@@ -50,6 +50,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         steps: args.steps as usize,
         guidance: args.guidance,
         seed: args.seed,
+        ..GenerateConfig::default()
     };
     progress.show(Event::Stage { name: "drawing" });
     let images = pipeline.generate(&config, &mut |done, total| {

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => command::generate::run(args),
         Command::Merge(args) => command::merge::run(args),
         Command::Inspect(args) => command::inspect::run(args),
+        Command::Convert(args) => command::convert::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

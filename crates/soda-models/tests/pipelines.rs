@@ -5,14 +5,10 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
 use burn::tensor::{Device, Tensor};
-use common::{Fixture, check, uniform, write_weights};
+use common::{Fixture, check, uniform, write_pipeline};
 use image::RgbImage;
 use serde::Deserialize;
-use serde_json::Value;
 use soda_models::pipeline::{GenerateConfig, Pipeline, Start};
 
 /// Guidance multiplies the error of each of five steps, of about 1e-6, by its strength, and feeds
@@ -31,35 +27,6 @@ struct Request {
     strength: f64,
 }
 
-/// Writes the model of a fixture as diffusers would.
-fn write_model(fixture: &Fixture, dir: &Path) {
-    let toybox = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"));
-    let configs: BTreeMap<String, Value> =
-        serde_json::from_str(&fixture.metadata("configs")).unwrap();
-    let keys: BTreeMap<String, BTreeMap<String, Vec<usize>>> =
-        serde_json::from_str(&fixture.metadata("keys")).unwrap();
-    std::fs::write(dir.join("model_index.json"), fixture.metadata("index")).unwrap();
-    for (part, config) in &configs {
-        let dir = dir.join(part);
-        std::fs::create_dir_all(&dir).unwrap();
-        let name = if part == "scheduler" { "scheduler_config.json" } else { "config.json" };
-        std::fs::write(dir.join(name), config.to_string()).unwrap();
-        if let Some(keys) = keys.get(part) {
-            let stem = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
-            write_weights(&dir.join(format!("{stem}.safetensors")), keys);
-        }
-    }
-    for (part, pad) in [("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")] {
-        let (from, to) = (toybox.join("tokenizer"), dir.join(part));
-        std::fs::create_dir_all(&to).unwrap();
-        std::fs::copy(from.join("tokenizer.json"), to.join("tokenizer.json")).unwrap();
-        let config = std::fs::read_to_string(from.join("tokenizer_config.json")).unwrap();
-        let mut config: Value = serde_json::from_str(&config).unwrap();
-        config["pad_token"] = pad.into();
-        std::fs::write(to.join("tokenizer_config.json"), config.to_string()).unwrap();
-    }
-}
-
 fn check_steps(what: &str, steps: &[Tensor<4>], fixture: &Fixture) {
     let (shape, theirs) = fixture.floats(what);
     assert_eq!(steps.len(), shape[0], "{what}");
@@ -73,7 +40,7 @@ fn check_steps(what: &str, steps: &[Tensor<4>], fixture: &Fixture) {
 fn family(name: &str) {
     let fixture = Fixture::read(&format!("pipeline-{name}"));
     let dir = tempfile::tempdir().unwrap();
-    write_model(&fixture, dir.path());
+    write_pipeline(&fixture, dir.path());
     let device = Device::default();
     let pipeline = Pipeline::load(dir.path(), &device).unwrap();
     let request: Request = serde_json::from_str(&fixture.metadata("request")).unwrap();

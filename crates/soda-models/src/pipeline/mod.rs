@@ -10,6 +10,7 @@
 mod directory;
 mod generate;
 mod prompt;
+mod single_file;
 
 use std::path::PathBuf;
 

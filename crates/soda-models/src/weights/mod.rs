@@ -6,24 +6,29 @@
 //! by PyTorch and `[in, out]` by burn, and a norm's `gamma` and `beta` are called `weight` and
 //! `bias` there. The few keys that older exporters wrote otherwise are in [`RENAMED`].
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
+use ::safetensors::Dtype;
 use burn::module::Module;
 use burn::tensor::{FloatDType, TensorData};
 use burn_store::burn_pack::Tensor as Stored;
 use burn_store::{
-    BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot,
-    SafetensorsStore, SafetensorsStoreError, bridge,
+    BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot, bridge,
 };
 use sha2::{Digest, Sha256};
 
 use crate::error::ModelError;
 
 pub mod checkpoint;
+pub(crate) mod ldm;
 pub(crate) mod safetensors;
+pub(crate) mod write;
 
 pub use checkpoint::Checkpoint;
+
+use write::Writable;
 
 /// Keys of older files, as (regular expression, today's key). Tried in order.
 ///
@@ -69,13 +74,27 @@ pub fn load_renamed<M: Module>(
 /// The file appears at `path` whole or not at all: it is written beside it, synced and renamed. An
 /// adapted module must be materialized first, or the adapter's own tensors are written too.
 pub fn save<M: Module>(module: &M, path: &Path, dtype: FloatDType) -> Result<(), ModelError> {
-    let mut store = SafetensorsStore::from_file(path)
-        .with_to_adapter(to_pytorch(dtype))
-        .clear_metadata()
-        // transformers refuses a file that does not say which framework's layout it has.
-        .metadata("format", "pt")
-        .overwrite(true);
-    module.save_into(&mut store).map_err(|e| store_error(path, e))
+    let tensors = module.collect(None, Some(Box::new(to_pytorch(dtype))), false);
+    let tensors = tensors.into_iter().map(|tensor| {
+        let writable = Writable {
+            dtype: file_dtype(dtype),
+            shape: tensor.shape.to_vec(),
+            transposed: false,
+            parts: BTreeMap::from([(0, tensor)]),
+        };
+        (writable.parts[&0].name.clone(), writable)
+    });
+    write::write(&tensors.collect(), path)
+}
+
+/// A precision as a file names it.
+pub(crate) fn file_dtype(dtype: FloatDType) -> Dtype {
+    match dtype {
+        FloatDType::F64 => Dtype::F64,
+        FloatDType::F16 => Dtype::F16,
+        FloatDType::BF16 => Dtype::BF16,
+        FloatDType::F32 | FloatDType::Flex32 => Dtype::F32,
+    }
 }
 
 /// The SHA-256 of a file's bytes in lower-case hexadecimal: the name of a base model.
@@ -127,12 +146,5 @@ impl ModuleAdapter for VectorToScalar {
 
     fn clone_box(&self) -> Box<dyn ModuleAdapter> {
         Box::new(self.clone())
-    }
-}
-
-fn store_error(path: &Path, error: SafetensorsStoreError) -> ModelError {
-    match error {
-        SafetensorsStoreError::Io(source) => ModelError::io(path, "a weight file", source),
-        other => ModelError::Safetensors { path: path.to_path_buf(), reason: other.to_string() },
     }
 }

@@ -79,6 +79,15 @@ pub enum ModelError {
         path: PathBuf,
     },
 
+    /// A single file of another model than the one asked for.
+    #[error("{} cannot be read as this model: {reason}", .path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+
     /// Tensors that the network needs are not in the file.
     #[error(
         "{} lacks {} of the network's tensors ({}): it belongs to another model or to another config.json",

@@ -64,7 +64,7 @@ fn a_single_file_of_another_family_is_refused() {
         Pipeline::load_single_file(file, configs, FloatDType::F32, &device).unwrap_err()
     };
     let error = load(&file, large.path());
-    assert!(matches!(error, ModelError::MissingKeys { .. }), "{error}");
+    assert!(matches!(error, ModelError::Mismatch { .. }), "{error}");
     let unet = small.path().join("unet/diffusion_pytorch_model.safetensors");
     let error = load(&unet, small.path()).to_string();
     assert!(error.contains("no text encoder"), "{error}");

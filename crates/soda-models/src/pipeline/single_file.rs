@@ -71,12 +71,19 @@ impl Pipeline {
     ) -> Result<Self, ModelError> {
         let source = configs;
         let checkpoint = Checkpoint::open(file)?;
-        let family = family_of(&checkpoint).ok_or_else(|| ModelError::Safetensors {
+        let family = family_of(&checkpoint).ok_or_else(|| ModelError::Mismatch {
             path: file.to_path_buf(),
             reason: "it has no text encoder where Stable Diffusion 1, 2 or XL has one".to_string(),
         })?;
         let configs = Configs::read(source)?;
         let Configs { text, text_2, unet, vae, .. } = &configs;
+        if (family == Family::Sdxl) != text_2.is_some() {
+            let reason = format!(
+                "it is of another family than the configs of {}: one is SDXL, the other is not",
+                source.display()
+            );
+            return Err(ModelError::Mismatch { path: file.to_path_buf(), reason });
+        }
         let names = Layouts::new(family, text, text_2.as_ref(), unet, vae);
         let parts = Parts {
             text: names.text.read(&checkpoint),

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::device::DeviceKind;
+use crate::command::convert::ConvertArgs;
+use crate::command::generate::SamplerName;
+use crate::device::{DeviceKind, Precision};
 
 /// Personalise Stable Diffusion to a subject or a style with SODA adapters.
 #[derive(Debug, Parser)]
@@ -32,6 +34,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Time training steps on this machine, with random weights
     Bench(BenchArgs),
+    /// Write a model in another layout or precision
+    Convert(ConvertArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -111,7 +115,12 @@ Examples:
   soda generate --base models/toy --prompt \"a photo of a red mug on a beach\"
   soda generate --base models/toy --adapter runs/mug-1/adapter.safetensors \\
       --prompt \"a sks mug in the snow\" --prompt \"pixel art of a sks mug\" --count 4 --out pictures
-  soda generate --base models/toy --adapter mug.safetensors --strength 0.6 --prompt \"a sks mug\"")]
+  soda generate --base models/toy --adapter mug.safetensors --strength 0.6 --prompt \"a sks mug\"
+  soda generate --base models/sdxl --dtype f16 --scheduler dpm++ --karras --steps 20 --width 1216 \\
+      --height 832 --prompt \"a lighthouse in a storm\"
+  soda generate --base models/toy --init photo.png --strength-of-init 0.5 --prompt \"a blue mug\"
+
+Each picture is a PNG that says in `parameters` how it was made.")]
 pub(crate) struct GenerateArgs {
     /// The base model, a diffusers directory
     #[arg(long, value_name = "DIR")]
@@ -134,6 +143,36 @@ pub(crate) struct GenerateArgs {
     /// Classifier-free guidance; 1 leaves it out
     #[arg(long, default_value_t = 5.0)]
     pub(crate) guidance: f64,
+    /// The sampler; by default the model's own
+    #[arg(long, value_enum)]
+    pub(crate) scheduler: Option<SamplerName>,
+    /// Space the noise levels as Karras et al.: euler, dpm++ and dpm++-sde
+    #[arg(long)]
+    pub(crate) karras: bool,
+    /// Width of the pictures in pixels; by default what the model was trained on
+    #[arg(long)]
+    pub(crate) width: Option<u32>,
+    /// Height of the pictures in pixels
+    #[arg(long)]
+    pub(crate) height: Option<u32>,
+    /// A picture to start from instead of noise alone
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+    /// How much of it is drawn again: above 0, and at 1 nothing of it is left
+    #[arg(long, default_value_t = 0.6, requires = "init")]
+    pub(crate) strength_of_init: f64,
+    /// Layers of the text encoder left out at the end
+    #[arg(long, default_value_t = 0)]
+    pub(crate) clip_skip: u32,
+    /// Code pictures larger than those of training in tiles, which bounds memory
+    #[arg(long)]
+    pub(crate) tiling: bool,
+    /// Precision of the weights in memory
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Precision,
+    /// Variant of the model's files, such as fp16
+    #[arg(long)]
+    pub(crate) variant: Option<String>,
     #[command(flatten)]
     pub(crate) adapter: AdapterArg,
     /// Folder for the pictures
@@ -327,13 +366,4 @@ pub(crate) enum Architecture {
     Sd15,
     /// Stable Diffusion XL
     Sdxl,
-}
-
-/// Floating-point types that a network computes in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Precision {
-    #[default]
-    F32,
-    F16,
-    Bf16,
 }

@@ -1,7 +1,7 @@
 //! The one file of the workspace that names a backend.
 
 use anyhow::Result;
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 
 /// Where to compute; `auto` is the best this build has.
@@ -34,6 +34,25 @@ impl DeviceKind {
                 "this soda was built without the {kind:?} backend; build it with `--features {}`",
                 kind.to_possible_value().as_ref().map_or("", |value| value.get_name()),
             ),
+        }
+    }
+}
+
+/// In which precision weights are kept and networks compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    #[default]
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Precision> for FloatDType {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::F16 => Self::F16,
+            Precision::Bf16 => Self::BF16,
         }
     }
 }

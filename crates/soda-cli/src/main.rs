@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => command::inspect::run(args),
         Command::Compare(args) => command::compare::run(&args),
         Command::Bench(args) => command::bench::run(args),
+        Command::Convert(args) => command::convert::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -120,7 +120,10 @@ fn train_generate_merge_inspect() {
     ]);
     run(&["merge", "--base", base, "--adapter", adapter, "--out", "merged"]);
     run(&["generate", "--base", "merged", "--prompt", "a sks mug", "--steps", "2", "--out", "b"]);
-    let pixels = |name: &str| std::fs::read(folder.path().join(name).join("seed0-00.png")).unwrap();
+    let pixels = |name: &str| {
+        let file = folder.path().join(name).join("seed0-00.png");
+        soda_models::image::read_rgb(&file).unwrap()
+    };
     assert_eq!(pixels("a"), pixels("b"), "merged and applied adapters draw different pictures");
     run(&["generate", "--base", base, "--prompt", "a sks mug", "--steps", "2", "--out", "c"]);
     run(&[

@@ -69,6 +69,25 @@ pub enum ModelError {
         reason: String,
     },
 
+    /// A checkpoint that can only be read by running what is in it.
+    #[error(
+        "{} is a pickle, which can run any code when it is read: convert it in Python, with from_pretrained(...).save_pretrained(..., safe_serialization=True) or from_single_file",
+        .path.display()
+    )]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A single file of another model than the one asked for.
+    #[error("{} cannot be read as this model: {reason}", .path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+
     /// Tensors that the network needs are not in the file.
     #[error(
         "{} lacks {} of the network's tensors ({}): it belongs to another model or to another config.json",

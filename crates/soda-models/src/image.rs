@@ -52,6 +52,29 @@ pub fn read_rgb(path: &Path) -> Result<RgbImage, ModelError> {
     Ok(if picture.color().has_alpha() { on_white(&picture) } else { picture.into_rgb8() })
 }
 
+/// A picture as the bytes of a PNG file, which says how it was made: `text` stands under
+/// `parameters`, where the programs of the field look for it.
+///
+/// # Errors
+///
+/// What the encoder says; a picture without pixels.
+pub fn png_with_parameters(picture: &RgbImage, text: &str) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    // Latin-1 where it is enough, since some programs read nothing else.
+    if text.is_ascii() {
+        encoder.add_text_chunk("parameters".to_string(), text.to_string())?;
+    } else {
+        encoder.add_itxt_chunk("parameters".to_string(), text.to_string())?;
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.as_raw())?;
+    writer.finish()?;
+    Ok(bytes)
+}
+
 /// The centre of `picture` in the aspect ratio of `width` and `height`, at that size.
 ///
 /// What diffusers' trainers do to a training picture: all of it that fits, by Lanczos.

@@ -11,7 +11,7 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
-use crate::clip::model::{self, ClipConfig, ClipModel};
+use crate::clip::model::{ClipConfig, ClipModel};
 use crate::config;
 use crate::error::ModelError;
 use crate::image::preprocess::Preprocessor;
@@ -51,11 +51,7 @@ impl Judges {
             tokenizer,
             clip_pixels: pixels(&clip, clip_config.vision_config.image_size)?,
             dino_pixels: pixels(&dino, dino_config.image_size)?,
-            clip: weights::load_renamed(
-                clip_config.init(device),
-                &clip.join(WEIGHTS),
-                model::RENAMED,
-            )?,
+            clip: weights::load(clip_config.init(device), &clip.join(WEIGHTS))?,
             dino: weights::load(dino_config.init(device), &dino.join(WEIGHTS))?,
             device: device.clone(),
         })

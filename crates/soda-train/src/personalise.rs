@@ -264,7 +264,7 @@ fn sample(
         steps: config.samples.steps,
         guidance: config.samples.guidance,
         seed: config.seed,
-        negative_prompt: String::new(),
+        ..GenerateConfig::default()
     };
     on_event(Event::Stage { name: stage });
     let images = pipeline.generate(&generate, &mut |done, total| {

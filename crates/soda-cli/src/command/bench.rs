@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use clap::ValueEnum as _;
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
 use soda_train::{AdapterOptimizer, OptimizerConfig};
 
-use crate::args::{Architecture, BenchArgs, Precision};
+use crate::args::{Architecture, BenchArgs};
+use crate::device::Precision;
 use crate::progress::say_result;
 
 /// Steps that are run and not counted: kernels are compiled and pools grow in them.
@@ -24,7 +26,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     ensure!(args.batch > 0 && args.steps > 0, "--batch and --steps are at least 1");
     let device = args.device.device.open()?;
     let latents = args.latents.unwrap_or(args.arch.latents());
-    let dtype = args.dtype.float();
+    let dtype = FloatDType::from(args.dtype);
     let config = args.arch.config()?;
     let mut method = MethodConfig::preset(&args.method)?;
     match (&mut method, args.rank) {
@@ -78,7 +80,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "method": args.method,
         "batch": args.batch,
         "latents": latents,
-        "dtype": args.dtype.name(),
+        "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
         "trained": trained,
         "build_s": round(built.as_secs_f64()),
         "plan_s": round(planned.as_secs_f64()),
@@ -281,23 +283,5 @@ impl Architecture {
             }),
         };
         serde_json::from_value(fields).context("the named architecture is a valid configuration")
-    }
-}
-
-impl Precision {
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    fn float(self) -> FloatDType {
-        match self {
-            Self::F32 => FloatDType::F32,
-            Self::F16 => FloatDType::F16,
-            Self::Bf16 => FloatDType::BF16,
-        }
     }
 }

@@ -6,6 +6,8 @@ use soda_adapters::interop::{
 };
 
 use crate::args::{ExportArgs, ExportFormat};
+use soda_models::pipeline::LoadOptions;
+
 use crate::command::load_plan;
 use crate::progress::say_result;
 
@@ -16,7 +18,8 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         "--error must be a number from 0 (lossless) up"
     );
     let device = args.device.device.open()?;
-    let (pipeline, file, plan) = load_plan(&args.base, &args.adapter, args.strength, &device)?;
+    let (pipeline, file, plan) =
+        load_plan(&args.base, &LoadOptions::default(), &args.adapter, args.strength, &device)?;
     if args.format == ExportFormat::Diff {
         write_diff(&plan, &pipeline.unet, &args.out)?;
         say_result(&format!("{}: {} deltas, exact", args.out.display(), plan.paths().len()));

@@ -1,15 +1,54 @@
 //! `soda generate`
 
 use anyhow::{Context as _, Result, ensure};
-use soda_models::pipeline::{GenerateConfig, Pipeline};
-use soda_train::{Event, write_png};
+use clap::ValueEnum;
+use soda_models::image::{png_with_parameters, read_rgb};
+use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline, Start};
+use soda_models::scheduler::SamplerKind;
+use soda_models::scheduler::config::Algorithm;
+use soda_train::{Event, write_file};
 
 use crate::args::GenerateArgs;
 use crate::command::load_merged;
 use crate::progress::{Progress, say_result};
 
+/// The samplers, by the names people know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SamplerName {
+    Ddpm,
+    Ddim,
+    Pndm,
+    Euler,
+    /// Euler's method with fresh noise after each step
+    EulerA,
+    /// DPM-Solver++ 2M
+    #[value(name = "dpm++")]
+    Dpm,
+    /// DPM-Solver++ 2M with fresh noise after each step
+    #[value(name = "dpm++-sde")]
+    DpmSde,
+}
+
+impl SamplerName {
+    fn kind(self) -> SamplerKind {
+        match self {
+            Self::Ddpm => SamplerKind::Ddpm,
+            Self::Ddim => SamplerKind::Ddim,
+            Self::Pndm => SamplerKind::Pndm,
+            Self::Euler => SamplerKind::Euler,
+            Self::EulerA => SamplerKind::EulerAncestral,
+            Self::Dpm | Self::DpmSde => SamplerKind::DpmSolver,
+        }
+    }
+}
+
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     ensure!(args.guidance.is_finite(), "--guidance must be a finite number");
+    let karras = [SamplerName::Euler, SamplerName::Dpm, SamplerName::DpmSde].map(Some);
+    ensure!(
+        !args.karras || karras.contains(&args.scheduler),
+        "--karras needs --scheduler euler, dpm++ or dpm++-sde"
+    );
     let device = args.device.device.open()?;
     let mut progress = Progress::default();
 
@@ -29,36 +68,99 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
             file.display()
         );
     }
+    let start = match &args.init {
+        Some(file) => Some(Start { picture: read_rgb(file)?, strength: args.strength_of_init }),
+        None => None,
+    };
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
 
-    let pipeline = match &args.adapter.adapter {
-        Some(adapter) => load_merged(&args.base, adapter, args.adapter.strength, &device)?,
-        None => Pipeline::load(&args.base, &device)?,
+    let options = LoadOptions { dtype: args.dtype.into(), variant: args.variant.clone() };
+    let mut pipeline = match &args.adapter.adapter {
+        Some(adapter) => {
+            load_merged(&args.base, &options, adapter, args.adapter.strength, &device)?
+        }
+        None => Pipeline::load_with(&args.base, &options, &device)?,
     };
-    for prompt in &args.prompt {
-        if pipeline.tokenizer.encode(prompt).truncated {
+    let scheduler = &mut pipeline.scheduler;
+    scheduler.use_karras_sigmas |= args.karras;
+    if args.scheduler == Some(SamplerName::DpmSde) {
+        scheduler.algorithm_type = Algorithm::SdeDpmSolverPlusPlus;
+    }
+    for prompt in args.prompt.iter().chain([&args.negative]) {
+        if pipeline.is_cut(prompt) {
             let start: String = prompt.chars().take(60).collect();
             progress.say(&format!(
                 "warning: the prompt is too long for the text encoder and was cut: {start}..."
             ));
         }
     }
+    let side = pipeline.image_size();
+    let [height, width] = [args.height, args.width].map(|s| s.map_or(side, |s| s as usize));
     let config = GenerateConfig {
         prompts,
         negative_prompt: args.negative.clone(),
         steps: args.steps as usize,
         guidance: args.guidance,
         seed: args.seed,
+        scheduler: args.scheduler.map(SamplerName::kind),
+        size: Some([height, width]),
+        clip_skip: args.clip_skip as usize,
+        start,
+        tiling: args.tiling,
     };
     progress.show(Event::Stage { name: "drawing" });
     let images = pipeline.generate(&config, &mut |done, total| {
         progress.show(Event::Progress { done, total, loss: None });
     })?;
     progress.finish();
-    for (file, image) in files.iter().zip(&images) {
-        write_png(file, image)?;
+    for ((index, file), image) in files.iter().enumerate().zip(&images) {
+        let text = parameters(&args, &config, index, &pipeline);
+        let bytes = png_with_parameters(image, &text)
+            .with_context(|| format!("{} cannot be encoded", file.display()))?;
+        write_file(file, &bytes)?;
         say_result(&file.display().to_string());
     }
     Ok(())
+}
+
+/// How picture `index` was made, in the form that the programs of the field write and read.
+fn parameters(
+    args: &GenerateArgs,
+    config: &GenerateConfig,
+    index: usize,
+    pipeline: &Pipeline,
+) -> String {
+    let mut text = config.prompts[index].clone();
+    if !config.negative_prompt.is_empty() {
+        text += &format!("\nNegative prompt: {}", config.negative_prompt);
+    }
+    let sampler = match args.scheduler.and_then(|name| name.to_possible_value()) {
+        Some(name) => name.get_name().to_owned(),
+        None => format!("{:?}", pipeline.scheduler.class),
+    };
+    let name = |path: &std::path::Path| {
+        path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    };
+    let [height, width] = config.size.unwrap_or_default();
+    text += &format!(
+        "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Picture: {index}, Size: {width}x{height}, Model: {}",
+        config.steps,
+        config.guidance,
+        config.seed,
+        name(&args.base),
+    );
+    if pipeline.scheduler.use_karras_sigmas {
+        text += ", Schedule type: Karras";
+    }
+    if config.clip_skip > 0 {
+        text += &format!(", Clip skip: {}", config.clip_skip + 1);
+    }
+    if let Some(start) = &config.start {
+        text += &format!(", Denoising strength: {}", start.strength);
+    }
+    if let Some(adapter) = &args.adapter.adapter {
+        text += &format!(", Adapter: {} {}", name(adapter), args.adapter.strength);
+    }
+    text + &format!(", Version: soda {}", env!("CARGO_PKG_VERSION"))
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod compare;
+pub(crate) mod convert;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
@@ -15,11 +16,17 @@ use anyhow::{Context as _, Result, ensure};
 use burn::module::Module as _;
 use burn::tensor::Device;
 use soda_adapters::{AdapterFile, AnyAdapter, Plan};
-use soda_models::pipeline::Pipeline;
+use soda_models::pipeline::{LoadOptions, Pipeline};
 
-/// The base with `strength` of an adapter folded in.
-fn load_merged(base: &Path, adapter: &Path, strength: f64, device: &Device) -> Result<Pipeline> {
-    let (mut pipeline, _, plan) = load_plan(base, adapter, strength, device)?;
+/// The base, with `strength` of an adapter folded in.
+fn load_merged(
+    base: &Path,
+    options: &LoadOptions,
+    adapter: &Path,
+    strength: f64,
+    device: &Device,
+) -> Result<Pipeline> {
+    let (mut pipeline, _, plan) = load_plan(base, options, adapter, strength, device)?;
     pipeline.unet = plan.attach(pipeline.unet.clone()).materialize();
     Ok(pipeline)
 }
@@ -27,13 +34,14 @@ fn load_merged(base: &Path, adapter: &Path, strength: f64, device: &Device) -> R
 /// The base, an adapter file, and the adapter at `strength`, ready to be attached.
 fn load_plan(
     base: &Path,
+    options: &LoadOptions,
     adapter: &Path,
     strength: f64,
     device: &Device,
 ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
     ensure!(strength.is_finite(), "--strength must be a finite number");
     let file: AdapterFile = AdapterFile::read(adapter)?;
-    let pipeline = Pipeline::load(base, device)?;
+    let pipeline = Pipeline::load_with(base, options, device)?;
     let plan = plan(&file, adapter, &pipeline, base)?.at_strength(strength)?;
     Ok((pipeline, file, plan))
 }

@@ -6,7 +6,7 @@
 //!
 //! Mirrors transformers' `CLIPModel`.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor};
 use serde::de::Error;
@@ -17,12 +17,6 @@ use super::pretrained::fields;
 use super::text::{ClipTextConfig, TextTransformer};
 use super::vision::{ClipVisionConfig, VisionTransformer};
 use crate::config::{ConfigFile, Refusal};
-
-/// Keys of a CLIP model's file, for [`crate::weights::load_renamed`].
-///
-/// The temperature of the training's softmax, a tensor without axes, which burn does not have. A
-/// cosine does without it: under this name it is one of the buffers that loading passes over.
-pub const RENAMED: &[(&str, &str)] = &[(r"^logit_scale$", "logit_scale.position_ids")];
 
 /// The `config.json` of a `CLIPModel`.
 #[derive(Debug, Clone, Deserialize)]
@@ -48,7 +42,7 @@ impl Default for ClipConfig {
 
 impl<'de> Deserialize<'de> for ClipConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The temperature's start; see `RENAMED`.
+        // What training started the temperature from.
         let mut fields = fields(deserializer, &["logit_scale_init_value"])?;
         // OpenAI's own files state the sizes twice; where the two differ, this one is right.
         for (part, overrides) in
@@ -86,6 +80,7 @@ impl ClipConfig {
             vision_model: self.vision_config.init(device),
             text_projection: project(self.text_config.hidden_size),
             visual_projection: project(self.vision_config.hidden_size),
+            logit_scale: Param::from_tensor(Tensor::zeros([1], device)),
         }
     }
 }
@@ -101,6 +96,8 @@ pub struct ClipModel {
     pub text_projection: Linear,
     /// Pictures into the joint space.
     pub visual_projection: Linear,
+    /// The logarithm of what cosines were multiplied by in training, `[1]`.
+    pub logit_scale: Param<Tensor<1>>,
 }
 
 impl ClipModel {

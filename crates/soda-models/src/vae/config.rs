@@ -42,6 +42,8 @@ pub struct VaeConfig {
     pub sample_size: usize,
     /// What latents are multiplied by to give them unit variance.
     pub scaling_factor: f64,
+    /// Whether it overflows in f16, so that it stays in f32 where the rest of the model is f16.
+    pub force_upcast: bool,
 }
 
 impl Default for VaeConfig {
@@ -57,6 +59,7 @@ impl Default for VaeConfig {
             norm_num_groups: 32,
             sample_size: 32,
             scaling_factor: 0.18215,
+            force_upcast: true,
         }
     }
 }
@@ -74,9 +77,6 @@ impl ConfigFile for VaeConfig {
     const NEUTRAL: &'static [(&'static str, &'static str)] = &[
         ("act_fn", "\"silu\""),
         ("act_fn", "\"swish\""),
-        // Everything is computed in f32 already.
-        ("force_upcast", "true"),
-        ("force_upcast", "false"),
         ("latents_mean", "null"),
         ("latents_std", "null"),
         ("mid_block_add_attention", "true"),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
 
 /// A file of `tests/fixtures`, in memory.
 pub(crate) struct Fixture(Vec<u8>);
@@ -65,6 +66,35 @@ impl Fixture {
         std::fs::write(&config, self.metadata("config")).unwrap();
         write_weights(&weights, &self.keys());
         (config, weights)
+    }
+}
+
+/// Writes the pipeline of a fixture as diffusers would.
+pub(crate) fn write_pipeline(fixture: &Fixture, dir: &Path) {
+    let toybox = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"));
+    let configs: BTreeMap<String, Value> =
+        serde_json::from_str(&fixture.metadata("configs")).unwrap();
+    let keys: BTreeMap<String, BTreeMap<String, Vec<usize>>> =
+        serde_json::from_str(&fixture.metadata("keys")).unwrap();
+    std::fs::write(dir.join("model_index.json"), fixture.metadata("index")).unwrap();
+    for (part, config) in &configs {
+        let dir = dir.join(part);
+        std::fs::create_dir_all(&dir).unwrap();
+        let name = if part == "scheduler" { "scheduler_config.json" } else { "config.json" };
+        std::fs::write(dir.join(name), config.to_string()).unwrap();
+        if let Some(keys) = keys.get(part) {
+            let stem = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
+            write_weights(&dir.join(format!("{stem}.safetensors")), keys);
+        }
+    }
+    for (part, pad) in [("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")] {
+        let (from, to) = (toybox.join("tokenizer"), dir.join(part));
+        std::fs::create_dir_all(&to).unwrap();
+        std::fs::copy(from.join("tokenizer.json"), to.join("tokenizer.json")).unwrap();
+        let config = std::fs::read_to_string(from.join("tokenizer_config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&config).unwrap();
+        config["pad_token"] = pad.into();
+        std::fs::write(to.join("tokenizer_config.json"), config.to_string()).unwrap();
     }
 }
 

@@ -1,0 +1,63 @@
+//! `soda convert`
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use soda_models::pipeline::{LoadOptions, Pipeline};
+
+use crate::device::Precision;
+use crate::progress::{Progress, say_result};
+use soda_train::Event;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  soda convert --base models/sd15 --out sd15.safetensors --dtype f16
+  soda convert --base sd15.safetensors --config models/sd15 --out models/sd15-copy
+  soda convert --base models/sdxl --variant fp16 --out models/sdxl-f32
+
+A single file has no configs and no tokenizer, so that reading one needs a directory that has them.")]
+pub(crate) struct ConvertArgs {
+    /// The model: a diffusers directory, or a single .safetensors file in the original names
+    #[arg(long, value_name = "DIR|FILE")]
+    base: PathBuf,
+    /// A diffusers directory with the configs and tokenizers of a single file
+    #[arg(long, value_name = "DIR")]
+    config: Option<PathBuf>,
+    /// What to write: a single file if it ends with .safetensors, otherwise a diffusers directory
+    #[arg(long, value_name = "DIR|FILE")]
+    out: PathBuf,
+    /// Precision of the weights that are written
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Precision,
+    /// Variant of the directory's files, such as fp16
+    #[arg(long)]
+    variant: Option<String>,
+}
+
+pub(crate) fn run(args: ConvertArgs) -> Result<()> {
+    ensure!(!args.out.exists(), "{} exists; give another --out or remove it", args.out.display());
+    // Nothing is computed: the weights only pass through memory.
+    let device = burn::tensor::Device::default();
+    let mut progress = Progress::default();
+    progress.show(Event::Stage { name: "reading" });
+    let dtype = args.dtype.into();
+    let pipeline = if args.base.is_file() {
+        let config = args.config.context("a single file has no tokenizer: give --config DIR")?;
+        Pipeline::load_single_file(&args.base, &config, dtype, &device)?
+    } else {
+        ensure!(args.config.is_none(), "--config is for a single file; a directory has its own");
+        let options = LoadOptions { dtype, variant: args.variant };
+        Pipeline::load_with(&args.base, &options, &device)?
+    };
+    progress.show(Event::Stage { name: "writing" });
+    if args.out.extension().is_some_and(|extension| extension == "safetensors") {
+        pipeline.save_single_file(&args.out, dtype)?;
+    } else {
+        pipeline.save_as(&args.out, dtype)?;
+    }
+    progress.finish();
+    say_result(&args.out.display().to_string());
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! The container: a length, a JSON header, and the tensors' bytes one after the other.
+//!
+//! Tensors are read from their position in the file when they are asked for, one at a time. Unlike
+//! a mapped file, whose pages count as memory and whose truncation by another program is a signal,
+//! this costs one tensor beside the network and fails with an error.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::Deserialize;
+
+use crate::error::ModelError;
+
+/// The longest header that is read, in bytes; SDXL's is 0.3 MB. A length is read before anything
+/// of the file is known to be right, so it must not decide how much memory is taken.
+const LONGEST_HEADER: u64 = 64 << 20;
+
+/// What an archive (`torch.save`) or a bare pickle starts with.
+const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02"];
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    file: Mutex<File>,
+}
+
+/// Where a tensor lies.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// Its key in the file, for messages.
+    pub(crate) key: String,
+    pub(crate) source: Arc<Source>,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// Position in the file, in bytes.
+    begin: u64,
+    /// Whether it is stored `[columns, rows]`.
+    pub(crate) transposed: bool,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    #[expect(dead_code, reason = "it is no tensor")]
+    metadata: Option<HashMap<String, String>>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// Reads the header of a file.
+///
+/// # Errors
+///
+/// A file that is missing, a pickle, truncated, or whose header contradicts itself.
+pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
+    let io = |e| ModelError::io(path, "a weight file", e);
+    let broken = |reason: String| ModelError::Safetensors { path: path.to_path_buf(), reason };
+    let mut file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    if size < 8 {
+        return Err(broken(format!("it has {size} bytes")));
+    }
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    if PICKLES.iter().any(|magic| length.starts_with(magic)) {
+        return Err(ModelError::Pickle { path: path.to_path_buf() });
+    }
+    let length = u64::from_le_bytes(length);
+    if length > LONGEST_HEADER || length > size - 8 {
+        return Err(broken(format!("its header claims {length} bytes of a file of {size}")));
+    }
+    // The length was checked: it fits into memory and into the file.
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    let header: Header =
+        serde_json::from_slice(&header).map_err(|e| broken(format!("its header: {e}")))?;
+
+    let (data, source) =
+        (size - 8 - length, Arc::new(Source { path: path.to_path_buf(), file: Mutex::new(file) }));
+    let mut covered = 0;
+    let mut entries = BTreeMap::new();
+    for (key, info) in header.tensors {
+        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        let bits = info
+            .shape
+            .iter()
+            .try_fold(info.dtype.bitsize() as u64, |bits, n| bits.checked_mul(*n as u64));
+        let fits = end.checked_sub(begin).is_some_and(|length| bits == length.checked_mul(8));
+        if !fits || end > data {
+            let reason = format!("`{key}` claims the bytes {begin} to {end} of {data}");
+            return Err(broken(reason));
+        }
+        covered += end - begin;
+        let entry = Entry {
+            key: key.clone(),
+            source: source.clone(),
+            dtype: info.dtype,
+            shape: info.shape,
+            begin: 8 + length + begin,
+            transposed: false,
+        };
+        entries.insert(key, entry);
+    }
+    // Overlapping tensors, or bytes that are no tensor's: a file that was cut or joined.
+    if covered != data {
+        return Err(broken(format!("its tensors have {covered} bytes and it holds {data}")));
+    }
+    Ok(entries)
+}
+
+impl Entry {
+    /// The tensor's bytes, in the order of the file.
+    ///
+    /// # Errors
+    ///
+    /// The system's reason.
+    pub(crate) fn read(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.bytes()];
+        // A panic while reading leaves only the position behind, which is set here.
+        let mut file = self.source.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(self.begin))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+
+    /// Part `index` of `parts` equal ones along the first axis.
+    pub(crate) fn part(&self, index: usize, parts: usize) -> Option<Self> {
+        let rows = *self.shape.first()?;
+        if !rows.is_multiple_of(parts) {
+            return None;
+        }
+        let mut entry = self.clone();
+        entry.shape[0] = rows / parts;
+        entry.begin += (entry.bytes() * index) as u64;
+        Some(entry)
+    }
+}

@@ -1,0 +1,107 @@
+//! Writing safetensors: tensors are read from the network one at a time, while they are written.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn_store::burn_pack::Tensor as Stored;
+use safetensors::{Dtype, View};
+
+use crate::error::ModelError;
+
+/// A tensor to be written.
+pub(crate) struct Writable {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// Whether it is written `[columns, rows]`.
+    pub(crate) transposed: bool,
+    /// What it consists of, one above the other.
+    pub(crate) parts: BTreeMap<usize, Stored>,
+}
+
+impl Writable {
+    fn bytes(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::with_capacity(self.len());
+        for part in self.parts.values() {
+            bytes.extend_from_slice(&part.to_bytes().map_err(|e| e.to_string())?);
+        }
+        Ok(if self.transposed { self.exchange(&bytes) } else { bytes })
+    }
+
+    fn len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+
+    /// Rows of the network as columns of the file.
+    fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
+        let [rows, columns] = self.shape[..] else { return bytes.to_vec() };
+        let width = self.dtype.bitsize() / 8;
+        let mut out = Vec::with_capacity(bytes.len());
+        for row in 0..rows {
+            for column in 0..columns {
+                let at = (column * rows + row) * width;
+                out.extend_from_slice(&bytes[at..at + width]);
+            }
+        }
+        out
+    }
+}
+
+/// safetensors has no way to say that a tensor could not be read, so the failure is left here, and
+/// the file is not kept.
+struct Writing<'a> {
+    tensor: &'a Writable,
+    failure: &'a RefCell<Option<String>>,
+}
+
+impl View for Writing<'_> {
+    fn dtype(&self) -> Dtype {
+        self.tensor.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.tensor.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = self.tensor.bytes().unwrap_or_else(|reason| {
+            self.failure.replace(Some(reason));
+            Vec::new()
+        });
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.len()
+    }
+}
+
+/// Writes a file whole or not at all: beside its place, synced, then renamed.
+pub(crate) fn write(tensors: &BTreeMap<String, Writable>, path: &Path) -> Result<(), ModelError> {
+    let io = |source| ModelError::Io { path: path.to_path_buf(), source };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let staged = staged(folder.unwrap_or(Path::new("."))).map_err(io)?;
+    let failure = RefCell::new(None);
+    let views = tensors.iter().map(|(key, tensor)| (key, Writing { tensor, failure: &failure }));
+    // transformers refuses a file that does not say which framework's layout it has.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let written = safetensors::serialize_to_file(views, Some(metadata), staged.path());
+    let failure = failure.into_inner().or(written.err().map(|e| e.to_string()));
+    if let Some(reason) = failure {
+        return Err(io(std::io::Error::other(reason)));
+    }
+    staged.as_file().sync_all().map_err(io)?;
+    staged.persist(path).map(drop).map_err(|e| io(e.error))
+}
+
+/// A temporary file that others may read as far as the user's settings allow.
+fn staged(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.prefix(".soda-").tempfile_in(folder)
+}

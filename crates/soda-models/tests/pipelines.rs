@@ -1,0 +1,97 @@
+//! Every family's pipeline against diffusers: from text, and from a picture.
+//!
+//! The fixtures are written by `docs/reference/pipelines.py`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use burn::tensor::{Device, Tensor};
+use common::{Fixture, check, uniform, write_pipeline};
+use image::RgbImage;
+use serde::Deserialize;
+use soda_models::pipeline::{GenerateConfig, Pipeline, Start};
+
+/// Guidance multiplies the error of each of five steps, of about 1e-6, by its strength, and feeds
+/// it into the next.
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Deserialize)]
+struct Request {
+    prompts: Vec<String>,
+    #[serde(default)]
+    negative_prompt: String,
+    #[serde(default)]
+    clip_skip: usize,
+    guidance_scale: f64,
+    steps: usize,
+    strength: f64,
+}
+
+fn check_steps(what: &str, steps: &[Tensor<4>], fixture: &Fixture) {
+    let (shape, theirs) = fixture.floats(what);
+    assert_eq!(steps.len(), shape[0], "{what}");
+    let size = theirs.len() / steps.len();
+    for (i, ours) in steps.iter().enumerate() {
+        let ours: Vec<f32> = ours.clone().into_data().iter::<f32>().collect();
+        check(&format!("{what} {i}"), &ours, &theirs[i * size..(i + 1) * size], TOLERANCE);
+    }
+}
+
+fn family(name: &str) {
+    let fixture = Fixture::read(&format!("pipeline-{name}"));
+    let dir = tempfile::tempdir().unwrap();
+    write_pipeline(&fixture, dir.path());
+    let device = Device::default();
+    let pipeline = Pipeline::load(dir.path(), &device).unwrap();
+    let request: Request = serde_json::from_str(&fixture.metadata("request")).unwrap();
+    let noise: Tensor<4> = fixture.tensor("noise", &device);
+    let [_, _, height, width] = noise.dims().map(|side| 4 * side);
+    let config = GenerateConfig {
+        prompts: request.prompts,
+        negative_prompt: request.negative_prompt,
+        steps: request.steps,
+        guidance: request.guidance_scale,
+        clip_skip: request.clip_skip,
+        ..GenerateConfig::default()
+    };
+
+    let mut steps = Vec::new();
+    let latents = pipeline
+        .denoise(&config, noise.clone(), &mut |latents| steps.push(latents.clone()))
+        .unwrap();
+    check_steps("text.steps", &steps, &fixture);
+    let pictures: Vec<f32> = pipeline.decode(latents).into_data().iter::<f32>().collect();
+    check("text.pictures", &pictures, &fixture.floats("text.pictures").1, TOLERANCE);
+
+    let pixels = uniform("picture", height * width * 3);
+    let pixels = pixels.into_iter().map(|u| ((u + 1.0) * 127.5) as u8).collect();
+    let picture = RgbImage::from_raw(width as u32, height as u32, pixels).unwrap();
+    let start = Some(Start { picture, strength: request.strength });
+    let mut steps = Vec::new();
+    let config = GenerateConfig { start, ..config };
+    pipeline.denoise(&config, noise, &mut |latents| steps.push(latents.clone())).unwrap();
+    check_steps("image.steps", &steps, &fixture);
+
+    // What is written is the same model.
+    let copy = dir.path().join("copy");
+    pipeline.save(&copy).unwrap();
+    let again = Pipeline::load(&copy, &device).unwrap();
+    let config = GenerateConfig { steps: 1, start: None, ..config };
+    let draw = |pipeline: &Pipeline| pipeline.generate(&config, &mut |_, _| {}).unwrap();
+    assert_eq!(draw(&again), draw(&pipeline));
+}
+
+#[test]
+fn stable_diffusion_1_draws_alike() {
+    family("sd15");
+}
+
+#[test]
+fn stable_diffusion_2_draws_alike() {
+    family("sd21");
+}
+
+#[test]
+fn stable_diffusion_xl_draws_alike() {
+    family("sdxl");
+}

@@ -88,6 +88,7 @@ pub mod eigen;
 mod error;
 pub mod factorize;
 mod host;
+mod householder;
 pub mod kron;
 pub mod kronecker;
 pub mod optim;

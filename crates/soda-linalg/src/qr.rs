@@ -6,11 +6,12 @@
 //! the decomposition unique; without it, the same file would mean another model on another machine.
 
 use burn::tensor::{Device, Tensor};
-use faer::Mat;
+use faer::{Mat, Par, get_global_parallelism};
 use rayon::prelude::*;
 
 use crate::error::LinalgError;
 use crate::host::{self, Host, Precision, Real};
+use crate::householder::Householder;
 
 /// `A = Q R`, off the tape; `k = min(m, n)`.
 #[derive(Clone, Debug)]
@@ -48,10 +49,10 @@ impl Qr {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn thin(a: &Tensor<2>) -> Result<Self, LinalgError> {
-        let device = host::plain_device(a);
+        let (device, par) = (host::plain_device(a), get_global_parallelism());
         match host::is_double(a) {
-            true => Ok(thin(Host::<f64>::read(a)?)?.upload(&device)),
-            false => Ok(thin(Host::<f32>::read(a)?)?.upload(&device)),
+            true => Ok(thin(Host::<f64>::read(a)?, par)?.upload(&device)),
+            false => Ok(thin(Host::<f32>::read(a)?, par)?.upload(&device)),
         }
     }
 
@@ -61,8 +62,8 @@ impl Qr {
         // All of a model's weights and their factors at once would be several copies of the model.
         let window = 4 * rayon::current_num_threads();
         let decompose = |a: &Tensor<2>| match host::is_double(a) {
-            true => Ok(Precision::Double(thin(Host::<f64>::read(a)?)?)),
-            false => Ok(Precision::Single(thin(Host::<f32>::read(a)?)?)),
+            true => Ok(Precision::Double(thin(Host::<f64>::read(a)?, Par::Seq)?)),
+            false => Ok(Precision::Single(thin(Host::<f32>::read(a)?, Par::Seq)?)),
         };
         let mut results = Vec::with_capacity(matrices.len());
         for window in matrices.chunks(window) {
@@ -119,28 +120,21 @@ impl<T: Real> Factors<T> {
     }
 }
 
-fn thin<T: Real>(a: Host<T>) -> Result<Factors<T>, LinalgError> {
-    let (q, r) = positive_diagonal(&a.mat);
+fn thin<T: Real>(a: Host<T>, par: Par) -> Result<Factors<T>, LinalgError> {
+    let (q, r) = positive_diagonal(&a.mat, par);
     let r = a.rescale(host::row_major(r.as_ref()).into_iter())?;
     Ok(Factors { q, r, cols: a.mat.ncols() })
 }
 
 /// Thin QR with a non-negative diagonal.
-pub(crate) fn positive_diagonal<T: Real>(a: &Mat<T>) -> (Mat<T>, Mat<T>) {
-    let qr = a.qr();
-    let (mut q, mut r) = (qr.compute_thin_Q(), qr.thin_R().to_owned());
+pub(crate) fn positive_diagonal<T: Real>(a: &Mat<T>, par: Par) -> (Mat<T>, Mat<T>) {
+    let householder = Householder::new(a.as_ref(), par);
+    let (mut q, mut r) = (householder.q(), householder.r());
     for i in 0..q.ncols() {
         if r[(i, i)].to_double() < 0.0 {
             q.col_mut(i).iter_mut().for_each(|entry| *entry = -*entry);
             r.row_mut(i).iter_mut().for_each(|entry| *entry = -*entry);
         }
     }
-    // What Householder leaves below the diagonal is storage, not zero.
-    let r =
-        Mat::from_fn(
-            r.nrows(),
-            r.ncols(),
-            |i, j| if i <= j { r[(i, j)] } else { T::from_double(0.0) },
-        );
     (q, r)
 }

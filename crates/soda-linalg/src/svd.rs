@@ -12,12 +12,13 @@
 use burn::tensor::{Device, Tensor};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
-use faer::{Mat, Par, get_global_parallelism};
+use faer::linalg::svd::{ComputeSvdVectors, SvdError, SvdParams, svd, svd_scratch};
+use faer::{Auto, Mat, MatRef, Par, get_global_parallelism};
 use rayon::prelude::*;
 
 use crate::error::LinalgError;
 use crate::host::{self, Host, Precision, Real};
+use crate::householder::Householder;
 
 /// A thin singular value decomposition, off the tape.
 #[derive(Clone, Debug)]
@@ -119,24 +120,38 @@ impl<T: Real> Factors<T> {
 }
 
 fn thin<T: Real>(a: &Host<T>, par: Par) -> Result<Factors<T>, LinalgError> {
-    let (m, n) = a.mat.shape();
-    let k = m.min(n);
-    let (mut u, mut s, mut v) = (Mat::zeros(m, k), Diag::zeros(k), Mat::zeros(n, k));
-    let vectors = ComputeSvdVectors::Thin;
-    let scratch = svd_scratch::<T>(m, n, vectors, vectors, par, Default::default());
-    svd(
-        a.mat.as_ref(),
-        s.as_mut(),
-        Some(u.as_mut()),
-        Some(v.as_mut()),
-        par,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        Default::default(),
-    )
-    .map_err(|_| a.no_convergence())?;
+    let tall = a.mat.nrows() >= a.mat.ncols();
+    let mat = if tall { a.mat.as_ref() } else { a.mat.transpose() };
+    let mut factors = decompose(mat, par).map_err(|_| a.no_convergence())?;
+    let Factors { u, s, v } = &mut factors;
+    if !tall {
+        std::mem::swap(u, v);
+    }
     for (u, v) in u.col_iter_mut().zip(v.col_iter_mut()) {
         host::make_largest_positive(u, Some(v));
     }
-    let s = a.rescale(s.column_vector().iter().copied())?;
-    Ok(Factors { u, s, v })
+    *s = a.rescale(s.iter().copied())?;
+    Ok(factors)
+}
+
+/// From this ratio of the sides on, a QR decomposition first is faster.
+const TALL: usize = 2;
+
+/// Of a tall or square matrix, with any signs.
+fn decompose<T: Real>(a: MatRef<'_, T>, par: Par) -> Result<Factors<T>, SvdError> {
+    let (m, n) = a.shape();
+    if m >= TALL * n {
+        let qr = Householder::new(a, par);
+        let factors = decompose(qr.r().as_ref(), par)?;
+        return Ok(Factors { u: qr.q_times(factors.u.as_ref()), ..factors });
+    }
+    let (mut u, mut s, mut v) = (Mat::zeros(m, n), Diag::zeros(n), Mat::zeros(n, n));
+    let vectors = ComputeSvdVectors::Thin;
+    // faer's own QR would drop what it takes for dependent columns.
+    let params = SvdParams { qr_ratio_threshold: f64::INFINITY, ..<SvdParams as Auto<T>>::auto() };
+    let scratch = svd_scratch::<T>(m, n, vectors, vectors, par, params.into());
+    let mut buffer = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut buffer);
+    svd(a, s.as_mut(), Some(u.as_mut()), Some(v.as_mut()), par, stack, params.into())?;
+    Ok(Factors { u, s: s.column_vector().iter().copied().collect(), v })
 }

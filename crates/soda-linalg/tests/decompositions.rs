@@ -126,8 +126,6 @@ fn bad_input_is_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-
     #[test]
     fn laws_hold_on_any_matrix(a in any_matrix()) {
         check_qr("any", &a, DType::F32, EPS);

@@ -102,8 +102,6 @@ fn bad_input_is_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-
     #[test]
     fn laws_hold_on_any_matrix(a in any_matrix()) {
         check("any", &a, &Svd::thin(&single(&a)).unwrap(), EPS);

@@ -14,11 +14,12 @@
 //! `X log(XᵀY)`. In f64 on the host.
 
 use burn::tensor::Tensor;
-use faer::{Mat, Scale};
+use faer::{Mat, Par, Scale};
 use rayon::prelude::*;
 
 use crate::error::LinalgError;
 use crate::host::{self, Host};
+use crate::householder::Householder;
 use crate::rotation::{exp, log};
 use crate::stack::Stack;
 
@@ -83,9 +84,8 @@ fn between(x: &Mat<f64>, y: &Mat<f64>) -> Result<Logarithm, LinalgError> {
         return Ok(Logarithm { tangent: x * a, length });
     }
     let inner = x.transpose() * y;
-    let qr = (y - x * &inner).qr();
-    let (q, r) = (qr.compute_thin_Q(), qr.thin_R().to_owned());
-    let r = Mat::from_fn(m, m, |i, j| if i <= j { r[(i, j)] } else { 0.0 });
+    let normal = Householder::new((y - x * &inner).as_ref(), Par::Seq);
+    let (q, r) = (normal.q(), normal.r());
     let mut v = completed(&inner, &r);
     for _ in 0..MAX_TURNS {
         let log = log(v.clone())?;

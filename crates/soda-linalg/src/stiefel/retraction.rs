@@ -14,6 +14,7 @@
 //! `n x n`: for a tall `X` polar is much the cheapest.
 
 use burn::tensor::Tensor;
+use faer::Par;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +91,8 @@ fn orthogonal_factors(x: &Tensor<3>) -> Result<Tensor<3>, LinalgError> {
     let device = host::plain_device(x);
     let read = |x: Tensor<3>| Host::<f64>::read(&x.reshape([n, m]));
     let hosts = x.clone().split(1, 0).into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let factors: Vec<_> = hosts.par_iter().map(|host| qr::positive_diagonal(&host.mat).0).collect();
+    let factor = |host: &Host<f64>| qr::positive_diagonal(&host.mat, Par::Seq).0;
+    let factors: Vec<_> = hosts.par_iter().map(factor).collect();
     let entries: Vec<f64> = factors.iter().flat_map(|q| host::row_major(q.as_ref())).collect();
     Ok(host::entries_as(entries, [batch, n, m], x.dtype(), &device))
 }

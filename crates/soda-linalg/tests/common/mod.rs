@@ -126,6 +126,13 @@ pub fn cases() -> Vec<(&'static str, DMatrix<f64>)> {
         ),
         ("tall 2560 x 320", noise.matrix(2560, 320)),
         ("wide 320 x 1280", noise.matrix(320, 1280)),
+        ("nearly dependent, small", small_remainder()),
+        ("nearly dependent, small, wide", small_remainder().transpose()),
+        ("nearly dependent, tall", nearly_dependent(&mut noise)),
+        ("nearly dependent, wide", nearly_dependent(&mut noise).transpose()),
+        ("graded, tall", noise.with_spectrum(900, 60, |t| 10f64.powf(-8.0 * t))),
+        ("graded columns, tall", graded_columns(&mut noise)),
+        ("graded columns, wide", graded_columns(&mut noise).transpose()),
         ("times 1e-30", &random * 1e-30),
         ("times 1e30", &random * 1e30),
         ("subnormal", &random * 1e-40),
@@ -133,6 +140,29 @@ pub fn cases() -> Vec<(&'static str, DMatrix<f64>)> {
     .into_iter()
     .map(|(name, matrix)| (name, matrix.map(|entry| f64::from(entry as f32))))
     .collect()
+}
+
+/// Parallel columns but for `1e-7` of the norm.
+fn small_remainder() -> DMatrix<f64> {
+    let mut a = DMatrix::zeros(5, 2);
+    (a[(0, 0)], a[(0, 1)], a[(1, 0)], a[(4, 1)]) = (72362.898, 748070.5, 0.493055, 0.190022);
+    a
+}
+
+/// Every second column is the one before it, but for a thousandth.
+fn nearly_dependent(noise: &mut Noise) -> DMatrix<f64> {
+    let mut a = noise.matrix(2560, 320);
+    for j in (1..320).step_by(2) {
+        let copy = a.column(j - 1).map(|entry| entry + 1e-3 * noise.normal());
+        a.set_column(j, &copy);
+    }
+    a
+}
+
+/// The columns of a random matrix of rank 1, each with a remainder of another size.
+fn graded_columns(noise: &mut Noise) -> DMatrix<f64> {
+    let base = noise.matrix(1200, 1);
+    DMatrix::from_fn(1200, 60, |i, j| base[i] + noise.normal() * 10f64.powi(-(j as i32 % 9)))
 }
 
 /// Small matrices with entries of very different sizes, zeros among them.

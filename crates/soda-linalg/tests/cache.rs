@@ -5,8 +5,10 @@
 
 mod common;
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
 
 use burn::tensor::Tensor;
 use common::{Noise, single};
@@ -117,4 +119,45 @@ fn writers_do_not_disturb_each_other() {
     let names = files(folder.path());
     assert_eq!(names.len(), 8);
     assert!(names.iter().all(|name| name.ends_with(".svd")));
+}
+
+/// The folder that processes share, told to a child.
+const SHARED: &str = "SODA_TEST_SHARED_CACHE";
+
+/// What a child does: waits for the start, then wants everything at once.
+#[test]
+#[ignore = "the part of a child of processes_share_a_cache"]
+fn one_process_of_many() {
+    let folder = PathBuf::from(env::var_os(SHARED).unwrap());
+    while !folder.with_extension("start").exists() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let batch = matrices(32);
+    for (a, svd) in batch.iter().zip(SvdCache::new(folder).thin_batch(&batch)) {
+        assert!(same(&Svd::thin(a).unwrap(), &svd.unwrap()));
+    }
+}
+
+#[test]
+fn processes_share_a_cache() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("cache");
+    let child = || {
+        Command::new(env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "one_process_of_many"])
+            .env(SHARED, &folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..3).map(|_| child()).collect();
+    fs::write(folder.with_extension("start"), "").unwrap();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+    let names = files(&folder);
+    assert_eq!(names.len(), 32);
+    assert!(names.iter().all(|name| name.ends_with(".svd")), "{names:?}");
 }

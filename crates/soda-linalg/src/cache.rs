@@ -18,6 +18,7 @@ use bytemuck::Pod;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::backend::with_bytes;
 use crate::error::LinalgError;
 use crate::host;
 use crate::svd::Svd;
@@ -57,7 +58,7 @@ impl SvdCache {
         let found: Vec<Result<(PathBuf, Option<Stored>), LinalgError>> = matrices
             .par_iter()
             .map(|a| {
-                let path = self.folder.join(key(&download(a)?, a.dims()));
+                let path = self.folder.join(key(a)?);
                 // Factors are kept in the dtype that `Svd::thin` gives.
                 let stored = match host::is_double(a) {
                     true => Stored::read::<f64>(&path, a.dims()),
@@ -108,13 +109,16 @@ fn download<const D: usize>(tensor: &Tensor<D>) -> Result<TensorData, LinalgErro
     Ok(tensor.clone().without_autodiff().try_into_data().map_err(TensorReadError::from)?)
 }
 
-fn key(data: &TensorData, [rows, cols]: [usize; 2]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(RULE);
-    hash.update(format!("{:?} {rows} {cols} ", data.dtype()));
-    hash.update(data.as_bytes());
-    let digest = hash.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".svd"
+fn key(a: &Tensor<2>) -> Result<String, LinalgError> {
+    let [rows, cols] = a.dims();
+    let digest = with_bytes(a, |dtype, bytes| {
+        let mut hash = Sha256::new();
+        hash.update(RULE);
+        hash.update(format!("{dtype:?} {rows} {cols} "));
+        hash.update(bytes);
+        hash.finalize()
+    })?;
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".svd")
 }
 
 fn failed(path: &Path, source: io::Error) -> LinalgError {

@@ -9,7 +9,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::gradient;
+use crate::backend;
 use crate::modes::Modes;
 
 /// The matrix `A1 ⊗ … ⊗ Am`, `[Π pᵢ, Π nᵢ]` for factors `[pᵢ, nᵢ]`.
@@ -75,7 +75,7 @@ fn apply(factors: &[Tensor<2>], x: Tensor<3>, transposed: bool) -> Tensor<3> {
     let modes = Modes { sizes: factors.iter().map(size).collect(), transposed };
     // One node of the tape, whatever their number.
     let flat = Tensor::cat(factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect(), 0);
-    gradient::apply(&modes, x, flat)
+    backend::apply(&modes, x, flat)
 }
 
 #[track_caller]

@@ -87,6 +87,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod backend;
 mod batch;
 pub mod block;
 pub mod cache;
@@ -94,7 +95,7 @@ pub mod cayley;
 pub mod eigen;
 mod error;
 pub mod factorize;
-mod gradient;
+
 mod host;
 mod householder;
 pub mod kron;

@@ -22,7 +22,7 @@
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::gradient::{Function, on_host};
+use crate::backend::{Function, on_host};
 
 /// The matrices' sizes, and how they lie in the one vector that holds them all.
 #[derive(Clone, Debug)]

@@ -47,6 +47,23 @@ fn the_second_time_is_the_first() {
     assert_eq!(files(&folder.path().join("made/when/needed")), names);
 }
 
+/// The key is of the matrix, not of how it lies in memory.
+#[test]
+fn a_view_is_its_matrix() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = SvdCache::new(folder.path());
+    let a = matrices(1).remove(0);
+    cache.thin(&a).unwrap();
+    cache
+        .thin(&Tensor::from_data(a.clone().transpose().to_data(), &a.device()).transpose())
+        .unwrap();
+    cache.thin(&Tensor::cat(vec![a.clone(), a.clone()], 0).narrow(0, 9, 9)).unwrap();
+    cache.thin(&a.clone().autodiff().require_grad()).unwrap();
+    assert_eq!(files(folder.path()).len(), 1);
+    cache.thin(&Tensor::cat(vec![a.clone(), a], 0).narrow(0, 8, 9)).unwrap();
+    assert_eq!(files(folder.path()).len(), 2);
+}
+
 #[test]
 fn what_is_on_disk_is_used() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
-//! Functions with a gradient of their own: the one file of this crate that names backends.
+//! What burn 0.22 gives only to who names a backend, in the one file of this crate that does: gradients
+//! of one's own (`Backward<B, N>`), and whether a tensor lies in this process' memory.
 //!
-//! burn 0.22 takes a gradient only from the type of a backend (`Backward<B, N>`), so that the ones that
-//! are compiled in must be listed; the crate's features say which. On any other [`apply`] lets burn's
-//! tape record the forward pass: the same numbers from more memory.
+//! The crate's features say which backends are compiled in. On any other [`apply`] lets burn's tape
+//! record the forward pass: the same numbers from more memory.
 
 #![cfg_attr(
     not(any(feature = "flex", feature = "cube")),
@@ -21,7 +21,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, DispatchKindConversion};
-use burn::tensor::{DispatchTensor, Tensor};
+use burn::tensor::{DType, DispatchTensor, Tensor, TensorReadError};
+
+use crate::error::LinalgError;
 
 /// A function of a large tensor and of a small one.
 pub(crate) trait Function: Clone + Debug + Send + 'static {
@@ -59,15 +61,30 @@ pub(crate) fn apply(f: &impl Function, x: Tensor<3>, a: Tensor<1>) -> Tensor<3> 
     f.forward(x, a)
 }
 
-/// Whether results live in the memory of this process, whose caches are worth minding.
-#[cfg(feature = "flex")]
-pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
-    x.clone().without_autodiff().try_into_primitive::<burn::backend::Flex>().is_ok()
+/// Whether `x` lies in the memory of this process, whose caches are worth minding.
+pub(crate) fn on_host(x: &Tensor<3>) -> bool {
+    #[cfg(feature = "flex")]
+    return x.clone().without_autodiff().try_into_primitive::<burn::backend::Flex>().is_ok();
+    #[cfg(not(feature = "flex"))]
+    return x.dims().is_empty();
 }
 
-#[cfg(not(feature = "flex"))]
-pub(crate) fn on_host<const D: usize>(_: &Tensor<D>) -> bool {
-    false
+/// What `f` makes of the entries of `a` as bytes, row by row, without a copy where there need be none.
+pub(crate) fn with_bytes<T>(
+    a: &Tensor<2>,
+    f: impl FnOnce(DType, &[u8]) -> T,
+) -> Result<T, LinalgError> {
+    let a = a.clone().without_autodiff();
+    #[cfg(feature = "flex")]
+    if let Ok(flex) = a.clone().try_into_primitive::<burn::backend::Flex>() {
+        let flex = flex.to_contiguous();
+        let length = flex.layout().num_elements() * flex.dtype().size();
+        if flex.layout().start_offset() == 0 && length <= flex.bytes().len() {
+            return Ok(f(flex.dtype(), &flex.bytes()[..length]));
+        }
+    }
+    let data = a.try_into_data().map_err(TensorReadError::from)?;
+    Ok(f(data.dtype(), data.as_bytes()))
 }
 
 /// [`apply`] where both arguments are of the backend `B`, with or without autodiff.

@@ -15,7 +15,6 @@ use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
 use soda_train::{AdapterOptimizer, OptimizerConfig};
 
 use crate::args::{Architecture, BenchArgs};
-use crate::device::Precision;
 use crate::progress::say_result;
 
 /// Steps that are run and not counted: kernels are compiled and pools grow in them.

@@ -176,7 +176,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "FILE", requires = "subject")]
     pub(crate) style: Option<PathBuf>,
     /// How much of the subject and of the style
-    #[arg(long, value_name = "A,B", num_args = 2, value_delimiter = ',', default_values_t = [1.0, 1.0])]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', default_values_t = [1.0, 1.0])]
     pub(crate) weights: Vec<f64>,
     /// How the two become one
     #[arg(long, value_enum, default_value_t)]

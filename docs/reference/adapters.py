@@ -115,7 +115,6 @@ def half_rotation(base, model, inputs):
 
 def check(base, merged, exports):
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers  # noqa: F401
 
     torch.manual_seed(0)
     load = lambda folder: UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
@@ -139,7 +138,9 @@ def check(base, merged, exports):
             pipe.load_lora_weights(str(file.parent), weight_name=file.name)
             say(name, run(pipe.unet.eval()))
     if (exports / "peft").exists():
-        say("peft", run(PeftModel.from_pretrained(load(base), str(exports / "peft")).eval()))
+        # Merged: PEFT's OFT folds overlapping patches of a convolution when it is applied unmerged.
+        model = PeftModel.from_pretrained(load(base), str(exports / "peft"))
+        say("peft", run(model.merge_and_unload().eval()))
     diff = exports / "diff.safetensors"
     if diff.exists():
         unet, deltas = load(base), load_file(diff)

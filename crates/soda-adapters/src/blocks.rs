@@ -15,6 +15,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use soda_linalg::{LinalgError, Polar, block_left, block_right, cayley, rotation_power};
 
+use crate::merge::{Combine, rotations};
+
 /// How a skew block becomes a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "form", deny_unknown_fields)]
@@ -116,6 +118,29 @@ impl BlockRotation {
         let powers = self.blocks().split(1, 0).into_iter().map(power);
         let powers = powers.collect::<Result<Vec<Tensor<3>>, LinalgError>>()?;
         Ok(Self { fixed: Some(Tensor::cat(powers, 0)), ..self })
+    }
+
+    /// One rotation of several, block by block; `None` where their sizes differ.
+    pub(crate) fn combine(
+        parts: &[(f64, Self)],
+        how: Combine,
+    ) -> Result<Option<Self>, LinalgError> {
+        let Some((_, first)) = parts.first() else { return Ok(None) };
+        let blocks: Vec<_> = parts.iter().map(|(weight, part)| (*weight, part.blocks())).collect();
+        let [count, n, _] = first.blocks().dims();
+        if blocks.iter().any(|(_, blocks)| blocks.dims() != [count, n, n]) {
+            return Ok(None);
+        }
+        let block = |index: usize| {
+            let nearest = |(weight, blocks): &(f64, Tensor<3>)| {
+                let block = blocks.clone().narrow(0, index, 1).squeeze_dim::<2>(0);
+                Ok((*weight, Polar::new(&block)?.q))
+            };
+            let parts = blocks.iter().map(nearest).collect::<Result<Vec<_>, LinalgError>>()?;
+            Ok(rotations(&parts, how)?.unsqueeze_dim(0))
+        };
+        let blocks = (0..count).map(block).collect::<Result<Vec<Tensor<3>>, LinalgError>>()?;
+        Ok(Some(Self { fixed: Some(Tensor::cat(blocks, 0)), ..first.clone() }))
     }
 }
 

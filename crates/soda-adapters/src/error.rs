@@ -136,6 +136,15 @@ pub enum AdapterError {
         /// What the parser says.
         reason: String,
     },
+    /// Adapters that cannot become one.
+    #[error(
+        "the adapters on {path} have no common form (different methods or settings, or a method without \
+         rotations); merge them as residuals"
+    )]
+    NoCommonForm {
+        /// Path of the weight.
+        path: String,
+    },
     /// A PEFT configuration of another kind, or a broken one.
     #[error(
         "{path} is no configuration of PEFT's LORA or OFT that this build can read: {reason}",

@@ -47,6 +47,7 @@ mod leaf;
 pub mod loha;
 pub mod lokr;
 pub mod lora;
+pub mod merge;
 mod method;
 pub mod oft;
 pub mod soda;

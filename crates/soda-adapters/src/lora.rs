@@ -22,6 +22,7 @@ use crate::dora::Magnitude;
 use crate::error::AdapterError;
 use crate::fold::{Weight, compute_dtype};
 use crate::init::Init;
+use crate::merge::Combine;
 use crate::method::{Adapter, Method};
 
 /// Settings of LoRA.
@@ -209,5 +210,20 @@ impl Adapter for Lora {
 
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
         self.magnitude.is_none().then(|| self.factors())
+    }
+
+    /// In flat space every way is the sum: factors side by side.
+    fn combine(parts: Vec<(f64, Self)>, _how: Combine) -> Result<Option<Self>, LinalgError> {
+        if parts.is_empty() || parts.iter().any(|(_, part)| part.magnitude.is_some()) {
+            return Ok(None);
+        }
+        let factors = parts.iter().map(|(weight, part)| {
+            let (a, b) = part.factors();
+            (a, b.mul_scalar(*weight))
+        });
+        let (a, b): (Vec<_>, Vec<_>) = factors.unzip();
+        let (a, b) = (Tensor::cat(a, 1), Tensor::cat(b, 0));
+        let (a, b) = (Param::from_tensor(a), Param::from_tensor(b));
+        Ok(Some(Self { a, b, magnitude: None, start: None, scale: 1.0 }))
     }
 }

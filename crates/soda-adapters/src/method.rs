@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use soda_linalg::LinalgError;
@@ -11,8 +12,8 @@ use soda_linalg::LinalgError;
 use crate::attach::Plan;
 use crate::error::AdapterError;
 use crate::fold::Weight;
+use crate::merge::Combine;
 use crate::target::Targets;
-use burn::tensor::Tensor;
 
 /// Where a trainable tensor lives, which decides how an optimizer may move it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,5 +86,15 @@ pub trait Adapter: Module + Sync + 'static {
     /// Factors `a` `[in, r]` and `b` `[r, out]` with `apply(w) = w + a b`, where the method is of that form.
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
         None
+    }
+
+    /// One adapter of several with their weights, or `None` where they have no common form; see
+    /// [`merge`](crate::merge).
+    ///
+    /// # Errors
+    /// A rotation by half a turn.
+    fn combine(parts: Vec<(f64, Self)>, how: Combine) -> Result<Option<Self>, LinalgError> {
+        let _ = (parts, how);
+        Ok(None)
     }
 }

@@ -9,6 +9,7 @@ use soda_linalg::LinalgError;
 use crate::blocks::{BlockRotation, CayleyForm, nearest_divisor};
 use crate::error::AdapterError;
 use crate::fold::{Weight, compute_dtype};
+use crate::merge::{Combine, optional};
 use crate::method::{Adapter, Method};
 use crate::soda::Side;
 
@@ -99,5 +100,16 @@ impl Adapter for Oft {
     fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
         let power = |rotation: Option<BlockRotation>| rotation.map(|r| r.power(t)).transpose();
         Ok(Self { rotation: power(self.rotation)?, output_rotation: power(self.output_rotation)? })
+    }
+
+    fn combine(parts: Vec<(f64, Self)>, how: Combine) -> Result<Option<Self>, LinalgError> {
+        let side = |of: fn(&Self) -> &Option<BlockRotation>| {
+            let turned = |(weight, part): &(f64, Self)| Some((*weight, of(part).clone()?));
+            let rotations = parts.iter().filter_map(turned).collect();
+            optional(rotations, |rotations| BlockRotation::combine(rotations, how))
+        };
+        let (input, output) = (side(|part| &part.rotation)?, side(|part| &part.output_rotation)?);
+        let pair = input.zip(output);
+        Ok(pair.map(|(rotation, output_rotation)| Self { rotation, output_rotation }))
     }
 }

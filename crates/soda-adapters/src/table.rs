@@ -80,6 +80,28 @@ macro_rules! methods {
             fn low_rank(&self) -> Option<(::burn::tensor::Tensor<2>, ::burn::tensor::Tensor<2>)> {
                 match self { $(Self::$variant(adapter) => $crate::Adapter::low_rank(adapter),)+ }
             }
+
+            fn combine(
+                parts: Vec<(f64, Self)>,
+                how: $crate::merge::Combine,
+            ) -> Result<Option<Self>, $crate::LinalgError> {
+                // Those of the variant; fewer than all are adapters of different methods.
+                let all = parts.len();
+                $(
+                    let same: Vec<_> = parts
+                        .iter()
+                        .filter_map(|(weight, part)| match part {
+                            Self::$variant(part) => Some((*weight, part.clone())),
+                            #[allow(unreachable_patterns, reason = "a table may have one row")]
+                            _ => None,
+                        })
+                        .collect();
+                    if same.len() == all {
+                        return Ok($crate::Adapter::combine(same, how)?.map(Self::$variant));
+                    }
+                )+
+                Ok(None)
+            }
         }
 
         // By hand, because a derived enum puts the variant's name into every path.

@@ -80,13 +80,28 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), AdapterError>
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = builder().tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
         Ok(())
     };
     write().map_err(|source| AdapterError::Io { action: "write", path: path.to_owned(), source })
+}
+
+/// A temporary file is its owner's alone; what it becomes is as open as the user's other files.
+#[cfg(unix)]
+fn builder() -> tempfile::Builder<'static, 'static> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut builder = tempfile::Builder::new();
+    // Less the umask, as for every new file.
+    builder.permissions(std::fs::Permissions::from_mode(0o666));
+    builder
+}
+
+#[cfg(not(unix))]
+fn builder() -> tempfile::Builder<'static, 'static> {
+    tempfile::Builder::new()
 }
 
 fn widen(key: &str, view: &TensorView<'_>) -> Result<TensorData, AdapterError> {

@@ -2,16 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
-fn toybox(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
-}
+use std::path::Path;
 
-fn soda(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_soda")).args(args).current_dir(folder).output().unwrap()
-}
+use common::{soda, toybox};
 
 /// Runs a mistake: exit code `code`, one sentence that contains `needle`, no panic, nothing written.
 #[track_caller]

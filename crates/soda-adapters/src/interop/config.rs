@@ -12,6 +12,9 @@ use crate::tensors::write_whole;
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
+/// Whose rules these are; without it PEFT takes a directory for one of before 0.18, with another series.
+const VERSION: &str = "0.21.0";
+
 /// What a PEFT directory says of its tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "peft_type")]
@@ -22,7 +25,7 @@ pub(super) enum PeftConfig {
     Oft(PeftOft),
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct PeftLora {
     pub(super) r: usize,
@@ -34,6 +37,7 @@ pub(super) struct PeftLora {
     pub(super) target_modules: Modules,
     pub(super) bias: Option<String>,
     pub(super) task_type: Option<String>,
+    pub(super) peft_version: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,6 +53,7 @@ pub(super) struct PeftOft {
     pub(super) target_modules: Modules,
     pub(super) bias: Option<String>,
     pub(super) task_type: Option<String>,
+    pub(super) peft_version: Option<String>,
 }
 
 /// A list of modules, or one regular expression.
@@ -65,6 +70,23 @@ impl Default for Modules {
     }
 }
 
+impl Default for PeftLora {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 8.0,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            use_rslora: false,
+            use_dora: false,
+            target_modules: Modules::default(),
+            bias: Some("none".to_owned()),
+            task_type: None,
+            peft_version: Some(VERSION.to_owned()),
+        }
+    }
+}
+
 impl Default for PeftOft {
     fn default() -> Self {
         Self {
@@ -78,6 +100,7 @@ impl Default for PeftOft {
             target_modules: Modules::default(),
             bias: Some("none".to_owned()),
             task_type: None,
+            peft_version: Some(VERSION.to_owned()),
         }
     }
 }

@@ -23,22 +23,25 @@ use crate::tensors::Tensors;
 /// Writes a LoRA with the names of kohya's scripts, which ComfyUI, A1111 and diffusers read; `trigger`
 /// goes into the metadata.
 ///
+/// `α` is the same in every layer whatever its rank, and `B` makes up for it: diffusers (0.42) loses the
+/// `α` of attention layers that differ from the rest.
+///
 /// # Errors
 /// What the operating system says.
 pub fn write_kohya(lora: &Compressed, trigger: &[String], path: &Path) -> Result<(), AdapterError> {
+    let alpha = lora.layers.values().map(|(a, _, _)| a.dims()[1]).max().unwrap_or(1);
     let mut tensors = BTreeMap::new();
     for (weight, (a, b, shape)) in &lora.layers {
         let name = format!("{KOHYA}{}", flat(module(weight)));
-        let rank = a.dims()[1];
+        let b = b.clone().mul_scalar(a.dims()[1] as f64 / alpha as f64);
         tensors.insert(format!("{name}.lora_down.weight"), down(a, shape));
-        tensors.insert(format!("{name}.lora_up.weight"), up(b, shape));
-        tensors.insert(format!("{name}.alpha"), TensorData::new(vec![rank as f32], [0usize; 0]));
+        tensors.insert(format!("{name}.lora_up.weight"), up(&b, shape));
+        tensors.insert(format!("{name}.alpha"), TensorData::new(vec![alpha as f32], [0usize; 0]));
     }
-    let rank = lora.losses.iter().map(|loss| loss.rank).max().unwrap_or_default().to_string();
     let metadata = [
         ("ss_network_module", "networks.lora".to_owned()),
-        ("ss_network_dim", rank.clone()),
-        ("ss_network_alpha", rank),
+        ("ss_network_dim", alpha.to_string()),
+        ("ss_network_alpha", alpha.to_string()),
         ("modelspec.trigger_phrase", trigger.join(", ")),
     ];
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
@@ -89,6 +92,9 @@ pub fn write_diff<A: Adapter, M: Module>(
 
 /// Writes a directory that `PeftModel.from_pretrained` loads: LoRA, DoRA and OFT as they are, exactly, any
 /// other method as the LoRA `compressed`.
+///
+/// PEFT 0.21 applies OFT on convolutions otherwise than it merges it (it folds overlapping patches back
+/// into a picture); merged, it is what it is here.
 ///
 /// # Errors
 /// OFT on the output side, which PEFT does not have, and what the operating system says.
@@ -155,11 +161,9 @@ fn lora(ranks: BTreeMap<String, usize>, use_dora: bool, target_modules: Modules)
         lora_alpha: r as f64,
         alpha_pattern: others.iter().map(|(name, rank)| (name.clone(), *rank as f64)).collect(),
         rank_pattern: others,
-        use_rslora: false,
         use_dora,
         target_modules,
-        bias: Some("none".to_owned()),
-        task_type: None,
+        ..PeftLora::default()
     }
 }
 

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use soda_linalg::{LinalgError, kron_left, kron_right};
 
 use super::{Rotation, Spectrum};
+use crate::merge::{Combine, optional};
 use crate::method::Adapter;
 
 /// `Wᵀ = R (W0ᵀ + ΔS) R'`: the adapter of one layer, on its stored weight `[in, out]`.
@@ -38,6 +39,25 @@ impl Adapter for Soda {
             rotation: power(self.rotation)?,
             output_rotation: power(self.output_rotation)?,
             spectrum: self.spectrum.map(|spectrum| spectrum.at_strength(t)),
+        })
+    }
+
+    fn combine(parts: Vec<(f64, Self)>, how: Combine) -> Result<Option<Self>, LinalgError> {
+        let side = |of: fn(&Self) -> &Option<Rotation>| {
+            let turned =
+                |(weight, part): &(f64, Self)| Some((*weight, of(part).as_ref()?.factors()));
+            let rotations = parts.iter().filter_map(turned).collect();
+            optional(rotations, |rotations| Rotation::combine(rotations, how))
+        };
+        let spectra =
+            parts.iter().filter_map(|(weight, part)| Some((*weight, part.spectrum.clone()?)));
+        let spectrum = Spectrum::combine(spectra.collect());
+        let rotations = (side(|part| &part.rotation)?, side(|part| &part.output_rotation)?);
+        Ok(match (rotations, spectrum) {
+            ((Some(rotation), Some(output_rotation)), Ok(spectrum)) => {
+                Some(Self { rotation, output_rotation, spectrum })
+            }
+            _ => None,
         })
     }
 }

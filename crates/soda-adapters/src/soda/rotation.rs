@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use soda_linalg::{LinalgError, cayley, rotation_power, skew};
 
 use super::Parametrization;
+use crate::merge::{Combine, rotations};
 
 /// Kronecker factors of an orthogonal matrix, or what they are made of; the first is the slowest index.
 #[derive(Module, Debug)]
@@ -52,5 +53,24 @@ impl Rotation {
     pub(crate) fn power(&self, t: f64) -> Result<Self, LinalgError> {
         let powers = self.factors().into_iter().map(|factor| rotation_power(&factor, t));
         Ok(Self::from_factors(powers.collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// One rotation of several, factor by factor; `None` where their sizes differ.
+    pub(crate) fn combine(
+        parts: &[(f64, Vec<Tensor<2>>)],
+        how: Combine,
+    ) -> Result<Option<Self>, LinalgError> {
+        let sizes = |factors: &[Tensor<2>]| factors.iter().map(Tensor::dims).collect::<Vec<_>>();
+        let Some((_, first)) = parts.first() else { return Ok(None) };
+        if parts.iter().any(|(_, factors)| sizes(factors) != sizes(first)) {
+            return Ok(None);
+        }
+        let factor = |index: usize| {
+            let parts: Vec<_> =
+                parts.iter().map(|(weight, factors)| (*weight, factors[index].clone())).collect();
+            rotations(&parts, how)
+        };
+        let factors = (0..first.len()).map(factor).collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(Self::from_factors(factors)))
     }
 }

@@ -116,7 +116,26 @@ impl Spectrum {
             ..self
         }
     }
+
+    /// `Σ λᵢ δᵢ`; none of none, and an error where the shifts are of different bases or of low rank,
+    /// whose sum is none of theirs.
+    pub(crate) fn combine(parts: Vec<(f64, Self)>) -> Result<Option<Self>, Incompatible> {
+        let Some((_, first)) = parts.first().cloned() else { return Ok(None) };
+        let mut sum: Option<Tensor<1>> = None;
+        for (weight, part) in parts {
+            let delta = part.delta.filter(|_| part.s.is_some() == first.s.is_some());
+            let delta = delta.ok_or(Incompatible)?.val().mul_scalar(weight);
+            sum = Some(match sum {
+                Some(sum) => sum + delta,
+                None => delta,
+            });
+        }
+        Ok(Some(Self { delta: sum.map(Param::from_tensor), ..first }))
+    }
 }
+
+/// Shifts that do not add up to one.
+pub(crate) struct Incompatible;
 
 impl LowRank {
     /// `[k, k]`, exactly zero at the start.

@@ -1,0 +1,176 @@
+//! Adapters between methods and tools: trained by name, merged in pairs, exported and imported.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{soda, toybox};
+use safetensors::SafeTensors;
+
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    /// Two steps of each method on the first layers, in `runs/<method>-<seed>`.
+    fn trained(runs: &[(&str, &str)]) -> Self {
+        let desk = Self(tempfile::tempdir().unwrap());
+        let config = format!(
+            "base = {:?}\ndata = {:?}\nsteps = 2\nbatch_size = 1\n\
+             targets = ['^down_blocks.0.*attn1.*to_[qk].weight$', '^down_blocks.0.resnets.0.conv1.weight$']\n\
+             [optimizer]\nrotation_lr = 0.05\nspectrum_lr = 0.05\n[samples]\nsteps = 1\nprompts = ['a']\n",
+            toybox("base"),
+            toybox("subjects/castle_mug")
+        );
+        std::fs::write(desk.path("short.toml"), config).unwrap();
+        for (method, seed) in runs {
+            let name = format!("{method}-{seed}");
+            desk.run(&[
+                "train",
+                "--config",
+                "short.toml",
+                "--method",
+                method,
+                "--seed",
+                seed,
+                "--name",
+                &name,
+            ]);
+        }
+        desk
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let output = soda(self.0.path(), args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let output = soda(self.0.path(), args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn unet(&self, folder: &str) -> Vec<f32> {
+        floats(&self.path(folder).join("unet/diffusion_pytorch_model.safetensors"))
+    }
+}
+
+fn base() -> String {
+    toybox("base").to_str().unwrap().to_owned()
+}
+
+/// All numbers of a file, by the order of its names.
+fn floats(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = file.names();
+    names.sort_unstable();
+    let tensor = |name: &str| -> Vec<f32> {
+        let view = file.tensor(name).unwrap();
+        let data = view.data();
+        match view.dtype() {
+            safetensors::Dtype::F32 => {
+                data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+            }
+            safetensors::Dtype::F16 => {
+                let half = |b: &[u8; 2]| half::f16::from_le_bytes(*b).to_f32();
+                data.as_chunks::<2>().0.iter().map(half).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    names.into_iter().flat_map(tensor).collect()
+}
+
+/// `‖a - b‖ / ‖b - base‖`
+fn error(a: &[f32], b: &[f32], base: &[f32]) -> f64 {
+    let distance = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+    };
+    distance(a, b) / distance(b, base)
+}
+
+#[test]
+fn exports_come_back_as_the_same_adapter() {
+    let desk = Desk::trained(&[("soda-qr", "0"), ("dora", "0"), ("oft", "0")]);
+    let base = base();
+    let plain = floats(&toybox("base").join("unet/diffusion_pytorch_model.safetensors"));
+    let formats: [(&str, &[&str]); 3] =
+        [("soda-qr", &["kohya", "diffusers"]), ("dora", &["peft"]), ("oft", &["peft"])];
+    for (method, formats) in formats {
+        let adapter = format!("runs/{method}-0/adapter.safetensors");
+        let merged = format!("{method}-merged");
+        desk.run(&["merge", "--base", &base, "--adapter", &adapter, "--out", &merged]);
+        for format in formats {
+            let (out, back, again) = (
+                format!("{method}-{format}"),
+                format!("{method}-{format}-back.safetensors"),
+                format!("{method}-{format}-again"),
+            );
+            let said = desk.run(&[
+                "export",
+                "--base",
+                &base,
+                "--adapter",
+                &adapter,
+                "--format",
+                format,
+                "--error",
+                "0.01",
+                "--out",
+                &out,
+            ]);
+            assert!(said.contains("relative error"), "{said}");
+            let said = desk.run(&["import", &out, "--base", &base, "--out", &back]);
+            assert!(said.contains("3 weights matched, 0 names left out"), "{said}");
+            desk.run(&["merge", "--base", &base, "--adapter", &back, "--out", &again]);
+            // Within the budget, and beside it the rounding of the model's own float type.
+            let error = error(&desk.unet(&again), &desk.unet(&merged), &plain);
+            assert!(error < 0.015, "{method} as {format}: {error:.1e}");
+        }
+    }
+    let adapter = "runs/soda-qr-0/adapter.safetensors";
+    desk.run(&["export", "--base", &base, "--adapter", adapter, "--format", "diff", "--out", "d"]);
+    let name = "lora_unet_down_blocks_0_resnets_0_conv1.diff";
+    let bytes = std::fs::read(desk.path("d")).unwrap();
+    let shape = SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().shape().to_vec();
+    assert_eq!(shape[2..], [3, 3]);
+    let message = desk.refused(&["import", "d", "--base", &base, "--out", "e"]);
+    assert!(message.contains("nothing in d belongs"), "{message}");
+}
+
+#[test]
+fn a_subject_and_a_style_become_one_model() {
+    let desk = Desk::trained(&[("soda", "0"), ("soda", "1"), ("lora", "0")]);
+    let base = base();
+    let (subject, style) = ("runs/soda-0/adapter.safetensors", "runs/soda-1/adapter.safetensors");
+    let merge = |style: &str, more: &[&str]| -> Vec<String> {
+        let fixed = ["merge", "--base", &base, "--subject", subject, "--style", style];
+        fixed.iter().chain(more).map(|word| (*word).to_owned()).collect()
+    };
+    let run = |args: Vec<String>| desk.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    desk.run(&["merge", "--base", &base, "--adapter", subject, "--out", "alone"]);
+    for mode in ["residual", "geodesic", "compose"] {
+        run(merge(style, &["--weights", "1,0", "--mode", mode, "--out", mode]));
+        let plain = floats(&toybox("base").join("unet/diffusion_pytorch_model.safetensors"));
+        let error = error(&desk.unet(mode), &desk.unet("alone"), &plain);
+        // The rounding of the model's float type.
+        assert!(error < 0.01, "{mode}: {error:.1e}");
+    }
+    let both = ["--weights", "0.8,0.6", "--mode", "geodesic", "--restore", "1", "--out", "both"];
+    run(merge(style, &both));
+    assert_ne!(desk.unet("both"), desk.unet("alone"));
+    let lora = "runs/lora-0/adapter.safetensors";
+    run(merge(lora, &["--weights", "0.5,0.5", "--out", "mixed"]));
+    let args = merge(lora, &["--mode", "geodesic", "--out", "no"]);
+    let message = desk.refused(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(message.contains("no common form"), "{message}");
+    let message = desk.refused(&["train", "--config", "short.toml", "--method", "sodaa"]);
+    assert!(message.contains("`sodaa`") && message.contains("svdiff"), "{message}");
+}

@@ -1,0 +1,132 @@
+//! A method of one's own: one file (this) and one row of a table.
+//!
+//! `Gain` scales every output of a layer by a trained number, `W = diag(1 + g) W0`, as (IA)³ does
+//! (arXiv 2205.05638). With the row below it is planned, attached, trained, switched off, saved, loaded,
+//! turned down and merged by the same code as the methods of the crate.
+//!
+//! `cargo run -p soda-examples --example new_method`
+
+use burn::module::{Module, Param};
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Device, Distribution, Tensor};
+use serde::{Deserialize, Serialize};
+use soda_adapters::lora::LoraConfig;
+use soda_adapters::{
+    Adapter, AdapterError, AdapterFile, Header, LinalgError, Method, Targets, Weight, fingerprint,
+    methods, without_adapters,
+};
+use soda_train::{AdapterOptimizer, OptimizerConfig};
+
+/// The settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct GainConfig {}
+
+/// What hangs on a weight.
+#[derive(Module, Debug)]
+struct Gain {
+    /// `g`, `[out]`.
+    gain: Param<Tensor<1>>,
+}
+
+impl Method for GainConfig {
+    type Adapter = Gain;
+
+    fn name(&self) -> &'static str {
+        "gain"
+    }
+
+    fn adapter(&self, _path: &str, weight: &Weight) -> Result<Gain, AdapterError> {
+        let [_, outputs] = weight.matrix.dims();
+        Ok(Gain { gain: Param::from_tensor(Tensor::zeros([outputs], &weight.matrix.device())) })
+    }
+}
+
+impl Adapter for Gain {
+    fn apply(&self, w: Tensor<2>) -> Tensor<2> {
+        w.clone() + w * self.gain.val().unsqueeze_dim(0)
+    }
+
+    fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
+        Ok(Self { gain: self.gain.map(|gain| gain.mul_scalar(t)) })
+    }
+}
+
+mod table {
+    //! The row, beside one of the crate's.
+
+    use super::{GainConfig, LoraConfig, methods};
+
+    methods! {
+        /// The methods of this program.
+        Choice,
+        /// Their adapters.
+        ChosenAdapter:
+        /// LoRA.
+        "lora" => Lora(LoraConfig),
+        /// The new one.
+        "gain" => Gain(GainConfig),
+    }
+}
+
+#[derive(Module, Debug)]
+struct Net {
+    up: Linear,
+    down: Linear,
+}
+
+impl Net {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.down.forward(self.up.forward(x).tanh())
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "an example shows what it does")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let device = Device::default();
+    let net = Net {
+        up: LinearConfig::new(24, 64).init(&device),
+        down: LinearConfig::new(64, 8).init(&device),
+    };
+    let x = Tensor::<2>::random([256, 24], Distribution::Normal(0.0, 1.0), &device);
+    let target = Tensor::from_inner(net.forward(x.clone()).mul_scalar(1.5));
+
+    // By name, as from a configuration file.
+    let method: table::Choice = serde_json::from_str(r#"{"name": "gain"}"#)?;
+    let targets = Targets(vec!["weight$".to_owned()]);
+    let mut adapted = method.plan(&targets, &net)?.attach(net.clone()).train();
+
+    let rates = OptimizerConfig { spectrum_lr: 2e-2, ..OptimizerConfig::default() };
+    let mut optimizer = AdapterOptimizer::new(&rates);
+    let on_tape = Tensor::from_inner(x.clone());
+    for step in 0..=100 {
+        let loss = (adapted.forward(on_tape.clone()) - target.clone()).square().mean();
+        if step % 25 == 0 {
+            println!("step {step:3}  loss {:.5}", loss.clone().into_scalar::<f32>());
+        }
+        let grads = loss.backward();
+        adapted = optimizer.step(&method, adapted, &grads, 1.0);
+    }
+
+    let adapted = adapted.valid();
+    let off = without_adapters(|| adapted.forward(x.clone()));
+    println!(
+        "off, it is the base: {}",
+        off.equal(net.forward(x.clone())).all().into_scalar::<bool>()
+    );
+
+    let header = Header {
+        base_hash: fingerprint(&targets.select(&net)?),
+        method,
+        targets,
+        base: "net".to_owned(),
+        trigger: Vec::new(),
+        training: serde_json::Value::Null,
+    };
+    let path = std::env::temp_dir().join(format!("gain-{}.safetensors", std::process::id()));
+    AdapterFile::capture(header, &adapted).write(&path)?;
+    let file = AdapterFile::<table::Choice>::read(&path)?;
+    std::fs::remove_file(&path)?;
+    let merged = file.plan(&net)?.at_strength(0.5)?.attach(net).materialize();
+    println!("merged at half strength: {} numbers, all plain", merged.num_params());
+    Ok(())
+}

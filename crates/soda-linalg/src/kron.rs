@@ -46,9 +46,7 @@ pub fn kron(factors: &[Tensor<2>]) -> Tensor<2> {
 /// ```
 #[track_caller]
 pub fn kron_left(factors: &[Tensor<2>], w: Tensor<2>) -> Tensor<2> {
-    let [rows, cols] = w.dims();
-    assert_width(rows, factors.iter().map(|factor| factor.dims()[1]).product());
-    apply(factors, w.reshape([1, rows, cols]), false).squeeze_dim(0)
+    apply(factors, w, false)
 }
 
 /// `x (A1 ⊗ … ⊗ Am)` for `x` `[rows, Π nᵢ]` and factors `[nᵢ, pᵢ]`; the result is `[rows, Π pᵢ]`.
@@ -58,27 +56,35 @@ pub fn kron_left(factors: &[Tensor<2>], w: Tensor<2>) -> Tensor<2> {
 /// If `x` has other than `Π nᵢ` columns.
 #[track_caller]
 pub fn kron_right(x: Tensor<2>, factors: &[Tensor<2>]) -> Tensor<2> {
-    let [rows, cols] = x.dims();
-    assert_width(cols, factors.iter().map(|factor| factor.dims()[0]).product());
-    // `x A` is `Aᵀ` along the axis of `x`.
-    apply(factors, x.reshape([rows, cols, 1]), true).squeeze_dim(2)
-}
-
-fn apply(factors: &[Tensor<2>], x: Tensor<3>, transposed: bool) -> Tensor<3> {
-    if factors.is_empty() {
-        return x;
-    }
-    let size = |factor: &Tensor<2>| {
-        let [rows, cols] = factor.dims();
-        if transposed { [cols, rows] } else { [rows, cols] }
-    };
-    let modes = Modes { sizes: factors.iter().map(size).collect(), transposed };
-    // One node of the tape, whatever their number.
-    let flat = Tensor::cat(factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect(), 0);
-    backend::apply(&modes, x, flat)
+    apply(factors, x, true)
 }
 
 #[track_caller]
-fn assert_width(found: usize, expected: usize) {
+fn apply(factors: &[Tensor<2>], operand: Tensor<2>, right: bool) -> Tensor<2> {
+    // `x A` is `Aᵀ` along the second axis of `x`.
+    let size = |factor: &Tensor<2>| {
+        let [rows, cols] = factor.dims();
+        if right { [cols, rows] } else { [rows, cols] }
+    };
+    let modes = Modes { sizes: factors.iter().map(size).collect(), transposed: right };
+    let axis = usize::from(right);
+    let (mut dims, mut expected) = (operand.dims(), 1);
+    let (found, extra) = (dims[axis], dims[1 - axis]);
+    dims[axis] = 1;
+    for [p, n] in &modes.sizes {
+        (dims[axis], expected) = (dims[axis] * p, expected * n);
+    }
     assert_eq!(found, expected, "the factors act on {expected} entries, the tensor has {found}");
+    if factors.is_empty() {
+        return operand;
+    }
+    if extra * found * dims[axis] == 0 {
+        // Sums over nothing; and burn reads a 0 in a new shape as the old length.
+        return Tensor::zeros(dims, (&operand.device(), operand.dtype()));
+    }
+    let x =
+        if right { operand.reshape([extra, found, 1]) } else { operand.reshape([1, found, extra]) };
+    // One node of the tape, whatever their number.
+    let flat = Tensor::cat(factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect(), 0);
+    backend::apply(&modes, x, flat).reshape(dims)
 }

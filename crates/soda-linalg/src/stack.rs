@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 
 /// How one parameter folds into a stack and back.
 #[derive(Clone, Copy)]
-pub(crate) struct Stack<const D: usize> {
+pub struct Stack<const D: usize> {
     dims: [usize; D],
     dtype: DType,
     wide: bool,

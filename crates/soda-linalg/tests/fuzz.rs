@@ -7,9 +7,13 @@ mod common;
 use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
+use soda_linalg::optim::{
+    Pogo, PogoConfig, RiemannianAdam, RiemannianAdamConfig, RiemannianSgd, RiemannianSgdConfig,
+    StiefelAdam, StiefelAdamConfig, StiefelSgd, StiefelSgdConfig,
+};
 use soda_linalg::stiefel::{self, Retraction};
 use soda_linalg::{
-    Kronecker, Lq, Polar, Qr, StiefelAdam, StiefelAdamConfig, Svd, SymmetricEigen, rotation_exp,
+    Kronecker, Lq, Polar, Qr, Svd, SymmetricEigen, kron_left, kron_right, rotation_exp,
     rotation_log, rotation_power,
 };
 
@@ -31,6 +35,11 @@ fn matrix() -> impl Strategy<Value = Tensor<2>> {
 fn finite<const D: usize>(name: &str, tensor: &Tensor<D>) {
     let entries: Vec<f32> = tensor.try_to_vec_as().unwrap();
     assert!(entries.iter().all(|entry| entry.is_finite()), "{name}: {entries:?}");
+}
+
+fn two_steps(optimizer: &impl Optimizer, lr: f64, x: &Tensor<2>, g: &Tensor<2>) {
+    let (x, state) = optimizer.step(lr, x.clone(), g.clone(), None);
+    let _ = optimizer.step(lr, x, g.clone(), state);
 }
 
 proptest! {
@@ -66,8 +75,21 @@ proptest! {
         for retraction in retractions {
             let _ = retraction.apply(a.clone(), u.clone());
         }
-        let adam = StiefelAdam::new(&StiefelAdamConfig::new());
-        let (x, state) = adam.step(t, a.clone(), u.clone(), None);
-        let _ = adam.step(t, x, u, state);
+        two_steps(&StiefelAdam::new(&StiefelAdamConfig::new()), t, &a, &u);
+        two_steps(&StiefelSgd::new(&StiefelSgdConfig::new()), t, &a, &u);
+        two_steps(&RiemannianAdam::new(&RiemannianAdamConfig::new()), t, &a, &u);
+        two_steps(&RiemannianSgd::new(&RiemannianSgdConfig::new()), t, &a, &u);
+        two_steps(&Pogo::new(&PogoConfig::new()), t, &a, &u);
+        // Operands that fit: their shapes are the caller's to keep.
+        let ([p, n], [q, m]) = (a.dims(), b.dims());
+        let on = |tensor: Tensor<2>| tensor.autodiff().require_grad();
+        let factors = [on(a), on(b)];
+        let w = on(Tensor::full([n * m, 2], t, &Device::default()));
+        let x = on(Tensor::full([3, p * q], t, &Device::default()));
+        let sum = kron_left(&factors, w.clone()).sum() + kron_right(x, &factors).sum();
+        if p * n * q * m > 0 {
+            let gradient = w.grad(&sum.backward());
+            assert_eq!(gradient.unwrap().dims(), w.dims());
+        }
     }
 }

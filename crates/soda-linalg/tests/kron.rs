@@ -40,6 +40,14 @@ fn square_factors_of_real_widths() {
     check(&[(127, 127)], 5);
 }
 
+#[test]
+fn nothing_gives_nothing() {
+    let zeros = |shape| Tensor::<2>::zeros(shape, &Device::default());
+    assert_eq!(kron_left(&[zeros([2, 2]), zeros([3, 0])], zeros([0, 5])).dims(), [6, 5]);
+    assert_eq!(kron_right(zeros([0, 6]), &[zeros([2, 4]), zeros([3, 1])]).dims(), [0, 4]);
+    assert_eq!(kron_left(&[], zeros([1, 5])).dims(), [1, 5]);
+}
+
 /// Large enough to go through in pieces, the last of them smaller.
 #[test]
 fn pieces_make_the_whole() {

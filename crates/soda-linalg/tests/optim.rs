@@ -20,7 +20,11 @@ const SHAPES: [(usize, usize); 8] =
 
 /// 10,000 steps under gradients that never settle.
 fn wander(name: &str, optimizer: impl Optimizer, lr: f64) {
-    for (rows, cols) in SHAPES {
+    wander_on(&SHAPES, name, optimizer, lr);
+}
+
+fn wander_on(shapes: &[(usize, usize)], name: &str, optimizer: impl Optimizer, lr: f64) {
+    for &(rows, cols) in shapes {
         let mut noise = Noise::new((rows * cols) as u64);
         let mut x = stack(&[noise.orthonormal(rows, cols)], DType::F32);
         let grads: Vec<_> =
@@ -57,6 +61,50 @@ fn riemannian_adam_stays() {
 #[test]
 fn pogo_stays() {
     wander("pogo", Pogo::new(&PogoConfig::new()), 1e-2);
+}
+
+/// Square, tall and wide, small enough for every combination of the axes.
+const SMALL: [(usize, usize); 3] = [(4, 4), (5, 2), (2, 5)];
+const EXPONENTIALS: [Exponential; 3] =
+    [Exponential::Euler, Exponential::Cayley, Exponential::Exact];
+const METRICS: [Metric; 2] = [Metric::Canonical, Metric::Euclidean];
+const RETRACTIONS: [Retraction; 4] =
+    [Retraction::Polar, Retraction::Qr, Retraction::Cayley, Retraction::Exponential];
+
+#[test]
+fn stiefel_adam_stays_by_every_map() {
+    for (metric, exponential) in METRICS.into_iter().flat_map(|m| EXPONENTIALS.map(|e| (m, e))) {
+        let config = StiefelAdamConfig::new().with_metric(metric).with_exponential(exponential);
+        let name = format!("adam {metric:?} {exponential:?}");
+        wander_on(&SMALL, &name, StiefelAdam::new(&config), 1e-2);
+    }
+}
+
+#[test]
+fn stiefel_sgd_stays_by_every_map() {
+    for (metric, exponential) in METRICS.into_iter().flat_map(|m| EXPONENTIALS.map(|e| (m, e))) {
+        let config = StiefelSgdConfig::new().with_metric(metric).with_exponential(exponential);
+        let name = format!("sgd {metric:?} {exponential:?}");
+        wander_on(&SMALL, &name, StiefelSgd::new(&config), 1e-2);
+    }
+}
+
+#[test]
+fn riemannian_adam_stays_by_every_retraction() {
+    for retraction in RETRACTIONS {
+        let config = RiemannianAdamConfig::new().with_retraction(retraction);
+        let name = format!("riemannian adam {retraction:?}");
+        wander_on(&SMALL, &name, RiemannianAdam::new(&config), 1e-2);
+    }
+}
+
+#[test]
+fn riemannian_sgd_stays_by_every_retraction() {
+    for retraction in RETRACTIONS {
+        let config = RiemannianSgdConfig::new().with_retraction(retraction);
+        let name = format!("riemannian sgd {retraction:?}");
+        wander_on(&SMALL, &name, RiemannianSgd::new(&config), 1e-2);
+    }
 }
 
 #[test]
@@ -119,8 +167,8 @@ fn descend(name: &str, optimizer: impl Optimizer, lr: f64) {
 
 #[test]
 fn all_descend() {
-    for metric in [Metric::Canonical, Metric::Euclidean] {
-        for exponential in [Exponential::Euler, Exponential::Cayley, Exponential::Exact] {
+    for metric in METRICS {
+        for exponential in EXPONENTIALS {
             let name = format!("{metric:?} {exponential:?}");
             let sgd = StiefelSgdConfig::new().with_metric(metric).with_exponential(exponential);
             descend(&name, StiefelSgd::new(&sgd), 1e-2);
@@ -128,9 +176,7 @@ fn all_descend() {
             descend(&name, StiefelAdam::new(&adam), 1e-2);
         }
     }
-    let retractions =
-        [Retraction::Polar, Retraction::Qr, Retraction::Cayley, Retraction::Exponential];
-    for retraction in retractions {
+    for retraction in RETRACTIONS {
         let name = format!("{retraction:?}");
         let sgd = RiemannianSgdConfig::new().with_retraction(retraction);
         descend(&name, RiemannianSgd::new(&sgd), 1e-2);
@@ -254,8 +300,8 @@ fn follow(
 
 #[test]
 fn both_follow_the_formulas_of_the_paper() {
-    for metric in [Metric::Canonical, Metric::Euclidean] {
-        for exponential in [Exponential::Euler, Exponential::Cayley, Exponential::Exact] {
+    for metric in METRICS {
+        for exponential in EXPONENTIALS {
             for (rows, cols) in [(6, 6), (9, 4), (4, 9)] {
                 let name = format!("{metric:?} {exponential:?} {rows} x {cols}");
                 let config =

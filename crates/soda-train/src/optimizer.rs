@@ -30,10 +30,7 @@ impl AdapterOptimizer {
             .with_weight_decay(config.spectrum_weight_decay as f32)
             .build();
         Self {
-            rotation: Group::new(
-                StiefelAdam::new(&StiefelAdamConfig::default()),
-                config.rotation_lr,
-            ),
+            rotation: Group::new(StiefelAdam::new(&StiefelAdamConfig::new()), config.rotation_lr),
             euclidean: Group::new(spectrum, config.spectrum_lr),
             max_grad_norm: config.max_grad_norm,
         }

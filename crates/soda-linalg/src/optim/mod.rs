@@ -17,6 +17,7 @@ mod moments;
 pub mod pogo;
 pub mod riemannian_adam;
 pub mod riemannian_sgd;
+mod rule;
 pub mod stiefel_adam;
 pub mod stiefel_sgd;
 
@@ -26,5 +27,6 @@ pub use moments::MomentsState;
 pub use pogo::{Pogo, PogoConfig};
 pub use riemannian_adam::{RiemannianAdam, RiemannianAdamConfig};
 pub use riemannian_sgd::{RiemannianSgd, RiemannianSgdConfig, RiemannianSgdState};
+pub use rule::{OnStiefel, Rule};
 pub use stiefel_adam::{StiefelAdam, StiefelAdamConfig, StiefelAdamState};
 pub use stiefel_sgd::{StiefelSgd, StiefelSgdConfig, StiefelSgdState};

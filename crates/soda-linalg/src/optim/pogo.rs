@@ -12,10 +12,10 @@
 //! norm about 1, and too much for an adapter's file above `lr = 0.03`.
 
 use burn::config::Config;
-use burn::optim::{LearningRate, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
 
 use super::moments::{Moments, MomentsState};
+use super::rule::{OnStiefel, Rule};
 use crate::batch;
 use crate::stack::Stack;
 
@@ -33,55 +33,28 @@ pub struct PogoConfig {
     pub epsilon: f64,
 }
 
-impl Default for PogoConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl PogoConfig {
-    /// An optimizer for all of a module's parameters.
-    pub fn init(&self) -> ModuleOptimizer {
-        ModuleOptimizer::from(Pogo::new(self))
-    }
-}
-
 /// POGO on the Stiefel manifold.
-#[derive(Clone, Debug)]
-pub struct Pogo {
-    moments: Moments,
-}
+pub type Pogo = OnStiefel<PogoConfig>;
 
-impl Pogo {
-    /// The optimizer with these settings.
-    pub fn new(config: &PogoConfig) -> Self {
-        let PogoConfig { beta_1, beta_2, epsilon } = *config;
-        Self { moments: Moments { beta_1, beta_2, epsilon } }
-    }
-}
-
-impl Optimizer for Pogo {
+impl Rule for PogoConfig {
     type State<const D: usize> = MomentsState<D>;
 
-    fn step<const D: usize>(
+    fn advance<const D: usize>(
         &self,
-        lr: LearningRate,
-        tensor: Tensor<D>,
-        grad: Tensor<D>,
+        lr: f64,
+        stack: &Stack<D>,
+        x: Tensor<3>,
+        g: Tensor<3>,
         state: Option<Self::State<D>>,
-    ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let stack = Stack::of(&tensor);
-        if stack.is_empty() {
-            return (tensor, state);
-        }
-        let x = stack.fold(tensor);
-        let (u, state) = self.moments.step(&stack, stack.fold(grad), state);
+    ) -> (Tensor<3>, Self::State<D>) {
+        let Self { beta_1, beta_2, epsilon } = *self;
+        let (u, state) = Moments { beta_1, beta_2, epsilon }.step(stack, g, state);
         let inner = u.clone().transpose().matmul(x.clone());
         let relative = u.matmul(batch::gram(&x)) - x.clone().matmul(inner);
         let m = x - relative.mul_scalar(0.5 * lr);
         let defect = batch::identity(&m) - batch::gram(&m);
         let x = m.clone() + m.matmul(defect).mul_scalar(0.5);
-        (stack.unfold(x), Some(state))
+        (x, state)
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

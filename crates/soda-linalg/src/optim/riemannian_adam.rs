@@ -10,10 +10,10 @@
 //! on a manifold, so the second moment is that of the norm, and a step has about length `lr`.
 
 use burn::config::Config;
-use burn::optim::{LearningRate, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
 
 use super::moments::{Moments, MomentsState};
+use super::rule::{OnStiefel, Rule};
 use crate::stack::Stack;
 use crate::stiefel::{Retraction, project};
 
@@ -34,54 +34,26 @@ pub struct RiemannianAdamConfig {
     pub retraction: Retraction,
 }
 
-impl Default for RiemannianAdamConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl RiemannianAdamConfig {
-    /// An optimizer for all of a module's parameters.
-    pub fn init(&self) -> ModuleOptimizer {
-        ModuleOptimizer::from(RiemannianAdam::new(self))
-    }
-}
-
 /// Riemannian Adam on the Stiefel manifold.
-#[derive(Clone, Debug)]
-pub struct RiemannianAdam {
-    moments: Moments,
-    retraction: Retraction,
-}
+pub type RiemannianAdam = OnStiefel<RiemannianAdamConfig>;
 
-impl RiemannianAdam {
-    /// The optimizer with these settings.
-    pub fn new(config: &RiemannianAdamConfig) -> Self {
-        let RiemannianAdamConfig { beta_1, beta_2, epsilon, retraction } = *config;
-        Self { moments: Moments { beta_1, beta_2, epsilon }, retraction }
-    }
-}
-
-impl Optimizer for RiemannianAdam {
+impl Rule for RiemannianAdamConfig {
     type State<const D: usize> = MomentsState<D>;
 
-    fn step<const D: usize>(
+    fn advance<const D: usize>(
         &self,
-        lr: LearningRate,
-        tensor: Tensor<D>,
-        grad: Tensor<D>,
+        lr: f64,
+        stack: &Stack<D>,
+        x: Tensor<3>,
+        g: Tensor<3>,
         state: Option<Self::State<D>>,
-    ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let stack = Stack::of(&tensor);
-        if stack.is_empty() {
-            return (tensor, state);
-        }
-        let x = stack.fold(tensor);
-        let g = project(&x, stack.fold(grad));
-        let (direction, mut state) = self.moments.step(&stack, g, state);
-        let x = self.retraction.step_or_show(x, direction.mul_scalar(-lr));
+    ) -> (Tensor<3>, Self::State<D>) {
+        let Self { beta_1, beta_2, epsilon, retraction } = *self;
+        let moments = Moments { beta_1, beta_2, epsilon };
+        let (direction, mut state) = moments.step(stack, project(&x, g), state);
+        let x = retraction.step_or_show(x, direction.mul_scalar(-lr));
         state.moment = stack.unfold(project(&x, stack.fold(state.moment)));
-        (stack.unfold(x), Some(state))
+        (x, state)
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

@@ -8,9 +8,10 @@
 //! `R` is any [`Retraction`]; the momentum is transported by projection. The metric is the Euclidean one.
 
 use burn::config::Config;
-use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
+use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
 
+use super::rule::{OnStiefel, Rule};
 use crate::stack::Stack;
 use crate::stiefel::{Retraction, project};
 
@@ -25,24 +26,8 @@ pub struct RiemannianSgdConfig {
     pub retraction: Retraction,
 }
 
-impl Default for RiemannianSgdConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl RiemannianSgdConfig {
-    /// An optimizer for all of a module's parameters.
-    pub fn init(&self) -> ModuleOptimizer {
-        ModuleOptimizer::from(RiemannianSgd::new(self))
-    }
-}
-
 /// Riemannian SGD on the Stiefel manifold.
-#[derive(Clone, Debug)]
-pub struct RiemannianSgd {
-    config: RiemannianSgdConfig,
-}
+pub type RiemannianSgd = OnStiefel<RiemannianSgdConfig>;
 
 /// The momentum of [`RiemannianSgd`].
 #[derive(Clone, Debug, RecordState)]
@@ -51,37 +36,26 @@ pub struct RiemannianSgdState<const D: usize> {
     pub momentum: Tensor<D>,
 }
 
-impl RiemannianSgd {
-    /// The optimizer with these settings.
-    pub fn new(config: &RiemannianSgdConfig) -> Self {
-        Self { config: config.clone() }
-    }
-}
-
-impl Optimizer for RiemannianSgd {
+impl Rule for RiemannianSgdConfig {
     type State<const D: usize> = RiemannianSgdState<D>;
 
-    fn step<const D: usize>(
+    fn advance<const D: usize>(
         &self,
-        lr: LearningRate,
-        tensor: Tensor<D>,
-        grad: Tensor<D>,
+        lr: f64,
+        stack: &Stack<D>,
+        x: Tensor<3>,
+        g: Tensor<3>,
         state: Option<Self::State<D>>,
-    ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let stack = Stack::of(&tensor);
-        if stack.is_empty() {
-            return (tensor, state);
-        }
-        let RiemannianSgdConfig { momentum, retraction } = self.config;
-        let x = stack.fold(tensor);
-        let g = project(&x, stack.fold(grad));
+    ) -> (Tensor<3>, Self::State<D>) {
+        let Self { momentum, retraction } = *self;
+        let g = project(&x, g);
         let m = match state {
             Some(state) => stack.fold(state.momentum).mul_scalar(momentum) + g,
             None => g,
         };
         let x = retraction.step_or_show(x, m.clone().mul_scalar(-lr));
         let m = project(&x, m);
-        (stack.unfold(x), Some(RiemannianSgdState { momentum: stack.unfold(m) }))
+        (x, RiemannianSgdState { momentum: stack.unfold(m) })
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

@@ -18,11 +18,12 @@
 //! a batch: a stack of all factors of one size steps in the number of kernels that one factor needs.
 
 use burn::config::Config;
-use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
+use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
 
 use super::exponential::Exponential;
 use super::metric::Metric;
+use super::rule::{OnStiefel, Rule};
 use crate::polar;
 use crate::stack::Stack;
 
@@ -46,19 +47,6 @@ pub struct StiefelAdamConfig {
     pub exponential: Exponential,
 }
 
-impl Default for StiefelAdamConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl StiefelAdamConfig {
-    /// An optimizer for all of a module's parameters.
-    pub fn init(&self) -> ModuleOptimizer {
-        ModuleOptimizer::from(StiefelAdam::new(self))
-    }
-}
-
 /// Momentum Stiefel Adam; see the [module's formulas](self).
 ///
 /// With the Euler map a square parameter's step reads nothing back from the device; a tall one's reads
@@ -66,10 +54,7 @@ impl StiefelAdamConfig {
 ///
 /// The parameter must start on the manifold ([`crate::stiefel::check`]); a small distance is repaired
 /// by the retraction that ends each step.
-#[derive(Clone, Debug)]
-pub struct StiefelAdam {
-    config: StiefelAdamConfig,
-}
+pub type StiefelAdam = OnStiefel<StiefelAdamConfig>;
 
 /// The moments of [`StiefelAdam`] for a parameter `[..., n, m]`.
 #[derive(Clone, Debug, RecordState)]
@@ -86,24 +71,19 @@ pub struct StiefelAdamState<const D: usize> {
     pub v_square: Option<Tensor<D>>,
 }
 
-impl StiefelAdam {
-    /// The optimizer with these settings.
-    pub fn new(config: &StiefelAdamConfig) -> Self {
-        Self { config: config.clone() }
-    }
-
+impl StiefelAdamConfig {
     /// A bound on `|Y / √pY|` per entry, bias corrections included.
     ///
     /// By Cauchy and Schwarz on the two running averages: `|Σ β1^i gᵢ| <= √(Σ (β1²/β2)^i) √(Σ β2^i gᵢ²)`.
     fn largest_entry(&self) -> f64 {
-        let (beta_1, beta_2) = (self.config.beta_1, self.config.beta_2);
+        let (beta_1, beta_2) = (self.beta_1, self.beta_2);
         let ratio = (beta_1 * beta_1 / beta_2).min(0.999_999);
         ((1.0 - beta_1) / ((1.0 - beta_2) * (1.0 - ratio)).sqrt()).max(1.0)
     }
 
     /// Newton-Schulz iterations that bring `X E(Z)` back, from what `Z` can be at most.
     fn iterations<const D: usize>(&self, lr: f64, stack: &Stack<D>) -> usize {
-        let z = match self.config.exponential {
+        let z = match self.exponential {
             Exponential::Euler => lr.abs() * self.largest_entry() * stack.m as f64,
             Exponential::Cayley | Exponential::Exact => 0.0,
         };
@@ -111,22 +91,18 @@ impl StiefelAdam {
     }
 }
 
-impl Optimizer for StiefelAdam {
+impl Rule for StiefelAdamConfig {
     type State<const D: usize> = StiefelAdamState<D>;
 
-    fn step<const D: usize>(
+    fn advance<const D: usize>(
         &self,
-        lr: LearningRate,
-        tensor: Tensor<D>,
-        grad: Tensor<D>,
+        lr: f64,
+        stack: &Stack<D>,
+        x: Tensor<3>,
+        g: Tensor<3>,
         state: Option<Self::State<D>>,
-    ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let stack = Stack::of(&tensor);
-        if stack.is_empty() {
-            return (tensor, state);
-        }
-        let StiefelAdamConfig { beta_1, beta_2, epsilon, metric, exponential } = self.config;
-        let (x, g) = (stack.fold(tensor), stack.fold(grad));
+    ) -> (Tensor<3>, Self::State<D>) {
+        let Self { beta_1, beta_2, epsilon, metric, exponential } = *self;
         let time = state.as_ref().map_or(0, |state| state.time) + 1;
         let correction_1 = 1.0 - beta_1.powf(time as f64);
         let correction_2 = 1.0 - beta_2.powf(time as f64);
@@ -153,7 +129,7 @@ impl Optimizer for StiefelAdam {
         let (y, y_square) = moments(state_y, &gy);
         let z = scaled(y.clone(), y_square.clone()).mul_scalar(lr / correction_1);
         let moved = exponential.step(x.clone(), z);
-        let iterations = self.iterations(lr, &stack);
+        let iterations = self.iterations(lr, stack);
 
         let (x, normal) = if stack.n == stack.m {
             (polar::newton_schulz(moved, iterations), None)
@@ -184,7 +160,7 @@ impl Optimizer for StiefelAdam {
             v: v.map(|v| stack.unfold(v)),
             v_square: v_square.map(|p| stack.unfold(p)),
         };
-        (stack.unfold(x), Some(state))
+        (x, state)
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

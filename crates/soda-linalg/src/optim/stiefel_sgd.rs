@@ -17,11 +17,12 @@
 //! A square `X` has no `V`. Leading axes are a batch.
 
 use burn::config::Config;
-use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
+use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
 
 use super::exponential::Exponential;
 use super::metric::Metric;
+use super::rule::{OnStiefel, Rule};
 use crate::batch;
 use crate::polar;
 use crate::stack::Stack;
@@ -43,24 +44,8 @@ pub struct StiefelSgdConfig {
     pub exponential: Exponential,
 }
 
-impl Default for StiefelSgdConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl StiefelSgdConfig {
-    /// An optimizer for all of a module's parameters.
-    pub fn init(&self) -> ModuleOptimizer {
-        ModuleOptimizer::from(StiefelSgd::new(self))
-    }
-}
-
 /// Momentum Stiefel SGD. Reads one number back a step, to know how long to retract.
-#[derive(Clone, Debug)]
-pub struct StiefelSgd {
-    config: StiefelSgdConfig,
-}
+pub type StiefelSgd = OnStiefel<StiefelSgdConfig>;
 
 /// The momentum of [`StiefelSgd`] for a parameter `[..., n, m]`.
 #[derive(Clone, Debug, RecordState)]
@@ -71,29 +56,18 @@ pub struct StiefelSgdState<const D: usize> {
     pub v: Option<Tensor<D>>,
 }
 
-impl StiefelSgd {
-    /// The optimizer with these settings.
-    pub fn new(config: &StiefelSgdConfig) -> Self {
-        Self { config: config.clone() }
-    }
-}
-
-impl Optimizer for StiefelSgd {
+impl Rule for StiefelSgdConfig {
     type State<const D: usize> = StiefelSgdState<D>;
 
-    fn step<const D: usize>(
+    fn advance<const D: usize>(
         &self,
-        lr: LearningRate,
-        tensor: Tensor<D>,
-        grad: Tensor<D>,
+        lr: f64,
+        stack: &Stack<D>,
+        x: Tensor<3>,
+        g: Tensor<3>,
         state: Option<Self::State<D>>,
-    ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let stack = Stack::of(&tensor);
-        if stack.is_empty() {
-            return (tensor, state);
-        }
-        let StiefelSgdConfig { momentum, dampening, metric, exponential } = self.config;
-        let (x, g) = (stack.fold(tensor), stack.fold(grad));
+    ) -> (Tensor<3>, Self::State<D>) {
+        let Self { momentum, dampening, metric, exponential } = *self;
         let (old_y, old_v) = match state {
             None => (None, None),
             Some(state) => (Some(stack.fold_square(state.y)), state.v.map(|v| stack.fold(v))),
@@ -124,7 +98,7 @@ impl Optimizer for StiefelSgd {
             v - p.mul_scalar(lr)
         });
         let state = StiefelSgdState { y: stack.unfold_square(y), v: v.map(|v| stack.unfold(v)) };
-        (stack.unfold(polar::retract(x)), Some(state))
+        (polar::retract(x), state)
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

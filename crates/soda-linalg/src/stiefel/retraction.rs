@@ -74,8 +74,8 @@ impl Retraction {
         match self {
             Self::Polar => Ok(polar::retract(x + u)),
             Self::Qr => orthogonal_factors(&(x + u)),
-            Self::Cayley => Ok(cayley(generator(&x, &u).mul_scalar(0.5)).matmul(x)),
-            Self::Exponential => Ok(batch::exp(generator(&x, &u)).matmul(x)),
+            Self::Cayley => Ok(turned(cayley(generator(&x, &u).mul_scalar(0.5)), x)),
+            Self::Exponential => Ok(turned(batch::exp(generator(&x, &u)), x)),
         }
     }
 
@@ -84,6 +84,11 @@ impl Retraction {
     pub(crate) fn step_or_show(self, x: Tensor<3>, u: Tensor<3>) -> Tensor<3> {
         self.step(x.clone(), u.clone()).unwrap_or_else(|_| x + u)
     }
+}
+
+/// `R X`, and one Newton-Schulz step: a product of thousands of rotations would drift by their rounding.
+fn turned(r: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+    polar::newton_schulz(r.matmul(x), 1)
 }
 
 fn orthogonal_factors(x: &Tensor<3>) -> Result<Tensor<3>, LinalgError> {

@@ -13,16 +13,18 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
+use burn::tensor::{DType, Device, Element, Tensor, TensorData, TensorReadError};
+use bytemuck::Pod;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::backend::with_bytes;
 use crate::error::LinalgError;
 use crate::host;
 use crate::svd::Svd;
 
 /// Changes when [`Svd::thin`] would give other factors for the same matrix.
-const RULE: &[u8; 8] = b"sodasvd1";
+const RULE: &[u8; 8] = b"sodasvd2";
 
 /// Decompositions kept on disk.
 #[derive(Clone, Debug)]
@@ -56,8 +58,13 @@ impl SvdCache {
         let found: Vec<Result<(PathBuf, Option<Stored>), LinalgError>> = matrices
             .par_iter()
             .map(|a| {
-                let path = self.folder.join(key(&download(a)?, a.dims()));
-                match Stored::read(&path, a.dims(), factor_dtype(a)) {
+                let path = self.folder.join(key(a)?);
+                // Factors are kept in the dtype that `Svd::thin` gives.
+                let stored = match host::is_double(a) {
+                    true => Stored::read::<f64>(&path, a.dims()),
+                    false => Stored::read::<f32>(&path, a.dims()),
+                };
+                match stored {
                     Ok(stored) => Ok((path, stored)),
                     Err(source) => Err(failed(&path, source)),
                 }
@@ -98,59 +105,45 @@ impl SvdCache {
     }
 }
 
-/// Factors are kept in the dtype that [`Svd::thin`] gives.
-fn factor_dtype(a: &Tensor<2>) -> DType {
-    if host::is_double(a) { DType::F64 } else { DType::F32 }
-}
-
 fn download<const D: usize>(tensor: &Tensor<D>) -> Result<TensorData, LinalgError> {
     Ok(tensor.clone().without_autodiff().try_into_data().map_err(TensorReadError::from)?)
 }
 
-fn key(data: &TensorData, [rows, cols]: [usize; 2]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(RULE);
-    hash.update(format!("{:?} {rows} {cols} ", data.dtype()));
-    hash.update(data.as_bytes());
-    let digest = hash.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".svd"
+fn key(a: &Tensor<2>) -> Result<String, LinalgError> {
+    let [rows, cols] = a.dims();
+    let digest = with_bytes(a, |dtype, bytes| {
+        let mut hash = Sha256::new();
+        hash.update(RULE);
+        hash.update(format!("{dtype:?} {rows} {cols} "));
+        hash.update(bytes);
+        hash.finalize()
+    })?;
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".svd")
 }
 
 fn failed(path: &Path, source: io::Error) -> LinalgError {
     LinalgError::Cache { path: path.to_owned(), source }
 }
 
-/// A decomposition as bytes: a header, then `u`, `s` and `vt`.
+/// A decomposition off its device. In a file: a header, then the entries of `u`, `s` and `vt`.
 struct Stored {
-    rows: usize,
-    cols: usize,
-    dtype: DType,
-    /// `u`, `s`, `vt`.
-    parts: [Vec<u8>; 3],
+    u: TensorData,
+    s: TensorData,
+    vt: TensorData,
 }
 
 impl Stored {
     fn download(svd: &Svd) -> Result<Self, LinalgError> {
-        let ([rows, _], [_, cols]) = (svd.u.dims(), svd.vt.dims());
-        let parts = [download(&svd.u)?, download(&svd.s)?, download(&svd.vt)?]
-            .map(|data| data.as_bytes().to_vec());
-        Ok(Self { rows, cols, dtype: svd.u.dtype(), parts })
+        Ok(Self { u: download(&svd.u)?, s: download(&svd.s)?, vt: download(&svd.vt)? })
     }
 
     fn upload(self, device: &Device) -> Svd {
-        let (rows, cols, k) = (self.rows, self.cols, self.rows.min(self.cols));
-        let options = || (device, self.dtype);
-        let [u, s, vt] = self.parts;
+        let options = (device, self.u.dtype());
         Svd {
-            u: Tensor::from_data(TensorData::from_bytes_vec(u, [rows, k], self.dtype), options()),
-            s: Tensor::from_data(TensorData::from_bytes_vec(s, [k], self.dtype), options()),
-            vt: Tensor::from_data(TensorData::from_bytes_vec(vt, [k, cols], self.dtype), options()),
+            u: Tensor::from_data(self.u, options),
+            s: Tensor::from_data(self.s, options),
+            vt: Tensor::from_data(self.vt, options),
         }
-    }
-
-    fn lengths([rows, cols]: [usize; 2], dtype: DType) -> [usize; 3] {
-        let k = rows.min(cols);
-        [rows * k, k, k * cols].map(|entries| entries * dtype.size())
     }
 
     fn header([rows, cols]: [usize; 2], dtype: DType) -> Vec<u8> {
@@ -162,15 +155,16 @@ impl Stored {
     }
 
     /// `None` where there is no such file, or one that is not what it should be.
-    fn read(path: &Path, dims: [usize; 2], dtype: DType) -> io::Result<Option<Self>> {
+    fn read<T: Element + Pod>(path: &Path, [rows, cols]: [usize; 2]) -> io::Result<Option<Self>> {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let expected = Self::header(dims, dtype);
-        let lengths = Self::lengths(dims, dtype);
-        if file.metadata()?.len() != (expected.len() + lengths.iter().sum::<usize>()) as u64 {
+        let k = rows.min(cols);
+        let expected = Self::header([rows, cols], T::dtype());
+        let length = expected.len() + (rows * k + k + k * cols) * size_of::<T>();
+        if file.metadata()?.len() != length as u64 {
             return Ok(None);
         }
         let mut header = vec![0; expected.len()];
@@ -178,12 +172,9 @@ impl Stored {
         if header != expected {
             return Ok(None);
         }
-        let mut parts = lengths.map(|length| vec![0; length]);
-        for part in &mut parts {
-            file.read_exact(part)?;
-        }
-        let [rows, cols] = dims;
-        Ok(Some(Self { rows, cols, dtype, parts }))
+        let u = entries::<T, 2>(&mut file, [rows, k])?;
+        let s = entries::<T, 1>(&mut file, [k])?;
+        Ok(Some(Self { u, s, vt: entries::<T, 2>(&mut file, [k, cols])? }))
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
@@ -203,12 +194,23 @@ impl Stored {
     }
 
     fn write_to(&self, path: &Path) -> io::Result<()> {
+        let (dims, dtype) = ([self.u.shape()[0], self.vt.shape()[1]], self.u.dtype());
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(&Self::header([self.rows, self.cols], self.dtype))?;
-        for part in &self.parts {
-            file.write_all(part)?;
+        file.write_all(&Self::header(dims, dtype))?;
+        for part in [&self.u, &self.s, &self.vt] {
+            file.write_all(part.as_bytes())?;
         }
         // Before the rename, or a crash could leave the final name on an empty file.
         file.sync_all()
     }
+}
+
+/// The next entries of a file, straight into a vector of their type: bytes would be copied once more.
+fn entries<T: Element + Pod, const D: usize>(
+    file: &mut File,
+    shape: [usize; D],
+) -> io::Result<TensorData> {
+    let mut entries = vec![T::zeroed(); shape.iter().product()];
+    file.read_exact(bytemuck::cast_slice_mut(&mut entries))?;
+    Ok(TensorData::new(entries, shape))
 }

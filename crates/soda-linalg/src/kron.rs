@@ -5,10 +5,12 @@
 //! product; Van Loan, The ubiquitous Kronecker product, 2000). For square factors that is
 //! `(Π nᵢ)(Σ nᵢ)` multiply-adds a vector, where the matrix would cost `(Π nᵢ)²` and as much memory.
 //!
-//! Everything is made of matmul, reshape and transpose, so it works on the tape and off it. Factors
-//! may be rectangular.
+//! Works on the tape and off it; factors may be rectangular.
 
 use burn::tensor::Tensor;
+
+use crate::backend;
+use crate::modes::Modes;
 
 /// The matrix `A1 ⊗ … ⊗ Am`, `[Π pᵢ, Π nᵢ]` for factors `[pᵢ, nᵢ]`.
 ///
@@ -46,16 +48,7 @@ pub fn kron(factors: &[Tensor<2>]) -> Tensor<2> {
 pub fn kron_left(factors: &[Tensor<2>], w: Tensor<2>) -> Tensor<2> {
     let [rows, cols] = w.dims();
     assert_width(rows, factors.iter().map(|factor| factor.dims()[1]).product());
-    // `before` runs over the axes that are done, `after` over those to come and the columns.
-    let (mut before, mut after) = (1, rows * cols);
-    let mut w = w.reshape([1, 1, after]);
-    for factor in factors {
-        let [p, n] = factor.dims();
-        after /= n.max(1);
-        w = factor.clone().unsqueeze_dim::<3>(0).matmul(w.reshape([before, n, after]));
-        before *= p;
-    }
-    w.reshape([before, cols])
+    apply(factors, w.reshape([1, rows, cols]), false).squeeze_dim(0)
 }
 
 /// `x (A1 ⊗ … ⊗ Am)` for `x` `[rows, Π nᵢ]` and factors `[nᵢ, pᵢ]`; the result is `[rows, Π pᵢ]`.
@@ -67,20 +60,22 @@ pub fn kron_left(factors: &[Tensor<2>], w: Tensor<2>) -> Tensor<2> {
 pub fn kron_right(x: Tensor<2>, factors: &[Tensor<2>]) -> Tensor<2> {
     let [rows, cols] = x.dims();
     assert_width(cols, factors.iter().map(|factor| factor.dims()[0]).product());
-    // From the last axis to the first: `x` is `[before, n, after]`, with `after` already done.
-    let (mut before, mut after) = (rows * cols, 1);
-    let mut x = x.reshape([1, before, 1]);
-    for factor in factors.iter().rev() {
-        let [n, p] = factor.dims();
-        before /= n.max(1);
-        x = match after {
-            // The axis is contiguous: one plain matrix product.
-            1 => x.reshape([1, before, n]).matmul(factor.clone().unsqueeze_dim(0)),
-            _ => factor.clone().transpose().unsqueeze_dim(0).matmul(x.reshape([before, n, after])),
-        };
-        after *= p;
+    // `x A` is `Aᵀ` along the axis of `x`.
+    apply(factors, x.reshape([rows, cols, 1]), true).squeeze_dim(2)
+}
+
+fn apply(factors: &[Tensor<2>], x: Tensor<3>, transposed: bool) -> Tensor<3> {
+    if factors.is_empty() {
+        return x;
     }
-    x.reshape([rows, after])
+    let size = |factor: &Tensor<2>| {
+        let [rows, cols] = factor.dims();
+        if transposed { [cols, rows] } else { [rows, cols] }
+    };
+    let modes = Modes { sizes: factors.iter().map(size).collect(), transposed };
+    // One node of the tape, whatever their number.
+    let flat = Tensor::cat(factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect(), 0);
+    backend::apply(&modes, x, flat)
 }
 
 #[track_caller]

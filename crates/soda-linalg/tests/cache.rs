@@ -5,8 +5,10 @@
 
 mod common;
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
 
 use burn::tensor::Tensor;
 use common::{Noise, single};
@@ -43,6 +45,23 @@ fn the_second_time_is_the_first() {
         assert!(same(first, &cache.thin(a).unwrap()));
     }
     assert_eq!(files(&folder.path().join("made/when/needed")), names);
+}
+
+/// The key is of the matrix, not of how it lies in memory.
+#[test]
+fn a_view_is_its_matrix() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = SvdCache::new(folder.path());
+    let a = matrices(1).remove(0);
+    cache.thin(&a).unwrap();
+    cache
+        .thin(&Tensor::from_data(a.clone().transpose().to_data(), &a.device()).transpose())
+        .unwrap();
+    cache.thin(&Tensor::cat(vec![a.clone(), a.clone()], 0).narrow(0, 9, 9)).unwrap();
+    cache.thin(&a.clone().autodiff().require_grad()).unwrap();
+    assert_eq!(files(folder.path()).len(), 1);
+    cache.thin(&Tensor::cat(vec![a.clone(), a], 0).narrow(0, 8, 9)).unwrap();
+    assert_eq!(files(folder.path()).len(), 2);
 }
 
 #[test]
@@ -117,4 +136,45 @@ fn writers_do_not_disturb_each_other() {
     let names = files(folder.path());
     assert_eq!(names.len(), 8);
     assert!(names.iter().all(|name| name.ends_with(".svd")));
+}
+
+/// The folder that processes share, told to a child.
+const SHARED: &str = "SODA_TEST_SHARED_CACHE";
+
+/// What a child does: waits for the start, then wants everything at once.
+#[test]
+#[ignore = "the part of a child of processes_share_a_cache"]
+fn one_process_of_many() {
+    let folder = PathBuf::from(env::var_os(SHARED).unwrap());
+    while !folder.with_extension("start").exists() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let batch = matrices(32);
+    for (a, svd) in batch.iter().zip(SvdCache::new(folder).thin_batch(&batch)) {
+        assert!(same(&Svd::thin(a).unwrap(), &svd.unwrap()));
+    }
+}
+
+#[test]
+fn processes_share_a_cache() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("cache");
+    let child = || {
+        Command::new(env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "one_process_of_many"])
+            .env(SHARED, &folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..3).map(|_| child()).collect();
+    fs::write(folder.with_extension("start"), "").unwrap();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+    let names = files(&folder);
+    assert_eq!(names.len(), 32);
+    assert!(names.iter().all(|name| name.ends_with(".svd")), "{names:?}");
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use common::{EPS, Noise, dmatrix, relative, single};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
@@ -40,26 +40,70 @@ fn square_factors_of_real_widths() {
     check(&[(127, 127)], 5);
 }
 
-/// Gradients of a random functional of both products, by every factor and by the operand.
+/// Large enough to go through in pieces, the last of them smaller.
 #[test]
-fn gradients_are_those_of_the_dense_formula() {
+fn pieces_make_the_whole() {
+    check(&[(4, 4), (16, 16), (20, 20)], 1000);
+    check(&[(9, 5), (7, 30)], 7500);
+}
+
+/// Gradients of a random functional of both products, by every factor and by the operand.
+fn check_gradients(sizes: &[(usize, usize)], extra: usize, device: &Device) {
     let mut noise = Noise::new(7);
-    let leaf = |a: DMatrix<f64>| single(&a).autodiff().require_grad();
+    let (p, n) = sizes.iter().fold((1, 1), |(p, n), size| (p * size.0, n * size.1));
+    let on = |a: &DMatrix<f64>| Tensor::<2>::from_data(single(a).to_data(), device);
     let factors: Vec<_> =
-        factors(&mut noise, &[(3, 3), (4, 4), (2, 2)]).into_iter().map(leaf).collect();
-    let (w, x) = (leaf(noise.matrix(24, 5)), leaf(noise.matrix(5, 24)));
-    let weight = single(&noise.matrix(24, 5)).autodiff();
+        factors(&mut noise, sizes).iter().map(|factor| on(factor).require_grad()).collect();
+    let w = on(&noise.matrix(n, extra)).require_grad();
+    let x = on(&noise.matrix(extra, p)).require_grad();
+    let (to_left, to_right) = (on(&noise.matrix(p, extra)), on(&noise.matrix(extra, n)));
 
     let loss = |left: Tensor<2>, right: Tensor<2>| {
-        ((left + right.transpose()).square() * weight.clone()).sum()
+        (left * to_left.clone()).sum() + (right * to_right.clone()).sum()
     };
     let fast = loss(kron_left(&factors, w.clone()), kron_right(x.clone(), &factors)).backward();
     let product = kron(&factors);
     let slow = loss(product.clone().matmul(w.clone()), x.clone().matmul(product)).backward();
     for leaf in factors.iter().chain([&w, &x]) {
         let (fast, slow) = (leaf.grad(&fast).unwrap(), leaf.grad(&slow).unwrap());
-        assert!(relative(&dmatrix(&slow), &dmatrix(&fast)) < 1e-5);
+        let error = relative(&dmatrix(&slow), &dmatrix(&fast));
+        assert!(error < 1e-5, "{sizes:?} {error}");
     }
+}
+
+#[test]
+fn gradients_are_those_of_the_dense_formula() {
+    let device = Device::default().autodiff();
+    check_gradients(&[(3, 3), (4, 4), (2, 2)], 5, &device);
+    check_gradients(&[(3, 2), (1, 4), (5, 3)], 1, &device);
+    check_gradients(&[(6, 6)], 9, &device);
+    check_gradients(&[(4, 4), (8, 8), (10, 10)], 4000, &device);
+    check_gradients(&[(3, 3), (4, 4), (2, 2)], 5, &device.gradient_checkpointing());
+}
+
+/// A constant operand, constant factors, some of either: only what was asked for has a gradient.
+#[test]
+fn constants_have_no_gradient() {
+    let mut noise = Noise::new(8);
+    let [a, b] = [3, 4].map(|n| single(&noise.matrix(n, n)));
+    let w = single(&noise.matrix(12, 5));
+    let dense = kron(&[a.clone(), b.clone()]);
+    let on = |tensor: &Tensor<2>| tensor.clone().autodiff().require_grad();
+
+    let trained = on(&w);
+    let grads = kron_left(&[a.clone(), b.clone()], trained.clone()).sum().backward();
+    let expected = dense.transpose().matmul(w.ones_like());
+    let found = trained.grad(&grads).unwrap();
+    assert!(relative(&dmatrix(&expected), &dmatrix(&found)) < 1e-5);
+
+    let trained = on(&b);
+    let grads = kron_left(&[a.clone(), trained.clone()], w.clone()).sum().backward();
+    let slow = kron(&[a.clone().autodiff(), trained.clone()]).matmul(w.clone()).sum().backward();
+    let (found, expected) = (trained.grad(&grads).unwrap(), trained.grad(&slow).unwrap());
+    assert!(relative(&dmatrix(&expected), &dmatrix(&found)) < 1e-5);
+
+    assert!(!kron_left(&[a.clone(), b.clone()], w.clone()).is_autodiff());
+    assert!(!kron_left(&[a.autodiff(), b], w).is_tracked());
 }
 
 proptest! {

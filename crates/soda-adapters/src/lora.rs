@@ -16,6 +16,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 use soda_linalg::{LinalgError, Svd};
 
 use crate::dora::Magnitude;
@@ -170,9 +171,9 @@ pub struct Lora {
 
 impl Lora {
     fn delta(&self) -> Tensor<2> {
-        let product = self.a.val().matmul(self.b.val());
+        let product = matmul(self.a.val(), self.b.val());
         let change = match &self.start {
-            Some((a, b)) => product - a.clone().matmul(b.clone()),
+            Some((a, b)) => product - matmul(a.clone(), b.clone()),
             None => product,
         };
         change.mul_scalar(self.scale)

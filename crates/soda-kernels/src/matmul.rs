@@ -15,17 +15,25 @@ use burn::tensor::Tensor;
 
 use crate::backend::Kernels;
 
-/// `lhs rhs` for `[.., m, k]` and `[.., k, n]`, whose leading sizes are equal: `[.., m, n]`.
+/// `lhs rhs` for `[.., m, k]` and `[.., k, n]`: `[.., m, n]`. A leading axis of one goes with any.
 ///
 /// # Panics
 /// Where sizes do not fit.
 #[track_caller]
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     let (l, r) = (lhs.dims(), rhs.dims());
-    assert!(
-        D >= 2 && l[..D - 2] == r[..D - 2] && l[D - 1] == r[D - 2],
-        "matmul: {l:?} and {r:?} do not fit"
-    );
+    let fits = D >= 2
+        && l[D - 1] == r[D - 2]
+        && l[..D - 2].iter().zip(&r[..D - 2]).all(|(&a, &b)| a == b || a == 1 || b == 1);
+    assert!(fits, "matmul: {l:?} and {r:?} do not fit");
+    let spread = |x: Tensor<D>, other: &[usize; D]| {
+        let mut dims = x.dims();
+        for (size, &other) in dims[..D - 2].iter_mut().zip(other) {
+            *size = (*size).max(other);
+        }
+        if dims == x.dims() { x } else { x.expand(dims) }
+    };
+    let (lhs, rhs) = (spread(lhs, &r), spread(rhs, &l));
     Tensor::from_dispatch(Dispatch::product(lhs.into_dispatch(), rhs.into_dispatch()))
 }
 

@@ -104,6 +104,14 @@ fn products() {
 }
 
 #[test]
+fn a_matrix_for_all_of_a_stack() {
+    let inputs = [random([1, 5, 7]), random([6, 7, 3])];
+    same("one to many", inputs.clone(), |[a, b], _| matmul(a, b), |[a, b]| a.matmul(b));
+    let turned = inputs.map(|x| x.swap_dims(1, 2));
+    same("many to one", turned, |[a, b], _| matmul(b, a), |[a, b]| b.matmul(a));
+}
+
+#[test]
 fn linear_layers() {
     let (w, b) = (random([12, 20]), random([20]));
     let layer = |x: Tensor<3>, dtype: FloatDType| {

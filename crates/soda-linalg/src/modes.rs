@@ -21,6 +21,7 @@
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+use soda_kernels::matmul;
 
 use crate::backend::{Function, on_host};
 
@@ -159,19 +160,19 @@ fn product(matrix: &Tensor<2>, x: Tensor<3>) -> Tensor<3> {
     let ([p, _], [before, n, after]) = (matrix.dims(), x.dims());
     if after == 1 {
         // The axis is contiguous: one plain matrix product.
-        let y = x.reshape([before, n]).matmul(matrix.clone().transpose());
+        let y = matmul(x.reshape([before, n]), matrix.clone().transpose());
         return y.reshape([before, p, 1]);
     }
-    matrix.clone().unsqueeze_dim::<3>(0).matmul(x)
+    matmul(matrix.clone().unsqueeze_dim::<3>(0), x)
 }
 
 /// `Σ g xᵀ` over `before`, for `g` `[before, p, after]` and `x` `[before, n, after]`: `[p, n]`.
 fn contracted(g: Tensor<3>, x: Tensor<3>) -> Tensor<2> {
     let ([before, p, after], [_, n, _]) = (g.dims(), x.dims());
     if after == 1 {
-        return g.reshape([before, p]).transpose().matmul(x.reshape([before, n]));
+        return matmul(g.reshape([before, p]).transpose(), x.reshape([before, n]));
     }
-    g.matmul(x.transpose()).sum_dim(0).reshape([p, n])
+    matmul(g, x.transpose()).sum_dim(0).reshape([p, n])
 }
 
 /// Along which axis to cut `x` into pieces of what length.

@@ -47,12 +47,12 @@ impl AdapterOptimizer {
     ) -> N {
         let mut collect = Collect { path: Vec::new(), grads, trainable: Vec::new() };
         module.visit(&mut collect);
-        let mut trainable = collect.trainable;
-        clip(&mut trainable, self.max_grad_norm);
-
-        let (rotations, others): (Vec<_>, Vec<_>) = trainable
+        let (rotations, others) = collect
+            .trainable
             .into_iter()
             .partition(|parameter| method.geometry(&parameter.path) == Geometry::Stiefel);
+        let (mut rotations, mut others) = (stacks(rotations), stacks(others));
+        clip(rotations.values_mut().chain(others.values_mut()), self.max_grad_norm);
         let mut updated = self.rotation.step(rotations, factor);
         updated.extend(self.euclidean.step(others, factor));
         map_leaves(module, |_, id, _| updated.remove(&id))
@@ -65,6 +65,27 @@ struct Trainable {
     id: ParamId,
     value: Tensor<2>,
     grad: Tensor<2>,
+}
+
+/// Parameters of one shape, `[count, rows, cols]`.
+struct Stack {
+    ids: Vec<ParamId>,
+    values: Tensor<3>,
+    grads: Tensor<3>,
+}
+
+/// Stacks by shape, each in the order of the parameters.
+fn stacks(parameters: Vec<Trainable>) -> BTreeMap<[usize; 2], Stack> {
+    let mut buckets: BTreeMap<[usize; 2], Vec<Trainable>> = BTreeMap::new();
+    for parameter in parameters {
+        buckets.entry(parameter.value.dims()).or_default().push(parameter);
+    }
+    let stacked = |(shape, bucket): (_, Vec<Trainable>)| {
+        let ids = bucket.iter().map(|parameter| parameter.id).collect();
+        let (values, grads) = bucket.into_iter().map(|p| (p.value, p.grad)).unzip();
+        (shape, Stack { ids, values: Tensor::stack(values, 0), grads: Tensor::stack(grads, 0) })
+    };
+    buckets.into_iter().map(stacked).collect()
 }
 
 /// One update rule and its state, over parameters batched by shape.
@@ -81,23 +102,19 @@ impl<O: Optimizer> Group<O> {
 
     /// New values by identity, flat. The set of parameters and their order must not change between
     /// steps: the state is a stack in that order.
-    fn step(&mut self, parameters: Vec<Trainable>, factor: f64) -> HashMap<ParamId, Tensor<1>> {
-        let mut buckets: BTreeMap<[usize; 2], Vec<Trainable>> = BTreeMap::new();
-        for parameter in parameters {
-            buckets.entry(parameter.value.dims()).or_default().push(parameter);
-        }
+    fn step(
+        &mut self,
+        stacks: BTreeMap<[usize; 2], Stack>,
+        factor: f64,
+    ) -> HashMap<ParamId, Tensor<1>> {
         let mut updated = HashMap::new();
-        for (shape, bucket) in buckets {
-            let stack = |tensor: fn(&Trainable) -> &Tensor<2>| -> Tensor<3> {
-                Tensor::stack(bucket.iter().map(|parameter| tensor(parameter).clone()).collect(), 0)
-            };
-            let (values, grads) = (stack(|p| &p.value), stack(|p| &p.grad));
+        for (shape, Stack { ids, values, grads }) in stacks {
             let (values, state) =
                 self.optimizer.step(self.lr * factor, values, grads, self.states.remove(&shape));
             self.states.extend(state.map(|state| (shape, state)));
-            let rows = values.reshape([bucket.len(), shape[0] * shape[1]]);
-            for (parameter, row) in bucket.iter().zip(rows.split(1, 0)) {
-                updated.insert(parameter.id, row.squeeze_dim(0));
+            let rows = values.reshape([ids.len(), shape[0] * shape[1]]);
+            for (id, row) in ids.into_iter().zip(rows.split(1, 0)) {
+                updated.insert(id, row.squeeze_dim(0));
             }
         }
         updated
@@ -105,17 +122,18 @@ impl<O: Optimizer> Group<O> {
 }
 
 /// Scales all gradients by `min(1, max / |g|)`, `|g|` the norm over every parameter; stays on the device.
-fn clip(parameters: &mut [Trainable], max: f64) {
+fn clip<'a>(stacks: impl Iterator<Item = &'a mut Stack>, max: f64) {
+    let stacks: Vec<_> = stacks.collect();
     let squares: Vec<Tensor<1>> =
-        parameters.iter().map(|parameter| parameter.grad.clone().square().sum()).collect();
+        stacks.iter().map(|stack| stack.grads.clone().square().sum()).collect();
     if squares.is_empty() {
         return;
     }
     let norm = Tensor::cat(squares, 0).sum().sqrt();
     // The small term is torch's: a zero gradient stays zero instead of becoming 0/0.
-    let scale = (norm + 1e-6).recip().mul_scalar(max).clamp_max(1.0);
-    for parameter in parameters {
-        parameter.grad = parameter.grad.clone() * scale.clone().unsqueeze_dim(0);
+    let scale = (norm + 1e-6).recip().mul_scalar(max).clamp_max(1.0).unsqueeze::<3>();
+    for stack in stacks {
+        stack.grads = stack.grads.clone() * scale.clone();
     }
 }
 

@@ -12,6 +12,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
+use soda_kernels::matmul;
 use soda_linalg::{LinalgError, Qr, Svd};
 
 use super::{Basis, Shift, SpectrumConfig};
@@ -84,11 +85,11 @@ impl Spectrum {
     pub fn apply(&self, w: Tensor<2>) -> Tensor<2> {
         let mut columns = match (&self.delta, &self.low_rank) {
             (Some(delta), _) => self.left.clone() * self.gain(delta.val()).unsqueeze_dim(0),
-            (None, Some(low_rank)) => self.left.clone().matmul(low_rank.core()),
+            (None, Some(low_rank)) => matmul(self.left.clone(), low_rank.core()),
             (None, None) => return w,
         };
         match &self.right {
-            Some(right) => columns = columns.matmul(right.clone()),
+            Some(right) => columns = matmul(columns, right.clone()),
             None => {
                 let ([input, output], k) = (w.dims(), columns.dims()[1]);
                 if k < output {
@@ -140,7 +141,7 @@ pub(crate) struct Incompatible;
 impl LowRank {
     /// `[k, k]`, exactly zero at the start.
     fn core(&self) -> Tensor<2> {
-        let gram = |a: Tensor<2>| a.clone().matmul(a.transpose());
+        let gram = |a: Tensor<2>| matmul(a.clone(), a.transpose());
         (gram(self.a.val()) - gram(self.start.val())).triu(0).mul_scalar(self.t)
     }
 }

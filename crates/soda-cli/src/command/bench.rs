@@ -36,6 +36,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
 
     let unet = config.init(&device).map(&mut Cast(dtype));
     device.sync().context("the device does not run")?;
+    // What making the weights took is no part of a step.
+    device.memory_cleanup();
     let built = start.elapsed();
     let plan = method.plan(&Targets::default(), &unet)?;
     let planned = start.elapsed() - built;

@@ -13,23 +13,34 @@ fn random(shape: [usize; 2]) -> Tensor<2> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::default())
 }
 
-#[divan::bench(sample_count = 5, sample_size = 1, args = [[8, 8], [64, 64], [320, 320], [640, 640], [1280, 1280], [2048, 1280]])]
+fn entries(shape: [usize; 2]) -> Vec<f32> {
+    random(shape).try_to_vec_as().expect("readable")
+}
+
+#[divan::bench(sample_count = 5, sample_size = 1, args = [[8, 8], [64, 64], [320, 320], [640, 640], [1280, 1280], [2048, 1280], [2560, 320]])]
 fn svd(bencher: Bencher, shape: [usize; 2]) {
     let a = random(shape);
     bencher.bench_local(|| Svd::thin(&a).expect("finite"));
 }
 
-#[divan::bench(sample_count = 1, sample_size = 1, args = [[8, 8], [64, 64], [320, 320], [640, 640]])]
+#[divan::bench(sample_count = 1, sample_size = 1, args = [[8, 8], [64, 64], [320, 320], [640, 640], [1280, 1280], [2048, 1280]])]
 fn svd_nalgebra(bencher: Bencher, shape: [usize; 2]) {
-    let entries: Vec<f32> = random(shape).try_to_vec_as().expect("readable");
-    let a = DMatrix::from_row_slice(shape[0], shape[1], &entries);
+    let a = DMatrix::from_row_slice(shape[0], shape[1], &entries(shape));
     bencher.bench_local(|| a.clone().svd(true, true));
 }
 
-#[divan::bench(sample_count = 5, sample_size = 1, args = [[640, 640], [1280, 1280], [2560, 320]])]
+const QR: [[usize; 2]; 5] = [[8, 8], [64, 64], [320, 320], [1280, 1280], [2560, 320]];
+
+#[divan::bench(sample_count = 10, sample_size = 1, args = QR)]
 fn qr(bencher: Bencher, shape: [usize; 2]) {
     let a = random(shape);
     bencher.bench_local(|| Qr::thin(&a).expect("finite"));
+}
+
+#[divan::bench(sample_count = 3, sample_size = 1, args = QR)]
+fn qr_nalgebra(bencher: Bencher, shape: [usize; 2]) {
+    let a = DMatrix::from_row_slice(shape[0], shape[1], &entries(shape));
+    bencher.bench_local(|| a.clone().qr().unpack());
 }
 
 /// A tenth of SDXL's attention: 560 linears are 60 of 640 x 640, 20 of 640 x 2048, 360 of 1280 x 1280

@@ -99,16 +99,43 @@ pub(crate) fn multi_head(
     // Scaling q instead of the scores touches d numbers a query instead of m.
     let scale = ((width / heads) as f64).powf(-0.5);
     let (q, k, v) = (split(q.mul_scalar(scale)), split(k), split(v));
-    let scores = q.matmul(k.transpose());
-    let scores = match mask {
-        None => scores,
-        Some(mask) => {
-            let shape = scores.dims();
-            scores.mask_fill(mask.clone().expand(shape), MASKED)
-        }
+    let out = attend(q, k.transpose(), v, mask, SCORES_AT_ONCE);
+    out.swap_dims(1, 2).reshape([batch, queries, width])
+}
+
+/// Rows of scores that are computed at once hold no more numbers than this. All of them together
+/// are gigabytes for a picture of 64 x 64 latents.
+const SCORES_AT_ONCE: usize = 1 << 24;
+
+/// `softmax(q k') v` of every head: `q` `[b, heads, n, d]`, `k'` `[b, heads, d, m]`, `v`
+/// `[b, heads, m, d]`, `at_once` scores at a time. On the tape, which keeps all of them anyway, it
+/// is one product.
+fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: Option<&Tensor<4, Bool>>,
+    at_once: usize,
+) -> Tensor<4> {
+    let [batch, heads, queries, _] = q.dims();
+    let row = batch * heads * k.dims()[3];
+    let rows = (at_once / row.max(1)).max(1);
+    let part = |first: usize, count: usize| {
+        let scores = q.clone().narrow(2, first, count).matmul(k.clone());
+        let scores = match mask {
+            None => scores,
+            Some(mask) => {
+                let mask = mask.clone().narrow(2, first, count).expand(scores.dims());
+                scores.mask_fill(mask, MASKED)
+            }
+        };
+        softmax_rows(scores).matmul(v.clone())
     };
-    let weights = softmax_rows(scores);
-    weights.matmul(v).swap_dims(1, 2).reshape([batch, queries, width])
+    if rows >= queries || q.device().is_autodiff() {
+        return part(0, queries);
+    }
+    let parts = (0..queries).step_by(rows).map(|first| part(first, rows.min(queries - first)));
+    Tensor::cat(parts.collect(), 2)
 }
 
 /// A linear layer on tokens `[b, n, c]`, all of them rows of one matrix: one large product is
@@ -143,6 +170,17 @@ fn softmax_rows(scores: Tensor<4>) -> Tensor<4> {
 mod tests {
     use super::*;
     use crate::noise::gaussian;
+
+    #[test]
+    fn rows_in_parts_are_rows() {
+        let device = Device::default();
+        let heads = |stream, n, d| gaussian::<4>(7, stream, [2, 3, n, d], &device);
+        let (q, k, v) = (heads(0, 8, 4), heads(1, 4, 5), heads(2, 5, 4));
+        let whole = softmax(q.clone().matmul(k.clone()), 3).matmul(v.clone());
+        // Three rows of thirty scores at once, of eight.
+        let difference: f32 = (attend(q, k, v, None, 90) - whole).abs().max().into_scalar();
+        assert!(difference < 1e-5, "{difference}");
+    }
 
     #[test]
     fn softmax_has_burns_value_and_gradient() {

@@ -16,7 +16,7 @@ use crate::config;
 use crate::error::ModelError;
 use crate::image::preprocess::Preprocessor;
 use crate::tokenizer::Tokenizer;
-use crate::vit::{VitConfig, VitModel};
+use crate::vit::{self, VitConfig, VitModel};
 use crate::weights;
 
 /// Pictures or prompts judged at once, which bounds the memory.
@@ -52,7 +52,11 @@ impl Judges {
             clip_pixels: pixels(&clip, clip_config.vision_config.image_size)?,
             dino_pixels: pixels(&dino, dino_config.image_size)?,
             clip: weights::load(clip_config.init(device), &clip.join(WEIGHTS))?,
-            dino: weights::load(dino_config.init(device), &dino.join(WEIGHTS))?,
+            dino: weights::load_renamed(
+                dino_config.init(device),
+                &dino.join(WEIGHTS),
+                vit::RENAMED,
+            )?,
             device: device.clone(),
         })
     }

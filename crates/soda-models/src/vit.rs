@@ -6,17 +6,28 @@
 
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{Device, Tensor};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::clip::encoder::Activation;
-use crate::clip::pretrained::{fields, heads_fit};
+use crate::clip::encoder::{Activation, Encoder, EncoderConfig};
+use crate::clip::pretrained::{fields, picture_fits};
 use crate::clip::vision::embed_patches;
 use crate::config::{ConfigFile, Refusal};
-use crate::unet::attention::multi_head;
+
+/// Keys of a `ViTModel`'s file, as (regular expression, this port's key), for
+/// [`crate::weights::load_renamed`]: the layers are CLIP's under other names.
+pub const RENAMED: &[(&str, &str)] = &[
+    (r"^encoder\.layer\.", "encoder.layers."),
+    (r"\.attention\.attention\.(q|k|v)(uery|ey|alue)\.", ".self_attn.${1}_proj."),
+    (r"\.attention\.output\.dense\.", ".self_attn.out_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".layer_norm1."),
+    (r"\.layernorm_after\.", ".layer_norm2."),
+];
 
 /// The `config.json` of a `ViTModel`.
 #[derive(Debug, Clone, Deserialize)]
@@ -76,20 +87,10 @@ impl ConfigFile for VitConfig {
     const NEUTRAL: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> Result<(), Refusal> {
-        let refuse = |field, value: usize, supported| {
-            Err(Refusal { field, value: value.to_string(), supported })
-        };
-        if !heads_fit(self.hidden_size, self.num_attention_heads) {
-            let supported = "a number of heads that divides `hidden_size`";
-            return refuse("num_attention_heads", self.num_attention_heads, supported);
-        }
-        if self.patch_size == 0 || self.image_size < self.patch_size {
-            return refuse("patch_size", self.patch_size, "a patch that fits into `image_size`");
-        }
-        if self.num_channels != 3 {
-            return refuse("num_channels", self.num_channels, "3: red, green and blue");
-        }
-        Ok(())
+        picture_fits(
+            [self.hidden_size, self.num_attention_heads],
+            [self.image_size, self.patch_size, self.num_channels],
+        )
     }
 }
 
@@ -99,6 +100,15 @@ impl VitConfig {
         let width = self.hidden_size;
         let patch = [self.patch_size; 2];
         let patches = (self.image_size / self.patch_size).pow(2);
+        let encoder = EncoderConfig {
+            width,
+            inner: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            activation: self.hidden_act,
+            norm_eps: self.layer_norm_eps,
+            qkv_bias: self.qkv_bias,
+        };
         VitModel {
             embeddings: VitEmbeddings {
                 cls_token: Param::from_tensor(Tensor::zeros([1, 1, width], device)),
@@ -112,33 +122,9 @@ impl VitConfig {
                     device,
                 )),
             },
-            encoder: VitEncoder {
-                layer: (0..self.num_hidden_layers).map(|_| self.init_layer(device)).collect(),
-            },
-            layernorm: self.init_norm(device),
+            encoder: encoder.init(device),
+            layernorm: LayerNormConfig::new(width).with_epsilon(self.layer_norm_eps).init(device),
         }
-    }
-
-    fn init_layer(&self, device: &Device) -> VitLayer {
-        let (width, inner) = (self.hidden_size, self.intermediate_size);
-        let linear = |from, to| LinearConfig::new(from, to).init(device);
-        let project = || LinearConfig::new(width, width).with_bias(self.qkv_bias).init(device);
-        VitLayer {
-            attention: VitAttention {
-                attention: VitProjections { query: project(), key: project(), value: project() },
-                output: Dense { dense: linear(width, width) },
-                heads: self.num_attention_heads,
-            },
-            intermediate: Dense { dense: linear(width, inner) },
-            output: Dense { dense: linear(inner, width) },
-            layernorm_before: self.init_norm(device),
-            layernorm_after: self.init_norm(device),
-            activation: self.hidden_act,
-        }
-    }
-
-    fn init_norm(&self, device: &Device) -> LayerNorm {
-        LayerNormConfig::new(self.hidden_size).with_epsilon(self.layer_norm_eps).init(device)
     }
 }
 
@@ -148,7 +134,7 @@ pub struct VitModel {
     /// Patches and positions.
     pub embeddings: VitEmbeddings,
     /// The transformer.
-    pub encoder: VitEncoder,
+    pub encoder: Encoder,
     /// After the last layer.
     pub layernorm: LayerNorm,
 }
@@ -160,7 +146,7 @@ impl VitModel {
         let VitEmbeddings { cls_token, patch_embeddings, position_embeddings } = &self.embeddings;
         let (class, positions) = (cls_token.val(), position_embeddings.val());
         let x = embed_patches(&patch_embeddings.projection, class, positions, pixels);
-        let x = self.encoder.layer.iter().fold(x, |x, layer| layer.forward(x));
+        let x = self.encoder.forward(x, None);
         self.layernorm.forward(x)
     }
 
@@ -186,75 +172,4 @@ pub struct VitEmbeddings {
 pub struct PatchEmbeddings {
     /// Pixels of a patch to a token.
     pub projection: Conv2d,
-}
-
-/// A stack of layers.
-#[derive(Module, Debug)]
-pub struct VitEncoder {
-    /// The layers, first to last.
-    pub layer: Vec<VitLayer>,
-}
-
-/// Self-attention and an MLP, each added to its input.
-#[derive(Module, Debug)]
-pub struct VitLayer {
-    /// Attention of patches over patches.
-    pub attention: VitAttention,
-    /// First layer of the MLP.
-    pub intermediate: Dense,
-    /// Second layer of the MLP.
-    pub output: Dense,
-    /// Before the attention.
-    pub layernorm_before: LayerNorm,
-    /// Before the MLP.
-    pub layernorm_after: LayerNorm,
-    /// Between the MLP's layers.
-    #[module(skip)]
-    pub activation: Activation,
-}
-
-impl VitLayer {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attention.forward(self.layernorm_before.forward(x));
-        let inner = self.intermediate.dense.forward(self.layernorm_after.forward(x.clone()));
-        x + self.output.dense.forward(self.activation.apply(inner))
-    }
-}
-
-/// Self-attention.
-#[derive(Module, Debug)]
-pub struct VitAttention {
-    /// Queries, keys, values.
-    pub attention: VitProjections,
-    /// Output projection.
-    pub output: Dense,
-    /// Number of heads.
-    pub heads: usize,
-}
-
-impl VitAttention {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let q = self.attention.query.forward(x.clone());
-        let k = self.attention.key.forward(x.clone());
-        let v = self.attention.value.forward(x);
-        self.output.dense.forward(multi_head(q, k, v, self.heads, None))
-    }
-}
-
-/// The inputs of attention.
-#[derive(Module, Debug)]
-pub struct VitProjections {
-    /// Queries.
-    pub query: Linear,
-    /// Keys.
-    pub key: Linear,
-    /// Values.
-    pub value: Linear,
-}
-
-/// A linear layer one level down, as the checkpoint has them.
-#[derive(Module, Debug)]
-pub struct Dense {
-    /// The layer.
-    pub dense: Linear,
 }

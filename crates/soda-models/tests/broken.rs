@@ -45,12 +45,13 @@ fn shard(dir: &Path) -> PathBuf {
     let whole = dir.join(UNET);
     let bytes = fs::read(&whole).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let sorted: BTreeMap<_, _> = file.iter().collect();
     let mut map = BTreeMap::new();
     for part in 0..2 {
         let name = format!("diffusion_pytorch_model-0000{}-of-00002.safetensors", part + 1);
-        let tensors: Vec<_> = file.iter().enumerate().filter(|(i, _)| i % 2 == part).collect();
+        let tensors: Vec<_> = sorted.iter().enumerate().filter(|(i, _)| i % 2 == part).collect();
         for (_, (key, _)) in &tensors {
-            map.insert((*key).to_owned(), name.clone());
+            map.insert((**key).to_owned(), name.clone());
         }
         let views = tensors.into_iter().map(|(_, tensor)| tensor);
         safetensors::serialize_to_file(views, None, &dir.join("unet").join(name)).unwrap();

@@ -1,11 +1,11 @@
-//! The transformer that both of CLIP's towers are made of.
+//! The transformer that CLIP's towers and the vision transformers are made of.
 //!
 //! ```text
 //! x = x + attention(norm1(x))
 //! x = x + fc2(act(fc1(norm2(x))))
 //! ```
 //!
-//! Mirrors transformers' `CLIPEncoder`: norm before each part (Xiong et al., arXiv 2002.04745).
+//! Mirrors transformers' `CLIPEncoder` and `ViTEncoder`: norm before each part (Xiong et al., arXiv 2002.04745).
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -50,6 +50,8 @@ pub struct EncoderConfig {
     pub activation: Activation,
     /// Epsilon of the layer norms.
     pub norm_eps: f64,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
 }
 
 impl EncoderConfig {
@@ -57,11 +59,13 @@ impl EncoderConfig {
     pub fn init(&self, device: &Device) -> Encoder {
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         let norm = || LayerNormConfig::new(self.width).with_epsilon(self.norm_eps).init(device);
+        let input =
+            || LinearConfig::new(self.width, self.width).with_bias(self.qkv_bias).init(device);
         let layer = |_| EncoderLayer {
             self_attn: SelfAttention {
-                q_proj: linear(self.width, self.width),
-                k_proj: linear(self.width, self.width),
-                v_proj: linear(self.width, self.width),
+                q_proj: input(),
+                k_proj: input(),
+                v_proj: input(),
                 out_proj: linear(self.width, self.width),
                 heads: self.heads,
             },

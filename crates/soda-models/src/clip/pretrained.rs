@@ -7,6 +7,8 @@
 use serde::de::{Deserialize, Deserializer, Error};
 use serde_json::{Map, Value};
 
+use crate::config::Refusal;
+
 /// Fields that no forward pass of these networks reads, whatever they say.
 const UNREAD: &[&str] = &[
     // Where the file comes from.
@@ -106,4 +108,25 @@ pub(crate) fn fields<'de, D: Deserializer<'de>>(
 /// Whether `width` splits into `heads`; every attention layer needs it.
 pub(crate) fn heads_fit(width: usize, heads: usize) -> bool {
     heads > 0 && width > 0 && width.is_multiple_of(heads)
+}
+
+/// Whether a picture encoder's sizes make sense: [width, heads], [picture, patch, channels].
+pub(crate) fn picture_fits(
+    [width, heads]: [usize; 2],
+    [picture, patch, channels]: [usize; 3],
+) -> Result<(), Refusal> {
+    let refuse = |field, value: usize, supported| {
+        Err(Refusal { field, value: value.to_string(), supported })
+    };
+    if !heads_fit(width, heads) {
+        let supported = "a number of heads that divides `hidden_size`";
+        return refuse("num_attention_heads", heads, supported);
+    }
+    if patch == 0 || picture < patch {
+        return refuse("patch_size", patch, "a patch that fits into `image_size`");
+    }
+    if channels != 3 {
+        return refuse("num_channels", channels, "3: red, green and blue");
+    }
+    Ok(())
 }

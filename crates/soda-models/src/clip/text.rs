@@ -133,6 +133,7 @@ impl ClipTextConfig {
             heads: self.num_attention_heads,
             activation: self.hidden_act,
             norm_eps: self.layer_norm_eps,
+            qkv_bias: true,
         };
         TextTransformer {
             embeddings: TextEmbeddings {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::encoder::{Activation, Encoder, EncoderConfig};
-use super::pretrained::{fields, heads_fit};
+use super::pretrained::{fields, picture_fits};
 use crate::config::Refusal;
 
 /// The `vision_config` of a `CLIPModel`.
@@ -65,20 +65,10 @@ impl<'de> Deserialize<'de> for ClipVisionConfig {
 
 impl ClipVisionConfig {
     pub(super) fn check(&self) -> Result<(), Refusal> {
-        let refuse = |field, value: usize, supported| {
-            Err(Refusal { field, value: value.to_string(), supported })
-        };
-        if !heads_fit(self.hidden_size, self.num_attention_heads) {
-            let supported = "a number of heads that divides `hidden_size`";
-            return refuse("num_attention_heads", self.num_attention_heads, supported);
-        }
-        if self.patch_size == 0 || self.image_size < self.patch_size {
-            return refuse("patch_size", self.patch_size, "a patch that fits into `image_size`");
-        }
-        if self.num_channels != 3 {
-            return refuse("num_channels", self.num_channels, "3: red, green and blue");
-        }
-        Ok(())
+        picture_fits(
+            [self.hidden_size, self.num_attention_heads],
+            [self.image_size, self.patch_size, self.num_channels],
+        )
     }
 
     /// An untrained picture encoder.
@@ -94,6 +84,7 @@ impl ClipVisionConfig {
             heads: self.num_attention_heads,
             activation: self.hidden_act,
             norm_eps: self.layer_norm_eps,
+            qkv_bias: true,
         };
         VisionTransformer {
             embeddings: VisionEmbeddings {

@@ -1,0 +1,64 @@
+//! Generation with the bundled model, batch 1 and 8, and where its time goes.
+//!
+//! `docs/reference/speed.py` measures the same with diffusers; run both on an idle machine, one
+//! after the other, with the same number of threads (`RAYON_NUM_THREADS`).
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use divan::{Bencher, black_box};
+use soda_models::noise::gaussian;
+use soda_models::pipeline::{GenerateConfig, Pipeline};
+
+const BATCHES: [usize; 2] = [1, 8];
+
+fn main() {
+    divan::main();
+}
+
+fn pipeline() -> Pipeline {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/toybox/base");
+    Pipeline::load(&base, &Device::default()).expect("the bundled model loads")
+}
+
+fn prompts(batch: usize) -> Vec<String> {
+    vec!["a photo of a red mug".to_owned(); batch]
+}
+
+/// 30 steps with guidance, from prompt to pixels.
+#[divan::bench(sample_count = 5, args = BATCHES)]
+fn generate(bencher: Bencher, batch: usize) {
+    let pipeline = pipeline();
+    let request = GenerateConfig { prompts: prompts(batch), ..GenerateConfig::default() };
+    bencher.bench_local(|| pipeline.generate(&request, &mut |_, _| {}).expect("a request"));
+}
+
+/// One call of the UNet as guidance makes it: twice the batch. 30 of them are a picture.
+#[divan::bench(sample_count = 20, args = BATCHES)]
+fn unet(bencher: Bencher, batch: usize) {
+    let pipeline = pipeline();
+    let device = &pipeline.device;
+    let sample = gaussian::<4>(0, 0, [2 * batch, 4, 16, 16], device);
+    let text = pipeline.encode_prompts(&prompts(2 * batch));
+    let t = Tensor::<1>::full([2 * batch], 500.0, device);
+    bencher.bench_local(|| {
+        black_box(pipeline.unet.forward(sample.clone(), t.clone(), text.clone()));
+        device.sync().expect("the device runs");
+    });
+}
+
+/// The autoencoder's part.
+#[divan::bench(sample_count = 20, args = BATCHES)]
+fn decode(bencher: Bencher, batch: usize) {
+    let pipeline = pipeline();
+    let latents = gaussian::<4>(0, 0, [batch, 4, 16, 16], &pipeline.device);
+    bencher.bench_local(|| black_box(pipeline.decode(latents.clone()).into_data()));
+}
+
+/// The text encoder's part: the prompts and one negative.
+#[divan::bench(sample_count = 20, args = BATCHES)]
+fn read(bencher: Bencher, batch: usize) {
+    let pipeline = pipeline();
+    let prompts = prompts(batch + 1);
+    bencher.bench_local(|| black_box(pipeline.encode_prompts(&prompts).into_data()));
+}

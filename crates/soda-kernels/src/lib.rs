@@ -19,6 +19,8 @@
 mod attention;
 mod autodiff;
 mod backend;
+#[cfg(feature = "persistence")]
+mod cache;
 mod conv;
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
 mod cuda;
@@ -28,6 +30,8 @@ mod norm;
 
 pub use attention::attention;
 pub use backend::Kernels;
+#[cfg(feature = "persistence")]
+pub use cache::keep_compiled_kernels;
 pub use conv::conv2d;
 pub use geglu::geglu;
 pub use matmul::{linear, matmul};

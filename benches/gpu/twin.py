@@ -146,7 +146,8 @@ def main():
                 first_step_s=round(cold, 2),
                 step_ms=round(1e3 * times[len(times) // 2], 2),
                 step_ms_min=round(1e3 * times[0], 2),
-                peak_mib=round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+                peak_mib=round(torch.cuda.max_memory_reserved() / 2**20) if cuda else None,
+                peak_allocated_mib=round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
             )
         ),
         flush=True,

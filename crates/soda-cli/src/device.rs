@@ -21,6 +21,8 @@ impl DeviceKind {
     /// # Errors
     /// The build lacks that backend.
     pub(crate) fn open(self) -> Result<Device> {
+        #[cfg(feature = "persistence")]
+        soda_kernels::keep_compiled_kernels();
         match self {
             Self::Auto => Ok(Device::default()),
             #[cfg(feature = "cpu")]

@@ -4,8 +4,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata, backend_extension};
 use burn::tensor::ops::ConvOptions;
 
-use crate::conv::input_gradient;
-use crate::{attention, geglu, norm};
+use crate::{attention, conv, geglu, norm};
 
 /// What a backend may do better than burn does; each method has burn's own operations as its default.
 ///
@@ -36,7 +35,7 @@ pub trait Kernels: Backend {
         width: usize,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        input_gradient::<Self>(grad, weight, [height, width], options)
+        conv::transposed::<Self>(grad, weight, [height, width], options)
     }
 
     /// softmax over the last axis.

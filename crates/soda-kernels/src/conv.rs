@@ -1,11 +1,11 @@
 //! Convolutions whose weights are frozen.
 //!
 //! Nothing asks for the weight's gradient, so that nothing of the input has to be kept: the tape holds the
-//! weight, which lives anyway, and a size. The gradient by the input is
+//! weight, which lives anyway, and a size. The gradient by the input is the transposed convolution of the output's
+//! gradient; at stride 1 that is also a forward convolution,
 //!
 //! ```text
-//! stride 1:  dx = dy * w~     w~[c, o, i, j] = w[o, c, kh - 1 - i, kw - 1 - j], padding k - 1 - p
-//! else:      dx = the transposed convolution of dy with w
+//! dx = dy * w~     w~[c, o, i, j] = w[o, c, kh - 1 - i, kw - 1 - j], padding k - 1 - p
 //! ```
 
 use burn::backend::autodiff::NodeId;
@@ -127,21 +127,15 @@ impl<B: Kernels> Backward<B, 2> for Convolution {
     }
 }
 
-/// The gradient by the input, of burn's operations.
-pub(crate) fn input_gradient<B: Kernels>(
+/// The gradient by the input as a transposed convolution: what a CPU is quickest at.
+pub(crate) fn transposed<B: Kernels>(
     dy: FloatTensor<B>,
     weight: FloatTensor<B>,
     size: [usize; 2],
     options: ConvOptions<2>,
 ) -> FloatTensor<B> {
-    let [_, _, kh, kw] = weight.shape().dims();
+    let ([_, _, kh, kw], [_, _, h, w]) = (weight.shape().dims(), dy.shape().dims());
     let padding = options.padding_begin();
-    if options.stride == [1, 1] && padding[0] < kh && padding[1] < kw {
-        let flipped = B::float_flip(B::float_swap_dims(weight, 0, 1), &[2, 3]);
-        let padding = [kh - 1 - padding[0], kw - 1 - padding[1]];
-        return B::convolution(dy, flipped, ConvOptions::new([1, 1], padding, [1, 1], 1));
-    }
-    let [_, _, h, w] = dy.shape().dims();
     // Rows at the far edge that no window reached get a zero gradient, but a place.
     let rest = |axis: usize, full: usize, out: usize, kernel: usize| {
         full + 2 * padding[axis] - ((out - 1) * options.stride[axis] + kernel)
@@ -149,4 +143,25 @@ pub(crate) fn input_gradient<B: Kernels>(
     let rest = [rest(0, size[0], h, kh), rest(1, size[1], w, kw)];
     let options = ConvTransposeOptions::new(options.stride, padding, rest, [1, 1], 1);
     B::conv_transpose2d(dy, weight, None, options)
+}
+
+/// The same as a forward convolution, where there is one: no kernel but the forward pass' is compiled.
+#[cfg_attr(
+    not(all(feature = "cuda", not(feature = "fusion"))),
+    allow(dead_code, reason = "what CUDA does without cuDNN")
+)]
+pub(crate) fn flipped<B: Kernels>(
+    dy: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    size: [usize; 2],
+    options: ConvOptions<2>,
+) -> FloatTensor<B> {
+    let [_, _, kh, kw] = weight.shape().dims();
+    let padding = options.padding_begin();
+    if options.stride != [1, 1] || padding[0] >= kh || padding[1] >= kw {
+        return transposed::<B>(dy, weight, size, options);
+    }
+    let weight = B::float_flip(B::float_swap_dims(weight, 0, 1), &[2, 3]);
+    let padding = [kh - 1 - padding[0], kw - 1 - padding[1]];
+    B::convolution(dy, weight, ConvOptions::new([1, 1], padding, [1, 1], 1))
 }

@@ -6,7 +6,7 @@
 //!
 //! | operation | what burn 0.22 does | what is done here |
 //! |---|---|---|
-//! | [`conv2d`] | keeps its input for a weight gradient that nothing asks for; the data gradient has kernels of its own | keeps a shape; the data gradient of stride 1 is a forward convolution, and a 1x1 convolution is a matrix product |
+//! | [`conv2d`] | keeps its input for a weight gradient that nothing asks for; a 1x1 is a convolution like any | keeps a shape; a 1x1 convolution is a matrix product |
 //! | [`attention`] | keeps the scores of every layer, `heads · n · m` numbers each | keeps q, k, v and computes the scores again, some heads at a time, where they are large |
 //! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each, several maps kept | one, its input kept |
 //! | [`matmul`] | CubeCL kernels, compiled and tuned for each shape at its first use | cuBLAS on CUDA where the machine has it, burn's otherwise |
@@ -19,6 +19,8 @@
 mod attention;
 mod autodiff;
 mod backend;
+#[cfg(feature = "persistence")]
+mod cache;
 mod conv;
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
 mod cuda;
@@ -28,6 +30,8 @@ mod norm;
 
 pub use attention::attention;
 pub use backend::Kernels;
+#[cfg(feature = "persistence")]
+pub use cache::keep_compiled_kernels;
 pub use conv::conv2d;
 pub use geglu::geglu;
 pub use matmul::{linear, matmul};

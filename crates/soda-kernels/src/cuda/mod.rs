@@ -18,8 +18,7 @@ use burn::tensor::ops::ConvOptions;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
 use crate::backend::Kernels;
-use crate::conv::input_gradient;
-use crate::{geglu, norm};
+use crate::{conv, geglu, norm};
 
 type Cube = CubeBackend;
 
@@ -67,7 +66,7 @@ impl Kernels for Cube {
         if on_cuda(&grad) && grad.dtype == weight.dtype && session::dnn_present() {
             return dnn::input_gradient(grad, weight, [height, width], &options);
         }
-        input_gradient::<Self>(grad, weight, [height, width], options)
+        conv::flipped::<Self>(grad, weight, [height, width], options)
     }
 
     fn softmax_rows(scores: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -79,3 +79,52 @@ impl Drop for Open {
         PRODUCT.set(self.0.take());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+
+    fn random(shape: [usize; 2]) -> Tensor<2> {
+        Tensor::random(shape, Distribution::Default, &Device::default())
+    }
+
+    #[test]
+    fn an_answer_stands_for_the_product_and_only_for_its_own() {
+        let (x, w, bias) = (random([3, 4]), random([4, 5]), random([1, 5]).flatten(0, 1));
+        let expected = linear(x.clone(), w.clone(), Some(bias.clone()));
+        let mut inner = false;
+        let found = linear_through(
+            x.clone(),
+            || {
+                // A layer inside a layer: its rows are its own, and the outer ones lie open again after.
+                let silent = linear_through(random([2, 4]), || w.clone(), None);
+                inner = silent.dims() == [2, 5];
+                assert!(answer(|rows| Some(rows.matmul(w.clone()))));
+                random([4, 5])
+            },
+            Some(bias),
+        );
+        assert!(inner && found.equal(expected).all().into_scalar::<bool>());
+        assert!(!answer(|_| panic!("no rows lie open")));
+        let kept = linear_through(
+            x.clone(),
+            || {
+                assert!(!answer(|_| None));
+                w.clone()
+            },
+            None,
+        );
+        assert!(kept.equal(x.matmul(w)).all().into_scalar::<bool>());
+    }
+
+    #[test]
+    fn a_panic_leaves_no_rows_open() {
+        let broken = std::panic::catch_unwind(|| {
+            linear_through(random([1, 2]), || std::panic::resume_unwind(Box::new(())), None)
+        });
+        assert!(broken.is_err());
+        assert!(!answer(|_| panic!("no rows lie open")));
+    }
+}

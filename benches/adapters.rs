@@ -1,8 +1,8 @@
 //! What an adapted linear layer costs in training: forward, and backward to its input and its adapter.
 //!
-//! `weight` is the crate's form: the effective weight is formed, then used. `activation` applies the same
-//! formula to the layer's input instead and forms no weight. `dense` is SODA's formula as written, with the
-//! rotation and the weight rebuilt as matrices. Every row does the work of `frozen` (the bare layer, whose
+//! Rows of a method's name alone are the crate as it is used, the shorter way chosen for each size.
+//! `weight` always forms the effective weight, `input` always applies the formula to the layer's input.
+//! `dense` is SODA's formula as written, with the rotation and the weight rebuilt as matrices. Every row does the work of `frozen` (the bare layer, whose
 //! input needs its gradient) besides its own; compare ratios within one run.
 
 use burn::module::{Module, Param};
@@ -12,6 +12,7 @@ use divan::{Bencher, black_box};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::soda::SodaConfig;
 use soda_adapters::{Method as _, MethodConfig, Targets};
+use soda_kernels::linear_through;
 use soda_linalg::{Svd, factorize, kron, kron_right};
 
 fn main() {
@@ -52,22 +53,32 @@ fn step(
     });
 }
 
-/// The layer with a method of the crate on it.
+/// The layer with a method of the crate on it, as a network of this workspace calls it.
 fn adapted(bencher: Bencher, size: [usize; 3], method: impl Into<MethodConfig>) {
+    let layer = attached(size, method);
+    step(bencher, size, |x| linear_through(x, || layer.linear.weight.val(), None));
+}
+
+/// The same, its weight formed whatever the size.
+fn by_weight(bencher: Bencher, size: [usize; 3], method: impl Into<MethodConfig>) {
+    let layer = attached(size, method);
+    step(bencher, size, |x| layer.linear.forward(x));
+}
+
+fn attached(size: [usize; 3], method: impl Into<MethodConfig>) -> Layer {
     let [_, input, output] = size;
     let linear = LinearConfig::new(input, output).with_bias(false).init(&Device::default());
     let layer = Layer { linear };
     let plan =
         method.into().plan(&Targets(vec!["weight".to_owned()]), &layer).expect("a plain layer");
-    let layer = plan.attach(layer).train();
-    step(bencher, size, |x| layer.linear.forward(x));
+    plan.attach(layer).train()
 }
 
 fn preset(bencher: Bencher, size: [usize; 3], name: &str) {
     adapted(bencher, size, MethodConfig::preset(name).expect("a method of the crate"));
 }
 
-fn lora32() -> LoraConfig {
+fn lora_config() -> LoraConfig {
     LoraConfig { rank: 32, ..LoraConfig::default() }
 }
 
@@ -78,7 +89,7 @@ fn frozen(bencher: Bencher, size: [usize; 3]) {
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
-fn lora32_activation(bencher: Bencher, size: [usize; 3]) {
+fn lora32_input(bencher: Bencher, size: [usize; 3]) {
     let [_, input, output] = size;
     let w = random([input, output]).autodiff();
     let leaf = |shape| Param::from_tensor(random(shape)).train();
@@ -90,11 +101,21 @@ fn lora32_activation(bencher: Bencher, size: [usize; 3]) {
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn lora32_weight(bencher: Bencher, size: [usize; 3]) {
-    adapted(bencher, size, lora32());
+    by_weight(bencher, size, lora_config());
+}
+
+#[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
+fn lora32(bencher: Bencher, size: [usize; 3]) {
+    adapted(bencher, size, lora_config());
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn soda_weight(bencher: Bencher, size: [usize; 3]) {
+    by_weight(bencher, size, SodaConfig::default());
+}
+
+#[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
+fn soda(bencher: Bencher, size: [usize; 3]) {
     adapted(bencher, size, SodaConfig::default());
 }
 
@@ -131,7 +152,7 @@ impl Parts {
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
-fn soda_activation(bencher: Bencher, size: [usize; 3]) {
+fn soda_input(bencher: Bencher, size: [usize; 3]) {
     let parts = Parts::new(size);
     step(bencher, size, |x| {
         let x = kron_right(x, &parts.rotation());

@@ -80,6 +80,11 @@ impl BlockRotation {
         block_right(w, self.blocks())
     }
 
+    /// `n`.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
     /// All blocks, `[blocks, n, n]`.
     pub fn blocks(&self) -> Tensor<3> {
         if let Some(fixed) = &self.fixed {

@@ -36,6 +36,7 @@
 mod attach;
 pub mod blocks;
 pub mod boft;
+mod cost;
 pub mod dora;
 mod error;
 mod file;

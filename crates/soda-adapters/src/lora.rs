@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::{LinalgError, Svd};
 
+use crate::cost::Cost;
 use crate::dora::Magnitude;
 use crate::error::AdapterError;
 use crate::fold::{Weight, compute_dtype};
@@ -207,6 +208,21 @@ impl Adapter for Lora {
     fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
         let magnitude = self.magnitude.map(|magnitude| magnitude.at_strength(t));
         Ok(Self { scale: self.scale * t, magnitude, ..self })
+    }
+
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let (rows, [input, output]) = (x.dims()[0], w.dims());
+        let rank = self.a.val().dims()[1];
+        let cost = Cost::layer(rows, input, output).and_factors(rows, input, rank, output);
+        if self.magnitude.is_some() || !cost.input_side() {
+            return None;
+        }
+        let wide = x.clone().cast(self.a.val().dtype());
+        let mut change = matmul(matmul(wide.clone(), self.a.val()), self.b.val());
+        if let Some((a, b)) = &self.start {
+            change = change - matmul(matmul(wide, a.clone()), b.clone());
+        }
+        Some(matmul(x.clone(), w.clone()) + change.mul_scalar(self.scale).cast(w.dtype()))
     }
 
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {

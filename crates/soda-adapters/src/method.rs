@@ -83,6 +83,13 @@ pub trait Adapter: Module + Sync + 'static {
     /// A rotation by half a turn, which has no shortest way back.
     fn at_strength(self, t: f64) -> Result<Self, LinalgError>;
 
+    /// `x apply(w)` for rows `x` `[rows, in]` without forming `apply(w)`, where the method can and that is the
+    /// shorter way for so many rows; both in the network's float type.
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let _ = (x, w);
+        None
+    }
+
     /// Factors `a` `[in, r]` and `b` `[r, out]` with `apply(w) = w + a b`, where the method is of that form.
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
         None

@@ -4,9 +4,11 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use crate::blocks::{BlockRotation, CayleyForm, nearest_divisor};
+use crate::cost::Cost;
 use crate::error::AdapterError;
 use crate::fold::{Weight, compute_dtype};
 use crate::merge::{Combine, optional};
@@ -95,6 +97,26 @@ impl Adapter for Oft {
             w = rotation.right(w);
         }
         w
+    }
+
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let (rows, [input, output]) = (x.dims()[0], w.dims());
+        let mut cost = Cost::layer(rows, input, output);
+        if let Some(rotation) = &self.rotation {
+            cost = cost.and_rotation(rows, input, output, rotation.size());
+        }
+        if let Some(rotation) = &self.output_rotation {
+            cost = cost.and_rotation(rows, output, input, rotation.size());
+        }
+        if !cost.input_side() {
+            return None;
+        }
+        let turn = |rotation: &Option<BlockRotation>, x: Tensor<2>| match rotation {
+            Some(rotation) => rotation.right(x.cast(rotation.skew.val().dtype())).cast(w.dtype()),
+            None => x,
+        };
+        let y = matmul(turn(&self.rotation, x.clone()), w.clone());
+        Some(turn(&self.output_rotation, y))
     }
 
     fn at_strength(self, t: f64) -> Result<Self, LinalgError> {

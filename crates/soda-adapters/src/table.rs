@@ -77,6 +77,14 @@ macro_rules! methods {
                 })
             }
 
+            fn product(
+                &self,
+                x: &::burn::tensor::Tensor<2>,
+                w: &::burn::tensor::Tensor<2>,
+            ) -> Option<::burn::tensor::Tensor<2>> {
+                match self { $(Self::$variant(adapter) => $crate::Adapter::product(adapter, x, w),)+ }
+            }
+
             fn low_rank(&self) -> Option<(::burn::tensor::Tensor<2>, ::burn::tensor::Tensor<2>)> {
                 match self { $(Self::$variant(adapter) => $crate::Adapter::low_rank(adapter),)+ }
             }

@@ -280,3 +280,43 @@ fn a_configuration_survives_json_and_a_wrong_name_is_told_the_right_ones() {
     let error = serde_json::from_str::<MethodConfig>(r#"{"name": "lora", "ranks": 3}"#);
     assert!(error.unwrap_err().to_string().contains("ranks"));
 }
+
+/// The same layer through its weight and, for so few rows, through its input.
+#[test]
+fn the_input_side_is_the_weight_side() {
+    let mut answered = 0;
+    for (name, method) in methods() {
+        let (net, input) = (Net::new().cast(DType::F64), Input::new().cast(DType::F64));
+        let net = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net)).train();
+        let x = input.on_tape().k.narrow(0, 0, 2).require_grad();
+        let mut through = || {
+            let weight = || {
+                let base = net.to_k.weight.base();
+                let weight = net.to_k.weight.val();
+                // Who answers with the product gives the base for the weight.
+                answered += usize::from(weight.clone().equal(base).all().into_scalar::<bool>());
+                weight
+            };
+            soda_kernels::linear_through(x.clone(), weight, None)
+        };
+        let by_input = through();
+        let by_weight = x.clone().matmul(net.to_k.weight.val());
+        let all = |y: &Tensor<2>| -> (Vec<f64>, _) {
+            let grads = (y.clone() * y.clone()).sum().backward();
+            (x.grad(&grads).unwrap().into_data().iter().collect(), gradients(&net, &grads))
+        };
+        let error =
+            difference(by_input.clone().without_autodiff(), by_weight.clone().without_autodiff());
+        assert!(error < 1e-12, "{name}: {error:.1e}");
+        let ((x1, g1), (x2, g2)) = (all(&by_input), all(&by_weight));
+        // Beside the largest of all: a gradient that cancels to nearly nothing has no digits of its own.
+        let most = g2.values().flatten().chain(&x2).fold(0f64, |most, b| most.max(b.abs()));
+        let close = |a: &[f64], b: &[f64]| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-11 * most)
+        };
+        assert!(close(&x1, &x2), "{name}: the input's gradient");
+        assert_eq!(g1.len(), g2.len(), "{name}");
+        assert!(g1.iter().all(|(path, grad)| close(grad, &g2[path])), "{name}: {:?}", g1.keys());
+    }
+    assert!(answered >= 8, "{answered} methods knew a shorter way for two rows");
+}

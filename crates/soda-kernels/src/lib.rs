@@ -11,6 +11,9 @@
 //! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each, several maps kept | one, its input kept |
 //! | [`matmul`] | CubeCL kernels, compiled and tuned for each shape at its first use | cuBLAS on CUDA where the machine has it, burn's otherwise |
 //!
+//! [`linear_through`] is a linear layer whose weight is made as it is used, and whose maker may give the product
+//! instead: how an adapter on few rows avoids a weight-sized product.
+//!
 //! The seam is the trait [`Kernels`]: a backend that has nothing better implements it with an empty block and
 //! gets burn's operations. Gradients are written once, for any backend, beside the operation that they
 //! belong to. On CUDA, products and convolutions go to cuBLAS and cuDNN, which are loaded at run time
@@ -27,6 +30,7 @@ mod cuda;
 mod geglu;
 mod matmul;
 mod norm;
+mod through;
 
 pub use attention::attention;
 pub use backend::Kernels;
@@ -36,3 +40,4 @@ pub use conv::conv2d;
 pub use geglu::geglu;
 pub use matmul::{linear, matmul};
 pub use norm::{group_norm, layer_norm};
+pub use through::{answer, linear_through};

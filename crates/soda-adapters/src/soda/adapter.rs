@@ -2,9 +2,11 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use soda_kernels::matmul;
 use soda_linalg::{LinalgError, kron_left, kron_right};
 
 use super::{Rotation, Spectrum};
+use crate::cost::Cost;
 use crate::merge::{Combine, optional};
 use crate::method::Adapter;
 
@@ -31,6 +33,38 @@ impl Adapter for Soda {
             w = kron_right(w, &rotation.factors());
         }
         w
+    }
+
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let (rows, [input, output]) = (x.dims()[0], w.dims());
+        let mut cost = Cost::layer(rows, input, output);
+        let (turn, output_turn) = (&self.rotation, &self.output_rotation);
+        let (turn, output_turn) =
+            (turn.as_ref().map(Rotation::factors), output_turn.as_ref().map(Rotation::factors));
+        let entries = |factors: &[Tensor<2>]| factors.iter().map(|factor| factor.dims()[0]).sum();
+        if let Some(factors) = &turn {
+            cost = cost.and_rotation(rows, input, output, entries(factors));
+        }
+        if let Some(factors) = &output_turn {
+            cost = cost.and_rotation(rows, output, input, entries(factors));
+        }
+        if let Some(spectrum) = &self.spectrum {
+            cost = spectrum.cost(cost, rows, output);
+        }
+        if !cost.input_side() {
+            return None;
+        }
+        let rotated = |x: Tensor<2>, factors: &Option<Vec<Tensor<2>>>| match factors {
+            Some(factors) => kron_right(x.cast(factors[0].dtype()), factors).cast(w.dtype()),
+            None => x,
+        };
+        let x = rotated(x.clone(), &turn);
+        let mut y = matmul(x.clone(), w.clone());
+        if let Some(spectrum) = &self.spectrum {
+            // The base's product stays exact, the shift is added: a fresh adapter adds zeros.
+            y = y + spectrum.product(x, output).cast(w.dtype());
+        }
+        Some(rotated(y, &output_turn))
     }
 
     fn at_strength(self, t: f64) -> Result<Self, LinalgError> {

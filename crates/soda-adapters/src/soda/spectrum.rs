@@ -16,6 +16,7 @@ use soda_kernels::matmul;
 use soda_linalg::{LinalgError, Qr, Svd};
 
 use super::{Basis, Shift, SpectrumConfig};
+use crate::cost::Cost;
 use crate::init::Init;
 
 /// A trainable shift in the frozen basis of one weight.
@@ -83,22 +84,40 @@ impl Spectrum {
 
     /// `w + L ΔC B` for the weight `w` `[in, out]` it was made from.
     pub fn apply(&self, w: Tensor<2>) -> Tensor<2> {
-        let mut columns = match (&self.delta, &self.low_rank) {
-            (Some(delta), _) => self.left.clone() * self.gain(delta.val()).unsqueeze_dim(0),
-            (None, Some(low_rank)) => matmul(self.left.clone(), low_rank.core()),
-            (None, None) => return w,
+        let output = w.dims()[1];
+        w + self.times_core(self.left.clone(), output)
+    }
+
+    /// `x L ΔC B` for rows `x` `[rows, in]`, in the basis' float type.
+    pub(crate) fn product(&self, x: Tensor<2>, output: usize) -> Tensor<2> {
+        self.times_core(matmul(x.cast(self.left.dtype()), self.left.clone()), output)
+    }
+
+    /// `l ΔC B` for `l` `[rows, k]`: `[rows, out]`.
+    fn times_core(&self, l: Tensor<2>, output: usize) -> Tensor<2> {
+        let [rows, k] = l.dims();
+        let columns = match (&self.delta, &self.low_rank) {
+            (Some(delta), _) => l * self.gain(delta.val()).unsqueeze_dim(0),
+            (None, Some(low_rank)) => matmul(l, low_rank.core()),
+            (None, None) => l.zeros_like(),
         };
         match &self.right {
-            Some(right) => columns = matmul(columns, right.clone()),
-            None => {
-                let ([input, output], k) = (w.dims(), columns.dims()[1]);
-                if k < output {
-                    let rest = Tensor::zeros([input, output - k], (&w.device(), w.dtype()));
-                    columns = Tensor::cat(vec![columns, rest], 1);
-                }
+            Some(right) => matmul(columns, right.clone()),
+            None if k < output => {
+                let rest = Tensor::zeros([rows, output - k], (&columns.device(), columns.dtype()));
+                Tensor::cat(vec![columns, rest], 1)
             }
+            None => columns,
         }
-        w + columns
+    }
+
+    /// What it adds to the cost of a layer: the product with `L` on the input side only, that with `B` on
+    /// both.
+    pub(crate) fn cost(&self, cost: Cost, rows: usize, output: usize) -> Cost {
+        let [input, k] = self.left.dims();
+        // On the weight, `L ΔC` is formed by columns and costs no product of its own.
+        let output = if self.right.is_some() { output } else { 0 };
+        cost.and_factors(rows, input, k, output)
     }
 
     /// The diagonal of `ΔC`.
@@ -141,7 +160,7 @@ pub(crate) struct Incompatible;
 impl LowRank {
     /// `[k, k]`, exactly zero at the start.
     fn core(&self) -> Tensor<2> {
-        let gram = |a: Tensor<2>| matmul(a.clone(), a.transpose());
+        let gram = |a: Tensor<2>| a.clone().matmul(a.transpose());
         (gram(self.a.val()) - gram(self.start.val())).triu(0).mul_scalar(self.t)
     }
 }

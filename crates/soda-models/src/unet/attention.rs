@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
-use soda_kernels::{attention, linear, matmul};
+use soda_kernels::{attention, linear_through, matmul};
 
 /// Stands for minus infinity in the scores of masked pairs: its exponential is 0 in every float
 /// type, and unlike infinity it can be written in every shader language.
@@ -113,5 +113,6 @@ pub(crate) fn multi_head(
 
 /// A linear layer on tokens `[b, n, c]`.
 pub(crate) fn project(layer: &Linear, tokens: Tensor<3>) -> Tensor<3> {
-    linear(tokens, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()))
+    let bias = layer.bias.as_ref().map(|bias| bias.val());
+    linear_through(tokens, || layer.weight.val(), bias)
 }

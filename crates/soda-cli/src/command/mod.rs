@@ -1,11 +1,13 @@
 //! One verb per file.
 
 pub(crate) mod compare;
+pub(crate) mod config;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod settings;
 pub(crate) mod train;
 
 use std::path::Path;

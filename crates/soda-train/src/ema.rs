@@ -63,7 +63,14 @@ impl Ema {
     }
 }
 
-/// The parameters that training moves.
+/// The parameters that training moves, of a module on a plain device.
 pub(crate) fn trainable<N: Module>(module: &N) -> Vec<Leaf> {
-    leaves(module).into_iter().filter(|leaf| leaf.trainable).collect()
+    // Off the tape no parameter asks for a gradient; which ones would shows on it.
+    let taped = leaves(&module.clone().train());
+    let moves = taped.into_iter().map(|leaf| leaf.trainable);
+    leaves(module)
+        .into_iter()
+        .zip(moves)
+        .filter_map(|(leaf, moves)| moves.then_some(leaf))
+        .collect()
 }

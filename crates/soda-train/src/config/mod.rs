@@ -226,7 +226,7 @@ mod tests {
         assert!(refused("stepz=3").contains("did you mean `steps`"));
         assert!(refused("optimizer.rotation_rl=1").contains("did you mean `rotation_lr`"));
         assert!(refused("optimizer.schedule=cosin").contains("did you mean `cosine`"));
-        assert!(refused("steps=many").contains("steps"), "{}", refused("steps=many"));
+        assert!(refused("steps=many").contains("expected usize"));
         let mut table = Table::new();
         assert!(set(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
         assert!(set(&mut table, "method=lorra").unwrap_err().to_string().contains("lora"));

@@ -8,7 +8,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use soda_adapters::soda::SodaConfig;
 use soda_adapters::{Method, Targets, leaves};
-use soda_train::{AdapterOptimizer, OptimizerConfig};
+use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
 
 #[derive(Module, Debug)]
 struct Net {
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if step % 50 == 0 {
             println!("step {step:3}  loss {:.4}", loss.clone().into_scalar::<f32>());
         }
-        let grads = loss.backward();
+        let grads = AdapterGradients::collect(&net, &loss.backward());
         net = optimizer.step(&method, net, &grads, 1.0);
     }
     let merged = net.valid().materialize();

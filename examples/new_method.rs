@@ -15,7 +15,7 @@ use soda_adapters::{
     Adapter, AdapterError, AdapterFile, Header, LinalgError, Method, Targets, Weight, fingerprint,
     methods, without_adapters,
 };
-use soda_train::{AdapterOptimizer, OptimizerConfig};
+use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
 
 /// The settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if step % 25 == 0 {
             println!("step {step:3}  loss {:.5}", loss.clone().into_scalar::<f32>());
         }
-        let grads = loss.backward();
+        let grads = AdapterGradients::collect(&adapted, &loss.backward());
         adapted = optimizer.step(&method, adapted, &grads, 1.0);
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Learn a subject or a style from a folder of pictures
     Train(Box<TrainArgs>),
+    /// Say which settings a run would have, which presets there are, or what is wrong with a file
+    Config(Box<ConfigArgs>),
     /// Draw pictures, with or without an adapter
     Generate(GenerateArgs),
     /// Fold an adapter into its base: a diffusers directory for other tools
@@ -44,14 +46,74 @@ Examples:
   soda train --base models/toy --data photos/mug --prompt \"a photo of a sks mug\"
   soda train --base models/toy --data photos/mug --steps 600 --rotation-lr 2e-3 --name mug-slow
   soda train --config runs/mug-1/config.toml --seed 7
+  soda train --base models/toy --data photos/mug --set objective.loss=dco --set method=lora
+  soda train --resume runs/mug-1
 
-A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
+Ctrl-C stores a checkpoint and stops; a second one stops at once. A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
 scores.json and report.md. Captions come from metadata.jsonl, .txt files beside the pictures, or
 --prompt.")]
 pub(crate) struct TrainArgs {
+    /// Go on with a run that was stopped; its own settings apply
+    #[arg(
+        long,
+        value_name = "RUN",
+        conflicts_with_all = [
+            "config", "preset", "set", "base", "data", "judges", "prompt", "name", "steps",
+            "batch_size", "seed", "rotation_lr", "spectrum_lr", "target", "method", "factors",
+            "no_rotation", "no_spectrum", "sample",
+        ],
+    )]
+    pub(crate) resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+    /// Name of the run; by default the data folder's name and a number
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where runs are kept
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) runs: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda config presets
+  soda config show --preset paper
+  soda config check mug.toml")]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) action: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Print every setting as TOML, defaults and all
+    Show(Box<SettingsArgs>),
+    /// List the presets
+    Presets,
+    /// Read a configuration and everything that it names
+    Check {
+        /// The configuration
+        config: PathBuf,
+        #[command(flatten)]
+        device: DeviceArg,
+    },
+}
+
+/// What a run's settings are made of: a preset or a file, then options, then `--set`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SettingsArgs {
     /// Start from this configuration; other options override it
-    #[arg(long, value_name = "TOML", required_unless_present_all = ["base", "data"])]
+    #[arg(long, value_name = "TOML")]
     pub(crate) config: Option<PathBuf>,
+    /// Start from a preset (`soda config presets` lists them) [default: toybox]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(crate) preset: Option<String>,
+    /// Any setting of `soda config show`, such as optimizer.rotation_lr=1e-3; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     /// The base model, a diffusers directory
     #[arg(long, value_name = "DIR")]
     pub(crate) base: Option<PathBuf>,
@@ -64,12 +126,6 @@ pub(crate) struct TrainArgs {
     /// Caption of pictures that have none
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
-    /// Name of the run; by default the data folder's name and a number
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Where runs are kept
-    #[arg(long, value_name = "DIR", default_value = "runs")]
-    pub(crate) runs: PathBuf,
     /// Optimizer steps
     #[arg(long)]
     pub(crate) steps: Option<usize>,
@@ -105,8 +161,6 @@ pub(crate) struct TrainArgs {
     /// Prompt to draw before and after; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) sample: Vec<String>,
-    #[command(flatten)]
-    pub(crate) device: DeviceArg,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -58,3 +58,14 @@ impl From<Precision> for FloatDType {
         }
     }
 }
+
+/// Whether the processor computes, on which a batch is best split over threads.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    #[cfg(feature = "cpu")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "cpu"))]
+    return {
+        let _ = device;
+        false
+    };
+}

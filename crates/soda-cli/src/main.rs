@@ -13,9 +13,15 @@ use clap::Parser as _;
 
 use crate::args::{Args, Command};
 
+/// Training allocates and frees a tape's tensors in every step; the system's allocator gives such blocks
+/// back each time and pays for it in page faults.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Train(args) => command::train::run(*args),
+        Command::Config(args) => command::config::run(*args),
         Command::Generate(args) => command::generate::run(args),
         Command::Merge(args) => command::merge::run(args),
         Command::Import(args) => command::import::run(args),

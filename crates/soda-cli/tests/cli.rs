@@ -152,7 +152,8 @@ fn a_missing_model_is_named() {
 
 #[test]
 fn wrong_words_are_usage() {
-    refused(&["train"], 2, "--config");
+    refused(&["train"], 1, "--config");
+    refused(&["train", "--resume", "a", "--steps", "3"], 2, "--steps");
     refused(&["paint"], 2, "paint");
     refused(&["generate", "--base", "x", "--prompt", "a", "--strength", "0.5"], 2, "--adapter");
     refused(&["generate", "--base", "x", "--prompt", "a", "--steps", "0"], 2, "--steps");
@@ -205,7 +206,11 @@ fn bad_settings_are_named() {
     std::fs::write(&config, "base = 'a'\ndata = 'b'\nsteps = 1\nbatch_size = 1\nstepz = 2\n")
         .unwrap();
     let output = soda(folder.path(), &["train", "--config", config.to_str().unwrap()]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("stepz"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("did you mean `steps`"));
+    refused(&with(&["--set", "optimizer.rotation_rl=1"]), 1, "did you mean `rotation_lr`");
+    refused(&with(&["--set", "objective.timesteps=[0, 5000]"]), 1, "objective.timesteps");
+    refused(&with(&["--preset", "toybx"]), 1, "did you mean `toybox`");
+    refused(&["train", "--resume", "/no/such/run"], 1, "/no/such/run holds no run");
 }
 
 #[test]

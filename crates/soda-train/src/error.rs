@@ -43,7 +43,7 @@ pub enum TrainError {
     /// A file that cannot be read or written.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {
-        /// "read", "write" or "create".
+        /// What was tried, such as "read".
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -73,14 +73,78 @@ pub enum TrainError {
         /// What the TOML writer says.
         reason: String,
     },
-    /// The loss became NaN or infinite.
-    #[error("the loss became {loss} at step {step}; lower the learning rates")]
+    /// A loss or a gradient became NaN or infinite.
+    #[error(
+        "loss or gradient became {value} at step {step}{kept}; lower the learning rates",
+        kept = .kept.as_ref().map_or_else(String::new, |path| format!(
+            ", the adapter of the step before is in {}",
+            path.display()
+        ))
+    )]
     Diverged {
         /// The step, from 1.
         step: usize,
-        /// The loss.
-        loss: f32,
+        /// The loss, or the norm of the gradient.
+        value: f32,
+        /// Where the adapter of the step before was written.
+        kept: Option<PathBuf>,
     },
+    /// The run was asked to stop.
+    #[error(
+        "stopped after step {step}; `soda train --resume {folder}` goes on",
+        folder = .folder.display()
+    )]
+    Stopped {
+        /// Steps done.
+        step: usize,
+        /// The run's folder.
+        folder: PathBuf,
+    },
+    /// A folder without a run.
+    #[error("{path} holds no run: there is no config.toml in it", path = .0.display())]
+    NoRun(PathBuf),
+    /// A run that another process works on.
+    #[error("another process is working on {path}; wait for it, or stop it", path = .0.display())]
+    RunBusy(PathBuf),
+    /// A run that needs no more steps.
+    #[error("{path} is finished; to train on, start a new run with more steps", path = .0.display())]
+    Finished(PathBuf),
+    /// A checkpoint that is damaged.
+    #[error("checkpoint {path} is damaged and was passed over", path = .path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A checkpoint that does not fit the run's configuration.
+    #[error(
+        "the checkpoints in {path} belong to other settings; config.toml was changed, put it back",
+        path = .0.display()
+    )]
+    OtherSettings(PathBuf),
+    /// More threads than the system gives.
+    #[error("cannot start {count} threads: {reason}; set a smaller `shards`")]
+    Threads {
+        /// How many shards.
+        count: usize,
+        /// The system's reason.
+        reason: String,
+    },
+    /// A setting that is no `key=value`.
+    #[error("`{0}` is no setting; write it as key=value, such as optimizer.rotation_lr=1e-3")]
+    Assignment(String),
+    /// A preset that is not there.
+    #[error("there is no preset `{found}`{hint}; the presets are {known}")]
+    UnknownPreset {
+        /// What was asked for.
+        found: String,
+        /// The nearest name there is, as part of the sentence.
+        hint: String,
+        /// All names.
+        known: String,
+    },
+    /// Two settings that exclude each other.
+    #[error("{0}")]
+    Conflict(&'static str),
     /// A picture could not be encoded for the report.
     #[error("cannot write picture {path}: {reason}", path = path.display())]
     Picture {

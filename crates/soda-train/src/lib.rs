@@ -6,35 +6,54 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `config` | settings, TOML |
-//! | `dataset` | pictures and captions on disk |
+//! | `config` | settings: TOML, presets, single settings |
+//! | `dataset`, `pictures` | pictures and captions on disk |
 //! | `encode` | the same as latents and text states, computed once |
-//! | `trainer` | the loop |
-//! | `optimizer` | Stiefel Adam and AdamW over batches of equal shapes |
+//! | `batch`, `loss`, `shards` | one step's samples, what they cost, on how many threads |
+//! | `gradients`, `stacks`, `optimizer`, `ema` | from gradients to the next adapter |
+//! | `trainer` | a step, and the state between steps |
+//! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
+//! | `class` | the class's pictures, for prior preservation |
 //! | `evaluate` | CLIP-T, CLIP-I, DINO |
 //! | `personalise` | all of it in order |
 //! | `run`, `report`, `chart` | what is written |
 //!
 //! It prints nothing; progress comes as [`Event`]s.
 
+mod batch;
 mod chart;
+mod checkpoint;
+mod class;
 mod config;
 mod dataset;
+mod ema;
 mod encode;
 mod error;
 mod evaluate;
+mod gradients;
+mod loss;
 mod optimizer;
 mod personalise;
+mod pictures;
 mod report;
 mod run;
+mod shards;
+mod stacks;
 mod trainer;
+mod training;
 
-pub use config::{OptimizerConfig, SampleConfig, Schedule, TrainConfig};
+pub use batch::Batch;
+pub use checkpoint::Checkpoint;
+pub use config::{
+    CheckpointConfig, Loss, ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig,
+    SampleConfig, Schedule, TrainConfig, preset, set,
+};
 pub use dataset::{Dataset, Example};
 pub use encode::Encoded;
 pub use error::TrainError;
 pub use evaluate::{Reference, Scores, score};
-pub use optimizer::AdapterOptimizer;
-pub use personalise::{Event, Outcome, Personalisation};
+pub use gradients::AdapterGradients;
+pub use optimizer::{AdapterOptimizer, OptimizerState};
+pub use personalise::{Event, Outcome, Personalisation, Place};
 pub use run::{RunFolder, write_file, write_png};
-pub use trainer::train;
+pub use trainer::{Material, Trainer, TrainerState};

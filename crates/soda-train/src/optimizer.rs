@@ -1,25 +1,35 @@
 //! The optimizer of a run: momentum Stiefel Adam on the rotations, AdamW on everything flat, one global
 //! gradient norm over both.
 //!
-//! All parameters of one shape are stacked and step as one batch, so that the number of kernels depends
-//! on how many shapes there are and not on how many layers. The arithmetic is that of any burn
-//! [`Optimizer`] that treats leading axes as a batch, as element-wise ones and `StiefelAdam` do.
+//! All parameters of one shape step as one batch. The arithmetic is that of any burn [`Optimizer`] that
+//! treats leading axes as a batch, as element-wise ones and `StiefelAdam` do.
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::optim::{AdamW, AdamWConfig, Optimizer};
-use burn::tensor::{Gradients, Tensor};
-use soda_adapters::{Geometry, Method, map_leaves};
+use burn::module::Module;
+use burn::optim::{AdamW, AdamWConfig, Optimizer, RecordState, StateSink, StateSource};
+use burn::tensor::{Device, Tensor, TensorData};
+use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
 use soda_linalg::{StiefelAdam, StiefelAdamConfig};
 
 use crate::config::OptimizerConfig;
+use crate::gradients::AdapterGradients;
+use crate::stacks::{Shape, by_shape, stack, unstack};
 
 /// Steps every trainable parameter of an adapted module.
 pub struct AdapterOptimizer {
     rotation: Group<StiefelAdam>,
     euclidean: Group<AdamW>,
     max_grad_norm: f64,
+}
+
+/// Moments and step counts by name: what an optimizer needs to go on as if it had not stopped.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OptimizerState {
+    /// Moments.
+    pub tensors: BTreeMap<String, TensorData>,
+    /// Step counts.
+    pub counts: BTreeMap<String, u64>,
 }
 
 impl AdapterOptimizer {
@@ -29,140 +39,127 @@ impl AdapterOptimizer {
             .with_epsilon(1e-8)
             .with_weight_decay(config.spectrum_weight_decay as f32)
             .build();
+        let rotation = StiefelAdam::new(&StiefelAdamConfig::new());
         Self {
-            rotation: Group::new(StiefelAdam::new(&StiefelAdamConfig::new()), config.rotation_lr),
-            euclidean: Group::new(spectrum, config.spectrum_lr),
+            rotation: Group::new("rotation", rotation, config.rotation_lr),
+            euclidean: Group::new("flat", spectrum, config.spectrum_lr),
             max_grad_norm: config.max_grad_norm,
         }
     }
 
     /// One step: clips the global norm, then moves each parameter in its own geometry, by `factor` of
-    /// its learning rate.
+    /// its learning rate. Parameters without a gradient stay. The parameters that have one must be the
+    /// same in every step.
     pub fn step<M: Method, N: Module>(
         &mut self,
         method: &M,
         module: N,
-        grads: &Gradients,
+        grads: &AdapterGradients,
         factor: f64,
     ) -> N {
-        let mut collect = Collect { path: Vec::new(), grads, trainable: Vec::new() };
-        module.visit(&mut collect);
-        let (rotations, others) = collect
-            .trainable
-            .into_iter()
-            .partition(|parameter| method.geometry(&parameter.path) == Geometry::Stiefel);
-        let (mut rotations, mut others) = (stacks(rotations), stacks(others));
-        clip(rotations.values_mut().chain(others.values_mut()), self.max_grad_norm);
-        let mut updated = self.rotation.step(rotations, factor);
-        updated.extend(self.euclidean.step(others, factor));
-        map_leaves(module, |_, id, _| updated.remove(&id))
+        let Some(norm) = grads.norm() else { return module };
+        // The small term is torch's: a zero gradient stays zero instead of becoming 0/0.
+        let clip = (norm + 1e-6).recip().mul_scalar(self.max_grad_norm).clamp_max(1.0);
+        let moving: Vec<Leaf> =
+            leaves(&module).into_iter().filter(|leaf| grads.0.contains_key(&leaf.path)).collect();
+        let (rotations, others): (Vec<_>, Vec<_>) =
+            moving.iter().partition(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel);
+        let mut updated = self.rotation.step(&rotations, grads, &clip, factor);
+        updated.extend(self.euclidean.step(&others, grads, &clip, factor));
+        map_leaves(module, |path, _, _| updated.remove(path))
     }
-}
 
-/// A trainable parameter as a matrix (a vector is one row), with its gradient.
-struct Trainable {
-    path: String,
-    id: ParamId,
-    value: Tensor<2>,
-    grad: Tensor<2>,
-}
-
-/// Parameters of one shape, `[count, rows, cols]`.
-struct Stack {
-    ids: Vec<ParamId>,
-    values: Tensor<3>,
-    grads: Tensor<3>,
-}
-
-/// Stacks by shape, each in the order of the parameters.
-fn stacks(parameters: Vec<Trainable>) -> BTreeMap<[usize; 2], Stack> {
-    let mut buckets: BTreeMap<[usize; 2], Vec<Trainable>> = BTreeMap::new();
-    for parameter in parameters {
-        buckets.entry(parameter.value.dims()).or_default().push(parameter);
+    /// The state to store.
+    pub fn state(&self) -> OptimizerState {
+        let mut sink = StateSink::default();
+        self.rotation.flatten(&mut sink);
+        self.euclidean.flatten(&mut sink);
+        let count = |(name, value)| usize::try_from(value).ok().map(|value| (name, value as u64));
+        OptimizerState {
+            tensors: sink.tensors.into_iter().collect(),
+            counts: sink.scalars.into_iter().filter_map(count).collect(),
+        }
     }
-    let stacked = |(shape, bucket): (_, Vec<Trainable>)| {
-        let ids = bucket.iter().map(|parameter| parameter.id).collect();
-        let (values, grads) = bucket.into_iter().map(|p| (p.value, p.grad)).unzip();
-        (shape, Stack { ids, values: Tensor::stack(values, 0), grads: Tensor::stack(grads, 0) })
-    };
-    buckets.into_iter().map(stacked).collect()
+
+    /// Goes on from a stored state; `None` if that is not one of this optimizer's.
+    #[must_use]
+    pub fn restored(mut self, state: OptimizerState, device: &Device) -> Option<Self> {
+        let names: Vec<String> = state.tensors.keys().cloned().collect();
+        let counts = state.counts.into_iter().map(|(name, value)| (name, (value as usize).into()));
+        let mut source = StateSource::new(counts.collect());
+        for (name, data) in state.tensors {
+            source.insert_tensor(name, data);
+        }
+        self.rotation.unflatten(&names, &mut source, device)?;
+        self.euclidean.unflatten(&names, &mut source, device)?;
+        Some(self)
+    }
 }
 
 /// One update rule and its state, over parameters batched by shape.
 struct Group<O: Optimizer> {
+    name: &'static str,
     optimizer: O,
     lr: f64,
-    states: BTreeMap<[usize; 2], O::State<3>>,
+    states: BTreeMap<Shape, O::State<3>>,
 }
 
 impl<O: Optimizer> Group<O> {
-    fn new(optimizer: O, lr: f64) -> Self {
-        Self { optimizer, lr, states: BTreeMap::new() }
+    fn new(name: &'static str, optimizer: O, lr: f64) -> Self {
+        Self { name, optimizer, lr, states: BTreeMap::new() }
     }
 
-    /// New values by identity, flat. The set of parameters and their order must not change between
-    /// steps: the state is a stack in that order.
+    /// New values by path, flat. The set of parameters and their order must not change between steps:
+    /// the state is a stack in that order.
     fn step(
         &mut self,
-        stacks: BTreeMap<[usize; 2], Stack>,
+        leaves: &[&Leaf],
+        grads: &AdapterGradients,
+        clip: &Tensor<1>,
         factor: f64,
-    ) -> HashMap<ParamId, Tensor<1>> {
+    ) -> HashMap<String, Tensor<1>> {
         let mut updated = HashMap::new();
-        for (shape, Stack { ids, values, grads }) in stacks {
-            let (values, state) =
-                self.optimizer.step(self.lr * factor, values, grads, self.states.remove(&shape));
+        for (shape, bucket) in by_shape(leaves.iter().copied()) {
+            let values =
+                stack(bucket.iter().map(|leaf| leaf.value.clone().without_autodiff()), shape);
+            let grad = stack(bucket.iter().map(|leaf| grads.0[&leaf.path].clone()), shape);
+            let (values, state) = self.optimizer.step(
+                self.lr * factor,
+                values,
+                grad * clip.clone().unsqueeze(),
+                self.states.remove(&shape),
+            );
             self.states.extend(state.map(|state| (shape, state)));
-            let rows = values.reshape([ids.len(), shape[0] * shape[1]]);
-            for (id, row) in ids.into_iter().zip(rows.split(1, 0)) {
-                updated.insert(id, row.squeeze_dim(0));
-            }
+            let paths = bucket.into_iter().map(|leaf| leaf.path.clone());
+            updated.extend(paths.zip(unstack(values)));
         }
         updated
     }
-}
 
-/// Scales all gradients by `min(1, max / |g|)`, `|g|` the norm over every parameter; stays on the device.
-fn clip<'a>(stacks: impl Iterator<Item = &'a mut Stack>, max: f64) {
-    let stacks: Vec<_> = stacks.collect();
-    let squares: Vec<Tensor<1>> =
-        stacks.iter().map(|stack| stack.grads.clone().square().sum()).collect();
-    if squares.is_empty() {
-        return;
-    }
-    let norm = Tensor::cat(squares, 0).sum().sqrt();
-    // The small term is torch's: a zero gradient stays zero instead of becoming 0/0.
-    let scale = (norm + 1e-6).recip().mul_scalar(max).clamp_max(1.0).unsqueeze::<3>();
-    for stack in stacks {
-        stack.grads = stack.grads.clone() * scale.clone();
-    }
-}
-
-struct Collect<'a> {
-    path: Vec<String>,
-    grads: &'a Gradients,
-    trainable: Vec<Trainable>,
-}
-
-impl ModuleVisitor for Collect<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
+    fn flatten(&self, sink: &mut StateSink) {
+        for ([rows, cols], state) in &self.states {
+            state.state_flatten(&format!("{}.{rows}x{cols}", self.name), sink);
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let value = param.base();
-        // No gradient: a frozen weight, or one the loss did not reach.
-        let Some(grad) = value.grad(self.grads) else { return };
-        let cols = value.dims()[D - 1];
-        let rows = value.shape().num_elements() / cols;
-        self.trainable.push(Trainable {
-            path: self.path.join("."),
-            id: param.id,
-            value: value.without_autodiff().reshape([rows, cols]),
-            grad: grad.reshape([rows, cols]),
-        });
+    fn unflatten(
+        &mut self,
+        names: &[String],
+        source: &mut StateSource,
+        device: &Device,
+    ) -> Option<()> {
+        for name in names {
+            let mut parts = name.split('.');
+            if parts.next() != Some(self.name) {
+                continue;
+            }
+            let (rows, cols) = parts.next()?.split_once('x')?;
+            let shape = [rows.parse().ok()?, cols.parse().ok()?];
+            if !self.states.contains_key(&shape) {
+                let prefix = format!("{}.{rows}x{cols}", self.name);
+                self.states.insert(shape, O::State::state_unflatten(&prefix, source, device)?);
+            }
+        }
+        Some(())
     }
 }

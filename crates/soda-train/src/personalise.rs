@@ -1,26 +1,28 @@
 //! A whole personalisation: check everything, draw before, train, draw after, judge, report.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
 use burn::module::Module;
 use burn::tensor::Device;
 use image::RgbImage;
 use serde_json::json;
 use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, fingerprint, leaves};
-use soda_models::image::{grid, read_rgb, resize_center_crop};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
 
 use crate::chart::loss_svg;
+use crate::class;
 use crate::config::TrainConfig;
 use crate::dataset::Dataset;
 use crate::encode::Encoded;
 use crate::error::TrainError;
-use crate::evaluate::{Reference, Scores, score};
+use crate::evaluate::{Scores, score};
+use crate::pictures::Pictures;
 use crate::report::report;
-use crate::run::RunFolder;
-use crate::trainer::train;
+use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder};
+use crate::trainer::{Material, Trainer};
+use crate::training::{Trained, Training};
 
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
@@ -82,34 +84,59 @@ pub struct Outcome {
     pub truth: Option<Scores>,
 }
 
+/// Where a run lives.
+pub enum Place<'a> {
+    /// A new folder `root/name`, see [`RunFolder::create`].
+    New {
+        /// The folder of all runs.
+        root: &'a Path,
+        /// Its name; without one the data's name and a number.
+        name: Option<&'a str>,
+    },
+    /// The folder of a run that was stopped, to go on from its newest checkpoint.
+    Stopped(RunFolder),
+}
+
 impl Personalisation {
-    /// Reads the model, the judges and the data set. `prompt` captions pictures without a caption.
+    /// Reads the model, the judges and the data set.
     ///
     /// # Errors
     /// Anything the configuration names that is missing or unusable.
-    pub fn new(
-        config: TrainConfig,
-        prompt: Option<&str>,
-        device: &Device,
-    ) -> Result<Self, TrainError> {
+    pub fn new(config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
         config.check()?;
-        let dataset = Dataset::read(&config.data, prompt)?;
+        let dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
         let judges =
             config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
         let pipeline = Pipeline::load(&config.base, device)?;
         // Unknown targets are a mistake of the settings: say so before anything is drawn.
         config.targets.select(&pipeline.unet)?;
+        config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
         Ok(Self { config, dataset, pipeline, judges, device: device.clone() })
     }
 
-    /// Runs the job in a new folder `root/name` (see [`RunFolder::create`]).
+    /// Reads a stopped run, to be given to [`Personalisation::run`].
     ///
     /// # Errors
-    /// A taken name, a picture that cannot be read, a loss that is not finite, a full disk.
+    /// No run there, one that still goes on or is finished; and as [`Personalisation::new`].
+    pub fn resume(folder: &Path, device: &Device) -> Result<(Self, RunFolder), TrainError> {
+        let folder = RunFolder::open(folder)?;
+        if folder.file(REPORT).exists() {
+            return Err(TrainError::Finished(folder.path().to_owned()));
+        }
+        let path = folder.file(CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+        Ok((Self::new(TrainConfig::from_toml(&text)?, device)?, folder))
+    }
+
+    /// Runs the job. `stop` asks it to store a checkpoint and to end.
+    ///
+    /// # Errors
+    /// A taken name, a picture that cannot be read, a loss that is not finite, a full disk;
+    /// [`TrainError::Stopped`] if it was asked to stop.
     pub fn run(
         self,
-        root: &Path,
-        name: Option<&str>,
+        place: Place<'_>,
+        stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, TrainError> {
         let Self { mut config, dataset, mut pipeline, judges, device } = self;
@@ -124,10 +151,16 @@ impl Personalisation {
             )));
         }
         let pictures = Pictures::read(&dataset, pipeline.image_size() as u32)?;
-        let stem = config.data.file_name().and_then(|name| name.to_str()).unwrap_or("run");
-        let folder = RunFolder::create(root, name, stem)?;
-        folder.write("config.toml", config.to_toml()?.as_bytes())?;
-
+        let folder = match place {
+            Place::Stopped(folder) => folder,
+            Place::New { root, name } => {
+                let stem = config.data.file_name().and_then(|name| name.to_str()).unwrap_or("run");
+                let folder = RunFolder::create(root, name, stem)?;
+                folder.write(CONFIG, portable(&config)?.to_toml()?.as_bytes())?;
+                folder
+            }
+        };
+        let class = class::encode(&pipeline, &config, &folder, &device, on_event)?;
         let before = sample(&pipeline, &config, "drawing before", on_event)?;
 
         on_event(Event::Stage { name: "decomposing" });
@@ -135,28 +168,19 @@ impl Personalisation {
         let header = header(&config, &dataset, &fingerprint(&weights));
         let plan = config.method.plan(&config.targets, &pipeline.unet)?;
         let num_layers = plan.paths().len();
-        let unet = plan.attach(pipeline.unet.clone());
+        let trainer = Trainer::new(plan.attach(pipeline.unet.clone()), &config.method, &config)?;
 
         on_event(Event::Stage { name: "training" });
-        let started = Instant::now();
-        let mut losses = Vec::with_capacity(config.steps);
-        let unet = train(
-            unet,
-            &config.method,
-            &data,
-            &pipeline.noise_schedule(),
-            &config,
-            |step, loss| {
-                losses.push(loss);
-                on_event(Event::Progress { done: step, total: config.steps, loss: Some(loss) });
-            },
-        )?;
-        let seconds = started.elapsed().as_secs_f64();
+        let schedule = pipeline.noise_schedule();
+        let material = Material { data: &data, class: class.as_ref(), schedule: &schedule };
+        let trained = Training { config: &config, folder: &folder, header: &header, material }
+            .run(trainer, stop, on_event)?;
+        let Trained { unet, losses, seconds } = trained;
 
         let orthogonality = orthogonality(&config.method, &leaves(&unet));
         let header = Header { training: summary(&config, &losses, seconds), ..header };
         let adapter = AdapterFile::capture(header, &unet);
-        adapter.write(&folder.file("adapter.safetensors"))?;
+        adapter.write(&folder.file(ADAPTER))?;
         folder.write("loss.csv", csv(&losses).as_bytes())?;
         folder.write("loss.svg", loss_svg(&losses).as_bytes())?;
 
@@ -192,55 +216,25 @@ impl Personalisation {
                 json!({ "before": outcome.before, "after": outcome.after, "truth": outcome.truth });
             folder.write("scores.json", format!("{scores:#}\n").as_bytes())?;
         }
-        folder.write("report.md", report(&outcome).as_bytes())?;
+        folder.write(REPORT, report(&outcome).as_bytes())?;
+        // The report says that the run is finished: nothing will go on from a checkpoint.
+        folder.remove_folder(CHECKPOINTS)?;
         Ok(outcome)
     }
 }
 
-/// The pictures of the data set at the model's size.
-struct Pictures {
-    subject: Vec<RgbImage>,
-    /// By prompt.
-    truth: Vec<(String, RgbImage)>,
-}
-
-impl Pictures {
-    fn read(dataset: &Dataset, size: u32) -> Result<Self, TrainError> {
-        let read = |path: &Path| -> Result<RgbImage, TrainError> {
-            Ok(resize_center_crop(&read_rgb(path)?, size, size))
-        };
-        let subject = dataset
-            .examples
-            .iter()
-            .map(|example| read(&example.image))
-            .collect::<Result<_, _>>()?;
-        let truth = dataset
-            .truth
-            .iter()
-            .map(|example| Ok((example.caption.clone(), read(&example.image)?)))
-            .collect::<Result<_, TrainError>>()?;
-        Ok(Self { subject, truth })
+/// The configuration with paths that mean the same from another folder.
+fn portable(config: &TrainConfig) -> Result<TrainConfig, TrainError> {
+    let absolute =
+        |path: &Path| std::path::absolute(path).map_err(TrainError::io("find the path of", path));
+    let mut portable = config.clone();
+    portable.base = absolute(&config.base)?;
+    portable.data = absolute(&config.data)?;
+    portable.judges = config.judges.as_deref().map(absolute).transpose()?;
+    if let Some(prior) = &mut portable.prior {
+        prior.data = prior.data.as_deref().map(absolute).transpose()?;
     }
-
-    /// The truths of `prompts`, all or none.
-    fn truths(&self, prompts: &[String]) -> Vec<RgbImage> {
-        let truth = |prompt: &String| {
-            self.truth.iter().find(|(caption, _)| caption == prompt).map(|(_, image)| image.clone())
-        };
-        prompts.iter().map(truth).collect::<Option<_>>().unwrap_or_default()
-    }
-
-    fn reference(&self, dataset: &Dataset, prompts: &[String]) -> Reference {
-        Reference {
-            prompts: prompts.iter().map(|prompt| dataset.without_identifier(prompt)).collect(),
-            subject: self.subject.clone(),
-            truth: self.truths(prompts),
-        }
-    }
-
-    fn grid(&self, before: &[RgbImage], after: &[RgbImage]) -> RgbImage {
-        grid(&[self.subject.clone(), before.to_vec(), after.to_vec()])
-    }
+    Ok(portable)
 }
 
 fn prompts(config: &TrainConfig, dataset: &Dataset) -> Vec<String> {
@@ -284,13 +278,10 @@ fn header(config: &TrainConfig, dataset: &Dataset, base_hash: &str) -> Header {
     }
 }
 
+/// What the adapter's file says about its training: the whole configuration, and how it went.
 fn summary(config: &TrainConfig, losses: &[f32], seconds: f64) -> serde_json::Value {
     json!({
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "rotation_lr": config.optimizer.rotation_lr,
-        "spectrum_lr": config.optimizer.spectrum_lr,
+        "config": config,
         "final_loss": crate::chart::running_mean(losses).last(),
         "seconds": seconds,
     })

@@ -1,5 +1,6 @@
 //! A run's folder, `runs/<name>/`. The one file of this crate that writes.
 
+use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -7,10 +8,22 @@ use image::{ImageFormat, RgbImage};
 
 use crate::error::TrainError;
 
-/// A folder that belongs to one run.
-#[derive(Clone, Debug)]
+/// The settings of the run, as resolved.
+pub(crate) const CONFIG: &str = "config.toml";
+
+/// The adapter.
+pub(crate) const ADAPTER: &str = "adapter.safetensors";
+/// The last file of a run: a folder that has it is finished.
+pub(crate) const REPORT: &str = "report.md";
+/// Checkpoints of a run that goes on.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+
+/// A folder that belongs to one run, and to one process at a time.
+#[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// Held while the run goes on; the system lets it go however the process ends.
+    _lock: File,
 }
 
 impl RunFolder {
@@ -28,7 +41,10 @@ impl RunFolder {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     Err(TrainError::RunExists(path))
                 }
-                result => result.map_err(TrainError::io("create", &path)).map(|()| Self { path }),
+                result => {
+                    result.map_err(TrainError::io("create", &path))?;
+                    Self::lock(path)
+                }
             };
         }
         let mut number = 1;
@@ -36,6 +52,29 @@ impl RunFolder {
             match Self::create(root, Some(&format!("{stem}-{number}")), stem) {
                 Err(TrainError::RunExists(_)) => number += 1,
                 result => return result,
+            }
+        }
+    }
+
+    /// Takes the folder of a run that was stopped.
+    ///
+    /// # Errors
+    /// No run there, or one that still goes on.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        if !path.join(CONFIG).is_file() {
+            return Err(TrainError::NoRun(path.to_owned()));
+        }
+        Self::lock(path.to_owned())
+    }
+
+    fn lock(path: PathBuf) -> Result<Self, TrainError> {
+        let file = path.join(".lock");
+        let lock = File::create(&file).map_err(TrainError::io("create", &file))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(TrainError::RunBusy(path)),
+            Err(TryLockError::Error(source)) => {
+                Err(TrainError::Io { action: "lock", path: file, source })
             }
         }
     }
@@ -56,6 +95,20 @@ impl RunFolder {
     /// What the operating system says.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
         write_file(&self.file(name), bytes)
+    }
+
+    /// Removes a folder in it, if it is there.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(crate) fn remove_folder(&self, name: &str) -> Result<(), TrainError> {
+        let path = self.file(name);
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(TrainError::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes a picture as PNG.
@@ -110,5 +163,17 @@ mod tests {
         assert!(matches!(create(Some("a")), Err(TrainError::RunExists(_))));
         assert!(create(None).unwrap().path().ends_with("mug-1"));
         assert!(create(None).unwrap().path().ends_with("mug-2"));
+    }
+
+    #[test]
+    fn a_folder_is_open_once() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(root.path(), Some("a"), "mug").unwrap();
+        let path = folder.path().to_owned();
+        assert!(matches!(RunFolder::open(&path), Err(TrainError::NoRun(_))));
+        folder.write(CONFIG, b"").unwrap();
+        assert!(matches!(RunFolder::open(&path), Err(TrainError::RunBusy(_))));
+        drop(folder);
+        assert!(RunFolder::open(&path).is_ok());
     }
 }

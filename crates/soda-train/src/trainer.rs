@@ -1,149 +1,165 @@
-//! The training loop: fixed pictures, random noise, one mean squared error (DreamBooth, arXiv
-//! 2208.12242, on latents; Ho et al., arXiv 2006.11239, eq. 14).
+//! The training loop, one step at a time: draw, differentiate, clip, move, average.
 //!
-//! Everything random is a function of the seed and the step, never of what ran before.
+//! A step is a function of the seed, its number and the state that [`Trainer::state`] gives, so a run that
+//! stops and goes on is the run that never stopped, to the bit.
 
-use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use soda_adapters::Method;
-use soda_models::noise::gaussian;
+use std::collections::BTreeMap;
+
+use burn::tensor::{Tensor, TensorData};
+use soda_adapters::{Method, map_leaves};
 use soda_models::scheduler::Ddpm;
 use soda_models::unet::Unet;
 
+use crate::batch::Batch;
 use crate::config::TrainConfig;
+use crate::ema::{Ema, trainable};
 use crate::encode::Encoded;
 use crate::error::TrainError;
-use crate::optimizer::AdapterOptimizer;
+use crate::gradients::AdapterGradients;
+use crate::optimizer::{AdapterOptimizer, OptimizerState};
+use crate::shards::Shards;
 
-/// Random streams of one seed. Samples use small stream numbers; these stay clear of them.
-mod stream {
-    pub(super) const ORDER: u64 = 1 << 40;
-    pub(super) const TIMESTEP: u64 = 2 << 40;
-    pub(super) const NOISE: u64 = 3 << 40;
-    pub(super) const POSTERIOR: u64 = 4 << 40;
+/// What is learnt from.
+pub struct Material<'a> {
+    /// The subject or style.
+    pub data: &'a Encoded,
+    /// Pictures of the class, whose prior is to be kept.
+    pub class: Option<&'a Encoded>,
+    /// The noise schedule of the base.
+    pub schedule: &'a Ddpm,
 }
 
-/// Trains the adapters of `unet` (attached, on a plain device) and returns it, plain again.
-///
-/// `on_step` gets the step, from 1, and its loss.
-///
-/// # Errors
-/// A loss that is not finite.
-pub fn train<M: Method>(
+/// A training in progress.
+pub struct Trainer<'a, M: Method> {
+    /// Adapted, on a plain device.
     unet: Unet,
-    method: &M,
-    data: &Encoded,
-    schedule: &Ddpm,
-    config: &TrainConfig,
-    mut on_step: impl FnMut(usize, f32),
-) -> Result<Unet, TrainError> {
-    let mut unet = unet.train();
-    let mut optimizer = AdapterOptimizer::new(&config.optimizer);
-    for step in 0..config.steps {
-        let batch = Batch::draw(data, schedule, config, step as u64);
-        let loss = batch.loss(&unet);
-        let grads = loss.backward();
-        let factor = config.optimizer.schedule.factor(step, config.steps);
-        unet = optimizer.step(method, unet, &grads, factor);
+    method: &'a M,
+    config: &'a TrainConfig,
+    optimizer: AdapterOptimizer,
+    ema: Option<Ema>,
+    shards: Shards,
+    step: usize,
+}
 
-        let loss = loss.into_scalar::<f32>();
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { step: step + 1, loss });
+/// Everything of a [`Trainer`] that the configuration does not give.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainerState {
+    /// Steps done.
+    pub step: usize,
+    /// The adapter's parameters by path.
+    pub adapter: BTreeMap<String, TensorData>,
+    /// Their moving average by path; empty without one.
+    pub average: BTreeMap<String, TensorData>,
+    /// Moments.
+    pub optimizer: OptimizerState,
+}
+
+impl<'a, M: Method> Trainer<'a, M> {
+    /// At step 0; `unet` has its adapters attached and is on a plain device.
+    ///
+    /// # Errors
+    /// A number of shards that the system has no threads for.
+    pub fn new(unet: Unet, method: &'a M, config: &'a TrainConfig) -> Result<Self, TrainError> {
+        Ok(Self {
+            optimizer: AdapterOptimizer::new(&config.optimizer),
+            ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, &unet)),
+            shards: Shards::new(config.shards.unwrap_or(1))?,
+            step: 0,
+            unet,
+            method,
+            config,
+        })
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// The next step on its own random samples; gives its loss.
+    ///
+    /// # Errors
+    /// As [`Trainer::step_on`].
+    pub fn step(&mut self, material: &Material<'_>) -> Result<f32, TrainError> {
+        let Material { data, class, schedule } = *material;
+        self.step_on(&Batch::draw(data, class, schedule, self.config, self.step))
+    }
+
+    /// The next step on these samples; gives their loss before it.
+    ///
+    /// # Errors
+    /// A loss or a gradient that is not finite. Nothing has moved then.
+    pub fn step_on(&mut self, batch: &Batch) -> Result<f32, TrainError> {
+        let mut sum = (0.0, AdapterGradients::default());
+        for part in batch.parts(self.config.accumulation) {
+            let (loss, grads) = self.shards.gradients(&self.unet, &part, &self.config.objective);
+            sum = (sum.0 + loss, sum.1.add(grads));
         }
-        on_step(step + 1, loss);
+        let (loss, grads) = sum;
+        // An infinite gradient of a finite loss would spoil the next loss, and with it the adapter.
+        let norm = grads.norm().map_or(0.0, |norm| norm.into_scalar::<f32>());
+        if !loss.is_finite() || !norm.is_finite() {
+            let value = if loss.is_finite() { norm } else { loss };
+            return Err(TrainError::Diverged { step: self.step + 1, value, kept: None });
+        }
+        let factor = self.config.optimizer.factor(self.step, self.config.steps);
+        self.unet = self.optimizer.step(self.method, self.unet.clone(), &grads, factor);
+        self.step += 1;
+        if let Some(ema) = &mut self.ema {
+            ema.update(self.method, &self.unet, self.step);
+        }
+        Ok(loss)
     }
-    Ok(unet.valid())
-}
 
-/// One step's noisy latents and what the network should say of them.
-struct Batch {
-    /// `x_t`, `[b, c, h, w]`.
-    noisy: Tensor<4>,
-    /// `t`, `[b]`.
-    timesteps: Tensor<1, Int>,
-    /// Text states, `[b, 77, width]`.
-    text: Tensor<3>,
-    /// `ε` or `v`, as the model predicts, `[b, c, h, w]`.
-    target: Tensor<4>,
-}
-
-impl Batch {
-    fn draw(data: &Encoded, schedule: &Ddpm, config: &TrainConfig, step: u64) -> Self {
-        let device = data.text.device();
-        let size = config.batch_size;
-        let rows = Tensor::from_data(
-            TensorData::new(order(data.len(), size, config.seed, step), [size]),
-            &device,
-        );
-        let latents = data.latents(rows.clone(), config.seed, stream::POSTERIOR + step);
-        let noise = gaussian(config.seed, stream::NOISE + step, latents.dims(), &device);
-        let timesteps = timesteps(size, schedule.num_train_timesteps(), config.seed, step, &device);
-        Self {
-            noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
-            text: data.text.clone().select(0, rows),
-            target: schedule.target(latents, noise, timesteps.clone()),
-            timesteps,
+    /// The adapted network: its average, where there is one.
+    pub fn unet(&self) -> Unet {
+        match &self.ema {
+            Some(ema) => ema.apply(self.unet.clone()),
+            None => self.unet.clone(),
         }
     }
 
-    /// `mean |f(x_t, t, c) - target|²`
-    fn loss(self, unet: &Unet) -> Tensor<1> {
-        let prediction = unet.forward(
-            Tensor::from_inner(self.noisy),
-            Tensor::from_inner(self.timesteps),
-            Tensor::from_inner(self.text),
-        );
-        (prediction - Tensor::from_inner(self.target)).square().mean()
-    }
-}
-
-/// Which examples a step sees: epoch after epoch, each in its own order.
-fn order(examples: usize, size: usize, seed: u64, step: u64) -> Vec<i64> {
-    let first = step as usize * size;
-    let mut rows = Vec::with_capacity(size);
-    while rows.len() < size {
-        let position = first + rows.len();
-        let (epoch, skip) = (position / examples, position % examples);
-        let mut permutation: Vec<i64> = (0..examples as i64).collect();
-        permutation.shuffle(&mut rng(seed, stream::ORDER + epoch as u64));
-        rows.extend(permutation.into_iter().skip(skip).take(size - rows.len()));
-    }
-    rows
-}
-
-fn timesteps(size: usize, count: usize, seed: u64, step: u64, device: &Device) -> Tensor<1, Int> {
-    let mut rng = rng(seed, stream::TIMESTEP + step);
-    let values: Vec<i64> = (0..size).map(|_| rng.random_range(0..count as i64)).collect();
-    Tensor::from_data(TensorData::new(values, [size]), device)
-}
-
-fn rng(seed: u64, stream: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    rng
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_epoch_sees_every_example_once() {
-        for (examples, size) in [(5, 5), (5, 2), (3, 7), (1, 4)] {
-            let epochs = 6;
-            let steps = (examples * epochs) / size;
-            let rows: Vec<i64> =
-                (0..steps as u64).flat_map(|step| order(examples, size, 7, step)).collect();
-            for epoch in rows.chunks_exact(examples) {
-                let mut seen = epoch.to_vec();
-                seen.sort_unstable();
-                assert_eq!(seen, (0..examples as i64).collect::<Vec<_>>());
-            }
+    /// What to store.
+    pub fn state(&self) -> TrainerState {
+        let leaf = |leaf: soda_adapters::Leaf| (leaf.path, leaf.value.into_data());
+        TrainerState {
+            step: self.step,
+            adapter: trainable(&self.unet).into_iter().map(leaf).collect(),
+            average: self.ema.as_ref().map(Ema::state).unwrap_or_default(),
+            optimizer: self.optimizer.state(),
         }
-        assert_ne!(order(20, 20, 7, 0), order(20, 20, 7, 1));
-        assert_ne!(order(20, 20, 7, 0), order(20, 20, 8, 0));
+    }
+
+    /// Goes on from a stored state; `None` if that is another configuration's.
+    #[must_use]
+    pub fn restored(mut self, state: TrainerState) -> Option<Self> {
+        let leaves = trainable(&self.unet);
+        let device = leaves.first()?.value.device();
+        let fits = |stored: &BTreeMap<String, TensorData>| {
+            stored.len() == leaves.len()
+                && leaves.iter().all(|leaf| {
+                    let elements = leaf.value.dims()[0];
+                    stored.get(&leaf.path).is_some_and(|data| data.num_elements() == elements)
+                })
+        };
+        if !fits(&state.adapter) || (self.ema.is_some() != fits(&state.average)) {
+            return None;
+        }
+        let load = |unet: Unet, stored: &BTreeMap<String, TensorData>| {
+            map_leaves(unet, |path, _, old| {
+                let data = stored.get(path)?.clone();
+                Some(Tensor::from_data(data, (&old.device(), old.dtype())))
+            })
+        };
+        if let Some(ema) = &mut self.ema {
+            *ema = Ema::new(
+                self.config.optimizer.ema_decay?,
+                &load(self.unet.clone(), &state.average),
+            );
+        }
+        self.unet = load(self.unet, &state.adapter);
+        self.optimizer = self.optimizer.restored(state.optimizer, &device)?;
+        self.step = state.step;
+        Some(self)
     }
 }

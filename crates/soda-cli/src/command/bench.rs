@@ -12,7 +12,7 @@ use clap::ValueEnum as _;
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
-use soda_train::{AdapterOptimizer, OptimizerConfig};
+use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
 
 use crate::args::{Architecture, BenchArgs};
 use crate::progress::say_result;
@@ -52,7 +52,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let mut optimizer = AdapterOptimizer::new(&OptimizerConfig::default());
     let mut step = |unet: Unet| -> Result<(Unet, Duration)> {
         let start = Instant::now();
-        let grads = batch.loss(&unet).backward();
+        let grads = AdapterGradients::collect(&unet, &batch.loss(&unet).backward());
         let unet = optimizer.step(&method, unet, &grads, 1.0);
         device.sync().context("a step failed")?;
         Ok((unet, start.elapsed()))
@@ -120,7 +120,7 @@ fn stages(
         };
         let loss = batch.loss(unet);
         lap(0)?;
-        let grads = loss.backward();
+        let grads = AdapterGradients::collect(unet, &loss.backward());
         lap(1)?;
         let moved = optimizer.step(method, unet.clone(), &grads, 1.0);
         lap(2)?;

@@ -2,12 +2,14 @@
 
 pub(crate) mod bench;
 pub(crate) mod compare;
+pub(crate) mod config;
 pub(crate) mod convert;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod settings;
 pub(crate) mod train;
 
 use std::path::Path;

@@ -1,0 +1,35 @@
+//! `soda config`
+
+use anyhow::{Context as _, Result};
+use soda_train::{PRESETS, Personalisation, TrainConfig};
+
+use crate::args::{ConfigAction, ConfigArgs};
+use crate::command::settings::resolve;
+use crate::progress::say_result;
+
+pub(crate) fn run(args: ConfigArgs) -> Result<()> {
+    match args.action {
+        ConfigAction::Presets => {
+            for preset in PRESETS {
+                say_result(&format!("{:<10} {}", preset.name, preset.about));
+            }
+        }
+        ConfigAction::Show(mut settings) => {
+            // Every other setting can be shown without them.
+            settings.base.get_or_insert_with(|| "path/to/base".into());
+            settings.data.get_or_insert_with(|| "path/to/pictures".into());
+            let config = resolve(&settings)?;
+            config.check()?;
+            say_result(config.to_toml()?.trim_end());
+        }
+        ConfigAction::Check { config: path, device } => {
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+            let named = || path.display().to_string();
+            let config = TrainConfig::from_toml(&text).with_context(named)?;
+            Personalisation::new(config, &device.device.open()?).with_context(named)?;
+            say_result(&format!("{}: nothing is wrong with it", path.display()));
+        }
+    }
+    Ok(())
+}

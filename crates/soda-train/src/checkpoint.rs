@@ -1,0 +1,249 @@
+//! A training in progress on disk, `checkpoints/<step>.safetensors`.
+//!
+//! A file appears by rename, so a crash leaves a whole one or none; its digest tells a whole one from one
+//! that the disk damaged. The newest that is whole counts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::TrainError;
+use crate::optimizer::OptimizerState;
+use crate::run::write_file;
+use crate::trainer::TrainerState;
+
+/// What a run needs to go on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    /// The trainer's part.
+    pub state: TrainerState,
+    /// Loss of every step so far.
+    pub losses: Vec<f32>,
+    /// Seconds of training so far.
+    pub seconds: f64,
+}
+
+/// The part that is no tensor.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    version: u32,
+    step: usize,
+    seconds: f64,
+    counts: BTreeMap<String, u64>,
+}
+
+const VERSION: u32 = 1;
+const LOSSES: &str = "losses";
+const ADAPTER: &str = "adapter/";
+const AVERAGE: &str = "average/";
+const OPTIMIZER: &str = "optimizer/";
+
+impl Checkpoint {
+    /// Writes the checkpoint into `folder` and removes all but the newest `keep`.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn write(&self, folder: &Path, keep: usize) -> Result<(), TrainError> {
+        std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+        let path = folder.join(format!("{:08}.safetensors", self.state.step));
+        write_file(&path, &self.to_bytes(&path)?)?;
+        for old in list(folder)?.into_iter().skip(keep.max(1)) {
+            std::fs::remove_file(&old).map_err(TrainError::io("remove", &old))?;
+        }
+        Ok(())
+    }
+
+    /// The newest checkpoint in `folder` that is whole; `damaged` is told of newer ones that are not.
+    ///
+    /// # Errors
+    /// A folder that cannot be read. A folder that is not there has no checkpoint.
+    pub fn newest(
+        folder: &Path,
+        mut damaged: impl FnMut(&TrainError),
+    ) -> Result<Option<Self>, TrainError> {
+        if !folder.is_dir() {
+            return Ok(None);
+        }
+        for path in list(folder)? {
+            match Self::read(&path) {
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(error) => damaged(&error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads one file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not what was written.
+    pub fn read(path: &Path) -> Result<Self, TrainError> {
+        let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
+        Self::from_bytes(&bytes).ok_or_else(|| TrainError::Checkpoint { path: path.to_owned() })
+    }
+
+    fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
+        let losses = TensorData::new(self.losses.clone(), [self.losses.len()]);
+        let TrainerState { step, adapter, average, optimizer } = &self.state;
+        let mut tensors = BTreeMap::from([(LOSSES.to_owned(), losses)]);
+        for (prefix, part) in
+            [(ADAPTER, adapter), (AVERAGE, average), (OPTIMIZER, &optimizer.tensors)]
+        {
+            tensors
+                .extend(part.iter().map(|(name, data)| (format!("{prefix}{name}"), data.clone())));
+        }
+        let refuse = |error: &dyn std::fmt::Display| TrainError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source: std::io::Error::other(error.to_string()),
+        };
+        let header = Header {
+            version: VERSION,
+            step: *step,
+            seconds: self.seconds,
+            counts: optimizer.counts.clone(),
+        };
+        let header = serde_json::to_string(&header).map_err(|error| refuse(&error))?;
+        let mut views = BTreeMap::new();
+        for (name, data) in &tensors {
+            let dtype = match data.dtype() {
+                DType::F64 => safetensors::Dtype::F64,
+                _ => safetensors::Dtype::F32,
+            };
+            let shape = data.shape().as_slice().to_vec();
+            let view =
+                TensorView::new(dtype, shape, data.as_bytes()).map_err(|error| refuse(&error))?;
+            views.insert(name.as_str(), view);
+        }
+        let digest = digest(&header, views.iter().map(|(name, view)| (*name, view.data())));
+        let metadata =
+            HashMap::from([("header".to_owned(), header), ("digest".to_owned(), digest)]);
+        safetensors::serialize(views, Some(metadata)).map_err(|error| refuse(&error))
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (_, metadata) = SafeTensors::read_metadata(bytes).ok()?;
+        let metadata = metadata.metadata().clone()?;
+        let header_text = metadata.get("header")?;
+        let header: Header = serde_json::from_str(header_text).ok()?;
+        let file = SafeTensors::deserialize(bytes).ok()?;
+        let views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+        let found = digest(header_text, views.iter().map(|(n, view)| (n.as_str(), view.data())));
+        if header.version != VERSION || metadata.get("digest") != Some(&found) {
+            return None;
+        }
+        let mut checkpoint = Self { seconds: header.seconds, ..Self::default() };
+        checkpoint.state.step = header.step;
+        checkpoint.state.optimizer = OptimizerState { counts: header.counts, ..Default::default() };
+        for (name, view) in views {
+            let dtype = match view.dtype() {
+                safetensors::Dtype::F64 => DType::F64,
+                _ => DType::F32,
+            };
+            let data =
+                TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+            let state = &mut checkpoint.state;
+            if name == LOSSES {
+                checkpoint.losses = data.iter::<f32>().collect();
+            } else if let Some(path) = name.strip_prefix(ADAPTER) {
+                state.adapter.insert(path.to_owned(), data);
+            } else if let Some(path) = name.strip_prefix(AVERAGE) {
+                state.average.insert(path.to_owned(), data);
+            } else if let Some(path) = name.strip_prefix(OPTIMIZER) {
+                state.optimizer.tensors.insert(path.to_owned(), data);
+            }
+        }
+        Some(checkpoint)
+    }
+}
+
+/// SHA-256 over everything but the file's own framing.
+fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(header);
+    for (name, bytes) in tensors {
+        hash.update(name);
+        hash.update(bytes);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Checkpoint files, newest first. Others, such as a temporary one of a killed run, are not counted.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(TrainError::io("read", folder))? {
+        let path = entry.map_err(TrainError::io("read", folder))?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let ours = path.extension().is_some_and(|extension| extension == "safetensors");
+        if let (true, Ok(step)) = (ours, stem.parse::<u64>()) {
+            files.push((step, path));
+        }
+    }
+    files.sort();
+    Ok(files.into_iter().rev().map(|(_, path)| path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    fn checkpoint(step: usize) -> Checkpoint {
+        let data = |value: f32| TensorData::new(vec![value, -0.0, f32::MIN_POSITIVE], [3]);
+        Checkpoint {
+            state: TrainerState {
+                step,
+                adapter: BTreeMap::from([("a.b".to_owned(), data(0.1))]),
+                average: BTreeMap::from([("a.b".to_owned(), data(0.2))]),
+                optimizer: OptimizerState {
+                    tensors: BTreeMap::from([("flat.1x3.m".to_owned(), data(0.3))]),
+                    counts: BTreeMap::from([("flat.1x3.time".to_owned(), step as u64)]),
+                },
+            },
+            losses: vec![0.5; step],
+            seconds: 1.5,
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written_and_old_ones_go() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [5, 10, 100] {
+            checkpoint(step).write(folder.path(), 2).unwrap();
+        }
+        assert_eq!(list(folder.path()).unwrap().len(), 2);
+        let newest = Checkpoint::newest(folder.path(), |error| panic!("{error}")).unwrap();
+        assert_eq!(newest, Some(checkpoint(100)));
+        assert_eq!(Checkpoint::newest(Path::new("/nowhere"), |_| ()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_one_is_named_and_passed_over_whichever_byte_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint(1).write(folder.path(), 2).unwrap();
+        checkpoint(2).write(folder.path(), 2).unwrap();
+        let path = list(folder.path()).unwrap().remove(0);
+        let whole = std::fs::read(&path).unwrap();
+        for position in (0..whole.len()).step_by(7).chain([whole.len() - 1]) {
+            let mut bytes = whole.clone();
+            bytes[position] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            let mut named = Vec::new();
+            let newest =
+                Checkpoint::newest(folder.path(), |error| named.push(error.to_string())).unwrap();
+            // A flipped space or a changed key's letter may leave the content as it was.
+            if newest != Some(checkpoint(2)) {
+                assert_eq!(newest, Some(checkpoint(1)), "byte {position}");
+                assert!(named[0].contains("00000002.safetensors"), "{named:?}");
+            }
+        }
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert_eq!(Checkpoint::newest(folder.path(), |_| ()).unwrap(), Some(checkpoint(1)));
+    }
+}

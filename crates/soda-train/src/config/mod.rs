@@ -1,0 +1,253 @@
+//! The settings of a run, as written in TOML and as typed on the command line.
+
+mod edit;
+mod objective;
+mod optimizer;
+mod preset;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use soda_adapters::{MethodConfig, Targets};
+use toml::Table;
+
+pub use edit::set;
+pub use objective::{Loss, ObjectiveConfig, PriorConfig};
+pub use optimizer::{OptimizerConfig, Schedule};
+pub use preset::{PRESETS, Preset, preset};
+
+use crate::error::TrainError;
+
+/// Everything that decides a run's result, given the files it names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// The base model: a diffusers directory.
+    pub base: PathBuf,
+    /// The pictures to learn from: a folder, see [`Dataset::read`](crate::Dataset::read).
+    pub data: PathBuf,
+    /// The caption of pictures that have none.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// The evaluation models (`clip/` and `dino/`), without which no scores are given.
+    #[serde(default)]
+    pub judges: Option<PathBuf>,
+    /// Decides data order, timesteps, noise and the samples' starting noise.
+    #[serde(default)]
+    pub seed: u64,
+    /// Number of optimizer steps.
+    pub steps: usize,
+    /// Pictures at once.
+    pub batch_size: usize,
+    /// Batches a step: the gradient of `batch_size * accumulation` pictures in the memory of one batch.
+    #[serde(default = "one")]
+    pub accumulation: usize,
+    /// Parts of a batch that are computed at once, each on threads of its own; for a CPU. Runs with the
+    /// same number give the same bits. The command line takes one a core, the library one.
+    #[serde(default)]
+    pub shards: Option<usize>,
+    /// Which weights are adapted.
+    #[serde(default)]
+    pub targets: Targets,
+    /// How they are adapted.
+    #[serde(default)]
+    pub method: MethodConfig,
+    /// What a step minimises.
+    #[serde(default)]
+    pub objective: ObjectiveConfig,
+    /// Pictures of the class, so that not every mug becomes the mug.
+    #[serde(default)]
+    pub prior: Option<PriorConfig>,
+    /// How the adapter moves.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// What a stopped run goes on from.
+    #[serde(default)]
+    pub checkpoints: CheckpointConfig,
+    /// The pictures drawn before and after.
+    #[serde(default)]
+    pub samples: SampleConfig,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// When checkpoints are written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps between two; 0 writes one only when the run is asked to stop.
+    pub every: usize,
+    /// How many are kept, newest first.
+    pub keep: usize,
+}
+
+/// Sampling before and after the training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Prompts; when empty the data set's evaluation prompts, or else its captions.
+    pub prompts: Vec<String>,
+    /// DDIM steps.
+    pub steps: usize,
+    /// Classifier-free guidance.
+    pub guidance: f64,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 100, keep: 2 }
+    }
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self { prompts: Vec::new(), steps: 30, guidance: 5.0 }
+    }
+}
+
+impl TrainConfig {
+    /// The configuration as TOML, as stored with a run.
+    ///
+    /// # Errors
+    /// A path that is no UTF-8.
+    pub fn to_toml(&self) -> Result<String, TrainError> {
+        toml::to_string(self)
+            .map_err(|source| TrainError::WriteConfig { reason: source.to_string() })
+    }
+
+    /// Reads a configuration from TOML.
+    ///
+    /// # Errors
+    /// A syntax error, an unknown or a missing field; the message says where, and which known field is
+    /// nearest.
+    pub fn from_toml(text: &str) -> Result<Self, TrainError> {
+        toml::from_str(text).map_err(|source| edit::explain(source.to_string().trim_end()))
+    }
+
+    /// The same from a table, such as a preset with a few settings changed.
+    ///
+    /// # Errors
+    /// An unknown or a missing field.
+    pub fn from_table(table: Table) -> Result<Self, TrainError> {
+        table.try_into().map_err(|source: toml::de::Error| edit::explain(source.message()))
+    }
+
+    /// Refuses numbers that cannot train anything, and settings that exclude each other.
+    ///
+    /// # Errors
+    /// The first field that is out of range, by name.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let at_least_one = [
+            ("batch_size", self.batch_size),
+            ("accumulation", self.accumulation),
+            ("shards", self.shards.unwrap_or(1)),
+            ("checkpoints.keep", self.checkpoints.keep),
+            ("samples.steps", self.samples.steps),
+        ];
+        if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
+            return Err(TrainError::OutOfRange { field, range: "at least 1" });
+        }
+        if !self.samples.guidance.is_finite() {
+            let field = "samples.guidance";
+            return Err(TrainError::OutOfRange { field, range: "a finite number" });
+        }
+        self.optimizer.check()?;
+        self.objective.check()?;
+        if let Some(prior) = &self.prior {
+            prior.check()?;
+            if self.objective.loss == Loss::Dco {
+                return Err(TrainError::Conflict(
+                    "`prior` and `objective.loss = \"dco\"` exclude each other: DCO already measures \
+                     against the frozen network; remove one of them",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    fn table(settings: &[&str]) -> Table {
+        let mut table = preset("toybox").unwrap();
+        for setting in ["base=b", "data=d"].iter().chain(settings) {
+            set(&mut table, setting).unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn every_preset_is_usable_and_survives_the_file() {
+        for preset in PRESETS {
+            let mut table = super::preset(preset.name).unwrap();
+            set(&mut table, "base=b").unwrap();
+            set(&mut table, "data=d").unwrap();
+            let config = TrainConfig::from_table(table).unwrap();
+            config.check().unwrap();
+            assert_eq!(TrainConfig::from_toml(&config.to_toml().unwrap()).unwrap(), config);
+        }
+        let message = preset("toybx").unwrap_err().to_string();
+        assert!(message.contains("did you mean `toybox`"), "{message}");
+    }
+
+    #[test]
+    fn every_setting_can_be_set() {
+        let config = TrainConfig::from_table(table(&[
+            "optimizer.rotation_lr=1e-3",
+            "optimizer.schedule=constant",
+            "objective.timesteps=[10, 20]",
+            "objective.min_snr_gamma=5",
+            "prior.prompt=a photo of a mug",
+            "targets=[\"cross-attention\"]",
+            "method=lora",
+            "method.rank=3",
+        ]))
+        .unwrap();
+        assert_eq!(config.optimizer.rotation_lr, 1e-3);
+        assert_eq!(config.optimizer.schedule, Schedule::Constant);
+        assert_eq!(config.objective.timesteps, Some([10, 20]));
+        assert_eq!(config.objective.min_snr_gamma, Some(5.0));
+        assert_eq!(config.prior.unwrap().prompt, "a photo of a mug");
+        assert_eq!(config.targets.0, ["cross-attention"]);
+        let MethodConfig::Lora(lora) = &config.method else { panic!("{:?}", config.method) };
+        assert_eq!(lora.rank, 3);
+    }
+
+    #[test]
+    fn a_slip_is_named_with_what_was_meant() {
+        let refused =
+            |setting: &str| TrainConfig::from_table(table(&[setting])).unwrap_err().to_string();
+        assert!(refused("stepz=3").contains("did you mean `steps`"));
+        assert!(refused("optimizer.rotation_rl=1").contains("did you mean `rotation_lr`"));
+        assert!(refused("optimizer.schedule=cosin").contains("did you mean `cosine`"));
+        assert!(refused("steps=many").contains("expected usize"));
+        let mut table = Table::new();
+        assert!(set(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
+        assert!(set(&mut table, "method=lorra").unwrap_err().to_string().contains("lora"));
+    }
+
+    #[test]
+    fn what_cannot_train_is_refused_by_name() {
+        for (setting, field) in [
+            ("batch_size=0", "batch_size"),
+            ("accumulation=0", "accumulation"),
+            ("optimizer.rotation_lr=nan", "optimizer.rotation_lr"),
+            ("optimizer.ema_decay=1.5", "optimizer.ema_decay"),
+            ("objective.dco_beta=0", "objective.dco_beta"),
+            ("objective.timesteps=[5, 5]", "objective.timesteps"),
+            ("objective.min_snr_gamma=-1", "objective.min_snr_gamma"),
+        ] {
+            let error = TrainConfig::from_table(table(&[setting])).unwrap().check().unwrap_err();
+            assert!(error.to_string().contains(field), "{error}");
+        }
+        let both = table(&["objective.loss=dco", "prior.prompt=a mug"]);
+        let error = TrainConfig::from_table(both).unwrap().check().unwrap_err();
+        assert!(error.to_string().contains("exclude each other"), "{error}");
+    }
+}

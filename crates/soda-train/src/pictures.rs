@@ -1,0 +1,56 @@
+//! The pictures of a data set at the model's size, for the report and the judges.
+
+use std::path::Path;
+
+use image::RgbImage;
+use soda_models::image::{grid, read_rgb, resize_center_crop};
+
+use crate::dataset::Dataset;
+use crate::error::TrainError;
+use crate::evaluate::Reference;
+
+/// The pictures of the data set at the model's size.
+pub(crate) struct Pictures {
+    subject: Vec<RgbImage>,
+    /// By prompt.
+    truth: Vec<(String, RgbImage)>,
+}
+
+impl Pictures {
+    pub(crate) fn read(dataset: &Dataset, size: u32) -> Result<Self, TrainError> {
+        let read = |path: &Path| -> Result<RgbImage, TrainError> {
+            Ok(resize_center_crop(&read_rgb(path)?, size, size))
+        };
+        let subject = dataset
+            .examples
+            .iter()
+            .map(|example| read(&example.image))
+            .collect::<Result<_, _>>()?;
+        let truth = dataset
+            .truth
+            .iter()
+            .map(|example| Ok((example.caption.clone(), read(&example.image)?)))
+            .collect::<Result<_, TrainError>>()?;
+        Ok(Self { subject, truth })
+    }
+
+    /// The truths of `prompts`, all or none.
+    fn truths(&self, prompts: &[String]) -> Vec<RgbImage> {
+        let truth = |prompt: &String| {
+            self.truth.iter().find(|(caption, _)| caption == prompt).map(|(_, image)| image.clone())
+        };
+        prompts.iter().map(truth).collect::<Option<_>>().unwrap_or_default()
+    }
+
+    pub(crate) fn reference(&self, dataset: &Dataset, prompts: &[String]) -> Reference {
+        Reference {
+            prompts: prompts.iter().map(|prompt| dataset.without_identifier(prompt)).collect(),
+            subject: self.subject.clone(),
+            truth: self.truths(prompts),
+        }
+    }
+
+    pub(crate) fn grid(&self, before: &[RgbImage], after: &[RgbImage]) -> RgbImage {
+        grid(&[self.subject.clone(), before.to_vec(), after.to_vec()])
+    }
+}

@@ -1,0 +1,219 @@
+//! Steps of the trainer on the bundled model: equal to PyTorch's, whatever the number of threads, and
+//! the same after a stop as without one.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use soda_adapters::{Method as _, MethodConfig};
+use soda_models::config;
+use soda_models::unet::{Unet, UnetConfig};
+use soda_models::weights;
+use soda_train::{Batch, TrainConfig, Trainer, TrainerState, preset, set};
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn unet(device: &Device) -> Unet {
+    let folder = path("../../examples/toybox/base/unet");
+    let config: UnetConfig = config::read(&folder.join("config.json")).unwrap();
+    weights::load(config.init(device), &folder.join("diffusion_pytorch_model.safetensors")).unwrap()
+}
+
+fn settings(settings: &[&str]) -> TrainConfig {
+    let mut table = preset("toybox").unwrap();
+    let targets = r#"targets=['mid_block\..*attn\d\.to_(q|k)\.weight$']"#;
+    let common = ["base=b", "data=d", "batch_size=3", "optimizer.schedule=constant", targets];
+    for setting in common.iter().chain(settings) {
+        set(&mut table, setting).unwrap();
+    }
+    let config = TrainConfig::from_table(table).unwrap();
+    config.check().unwrap();
+    config
+}
+
+fn trainer<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a, MethodConfig> {
+    let unet = unet(device);
+    let plan = config.method.plan(&config.targets, &unet).unwrap();
+    Trainer::new(plan.attach(unet), &config.method, config).unwrap()
+}
+
+/// The file of `docs/reference/training.py`.
+struct Fixture(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl Fixture {
+    fn read() -> Self {
+        let bytes = std::fs::read(path("tests/fixtures/training.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let numbers = |view: &safetensors::tensor::TensorView<'_>| {
+            let word = |bytes: &[u8]| -> [u8; 4] { bytes.try_into().unwrap() };
+            view.data()
+                .chunks_exact(4)
+                .map(|bytes| match view.dtype() {
+                    safetensors::Dtype::I32 => i32::from_le_bytes(word(bytes)) as f32,
+                    _ => f32::from_le_bytes(word(bytes)),
+                })
+                .collect::<Vec<f32>>()
+        };
+        let tensors = file.tensors();
+        let entry = |(name, view): &(String, safetensors::tensor::TensorView<'_>)| {
+            (name.clone(), (view.shape().to_vec(), numbers(view)))
+        };
+        Self(tensors.iter().map(entry).collect())
+    }
+
+    fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
+        let (shape, values) = self.0[name].clone();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    fn batch(&self, step: usize, device: &Device) -> Batch {
+        let at = |name: &str| -> Tensor<4> {
+            self.tensor::<5>(name, device).narrow(0, step, 1).squeeze_dim(0)
+        };
+        let timesteps: Tensor<1> =
+            self.tensor::<2>("timesteps", device).narrow(0, step, 1).squeeze_dim(0);
+        let count = timesteps.dims()[0];
+        let timesteps: Tensor<1, Int> = timesteps.int();
+        Batch {
+            noisy: at("noisy"),
+            target: at("target"),
+            text: self.tensor("text", device),
+            timesteps,
+            weight: Tensor::full([count], 1.0 / count as f64, device),
+        }
+    }
+
+    fn under(&self, prefix: &str) -> BTreeMap<String, TensorData> {
+        let entries = self.0.iter().filter_map(|(name, (shape, values))| {
+            let name = name.strip_prefix(prefix)?;
+            let elements = shape.iter().product::<usize>();
+            Some((name.to_owned(), TensorData::new(values.clone(), [elements])))
+        });
+        entries.collect()
+    }
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// Loss and weights of six steps against PyTorch in double precision. Weights are compared by how far they
+/// moved: an error of 5e-4 of the way is far below what one step adds, and a wrong formula is of order 1.
+#[test]
+fn six_steps_are_pytorchs() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    for method in ["soda", "soda-qr", "svdiff", "lora"] {
+        for loss in ["mse", "dco"] {
+            let case = format!("{method}/{loss}");
+            let (method_setting, loss_setting) =
+                (format!("method={method}"), format!("objective.loss={loss}"));
+            let mut all = vec![method_setting.as_str(), &loss_setting, "shards=2"];
+            if method == "lora" {
+                all.push("method.rank=4");
+            }
+            let config = settings(&all);
+            let start = fixture.under(&format!("{method}/start/"));
+            let state = TrainerState { adapter: start.clone(), ..TrainerState::default() };
+            let mut trainer = trainer(&config, &device).restored(state).unwrap();
+            for (step, expected) in fixture.0[&format!("{case}/losses")].1.iter().enumerate() {
+                let found = trainer.step_on(&fixture.batch(step, &device)).unwrap();
+                let error = (found - expected).abs() / expected.abs().max(1e-2);
+                assert!(error < 5e-4, "{case}, step {step}: {found} for {expected}");
+            }
+            let end = fixture.under(&format!("{case}/end/"));
+            let state = trainer.state();
+            let all = |of: &BTreeMap<String, TensorData>| -> Vec<f64> {
+                end.keys().flat_map(|name| of[name].iter::<f64>().collect::<Vec<_>>()).collect()
+            };
+            let (start, end, found) = (all(&start), all(&end), all(&state.adapter));
+            let way = norm(end.iter().zip(&start).map(|(a, b)| a - b));
+            let error = norm(end.iter().zip(&found).map(|(a, b)| a - b)) / way;
+            assert!(error < 5e-4, "{case}: {error:e} of the way");
+        }
+    }
+}
+
+/// Parts are added in another order than one whole is, which rounding sees and nothing else does.
+#[test]
+fn parts_and_threads_change_rounding_only() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    let gradient_step = |shards: &str, accumulation: &str| {
+        // The loss of the second step tells how the first one moved.
+        let config = settings(&[shards, accumulation]);
+        let mut trainer = trainer(&config, &device);
+        (0..2).map(|step| trainer.step_on(&fixture.batch(step, &device)).unwrap()).collect()
+    };
+    let whole: Vec<f32> = gradient_step("shards=1", "accumulation=1");
+    for (shards, accumulation) in [("shards=2", "accumulation=1"), ("shards=7", "accumulation=3")] {
+        let parts: Vec<f32> = gradient_step(shards, accumulation);
+        let again: Vec<f32> = gradient_step(shards, accumulation);
+        assert_eq!(parts, again, "{shards}, {accumulation}: not the same bits twice");
+        for (part, whole) in parts.iter().zip(&whole) {
+            assert!((part - whole).abs() < 2e-5 * whole, "{shards}: {parts:?} for {whole:?}");
+        }
+    }
+}
+
+#[test]
+fn a_restored_trainer_goes_on_to_the_bit() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    let config = settings(&["optimizer.ema_decay=0.9", "optimizer.warmup_steps=2", "shards=2"]);
+    let mut straight = trainer(&config, &device);
+    for step in 0..3 {
+        straight.step_on(&fixture.batch(step, &device)).unwrap();
+    }
+    let mut resumed = trainer(&config, &device).restored(straight.state()).unwrap();
+    for step in 3..6 {
+        let losses = [&mut straight, &mut resumed]
+            .map(|trainer| trainer.step_on(&fixture.batch(step, &device)).unwrap());
+        assert_eq!(losses[0], losses[1]);
+    }
+    assert_eq!(straight.state(), resumed.state());
+    assert!(
+        !straight.state().average.is_empty()
+            && straight.state().average != straight.state().adapter
+    );
+
+    let other = settings(&["method=lora"]);
+    assert!(trainer(&other, &device).restored(straight.state()).is_none());
+}
+
+#[test]
+fn a_loss_that_is_no_number_moves_nothing() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    let config = settings(&[]);
+    let mut trainer = trainer(&config, &device);
+    trainer.step_on(&fixture.batch(0, &device)).unwrap();
+    let before = trainer.state();
+    let mut batch = fixture.batch(1, &device);
+    batch.noisy = batch.noisy.mul_scalar(f32::NAN);
+    let message = trainer.step_on(&batch).unwrap_err().to_string();
+    assert!(message.contains("NaN at step 2"), "{message}");
+    assert_eq!(trainer.state(), before);
+}
+
+/// The average of factors stays orthogonal, and of a constant is that constant.
+#[test]
+fn the_average_stays_on_the_manifold() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    let config = settings(&["optimizer.ema_decay=0.8", "optimizer.rotation_lr=5e-2"]);
+    let mut trainer = trainer(&config, &device);
+    for step in 0..6 {
+        trainer.step_on(&fixture.batch(step, &device)).unwrap();
+    }
+    let mut factors = 0;
+    for (name, data) in trainer.state().average {
+        if name.contains("rotation.factors") {
+            let n = (data.num_elements() as f64).sqrt() as usize;
+            let q: Tensor<2> = Tensor::<1>::from_data(data, &device).reshape([n, n]);
+            let defect = q.clone().transpose().matmul(q) - Tensor::eye(n, &device);
+            assert!(defect.abs().max().into_scalar::<f32>() < 2e-6, "{name}");
+            factors += 1;
+        }
+    }
+    assert_eq!(factors, 12);
+}

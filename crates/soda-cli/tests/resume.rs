@@ -61,9 +61,8 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
 
     let run = folder.join("runs/killed");
     let mut child = train(folder, "killed").spawn().unwrap();
-    let mut killed = 0;
     // Wherever it is by then: in a step, in a write, or even done.
-    for pause in [0, 37, 91] {
+    for (killed, pause) in [0, 37, 91].into_iter().enumerate() {
         while checkpoints(&run).is_empty() && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -74,7 +73,6 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
         std::thread::sleep(Duration::from_millis(pause));
         child.kill().unwrap();
         child.wait().unwrap();
-        killed += 1;
         if run.join("report.md").exists() {
             break;
         }

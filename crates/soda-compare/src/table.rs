@@ -21,7 +21,7 @@ pub struct Row {
     pub seconds_per_step: f64,
     /// Most memory of any run, bytes.
     pub peak_memory: Option<u64>,
-    /// Each score's summary, in the order of [`SCORES`].
+    /// Summaries of CLIP-T, DINO and CLIP-I to the truth, DINO and CLIP-I to the subject.
     pub scores: Vec<Option<Summary>>,
     /// Difference of each score to the first arm's on the same data and seed: its mean, and how often
     /// chance gives as much ([`paired`]). None for the first arm, or with no pair.

@@ -4,6 +4,7 @@
 //! threads or one after the other, need gradients that can be added.
 
 use std::collections::BTreeMap;
+use std::ops::Add;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
@@ -20,9 +21,18 @@ impl AdapterGradients {
         Self(collect.found)
     }
 
-    /// Gradients of the sum of two losses.
-    #[must_use]
-    pub fn add(mut self, other: Self) -> Self {
+    /// The norm over all parameters, on their device; `None` where there are none.
+    pub fn norm(&self) -> Option<Tensor<1>> {
+        let all: Vec<_> = self.0.values().cloned().collect();
+        (!all.is_empty()).then(|| Tensor::cat(all, 0).square().sum().sqrt())
+    }
+}
+
+/// Gradients of the sum of two losses.
+impl Add for AdapterGradients {
+    type Output = Self;
+
+    fn add(mut self, other: Self) -> Self {
         for (path, grad) in other.0 {
             let sum = match self.0.remove(&path) {
                 Some(own) => own + grad,
@@ -31,12 +41,6 @@ impl AdapterGradients {
             self.0.insert(path, sum);
         }
         self
-    }
-
-    /// The norm over all parameters, on their device; `None` where there are none.
-    pub fn norm(&self) -> Option<Tensor<1>> {
-        let all: Vec<_> = self.0.values().cloned().collect();
-        (!all.is_empty()).then(|| Tensor::cat(all, 0).square().sum().sqrt())
     }
 }
 

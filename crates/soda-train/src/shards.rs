@@ -53,7 +53,7 @@ impl Shards {
             let mut sum = (0.0, AdapterGradients::default());
             for part in running {
                 match part.join() {
-                    Ok((loss, grads)) => sum = (sum.0 + loss, sum.1.add(grads)),
+                    Ok((loss, grads)) => sum = (sum.0 + loss, sum.1 + grads),
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
             }

@@ -93,7 +93,7 @@ impl<'a, M: Method> Trainer<'a, M> {
         let mut sum = (0.0, AdapterGradients::default());
         for part in batch.parts(self.config.accumulation) {
             let (loss, grads) = self.shards.gradients(&self.unet, &part, &self.config.objective);
-            sum = (sum.0 + loss, sum.1.add(grads));
+            sum = (sum.0 + loss, sum.1 + grads);
         }
         let (loss, grads) = sum;
         // An infinite gradient of a finite loss would spoil the next loss, and with it the adapter.

@@ -5,17 +5,64 @@
 
 use std::time::{Duration, Instant};
 
+use crate::args::DeviceArg;
+use crate::device::Precision;
 use anyhow::{Context as _, Result, ensure};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use clap::ValueEnum as _;
+use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
 use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
 
-use crate::args::{Architecture, BenchArgs};
 use crate::progress::say_result;
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda bench
+  soda bench --arch sd15 --method lora --rank 32 --dtype bf16 --batch 4 --json")]
+pub(crate) struct BenchArgs {
+    /// The network
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) arch: Architecture,
+    /// The method, by the name of its settings
+    #[arg(long, default_value = "soda")]
+    pub(crate) method: String,
+    /// Rank of a LoRA
+    #[arg(long)]
+    pub(crate) rank: Option<usize>,
+    /// Pictures per step
+    #[arg(long, default_value_t = 1)]
+    pub(crate) batch: usize,
+    /// Side of the latents, an eighth of the picture's; by default what the network was trained on
+    #[arg(long)]
+    pub(crate) latents: Option<usize>,
+    /// What the network computes in; adapters are f32
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Precision,
+    /// Steps that are timed, after three that are not
+    #[arg(long, default_value_t = 10)]
+    pub(crate) steps: usize,
+    /// One line of JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+/// Networks that `bench` knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Architecture {
+    /// The bundled one
+    #[default]
+    Toybox,
+    /// Stable Diffusion 1.5
+    Sd15,
+    /// Stable Diffusion XL
+    Sdxl,
+}
 
 /// Steps that are run and not counted: kernels are compiled and pools grow in them.
 const WARM_UP: usize = 3;

@@ -1,19 +1,41 @@
 //! `soda compare`: each run is a process of its own, so that one that dies takes no other with it and
 //! its memory can be told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::args::DeviceArg;
 use anyhow::{Context as _, Result, bail};
+use clap::Args as ClapArgs;
 use clap::ValueEnum as _;
 use serde::Deserialize;
 use soda_adapters::AdapterFile;
 use soda_compare::{Event, Measured, PlanConfig, Results, Run, execute, report, table};
 use soda_train::{Scores, write_file};
 
-use crate::args::CompareArgs;
 use crate::progress::{Progress, say_result};
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Example:
+  soda compare examples/compare/rotations.toml --out comparisons/rotations --jobs 2
+
+Writes results.jsonl (a line a finished run), report.html, and each run's folder in runs/. Started
+again on the same folder it goes on where it stopped.")]
+pub(crate) struct CompareArgs {
+    /// The plan: arms x data x seeds
+    #[arg(value_name = "TOML")]
+    pub(crate) plan: PathBuf,
+    /// Folder for results and report
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Runs at once, each with its share of the cores
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: u32,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let text = std::fs::read_to_string(&args.plan)

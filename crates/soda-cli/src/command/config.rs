@@ -1,11 +1,41 @@
 //! `soda config`
 
+use crate::args::DeviceArg;
+use crate::command::settings::SettingsArgs;
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
+use clap::{Args as ClapArgs, Subcommand};
 use soda_train::{PRESETS, Personalisation, TrainConfig};
 
-use crate::args::{ConfigAction, ConfigArgs};
 use crate::command::settings::resolve;
 use crate::progress::say_result;
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda config presets
+  soda config show --preset paper
+  soda config check mug.toml")]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) action: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Print every setting as TOML, defaults and all
+    Show(Box<SettingsArgs>),
+    /// List the presets
+    Presets,
+    /// Read a configuration and everything that it names
+    Check {
+        /// The configuration
+        config: PathBuf,
+        #[command(flatten)]
+        device: DeviceArg,
+    },
+}
 
 pub(crate) fn run(args: ConfigArgs) -> Result<()> {
     match args.action {

@@ -1,15 +1,66 @@
 //! `soda export`
 
+use crate::args::DeviceArg;
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
+use clap::Args as ClapArgs;
 use soda_adapters::interop::{
     Budget, Compressed, compress, write_diff, write_diffusers, write_kohya, write_peft,
 };
 
-use crate::args::{ExportArgs, ExportFormat};
 use soda_models::pipeline::LoadOptions;
 
 use crate::command::load_plan;
 use crate::progress::say_result;
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda export --base models/toy --adapter mug.safetensors --format kohya --out mug-lora.safetensors
+  soda export --base models/toy --adapter mug.safetensors --format diff --out mug-diff.safetensors
+  soda export --base models/toy --adapter mug.safetensors --format peft --error 0.01 --out mug-peft
+
+kohya and diffusers files are LoRAs: each layer's delta is cut to the least rank that keeps
+|delta - LoRA| / |delta| within --error, and the report says what every layer lost. diff keeps deltas
+whole; peft keeps LoRA, DoRA and OFT as they are. For a whole checkpoint use `soda merge`.")]
+pub(crate) struct ExportArgs {
+    /// The base model, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// The adapter file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) adapter: PathBuf,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    /// Largest relative error of a layer
+    #[arg(long, default_value_t = 0.05)]
+    pub(crate) error: f64,
+    /// Largest rank of a layer, whatever its error
+    #[arg(long, value_name = "R", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) max_rank: Option<usize>,
+    /// How much of the adapter: 0 is the base, 1 is what was trained
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) strength: f64,
+    /// The file (of peft: the directory) to write; it must not exist
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A LoRA for ComfyUI, A1111 and diffusers
+    Kohya,
+    /// A LoRA for diffusers
+    Diffusers,
+    /// A directory for PEFT
+    Peft,
+    /// Every delta whole, for ComfyUI and A1111
+    Diff,
+}
 
 pub(crate) fn run(args: ExportArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());

@@ -1,6 +1,11 @@
 //! `soda generate`
 
+use crate::args::{AdapterArg, DeviceArg};
+use crate::device::Precision;
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, ensure};
+use clap::Args as ClapArgs;
 use clap::ValueEnum;
 use soda_models::image::{png_with_parameters, read_rgb};
 use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline, Start};
@@ -8,9 +13,81 @@ use soda_models::scheduler::SamplerKind;
 use soda_models::scheduler::config::Algorithm;
 use soda_train::{Event, write_file};
 
-use crate::args::GenerateArgs;
 use crate::command::load_merged;
 use crate::progress::{Progress, say_result};
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda generate --base models/toy --prompt \"a photo of a red mug on a beach\"
+  soda generate --base models/toy --adapter runs/mug-1/adapter.safetensors \\
+      --prompt \"a sks mug in the snow\" --prompt \"pixel art of a sks mug\" --count 4 --out pictures
+  soda generate --base models/toy --adapter mug.safetensors --strength 0.6 --prompt \"a sks mug\"
+  soda generate --base models/sdxl --dtype f16 --scheduler dpm++ --karras --steps 20 --width 1216 \\
+      --height 832 --prompt \"a lighthouse in a storm\"
+  soda generate --base models/toy --init photo.png --strength-of-init 0.5 --prompt \"a blue mug\"
+
+Each picture is a PNG that says in `parameters` how it was made.")]
+pub(crate) struct GenerateArgs {
+    /// The base model, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// What to draw; may be given several times
+    #[arg(long, value_name = "TEXT", required = true)]
+    pub(crate) prompt: Vec<String>,
+    /// What to avoid
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) negative: String,
+    /// Pictures of each prompt
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) count: u32,
+    /// Seed of the starting noise
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Steps of the sampler
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) steps: u32,
+    /// Classifier-free guidance; 1 leaves it out
+    #[arg(long, default_value_t = 5.0)]
+    pub(crate) guidance: f64,
+    /// The sampler; by default the model's own
+    #[arg(long, value_enum)]
+    pub(crate) scheduler: Option<SamplerName>,
+    /// Space the noise levels as Karras et al.: euler, dpm++ and dpm++-sde
+    #[arg(long)]
+    pub(crate) karras: bool,
+    /// Width of the pictures in pixels; by default what the model was trained on
+    #[arg(long)]
+    pub(crate) width: Option<u32>,
+    /// Height of the pictures in pixels
+    #[arg(long)]
+    pub(crate) height: Option<u32>,
+    /// A picture to start from instead of noise alone
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+    /// How much of it is drawn again: above 0, and at 1 nothing of it is left
+    #[arg(long, default_value_t = 0.6, requires = "init")]
+    pub(crate) strength_of_init: f64,
+    /// Layers of the text encoder left out at the end
+    #[arg(long, default_value_t = 0)]
+    pub(crate) clip_skip: u32,
+    /// Code pictures larger than those of training in tiles, which bounds memory
+    #[arg(long)]
+    pub(crate) tiling: bool,
+    /// Precision of the weights in memory
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Precision,
+    /// Variant of the model's files, such as fp16
+    #[arg(long)]
+    pub(crate) variant: Option<String>,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArg,
+    /// Folder for the pictures
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
 
 /// The samplers, by the names people know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,11 +1,35 @@
 //! `soda import`
 
+use crate::args::DeviceArg;
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, ensure};
+use clap::Args as ClapArgs;
 use soda_adapters::interop::{Imported, import};
 use soda_models::pipeline::Pipeline;
 
-use crate::args::ImportArgs;
 use crate::progress::{Progress, say_result};
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda import mug-lora.safetensors --base models/toy --out mug.safetensors
+  soda import peft-directory --base models/toy --out mug.safetensors --trigger \"sks mug\"")]
+pub(crate) struct ImportArgs {
+    /// A LoRA file of diffusers or kohya, or a directory of PEFT
+    pub(crate) path: PathBuf,
+    /// The base model it is for, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// The adapter file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Words that call the subject up; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) trigger: Vec<String>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
 
 pub(crate) fn run(args: ImportArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());

@@ -1,14 +1,24 @@
 //! `soda inspect`
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use soda_adapters::{AdapterError, AdapterFile, Method as _};
 
-use crate::args::InspectArgs;
 use crate::progress::say_result;
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda inspect runs/mug-1/adapter.safetensors
+  soda inspect models/toy")]
+pub(crate) struct InspectArgs {
+    /// An adapter file, any safetensors file, or a diffusers directory
+    pub(crate) path: PathBuf,
+}
 
 pub(crate) fn run(args: InspectArgs) -> Result<()> {
     let path = &args.path;

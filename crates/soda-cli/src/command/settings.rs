@@ -1,11 +1,72 @@
 //! From what was typed to a configuration.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
+use clap::Args as ClapArgs;
 use soda_adapters::soda::RotationConfig;
 use soda_adapters::{MethodConfig, Targets};
 use soda_train::{TrainConfig, preset, set};
 
-use crate::args::SettingsArgs;
+/// What a run's settings are made of: a preset or a file, then options, then `--set`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SettingsArgs {
+    /// Start from this configuration; other options override it
+    #[arg(long, value_name = "TOML")]
+    pub(crate) config: Option<PathBuf>,
+    /// Start from a preset (`soda config presets` lists them) [default: toybox]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(crate) preset: Option<String>,
+    /// Any setting of `soda config show`, such as optimizer.rotation_lr=1e-3; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// The base model, a diffusers directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: Option<PathBuf>,
+    /// The pictures to learn from
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Evaluation models (clip/ and dino/); scores are given only with them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) judges: Option<PathBuf>,
+    /// Caption of pictures that have none
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Optimizer steps
+    #[arg(long)]
+    pub(crate) steps: Option<usize>,
+    /// Pictures per step
+    #[arg(long)]
+    pub(crate) batch_size: Option<usize>,
+    /// Seed of data order, noise and samples
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Learning rate of the rotations
+    #[arg(long, value_name = "LR")]
+    pub(crate) rotation_lr: Option<f64>,
+    /// Learning rate of the spectral shifts
+    #[arg(long, value_name = "LR")]
+    pub(crate) spectrum_lr: Option<f64>,
+    /// Adapted weights: a preset (attention, cross-attention, attention+ff, all-linear, conv) or a
+    /// regular expression over weight paths; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) target: Vec<String>,
+    /// How weights are adapted: soda, soda-qr, svdiff, lora, dora, oft, ... (a wrong name lists all)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) method: Option<String>,
+    /// Number of Kronecker factors of each rotation
+    #[arg(long, value_name = "M", conflicts_with = "no_rotation")]
+    pub(crate) factors: Option<usize>,
+    /// Train the spectrum only (SVDiff)
+    #[arg(long, conflicts_with = "no_spectrum")]
+    pub(crate) no_rotation: bool,
+    /// Train the rotations only
+    #[arg(long)]
+    pub(crate) no_spectrum: bool,
+    /// Prompt to draw before and after; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) sample: Vec<String>,
+}
 
 /// What was typed over what the file or the preset says over the defaults.
 ///

@@ -1,15 +1,54 @@
 //! `soda train`
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::args::DeviceArg;
+use crate::command::settings::SettingsArgs;
 use anyhow::{Context as _, Result};
+use clap::Args as ClapArgs;
 use soda_train::{Outcome, Personalisation, Place};
 
-use crate::args::TrainArgs;
 use crate::command::settings::resolve;
 use crate::device::is_cpu;
 use crate::progress::{Progress, say_result};
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  soda train --base models/toy --data photos/mug --prompt \"a photo of a sks mug\"
+  soda train --base models/toy --data photos/mug --steps 600 --rotation-lr 2e-3 --name mug-slow
+  soda train --config runs/mug-1/config.toml --seed 7
+  soda train --base models/toy --data photos/mug --set objective.loss=dco --set method=lora
+  soda train --resume runs/mug-1
+
+A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
+scores.json and report.md. Captions come from metadata.jsonl, .txt files beside the pictures, or
+--prompt. Ctrl-C stores a checkpoint and stops; a second one stops at once.")]
+pub(crate) struct TrainArgs {
+    /// Go on with a run that was stopped; its own settings apply
+    #[arg(
+        long,
+        value_name = "RUN",
+        conflicts_with_all = [
+            "config", "preset", "set", "base", "data", "judges", "prompt", "name", "steps",
+            "batch_size", "seed", "rotation_lr", "spectrum_lr", "target", "method", "factors",
+            "no_rotation", "no_spectrum", "sample",
+        ],
+    )]
+    pub(crate) resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+    /// Name of the run; by default the data folder's name and a number
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where runs are kept
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub(crate) runs: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
 
 pub(crate) fn run(args: TrainArgs) -> Result<()> {
     let device = args.device.device.open()?;

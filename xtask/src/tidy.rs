@@ -11,13 +11,17 @@ const MAX_LINES: usize = 450;
 
 /// Which of our crates a crate may use.
 const LAYERS: &[(&str, &[&str])] = &[
+    ("soda-hub", &[]),
     ("soda-kernels", &[]),
     ("soda-linalg", &["soda-kernels"]),
     ("soda-models", &["soda-kernels"]),
     ("soda-adapters", &["soda-kernels", "soda-linalg"]),
     ("soda-train", &["soda-linalg", "soda-models", "soda-adapters"]),
     ("soda-compare", &["soda-train"]),
-    ("soda-cli", &["soda-kernels", "soda-models", "soda-adapters", "soda-train", "soda-compare"]),
+    (
+        "soda-cli",
+        &["soda-hub", "soda-kernels", "soda-models", "soda-adapters", "soda-train", "soda-compare"],
+    ),
 ];
 
 /// Words a library's sources may not contain, and where they belong.

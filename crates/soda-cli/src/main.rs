@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 could not be done, 2 typed wrongly.
 
 mod args;
+mod base;
 mod command;
 mod device;
 mod progress;

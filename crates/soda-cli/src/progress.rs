@@ -41,6 +41,19 @@ impl Progress {
         }
     }
 
+    /// Shows the transfer of a file, in bytes.
+    #[cfg(feature = "hub")]
+    pub(crate) fn transfer(&mut self, file: &str, done: usize, total: usize) {
+        if self.bar.as_ref().is_none_or(|bar| bar.prefix() != file) {
+            self.finish();
+            let bar = ProgressBar::new(total as u64).with_style(style(BYTES));
+            self.bar = Some(bar.with_prefix(file.to_owned()));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+        }
+    }
+
     /// A line above the bar, on standard error, terminal or not.
     pub(crate) fn say(&self, line: &str) {
         match &self.bar {
@@ -69,6 +82,9 @@ pub(crate) fn say_error(error: &anyhow::Error) {
 
 /// A stage of known length.
 const BAR: &str = "{prefix:>16} [{bar:30}] {pos}/{len} {msg} {per_sec} {elapsed}<{eta}";
+/// A file on its way.
+#[cfg(feature = "hub")]
+const BYTES: &str = "{prefix:>40} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 /// A stage that says nothing until it is done.
 const SPINNER: &str = "{prefix:>16} {spinner} {elapsed}";
 

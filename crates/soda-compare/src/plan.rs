@@ -128,6 +128,12 @@ impl Plan {
         self.arms.iter().map(|arm| arm.name.as_str())
     }
 
+    /// The base models of all runs.
+    pub fn bases(&self) -> BTreeSet<&Path> {
+        let configs = self.arms.iter().flat_map(|arm| &arm.candidates);
+        configs.map(|config| config.base.as_path()).collect()
+    }
+
     /// What is scored.
     pub fn score(&self) -> &Grid {
         &self.score

@@ -9,7 +9,7 @@ use image::RgbImage;
 use serde_json::json;
 use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, fingerprint, leaves};
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{GenerateConfig, Pipeline};
+use soda_models::pipeline::{GenerateConfig, Pipeline, model_name};
 
 use crate::chart::loss_svg;
 use crate::class;
@@ -271,7 +271,7 @@ fn header(config: &TrainConfig, dataset: &Dataset, base_hash: &str) -> Header {
     Header {
         method: config.method.clone(),
         targets: config.targets.clone(),
-        base: config.base.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        base: model_name(&config.base),
         base_hash: base_hash.to_owned(),
         trigger: dataset.trigger.clone(),
         training: json!({}),

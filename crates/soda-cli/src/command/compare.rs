@@ -14,6 +14,7 @@ use soda_adapters::AdapterFile;
 use soda_compare::{Event, Measured, PlanConfig, Results, Run, execute, report, table};
 use soda_train::{Scores, write_file};
 
+use crate::base::find;
 use crate::progress::{Progress, say_result};
 
 #[derive(Debug, ClapArgs)]
@@ -42,6 +43,10 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         .with_context(|| format!("cannot read the plan {}", args.plan.display()))?;
     let named = || args.plan.display().to_string();
     let plan = PlanConfig::from_toml(&text).and_then(PlanConfig::check).with_context(named)?;
+    // Once, and not by several runs at the same time.
+    for base in plan.bases() {
+        find(base, None)?;
+    }
     let runs_folder = args.out.join("runs");
     std::fs::create_dir_all(&runs_folder)
         .with_context(|| format!("cannot create {}", runs_folder.display()))?;

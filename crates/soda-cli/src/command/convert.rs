@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 
+use crate::base::find;
 use crate::device::Precision;
 use crate::progress::{Progress, say_result};
 use soda_train::Event;
@@ -19,8 +20,8 @@ Examples:
 
 A single file has no configs and no tokenizer, so that reading one needs a directory that has them.")]
 pub(crate) struct ConvertArgs {
-    /// The model: a diffusers directory, or a single .safetensors file in the original names
-    #[arg(long, value_name = "DIR|FILE")]
+    /// The model: a diffusers directory, a name on a hub, or a single .safetensors file in the original names
+    #[arg(long, value_name = "DIR|NAME|FILE")]
     base: PathBuf,
     /// A diffusers directory with the configs and tokenizers of a single file
     #[arg(long, value_name = "DIR")]
@@ -41,15 +42,16 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
     // Nothing is computed: the weights only pass through memory.
     let device = burn::tensor::Device::default();
     let mut progress = Progress::default();
+    let base = find(&args.base, args.variant.as_deref())?;
     progress.show(Event::Stage { name: "reading" });
     let dtype = args.dtype.into();
-    let pipeline = if args.base.is_file() {
+    let pipeline = if base.is_file() {
         let config = args.config.context("a single file has no tokenizer: give --config DIR")?;
-        Pipeline::load_single_file(&args.base, &config, dtype, &device)?
+        Pipeline::load_single_file(&base, &config, dtype, &device)?
     } else {
         ensure!(args.config.is_none(), "--config is for a single file; a directory has its own");
         let options = LoadOptions { dtype, variant: args.variant };
-        Pipeline::load_with(&args.base, &options, &device)?
+        Pipeline::load_with(&base, &options, &device)?
     };
     progress.show(Event::Stage { name: "writing" });
     if args.out.extension().is_some_and(|extension| extension == "safetensors") {

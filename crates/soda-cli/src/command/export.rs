@@ -11,6 +11,7 @@ use soda_adapters::interop::{
 
 use soda_models::pipeline::LoadOptions;
 
+use crate::base::find;
 use crate::command::load_plan;
 use crate::progress::say_result;
 
@@ -25,8 +26,8 @@ kohya and diffusers files are LoRAs: each layer's delta is cut to the least rank
 |delta - LoRA| / |delta| within --error, and the report says what every layer lost. diff keeps deltas
 whole; peft keeps LoRA, DoRA and OFT as they are. For a whole checkpoint use `soda merge`.")]
 pub(crate) struct ExportArgs {
-    /// The base model, a diffusers directory
-    #[arg(long, value_name = "DIR")]
+    /// The base model: a diffusers directory, or a name on a hub
+    #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: PathBuf,
     /// The adapter file
     #[arg(long, value_name = "FILE")]
@@ -68,9 +69,10 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         args.error.is_finite() && args.error >= 0.0,
         "--error must be a number from 0 (lossless) up"
     );
+    let base = find(&args.base, None)?;
     let device = args.device.device.open()?;
     let (pipeline, file, plan) =
-        load_plan(&args.base, &LoadOptions::default(), &args.adapter, args.strength, &device)?;
+        load_plan(&base, &LoadOptions::default(), &args.adapter, args.strength, &device)?;
     if args.format == ExportFormat::Diff {
         write_diff(&plan, &pipeline.unet, &args.out)?;
         say_result(&format!("{}: {} deltas, exact", args.out.display(), plan.paths().len()));

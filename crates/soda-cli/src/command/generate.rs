@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args as ClapArgs;
 use clap::ValueEnum;
 use soda_models::image::{png_with_parameters, read_rgb};
-use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline, Start};
+use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline, Start, model_name};
 use soda_models::scheduler::SamplerKind;
 use soda_models::scheduler::config::Algorithm;
 use soda_train::{Event, write_file};
 
+use crate::base::find;
 use crate::command::load_merged;
 use crate::progress::{Progress, say_result};
 
@@ -23,14 +24,15 @@ Examples:
   soda generate --base models/toy --adapter runs/mug-1/adapter.safetensors \\
       --prompt \"a sks mug in the snow\" --prompt \"pixel art of a sks mug\" --count 4 --out pictures
   soda generate --base models/toy --adapter mug.safetensors --strength 0.6 --prompt \"a sks mug\"
+  soda generate --base stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 --dtype f16 --prompt \"a fox\"
   soda generate --base models/sdxl --dtype f16 --scheduler dpm++ --karras --steps 20 --width 1216 \\
       --height 832 --prompt \"a lighthouse in a storm\"
   soda generate --base models/toy --init photo.png --strength-of-init 0.5 --prompt \"a blue mug\"
 
 Each picture is a PNG that says in `parameters` how it was made.")]
 pub(crate) struct GenerateArgs {
-    /// The base model, a diffusers directory
-    #[arg(long, value_name = "DIR")]
+    /// The base model: a diffusers directory, or a name such as stabilityai/sd-turbo
+    #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: PathBuf,
     /// What to draw; may be given several times
     #[arg(long, value_name = "TEXT", required = true)]
@@ -153,11 +155,10 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         .with_context(|| format!("cannot create {}", args.out.display()))?;
 
     let options = LoadOptions { dtype: args.dtype.into(), variant: args.variant.clone() };
+    let base = find(&args.base, options.variant.as_deref())?;
     let mut pipeline = match &args.adapter.adapter {
-        Some(adapter) => {
-            load_merged(&args.base, &options, adapter, args.adapter.strength, &device)?
-        }
-        None => Pipeline::load_with(&args.base, &options, &device)?,
+        Some(adapter) => load_merged(&base, &options, adapter, args.adapter.strength, &device)?,
+        None => Pipeline::load_with(&base, &options, &device)?,
     };
     let scheduler = &mut pipeline.scheduler;
     scheduler.use_karras_sigmas |= args.karras;
@@ -225,7 +226,7 @@ fn parameters(
         config.steps,
         config.guidance,
         config.seed,
-        name(&args.base),
+        model_name(&pipeline.source),
     );
     if pipeline.scheduler.use_karras_sigmas {
         text += ", Schedule type: Karras";

@@ -1,12 +1,13 @@
 //! `soda import`
 
 use crate::args::DeviceArg;
+use crate::base::find;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args as ClapArgs;
 use soda_adapters::interop::{Imported, import};
-use soda_models::pipeline::Pipeline;
+use soda_models::pipeline::{Pipeline, model_name};
 
 use crate::progress::{Progress, say_result};
 
@@ -18,8 +19,8 @@ Examples:
 pub(crate) struct ImportArgs {
     /// A LoRA file of diffusers or kohya, or a directory of PEFT
     pub(crate) path: PathBuf,
-    /// The base model it is for, a diffusers directory
-    #[arg(long, value_name = "DIR")]
+    /// The base model it is for: a diffusers directory, or a name on a hub
+    #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: PathBuf,
     /// The adapter file to write
     #[arg(long, value_name = "FILE")]
@@ -33,8 +34,9 @@ pub(crate) struct ImportArgs {
 
 pub(crate) fn run(args: ImportArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
-    let pipeline = Pipeline::load(&args.base, &args.device.device.open()?)?;
-    let name = args.base.file_name().unwrap_or_default().to_string_lossy();
+    let base = find(&args.base, None)?;
+    let pipeline = Pipeline::load(&base, &args.device.device.open()?)?;
+    let name = model_name(&base);
     let Imported { mut file, matched, unmatched } = import(&args.path, &pipeline.unet, &name)
         .with_context(|| format!("cannot import {}", args.path.display()))?;
     file.header.trigger = args.trigger;

@@ -8,6 +8,7 @@ use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use soda_adapters::{AdapterError, AdapterFile, Method as _};
 
+use crate::base::find;
 use crate::progress::say_result;
 
 #[derive(Debug, ClapArgs)]
@@ -16,12 +17,12 @@ Examples:
   soda inspect runs/mug-1/adapter.safetensors
   soda inspect models/toy")]
 pub(crate) struct InspectArgs {
-    /// An adapter file, any safetensors file, or a diffusers directory
+    /// An adapter file, any safetensors file, a diffusers directory, or a model's name on a hub
     pub(crate) path: PathBuf,
 }
 
 pub(crate) fn run(args: InspectArgs) -> Result<()> {
-    let path = &args.path;
+    let path = &find(&args.path, None)?;
     if path.is_dir() {
         return directory(path);
     }
@@ -86,10 +87,18 @@ fn directory(path: &Path) -> Result<()> {
         let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let class = index[&name][1].as_str().unwrap_or("not in the index").to_owned();
         let mut line = format!("  {name:<14} {class}");
-        for file in ["diffusion_pytorch_model.safetensors", "model.safetensors"] {
-            if part.join(file).is_file() {
-                line.push_str(&weights(&part.join(file))?);
+        let mut files: Vec<_> = std::fs::read_dir(&part)?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+            .collect();
+        files.sort();
+        for file in &files {
+            if files.len() > 1 {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                line.push_str(&format!("\n    {name}"));
             }
+            line.push_str(&weights(file)?);
         }
         say_result(&line);
     }

@@ -11,6 +11,7 @@ use soda_adapters::merge::{Combine, combine};
 use soda_adapters::{AdapterFile, attach_all};
 use soda_models::pipeline::{LoadOptions, Pipeline};
 
+use crate::base::find;
 use crate::command::{load_merged, plan};
 use crate::progress::say_result;
 
@@ -28,8 +29,8 @@ manifold and need two of one method: geodesic is their weighted mean, compose ap
 
 Then, in Python: StableDiffusionPipeline.from_pretrained(\"models/toy-mug\")")]
 pub(crate) struct MergeArgs {
-    /// The base model, a diffusers directory
-    #[arg(long, value_name = "DIR")]
+    /// The base model: a diffusers directory, or a name on a hub
+    #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: PathBuf,
     /// The adapter file
     #[arg(
@@ -75,8 +76,9 @@ pub(crate) enum MergeMode {
     Compose,
 }
 
-pub(crate) fn run(args: MergeArgs) -> Result<()> {
+pub(crate) fn run(mut args: MergeArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; merge writes a new directory", args.out.display());
+    args.base = find(&args.base, None)?;
     let device = args.device.device.open()?;
     let pipeline = match (&args.adapter, &args.subject, &args.style) {
         (Some(adapter), _, _) => {

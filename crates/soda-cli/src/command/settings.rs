@@ -20,8 +20,8 @@ pub(crate) struct SettingsArgs {
     /// Any setting of `soda config show`, such as optimizer.rotation_lr=1e-3; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// The base model, a diffusers directory
-    #[arg(long, value_name = "DIR")]
+    /// The base model: a diffusers directory, or a name on a hub
+    #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: Option<PathBuf>,
     /// The pictures to learn from
     #[arg(long, value_name = "DIR")]

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use soda_train::{Outcome, Personalisation, Place};
 
+use crate::base::find;
 use crate::command::settings::resolve;
 use crate::device::is_cpu;
 use crate::progress::{Progress, say_result};
@@ -59,6 +60,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         }
         None => {
             let mut config = resolve(&args.settings)?;
+            config.base = find(&config.base, None)?;
             if is_cpu(&device) {
                 let threads = rayon::current_num_threads().min(config.batch_size.max(1));
                 config.shards.get_or_insert(threads);

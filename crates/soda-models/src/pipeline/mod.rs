@@ -12,7 +12,7 @@ mod generate;
 mod prompt;
 mod single_file;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
@@ -102,6 +102,18 @@ impl Pipeline {
     fn unet_dtype(&self) -> DType {
         self.unet.conv_in.weight.val().dtype()
     }
+}
+
+/// What people call the model in `dir`: the directory's name, or `owner/name` of one that lies in a
+/// hub's cache, whose directories are called after commits.
+pub fn model_name(dir: &Path) -> String {
+    let mut above = dir.ancestors().filter_map(|dir| dir.file_name()?.to_str());
+    let last = above.next().unwrap_or_default();
+    let repository = match (above.next(), above.next()) {
+        (Some("snapshots"), Some(folder)) => folder.strip_prefix("models--"),
+        _ => None,
+    };
+    repository.map_or_else(|| last.to_owned(), |name| name.replacen("--", "/", 1))
 }
 
 /// Pictures in [-1, 1] to [0, 1], as f32.

@@ -1,0 +1,74 @@
+//! Base models by their names, through the binary and from a server on this machine.
+#![cfg(feature = "hub")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../soda-hub/tests/server/mod.rs"]
+mod server;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use server::{nobody, serve, toybox};
+
+fn soda(folder: &Path, variables: &[(&str, &str)], args: &[&str]) -> Output {
+    let mut soda = Command::new(env!("CARGO_BIN_EXE_soda"));
+    soda.current_dir(folder).args(args).env("HF_HOME", folder.join("home"));
+    for name in ["HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"] {
+        soda.env_remove(name);
+    }
+    // A proxy would stand between the test and its server.
+    soda.env("NO_PROXY", "127.0.0.1").envs(variables.iter().copied()).output().unwrap()
+}
+
+const DRAW: &[&str] = &["generate", "--steps", "1", "--prompt", "a mug", "--base"];
+
+#[test]
+fn a_base_is_downloaded_once_by_its_name() {
+    let server = serve(toybox());
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let run = |endpoint: &str, more: &[(&str, &str)], args: &[&str]| {
+        let variables = [&[("HF_ENDPOINT", endpoint)], more].concat();
+        let output = soda(folder, &variables, args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let nobody = nobody();
+    run(&server.endpoint, &[], &[DRAW, &["toys/base", "--out", "first"]].concat());
+    run(&nobody, &[], &[DRAW, &["toys/base", "--out", "again"]].concat());
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    run(&server.endpoint, &offline, &[DRAW, &["toys/base", "--out", "offline"]].concat());
+    let read = |out: &str| std::fs::read(folder.join(out).join("seed0-00.png")).unwrap();
+    assert!(read("first") == read("again") && read("first") == read("offline"));
+    // The picture says which model drew it, by the name and not by the commit.
+    let text = String::from_utf8_lossy(&read("first")).into_owned();
+    assert!(text.contains("Model: toys/base"));
+    let said = run(&nobody, &[], &["inspect", "toys/base"]);
+    assert!(said.contains("UNet2DConditionModel") && said.contains("tensors"), "{said}");
+    run(&nobody, &[], &["convert", "--base", "toys/base", "--out", "copy"]);
+
+    // A path that exists wins.
+    std::fs::create_dir_all(folder.join("toys/base")).unwrap();
+    let output = soda(folder, &[("HF_ENDPOINT", &nobody)], &[DRAW, &["toys/base"]].concat());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.contains("config.json"), "{error}");
+}
+
+#[test]
+fn a_name_that_gives_no_model_is_one_sentence() {
+    let server = serve(toybox());
+    let (nobody, here) = (nobody(), server.endpoint.as_str());
+    let dir = tempfile::tempdir().unwrap();
+    for (variables, name, named) in [
+        (&[("HF_ENDPOINT", here)][..], "toys/other", "404"),
+        (&[("HF_ENDPOINT", here)], "toys/closed", "HF_TOKEN"),
+        (&[("HF_ENDPOINT", &nobody)], "toys/base", "cannot be reached"),
+        (&[("HF_ENDPOINT", here), ("HF_HUB_OFFLINE", "1")], "toys/base", "HF_HUB_OFFLINE"),
+    ] {
+        let output = soda(dir.path(), variables, &[DRAW, &[name]].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        let one_line = error.trim_end().lines().count() == 1;
+        assert!(one_line && error.contains(named) && error.contains(name), "{error}");
+    }
+}

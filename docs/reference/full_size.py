@@ -1,7 +1,8 @@
 """One call of a full-size UNet, with the weights of models.py's formula.
 
 Writes crates/soda-models/tests/fixtures/full-{sd15,sdxl}.safetensors, which tests/full_size.rs
-compares with. SD 1.5 needs 5 GB of memory, SDXL 13 GB.
+compares with. Each layer's weights are made when it is called and dropped after it, so that a network of
+10 GB needs a few hundred MB.
 
     pip install torch diffusers safetensors
     python docs/reference/full_size.py sd15
@@ -45,6 +46,30 @@ CONFIGS = {
         "sample_size": 128,
     },
 }
+# Sides of the latents. SDXL's own 128 would take minutes and show nothing that these do not.
+SIDES = {"sd15": 64, "sdxl": 32}
+
+
+def lazy(model: torch.nn.Module) -> None:
+    """Weights on demand: a layer has them while it runs."""
+    for path, layer in model.named_modules():
+        names = [name for name, _ in layer.named_parameters(recurse=False)]
+        if not names:
+            continue
+
+        def fill(layer, _, path=path, names=names):
+            for name in names:
+                old = getattr(layer, name)
+                new = weight(f"{path}.{name}", tuple(old.shape))
+                setattr(layer, name, torch.nn.Parameter(new, requires_grad=False))
+
+        def drop(layer, *_, names=names):
+            for name in names:
+                meta = torch.empty_like(getattr(layer, name), device="meta")
+                setattr(layer, name, torch.nn.Parameter(meta, requires_grad=False))
+
+        layer.register_forward_pre_hook(fill)
+        layer.register_forward_hook(drop)
 
 
 @torch.no_grad()
@@ -53,12 +78,9 @@ def main(name: str) -> None:
     with torch.device("meta"):
         model = UNet2DConditionModel(**config)
     keys = {key: list(old.shape) for key, old in model.state_dict().items()}
-    for key, shape in keys.items():
-        owner, _, leaf = key.rpartition(".")
-        parameter = torch.nn.Parameter(weight(key, tuple(shape)), requires_grad=False)
-        setattr(model.get_submodule(owner), leaf, parameter)
+    lazy(model)
     model.eval()
-    size = config["sample_size"]
+    size = SIDES[name]
     added = {}
     if config.get("addition_embed_type"):
         added["text_embeds"] = value("pooled", 1, 1280)

@@ -1,6 +1,6 @@
-"""Reference vectors for the networks of every family: UNet, autoencoder, text encoders.
+"""Reference vectors for the networks of every family: UNet, autoencoder, text encoders, DINOv2.
 
-Writes crates/soda-models/tests/fixtures/{unet,vae,text}-*.safetensors, which tests/families.rs
+Writes crates/soda-models/tests/fixtures/{unet,vae,text,vit}-*.safetensors, which tests/families.rs
 compares with. Each file holds a tiny config, the keys of the checkpoint, the inputs, the outputs
 and the gradients of some weights. The weights themselves are not stored: they are a formula of
 their key (`weight` below), which the test computes too.
@@ -11,13 +11,15 @@ their key (`weight` below), which the test computes too.
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import Dinov2Config, Dinov2Model
 
 FIXTURES = Path(__file__).resolve().parents[2] / "crates/soda-models/tests/fixtures"
 
@@ -269,6 +271,49 @@ def text(name: str) -> None:
     write(name, model, config.to_dict(), tensors, grads)
 
 
+# --- DINOv2 ----------------------------------------------------------------------------------
+
+
+def dinov2(name: str) -> None:
+    """The weights go through a file, whose keys are not those of transformers 5 in memory."""
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, image_size=70, patch_size=14
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Dinov2Model(config).save_pretrained(folder)
+        path = Path(folder) / "model.safetensors"
+        keys = {key: list(old.shape) for key, old in load_file(path).items()}
+        save_file({key: weight(key, tuple(shape)) for key, shape in keys.items()}, path, {"format": "pt"})
+        model = Dinov2Model.from_pretrained(folder).eval()
+    tensors, loss = {}, 0
+    for index, (height, width) in enumerate([(70, 70), (84, 112), (42, 56)]):
+        out = model(value(f"pixels.{index}", 2, 3, height, width)).last_hidden_state
+        loss = loss + (out * value(f"loss.{index}", *out.shape)).sum()
+        tensors[f"out.{index}"] = out
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    today = [(".attention.attention.query.", ".attention.q_proj.")]
+    for key in [
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",
+        "embeddings.patch_embeddings.projection.bias",
+        "encoder.layer.0.layer_scale1.lambda1",
+        "encoder.layer.1.attention.attention.query.weight",
+        "encoder.layer.1.norm2.weight",
+        "encoder.layer.2.mlp.fc1.bias",
+        "encoder.layer.2.layer_scale2.lambda1",
+    ]:
+        old = key
+        for old_part, new_part in today:
+            key = key.replace(old_part, new_part) if key not in parameters else key
+        tensors[f"grad.{old}"] = parameters[key].grad
+    metadata = {"config": json.dumps(config.to_dict()), "keys": json.dumps(keys, separators=(",", ":"))}
+    tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
+    path = FIXTURES / f"{name}.safetensors"
+    save_file(tensors, path, metadata)
+    print(f"{path.name}: {len(keys)} weights, {path.stat().st_size} bytes")
+
+
 def main() -> None:
     FIXTURES.mkdir(exist_ok=True)
     for name in UNETS:
@@ -277,6 +322,7 @@ def main() -> None:
         vae(name)
     for name in TEXTS:
         text(name)
+    dinov2("vit-dinov2")
 
 
 if __name__ == "__main__":

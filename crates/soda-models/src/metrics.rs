@@ -6,6 +6,7 @@
 //! | CLIP-I | CLIP's features of two pictures | do the two look alike? |
 //! | DINO | DINO's class tokens of two pictures | do the two show the same object? |
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
@@ -16,7 +17,7 @@ use crate::config;
 use crate::error::ModelError;
 use crate::image::preprocess::Preprocessor;
 use crate::tokenizer::Tokenizer;
-use crate::vit::{self, VitConfig, VitModel};
+use crate::vit::{self, VitModel};
 use crate::weights;
 
 /// Pictures or prompts judged at once, which bounds the memory.
@@ -40,23 +41,21 @@ pub struct Judges {
 }
 
 impl Judges {
-    /// Reads `clip/` and `dino/` in `dir`, each in transformers' layout.
+    /// Reads `clip/` and `dino/` in `dir`, each in transformers' layout; `dino/` is DINO or DINOv2.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, ModelError> {
         let (clip, dino) = (dir.join("clip"), dir.join("dino"));
         let clip_config: ClipConfig = config::read(&clip.join("config.json"))?;
-        let dino_config: VitConfig = config::read(&dino.join("config.json"))?;
         let tokenizer = Tokenizer::from_dir(&clip)?;
         tokenizer.check_fits(&clip, &clip_config.text_config)?;
+        let side = clip_config.vision_config.image_size;
+        let clip_pixels = pixels(&clip, side..=side)?;
+        let (dino_model, sides) = vit::load(&dino, device)?;
         Ok(Self {
             tokenizer,
-            clip_pixels: pixels(&clip, clip_config.vision_config.image_size)?,
-            dino_pixels: pixels(&dino, dino_config.image_size)?,
+            clip_pixels,
+            dino_pixels: pixels(&dino, sides)?,
             clip: weights::load(clip_config.init(device), &clip.join(WEIGHTS))?,
-            dino: weights::load_renamed(
-                dino_config.init(device),
-                &dino.join(WEIGHTS),
-                vit::RENAMED,
-            )?,
+            dino: dino_model,
             device: device.clone(),
         })
     }
@@ -136,19 +135,24 @@ impl Judges {
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// What makes pictures fit for the judge in `dir`, which reads squares of `side` pixels.
-fn pixels(dir: &Path, side: usize) -> Result<Preprocessor, ModelError> {
+/// What makes pictures fit for the judge in `dir`, which reads pictures with sides of so many pixels.
+fn pixels(dir: &Path, sides: RangeInclusive<usize>) -> Result<Preprocessor, ModelError> {
     let path = dir.join("preprocessor_config.json");
     let pixels: Preprocessor = config::read(&path)?;
     let (width, height) = pixels.output();
-    if (width as usize, height as usize) == (side, side) {
+    if [width, height].iter().all(|side| sides.contains(&(*side as usize))) {
         return Ok(pixels);
     }
     Err(ModelError::UnsupportedField {
         path,
         field: "size".to_string(),
         value: format!("{width}x{height}"),
-        supported: format!("{side}x{side}, the `image_size` of config.json"),
+        supported: match (sides.start(), sides.end()) {
+            (least, most) if least == most => {
+                format!("{least}x{least}, the `image_size` of config.json")
+            }
+            (least, _) => format!("at least {least}x{least}, the `patch_size` of config.json"),
+        },
     })
 }
 

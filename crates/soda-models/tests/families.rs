@@ -11,6 +11,7 @@ use common::{Fixture, check_gradients, check_tensor, value};
 use soda_models::clip::text::{self, ClipTextConfig, Layer};
 use soda_models::unet::{AddedCondition, Condition, UnetConfig};
 use soda_models::vae::VaeConfig;
+use soda_models::vit::{self, dinov2::Dinov2Config};
 use soda_models::{config, weights};
 
 /// Two f32 implementations sum in different orders, and each of up to a hundred layers rounds by
@@ -149,4 +150,32 @@ fn text_encoders_read_alike() {
     for name in ["text-sd15", "text-sd21", "text-bigg", "text-new-eos"] {
         text_encoder(name);
     }
+}
+
+#[test]
+fn dinov2_sees_alike() {
+    let fixture = Fixture::read("vit-dinov2");
+    let dir = tempfile::tempdir().unwrap();
+    let (config, file) = fixture.write_model(dir.path());
+    let config: Dinov2Config = config::read(&config).unwrap();
+    let device = Device::default();
+    let model = weights::load_renamed(config.init(&device), &file, vit::RENAMED).unwrap();
+    let model = model.train().set_require_grad(true);
+    let tape = device.autodiff();
+
+    // The size of training, a larger one and a smaller one: positions are interpolated both ways.
+    let mut loss = Tensor::<1>::zeros([1], &tape);
+    for (index, [height, width]) in [[70, 70], [84, 112], [42, 56]].into_iter().enumerate() {
+        let pixels = value(&format!("pixels.{index}"), [2, 3, height, width], &tape);
+        let out = model.forward(pixels);
+        loss = loss + (out.clone() * value(&format!("loss.{index}"), out.dims(), &tape)).sum();
+        check_tensor(&format!("out.{index}"), out.inner(), &fixture, TOLERANCE);
+    }
+    let key = |key: &str| {
+        let rename = |key: String, (from, to): &(&str, &str)| {
+            regex::Regex::new(from).unwrap().replace(&key, *to).into_owned()
+        };
+        vit::RENAMED.iter().fold(key.to_owned(), rename)
+    };
+    check_gradients(&model, &loss.backward(), &fixture, key, TOLERANCE);
 }

@@ -1,13 +1,14 @@
 //! The transformer that CLIP's towers and the vision transformers are made of.
 //!
 //! ```text
-//! x = x + attention(norm1(x))
-//! x = x + fc2(act(fc1(norm2(x))))
+//! x = x + s1 attention(norm1(x))
+//! x = x + s2 fc2(act(fc1(norm2(x))))
 //! ```
 //!
-//! Mirrors transformers' `CLIPEncoder` and `ViTEncoder`: norm before each part (Xiong et al., arXiv 2002.04745).
+//! Mirrors transformers' `CLIPEncoder`, `ViTEncoder` and `Dinov2Encoder`: norm before each part (Xiong et al.,
+//! arXiv 2002.04745); DINOv2 alone has the scales `s1` and `s2` (Touvron et al., arXiv 2103.17239).
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::{gelu, sigmoid};
 use burn::tensor::{Bool, Device, Tensor};
@@ -52,6 +53,8 @@ pub struct EncoderConfig {
     pub norm_eps: f64,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
+    /// Whether what each part adds is scaled, channel by channel.
+    pub layer_scale: bool,
 }
 
 impl EncoderConfig {
@@ -61,6 +64,8 @@ impl EncoderConfig {
         let norm = || LayerNormConfig::new(self.width).with_epsilon(self.norm_eps).init(device);
         let input =
             || LinearConfig::new(self.width, self.width).with_bias(self.qkv_bias).init(device);
+        let scale =
+            || self.layer_scale.then(|| Param::from_tensor(Tensor::ones([self.width], device)));
         let layer = |_| EncoderLayer {
             self_attn: SelfAttention {
                 q_proj: input(),
@@ -76,6 +81,8 @@ impl EncoderConfig {
                 activation: self.activation,
             },
             layer_norm2: norm(),
+            layer_scale1: scale(),
+            layer_scale2: scale(),
         };
         Encoder { layers: (0..self.layers).map(layer).collect() }
     }
@@ -117,12 +124,25 @@ pub struct EncoderLayer {
     pub mlp: Mlp,
     /// Before the MLP.
     pub layer_norm2: LayerNorm,
+    /// Of what the attention adds, `[width]`.
+    pub layer_scale1: Option<Param<Tensor<1>>>,
+    /// Of what the MLP adds, `[width]`.
+    pub layer_scale2: Option<Param<Tensor<1>>>,
 }
 
 impl EncoderLayer {
     fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), mask);
-        x.clone() + self.mlp.forward(self.layer_norm2.forward(x))
+        let seen = self.self_attn.forward(self.layer_norm1.forward(x.clone()), mask);
+        let x = x + scaled(seen, self.layer_scale1.as_ref());
+        let thought = self.mlp.forward(self.layer_norm2.forward(x.clone()));
+        x + scaled(thought, self.layer_scale2.as_ref())
+    }
+}
+
+fn scaled(x: Tensor<3>, scale: Option<&Param<Tensor<1>>>) -> Tensor<3> {
+    match scale {
+        Some(scale) => x * scale.val().unsqueeze(),
+        None => x,
     }
 }
 

@@ -134,6 +134,7 @@ impl ClipTextConfig {
             activation: self.hidden_act,
             norm_eps: self.layer_norm_eps,
             qkv_bias: true,
+            layer_scale: false,
         };
         TextTransformer {
             embeddings: TextEmbeddings {

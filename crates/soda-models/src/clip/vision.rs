@@ -85,6 +85,7 @@ impl ClipVisionConfig {
             activation: self.hidden_act,
             norm_eps: self.layer_norm_eps,
             qkv_bias: true,
+            layer_scale: false,
         };
         VisionTransformer {
             embeddings: VisionEmbeddings {

@@ -1,8 +1,14 @@
 //! A vision transformer (Dosovitskiy et al., arXiv 2010.11929) in the layout of DINO's checkpoints
-//! (Caron et al., arXiv 2104.14294).
+//! (Caron et al., arXiv 2104.14294), and DINOv2's ([`dinov2`]).
 //!
 //! DINO's class token tells individuals of one kind apart, so its cosine is the measure of whether
 //! a picture shows *this* mug. Mirrors transformers' `ViTModel` without the pooler.
+
+pub mod dinov2;
+mod positions;
+
+use std::ops::RangeInclusive;
+use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -15,9 +21,12 @@ use serde_json::Value;
 use crate::clip::encoder::{Activation, Encoder, EncoderConfig};
 use crate::clip::pretrained::{fields, picture_fits};
 use crate::clip::vision::embed_patches;
-use crate::config::{ConfigFile, Refusal};
+use crate::config::{self, ConfigFile, Refusal};
+use crate::error::ModelError;
+use crate::weights;
+use dinov2::Dinov2Config;
 
-/// Keys of a `ViTModel`'s file, as (regular expression, this port's key), for
+/// Keys of a `ViTModel`'s or a `Dinov2Model`'s file, as (regular expression, this port's key), for
 /// [`crate::weights::load_renamed`]: the layers are CLIP's under other names.
 pub const RENAMED: &[(&str, &str)] = &[
     (r"^encoder\.layer\.", "encoder.layers."),
@@ -25,8 +34,9 @@ pub const RENAMED: &[(&str, &str)] = &[
     (r"\.attention\.output\.dense\.", ".self_attn.out_proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
-    (r"\.layernorm_before\.", ".layer_norm1."),
-    (r"\.layernorm_after\.", ".layer_norm2."),
+    (r"\.(layernorm_before|norm1)\.", ".layer_norm1."),
+    (r"\.(layernorm_after|norm2)\.", ".layer_norm2."),
+    (r"\.layer_scale(1|2)\.lambda1$", ".layer_scale${1}"),
 ];
 
 /// The `config.json` of a `ViTModel`.
@@ -97,6 +107,10 @@ impl ConfigFile for VitConfig {
 impl VitConfig {
     /// An untrained model.
     pub fn init(&self, device: &Device) -> VitModel {
+        self.build(false, device)
+    }
+
+    fn build(&self, layer_scale: bool, device: &Device) -> VitModel {
         let width = self.hidden_size;
         let patch = [self.patch_size; 2];
         let patches = (self.image_size / self.patch_size).pow(2);
@@ -108,6 +122,7 @@ impl VitConfig {
             activation: self.hidden_act,
             norm_eps: self.layer_norm_eps,
             qkv_bias: self.qkv_bias,
+            layer_scale,
         };
         VitModel {
             embeddings: VitEmbeddings {
@@ -128,6 +143,48 @@ impl VitConfig {
     }
 }
 
+/// Which of the two a `config.json` is of.
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(default)]
+    model_type: Option<String>,
+}
+
+impl ConfigFile for Kind {
+    const WHAT: &'static str = VitConfig::WHAT;
+
+    const NEUTRAL: &'static [(&'static str, &'static str)] = &[];
+
+    fn check(&self) -> Result<(), Refusal> {
+        match self.model_type.as_deref() {
+            None | Some("vit" | "dinov2") => Ok(()),
+            Some(other) => {
+                let supported = "vit (DINO) or dinov2";
+                Err(Refusal { field: "model_type", value: format!("\"{other}\""), supported })
+            }
+        }
+    }
+}
+
+/// Reads the DINO or the DINOv2 in `dir`, in transformers' layout; with it, how long the sides of the
+/// pictures are that it reads.
+///
+/// # Errors
+///
+/// Files that are missing, broken or of another model.
+pub fn load(dir: &Path, device: &Device) -> Result<(VitModel, RangeInclusive<usize>), ModelError> {
+    let path = dir.join("config.json");
+    let kind: Kind = config::read(&path)?;
+    let (model, sides) = if kind.model_type.as_deref() == Some("dinov2") {
+        let config: Dinov2Config = config::read(&path)?;
+        (config.init(device), config.patch_size..=usize::MAX)
+    } else {
+        let config: VitConfig = config::read(&path)?;
+        (config.init(device), config.image_size..=config.image_size)
+    };
+    Ok((weights::load_renamed(model, &dir.join("model.safetensors"), RENAMED)?, sides))
+}
+
 /// A vision transformer.
 #[derive(Module, Debug)]
 pub struct VitModel {
@@ -141,11 +198,15 @@ pub struct VitModel {
 
 impl VitModel {
     /// The last hidden states, `[b, n + 1, width]`, of `pixels` `[b, 3, h, w]`, normalised as
-    /// `preprocessor_config.json` says; `h` and `w` are the size of the config.
+    /// `preprocessor_config.json` says. Where `h` and `w` are not the size of the config, the
+    /// positions are interpolated, which DINOv2 was trained for.
     pub fn forward(&self, pixels: Tensor<4>) -> Tensor<3> {
         let VitEmbeddings { cls_token, patch_embeddings, position_embeddings } = &self.embeddings;
-        let (class, positions) = (cls_token.val(), position_embeddings.val());
-        let x = embed_patches(&patch_embeddings.projection, class, positions, pixels);
+        let patch = &patch_embeddings.projection;
+        let ([_, _, height, width], [_, _, rows, columns]) = (pixels.dims(), patch.weight.dims());
+        let grid = [height / rows, width / columns];
+        let positions = positions::resample(position_embeddings.val(), grid);
+        let x = embed_patches(patch, cls_token.val(), positions, pixels);
         let x = self.encoder.forward(x, None);
         self.layernorm.forward(x)
     }

@@ -41,8 +41,9 @@ pub const RENAMED: &[(&str, &str)] = &[
     (r"(mid_block\.attentions\.0)\.proj_attn\.", "$1.to_out.0."),
 ];
 
-/// Buffers that older exporters stored although they are no weights: 0, 1, 2, ...
-const BUFFERS: &[&str] = &["position_ids"];
+/// Tensors of files that no forward pass reads: the numbers 0, 1, 2, ... of older exporters, and what stood for
+/// the hidden patches while DINOv2 was trained.
+const BUFFERS: &[&str] = &["position_ids", "mask_token"];
 
 /// Loads every weight of `module` from a safetensors file, as f32, and freezes the module.
 ///

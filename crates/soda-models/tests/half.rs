@@ -1,0 +1,82 @@
+//! SDXL's autoencoder has activations beyond f16's 65504: where the rest of the model is f16, it
+//! stays in f32 if its config says `force_upcast`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use common::{Fixture, value, write_pipeline};
+use safetensors::{SafeTensors, tensor::TensorView};
+use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline};
+
+/// Multiplies weights of a file, so that what they give exceeds f16 although they do not.
+fn enlarge(path: &Path, keys: &[&str], factor: f32) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let scaled = |key: &str, view: &TensorView<'_>| -> Vec<u8> {
+        let factor = if keys.contains(&key) { factor } else { 1.0 };
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        values.flat_map(|x| (factor * x).to_le_bytes()).collect()
+    };
+    let tensors: Vec<_> = file
+        .tensors()
+        .into_iter()
+        .map(|(key, view)| (scaled(&key, &view), key, view.dtype(), view.shape().to_vec()))
+        .collect();
+    let views = tensors.iter().map(|(bytes, key, dtype, shape)| {
+        (key, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+fn load(dir: &Path, dtype: FloatDType) -> Pipeline {
+    let options = LoadOptions { dtype, variant: None };
+    Pipeline::load_with(dir, &options, &Device::default()).unwrap()
+}
+
+fn floats(x: Tensor<4>) -> Vec<f32> {
+    x.into_data().iter::<f32>().collect()
+}
+
+#[test]
+fn an_autoencoder_that_overflows_in_f16_stays_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_pipeline(&Fixture::read("pipeline-sdxl"), dir);
+    // Later norms bring the scale back: in f32 nothing is wrong with these weights.
+    let weights = dir.join("vae/diffusion_pytorch_model.safetensors");
+    enlarge(&weights, &["post_quant_conv.weight", "decoder.conv_in.weight"], 1e3);
+    let config = dir.join("vae/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut fields: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut upcast = |value: bool| {
+        fields["force_upcast"] = value.into();
+        std::fs::write(&config, fields.to_string()).unwrap();
+    };
+    let latents = || value::<4>("latents", [1, 4, 5, 7], &Device::default());
+
+    // The control: without the word of the config, this decoder is lost in f16.
+    upcast(false);
+    let lost = load(dir, FloatDType::F16);
+    let decoded = floats(lost.vae.decode(latents().cast(FloatDType::F16)));
+    assert!(decoded.iter().any(|x| !x.is_finite()));
+
+    upcast(true);
+    let (half, whole) = (load(dir, FloatDType::F16), load(dir, FloatDType::F32));
+    assert_eq!(half.unet.conv_in.weight.val().dtype(), DType::F16);
+    assert_eq!(half.vae.decoder.conv_in.weight.val().dtype(), DType::F32);
+    let pictures = floats(half.decode(latents()));
+    assert!(pictures.iter().all(|x| x.is_finite()));
+    assert_eq!(pictures, floats(whole.decode(latents())));
+    let request =
+        GenerateConfig { prompts: vec!["a mug".to_owned()], steps: 2, ..Default::default() };
+    let drawn = half.generate(&request, &mut |_, _| {}).unwrap();
+    assert!(drawn[0].iter().any(|byte| *byte != drawn[0].as_raw()[0]));
+
+    // bf16 has the range of f32, so that it needs no exception.
+    let brain = load(dir, FloatDType::BF16);
+    assert_eq!(brain.vae.decoder.conv_in.weight.val().dtype(), DType::BF16);
+    assert!(floats(brain.decode(latents())).iter().all(|x| x.is_finite()));
+}

@@ -159,7 +159,7 @@ pub enum AdapterError {
     /// A foreign file for another network.
     #[error(
         "nothing in {path} belongs to a weight of this network (it holds names like {example}); \
-         is it for another base, or of a method other than LoRA, DoRA and OFT?",
+         is it for another base, or of a method other than LoRA, DoRA, OFT, LoHa and LoKr?",
         path = path.display()
     )]
     NothingMatched {
@@ -174,6 +174,17 @@ pub enum AdapterError {
         /// The weight.
         weight: String,
         /// What is missing.
+        part: &'static str,
+    },
+    /// A foreign file with something that no method here has.
+    #[error(
+        "the file has a {part} for {weight}, which no method here can represent; merge it into a model with the tool \
+         that made it, or train without it"
+    )]
+    ForeignPart {
+        /// The weight.
+        weight: String,
+        /// What it is.
         part: &'static str,
     },
     /// The adapter belongs to another base model.

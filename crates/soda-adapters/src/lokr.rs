@@ -70,7 +70,7 @@ impl Method for LokrConfig {
 }
 
 /// `n` as `(small, large)`: by the factor, if it divides, else the two nearest to each other.
-fn split(n: usize, factor: Option<usize>) -> (usize, usize) {
+pub(crate) fn split(n: usize, factor: Option<usize>) -> (usize, usize) {
     let small = match factor {
         Some(factor) if n.is_multiple_of(factor) => factor,
         Some(factor) => nearest_pair(n, factor),

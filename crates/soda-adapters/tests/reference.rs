@@ -241,6 +241,91 @@ fn settings_are_read_from_pefts_configuration() {
     assert_eq!(alpha_pattern[r"^conv\.weight$"], 6.0);
 }
 
+/// PEFT's parameters in a file as LyCORIS writes it; `reshape` changes what does not change the delta.
+fn lycoris_file(vectors: &Vectors, case: &str, alpha: f32, folder: &std::path::Path) -> PathBuf {
+    let mut tensors: Vectors = Vectors::new();
+    for (key, value) in vectors {
+        let Some(key) = key.strip_prefix(&format!("{case}.parameter.")) else { continue };
+        let module = key.split('.').next().unwrap();
+        tensors.insert(format!("lora_unet_{key}"), value.clone());
+        tensors.insert(format!("lora_unet_{module}.alpha"), (Vec::new(), vec![alpha]));
+    }
+    let te = "lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a".to_owned();
+    tensors.insert(te, (vec![1], vec![1.0]));
+    let path = folder.join(format!("{case}-{}.safetensors", tensors.len()));
+    write(&tensors, &path);
+    path
+}
+
+fn write(tensors: &Vectors, path: &std::path::Path) {
+    let bytes: Vec<_> = tensors
+        .iter()
+        .map(|(key, (shape, values))| {
+            (key, shape, values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+        })
+        .collect();
+    let views = bytes.iter().map(|(key, shape, bytes)| {
+        let dtype = safetensors::Dtype::F32;
+        (*key, safetensors::tensor::TensorView::new(dtype, (*shape).clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+#[test]
+fn files_of_lycoris_are_read() {
+    let vectors = vectors(fixture("reference.safetensors"));
+    let (net, input) = (base(&vectors), input(&vectors));
+    let folder = tempfile::tempdir().unwrap();
+    for (case, alpha) in [("loha", 3.0), ("lokr", 2.0)] {
+        let path = lycoris_file(&vectors, case, alpha, folder.path());
+        let imported = import(&path, &net, "base").unwrap();
+        assert_eq!(imported.file.header.method.name(), case);
+        assert_eq!((imported.matched.len(), imported.unmatched.len()), (3, 0));
+        assert_eq!(imported.text_encoders.len(), 1);
+        let adapted = imported.file.attach(net.clone()).unwrap();
+        assert_close(output(&adapted, &input), &vectors, &format!("{case}.output"));
+        let merged = adapted.materialize().conv.weight.val().flatten::<2>(1, 3);
+        assert_close(merged, &vectors, &format!("{case}.merged.conv.weight"));
+    }
+
+    // A layer of a smaller rank beside one of a larger; an alpha that is not the rank, in LoKr.
+    let mut tensors = self::vectors(lycoris_file(&vectors, "loha", 3.0, folder.path()));
+    for key in ["hada_w1_a", "hada_w2_a"] {
+        let (shape, values) = tensors.get_mut(&format!("lora_unet_to_q.{key}")).unwrap();
+        *values = values.iter().step_by(2).copied().collect();
+        shape[1] = 1;
+    }
+    for key in ["hada_w1_b", "hada_w2_b"] {
+        let (shape, values) = tensors.get_mut(&format!("lora_unet_to_q.{key}")).unwrap();
+        values.truncate(shape[1]);
+        shape[0] = 1;
+    }
+    let path = folder.path().join("uneven.safetensors");
+    write(&tensors, &path);
+    let merged = import(&path, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+    let merged = merged.materialize();
+    let factor = |key: &str| tensor::<2>(&tensors, &format!("lora_unet_to_q.{key}"));
+    let delta = (factor("hada_w1_a").matmul(factor("hada_w1_b")))
+        * (factor("hada_w2_a").matmul(factor("hada_w2_b"))).mul_scalar(3.0);
+    let expected = net.to_q.weight.val() + delta.transpose();
+    let difference = (merged.to_q.weight.val() - expected).abs().max().into_scalar::<f32>();
+    assert!(difference < 1e-5, "{difference:e}");
+
+    let double = lycoris_file(&vectors, "lokr", 4.0, folder.path());
+    let double = import(&double, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+    let once = lycoris_file(&vectors, "lokr", 2.0, folder.path());
+    let once = import(&once, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+    let delta = |other: &Net| other.clone().materialize().to_q.weight.val() - net.to_q.weight.val();
+    let difference = delta(&double) - delta(&once).mul_scalar(2.0);
+    assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
+
+    // What no method has is named instead of left out.
+    tensors.insert("lora_unet_conv.hada_t1".to_owned(), (vec![1], vec![1.0]));
+    write(&tensors, &path);
+    let error = import(&path, &net, "base").unwrap_err().to_string();
+    assert!(error.contains("Tucker") && error.contains("conv.weight"), "{error}");
+}
+
 #[test]
 fn what_is_written_for_peft_is_what_peft_wrote() {
     let net = base(&vectors(fixture("reference.safetensors")));

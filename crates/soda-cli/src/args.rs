@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// Write a model in another layout or precision
     Convert(ConvertArgs),
-    /// Read a LoRA, DoRA or OFT of PEFT, diffusers or kohya as an adapter
+    /// Read a LoRA, DoRA, OFT, LoHa or LoKr of other tools as an adapter
     Import(ImportArgs),
     /// Write an adapter for other tools: kohya, diffusers, PEFT, or whole deltas
     Export(ExportArgs),

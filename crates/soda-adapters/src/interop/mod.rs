@@ -5,6 +5,7 @@
 //! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` | LoRA, DoRA, OFT | the same, exactly |
 //! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight` | LoRA, DoRA | LoRA |
 //! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, SDXL's sgm names too | LoRA, DoRA | LoRA |
+//! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1` | LoHa, LoKr | |
 //! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` | | any method, exactly |
 //!
 //! A method that is no LoRA becomes one by a truncated SVD of its delta, with a rank of each layer's own
@@ -12,6 +13,7 @@
 
 mod compress;
 mod config;
+mod lycoris;
 mod names;
 mod read;
 mod write;

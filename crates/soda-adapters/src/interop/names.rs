@@ -30,6 +30,22 @@ pub(super) enum Part {
     Magnitude,
     /// OFT's packed skew blocks.
     Skew,
+    /// LoHa's factors.
+    HadaW1A,
+    HadaW1B,
+    HadaW2A,
+    HadaW2B,
+    /// LoKr's matrices, whole or as products.
+    LokrW1,
+    LokrW1A,
+    LokrW1B,
+    LokrW2,
+    LokrW2A,
+    LokrW2B,
+    /// The core of a Tucker decomposition, which no method of ours has.
+    Core,
+    /// LyCORIS' trained scalar, which no method of ours has.
+    Scalar,
 }
 
 const SUFFIXES: &[(&str, Part)] = &[
@@ -46,6 +62,22 @@ const SUFFIXES: &[(&str, Part)] = &[
     (".dora_scale", Part::Magnitude),
     (".oft_R.weight", Part::Skew),
     (".alpha", Part::Alpha),
+    (".hada_w1_a", Part::HadaW1A),
+    (".hada_w1_b", Part::HadaW1B),
+    (".hada_w2_a", Part::HadaW2A),
+    (".hada_w2_b", Part::HadaW2B),
+    (".lokr_w1", Part::LokrW1),
+    (".lokr_w1_a", Part::LokrW1A),
+    (".lokr_w1_b", Part::LokrW1B),
+    (".lokr_w2", Part::LokrW2),
+    (".lokr_w2_a", Part::LokrW2A),
+    (".lokr_w2_b", Part::LokrW2B),
+    (".lora_mid.weight", Part::Core),
+    (".hada_t1", Part::Core),
+    (".hada_t2", Part::Core),
+    (".lokr_t1", Part::Core),
+    (".lokr_t2", Part::Core),
+    (".scalar", Part::Scalar),
 ];
 
 /// Prefix of kohya's names for the UNet.
@@ -61,13 +93,18 @@ pub(super) fn parse(key: &str) -> Option<Key> {
         SUFFIXES.iter().find_map(|(suffix, part)| Some((key.strip_suffix(suffix)?, *part)))?;
     let module = if let Some(flat) = module.strip_prefix(KOHYA) {
         Name::Flat(from_sgm(flat))
-    } else if module.starts_with("lora_te") || module.starts_with("text_encoder") {
+    } else if of_text_encoder(module) {
         return None;
     } else {
         let module = module.strip_prefix(PEFT).unwrap_or(module);
         Name::Dotted(module.strip_prefix(DIFFUSERS).unwrap_or(module).to_owned())
     };
     Some(Key { module, part })
+}
+
+/// Whether a key, or a module, is of a text encoder: `lora_te_`, `lora_te1_`, `text_encoder.`, `text_encoder_2.`
+pub(super) fn of_text_encoder(key: &str) -> bool {
+    key.starts_with("lora_te") || key.starts_with("text_encoder")
 }
 
 /// A module's path in kohya's files.
@@ -150,11 +187,13 @@ mod tests {
             ("base_model.model.to_q.lora_magnitude_vector", dotted("to_q"), Part::Magnitude),
             ("unet.mid_block.to_q.lora.up.weight", dotted("mid_block.to_q"), Part::Up),
             ("lora_unet_mid_block_to_q.alpha", flat("mid_block_to_q"), Part::Alpha),
+            ("lora_unet_mid_block_to_q.lokr_w2_a", flat("mid_block_to_q"), Part::LokrW2A),
+            ("lora_unet_conv_in.lora_mid.weight", flat("conv_in"), Part::Core),
         ] {
             assert_eq!(parse(key), Some(Key { module, part }), "{key}");
         }
         assert_eq!(parse("lora_te1_text_model_x.lora_up.weight"), None);
-        assert_eq!(parse("lora_unet_x.lora_mid.weight"), None);
+        assert_eq!(parse("lora_unet_x.bias"), None);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use burn::tensor::TensorData;
 use serde_json::json;
 
 use super::config::{PeftConfig, PeftLora, PeftOft, TENSORS};
-use super::names::{Name, Part, flat, parse};
+use super::lycoris;
+use super::names::{Name, Part, flat, of_text_encoder, parse};
 use crate::blocks::CayleyForm;
 use crate::error::AdapterError;
 use crate::file::{AdapterFile, Header, key};
@@ -27,11 +28,18 @@ pub struct Imported {
     pub file: AdapterFile,
     /// Weights that got an adapter.
     pub matched: Vec<String>,
-    /// Names in the file that were left out: of other networks, or of no weight of this one.
+    /// Names in the file that were left out: of no weight of this network.
     pub unmatched: Vec<String>,
+    /// Names in the file that were left out because they are of text encoders, which are not adapted.
+    pub text_encoders: Vec<String>,
 }
 
-/// Reads a PEFT directory, or a LoRA file of diffusers or kohya, for the network `base` of this `name`.
+/// What a file has for one weight.
+pub(super) type Parts = BTreeMap<Part, TensorData>;
+/// What a file has, by path of the weight.
+pub(super) type Layers = BTreeMap<String, Parts>;
+
+/// Reads a PEFT directory, or a LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, for the network `base` of this `name`.
 ///
 /// # Errors
 /// A file that cannot be read, in which nothing belongs to `base`, whose tensors are incomplete or do not
@@ -43,40 +51,56 @@ pub fn import<M: Module>(path: &Path, base: &M, name: &str) -> Result<Imported, 
         (path.to_owned(), None)
     };
     let known = Known::of(base);
-    let mut layers: BTreeMap<String, BTreeMap<Part, TensorData>> = BTreeMap::new();
-    let mut unmatched = Vec::new();
+    let mut layers = Layers::new();
+    let (mut unmatched, mut text_encoders) = (Vec::new(), Vec::new());
     for (key, data) in Tensors::read(&file)?.tensors {
         let found = parse(&key).and_then(|found| Some((known.weight(&found.module)?, found.part)));
         match found {
             Some((weight, part)) => {
                 layers.entry(weight.to_owned()).or_default().insert(part, data);
             }
+            None if of_text_encoder(&key) => text_encoders.push(key),
             None => unmatched.push(key),
         }
     }
     if layers.is_empty() {
         return Err(AdapterError::NothingMatched {
             path: file,
-            example: unmatched.first().cloned().unwrap_or_default(),
+            example: unmatched.first().or(text_encoders.first()).cloned().unwrap_or_default(),
         });
     }
+    for (weight, parts) in &layers {
+        for (refused, part) in
+            [(Part::Core, "core of a Tucker decomposition"), (Part::Scalar, "trained scalar")]
+        {
+            if parts.contains_key(&refused) {
+                return Err(AdapterError::ForeignPart { weight: weight.clone(), part });
+            }
+        }
+    }
+    let targets = Targets::paths(layers.keys().map(String::as_str));
+    let weights = targets.select(base)?;
+    let any = |wanted: &[Part]| {
+        layers.values().any(|parts| wanted.iter().any(|part| parts.contains_key(part)))
+    };
     let (method, tensors) = match config {
+        None if any(&[Part::HadaW1A]) => lycoris::loha(&layers)?,
+        None if any(&[Part::LokrW1, Part::LokrW1A]) => lycoris::lokr(&layers, &weights)?,
         None => lora(&layers, None)?,
         Some(PeftConfig::Lora(config)) => lora(&layers, Some(&config))?,
         Some(PeftConfig::Oft(config)) => oft(&layers, &config)?,
     };
-    let targets = Targets::paths(layers.keys().map(String::as_str));
     let header = Header {
         method,
         base: name.to_owned(),
-        base_hash: fingerprint(&targets.select(base)?),
+        base_hash: fingerprint(&weights),
         targets,
         trigger: Vec::new(),
         training: json!({ "imported": file.file_name().map(|name| name.to_string_lossy()) }),
     };
     let file = AdapterFile { header, tensors };
     file.plan(base)?;
-    Ok(Imported { file, matched: layers.into_keys().collect(), unmatched })
+    Ok(Imported { file, matched: layers.into_keys().collect(), unmatched, text_encoders })
 }
 
 /// The weights of a network, by the names that tools have for them.
@@ -100,23 +124,29 @@ impl Known {
     }
 }
 
-type Read = (MethodConfig, BTreeMap<String, TensorData>);
+/// Settings, and the tensors by their names in an adapter file.
+pub(super) type Read = (MethodConfig, BTreeMap<String, TensorData>);
+
+/// A part that a weight must have, by its `name` for people.
+pub(super) fn part<'a>(
+    weight: &str,
+    parts: &'a Parts,
+    part: Part,
+    name: &'static str,
+) -> Result<&'a TensorData, AdapterError> {
+    let missing = || AdapterError::MissingPart { weight: weight.to_owned(), part: name };
+    parts.get(&part).ok_or_else(missing)
+}
 
 /// LoRA and DoRA; every layer has a rank of its own, and its scale goes into `α`.
-fn lora(
-    layers: &BTreeMap<String, BTreeMap<Part, TensorData>>,
-    config: Option<&PeftLora>,
-) -> Result<Read, AdapterError> {
+fn lora(layers: &Layers, config: Option<&PeftLora>) -> Result<Read, AdapterError> {
     let mut method = LoraConfig {
         dora: layers.values().any(|parts| parts.contains_key(&Part::Magnitude)),
         ..LoraConfig::default()
     };
     let mut parameters = Vec::new();
     for (weight, parts) in layers {
-        let part = |part, name| {
-            let missing = || AdapterError::MissingPart { weight: weight.clone(), part: name };
-            parts.get(&part).ok_or_else(missing)
-        };
+        let part = |which, name| part(weight, parts, which, name);
         let (down, up) = (part(Part::Down, "A (down)")?, part(Part::Up, "B (up)")?);
         let rank = down.shape().as_slice().first().copied().unwrap_or_default();
         let module = weight.trim_end_matches(".weight");
@@ -148,10 +178,7 @@ fn lora(
 }
 
 /// PEFT's OFT, whose parameters are ours.
-fn oft(
-    layers: &BTreeMap<String, BTreeMap<Part, TensorData>>,
-    config: &PeftOft,
-) -> Result<Read, AdapterError> {
+fn oft(layers: &Layers, config: &PeftOft) -> Result<Read, AdapterError> {
     if config.oft_block_size == 0 {
         // `r` blocks of a size that differs from layer to layer.
         return Err(AdapterError::Config {
@@ -172,8 +199,7 @@ fn oft(
     });
     let mut tensors = BTreeMap::new();
     for (weight, parts) in layers {
-        let missing = || AdapterError::MissingPart { weight: weight.clone(), part: "oft_R" };
-        let skew = parts.get(&Part::Skew).ok_or_else(missing)?;
+        let skew = part(weight, parts, Part::Skew, "oft_R")?;
         tensors.insert(key(&method, weight, "rotation.skew"), skew.clone());
     }
     Ok((method, tensors))

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args as ClapArgs;
+use soda_adapters::Method as _;
 use soda_adapters::interop::{Imported, import};
 use soda_models::pipeline::{Pipeline, model_name};
 
@@ -17,7 +18,7 @@ Examples:
   soda import mug-lora.safetensors --base models/toy --out mug.safetensors
   soda import peft-directory --base models/toy --out mug.safetensors --trigger \"sks mug\"")]
 pub(crate) struct ImportArgs {
-    /// A LoRA file of diffusers or kohya, or a directory of PEFT
+    /// A LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, or a directory of PEFT
     pub(crate) path: PathBuf,
     /// The base model it is for: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -37,19 +38,27 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     let base = find(&args.base, None)?;
     let pipeline = Pipeline::load(&base, &args.device.device.open()?)?;
     let name = model_name(&base);
-    let Imported { mut file, matched, unmatched } = import(&args.path, &pipeline.unet, &name)
-        .with_context(|| format!("cannot import {}", args.path.display()))?;
+    let Imported { mut file, matched, unmatched, text_encoders } =
+        import(&args.path, &pipeline.unet, &name)
+            .with_context(|| format!("cannot import {}", args.path.display()))?;
     file.header.trigger = args.trigger;
     file.write(&args.out)?;
     let progress = Progress::default();
     for name in &unmatched {
         progress.say(&format!("warning: {name} is of no weight of this UNet and was left out"));
     }
+    if let Some(example) = text_encoders.first() {
+        progress.say(&format!(
+            "warning: {} tensors are of text encoders (such as {example}), which are not adapted: the prompt is read as by the base",
+            text_encoders.len()
+        ));
+    }
     say_result(&format!(
-        "{}: {} weights matched, {} names left out",
+        "{}: {}, {} weights matched, {} names left out",
         args.out.display(),
+        file.header.method.name(),
         matched.len(),
-        unmatched.len()
+        unmatched.len() + text_encoders.len()
     ));
     Ok(())
 }

@@ -115,6 +115,19 @@ pub enum AdapterError {
         /// Version understood.
         supported: &'static str,
     },
+    /// Numbers against decompositions with other signs.
+    #[error(
+        "{path} counts on decompositions by another rule of signs ({found}; this build's is {supported}); update soda or retrain",
+        path = path.display()
+    )]
+    Signs {
+        /// The file.
+        path: PathBuf,
+        /// The rule found.
+        found: String,
+        /// The rule of this build.
+        supported: &'static str,
+    },
     /// A method this build does not have.
     #[error("there is no method `{found}`; this build knows {known}")]
     UnknownMethod {

@@ -12,6 +12,8 @@
 //! | `base_hash` | [`fingerprint`](fn@crate::fingerprint) of the base's targeted weights |
 //! | `trigger` | the words that call the subject up, JSON |
 //! | `training` | a summary of the training, JSON |
+//! | `signs` | the sign rules of the decompositions that the numbers stand against |
+//! | `factors` | sizes of the rotations' Kronecker factors by the width that they turn, JSON; of SODA |
 //!
 //! Tensors are f32, named `<component>.<path of the weight>.<method>.<parameter>`, as in
 //! `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight.soda.rotation.factors.0`.
@@ -24,6 +26,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use soda_linalg::{SIGN_RULES, SvdCache};
 
 use crate::attach::{MARKER, Plan};
 use crate::error::AdapterError;
@@ -97,6 +100,18 @@ impl<M: Method> AdapterFile<M> {
     /// # Errors
     /// Another base; tensors missing, left over, misshapen or not orthogonal.
     pub fn plan<N: Module>(&self, module: &N) -> Result<Plan<M::Adapter>, AdapterError> {
+        self.plan_cached(module, None)
+    }
+
+    /// [`AdapterFile::plan`] with the base's decompositions from `cache`, see [`Method::plan_cached`].
+    ///
+    /// # Errors
+    /// Those of [`AdapterFile::plan`], and a cache that can be neither read nor written.
+    pub fn plan_cached<N: Module>(
+        &self,
+        module: &N,
+        cache: Option<&SvdCache>,
+    ) -> Result<Plan<M::Adapter>, AdapterError> {
         let weights = self.header.targets.select(module)?;
         let found = fingerprint(&weights);
         if found != self.header.base_hash {
@@ -108,7 +123,7 @@ impl<M: Method> AdapterFile<M> {
             });
         }
         let method = &self.header.method;
-        let mut plan = method.plan(&self.header.targets, module)?;
+        let mut plan = method.plan_cached(&self.header.targets, module, cache)?;
         self.check(&plan)?;
         for (weight, adapter) in &mut plan.adapters {
             *adapter = map_leaves(adapter.clone(), |parameter, _, old| {
@@ -126,6 +141,20 @@ impl<M: Method> AdapterFile<M> {
         self.tensors.values().map(TensorData::num_elements).sum()
     }
 
+    /// Sizes of the rotations' Kronecker factors by their product, the width that they turn.
+    pub fn factor_sizes(&self) -> BTreeMap<usize, Vec<usize>> {
+        let mut rotations: BTreeMap<&str, BTreeMap<usize, usize>> = BTreeMap::new();
+        for (key, data) in &self.tensors {
+            let Some((rotation, index)) = key.rsplit_once(".factors.") else { continue };
+            let (Ok(index), Some(size)) = (index.parse(), data.shape().as_slice().first()) else {
+                continue;
+            };
+            rotations.entry(rotation).or_default().insert(index, *size);
+        }
+        let sizes = rotations.into_values().map(|sizes| sizes.into_values().collect::<Vec<_>>());
+        sizes.map(|sizes| (sizes.iter().product(), sizes)).collect()
+    }
+
     /// Reads an adapter file.
     ///
     /// # Errors
@@ -141,7 +170,12 @@ impl<M: Method> AdapterFile<M> {
     /// # Errors
     /// What the operating system says (no such folder, no room, no permission).
     pub fn write(&self, path: &Path) -> Result<(), AdapterError> {
-        Tensors { tensors: self.tensors.clone(), metadata: self.header.metadata() }.write(path)
+        let mut metadata = self.header.metadata();
+        let factors = self.factor_sizes();
+        if !factors.is_empty() {
+            metadata.insert("factors".to_owned(), json!(factors).to_string());
+        }
+        Tensors { tensors: self.tensors.clone(), metadata }.write(path)
     }
 
     /// Refuses tensors that do not fit the planned adapters.
@@ -217,6 +251,7 @@ impl<M: Method> Header<M> {
             ("base_hash", self.base_hash.clone()),
             ("trigger", json!(self.trigger).to_string()),
             ("training", self.training.to_string()),
+            ("signs", SIGN_RULES.to_owned()),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
@@ -236,6 +271,13 @@ impl<M: Method> Header<M> {
                 found: version,
                 supported: VERSION,
             });
+        }
+        // Files of before this field have these rules too.
+        if let Ok(found) = field("signs")
+            && found != SIGN_RULES
+        {
+            let path = path.to_owned();
+            return Err(AdapterError::Signs { path, found, supported: SIGN_RULES });
         }
         let name = field("method")?;
         let method: M =

@@ -5,6 +5,7 @@
 //! convolutions (`kh x kw` down, `1 x 1` up) is a low-rank product, as in the rest of the field.
 
 use burn::tensor::{DType, Tensor};
+use soda_linalg::{LinalgError, Svd, SvdCache};
 
 use crate::error::AdapterError;
 
@@ -15,6 +16,8 @@ pub struct Weight {
     pub matrix: Tensor<2>,
     /// The shape it is stored in.
     pub shape: Vec<usize>,
+    /// Where its decomposition is kept, if anywhere.
+    pub cache: Option<SvdCache>,
 }
 
 impl Weight {
@@ -33,7 +36,18 @@ impl Weight {
                 });
             }
         };
-        Ok(Self { matrix, shape: shape.to_vec() })
+        Ok(Self { matrix, shape: shape.to_vec(), cache: None })
+    }
+
+    /// The thin decomposition of `w`, which is this weight in the type that adapters compute in.
+    ///
+    /// # Errors
+    /// A weight that cannot be decomposed, a cache that can be neither read nor written.
+    pub(crate) fn svd(&self, w: &Tensor<2>) -> Result<Svd, LinalgError> {
+        match &self.cache {
+            Some(cache) => cache.thin(w),
+            None => Svd::thin(w),
+        }
     }
 
     /// Entries of the convolution's window, `kh kw`; 1 for a linear layer.

@@ -63,6 +63,6 @@ pub use fingerprint::fingerprint;
 pub use fold::Weight;
 pub use leaf::{Leaf, leaves, map_leaves};
 pub use method::{Adapter, Geometry, Method};
-pub use soda_linalg::LinalgError;
+pub use soda_linalg::{LinalgError, SvdCache};
 pub use table::{AnyAdapter, METHOD_PRESETS, MethodConfig};
 pub use target::{PRESETS, Preset, Targets};

@@ -17,7 +17,7 @@ use burn::tensor::Tensor;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
-use soda_linalg::{LinalgError, Svd};
+use soda_linalg::LinalgError;
 
 use crate::cost::Cost;
 use crate::dora::Magnitude;
@@ -123,7 +123,7 @@ impl Method for LoraConfig {
                 (init.kaiming("a", [input, rank], input), init.zeros([rank, output]), None)
             }
             LoraInit::Pissa => {
-                let svd = Svd::thin(&w).map_err(|source| AdapterError::Decomposition {
+                let svd = weight.svd(&w).map_err(|source| AdapterError::Decomposition {
                     path: path.to_owned(),
                     source,
                 })?;

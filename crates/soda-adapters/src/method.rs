@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use soda_linalg::LinalgError;
+use soda_linalg::{LinalgError, SvdCache};
 
 use crate::attach::Plan;
 use crate::error::AdapterError;
@@ -56,11 +56,25 @@ pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + '
         targets: &Targets,
         module: &M,
     ) -> Result<Plan<Self::Adapter>, AdapterError> {
+        self.plan_cached(targets, module, None)
+    }
+
+    /// [`Method::plan`] with decompositions from `cache`, where they are there, and into it, where not.
+    ///
+    /// # Errors
+    /// Those of [`Method::plan`], and a cache that can be neither read nor written.
+    fn plan_cached<M: Module>(
+        &self,
+        targets: &Targets,
+        module: &M,
+        cache: Option<&SvdCache>,
+    ) -> Result<Plan<Self::Adapter>, AdapterError> {
         use rayon::prelude::*;
         let selected: Vec<_> = targets.select(module)?.into_iter().collect();
         let adapters = selected
             .into_par_iter()
-            .map(|(path, weight)| {
+            .map(|(path, mut weight)| {
+                weight.cache = cache.cloned();
                 let adapter = self.adapter(&path, &weight)?;
                 Ok((path, adapter))
             })

@@ -81,6 +81,12 @@ fn of_a_damaged_file() {
     file.write(&path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let read = || <AdapterFile>::read(&path);
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let factors = metadata.metadata().as_ref().unwrap()["factors"].clone();
+    let factors: std::collections::BTreeMap<usize, Vec<usize>> =
+        serde_json::from_str(&factors).unwrap();
+    assert!(factors.iter().all(|(width, sizes)| sizes.iter().product::<usize>() == *width));
+    assert!(factors.contains_key(&12), "{factors:?}");
     for length in [0, 7, 8, 100, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..length]).unwrap();
         assert!(matches!(read(), Err(AdapterError::Malformed { .. })), "{length}");
@@ -94,6 +100,8 @@ fn of_a_damaged_file() {
     };
     assert!(matches!(text("\"version\":\"1\"", "\"version\":\"9\""), AdapterError::Version { .. }));
     assert!(matches!(text("soda-adapter", "dora-adapter"), AdapterError::NotAnAdapter { .. }));
+    let signs = text("of U positive", "of V positive");
+    assert!(matches!(signs, AdapterError::Signs { .. }) && signs.to_string().contains("of V"));
     let other = text(r#"\"name\":\"soda\""#, r#"\"name\":\"sods\""#).to_string();
     assert!(other.contains("sods") && other.contains("lora"), "{other}");
     let missing = <AdapterFile>::read(&folder.path().join("none")).unwrap_err().to_string();

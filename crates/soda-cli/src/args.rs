@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use soda_adapters::SvdCache;
 
 use crate::command::bench::BenchArgs;
 use crate::command::compare::CompareArgs;
@@ -63,4 +64,18 @@ pub(crate) struct DeviceArg {
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub(crate) device: DeviceKind,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CacheArg {
+    /// Keep singular value decompositions of the base here, so that the next command need not compute them:
+    /// twice the adapted weights in f32, 0.7 GB for the attention of SD 1.5
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+impl CacheArg {
+    pub(crate) fn open(&self) -> Option<SvdCache> {
+        self.cache.as_ref().map(SvdCache::new)
+    }
 }

@@ -174,3 +174,33 @@ fn a_subject_and_a_style_become_one_model() {
     let message = desk.refused(&["train", "--config", "short.toml", "--method", "sodaa"]);
     assert!(message.contains("`sodaa`") && message.contains("svdiff"), "{message}");
 }
+
+#[test]
+fn decompositions_are_kept_where_a_folder_is_given() {
+    let desk = Desk::trained(&[("soda", "0")]);
+    let base = base();
+    let adapter = "runs/soda-0/adapter.safetensors";
+    let merge = ["merge", "--base", &base, "--adapter", adapter];
+    desk.run(&[&merge[..], &["--out", "plain"]].concat());
+    desk.run(&[&merge[..], &["--cache", "svd", "--out", "first"]].concat());
+    let kept = || {
+        let files = std::fs::read_dir(desk.path("svd")).unwrap().map(|file| file.unwrap());
+        let mut kept: Vec<_> = files
+            .map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap()))
+            .collect();
+        kept.sort();
+        kept
+    };
+    let first = kept();
+    // One for each adapted weight; the second time they are read and not written.
+    assert_eq!(first.len(), 3);
+    desk.run(&[&merge[..], &["--cache", "svd", "--out", "second"]].concat());
+    assert_eq!(kept(), first);
+    assert!(desk.unet("first") == desk.unet("plain") && desk.unet("second") == desk.unet("plain"));
+
+    let said = desk.run(&["inspect", adapter]);
+    assert!(said.contains("rotations of width 64: "), "{said}");
+    let output = soda(desk.0.path(), &[&merge[..], &["--out", "third"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("soda on 3 weights"), "{said}");
+}

@@ -45,16 +45,23 @@ impl SvdCache {
     /// As [`Svd::thin`], or if a file can be neither read nor written.
     pub fn thin(&self, a: &Tensor<2>) -> Result<Svd, LinalgError> {
         // One matrix gives one result.
-        self.window(std::slice::from_ref(a)).pop().unwrap_or_else(|| Svd::thin(a))
+        let compute = |absent: &[Tensor<2>]| absent.iter().map(Svd::thin).collect();
+        self.window(std::slice::from_ref(a), compute).pop().unwrap_or_else(|| Svd::thin(a))
     }
 
     /// [`Svd::thin_batch`], from disk where they are there.
     pub fn thin_batch(&self, matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
         let window = 4 * rayon::current_num_threads();
-        matrices.chunks(window).flat_map(|window| self.window(window)).collect()
+        matrices.chunks(window).flat_map(|window| self.window(window, Svd::thin_batch)).collect()
     }
 
-    fn window(&self, matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
+    /// `compute` is for what is missing: a batch sums in another order than a lone matrix, whose work is
+    /// itself spread over the cores.
+    fn window(
+        &self,
+        matrices: &[Tensor<2>],
+        compute: impl Fn(&[Tensor<2>]) -> Vec<Result<Svd, LinalgError>>,
+    ) -> Vec<Result<Svd, LinalgError>> {
         let found: Vec<Result<(PathBuf, Option<Stored>), LinalgError>> = matrices
             .par_iter()
             .map(|a| {
@@ -75,7 +82,7 @@ impl SvdCache {
         let pairs = matrices.iter().zip(&found);
         let absent: Vec<Tensor<2>> =
             pairs.filter(|(_, found)| missing(found)).map(|(a, _)| a.clone()).collect();
-        let mut computed = Svd::thin_batch(&absent).into_iter();
+        let mut computed = compute(&absent).into_iter();
         let mut fresh = Vec::new();
         let mut results: Vec<Result<Svd, LinalgError>> = Vec::with_capacity(matrices.len());
         for (a, found) in matrices.iter().zip(found) {

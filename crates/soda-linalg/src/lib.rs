@@ -130,7 +130,7 @@ pub use optim::{StiefelAdam, StiefelAdamConfig};
 pub use polar::Polar;
 pub use qr::{Lq, Qr};
 pub use rotation::{rotation_exp, rotation_log, rotation_power};
-pub use svd::Svd;
+pub use svd::{SIGN_RULES, Svd};
 
 // `#[derive(RecordState)]` expands to `crate::…` paths.
 use burn::optim::{RecordState, StateSink, StateSource};

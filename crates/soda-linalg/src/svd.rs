@@ -20,6 +20,10 @@ use crate::error::LinalgError;
 use crate::host::{self, Host, Precision, Real};
 use crate::householder::Householder;
 
+/// The sign rules of [`Svd`] and of [`Qr`](crate::Qr), for files whose numbers mean something only by them.
+pub const SIGN_RULES: &str =
+    "svd: largest entry of each column of U positive; qr: diagonal of R not negative";
+
 /// A thin singular value decomposition, off the tape.
 #[derive(Clone, Debug)]
 pub struct Svd {

@@ -178,3 +178,14 @@ fn processes_share_a_cache() {
     assert_eq!(names.len(), 32);
     assert!(names.iter().all(|name| name.ends_with(".svd")), "{names:?}");
 }
+
+#[test]
+fn a_lone_matrix_is_decomposed_as_without_a_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    // Large enough for the work to be spread over the cores.
+    let a = single(&Noise::new(1).matrix(300, 200));
+    let cache = SvdCache::new(folder.path());
+    let plain = Svd::thin(&a).unwrap();
+    assert!(same(&cache.thin(&a).unwrap(), &plain));
+    assert!(same(&cache.thin(&a).unwrap(), &plain));
+}

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use image::RgbImage;
 use serde_json::json;
-use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, fingerprint, leaves};
+use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, SvdCache, fingerprint, leaves};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Pipeline, model_name};
 
@@ -52,6 +52,7 @@ pub struct Personalisation {
     pipeline: Pipeline,
     judges: Option<Judges>,
     device: Device,
+    svd_cache: Option<SvdCache>,
 }
 
 /// What came of it.
@@ -111,7 +112,12 @@ impl Personalisation {
         // Unknown targets are a mistake of the settings: say so before anything is drawn.
         config.targets.select(&pipeline.unet)?;
         config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
-        Ok(Self { config, dataset, pipeline, judges, device: device.clone() })
+        Ok(Self { config, dataset, pipeline, judges, device: device.clone(), svd_cache: None })
+    }
+
+    /// The same job with the base's singular value decompositions from a cache.
+    pub fn with_svd_cache(self, svd_cache: Option<SvdCache>) -> Self {
+        Self { svd_cache, ..self }
     }
 
     /// Reads a stopped run, to be given to [`Personalisation::run`].
@@ -139,7 +145,7 @@ impl Personalisation {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, TrainError> {
-        let Self { mut config, dataset, mut pipeline, judges, device } = self;
+        let Self { mut config, dataset, mut pipeline, judges, device, svd_cache } = self;
         config.samples.prompts = prompts(&config, &dataset);
         let prompts = config.samples.prompts.clone();
 
@@ -166,7 +172,8 @@ impl Personalisation {
         on_event(Event::Stage { name: "decomposing" });
         let weights = config.targets.select(&pipeline.unet)?;
         let header = header(&config, &dataset, &fingerprint(&weights));
-        let plan = config.method.plan(&config.targets, &pipeline.unet)?;
+        let plan =
+            config.method.plan_cached(&config.targets, &pipeline.unet, svd_cache.as_ref())?;
         let num_layers = plan.paths().len();
         let trainer = Trainer::new(plan.attach(pipeline.unet.clone()), &config.method, &config)?;
 

@@ -199,7 +199,7 @@ impl Method for SodaConfig {
             Some(config) => {
                 let seed = if let Shift::LowRank { seed, .. } = config.shift { seed } else { 0 };
                 let init = Init::new(seed, path, weight);
-                Some(Spectrum::new(config, &w, &init).map_err(named)?)
+                Some(Spectrum::new(config, weight, &w, &init).map_err(named)?)
             }
         };
         Ok(Soda {

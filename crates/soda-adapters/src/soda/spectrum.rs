@@ -17,6 +17,7 @@ use soda_linalg::{LinalgError, Qr, Svd};
 
 use super::{Basis, Shift, SpectrumConfig};
 use crate::cost::Cost;
+use crate::fold::Weight;
 use crate::init::Init;
 
 /// A trainable shift in the frozen basis of one weight.
@@ -46,18 +47,19 @@ pub struct LowRank {
 }
 
 impl Spectrum {
-    /// A fresh shift of `w` `[in, out]`.
+    /// A fresh shift of `weight`, which is `w` `[in, out]` in the type that adapters compute in.
     ///
     /// # Errors
     /// A weight that cannot be decomposed.
     pub(crate) fn new(
         config: &SpectrumConfig,
+        weight: &Weight,
         w: &Tensor<2>,
         init: &Init<'_>,
     ) -> Result<Self, LinalgError> {
         let (left, right, s) = match config.basis {
             Basis::Svd => {
-                let Svd { u, s, vt } = Svd::thin(w)?;
+                let Svd { u, s, vt } = weight.svd(w)?;
                 (u, Some(vt), Some(s))
             }
             Basis::Qr => (Qr::thin(w)?.q, None, None),

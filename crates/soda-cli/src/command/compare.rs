@@ -1,11 +1,12 @@
 //! `soda compare`: each run is a process of its own, so that one that dies takes no other with it and
 //! its memory can be told.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::args::DeviceArg;
+use crate::args::{CacheArg, DeviceArg};
 use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
 use clap::ValueEnum as _;
@@ -34,6 +35,8 @@ pub(crate) struct CompareArgs {
     /// Runs at once, each with its share of the cores
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,
+    #[command(flatten)]
+    pub(crate) cache: CacheArg,
     #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
@@ -102,6 +105,9 @@ fn train(run: &Run, runs: &Path, args: &CompareArgs) -> Result<Measured> {
         .arg("--runs")
         .arg(runs)
         .args(["--name", &run.id, "--device", device.as_ref().map_or("auto", |d| d.get_name())])
+        .args(
+            args.cache.cache.iter().flat_map(|folder| [OsStr::new("--cache"), folder.as_os_str()]),
+        )
         .env("RAYON_NUM_THREADS", (cores / args.jobs as usize).max(1).to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -1,6 +1,6 @@
 //! `soda export`
 
-use crate::args::DeviceArg;
+use crate::args::{CacheArg, DeviceArg};
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -48,6 +48,8 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
     #[command(flatten)]
+    pub(crate) cache: CacheArg,
+    #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
 
@@ -71,8 +73,14 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     );
     let base = find(&args.base, None)?;
     let device = args.device.device.open()?;
-    let (pipeline, file, plan) =
-        load_plan(&base, &LoadOptions::default(), &args.adapter, args.strength, &device)?;
+    let (pipeline, file, plan) = load_plan(
+        &base,
+        &LoadOptions::default(),
+        &args.adapter,
+        args.strength,
+        args.cache.open().as_ref(),
+        &device,
+    )?;
     if args.format == ExportFormat::Diff {
         write_diff(&plan, &pipeline.unet, &args.out)?;
         say_result(&format!("{}: {} deltas, exact", args.out.display(), plan.paths().len()));

@@ -1,6 +1,6 @@
 //! `soda generate`
 
-use crate::args::{AdapterArg, DeviceArg};
+use crate::args::{AdapterArg, CacheArg, DeviceArg};
 use crate::device::Precision;
 use std::path::PathBuf;
 
@@ -88,6 +88,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) out: PathBuf,
     #[command(flatten)]
+    pub(crate) cache: CacheArg,
+    #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
 
@@ -157,7 +159,11 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let options = LoadOptions { dtype: args.dtype.into(), variant: args.variant.clone() };
     let base = find(&args.base, options.variant.as_deref())?;
     let mut pipeline = match &args.adapter.adapter {
-        Some(adapter) => load_merged(&base, &options, adapter, args.adapter.strength, &device)?,
+        Some(adapter) => {
+            let cache = args.cache.open();
+            let strength = args.adapter.strength;
+            load_merged(&base, &options, adapter, strength, cache.as_ref(), &device)?
+        }
         None => Pipeline::load_with(&base, &options, &device)?,
     };
     let scheduler = &mut pipeline.scheduler;

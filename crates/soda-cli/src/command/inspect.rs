@@ -41,6 +41,10 @@ fn adapter(file: &AdapterFile) {
     say_result(&format!("  targets   {}", header.targets.0.join(", ")));
     say_result(&format!("  trigger   {}", header.trigger.join(", ")));
     say_result(&format!("  training  {}", header.training));
+    for (width, sizes) in file.factor_sizes() {
+        let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
+        say_result(&format!("  rotations of width {width}: {sizes}"));
+    }
     say_result(&format!(
         "  {} trained numbers in {} tensors:",
         file.num_params(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::args::DeviceArg;
+use crate::args::{CacheArg, DeviceArg};
 use anyhow::{Result, bail, ensure};
 use burn::module::Module as _;
 use burn::tensor::Device;
@@ -62,6 +62,8 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
     #[command(flatten)]
+    pub(crate) cache: CacheArg,
+    #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
 
@@ -82,7 +84,8 @@ pub(crate) fn run(mut args: MergeArgs) -> Result<()> {
     let device = args.device.device.open()?;
     let pipeline = match (&args.adapter, &args.subject, &args.style) {
         (Some(adapter), _, _) => {
-            load_merged(&args.base, &LoadOptions::default(), adapter, args.strength, &device)?
+            let (options, cache) = (LoadOptions::default(), args.cache.open());
+            load_merged(&args.base, &options, adapter, args.strength, cache.as_ref(), &device)?
         }
         (None, Some(subject), Some(style)) => two(&args, subject, style, &device)?,
         (None, _, _) => bail!("give --adapter, or --subject and --style"),
@@ -99,9 +102,10 @@ fn two(args: &MergeArgs, subject: &Path, style: &Path, device: &Device) -> Resul
     ensure!((0.0..=1.0).contains(&args.restore), "--restore must be from 0 to 1");
     let (subject_file, style_file) = (<AdapterFile>::read(subject)?, <AdapterFile>::read(style)?);
     let mut pipeline = Pipeline::load(&args.base, device)?;
+    let cache = args.cache.open();
     let plans = [
-        (plan(&subject_file, subject, &pipeline, &args.base)?, first),
-        (plan(&style_file, style, &pipeline, &args.base)?, second),
+        (plan(&subject_file, subject, &pipeline, &args.base, cache.as_ref())?, first),
+        (plan(&style_file, style, &pipeline, &args.base, cache.as_ref())?, second),
     ];
     let unet = pipeline.unet.clone();
     pipeline.unet = match args.mode {

@@ -17,8 +17,10 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use burn::module::Module as _;
 use burn::tensor::Device;
-use soda_adapters::{AdapterFile, AnyAdapter, Plan};
+use soda_adapters::{AdapterFile, AnyAdapter, Method as _, Plan, SvdCache};
 use soda_models::pipeline::{LoadOptions, Pipeline};
+
+use crate::progress::Progress;
 
 /// The base, with `strength` of an adapter folded in.
 fn load_merged(
@@ -26,9 +28,10 @@ fn load_merged(
     options: &LoadOptions,
     adapter: &Path,
     strength: f64,
+    cache: Option<&SvdCache>,
     device: &Device,
 ) -> Result<Pipeline> {
-    let (mut pipeline, _, plan) = load_plan(base, options, adapter, strength, device)?;
+    let (mut pipeline, _, plan) = load_plan(base, options, adapter, strength, cache, device)?;
     pipeline.unet = plan.attach(pipeline.unet.clone()).materialize();
     Ok(pipeline)
 }
@@ -39,22 +42,33 @@ fn load_plan(
     options: &LoadOptions,
     adapter: &Path,
     strength: f64,
+    cache: Option<&SvdCache>,
     device: &Device,
 ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
     ensure!(strength.is_finite(), "--strength must be a finite number");
     let file: AdapterFile = AdapterFile::read(adapter)?;
     let pipeline = Pipeline::load_with(base, options, device)?;
-    let plan = plan(&file, adapter, &pipeline, base)?.at_strength(strength)?;
+    let plan = plan(&file, adapter, &pipeline, base, cache)?.at_strength(strength)?;
     Ok((pipeline, file, plan))
 }
 
-/// An adapter on a base, by their names.
+/// An adapter on a base, by their names; says what it found.
 fn plan(
     file: &AdapterFile,
     adapter: &Path,
     pipeline: &Pipeline,
     base: &Path,
+    cache: Option<&SvdCache>,
 ) -> Result<Plan<AnyAdapter>> {
-    file.plan(&pipeline.unet)
-        .with_context(|| format!("{} does not fit {}", adapter.display(), base.display()))
+    let plan = file
+        .plan_cached(&pipeline.unet, cache)
+        .with_context(|| format!("{} does not fit {}", adapter.display(), base.display()))?;
+    Progress::default().say(&format!(
+        "{}: {} on {} weights of the UNet; all {} tensors matched",
+        adapter.display(),
+        file.header.method.name(),
+        plan.paths().len(),
+        file.tensors.len()
+    ));
+    Ok(plan)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::args::DeviceArg;
+use crate::args::{CacheArg, DeviceArg};
 use crate::command::settings::SettingsArgs;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
@@ -48,6 +48,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub(crate) runs: PathBuf,
     #[command(flatten)]
+    pub(crate) cache: CacheArg,
+    #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
 
@@ -71,6 +73,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     };
     let stop = on_interrupt()?;
     let mut progress = Progress::default();
+    let job = job.with_svd_cache(args.cache.open());
     let outcome = job.run(place, &stop, &mut |event| progress.show(event));
     progress.finish();
     summarise(&outcome?);

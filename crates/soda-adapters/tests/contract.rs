@@ -73,7 +73,7 @@ fn small(mut method: MethodConfig) -> MethodConfig {
         MethodConfig::Lokr(lokr) => lokr.rank = 2,
         MethodConfig::Oft(oft) => oft.block_size = 4,
         MethodConfig::Boft(boft) => boft.block_size = 2,
-        MethodConfig::Soda(_) => {}
+        MethodConfig::Soda(_) | MethodConfig::Full(_) => {}
     }
     method
 }

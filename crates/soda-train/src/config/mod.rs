@@ -1,6 +1,7 @@
 //! The settings of a run, as written in TOML and as typed on the command line.
 
 mod edit;
+mod method;
 mod objective;
 mod optimizer;
 mod preset;
@@ -49,8 +50,8 @@ pub struct TrainConfig {
     /// Which weights are adapted.
     #[serde(default)]
     pub targets: Targets,
-    /// How they are adapted.
-    #[serde(default)]
+    /// How they are adapted; in TOML a method's name is enough.
+    #[serde(default, deserialize_with = "method::deserialize")]
     pub method: MethodConfig,
     /// What a step minimises.
     #[serde(default)]
@@ -172,6 +173,8 @@ impl TrainConfig {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+    use soda_adapters::METHOD_PRESETS;
+
     use super::*;
 
     fn table(settings: &[&str]) -> Table {
@@ -217,6 +220,24 @@ mod tests {
         assert_eq!(config.targets.0, ["cross-attention"]);
         let MethodConfig::Lora(lora) = &config.method else { panic!("{:?}", config.method) };
         assert_eq!(lora.rank, 3);
+    }
+
+    #[test]
+    fn a_method_is_its_name_or_its_settings() {
+        let read = |method: &str| {
+            TrainConfig::from_toml(&format!(
+                "base = 'a'\ndata = 'b'\nsteps = 1\nbatch_size = 1\nmethod = {method}"
+            ))
+        };
+        for (name, make) in METHOD_PRESETS {
+            assert_eq!(read(&format!("'{name}'")).unwrap().method, make());
+        }
+        let MethodConfig::Lora(lora) = read("{ name = 'lora', rank = 3 }").unwrap().method else {
+            panic!("another method");
+        };
+        assert_eq!(lora.rank, 3);
+        assert!(read("'lorra'").unwrap_err().to_string().contains("svdiff"));
+        assert!(read("3").unwrap_err().to_string().contains("the name of a method"));
     }
 
     #[test]

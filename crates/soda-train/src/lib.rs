@@ -55,5 +55,6 @@ pub use evaluate::{Reference, Scores, score};
 pub use gradients::AdapterGradients;
 pub use optimizer::{AdapterOptimizer, OptimizerState};
 pub use personalise::{Event, Outcome, Personalisation, Place};
+pub use pictures::Pictures;
 pub use run::{RunFolder, write_file, write_png};
 pub use trainer::{Material, Trainer, TrainerState};

@@ -10,14 +10,20 @@ use crate::error::TrainError;
 use crate::evaluate::Reference;
 
 /// The pictures of the data set at the model's size.
-pub(crate) struct Pictures {
-    subject: Vec<RgbImage>,
+#[derive(Debug)]
+pub struct Pictures {
+    /// What is learnt from.
+    pub subject: Vec<RgbImage>,
     /// By prompt.
     truth: Vec<(String, RgbImage)>,
 }
 
 impl Pictures {
-    pub(crate) fn read(dataset: &Dataset, size: u32) -> Result<Self, TrainError> {
+    /// Reads all of them, cropped to squares of `size` pixels.
+    ///
+    /// # Errors
+    /// A file that is no picture, by name.
+    pub fn read(dataset: &Dataset, size: u32) -> Result<Self, TrainError> {
         let read = |path: &Path| -> Result<RgbImage, TrainError> {
             Ok(resize_center_crop(&read_rgb(path)?, size, size))
         };
@@ -42,7 +48,8 @@ impl Pictures {
         prompts.iter().map(truth).collect::<Option<_>>().unwrap_or_default()
     }
 
-    pub(crate) fn reference(&self, dataset: &Dataset, prompts: &[String]) -> Reference {
+    /// What pictures drawn for `prompts` are judged against.
+    pub fn reference(&self, dataset: &Dataset, prompts: &[String]) -> Reference {
         Reference {
             prompts: prompts.iter().map(|prompt| dataset.without_identifier(prompt)).collect(),
             subject: self.subject.clone(),

@@ -33,6 +33,8 @@ fn train(folder: &Path, name: &str) -> Command {
         "optimizer.warmup_steps=3",
         "objective.min_snr_gamma=5",
         "objective.noise_offset=0.05",
+        "augment.flip=true",
+        "augment.caption_dropout=0.2",
         "prior.prompt=a photo of a mug",
     ] {
         command.args(["--set", setting]);

@@ -8,8 +8,10 @@
 //! |---|---|
 //! | `config` | settings: TOML, presets, single settings |
 //! | `dataset`, `pictures` | pictures and captions on disk |
-//! | `encode` | the same as latents and text states, computed once |
-//! | `batch`, `loss`, `shards` | one step's samples, what they cost, on how many threads |
+//! | `variants` | their crops, mirror images and orders of tags |
+//! | `encode` | all of it as latents and text states, computed once |
+//! | `streams`, `batch` | everything random; one step's samples |
+//! | `loss`, `shards` | what they cost, on how many threads |
 //! | `gradients`, `stacks`, `optimizer`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
@@ -39,14 +41,16 @@ mod report;
 mod run;
 mod shards;
 mod stacks;
+mod streams;
 mod trainer;
 mod training;
+mod variants;
 
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::{
-    CheckpointConfig, Loss, ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig,
-    SampleConfig, Schedule, TrainConfig, preset, set,
+    AugmentConfig, CheckpointConfig, Loss, ObjectiveConfig, OptimizerConfig, PRESETS, Preset,
+    PriorConfig, SampleConfig, Schedule, TrainConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
 pub use encode::Encoded;

@@ -12,7 +12,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_sigmoid;
 use soda_adapters::without_adapters;
-use soda_models::unet::Unet;
+use soda_models::unet::{AddedCondition, Condition, Unet};
 
 use crate::batch::Batch;
 use crate::config::{Loss, ObjectiveConfig};
@@ -30,7 +30,7 @@ pub(crate) fn gradients(
         taped.forward(
             Tensor::from_inner(batch.noisy.clone()),
             Tensor::from_inner(batch.timesteps.clone()),
-            Tensor::from_inner(batch.text.clone()),
+            on_tape(batch.condition.clone()),
         ),
         Tensor::from_inner(batch.target.clone()),
     );
@@ -46,10 +46,18 @@ pub(crate) fn gradients(
     (loss.into_scalar::<f32>(), AdapterGradients::collect(&taped, &grads))
 }
 
+fn on_tape(Condition { text, added }: Condition) -> Condition {
+    let added = added.map(|added| AddedCondition {
+        pooled: Tensor::from_inner(added.pooled),
+        time_ids: Tensor::from_inner(added.time_ids),
+    });
+    Condition { text: Tensor::from_inner(text), added }
+}
+
 /// `e0`: the same weights with the adapters off, never a second network.
 fn frozen_errors(unet: &Unet, batch: &Batch) -> Tensor<1> {
-    let (noisy, text) = (batch.noisy.clone(), batch.text.clone());
-    let prediction = without_adapters(|| unet.forward(noisy, batch.timesteps.clone(), text));
+    let (noisy, condition) = (batch.noisy.clone(), batch.condition.clone());
+    let prediction = without_adapters(|| unet.forward(noisy, batch.timesteps.clone(), condition));
     errors(prediction, batch.target.clone())
 }
 

@@ -144,7 +144,14 @@ impl Personalisation {
         let prompts = config.samples.prompts.clone();
 
         on_event(Event::Stage { name: "encoding" });
-        let data = Encoded::new(&pipeline, &dataset.examples, &device)?;
+        let data =
+            Encoded::new(&pipeline, &dataset.examples, &config.augment, config.seed, &device)?;
+        for path in &dataset.unread {
+            on_event(Event::Warning(&format!(
+                "{} is passed over: save it as PNG, JPEG, WebP, BMP or TIFF",
+                path.display()
+            )));
+        }
         for caption in &data.cut {
             on_event(Event::Warning(&format!(
                 "a caption is too long for the text encoder and was cut: {caption}"

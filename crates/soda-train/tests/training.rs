@@ -81,7 +81,7 @@ impl Fixture {
         Batch {
             noisy: at("noisy"),
             target: at("target"),
-            text: self.tensor("text", device),
+            condition: self.tensor::<3>("text", device).into(),
             timesteps,
             weight: Tensor::full([count], 1.0 / count as f64, device),
         }

@@ -1,5 +1,6 @@
 //! The settings of a run, as written in TOML and as typed on the command line.
 
+mod augment;
 mod edit;
 mod objective;
 mod optimizer;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use soda_adapters::{MethodConfig, Targets};
 use toml::Table;
 
+pub use augment::AugmentConfig;
 pub use edit::set;
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{OptimizerConfig, Schedule};
@@ -46,6 +48,9 @@ pub struct TrainConfig {
     /// same number give the same bits. The command line takes one a core, the library one.
     #[serde(default)]
     pub shards: Option<usize>,
+    /// What is varied in the pictures and their captions.
+    #[serde(default)]
+    pub augment: AugmentConfig,
     /// Which weights are adapted.
     #[serde(default)]
     pub targets: Targets,
@@ -153,6 +158,7 @@ impl TrainConfig {
             let field = "samples.guidance";
             return Err(TrainError::OutOfRange { field, range: "a finite number" });
         }
+        self.augment.check()?;
         self.optimizer.check()?;
         self.objective.check()?;
         if let Some(prior) = &self.prior {
@@ -242,6 +248,9 @@ mod tests {
             ("objective.dco_beta=0", "objective.dco_beta"),
             ("objective.timesteps=[5, 5]", "objective.timesteps"),
             ("objective.min_snr_gamma=-1", "objective.min_snr_gamma"),
+            ("augment.crops=0", "augment.crops"),
+            ("augment.tag_orders=0", "augment.tag_orders"),
+            ("augment.caption_dropout=1.5", "augment.caption_dropout"),
         ] {
             let error = TrainConfig::from_table(table(&[setting])).unwrap().check().unwrap_err();
             assert!(error.to_string().contains(field), "{error}");

@@ -34,6 +34,9 @@ fn train(folder: &Path, name: &str) -> Command {
         "objective.min_snr_gamma=5",
         "objective.noise_offset=0.05",
         "augment.flip=true",
+        "validation.every=3",
+        "validation.held_out=0.4",
+        "samples.every=5",
         "augment.caption_dropout=0.2",
         "prior.prompt=a photo of a mug",
     ] {
@@ -75,7 +78,7 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
         std::thread::sleep(Duration::from_millis(pause));
         child.kill().unwrap();
         child.wait().unwrap();
-        if run.join("report.md").exists() {
+        if run.join("report.html").exists() {
             break;
         }
         child = soda(folder).args(["train", "--resume", "runs/killed"]).spawn().unwrap();
@@ -86,7 +89,14 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
         std::fs::read_to_string(folder.join("runs").join(name).join("loss.csv")).unwrap()
     };
     assert_eq!(losses("killed"), losses("straight"));
-    assert_eq!(losses("killed").lines().count(), STEPS + 1);
+    // A head, the untouched network, and the steps; the validation before, after and every third step.
+    assert_eq!(losses("killed").lines().count(), STEPS + 2);
+    let validated = losses("killed").lines().filter(|line| !line.ends_with(',')).count() - 1;
+    assert_eq!(validated, 1 + STEPS / 3);
+    for file in ["samples/00000005.png", "samples/00000010.png"] {
+        let bytes = |name: &str| std::fs::read(folder.join("runs").join(name).join(file)).unwrap();
+        assert!(bytes("killed") == bytes("straight"), "{file}");
+    }
     let adapter = |name: &str| -> AdapterFile {
         AdapterFile::read(&folder.join("runs").join(name).join("adapter.safetensors")).unwrap()
     };

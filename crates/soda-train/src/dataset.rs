@@ -16,9 +16,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rand::seq::SliceRandom;
 use serde::Deserialize;
+use soda_models::noise::generator;
 
 use crate::error::TrainError;
+use crate::streams;
 
 const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
 /// Pictures too, of formats that are not read.
@@ -33,6 +36,13 @@ pub struct Example {
     pub caption: String,
     /// How often an epoch shows it.
     pub repeats: usize,
+}
+
+impl Example {
+    /// The picture's file name.
+    pub(crate) fn name(&self) -> String {
+        self.image.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
 }
 
 /// Pictures to learn from, sorted by file name, and what the folder says about judging them.
@@ -82,6 +92,31 @@ impl Dataset {
             truth,
             unread,
         })
+    }
+
+    /// Takes a part of the examples out, drawn by the seed: at least one where any is asked for, and one
+    /// stays.
+    ///
+    /// # Errors
+    /// A part of a single picture.
+    pub(crate) fn hold_out(&mut self, part: f64, seed: u64) -> Result<Vec<Example>, TrainError> {
+        if part == 0.0 {
+            return Ok(Vec::new());
+        }
+        let count = self.examples.len();
+        if count < 2 {
+            return Err(TrainError::Conflict(
+                "`validation.held_out` needs at least two pictures; set it to 0 or add a picture",
+            ));
+        }
+        let mut order: Vec<usize> = (0..count).collect();
+        order.shuffle(&mut generator(seed, streams::HELD_OUT));
+        order.truncate(((part * count as f64).round() as usize).clamp(1, count - 1));
+        let all = std::mem::take(&mut self.examples);
+        let (held, kept): (Vec<_>, Vec<_>) =
+            all.into_iter().enumerate().partition(|(index, _)| order.contains(index));
+        self.examples = kept.into_iter().map(|(_, example)| example).collect();
+        Ok(held.into_iter().map(|(_, example)| example).collect())
     }
 
     /// `prompt` without the identifier: what a judge that never met the subject should look for.
@@ -259,6 +294,25 @@ mod tests {
         let data = Dataset::read(folder.path(), Some("for all")).unwrap();
         let captions: Vec<_> = data.examples.iter().map(|e| e.caption.as_str()).collect();
         assert_eq!(captions, ["in a list", "beside", "for all"]);
+    }
+
+    #[test]
+    fn what_is_held_out_is_not_learnt_and_nothing_is_lost() {
+        let names = ["a.png", "b.png", "c.png", "d.png", "e.png"];
+        let folder = folder(&names.map(|name| (name, "")));
+        let read = || Dataset::read(folder.path(), Some("x")).unwrap();
+        for (part, count) in [(0.0, 0), (0.01, 1), (0.4, 2), (0.99, 4)] {
+            let (mut data, mut again) = (read(), read());
+            let held = data.hold_out(part, 3).unwrap();
+            assert_eq!((held.len(), data.examples.len()), (count, 5 - count));
+            assert_eq!(held, again.hold_out(part, 3).unwrap());
+            let mut all = [held, data.examples].concat();
+            all.sort_by(|a, b| a.image.cmp(&b.image));
+            assert_eq!(all, read().examples);
+        }
+        let mut one = read();
+        one.examples.truncate(1);
+        assert!(one.hold_out(0.5, 0).unwrap_err().to_string().contains("two pictures"));
     }
 
     #[test]

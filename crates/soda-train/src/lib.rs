@@ -16,14 +16,15 @@
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
 //! | `class` | the class's pictures, for prior preservation |
-//! | `evaluate` | CLIP-T, CLIP-I, DINO |
+//! | `validation` | a loss whose values can be compared |
+//! | `sampling`, `evaluate` | pictures of the prompts; CLIP-T, CLIP-I, DINO |
 //! | `personalise` | all of it in order |
-//! | `run`, `report`, `chart` | what is written |
+//! | `history`, `run`, `report` | what is measured and written |
+//! | [`plot`], [`page`] | figures and pages that need no network |
 //!
 //! It prints nothing; progress comes as [`Event`]s.
 
 mod batch;
-mod chart;
 mod checkpoint;
 mod class;
 mod config;
@@ -33,30 +34,36 @@ mod encode;
 mod error;
 mod evaluate;
 mod gradients;
+mod history;
 mod loss;
 mod optimizer;
+pub mod page;
 mod personalise;
 mod pictures;
+pub mod plot;
 mod report;
 mod run;
+mod sampling;
 mod shards;
 mod stacks;
 mod streams;
 mod trainer;
 mod training;
+mod validation;
 mod variants;
 
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::{
     AugmentConfig, CheckpointConfig, Loss, ObjectiveConfig, OptimizerConfig, PRESETS, Preset,
-    PriorConfig, SampleConfig, Schedule, TrainConfig, preset, set,
+    PriorConfig, SampleConfig, Schedule, TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
 pub use encode::Encoded;
 pub use error::TrainError;
 pub use evaluate::{Reference, Scores, score};
 pub use gradients::AdapterGradients;
+pub use history::{History, Measured, Step};
 pub use optimizer::{AdapterOptimizer, OptimizerState};
 pub use personalise::{Event, Outcome, Personalisation, Place};
 pub use run::{RunFolder, write_file, write_png};

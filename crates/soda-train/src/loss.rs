@@ -54,6 +54,13 @@ fn on_tape(Condition { text, added }: Condition) -> Condition {
     Condition { text: Tensor::from_inner(text), added }
 }
 
+/// The mean squared error of `batch`, off the tape.
+pub(crate) fn value(unet: &Unet, batch: &Batch) -> f32 {
+    let prediction =
+        unet.forward(batch.noisy.clone(), batch.timesteps.clone(), batch.condition.clone());
+    (errors(prediction, batch.target.clone()) * batch.weight.clone()).sum().into_scalar::<f32>()
+}
+
 /// `e0`: the same weights with the adapters off, never a second network.
 fn frozen_errors(unet: &Unet, batch: &Batch) -> Tensor<1> {
     let (noisy, condition) = (batch.noisy.clone(), batch.condition.clone());

@@ -69,6 +69,11 @@ impl AdapterOptimizer {
         map_leaves(module, |path, _, _| updated.remove(path))
     }
 
+    /// The learning rates of a step at `factor`: of the rotations, and of everything flat.
+    pub fn rates(&self, factor: f64) -> [f64; 2] {
+        [self.rotation.lr * factor, self.euclidean.lr * factor]
+    }
+
     /// The state to store.
     pub fn state(&self) -> OptimizerState {
         let mut sink = StateSink::default();

@@ -11,3 +11,5 @@ pub(crate) const CLASS_POSTERIOR: u64 = 7 << 40;
 pub(crate) const VARIANT: u64 = 8 << 40;
 pub(crate) const CROP: u64 = 9 << 40;
 pub(crate) const TAGS: u64 = 10 << 40;
+pub(crate) const VALIDATION: u64 = 11 << 40;
+pub(crate) const HELD_OUT: u64 = 12 << 40;

@@ -16,6 +16,7 @@ use crate::ema::{Ema, trainable};
 use crate::encode::Encoded;
 use crate::error::TrainError;
 use crate::gradients::AdapterGradients;
+use crate::history::Step;
 use crate::optimizer::{AdapterOptimizer, OptimizerState};
 use crate::shards::Shards;
 
@@ -76,20 +77,20 @@ impl<'a, M: Method> Trainer<'a, M> {
         self.step
     }
 
-    /// The next step on its own random samples; gives its loss.
+    /// The next step on its own random samples.
     ///
     /// # Errors
     /// As [`Trainer::step_on`].
-    pub fn step(&mut self, material: &Material<'_>) -> Result<f32, TrainError> {
+    pub fn step(&mut self, material: &Material<'_>) -> Result<Step, TrainError> {
         let Material { data, class, schedule } = *material;
         self.step_on(&Batch::draw(data, class, schedule, self.config, self.step))
     }
 
-    /// The next step on these samples; gives their loss before it.
+    /// The next step on these samples.
     ///
     /// # Errors
     /// A loss or a gradient that is not finite. Nothing has moved then.
-    pub fn step_on(&mut self, batch: &Batch) -> Result<f32, TrainError> {
+    pub fn step_on(&mut self, batch: &Batch) -> Result<Step, TrainError> {
         let mut sum = (0.0, AdapterGradients::default());
         for part in batch.parts(self.config.accumulation) {
             let (loss, grads) = self.shards.gradients(&self.unet, &part, &self.config.objective);
@@ -104,11 +105,12 @@ impl<'a, M: Method> Trainer<'a, M> {
         }
         let factor = self.config.optimizer.factor(self.step, self.config.steps);
         self.unet = self.optimizer.step(self.method, self.unet.clone(), &grads, factor);
+        let [rotation_lr, flat_lr] = self.optimizer.rates(factor).map(|rate| rate as f32);
         self.step += 1;
         if let Some(ema) = &mut self.ema {
             ema.update(self.method, &self.unet, self.step);
         }
-        Ok(loss)
+        Ok(Step { loss, grad_norm: norm, rotation_lr, flat_lr })
     }
 
     /// The adapted network: its average, where there is one.

@@ -5,6 +5,7 @@ mod edit;
 mod objective;
 mod optimizer;
 mod preset;
+mod validation;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ pub use edit::set;
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{OptimizerConfig, Schedule};
 pub use preset::{PRESETS, Preset, preset};
+pub use validation::ValidationConfig;
 
 use crate::error::TrainError;
 
@@ -69,7 +71,10 @@ pub struct TrainConfig {
     /// What a stopped run goes on from.
     #[serde(default)]
     pub checkpoints: CheckpointConfig,
-    /// The pictures drawn before and after.
+    /// A loss whose values can be compared.
+    #[serde(default)]
+    pub validation: ValidationConfig,
+    /// The pictures drawn before and after, and perhaps on the way.
     #[serde(default)]
     pub samples: SampleConfig,
 }
@@ -88,12 +93,14 @@ pub struct CheckpointConfig {
     pub keep: usize,
 }
 
-/// Sampling before and after the training.
+/// Sampling before, after and during the training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {
     /// Prompts; when empty the data set's evaluation prompts, or else its captions.
     pub prompts: Vec<String>,
+    /// Training steps between two grids of them, `samples/<step>.png`; 0 draws none on the way.
+    pub every: usize,
     /// DDIM steps.
     pub steps: usize,
     /// Classifier-free guidance.
@@ -108,7 +115,7 @@ impl Default for CheckpointConfig {
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { prompts: Vec::new(), steps: 30, guidance: 5.0 }
+        Self { prompts: Vec::new(), every: 0, steps: 30, guidance: 5.0 }
     }
 }
 
@@ -159,6 +166,7 @@ impl TrainConfig {
             return Err(TrainError::OutOfRange { field, range: "a finite number" });
         }
         self.augment.check()?;
+        self.validation.check()?;
         self.optimizer.check()?;
         self.objective.check()?;
         if let Some(prior) = &self.prior {
@@ -248,6 +256,8 @@ mod tests {
             ("objective.dco_beta=0", "objective.dco_beta"),
             ("objective.timesteps=[5, 5]", "objective.timesteps"),
             ("objective.min_snr_gamma=-1", "objective.min_snr_gamma"),
+            ("validation.held_out=1", "validation.held_out"),
+            ("validation.timesteps=0", "validation.timesteps"),
             ("augment.crops=0", "augment.crops"),
             ("augment.tag_orders=0", "augment.tag_orders"),
             ("augment.caption_dropout=1.5", "augment.caption_dropout"),

@@ -21,7 +21,7 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "toybox",
         about: "the bundled 64-pixel model: 300 steps of five pictures, minutes on two cores",
-        settings: "steps = 300\nbatch_size = 5\n",
+        settings: "steps = 300\nbatch_size = 5\n[validation]\nevery = 50\n",
     },
     Preset {
         name: "sd15",
@@ -34,7 +34,10 @@ rotation_lr = 1e-3
 spectrum_lr = 1e-3
 warmup_steps = 20
 ema_decay = 0.99
+[validation]
+every = 100
 [samples]
+every = 250
 guidance = 7.5
 ",
     },

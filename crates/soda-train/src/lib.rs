@@ -12,7 +12,7 @@
 //! | `encode` | all of it as latents and text states, computed once |
 //! | `streams`, `batch` | everything random; one step's samples |
 //! | `loss`, `shards` | what they cost, on how many threads |
-//! | `gradients`, `stacks`, `optimizer`, `ema` | from gradients to the next adapter |
+//! | `gradients`, `stacks`, `optimizer`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
 //! | `class` | the class's pictures, for prior preservation |
@@ -41,6 +41,7 @@ pub mod page;
 mod personalise;
 mod pictures;
 pub mod plot;
+mod prodigy;
 mod report;
 mod run;
 mod sampling;
@@ -55,8 +56,8 @@ mod variants;
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::{
-    AugmentConfig, CheckpointConfig, Loss, ObjectiveConfig, OptimizerConfig, PRESETS, Preset,
-    PriorConfig, SampleConfig, Schedule, TrainConfig, ValidationConfig, preset, set,
+    AugmentConfig, CheckpointConfig, FlatRule, Loss, ObjectiveConfig, OptimizerConfig, PRESETS,
+    Preset, PriorConfig, SampleConfig, Schedule, TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
 pub use encode::Encoded;

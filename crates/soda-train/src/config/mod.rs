@@ -16,7 +16,7 @@ use toml::Table;
 pub use augment::AugmentConfig;
 pub use edit::set;
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
-pub use optimizer::{OptimizerConfig, Schedule};
+pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
 pub use preset::{PRESETS, Preset, preset};
 pub use validation::ValidationConfig;
 
@@ -253,6 +253,7 @@ mod tests {
             ("accumulation=0", "accumulation"),
             ("optimizer.rotation_lr=nan", "optimizer.rotation_lr"),
             ("optimizer.ema_decay=1.5", "optimizer.ema_decay"),
+            ("optimizer.flat=prodigy", "optimizer.spectrum_lr"),
             ("objective.dco_beta=0", "objective.dco_beta"),
             ("objective.timesteps=[5, 5]", "objective.timesteps"),
             ("objective.min_snr_gamma=-1", "objective.min_snr_gamma"),

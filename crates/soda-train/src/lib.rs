@@ -11,7 +11,7 @@
 //! | `variants` | their crops, mirror images and orders of tags |
 //! | `encode` | all of it as latents and text states, computed once |
 //! | `streams`, `batch` | everything random; one step's samples |
-//! | `loss`, `shards` | what they cost, on how many threads |
+//! | `precision`, `loss`, `shards` | what they cost, in which precision, on how many threads |
 //! | `gradients`, `stacks`, `optimizer`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
@@ -41,6 +41,7 @@ pub mod page;
 mod personalise;
 mod pictures;
 pub mod plot;
+mod precision;
 mod prodigy;
 mod report;
 mod run;
@@ -67,5 +68,6 @@ pub use gradients::AdapterGradients;
 pub use history::{History, Measured, Step};
 pub use optimizer::{AdapterOptimizer, OptimizerState};
 pub use personalise::{Event, Outcome, Personalisation, Place};
+pub use precision::Precision;
 pub use run::{RunFolder, write_file, write_png};
 pub use trainer::{Material, Trainer, TrainerState};

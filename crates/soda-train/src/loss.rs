@@ -26,11 +26,12 @@ pub(crate) fn gradients(
 ) -> (f32, AdapterGradients) {
     // Leaves of a tape of its own: several threads may do this at once.
     let taped = unet.clone().train();
+    let (noisy, condition) = inputs(unet, batch);
     let error = errors(
         taped.forward(
-            Tensor::from_inner(batch.noisy.clone()),
+            Tensor::from_inner(noisy),
             Tensor::from_inner(batch.timesteps.clone()),
-            on_tape(batch.condition.clone()),
+            on_tape(condition),
         ),
         Tensor::from_inner(batch.target.clone()),
     );
@@ -46,6 +47,12 @@ pub(crate) fn gradients(
     (loss.into_scalar::<f32>(), AdapterGradients::collect(&taped, &grads))
 }
 
+/// What the network is given, in its precision.
+fn inputs(unet: &Unet, batch: &Batch) -> (Tensor<4>, Condition) {
+    let dtype = unet.conv_in.weight.val().dtype();
+    (batch.noisy.clone().cast(dtype), batch.condition.clone().cast(dtype))
+}
+
 fn on_tape(Condition { text, added }: Condition) -> Condition {
     let added = added.map(|added| AddedCondition {
         pooled: Tensor::from_inner(added.pooled),
@@ -56,14 +63,14 @@ fn on_tape(Condition { text, added }: Condition) -> Condition {
 
 /// The mean squared error of `batch`, off the tape.
 pub(crate) fn value(unet: &Unet, batch: &Batch) -> f32 {
-    let prediction =
-        unet.forward(batch.noisy.clone(), batch.timesteps.clone(), batch.condition.clone());
+    let (noisy, condition) = inputs(unet, batch);
+    let prediction = unet.forward(noisy, batch.timesteps.clone(), condition);
     (errors(prediction, batch.target.clone()) * batch.weight.clone()).sum().into_scalar::<f32>()
 }
 
 /// `e0`: the same weights with the adapters off, never a second network.
 fn frozen_errors(unet: &Unet, batch: &Batch) -> Tensor<1> {
-    let (noisy, condition) = (batch.noisy.clone(), batch.condition.clone());
+    let (noisy, condition) = inputs(unet, batch);
     let prediction = without_adapters(|| unet.forward(noisy, batch.timesteps.clone(), condition));
     errors(prediction, batch.target.clone())
 }

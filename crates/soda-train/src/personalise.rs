@@ -180,6 +180,11 @@ impl Personalisation {
 
         let weights = config.targets.select(&pipeline.unet)?;
         let header = header(&config, &dataset, &fingerprint(&weights));
+        on_event(Event::Stage { name: "decomposing" });
+        let plan = config.method.plan(&config.targets, &pipeline.unet)?;
+        let num_layers = plan.paths().len();
+        drop(weights);
+        pipeline.unet = config.precision.of(pipeline.unet);
         let unet = pipeline.unet.clone();
         let reference = pictures.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
@@ -191,9 +196,6 @@ impl Personalisation {
         };
         let before = sampler.draw("drawing before", on_event)?;
 
-        on_event(Event::Stage { name: "decomposing" });
-        let plan = config.method.plan(&config.targets, &unet)?;
-        let num_layers = plan.paths().len();
         let trainer = Trainer::new(plan.attach(unet), &config.method, &config)?;
 
         on_event(Event::Stage { name: TRAINING });

@@ -21,6 +21,7 @@ pub use preset::{PRESETS, Preset, preset};
 pub use validation::ValidationConfig;
 
 use crate::error::TrainError;
+use crate::precision::Precision;
 
 /// Everything that decides a run's result, given the files it names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub struct TrainConfig {
     /// What is varied in the pictures and their captions.
     #[serde(default)]
     pub augment: AugmentConfig,
+    /// In which precision the frozen network computes; the adapter is in f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// Which weights are adapted.
     #[serde(default)]
     pub targets: Targets,

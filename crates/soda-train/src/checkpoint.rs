@@ -27,6 +27,8 @@ pub struct Checkpoint {
     pub history: History,
     /// Seconds of training so far.
     pub seconds: f64,
+    /// What tells the data from others.
+    pub data: String,
 }
 
 /// The part that is no tensor.
@@ -35,6 +37,7 @@ struct Header {
     version: u32,
     step: usize,
     seconds: f64,
+    data: String,
     counts: BTreeMap<String, u64>,
     /// Steps after which the validation was measured.
     validation: Vec<usize>,
@@ -115,6 +118,7 @@ impl Checkpoint {
             version: VERSION,
             step: *step,
             seconds: self.seconds,
+            data: self.data.clone(),
             counts: optimizer.counts.clone(),
             validation: validation.iter().map(|measured| measured.step).collect(),
         };
@@ -147,7 +151,7 @@ impl Checkpoint {
         if header.version != VERSION || metadata.get("digest") != Some(&found) {
             return None;
         }
-        let mut checkpoint = Self { seconds: header.seconds, ..Self::default() };
+        let mut checkpoint = Self { seconds: header.seconds, data: header.data, ..Self::default() };
         checkpoint.state.step = header.step;
         checkpoint.state.optimizer = OptimizerState { counts: header.counts, ..Default::default() };
         for (name, view) in views {
@@ -235,6 +239,7 @@ mod tests {
                 validation: vec![Measured { step: 0, loss: 0.3 }],
             },
             seconds: 1.5,
+            data: "digest".to_owned(),
         }
     }
 

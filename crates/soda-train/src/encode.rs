@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
+use sha2::{Digest as _, Sha256};
 use soda_models::image::{read_rgb, to_tensor};
 use soda_models::noise::gaussian;
 use soda_models::pipeline::Pipeline;
@@ -39,6 +40,8 @@ pub struct Encoded {
     /// The examples of an epoch: each as often as it is repeated.
     epoch: Vec<usize>,
     dropout: f64,
+    /// What tells these examples from others: a hash of their pixels, captions and repeats.
+    digest: String,
     /// Captions that were longer than the text encoder reads, and were cut.
     pub cut: Vec<String>,
 }
@@ -73,9 +76,13 @@ impl Encoded {
         let scale = pipeline.vae.scaling_factor;
         let (mut means, mut stds, mut ids) = (Vec::new(), Vec::new(), Vec::new());
         let (mut texts, mut variants, mut epoch) = (Vec::new(), Vec::new(), Vec::new());
+        let mut hash = Sha256::new();
         for (index, example) in examples.iter().enumerate() {
             let (first, first_text) = (means.len(), texts.len());
             let picture = read_rgb(&example.image)?;
+            let (width, height) = picture.dimensions();
+            hash.update(format!("{width} {height} {} {:?}", example.repeats, example.caption));
+            hash.update(picture.as_raw());
             for view in views(picture.dimensions(), size, augment, seed, index as u64) {
                 // The decoder's range is [-1, 1].
                 let pixels =
@@ -104,6 +111,7 @@ impl Encoded {
             variants,
             epoch,
             dropout: augment.caption_dropout,
+            digest: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
             cut,
         })
     }
@@ -121,6 +129,11 @@ impl Encoded {
     /// Number of pictures and of captions, all variants counted.
     pub fn num_variants(&self) -> (usize, usize) {
         (self.mean.dims()[0], self.text.dims()[0] - 1)
+    }
+
+    /// What tells the examples from others.
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Where the encoded examples are.

@@ -52,9 +52,13 @@ impl<M: Method> Training<'_, M> {
         let newest = Checkpoint::newest(&checkpoints, |damaged| {
             on_event(Event::Warning(&damaged.to_string()));
         })?;
+        let data = self.material.digest();
         let (mut trainer, mut history, mut seconds) = match newest {
             None => (trainer, History::default(), 0.0),
-            Some(Checkpoint { state, history, seconds }) => {
+            Some(Checkpoint { data: other, .. }) if other != data => {
+                return Err(TrainError::OtherData(self.config.data.clone()));
+            }
+            Some(Checkpoint { state, history, seconds, .. }) => {
                 let other = || TrainError::OtherSettings(checkpoints.clone());
                 (trainer.restored(state).ok_or_else(other)?, history, seconds)
             }
@@ -68,7 +72,7 @@ impl<M: Method> Training<'_, M> {
             let step = match trainer.step(&self.material) {
                 Err(TrainError::Diverged { step, value, .. }) => {
                     let path = self.folder.file(ADAPTER);
-                    AdapterFile::capture(self.header.clone(), &trainer.unet()).write(&path)?;
+                    AdapterFile::capture(self.header.clone(), trainer.last_good()).write(&path)?;
                     return Err(TrainError::Diverged { step, value, kept: Some(path) });
                 }
                 result => result?,
@@ -87,8 +91,8 @@ impl<M: Method> Training<'_, M> {
             }
             let stop = stop.load(Ordering::Relaxed) && done < total;
             if stop || due(self.config.checkpoints.every, done) {
-                let (state, history) = (trainer.state(), history.clone());
-                Checkpoint { state, history, seconds }
+                let (state, history, data) = (trainer.state(), history.clone(), data.clone());
+                Checkpoint { state, history, seconds, data }
                     .write(&checkpoints, self.config.checkpoints.keep)?;
             }
             if stop {

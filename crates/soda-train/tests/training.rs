@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use soda_adapters::{Method as _, MethodConfig};
+use soda_adapters::{Leaf, Method as _, MethodConfig, leaves};
 use soda_models::config;
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::weights;
@@ -36,9 +36,12 @@ fn settings(settings: &[&str]) -> TrainConfig {
 }
 
 fn trainer<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a, MethodConfig> {
+    Trainer::new(unet_of(config, device), &config.method, config).unwrap()
+}
+
+fn unet_of(config: &TrainConfig, device: &Device) -> Unet {
     let unet = unet(device);
-    let plan = config.method.plan(&config.targets, &unet).unwrap();
-    Trainer::new(plan.attach(unet), &config.method, config).unwrap()
+    config.method.plan(&config.targets, &unet).unwrap().attach(unet)
 }
 
 /// The file of `docs/reference/training.py`.
@@ -211,11 +214,24 @@ fn a_loss_that_is_no_number_moves_nothing() {
     let mut trainer = trainer(&config, &device);
     trainer.step_on(&fixture.batch(0, &device)).unwrap();
     let before = trainer.state();
+    // Only the loss of the next step tells whether a move was good: until then the one before counts.
+    let first = leaves(&unet_of(&config, &device));
+    assert_eq!(values(&leaves(trainer.last_good())), values(&first));
     let mut batch = fixture.batch(1, &device);
     batch.noisy = batch.noisy.mul_scalar(f32::NAN);
     let message = trainer.step_on(&batch).unwrap_err().to_string();
     assert!(message.contains("NaN at step 2"), "{message}");
     assert_eq!(trainer.state(), before);
+    assert_eq!(values(&leaves(trainer.last_good())), values(&first));
+    trainer.step_on(&fixture.batch(1, &device)).unwrap();
+    assert_ne!(values(&leaves(trainer.last_good())), values(&first));
+}
+
+fn values(leaves: &[Leaf]) -> Vec<f32> {
+    let adapter = leaves.iter().filter(|leaf| leaf.path.contains(".adapter."));
+    adapter
+        .flat_map(|leaf| leaf.value.clone().into_data().iter::<f32>().collect::<Vec<_>>())
+        .collect()
 }
 
 /// The average of factors stays orthogonal, and of a constant is that constant.

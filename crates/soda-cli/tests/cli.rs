@@ -82,11 +82,18 @@ fn train_generate_merge_inspect() {
         "samples.png",
         "loss.csv",
         "loss.svg",
-        "report.md",
+        "report.html",
         "scores.json",
     ] {
         assert!(folder.path().join("runs/mug").join(file).is_file(), "{file} is missing");
     }
+    // One file: figures and pictures are in it, nothing is fetched.
+    let report = std::fs::read_to_string(folder.path().join("runs/mug/report.html")).unwrap();
+    assert!(report.contains("<svg") && report.contains("src=\"data:image/png;base64,"));
+    assert!(
+        !report.contains("src=\"http") && !report.contains("href="),
+        "the report needs a network"
+    );
     // The name is taken now: refused, and what is there stays.
     let again = soda(folder.path(), &["train", "--config", "short.toml", "--name", "mug"]);
     assert_eq!(again.status.code(), Some(1));

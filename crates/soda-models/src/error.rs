@@ -177,6 +177,20 @@ pub enum ModelError {
         path: PathBuf,
     },
 
+    /// A picture that would take gigabytes to decode.
+    #[error(
+        "{} has {width} x {height} pixels, more than {most} million: make it smaller or remove it",
+        .path.display(), most = crate::image::MAX_PIXELS / 1_000_000
+    )]
+    HugeImage {
+        /// The file.
+        path: PathBuf,
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+
     /// A request to generate pictures cannot be met.
     #[error("`{field}` is {value}, but {expected}")]
     InvalidRequest {

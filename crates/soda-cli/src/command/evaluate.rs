@@ -78,8 +78,9 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         (given, _) => given.to_vec(),
     };
     let side = pipeline.image_size() as u32;
-    let pictures = Pictures::read(&data, side)?;
-    let style_pictures = style.as_ref().map(|style| Pictures::read(style, side)).transpose()?;
+    let pictures = Pictures::read(&data, &[], side)?;
+    let style_pictures =
+        style.as_ref().map(|style| Pictures::read(style, &[], side)).transpose()?;
 
     let mut progress = Progress::default();
     progress.show(Event::Stage { name: "drawing" });

@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::FloatDType;
+
 /// Why a model could not be read, used or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -58,6 +60,13 @@ pub enum ModelError {
         value: String,
         /// What would be accepted.
         supported: String,
+    },
+
+    /// The device does not compute in the type asked for.
+    #[error("this device does not compute in {dtype:?}: use f32")]
+    UnsupportedPrecision {
+        /// What was asked for.
+        dtype: FloatDType,
     },
 
     /// A weight file is truncated or is no safetensors file.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use soda_adapters::AdapterError;
 use soda_models::ModelError;
 
+use crate::precision::Precision;
+
 /// Everything a run refuses or cannot survive, each as one sentence that names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -89,6 +91,9 @@ pub enum TrainError {
         /// Where the last adapter that gave a finite loss was written.
         kept: Option<PathBuf>,
     },
+    /// The device does not compute in the precision of the settings.
+    #[error("this device does not compute in {0:?}: set `precision = \"f32\"`")]
+    UnsupportedPrecision(Precision),
     /// The run was asked to stop.
     #[error(
         "stopped after step {step}; `soda train --resume {folder}` goes on",

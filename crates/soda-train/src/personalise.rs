@@ -112,6 +112,9 @@ impl Personalisation {
     /// Anything the configuration names that is missing or unusable.
     pub fn new(config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
         config.check()?;
+        if !config.precision.is_supported(device) {
+            return Err(TrainError::UnsupportedPrecision(config.precision));
+        }
         let dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
         let judges =
             config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;

@@ -4,7 +4,7 @@
 //! base, and what goes through it.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 use soda_models::unet::Unet;
 
@@ -22,6 +22,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Whether `device` computes in it.
+    pub(crate) fn is_supported(self, device: &Device) -> bool {
+        match self {
+            Self::F32 => true,
+            Self::Bf16 => device.supports_dtype(FloatDType::BF16),
+        }
+    }
+
     /// `unet`, not yet adapted, in this precision.
     pub fn of(self, unet: Unet) -> Unet {
         match self {

@@ -2,6 +2,7 @@
 //! that it is built in a second.
 
 mod ci;
+mod paper;
 mod run;
 mod tidy;
 mod train;
@@ -12,6 +13,8 @@ const HELP: &str = "\
 cargo xtask <command>
 
   train [options]   personalise the bundled model to a bundled subject (the options of `soda train`)
+  paper [options]   every method on the bundled subjects, a night on four cores (the options of
+                    `soda compare`); --quick is a small part of it, in minutes
   test  [options]   run all tests (the options of `cargo test`)
   ci                everything that must pass before a change lands, cheapest first
   tidy              the structure that ARCHITECTURE.md promises, as a check
@@ -23,6 +26,7 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.collect();
     let result = match command.as_str() {
         "train" => train::train(&rest),
+        "paper" => paper::paper(&rest),
         "test" => ci::test(&rest),
         "ci" => ci::ci(),
         "tidy" => tidy::tidy(),

@@ -15,7 +15,8 @@ pub(crate) fn train(args: &[String]) -> Outcome {
         ("--judges", path("eval")),
         ("--data", path("subjects/castle_mug")),
     ];
-    if !given("--config") && !given("--help") {
+    // A configuration or a stopped run has its own.
+    if !["--config", "--resume", "--help"].into_iter().any(given) {
         for (option, value) in &defaults {
             if !given(option) {
                 all.extend([*option, value]);

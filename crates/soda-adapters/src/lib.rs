@@ -17,6 +17,7 @@
 //! | LoKr | `W0 + s W1 ⊗ W2` | arXiv 2212.10650 | [`lokr`] |
 //! | OFT, COFT | `W0 Rᵀ`, `R` block-diagonal | arXiv 2306.07280, 2506.19847 | [`oft`] |
 //! | BOFT | `diag(s) W0 (B_m … B_1)ᵀ` | arXiv 2311.06243 | [`boft`] |
+//! | full fine-tuning | `W0 + Δ` | | [`full`] |
 //!
 //! ```
 //! use burn::{module::Module, nn::{Linear, LinearConfig}, tensor::Device};
@@ -42,6 +43,7 @@ mod error;
 mod file;
 mod fingerprint;
 mod fold;
+pub mod full;
 mod init;
 pub mod interop;
 mod leaf;

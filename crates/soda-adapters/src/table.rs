@@ -4,6 +4,7 @@
 //! generic and never asks which method it has.
 
 use crate::boft::BoftConfig;
+use crate::full::FullConfig;
 use crate::loha::LohaConfig;
 use crate::lokr::LokrConfig;
 use crate::lora::LoraConfig;
@@ -174,6 +175,8 @@ methods! {
     "oft" => Oft(OftConfig),
     /// Butterflies of block-diagonal rotations.
     "boft" => Boft(BoftConfig),
+    /// The weights themselves.
+    "full" => Full(FullConfig),
 }
 
 impl Default for MethodConfig {
@@ -199,6 +202,7 @@ pub const METHOD_PRESETS: &[Preset] = &[
     ("lokr", || LokrConfig::default().into()),
     ("oft", || OftConfig::default().into()),
     ("boft", || BoftConfig::default().into()),
+    ("full", || FullConfig::default().into()),
 ];
 
 impl MethodConfig {

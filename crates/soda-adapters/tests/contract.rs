@@ -73,7 +73,7 @@ fn small(mut method: MethodConfig) -> MethodConfig {
         MethodConfig::Lokr(lokr) => lokr.rank = 2,
         MethodConfig::Oft(oft) => oft.block_size = 4,
         MethodConfig::Boft(boft) => boft.block_size = 2,
-        MethodConfig::Soda(_) => {}
+        MethodConfig::Soda(_) | MethodConfig::Full(_) => {}
     }
     method
 }
@@ -82,6 +82,9 @@ fn small(mut method: MethodConfig) -> MethodConfig {
 fn a_fresh_adapter_changes_no_bit_in_any_float_type() {
     for (name, method) in methods() {
         for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+            if !Device::default().supports_dtype(dtype) {
+                continue;
+            }
             let (net, input) = (Net::new().cast(dtype), Input::new().cast(dtype));
             let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
             let (before, after) = (net.forward(&input), adapted.forward(&input));
@@ -103,6 +106,10 @@ fn the_paper_start_is_no_identity() {
 
 #[test]
 fn gradients_are_central_differences_and_reach_nothing_else() {
+    // Rounding hides the differences in a type of fewer digits.
+    if !Device::default().supports_dtype(DType::F64) {
+        return;
+    }
     for (name, method) in methods() {
         let (net, input) = (Net::new().cast(DType::F64), Input::new().cast(DType::F64));
         let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net));
@@ -284,6 +291,10 @@ fn a_configuration_survives_json_and_a_wrong_name_is_told_the_right_ones() {
 /// The same layer through its weight and, for so few rows, through its input.
 #[test]
 fn the_input_side_is_the_weight_side() {
+    // Rounding hides the differences in a type of fewer digits.
+    if !Device::default().supports_dtype(DType::F64) {
+        return;
+    }
     let mut answered = 0;
     for (name, method) in methods() {
         let (net, input) = (Net::new().cast(DType::F64), Input::new().cast(DType::F64));

@@ -9,6 +9,7 @@ use crate::command::bench::BenchArgs;
 use crate::command::compare::CompareArgs;
 use crate::command::config::ConfigArgs;
 use crate::command::convert::ConvertArgs;
+use crate::command::evaluate::EvaluateArgs;
 use crate::command::export::ExportArgs;
 use crate::command::generate::GenerateArgs;
 use crate::command::import::ImportArgs;
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Say what a model directory or an adapter file holds
     Inspect(InspectArgs),
+    /// Draw the prompts of a data set and score them
+    Evaluate(EvaluateArgs),
     /// Compare ways to train over subjects and seeds, and report
     Compare(CompareArgs),
     /// Time training steps on this machine, with random weights

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Import(args) => command::import::run(args),
         Command::Export(args) => command::export::run(args),
         Command::Inspect(args) => command::inspect::run(args),
+        Command::Evaluate(args) => command::evaluate::run(args),
         Command::Compare(args) => command::compare::run(&args),
         Command::Bench(args) => command::bench::run(args),
         Command::Convert(args) => command::convert::run(args),

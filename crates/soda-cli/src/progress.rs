@@ -1,8 +1,7 @@
 //! Everything the program says. Bars and chatter go to standard error, and only to a terminal; results go
 //! to standard output.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the file that prints")]
-
+use std::io::{ErrorKind, Write as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -57,8 +56,8 @@ impl Progress {
     /// A line above the bar, on standard error, terminal or not.
     pub(crate) fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say_aside(line)),
+            None => say_aside(line),
         }
     }
 
@@ -70,14 +69,26 @@ impl Progress {
     }
 }
 
-/// A line of result on standard output.
+/// A line of result on standard output. Where it cannot be written, nobody waits for the rest.
 pub(crate) fn say_result(line: &str) {
-    println!("{line}");
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        // The reader of a pipe may have seen enough, as `head` has.
+        if error.kind() == ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        say_aside(&format!("error: cannot write to standard output: {error}"));
+        std::process::exit(1);
+    }
+}
+
+/// A line on standard error, which may be closed.
+fn say_aside(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// An error with its causes, in one line.
 pub(crate) fn say_error(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    say_aside(&format!("error: {error:#}"));
 }
 
 /// A stage of known length.

@@ -5,6 +5,7 @@
 mod common;
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use common::{soda, toybox};
 
@@ -81,11 +82,18 @@ fn train_generate_merge_inspect() {
         "samples.png",
         "loss.csv",
         "loss.svg",
-        "report.md",
+        "report.html",
         "scores.json",
     ] {
         assert!(folder.path().join("runs/mug").join(file).is_file(), "{file} is missing");
     }
+    // One file: figures and pictures are in it, nothing is fetched.
+    let report = std::fs::read_to_string(folder.path().join("runs/mug/report.html")).unwrap();
+    assert!(report.contains("<svg") && report.contains("src=\"data:image/png;base64,"));
+    assert!(
+        !report.contains("src=\"http") && !report.contains("href="),
+        "the report needs a network"
+    );
     // The name is taken now: refused, and what is there stays.
     let again = soda(folder.path(), &["train", "--config", "short.toml", "--name", "mug"]);
     assert_eq!(again.status.code(), Some(1));
@@ -157,6 +165,24 @@ fn wrong_words_are_usage() {
     refused(&["paint"], 2, "paint");
     refused(&["generate", "--base", "x", "--prompt", "a", "--strength", "0.5"], 2, "--adapter");
     refused(&["generate", "--base", "x", "--prompt", "a", "--steps", "0"], 2, "--steps");
+}
+
+#[test]
+fn output_that_nobody_takes_is_no_panic() {
+    let inspect = |stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+        command.arg("inspect").arg(toybox("base")).stdout(stdout).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut child = inspect(Stdio::piped());
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else { return };
+    let output = inspect(full.into()).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("standard output"), "{said}");
 }
 
 #[test]

@@ -7,8 +7,12 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use soda_adapters::AdapterFile;
+use soda_train::Checkpoint;
 
 const STEPS: usize = 12;
+const MANY_STEPS: usize = 120;
+/// Steps between two checkpoints.
+const EVERY: usize = 2;
 
 fn soda(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
@@ -17,26 +21,31 @@ fn soda(folder: &Path) -> Command {
 }
 
 /// Everything that a stop could disturb: average, warm-up, accumulation, prior, several threads.
-fn train(folder: &Path, name: &str) -> Command {
+fn train(folder: &Path, name: &str, steps: usize) -> Command {
     let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
     let mut command = soda(folder);
     command.args(["train", "--name", name, "--sample", "a mug", "--batch-size", "2"]);
-    command.args(["--steps", &STEPS.to_string(), "--target", r"mid_block.*to_q\.weight$"]);
+    command.args(["--steps", &steps.to_string(), "--target", r"mid_block.*to_q\.weight$"]);
     command.arg("--base").arg(toybox.join("base"));
     command.arg("--data").arg(toybox.join("subjects/castle_mug"));
     for setting in [
         "shards=2",
         "accumulation=2",
         "samples.steps=1",
-        "checkpoints.every=2",
         "optimizer.ema_decay=0.9",
         "optimizer.warmup_steps=3",
         "objective.min_snr_gamma=5",
         "objective.noise_offset=0.05",
+        "augment.flip=true",
+        "validation.every=3",
+        "validation.held_out=0.4",
+        "samples.every=5",
+        "augment.caption_dropout=0.2",
         "prior.prompt=a photo of a mug",
     ] {
         command.args(["--set", setting]);
     }
+    command.arg("--set").arg(format!("checkpoints.every={EVERY}"));
     command
         .arg("--set")
         .arg(format!("prior.data={}", toybox.join("subjects/garden_house").display()));
@@ -56,11 +65,11 @@ fn checkpoints(run: &Path) -> Vec<PathBuf> {
 fn killed_and_resumed_is_the_same_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let straight = train(folder, "straight").output().unwrap();
+    let straight = train(folder, "straight", STEPS).output().unwrap();
     assert!(straight.status.success(), "{}", message(&straight));
 
     let run = folder.join("runs/killed");
-    let mut child = train(folder, "killed").spawn().unwrap();
+    let mut child = train(folder, "killed", STEPS).spawn().unwrap();
     // Wherever it is by then: in a step, in a write, or even done.
     for (killed, pause) in [0, 37, 91].into_iter().enumerate() {
         while checkpoints(&run).is_empty() && child.try_wait().unwrap().is_none() {
@@ -73,7 +82,7 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
         std::thread::sleep(Duration::from_millis(pause));
         child.kill().unwrap();
         child.wait().unwrap();
-        if run.join("report.md").exists() {
+        if run.join("report.html").exists() {
             break;
         }
         child = soda(folder).args(["train", "--resume", "runs/killed"]).spawn().unwrap();
@@ -84,7 +93,14 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
         std::fs::read_to_string(folder.join("runs").join(name).join("loss.csv")).unwrap()
     };
     assert_eq!(losses("killed"), losses("straight"));
-    assert_eq!(losses("killed").lines().count(), STEPS + 1);
+    // A head, the untouched network, and the steps; the validation before, after and every third step.
+    assert_eq!(losses("killed").lines().count(), STEPS + 2);
+    let validated = losses("killed").lines().filter(|line| !line.ends_with(',')).count() - 1;
+    assert_eq!(validated, 1 + STEPS / 3);
+    for file in ["samples/00000005.png", "samples/00000010.png"] {
+        let bytes = |name: &str| std::fs::read(folder.join("runs").join(name).join(file)).unwrap();
+        assert!(bytes("killed") == bytes("straight"), "{file}");
+    }
     let adapter = |name: &str| -> AdapterFile {
         AdapterFile::read(&folder.join("runs").join(name).join("adapter.safetensors")).unwrap()
     };
@@ -93,4 +109,48 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
 
     let again = soda(folder).args(["train", "--resume", "runs/killed"]).output().unwrap();
     assert!(message(&again).contains("is finished"), "{}", message(&again));
+}
+
+/// `cargo test --workspace --test resume -- --ignored`: ten kills at random moments, each in a process that has
+/// written at least one checkpoint. No checkpoint that was seen is ever lost or damaged, so that at most the steps
+/// since it are done again; and the end is the run that never stopped.
+#[test]
+#[ignore = "takes minutes"]
+fn ten_random_kills_in_a_row_lose_at_most_one_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let straight = train(folder, "straight", MANY_STEPS).output().unwrap();
+    assert!(straight.status.success(), "{}", message(&straight));
+
+    let run = folder.join("runs/killed");
+    let newest = || {
+        let newest = Checkpoint::newest(&run.join("checkpoints"), |error| panic!("{error}"));
+        newest.unwrap().map_or(0, |checkpoint| checkpoint.state.step)
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let mut random = now.as_nanos() as u64;
+    println!("seed {random}");
+    let mut child = train(folder, "killed", MANY_STEPS).spawn().unwrap();
+    for kill in 1..=10 {
+        let before = newest();
+        while newest() == before {
+            assert!(child.try_wait().unwrap().is_none(), "done before kill {kill}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // A step takes tenths of a second: anywhere in the next few, writes included.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        std::thread::sleep(Duration::from_millis((random >> 33) % 1000));
+        let seen = newest();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let kept = newest();
+        println!("kill {kill}: seen {seen}, kept {kept}");
+        assert!(kept >= seen && kept % EVERY == 0);
+        child = soda(folder).args(["train", "--resume", "runs/killed"]).spawn().unwrap();
+    }
+    assert!(child.wait().unwrap().success());
+    let losses = |name: &str| {
+        std::fs::read_to_string(folder.join("runs").join(name).join("loss.csv")).unwrap()
+    };
+    assert_eq!(losses("killed"), losses("straight"));
 }

@@ -1,15 +1,10 @@
 //! Two figures, as SVG: how faithful to subject and prompt each arm is, and its loss over the steps.
 
-use plotters::coord::Shift;
 use plotters::prelude::*;
+use soda_train::plot::{Line, lines, svg};
 
 use crate::results::Record;
 use crate::table::{Row, SCORES};
-
-type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-
-/// Writing SVG to a string fails for want of memory only.
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// Fidelity to the subject over fidelity to the prompt, an arm a point, bars of one standard error; up
 /// and to the right is better. Empty where the data have no truths.
@@ -53,30 +48,20 @@ pub(crate) fn pareto(rows: &[Row]) -> String {
 
 /// The loss over the run, from 0 to 1, one line an arm: the mean of its runs, each a running mean.
 pub(crate) fn losses(arms: &[(&str, Vec<&Record>)]) -> String {
-    let curves: Vec<(&str, Vec<f64>)> =
-        arms.iter().map(|(arm, records)| (*arm, mean_curve(records))).collect();
-    let values = || curves.iter().flat_map(|(_, curve)| curve.iter().copied());
-    let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
-    if low >= high {
-        return String::new();
-    }
-    svg((720, 320), |figure| {
-        let mut chart = ChartBuilder::on(figure)
-            .margin(12)
-            .x_label_area_size(44)
-            .y_label_area_size(60)
-            .build_cartesian_2d(0.0..1.0, low..high)?;
-        chart.configure_mesh().x_desc("part of the run").y_desc("loss").draw()?;
-        for (index, (arm, curve)) in curves.iter().enumerate() {
-            let color = Palette99::pick(index);
+    let curves: Vec<Line> = arms
+        .iter()
+        .map(|(arm, records)| {
+            let curve = mean_curve(records);
             let last = curve.len().max(2) - 1;
-            let points = curve.iter().enumerate().map(|(i, loss)| (i as f64 / last as f64, *loss));
-            chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?.label(*arm).legend(
-                move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)),
-            );
-        }
-        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()
-    })
+            let points = curve.into_iter().enumerate();
+            Line {
+                name: (*arm).to_owned(),
+                points: points.map(|(i, loss)| (i as f64 / last as f64, loss)).collect(),
+                faint: false,
+            }
+        })
+        .collect();
+    lines("part of the run", "loss", &curves)
 }
 
 /// Losses jump with the timestep drawn; this many of the (at most 100) points are averaged.
@@ -95,13 +80,4 @@ fn mean_curve(records: &[&Record]) -> Vec<f64> {
             mean(&mut records.iter().flat_map(|record| record.measured.losses[start..end].to_vec()))
         })
         .collect()
-}
-
-fn svg(size: (u32, u32), draw: impl FnOnce(&Figure<'_>) -> Drawn) -> String {
-    let mut text = String::new();
-    let figure = SVGBackend::with_string(&mut text, size).into_drawing_area();
-    // A figure that cannot be drawn is left out; the numbers stand in the table.
-    let drawn = draw(&figure).and_then(|()| figure.present());
-    drop(figure);
-    if drawn.is_ok() { text } else { String::new() }
 }

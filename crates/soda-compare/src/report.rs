@@ -1,22 +1,16 @@
 //! The results as one HTML file that needs no network.
 
-use std::io::Cursor;
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use image::{ImageFormat, RgbImage, imageops};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use image::{ImageError, imageops};
+use maud::{Markup, PreEscaped, html};
+use soda_train::page::{inline, page};
 
 use crate::error::CompareError;
 use crate::plan::{Plan, Run};
 use crate::plot;
 use crate::results::{Record, Results};
 use crate::table::{Row, SCORES, table};
-
-const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}\
-    table{border-collapse:collapse}td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}\
-    td:first-child,th:first-child{text-align:left}small{color:#666}img{max-width:100%;image-rendering:pixelated}";
 
 /// The report on the finished of `runs`, whose folders are in `folder`.
 ///
@@ -39,34 +33,27 @@ pub fn report(
         .iter()
         .map(|data| side_by_side(data, plan.score().seeds[0], runs, results, folder))
         .collect::<Result<Vec<_>, _>>()?;
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head { meta charset="utf-8"; title { "Comparison" } style { (PreEscaped(STYLE)) } }
-            body {
-                h1 { "Comparison" }
-                p {
-                    (plan.score().data.len()) " data sets × " (plan.score().seeds.len())
-                    " seeds. Mean ± standard deviation. In brackets: the mean difference to "
-                    b { (arms.first().map_or("", |arm| arm.0)) }
-                    " on the same data and seed, and the two-sided p of the paired permutation test."
-                }
-                (scores(&rows))
-                (known(&records(runs, results, |_| true)))
-                h2 { "Subject over prompt" }
-                p { small { "Up and to the right is better; bars are one standard error." } }
-                (PreEscaped(plot::pareto(&rows)))
-                h2 { "Cost" }
-                (costs(&rows))
-                h2 { "Loss" }
-                (PreEscaped(plot::losses(&arms)))
-                h2 { "Pictures" }
-                p { small { "Same prompts, same noise. First the training pictures, then the model before." } }
-                @for grid in &grids { (grid) }
-            }
+    let body = html! {
+        p {
+            (plan.score().data.len()) " data sets × " (plan.score().seeds.len())
+            " seeds. Mean ± standard deviation. In brackets: the mean difference to "
+            b { (arms.first().map_or("", |arm| arm.0)) }
+            " on the same data and seed, and the two-sided p of the paired permutation test."
         }
+        (scores(&rows))
+        (known(&records(runs, results, |_| true)))
+        h2 { "Subject over prompt" }
+        p { small { "Up and to the right is better; bars are one standard error." } }
+        (PreEscaped(plot::pareto(&rows)))
+        h2 { "Cost" }
+        (costs(&rows))
+        h2 { "Loss" }
+        (PreEscaped(plot::losses(&arms)))
+        h2 { "Pictures" }
+        p { small { "Same prompts, same noise. First the training pictures, then the model before." } }
+        @for grid in &grids { (grid) }
     };
-    Ok(page.into_string())
+    Ok(page("Comparison", &body))
 }
 
 fn records<'a>(
@@ -155,16 +142,19 @@ fn side_by_side(
     let mut figures = Vec::new();
     for (index, run) in shown.iter().enumerate() {
         let path = folder.join(&run.id).join("samples.png");
-        let picture = |reason: String| CompareError::Picture { path: path.clone(), reason };
-        let image = image::open(&path).map_err(|error| picture(error.to_string()))?.to_rgb8();
+        let picture = |error: ImageError| CompareError::Picture {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        let image = image::open(&path).map_err(picture)?.to_rgb8();
         // Rows: training pictures, before, after. The first two are the same for every arm.
         let third = image.height() / 3;
         if index == 0 {
             let above = imageops::crop_imm(&image, 0, 0, image.width(), 2 * third).to_image();
-            figures.push(("before".to_owned(), inline(&above).map_err(&picture)?));
+            figures.push(("before".to_owned(), inline(&above).map_err(picture)?));
         }
         let after = imageops::crop_imm(&image, 0, 2 * third, image.width(), third).to_image();
-        figures.push((run.arm.clone(), inline(&after).map_err(&picture)?));
+        figures.push((run.arm.clone(), inline(&after).map_err(picture)?));
     }
     Ok(html! {
         h3 { (data.file_name().unwrap_or_default().to_string_lossy()) ", seed " (seed) }
@@ -172,10 +162,4 @@ fn side_by_side(
             div { small { (name) } br; img src=(source) alt=(name); }
         }
     })
-}
-
-fn inline(image: &RgbImage) -> Result<String, String> {
-    let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png).map_err(|error| error.to_string())?;
-    Ok(format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes.get_ref())))
 }

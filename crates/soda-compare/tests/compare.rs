@@ -150,3 +150,16 @@ fn an_unfair_or_unusable_plan_is_refused() {
     let without = PLAN.replace("[search]\ndata = [\"subjects/c\"]\nseeds = [0]\n", "");
     assert!(matches!(plan(&without), Err(CompareError::NoSearch(_))));
 }
+
+#[test]
+fn the_plans_of_the_examples_are_usable() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare");
+    let mut plans = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let checked = plan(&std::fs::read_to_string(&path).unwrap());
+        assert!(checked.is_ok(), "{}: {:?}", path.display(), checked.err());
+        plans += 1;
+    }
+    assert!(plans >= 6);
+}

@@ -21,11 +21,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, TensorMetadata};
 use burn::tensor::{Slice, Tensor};
 
-use crate::backend::Kernels;
+use crate::backend::{AttentionGradient, Kernels};
 use crate::matmul::transposed;
 
-/// As many numbers of `P` are kept for the backward pass; more are computed again.
-const KEEP: usize = 1 << 24;
 /// As many numbers of `P` exist at a time, where one head has no more than that.
 const AT_ONCE: usize = 1 << 27;
 
@@ -94,7 +92,7 @@ pub(crate) fn tracked<B: Kernels, C: CheckpointStrategy>(
         OpsKind::Tracked(mut prep) => {
             let qkv = [prep.checkpoint(&q), prep.checkpoint(&k), prep.checkpoint(&v)];
             let (q, k, v) = (q.into_primitive(), k.into_primitive(), v.into_primitive());
-            let (out, weights) = if Parts::total::<B>(&q, &k) <= KEEP {
+            let (out, weights) = if Parts::total::<B>(&q, &k) <= B::SCORES_KEPT {
                 let weights = weights::<B>(q, k, scale);
                 (B::product(weights.clone(), v), Some(weights))
             } else {
@@ -125,34 +123,50 @@ impl<B: Kernels> Backward<B, 3> for Attention {
         let [q, k, v] = qkv.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let wanted = ops.parents.each_ref().map(Option::is_some);
 
-        let mut found = [const { Vec::new() }; 3];
-        for heads in Parts::of::<B>(&q, &k) {
-            let [q, k, v, grad] = [&q, &k, &v, &grad].map(|x| take::<B>(x, &heads));
-            let p = match &kept {
-                Some(p) => take::<B>(p, &heads),
-                None => weights::<B>(q.clone(), k.clone(), scale),
-            };
-            if wanted[2] {
-                found[2].push(B::product(transposed::<B>(p.clone()), grad.clone()));
-            }
-            if wanted[0] || wanted[1] {
-                let dp = B::product(grad, transposed::<B>(v));
-                let ds = B::softmax_rows_gradient(p, dp);
-                let scaled = |x| B::float_mul_scalar(x, scale.into());
-                if wanted[0] {
-                    found[0].push(scaled(B::product(ds.clone(), k)));
-                }
-                if wanted[1] {
-                    found[1].push(scaled(B::product(transposed::<B>(ds), q)));
-                }
-            }
-        }
-        for (node, parts) in ops.parents.into_iter().zip(found) {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, joined::<B>(parts));
+        let (dq, dk, dv) = match kept {
+            Some(_) => gradient::<B>([q, k, v], grad, kept, scale, wanted),
+            None => B::attend_gradient(q, k, v, grad, scale, wanted),
+        };
+        for (node, found) in ops.parents.into_iter().zip([dq, dk, dv]) {
+            if let (Some(node), Some(found)) = (node, found) {
+                grads.register::<B>(node.id, found);
             }
         }
     }
+}
+
+/// [`Kernels::attend_gradient`] of any backend.
+pub(crate) fn gradient<B: Kernels>(
+    [q, k, v]: [FloatTensor<B>; 3],
+    grad: FloatTensor<B>,
+    kept: Option<FloatTensor<B>>,
+    scale: f64,
+    wanted: [bool; 3],
+) -> AttentionGradient<B> {
+    let mut found = [const { Vec::new() }; 3];
+    for heads in Parts::of::<B>(&q, &k) {
+        let [q, k, v, grad] = [&q, &k, &v, &grad].map(|x| take::<B>(x, &heads));
+        let p = match &kept {
+            Some(p) => take::<B>(p, &heads),
+            None => weights::<B>(q.clone(), k.clone(), scale),
+        };
+        if wanted[2] {
+            found[2].push(B::product(transposed::<B>(p.clone()), grad.clone()));
+        }
+        if wanted[0] || wanted[1] {
+            let dp = B::product(grad, transposed::<B>(v));
+            let ds = B::softmax_rows_gradient(p, dp);
+            let scaled = |x| B::float_mul_scalar(x, scale.into());
+            if wanted[0] {
+                found[0].push(scaled(B::product(ds.clone(), k)));
+            }
+            if wanted[1] {
+                found[1].push(scaled(B::product(transposed::<B>(ds), q)));
+            }
+        }
+    }
+    let [dq, dk, dv] = found.map(|parts| (!parts.is_empty()).then(|| joined::<B>(parts)));
+    (dq, dk, dv)
 }
 
 /// The heads of an attention, some at a time.

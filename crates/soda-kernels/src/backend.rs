@@ -6,11 +6,18 @@ use burn::tensor::ops::ConvOptions;
 
 use crate::{attention, conv, geglu, norm};
 
+/// By q, k and v.
+pub(crate) type AttentionGradient<B> =
+    (Option<FloatTensor<B>>, Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+
 /// What a backend may do better than burn does; each method has burn's own operations as its default.
 ///
 /// No method differentiates: gradients are the same for all backends and call these.
 #[backend_extension(Flex: cfg(feature = "cpu"), Cube: cfg(feature = "cube"), Autodiff)]
 pub trait Kernels: Backend {
+    /// As many of attention's weights are kept on the tape; more are computed again.
+    const SCORES_KEPT: usize = 1 << 24;
+
     /// `lhs rhs` for `[.., m, k]` and `[.., k, n]` with the same leading sizes.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(lhs, rhs)
@@ -60,6 +67,18 @@ pub trait Kernels: Backend {
         scale: f64,
     ) -> FloatTensor<Self> {
         attention::forward::<Self>(q, k, v, scale)
+    }
+
+    /// The gradients of [`attend`](Self::attend) by q, k and v, as far as they are `wanted`, from that of its value.
+    fn attend_gradient(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        scale: f64,
+        wanted: [bool; 3],
+    ) -> (Option<FloatTensor<Self>>, Option<FloatTensor<Self>>, Option<FloatTensor<Self>>) {
+        attention::gradient::<Self>([q, k, v], grad, None, scale, wanted)
     }
 
     /// Group norm of `x` `[b, c, h, w]` with scale `gamma` and shift `beta` `[c]`, then silu if `act`.
@@ -117,9 +136,6 @@ pub trait Kernels: Backend {
         geglu::gradient::<Self>(x, dy)
     }
 }
-
-#[cfg(feature = "cpu")]
-impl Kernels for burn::backend::Flex {}
 
 // With fusion a tensor is a promise of one, without a buffer that a library could be given.
 #[cfg(all(feature = "cube", not(all(feature = "cuda", not(feature = "fusion")))))]

@@ -25,6 +25,8 @@ mod backend;
 #[cfg(feature = "persistence")]
 mod cache;
 mod conv;
+#[cfg(feature = "cpu")]
+mod cpu;
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
 mod cuda;
 mod geglu;

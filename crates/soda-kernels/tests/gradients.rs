@@ -57,6 +57,9 @@ fn same<const D: usize, const N: usize>(
     let direction = random(theirs(inputs.clone()).dims());
     let (y, grads) = run(&Device::flex(), &inputs, FloatDType::F32, &theirs, &direction);
     for (dtype, tolerance) in [(FloatDType::F32, EXACT), (FloatDType::BF16, HALF)] {
+        if !Device::default().supports_dtype(dtype) {
+            continue;
+        }
         let (our_y, our_grads) =
             run(&Device::default(), &inputs, dtype, |x| ours(x, dtype), &direction);
         assert_eq!(our_y.dtype(), DType::from(dtype), "{what}: the type of the value");

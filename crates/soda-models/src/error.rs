@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::FloatDType;
+
 /// Why a model could not be read, used or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -58,6 +60,13 @@ pub enum ModelError {
         value: String,
         /// What would be accepted.
         supported: String,
+    },
+
+    /// The device does not compute in the type asked for.
+    #[error("this device does not compute in {dtype:?}: use f32")]
+    UnsupportedPrecision {
+        /// What was asked for.
+        dtype: FloatDType,
     },
 
     /// A weight file is truncated or is no safetensors file.
@@ -175,6 +184,20 @@ pub enum ModelError {
     EmptyImage {
         /// The file.
         path: PathBuf,
+    },
+
+    /// A picture that would take gigabytes to decode.
+    #[error(
+        "{} has {width} x {height} pixels, more than {most} million: make it smaller or remove it",
+        .path.display(), most = crate::image::MAX_PIXELS / 1_000_000
+    )]
+    HugeImage {
+        /// The file.
+        path: PathBuf,
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
     },
 
     /// A request to generate pictures cannot be met.

@@ -23,14 +23,19 @@ const MARGIN: u32 = 4;
 /// Pictures of a grid are magnified until they are this wide: 64 pixels are a stamp on a screen.
 const LEGIBLE: u32 = 128;
 
+/// The largest picture that is read: more than any camera takes, and at most 2 GB while it is decoded. A
+/// file of a few bytes can claim to be larger.
+pub const MAX_PIXELS: u64 = 150_000_000;
+
 /// Reads a picture of any format that the `image` crate was built with.
 ///
 /// A rotation in the EXIF data is carried out, transparency is laid on white, and grey, palette and
-/// 16-bit pictures become 8-bit RGB.
+/// 16-bit pictures become 8-bit RGB, and so does CMYK, without a colour profile. Of an animation it is the
+/// first frame.
 ///
 /// # Errors
 ///
-/// A file that is missing, empty, damaged or no picture; each names the file.
+/// A file that is missing, empty, damaged, no picture or of more than [`MAX_PIXELS`]; each names the file.
 pub fn read_rgb(path: &Path) -> Result<RgbImage, ModelError> {
     let io = |e| ModelError::io(path, "an image", e);
     let file = File::open(path).map_err(io)?;
@@ -40,15 +45,16 @@ pub fn read_rgb(path: &Path) -> Result<RgbImage, ModelError> {
     }
     // The content decides, not the name: photos travel under wrong extensions.
     let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(io)?;
-    let decode = || -> Result<DynamicImage, ImageError> {
-        let mut decoder = reader.into_decoder()?;
-        let orientation = decoder.orientation()?;
-        let mut picture = DynamicImage::from_decoder(decoder)?;
-        picture.apply_orientation(orientation);
-        Ok(picture)
-    };
-    let picture =
-        decode().map_err(|source| ModelError::Image { path: path.to_path_buf(), source })?;
+    let broken = |source: ImageError| ModelError::Image { path: path.to_path_buf(), source };
+    let mut decoder = reader.into_decoder().map_err(broken)?;
+    // Known from the file's first bytes, before there is memory for the pixels.
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(ModelError::HugeImage { path: path.to_path_buf(), width, height });
+    }
+    let orientation = decoder.orientation().map_err(broken)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    picture.apply_orientation(orientation);
     Ok(if picture.color().has_alpha() { on_white(&picture) } else { picture.into_rgb8() })
 }
 
@@ -75,20 +81,57 @@ pub fn png_with_parameters(picture: &RgbImage, text: &str) -> Result<Vec<u8>, pn
     Ok(bytes)
 }
 
+/// A part of a picture, in its pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crop {
+    /// Columns to its left.
+    pub x: u32,
+    /// Rows above it.
+    pub y: u32,
+    /// Its columns.
+    pub width: u32,
+    /// Its rows.
+    pub height: u32,
+}
+
+impl Crop {
+    /// The largest part of a picture of `dimensions` in the aspect ratio of `width` and `height`. `at` says
+    /// where along each axis, from 0, the left or the top, to 1; `[0.5; 2]` is the centre.
+    pub fn largest(dimensions: (u32, u32), width: u32, height: u32, at: [f64; 2]) -> Self {
+        let (w, h) = dimensions;
+        // u64: 32 bits overflow for a panorama at a large target.
+        let fit =
+            |a: u32, b: u32, c: u32| (u64::from(a) * u64::from(b) / u64::from(c).max(1)) as u32;
+        let (crop_w, crop_h) = match fit(h, width, height) {
+            by_height if by_height <= w => (by_height.max(1), h),
+            _ => (w, fit(w, height, width).max(1)),
+        };
+        let place = |room: u32, at: f64| (f64::from(room) * at.clamp(0.0, 1.0)) as u32;
+        Self {
+            x: place(w - crop_w, at[0]),
+            y: place(h - crop_h, at[1]),
+            width: crop_w,
+            height: crop_h,
+        }
+    }
+}
+
+/// A part of `picture` at a size, by Lanczos.
+pub fn resize_crop(picture: &RgbImage, part: Crop, width: u32, height: u32) -> RgbImage {
+    let cropped = imageops::crop_imm(picture, part.x, part.y, part.width, part.height).to_image();
+    resize(&cropped, width, height, Filter::Lanczos)
+}
+
 /// The centre of `picture` in the aspect ratio of `width` and `height`, at that size.
 ///
 /// What diffusers' trainers do to a training picture: all of it that fits, by Lanczos.
 pub fn resize_center_crop(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let (w, h) = picture.dimensions();
-    // u64: 32 bits overflow for a panorama at a large target.
-    let fit = |a: u32, b: u32, c: u32| (u64::from(a) * u64::from(b) / u64::from(c).max(1)) as u32;
-    let (crop_w, crop_h) = match fit(h, width, height) {
-        by_height if by_height <= w => (by_height.max(1), h),
-        _ => (w, fit(w, height, width).max(1)),
-    };
-    let (x, y) = ((w - crop_w) / 2, (h - crop_h) / 2);
-    let cropped = imageops::crop_imm(picture, x, y, crop_w, crop_h).to_image();
-    resize(&cropped, width, height, Filter::Lanczos)
+    resize_crop(
+        picture,
+        Crop::largest(picture.dimensions(), width, height, [0.5; 2]),
+        width,
+        height,
+    )
 }
 
 /// Pictures as `[b, 3, h, w]` in [0, 1].

@@ -58,6 +58,44 @@ fn a_camera_held_upright_is_honoured() {
     assert!(upright.get_pixel(4, 1)[0] < 50 && upright.get_pixel(4, 14)[0] > 200);
 }
 
+/// Against Pillow, on the files of `docs/reference/pictures.py`. An animation is its first frame. JPEG
+/// decoders may round differently, each of three stages by one; lossless formats may not.
+#[test]
+fn print_and_animation_are_what_pillow_sees() {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures");
+    for (name, tolerance) in [("cmyk.jpg", 3), ("animated.webp", 0), ("animated.png", 0)] {
+        let found = read_rgb(&fixtures.join(name)).unwrap();
+        let expected = std::fs::read(fixtures.join(format!("{name}.rgb"))).unwrap();
+        assert_eq!(found.dimensions(), (32, 24), "{name}");
+        let worst = found.as_raw().iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(worst.unwrap() <= tolerance, "{name}: {worst:?}");
+    }
+}
+
+/// The first bytes of a PNG that says it has 2^32 pixels: refused before there is memory for them.
+#[test]
+fn a_picture_too_large_is_refused_by_its_first_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bomb.png");
+    gradient(1, 1).save(&path).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+    let crc = crc(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let message = read_rgb(&path).unwrap_err().to_string();
+    assert!(message.contains("bomb.png has 65536 x 65536 pixels"), "{message}");
+}
+
+/// CRC-32 of PNG's chunks.
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 }
+        })
+    })
+}
+
 #[test]
 fn what_is_no_picture_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,20 +8,11 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use soda_models::noise::{gaussian, generator};
 use soda_models::scheduler::{Ddpm, PredictionType};
+use soda_models::unet::{AddedCondition, Condition};
 
 use crate::config::{ObjectiveConfig, TrainConfig};
 use crate::encode::Encoded;
-
-/// Random streams of one seed. Samples use small stream numbers; these stay clear of them.
-mod stream {
-    pub(super) const ORDER: u64 = 1 << 40;
-    pub(super) const TIMESTEP: u64 = 2 << 40;
-    pub(super) const NOISE: u64 = 3 << 40;
-    pub(super) const POSTERIOR: u64 = 4 << 40;
-    pub(super) const OFFSET: u64 = 5 << 40;
-    pub(super) const CLASS_ORDER: u64 = 6 << 40;
-    pub(super) const CLASS_POSTERIOR: u64 = 7 << 40;
-}
+use crate::streams;
 
 /// Noisy latents, what the network should say of them, and how much each counts.
 #[derive(Clone, Debug)]
@@ -30,8 +21,8 @@ pub struct Batch {
     pub noisy: Tensor<4>,
     /// `t`, `[b]`.
     pub timesteps: Tensor<1, Int>,
-    /// Text states, `[b, 77, width]`.
-    pub text: Tensor<3>,
+    /// What the network is told: text states `[b, 77, width]`, and of SDXL the sizes.
+    pub condition: Condition,
     /// `ε`, `v` or the picture, as the model predicts, `[b, c, h, w]`.
     pub target: Tensor<4>,
     /// The share of each sample in the loss, `[b]`; `1 / b` for a plain mean.
@@ -49,21 +40,19 @@ impl Batch {
         step: usize,
     ) -> Self {
         let (seed, step) = (config.seed, step as u64);
-        let device = data.text.device();
+        let device = data.device();
         let size = config.batch_size * config.accumulation;
-        let rows = |examples, stream| {
-            let rows = order(examples, size, seed, step, stream);
-            Tensor::from_data(TensorData::new(rows, [size]), &device)
-        };
-        let own = rows(data.len(), stream::ORDER);
-        let mut latents = data.latents(own.clone(), seed, stream::POSTERIOR + step);
-        let mut text = data.text.clone().select(0, own);
+        let mut variant = generator(seed, streams::VARIANT + step);
+        let rows = data.rows(&order(data.len(), size, seed, step, streams::ORDER), &mut variant);
+        let mut latents = data.latents(&rows, seed, streams::POSTERIOR + step);
+        let mut condition = data.condition(&rows);
         let mut shares = vec![1.0; size];
         if let (Some(class), Some(prior)) = (class, &config.prior) {
-            let rows = rows(class.len(), stream::CLASS_ORDER);
-            let kept = class.latents(rows.clone(), seed, stream::CLASS_POSTERIOR + step);
+            let order = order(class.len(), size, seed, step, streams::CLASS_ORDER);
+            let rows = class.rows(&order, &mut variant);
+            let kept = class.latents(&rows, seed, streams::CLASS_POSTERIOR + step);
             latents = Tensor::cat(vec![latents, kept], 0);
-            text = Tensor::cat(vec![text, class.text.clone().select(0, rows)], 0);
+            condition = condition.cat(class.condition(&rows));
             shares.extend(vec![prior.weight; size]);
         }
         let count = shares.len();
@@ -82,7 +71,7 @@ impl Batch {
             noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
             target: schedule.target(latents, noise, timesteps.clone()),
             weight: Tensor::from_data(TensorData::new(weight, [count]), &device),
-            text,
+            condition,
             timesteps,
         }
     }
@@ -104,7 +93,13 @@ impl Batch {
         Self {
             noisy: self.noisy.clone().narrow(0, start, length),
             timesteps: self.timesteps.clone().narrow(0, start, length),
-            text: self.text.clone().narrow(0, start, length),
+            condition: Condition {
+                text: self.condition.text.clone().narrow(0, start, length),
+                added: self.condition.added.clone().map(|added| AddedCondition {
+                    pooled: added.pooled.narrow(0, start, length),
+                    time_ids: added.time_ids.narrow(0, start, length),
+                }),
+            },
             target: self.target.clone().narrow(0, start, length),
             weight: self.weight.clone().narrow(0, start, length),
         }
@@ -139,7 +134,7 @@ fn draw_timesteps(
     step: u64,
 ) -> Vec<i64> {
     let [first, end] = objective.timesteps.unwrap_or([0, schedule.num_train_timesteps()]);
-    let mut rng = generator(seed, stream::TIMESTEP + step);
+    let mut rng = generator(seed, streams::TIMESTEP + step);
     (0..count).map(|_| rng.random_range(first as i64..end as i64)).collect()
 }
 
@@ -151,12 +146,12 @@ fn draw_noise(
     step: u64,
     device: &Device,
 ) -> Tensor<4> {
-    let noise = gaussian(seed, stream::NOISE + step, shape, device);
+    let noise = gaussian(seed, streams::NOISE + step, shape, device);
     if objective.noise_offset == 0.0 {
         return noise;
     }
     let [batch, channels, _, _] = shape;
-    let shift: Tensor<4> = gaussian(seed, stream::OFFSET + step, [batch, channels, 1, 1], device);
+    let shift: Tensor<4> = gaussian(seed, streams::OFFSET + step, [batch, channels, 1, 1], device);
     noise + shift.mul_scalar(objective.noise_offset)
 }
 
@@ -185,7 +180,7 @@ mod tests {
             let epochs = 6;
             let steps = (examples * epochs) / size;
             let rows: Vec<i64> = (0..steps as u64)
-                .flat_map(|step| order(examples, size, 7, step, stream::ORDER))
+                .flat_map(|step| order(examples, size, 7, step, streams::ORDER))
                 .collect();
             for epoch in rows.chunks_exact(examples) {
                 let mut seen = epoch.to_vec();
@@ -193,7 +188,7 @@ mod tests {
                 assert_eq!(seen, (0..examples as i64).collect::<Vec<_>>());
             }
         }
-        let order = |seed, step| order(20, 20, seed, step, stream::ORDER);
+        let order = |seed, step| order(20, 20, seed, step, streams::ORDER);
         assert_ne!(order(7, 0), order(7, 1));
         assert_ne!(order(7, 0), order(8, 0));
     }

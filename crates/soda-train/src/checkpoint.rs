@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::TrainError;
+use crate::history::{History, Measured, Step};
 use crate::optimizer::OptimizerState;
 use crate::run::write_file;
 use crate::trainer::TrainerState;
@@ -22,10 +23,12 @@ use crate::trainer::TrainerState;
 pub struct Checkpoint {
     /// The trainer's part.
     pub state: TrainerState,
-    /// Loss of every step so far.
-    pub losses: Vec<f32>,
+    /// What was measured so far.
+    pub history: History,
     /// Seconds of training so far.
     pub seconds: f64,
+    /// What tells the data from others.
+    pub data: String,
 }
 
 /// The part that is no tensor.
@@ -34,11 +37,15 @@ struct Header {
     version: u32,
     step: usize,
     seconds: f64,
+    data: String,
     counts: BTreeMap<String, u64>,
+    /// Steps after which the validation was measured.
+    validation: Vec<usize>,
 }
 
-const VERSION: u32 = 1;
-const LOSSES: &str = "losses";
+const VERSION: u32 = 2;
+const STEPS: &str = "steps";
+const VALIDATION: &str = "validation";
 const ADAPTER: &str = "adapter/";
 const AVERAGE: &str = "average/";
 const OPTIMIZER: &str = "optimizer/";
@@ -88,9 +95,14 @@ impl Checkpoint {
     }
 
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
-        let losses = TensorData::new(self.losses.clone(), [self.losses.len()]);
+        let History { steps, validation } = &self.history;
+        let fields = |step: &Step| [step.loss, step.grad_norm, step.rotation_lr, step.flat_lr];
+        let steps = TensorData::new(steps.iter().flat_map(fields).collect(), [steps.len(), 4]);
+        let measured: Vec<f32> = validation.iter().map(|measured| measured.loss).collect();
+        let measured = TensorData::new(measured, [validation.len()]);
         let TrainerState { step, adapter, average, optimizer } = &self.state;
-        let mut tensors = BTreeMap::from([(LOSSES.to_owned(), losses)]);
+        let mut tensors =
+            BTreeMap::from([(STEPS.to_owned(), steps), (VALIDATION.to_owned(), measured)]);
         for (prefix, part) in
             [(ADAPTER, adapter), (AVERAGE, average), (OPTIMIZER, &optimizer.tensors)]
         {
@@ -106,7 +118,9 @@ impl Checkpoint {
             version: VERSION,
             step: *step,
             seconds: self.seconds,
+            data: self.data.clone(),
             counts: optimizer.counts.clone(),
+            validation: validation.iter().map(|measured| measured.step).collect(),
         };
         let header = serde_json::to_string(&header).map_err(|error| refuse(&error))?;
         let mut views = BTreeMap::new();
@@ -137,7 +151,7 @@ impl Checkpoint {
         if header.version != VERSION || metadata.get("digest") != Some(&found) {
             return None;
         }
-        let mut checkpoint = Self { seconds: header.seconds, ..Self::default() };
+        let mut checkpoint = Self { seconds: header.seconds, data: header.data, ..Self::default() };
         checkpoint.state.step = header.step;
         checkpoint.state.optimizer = OptimizerState { counts: header.counts, ..Default::default() };
         for (name, view) in views {
@@ -148,8 +162,19 @@ impl Checkpoint {
             let data =
                 TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
             let state = &mut checkpoint.state;
-            if name == LOSSES {
-                checkpoint.losses = data.iter::<f32>().collect();
+            if name == STEPS {
+                let numbers: Vec<f32> = data.iter::<f32>().collect();
+                let step = |of: &[f32]| Step {
+                    loss: of[0],
+                    grad_norm: of[1],
+                    rotation_lr: of[2],
+                    flat_lr: of[3],
+                };
+                checkpoint.history.steps = numbers.chunks_exact(4).map(step).collect();
+            } else if name == VALIDATION {
+                let measured = header.validation.iter().zip(data.iter::<f32>());
+                checkpoint.history.validation =
+                    measured.map(|(&step, loss)| Measured { step, loss }).collect();
             } else if let Some(path) = name.strip_prefix(ADAPTER) {
                 state.adapter.insert(path.to_owned(), data);
             } else if let Some(path) = name.strip_prefix(AVERAGE) {
@@ -206,8 +231,15 @@ mod tests {
                     counts: BTreeMap::from([("flat.1x3.time".to_owned(), step as u64)]),
                 },
             },
-            losses: vec![0.5; step],
+            history: History {
+                steps: vec![
+                    Step { loss: 0.1, grad_norm: 2.0, rotation_lr: 3e-3, flat_lr: 1e-3 };
+                    step
+                ],
+                validation: vec![Measured { step: 0, loss: 0.3 }],
+            },
             seconds: 1.5,
+            data: "digest".to_owned(),
         }
     }
 

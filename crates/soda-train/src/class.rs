@@ -4,7 +4,7 @@
 use burn::tensor::Device;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
 
-use crate::config::{PriorConfig, TrainConfig};
+use crate::config::{AugmentConfig, PriorConfig, TrainConfig};
 use crate::dataset::{Dataset, Example};
 use crate::encode::Encoded;
 use crate::error::TrainError;
@@ -30,7 +30,7 @@ pub(crate) fn encode(
         Some(data) => Dataset::read(data, Some(&prior.prompt))?.examples,
         None => draw(pipeline, prior, config.seed, folder, on_event)?,
     };
-    Encoded::new(pipeline, &examples, device).map(Some)
+    Encoded::new(pipeline, &examples, &AugmentConfig::default(), config.seed, device).map(Some)
 }
 
 /// Draws those of the class's pictures that the run's folder lacks.
@@ -63,7 +63,10 @@ fn draw(
             folder.write_png(&name(index), image)?;
         }
     }
-    let example =
-        |index| Example { image: folder.file(&name(index)), caption: prior.prompt.clone() };
+    let example = |index| Example {
+        image: folder.file(&name(index)),
+        caption: prior.prompt.clone(),
+        repeats: 1,
+    };
     Ok((0..prior.count).map(example).collect())
 }

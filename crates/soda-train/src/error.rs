@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use soda_adapters::AdapterError;
 use soda_models::ModelError;
 
+use crate::precision::Precision;
+
 /// Everything a run refuses or cannot survive, each as one sentence that names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -41,7 +43,7 @@ pub enum TrainError {
         reason: String,
     },
     /// A file that cannot be read or written.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
+    #[error("cannot {action} {path}: {source}{hint}", path = path.display(), hint = hint(source.kind()))]
     Io {
         /// What was tried, such as "read".
         action: &'static str,
@@ -77,7 +79,7 @@ pub enum TrainError {
     #[error(
         "loss or gradient became {value} at step {step}{kept}; lower the learning rates",
         kept = .kept.as_ref().map_or_else(String::new, |path| format!(
-            ", the adapter of the step before is in {}",
+            ", the last adapter that gave a finite loss is in {}",
             path.display()
         ))
     )]
@@ -86,9 +88,12 @@ pub enum TrainError {
         step: usize,
         /// The loss, or the norm of the gradient.
         value: f32,
-        /// Where the adapter of the step before was written.
+        /// Where the last adapter that gave a finite loss was written.
         kept: Option<PathBuf>,
     },
+    /// The device does not compute in the precision of the settings.
+    #[error("this device does not compute in {0:?}: set `precision = \"f32\"`")]
+    UnsupportedPrecision(Precision),
     /// The run was asked to stop.
     #[error(
         "stopped after step {step}; `soda train --resume {folder}` goes on",
@@ -121,6 +126,13 @@ pub enum TrainError {
         path = .0.display()
     )]
     OtherSettings(PathBuf),
+    /// Pictures or captions that are not those a run began with.
+    #[error(
+        "the pictures or captions in {path} are not those that the run began with; put them back, or start \
+         a new run",
+        path = .0.display()
+    )]
+    OtherData(PathBuf),
     /// More threads than the system gives.
     #[error("cannot start {count} threads: {reason}; set a smaller `shards`")]
     Threads {
@@ -153,6 +165,20 @@ pub enum TrainError {
         /// What the encoder says.
         reason: String,
     },
+}
+
+/// What helps against the operating system's refusal, as part of the sentence.
+fn hint(kind: std::io::ErrorKind) -> &'static str {
+    use std::io::ErrorKind;
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "; make room, and `soda train --resume` goes on from the newest checkpoint"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
+            "; choose another folder, such as with `--runs`"
+        }
+        _ => "",
+    }
 }
 
 impl TrainError {

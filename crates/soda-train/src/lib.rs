@@ -8,20 +8,23 @@
 //! |---|---|
 //! | `config` | settings: TOML, presets, single settings |
 //! | `dataset`, `pictures` | pictures and captions on disk |
-//! | `encode` | the same as latents and text states, computed once |
-//! | `batch`, `loss`, `shards` | one step's samples, what they cost, on how many threads |
-//! | `gradients`, `stacks`, `optimizer`, `ema` | from gradients to the next adapter |
+//! | `variants` | their crops, mirror images and orders of tags |
+//! | `encode` | all of it as latents and text states, computed once |
+//! | `streams`, `batch` | everything random; one step's samples |
+//! | `precision`, `loss`, `shards` | what they cost, in which precision, on how many threads |
+//! | `gradients`, `stacks`, `optimizer`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
 //! | `class` | the class's pictures, for prior preservation |
-//! | `evaluate` | CLIP-T, CLIP-I, DINO |
+//! | `validation` | a loss whose values can be compared |
+//! | `sampling`, `evaluate` | pictures of the prompts; CLIP-T, CLIP-I, DINO |
 //! | `personalise` | all of it in order |
-//! | `run`, `report`, `chart` | what is written |
+//! | `history`, `run`, `report` | what is measured and written |
+//! | [`plot`], [`page`] | figures and pages that need no network |
 //!
 //! It prints nothing; progress comes as [`Event`]s.
 
 mod batch;
-mod chart;
 mod checkpoint;
 mod class;
 mod config;
@@ -31,29 +34,41 @@ mod encode;
 mod error;
 mod evaluate;
 mod gradients;
+mod history;
 mod loss;
 mod optimizer;
+pub mod page;
 mod personalise;
 mod pictures;
+pub mod plot;
+mod precision;
+mod prodigy;
 mod report;
 mod run;
+mod sampling;
 mod shards;
 mod stacks;
+mod streams;
 mod trainer;
 mod training;
+mod validation;
+mod variants;
 
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::{
-    CheckpointConfig, Loss, ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig,
-    SampleConfig, Schedule, TrainConfig, preset, set,
+    AugmentConfig, CheckpointConfig, FlatRule, Loss, ObjectiveConfig, OptimizerConfig, PRESETS,
+    Preset, PriorConfig, SampleConfig, Schedule, TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
 pub use encode::Encoded;
 pub use error::TrainError;
 pub use evaluate::{Reference, Scores, score};
 pub use gradients::AdapterGradients;
+pub use history::{History, Measured, Step};
 pub use optimizer::{AdapterOptimizer, OptimizerState};
 pub use personalise::{Event, Outcome, Personalisation, Place};
+pub use pictures::Pictures;
+pub use precision::Precision;
 pub use run::{RunFolder, write_file, write_png};
 pub use trainer::{Material, Trainer, TrainerState};

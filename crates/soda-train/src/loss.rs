@@ -12,7 +12,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_sigmoid;
 use soda_adapters::without_adapters;
-use soda_models::unet::Unet;
+use soda_models::unet::{AddedCondition, Condition, Unet};
 
 use crate::batch::Batch;
 use crate::config::{Loss, ObjectiveConfig};
@@ -26,11 +26,12 @@ pub(crate) fn gradients(
 ) -> (f32, AdapterGradients) {
     // Leaves of a tape of its own: several threads may do this at once.
     let taped = unet.clone().train();
+    let (noisy, condition) = inputs(unet, batch);
     let error = errors(
         taped.forward(
-            Tensor::from_inner(batch.noisy.clone()),
+            Tensor::from_inner(noisy),
             Tensor::from_inner(batch.timesteps.clone()),
-            Tensor::from_inner(batch.text.clone()),
+            on_tape(condition),
         ),
         Tensor::from_inner(batch.target.clone()),
     );
@@ -46,10 +47,31 @@ pub(crate) fn gradients(
     (loss.into_scalar::<f32>(), AdapterGradients::collect(&taped, &grads))
 }
 
+/// What the network is given, in its precision.
+fn inputs(unet: &Unet, batch: &Batch) -> (Tensor<4>, Condition) {
+    let dtype = unet.conv_in.weight.val().dtype();
+    (batch.noisy.clone().cast(dtype), batch.condition.clone().cast(dtype))
+}
+
+fn on_tape(Condition { text, added }: Condition) -> Condition {
+    let added = added.map(|added| AddedCondition {
+        pooled: Tensor::from_inner(added.pooled),
+        time_ids: Tensor::from_inner(added.time_ids),
+    });
+    Condition { text: Tensor::from_inner(text), added }
+}
+
+/// The mean squared error of `batch`, off the tape.
+pub(crate) fn value(unet: &Unet, batch: &Batch) -> f32 {
+    let (noisy, condition) = inputs(unet, batch);
+    let prediction = unet.forward(noisy, batch.timesteps.clone(), condition);
+    (errors(prediction, batch.target.clone()) * batch.weight.clone()).sum().into_scalar::<f32>()
+}
+
 /// `e0`: the same weights with the adapters off, never a second network.
 fn frozen_errors(unet: &Unet, batch: &Batch) -> Tensor<1> {
-    let (noisy, text) = (batch.noisy.clone(), batch.text.clone());
-    let prediction = without_adapters(|| unet.forward(noisy, batch.timesteps.clone(), text));
+    let (noisy, condition) = inputs(unet, batch);
+    let prediction = without_adapters(|| unet.forward(noisy, batch.timesteps.clone(), condition));
     errors(prediction, batch.target.clone())
 }
 

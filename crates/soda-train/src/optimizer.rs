@@ -1,5 +1,5 @@
-//! The optimizer of a run: momentum Stiefel Adam on the rotations, AdamW on everything flat, one global
-//! gradient norm over both.
+//! The optimizer of a run: momentum Stiefel Adam on the rotations, AdamW or Prodigy on everything flat, one
+//! global gradient norm over both.
 //!
 //! All parameters of one shape step as one batch. The arithmetic is that of any burn [`Optimizer`] that
 //! treats leading axes as a batch, as element-wise ones and `StiefelAdam` do.
@@ -12,15 +12,22 @@ use burn::tensor::{Device, Tensor, TensorData};
 use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
 use soda_linalg::{StiefelAdam, StiefelAdamConfig};
 
-use crate::config::OptimizerConfig;
+use crate::config::{FlatRule, OptimizerConfig};
 use crate::gradients::AdapterGradients;
+use crate::prodigy::{self, Prodigy};
 use crate::stacks::{Shape, by_shape, stack, unstack};
 
 /// Steps every trainable parameter of an adapted module.
 pub struct AdapterOptimizer {
     rotation: Group<StiefelAdam>,
-    euclidean: Group<AdamW>,
+    flat: Flat,
     max_grad_norm: f64,
+}
+
+/// The update of everything that is on no manifold.
+enum Flat {
+    AdamW(Group<AdamW>),
+    Prodigy(Prodigy),
 }
 
 /// Moments and step counts by name: what an optimizer needs to go on as if it had not stopped.
@@ -35,14 +42,19 @@ pub struct OptimizerState {
 impl AdapterOptimizer {
     /// A fresh optimizer, all moments zero.
     pub fn new(config: &OptimizerConfig) -> Self {
-        let spectrum = AdamWConfig::new()
-            .with_epsilon(1e-8)
-            .with_weight_decay(config.spectrum_weight_decay as f32)
-            .build();
+        let (lr, decay) = (config.spectrum_lr, config.spectrum_weight_decay);
+        let flat = match config.flat {
+            FlatRule::AdamW => {
+                let rule =
+                    AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(decay as f32).build();
+                Flat::AdamW(Group::new("flat", rule, lr))
+            }
+            FlatRule::Prodigy => Flat::Prodigy(Prodigy::new(lr, decay, config.warmup_steps > 0)),
+        };
         let rotation = StiefelAdam::new(&StiefelAdamConfig::new());
         Self {
             rotation: Group::new("rotation", rotation, config.rotation_lr),
-            euclidean: Group::new("flat", spectrum, config.spectrum_lr),
+            flat,
             max_grad_norm: config.max_grad_norm,
         }
     }
@@ -65,33 +77,59 @@ impl AdapterOptimizer {
         let (rotations, others): (Vec<_>, Vec<_>) =
             moving.iter().partition(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel);
         let mut updated = self.rotation.step(&rotations, grads, &clip, factor);
-        updated.extend(self.euclidean.step(&others, grads, &clip, factor));
+        updated.extend(match &mut self.flat {
+            Flat::AdamW(group) => group.step(&others, grads, &clip, factor),
+            Flat::Prodigy(prodigy) => prodigy.step(&others, grads, &clip, factor),
+        });
         map_leaves(module, |path, _, _| updated.remove(path))
+    }
+
+    /// The learning rates of a step at `factor`: of the rotations, and of everything flat.
+    pub fn rates(&self, factor: f64) -> [f64; 2] {
+        let flat = match &self.flat {
+            Flat::AdamW(group) => group.lr * factor,
+            Flat::Prodigy(prodigy) => prodigy.rate(factor),
+        };
+        [self.rotation.lr * factor, flat]
     }
 
     /// The state to store.
     pub fn state(&self) -> OptimizerState {
         let mut sink = StateSink::default();
         self.rotation.flatten(&mut sink);
-        self.euclidean.flatten(&mut sink);
+        if let Flat::AdamW(group) = &self.flat {
+            group.flatten(&mut sink);
+        }
         let count = |(name, value)| usize::try_from(value).ok().map(|value| (name, value as u64));
-        OptimizerState {
+        let mut state = OptimizerState {
             tensors: sink.tensors.into_iter().collect(),
             counts: sink.scalars.into_iter().filter_map(count).collect(),
+        };
+        if let Flat::Prodigy(prodigy) = &self.flat {
+            prodigy.store(&mut state);
         }
+        state
     }
 
     /// Goes on from a stored state; `None` if that is not one of this optimizer's.
     #[must_use]
     pub fn restored(mut self, state: OptimizerState, device: &Device) -> Option<Self> {
         let names: Vec<String> = state.tensors.keys().cloned().collect();
+        let prodigy = state.counts.keys().any(|name| name.starts_with(prodigy::NAME));
+        match &mut self.flat {
+            Flat::Prodigy(own) => own.restore(&state, device)?,
+            Flat::AdamW(_) if prodigy => return None,
+            Flat::AdamW(_) => (),
+        }
         let counts = state.counts.into_iter().map(|(name, value)| (name, (value as usize).into()));
         let mut source = StateSource::new(counts.collect());
         for (name, data) in state.tensors {
             source.insert_tensor(name, data);
         }
         self.rotation.unflatten(&names, &mut source, device)?;
-        self.euclidean.unflatten(&names, &mut source, device)?;
+        if let Flat::AdamW(group) = &mut self.flat {
+            group.unflatten(&names, &mut source, device)?;
+        }
         Some(self)
     }
 }

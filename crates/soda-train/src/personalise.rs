@@ -5,24 +5,28 @@ use std::sync::atomic::AtomicBool;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use image::RgbImage;
 use serde_json::json;
 use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, SvdCache, fingerprint, leaves};
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{GenerateConfig, Pipeline, model_name};
+use soda_models::pipeline::{Pipeline, model_name};
 
-use crate::chart::loss_svg;
 use crate::class;
-use crate::config::TrainConfig;
-use crate::dataset::Dataset;
+use crate::config::{AugmentConfig, TrainConfig};
+use crate::dataset::{Dataset, Example};
 use crate::encode::Encoded;
 use crate::error::TrainError;
-use crate::evaluate::{Scores, score};
+use crate::evaluate::Scores;
+use crate::history::{History, running_mean};
 use crate::pictures::Pictures;
-use crate::report::report;
+use crate::report::{losses, report};
 use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder};
+use crate::sampling::{Sampler, prompts, recorded};
 use crate::trainer::{Material, Trainer};
-use crate::training::{Trained, Training};
+use crate::training::{TRAINING, Trained, Training};
+use crate::validation::Validation;
+
+/// Training pictures, drawn before, drawn after.
+const SHEET: &str = "samples.png";
 
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
@@ -65,11 +69,15 @@ pub struct Outcome {
     pub config: TrainConfig,
     /// Number of training pictures.
     pub examples: usize,
+    /// File names of those that were measured instead.
+    pub held_out: Vec<String>,
     /// Prompts of the samples.
     pub prompts: Vec<String>,
-    /// Loss of every step.
-    pub losses: Vec<f32>,
-    /// Seconds of training.
+    /// What was measured on the way.
+    pub history: History,
+    /// The settings as the run's folder has them, TOML.
+    pub settings: String,
+    /// Seconds of the training's steps.
     pub seconds: f64,
     /// Adapted layers.
     pub num_layers: usize,
@@ -105,6 +113,9 @@ impl Personalisation {
     /// Anything the configuration names that is missing or unusable.
     pub fn new(config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
         config.check()?;
+        if !config.precision.is_supported(device) {
+            return Err(TrainError::UnsupportedPrecision(config.precision));
+        }
         let dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
         let judges =
             config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
@@ -145,18 +156,26 @@ impl Personalisation {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, TrainError> {
-        let Self { mut config, dataset, mut pipeline, judges, device, svd_cache } = self;
+        let Self { mut config, mut dataset, mut pipeline, judges, device, svd_cache } = self;
         config.samples.prompts = prompts(&config, &dataset);
-        let prompts = config.samples.prompts.clone();
+        let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
 
         on_event(Event::Stage { name: "encoding" });
-        let data = Encoded::new(&pipeline, &dataset.examples, &device)?;
-        for caption in &data.cut {
-            on_event(Event::Warning(&format!(
-                "a caption is too long for the text encoder and was cut: {caption}"
-            )));
-        }
-        let pictures = Pictures::read(&dataset, pipeline.image_size() as u32)?;
+        let encode = |examples: &[Example], augment: &AugmentConfig| {
+            Encoded::new(&pipeline, examples, augment, config.seed, &device)
+        };
+        let data = encode(&dataset.examples, &config.augment)?;
+        let schedule = pipeline.noise_schedule();
+        let validation = match (config.validation.every, held_out.as_slice()) {
+            (0, _) => None,
+            (_, []) => Some(Validation::new(&data, &schedule, &config)),
+            (_, held_out) => {
+                let held_out = encode(held_out, &AugmentConfig::default())?;
+                Some(Validation::new(&held_out, &schedule, &config))
+            }
+        };
+        warn(&data, &dataset, on_event);
+        let pictures = Pictures::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         let folder = match place {
             Place::Stopped(folder) => folder,
             Place::New { root, name } => {
@@ -167,66 +186,92 @@ impl Personalisation {
             }
         };
         let class = class::encode(&pipeline, &config, &folder, &device, on_event)?;
-        let before = sample(&pipeline, &config, "drawing before", on_event)?;
 
-        on_event(Event::Stage { name: "decomposing" });
         let weights = config.targets.select(&pipeline.unet)?;
         let header = header(&config, &dataset, &fingerprint(&weights));
+        on_event(Event::Stage { name: "decomposing" });
         let plan =
             config.method.plan_cached(&config.targets, &pipeline.unet, svd_cache.as_ref())?;
         let num_layers = plan.paths().len();
-        let trainer = Trainer::new(plan.attach(pipeline.unet.clone()), &config.method, &config)?;
+        drop(weights);
+        pipeline.unet = config.precision.of(pipeline.unet);
+        let unet = pipeline.unet.clone();
+        let reference = pictures.reference(&dataset, &config.samples.prompts);
+        let mut sampler = Sampler {
+            pipeline: &mut pipeline,
+            config: &config,
+            folder: &folder,
+            judges: judges.as_ref(),
+            reference: &reference,
+        };
+        let before = sampler.draw("drawing before", on_event)?;
 
-        on_event(Event::Stage { name: "training" });
-        let schedule = pipeline.noise_schedule();
+        let trainer = Trainer::new(plan.attach(unet), &config.method, &config)?;
+
+        on_event(Event::Stage { name: TRAINING });
         let material = Material { data: &data, class: class.as_ref(), schedule: &schedule };
-        let trained = Training { config: &config, folder: &folder, header: &header, material }
-            .run(trainer, stop, on_event)?;
-        let Trained { unet, losses, seconds } = trained;
+        let training =
+            Training { config: &config, folder: &folder, header: &header, material, validation };
+        let Trained { unet, history, seconds } =
+            training.run(trainer, &mut sampler, stop, on_event)?;
 
         let orthogonality = orthogonality(&config.method, &leaves(&unet));
-        let header = Header { training: summary(&config, &losses, seconds), ..header };
+        let header = Header { training: summary(&config, &history, seconds), ..header };
         let adapter = AdapterFile::capture(header, &unet);
         adapter.write(&folder.file(ADAPTER))?;
-        folder.write("loss.csv", csv(&losses).as_bytes())?;
-        folder.write("loss.svg", loss_svg(&losses).as_bytes())?;
+        folder.write("loss.csv", history.csv().as_bytes())?;
+        folder.write("loss.svg", losses(&history).as_bytes())?;
 
-        // Constant from here on: fold the adapter in once instead of in each of the sampler's steps.
-        pipeline.unet = unet.materialize();
-        let after = sample(&pipeline, &config, "drawing after", on_event)?;
-        folder.write_png("samples.png", &pictures.grid(&before, &after))?;
-
-        let mut outcome = Outcome {
+        let after = sampler.draw_with(unet.materialize(), "drawing after", on_event)?;
+        folder.write_png(SHEET, &pictures.grid(&before, &after))?;
+        on_event(Event::Stage { name: "judging" });
+        let (before, after) = (sampler.judge(&before)?, sampler.judge(&after)?);
+        let truth = match reference.truth.as_slice() {
+            [] => None,
+            truth => sampler.judge(truth)?,
+        };
+        if judges.is_some() {
+            let scores = json!({ "before": before, "after": after, "truth": truth });
+            folder.write("scores.json", format!("{scores:#}\n").as_bytes())?;
+        }
+        let outcome = Outcome {
             name: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
             folder: folder.path().to_owned(),
             examples: dataset.examples.len(),
-            prompts,
-            losses,
+            held_out: held_out.iter().map(Example::name).collect(),
+            prompts: config.samples.prompts.clone(),
+            history,
             seconds,
             num_layers,
             num_params: adapter.num_params(),
             orthogonality,
-            before: None,
-            after: None,
-            truth: None,
+            before,
+            after,
+            truth,
+            settings: portable(&config)?.to_toml()?,
             config,
         };
-        if let Some(judges) = judges {
-            on_event(Event::Stage { name: "judging" });
-            let reference = pictures.reference(&dataset, &outcome.prompts);
-            outcome.before = Some(score(&judges, &before, &reference)?);
-            outcome.after = Some(score(&judges, &after, &reference)?);
-            if !reference.truth.is_empty() {
-                outcome.truth = Some(score(&judges, &reference.truth, &reference)?);
-            }
-            let scores =
-                json!({ "before": outcome.before, "after": outcome.after, "truth": outcome.truth });
-            folder.write("scores.json", format!("{scores:#}\n").as_bytes())?;
-        }
-        folder.write(REPORT, report(&outcome).as_bytes())?;
+        let sheet = folder.file(SHEET);
+        let sheet = std::fs::read(&sheet).map_err(TrainError::io("read", &sheet))?;
+        folder.write(REPORT, report(&outcome, &sheet, &recorded(&folder)?).as_bytes())?;
         // The report says that the run is finished: nothing will go on from a checkpoint.
         folder.remove_folder(CHECKPOINTS)?;
         Ok(outcome)
+    }
+}
+
+/// What a person should know of the data.
+fn warn(data: &Encoded, dataset: &Dataset, on_event: &mut dyn FnMut(Event<'_>)) {
+    for caption in &data.cut {
+        on_event(Event::Warning(&format!(
+            "a caption is too long for the text encoder and was cut: {caption}"
+        )));
+    }
+    for path in &dataset.unread {
+        on_event(Event::Warning(&format!(
+            "{} is passed over: save it as PNG, JPEG, WebP, BMP or TIFF",
+            path.display()
+        )));
     }
 }
 
@@ -244,36 +289,6 @@ fn portable(config: &TrainConfig) -> Result<TrainConfig, TrainError> {
     Ok(portable)
 }
 
-fn prompts(config: &TrainConfig, dataset: &Dataset) -> Vec<String> {
-    if !config.samples.prompts.is_empty() {
-        return config.samples.prompts.clone();
-    }
-    if !dataset.eval_prompts.is_empty() {
-        return dataset.eval_prompts.clone();
-    }
-    dataset.examples.iter().map(|example| example.caption.clone()).collect()
-}
-
-fn sample(
-    pipeline: &Pipeline,
-    config: &TrainConfig,
-    stage: &str,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Vec<RgbImage>, TrainError> {
-    let generate = GenerateConfig {
-        prompts: config.samples.prompts.clone(),
-        steps: config.samples.steps,
-        guidance: config.samples.guidance,
-        seed: config.seed,
-        ..GenerateConfig::default()
-    };
-    on_event(Event::Stage { name: stage });
-    let images = pipeline.generate(&generate, &mut |done, total| {
-        on_event(Event::Progress { done, total, loss: None });
-    })?;
-    Ok(images)
-}
-
 fn header(config: &TrainConfig, dataset: &Dataset, base_hash: &str) -> Header {
     Header {
         method: config.method.clone(),
@@ -286,20 +301,12 @@ fn header(config: &TrainConfig, dataset: &Dataset, base_hash: &str) -> Header {
 }
 
 /// What the adapter's file says about its training: the whole configuration, and how it went.
-fn summary(config: &TrainConfig, losses: &[f32], seconds: f64) -> serde_json::Value {
+fn summary(config: &TrainConfig, history: &History, seconds: f64) -> serde_json::Value {
     json!({
         "config": config,
-        "final_loss": crate::chart::running_mean(losses).last(),
+        "final_loss": running_mean(&history.losses()).last(),
         "seconds": seconds,
     })
-}
-
-fn csv(losses: &[f32]) -> String {
-    let mut text = "step,loss\n".to_owned();
-    for (step, loss) in losses.iter().enumerate() {
-        text.push_str(&format!("{},{loss}\n", step + 1));
-    }
-    text
 }
 
 /// `max |QᵀQ - I|` over the factors on the Stiefel manifold; 0 where there are none.

@@ -5,33 +5,40 @@ use std::path::Path;
 use image::RgbImage;
 use soda_models::image::{grid, read_rgb, resize_center_crop};
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Example};
 use crate::error::TrainError;
 use crate::evaluate::Reference;
 
 /// The pictures of the data set at the model's size.
-pub(crate) struct Pictures {
-    subject: Vec<RgbImage>,
+#[derive(Debug)]
+pub struct Pictures {
+    /// What is learnt from.
+    pub subject: Vec<RgbImage>,
+    /// Pictures that are not learnt.
+    held_out: Vec<RgbImage>,
     /// By prompt.
     truth: Vec<(String, RgbImage)>,
 }
 
 impl Pictures {
-    pub(crate) fn read(dataset: &Dataset, size: u32) -> Result<Self, TrainError> {
+    /// Reads all of them, cropped to squares of `size` pixels.
+    ///
+    /// # Errors
+    /// A file that is no picture, by name.
+    pub fn read(dataset: &Dataset, held_out: &[Example], size: u32) -> Result<Self, TrainError> {
         let read = |path: &Path| -> Result<RgbImage, TrainError> {
             Ok(resize_center_crop(&read_rgb(path)?, size, size))
         };
-        let subject = dataset
-            .examples
-            .iter()
-            .map(|example| read(&example.image))
-            .collect::<Result<_, _>>()?;
+        let all = |examples: &[Example]| {
+            examples.iter().map(|example| read(&example.image)).collect::<Result<Vec<_>, _>>()
+        };
+        let (subject, held_out) = (all(&dataset.examples)?, all(held_out)?);
         let truth = dataset
             .truth
             .iter()
             .map(|example| Ok((example.caption.clone(), read(&example.image)?)))
             .collect::<Result<_, TrainError>>()?;
-        Ok(Self { subject, truth })
+        Ok(Self { subject, held_out, truth })
     }
 
     /// The truths of `prompts`, all or none.
@@ -42,10 +49,11 @@ impl Pictures {
         prompts.iter().map(truth).collect::<Option<_>>().unwrap_or_default()
     }
 
-    pub(crate) fn reference(&self, dataset: &Dataset, prompts: &[String]) -> Reference {
+    /// What pictures of `prompts` are judged against: what was held out, or else what was learnt.
+    pub fn reference(&self, dataset: &Dataset, prompts: &[String]) -> Reference {
         Reference {
             prompts: prompts.iter().map(|prompt| dataset.without_identifier(prompt)).collect(),
-            subject: self.subject.clone(),
+            subject: if self.held_out.is_empty() { &self.subject } else { &self.held_out }.clone(),
             truth: self.truths(prompts),
         }
     }

@@ -1,76 +1,159 @@
-//! `report.md`: what a run did and whether it worked, for a person.
+//! `report.html`: what a run did and whether it worked, for a person; one file that needs no network.
 
-use std::fmt::Write as _;
+use maud::{Markup, PreEscaped, html};
 
-use crate::chart::running_mean;
 use crate::evaluate::Scores;
+use crate::history::{History, WINDOW, running_mean};
+use crate::page::{inline_png, page};
 use crate::personalise::Outcome;
+use crate::plot::{Line, lines};
+use crate::sampling::Drawn;
 
-/// The report of a run as Markdown.
-pub(crate) fn report(outcome: &Outcome) -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = write!(
-        text,
-        "# {name}\n\n{examples} pictures, {steps} steps of {batch}, {params} trained numbers on {layers} layers; \
-         {seconds:.0} s of training.\n\n![training pictures, before, after](samples.png)\n\nRows: training pictures; \
-         drawn before; drawn after, with the same prompts and noise{truth_row}.\n\n",
-        name = outcome.name,
-        examples = outcome.examples,
-        steps = outcome.config.steps,
-        batch = outcome.config.batch_size,
-        params = outcome.num_params,
-        layers = outcome.num_layers,
-        seconds = outcome.seconds,
-        truth_row = if outcome.truth.is_some() { "; what should have been drawn" } else { "" },
-    );
-    scores(&mut text, outcome);
-    let _ = write!(
-        text,
-        "## Loss\n\n![loss](loss.svg)\n\nMean of the first and of the last twenty steps: {:.4}, {:.4}. A \
-         diffusion loss depends mostly on the timestep drawn, so it falls little even where the pictures change \
-         much.\n\n## Prompts\n\n",
-        running_mean(&outcome.losses).get(19).copied().unwrap_or(f32::NAN),
-        running_mean(&outcome.losses).last().copied().unwrap_or(f32::NAN),
-    );
-    for (number, prompt) in outcome.prompts.iter().enumerate() {
-        let _ = writeln!(text, "{}. {prompt}", number + 1);
-    }
-    let _ = write!(
-        text,
-        "\n## Files\n\n- `adapter.safetensors`: the adapter; largest deviation of a rotation factor from orthogonal \
-         {:.1e}\n- `config.toml`: the settings, as resolved; `soda train --config` repeats the run\n- `loss.csv`, \
-         `loss.svg`, `samples.png`, `scores.json`\n",
-        outcome.orthogonality,
-    );
-    text
+/// The report of a run; `sheet` is its `samples.png`, `drawn` what was drawn on the way.
+pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Drawn]) -> String {
+    let Outcome { config, history, .. } = outcome;
+    let body = html! {
+        p {
+            (outcome.examples) " pictures, " (config.steps) " steps of "
+            (config.batch_size * config.accumulation) ", " (outcome.num_params) " trained numbers on "
+            (outcome.num_layers) " layers; " (format!("{:.0}", outcome.seconds)) " s of training."
+        }
+        img src=(inline_png(sheet)) alt="samples";
+        p {
+            small {
+                "Rows: training pictures; drawn before; drawn after, with the same prompts and noise."
+            }
+        }
+        (scores(outcome))
+        h2 { "Loss" }
+        (PreEscaped(losses(history)))
+        @if !history.validation.is_empty() {
+            (PreEscaped(lines("step", "validation loss", &[validation(history)])))
+            p { small { (validated(outcome)) } }
+        }
+        p {
+            small {
+                "Mean of the first and of the last " (WINDOW) " steps: "
+                (first_and_last(&history.losses())) ". A diffusion loss depends mostly on the timestep drawn, so that \
+                 it falls little even where the pictures change much."
+            }
+        }
+        h2 { "Gradient and rates" }
+        (PreEscaped(lines("step", "norm of the gradient", &[
+            line("norm", history.steps.iter().map(|step| step.grad_norm)),
+        ])))
+        (PreEscaped(lines("step", "learning rate", &[
+            line("rotations", history.steps.iter().map(|step| step.rotation_lr)),
+            line("flat", history.steps.iter().map(|step| step.flat_lr)),
+        ])))
+        @if !drawn.is_empty() {
+            h2 { "On the way" }
+            (PreEscaped(scores_over_steps(drawn)))
+            @for drawn in drawn {
+                p { small { "after step " (drawn.step) } br; img src=(inline_png(&drawn.png)) alt=(drawn.step); }
+            }
+        }
+        h2 { "Prompts" }
+        ol { @for prompt in &outcome.prompts { li { (prompt) } } }
+        h2 { "Settings" }
+        pre { (outcome.settings) }
+        p {
+            small {
+                "Largest deviation of a rotation factor from orthogonal: "
+                (format!("{:.1e}", outcome.orthogonality))
+            }
+        }
+    };
+    page(&outcome.name, &body)
 }
 
-fn scores(text: &mut String, outcome: &Outcome) {
-    let (Some(before), Some(after)) = (outcome.before, outcome.after) else { return };
-    let row = |text: &mut String, name: &str, scores: Scores| {
-        let optional = |value: Option<f32>| {
-            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
-        };
-        let _ = writeln!(
-            text,
-            "| {name} | {:.3} | {:.3} | {:.3} | {} | {} |",
-            scores.clip_t,
-            scores.clip_i,
-            scores.dino,
-            optional(scores.truth_clip_i),
-            optional(scores.truth_dino),
-        );
+fn scores(outcome: &Outcome) -> Markup {
+    let (Some(before), Some(after)) = (outcome.before, outcome.after) else { return html! {} };
+    let number = |value: Option<f32>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+    let row = |name: &str, scores: Scores| {
+        html! {
+            tr {
+                td { (name) }
+                @for value in [Some(scores.clip_t), Some(scores.clip_i), Some(scores.dino)] {
+                    td { (number(value)) }
+                }
+                td { (number(scores.truth_clip_i)) } td { (number(scores.truth_dino)) }
+            }
+        }
     };
-    text.push_str(
-        "## Scores\n\nCosines, higher is nearer. CLIP-T compares with the prompt (without the identifier), CLIP-I and \
-         DINO with the training pictures, the last two columns with the truth of the same prompt.\n\n| pictures | \
-         CLIP-T | CLIP-I | DINO | CLIP-I to truth | DINO to truth |\n|---|---|---|---|---|---|\n",
-    );
-    row(text, "before", before);
-    row(text, "after", after);
-    if let Some(truth) = outcome.truth {
-        row(text, "truth", truth);
+    html! {
+        h2 { "Scores" }
+        table {
+            tr {
+                th { "pictures" } th { "CLIP-T" } th { "CLIP-I" } th { "DINO" }
+                th { "CLIP-I to truth" } th { "DINO to truth" }
+            }
+            (row("before", before))
+            (row("after", after))
+            @if let Some(truth) = outcome.truth { (row("truth", truth)) }
+        }
+        p {
+            small {
+                "Cosines, higher is nearer. CLIP-T compares with the prompt (without the identifier), CLIP-I and DINO with the "
+                @if outcome.held_out.is_empty() { "training pictures" } @else { "pictures held out" }
+                ", the last two columns with the truth of the same prompt."
+            }
+        }
     }
-    text.push('\n');
+}
+
+fn line(name: &str, values: impl Iterator<Item = f32>) -> Line {
+    let points = values.enumerate().map(|(step, value)| ((step + 1) as f64, f64::from(value)));
+    Line { name: name.to_owned(), points: points.collect(), faint: false }
+}
+
+/// Every step, faint, and a running mean over it.
+pub(crate) fn losses(history: &History) -> String {
+    let losses = history.losses();
+    let each = Line { faint: true, ..line("each step", losses.iter().copied()) };
+    let mean = line(&format!("mean of {WINDOW} steps"), running_mean(&losses).into_iter());
+    lines("step", "loss", &[each, mean])
+}
+
+fn validation(history: &History) -> Line {
+    let measured = history.validation.iter();
+    let points = measured.map(|measured| (measured.step as f64, f64::from(measured.loss)));
+    Line { name: "validation".to_owned(), points: points.collect(), faint: false }
+}
+
+fn validated(outcome: &Outcome) -> String {
+    let on = match outcome.held_out.as_slice() {
+        [] => "the training pictures".to_owned(),
+        names => format!("pictures that were held out ({})", names.join(", ")),
+    };
+    let timesteps = outcome.config.validation.timesteps;
+    format!(
+        "The squared error on {on}, each with the same noise at the same {timesteps} timesteps."
+    )
+}
+
+fn first_and_last(losses: &[f32]) -> String {
+    let mean = running_mean(losses);
+    match (mean.get(WINDOW - 1).or(mean.last()), mean.last()) {
+        (Some(first), Some(last)) => format!("{first:.4}, {last:.4}"),
+        _ => "-".to_owned(),
+    }
+}
+
+fn scores_over_steps(drawn: &[Drawn]) -> String {
+    let line = |name: &str, score: fn(&Scores) -> f32| {
+        let point =
+            |drawn: &Drawn| Some((drawn.step as f64, f64::from(score(drawn.scores.as_ref()?))));
+        Line {
+            name: name.to_owned(),
+            points: drawn.iter().filter_map(point).collect(),
+            faint: false,
+        }
+    };
+    let all = [
+        line("CLIP-T", |scores| scores.clip_t),
+        line("CLIP-I", |scores| scores.clip_i),
+        line("DINO", |scores| scores.dino),
+    ];
+    lines("step", "score", &all)
 }

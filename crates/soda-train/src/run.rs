@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use image::{ImageFormat, RgbImage};
+use image::{ImageError, ImageFormat, RgbImage};
 
 use crate::error::TrainError;
 
@@ -14,7 +14,9 @@ pub(crate) const CONFIG: &str = "config.toml";
 /// The adapter.
 pub(crate) const ADAPTER: &str = "adapter.safetensors";
 /// The last file of a run: a folder that has it is finished.
-pub(crate) const REPORT: &str = "report.md";
+pub(crate) const REPORT: &str = "report.html";
+/// Pictures drawn on the way.
+pub(crate) const SAMPLES: &str = "samples";
 /// Checkpoints of a run that goes on.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 
@@ -141,12 +143,18 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
 /// # Errors
 /// What the encoder or the operating system says.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<(), TrainError> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png).map_err(|error| TrainError::Picture {
+    let bytes = png(image).map_err(|error| TrainError::Picture {
         path: path.to_owned(),
         reason: error.to_string(),
     })?;
-    write_file(path, bytes.get_ref())
+    write_file(path, &bytes)
+}
+
+/// A picture as the bytes of a PNG file.
+pub(crate) fn png(image: &RgbImage) -> Result<Vec<u8>, ImageError> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png)?;
+    Ok(bytes.into_inner())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::ema::{Ema, trainable};
 use crate::encode::Encoded;
 use crate::error::TrainError;
 use crate::gradients::AdapterGradients;
+use crate::history::Step;
 use crate::optimizer::{AdapterOptimizer, OptimizerState};
 use crate::shards::Shards;
 
@@ -29,10 +30,20 @@ pub struct Material<'a> {
     pub schedule: &'a Ddpm,
 }
 
+impl Material<'_> {
+    /// What tells it from other data.
+    pub(crate) fn digest(&self) -> String {
+        let class = self.class.map_or("", Encoded::digest);
+        format!("{}{class}", self.data.digest())
+    }
+}
+
 /// A training in progress.
 pub struct Trainer<'a, M: Method> {
     /// Adapted, on a plain device.
     unet: Unet,
+    /// The newest that is known to give a finite loss: before the last step, unless there was none.
+    good: Unet,
     method: &'a M,
     config: &'a TrainConfig,
     optimizer: AdapterOptimizer,
@@ -65,6 +76,7 @@ impl<'a, M: Method> Trainer<'a, M> {
             ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, &unet)),
             shards: Shards::new(config.shards.unwrap_or(1))?,
             step: 0,
+            good: unet.clone(),
             unet,
             method,
             config,
@@ -76,20 +88,20 @@ impl<'a, M: Method> Trainer<'a, M> {
         self.step
     }
 
-    /// The next step on its own random samples; gives its loss.
+    /// The next step on its own random samples.
     ///
     /// # Errors
     /// As [`Trainer::step_on`].
-    pub fn step(&mut self, material: &Material<'_>) -> Result<f32, TrainError> {
+    pub fn step(&mut self, material: &Material<'_>) -> Result<Step, TrainError> {
         let Material { data, class, schedule } = *material;
         self.step_on(&Batch::draw(data, class, schedule, self.config, self.step))
     }
 
-    /// The next step on these samples; gives their loss before it.
+    /// The next step on these samples.
     ///
     /// # Errors
-    /// A loss or a gradient that is not finite. Nothing has moved then.
-    pub fn step_on(&mut self, batch: &Batch) -> Result<f32, TrainError> {
+    /// A loss or a gradient that is not finite. Nothing has moved then; see [`Trainer::last_good`].
+    pub fn step_on(&mut self, batch: &Batch) -> Result<Step, TrainError> {
         let mut sum = (0.0, AdapterGradients::default());
         for part in batch.parts(self.config.accumulation) {
             let (loss, grads) = self.shards.gradients(&self.unet, &part, &self.config.objective);
@@ -98,17 +110,21 @@ impl<'a, M: Method> Trainer<'a, M> {
         let (loss, grads) = sum;
         // An infinite gradient of a finite loss would spoil the next loss, and with it the adapter.
         let norm = grads.norm().map_or(0.0, |norm| norm.into_scalar::<f32>());
+        if loss.is_finite() {
+            self.good = self.unet.clone();
+        }
         if !loss.is_finite() || !norm.is_finite() {
             let value = if loss.is_finite() { norm } else { loss };
             return Err(TrainError::Diverged { step: self.step + 1, value, kept: None });
         }
         let factor = self.config.optimizer.factor(self.step, self.config.steps);
         self.unet = self.optimizer.step(self.method, self.unet.clone(), &grads, factor);
+        let [rotation_lr, flat_lr] = self.optimizer.rates(factor).map(|rate| rate as f32);
         self.step += 1;
         if let Some(ema) = &mut self.ema {
             ema.update(self.method, &self.unet, self.step);
         }
-        Ok(loss)
+        Ok(Step { loss, grad_norm: norm, rotation_lr, flat_lr })
     }
 
     /// The adapted network: its average, where there is one.
@@ -117,6 +133,11 @@ impl<'a, M: Method> Trainer<'a, M> {
             Some(ema) => ema.apply(self.unet.clone()),
             None => self.unet.clone(),
         }
+    }
+
+    /// The newest network that is known to give a finite loss, without averaging.
+    pub fn last_good(&self) -> &Unet {
+        &self.good
     }
 
     /// What to store.
@@ -158,6 +179,7 @@ impl<'a, M: Method> Trainer<'a, M> {
             );
         }
         self.unet = load(self.unet, &state.adapter);
+        self.good = self.unet.clone();
         self.optimizer = self.optimizer.restored(state.optimizer, &device)?;
         self.step = state.step;
         Some(self)

@@ -3,15 +3,22 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use burn::module::Module as _;
 use soda_adapters::{AdapterFile, Header, Method};
 use soda_models::unet::Unet;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::TrainConfig;
 use crate::error::TrainError;
+use crate::history::{History, Measured};
 use crate::personalise::Event;
 use crate::run::{ADAPTER, CHECKPOINTS, RunFolder};
+use crate::sampling::Sampler;
 use crate::trainer::{Material, Trainer};
+use crate::validation::Validation;
+
+/// The stage's name.
+pub(crate) const TRAINING: &str = "training";
 
 /// What the steps work with.
 pub(crate) struct Training<'a, M: Method> {
@@ -19,13 +26,16 @@ pub(crate) struct Training<'a, M: Method> {
     pub(crate) folder: &'a RunFolder,
     pub(crate) header: &'a Header<M>,
     pub(crate) material: Material<'a>,
+    /// Where the settings ask for it.
+    pub(crate) validation: Option<Validation>,
 }
 
 /// What came of them.
 pub(crate) struct Trained {
     /// Adapted, on a plain device.
     pub(crate) unet: Unet,
-    pub(crate) losses: Vec<f32>,
+    pub(crate) history: History,
+    /// Of the steps themselves.
     pub(crate) seconds: f64,
 }
 
@@ -34,6 +44,7 @@ impl<M: Method> Training<'_, M> {
     pub(crate) fn run(
         self,
         trainer: Trainer<'_, M>,
+        sampler: &mut Sampler<'_>,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Trained, TrainError> {
@@ -41,33 +52,47 @@ impl<M: Method> Training<'_, M> {
         let newest = Checkpoint::newest(&checkpoints, |damaged| {
             on_event(Event::Warning(&damaged.to_string()));
         })?;
-        let (mut trainer, mut losses, before) = match newest {
-            None => (trainer, Vec::with_capacity(self.config.steps), 0.0),
-            Some(Checkpoint { state, losses, seconds }) => {
+        let data = self.material.digest();
+        let (mut trainer, mut history, mut seconds) = match newest {
+            None => (trainer, History::default(), 0.0),
+            Some(Checkpoint { data: other, .. }) if other != data => {
+                return Err(TrainError::OtherData(self.config.data.clone()));
+            }
+            Some(Checkpoint { state, history, seconds, .. }) => {
                 let other = || TrainError::OtherSettings(checkpoints.clone());
-                (trainer.restored(state).ok_or_else(other)?, losses, seconds)
+                (trainer.restored(state).ok_or_else(other)?, history, seconds)
             }
         };
-        let started = Instant::now();
-        let seconds = || before + started.elapsed().as_secs_f64();
         let total = self.config.steps;
+        if history.steps.is_empty() {
+            self.measure(&trainer, &mut history);
+        }
         while trainer.steps_done() < total {
-            let loss = match trainer.step(&self.material) {
+            let started = Instant::now();
+            let step = match trainer.step(&self.material) {
                 Err(TrainError::Diverged { step, value, .. }) => {
                     let path = self.folder.file(ADAPTER);
-                    AdapterFile::capture(self.header.clone(), &trainer.unet()).write(&path)?;
+                    AdapterFile::capture(self.header.clone(), trainer.last_good()).write(&path)?;
                     return Err(TrainError::Diverged { step, value, kept: Some(path) });
                 }
                 result => result?,
             };
-            losses.push(loss);
+            seconds += started.elapsed().as_secs_f64();
+            history.steps.push(step);
             let done = trainer.steps_done();
-            on_event(Event::Progress { done, total, loss: Some(loss) });
+            on_event(Event::Progress { done, total, loss: Some(step.loss) });
+            if due(self.config.validation.every, done) || done == total {
+                self.measure(&trainer, &mut history);
+            }
+            if due(self.config.samples.every, done) && done < total {
+                // Constant for as long as it draws: folded in once instead of in each of its steps.
+                sampler.record(trainer.unet().materialize(), done, on_event)?;
+                on_event(Event::Stage { name: TRAINING });
+            }
             let stop = stop.load(Ordering::Relaxed) && done < total;
-            let every = self.config.checkpoints.every;
-            if stop || (every > 0 && done % every == 0) {
-                let (state, losses, seconds) = (trainer.state(), losses.clone(), seconds());
-                Checkpoint { state, losses, seconds }
+            if stop || due(self.config.checkpoints.every, done) {
+                let (state, history, data) = (trainer.state(), history.clone(), data.clone());
+                Checkpoint { state, history, seconds, data }
                     .write(&checkpoints, self.config.checkpoints.keep)?;
             }
             if stop {
@@ -75,6 +100,18 @@ impl<M: Method> Training<'_, M> {
                 return Err(TrainError::Stopped { step: done, folder });
             }
         }
-        Ok(Trained { unet: trainer.unet(), losses, seconds: seconds() })
+        Ok(Trained { unet: trainer.unet(), history, seconds })
     }
+
+    fn measure(&self, trainer: &Trainer<'_, M>, history: &mut History) {
+        if let Some(validation) = &self.validation {
+            let (step, loss) = (trainer.steps_done(), validation.loss(&trainer.unet()));
+            history.validation.push(Measured { step, loss });
+        }
+    }
+}
+
+/// Whether something that happens `every` so many steps happens after `done` of them; never at 0.
+fn due(every: usize, done: usize) -> bool {
+    every > 0 && done.is_multiple_of(every)
 }

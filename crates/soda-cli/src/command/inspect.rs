@@ -36,11 +36,18 @@ pub(crate) fn run(args: InspectArgs) -> Result<()> {
 
 fn adapter(file: &AdapterFile) {
     let header = &file.header;
-    say_result(&format!("SODA adapter, method {} {}", header.method.name(), json!(header.method)));
-    say_result(&format!("  base      {} ({})", header.base, header.base_hash));
-    say_result(&format!("  targets   {}", header.targets.0.join(", ")));
-    say_result(&format!("  trigger   {}", header.trigger.join(", ")));
-    say_result(&format!("  training  {}", header.training));
+    say_result(&format!("SODA adapter, method {}", header.method.name()));
+    let fields = [
+        ("method", json!(header.method)),
+        ("base", json!(header.base)),
+        ("base_hash", json!(header.base_hash)),
+        ("targets", json!(header.targets.0)),
+        ("trigger", json!(header.trigger)),
+        ("training", header.training.clone()),
+    ];
+    for (key, value) in &fields {
+        show(1, key, value);
+    }
     for (width, sizes) in file.factor_sizes() {
         let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
         say_result(&format!("  rotations of width {width}: {sizes}"));
@@ -52,6 +59,32 @@ fn adapter(file: &AdapterFile) {
     ));
     for (key, data) in &file.tensors {
         say_result(&format!("  {key} {:?}", data.shape().as_slice()));
+    }
+}
+
+/// An imported adapter has a rank and a target for each layer: more of a kind than this are counted.
+const SHOWN: usize = 16;
+
+/// `key: value`, what is inside it indented below.
+fn show(depth: usize, key: &str, value: &Value) {
+    let indent = "  ".repeat(depth);
+    let many = |count: usize| say_result(&format!("{indent}  ... {count} in all"));
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            say_result(&format!("{indent}{key}:"));
+            for (key, value) in fields.iter().take(SHOWN) {
+                show(depth + 1, key, value);
+            }
+            if fields.len() > SHOWN {
+                many(fields.len());
+            }
+        }
+        Value::Array(items) if items.len() > SHOWN => {
+            say_result(&format!("{indent}{key}: {} ...", json!(items[..3])));
+            many(items.len());
+        }
+        Value::String(text) => say_result(&format!("{indent}{key}: {text}")),
+        other => say_result(&format!("{indent}{key}: {other}")),
     }
 }
 
@@ -125,6 +158,9 @@ fn weights(path: &Path) -> Result<String> {
     Ok(format!(": {count} tensors, {}", values.join(" + ")))
 }
 
+/// The format's own limit, bytes.
+const MAX_HEADER: u64 = 100_000_000;
+
 /// The header alone: an inspection of a 7 GB checkpoint reads a few kilobytes.
 fn safetensors_header(path: &Path) -> Result<serde_json::Map<String, Value>> {
     use std::io::Read as _;
@@ -135,7 +171,7 @@ fn safetensors_header(path: &Path) -> Result<serde_json::Map<String, Value>> {
     let mut size = [0; 8];
     file.read_exact(&mut size).with_context(not)?;
     let size = u64::from_le_bytes(size);
-    if size > length.saturating_sub(8) {
+    if size > length.saturating_sub(8).min(MAX_HEADER) {
         bail!(not());
     }
     let mut header = Vec::new();

@@ -25,7 +25,7 @@ Examples:
   soda train --resume runs/mug-1
 
 A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
-scores.json and report.md. Captions come from metadata.jsonl, .txt files beside the pictures, or
+scores.json and report.html. Captions come from metadata.jsonl, .txt files beside the pictures, or
 --prompt. Ctrl-C stores a checkpoint and stops; a second one stops at once.")]
 pub(crate) struct TrainArgs {
     /// Go on with a run that was stopped; its own settings apply
@@ -114,5 +114,5 @@ fn summarise(outcome: &Outcome) {
             say_result(&format!("  DINO to the truth of each prompt {before:.3} -> {after:.3}"));
         }
     }
-    say_result(&format!("  see {}", outcome.folder.join("report.md").display()));
+    say_result(&format!("  see {}", outcome.folder.join("report.html").display()));
 }

@@ -199,6 +199,9 @@ impl Pipeline {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        if !device.supports_dtype(dtype) {
+            return Err(ModelError::UnsupportedPrecision { dtype });
+        }
         let load_text = |config: &ClipTextConfig, weights: Checkpoint| {
             weights.renamed(TEXT_ENCODER_KEYS).load_into(config.init(device), dtype)
         };

@@ -73,7 +73,7 @@ impl Pipeline {
 
 impl Condition {
     /// In another precision; the time ids stay exact.
-    pub(super) fn cast(self, dtype: impl Into<FloatDType> + Copy) -> Self {
+    pub fn cast(self, dtype: impl Into<FloatDType> + Copy) -> Self {
         let added = self
             .added
             .map(|added| AddedCondition { pooled: added.pooled.cast(dtype.into()), ..added });

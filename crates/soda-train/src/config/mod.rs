@@ -1,9 +1,12 @@
 //! The settings of a run, as written in TOML and as typed on the command line.
 
+mod augment;
 mod edit;
+mod method;
 mod objective;
 mod optimizer;
 mod preset;
+mod validation;
 
 use std::path::PathBuf;
 
@@ -11,12 +14,15 @@ use serde::{Deserialize, Serialize};
 use soda_adapters::{MethodConfig, Targets};
 use toml::Table;
 
+pub use augment::AugmentConfig;
 pub use edit::set;
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
-pub use optimizer::{OptimizerConfig, Schedule};
+pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
 pub use preset::{PRESETS, Preset, preset};
+pub use validation::ValidationConfig;
 
 use crate::error::TrainError;
+use crate::precision::Precision;
 
 /// Everything that decides a run's result, given the files it names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,11 +52,17 @@ pub struct TrainConfig {
     /// same number give the same bits. The command line takes one a core, the library one.
     #[serde(default)]
     pub shards: Option<usize>,
+    /// What is varied in the pictures and their captions.
+    #[serde(default)]
+    pub augment: AugmentConfig,
+    /// In which precision the frozen network computes; the adapter is in f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// Which weights are adapted.
     #[serde(default)]
     pub targets: Targets,
-    /// How they are adapted.
-    #[serde(default)]
+    /// How they are adapted; in TOML a method's name is enough.
+    #[serde(default, deserialize_with = "method::deserialize")]
     pub method: MethodConfig,
     /// What a step minimises.
     #[serde(default)]
@@ -64,7 +76,10 @@ pub struct TrainConfig {
     /// What a stopped run goes on from.
     #[serde(default)]
     pub checkpoints: CheckpointConfig,
-    /// The pictures drawn before and after.
+    /// A loss whose values can be compared.
+    #[serde(default)]
+    pub validation: ValidationConfig,
+    /// The pictures drawn before and after, and perhaps on the way.
     #[serde(default)]
     pub samples: SampleConfig,
 }
@@ -83,12 +98,14 @@ pub struct CheckpointConfig {
     pub keep: usize,
 }
 
-/// Sampling before and after the training.
+/// Sampling before, after and during the training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {
     /// Prompts; when empty the data set's evaluation prompts, or else its captions.
     pub prompts: Vec<String>,
+    /// Training steps between two grids of them, `samples/<step>.png`; 0 draws none on the way.
+    pub every: usize,
     /// DDIM steps.
     pub steps: usize,
     /// Classifier-free guidance.
@@ -103,7 +120,7 @@ impl Default for CheckpointConfig {
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { prompts: Vec::new(), steps: 30, guidance: 5.0 }
+        Self { prompts: Vec::new(), every: 0, steps: 30, guidance: 5.0 }
     }
 }
 
@@ -153,6 +170,8 @@ impl TrainConfig {
             let field = "samples.guidance";
             return Err(TrainError::OutOfRange { field, range: "a finite number" });
         }
+        self.augment.check()?;
+        self.validation.check()?;
         self.optimizer.check()?;
         self.objective.check()?;
         if let Some(prior) = &self.prior {
@@ -171,6 +190,8 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use soda_adapters::METHOD_PRESETS;
 
     use super::*;
 
@@ -220,6 +241,24 @@ mod tests {
     }
 
     #[test]
+    fn a_method_is_its_name_or_its_settings() {
+        let read = |method: &str| {
+            TrainConfig::from_toml(&format!(
+                "base = 'a'\ndata = 'b'\nsteps = 1\nbatch_size = 1\nmethod = {method}"
+            ))
+        };
+        for (name, make) in METHOD_PRESETS {
+            assert_eq!(read(&format!("'{name}'")).unwrap().method, make());
+        }
+        let MethodConfig::Lora(lora) = read("{ name = 'lora', rank = 3 }").unwrap().method else {
+            panic!("another method");
+        };
+        assert_eq!(lora.rank, 3);
+        assert!(read("'lorra'").unwrap_err().to_string().contains("svdiff"));
+        assert!(read("3").unwrap_err().to_string().contains("the name of a method"));
+    }
+
+    #[test]
     fn a_slip_is_named_with_what_was_meant() {
         let refused =
             |setting: &str| TrainConfig::from_table(table(&[setting])).unwrap_err().to_string();
@@ -239,9 +278,15 @@ mod tests {
             ("accumulation=0", "accumulation"),
             ("optimizer.rotation_lr=nan", "optimizer.rotation_lr"),
             ("optimizer.ema_decay=1.5", "optimizer.ema_decay"),
+            ("optimizer.flat=prodigy", "optimizer.spectrum_lr"),
             ("objective.dco_beta=0", "objective.dco_beta"),
             ("objective.timesteps=[5, 5]", "objective.timesteps"),
             ("objective.min_snr_gamma=-1", "objective.min_snr_gamma"),
+            ("validation.held_out=1", "validation.held_out"),
+            ("validation.timesteps=0", "validation.timesteps"),
+            ("augment.crops=0", "augment.crops"),
+            ("augment.tag_orders=0", "augment.tag_orders"),
+            ("augment.caption_dropout=1.5", "augment.caption_dropout"),
         ] {
             let error = TrainConfig::from_table(table(&[setting])).unwrap().check().unwrap_err();
             assert!(error.to_string().contains(field), "{error}");

@@ -29,13 +29,26 @@ impl Schedule {
     }
 }
 
+/// How everything flat moves: SODA's spectrum, LoRA's factors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlatRule {
+    /// At the rate that is set.
+    #[default]
+    AdamW,
+    /// At a rate that it finds itself; `spectrum_lr` is a factor on it, 1 unless there is a reason.
+    Prodigy,
+}
+
 /// Learning rates and clipping.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
     /// Learning rate of the rotations (momentum Stiefel Adam).
     pub rotation_lr: f64,
-    /// Learning rate of everything flat: SODA's spectrum, LoRA's factors (AdamW).
+    /// The optimizer of everything flat.
+    pub flat: FlatRule,
+    /// Learning rate of everything flat: SODA's spectrum, LoRA's factors.
     pub spectrum_lr: f64,
     /// Weight decay of the same, towards the base.
     pub spectrum_weight_decay: f64,
@@ -53,6 +66,7 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
             rotation_lr: 5e-3,
+            flat: FlatRule::default(),
             spectrum_lr: 5e-3,
             spectrum_weight_decay: 1e-4,
             max_grad_norm: 1.0,
@@ -79,6 +93,10 @@ impl OptimizerConfig {
         match () {
             () if !rate(self.rotation_lr) => refuse("optimizer.rotation_lr", "0 or more"),
             () if !rate(self.spectrum_lr) => refuse("optimizer.spectrum_lr", "0 or more"),
+            () if self.flat == FlatRule::Prodigy && self.spectrum_lr < 0.1 => refuse(
+                "optimizer.spectrum_lr",
+                "about 1 with Prodigy, which finds the rate itself; set optimizer.spectrum_lr=1",
+            ),
             () if !rate(self.spectrum_weight_decay) => {
                 refuse("optimizer.spectrum_weight_decay", "0 or more")
             }

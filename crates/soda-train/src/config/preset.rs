@@ -12,7 +12,9 @@ pub struct Preset {
     pub name: &'static str,
     /// What it is for, in a line.
     pub about: &'static str,
-    /// Its settings, TOML.
+    /// Its method, as single settings.
+    method: &'static [&'static str],
+    /// Its other settings, TOML.
     settings: &'static str,
 }
 
@@ -21,11 +23,13 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "toybox",
         about: "the bundled 64-pixel model: 300 steps of five pictures, minutes on two cores",
-        settings: "steps = 300\nbatch_size = 5\n",
+        method: &[],
+        settings: "steps = 300\nbatch_size = 5\n[validation]\nevery = 50\n",
     },
     Preset {
         name: "sd15",
-        about: "a subject on Stable Diffusion 1.5: 1000 steps of one picture, warm-up, moving average",
+        about: "a subject on Stable Diffusion 1.5: 1000 steps of one picture in f32, warm-up, moving average",
+        method: &[],
         settings: "\
 steps = 1000
 batch_size = 1
@@ -34,13 +38,55 @@ rotation_lr = 1e-3
 spectrum_lr = 1e-3
 warmup_steps = 20
 ema_decay = 0.99
+[validation]
+every = 100
 [samples]
+every = 250
 guidance = 7.5
+",
+    },
+    Preset {
+        name: "sd15-8gb",
+        about: "the same for a card of 8 GB: LoRA of rank 16, bf16 (docs/guide-memory.md)",
+        method: &["method=lora", "method.rank=16"],
+        settings: "\
+steps = 1000
+batch_size = 1
+precision = \"bf16\"
+[optimizer]
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 100
+timesteps = 4
+[samples]
+every = 250
+guidance = 7.5
+",
+    },
+    Preset {
+        name: "sdxl",
+        about: "a subject on SDXL, for a card of 24 GB: LoRA of rank 32, bf16 (docs/guide-memory.md)",
+        method: &["method=lora", "method.rank=32"],
+        settings: "\
+steps = 1000
+batch_size = 1
+precision = \"bf16\"
+[optimizer]
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 250
+timesteps = 4
+[samples]
+every = 500
+guidance = 5.0
 ",
     },
     Preset {
         name: "paper",
         about: "the released SODA recipe: DCO with beta 1000, constant rates, 1000 steps of one picture",
+        method: &["method=soda-paper"],
         settings: "\
 steps = 1000
 batch_size = 1
@@ -69,8 +115,8 @@ pub fn preset(name: &str) -> Result<Table, TrainError> {
     let preset = PRESETS.iter().find(|preset| preset.name == name).ok_or_else(unknown)?;
     let mut table: Table = toml::from_str(preset.settings)
         .map_err(|error| TrainError::ReadConfig { reason: error.to_string() })?;
-    if name == "paper" {
-        super::set(&mut table, "method=soda-paper")?;
+    for setting in preset.method {
+        super::set(&mut table, setting)?;
     }
     Ok(table)
 }

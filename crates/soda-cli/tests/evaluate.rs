@@ -1,0 +1,67 @@
+//! `soda evaluate`: the scores of a run again, of two adapters merged, and of the base.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{soda, toybox};
+use serde_json::Value;
+
+/// The program in `folder` with the bundled base and judges.
+fn run(folder: &Path, verb: &str, more: &[&str]) -> Result<(), String> {
+    let (base, judges) = (toybox("base"), toybox("eval"));
+    let mut args = vec![verb, "--base", base.to_str().unwrap()];
+    args.extend(["--judges", judges.to_str().unwrap()]);
+    args.extend(more);
+    let output = soda(folder, &args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(said) }
+}
+
+fn scores(folder: &Path, name: &str) -> Value {
+    let text = std::fs::read_to_string(folder.join(name).join("scores.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn evaluating_is_what_a_run_does_at_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (mug, style) = (toybox("subjects/castle_mug"), toybox("styles/mosaic"));
+    let (mug, style) = (mug.to_str().unwrap(), style.to_str().unwrap());
+    let train = |name: &str, data: &str, prompt: &str| {
+        let short = ["--steps", "2", "--set", "samples.steps=2", "--rotation-lr", "0.1"];
+        let what = ["--data", data, "--name", name, "--sample", prompt];
+        run(folder, "train", &[&short[..], &what].concat()).unwrap();
+    };
+    // Its own truth is known for this prompt.
+    let prompt = "a photo of a sks mug on a beach";
+    train("mug", mug, prompt);
+    train("mosaic", style, "a red car in zwx style");
+
+    let adapter = "runs/mug/adapter.safetensors";
+    let draw = ["--data", mug, "--steps", "2", "--prompt", prompt];
+    run(folder, "evaluate", &[&draw[..], &["--adapter", adapter, "--out", "mug"]].concat())
+        .unwrap();
+    run(folder, "evaluate", &[&draw[..], &["--out", "base"]].concat()).unwrap();
+    let trained = scores(folder, "runs/mug");
+    assert_ne!(trained["before"], trained["after"]);
+    assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
+    assert_eq!(scores(folder, "base")["scores"], trained["before"]);
+    assert!(folder.join("base/samples.png").is_file());
+
+    let prompt = "a sks mug in zwx style";
+    let merged = ["--subject", adapter, "--style", "runs/mosaic/adapter.safetensors"];
+    let merged = [&merged[..], &["--mode", "geodesic", "--weights", "0.8,0.6"]].concat();
+    let draw = ["--data", mug, "--like", style, "--steps", "2", "--prompt", prompt];
+    run(folder, "evaluate", &[&draw[..], &merged, &["--out", "both"]].concat()).unwrap();
+    assert!(scores(folder, "both")["style_clip_i"].is_number());
+
+    let again = run(folder, "evaluate", &[&draw[..], &["--out", "both"]].concat()).unwrap_err();
+    assert!(again.contains("both exists"), "{again}");
+    let none = run(folder, "evaluate", &["--data", "runs/mug", "--out", "no"]).unwrap_err();
+    assert!(none.contains("give --prompt"), "{none}");
+    assert!(!folder.join("no").exists());
+}

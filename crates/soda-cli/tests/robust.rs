@@ -1,0 +1,156 @@
+//! What goes wrong around a run: no room, no rights, pictures that vanish, losses that are no number. Each is
+//! one sentence, and what was there stays.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::time::Duration;
+
+use common::{soda, toybox};
+use soda_adapters::AdapterFile;
+
+/// A short run on a copy of the data, with a checkpoint every step.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("mug");
+        std::fs::create_dir(&data).unwrap();
+        for entry in std::fs::read_dir(toybox("subjects/castle_mug")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                std::fs::copy(&path, data.join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `soda train` by way of a shell that first does `before`.
+    fn train(&self, before: &str, more: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{before} exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_soda")]);
+        command.current_dir(self.folder.path()).args(["train", "--base"]).arg(toybox("base"));
+        command.args(["--data", "mug", "--name", "a", "--sample", "a mug", "--batch-size", "1"]);
+        command.args(["--target", r"mid_block.*to_q\.weight$", "--set", "samples.steps=1"]);
+        command.args(["--set", "checkpoints.every=1", "--set", "validation.every=0"]);
+        command.args(more);
+        command
+    }
+
+    fn resume(&self) -> Output {
+        soda(self.folder.path(), &["train", "--resume", "runs/a"])
+    }
+
+    /// Waits for the first checkpoint.
+    fn wait(&self, child: &mut Child) {
+        let checkpoint = |folder: &Path| {
+            let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            files.map(|file| file.path()).any(|path| path.extension().is_some())
+        };
+        while !checkpoint(&self.path("runs/a/checkpoints")) {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended before a checkpoint");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// One sentence that has all of `needles`, and no panic.
+#[track_caller]
+fn refused(output: &Output, needles: &[&str]) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    for needle in needles {
+        assert!(message.contains(needle), "`{needle}` is not in: {message}");
+    }
+}
+
+/// A limit on the size of files stands for a full disk: writing fails half way through, as there.
+#[test]
+fn no_room_is_told_and_the_run_goes_on_when_there_is() {
+    let bench = Bench::new();
+    let room = "trap '' XFSZ; ulimit -f 4;";
+    let output = bench.train(room, &["--steps", "2"]).output().unwrap();
+    refused(&output, &["cannot write", "00000001.safetensors", "make room", "--resume"]);
+    let left: Vec<_> = std::fs::read_dir(bench.path("runs/a/checkpoints")).unwrap().collect();
+    assert!(left.is_empty(), "half a file stays: {left:?}");
+    assert!(bench.resume().status.success());
+    assert!(bench.path("runs/a/report.html").is_file());
+}
+
+#[test]
+fn a_folder_that_takes_no_files_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bench = Bench::new();
+    std::fs::write(bench.path("file"), "").unwrap();
+    let output = bench.train("", &["--steps", "1", "--runs", "file/runs"]).output().unwrap();
+    refused(&output, &["cannot create file/runs", "--runs"]);
+
+    let locked = bench.path("locked");
+    std::fs::create_dir(&locked).unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o555)).unwrap();
+    // Rights mean nothing to root.
+    if std::fs::write(locked.join("trial"), "").is_err() {
+        let output = bench.train("", &["--steps", "1", "--runs", "locked"]).output().unwrap();
+        refused(&output, &["cannot create locked/a", "Permission denied", "--runs"]);
+    }
+}
+
+/// Pictures are read before the first step: a run outlives them. A resumed one must have the same.
+#[test]
+fn a_picture_may_vanish_but_not_be_replaced() {
+    let bench = Bench::new();
+    let (image, elsewhere) = (bench.path("mug/02.png"), bench.path("elsewhere.png"));
+    let mut child = bench.train("", &["--steps", "500"]).spawn().unwrap();
+    bench.wait(&mut child);
+    std::fs::rename(&image, &elsewhere).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "the run did not outlive its picture");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    refused(&bench.resume(), &["metadata.jsonl", "no picture 02.png"]);
+    std::fs::copy(bench.path("mug/01.png"), &image).unwrap();
+    refused(&bench.resume(), &["mug are not those that the run began with", "put them back"]);
+    std::fs::write(&image, "").unwrap();
+    refused(&bench.resume(), &["02.png is an empty file"]);
+    std::fs::rename(&elsewhere, &image).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_soda"))
+        .current_dir(bench.folder.path())
+        .args(["train", "--resume", "runs/a"])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(child.try_wait().unwrap().is_none(), "the same pictures are refused");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_loss_that_is_no_number_leaves_the_last_good_adapter() {
+    let bench = Bench::new();
+    let wild = ["--steps", "9", "--method", "lora", "--spectrum-lr", "1e30"];
+    let output = bench.train("", &wild).output().unwrap();
+    refused(&output, &["at step ", "a/adapter.safetensors", "lower the learning rates"]);
+    let kept: AdapterFile = AdapterFile::read(&bench.path("runs/a/adapter.safetensors")).unwrap();
+    assert!(!kept.tensors.is_empty());
+    assert!(kept.tensors.values().all(|data| data.iter::<f32>().all(f32::is_finite)));
+    // It draws: that is what a finite loss says of it.
+    let base = toybox("base");
+    let draw = ["generate", "--prompt", "a mug", "--steps", "1", "--out", "p", "--base"];
+    let adapter = ["--adapter", "runs/a/adapter.safetensors"];
+    let all = [&draw[..], &[base.to_str().unwrap()], &adapter].concat();
+    let drawn = soda(bench.folder.path(), &all);
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+}

@@ -1,0 +1,117 @@
+//! Attention a block of queries at a time: the scores of a block stay in the cache, forwards and backwards, and no
+//! other scores exist (FlashAttention, arXiv 2205.14135, with whole rows instead of running maxima). Heads are read
+//! and written where they lie, split off the width.
+
+use burn::backend::Flex;
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use faer::{Accum, MatRef};
+
+use super::dense::{
+    Flat, Matrices, multiply, rows_of, rows_of_mut, run, scratch, spaced_rows_of_mut, tensor,
+    with_matrices,
+};
+use super::vector::{exp, max, sum, sum_of_pairs, vectorized};
+
+/// As many scores are in a block, where that is at least [`FEWEST`] queries.
+const BLOCK: usize = 1 << 15;
+/// Products with fewer rows are slow.
+const FEWEST: usize = 16;
+
+/// `softmax(scale q k') v` for `[b, heads, n, d]` and `[b, heads, m, d]`.
+pub(super) fn attend(q: Flat, k: Flat, v: Flat, scale: f32) -> Flat {
+    let ([batch, heads, n, d], m) = (q.shape().dims(), k.shape()[2]);
+    let [q, k, v] = [q, k, v].map(with_matrices);
+    let [q, k, v] = [&q, &k, &v].map(Matrices::of);
+    let mut out = vec![0.0; batch * n * heads * d];
+    let width = heads * d;
+    let mut tasks = Vec::new();
+    for (sample, out) in out.chunks_mut(n * width).enumerate() {
+        for (block, out) in out.chunks_mut(rows_in_block(n, m) * width).enumerate() {
+            tasks.push((sample, block * rows_in_block(n, m), out));
+        }
+    }
+    run(tasks, 2 * batch * n * m * width, |(sample, first, out)| {
+        let rows = out.len() / width;
+        scratch([rows * m, rows], |[scores, norms]| {
+            for head in 0..heads {
+                let i = sample * heads + head;
+                let queries = q.get(i).subrows(first, rows);
+                softmax(scores, norms, queries, k.get(i), scale);
+                let mut out = spaced_rows_of_mut(&mut out[head * d..], rows, d, width);
+                let weights = rows_of(scores, rows, m);
+                multiply(out.as_mut(), Accum::Replace, 1.0, weights, v.get(i));
+                for (row, norm) in out.row_iter_mut().zip(norms.iter()) {
+                    row.iter_mut().for_each(|x| *x *= norm);
+                }
+            }
+        });
+    });
+    // [b, n, heads, d] is what the heads are joined from.
+    Flex::float_swap_dims(tensor(out, [batch, n, heads, d]), 1, 2)
+}
+
+/// The gradients of [`attend`] by q, k and v from that of its value.
+pub(super) fn gradient(q: Flat, k: Flat, v: Flat, grad: Flat, scale: f32) -> [Flat; 3] {
+    let ([batch, heads, n, d], m) = (q.shape().dims(), k.shape()[2]);
+    let [q, k, v, grad] = [q, k, v, grad].map(with_matrices);
+    let [q, k, v, grad] = [&q, &k, &v, &grad].map(Matrices::of);
+    let [mut dq, mut dk, mut dv] = [n, m, m].map(|rows| vec![0.0; batch * heads * rows * d]);
+    let each = dq.chunks_mut(n * d).zip(dk.chunks_mut(m * d)).zip(dv.chunks_mut(m * d));
+    let tasks = each.enumerate().collect();
+    run(tasks, 5 * batch * heads * n * m * d, |(i, ((dq, dk), dv))| {
+        let rows = rows_in_block(n, m);
+        scratch([rows * m, rows * m, rows], |[weights, slopes, norms]| {
+            for (block, dq) in dq.chunks_mut(rows * d).enumerate() {
+                let (first, rows) = (block * rows, dq.len() / d);
+                let (p, dp) = (&mut weights[..rows * m], &mut slopes[..rows * m]);
+                let queries = q.get(i).subrows(first, rows);
+                let grad = grad.get(i).subrows(first, rows);
+                softmax(p, &mut norms[..rows], queries, k.get(i), scale);
+                let values = v.get(i).transpose();
+                multiply(rows_of_mut(dp, rows, m), Accum::Replace, 1.0, grad, values);
+                vectorized(|| {
+                    let each = p.chunks_mut(m).zip(dp.chunks_mut(m)).zip(norms.iter());
+                    for ((p, dp), norm) in each {
+                        p.iter_mut().for_each(|p| *p *= norm);
+                        let mean = sum_of_pairs(p, dp, |p, dp| p * dp) as f32;
+                        p.iter().zip(dp).for_each(|(p, dp)| *dp = p * (*dp - mean));
+                    }
+                });
+                let (p, ds) = (rows_of(p, rows, m), rows_of(dp, rows, m));
+                multiply(rows_of_mut(dq, rows, d), Accum::Replace, scale, ds, k.get(i));
+                multiply(rows_of_mut(dk, m, d), Accum::Add, scale, ds.transpose(), queries);
+                multiply(rows_of_mut(dv, m, d), Accum::Add, 1.0, p.transpose(), grad);
+            }
+        });
+    });
+    let shape = |rows| [batch, heads, rows, d];
+    [tensor(dq, shape(n)), tensor(dk, shape(m)), tensor(dv, shape(m))]
+}
+
+fn rows_in_block(queries: usize, keys: usize) -> usize {
+    (BLOCK / keys).clamp(FEWEST, 256).min(queries)
+}
+
+/// `exp(s - max s)` of the rows of `s = scale q k'`, and for each row the inverse of its sum.
+fn softmax(
+    scores: &mut [f32],
+    norms: &mut [f32],
+    q: MatRef<'_, f32>,
+    k: MatRef<'_, f32>,
+    scale: f32,
+) {
+    let (rows, keys) = (q.nrows(), k.nrows());
+    multiply(rows_of_mut(scores, rows, keys), Accum::Replace, scale, q, k.transpose());
+    vectorized(|| {
+        for row in scores.chunks_mut(keys) {
+            let largest = max(row);
+            row.iter_mut().for_each(|s| *s -= largest);
+        }
+        // All rows as one, since few are a multiple of a vector long.
+        scores.iter_mut().for_each(|s| *s = exp(*s));
+        for (row, norm) in scores.chunks(keys).zip(norms) {
+            *norm = (sum(row, |p| p) as f32).recip();
+        }
+    });
+}

@@ -1,0 +1,59 @@
+//! The gate of the feed-forward layers, and its gradient.
+
+use burn::backend::TensorMetadata;
+
+use super::dense::{Flat, rows_a_task, run, tensor, values};
+use super::vector::{normal, normal_density, vectorized};
+
+/// What a number costs in multiplications, more or less.
+const WORK: usize = 32;
+
+/// `a gelu(b)` for the halves `(a, b)` of the last axis.
+pub(super) fn forward(x: &Flat) -> Flat {
+    let mut shape = x.shape();
+    let last = shape.num_dims() - 1;
+    let half = shape[last] / 2;
+    shape[last] = half;
+    let x = x.to_contiguous();
+    let x = values(&x);
+    let mut y = vec![0.0; x.len() / 2];
+    let rows = rows_a_task(y.len() / half, WORK * half);
+    let tasks = x.chunks(2 * half * rows).zip(y.chunks_mut(half * rows)).collect();
+    run(tasks, WORK * x.len() / 2, |(x, y)| {
+        vectorized(|| {
+            for (x, y) in x.chunks(2 * half).zip(y.chunks_mut(half)) {
+                let (a, b) = x.split_at(half);
+                for ((a, b), y) in a.iter().zip(b).zip(y) {
+                    *y = a * b * normal(*b);
+                }
+            }
+        });
+    });
+    tensor(y, shape)
+}
+
+/// Its gradient.
+pub(super) fn gradient(x: &Flat, dy: &Flat) -> Flat {
+    let shape = x.shape();
+    let half = shape[shape.num_dims() - 1] / 2;
+    let [x, dy] = [x, dy].map(Flat::to_contiguous);
+    let (x, dy) = (values(&x), values(&dy));
+    let mut dx = vec![0.0; x.len()];
+    let rows = rows_a_task(dy.len() / half, 2 * WORK * half);
+    let size = 2 * half * rows;
+    let tasks = x.chunks(size).zip(dy.chunks(size / 2)).zip(dx.chunks_mut(size)).collect();
+    run(tasks, 2 * WORK * dy.len(), |((x, dy), dx)| {
+        vectorized(|| {
+            let rows = x.chunks(2 * half).zip(dy.chunks(half)).zip(dx.chunks_mut(2 * half));
+            for ((x, dy), dx) in rows {
+                let ((a, b), (da, db)) = (x.split_at(half), dx.split_at_mut(half));
+                for (((a, b), dy), (da, db)) in a.iter().zip(b).zip(dy).zip(da.iter_mut().zip(db)) {
+                    let p = normal(*b);
+                    *da = dy * b * p;
+                    *db = dy * a * (p + b * normal_density(*b));
+                }
+            }
+        });
+    });
+    tensor(dx, shape)
+}

@@ -1,0 +1,149 @@
+//! Group norm with its silu, layer norm, and their gradients: each group or row is read while it is in the cache.
+
+use burn::backend::TensorMetadata;
+
+use super::dense::{Flat, rows_a_task, run, tensor, values};
+use super::vector::{sigmoid, sum, sum_of_pairs, vectorized};
+
+/// What a number of a map costs in multiplications, more or less.
+const WORK: usize = 16;
+
+/// Mean and inverse deviation.
+#[inline(always)]
+fn statistics(x: &[f32], eps: f64) -> (f32, f32) {
+    let mean = sum(x, |x| x) / x.len() as f64;
+    let centre = mean as f32;
+    let variance = sum(x, |x| (x - centre) * (x - centre)) / x.len() as f64;
+    (centre, (variance + eps).sqrt().recip() as f32)
+}
+
+/// Group norm of `x` `[b, c, h, w]`, then silu if `act`.
+pub(super) fn groups(
+    x: &Flat,
+    gamma: &Flat,
+    beta: &Flat,
+    groups: usize,
+    eps: f64,
+    act: bool,
+) -> Flat {
+    let [_, channels, height, width] = x.shape().dims();
+    let [x_, gamma, beta] = [x, gamma, beta].map(Flat::to_contiguous);
+    let (x_, gamma, beta) = (values(&x_), values(&gamma), values(&beta));
+    let (pixels, share) = (height * width, channels / groups);
+    let mut y = vec![0.0; x_.len()];
+    let tasks = x_.chunks(share * pixels).zip(y.chunks_mut(share * pixels)).enumerate().collect();
+    run(tasks, WORK * x_.len(), |(i, (x, y))| {
+        let first = i % groups * share;
+        vectorized(|| {
+            let (mean, rstd) = statistics(x, eps);
+            for (c, (x, y)) in x.chunks(pixels).zip(y.chunks_mut(pixels)).enumerate() {
+                let (gamma, beta) = (gamma[first + c] * rstd, beta[first + c]);
+                let affine = |x: f32| (x - mean) * gamma + beta;
+                if act {
+                    for (x, y) in x.iter().zip(y) {
+                        let z = affine(*x);
+                        *y = z * sigmoid(z);
+                    }
+                } else {
+                    x.iter().zip(y).for_each(|(x, y)| *y = affine(*x));
+                }
+            }
+        });
+    });
+    tensor(y, x.shape())
+}
+
+/// The gradient of [`groups`] by `x`.
+pub(super) fn groups_gradient(
+    x: &Flat,
+    dy: &Flat,
+    gamma: &Flat,
+    beta: &Flat,
+    groups: usize,
+    eps: f64,
+    act: bool,
+) -> Flat {
+    let [_, channels, height, width] = x.shape().dims();
+    let [x_, dy, gamma, beta] = [x, dy, gamma, beta].map(Flat::to_contiguous);
+    let (x_, dy, gamma, beta) = (values(&x_), values(&dy), values(&gamma), values(&beta));
+    let (pixels, share) = (height * width, channels / groups);
+    let size = share * pixels;
+    let mut dx = vec![0.0; x_.len()];
+    let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).enumerate().collect();
+    run(tasks, 2 * WORK * x_.len(), |(i, ((x, dy), dx))| {
+        let first = i % groups * share;
+        vectorized(|| {
+            let (mean, rstd) = statistics(x, eps);
+            let maps = x.chunks(pixels).zip(dy.chunks(pixels)).zip(dx.chunks_mut(pixels));
+            for (c, ((x, dy), g)) in maps.enumerate() {
+                let (gamma, beta) = (gamma[first + c], beta[first + c]);
+                if act {
+                    for ((x, dy), g) in x.iter().zip(dy).zip(g) {
+                        let z = (x - mean) * (gamma * rstd) + beta;
+                        let s = sigmoid(z);
+                        *g = gamma * dy * (s + z * s * (1.0 - s));
+                    }
+                } else {
+                    dy.iter().zip(g).for_each(|(dy, g)| *g = gamma * dy);
+                }
+            }
+            pull_back(dx, x, mean, rstd);
+        });
+    });
+    tensor(dx, x.shape())
+}
+
+/// `rstd (g - mean(g) - xhat mean(g xhat))` in the place of `g`.
+#[inline(always)]
+fn pull_back(g: &mut [f32], x: &[f32], mean: f32, rstd: f32) {
+    let count = g.len() as f64;
+    let level = (sum(g, |g| g) / count) as f32;
+    let along = (sum_of_pairs(g, x, |g, x| g * ((x - mean) * rstd)) / count) as f32;
+    for (g, x) in g.iter_mut().zip(x) {
+        *g = rstd * (*g - level - (x - mean) * rstd * along);
+    }
+}
+
+/// Layer norm over the last axis.
+pub(super) fn rows(x: &Flat, gamma: &Flat, beta: &Flat, eps: f64) -> Flat {
+    let [x_, gamma, beta] = [x, gamma, beta].map(Flat::to_contiguous);
+    let (x_, gamma, beta) = (values(&x_), values(&gamma), values(&beta));
+    let width = gamma.len();
+    let mut y = vec![0.0; x_.len()];
+    let size = width * rows_a_task(x_.len() / width, WORK * width);
+    let tasks = x_.chunks(size).zip(y.chunks_mut(size)).collect();
+    run(tasks, WORK * x_.len(), |(x, y)| {
+        vectorized(|| {
+            for (x, y) in x.chunks(width).zip(y.chunks_mut(width)) {
+                let (mean, rstd) = statistics(x, eps);
+                for ((x, y), (gamma, beta)) in x.iter().zip(y).zip(gamma.iter().zip(beta)) {
+                    *y = (x - mean) * rstd * gamma + beta;
+                }
+            }
+        });
+    });
+    tensor(y, x.shape())
+}
+
+/// The gradient of [`rows`] by `x`.
+pub(super) fn rows_gradient(x: &Flat, dy: &Flat, gamma: &Flat, eps: f64) -> Flat {
+    let [x_, dy, gamma] = [x, dy, gamma].map(Flat::to_contiguous);
+    let (x_, dy, gamma) = (values(&x_), values(&dy), values(&gamma));
+    let width = gamma.len();
+    let mut dx = vec![0.0; x_.len()];
+    let size = width * rows_a_task(x_.len() / width, 2 * WORK * width);
+    let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).collect();
+    run(tasks, 2 * WORK * x_.len(), |((x, dy), dx)| {
+        vectorized(|| {
+            let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
+            for ((x, dy), dx) in rows {
+                let (mean, rstd) = statistics(x, eps);
+                for ((g, dy), gamma) in dx.iter_mut().zip(dy).zip(gamma) {
+                    *g = gamma * dy;
+                }
+                pull_back(dx, x, mean, rstd);
+            }
+        });
+    });
+    tensor(dx, x.shape())
+}

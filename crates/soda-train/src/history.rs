@@ -1,0 +1,99 @@
+//! What a run measured while it went on: `loss.csv`, and the lines of the report.
+
+use std::fmt::Write as _;
+
+/// A step as it was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// The loss of its samples, before it.
+    pub loss: f32,
+    /// Norm of the gradient over all parameters, before clipping.
+    pub grad_norm: f32,
+    /// Learning rate of the rotations.
+    pub rotation_lr: f32,
+    /// Learning rate of everything flat.
+    pub flat_lr: f32,
+}
+
+/// The validation loss after some steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// Steps done.
+    pub step: usize,
+    /// The loss.
+    pub loss: f32,
+}
+
+/// Everything measured so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// Every step.
+    pub steps: Vec<Step>,
+    /// The validation, in the order of the steps.
+    pub validation: Vec<Measured>,
+}
+
+impl History {
+    /// A line a step. The validation loss stands on the line of the step after which it was measured; that of
+    /// the untouched network on a line of step 0.
+    pub(crate) fn csv(&self) -> String {
+        let mut text = "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss\n".to_owned();
+        let validation = |step: usize| {
+            let measured = self.validation.iter().find(|measured| measured.step == step);
+            measured.map_or_else(String::new, |measured| measured.loss.to_string())
+        };
+        // Writing to a String cannot fail.
+        if self.validation.first().is_some_and(|first| first.step == 0) {
+            let _ = writeln!(text, "0,,,,,{}", validation(0));
+        }
+        for (index, Step { loss, grad_norm, rotation_lr, flat_lr }) in self.steps.iter().enumerate()
+        {
+            let (step, validation) = (index + 1, validation(index + 1));
+            let _ =
+                writeln!(text, "{step},{loss},{grad_norm},{rotation_lr},{flat_lr},{validation}");
+        }
+        text
+    }
+
+    /// The loss of every step.
+    pub fn losses(&self) -> Vec<f32> {
+        self.steps.iter().map(|step| step.loss).collect()
+    }
+}
+
+/// Steps averaged for a smooth line; diffusion losses jump with the timestep drawn.
+pub(crate) const WINDOW: usize = 20;
+
+/// Mean of each value and up to `WINDOW - 1` before it.
+pub(crate) fn running_mean(values: &[f32]) -> Vec<f32> {
+    (0..values.len())
+        .map(|end| {
+            let window = &values[(end + 1).saturating_sub(WINDOW)..=end];
+            window.iter().sum::<f32>() / window.len() as f32
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_of_a_constant_is_that_constant_and_it_lags_a_step() {
+        assert_eq!(running_mean(&[2.0; 50]), vec![2.0; 50]);
+        let mut step = vec![0.0; 30];
+        step.extend([1.0; 30]);
+        let mean = running_mean(&step);
+        assert_eq!((mean[29], mean[30], mean[49]), (0.0, 0.05, 1.0));
+    }
+
+    #[test]
+    fn a_table_has_the_validation_where_it_was_measured() {
+        let step = |loss| Step { loss, grad_norm: 2.0, rotation_lr: 0.5, flat_lr: 0.25 };
+        let validation = [(0, 0.75), (2, 0.5)].map(|(step, loss)| Measured { step, loss }).to_vec();
+        let history = History { steps: vec![step(1.0), step(0.5)], validation };
+        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss\n\
+                        0,,,,,0.75\n1,1,2,0.5,0.25,\n2,0.5,2,0.5,0.25,0.5\n";
+        assert_eq!(history.csv(), expected);
+    }
+}

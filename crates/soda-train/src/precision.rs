@@ -1,0 +1,48 @@
+//! In which precision the network computes.
+//!
+//! Decompositions are made from the weights in f32, and the adapter stays in f32; what is cast is the frozen
+//! base, and what goes through it.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
+use soda_models::unet::Unet;
+
+/// Precision of the network.
+///
+/// f16 is not among them: gradients below 6e-8 would vanish, and nothing scales the loss against that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single.
+    #[default]
+    F32,
+    /// The range of f32 with eight bits of mantissa: half the memory, and quick on cards that have it.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether `device` computes in it.
+    pub(crate) fn is_supported(self, device: &Device) -> bool {
+        match self {
+            Self::F32 => true,
+            Self::Bf16 => device.supports_dtype(FloatDType::BF16),
+        }
+    }
+
+    /// `unet`, not yet adapted, in this precision.
+    pub fn of(self, unet: Unet) -> Unet {
+        match self {
+            Self::F32 => unet,
+            Self::Bf16 => unet.map(&mut Cast(FloatDType::BF16)),
+        }
+    }
+}
+
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value.cast(self.0))
+    }
+}

@@ -1,0 +1,15 @@
+//! Random streams of one seed. Each use has its own, so that a new one changes no other; samples use small
+//! stream numbers, which these stay clear of.
+
+pub(crate) const ORDER: u64 = 1 << 40;
+pub(crate) const TIMESTEP: u64 = 2 << 40;
+pub(crate) const NOISE: u64 = 3 << 40;
+pub(crate) const POSTERIOR: u64 = 4 << 40;
+pub(crate) const OFFSET: u64 = 5 << 40;
+pub(crate) const CLASS_ORDER: u64 = 6 << 40;
+pub(crate) const CLASS_POSTERIOR: u64 = 7 << 40;
+pub(crate) const VARIANT: u64 = 8 << 40;
+pub(crate) const CROP: u64 = 9 << 40;
+pub(crate) const TAGS: u64 = 10 << 40;
+pub(crate) const VALIDATION: u64 = 11 << 40;
+pub(crate) const HELD_OUT: u64 = 12 << 40;

@@ -1,0 +1,107 @@
+//! The validation loss: the plain squared error of fixed pictures at fixed noise and timesteps.
+
+use burn::tensor::{Int, Tensor};
+use soda_models::noise::gaussian;
+use soda_models::scheduler::Ddpm;
+use soda_models::unet::Unet;
+
+use crate::batch::Batch;
+use crate::config::TrainConfig;
+use crate::encode::Encoded;
+use crate::loss::value;
+use crate::streams;
+
+/// What is measured, ready.
+pub(crate) struct Validation {
+    batches: Vec<Batch>,
+}
+
+impl Validation {
+    /// The first variant of every example in `data` at `config.validation.timesteps` timesteps, each the
+    /// middle of its share of those that are trained. The latents are the likeliest, the noise is the seed's.
+    pub(crate) fn new(data: &Encoded, schedule: &Ddpm, config: &TrainConfig) -> Self {
+        let rows = data.first_rows();
+        let (latents, condition) = (data.likeliest(&rows), data.condition(&rows));
+        let (device, count) = (data.device(), rows.len());
+        let [first, end] =
+            config.objective.timesteps.unwrap_or([0, schedule.num_train_timesteps()]);
+        let shares = config.validation.timesteps;
+        let mut batches = Vec::new();
+        for share in 0..shares {
+            let t = first + (end - first) * (2 * share + 1) / (2 * shares);
+            let stream = streams::VALIDATION + share as u64;
+            let noise = gaussian(config.seed, stream, latents.dims(), &device);
+            let timesteps = Tensor::<1, Int>::full([count], t as i64, &device);
+            let batch = Batch {
+                noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
+                target: schedule.target(latents.clone(), noise, timesteps.clone()),
+                condition: condition.clone(),
+                weight: Tensor::full([count], 1.0 / (count * shares) as f64, &device),
+                timesteps,
+            };
+            batches.extend(batch.parts(count.div_ceil(config.batch_size)));
+        }
+        Self { batches }
+    }
+
+    /// The mean over pictures and timesteps.
+    pub(crate) fn loss(&self, unet: &Unet) -> f32 {
+        self.batches.iter().map(|batch| value(unet, batch)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::path::Path;
+
+    use soda_models::pipeline::Pipeline;
+
+    use super::*;
+    use crate::config::{preset, set};
+    use crate::dataset::Dataset;
+
+    /// Against the definition, sample by sample. 1e-5: batches add in another order.
+    #[test]
+    fn the_loss_is_the_mean_of_the_samples_own() {
+        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
+        let mut table = preset("toybox").unwrap();
+        for setting in [
+            "base=b",
+            "data=d",
+            "batch_size=2",
+            "validation.timesteps=2",
+            "objective.timesteps=[100, 500]",
+        ] {
+            set(&mut table, setting).unwrap();
+        }
+        let config = TrainConfig::from_table(table).unwrap();
+        let device = Default::default();
+        let pipeline = Pipeline::load(&toybox.join("base"), &device).unwrap();
+        let examples = Dataset::read(&toybox.join("subjects/castle_mug"), None).unwrap().examples;
+        let data = Encoded::new(&pipeline, &examples[..3], &config.augment, 0, &device).unwrap();
+        let schedule = pipeline.noise_schedule();
+        let validation = Validation::new(&data, &schedule, &config);
+        let found = validation.loss(&pipeline.unet);
+        assert_eq!(found, Validation::new(&data, &schedule, &config).loss(&pipeline.unet));
+
+        let mut sum = 0.0;
+        let latents = data.likeliest(&data.first_rows());
+        let text = data.condition(&data.first_rows()).text;
+        for (share, t) in [(0, 200), (1, 400)] {
+            let noise: Tensor<4> =
+                gaussian(config.seed, streams::VALIDATION + share, latents.dims(), &device);
+            let alpha = schedule.schedule.snr(t) / (1.0 + schedule.schedule.snr(t));
+            for row in 0..3 {
+                let [x, e] = [&latents, &noise].map(|tensor| tensor.clone().narrow(0, row, 1));
+                let noisy = x.mul_scalar(alpha.sqrt()) + e.clone().mul_scalar((1.0 - alpha).sqrt());
+                let timestep = Tensor::<1>::full([1], t as f64, &device);
+                let told = text.clone().narrow(0, row, 1);
+                let error = pipeline.unet.forward(noisy, timestep, told) - e;
+                sum += error.square().mean().into_scalar::<f32>() / 6.0;
+            }
+        }
+        assert!((found - sum).abs() < 1e-5 * sum, "{found} for {sum}");
+    }
+}

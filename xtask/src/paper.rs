@@ -1,0 +1,24 @@
+//! The standing experiment: every method on the bundled subjects.
+
+use crate::run::{Outcome, cargo};
+
+/// `soda compare` on `examples/compare/paper.toml`, with `--quick` on `quick.toml`, as many runs at once as there are
+/// cores. Goes on where it stopped.
+pub(crate) fn paper(args: &[String]) -> Outcome {
+    let (quick, options): (Vec<_>, Vec<_>) = args.iter().partition(|arg| *arg == "--quick");
+    let name = if quick.is_empty() { "paper" } else { "quick" };
+    let plan = format!("examples/compare/{name}.toml");
+    let out = format!("comparisons/{name}");
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    let mut all =
+        vec!["run", "--quiet", "--release", "--package", "soda-cli", "--bin", "soda", "--"];
+    all.extend(["compare", &plan]);
+    for (option, value) in [("--out", &out), ("--jobs", &jobs)] {
+        let given = |arg: &&String| *arg == option || arg.starts_with(&format!("{option}="));
+        if !options.iter().any(given) {
+            all.extend([option, value]);
+        }
+    }
+    all.extend(options.into_iter().map(String::as_str));
+    cargo(&all)
+}

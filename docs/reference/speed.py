@@ -1,7 +1,8 @@
-"""diffusers' generation with the bundled model, for comparison with `cargo bench --bench generate`.
+"""Generation with the bundled model, `cargo bench --bench generate` and diffusers in turns.
 
     pip install torch diffusers transformers
-    python docs/reference/speed.py [threads]
+    cargo bench --workspace --bench generate --no-run
+    python docs/reference/speed.py EXECUTABLE THREADS ROUNDS
 """
 
 import sys
@@ -11,24 +12,27 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
+from beside import bench, pairs
+
 MODEL = Path(__file__).resolve().parents[2] / "examples/toybox/base"
-ROUNDS, STEPS = 5, 30
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        torch.set_num_threads(int(sys.argv[1]))
+    executable, threads, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(threads)
     pipeline = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    print(f"{torch.get_num_threads()} threads, {STEPS} steps, guidance 5, fastest of {ROUNDS}")
+
+    def theirs(batch: int) -> float:
+        start = time.perf_counter()
+        pipeline(["a photo of a red mug"] * batch, num_inference_steps=30, guidance_scale=5.0)
+        return time.perf_counter() - start
+
     for batch in [1, 8]:
-        times = []
-        for _ in range(ROUNDS + 1):
-            start = time.perf_counter()
-            pipeline(["a photo of a red mug"] * batch, num_inference_steps=STEPS, guidance_scale=5.0)
-            times.append(time.perf_counter() - start)
         # The first one allocates.
-        print(f"batch {batch}: {min(times[1:]):.3f} s")
+        theirs(batch)
+        ours = lambda: bench(executable, f"generate::generate::{batch}", 1, threads)
+        pairs(f"{threads} threads, batch {batch}, 30 steps", ours, lambda: theirs(batch), rounds)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,28 @@ fn convolutions() {
     }
 }
 
+/// Maps that do not fit into a tile of the CPU's, and ones so small that it takes several samples together.
+#[test]
+fn large_and_small_maps() {
+    for (stride, padding, shape) in [
+        (1, 1, [2, 32, 41, 37]),
+        (2, 1, [1, 32, 83, 70]),
+        (1, 0, [5, 32, 6, 7]),
+        (2, 1, [7, 32, 9, 8]),
+    ] {
+        let layer = Conv2dConfig::new([32, 8], [3, 3])
+            .with_stride([stride, stride])
+            .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
+            .init(&Device::flex());
+        same(
+            &format!("conv of {shape:?}"),
+            [random(shape)],
+            |[x], dtype| conv2d(&frozen(&layer, dtype, &Device::default()), x),
+            |[x]| frozen(&layer, FloatDType::F32, &Device::flex()).forward(x),
+        );
+    }
+}
+
 #[test]
 fn a_convolution_that_is_trained_gets_its_gradient() {
     let layer = Conv2dConfig::new([4, 6], [3, 3])
@@ -187,7 +209,10 @@ fn attentions() {
         softmax(q.matmul(k.swap_dims(2, 3)).mul_scalar(scale), 3).matmul(v)
     };
     let ours = |[q, k, v]: [Tensor<4>; 3], _| attention(q, k, v);
-    for (b, heads, n, m, d) in [(2, 3, 10, 10, 8), (1, 2, 33, 77, 40), (2, 4, 16, 200, 16)] {
+    // The last one is of several blocks of queries, the last of them smaller.
+    for (b, heads, n, m, d) in
+        [(2, 3, 10, 10, 8), (1, 2, 33, 77, 40), (2, 4, 16, 200, 16), (1, 2, 300, 301, 8)]
+    {
         let kv = || random([b, heads, m, d]);
         same("attention", [random([b, heads, n, d]), kv(), kv()], ours, plain);
     }

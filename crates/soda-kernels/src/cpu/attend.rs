@@ -38,11 +38,13 @@ pub(super) fn attend(q: Flat, k: Flat, v: Flat, scale: f32) -> Flat {
                 let i = sample * heads + head;
                 let queries = q.get(i).subrows(first, rows);
                 softmax(scores, norms, queries, k.get(i), scale);
-                let mut out = spaced_rows_of_mut(&mut out[head * d..], rows, d, width);
                 let weights = rows_of(scores, rows, m);
-                multiply(out.as_mut(), Accum::Replace, 1.0, weights, v.get(i));
-                for (row, norm) in out.row_iter_mut().zip(norms.iter()) {
-                    row.iter_mut().for_each(|x| *x *= norm);
+                let part = spaced_rows_of_mut(&mut out[head * d..], rows, d, width);
+                multiply(part, Accum::Replace, 1.0, weights, v.get(i));
+                for (row, norm) in out.chunks_mut(width).zip(norms.iter()) {
+                    for x in &mut row[head * d..][..d] {
+                        *x *= norm;
+                    }
                 }
             }
         });
@@ -70,14 +72,21 @@ pub(super) fn gradient(q: Flat, k: Flat, v: Flat, grad: Flat, scale: f32) -> [Fl
                 softmax(p, &mut norms[..rows], queries, k.get(i), scale);
                 let values = v.get(i).transpose();
                 multiply(rows_of_mut(dp, rows, m), Accum::Replace, 1.0, grad, values);
-                vectorized(|| {
-                    let each = p.chunks_mut(m).zip(dp.chunks_mut(m)).zip(norms.iter());
-                    for ((p, dp), norm) in each {
-                        p.iter_mut().for_each(|p| *p *= norm);
-                        let mean = sum_of_pairs(p, dp, |p, dp| p * dp) as f32;
-                        p.iter().zip(dp).for_each(|(p, dp)| *dp = p * (*dp - mean));
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let each = p.chunks_mut(m).zip(dp.chunks_mut(m)).zip(norms.iter());
+                        for ((p, dp), norm) in each {
+                            for p in p.iter_mut() {
+                                *p *= norm;
+                            }
+                            let mean = sum_of_pairs(p, dp, |p, dp| p * dp) as f32;
+                            for (p, dp) in p.iter().zip(dp) {
+                                *dp = p * (*dp - mean);
+                            }
+                        }
+                    },
+                );
                 let (p, ds) = (rows_of(p, rows, m), rows_of(dp, rows, m));
                 multiply(rows_of_mut(dq, rows, d), Accum::Replace, scale, ds, k.get(i));
                 multiply(rows_of_mut(dk, m, d), Accum::Add, scale, ds.transpose(), queries);
@@ -103,15 +112,22 @@ fn softmax(
 ) {
     let (rows, keys) = (q.nrows(), k.nrows());
     multiply(rows_of_mut(scores, rows, keys), Accum::Replace, scale, q, k.transpose());
-    vectorized(|| {
-        for row in scores.chunks_mut(keys) {
-            let largest = max(row);
-            row.iter_mut().for_each(|s| *s -= largest);
-        }
-        // All rows as one, since few are a multiple of a vector long.
-        scores.iter_mut().for_each(|s| *s = exp(*s));
-        for (row, norm) in scores.chunks(keys).zip(norms) {
-            *norm = (sum(row, |p| p) as f32).recip();
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in scores.chunks_mut(keys) {
+                let largest = max(row);
+                for s in row {
+                    *s -= largest;
+                }
+            }
+            // All rows as one, since few are a multiple of a vector long.
+            for s in scores.iter_mut() {
+                *s = exp(*s);
+            }
+            for (row, norm) in scores.chunks(keys).zip(norms) {
+                *norm = (sum(row, |p| p) as f32).recip();
+            }
+        },
+    );
 }

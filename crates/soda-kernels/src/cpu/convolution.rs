@@ -14,6 +14,7 @@ use burn::tensor::ops::ConvOptions;
 use faer::{Accum, MatMut};
 
 use super::dense::{Flat, multiply, rows_of, rows_of_mut, run, scratch, tensor, values};
+use super::vector::vectorized;
 
 /// As many numbers are in the columns of a tile, where that is at least a row of pixels: one MiB.
 const TILE: usize = 1 << 18;
@@ -120,6 +121,7 @@ impl Sizes {
     }
 
     /// For each run of pixels of a row: where it is in columns of `stride` numbers, and where in the band.
+    #[inline(always)]
     fn runs(&self, rows: usize, stride: usize, mut f: impl FnMut(Range<usize>, Range<usize>)) {
         let ([kh, kw], out, width) = (self.kernel, self.out[1], self.band_width());
         let map = self.band_rows(rows) * width;
@@ -137,38 +139,49 @@ impl Sizes {
     /// Writes the columns of a band.
     fn gather(&self, band: &[f32], rows: usize, columns: &mut [f32], stride: usize) {
         let step = self.stride[1];
-        self.runs(rows, stride, |column, seen| {
-            let (column, seen) = (&mut columns[column], &band[seen]);
-            match column.len() {
-                _ if step > 1 => {
-                    column.iter_mut().zip(seen.iter().step_by(step)).for_each(|(x, y)| *x = *y);
+        self.runs(
+            rows,
+            stride,
+            #[inline(always)]
+            |column, seen| {
+                let (column, seen) = (&mut columns[column], &band[seen]);
+                match column.len() {
+                    _ if step > 1 => {
+                        column.iter_mut().zip(seen.iter().step_by(step)).for_each(|(x, y)| *x = *y);
+                    }
+                    // The lengths of small latents, as moves instead of calls.
+                    4 => copy::<4>(column, seen),
+                    8 => copy::<8>(column, seen),
+                    16 => copy::<16>(column, seen),
+                    32 => copy::<32>(column, seen),
+                    _ => column.copy_from_slice(seen),
                 }
-                // The lengths of small latents, as moves instead of calls.
-                4 => copy::<4>(column, seen),
-                8 => copy::<8>(column, seen),
-                16 => copy::<16>(column, seen),
-                32 => copy::<32>(column, seen),
-                _ => column.copy_from_slice(seen),
-            }
-        });
+            },
+        );
     }
 
     /// Adds columns to the band that they are of.
+    #[inline(always)]
     fn scatter(&self, columns: &[f32], stride: usize, rows: usize, band: &mut [f32]) {
         let step = self.stride[1];
-        self.runs(rows, stride, |column, seen| {
-            let (column, seen) = (&columns[column], &mut band[seen]);
-            match column.len() {
-                _ if step > 1 => {
-                    seen.iter_mut().step_by(step).zip(column).for_each(|(x, y)| *x += *y);
+        self.runs(
+            rows,
+            stride,
+            #[inline(always)]
+            |column, seen| {
+                let (column, seen) = (&columns[column], &mut band[seen]);
+                match column.len() {
+                    _ if step > 1 => {
+                        seen.iter_mut().step_by(step).zip(column).for_each(|(x, y)| *x += *y);
+                    }
+                    4 => add::<4>(seen, column),
+                    8 => add::<8>(seen, column),
+                    16 => add::<16>(seen, column),
+                    32 => add::<32>(seen, column),
+                    _ => seen.iter_mut().zip(column).for_each(|(x, y)| *x += *y),
                 }
-                4 => add::<4>(seen, column),
-                8 => add::<8>(seen, column),
-                16 => add::<16>(seen, column),
-                32 => add::<32>(seen, column),
-                _ => seen.iter_mut().zip(column).for_each(|(x, y)| *x += *y),
-            }
-        });
+            },
+        );
     }
 }
 
@@ -289,7 +302,11 @@ pub(super) fn gradient(
                 let band = &mut band[..sizes.band(rows.len())];
                 for (i, dx) in dx.chunks_mut(size).enumerate() {
                     band.fill(0.0);
-                    sizes.scatter(&columns[i * count..], stride, rows.len(), band);
+                    let columns = &columns[i * count..];
+                    vectorized(
+                        #[inline(always)]
+                        || sizes.scatter(columns, stride, rows.len(), band),
+                    );
                     sizes.add_band(band, &rows, dx);
                 }
             }

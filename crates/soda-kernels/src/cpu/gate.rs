@@ -20,14 +20,17 @@ pub(super) fn forward(x: &Flat) -> Flat {
     let rows = rows_a_task(y.len() / half, WORK * half);
     let tasks = x.chunks(2 * half * rows).zip(y.chunks_mut(half * rows)).collect();
     run(tasks, WORK * x.len() / 2, |(x, y)| {
-        vectorized(|| {
-            for (x, y) in x.chunks(2 * half).zip(y.chunks_mut(half)) {
-                let (a, b) = x.split_at(half);
-                for ((a, b), y) in a.iter().zip(b).zip(y) {
-                    *y = a * b * normal(*b);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (x, y) in x.chunks(2 * half).zip(y.chunks_mut(half)) {
+                    let (a, b) = x.split_at(half);
+                    for ((a, b), y) in a.iter().zip(b).zip(y) {
+                        *y = a * b * normal(*b);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     tensor(y, shape)
 }
@@ -43,17 +46,22 @@ pub(super) fn gradient(x: &Flat, dy: &Flat) -> Flat {
     let size = 2 * half * rows;
     let tasks = x.chunks(size).zip(dy.chunks(size / 2)).zip(dx.chunks_mut(size)).collect();
     run(tasks, 2 * WORK * dy.len(), |((x, dy), dx)| {
-        vectorized(|| {
-            let rows = x.chunks(2 * half).zip(dy.chunks(half)).zip(dx.chunks_mut(2 * half));
-            for ((x, dy), dx) in rows {
-                let ((a, b), (da, db)) = (x.split_at(half), dx.split_at_mut(half));
-                for (((a, b), dy), (da, db)) in a.iter().zip(b).zip(dy).zip(da.iter_mut().zip(db)) {
-                    let p = normal(*b);
-                    *da = dy * b * p;
-                    *db = dy * a * (p + b * normal_density(*b));
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = x.chunks(2 * half).zip(dy.chunks(half)).zip(dx.chunks_mut(2 * half));
+                for ((x, dy), dx) in rows {
+                    let ((a, b), (da, db)) = (x.split_at(half), dx.split_at_mut(half));
+                    for (((a, b), dy), (da, db)) in
+                        a.iter().zip(b).zip(dy).zip(da.iter_mut().zip(db))
+                    {
+                        let p = normal(*b);
+                        *da = dy * b * p;
+                        *db = dy * a * (p + b * normal_density(*b));
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     tensor(dx, shape)
 }

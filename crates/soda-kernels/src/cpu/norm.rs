@@ -34,21 +34,23 @@ pub(super) fn groups(
     let tasks = x_.chunks(share * pixels).zip(y.chunks_mut(share * pixels)).enumerate().collect();
     run(tasks, WORK * x_.len(), |(i, (x, y))| {
         let first = i % groups * share;
-        vectorized(|| {
-            let (mean, rstd) = statistics(x, eps);
-            for (c, (x, y)) in x.chunks(pixels).zip(y.chunks_mut(pixels)).enumerate() {
-                let (gamma, beta) = (gamma[first + c] * rstd, beta[first + c]);
-                let affine = |x: f32| (x - mean) * gamma + beta;
-                if act {
-                    for (x, y) in x.iter().zip(y) {
-                        let z = affine(*x);
-                        *y = z * sigmoid(z);
+        vectorized(
+            #[inline(always)]
+            || {
+                let (mean, rstd) = statistics(x, eps);
+                for (c, (x, y)) in x.chunks(pixels).zip(y.chunks_mut(pixels)).enumerate() {
+                    let (gamma, beta) = (gamma[first + c] * rstd, beta[first + c]);
+                    for (x, y) in x.iter().zip(y.iter_mut()) {
+                        *y = (x - mean) * gamma + beta;
                     }
-                } else {
-                    x.iter().zip(y).for_each(|(x, y)| *y = affine(*x));
+                    if act {
+                        for y in y {
+                            *y *= sigmoid(*y);
+                        }
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     tensor(y, x.shape())
 }
@@ -72,23 +74,28 @@ pub(super) fn groups_gradient(
     let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).enumerate().collect();
     run(tasks, 2 * WORK * x_.len(), |(i, ((x, dy), dx))| {
         let first = i % groups * share;
-        vectorized(|| {
-            let (mean, rstd) = statistics(x, eps);
-            let maps = x.chunks(pixels).zip(dy.chunks(pixels)).zip(dx.chunks_mut(pixels));
-            for (c, ((x, dy), g)) in maps.enumerate() {
-                let (gamma, beta) = (gamma[first + c], beta[first + c]);
-                if act {
-                    for ((x, dy), g) in x.iter().zip(dy).zip(g) {
-                        let z = (x - mean) * (gamma * rstd) + beta;
-                        let s = sigmoid(z);
-                        *g = gamma * dy * (s + z * s * (1.0 - s));
+        vectorized(
+            #[inline(always)]
+            || {
+                let (mean, rstd) = statistics(x, eps);
+                let maps = x.chunks(pixels).zip(dy.chunks(pixels)).zip(dx.chunks_mut(pixels));
+                for (c, ((x, dy), g)) in maps.enumerate() {
+                    let (gamma, beta) = (gamma[first + c], beta[first + c]);
+                    if act {
+                        for ((x, dy), g) in x.iter().zip(dy).zip(g) {
+                            let z = (x - mean) * (gamma * rstd) + beta;
+                            let s = sigmoid(z);
+                            *g = gamma * dy * (s + z * s * (1.0 - s));
+                        }
+                    } else {
+                        for (dy, g) in dy.iter().zip(g) {
+                            *g = gamma * dy;
+                        }
                     }
-                } else {
-                    dy.iter().zip(g).for_each(|(dy, g)| *g = gamma * dy);
                 }
-            }
-            pull_back(dx, x, mean, rstd);
-        });
+                pull_back(dx, x, mean, rstd);
+            },
+        );
     });
     tensor(dx, x.shape())
 }
@@ -113,14 +120,17 @@ pub(super) fn rows(x: &Flat, gamma: &Flat, beta: &Flat, eps: f64) -> Flat {
     let size = width * rows_a_task(x_.len() / width, WORK * width);
     let tasks = x_.chunks(size).zip(y.chunks_mut(size)).collect();
     run(tasks, WORK * x_.len(), |(x, y)| {
-        vectorized(|| {
-            for (x, y) in x.chunks(width).zip(y.chunks_mut(width)) {
-                let (mean, rstd) = statistics(x, eps);
-                for ((x, y), (gamma, beta)) in x.iter().zip(y).zip(gamma.iter().zip(beta)) {
-                    *y = (x - mean) * rstd * gamma + beta;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (x, y) in x.chunks(width).zip(y.chunks_mut(width)) {
+                    let (mean, rstd) = statistics(x, eps);
+                    for ((x, y), (gamma, beta)) in x.iter().zip(y).zip(gamma.iter().zip(beta)) {
+                        *y = (x - mean) * rstd * gamma + beta;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     tensor(y, x.shape())
 }
@@ -134,16 +144,19 @@ pub(super) fn rows_gradient(x: &Flat, dy: &Flat, gamma: &Flat, eps: f64) -> Flat
     let size = width * rows_a_task(x_.len() / width, 2 * WORK * width);
     let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).collect();
     run(tasks, 2 * WORK * x_.len(), |((x, dy), dx)| {
-        vectorized(|| {
-            let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
-            for ((x, dy), dx) in rows {
-                let (mean, rstd) = statistics(x, eps);
-                for ((g, dy), gamma) in dx.iter_mut().zip(dy).zip(gamma) {
-                    *g = gamma * dy;
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
+                for ((x, dy), dx) in rows {
+                    let (mean, rstd) = statistics(x, eps);
+                    for ((g, dy), gamma) in dx.iter_mut().zip(dy).zip(gamma) {
+                        *g = gamma * dy;
+                    }
+                    pull_back(dx, x, mean, rstd);
                 }
-                pull_back(dx, x, mean, rstd);
-            }
-        });
+            },
+        );
     });
     tensor(dx, x.shape())
 }

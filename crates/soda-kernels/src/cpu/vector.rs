@@ -6,7 +6,8 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
-/// Runs `work` compiled for the widest vectors that this processor has.
+/// Runs `work` compiled for the vectors that this processor has. It must be `#[inline(always)]`: what is called from
+/// it and not inlined is compiled for the least of processors.
 #[inline(always)]
 pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
@@ -166,7 +167,14 @@ mod tests {
 
     #[test]
     fn functions_are_within_the_ulps_that_they_state() {
-        let vector = |f: fn(f32) -> f32| move |x| vectorized(|| f(x));
+        let vector = |f: fn(f32) -> f32| {
+            move |x| {
+                vectorized(
+                    #[inline(always)]
+                    || f(x),
+                )
+            }
+        };
         assert!(ulps(-87.0, 0.0, 1.7e-3, vector(exp), f64::exp) < 2.0);
         assert!(ulps(-80.0, 80.0, 1.3e-3, vector(sigmoid), |x| 1.0 / (1.0 + (-x).exp())) < 4.0);
         assert!(ulps(-6.0, 6.0, 1.1e-4, vector(erf), exact_erf) < 3.0);

@@ -1,0 +1,60 @@
+//! A step of training on the bundled model: LoRA of rank 4 on all attention projections, batch 5, the settings of
+//! `soda train --method lora`.
+//!
+//! `docs/reference/train_speed.py` measures the same with diffusers and PEFT; run both with the same number of threads
+//! (`RAYON_NUM_THREADS`), in turns.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use divan::Bencher;
+use soda_adapters::Method as _;
+use soda_models::config;
+use soda_models::noise::gaussian;
+use soda_models::unet::UnetConfig;
+use soda_models::weights;
+use soda_train::{Batch, TrainConfig, Trainer, preset, set};
+
+const BATCH: usize = 5;
+
+fn main() {
+    divan::main();
+}
+
+fn settings() -> TrainConfig {
+    let mut table = preset("toybox").expect("a preset");
+    // The command line's choice for a CPU: a part of the batch a core.
+    let shards = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let shards =
+        std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(shards);
+    let shards = format!("shards={}", shards.clamp(1, BATCH));
+    for setting in ["base=b", "data=d", "method=lora", "method.rank=4", "batch_size=5", &shards] {
+        set(&mut table, setting).expect("a setting");
+    }
+    TrainConfig::from_table(table).expect("a configuration")
+}
+
+fn batch(device: &Device) -> Batch {
+    let steps: Vec<i32> = vec![17, 250, 500, 733, 999];
+    Batch {
+        noisy: gaussian(0, 0, [BATCH, 4, 16, 16], device),
+        target: gaussian(0, 1, [BATCH, 4, 16, 16], device),
+        text: gaussian(0, 2, [BATCH, 77, 160], device),
+        timesteps: Tensor::<1, Int>::from_data(TensorData::new(steps, [BATCH]), device),
+        weight: Tensor::full([BATCH], 1.0 / BATCH as f64, device),
+    }
+}
+
+#[divan::bench(sample_count = 30)]
+fn step(bencher: Bencher) {
+    let device = Device::default();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/toybox/base/unet");
+    let unet: UnetConfig = config::read(&folder.join("config.json")).expect("the bundled model");
+    let weights = folder.join("diffusion_pytorch_model.safetensors");
+    let unet = weights::load(unet.init(&device), &weights).expect("the bundled model");
+    let config = settings();
+    let plan = config.method.plan(&config.targets, &unet).expect("a plan");
+    let mut trainer = Trainer::new(plan.attach(unet), &config.method, &config).expect("threads");
+    let batch = batch(&device);
+    bencher.bench_local(|| trainer.step_on(&batch).expect("a finite loss"));
+}

@@ -50,6 +50,11 @@ proptest! {
             finite("s", &svd.s);
             finite("vt", &svd.vt);
         }
+        for svd in Svd::thin_batch_in_products(&[a.clone(), b.clone(), a.clone()]).iter().flatten() {
+            finite("u", &svd.u);
+            finite("s", &svd.s);
+            finite("vt", &svd.vt);
+        }
         if let Ok(qr) = Qr::thin(&a) {
             finite("q", &qr.q);
             finite("r", &qr.r);

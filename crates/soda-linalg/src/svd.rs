@@ -69,23 +69,7 @@ impl Svd {
     /// the bidiagonal leaves cores idle.
     pub fn thin_batch(matrices: &[Tensor<2>]) -> Vec<Result<Self, LinalgError>> {
         let large = |a: &Tensor<2>| a.dims().into_iter().min() >= Some(IN_PRODUCTS);
-        let worthwhile = |a: &Tensor<2>| large(a) && soda_kernels::has_library(a);
-        let large: Vec<&Tensor<2>> = matrices.iter().filter(|a| worthwhile(a)).collect();
-        let mut found = stacks::decompose(&large).into_iter();
-        let found: Vec<Option<Self>> = matrices
-            .iter()
-            .map(|a| if worthwhile(a) { found.next().flatten() } else { None })
-            .collect();
-        let rest: Vec<&Tensor<2>> =
-            matrices.iter().zip(&found).filter(|(_, svd)| svd.is_none()).map(|(a, _)| a).collect();
-        // All of a model's weights and their factors at once would be several copies of the model.
-        let window = 4 * rayon::current_num_threads();
-        let mut rest = rest.chunks(window).flat_map(thin_window);
-        let one = |(svd, a): (Option<Self>, &Tensor<2>)| match svd {
-            Some(svd) => Ok(svd),
-            None => rest.next().unwrap_or_else(|| Self::thin(a)),
-        };
-        found.into_iter().zip(matrices).map(one).collect()
+        divided(matrices, |a| large(a) && soda_kernels::has_library(a))
     }
 
     /// [`Svd::thin_batch`] in matrix products alone, whatever the device; matrices of one shape as one stack.
@@ -126,6 +110,29 @@ impl Svd {
 
 /// The smaller side from which products win: at 640 they do so for dozens at once alone.
 const IN_PRODUCTS: usize = 1024;
+
+/// [`Svd::thin_batch`], in products where `chosen`.
+fn divided(
+    matrices: &[Tensor<2>],
+    chosen: impl Fn(&Tensor<2>) -> bool,
+) -> Vec<Result<Svd, LinalgError>> {
+    let (large, other): (Vec<_>, Vec<_>) = (0..matrices.len()).partition(|&i| chosen(&matrices[i]));
+    let at = |indices: &[usize]| indices.iter().map(|&i| &matrices[i]).collect::<Vec<_>>();
+    let mut results: Vec<(usize, Result<Svd, LinalgError>)> = Vec::with_capacity(matrices.len());
+    let mut rest = other;
+    for (i, svd) in large.iter().copied().zip(stacks::decompose(&at(&large))) {
+        match svd {
+            Some(svd) => results.push((i, Ok(svd))),
+            None => rest.push(i),
+        }
+    }
+    // All of a model's weights and their factors at once would be several copies of the model.
+    for window in rest.chunks(4 * rayon::current_num_threads()) {
+        results.extend(window.iter().copied().zip(thin_window(&at(window))));
+    }
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, svd)| svd).collect()
+}
 
 /// Device reads and uploads stay on the calling thread, whose queue the tensors belong to.
 fn thin_window(matrices: &[&Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
@@ -205,4 +212,38 @@ fn decompose<T: Real>(a: MatRef<'_, T>, par: Par) -> Result<Factors<T>, SvdError
     let stack = MemStack::new(&mut buffer);
     svd(a, s.as_mut(), Some(u.as_mut()), Some(v.as_mut()), par, stack, params.into())?;
     Ok(Factors { u, s: s.column_vector().iter().copied().collect(), v })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever goes which way, and back to the host from there.
+    #[test]
+    fn every_matrix_gets_its_own_result() {
+        let device = Device::default();
+        let diagonal = |s: f32, n: usize| Tensor::<2>::eye(n, &device).mul_scalar(s);
+        let mut matrices: Vec<_> = (1..13).map(|i| diagonal(i as f32, 2 + i % 3)).collect();
+        matrices[3] = matrices[3].clone().mul_scalar(f32::NAN);
+        matrices[8] = Tensor::zeros([0, 4], &device);
+        for every in 1..4 {
+            let chosen = |a: &Tensor<2>| a.dims()[1].is_multiple_of(every);
+            let results = divided(&matrices, chosen);
+            assert_eq!(results.len(), 12);
+            for (i, result) in results.into_iter().enumerate() {
+                match (i, result) {
+                    (3, result) => {
+                        assert!(matches!(result, Err(LinalgError::NotFinite { .. })));
+                    }
+                    (8, result) => assert!(matches!(result, Err(LinalgError::Empty { .. }))),
+                    (i, result) => {
+                        let s: Vec<f32> =
+                            result.expect("finite").s.try_to_vec_as().expect("readable");
+                        assert_eq!(s.len(), 2 + (i + 1) % 3);
+                        assert!(s.iter().all(|s| (s - (i + 1) as f32).abs() < 1e-4), "{i}: {s:?}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -11,9 +11,12 @@
 //! of `H` and the eigenvalues 1 and -1. With `J = diag(1, …, 1, -1, …, -1)` of the same signature
 //! `S (I + SJ) = (I + SJ) J`, so that `Q`, the polar factor of `I + SJ`, has `S Q = Q J`: its columns span
 //! what lies above `σ` and what lies below. Both parts are divided in their turn, those of all matrices
-//! together in stacks of one padded size, until each is a vector or no wider than rounding. A `σ` of
-//! the mean of the eigenvalues plus `θ |H - σI|_F / n`, `|θ| < 1`, has some on either side, since no point
-//! of a distribution with standard deviation `d` within an interval of length `n^½ d` ends nearer its mean.
+//! together in stacks of one padded size, until each is a vector or no wider than rounding.
+//!
+//! `σ` is the mean of the `n` eigenvalues plus `θ |H - mean I|_F / n`, `0 < θ < 1`. There is always one above it: of
+//! numbers with mean 0 and standard deviation `d`, `max |min| >= d²` and `|min| <= d √n`, hence
+//! `max >= d / √n = |H - mean I|_F / n`. The mean itself is what a symmetric spectrum may have for an
+//! eigenvalue.
 //!
 //! The host decides the sizes: it reads back how many eigenvalues lie above each `σ`, and a norm for each
 //! step of an iteration.

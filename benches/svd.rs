@@ -1,4 +1,6 @@
-//! Thin SVD: this crate, nalgebra, one matrix at a time and a batch, and the cache.
+//! Thin SVD: this crate, nalgebra, one matrix at a time and a batch, in matrix products, and the cache.
+//!
+//! On a GPU: `CUDARC_CUDA_VERSION=13000 cargo bench --workspace --bench svd --features soda-cli/cuda -- a_tenth`.
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::Bencher;
@@ -50,10 +52,33 @@ fn attention() -> Vec<Tensor<2>> {
     shapes.iter().flat_map(|&(count, shape)| (0..count).map(move |_| random(shape))).collect()
 }
 
+/// Read back from the device, decomposed on the host, uploaded.
 #[divan::bench(sample_count = 1, sample_size = 1)]
 fn a_tenth_of_sdxl(bencher: Bencher) {
-    let matrices = attention();
-    bencher.bench_local(|| Svd::thin_batch(&matrices));
+    let (matrices, device, host) = (attention(), Device::default(), Device::flex());
+    bencher.bench_local(|| {
+        let read: Vec<_> = matrices.iter().map(|a| a.clone().to_device(&host)).collect();
+        let upload = |svd: Svd| {
+            let Svd { u, s, vt } = svd;
+            Svd { u: u.to_device(&device), s: s.to_device(&device), vt: vt.to_device(&device) }
+        };
+        let factors = Svd::thin_batch(&read).into_iter().map(|svd| svd.map(upload));
+        let factors: Vec<_> = factors.collect();
+        device.sync().expect("the device runs");
+        factors
+    });
+}
+
+/// The same in matrix products on the device; kernels are compiled before.
+#[divan::bench(sample_count = 1, sample_size = 1)]
+fn a_tenth_of_sdxl_in_products(bencher: Bencher) {
+    let (matrices, device) = (attention(), Device::default());
+    drop(Svd::thin_batch_in_products(&matrices[..8]));
+    bencher.bench_local(|| {
+        let factors = Svd::thin_batch_in_products(&matrices);
+        device.sync().expect("the device runs");
+        factors
+    });
 }
 
 #[divan::bench(sample_count = 3, sample_size = 1)]

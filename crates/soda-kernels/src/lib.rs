@@ -40,6 +40,6 @@ pub use backend::Kernels;
 pub use cache::keep_compiled_kernels;
 pub use conv::conv2d;
 pub use geglu::geglu;
-pub use matmul::{linear, matmul};
+pub use matmul::{has_library, linear, matmul};
 pub use norm::{group_norm, layer_norm};
 pub use through::{answer, linear_through};

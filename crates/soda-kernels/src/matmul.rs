@@ -37,6 +37,23 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::product(lhs.into_dispatch(), rhs.into_dispatch()))
 }
 
+/// Whether [`matmul`] takes float32 on the device of `x` to a vendor's library, which keeps all its digits
+/// at the full speed of the device. burn's own kernels may round the factors to TF32.
+pub fn has_library<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    return x
+        .clone()
+        .without_autodiff()
+        .try_into_primitive::<burn::backend::Cube>()
+        .is_ok_and(|x| crate::cuda::takes_products(&x));
+    #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+    {
+        // No tensor lies on a device of the kind.
+        let _ = x;
+        false
+    }
+}
+
 /// `x w + b` for tokens `[.., in]`, a weight `[in, out]` as burn stores it, and a bias `[out]`.
 ///
 /// All tokens are rows of one matrix: one large product is faster than one for each sample.

@@ -5,7 +5,7 @@
 //! a disk. A function that can meet bad data returns a [`LinalgError`] that names the place; the
 //! products panic on shapes that do not fit, as burn's own do.
 //!
-//! # Decompositions, on the host
+//! # Decompositions
 //!
 //! | | formula | rule that makes it one | flops, `m >= n` |
 //! |---|---|---|---|
@@ -34,8 +34,23 @@
 //! | this crate (blocks of faer's reflections) | 0.006 | 0.19 | 3.6 | 250 | 53 |
 //! | nalgebra, without tensors | 0.001 | 0.10 | 9.6 | 1545 | 283 |
 //!
-//! The 560 attention weights of SDXL take a minute and a half; from [`SvdCache`] two to three seconds, of
-//! which the hash is a third and fresh memory the rest.
+//! All of these run on the host. Many large matrices on a GPU with a vendor's products are the exception:
+//! [`Svd::thin_batch`] (and [`SvdCache`], which calls it) decomposes them there, in matrix products alone. Seconds
+//! on an H100, beside reading back, decomposing on its 16 cores, and uploading:
+//!
+//! | | 560 of SDXL | 32 of 1280 | 16 of 1280 x 2048 | 1 of 1280 | 32 of 640 | 1 of 640 | 64 of 320 |
+//! |---|---|---|---|---|---|---|---|
+//! | round trip | 45.4 | 3.08 | 2.79 | 0.62 | 0.44 | 0.09 | 0.17 |
+//! | products | 20.4 | 1.13 | 0.95 | 0.47 | 0.39 | 0.35 | 0.83 |
+//!
+//! Once compiled, that is: the kernels take 18 s at their first use. On a CPU products take ten times as long as
+//! the decomposition (`docs/math.md`).
+//!
+//! The 560 attention weights of SDXL take a minute and a half on four cores; from [`SvdCache`] a tenth
+//! of them take 0.27 to 0.30 s (`benches/svd.rs`, files in memory, four cores at a load of 10), which makes three seconds
+//! for all; the hash is a third of it and fresh memory the rest. All 560 measured in one process, 6.7 GB of files,
+//! while four cores had a load of 20: 12.5 to 13.9 s with all factors kept, 7.6 s with each dropped after use, and
+//! 12.4 s so with no file in memory.
 //!
 //! # Kronecker and block-diagonal products, on the device
 //!
@@ -112,9 +127,11 @@ pub mod kronecker;
 mod modes;
 pub mod optim;
 pub mod polar;
+mod products;
 pub mod qr;
 pub mod rotation;
 mod stack;
+mod stacks;
 pub mod stiefel;
 pub mod svd;
 

@@ -5,8 +5,9 @@
 mod common;
 
 use burn::tensor::{DType, Device, Tensor};
-use common::{Noise, defect, dmatrix, single, tensor};
+use common::{Noise, defect, dmatrix, relative, single, tensor};
 use nalgebra::DMatrix;
+use soda_linalg::stiefel::{self, Retraction};
 use soda_linalg::{block_left, block_right, cayley, cayley_neumann, kron_left, kron_right, skew};
 
 /// Compares the gradient of `sum(weights * f(inputs))`, by every entry of every input.
@@ -73,6 +74,79 @@ fn kronecker_products() {
         let x = inputs.pop().unwrap();
         kron_right(x, &inputs)
     });
+}
+
+/// Near a point of the manifold, by the point and by the tangent.
+#[test]
+fn maps_of_the_manifold() {
+    for (rows, cols) in [(4, 4), (6, 3), (3, 6)] {
+        let point = Noise::new(5).orthonormal(rows, cols);
+        let near = |inputs: &[Tensor<2>]| {
+            (tensor(&point, DType::F64) + inputs[0].clone().mul_scalar(0.1), inputs[1].clone())
+        };
+        let shapes = [(rows, cols); 2];
+        for retraction in [Retraction::Polar, Retraction::Cayley, Retraction::Exponential] {
+            check(&format!("{retraction:?}"), &shapes, |inputs| {
+                let (x, u) = near(&inputs);
+                retraction.apply(x, u).unwrap()
+            });
+        }
+        check("tangent", &shapes, |inputs| {
+            let (x, u) = near(&inputs);
+            stiefel::tangent(x, u)
+        });
+        check("geodesic", &shapes, |inputs| {
+            let (x, u) = near(&inputs);
+            stiefel::geodesic(x, u, 0.7)
+        });
+    }
+}
+
+/// Beside burn's tape of the formula written out.
+#[test]
+fn gradients_are_those_of_the_dense_formulas() {
+    let mut noise = Noise::new(4);
+    let mut leaf = |rows, cols| single(&(noise.matrix(rows, cols) * 0.2)).autodiff().require_grad();
+    let (x, w, blocks) = (leaf(5, 6), leaf(12, 5), leaf(6, 4));
+    let compare = |name: &str, ours: Tensor<2>, dense: Tensor<2>, leaves: [&Tensor<2>; 2]| {
+        let weights = single(&Noise::new(6).matrix(ours.dims()[0], ours.dims()[1]));
+        let ours = (ours * weights.clone()).sum().backward();
+        let dense = (dense * weights).sum().backward();
+        for leaf in leaves {
+            let [ours, dense] = [&ours, &dense].map(|grads| dmatrix(&leaf.grad(grads).unwrap()));
+            assert!(relative(&dense, &ours) < 1e-5, "{name}: {}", relative(&dense, &ours));
+        }
+    };
+    // A tape serves one backward pass.
+    let stacked = || blocks.clone().reshape([3, 2, 4]);
+    let row = |i: usize| {
+        let zeros = |n: usize| Tensor::<2>::zeros([2, n], &Device::default());
+        let block = blocks.clone().narrow(0, 2 * i, 2);
+        let parts = [zeros(4 * i), block, zeros(4 * (2 - i))];
+        Tensor::cat(parts.into_iter().filter(|part| part.dims()[1] > 0).collect(), 1)
+    };
+    let dense = || Tensor::cat((0..3).map(row).collect(), 0);
+    let right = block_right(x.clone(), stacked());
+    compare("right", right, x.clone().matmul(dense()), [&x, &blocks]);
+    let left = block_left(stacked(), w.clone());
+    compare("left", left, dense().matmul(w.clone()), [&w, &blocks]);
+
+    let a = leaf(6, 6);
+    let generator = || a.clone() - a.clone().transpose();
+    let flat = |c: Tensor<3>| c.squeeze_dim::<2>(0);
+    // (I - A)⁻¹ (I + A) = I + 2 (A + A² + …), and |A| is about 1/2.
+    let identity = Tensor::<2>::eye(6, &Device::default());
+    let series = |terms: usize| {
+        let (generator, mut sum) = (generator(), identity.clone());
+        for _ in 0..terms {
+            sum = identity.clone() + generator.clone().matmul(sum);
+        }
+        sum.mul_scalar(2.0) - identity.clone()
+    };
+    let exact = flat(cayley(generator().unsqueeze_dim(0)));
+    compare("Cayley", exact, series(100), [&a, &a]);
+    let neumann = flat(cayley_neumann(generator().unsqueeze_dim(0), 3));
+    compare("Neumann", neumann, series(3), [&a, &a]);
 }
 
 /// The transform is a rotation, for small and for large arguments; the series is one nearly.

@@ -39,6 +39,15 @@ fn laws_hold_on_every_case() {
 }
 
 #[test]
+fn laws_hold_in_products() {
+    let matrices: Vec<Tensor<2>> = cases().iter().map(|(_, a)| single(a)).collect();
+    for ((name, a), svd) in cases().iter().zip(Svd::thin_batch_in_products(&matrices)) {
+        check(name, a, &svd.unwrap(), EPS);
+    }
+    assert!(Svd::thin_batch_in_products(&[]).is_empty());
+}
+
+#[test]
 fn a_batch_is_its_members() {
     let matrices: Vec<Tensor<2>> = cases().iter().map(|(_, a)| single(a)).collect();
     for ((name, a), svd) in cases().iter().zip(Svd::thin_batch(&matrices)) {
@@ -105,5 +114,7 @@ proptest! {
     #[test]
     fn laws_hold_on_any_matrix(a in any_matrix()) {
         check("any", &a, &Svd::thin(&single(&a)).unwrap(), EPS);
+        let products = Svd::thin_batch_in_products(&[single(&a)]).remove(0);
+        check("in products", &a, &products.unwrap(), EPS);
     }
 }

@@ -27,6 +27,11 @@ fn on_cuda(x: &FloatTensor<Cube>) -> bool {
         && matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
+/// Whether products go to cuBLAS.
+pub(crate) fn takes_products(x: &FloatTensor<Cube>) -> bool {
+    on_cuda(x) && session::blas_present()
+}
+
 /// Whether the kernels of our own can run.
 fn ours(x: &FloatTensor<Cube>) -> bool {
     on_cuda(x) && session::kernels().is_some()
@@ -39,7 +44,7 @@ fn fits_a_row(x: &FloatTensor<Cube>) -> bool {
 
 impl Kernels for Cube {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-        if on_cuda(&lhs) && lhs.dtype == rhs.dtype && session::blas_present() {
+        if takes_products(&lhs) && lhs.dtype == rhs.dtype {
             return blas::product(lhs, rhs);
         }
         Self::float_matmul(lhs, rhs)

@@ -62,9 +62,16 @@ pub(crate) fn say_result(line: &str) {
     println!("{line}");
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, in one line. A sentence often has its cause in it: that is not said again.
 pub(crate) fn say_error(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    let mut line = String::from("error");
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    eprintln!("{line}");
 }
 
 /// A stage of known length.

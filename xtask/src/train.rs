@@ -4,6 +4,8 @@ use crate::run::{Outcome, cargo, root};
 
 /// `soda train` with the bundled model, judges and subject wherever `args` names none.
 pub(crate) fn train(args: &[String]) -> Outcome {
+    // `cargo xtask train -- --resume runs/x`, as one types it for other commands of cargo.
+    let args = args.strip_prefix(&["--".to_owned()]).unwrap_or(args);
     let toybox = root().join("examples").join("toybox");
     let path = |name: &str| toybox.join(name).display().to_string();
     let given = |option: &str| {

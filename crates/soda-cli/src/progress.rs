@@ -86,9 +86,16 @@ fn say_aside(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, in one line. A sentence often has its cause in it: that is not said again.
 pub(crate) fn say_error(error: &anyhow::Error) {
-    say_aside(&format!("error: {error:#}"));
+    let mut line = String::from("error");
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    say_aside(&line);
 }
 
 /// A stage of known length.

@@ -116,6 +116,7 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
 /// since it are done again; and the end is the run that never stopped.
 #[test]
 #[ignore = "takes minutes"]
+#[allow(clippy::print_stdout, reason = "says where it is, and the seed to repeat it with")]
 fn ten_random_kills_in_a_row_lose_at_most_one_interval() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

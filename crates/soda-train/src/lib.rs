@@ -9,7 +9,7 @@
 //! | `config` | settings: TOML, presets, single settings |
 //! | `dataset`, `pictures` | pictures and captions on disk |
 //! | `encode` | the same as latents and text states, computed once |
-//! | `batch`, `loss`, `shards` | one step's samples, what they cost, on how many threads |
+//! | `batch`, `loss` | one step's samples, what they cost |
 //! | `gradients`, `stacks`, `optimizer`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
@@ -37,7 +37,6 @@ mod personalise;
 mod pictures;
 mod report;
 mod run;
-mod shards;
 mod stacks;
 mod trainer;
 mod training;

@@ -258,6 +258,7 @@ fn sample(
         steps: config.samples.steps,
         guidance: config.samples.guidance,
         seed: config.seed,
+        shards: config.shards.unwrap_or(1),
         ..GenerateConfig::default()
     };
     on_event(Event::Stage { name: stage });

@@ -1,7 +1,7 @@
 //! `soda generate`
 
 use crate::args::{AdapterArg, DeviceArg};
-use crate::device::Precision;
+use crate::device::{Precision, is_cpu};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
@@ -185,6 +185,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         clip_skip: args.clip_skip as usize,
         start,
         tiling: args.tiling,
+        shards: if is_cpu(&device) { rayon::current_num_threads() } else { 1 },
     };
     progress.show(Event::Stage { name: "drawing" });
     let images = pipeline.generate(&config, &mut |done, total| {

@@ -29,7 +29,9 @@ fn prompts(batch: usize) -> Vec<String> {
 #[divan::bench(sample_count = 5, args = BATCHES)]
 fn generate(bencher: Bencher, batch: usize) {
     let pipeline = pipeline();
-    let request = GenerateConfig { prompts: prompts(batch), ..GenerateConfig::default() };
+    // The command line's choice for a CPU: a part of the batch a core.
+    let shards = rayon::current_num_threads();
+    let request = GenerateConfig { prompts: prompts(batch), shards, ..GenerateConfig::default() };
     bencher.bench_local(|| pipeline.generate(&request, &mut |_, _| {}).expect("a request"));
 }
 

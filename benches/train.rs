@@ -24,9 +24,7 @@ fn main() {
 fn settings() -> TrainConfig {
     let mut table = preset("toybox").expect("a preset");
     // The command line's choice for a CPU: a part of the batch a core.
-    let shards = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let shards =
-        std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(shards);
+    let shards = rayon::current_num_threads();
     let shards = format!("shards={}", shards.clamp(1, BATCH));
     for setting in ["base=b", "data=d", "method=lora", "method.rank=4", "batch_size=5", &shards] {
         set(&mut table, setting).expect("a setting");

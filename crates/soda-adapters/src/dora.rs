@@ -24,11 +24,12 @@ impl Magnitude {
 
     /// `m w / ‖w‖` for the direction `w` `[in, out]`.
     pub fn apply(&self, w: Tensor<2>) -> Tensor<2> {
-        // Of equal norms the quotient is exactly 1, so that a fresh adapter changes no bit; an output
-        // that is all zeros has no direction and stays zero.
+        // `m / n` as `1 + (m - n) / n`: of equal norms it is exactly 1, also where a device divides by
+        // reciprocals, so that a fresh adapter changes no bit. An output that is all zeros has no direction
+        // and stays zero.
         let norms = norms(w.clone().detach());
         let empty = norms.clone().equal_elem(0.0);
-        let gain = (self.value.val() / norms).mask_fill(empty, 1.0);
+        let gain = ((self.value.val() - norms.clone()) / norms).mask_fill(empty, 0.0) + 1.0;
         w * gain.unsqueeze_dim(0)
     }
 

@@ -59,13 +59,12 @@ impl From<Precision> for FloatDType {
     }
 }
 
-/// Whether the processor computes, on which a batch is best split over threads.
-pub(crate) fn is_cpu(device: &Device) -> bool {
+/// In how many parts a batch is best computed: a processor's threads work apart.
+pub(crate) fn shards(device: &Device) -> usize {
     #[cfg(feature = "cpu")]
-    return *device == Device::flex();
-    #[cfg(not(feature = "cpu"))]
-    return {
-        let _ = device;
-        false
-    };
+    if *device == Device::flex() {
+        return rayon::current_num_threads();
+    }
+    let _ = device;
+    1
 }

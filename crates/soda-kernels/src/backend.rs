@@ -70,6 +70,10 @@ pub trait Kernels: Backend {
     }
 
     /// The gradients of [`attend`](Self::attend) by q, k and v, as far as they are `wanted`, from that of its value.
+    #[allow(
+        clippy::type_complexity,
+        reason = "the extension's macro reads the tuple, not a name for it"
+    )]
     fn attend_gradient(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -200,6 +200,15 @@ pub enum ModelError {
         height: u32,
     },
 
+    /// More threads than the system gives.
+    #[error("cannot start {count} threads: {reason}; set a smaller `shards`")]
+    Threads {
+        /// How many shards.
+        count: usize,
+        /// The system's reason.
+        reason: String,
+    },
+
     /// A request to generate pictures cannot be met.
     #[error("`{field}` is {value}, but {expected}")]
     InvalidRequest {

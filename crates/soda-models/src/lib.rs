@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod noise;
 pub mod pipeline;
 pub mod scheduler;
+pub mod shards;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

@@ -133,14 +133,6 @@ pub enum TrainError {
         path = .0.display()
     )]
     OtherData(PathBuf),
-    /// More threads than the system gives.
-    #[error("cannot start {count} threads: {reason}; set a smaller `shards`")]
-    Threads {
-        /// How many shards.
-        count: usize,
-        /// The system's reason.
-        reason: String,
-    },
     /// A setting that is no `key=value`.
     #[error("`{0}` is no setting; write it as key=value, such as optimizer.rotation_lr=1e-3")]
     Assignment(String),

@@ -11,7 +11,7 @@
 //! | `variants` | their crops, mirror images and orders of tags |
 //! | `encode` | all of it as latents and text states, computed once |
 //! | `streams`, `batch` | everything random; one step's samples |
-//! | `precision`, `loss`, `shards` | what they cost, in which precision, on how many threads |
+//! | `precision`, `loss` | what they cost, in which precision |
 //! | `gradients`, `stacks`, `optimizer`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
@@ -46,7 +46,6 @@ mod prodigy;
 mod report;
 mod run;
 mod sampling;
-mod shards;
 mod stacks;
 mod streams;
 mod trainer;

@@ -53,6 +53,7 @@ impl Sampler<'_> {
             steps: samples.steps,
             guidance: samples.guidance,
             seed: self.config.seed,
+            shards: self.config.shards.unwrap_or(1),
             ..GenerateConfig::default()
         };
         on_event(Event::Stage { name: stage });

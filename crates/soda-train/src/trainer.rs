@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{Tensor, TensorData};
 use soda_adapters::{Method, map_leaves};
 use soda_models::scheduler::Ddpm;
+use soda_models::shards::Shards;
 use soda_models::unet::Unet;
 
 use crate::batch::Batch;
@@ -17,8 +18,8 @@ use crate::encode::Encoded;
 use crate::error::TrainError;
 use crate::gradients::AdapterGradients;
 use crate::history::Step;
+use crate::loss::gradients;
 use crate::optimizer::{AdapterOptimizer, OptimizerState};
-use crate::shards::Shards;
 
 /// What is learnt from.
 pub struct Material<'a> {
@@ -104,8 +105,10 @@ impl<'a, M: Method> Trainer<'a, M> {
     pub fn step_on(&mut self, batch: &Batch) -> Result<Step, TrainError> {
         let mut sum = (0.0, AdapterGradients::default());
         for part in batch.parts(self.config.accumulation) {
-            let (loss, grads) = self.shards.gradients(&self.unet, &part, &self.config.objective);
-            sum = (sum.0 + loss, sum.1 + grads);
+            // Added in order, so that the sum has the same bits however the threads ran.
+            for (loss, grads) in self.gradients(&part) {
+                sum = (sum.0 + loss, sum.1 + grads);
+            }
         }
         let (loss, grads) = sum;
         // An infinite gradient of a finite loss would spoil the next loss, and with it the adapter.
@@ -125,6 +128,14 @@ impl<'a, M: Method> Trainer<'a, M> {
             ema.update(self.method, &self.unet, self.step);
         }
         Ok(Step { loss, grad_norm: norm, rotation_lr, flat_lr })
+    }
+
+    /// Losses and gradients of the parts of `batch` that are computed at once.
+    fn gradients(&self, batch: &Batch) -> Vec<(f32, AdapterGradients)> {
+        let objective = &self.config.objective;
+        let parts = batch.parts(self.shards.count());
+        let parts = parts.into_iter().map(|part| (self.unet.clone(), part)).collect();
+        self.shards.map(parts, |(unet, part)| gradients(&unet, &part, objective))
     }
 
     /// The adapted network: its average, where there is one.

@@ -13,6 +13,7 @@ use soda_train::{Dataset, Event, Pictures, Scores, score, write_file, write_png}
 use crate::args::DeviceArg;
 use crate::base::find;
 use crate::command::fold::FoldArgs;
+use crate::device::shards;
 use crate::progress::{Progress, say_result};
 
 #[derive(Debug, ClapArgs)]
@@ -91,6 +92,7 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         steps: args.steps as usize,
         guidance: args.guidance,
         seed: args.seed,
+        shards: shards(&device),
         ..GenerateConfig::default()
     };
     let drawn = pipeline.generate(&config, &mut |done, total| {

@@ -1,7 +1,7 @@
 //! `soda generate`
 
 use crate::args::{AdapterArg, CacheArg, DeviceArg};
-use crate::device::Precision;
+use crate::device::{Precision, shards};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
@@ -192,6 +192,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         clip_skip: args.clip_skip as usize,
         start,
         tiling: args.tiling,
+        shards: shards(&device),
     };
     progress.show(Event::Stage { name: "drawing" });
     let images = pipeline.generate(&config, &mut |done, total| {

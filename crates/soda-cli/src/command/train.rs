@@ -12,7 +12,7 @@ use soda_train::{Outcome, Personalisation, Place};
 
 use crate::base::find;
 use crate::command::settings::resolve;
-use crate::device::is_cpu;
+use crate::device::shards;
 use crate::progress::{Progress, say_result};
 
 #[derive(Debug, ClapArgs)]
@@ -63,10 +63,8 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         None => {
             let mut config = resolve(&args.settings)?;
             config.base = find(&config.base, None)?;
-            if is_cpu(&device) {
-                let threads = rayon::current_num_threads().min(config.batch_size.max(1));
-                config.shards.get_or_insert(threads);
-            }
+            let parts = shards(&device).min(config.batch_size.max(1));
+            config.shards.get_or_insert(parts);
             let place = Place::New { root: &args.runs, name: args.name.as_deref() };
             (Personalisation::new(config, &device)?, place)
         }

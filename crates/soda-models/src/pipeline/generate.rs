@@ -12,6 +12,7 @@ use crate::error::ModelError;
 use crate::image::{resize_center_crop, to_images, to_tensor};
 use crate::noise::gaussian;
 use crate::scheduler::{Sampler, SamplerKind};
+use crate::shards::Shards;
 use crate::unet::Condition;
 
 /// Prompts drawn at once: the UNet sees twice as many samples, and memory grows with them.
@@ -43,6 +44,8 @@ pub struct GenerateConfig {
     pub start: Option<Start>,
     /// Whether pictures larger than those of training are coded in tiles, which bounds memory.
     pub tiling: bool,
+    /// Parts of a batch that the UNet sees at once, each on threads of its own; for a CPU.
+    pub shards: usize,
 }
 
 /// A picture to start from.
@@ -67,6 +70,7 @@ impl Default for GenerateConfig {
             clip_skip: 0,
             start: None,
             tiling: false,
+            shards: 1,
         }
     }
 }
@@ -136,6 +140,7 @@ impl Pipeline {
     ) -> Result<Tensor<4>, ModelError> {
         let count = indices.len();
         let (mut sampler, begin) = self.plan(request)?;
+        let shards = Shards::new(request.shards)?;
         let shape = noise.dims();
         let size = [shape[2], shape[3]].map(|side| side * self.vae_config.downscale());
 
@@ -165,7 +170,7 @@ impl Pipeline {
                 Some(mask) => Tensor::cat(vec![input, mask.clone()], 1),
                 None => input,
             };
-            let prediction = self.predict(input, t, &condition, guided, request.guidance);
+            let prediction = self.predict(input, t, &condition, guided, request.guidance, &shards);
             let mut fresh = || {
                 // Streams of a picture: 0 starts it, the others are those of its calls.
                 let stream = |i: &usize| (*i as u64) | ((call as u64 + 1) << 32);
@@ -189,12 +194,23 @@ impl Pipeline {
         condition: &Condition,
         guided: bool,
         guidance: f64,
+        shards: &Shards,
     ) -> Tensor<4> {
         let count = input.dims()[0];
         let input = if guided { input.repeat_dim(0, 2) } else { input };
         let steps = Tensor::<1>::full([input.dims()[0]], t, &self.device);
         let input = input.cast(self.unet_dtype());
-        let prediction = self.unet.forward(input, steps, condition.clone()).cast(FloatDType::F32);
+        let (all, parts) = (input.dims()[0], shards.count().min(input.dims()[0]));
+        let part = |i| {
+            let rows = all * i / parts..all * (i + 1) / parts;
+            let input = input.clone().narrow(0, rows.start, rows.len());
+            let steps = steps.clone().narrow(0, rows.start, rows.len());
+            (self.unet.clone(), input, steps, condition.rows(rows))
+        };
+        let done = shards.map((0..parts).map(part).collect(), |(unet, input, steps, condition)| {
+            unet.forward(input, steps, condition)
+        });
+        let prediction = Tensor::cat(done, 0).cast(FloatDType::F32);
         if !guided {
             return prediction;
         }

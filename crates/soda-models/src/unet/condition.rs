@@ -1,5 +1,7 @@
 //! What the denoiser is told beside the noisy latents: when, and what to draw.
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor};
 
 /// Timesteps of the forward process, `[b]`; a sampler may also ask between two of them.
@@ -53,6 +55,19 @@ impl Condition {
             time_ids: Tensor::cat(vec![a.time_ids, b.time_ids], 0),
         });
         Self { text: Tensor::cat(vec![self.text, other.text], 0), added }
+    }
+
+    /// Some of the samples.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let (start, length) = (rows.start, rows.len());
+        Self {
+            text: self.text.clone().narrow(0, start, length),
+            added: self.added.as_ref().map(|added| AddedCondition {
+                pooled: added.pooled.clone().narrow(0, start, length),
+                time_ids: added.time_ids.clone().narrow(0, start, length),
+            }),
+        }
     }
 
     /// One sample `times` over.

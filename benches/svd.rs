@@ -48,8 +48,13 @@ fn qr_nalgebra(bencher: Bencher, shape: [usize; 2]) {
 /// A tenth of SDXL's attention: 560 linears are 60 of 640 x 640, 20 of 640 x 2048, 360 of 1280 x 1280
 /// and 120 of 1280 x 2048.
 fn attention() -> Vec<Tensor<2>> {
+    tenths(1)
+}
+
+fn tenths(tenths: usize) -> Vec<Tensor<2>> {
     let shapes = [(6, [640, 640]), (2, [640, 2048]), (36, [1280, 1280]), (12, [1280, 2048])];
-    shapes.iter().flat_map(|&(count, shape)| (0..count).map(move |_| random(shape))).collect()
+    let each = |&(count, shape)| (0..count * tenths).map(move |_| random(shape));
+    shapes.iter().flat_map(each).collect()
 }
 
 /// Read back from the device, decomposed on the host, uploaded.
@@ -86,5 +91,16 @@ fn a_tenth_of_sdxl_from_the_cache(bencher: Bencher) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (matrices, cache) = (attention(), SvdCache::new(folder.path()));
     cache.thin_batch(&matrices);
+    bencher.bench_local(|| cache.thin_batch(&matrices));
+}
+
+/// All of it, decomposed and then read again, in 18 GB of memory: `-- --ignored the_whole`.
+#[divan::bench(ignore, sample_count = 1, sample_size = 1, args = [true, false])]
+fn the_whole_of_sdxl(bencher: Bencher, cached: bool) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (matrices, cache) = (tenths(10), SvdCache::new(folder.path()));
+    if cached {
+        drop(cache.thin_batch(&matrices));
+    }
     bencher.bench_local(|| cache.thin_batch(&matrices));
 }

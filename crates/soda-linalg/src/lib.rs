@@ -46,11 +46,9 @@
 //! Once compiled, that is: the kernels take 18 s at their first use. On a CPU products take ten times as long as
 //! the decomposition (`docs/math.md`).
 //!
-//! The 560 attention weights of SDXL take a minute and a half on four cores; from [`SvdCache`] a tenth
-//! of them take 0.27 to 0.30 s (`benches/svd.rs`, files in memory, four cores at a load of 10), which makes three seconds
-//! for all; the hash is a third of it and fresh memory the rest. All 560 measured in one process, 6.7 GB of files,
-//! while four cores had a load of 20: 12.5 to 13.9 s with all factors kept, 7.6 s with each dropped after use, and
-//! 12.4 s so with no file in memory.
+//! All 560 attention weights of SDXL take two minutes on four cores, and 2.8 s from [`SvdCache`] (6.7 GB of files, in
+//! memory; `benches/svd.rs`, `the_whole_of_sdxl`), of which the hash is a third and fresh memory the rest. On a machine that
+//! is busy and short of memory they took 7.6 s with each result dropped after use, 12.5 to 13.9 s with all kept.
 //!
 //! # Kronecker and block-diagonal products, on the device
 //!

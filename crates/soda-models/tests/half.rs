@@ -76,6 +76,9 @@ fn an_autoencoder_that_overflows_in_f16_stays_in_f32() {
     assert!(drawn[0].iter().any(|byte| *byte != drawn[0].as_raw()[0]));
 
     // bf16 has the range of f32, so that it needs no exception.
+    if !Device::default().supports_dtype(DType::BF16) {
+        return;
+    }
     let brain = load(dir, FloatDType::BF16);
     assert_eq!(brain.vae.decoder.conv_in.weight.val().dtype(), DType::BF16);
     assert!(floats(brain.decode(latents())).iter().all(|x| x.is_finite()));

@@ -13,6 +13,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 use soda_linalg::{LinalgError, Polar, block_left, block_right, cayley, rotation_power};
 
 use crate::merge::{Combine, rotations};
@@ -155,9 +156,9 @@ fn neumann(q: Tensor<3>, terms: usize) -> Tensor<3> {
     let identity = Tensor::<2>::eye(n, &q.device()).cast(q.dtype()).unsqueeze_dim::<3>(0);
     let mut series = q.zeros_like() + identity.clone();
     for _ in 0..terms.saturating_sub(2).max(2) {
-        series = identity.clone() + q.clone().matmul(series);
+        series = identity.clone() + matmul(q.clone(), series);
     }
-    (q + identity).matmul(series)
+    matmul(q + identity, series)
 }
 
 /// `[b, n(n-1)/2]`, the upper triangles row by row, as skew `[b, n, n]`.

@@ -4,6 +4,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use crate::error::AdapterError;
@@ -88,7 +89,7 @@ pub struct Loha {
 impl Adapter for Loha {
     fn apply(&self, w: Tensor<2>) -> Tensor<2> {
         let (first, second) =
-            (self.w1_a.val().matmul(self.w1_b.val()), self.w2_a.val().matmul(self.w2_b.val()));
+            (matmul(self.w1_a.val(), self.w1_b.val()), matmul(self.w2_a.val(), self.w2_b.val()));
         w + (first * second).transpose().mul_scalar(self.scale)
     }
 

@@ -4,6 +4,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 use soda_linalg::{LinalgError, kron};
 
 use crate::error::AdapterError;
@@ -128,7 +129,7 @@ impl Factor {
     fn value(&self) -> Option<Tensor<2>> {
         match (&self.whole, &self.a, &self.b) {
             (Some(whole), _, _) => Some(whole.val()),
-            (None, Some(a), Some(b)) => Some(a.val().matmul(b.val())),
+            (None, Some(a), Some(b)) => Some(matmul(a.val(), b.val())),
             _ => None,
         }
     }

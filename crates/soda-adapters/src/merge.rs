@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
+use soda_kernels::matmul;
 use soda_linalg::{LinalgError, rotation_exp, rotation_log, rotation_power};
 
 use crate::attach::Plan;
@@ -65,7 +66,7 @@ pub(crate) fn rotations(
         Combine::Compose => {
             let powers = parts.iter().map(|(weight, rotation)| rotation_power(rotation, *weight));
             let powers = powers.collect::<Result<Vec<_>, _>>()?;
-            let product = powers.into_iter().reduce(|product, next| product.matmul(next));
+            let product = powers.into_iter().reduce(matmul);
             return product.ok_or(LinalgError::NoFactors { n: 1, parts: 0 });
         }
     };

@@ -1,6 +1,7 @@
 //! Small pieces of algebra on a batch of matrices `[b, n, n]`, in matrix products only.
 
 use burn::tensor::{DType, Tensor};
+use soda_kernels::matmul;
 
 /// The identity, broadcast over the batch: `[1, n, n]` beside `like` `[b, _, n]`.
 pub(crate) fn identity(like: &Tensor<3>) -> Tensor<3> {
@@ -12,7 +13,7 @@ pub(crate) fn identity(like: &Tensor<3>) -> Tensor<3> {
 
 /// `XᵀX`.
 pub(crate) fn gram(x: &Tensor<3>) -> Tensor<3> {
-    x.clone().transpose().matmul(x.clone())
+    matmul(x.clone().transpose(), x.clone())
 }
 
 /// `(A + Aᵀ) / 2`.
@@ -41,8 +42,8 @@ pub(crate) fn inverse_of_unit_minus_skew(a: Tensor<3>) -> Tensor<3> {
     let identity = identity(&a);
     let bound = norm_bound(&a);
     let newton = |m: &Tensor<3>, y: Tensor<3>| {
-        let correction = identity.clone() - m.clone().matmul(y.clone());
-        y.clone() + y.matmul(correction)
+        let correction = identity.clone() - matmul(m.clone(), y.clone());
+        y.clone() + matmul(y, correction)
     };
     let m = identity.clone() - a;
     let constant = m.clone().without_autodiff();
@@ -76,10 +77,10 @@ pub(crate) fn exp(a: Tensor<3>) -> Tensor<3> {
     // Horner: I + A (I + A/2 (I + A/3 (…))).
     let mut sum = identity.clone() + a.clone().div_scalar(f64::from(order));
     for term in (1..order).rev() {
-        sum = identity.clone() + a.clone().matmul(sum).div_scalar(f64::from(term));
+        sum = identity.clone() + matmul(a.clone(), sum).div_scalar(f64::from(term));
     }
     for _ in 0..halvings {
-        sum = sum.clone().matmul(sum);
+        sum = matmul(sum.clone(), sum);
     }
     sum
 }

@@ -4,6 +4,7 @@
 //! multiply-adds per entry. Works on the tape and off it.
 
 use burn::tensor::Tensor;
+use soda_kernels::matmul;
 
 /// `x diag(B1, …, Bb)` for `x` `[rows, b p]` and blocks `[b, p, n]`; the result is `[rows, b n]`.
 ///
@@ -25,7 +26,7 @@ use burn::tensor::Tensor;
 pub fn block_right(x: Tensor<2>, blocks: Tensor<3>) -> Tensor<2> {
     let ([rows, cols], [b, p, n]) = (x.dims(), blocks.dims());
     assert_eq!(cols, b * p, "{b} blocks act on {} entries, the tensor has {cols}", b * p);
-    x.reshape([rows, b, p]).swap_dims(0, 1).matmul(blocks).swap_dims(0, 1).reshape([rows, b * n])
+    matmul(x.reshape([rows, b, p]).swap_dims(0, 1), blocks).swap_dims(0, 1).reshape([rows, b * n])
 }
 
 /// `diag(B1, …, Bb) w` for `w` `[b n, cols]` and blocks `[b, p, n]`; the result is `[b p, cols]`.
@@ -37,5 +38,5 @@ pub fn block_right(x: Tensor<2>, blocks: Tensor<3>) -> Tensor<2> {
 pub fn block_left(blocks: Tensor<3>, w: Tensor<2>) -> Tensor<2> {
     let ([b, p, n], [rows, cols]) = (blocks.dims(), w.dims());
     assert_eq!(rows, b * n, "{b} blocks act on {} entries, the tensor has {rows}", b * n);
-    blocks.matmul(w.reshape([b, n, cols])).reshape([b * p, cols])
+    matmul(blocks, w.reshape([b, n, cols])).reshape([b * p, cols])
 }

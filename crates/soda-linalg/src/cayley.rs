@@ -6,6 +6,7 @@
 //! cheaper one, for `|A| < 1` only and with an error of `|A|^(terms + 1)`.
 
 use burn::tensor::Tensor;
+use soda_kernels::matmul;
 
 use crate::batch;
 
@@ -42,7 +43,7 @@ pub fn cayley_neumann(a: Tensor<3>, terms: usize) -> Tensor<3> {
     // Horner: I + A (I + A (…)).
     let mut inverse = a.zeros_like() + identity.clone();
     for _ in 0..terms {
-        inverse = identity.clone() + a.clone().matmul(inverse);
+        inverse = identity.clone() + matmul(a.clone(), inverse);
     }
     inverse.mul_scalar(2.0) - identity
 }

@@ -5,6 +5,7 @@
 
 use burn::tensor::Tensor;
 use faer::Side;
+use soda_kernels::matmul;
 
 use crate::error::LinalgError;
 use crate::host::{self, Host, Real};
@@ -42,7 +43,7 @@ impl SymmetricEigen {
     /// `V diag(λ) Vᵀ`, `[n, n]`.
     pub fn recompose(&self) -> Tensor<2> {
         let scaled = self.vectors.clone() * self.values.clone().unsqueeze_dim(0);
-        scaled.matmul(self.vectors.clone().transpose())
+        matmul(scaled, self.vectors.clone().transpose())
     }
 }
 

@@ -10,6 +10,7 @@
 //! need the product.
 
 use burn::tensor::Tensor;
+use soda_kernels::matmul;
 
 use crate::error::LinalgError;
 use crate::host::Host;
@@ -95,7 +96,7 @@ impl Kronecker {
             return Err(LinalgError::ShapeMismatch { left, right });
         }
         let pairs = self.factors.iter().zip(&other.factors);
-        Ok(Self { factors: pairs.map(|(a, b)| a.clone().matmul(b.clone())).collect() })
+        Ok(Self { factors: pairs.map(|(a, b)| matmul(a.clone(), b.clone())).collect() })
     }
 
     /// The transpose; for orthogonal factors the inverse.

@@ -8,6 +8,7 @@
 //! hence the number of iterations follows from a lower bound on `σ²` alone.
 
 use burn::tensor::{DType, Tensor};
+use soda_kernels::matmul;
 
 use crate::batch;
 use crate::error::LinalgError;
@@ -42,8 +43,8 @@ impl Polar {
         let [rows, cols] = a.dims();
         let Svd { u, s, vt } = Svd::thin(a)?;
         let frame = if rows < cols { u.clone() } else { vt.clone().transpose() };
-        let p = (frame.clone() * s.unsqueeze_dim(0)).matmul(frame.transpose());
-        Ok(Self { q: u.matmul(vt), p })
+        let p = matmul(frame.clone() * s.unsqueeze_dim(0), frame.transpose());
+        Ok(Self { q: matmul(u, vt), p })
     }
 }
 
@@ -68,7 +69,7 @@ fn newton_schulz_from(x: Tensor<3>, gram: Tensor<3>, iterations: usize) -> Tenso
     let bound = gram.clone().abs().sum_dim(2).max_dim(1).clamp_min(f32::MIN_POSITIVE);
     // As a correction: near the end it is small, and so is its rounding.
     let correct = |x: Tensor<3>, gram: Tensor<3>| {
-        x.clone() + x.matmul((identity.clone() - gram).mul_scalar(0.5))
+        x.clone() + matmul(x, (identity.clone() - gram).mul_scalar(0.5))
     };
     let mut x = correct(x / bound.clone().sqrt(), gram / bound);
     for _ in 1..iterations {

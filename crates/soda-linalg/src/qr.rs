@@ -8,6 +8,7 @@
 use burn::tensor::{Device, Tensor};
 use faer::{Mat, Par, get_global_parallelism};
 use rayon::prelude::*;
+use soda_kernels::matmul;
 
 use crate::error::LinalgError;
 use crate::host::{self, Host, Precision, Real};
@@ -82,7 +83,7 @@ impl Qr {
 
     /// `Q R`, `[m, n]`.
     pub fn recompose(&self) -> Tensor<2> {
-        self.q.clone().matmul(self.r.clone())
+        matmul(self.q.clone(), self.r.clone())
     }
 }
 
@@ -99,7 +100,7 @@ impl Lq {
 
     /// `L Q`, `[m, n]`.
     pub fn recompose(&self) -> Tensor<2> {
-        self.l.clone().matmul(self.q.clone())
+        matmul(self.l.clone(), self.q.clone())
     }
 }
 

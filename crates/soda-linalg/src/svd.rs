@@ -15,6 +15,7 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, SvdError, SvdParams, svd, svd_scratch};
 use faer::{Auto, Mat, MatRef, Par, get_global_parallelism};
 use rayon::prelude::*;
+use soda_kernels::matmul;
 
 use crate::error::LinalgError;
 use crate::host::{self, Host, Precision, Real};
@@ -108,7 +109,7 @@ impl Svd {
 
     /// `U diag(s) Vᵀ`, `[m, n]`.
     pub fn recompose(&self) -> Tensor<2> {
-        (self.u.clone() * self.s.clone().unsqueeze_dim(0)).matmul(self.vt.clone())
+        matmul(self.u.clone() * self.s.clone().unsqueeze_dim(0), self.vt.clone())
     }
 }
 

@@ -162,7 +162,7 @@ pub(crate) struct Incompatible;
 impl LowRank {
     /// `[k, k]`, exactly zero at the start.
     fn core(&self) -> Tensor<2> {
-        let gram = |a: Tensor<2>| a.clone().matmul(a.transpose());
+        let gram = |a: Tensor<2>| matmul(a.clone(), a.transpose());
         (gram(self.a.val()) - gram(self.start.val())).triu(0).mul_scalar(self.t)
     }
 }

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 
 use crate::batch;
 use crate::cayley::cayley;
@@ -21,9 +22,9 @@ impl Exponential {
     /// `X E(Z)` for `x` `[b, n, m]` and `z` `[b, m, m]`.
     pub(crate) fn step(self, x: Tensor<3>, z: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Euler => x.clone() + x.matmul(z),
-            Self::Cayley => x.matmul(cayley(z.mul_scalar(0.5))),
-            Self::Exact => x.matmul(batch::exp(z)),
+            Self::Euler => x.clone() + matmul(x, z),
+            Self::Cayley => matmul(x, cayley(z.mul_scalar(0.5))),
+            Self::Exact => matmul(x, batch::exp(z)),
         }
     }
 }

@@ -13,6 +13,7 @@
 
 use burn::config::Config;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::matmul;
 
 use super::moments::{Moments, MomentsState};
 use super::rule::{OnStiefel, Rule};
@@ -49,11 +50,11 @@ impl Rule for PogoConfig {
     ) -> (Tensor<3>, Self::State<D>) {
         let Self { beta_1, beta_2, epsilon } = *self;
         let (u, state) = Moments { beta_1, beta_2, epsilon }.step(stack, g, state);
-        let inner = u.clone().transpose().matmul(x.clone());
-        let relative = u.matmul(batch::gram(&x)) - x.clone().matmul(inner);
+        let inner = matmul(u.clone().transpose(), x.clone());
+        let relative = matmul(u, batch::gram(&x)) - matmul(x.clone(), inner);
         let m = x - relative.mul_scalar(0.5 * lr);
         let defect = batch::identity(&m) - batch::gram(&m);
-        let x = m.clone() + m.matmul(defect).mul_scalar(0.5);
+        let x = m.clone() + matmul(m, defect).mul_scalar(0.5);
         (x, state)
     }
 

@@ -20,6 +20,7 @@
 use burn::config::Config;
 use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::matmul;
 
 use super::exponential::Exponential;
 use super::metric::Metric;
@@ -124,7 +125,7 @@ impl Rule for StiefelAdamConfig {
                 state.v.zip(state.v_square).map(|(v, p)| (stack.fold(v), stack.fold(p))),
             ),
         };
-        let a = x.clone().transpose().matmul(g.clone());
+        let a = matmul(x.clone().transpose(), g.clone());
         let gy = (a.clone() - a.clone().transpose()).mul_scalar(metric.skew_weight());
         let (y, y_square) = moments(state_y, &gy);
         let z = scaled(y.clone(), y_square.clone()).mul_scalar(lr / correction_1);
@@ -134,21 +135,21 @@ impl Rule for StiefelAdamConfig {
         let (x, normal) = if stack.n == stack.m {
             (polar::newton_schulz(moved, iterations), None)
         } else {
-            let gv = g - x.matmul(a);
+            let gv = g - matmul(x, a);
             let decayed = state_v.map(|(v, p)| {
                 // The middle term belongs to the old V; `moments` multiplies by β1 after it.
-                let turn = v.clone().matmul(y.clone()).mul_scalar(metric.turn() * lr / beta_1);
+                let turn = matmul(v.clone(), y.clone()).mul_scalar(metric.turn() * lr / beta_1);
                 (v - turn, p)
             });
             let (v, v_square) = moments(decayed, &gv);
             let w = scaled(v.clone(), v_square.clone());
             // The polar factor spans what X spans: this is w - X (XᵀX)⁻¹ Xᵀ w.
             let q = polar::newton_schulz(moved.clone(), iterations);
-            let w = w.clone() - q.clone().matmul(q.transpose().matmul(w));
-            let p = moved.clone().matmul(w.clone().transpose().matmul(v.clone()));
-            let gram = moved.clone().transpose().matmul(moved.clone());
+            let w = w.clone() - matmul(q.clone(), matmul(q.transpose(), w));
+            let p = matmul(moved.clone(), matmul(w.clone().transpose(), v.clone()));
+            let gram = matmul(moved.clone().transpose(), moved.clone());
             // V is turned along with X and pV is not, so that w has no bound known beforehand.
-            let x = polar::retract(moved + w.matmul(gram).mul_scalar(lr));
+            let x = polar::retract(moved + matmul(w, gram).mul_scalar(lr));
             (x, Some((v - p.mul_scalar(lr), v_square)))
         };
 

@@ -19,6 +19,7 @@
 use burn::config::Config;
 use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
+use soda_kernels::matmul;
 
 use super::exponential::Exponential;
 use super::metric::Metric;
@@ -73,13 +74,13 @@ impl Rule for StiefelSgdConfig {
             Some(state) => (Some(stack.fold_square(state.y)), state.v.map(|v| stack.fold(v))),
         };
 
-        let a = x.clone().transpose().matmul(g.clone());
+        let a = matmul(x.clone().transpose(), g.clone());
         let gy = (a.clone() - a.clone().transpose()).mul_scalar(metric.skew_weight());
         let v = (stack.n > stack.m).then(|| {
-            let push = (g - x.clone().matmul(a)).mul_scalar(1.0 - dampening);
+            let push = (g - matmul(x.clone(), a)).mul_scalar(1.0 - dampening);
             match old_v.zip(old_y.clone()) {
                 Some((v, y)) if momentum != 0.0 => {
-                    let turn = v.clone().matmul(y).mul_scalar(metric.turn() * lr);
+                    let turn = matmul(v.clone(), y).mul_scalar(metric.turn() * lr);
                     v.mul_scalar(momentum) - turn - push
                 }
                 _ => -push,
@@ -93,8 +94,8 @@ impl Rule for StiefelSgdConfig {
 
         let mut x = exponential.step(x, y.clone().mul_scalar(lr));
         let v = v.map(|v| {
-            let p = x.clone().matmul(batch::gram(&v));
-            x = x.clone() + v.clone().matmul(batch::gram(&x)).mul_scalar(lr);
+            let p = matmul(x.clone(), batch::gram(&v));
+            x = x.clone() + matmul(v.clone(), batch::gram(&x)).mul_scalar(lr);
             v - p.mul_scalar(lr)
         });
         let state = StiefelSgdState { y: stack.unfold_square(y), v: v.map(|v| stack.unfold(v)) };

@@ -11,6 +11,7 @@
 //! exponential is a retraction that agrees to second order.
 
 use burn::tensor::Tensor;
+use soda_kernels::matmul;
 
 use crate::batch;
 use crate::stack::Stack;
@@ -33,14 +34,14 @@ pub fn geodesic<const D: usize>(x: Tensor<D>, u: Tensor<D>, t: f64) -> Tensor<D>
         return x;
     }
     let (x, u) = (stack.fold(x), stack.fold(u));
-    stack.unfold(batch::exp(generator(&x, &u).mul_scalar(t)).matmul(x))
+    stack.unfold(matmul(batch::exp(generator(&x, &u).mul_scalar(t)), x))
 }
 
 /// `W`, `[b, n, n]`, for a tangent `u` at `x`, both `[b, n, m]`.
 pub(crate) fn generator(x: &Tensor<3>, u: &Tensor<3>) -> Tensor<3> {
     // P U Xᵀ is (U - X (XᵀU) / 2) Xᵀ, and the rest is its transpose.
-    let inner = x.clone().transpose().matmul(u.clone());
-    let pu = u.clone() - x.clone().matmul(inner).mul_scalar(0.5);
-    let half = pu.matmul(x.clone().transpose());
+    let inner = matmul(x.clone().transpose(), u.clone());
+    let pu = u.clone() - matmul(x.clone(), inner).mul_scalar(0.5);
+    let half = matmul(pu, x.clone().transpose());
     half.clone() - half.transpose()
 }

@@ -29,6 +29,7 @@ pub use logarithm::{distance, logarithm};
 pub use retraction::Retraction;
 
 use burn::tensor::{Device, Distribution, Tensor};
+use soda_kernels::matmul;
 
 use crate::batch;
 use crate::polar;
@@ -78,6 +79,6 @@ const RANDOM_ITERATIONS: usize = 40;
 
 /// [`tangent`] on `[b, n, m]`.
 pub(crate) fn project(x: &Tensor<3>, u: Tensor<3>) -> Tensor<3> {
-    let inner = x.clone().transpose().matmul(u.clone());
-    u - x.clone().matmul(batch::sym(inner))
+    let inner = matmul(x.clone().transpose(), u.clone());
+    u - matmul(x.clone(), batch::sym(inner))
 }

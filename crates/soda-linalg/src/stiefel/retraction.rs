@@ -17,6 +17,7 @@ use burn::tensor::Tensor;
 use faer::Par;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 
 use super::geodesic::generator;
 use crate::batch;
@@ -88,7 +89,7 @@ impl Retraction {
 
 /// `R X`, and one Newton-Schulz step: a product of thousands of rotations would drift by their rounding.
 fn turned(r: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
-    polar::newton_schulz(r.matmul(x), 1)
+    polar::newton_schulz(matmul(r, x), 1)
 }
 
 fn orthogonal_factors(x: &Tensor<3>) -> Result<Tensor<3>, LinalgError> {

@@ -1,6 +1,7 @@
 //! Position embeddings for pictures of another size than that of training.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use soda_kernels::matmul;
 
 /// The positions of a grid of `height` x `width` patches, `[1, 1 + height width, d]`, from those of
 /// the square grid of training, `[1, 1 + s s, d]`: the class token's stays, the others are
@@ -16,9 +17,9 @@ pub(super) fn resample(positions: Tensor<3>, [height, width]: [usize; 2]) -> Ten
     let (device, dtype) = (positions.device(), positions.dtype());
     let class = positions.clone().narrow(1, 0, 1);
     let grid: Tensor<2> = positions.narrow(1, 1, side * side).reshape([side, side * d]);
-    let rows = bicubic(side, height, &device).cast(dtype).matmul(grid);
+    let rows = matmul(bicubic(side, height, &device).cast(dtype), grid);
     let columns = bicubic(side, width, &device).cast(dtype).unsqueeze().repeat_dim(0, height);
-    let grid: Tensor<3> = columns.matmul(rows.reshape([height, side, d]));
+    let grid: Tensor<3> = matmul(columns, rows.reshape([height, side, d]));
     Tensor::cat(vec![class, grid.reshape([1, height * width, d])], 1)
 }
 

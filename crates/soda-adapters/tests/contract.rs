@@ -42,6 +42,7 @@ fn methods() -> Vec<(String, MethodConfig)> {
     let more: Vec<(&str, MethodConfig)> = vec![
         ("output side", rotation(Side::Output, Parametrization::Stiefel).into()),
         ("both sides, Cayley", rotation(Side::Both, Parametrization::Cayley).into()),
+        ("unconstrained", rotation(Side::Input, Parametrization::Unconstrained).into()),
         ("svd low-rank", SodaConfig { rotation: None, spectrum: Some(low_rank) }.into()),
         ("oft exact, shared, both sides", oft(CayleyForm::Exact, true, None, Side::Both).into()),
         ("coft", oft(CayleyForm::Neumann { terms: 5 }, false, Some(0.5), Side::Input).into()),

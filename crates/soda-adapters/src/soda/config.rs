@@ -54,7 +54,7 @@ impl Side {
     }
 }
 
-/// How a rotation's factors stay orthogonal.
+/// How a rotation's factors stay orthogonal, if they do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Parametrization {
@@ -63,6 +63,9 @@ pub enum Parametrization {
     Stiefel,
     /// Free matrices are trained, in flat space; the factors are Cayley transforms of their skew parts.
     Cayley,
+    /// The factors are trained in flat space and do not stay orthogonal: no method of anybody's, but what
+    /// the constraint is measured against.
+    Unconstrained,
 }
 
 /// Settings of the shift of the spectral part.
@@ -210,7 +213,7 @@ impl Method for SodaConfig {
     }
 
     fn geometry(&self, path: &str) -> Geometry {
-        // Generators of the Cayley transform are named otherwise, and flat.
+        // Generators of the Cayley transform and free matrices are named otherwise, and flat.
         let factor = path.contains("rotation.factors.");
         if factor { Geometry::Stiefel } else { Geometry::Euclidean }
     }

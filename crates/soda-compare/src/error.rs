@@ -11,6 +11,12 @@ pub enum CompareError {
     /// A list of the plan has nothing in it.
     #[error("the plan's `{0}` is empty; name at least one")]
     Empty(&'static str),
+    /// A list of the plan has a number in it that is none.
+    #[error("the plan's `{0}` has an entry that is not a finite number")]
+    NotFinite(&'static str),
+    /// A look at an arm that there is not.
+    #[error("there is no arm `{0}`; `strength` and `merge` name arms of the plan")]
+    UnknownArm(String),
     /// Two arms of one name.
     #[error("two arms are called `{0}`; give each its own name")]
     SameName(String),

@@ -1,21 +1,34 @@
-//! Several runs at once.
+//! Several tasks at once.
 
 use std::sync::Mutex;
 use std::sync::mpsc;
 
 use crate::error::CompareError;
-use crate::plan::Run;
-use crate::results::{Measured, Record, Results};
+use crate::results::{Line, Results};
 
-/// What happens while runs are executed.
+/// What is done once, and leaves a line: a run, or a look at what it trained.
+pub trait Task: Sync {
+    /// What comes out.
+    type Measured: Send;
+    /// What is kept of it.
+    type Line: Line;
+
+    /// What tells it from all others.
+    fn id(&self) -> &str;
+
+    /// The line of what came out.
+    fn line(&self, measured: Self::Measured) -> Self::Line;
+}
+
+/// What happens while tasks are executed.
 #[derive(Clone, Copy, Debug)]
-pub enum Event<'a> {
-    /// A run begins.
-    Started(&'a Run),
-    /// A run is done; `done` of `total`, those of earlier sessions included.
+pub enum Event<'a, T> {
+    /// A task begins.
+    Started(&'a T),
+    /// A task is done; `done` of `total`, those of earlier sessions included.
     Finished {
         /// Which.
-        run: &'a Run,
+        task: &'a T,
         /// How many are done.
         done: usize,
         /// Of how many.
@@ -23,29 +36,29 @@ pub enum Event<'a> {
     },
 }
 
-/// A run that gave nothing.
+/// A task that gave nothing.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// Which.
-    pub run: Run,
+    /// [`Task::id`].
+    pub id: String,
     /// Why.
     pub reason: String,
 }
 
-/// Executes those of `runs` that `results` lacks, `jobs` at once, each by `train`. One that fails stops no
-/// other; it is returned, and run again next time.
+/// Executes those of `tasks` that `results` lacks, `jobs` at once, each by `act`. One that fails stops no
+/// other; it is returned, and executed again next time.
 ///
 /// # Errors
 /// A result that cannot be stored; nothing new is started then.
-pub fn execute(
-    runs: &[Run],
+pub fn execute<T: Task>(
+    tasks: &[T],
     jobs: usize,
-    results: &mut Results,
-    train: impl Fn(&Run) -> Result<Measured, String> + Sync,
-    mut on_event: impl FnMut(Event<'_>),
+    results: &mut Results<T::Line>,
+    act: impl Fn(&T) -> Result<T::Measured, String> + Sync,
+    mut on_event: impl FnMut(Event<'_, T>),
 ) -> Result<Vec<Failure>, CompareError> {
-    let missing: Vec<&Run> = runs.iter().filter(|run| results.get(&run.id).is_none()).collect();
-    let mut done = runs.len() - missing.len();
+    let missing: Vec<&T> = tasks.iter().filter(|task| results.get(task.id()).is_none()).collect();
+    let mut done = tasks.len() - missing.len();
     let mut failures = Vec::new();
     let queue = Mutex::new(missing.into_iter());
     // A poisoned lock would mean that `next` of a slice's iterator panicked.
@@ -53,12 +66,12 @@ pub fn execute(
     std::thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
         for _ in 0..jobs.max(1) {
-            let (sender, next, train) = (sender.clone(), &next, &train);
+            let (sender, next, act) = (sender.clone(), &next, &act);
             scope.spawn(move || {
-                while let Some(run) = next() {
+                while let Some(task) = next() {
                     // The receiver is gone when a result could not be stored: no reason to go on.
-                    if sender.send((run, None)).is_err()
-                        || sender.send((run, Some(train(run)))).is_err()
+                    if sender.send((task, None)).is_err()
+                        || sender.send((task, Some(act(task)))).is_err()
                     {
                         return;
                     }
@@ -66,15 +79,15 @@ pub fn execute(
             });
         }
         drop(sender);
-        for (run, result) in receiver {
+        for (task, result) in receiver {
             match result {
-                None => on_event(Event::Started(run)),
+                None => on_event(Event::Started(task)),
                 Some(Ok(measured)) => {
-                    results.append(Record::new(run, measured))?;
+                    results.append(task.line(measured))?;
                     done += 1;
-                    on_event(Event::Finished { run, done, total: runs.len() });
+                    on_event(Event::Finished { task, done, total: tasks.len() });
                 }
-                Some(Err(reason)) => failures.push(Failure { run: run.clone(), reason }),
+                Some(Err(reason)) => failures.push(Failure { id: task.id().to_owned(), reason }),
             }
         }
         Ok(failures)

@@ -5,26 +5,33 @@
 //! |---|---|
 //! | `plan` | arms x data x seeds, TOML in, checked runs out |
 //! | `results` | one JSON line a finished run; what is there is not run again |
-//! | `execute` | several runs at once, by whatever runs one |
+//! | `probe` | adapters of finished runs at other strengths, and merged |
+//! | `execute` | several tasks at once, by whatever does one |
 //! | `statistics` | mean, spread, a paired permutation test |
 //! | `table` | what the results say, an arm a row |
+//! | `looks` | what the probes found |
 //! | `plot`, `report` | the same for the eye: one HTML file that needs no network |
 //!
-//! It trains nothing itself: [`execute()`] takes the function that turns a [`Run`] into a [`Measured`].
+//! It trains nothing itself: [`execute()`] takes the function that turns a [`Run`] into a [`Measured`], and a
+//! [`Probe`] into scores.
 
 mod error;
 mod execute;
+mod looks;
 mod plan;
 mod plot;
+mod probe;
 mod report;
 mod results;
 mod statistics;
 mod table;
 
 pub use error::CompareError;
-pub use execute::{Event, Failure, execute};
+pub use execute::{Event, Failure, Task, execute};
+pub use looks::{Place, places};
 pub use plan::{ArmConfig, Grid, Plan, PlanConfig, Run};
+pub use probe::{Look, MergeConfig, Mode, Path, Probe, Seen, StrengthConfig};
 pub use report::report;
-pub use results::{Measured, Record, Results};
+pub use results::{Line, Measured, Record, Results};
 pub use statistics::{Summary, paired};
 pub use table::{Row, table};

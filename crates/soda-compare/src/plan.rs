@@ -13,7 +13,8 @@ use soda_train::TrainConfig;
 use toml::Table;
 
 use crate::error::CompareError;
-use crate::results::Results;
+use crate::probe::{MergeConfig, Probe, StrengthConfig};
+use crate::results::{Record, Results};
 
 /// A plan as written in TOML.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +30,12 @@ pub struct PlanConfig {
     /// What is compared; the first is what the others are tested against.
     #[serde(rename = "arm")]
     pub arms: Vec<ArmConfig>,
+    /// Arms whose adapters are looked at at other strengths.
+    #[serde(default)]
+    pub strength: Vec<StrengthConfig>,
+    /// Arms whose adapters are merged.
+    #[serde(default)]
+    pub merge: Vec<MergeConfig>,
 }
 
 /// Every data set with every seed.
@@ -47,6 +54,9 @@ pub struct Grid {
 pub struct ArmConfig {
     /// Its name.
     pub name: String,
+    /// What it is scored on, if not on that of [`PlanConfig::score`]: styles beside subjects.
+    #[serde(default)]
+    pub data: Vec<PathBuf>,
     /// Its settings, over those of [`PlanConfig::train`].
     #[serde(default)]
     pub train: Table,
@@ -61,11 +71,14 @@ pub struct Plan {
     arms: Vec<Arm>,
     score: Grid,
     search: Option<Grid>,
+    strength: Vec<StrengthConfig>,
+    merge: Vec<MergeConfig>,
 }
 
 #[derive(Clone, Debug)]
 struct Arm {
     name: String,
+    score: Grid,
     /// At least one.
     candidates: Vec<TrainConfig>,
 }
@@ -93,11 +106,12 @@ impl PlanConfig {
     /// # Errors
     /// The first thing that could not be run, or would not be fair.
     pub fn check(self) -> Result<Plan, CompareError> {
-        let Self { train, score, search, arms } = self;
+        let Self { train, score, search, arms, strength, merge } = self;
         check_grid(&score, "score.data", "score.seeds")?;
         if let Some(search) = &search {
             check_grid(search, "search.data", "search.seeds")?;
-            if let Some(both) = search.data.iter().find(|data| score.data.contains(data)) {
+            let mut scored = score.data.iter().chain(arms.iter().flat_map(|arm| &arm.data));
+            if let Some(both) = scored.find(|data| search.data.contains(data)) {
                 return Err(CompareError::TunedOnScored(both.clone()));
             }
         }
@@ -117,8 +131,11 @@ impl PlanConfig {
                 return Err(CompareError::NoSearch(arm.name.clone()));
             }
         }
-        let arms = arms.into_iter().map(|arm| resolve(arm, &train, &score.data[0]));
-        Ok(Plan { arms: arms.collect::<Result<_, _>>()?, score, search })
+        let names = arms.iter().map(|arm| arm.name.as_str()).collect();
+        strength.iter().try_for_each(|looks| looks.check(&names))?;
+        merge.iter().try_for_each(|looks| looks.check(&names))?;
+        let arms = arms.into_iter().map(|arm| resolve(arm, &train, &score));
+        Ok(Plan { arms: arms.collect::<Result<_, _>>()?, score, search, strength, merge })
     }
 }
 
@@ -150,15 +167,21 @@ impl Plan {
     /// The runs that are scored, with the settings that `results` of [`Plan::search_runs`] choose.
     ///
     /// A candidate of which a run is missing (it failed) is not chosen; of equals the first is.
-    pub fn score_runs(&self, results: &Results) -> Vec<Run> {
+    pub fn score_runs(&self, results: &Results<Record>) -> Vec<Run> {
         self.arms
             .iter()
-            .filter_map(|arm| Some(runs(arm, self.chosen(arm, results)?, &self.score)))
+            .filter_map(|arm| Some(runs(arm, self.chosen(arm, results)?, &arm.score)))
             .flatten()
             .collect()
     }
 
-    fn chosen<'a>(&self, arm: &'a Arm, results: &Results) -> Option<&'a TrainConfig> {
+    /// What is looked at once more of the `runs` that `results` has.
+    pub fn probes(&self, runs: &[Run], results: &Results<Record>) -> Vec<Probe> {
+        let strengths = self.strength.iter().flat_map(|looks| looks.probes(runs, results));
+        strengths.chain(self.merge.iter().flat_map(|looks| looks.probes(runs, results))).collect()
+    }
+
+    fn chosen<'a>(&self, arm: &'a Arm, results: &Results<Record>) -> Option<&'a TrainConfig> {
         let (Some(grid), [_, _, ..]) = (&self.search, &arm.candidates[..]) else {
             return arm.candidates.first();
         };
@@ -185,12 +208,14 @@ fn check_grid(grid: &Grid, data: &'static str, seeds: &'static str) -> Result<()
     }
 }
 
-fn resolve(arm: ArmConfig, shared: &Table, data: &Path) -> Result<Arm, CompareError> {
+fn resolve(arm: ArmConfig, shared: &Table, score: &Grid) -> Result<Arm, CompareError> {
+    let data = if arm.data.is_empty() { score.data.clone() } else { arm.data };
+    let score = Grid { data, seeds: score.seeds.clone() };
     let alone = [Table::new()];
     let overlays = if arm.search.is_empty() { &alone[..] } else { &arm.search[..] };
     let configure = |overlay: &Table| -> Result<TrainConfig, CompareError> {
         let mut table = shared.clone();
-        table.insert("data".to_owned(), data.display().to_string().into());
+        table.insert("data".to_owned(), score.data[0].display().to_string().into());
         lay_over(&mut table, &arm.train);
         lay_over(&mut table, overlay);
         let text = toml::to_string(&table).map_err(|error| CompareError::Settings {
@@ -202,7 +227,7 @@ fn resolve(arm: ArmConfig, shared: &Table, data: &Path) -> Result<Arm, CompareEr
             .map_err(|source| CompareError::Arm { arm: arm.name.clone(), source })
     };
     let candidates = overlays.iter().map(configure).collect::<Result<_, _>>()?;
-    Ok(Arm { name: arm.name, candidates })
+    Ok(Arm { name: arm.name, score, candidates })
 }
 
 /// Tables are merged, everything else replaced. A table that says what kind of thing it is (`name`)

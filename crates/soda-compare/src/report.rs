@@ -7,19 +7,22 @@ use maud::{Markup, PreEscaped, html};
 use soda_train::page::{inline, page};
 
 use crate::error::CompareError;
+use crate::looks;
 use crate::plan::{Plan, Run};
 use crate::plot;
+use crate::probe::{Probe, Seen};
 use crate::results::{Record, Results};
 use crate::table::{Row, SCORES, table};
 
-/// The report on the finished of `runs`, whose folders are in `folder`.
+/// The report on the finished of `runs`, and on the `probes` into them that were `seen`. Their folders are in `folder`.
 ///
 /// # Errors
-/// A run's `samples.png` that is missing or broken.
+/// A `samples.png` that is missing or broken.
 pub fn report(
     plan: &Plan,
     runs: &[Run],
-    results: &Results,
+    results: &Results<Record>,
+    (probes, seen): (&[Probe], &Results<Seen>),
     folder: &Path,
 ) -> Result<String, CompareError> {
     let rows = table(runs, results);
@@ -27,15 +30,19 @@ pub fn report(
         .iter()
         .map(|row| (row.arm.as_str(), records(runs, results, |run| run.arm == row.arm)))
         .collect();
-    let grids = plan
-        .score()
-        .data
+    let mut sets: Vec<&Path> = Vec::new();
+    for run in runs {
+        if !sets.contains(&run.config.data.as_path()) {
+            sets.push(&run.config.data);
+        }
+    }
+    let grids = sets
         .iter()
         .map(|data| side_by_side(data, plan.score().seeds[0], runs, results, folder))
         .collect::<Result<Vec<_>, _>>()?;
     let body = html! {
         p {
-            (plan.score().data.len()) " data sets × " (plan.score().seeds.len())
+            (sets.len()) " data sets × " (plan.score().seeds.len())
             " seeds. Mean ± standard deviation. In brackets: the mean difference to "
             b { (arms.first().map_or("", |arm| arm.0)) }
             " on the same data and seed, and the two-sided p of the paired permutation test."
@@ -45,6 +52,7 @@ pub fn report(
         h2 { "Subject over prompt" }
         p { small { "Up and to the right is better; bars are one standard error." } }
         (PreEscaped(plot::pareto(&rows)))
+        (looks::section(probes, seen, folder)?)
         h2 { "Cost" }
         (costs(&rows))
         h2 { "Loss" }
@@ -58,7 +66,7 @@ pub fn report(
 
 fn records<'a>(
     runs: &[Run],
-    results: &'a Results,
+    results: &'a Results<Record>,
     wanted: impl Fn(&Run) -> bool,
 ) -> Vec<&'a Record> {
     runs.iter().filter(|run| wanted(run)).filter_map(|run| results.get(&run.id)).collect()
@@ -131,7 +139,7 @@ fn side_by_side(
     data: &Path,
     seed: u64,
     runs: &[Run],
-    results: &Results,
+    results: &Results<Record>,
     folder: &Path,
 ) -> Result<Markup, CompareError> {
     let shown: Vec<&Run> = runs

@@ -5,10 +5,12 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use soda_train::Scores;
 
 use crate::error::CompareError;
+use crate::execute::Task;
 use crate::plan::Run;
 
 /// What was measured on one run.
@@ -48,18 +50,26 @@ pub struct Record {
     pub measured: Measured,
 }
 
-impl Record {
-    /// What `run` gave.
-    pub fn new(run: &Run, measured: Measured) -> Self {
-        Self {
-            id: run.id.clone(),
-            arm: run.arm.clone(),
-            data: run.config.data.clone(),
-            seed: run.config.seed,
+impl Task for Run {
+    type Measured = Measured;
+    type Line = Record;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn line(&self, measured: Measured) -> Record {
+        Record {
+            id: self.id.clone(),
+            arm: self.arm.clone(),
+            data: self.config.data.clone(),
+            seed: self.config.seed,
             measured,
         }
     }
+}
 
+impl Record {
     /// What settings are chosen by: likeness to the true picture of each prompt, to the eye of both
     /// judges, which asks for the subject and the prompt at once. Without truths, the subject and the
     /// prompt are asked for apart. None for a score that is no number.
@@ -74,15 +84,27 @@ impl Record {
     }
 }
 
-/// All results of a folder.
-#[derive(Debug)]
-pub struct Results {
-    path: PathBuf,
-    file: File,
-    records: BTreeMap<String, Record>,
+/// A line of a results file.
+pub trait Line: Serialize + DeserializeOwned {
+    /// What tells it from all others.
+    fn id(&self) -> &str;
 }
 
-impl Results {
+impl Line for Record {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// All results of one kind in a folder.
+#[derive(Debug)]
+pub struct Results<L> {
+    path: PathBuf,
+    file: File,
+    lines: BTreeMap<String, L>,
+}
+
+impl<L: Line> Results<L> {
     /// Opens `path`, which need not exist. A last line that a crash cut short is dropped.
     ///
     /// # Errors
@@ -94,15 +116,15 @@ impl Results {
         };
         // Whole lines only: what follows the last line feed was being written when the process died.
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let mut records = BTreeMap::new();
+        let mut lines = BTreeMap::new();
         for (line, text) in text[..whole].lines().enumerate() {
-            let record: Record =
+            let parsed: L =
                 serde_json::from_str(text).map_err(|error| CompareError::ReadResults {
                     path: path.to_owned(),
                     line: line + 1,
                     reason: error.to_string(),
                 })?;
-            records.insert(record.id.clone(), record);
+            lines.insert(parsed.id().to_owned(), parsed);
         }
         let write = CompareError::io("write", path);
         let open = || -> std::io::Result<File> {
@@ -110,29 +132,29 @@ impl Results {
             file.set_len(whole as u64)?;
             Ok(file)
         };
-        Ok(Self { path: path.to_owned(), file: open().map_err(write)?, records })
+        Ok(Self { path: path.to_owned(), file: open().map_err(write)?, lines })
     }
 
-    /// Adds a record, on the disk when this returns.
+    /// Adds a line, on the disk when this returns.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn append(&mut self, record: Record) -> Result<(), CompareError> {
-        let line = serde_json::to_string(&record).map_err(|error| CompareError::ReadResults {
+    pub fn append(&mut self, line: L) -> Result<(), CompareError> {
+        let text = serde_json::to_string(&line).map_err(|error| CompareError::ReadResults {
             path: self.path.clone(),
-            line: self.records.len() + 1,
+            line: self.lines.len() + 1,
             reason: error.to_string(),
         })?;
         self.file
-            .write_all(format!("{line}\n").as_bytes())
+            .write_all(format!("{text}\n").as_bytes())
             .and_then(|()| self.file.sync_data())
             .map_err(CompareError::io("write", &self.path))?;
-        self.records.insert(record.id.clone(), record);
+        self.lines.insert(line.id().to_owned(), line);
         Ok(())
     }
 
-    /// The record of a run, if it has finished.
-    pub fn get(&self, id: &str) -> Option<&Record> {
-        self.records.get(id)
+    /// The line of a task, if that has finished.
+    pub fn get(&self, id: &str) -> Option<&L> {
+        self.lines.get(id)
     }
 }

@@ -41,7 +41,7 @@ pub(crate) const SCORES: [Score; 5] = [
 ];
 
 /// A row for each arm that finished a run, in the order of `runs`.
-pub fn table(runs: &[Run], results: &Results) -> Vec<Row> {
+pub fn table(runs: &[Run], results: &Results<Record>) -> Vec<Row> {
     let mut arms: Vec<&str> = Vec::new();
     for run in runs {
         if !arms.contains(&run.arm.as_str()) {

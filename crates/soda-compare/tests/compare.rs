@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use soda_compare::{
-    CompareError, Measured, Plan, PlanConfig, Results, Run, execute, report, table,
+    CompareError, Look, Measured, Plan, PlanConfig, Probe, Record, Results, Run, execute, places,
+    report, table,
 };
 use soda_train::Scores;
 
@@ -91,11 +92,82 @@ fn settings_are_chosen_on_other_data_and_every_run_is_done_once() {
         assert_eq!(rows[0].against_first, vec![None; 5]);
         let (difference, p) = rows[1].against_first[1].unwrap();
         assert!((difference - 0.2).abs() < 1e-6 && (p - 2.0 / 16.0).abs() < 1e-12, "{rows:?}");
-        let html = report(&plan, &runs, &results, folder.path()).unwrap();
+        let none = Results::open(&folder.path().join("probes.jsonl")).unwrap();
+        let html = report(&plan, &runs, &results, (&[], &none), folder.path()).unwrap();
         assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.125"), "{html}");
         assert_eq!(html.matches("<svg").count(), 2);
         assert_eq!(html.matches("<img").count(), 2 * 3, "before and two arms, of two data sets");
     }
+}
+
+const PROBES: &str = r#"
+[[arm]]
+name = "style"
+data = ["styles/s"]
+
+[[strength]]
+arm = "one"
+at = [0.5, 1.0]
+
+[[strength]]
+arm = "one"
+path = "linear"
+at = [0.5]
+
+[[merge]]
+subject = "one"
+style = "style"
+phrase = "in s style"
+modes = ["residual", "compose"]
+weights = [[1.0, 1.0], [0.8, 0.6]]
+"#;
+
+#[test]
+fn finished_runs_are_looked_at_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
+    let plan = plan(&format!("{PLAN}{PROBES}")).unwrap();
+    let train = |run: &Run| {
+        draw(folder.path(), run);
+        Ok(measure(run))
+    };
+    execute(&plan.search_runs(), 2, &mut results, train, |_| ()).unwrap();
+    let runs = plan.score_runs(&results);
+    assert_eq!(runs.len(), 10, "the arm of styles has its own data");
+    assert!(plan.probes(&runs, &results).is_empty(), "nothing is trained yet");
+    execute(&runs, 2, &mut results, train, |_| ()).unwrap();
+
+    let probes = plan.probes(&runs, &results);
+    // Two subjects of two seeds at three strengths, and with the style of their seed in four ways.
+    assert_eq!(probes.len(), 4 * 3 + 4 * 4);
+    let same_seed = |probe: &Probe| match &probe.look {
+        Look::Merge { style, .. } => style.config.seed == probe.run.config.seed,
+        Look::Strength(_) => true,
+    };
+    assert!(probes.iter().all(same_seed));
+
+    let mut seen = Results::open(&folder.path().join("probes.jsonl")).unwrap();
+    let look = |probe: &Probe| {
+        let place = folder.path().join(&probe.id);
+        std::fs::create_dir_all(&place).unwrap();
+        image::RgbImage::new(4, 4).save(place.join("samples.png")).unwrap();
+        let scores = measure(&probe.run).after;
+        Ok((Scores { clip_t: probe.at[0] as f32, ..scores }, Some(0.25)))
+    };
+    execute(&probes, 3, &mut seen, look, |_| ()).unwrap();
+    let again = |_: &Probe| Err("looked at twice".to_owned());
+    assert!(execute(&probes, 3, &mut seen, again, |_| ()).unwrap().is_empty());
+
+    let places = places(&probes, &seen);
+    let found: Vec<_> = places.iter().map(|p| (p.series.as_str(), &p.at[..], p.looks)).collect();
+    assert_eq!(found[0], ("one, geodesic", &[0.5][..], 4));
+    assert_eq!(found[4], ("one in style, residual", &[0.8, 0.6][..], 4));
+    assert_eq!(found.len(), 3 + 4);
+    assert!((places[1].scores[0].unwrap().mean - 1.0).abs() < 1e-12);
+
+    let html = report(&plan, &runs, &results, (&probes, &seen), folder.path()).unwrap();
+    assert!(html.contains("one in style, compose at 0.8, 0.6"), "{html}");
+    assert_eq!(html.matches("<svg").count(), 2 + 2, "and two curves over the strength");
 }
 
 #[test]
@@ -134,7 +206,10 @@ fn a_line_cut_short_is_dropped_and_a_broken_one_is_named() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 
     std::fs::write(&path, text.replacen("\"id\"", "\"di\"", 1)).unwrap();
-    assert!(matches!(Results::open(&path), Err(CompareError::ReadResults { line: 1, .. })));
+    assert!(matches!(
+        Results::<Record>::open(&path),
+        Err(CompareError::ReadResults { line: 1, .. })
+    ));
 }
 
 #[test]
@@ -147,6 +222,14 @@ fn an_unfair_or_unusable_plan_is_refused() {
     assert!(matches!(change("steps = 10", "stepz = 10"), CompareError::Arm { .. }));
     assert!(matches!(change("batch_size = 2", "batch_size = 0"), CompareError::Arm { .. }));
     assert!(matches!(change("base", "[["), CompareError::ReadPlan(_)));
+    let probing = |from: &str, to: &str| {
+        plan(&format!("{PLAN}{}", PROBES.replacen(from, to, 1))).unwrap_err()
+    };
+    let unknown = probing("arm = \"one\"", "arm = \"ten\"");
+    assert!(unknown.to_string().contains("no arm `ten`"), "{unknown}");
+    assert!(matches!(probing("[0.5, 1.0]", "[]"), CompareError::Empty("strength.at")));
+    assert!(matches!(probing("[0.5, 1.0]", "[nan]"), CompareError::NotFinite("strength.at")));
+    assert!(matches!(probing("styles/s", "subjects/c"), CompareError::TunedOnScored(_)));
     let without = PLAN.replace("[search]\ndata = [\"subjects/c\"]\nseeds = [0]\n", "");
     assert!(matches!(plan(&without), Err(CompareError::NoSearch(_))));
 }

@@ -77,6 +77,11 @@ impl Adapter for Soda {
     }
 
     fn combine(parts: Vec<(f64, Self)>, how: Combine) -> Result<Option<Self>, LinalgError> {
+        // Matrices that are no rotations have no logarithm to add up.
+        let mut turns = parts.iter().flat_map(|(_, p)| [&p.rotation, &p.output_rotation]).flatten();
+        if turns.any(|rotation| !rotation.matrices.is_empty()) {
+            return Ok(None);
+        }
         let side = |of: fn(&Self) -> &Option<Rotation>| {
             let turned =
                 |(weight, part): &(f64, Self)| Some((*weight, of(part).as_ref()?.factors()));

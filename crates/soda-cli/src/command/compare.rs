@@ -12,8 +12,11 @@ use clap::Args as ClapArgs;
 use clap::ValueEnum as _;
 use serde::Deserialize;
 use soda_adapters::AdapterFile;
-use soda_compare::{Event, Measured, PlanConfig, Results, Run, execute, report, table};
-use soda_train::{Scores, write_file};
+use soda_compare::{
+    Event, Look, Measured, PlanConfig, Probe, Record, Results, Run, Seen, Task, execute, places,
+    report, table,
+};
+use soda_train::{Dataset, Scores, TrainConfig, write_file};
 
 use crate::base::find;
 use crate::progress::{Progress, say_result};
@@ -23,7 +26,8 @@ use crate::progress::{Progress, say_result};
 Example:
   soda compare examples/compare/rotations.toml --out comparisons/rotations --jobs 2
 
-Writes results.jsonl (a line a finished run), report.html, and each run's folder in runs/. Started
+Writes results.jsonl (a line a finished run), probes.jsonl (a line a look at one again: other strengths,
+merged with another), report.html, and each one's folder in runs/. Started
 again on the same folder it goes on where it stopped.")]
 pub(crate) struct CompareArgs {
     /// The plan: arms x data x seeds
@@ -55,35 +59,52 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         .with_context(|| format!("cannot create {}", runs_folder.display()))?;
     let mut results = Results::open(&args.out.join("results.jsonl"))?;
 
-    let go = |stage: &'static str, runs: &[Run], results: &mut Results| -> Result<()> {
-        let mut progress = Progress::default();
-        progress.show(soda_train::Event::Stage { name: stage });
-        let train =
-            |run: &Run| train(run, &runs_folder, args).map_err(|error| format!("{error:#}"));
-        let failures = execute(runs, args.jobs as usize, results, train, |event| match event {
-            Event::Started(_) => {}
-            Event::Finished { done, total, .. } => {
-                progress.show(soda_train::Event::Progress { done, total, loss: None });
-            }
-        })?;
-        for failure in &failures {
-            progress.say(&format!("{}: {}", failure.run.id, failure.reason));
-        }
-        progress.finish();
-        match failures.len() {
-            0 => Ok(()),
-            count => bail!("{count} of {} runs failed; start again to repeat them", runs.len()),
-        }
-    };
-    let searched = go("choosing", &plan.search_runs(), &mut results);
-    let runs = plan.score_runs(&results);
-    let scored = go("scoring", &runs, &mut results);
+    let mut seen = Results::open(&args.out.join("probes.jsonl"))?;
 
-    let page = report(&plan, &runs, &results, &runs_folder)?;
+    let jobs = args.jobs as usize;
+    let train = |run: &Run| train(run, &runs_folder, args);
+    let searched = all("choosing", &plan.search_runs(), jobs, &mut results, train);
+    let runs = plan.score_runs(&results);
+    let scored = all("scoring", &runs, jobs, &mut results, train);
+    let probes = plan.probes(&runs, &results);
+    let look = |probe: &Probe| look(probe, &runs_folder, args);
+    let looked = all("looking again", &probes, jobs, &mut seen, look);
+
+    let page = report(&plan, &runs, &results, (&probes, &seen), &runs_folder)?;
     write_file(&args.out.join("report.html"), page.as_bytes())?;
-    summarise(&runs, &results);
+    summarise(&runs, &results, &probes, &seen);
     say_result(&format!("see {}", args.out.join("report.html").display()));
-    searched.and(scored)
+    searched.and(scored).and(looked)
+}
+
+/// Does what of `tasks` is not done yet, with progress.
+fn all<T: Task>(
+    stage: &'static str,
+    tasks: &[T],
+    jobs: usize,
+    results: &mut Results<T::Line>,
+    act: impl Fn(&T) -> Result<T::Measured> + Sync,
+) -> Result<()> {
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    let mut progress = Progress::default();
+    progress.show(soda_train::Event::Stage { name: stage });
+    let act = |task: &T| act(task).map_err(|error| format!("{error:#}"));
+    let failures = execute(tasks, jobs, results, act, |event| match event {
+        Event::Started(_) => {}
+        Event::Finished { done, total, .. } => {
+            progress.show(soda_train::Event::Progress { done, total, loss: None });
+        }
+    })?;
+    for failure in &failures {
+        progress.say(&format!("{}: {}", failure.id, failure.reason));
+    }
+    progress.finish();
+    match failures.len() {
+        0 => Ok(()),
+        count => bail!("{count} of {} runs failed; start again to repeat them", tasks.len()),
+    }
 }
 
 /// Trains in a process of its own, and reads what its folder says.
@@ -96,27 +117,86 @@ fn train(run: &Run, runs: &Path, args: &CompareArgs) -> Result<Measured> {
     }
     let config = runs.join(format!("{}.toml", run.id));
     write_file(&config, run.config.to_toml()?.as_bytes())?;
+    let mut command = myself("train", args)?;
+    command.arg("--config").arg(&config).arg("--runs").arg(runs).args(["--name", &run.id]);
+    let peak_memory = wait(command.spawn().context("cannot start a run")?)?;
+    std::fs::remove_file(&config).with_context(|| format!("cannot remove {}", config.display()))?;
+    measure(&folder, run.config.steps, peak_memory)
+}
+
+/// Draws and judges in a process of its own, as `soda evaluate` does.
+fn look(probe: &Probe, runs: &Path, args: &CompareArgs) -> Result<(Scores, Option<f32>)> {
+    #[derive(Deserialize)]
+    struct ScoreFile {
+        scores: Scores,
+        style_clip_i: Option<f32>,
+    }
+    let folder = runs.join(&probe.id);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let config = &probe.run.config;
+    let judges = config.judges.as_ref().context("a look at a run needs `judges` in [train]")?;
+    let adapter = |run: &Run| runs.join(&run.id).join("adapter.safetensors");
+    let mut command = myself("evaluate", args)?;
+    command.arg("--base").arg(&config.base).arg("--judges").arg(judges);
+    command.arg("--data").arg(&config.data).arg("--out").arg(&folder);
+    command.args(["--seed", &config.seed.to_string()]);
+    command.args(["--steps", &config.samples.steps.to_string()]);
+    command.args(["--guidance", &config.samples.guidance.to_string()]);
+    let (first, at) = (adapter(&probe.run), &probe.at);
+    let weights = || at.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+    match &probe.look {
+        Look::Strength(soda_compare::Path::Geodesic) => {
+            command.arg("--adapter").arg(first).args(["--strength", &at[0].to_string()]);
+        }
+        // The residual of an adapter with itself, of which nothing is taken twice.
+        Look::Strength(soda_compare::Path::Linear) => {
+            command.arg("--subject").arg(&first).arg("--style").arg(&first);
+            command.args(["--weights", &format!("{},0", at[0])]);
+        }
+        Look::Merge { style, mode, phrase } => {
+            command.arg("--subject").arg(first).arg("--style").arg(adapter(style));
+            command.args(["--weights", &weights(), "--mode", mode.name()]);
+            command.arg("--like").arg(&style.config.data);
+            for prompt in prompts(config)? {
+                command.args(["--prompt", &format!("{prompt} {phrase}")]);
+            }
+        }
+    }
+    wait(command.spawn().context("cannot start a look")?)?;
+    let path = folder.join("scores.json");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let found: ScoreFile =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok((found.scores, found.style_clip_i))
+}
+
+/// What a run draws to be judged.
+fn prompts(config: &TrainConfig) -> Result<Vec<String>> {
+    if !config.samples.prompts.is_empty() {
+        return Ok(config.samples.prompts.clone());
+    }
+    Ok(Dataset::read(&config.data, Some(""))?.eval_prompts)
+}
+
+/// This program with what every child of a comparison is given.
+fn myself(command: &str, args: &CompareArgs) -> Result<Command> {
     let device = args.device.device.to_possible_value();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let child = Command::new(std::env::current_exe().context("cannot find this program")?)
-        .arg("train")
-        .arg("--config")
-        .arg(&config)
-        .arg("--runs")
-        .arg(runs)
-        .args(["--name", &run.id, "--device", device.as_ref().map_or("auto", |d| d.get_name())])
+    let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
+    child
+        .args([command, "--device", device.as_ref().map_or("auto", |d| d.get_name())])
         .args(
             args.cache.cache.iter().flat_map(|folder| [OsStr::new("--cache"), folder.as_os_str()]),
         )
         .env("RAYON_NUM_THREADS", (cores / args.jobs as usize).max(1).to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start a run")?;
-    let peak_memory = wait(child)?;
-    std::fs::remove_file(&config).with_context(|| format!("cannot remove {}", config.display()))?;
-    measure(&folder, run.config.steps, peak_memory)
+        .stderr(Stdio::piped());
+    Ok(child)
 }
 
 /// Waits for the run to end well; the most memory it held, where the system tells.
@@ -178,7 +258,7 @@ fn thin(losses: &[f32]) -> Vec<f32> {
     losses.chunks(stretch).map(|part| part.iter().sum::<f32>() / part.len() as f32).collect()
 }
 
-fn summarise(runs: &[Run], results: &Results) {
+fn summarise(runs: &[Run], results: &Results<Record>, probes: &[Probe], seen: &Results<Seen>) {
     for row in table(runs, results) {
         let show = |index: usize| {
             let score = row.scores[index];
@@ -191,6 +271,20 @@ fn summarise(runs: &[Run], results: &Results) {
             show(0),
             show(1),
             row.seconds_per_step,
+        ));
+    }
+    for place in places(probes, seen) {
+        let at = place.at.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+        let mean = |index: usize| {
+            place.scores[index].map_or("-".to_owned(), |score| format!("{:.3}", score.mean))
+        };
+        say_result(&format!(
+            "{} at {at}: CLIP-T {}  DINO to truth {}  to subject {}  CLIP-I to style {}",
+            place.series,
+            mean(0),
+            mean(1),
+            mean(2),
+            mean(4),
         ));
     }
 }

@@ -21,6 +21,10 @@
 
 mod attention;
 mod autodiff;
+#[cfg_attr(
+    not(any(feature = "cpu", feature = "cube")),
+    allow(unused_variables, reason = "without a backend there is nothing to hand them to")
+)]
 mod backend;
 #[cfg(feature = "persistence")]
 mod cache;

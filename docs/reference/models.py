@@ -19,7 +19,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 FIXTURES = Path(__file__).resolve().parents[2] / "crates/soda-models/tests/fixtures"
 
@@ -274,17 +274,14 @@ def text(name: str) -> None:
 # --- DINOv2 ----------------------------------------------------------------------------------
 
 
-def dinov2(name: str) -> None:
+def dinov2(name: str, kind: type, config) -> None:
     """The weights go through a file, whose keys are not those of transformers 5 in memory."""
-    config = Dinov2Config(
-        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, image_size=70, patch_size=14
-    )
     with tempfile.TemporaryDirectory() as folder:
-        Dinov2Model(config).save_pretrained(folder)
+        kind(config).save_pretrained(folder)
         path = Path(folder) / "model.safetensors"
         keys = {key: list(old.shape) for key, old in load_file(path).items()}
         save_file({key: weight(key, tuple(shape)) for key, shape in keys.items()}, path, {"format": "pt"})
-        model = Dinov2Model.from_pretrained(folder).eval()
+        model = kind.from_pretrained(folder).eval()
     tensors, loss = {}, 0
     for index, (height, width) in enumerate([(70, 70), (84, 112), (42, 56)]):
         out = model(value(f"pixels.{index}", 2, 3, height, width)).last_hidden_state
@@ -292,17 +289,21 @@ def dinov2(name: str) -> None:
         tensors[f"out.{index}"] = out
     loss.backward()
     parameters = dict(model.named_parameters())
-    today = [(".attention.attention.query.", ".attention.q_proj.")]
+    today = [(".attention.attention.query.", ".attention.q_proj."), (".weights_out.", ".down_proj.")]
     for key in [
         "embeddings.cls_token",
+        "embeddings.register_tokens",
         "embeddings.position_embeddings",
         "embeddings.patch_embeddings.projection.bias",
         "encoder.layer.0.layer_scale1.lambda1",
         "encoder.layer.1.attention.attention.query.weight",
         "encoder.layer.1.norm2.weight",
         "encoder.layer.2.mlp.fc1.bias",
+        "encoder.layer.2.mlp.weights_out.weight",
         "encoder.layer.2.layer_scale2.lambda1",
     ]:
+        if key not in keys:
+            continue
         old = key
         for old_part, new_part in today:
             key = key.replace(old_part, new_part) if key not in parameters else key
@@ -322,7 +323,10 @@ def main() -> None:
         vae(name)
     for name in TEXTS:
         text(name)
-    dinov2("vit-dinov2")
+    sizes = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, image_size=70, patch_size=14)
+    dinov2("vit-dinov2", Dinov2Model, Dinov2Config(**sizes))
+    giant = Dinov2WithRegistersConfig(**sizes, num_register_tokens=2, use_swiglu_ffn=True)
+    dinov2("vit-dinov2-registers", Dinov2WithRegistersModel, giant)
 
 
 if __name__ == "__main__":

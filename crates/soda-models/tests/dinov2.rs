@@ -10,8 +10,8 @@ use common::Fixture;
 use image::RgbImage;
 use soda_models::metrics::Judges;
 
-/// The bundled CLIP, and the tiny DINOv2 of the fixture with `size` as what pictures become.
-fn write(dir: &Path, size: u32) {
+/// The bundled CLIP, and the tiny DINOv2 of a fixture with `size` as what pictures become.
+fn write(dir: &Path, name: &str, size: u32) {
     let clip = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/eval/clip"));
     for (part, from) in [("clip", Some(clip)), ("dino", None)] {
         let to = dir.join(part);
@@ -21,7 +21,7 @@ fn write(dir: &Path, size: u32) {
             std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
         }
     }
-    Fixture::read("vit-dinov2").write_model(&dir.join("dino"));
+    Fixture::read(name).write_model(&dir.join("dino"));
     // As facebook/dinov2-base has it, but for the sizes.
     let pixels = serde_json::json!({
         "crop_size": {"height": size, "width": size},
@@ -42,9 +42,15 @@ fn write(dir: &Path, size: u32) {
 
 #[test]
 fn dinov2_judges_pictures_of_another_size_than_that_of_training() {
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 56);
-    let judges = Judges::load(dir.path(), &Device::default()).unwrap();
+    for name in ["vit-dinov2", "vit-dinov2-registers"] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), name, 56);
+        judges_alike(dir.path());
+    }
+}
+
+fn judges_alike(dir: &Path) {
+    let judges = Judges::load(dir, &Device::default()).unwrap();
     let picture =
         |shade: u8| RgbImage::from_fn(90, 70, |x, y| image::Rgb([x as u8, shade, 3 * y as u8]));
     let pictures = [picture(0), picture(200)];
@@ -58,13 +64,16 @@ fn dinov2_judges_pictures_of_another_size_than_that_of_training() {
 fn what_no_judge_reads_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = || Judges::load(dir.path(), &Device::default()).unwrap_err().to_string();
-    write(dir.path(), 13);
+    write(dir.path(), "vit-dinov2", 13);
     assert!(error().contains("at least 14x14"), "{}", error());
     let config = dir.path().join("dino/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     for (from, to, named) in [
-        ("\"dinov2\"", "\"dinov2_with_registers\"", "model_type"),
-        ("\"use_swiglu_ffn\": false", "\"use_swiglu_ffn\": true", "use_swiglu_ffn"),
+        ("\"dinov2\"", "\"dinov3_vit\"", "model_type"),
+        // It says what the file does not have.
+        ("\"dinov2\"", "\"dinov2_with_registers\"", "register_tokens"),
+        ("\"use_swiglu_ffn\": false", "\"use_swiglu_ffn\": true", "mlp.fc1"),
+        ("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"swi_glu\"", "hidden_act"),
         ("\"mlp_ratio\": 4", "\"mlp_ratio\": 0", "mlp_ratio"),
     ] {
         assert!(text.contains(from));

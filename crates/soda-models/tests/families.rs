@@ -154,7 +154,16 @@ fn text_encoders_read_alike() {
 
 #[test]
 fn dinov2_sees_alike() {
-    let fixture = Fixture::read("vit-dinov2");
+    dinov2("vit-dinov2");
+}
+
+#[test]
+fn dinov2_with_registers_and_gates_sees_alike() {
+    dinov2("vit-dinov2-registers");
+}
+
+fn dinov2(name: &str) {
+    let fixture = Fixture::read(name);
     let dir = tempfile::tempdir().unwrap();
     let (config, file) = fixture.write_model(dir.path());
     let config: Dinov2Config = config::read(&config).unwrap();

@@ -10,7 +10,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::{gelu, sigmoid};
+use burn::tensor::activation::{gelu, sigmoid, silu};
 use burn::tensor::{Bool, Device, Tensor};
 use serde::Deserialize;
 
@@ -24,14 +24,27 @@ pub enum Activation {
     QuickGelu,
     /// `x Phi(x)` with the exact normal distribution: OpenCLIP's models, vision transformers.
     Gelu,
+    /// `silu(a) b` of the halves `a`, `b` of the last axis (Shazeer, arXiv 2002.05202): DINOv2's giant.
+    #[serde(skip)]
+    SwiGlu,
 }
 
 impl Activation {
-    /// The nonlinearity, element by element.
+    /// Numbers that it takes for each one that it gives.
+    fn inputs(self) -> usize {
+        if self == Self::SwiGlu { 2 } else { 1 }
+    }
+
+    /// The nonlinearity, on the last axis.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
             Self::Gelu => gelu(x),
+            Self::SwiGlu => {
+                let half = x.dims()[D - 1] / 2;
+                let (a, b) = (x.clone().narrow(D - 1, 0, half), x.narrow(D - 1, half, half));
+                silu(a) * b
+            }
         }
     }
 }
@@ -76,7 +89,7 @@ impl EncoderConfig {
             },
             layer_norm1: norm(),
             mlp: Mlp {
-                fc1: linear(self.width, self.inner),
+                fc1: linear(self.width, self.inner * self.activation.inputs()),
                 fc2: linear(self.inner, self.width),
                 activation: self.activation,
             },

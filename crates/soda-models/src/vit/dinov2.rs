@@ -1,17 +1,18 @@
 //! DINOv2 (Oquab et al., arXiv 2304.07193): a vision transformer with layer scale, whose positions
-//! are interpolated to the size of the picture. Mirrors transformers' `Dinov2Model`.
+//! are interpolated to the size of the picture; and with registers (Darcet et al., arXiv 2309.16588), tokens that
+//! stand for no patch. Mirrors transformers' `Dinov2Model` and `Dinov2WithRegistersModel`.
 
 use burn::tensor::Device;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{VitConfig, VitModel};
+use super::{Parts, VitConfig, VitModel};
 use crate::clip::encoder::Activation;
 use crate::clip::pretrained::{fields, picture_fits};
 use crate::config::{ConfigFile, Refusal};
 
-/// The `config.json` of a `Dinov2Model`.
+/// The `config.json` of a `Dinov2Model` or a `Dinov2WithRegistersModel`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields, default)]
 pub struct Dinov2Config {
@@ -35,6 +36,10 @@ pub struct Dinov2Config {
     pub layer_norm_eps: f64,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
+    /// Whether the MLPs are gated ([`Activation::SwiGlu`]), as the giant model's are.
+    pub use_swiglu_ffn: bool,
+    /// Registers, of the model that has them.
+    pub num_register_tokens: Option<usize>,
 }
 
 impl Default for Dinov2Config {
@@ -50,6 +55,8 @@ impl Default for Dinov2Config {
             hidden_act: Activation::Gelu,
             layer_norm_eps: 1e-6,
             qkv_bias: true,
+            use_swiglu_ffn: false,
+            num_register_tokens: None,
         }
     }
 }
@@ -75,8 +82,7 @@ impl<'de> Deserialize<'de> for Dinov2Config {
 impl ConfigFile for Dinov2Config {
     const WHAT: &'static str = VitConfig::WHAT;
 
-    // Of the giant model alone.
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[("use_swiglu_ffn", "false")];
+    const NEUTRAL: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> Result<(), Refusal> {
         if self.mlp_ratio == 0 {
@@ -93,18 +99,25 @@ impl ConfigFile for Dinov2Config {
 impl Dinov2Config {
     /// An untrained model.
     pub fn init(&self, device: &Device) -> VitModel {
+        let inner = self.hidden_size * self.mlp_ratio;
+        let (inner, hidden_act) = if self.use_swiglu_ffn {
+            // Two thirds, since there are three matrices then and not two; up to a multiple of 8.
+            ((inner * 2 / 3).next_multiple_of(8), Activation::SwiGlu)
+        } else {
+            (inner, self.hidden_act)
+        };
         let vit = VitConfig {
             hidden_size: self.hidden_size,
-            intermediate_size: self.hidden_size * self.mlp_ratio,
+            intermediate_size: inner,
             num_hidden_layers: self.num_hidden_layers,
             num_attention_heads: self.num_attention_heads,
             num_channels: self.num_channels,
             image_size: self.image_size,
             patch_size: self.patch_size,
-            hidden_act: self.hidden_act,
+            hidden_act,
             layer_norm_eps: self.layer_norm_eps,
             qkv_bias: self.qkv_bias,
         };
-        vit.build(true, device)
+        vit.build(Parts { layer_scale: true, registers: self.num_register_tokens }, device)
     }
 }

@@ -1,5 +1,5 @@
 //! A vision transformer (Dosovitskiy et al., arXiv 2010.11929) in the layout of DINO's checkpoints
-//! (Caron et al., arXiv 2104.14294), and DINOv2's ([`dinov2`]).
+//! (Caron et al., arXiv 2104.14294), and DINOv2's, with registers and without ([`dinov2`]).
 //!
 //! DINO's class token tells individuals of one kind apart, so its cosine is the measure of whether
 //! a picture shows *this* mug. Mirrors transformers' `ViTModel` without the pooler.
@@ -25,8 +25,9 @@ use crate::config::{self, ConfigFile, Refusal};
 use crate::error::ModelError;
 use crate::weights;
 use dinov2::Dinov2Config;
+use positions::Kernel;
 
-/// Keys of a `ViTModel`'s or a `Dinov2Model`'s file, as (regular expression, this port's key), for
+/// Keys of a `ViTModel`'s or a DINOv2's file, as (regular expression, this port's key), for
 /// [`crate::weights::load_renamed`]: the layers are CLIP's under other names.
 pub const RENAMED: &[(&str, &str)] = &[
     (r"^encoder\.layer\.", "encoder.layers."),
@@ -34,6 +35,8 @@ pub const RENAMED: &[(&str, &str)] = &[
     (r"\.attention\.output\.dense\.", ".self_attn.out_proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
     (r"\.(layernorm_before|norm1)\.", ".layer_norm1."),
     (r"\.(layernorm_after|norm2)\.", ".layer_norm2."),
     (r"\.layer_scale(1|2)\.lambda1$", ".layer_scale${1}"),
@@ -107,10 +110,10 @@ impl ConfigFile for VitConfig {
 impl VitConfig {
     /// An untrained model.
     pub fn init(&self, device: &Device) -> VitModel {
-        self.build(false, device)
+        self.build(Parts::default(), device)
     }
 
-    fn build(&self, layer_scale: bool, device: &Device) -> VitModel {
+    fn build(&self, Parts { layer_scale, registers }: Parts, device: &Device) -> VitModel {
         let width = self.hidden_size;
         let patch = [self.patch_size; 2];
         let patches = (self.image_size / self.patch_size).pow(2);
@@ -136,6 +139,8 @@ impl VitConfig {
                     [1, patches + 1, width],
                     device,
                 )),
+                register_tokens: registers
+                    .map(|count| Param::from_tensor(Tensor::zeros([1, count, width], device))),
             },
             encoder: encoder.init(device),
             layernorm: LayerNormConfig::new(width).with_epsilon(self.layer_norm_eps).init(device),
@@ -143,12 +148,21 @@ impl VitConfig {
     }
 }
 
-/// Which of the two a `config.json` is of.
+/// What DINOv2 has and DINO has not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Parts {
+    layer_scale: bool,
+    registers: Option<usize>,
+}
+
+/// Which of them a `config.json` is of.
 #[derive(Deserialize)]
 struct Kind {
     #[serde(default)]
     model_type: Option<String>,
 }
+
+const REGISTERS: &str = "dinov2_with_registers";
 
 impl ConfigFile for Kind {
     const WHAT: &'static str = VitConfig::WHAT;
@@ -157,16 +171,16 @@ impl ConfigFile for Kind {
 
     fn check(&self) -> Result<(), Refusal> {
         match self.model_type.as_deref() {
-            None | Some("vit" | "dinov2") => Ok(()),
+            None | Some("vit" | "dinov2" | REGISTERS) => Ok(()),
             Some(other) => {
-                let supported = "vit (DINO) or dinov2";
+                let supported = "vit (DINO), dinov2 or dinov2_with_registers";
                 Err(Refusal { field: "model_type", value: format!("\"{other}\""), supported })
             }
         }
     }
 }
 
-/// Reads the DINO or the DINOv2 in `dir`, in transformers' layout; with it, how long the sides of the
+/// Reads the DINO or the DINOv2, with registers or without, in `dir`, in transformers' layout; with it, how long the sides of the
 /// pictures are that it reads.
 ///
 /// # Errors
@@ -175,12 +189,19 @@ impl ConfigFile for Kind {
 pub fn load(dir: &Path, device: &Device) -> Result<(VitModel, RangeInclusive<usize>), ModelError> {
     let path = dir.join("config.json");
     let kind: Kind = config::read(&path)?;
-    let (model, sides) = if kind.model_type.as_deref() == Some("dinov2") {
-        let config: Dinov2Config = config::read(&path)?;
-        (config.init(device), config.patch_size..=usize::MAX)
-    } else {
-        let config: VitConfig = config::read(&path)?;
-        (config.init(device), config.image_size..=config.image_size)
+    let (model, sides) = match kind.model_type.as_deref() {
+        Some(kind @ ("dinov2" | REGISTERS)) => {
+            let mut config: Dinov2Config = config::read(&path)?;
+            if kind == REGISTERS {
+                // What transformers takes for unsaid.
+                config.num_register_tokens.get_or_insert(4);
+            }
+            (config.init(device), config.patch_size..=usize::MAX)
+        }
+        _ => {
+            let config: VitConfig = config::read(&path)?;
+            (config.init(device), config.image_size..=config.image_size)
+        }
     };
     Ok((weights::load_renamed(model, &dir.join("model.safetensors"), RENAMED)?, sides))
 }
@@ -197,16 +218,24 @@ pub struct VitModel {
 }
 
 impl VitModel {
-    /// The last hidden states, `[b, n + 1, width]`, of `pixels` `[b, 3, h, w]`, normalised as
+    /// The last hidden states, `[b, 1 + registers + n, width]`, of `pixels` `[b, 3, h, w]`, normalised as
     /// `preprocessor_config.json` says. Where `h` and `w` are not the size of the config, the
     /// positions are interpolated, which DINOv2 was trained for.
     pub fn forward(&self, pixels: Tensor<4>) -> Tensor<3> {
-        let VitEmbeddings { cls_token, patch_embeddings, position_embeddings } = &self.embeddings;
+        let VitEmbeddings { cls_token, patch_embeddings, position_embeddings, register_tokens } =
+            &self.embeddings;
         let patch = &patch_embeddings.projection;
         let ([_, _, height, width], [_, _, rows, columns]) = (pixels.dims(), patch.weight.dims());
         let grid = [height / rows, width / columns];
-        let positions = positions::resample(position_embeddings.val(), grid);
-        let x = embed_patches(patch, cls_token.val(), positions, pixels);
+        // The model with registers was published with the other kernel.
+        let kernel = if register_tokens.is_some() { Kernel::Smoothed } else { Kernel::Plain };
+        let positions = positions::resample(position_embeddings.val(), grid, kernel);
+        let mut x = embed_patches(patch, cls_token.val(), positions, pixels);
+        if let Some(registers) = register_tokens {
+            let [batch, n, _] = x.dims();
+            let registers = registers.val().repeat_dim(0, batch);
+            x = Tensor::cat(vec![x.clone().narrow(1, 0, 1), registers, x.narrow(1, 1, n - 1)], 1);
+        }
         let x = self.encoder.forward(x, None);
         self.layernorm.forward(x)
     }
@@ -226,6 +255,8 @@ pub struct VitEmbeddings {
     pub patch_embeddings: PatchEmbeddings,
     /// One vector for the class token and one for each patch, `[1, n + 1, width]`.
     pub position_embeddings: Param<Tensor<3>>,
+    /// Tokens between the class token and the patches, `[1, registers, width]`; without positions.
+    pub register_tokens: Option<Param<Tensor<3>>>,
 }
 
 /// Patches to tokens.

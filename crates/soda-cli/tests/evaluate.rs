@@ -33,6 +33,7 @@ fn evaluating_is_what_a_run_does_at_its_end() {
     let (mug, style) = (mug.to_str().unwrap(), style.to_str().unwrap());
     let train = |name: &str, data: &str, prompt: &str| {
         let short = ["--steps", "2", "--set", "samples.steps=2", "--rotation-lr", "0.1"];
+        let short = [&short[..], &["--set", "samples.unrelated=[\"a blue boat\"]"]].concat();
         let what = ["--data", data, "--name", name, "--sample", prompt];
         run(folder, "train", &[&short[..], &what].concat()).unwrap();
     };
@@ -42,12 +43,14 @@ fn evaluating_is_what_a_run_does_at_its_end() {
     train("mosaic", style, "a red car in zwx style");
 
     let adapter = "runs/mug/adapter.safetensors";
-    let draw = ["--data", mug, "--steps", "2", "--prompt", prompt];
+    let draw = ["--data", mug, "--steps", "2", "--prompt", prompt, "--unrelated", "a blue boat"];
     run(folder, "evaluate", &[&draw[..], &["--adapter", adapter, "--out", "mug"]].concat())
         .unwrap();
     run(folder, "evaluate", &[&draw[..], &["--out", "base"]].concat()).unwrap();
     let trained = scores(folder, "runs/mug");
     assert_ne!(trained["before"], trained["after"]);
+    let drift = |when: &str| trained[when]["drift"].as_f64().unwrap();
+    assert!(drift("before").abs() < 1e-6 && drift("after") > 1e-4, "{trained}");
     assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
     assert_eq!(scores(folder, "base")["scores"], trained["before"]);
     assert!(folder.join("base/samples.png").is_file());

@@ -29,12 +29,13 @@ pub struct Place {
 type Score = (&'static str, fn(&Seen) -> Option<f32>);
 
 /// The scores reported; the first two are what the figure shows.
-const SEEN: [Score; 5] = [
+const SEEN: [Score; 6] = [
     ("CLIP-T", |seen| Some(seen.scores.clip_t)),
     ("DINO to truth", |seen| seen.scores.truth_dino),
     ("DINO to subject", |seen| Some(seen.scores.dino)),
     ("CLIP-I to subject", |seen| Some(seen.scores.clip_i)),
     ("CLIP-I to style", |seen| seen.style_clip_i),
+    ("drift", |seen| seen.scores.drift),
 ];
 
 /// The places of all series, in the order of `probes`.
@@ -125,7 +126,7 @@ fn merged(
 ) -> Result<Vec<(String, String)>, CompareError> {
     let pair = |probe: &Probe| match &probe.look {
         Look::Merge { style, .. } => Some((probe.run.id.clone(), style.id.clone())),
-        Look::Strength(_) => None,
+        Look::Strength { .. } => None,
     };
     let done = || probes.iter().filter(|probe| seen.get(&probe.id).is_some());
     let Some(first) = done().find_map(pair) else { return Ok(Vec::new()) };

@@ -24,6 +24,9 @@ pub struct StrengthConfig {
     /// The way from the base to the adapter.
     #[serde(default)]
     pub path: Path,
+    /// Prompts that have nothing to do with what was learnt, for the score `drift`.
+    #[serde(default)]
+    pub unrelated: Vec<String>,
 }
 
 /// The way from the base to an adapter.
@@ -115,7 +118,12 @@ pub struct Probe {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Look {
     /// Given a strength.
-    Strength(Path),
+    Strength {
+        /// The way to it.
+        path: Path,
+        /// Prompts whose pictures should not change.
+        unrelated: Vec<String>,
+    },
     /// Merged with that of another run.
     Merge {
         /// The run that learnt the style.
@@ -178,7 +186,7 @@ impl StrengthConfig {
             series: format!("{}, {way}", self.arm),
             at: vec![t],
             run: run.clone(),
-            look: Look::Strength(self.path),
+            look: Look::Strength { path: self.path, unrelated: self.unrelated.clone() },
         })
         .collect()
     }

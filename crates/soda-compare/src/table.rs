@@ -21,7 +21,7 @@ pub struct Row {
     pub seconds_per_step: f64,
     /// Most memory of any run, bytes.
     pub peak_memory: Option<u64>,
-    /// Summaries of CLIP-T, DINO and CLIP-I to the truth, DINO and CLIP-I to the subject.
+    /// Summaries of CLIP-T, DINO and CLIP-I to the truth, DINO and CLIP-I to the subject, drift.
     pub scores: Vec<Option<Summary>>,
     /// Difference of each score to the first arm's on the same data and seed: its mean, and how often
     /// chance gives as much ([`paired`]). None for the first arm, or with no pair.
@@ -32,12 +32,13 @@ pub struct Row {
 pub(crate) type Score = (&'static str, fn(&Scores) -> Option<f32>);
 
 /// The scores reported; the first two are what the plot shows, over and up.
-pub(crate) const SCORES: [Score; 5] = [
+pub(crate) const SCORES: [Score; 6] = [
     ("CLIP-T", |scores| Some(scores.clip_t)),
     ("DINO to truth", |scores| scores.truth_dino),
     ("CLIP-I to truth", |scores| scores.truth_clip_i),
     ("DINO to subject", |scores| Some(scores.dino)),
     ("CLIP-I to subject", |scores| Some(scores.clip_i)),
+    ("drift", |scores| scores.drift),
 ];
 
 /// A row for each arm that finished a run, in the order of `runs`.

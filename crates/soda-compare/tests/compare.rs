@@ -46,6 +46,7 @@ fn measure(run: &Run) -> Measured {
         dino,
         truth_clip_i: Some(0.5),
         truth_dino: Some(dino),
+        drift: None,
     };
     Measured {
         before: scores(0.1),
@@ -89,7 +90,7 @@ fn settings_are_chosen_on_other_data_and_every_run_is_done_once() {
         assert_eq!(trained.load(Ordering::Relaxed), 11, "again: {again}");
 
         let rows = table(&runs, &results);
-        assert_eq!(rows[0].against_first, vec![None; 5]);
+        assert_eq!(rows[0].against_first, vec![None; 6]);
         let (difference, p) = rows[1].against_first[1].unwrap();
         assert!((difference - 0.2).abs() < 1e-6 && (p - 2.0 / 16.0).abs() < 1e-12, "{rows:?}");
         let none = Results::open(&folder.path().join("probes.jsonl")).unwrap();
@@ -142,7 +143,7 @@ fn finished_runs_are_looked_at_once_more() {
     assert_eq!(probes.len(), 4 * 3 + 4 * 4);
     let same_seed = |probe: &Probe| match &probe.look {
         Look::Merge { style, .. } => style.config.seed == probe.run.config.seed,
-        Look::Strength(_) => true,
+        Look::Strength { .. } => true,
     };
     assert!(probes.iter().all(same_seed));
 

@@ -43,7 +43,7 @@ struct Header {
     validation: Vec<usize>,
 }
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const STEPS: &str = "steps";
 const VALIDATION: &str = "validation";
 const ADAPTER: &str = "adapter/";
@@ -98,8 +98,9 @@ impl Checkpoint {
         let History { steps, validation } = &self.history;
         let fields = |step: &Step| [step.loss, step.grad_norm, step.rotation_lr, step.flat_lr];
         let steps = TensorData::new(steps.iter().flat_map(fields).collect(), [steps.len(), 4]);
-        let measured: Vec<f32> = validation.iter().map(|measured| measured.loss).collect();
-        let measured = TensorData::new(measured, [validation.len()]);
+        let measured =
+            validation.iter().flat_map(|measured| [measured.loss, measured.orthogonality]);
+        let measured = TensorData::new(measured.collect(), [validation.len(), 2]);
         let TrainerState { step, adapter, average, optimizer } = &self.state;
         let mut tensors =
             BTreeMap::from([(STEPS.to_owned(), steps), (VALIDATION.to_owned(), measured)]);
@@ -172,9 +173,14 @@ impl Checkpoint {
                 };
                 checkpoint.history.steps = numbers.chunks_exact(4).map(step).collect();
             } else if name == VALIDATION {
-                let measured = header.validation.iter().zip(data.iter::<f32>());
-                checkpoint.history.validation =
-                    measured.map(|(&step, loss)| Measured { step, loss }).collect();
+                let numbers: Vec<f32> = data.iter::<f32>().collect();
+                let measured = header.validation.iter().zip(numbers.chunks_exact(2));
+                let measured = measured.map(|(&step, of)| Measured {
+                    step,
+                    loss: of[0],
+                    orthogonality: of[1],
+                });
+                checkpoint.history.validation = measured.collect();
             } else if let Some(path) = name.strip_prefix(ADAPTER) {
                 state.adapter.insert(path.to_owned(), data);
             } else if let Some(path) = name.strip_prefix(AVERAGE) {
@@ -236,7 +242,7 @@ mod tests {
                     Step { loss: 0.1, grad_norm: 2.0, rotation_lr: 3e-3, flat_lr: 1e-3 };
                     step
                 ],
-                validation: vec![Measured { step: 0, loss: 0.3 }],
+                validation: vec![Measured { step: 0, loss: 0.3, orthogonality: 1e-7 }],
             },
             seconds: 1.5,
             data: "digest".to_owned(),

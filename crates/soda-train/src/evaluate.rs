@@ -5,6 +5,7 @@
 //! | CLIP-T | picture and prompt (without the identifier, which the judge never met) | DreamBooth, arXiv 2208.12242 |
 //! | CLIP-I | picture and pictures of the subject | the same |
 //! | DINO | picture and pictures of the subject, by what makes an object *this* object | the same |
+//! | drift | pictures of unrelated prompts and what the untuned model draws of the same noise | PEFT's method comparison |
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,24 @@ pub struct Scores {
     pub truth_clip_i: Option<f32>,
     /// Likeness to the truth of the same prompt, by identity.
     pub truth_dino: Option<f32>,
+    /// How far pictures of unrelated prompts have moved, where such are drawn: [`drift`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<f32>,
+}
+
+impl Scores {
+    /// Those that there are, by name.
+    pub(crate) fn named(&self) -> Vec<(&'static str, f32)> {
+        let all = [
+            ("clip_t", Some(self.clip_t)),
+            ("clip_i", Some(self.clip_i)),
+            ("dino", Some(self.dino)),
+            ("truth_clip_i", self.truth_clip_i),
+            ("truth_dino", self.truth_dino),
+            ("drift", self.drift),
+        ];
+        all.into_iter().filter_map(|(name, score)| Some((name, score?))).collect()
+    }
 }
 
 /// What pictures are judged against.
@@ -57,7 +76,21 @@ pub fn score(
         truth_dino: has_truth
             .then(|| judges.dino_pairs(images, &reference.truth).map(|scores| mean(&scores)))
             .transpose()?,
+        drift: None,
     })
+}
+
+/// How far `images` have moved from those that the untuned model draws of the same prompts and noise: 1 less the
+/// mean cosine of the pairs, by CLIP. 0 where nothing has changed.
+///
+/// # Errors
+/// Lists of different lengths; what the judges say.
+pub fn drift(
+    judges: &Judges,
+    images: &[RgbImage],
+    untuned: &[RgbImage],
+) -> Result<f32, TrainError> {
+    Ok(1.0 - mean(&judges.clip_i_pairs(images, untuned)?))
 }
 
 fn mean(values: &[f32]) -> f32 {

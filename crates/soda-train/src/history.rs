@@ -15,13 +15,35 @@ pub struct Step {
     pub flat_lr: f32,
 }
 
-/// The validation loss after some steps.
+/// What was measured after some steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
     /// Steps done.
     pub step: usize,
-    /// The loss.
+    /// The validation loss.
     pub loss: f32,
+    /// `max |QᵀQ - I|` over all rotation factors.
+    pub orthogonality: f32,
+}
+
+impl Step {
+    /// Its numbers by the names that `loss.csv` and TensorBoard give them.
+    pub(crate) fn named(&self) -> [(&'static str, f32); 4] {
+        let Self { loss, grad_norm, rotation_lr, flat_lr } = *self;
+        [
+            ("loss", loss),
+            ("grad_norm", grad_norm),
+            ("rotation_lr", rotation_lr),
+            ("flat_lr", flat_lr),
+        ]
+    }
+}
+
+impl Measured {
+    /// Its numbers, likewise.
+    pub(crate) fn named(&self) -> [(&'static str, f32); 2] {
+        [("validation_loss", self.loss), ("orthogonality", self.orthogonality)]
+    }
 }
 
 /// Everything measured so far.
@@ -34,13 +56,17 @@ pub struct History {
 }
 
 impl History {
-    /// A line a step. The validation loss stands on the line of the step after which it was measured; that of
-    /// the untouched network on a line of step 0.
+    /// A line a step. What was measured stands on the line of the step after which it was; that of the
+    /// untouched network on a line of step 0.
     pub(crate) fn csv(&self) -> String {
-        let mut text = "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss\n".to_owned();
+        let mut text =
+            "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss,orthogonality\n".to_owned();
         let validation = |step: usize| {
             let measured = self.validation.iter().find(|measured| measured.step == step);
-            measured.map_or_else(String::new, |measured| measured.loss.to_string())
+            measured.map_or_else(
+                || ",".to_owned(),
+                |measured| format!("{},{}", measured.loss, measured.orthogonality),
+            )
         };
         // Writing to a String cannot fail.
         if self.validation.first().is_some_and(|first| first.step == 0) {
@@ -90,10 +116,11 @@ mod tests {
     #[test]
     fn a_table_has_the_validation_where_it_was_measured() {
         let step = |loss| Step { loss, grad_norm: 2.0, rotation_lr: 0.5, flat_lr: 0.25 };
-        let validation = [(0, 0.75), (2, 0.5)].map(|(step, loss)| Measured { step, loss }).to_vec();
+        let measured = |(step, loss)| Measured { step, loss, orthogonality: 0.125 };
+        let validation = [(0, 0.75), (2, 0.5)].map(measured).to_vec();
         let history = History { steps: vec![step(1.0), step(0.5)], validation };
-        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss\n\
-                        0,,,,,0.75\n1,1,2,0.5,0.25,\n2,0.5,2,0.5,0.25,0.5\n";
+        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss,orthogonality\n\
+                        0,,,,,0.75,0.125\n1,1,2,0.5,0.25,,\n2,0.5,2,0.5,0.25,0.5,0.125\n";
         assert_eq!(history.csv(), expected);
     }
 }

@@ -19,7 +19,7 @@
 //! | `validation` | a loss whose values can be compared |
 //! | `sampling`, `evaluate` | pictures of the prompts; CLIP-T, CLIP-I, DINO |
 //! | `personalise` | all of it in order |
-//! | `history`, `run`, `report` | what is measured and written |
+//! | `history`, `run`, `report`, `tensorboard` | what is measured and written |
 //! | [`plot`], [`page`] | figures and pages that need no network |
 //!
 //! It prints nothing; progress comes as [`Event`]s.
@@ -48,6 +48,7 @@ mod run;
 mod sampling;
 mod stacks;
 mod streams;
+mod tensorboard;
 mod trainer;
 mod training;
 mod validation;
@@ -62,7 +63,7 @@ pub use config::{
 pub use dataset::{Dataset, Example};
 pub use encode::Encoded;
 pub use error::TrainError;
-pub use evaluate::{Reference, Scores, score};
+pub use evaluate::{Reference, Scores, drift, score};
 pub use gradients::AdapterGradients;
 pub use history::{History, Measured, Step};
 pub use optimizer::{AdapterOptimizer, OptimizerState};

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::json;
-use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, SvdCache, fingerprint, leaves};
+use soda_adapters::{AdapterFile, Header, Method as _, SvdCache, fingerprint, leaves};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 
@@ -19,10 +19,11 @@ use crate::evaluate::Scores;
 use crate::history::{History, running_mean};
 use crate::pictures::Pictures;
 use crate::report::{losses, report};
-use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder};
+use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder, TENSORBOARD};
 use crate::sampling::{Sampler, prompts, recorded};
+use crate::tensorboard::Events;
 use crate::trainer::{Material, Trainer};
-use crate::training::{TRAINING, Trained, Training};
+use crate::training::{TRAINING, Trained, Training, orthogonality};
 use crate::validation::Validation;
 
 /// Training pictures, drawn before, drawn after.
@@ -198,6 +199,7 @@ impl Personalisation {
         let unet = pipeline.unet.clone();
         let reference = pictures.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
+            untuned: Vec::new(),
             pipeline: &mut pipeline,
             config: &config,
             folder: &folder,
@@ -205,13 +207,22 @@ impl Personalisation {
             reference: &reference,
         };
         let before = sampler.draw("drawing before", on_event)?;
+        sampler.untuned.clone_from(&before.unrelated);
 
         let trainer = Trainer::new(plan.attach(unet), &config.method, &config)?;
 
         on_event(Event::Stage { name: TRAINING });
         let material = Material { data: &data, class: class.as_ref(), schedule: &schedule };
-        let training =
-            Training { config: &config, folder: &folder, header: &header, material, validation };
+        let mut events =
+            config.tensorboard.then(|| Events::create(&folder.file(TENSORBOARD))).transpose()?;
+        let training = Training {
+            config: &config,
+            folder: &folder,
+            header: &header,
+            material,
+            validation,
+            events: events.as_mut(),
+        };
         let Trained { unet, history, seconds } =
             training.run(trainer, &mut sampler, stop, on_event)?;
 
@@ -223,13 +234,17 @@ impl Personalisation {
         folder.write("loss.svg", losses(&history).as_bytes())?;
 
         let after = sampler.draw_with(unet.materialize(), "drawing after", on_event)?;
-        folder.write_png(SHEET, &pictures.grid(&before, &after))?;
+        folder.write_png(SHEET, &pictures.grid(&before.images, &after.images))?;
         on_event(Event::Stage { name: "judging" });
         let (before, after) = (sampler.judge(&before)?, sampler.judge(&after)?);
-        let truth = match reference.truth.as_slice() {
-            [] => None,
-            truth => sampler.judge(truth)?,
-        };
+        let truth = sampler.judge_truth()?;
+        if let Some(events) = &mut events {
+            for (step, scores) in [(0, before), (config.steps, after)] {
+                if let Some(scores) = scores {
+                    events.scalars(step, &scores.named())?;
+                }
+            }
+        }
         if judges.is_some() {
             let scores = json!({ "before": before, "after": after, "truth": truth });
             folder.write("scores.json", format!("{scores:#}\n").as_bytes())?;
@@ -307,17 +322,4 @@ fn summary(config: &TrainConfig, history: &History, seconds: f64) -> serde_json:
         "final_loss": running_mean(&history.losses()).last(),
         "seconds": seconds,
     })
-}
-
-/// `max |QᵀQ - I|` over the factors on the Stiefel manifold; 0 where there are none.
-fn orthogonality<M: Method>(method: &M, leaves: &[Leaf]) -> f32 {
-    leaves
-        .iter()
-        .filter(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel)
-        .map(|leaf| {
-            let q = leaf.value.clone().reshape([leaf.shape[0], leaf.shape[1]]);
-            let identity = burn::tensor::Tensor::eye(leaf.shape[1], &q.device());
-            (q.clone().transpose().matmul(q) - identity).abs().max().into_scalar::<f32>()
-        })
-        .fold(0.0, f32::max)
 }

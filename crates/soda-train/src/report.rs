@@ -3,7 +3,7 @@
 use maud::{Markup, PreEscaped, html};
 
 use crate::evaluate::Scores;
-use crate::history::{History, WINDOW, running_mean};
+use crate::history::{History, Measured, WINDOW, running_mean};
 use crate::page::{inline_png, page};
 use crate::personalise::Outcome;
 use crate::plot::{Line, lines};
@@ -28,8 +28,11 @@ pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Drawn]) -> String
         h2 { "Loss" }
         (PreEscaped(losses(history)))
         @if !history.validation.is_empty() {
-            (PreEscaped(lines("step", "validation loss", &[validation(history)])))
+            (PreEscaped(lines("step", "validation loss", &[measured(history, |at| at.loss)])))
             p { small { (validated(outcome)) } }
+            @if outcome.orthogonality > 0.0 {
+                (PreEscaped(lines("step", "largest |QᵀQ - I|", &[measured(history, |at| at.orthogonality)])))
+            }
         }
         p {
             small {
@@ -78,6 +81,7 @@ fn scores(outcome: &Outcome) -> Markup {
                     td { (number(value)) }
                 }
                 td { (number(scores.truth_clip_i)) } td { (number(scores.truth_dino)) }
+                td { (number(scores.drift)) }
             }
         }
     };
@@ -86,7 +90,7 @@ fn scores(outcome: &Outcome) -> Markup {
         table {
             tr {
                 th { "pictures" } th { "CLIP-T" } th { "CLIP-I" } th { "DINO" }
-                th { "CLIP-I to truth" } th { "DINO to truth" }
+                th { "CLIP-I to truth" } th { "DINO to truth" } th { "drift" }
             }
             (row("before", before))
             (row("after", after))
@@ -96,7 +100,8 @@ fn scores(outcome: &Outcome) -> Markup {
             small {
                 "Cosines, higher is nearer. CLIP-T compares with the prompt (without the identifier), CLIP-I and DINO with the "
                 @if outcome.held_out.is_empty() { "training pictures" } @else { "pictures held out" }
-                ", the last two columns with the truth of the same prompt."
+                ", the next two with the truth of the same prompt. Drift is how far the pictures of "
+                code { "samples.unrelated" } " have moved: lower is better."
             }
         }
     }
@@ -115,9 +120,9 @@ pub(crate) fn losses(history: &History) -> String {
     lines("step", "loss", &[each, mean])
 }
 
-fn validation(history: &History) -> Line {
+fn measured(history: &History, what: fn(&Measured) -> f32) -> Line {
     let measured = history.validation.iter();
-    let points = measured.map(|measured| (measured.step as f64, f64::from(measured.loss)));
+    let points = measured.map(|measured| (measured.step as f64, f64::from(what(measured))));
     Line { name: "validation".to_owned(), points: points.collect(), faint: false }
 }
 
@@ -141,9 +146,9 @@ fn first_and_last(losses: &[f32]) -> String {
 }
 
 fn scores_over_steps(drawn: &[Drawn]) -> String {
-    let line = |name: &str, score: fn(&Scores) -> f32| {
+    let line = |name: &str, score: fn(&Scores) -> Option<f32>| {
         let point =
-            |drawn: &Drawn| Some((drawn.step as f64, f64::from(score(drawn.scores.as_ref()?))));
+            |drawn: &Drawn| Some((drawn.step as f64, f64::from(score(drawn.scores.as_ref()?)?)));
         Line {
             name: name.to_owned(),
             points: drawn.iter().filter_map(point).collect(),
@@ -151,9 +156,10 @@ fn scores_over_steps(drawn: &[Drawn]) -> String {
         }
     };
     let all = [
-        line("CLIP-T", |scores| scores.clip_t),
-        line("CLIP-I", |scores| scores.clip_i),
-        line("DINO", |scores| scores.dino),
+        line("CLIP-T", |scores| Some(scores.clip_t)),
+        line("CLIP-I", |scores| Some(scores.clip_i)),
+        line("DINO", |scores| Some(scores.dino)),
+        line("drift", |scores| scores.drift),
     ];
     lines("step", "score", &all)
 }

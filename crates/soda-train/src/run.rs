@@ -17,6 +17,8 @@ pub(crate) const ADAPTER: &str = "adapter.safetensors";
 pub(crate) const REPORT: &str = "report.html";
 /// Pictures drawn on the way.
 pub(crate) const SAMPLES: &str = "samples";
+/// TensorBoard's event files.
+pub(crate) const TENSORBOARD: &str = "tensorboard";
 /// Checkpoints of a run that goes on.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 

@@ -10,17 +10,28 @@ use soda_models::unet::Unet;
 use crate::config::TrainConfig;
 use crate::dataset::Dataset;
 use crate::error::TrainError;
-use crate::evaluate::{Reference, Scores, score};
+use crate::evaluate::{Reference, Scores, drift, score};
 use crate::personalise::Event;
-use crate::run::{RunFolder, SAMPLES};
+use crate::run::{RunFolder, SAMPLES, png};
+use crate::tensorboard::Events;
 
 /// Draws the prompts of `config.samples`, always from the same noise.
 pub(crate) struct Sampler<'a> {
+    /// What the untuned network draws of the unrelated prompts; empty until it has.
+    pub(crate) untuned: Vec<RgbImage>,
     pub(crate) pipeline: &'a mut Pipeline,
     pub(crate) config: &'a TrainConfig,
     pub(crate) folder: &'a RunFolder,
     pub(crate) judges: Option<&'a Judges>,
     pub(crate) reference: &'a Reference,
+}
+
+/// One picture a prompt.
+pub(crate) struct Drawing {
+    /// Of `samples.prompts`.
+    pub(crate) images: Vec<RgbImage>,
+    /// Of `samples.unrelated`.
+    pub(crate) unrelated: Vec<RgbImage>,
 }
 
 /// Pictures drawn while training, in the run's folder.
@@ -30,8 +41,20 @@ pub(crate) struct Drawn {
     pub(crate) step: usize,
     /// The grid, as PNG.
     pub(crate) png: Vec<u8>,
+    /// Its width and height.
+    pub(crate) size: (u32, u32),
     /// Where there are judges.
     pub(crate) scores: Option<Scores>,
+}
+
+impl Drawn {
+    /// Sends everything to TensorBoard.
+    pub(crate) fn show(&self, events: &mut Events) -> Result<(), TrainError> {
+        if let Some(scores) = &self.scores {
+            events.scalars(self.step, &scores.named())?;
+        }
+        events.picture(self.step, "samples", self.size, &self.png)
+    }
 }
 
 /// `samples/<step>.json`.
@@ -46,10 +69,10 @@ impl Sampler<'_> {
         &self,
         stage: &str,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Vec<RgbImage>, TrainError> {
+    ) -> Result<Drawing, TrainError> {
         let samples = &self.config.samples;
         let generate = GenerateConfig {
-            prompts: samples.prompts.clone(),
+            prompts: samples.prompts.iter().chain(&samples.unrelated).cloned().collect(),
             steps: samples.steps,
             guidance: samples.guidance,
             seed: self.config.seed,
@@ -57,10 +80,11 @@ impl Sampler<'_> {
             ..GenerateConfig::default()
         };
         on_event(Event::Stage { name: stage });
-        let images = self.pipeline.generate(&generate, &mut |done, total| {
+        let mut images = self.pipeline.generate(&generate, &mut |done, total| {
             on_event(Event::Progress { done, total, loss: None });
         })?;
-        Ok(images)
+        let unrelated = images.split_off(samples.prompts.len());
+        Ok(Drawing { images, unrelated })
     }
 
     /// Draws with another.
@@ -69,16 +93,33 @@ impl Sampler<'_> {
         unet: Unet,
         stage: &str,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Vec<RgbImage>, TrainError> {
+    ) -> Result<Drawing, TrainError> {
         let own = std::mem::replace(&mut self.pipeline.unet, unet);
-        let images = self.draw(stage, on_event);
+        let drawing = self.draw(stage, on_event);
         self.pipeline.unet = own;
-        images
+        drawing
     }
 
     /// What the judges say; `None` without judges.
-    pub(crate) fn judge(&self, images: &[RgbImage]) -> Result<Option<Scores>, TrainError> {
-        self.judges.map(|judges| score(judges, images, self.reference)).transpose()
+    pub(crate) fn judge(&self, drawing: &Drawing) -> Result<Option<Scores>, TrainError> {
+        let Some(judges) = self.judges else { return Ok(None) };
+        let scores = score(judges, &drawing.images, self.reference)?;
+        let drift = match drawing.unrelated.as_slice() {
+            [] => None,
+            unrelated => Some(drift(judges, unrelated, &self.untuned)?),
+        };
+        Ok(Some(Scores { drift, ..scores }))
+    }
+
+    /// What they say of the truth itself, where it is known.
+    pub(crate) fn judge_truth(&self) -> Result<Option<Scores>, TrainError> {
+        let Some((judges, truth)) = self.judges.zip(Some(&self.reference.truth)) else {
+            return Ok(None);
+        };
+        if truth.is_empty() {
+            return Ok(None);
+        }
+        score(judges, truth, self.reference).map(Some)
     }
 
     /// Draws with `unet` and keeps the grid as `samples/<step>.png`, its scores beside it.
@@ -87,16 +128,24 @@ impl Sampler<'_> {
         unet: Unet,
         step: usize,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), TrainError> {
-        let images = self.draw_with(unet, "drawing", on_event)?;
+    ) -> Result<Drawn, TrainError> {
+        let drawing = self.draw_with(unet, "drawing", on_event)?;
         let samples = self.folder.file(SAMPLES);
         std::fs::create_dir_all(&samples).map_err(TrainError::io("create", &samples))?;
-        if let Some(scores) = self.judge(&images)? {
+        let scores = self.judge(&drawing)?;
+        if let Some(scores) = scores {
             let text = serde_json::json!(ScoreFile { scores });
             let name = format!("{SAMPLES}/{step:08}.json");
             self.folder.write(&name, format!("{text:#}\n").as_bytes())?;
         }
-        self.folder.write_png(&format!("{SAMPLES}/{step:08}.png"), &grid(&[images]))
+        let name = format!("{SAMPLES}/{step:08}.png");
+        let sheet = grid(&[drawing.images]);
+        let bytes = png(&sheet).map_err(|error| TrainError::Picture {
+            path: self.folder.file(&name),
+            reason: error.to_string(),
+        })?;
+        self.folder.write(&name, &bytes)?;
+        Ok(Drawn { step, size: sheet.dimensions(), png: bytes, scores })
     }
 }
 
@@ -117,7 +166,11 @@ pub(crate) fn recorded(folder: &RunFolder) -> Result<Vec<Drawn>, TrainError> {
             .ok()
             .and_then(|bytes| serde_json::from_slice::<ScoreFile>(&bytes).ok())
             .map(|file| file.scores);
-        drawn.push(Drawn { step, png, scores });
+        let size = image::image_dimensions(&path).map_err(|error| TrainError::Picture {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        drawn.push(Drawn { step, png, size, scores });
     }
     drawn.sort_by_key(|drawn| drawn.step);
     Ok(drawn)

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module as _;
-use soda_adapters::{AdapterFile, Header, Method};
+use burn::tensor::Tensor;
+use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, leaves};
+use soda_linalg::stiefel::defect;
 use soda_models::unet::Unet;
 
 use crate::checkpoint::Checkpoint;
@@ -14,6 +16,7 @@ use crate::history::{History, Measured};
 use crate::personalise::Event;
 use crate::run::{ADAPTER, CHECKPOINTS, RunFolder};
 use crate::sampling::Sampler;
+use crate::tensorboard::Events;
 use crate::trainer::{Material, Trainer};
 use crate::validation::Validation;
 
@@ -28,6 +31,8 @@ pub(crate) struct Training<'a, M: Method> {
     pub(crate) material: Material<'a>,
     /// Where the settings ask for it.
     pub(crate) validation: Option<Validation>,
+    /// Where the settings ask for it.
+    pub(crate) events: Option<&'a mut Events>,
 }
 
 /// What came of them.
@@ -42,7 +47,7 @@ pub(crate) struct Trained {
 impl<M: Method> Training<'_, M> {
     /// Goes on from the newest checkpoint, if there is one, to the last step.
     pub(crate) fn run(
-        self,
+        mut self,
         trainer: Trainer<'_, M>,
         sampler: &mut Sampler<'_>,
         stop: &AtomicBool,
@@ -65,7 +70,7 @@ impl<M: Method> Training<'_, M> {
         };
         let total = self.config.steps;
         if history.steps.is_empty() {
-            self.measure(&trainer, &mut history);
+            self.measure(&trainer, &mut history)?;
         }
         while trainer.steps_done() < total {
             let started = Instant::now();
@@ -80,13 +85,19 @@ impl<M: Method> Training<'_, M> {
             seconds += started.elapsed().as_secs_f64();
             history.steps.push(step);
             let done = trainer.steps_done();
+            if let Some(events) = &mut self.events {
+                events.scalars(done, &step.named())?;
+            }
             on_event(Event::Progress { done, total, loss: Some(step.loss) });
             if due(self.config.validation.every, done) || done == total {
-                self.measure(&trainer, &mut history);
+                self.measure(&trainer, &mut history)?;
             }
             if due(self.config.samples.every, done) && done < total {
                 // Constant for as long as it draws: folded in once instead of in each of its steps.
-                sampler.record(trainer.unet().materialize(), done, on_event)?;
+                let drawn = sampler.record(trainer.unet().materialize(), done, on_event)?;
+                if let Some(events) = &mut self.events {
+                    drawn.show(events)?;
+                }
                 on_event(Event::Stage { name: TRAINING });
             }
             let stop = stop.load(Ordering::Relaxed) && done < total;
@@ -103,12 +114,34 @@ impl<M: Method> Training<'_, M> {
         Ok(Trained { unet: trainer.unet(), history, seconds })
     }
 
-    fn measure(&self, trainer: &Trainer<'_, M>, history: &mut History) {
-        if let Some(validation) = &self.validation {
-            let (step, loss) = (trainer.steps_done(), validation.loss(&trainer.unet()));
-            history.validation.push(Measured { step, loss });
+    fn measure(
+        &mut self,
+        trainer: &Trainer<'_, M>,
+        history: &mut History,
+    ) -> Result<(), TrainError> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let unet = trainer.unet();
+        let measured = Measured {
+            step: trainer.steps_done(),
+            loss: validation.loss(&unet),
+            orthogonality: orthogonality(&self.config.method, &leaves(&unet)),
+        };
+        if let Some(events) = &mut self.events {
+            events.scalars(measured.step, &measured.named())?;
         }
+        history.validation.push(measured);
+        Ok(())
     }
+}
+
+/// `max |QᵀQ - I|` over the factors on the Stiefel manifold; 0 where there are none, NaN where one cannot be read.
+pub(crate) fn orthogonality<M: Method>(method: &M, leaves: &[Leaf]) -> f32 {
+    let factors = leaves.iter().filter(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel);
+    let defect = |leaf: &Leaf| {
+        let q: Tensor<2> = leaf.value.clone().reshape([leaf.shape[0], leaf.shape[1]]);
+        defect(&q).map_or(f32::NAN, |defect| defect as f32)
+    };
+    factors.map(defect).fold(0.0, f32::max)
 }
 
 /// Whether something that happens `every` so many steps happens after `done` of them; never at 0.

@@ -148,13 +148,20 @@ fn look(probe: &Probe, runs: &Path, args: &CompareArgs) -> Result<(Scores, Optio
     let (first, at) = (adapter(&probe.run), &probe.at);
     let weights = || at.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
     match &probe.look {
-        Look::Strength(soda_compare::Path::Geodesic) => {
-            command.arg("--adapter").arg(first).args(["--strength", &at[0].to_string()]);
-        }
-        // The residual of an adapter with itself, of which nothing is taken twice.
-        Look::Strength(soda_compare::Path::Linear) => {
-            command.arg("--subject").arg(&first).arg("--style").arg(&first);
-            command.args(["--weights", &format!("{},0", at[0])]);
+        Look::Strength { path, unrelated } => {
+            match path {
+                soda_compare::Path::Geodesic => {
+                    command.arg("--adapter").arg(first).args(["--strength", &at[0].to_string()]);
+                }
+                // The residual of an adapter with itself, of which nothing is taken twice.
+                soda_compare::Path::Linear => {
+                    command.arg("--subject").arg(&first).arg("--style").arg(&first);
+                    command.args(["--weights", &format!("{},0", at[0])]);
+                }
+            }
+            for prompt in unrelated {
+                command.args(["--unrelated", prompt]);
+            }
         }
         Look::Merge { style, mode, phrase } => {
             command.arg("--subject").arg(first).arg("--style").arg(adapter(style));
@@ -279,12 +286,13 @@ fn summarise(runs: &[Run], results: &Results<Record>, probes: &[Probe], seen: &R
             place.scores[index].map_or("-".to_owned(), |score| format!("{:.3}", score.mean))
         };
         say_result(&format!(
-            "{} at {at}: CLIP-T {}  DINO to truth {}  to subject {}  CLIP-I to style {}",
+            "{} at {at}: CLIP-T {}  DINO to truth {}  to subject {}  CLIP-I to style {}  drift {}",
             place.series,
             mean(0),
             mean(1),
             mean(2),
             mean(4),
+            mean(5),
         ));
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
-use soda_train::{Dataset, Event, Pictures, Scores, score, write_file, write_png};
+use soda_train::{Dataset, Event, Pictures, Scores, drift, score, write_file, write_png};
 
 use crate::args::DeviceArg;
 use crate::base::find;
@@ -45,6 +45,10 @@ pub(crate) struct EvaluateArgs {
     /// What to draw; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Vec<String>,
+    /// A prompt that has nothing to do with what was learnt: how far its picture has moved from the base's is
+    /// the drift; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) unrelated: Vec<String>,
     /// Seed of the starting noise
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
@@ -88,23 +92,36 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let mut progress = Progress::default();
     progress.show(Event::Stage { name: "drawing" });
     let config = GenerateConfig {
-        prompts: prompts.clone(),
+        prompts: prompts.iter().chain(&args.unrelated).cloned().collect(),
         steps: args.steps as usize,
         guidance: args.guidance,
         seed: args.seed,
         shards: shards(&device),
         ..GenerateConfig::default()
     };
-    let drawn = pipeline.generate(&config, &mut |done, total| {
-        progress.show(Event::Progress { done, total, loss: None });
-    })?;
+    let mut draw = |pipeline: &Pipeline, config: &GenerateConfig| {
+        pipeline.generate(config, &mut |done, total| {
+            progress.show(Event::Progress { done, total, loss: None });
+        })
+    };
+    let mut drawn = draw(&pipeline, &config)?;
+    let moved = drawn.split_off(prompts.len());
+    let untuned = if moved.is_empty() {
+        Vec::new()
+    } else {
+        // The same list, so that each prompt has the same noise.
+        draw(&Pipeline::load(&base, &device)?, &config)?.split_off(prompts.len())
+    };
     progress.show(Event::Stage { name: "judging" });
     let mut reference = pictures.reference(&data, &prompts);
     if let Some(style) = &style {
         let known = |prompt: &String| style.without_identifier(prompt);
         reference.prompts = reference.prompts.iter().map(known).collect();
     }
-    let scores = score(&judges, &drawn, &reference)?;
+    let mut scores = score(&judges, &drawn, &reference)?;
+    if !moved.is_empty() {
+        scores.drift = Some(drift(&judges, &moved, &untuned)?);
+    }
     let style = style_pictures.map(|style| judges.clip_i(&drawn, &style.subject)).transpose()?;
     let style = style.map(|scores| scores.iter().sum::<f32>() / scores.len().max(1) as f32);
     progress.finish();
@@ -124,6 +141,7 @@ fn say(scores: &Scores, style: Option<f32>) {
         ("DINO", Some(scores.dino)),
         ("DINO to the truth of each prompt", scores.truth_dino),
         ("CLIP-I to --like", style),
+        ("drift of --unrelated", scores.drift),
     ];
     for (name, score) in lines {
         if let Some(score) = score {

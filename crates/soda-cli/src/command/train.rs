@@ -111,6 +111,9 @@ fn summarise(outcome: &Outcome) {
         if let (Some(before), Some(after)) = (before.truth_dino, after.truth_dino) {
             say_result(&format!("  DINO to the truth of each prompt {before:.3} -> {after:.3}"));
         }
+        if let Some(drift) = after.drift {
+            say_result(&format!("  drift of unrelated prompts {drift:.3}"));
+        }
     }
     say_result(&format!("  see {}", outcome.folder.join("report.html").display()));
 }

@@ -82,6 +82,9 @@ pub struct TrainConfig {
     /// The pictures drawn before and after, and perhaps on the way.
     #[serde(default)]
     pub samples: SampleConfig,
+    /// Whether everything measured goes to TensorBoard's event files as well, in the run's `tensorboard/`.
+    #[serde(default)]
+    pub tensorboard: bool,
 }
 
 fn one() -> usize {
@@ -104,6 +107,8 @@ pub struct CheckpointConfig {
 pub struct SampleConfig {
     /// Prompts; when empty the data set's evaluation prompts, or else its captions.
     pub prompts: Vec<String>,
+    /// Prompts that have nothing to do with what is learnt: how far their pictures move is the score `drift`.
+    pub unrelated: Vec<String>,
     /// Training steps between two grids of them, `samples/<step>.png`; 0 draws none on the way.
     pub every: usize,
     /// DDIM steps.
@@ -120,7 +125,7 @@ impl Default for CheckpointConfig {
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { prompts: Vec::new(), every: 0, steps: 30, guidance: 5.0 }
+        Self { prompts: Vec::new(), unrelated: Vec::new(), every: 0, steps: 30, guidance: 5.0 }
     }
 }
 

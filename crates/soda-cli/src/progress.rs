@@ -37,6 +37,7 @@ impl Progress {
                 bar.set_position(done as u64);
             }
             Event::Warning(text) => self.say(&format!("warning: {text}")),
+            Event::Note(text) => self.say(text),
         }
     }
 

@@ -19,8 +19,17 @@ pub fn gaussian<const D: usize>(
     shape: impl Into<Shape>,
     device: &Device,
 ) -> Tensor<D> {
+    normal(&mut generator(seed, stream), shape, device)
+}
+
+/// The next numbers of a stream, standard normal, in row-major order: two draws, one after the other, are one
+/// of both lengths.
+pub fn normal<const D: usize>(
+    rng: &mut impl Rng,
+    shape: impl Into<Shape>,
+    device: &Device,
+) -> Tensor<D> {
     let shape = shape.into();
-    let mut rng = generator(seed, stream);
     let values: Vec<f32> = (0..shape.num_elements()).map(|_| rng.sample(StandardNormal)).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }

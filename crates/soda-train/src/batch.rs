@@ -5,16 +5,17 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
-use rand::seq::SliceRandom;
-use soda_models::noise::{gaussian, generator};
+use rand_chacha::ChaCha8Rng;
+use soda_models::noise::{generator, normal};
 use soda_models::scheduler::{Ddpm, PredictionType};
 use soda_models::unet::{AddedCondition, Condition};
 
 use crate::config::{ObjectiveConfig, TrainConfig};
 use crate::encode::Encoded;
+use crate::order::{Source, batches};
 use crate::streams;
 
-/// Noisy latents, what the network should say of them, and how much each counts.
+/// Noisy latents of one size, what the network should say of them, and how much each counts.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// `x_t`, `[b, c, h, w]`.
@@ -30,50 +31,50 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The samples of `step`, from 0: `batch_size * accumulation` examples, and as many of the class
-    /// where there is a prior to keep.
+    /// The samples of `step`, from 0: `accumulation` times `batch_size` examples, and as many of the class
+    /// where there is a prior to keep. Samples of one size are one batch where they follow each other.
     pub fn draw(
         data: &Encoded,
         class: Option<&Encoded>,
         schedule: &Ddpm,
         config: &TrainConfig,
         step: usize,
-    ) -> Self {
-        let (seed, step) = (config.seed, step as u64);
-        let device = data.device();
-        let size = config.batch_size * config.accumulation;
-        let mut variant = generator(seed, streams::VARIANT + step);
-        let rows = data.rows(&order(data.len(), size, seed, step, streams::ORDER), &mut variant);
-        let mut latents = data.latents(&rows, seed, streams::POSTERIOR + step);
-        let mut condition = data.condition(&rows);
-        let mut shares = vec![1.0; size];
+    ) -> Vec<Self> {
+        let seed = config.seed;
+        let stream = |stream: u64| generator(seed, stream + step as u64);
+        let (size, count) = (config.batch_size, config.accumulation);
+        let share = 1.0 / (size * count) as f64;
+        let mut variant = stream(streams::VARIANT);
+        let mut clean: Vec<Clean> = Vec::new();
+        let mut take = |data: &Encoded, source: Source, posterior: u64, share: f64| {
+            let mut posterior = stream(posterior);
+            for (bucket, positions) in batches(&data.lens(), size, count, step, source) {
+                let rows = data.rows(bucket, &positions, &mut variant);
+                let next = Clean {
+                    latents: data.latents(&rows, &mut posterior),
+                    condition: data.condition(&rows),
+                    shares: vec![share; rows.len()],
+                };
+                match clean.last_mut() {
+                    Some(last) if last.fits(&next) => last.append(next),
+                    _ => clean.push(next),
+                }
+            }
+        };
+        let source = Source { seed, examples: streams::ORDER, buckets: streams::BUCKET };
+        take(data, source, streams::POSTERIOR, share);
         if let (Some(class), Some(prior)) = (class, &config.prior) {
-            let order = order(class.len(), size, seed, step, streams::CLASS_ORDER);
-            let rows = class.rows(&order, &mut variant);
-            let kept = class.latents(&rows, seed, streams::CLASS_POSTERIOR + step);
-            latents = Tensor::cat(vec![latents, kept], 0);
-            condition = condition.cat(class.condition(&rows));
-            shares.extend(vec![prior.weight; size]);
+            let (examples, buckets) = (streams::CLASS_ORDER, streams::CLASS_BUCKET);
+            let source = Source { seed, examples, buckets };
+            take(class, source, streams::CLASS_POSTERIOR, share * prior.weight);
         }
-        let count = shares.len();
+        let mut draws = Draws {
+            timesteps: stream(streams::TIMESTEP),
+            noise: stream(streams::NOISE),
+            offset: stream(streams::OFFSET),
+        };
         let objective = &config.objective;
-        let steps = draw_timesteps(count, schedule, objective, seed, step);
-        let weight: Vec<f32> = shares
-            .iter()
-            .zip(&steps)
-            .map(|(share, &t)| {
-                (share / size as f64 * snr_weight(schedule, objective, t as usize)) as f32
-            })
-            .collect();
-        let timesteps = Tensor::from_data(TensorData::new(steps, [count]), &device);
-        let noise = draw_noise(latents.dims(), objective, seed, step, &device);
-        Self {
-            noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
-            target: schedule.target(latents, noise, timesteps.clone()),
-            weight: Tensor::from_data(TensorData::new(weight, [count]), &device),
-            condition,
-            timesteps,
-        }
+        clean.into_iter().map(|clean| clean.noised(schedule, objective, &mut draws)).collect()
     }
 
     /// Number of samples.
@@ -112,29 +113,60 @@ impl Batch {
     }
 }
 
-/// Which examples a step sees: epoch after epoch, each in its own order.
-fn order(examples: usize, size: usize, seed: u64, step: u64, stream: u64) -> Vec<i64> {
-    let first = step as usize * size;
-    let mut rows = Vec::with_capacity(size);
-    while rows.len() < size {
-        let position = first + rows.len();
-        let (epoch, skip) = (position / examples, position % examples);
-        let mut permutation: Vec<i64> = (0..examples as i64).collect();
-        permutation.shuffle(&mut generator(seed, stream + epoch as u64));
-        rows.extend(permutation.into_iter().skip(skip).take(size - rows.len()));
+/// Samples without noise, of one size.
+struct Clean {
+    latents: Tensor<4>,
+    condition: Condition,
+    /// In the loss, before any weight of the timestep.
+    shares: Vec<f64>,
+}
+
+/// The random numbers of a step's samples, in their order.
+struct Draws {
+    timesteps: ChaCha8Rng,
+    noise: ChaCha8Rng,
+    offset: ChaCha8Rng,
+}
+
+impl Clean {
+    fn fits(&self, other: &Self) -> bool {
+        self.latents.dims()[1..] == other.latents.dims()[1..]
     }
-    rows
+
+    fn append(&mut self, other: Self) {
+        self.latents = Tensor::cat(vec![self.latents.clone(), other.latents], 0);
+        self.condition = self.condition.clone().cat(other.condition);
+        self.shares.extend(other.shares);
+    }
+
+    fn noised(self, schedule: &Ddpm, objective: &ObjectiveConfig, draws: &mut Draws) -> Batch {
+        let Self { latents, condition, shares } = self;
+        let (count, device) = (shares.len(), latents.device());
+        let steps = draw_timesteps(count, schedule, objective, &mut draws.timesteps);
+        let weight: Vec<f32> = shares
+            .iter()
+            .zip(&steps)
+            .map(|(share, &t)| (share * snr_weight(schedule, objective, t as usize)) as f32)
+            .collect();
+        let timesteps = Tensor::from_data(TensorData::new(steps, [count]), &device);
+        let noise = draw_noise(latents.dims(), objective, draws, &device);
+        Batch {
+            noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
+            target: schedule.target(latents, noise, timesteps.clone()),
+            weight: Tensor::from_data(TensorData::new(weight, [count]), &device),
+            condition,
+            timesteps,
+        }
+    }
 }
 
 fn draw_timesteps(
     count: usize,
     schedule: &Ddpm,
     objective: &ObjectiveConfig,
-    seed: u64,
-    step: u64,
+    rng: &mut impl Rng,
 ) -> Vec<i64> {
     let [first, end] = objective.timesteps.unwrap_or([0, schedule.num_train_timesteps()]);
-    let mut rng = generator(seed, streams::TIMESTEP + step);
     (0..count).map(|_| rng.random_range(first as i64..end as i64)).collect()
 }
 
@@ -142,16 +174,15 @@ fn draw_timesteps(
 fn draw_noise(
     shape: [usize; 4],
     objective: &ObjectiveConfig,
-    seed: u64,
-    step: u64,
+    draws: &mut Draws,
     device: &Device,
 ) -> Tensor<4> {
-    let noise = gaussian(seed, streams::NOISE + step, shape, device);
+    let noise = normal(&mut draws.noise, shape, device);
     if objective.noise_offset == 0.0 {
         return noise;
     }
     let [batch, channels, _, _] = shape;
-    let shift: Tensor<4> = gaussian(seed, streams::OFFSET + step, [batch, channels, 1, 1], device);
+    let shift: Tensor<4> = normal(&mut draws.offset, [batch, channels, 1, 1], device);
     noise + shift.mul_scalar(objective.noise_offset)
 }
 
@@ -175,25 +206,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_epoch_sees_every_example_once() {
-        for (examples, size) in [(5, 5), (5, 2), (3, 7), (1, 4)] {
-            let epochs = 6;
-            let steps = (examples * epochs) / size;
-            let rows: Vec<i64> = (0..steps as u64)
-                .flat_map(|step| order(examples, size, 7, step, streams::ORDER))
-                .collect();
-            for epoch in rows.chunks_exact(examples) {
-                let mut seen = epoch.to_vec();
-                seen.sort_unstable();
-                assert_eq!(seen, (0..examples as i64).collect::<Vec<_>>());
-            }
-        }
-        let order = |seed, step| order(20, 20, seed, step, streams::ORDER);
-        assert_ne!(order(7, 0), order(7, 1));
-        assert_ne!(order(7, 0), order(8, 0));
-    }
-
-    #[test]
     fn min_snr_is_one_where_the_noise_is_strong_and_gamma_over_snr_where_it_is_weak() {
         let schedule = Ddpm::new(&SchedulerConfig::default());
         let weight = |gamma, t| {
@@ -210,7 +222,7 @@ mod tests {
     fn timesteps_stay_in_their_range() {
         let schedule = Ddpm::new(&SchedulerConfig::default());
         let objective = ObjectiveConfig { timesteps: Some([200, 203]), ..Default::default() };
-        let drawn = draw_timesteps(500, &schedule, &objective, 0, 0);
+        let drawn = draw_timesteps(500, &schedule, &objective, &mut generator(0, 0));
         for t in 200..203 {
             assert!(drawn.contains(&t));
         }

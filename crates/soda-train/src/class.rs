@@ -1,12 +1,11 @@
 //! Pictures of the class for prior preservation (DreamBooth, arXiv 2208.12242, 3.3): found, or drawn by
 //! the base model before it learns anything.
 
-use burn::tensor::Device;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
 
-use crate::config::{AugmentConfig, PriorConfig, TrainConfig};
+use crate::config::{PriorConfig, TrainConfig};
 use crate::dataset::{Dataset, Example};
-use crate::encode::Encoded;
+use crate::encode::{EncodeConfig, Encoded};
 use crate::error::TrainError;
 use crate::personalise::Event;
 use crate::run::RunFolder;
@@ -22,7 +21,6 @@ pub(crate) fn encode(
     pipeline: &Pipeline,
     config: &TrainConfig,
     folder: &RunFolder,
-    device: &Device,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Encoded>, TrainError> {
     let Some(prior) = &config.prior else { return Ok(None) };
@@ -30,7 +28,9 @@ pub(crate) fn encode(
         Some(data) => Dataset::read(data, Some(&prior.prompt))?.examples,
         None => draw(pipeline, prior, config.seed, folder, on_event)?,
     };
-    Encoded::new(pipeline, &examples, &AugmentConfig::default(), config.seed, device).map(Some)
+    on_event(Event::Stage { name: "encoding class" });
+    let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
+    Encoded::new(pipeline, &examples, &EncodeConfig::plain(config), progress).map(Some)
 }
 
 /// Draws those of the class's pictures that the run's folder lacks.

@@ -1,44 +1,64 @@
 //! The data set as the network sees it: latent distributions and text states, computed once.
 //!
 //! Pictures and captions never change during a run, so the autoencoder and the text encoder run once per
-//! variant (see `variants`). What is kept of a picture is the encoder's distribution, not one sample of
-//! it: every step draws anew, as the reference trainers do.
+//! variant (see `variants`).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
 use sha2::{Digest as _, Sha256};
-use soda_models::image::{read_rgb, to_tensor};
-use soda_models::noise::gaussian;
+use soda_models::image::read_rgb;
 use soda_models::pipeline::Pipeline;
 use soda_models::unet::{AddedCondition, Condition};
 
-use crate::config::AugmentConfig;
+use crate::buckets::{Buckets, Size};
+use crate::config::{AugmentConfig, BucketConfig, TrainConfig};
 use crate::dataset::Example;
 use crate::error::TrainError;
+use crate::latents::{Latents, LatentsBuilder, Posterior};
 use crate::variants::{captions, views};
 
 /// Captions read by the text encoder at once.
 const TEXTS_AT_ONCE: usize = 32;
 
+/// What examples are made into.
+#[derive(Clone, Debug, Default)]
+pub struct EncodeConfig {
+    /// Their variants.
+    pub augment: AugmentConfig,
+    /// Their sizes; without it the centre square.
+    pub buckets: Option<BucketConfig>,
+    /// Decides crops and orders of tags.
+    pub seed: u64,
+}
+
+impl EncodeConfig {
+    /// That of a run's own examples.
+    pub fn of(config: &TrainConfig) -> Self {
+        Self { augment: config.augment.clone(), ..Self::plain(config) }
+    }
+
+    /// That of a run's other examples: nothing is varied.
+    pub(crate) fn plain(config: &TrainConfig) -> Self {
+        Self {
+            augment: AugmentConfig::default(),
+            buckets: config.buckets.clone(),
+            seed: config.seed,
+        }
+    }
+}
+
 /// Encoded examples in all their variants, on one device.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    /// Mean of the latent distribution of each picture, scaled as the network expects, `[n, c, h, w]`.
-    mean: Tensor<4>,
-    /// Its standard deviation, scaled alike, `[n, c, h, w]`.
-    std: Tensor<4>,
-    /// Sizes and crops of the pictures as SDXL is told them, `[n, 6]`.
-    time_ids: Tensor<2>,
+    /// By size; at least one.
+    buckets: Vec<Bucket>,
     /// Text states of the captions, `[m, 77, width]`; the last one is that of no caption.
     text: Tensor<3>,
     /// SDXL's summaries of them, `[m, p]`.
     pooled: Option<Tensor<2>>,
-    /// The variants of each example.
-    variants: Vec<Variants>,
-    /// The examples of an epoch: each as often as it is repeated.
-    epoch: Vec<usize>,
     dropout: f64,
     /// What tells these examples from others: a hash of their pixels, captions and repeats.
     digest: String,
@@ -46,70 +66,92 @@ pub struct Encoded {
     pub cut: Vec<String>,
 }
 
-/// Rows of an example.
+/// The examples of one size.
+#[derive(Clone, Debug)]
+struct Bucket {
+    size: Size,
+    latents: Latents,
+    examples: Examples,
+}
+
+/// The variants of examples.
+#[derive(Clone, Debug, Default)]
+struct Examples {
+    /// Of each.
+    variants: Vec<Variants>,
+    /// Those of an epoch: each as often as it is repeated.
+    epoch: Vec<usize>,
+}
+
+/// Rows of an example, pictures in its bucket.
 #[derive(Clone, Debug)]
 struct Variants {
     pictures: Range<usize>,
     captions: Range<usize>,
 }
 
-/// The variants that samples are made of.
+/// The variants that samples are made of, all of one size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rows {
+    bucket: usize,
     pictures: Vec<i64>,
     captions: Vec<i64>,
 }
 
 impl Encoded {
-    /// Encodes `examples` in the variants that `augment` asks for.
+    /// Encodes `examples`; `progress` is told (examples done, examples in all) after each.
     ///
     /// # Errors
-    /// A picture that cannot be read.
+    /// A picture that cannot be read, or that fits no bucket; buckets that this base cannot have.
     pub fn new(
         pipeline: &Pipeline,
         examples: &[Example],
-        augment: &AugmentConfig,
-        seed: u64,
-        device: &Device,
+        config: &EncodeConfig,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, TrainError> {
-        let size = pipeline.image_size() as u32;
-        let scale = pipeline.vae.scaling_factor;
-        let (mut means, mut stds, mut ids) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut texts, mut variants, mut epoch) = (Vec::new(), Vec::new(), Vec::new());
+        let EncodeConfig { augment, buckets, seed } = config;
+        let device = &pipeline.device;
+        let buckets = buckets_of(pipeline, buckets.as_ref())?;
+        let mut found: BTreeMap<Size, (LatentsBuilder, Examples)> = BTreeMap::new();
+        let mut texts = Vec::new();
         let mut hash = Sha256::new();
         for (index, example) in examples.iter().enumerate() {
-            let (first, first_text) = (means.len(), texts.len());
             let picture = read_rgb(&example.image)?;
             let (width, height) = picture.dimensions();
             hash.update(format!("{width} {height} {} {:?}", example.repeats, example.caption));
             hash.update(picture.as_raw());
-            for view in views(picture.dimensions(), size, augment, seed, index as u64) {
-                // The decoder's range is [-1, 1].
-                let pixels =
-                    to_tensor(&[view.of(&picture)], device).mul_scalar(2.0).sub_scalar(1.0);
-                let posterior = pipeline.vae.encode(pixels);
-                stds.push(posterior.std().mul_scalar(scale));
-                means.push(posterior.mean.mul_scalar(scale));
-                ids.extend(view.time_ids());
+            let size = buckets.of((width, height)).ok_or_else(|| TrainError::SmallPicture {
+                path: example.image.clone(),
+                width,
+                height,
+                step: buckets.step(),
+            })?;
+            let (latents, bucket) = found.entry(size).or_default();
+            let (first, first_text) = (latents.len(), texts.len());
+            for view in views((width, height), size, augment, *seed, index as u64) {
+                latents.push(&view, Posterior::of(view.of(&picture), &pipeline.vae, device));
             }
-            texts.extend(captions(&example.caption, augment, seed, index as u64));
-            variants
-                .push(Variants { pictures: first..means.len(), captions: first_text..texts.len() });
-            epoch.extend(std::iter::repeat_n(index, example.repeats));
+            texts.extend(captions(&example.caption, augment, *seed, index as u64));
+            bucket.epoch.extend(std::iter::repeat_n(bucket.variants.len(), example.repeats));
+            bucket.variants.push(Variants {
+                pictures: first..latents.len(),
+                captions: first_text..texts.len(),
+            });
+            progress(index + 1, examples.len());
         }
         let cut = examples.iter().map(|example| &example.caption);
         let cut = cut.filter(|caption| pipeline.is_cut(caption)).cloned().collect();
         texts.push(String::new());
         let (text, pooled) = read(pipeline, &texts);
-        let count = means.len();
+        let bucket = |(size, (latents, examples)): (Size, (LatentsBuilder, Examples))| Bucket {
+            size,
+            latents: latents.finish(device),
+            examples,
+        };
         Ok(Self {
-            mean: Tensor::cat(means, 0),
-            std: Tensor::cat(stds, 0),
-            time_ids: Tensor::from_data(TensorData::new(ids, [count, 6]), device),
+            buckets: found.into_iter().map(bucket).collect(),
             text,
             pooled,
-            variants,
-            epoch,
             dropout: augment.caption_dropout,
             digest: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
             cut,
@@ -118,7 +160,12 @@ impl Encoded {
 
     /// Samples in an epoch: the number of examples, each counted as often as it is repeated.
     pub fn len(&self) -> usize {
-        self.epoch.len()
+        self.lens().iter().sum()
+    }
+
+    /// The same of each bucket.
+    pub(crate) fn lens(&self) -> Vec<usize> {
+        self.buckets.iter().map(|bucket| bucket.examples.epoch.len()).collect()
     }
 
     /// Never true of what [`Encoded::new`] makes from a data set.
@@ -128,7 +175,13 @@ impl Encoded {
 
     /// Number of pictures and of captions, all variants counted.
     pub fn num_variants(&self) -> (usize, usize) {
-        (self.mean.dims()[0], self.text.dims()[0] - 1)
+        let pictures = self.buckets.iter().map(|bucket| bucket.latents.len()).sum();
+        (pictures, self.text.dims()[0] - 1)
+    }
+
+    /// Width and height of each bucket, and how many examples it has.
+    pub fn buckets(&self) -> impl Iterator<Item = ([u32; 2], usize)> {
+        self.buckets.iter().map(|bucket| (bucket.size, bucket.examples.variants.len()))
     }
 
     /// What tells the examples from others.
@@ -138,15 +191,16 @@ impl Encoded {
 
     /// Where the encoded examples are.
     pub fn device(&self) -> Device {
-        self.mean.device()
+        self.text.device()
     }
 
-    /// A variant of each of the epoch's samples `positions`, drawn.
-    pub(crate) fn rows(&self, positions: &[i64], rng: &mut impl Rng) -> Rows {
-        let mut rows = Rows::default();
+    /// A variant of each of the samples `positions` in the epoch of a bucket, drawn.
+    pub(crate) fn rows(&self, bucket: usize, positions: &[i64], rng: &mut impl Rng) -> Rows {
+        let mut rows = Rows { bucket, ..Rows::default() };
         let none = self.text.dims()[0] as i64 - 1;
+        let Examples { variants, epoch } = &self.buckets[bucket].examples;
         for &position in positions {
-            let Variants { pictures, captions } = &self.variants[self.epoch[position as usize]];
+            let Variants { pictures, captions } = &variants[epoch[position as usize]];
             rows.pictures.push(rng.random_range(pictures.start as i64..pictures.end as i64));
             let caption = rng.random_range(captions.start as i64..captions.end as i64);
             let dropped = rng.random::<f64>() < self.dropout;
@@ -155,40 +209,39 @@ impl Encoded {
         rows
     }
 
-    /// The first variant of every example.
-    pub(crate) fn first_rows(&self) -> Rows {
+    /// The first variant of every example, a bucket at a time.
+    pub(crate) fn first_rows(&self) -> Vec<Rows> {
         let first = |range: &Range<usize>| range.start as i64;
-        Rows {
-            pictures: self.variants.iter().map(|variants| first(&variants.pictures)).collect(),
-            captions: self.variants.iter().map(|variants| first(&variants.captions)).collect(),
-        }
+        let rows = |(index, bucket): (usize, &Bucket)| {
+            let variants = &bucket.examples.variants;
+            Rows {
+                bucket: index,
+                pictures: variants.iter().map(|variants| first(&variants.pictures)).collect(),
+                captions: variants.iter().map(|variants| first(&variants.captions)).collect(),
+            }
+        };
+        self.buckets.iter().enumerate().map(rows).collect()
     }
 
     /// One sample of the latents of each of `rows`, `[b, c, h, w]`.
-    pub(crate) fn latents(&self, rows: &Rows, seed: u64, stream: u64) -> Tensor<4> {
-        let rows = self.select(&rows.pictures);
-        let mean = self.mean.clone().select(0, rows.clone());
-        let noise = gaussian(seed, stream, mean.dims(), &mean.device());
-        mean + self.std.clone().select(0, rows) * noise
+    pub(crate) fn latents(&self, rows: &Rows, rng: &mut impl Rng) -> Tensor<4> {
+        self.buckets[rows.bucket].latents.sample(&rows.pictures, rng)
     }
 
     /// The likeliest latents of each of `rows`, `[b, c, h, w]`.
     pub(crate) fn likeliest(&self, rows: &Rows) -> Tensor<4> {
-        self.mean.clone().select(0, self.select(&rows.pictures))
+        self.buckets[rows.bucket].latents.likeliest(&rows.pictures)
     }
 
     /// What the network is told of `rows`.
     pub(crate) fn condition(&self, rows: &Rows) -> Condition {
-        let captions = self.select(&rows.captions);
+        let data = TensorData::new(rows.captions.clone(), [rows.len()]);
+        let captions: Tensor<1, Int> = Tensor::from_data(data, &self.device());
         let added = self.pooled.clone().map(|pooled| AddedCondition {
             pooled: pooled.select(0, captions.clone()),
-            time_ids: self.time_ids.clone().select(0, self.select(&rows.pictures)),
+            time_ids: self.buckets[rows.bucket].latents.time_ids(&rows.pictures),
         });
         Condition { text: self.text.clone().select(0, captions), added }
-    }
-
-    fn select(&self, rows: &[i64]) -> Tensor<1, Int> {
-        Tensor::from_data(TensorData::new(rows.to_vec(), [rows.len()]), &self.device())
     }
 }
 
@@ -197,6 +250,17 @@ impl Rows {
     pub(crate) fn len(&self) -> usize {
         self.pictures.len()
     }
+}
+
+/// The sizes that pictures may have with this base.
+///
+/// # Errors
+/// Settings that the base does not allow.
+pub(crate) fn buckets_of(
+    pipeline: &Pipeline,
+    config: Option<&BucketConfig>,
+) -> Result<Buckets, TrainError> {
+    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.downscale())
 }
 
 /// Text states `[m, 77, width]` and, of SDXL, summaries `[m, p]`.
@@ -217,7 +281,7 @@ mod tests {
 
     use std::path::{Path, PathBuf};
 
-    use soda_models::image::resize_center_crop;
+    use soda_models::image::{resize_center_crop, to_tensor};
     use soda_models::noise::generator;
 
     use super::*;
@@ -242,7 +306,8 @@ mod tests {
             ..AugmentConfig::default()
         };
         let examples = [example("sks mug, red, big, old", 1), example("a mug", 2)];
-        let data = Encoded::new(&pipeline, &examples, &augment, 7, &device).unwrap();
+        let config = EncodeConfig { augment: augment.clone(), seed: 7, ..EncodeConfig::default() };
+        let data = Encoded::new(&pipeline, &examples, &config, &mut |_, _| ()).unwrap();
         let orders = captions(&examples[0].caption, &augment, 7, 0).len() as i64;
         assert!(orders > 1);
         let last = orders + 1;
@@ -252,16 +317,17 @@ mod tests {
         let mirrored = image::imageops::flip_horizontal(&picture);
         let pixels = to_tensor(&[mirrored], &device).mul_scalar(2.0).sub_scalar(1.0);
         let expected = pipeline.vae.encode(pixels).mean.mul_scalar(pipeline.vae.scaling_factor);
-        let found = data.mean.clone().narrow(0, 1, 1);
+        let found = data.buckets[0].latents.likeliest(&[1]);
         assert_eq!(expected.into_data(), found.into_data());
         let states = |text: &str| pipeline.encode_prompts(&[text.to_owned()]);
-        let none = data.condition(&Rows { pictures: vec![0], captions: vec![last] }).text;
+        let none =
+            data.condition(&Rows { bucket: 0, pictures: vec![0], captions: vec![last] }).text;
         let difference = (none - states("")).abs().max().into_scalar::<f32>();
         assert!(difference < 1e-5, "{difference}");
 
         // Every variant is drawn, the caption of one example only with its pictures, and as often dropped
         // as was asked: 0.3 of 3000, within five deviations.
-        let rows = data.rows(&[0, 1, 2].repeat(1000), &mut generator(1, 1));
+        let rows = data.rows(0, &[0, 1, 2].repeat(1000), &mut generator(1, 1));
         let dropped = rows.captions.iter().filter(|row| **row == last).count();
         assert!((775..=1025).contains(&dropped), "{dropped}");
         for (sample, (picture, caption)) in rows.pictures.iter().zip(&rows.captions).enumerate() {
@@ -271,7 +337,48 @@ mod tests {
         }
         assert!((0..4).all(|row| rows.pictures.contains(&row)));
         assert!((0..=last).all(|row| rows.captions.contains(&row)));
-        assert_eq!(rows, data.rows(&[0, 1, 2].repeat(1000), &mut generator(1, 1)));
-        assert_eq!(data.first_rows(), Rows { pictures: vec![0, 2], captions: vec![0, orders] });
+        assert_eq!(rows, data.rows(0, &[0, 1, 2].repeat(1000), &mut generator(1, 1)));
+        let first = Rows { bucket: 0, pictures: vec![0, 2], captions: vec![0, orders] };
+        assert_eq!(data.first_rows(), [first]);
+    }
+
+    /// Pictures of every shape: each in the bucket that is nearest, its latents those of its crop.
+    #[test]
+    fn every_picture_is_in_its_bucket() {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = read_rgb(&example("", 1).image).unwrap();
+        let examples: Vec<Example> = [(64, 64), (90, 60), (60, 90), (200, 130)]
+            .into_iter()
+            .map(|(width, height)| {
+                let image = folder.path().join(format!("{width}.png"));
+                let filter = image::imageops::FilterType::Triangle;
+                image::imageops::resize(&picture, width, height, filter).save(&image).unwrap();
+                Example { image, caption: format!("{width}"), repeats: 2 }
+            })
+            .collect();
+        let device = Device::default();
+        let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
+        let buckets = Some(BucketConfig { step: 8, ..BucketConfig::default() });
+        let config = EncodeConfig { buckets, ..EncodeConfig::default() };
+        let mut told = Vec::new();
+        let data =
+            Encoded::new(&pipeline, &examples, &config, &mut |done, all| told.push((done, all)))
+                .unwrap();
+        assert_eq!(told, [(1, 4), (2, 4), (3, 4), (4, 4)]);
+        let found: Vec<_> = data.buckets().collect();
+        assert_eq!(found, [([48, 80], 1), ([64, 64], 1), ([80, 48], 2)]);
+        assert_eq!((data.len(), data.lens()), (8, vec![2, 2, 4]));
+        let wide = read_rgb(&examples[3].image).unwrap();
+        let pixels = to_tensor(&[resize_center_crop(&wide, 80, 48)], &device);
+        let found = data.likeliest(&data.first_rows()[2]).narrow(0, 1, 1);
+        assert_eq!(found.into_data(), pipeline.encode(pixels, false).into_data());
+
+        let upscale = BucketConfig { step: 8, upscale: false, ..BucketConfig::default() };
+        picture.save(folder.path().join("64.png")).unwrap();
+        image::imageops::thumbnail(&picture, 7, 9).save(folder.path().join("60.png")).unwrap();
+        let config = EncodeConfig { buckets: Some(upscale), ..EncodeConfig::default() };
+        let refused = Encoded::new(&pipeline, &examples, &config, &mut |_, _| ()).unwrap_err();
+        let message = refused.to_string();
+        assert!(message.contains("60.png has 7 x 9 pixels") && message.contains("8"), "{message}");
     }
 }

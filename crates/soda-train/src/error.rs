@@ -63,6 +63,32 @@ pub enum TrainError {
         /// What is allowed.
         range: &'static str,
     },
+    /// Buckets that the base model cannot have.
+    #[error("`{field}` is {value}: {reason}")]
+    Buckets {
+        /// Name of the field.
+        field: &'static str,
+        /// What it is.
+        value: usize,
+        /// Why it cannot be, and what can.
+        reason: String,
+    },
+    /// A picture that no bucket takes without enlarging it.
+    #[error(
+        "{path} has {width} x {height} pixels, less than one step of {step}: remove it, or allow \
+         `buckets.upscale`",
+        path = path.display()
+    )]
+    SmallPicture {
+        /// The file.
+        path: PathBuf,
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+        /// The buckets' step.
+        step: u32,
+    },
     /// The configuration does not parse.
     #[error("the configuration is unusable: {reason}")]
     ReadConfig {

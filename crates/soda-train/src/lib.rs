@@ -8,9 +8,9 @@
 //! |---|---|
 //! | `config` | settings: TOML, presets, single settings |
 //! | `dataset`, `pictures` | pictures and captions on disk |
-//! | `variants` | their crops, mirror images and orders of tags |
-//! | `encode` | all of it as latents and text states, computed once |
-//! | `streams`, `batch` | everything random; one step's samples |
+//! | `variants`, `buckets` | their crops, mirror images and orders of tags; the size of each |
+//! | `encode`, `latents` | all of it as latents and text states, computed once |
+//! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
 //! | `precision`, `loss` | what they cost, in which precision |
 //! | `gradients`, `stacks`, `optimizer`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
@@ -25,6 +25,7 @@
 //! It prints nothing; progress comes as [`Event`]s.
 
 mod batch;
+mod buckets;
 mod checkpoint;
 mod class;
 mod config;
@@ -35,8 +36,10 @@ mod error;
 mod evaluate;
 mod gradients;
 mod history;
+mod latents;
 mod loss;
 mod optimizer;
+mod order;
 pub mod page;
 mod personalise;
 mod pictures;
@@ -57,11 +60,12 @@ mod variants;
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::{
-    AugmentConfig, CheckpointConfig, FlatRule, Loss, ObjectiveConfig, OptimizerConfig, PRESETS,
-    Preset, PriorConfig, SampleConfig, Schedule, TrainConfig, ValidationConfig, preset, set,
+    AugmentConfig, BucketConfig, CheckpointConfig, FlatRule, Loss, ObjectiveConfig,
+    OptimizerConfig, PRESETS, Preset, PriorConfig, SampleConfig, Schedule, TrainConfig,
+    ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
-pub use encode::Encoded;
+pub use encode::{EncodeConfig, Encoded};
 pub use error::TrainError;
 pub use evaluate::{Reference, Scores, drift, score};
 pub use gradients::AdapterGradients;

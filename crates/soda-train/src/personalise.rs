@@ -11,9 +11,9 @@ use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 
 use crate::class;
-use crate::config::{AugmentConfig, TrainConfig};
+use crate::config::TrainConfig;
 use crate::dataset::{Dataset, Example};
-use crate::encode::Encoded;
+use crate::encode::{EncodeConfig, Encoded, buckets_of};
 use crate::error::TrainError;
 use crate::evaluate::Scores;
 use crate::history::{History, running_mean};
@@ -48,6 +48,8 @@ pub enum Event<'a> {
     },
     /// Something that does not stop the run, but that a person should know.
     Warning(&'a str),
+    /// Something that a person may want to know.
+    Note(&'a str),
 }
 
 /// A checked job: everything is read, nothing is written yet.
@@ -56,7 +58,6 @@ pub struct Personalisation {
     dataset: Dataset,
     pipeline: Pipeline,
     judges: Option<Judges>,
-    device: Device,
     svd_cache: Option<SvdCache>,
 }
 
@@ -70,6 +71,8 @@ pub struct Outcome {
     pub config: TrainConfig,
     /// Number of training pictures.
     pub examples: usize,
+    /// How many each bucket has, in words, where there are buckets.
+    pub buckets: Option<String>,
     /// File names of those that were measured instead.
     pub held_out: Vec<String>,
     /// Prompts of the samples.
@@ -124,7 +127,8 @@ impl Personalisation {
         // Unknown targets are a mistake of the settings: say so before anything is drawn.
         config.targets.select(&pipeline.unet)?;
         config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
-        Ok(Self { config, dataset, pipeline, judges, device: device.clone(), svd_cache: None })
+        buckets_of(&pipeline, config.buckets.as_ref())?;
+        Ok(Self { config, dataset, pipeline, judges, svd_cache: None })
     }
 
     /// The same job with the base's singular value decompositions from a cache.
@@ -157,25 +161,29 @@ impl Personalisation {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, TrainError> {
-        let Self { mut config, mut dataset, mut pipeline, judges, device, svd_cache } = self;
+        let Self { mut config, mut dataset, mut pipeline, judges, svd_cache } = self;
         config.samples.prompts = prompts(&config, &dataset);
         let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
 
         on_event(Event::Stage { name: "encoding" });
-        let encode = |examples: &[Example], augment: &AugmentConfig| {
-            Encoded::new(&pipeline, examples, augment, config.seed, &device)
+        let mut encode = |examples: &[Example], encode: &EncodeConfig| {
+            let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
+            Encoded::new(&pipeline, examples, encode, progress)
         };
-        let data = encode(&dataset.examples, &config.augment)?;
+        let data = encode(&dataset.examples, &EncodeConfig::of(&config))?;
         let schedule = pipeline.noise_schedule();
         let validation = match (config.validation.every, held_out.as_slice()) {
             (0, _) => None,
             (_, []) => Some(Validation::new(&data, &schedule, &config)),
             (_, held_out) => {
-                let held_out = encode(held_out, &AugmentConfig::default())?;
+                let held_out = encode(held_out, &EncodeConfig::plain(&config))?;
                 Some(Validation::new(&held_out, &schedule, &config))
             }
         };
         warn(&data, &dataset, on_event);
+        if config.buckets.is_some() {
+            on_event(Event::Note(&format!("buckets: {}", count(&data))));
+        }
         let pictures = Pictures::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         let folder = match place {
             Place::Stopped(folder) => folder,
@@ -186,7 +194,7 @@ impl Personalisation {
                 folder
             }
         };
-        let class = class::encode(&pipeline, &config, &folder, &device, on_event)?;
+        let class = class::encode(&pipeline, &config, &folder, on_event)?;
 
         let weights = config.targets.select(&pipeline.unet)?;
         let header = header(&config, &dataset, &fingerprint(&weights));
@@ -263,6 +271,7 @@ impl Personalisation {
             before,
             after,
             truth,
+            buckets: config.buckets.is_some().then(|| count(&data)),
             settings: portable(&config)?.to_toml()?,
             config,
         };
@@ -273,6 +282,13 @@ impl Personalisation {
         folder.remove_folder(CHECKPOINTS)?;
         Ok(outcome)
     }
+}
+
+/// How many pictures each bucket has.
+fn count(data: &Encoded) -> String {
+    let bucket =
+        |([width, height], count): ([u32; 2], usize)| format!("{count} of {width} x {height}");
+    data.buckets().map(bucket).collect::<Vec<_>>().join(", ")
 }
 
 /// What a person should know of the data.

@@ -17,6 +17,7 @@ pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Drawn]) -> String
             (outcome.examples) " pictures, " (config.steps) " steps of "
             (config.batch_size * config.accumulation) ", " (outcome.num_params) " trained numbers on "
             (outcome.num_layers) " layers; " (format!("{:.0}", outcome.seconds)) " s of training."
+            @if let Some(buckets) = &outcome.buckets { " Pictures: " (buckets) "." }
         }
         img src=(inline_png(sheet)) alt="samples";
         p {

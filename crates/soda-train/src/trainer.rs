@@ -95,7 +95,7 @@ impl<'a, M: Method> Trainer<'a, M> {
     /// As [`Trainer::step_on`].
     pub fn step(&mut self, material: &Material<'_>) -> Result<Step, TrainError> {
         let Material { data, class, schedule } = *material;
-        self.step_on(&Batch::draw(data, class, schedule, self.config, self.step))
+        self.step_over(&Batch::draw(data, class, schedule, self.config, self.step))
     }
 
     /// The next step on these samples.
@@ -103,8 +103,15 @@ impl<'a, M: Method> Trainer<'a, M> {
     /// # Errors
     /// A loss or a gradient that is not finite. Nothing has moved then; see [`Trainer::last_good`].
     pub fn step_on(&mut self, batch: &Batch) -> Result<Step, TrainError> {
+        self.step_over(std::slice::from_ref(batch))
+    }
+
+    fn step_over(&mut self, batches: &[Batch]) -> Result<Step, TrainError> {
+        let samples: usize = batches.iter().map(Batch::len).sum();
+        let at_once = samples.div_ceil(self.config.accumulation).max(1);
+        let parts = batches.iter().flat_map(|batch| batch.parts(batch.len().div_ceil(at_once)));
         let mut sum = (0.0, AdapterGradients::default());
-        for part in batch.parts(self.config.accumulation) {
+        for part in parts {
             // Added in order, so that the sum has the same bits however the threads ran.
             for (loss, grads) in self.gradients(&part) {
                 sum = (sum.0 + loss, sum.1 + grads);

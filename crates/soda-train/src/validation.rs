@@ -1,13 +1,13 @@
 //! The validation loss: the plain squared error of fixed pictures at fixed noise and timesteps.
 
 use burn::tensor::{Int, Tensor};
-use soda_models::noise::gaussian;
+use soda_models::noise::{generator, normal};
 use soda_models::scheduler::Ddpm;
 use soda_models::unet::Unet;
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
-use crate::encode::Encoded;
+use crate::encode::{Encoded, Rows};
 use crate::loss::value;
 use crate::streams;
 
@@ -21,25 +21,27 @@ impl Validation {
     /// middle of its share of those that are trained. The latents are the likeliest, the noise is the seed's.
     pub(crate) fn new(data: &Encoded, schedule: &Ddpm, config: &TrainConfig) -> Self {
         let rows = data.first_rows();
-        let (latents, condition) = (data.likeliest(&rows), data.condition(&rows));
-        let (device, count) = (data.device(), rows.len());
+        let (device, count) = (data.device(), rows.iter().map(Rows::len).sum::<usize>());
         let [first, end] =
             config.objective.timesteps.unwrap_or([0, schedule.num_train_timesteps()]);
         let shares = config.validation.timesteps;
         let mut batches = Vec::new();
         for share in 0..shares {
             let t = first + (end - first) * (2 * share + 1) / (2 * shares);
-            let stream = streams::VALIDATION + share as u64;
-            let noise = gaussian(config.seed, stream, latents.dims(), &device);
-            let timesteps = Tensor::<1, Int>::full([count], t as i64, &device);
-            let batch = Batch {
-                noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
-                target: schedule.target(latents.clone(), noise, timesteps.clone()),
-                condition: condition.clone(),
-                weight: Tensor::full([count], 1.0 / (count * shares) as f64, &device),
-                timesteps,
-            };
-            batches.extend(batch.parts(count.div_ceil(config.batch_size)));
+            let mut noise = generator(config.seed, streams::VALIDATION + share as u64);
+            for rows in &rows {
+                let (latents, samples) = (data.likeliest(rows), rows.len());
+                let noise = normal(&mut noise, latents.dims(), &device);
+                let timesteps = Tensor::<1, Int>::full([samples], t as i64, &device);
+                let batch = Batch {
+                    noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
+                    target: schedule.target(latents, noise, timesteps.clone()),
+                    condition: data.condition(rows),
+                    weight: Tensor::full([samples], 1.0 / (count * shares) as f64, &device),
+                    timesteps,
+                };
+                batches.extend(batch.parts(samples.div_ceil(config.batch_size)));
+            }
         }
         Self { batches }
     }
@@ -56,11 +58,13 @@ mod tests {
 
     use std::path::Path;
 
+    use soda_models::noise::gaussian;
     use soda_models::pipeline::Pipeline;
 
     use super::*;
     use crate::config::{preset, set};
     use crate::dataset::Dataset;
+    use crate::encode::EncodeConfig;
 
     /// Against the definition, sample by sample. 1e-5: batches add in another order.
     #[test]
@@ -80,15 +84,16 @@ mod tests {
         let device = Default::default();
         let pipeline = Pipeline::load(&toybox.join("base"), &device).unwrap();
         let examples = Dataset::read(&toybox.join("subjects/castle_mug"), None).unwrap().examples;
-        let data = Encoded::new(&pipeline, &examples[..3], &config.augment, 0, &device).unwrap();
+        let encode = EncodeConfig::of(&config);
+        let data = Encoded::new(&pipeline, &examples[..3], &encode, &mut |_, _| ()).unwrap();
         let schedule = pipeline.noise_schedule();
         let validation = Validation::new(&data, &schedule, &config);
         let found = validation.loss(&pipeline.unet);
         assert_eq!(found, Validation::new(&data, &schedule, &config).loss(&pipeline.unet));
 
         let mut sum = 0.0;
-        let latents = data.likeliest(&data.first_rows());
-        let text = data.condition(&data.first_rows()).text;
+        let latents = data.likeliest(&data.first_rows()[0]);
+        let text = data.condition(&data.first_rows()[0]).text;
         for (share, t) in [(0, 200), (1, 400)] {
             let noise: Tensor<4> =
                 gaussian(config.seed, streams::VALIDATION + share, latents.dims(), &device);

@@ -9,23 +9,24 @@ use rand::seq::SliceRandom;
 use soda_models::image::{Crop, resize_crop};
 use soda_models::noise::generator;
 
+use crate::buckets::Size;
 use crate::config::AugmentConfig;
 use crate::streams;
 
-/// A square part of a picture, perhaps mirrored, at the model's size.
+/// A part of a picture, perhaps mirrored, at the size that it is learnt at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     /// Of the whole picture.
     dimensions: (u32, u32),
     part: Crop,
     mirrored: bool,
-    size: u32,
+    size: Size,
 }
 
-/// The views of picture `index`, of these dimensions, for a model of `size` pixels; none twice.
+/// The views of picture `index`, of these dimensions, at a size; none twice.
 pub(crate) fn views(
     dimensions: (u32, u32),
-    size: u32,
+    size: Size,
     augment: &AugmentConfig,
     seed: u64,
     index: u64,
@@ -34,7 +35,7 @@ pub(crate) fn views(
     let mut views = Vec::new();
     for _ in 0..augment.crops {
         let at = if augment.crops == 1 { [0.5; 2] } else { [rng.random(), rng.random()] };
-        let part = Crop::largest(dimensions, size, size, at);
+        let part = Crop::largest(dimensions, size[0], size[1], at);
         for mirrored in [false, true].into_iter().take(1 + usize::from(augment.flip)) {
             let view = View { dimensions, part, mirrored, size };
             if !views.contains(&view) {
@@ -46,9 +47,9 @@ pub(crate) fn views(
 }
 
 impl View {
-    /// What it shows of `picture`, `size` x `size`.
+    /// What it shows of `picture`.
     pub(crate) fn of(&self, picture: &RgbImage) -> RgbImage {
-        let view = resize_crop(picture, self.part, self.size, self.size);
+        let view = resize_crop(picture, self.part, self.size[0], self.size[1]);
         if self.mirrored { imageops::flip_horizontal(&view) } else { view }
     }
 
@@ -56,12 +57,14 @@ impl View {
     /// picture as resized, height and width of the result. Of a mirrored view, in the mirrored picture.
     pub(crate) fn time_ids(&self) -> [f32; 6] {
         let (width, height) = self.dimensions;
-        let Crop { x, y, width: part, .. } = self.part;
-        let x = if self.mirrored { width - part - x } else { x };
-        let scale = f64::from(self.size) / f64::from(part.max(1));
-        let resized = |pixels: u32| (f64::from(pixels) * scale).round() as f32;
-        let size = self.size as f32;
-        [height as f32, width as f32, resized(y), resized(x), size, size]
+        let Crop { x, y, width: columns, height: rows } = self.part;
+        let x = if self.mirrored { width - columns - x } else { x };
+        let resized = |pixels: u32, side: u32, part: u32| {
+            (f64::from(pixels) * f64::from(side) / f64::from(part.max(1))).round() as f32
+        };
+        let [w, h] = self.size;
+        let (top, left) = (resized(y, h, rows), resized(x, w, columns));
+        [height as f32, width as f32, top, left, h as f32, w as f32]
     }
 }
 
@@ -99,7 +102,7 @@ mod tests {
     fn a_view_is_inside_the_picture_and_its_ids_say_where() {
         let picture = RgbImage::from_fn(300, 100, |x, y| Rgb([(x / 2) as u8, y as u8, 0]));
         let augment = AugmentConfig { crops: 4, flip: true, ..AugmentConfig::default() };
-        let all = views(picture.dimensions(), 50, &augment, 3, 0);
+        let all = views(picture.dimensions(), [50, 50], &augment, 3, 0);
         assert_eq!(all.len(), 8);
         let mut places = Vec::new();
         for pair in all.chunks(2) {
@@ -115,11 +118,41 @@ mod tests {
             places.push(ids[3]);
         }
         assert!(places.windows(2).any(|pair| pair[0] != pair[1]));
-        assert_eq!(all, views(picture.dimensions(), 50, &augment, 3, 0));
-        assert_ne!(all, views(picture.dimensions(), 50, &augment, 3, 1));
+        assert_eq!(all, views(picture.dimensions(), [50, 50], &augment, 3, 0));
+        assert_ne!(all, views(picture.dimensions(), [50, 50], &augment, 3, 1));
         // A square has one crop, wherever it is taken.
-        assert_eq!(views((80, 80), 50, &augment, 3, 0).len(), 2);
-        assert_eq!(views((300, 100), 50, &AugmentConfig::default(), 3, 0).len(), 1);
+        assert_eq!(views((80, 80), [50, 50], &augment, 3, 0).len(), 2);
+        assert_eq!(views((300, 100), [50, 50], &AugmentConfig::default(), 3, 0).len(), 1);
+    }
+
+    /// From SDXL's ids alone, whatever the shapes: the part of the whole picture that is seen, to within the pixel
+    /// that whole numbers leave.
+    #[test]
+    fn ids_invert_to_the_crop() {
+        let augment = AugmentConfig { crops: 3, flip: true, ..AugmentConfig::default() };
+        for (dimensions, size) in [
+            ((300, 100), [64, 48]),
+            ((97, 331), [40, 88]),
+            ((48, 40), [96, 80]),
+            ((50, 80), [64, 64]),
+        ] {
+            for view in views(dimensions, size, &augment, 3, 0) {
+                let ids = view.time_ids().map(f64::from);
+                let (whole, at, target) = ([ids[1], ids[0]], [ids[3], ids[2]], [ids[5], ids[4]]);
+                // The picture covers the target, and no more than it must.
+                let scale = (target[0] / whole[0]).max(target[1] / whole[1]);
+                let Crop { x, y, width, height } = view.part;
+                let x = if view.mirrored { dimensions.0 - width - x } else { x };
+                for (axis, (start, length)) in [(x, width), (y, height)].into_iter().enumerate() {
+                    let [found, part] = [at[axis], target[axis]].map(|pixels| pixels / scale);
+                    // Half a pixel of the result, and what the part's whole sides make of the scale.
+                    let error =
+                        (0.5 / scale).max(0.5) + f64::from(start) / f64::from(width.min(height));
+                    assert!((found - f64::from(start)).abs() <= error, "{ids:?} for {view:?}");
+                    assert!((part - f64::from(length)).abs() <= 1.0, "{ids:?} for {view:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The settings of a run, as written in TOML and as typed on the command line.
 
 mod augment;
+mod buckets;
 mod edit;
 mod method;
 mod objective;
@@ -15,6 +16,7 @@ use soda_adapters::{MethodConfig, Targets};
 use toml::Table;
 
 pub use augment::AugmentConfig;
+pub use buckets::BucketConfig;
 pub use edit::set;
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
@@ -55,6 +57,9 @@ pub struct TrainConfig {
     /// What is varied in the pictures and their captions.
     #[serde(default)]
     pub augment: AugmentConfig,
+    /// Sizes for pictures that are not square; without them the centre square is learnt.
+    #[serde(default)]
+    pub buckets: Option<BucketConfig>,
     /// In which precision the frozen network computes; the adapter is in f32.
     #[serde(default)]
     pub precision: Precision,

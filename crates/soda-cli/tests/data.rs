@@ -1,0 +1,127 @@
+//! Pictures of every shape, masks and caches, from the command line.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use common::{soda, toybox};
+use soda_adapters::AdapterFile;
+
+/// A folder with pictures of three shapes, `mug`.
+struct Desk {
+    folder: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("mug");
+        std::fs::create_dir(&data).unwrap();
+        let shapes = [(64, 64), (64, 40), (42, 64), (64, 43)];
+        for (index, (width, height)) in shapes.into_iter().enumerate() {
+            let name = format!("{index:02}.png");
+            let picture = image::open(toybox("subjects/castle_mug").join(&name)).unwrap();
+            picture.crop_imm(0, 0, width, height).save(data.join(&name)).unwrap();
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A short run with the settings that a data set could disturb.
+    fn train(&self, name: &str, settings: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+        command.current_dir(self.folder.path()).args(["train", "--name", name, "--base"]);
+        command.arg(toybox("base")).args(["--data", "mug", "--prompt", "a photo of a sks mug"]);
+        command.args(["--steps", "6", "--batch-size", "2", "--sample", "a mug"]);
+        command.args(["--target", r"mid_block.*to_q\.weight$"]);
+        for setting in ["samples.steps=1", "checkpoints.every=1", "shards=2", "accumulation=2"] {
+            command.args(["--set", setting]);
+        }
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        command
+    }
+
+    fn run(&self, name: &str, settings: &[&str]) -> Output {
+        let output = self.train(name, settings).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        output
+    }
+
+    /// What a run of this name came to.
+    fn result(&self, name: &str) -> (String, AdapterFile) {
+        let run = self.path("runs").join(name);
+        let losses = std::fs::read_to_string(run.join("loss.csv")).unwrap();
+        (losses, AdapterFile::read(&run.join("adapter.safetensors")).unwrap())
+    }
+
+    #[track_caller]
+    fn same(&self, one: &str, other: &str) {
+        let ((losses, adapter), (others, another)) = (self.result(one), self.result(other));
+        assert_eq!(losses, others);
+        assert_eq!(adapter.tensors, another.tensors);
+    }
+}
+
+/// Standard error.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn wait_for(path: &Path) {
+    while !path.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Batches of three shapes, over accumulation, threads and a prior; killed and resumed to the bit.
+#[test]
+fn buckets_are_told_and_a_run_with_them_resumes_to_the_bit() {
+    let desk = Desk::new();
+    let prior = format!("prior.data={}", toybox("subjects/garden_house").display());
+    let settings = [
+        "buckets.step=8",
+        "augment.flip=true",
+        "augment.crops=2",
+        "validation.every=2",
+        "prior.prompt=a house",
+        &prior,
+    ];
+    let straight = desk.run("straight", &settings);
+    let counts = "buckets: 1 of 48 x 80, 1 of 64 x 64, 2 of 80 x 48";
+    assert!(said(&straight).contains(counts), "{}", said(&straight));
+    let report = std::fs::read_to_string(desk.path("runs/straight/report.html")).unwrap();
+    assert!(report.contains("2 of 80 x 48"));
+
+    let mut child = desk.train("killed", &settings).spawn().unwrap();
+    wait_for(&desk.path("runs/killed/checkpoints/00000002.safetensors"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let resumed = soda(desk.folder.path(), &["train", "--resume", "runs/killed"]);
+    assert!(resumed.status.success(), "{}", said(&resumed));
+    desk.same("straight", "killed");
+}
+
+#[test]
+fn buckets_that_cannot_be_are_refused_in_a_sentence() {
+    let desk = Desk::new();
+    for (setting, needle) in [
+        ("buckets.step=10", "`buckets.step` is 10: it must be a multiple of 4"),
+        ("buckets.min_side=40", "`buckets.min_side` is 40"),
+        ("buckets={}", "set a smaller `buckets.step`"),
+        ("buckets.steps=8", "did you mean `step`?"),
+    ] {
+        let output = desk.train("refused", &[setting]).output().unwrap();
+        let message = said(&output);
+        assert!(!output.status.success() && message.contains(needle), "{message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+    }
+}

@@ -40,6 +40,7 @@ fn batch(device: &Device) -> Batch {
         condition: gaussian::<3>(0, 2, [BATCH, 77, 160], device).into(),
         timesteps: Tensor::<1, Int>::from_data(TensorData::new(steps, [BATCH]), device),
         weight: Tensor::full([BATCH], 1.0 / BATCH as f64, device),
+        mask: None,
     }
 }
 

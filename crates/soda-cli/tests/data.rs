@@ -125,3 +125,35 @@ fn buckets_that_cannot_be_are_refused_in_a_sentence() {
         assert_eq!(message.trim_end().lines().count(), 1, "{message}");
     }
 }
+
+/// With every part white a mask changes no bit; with a part black it does, for either loss.
+#[test]
+fn masks_weight_the_loss_and_white_ones_change_nothing() {
+    let desk = Desk::new();
+    let common = ["buckets.step=8", "augment.flip=true", "prior.prompt=a house"];
+    let prior = format!("prior.data={}", toybox("subjects/garden_house").display());
+    let with = |more: &[&'static str]| [&common[..], &[&prior], more].concat();
+    let refused = desk.train("plain", &with(&["masks={}"])).output().unwrap();
+    assert!(said(&refused).contains("no picture in mug has a mask: put NAME.mask.png"));
+
+    let white = |name: &str, black: u32| {
+        let picture = image::open(desk.path("mug").join(name)).unwrap();
+        let grey = |x, _| image::Luma([if x < black { 0_u8 } else { 255 }]);
+        let mask = image::GrayImage::from_fn(picture.width(), picture.height(), grey);
+        mask.save(desk.path("mug").join(name.replace(".png", ".mask.png"))).unwrap();
+    };
+    white("00.png", 0);
+    let plain = desk.run("plain", &with(&[]));
+    assert!(said(&plain).contains("1 masks are not used"), "{}", said(&plain));
+    desk.run("white", &with(&["masks={}"]));
+    desk.same("plain", "white");
+    ["00.png", "01.png", "02.png", "03.png"].iter().for_each(|name| white(name, 30));
+    desk.run("black", &with(&["masks={}"]));
+    assert_ne!(desk.result("black").0, desk.result("plain").0);
+    desk.run("dco", &["masks.normalize=true", "objective.loss=dco", "objective.min_snr_gamma=5"]);
+
+    white("00.png", 64);
+    let nothing = ["masks.unmasked_weight=0"];
+    let refused = desk.train("nothing", &nothing).output().unwrap();
+    assert!(said(&refused).contains("00.mask.png is black everywhere"), "{}", said(&refused));
+}

@@ -12,7 +12,10 @@ use std::io::BufReader;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Rgb, RgbImage, imageops};
+use image::{
+    DynamicImage, GrayImage, ImageDecoder, ImageError, ImageReader, Luma, Rgb, RgbImage, RgbaImage,
+    imageops,
+};
 
 use crate::error::ModelError;
 use crate::image::resample::{Filter, resize};
@@ -37,6 +40,43 @@ pub const MAX_PIXELS: u64 = 150_000_000;
 ///
 /// A file that is missing, empty, damaged, no picture or of more than [`MAX_PIXELS`]; each names the file.
 pub fn read_rgb(path: &Path) -> Result<RgbImage, ModelError> {
+    Ok(read_rgb_and_alpha(path)?.0)
+}
+
+/// [`read_rgb`], and how opaque each pixel is, where the file says so.
+///
+/// # Errors
+///
+/// Those of [`read_rgb`].
+pub fn read_rgb_and_alpha(path: &Path) -> Result<(RgbImage, Option<GrayImage>), ModelError> {
+    let picture = read(path)?;
+    if !picture.color().has_alpha() {
+        return Ok((picture.into_rgb8(), None));
+    }
+    let rgba = picture.into_rgba8();
+    let (width, height) = rgba.dimensions();
+    let alpha = GrayImage::from_fn(width, height, |x, y| Luma([rgba.get_pixel(x, y)[3]]));
+    Ok((on_white(&rgba), Some(alpha)))
+}
+
+/// Reads a mask: how bright each pixel is, with what is transparent laid on black.
+///
+/// # Errors
+///
+/// Those of [`read_rgb`].
+pub fn read_mask(path: &Path) -> Result<GrayImage, ModelError> {
+    let picture = read(path)?;
+    if !picture.color().has_alpha() {
+        return Ok(picture.into_luma8());
+    }
+    let mut grey = picture.to_luma_alpha8();
+    let opaque = |grey: u8, alpha: u8| ((u32::from(grey) * u32::from(alpha) + 127) / 255) as u8;
+    grey.pixels_mut().for_each(|pixel| pixel.0 = [opaque(pixel[0], pixel[1]), 255]);
+    Ok(DynamicImage::from(grey).into_luma8())
+}
+
+/// A picture as it was stored, upright.
+fn read(path: &Path) -> Result<DynamicImage, ModelError> {
     let io = |e| ModelError::io(path, "an image", e);
     let file = File::open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
@@ -55,7 +95,7 @@ pub fn read_rgb(path: &Path) -> Result<RgbImage, ModelError> {
     let orientation = decoder.orientation().map_err(broken)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
     picture.apply_orientation(orientation);
-    Ok(if picture.color().has_alpha() { on_white(&picture) } else { picture.into_rgb8() })
+    Ok(picture)
 }
 
 /// A picture as the bytes of a PNG file, which says how it was made: `text` stands under
@@ -217,8 +257,7 @@ fn planes(pictures: &[RgbImage], value: impl Fn(u8, usize) -> f32, device: &Devi
 }
 
 /// Lays a picture with transparency on white, as a browser page shows it.
-fn on_white(picture: &DynamicImage) -> RgbImage {
-    let rgba = picture.to_rgba8();
+fn on_white(rgba: &RgbaImage) -> RgbImage {
     let mut opaque = RgbImage::new(rgba.width(), rgba.height());
     for (to, from) in opaque.pixels_mut().zip(rgba.pixels()) {
         let alpha = u32::from(from[3]);

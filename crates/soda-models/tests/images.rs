@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
-use soda_models::image::{grid, read_rgb, resize_center_crop, to_images, to_tensor};
+use soda_models::image::{
+    grid, read_mask, read_rgb, read_rgb_and_alpha, resize_center_crop, to_images, to_tensor,
+};
 
 /// Every pixel another colour.
 fn gradient(width: u32, height: u32) -> RgbImage {
@@ -41,6 +43,22 @@ fn transparency_lies_on_white() {
     picture.put_pixel(2, 0, Rgba([0, 100, 255, 51]));
     let expected = RgbImage::from_raw(3, 1, vec![10, 20, 30, 255, 255, 255, 204, 224, 255]);
     assert_eq!(through_file("alpha.png", picture), expected.unwrap());
+}
+
+#[test]
+fn masks_are_brightness_and_transparency_is_kept_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mask.png");
+    let pixels = [[255, 255, 255, 255], [255, 255, 255, 51], [0, 0, 0, 255], [80, 80, 80, 255]];
+    let picture = RgbaImage::from_raw(4, 1, pixels.concat()).unwrap();
+    picture.save(&path).unwrap();
+    assert_eq!(read_mask(&path).unwrap().into_raw(), [255, 51, 0, 80]);
+    let (rgb, alpha) = read_rgb_and_alpha(&path).unwrap();
+    assert_eq!(rgb, read_rgb(&path).unwrap());
+    assert_eq!(alpha.unwrap().into_raw(), [255, 51, 255, 255]);
+    DynamicImage::from(picture).into_rgb16().save(&path).unwrap();
+    assert_eq!(read_mask(&path).unwrap().into_raw(), [255, 255, 0, 80]);
+    assert_eq!(read_rgb_and_alpha(&path).unwrap().1, None);
 }
 
 #[test]

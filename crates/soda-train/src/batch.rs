@@ -28,6 +28,8 @@ pub struct Batch {
     pub target: Tensor<4>,
     /// The share of each sample in the loss, `[b]`; `1 / b` for a plain mean.
     pub weight: Tensor<1>,
+    /// What each latent counts, `[b, 1, h, w]`; without it all count alike.
+    pub mask: Option<Tensor<4>>,
 }
 
 impl Batch {
@@ -53,6 +55,7 @@ impl Batch {
                 let next = Clean {
                     latents: data.latents(&rows, &mut posterior),
                     condition: data.condition(&rows),
+                    mask: data.mask(&rows),
                     shares: vec![share; rows.len()],
                 };
                 match clean.last_mut() {
@@ -103,6 +106,7 @@ impl Batch {
             },
             target: self.target.clone().narrow(0, start, length),
             weight: self.weight.clone().narrow(0, start, length),
+            mask: self.mask.clone().map(|mask| mask.narrow(0, start, length)),
         }
     }
 
@@ -117,6 +121,7 @@ impl Batch {
 struct Clean {
     latents: Tensor<4>,
     condition: Condition,
+    mask: Option<Tensor<4>>,
     /// In the loss, before any weight of the timestep.
     shares: Vec<f64>,
 }
@@ -134,13 +139,22 @@ impl Clean {
     }
 
     fn append(&mut self, other: Self) {
+        if self.mask.is_some() || other.mask.is_some() {
+            self.mask = Some(Tensor::cat(vec![self.counts(), other.counts()], 0));
+        }
         self.latents = Tensor::cat(vec![self.latents.clone(), other.latents], 0);
         self.condition = self.condition.clone().cat(other.condition);
         self.shares.extend(other.shares);
     }
 
+    /// What each latent counts, `[b, 1, h, w]`.
+    fn counts(&self) -> Tensor<4> {
+        let ones = || self.latents.clone().narrow(1, 0, 1).ones_like();
+        self.mask.clone().unwrap_or_else(ones)
+    }
+
     fn noised(self, schedule: &Ddpm, objective: &ObjectiveConfig, draws: &mut Draws) -> Batch {
-        let Self { latents, condition, shares } = self;
+        let Self { latents, condition, mask, shares } = self;
         let (count, device) = (shares.len(), latents.device());
         let steps = draw_timesteps(count, schedule, objective, &mut draws.timesteps);
         let weight: Vec<f32> = shares
@@ -156,6 +170,7 @@ impl Clean {
             weight: Tensor::from_data(TensorData::new(weight, [count]), &device),
             condition,
             timesteps,
+            mask,
         }
     }
 }
@@ -201,9 +216,85 @@ fn snr_weight(schedule: &Ddpm, objective: &ObjectiveConfig, t: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::path::Path;
+
+    use image::{Rgba, RgbaImage};
+    use soda_models::pipeline::Pipeline;
     use soda_models::scheduler::SchedulerConfig;
 
     use super::*;
+    use crate::config::{preset, set};
+    use crate::dataset::Example;
+    use crate::encode::EncodeConfig;
+
+    /// Several shapes, masks on some pictures, a class without: each batch has one shape, each sample its share, and
+    /// only what is masked is weighted.
+    #[test]
+    fn a_step_has_its_samples_in_batches_of_one_shape() {
+        let folder = tempfile::tempdir().unwrap();
+        let example = |name: &str, width, height, opaque| {
+            let image = folder.path().join(name);
+            let colour = |x: u32, y: u32| {
+                Rgba([(3 * x) as u8, (2 * y) as u8, 90, if x < opaque { 255 } else { 0 }])
+            };
+            RgbaImage::from_fn(width, height, colour).save(&image).unwrap();
+            Example { image, caption: "a mug".to_owned(), repeats: 1 }
+        };
+        let examples = [example("a.png", 60, 60, 30), example("b.png", 80, 48, 80)];
+        let class = [example("c.png", 60, 60, 30), example("d.png", 48, 80, 0)];
+        let mut table = preset("toybox").unwrap();
+        for setting in [
+            "base=b",
+            "data=d",
+            "batch_size=3",
+            "accumulation=4",
+            "buckets.step=8",
+            "masks.source=alpha",
+            "masks.unmasked_weight=0.25",
+            "prior.prompt=a mug",
+            "prior.weight=0.5",
+        ] {
+            set(&mut table, setting).unwrap();
+        }
+        let config = TrainConfig::from_table(table).unwrap();
+        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let pipeline = Pipeline::load(&toybox, &Device::default()).unwrap();
+        let encode = |examples: &[Example], config| {
+            Encoded::new(&pipeline, examples, &config, &mut |_, _| ()).unwrap()
+        };
+        let own = EncodeConfig::of(&config);
+        let (data, class) = (encode(&examples, own.clone()), encode(&class, own.unmasked()));
+        let schedule = pipeline.noise_schedule();
+        let mut sides = Vec::new();
+        for step in 0..4 {
+            let batches = Batch::draw(&data, Some(&class), &schedule, &config, step);
+            assert_eq!(batches.iter().map(Batch::len).sum::<usize>(), 24);
+            let sum: f32 =
+                batches.iter().map(|batch| batch.weight.clone().sum().into_scalar::<f32>()).sum();
+            assert!((sum - 1.5).abs() < 1e-5, "{sum}");
+            for batch in &batches {
+                let shape = batch.noisy.dims();
+                assert_eq!(shape, batch.target.dims());
+                sides.push([shape[3] * 4, shape[2] * 4]);
+                let weights: Vec<f32> = batch.weight.clone().into_data().iter().collect();
+                for (row, weight) in weights.into_iter().enumerate() {
+                    let Some(mask) = &batch.mask else { continue };
+                    let mask = mask.clone().narrow(0, row, 1);
+                    assert_eq!(mask.dims(), [1, 1, shape[2], shape[3]]);
+                    let mean = mask.mean().into_scalar::<f32>();
+                    // A square of the subject is half white; all others count wholly.
+                    let own = weight > 0.06 && shape[2] == shape[3];
+                    assert!((mean - if own { 0.625 } else { 1.0 }).abs() < 1e-6, "{mean}");
+                }
+            }
+            assert!(batches.iter().any(|batch| batch.mask.is_some()) || step > 0);
+        }
+        sides.sort_unstable();
+        sides.dedup();
+        assert_eq!(sides, [[48, 80], [64, 64], [80, 48]]);
+    }
 
     #[test]
     fn min_snr_is_one_where_the_noise_is_strong_and_gamma_over_snr_where_it_is_weak() {

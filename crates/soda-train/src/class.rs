@@ -30,7 +30,8 @@ pub(crate) fn encode(
     };
     on_event(Event::Stage { name: "encoding class" });
     let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
-    Encoded::new(pipeline, &examples, &EncodeConfig::plain(config), progress).map(Some)
+    let encode = EncodeConfig::of(config).unvaried().unmasked();
+    Encoded::new(pipeline, &examples, &encode, progress).map(Some)
 }
 
 /// Draws those of the class's pictures that the run's folder lacks.

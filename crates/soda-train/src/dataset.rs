@@ -10,6 +10,8 @@
 //!
 //! A line of `metadata.jsonl` may have `"repeats": 3` as well: seen three times as often as the others.
 //!
+//! `NAME.mask.png` and `NAME-masklabel.png` are the mask of `NAME` and no picture (see `masks`).
+//!
 //! Optional: `subject.json` or `style.json` with `identifier` and `eval_prompts`, and `truth/`, a
 //! folder of the same form with pictures of what the evaluation prompts should give.
 
@@ -21,6 +23,7 @@ use serde::Deserialize;
 use soda_models::noise::generator;
 
 use crate::error::TrainError;
+use crate::masks;
 use crate::streams;
 
 const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
@@ -171,6 +174,9 @@ fn read_folder(
         let extension = image.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
         let Some(extension) = extension else { continue };
         let name = image.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if masks::is_mask(name) {
+            continue;
+        }
         if UNREAD.contains(&extension.as_str()) {
             told.remove(name);
             unread.push(image);
@@ -289,6 +295,8 @@ mod tests {
             ("a.png", ""),
             ("c.jpg", ""),
             ("b.txt", " beside\n"),
+            ("b.mask.png", ""),
+            ("a-masklabel.png", ""),
             ("metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"in a list\"}\n\n"),
         ]);
         let data = Dataset::read(folder.path(), Some("for all")).unwrap();

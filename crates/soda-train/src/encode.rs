@@ -9,15 +9,16 @@ use std::ops::Range;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
 use sha2::{Digest as _, Sha256};
-use soda_models::image::read_rgb;
+use soda_models::image::read_rgb_and_alpha;
 use soda_models::pipeline::Pipeline;
 use soda_models::unet::{AddedCondition, Condition};
 
 use crate::buckets::{Buckets, Size};
-use crate::config::{AugmentConfig, BucketConfig, TrainConfig};
+use crate::config::{AugmentConfig, BucketConfig, MaskConfig, TrainConfig};
 use crate::dataset::Example;
 use crate::error::TrainError;
 use crate::latents::{Latents, LatentsBuilder, Posterior};
+use crate::masks;
 use crate::variants::{captions, views};
 
 /// Captions read by the text encoder at once.
@@ -30,6 +31,8 @@ pub struct EncodeConfig {
     pub augment: AugmentConfig,
     /// Their sizes; without it the centre square.
     pub buckets: Option<BucketConfig>,
+    /// What their parts count; without it all count alike.
+    pub masks: Option<MaskConfig>,
     /// Decides crops and orders of tags.
     pub seed: u64,
 }
@@ -37,16 +40,24 @@ pub struct EncodeConfig {
 impl EncodeConfig {
     /// That of a run's own examples.
     pub fn of(config: &TrainConfig) -> Self {
-        Self { augment: config.augment.clone(), ..Self::plain(config) }
-    }
-
-    /// That of a run's other examples: nothing is varied.
-    pub(crate) fn plain(config: &TrainConfig) -> Self {
         Self {
-            augment: AugmentConfig::default(),
+            augment: config.augment.clone(),
             buckets: config.buckets.clone(),
+            masks: config.masks.clone(),
             seed: config.seed,
         }
+    }
+
+    /// The same without variants, for what is measured and not learnt.
+    #[must_use]
+    pub fn unvaried(self) -> Self {
+        Self { augment: AugmentConfig::default(), ..self }
+    }
+
+    /// The same without masks, for pictures of the class.
+    #[must_use]
+    pub fn unmasked(self) -> Self {
+        Self { masks: None, ..self }
     }
 }
 
@@ -60,7 +71,7 @@ pub struct Encoded {
     /// SDXL's summaries of them, `[m, p]`.
     pooled: Option<Tensor<2>>,
     dropout: f64,
-    /// What tells these examples from others: a hash of their pixels, captions and repeats.
+    /// What tells these examples from others: a hash of their pixels, masks, captions and repeats.
     digest: String,
     /// Captions that were longer than the text encoder reads, and were cut.
     pub cut: Vec<String>,
@@ -109,17 +120,23 @@ impl Encoded {
         config: &EncodeConfig,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, TrainError> {
-        let EncodeConfig { augment, buckets, seed } = config;
+        let EncodeConfig { augment, buckets, masks, seed } = config;
         let device = &pipeline.device;
         let buckets = buckets_of(pipeline, buckets.as_ref())?;
+        let grid = pipeline.vae_config.downscale() as u32;
         let mut found: BTreeMap<Size, (LatentsBuilder, Examples)> = BTreeMap::new();
         let mut texts = Vec::new();
         let mut hash = Sha256::new();
         for (index, example) in examples.iter().enumerate() {
-            let picture = read_rgb(&example.image)?;
+            let (picture, alpha) = read_rgb_and_alpha(&example.image)?;
             let (width, height) = picture.dimensions();
             hash.update(format!("{width} {height} {} {:?}", example.repeats, example.caption));
             hash.update(picture.as_raw());
+            let mask = match masks {
+                Some(masks) => masks::read(masks, &example.image, (width, height), alpha)?,
+                None => None,
+            };
+            hash.update(mask.as_ref().map_or(&[][..], |mask| mask.as_raw()));
             let size = buckets.of((width, height)).ok_or_else(|| TrainError::SmallPicture {
                 path: example.image.clone(),
                 width,
@@ -129,7 +146,9 @@ impl Encoded {
             let (latents, bucket) = found.entry(size).or_default();
             let (first, first_text) = (latents.len(), texts.len());
             for view in views((width, height), size, augment, *seed, index as u64) {
-                latents.push(&view, Posterior::of(view.of(&picture), &pipeline.vae, device));
+                let mask = masks.as_ref().zip(mask.as_ref());
+                let mask = mask.map(|(masks, mask)| masks::weights(masks, mask, &view, grid));
+                latents.push(&view, Posterior::of(view.of(&picture), &pipeline.vae, device), mask);
             }
             texts.extend(captions(&example.caption, augment, *seed, index as u64));
             bucket.epoch.extend(std::iter::repeat_n(bucket.variants.len(), example.repeats));
@@ -233,6 +252,16 @@ impl Encoded {
         self.buckets[rows.bucket].latents.likeliest(&rows.pictures)
     }
 
+    /// What each latent of `rows` counts, `[b, 1, h, w]`, where they do not count alike.
+    pub(crate) fn mask(&self, rows: &Rows) -> Option<Tensor<4>> {
+        self.buckets[rows.bucket].latents.mask(&rows.pictures)
+    }
+
+    /// Whether any picture has a mask.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.first_rows().iter().any(|rows| self.mask(rows).is_some())
+    }
+
     /// What the network is told of `rows`.
     pub(crate) fn condition(&self, rows: &Rows) -> Condition {
         let data = TensorData::new(rows.captions.clone(), [rows.len()]);
@@ -281,7 +310,7 @@ mod tests {
 
     use std::path::{Path, PathBuf};
 
-    use soda_models::image::{resize_center_crop, to_tensor};
+    use soda_models::image::{read_rgb, resize_center_crop, to_tensor};
     use soda_models::noise::generator;
 
     use super::*;

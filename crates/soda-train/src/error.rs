@@ -73,6 +73,25 @@ pub enum TrainError {
         /// Why it cannot be, and what can.
         reason: String,
     },
+    /// A mask that does not fit its picture.
+    #[error("mask {path} {reason}", path = path.display())]
+    Mask {
+        /// The mask's file, or the picture's where the mask is its transparency.
+        path: PathBuf,
+        /// What is wrong with it, and the remedy.
+        reason: String,
+    },
+    /// Masks that are asked for and not there.
+    #[error(
+        "no picture in {path} has a mask: {remedy}, or leave `masks` out",
+        path = path.display()
+    )]
+    NoMasks {
+        /// The folder.
+        path: PathBuf,
+        /// What makes a mask.
+        remedy: &'static str,
+    },
     /// A picture that no bucket takes without enlarging it.
     #[error(
         "{path} has {width} x {height} pixels, less than one step of {step}: remove it, or allow \

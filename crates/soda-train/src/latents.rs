@@ -41,6 +41,8 @@ pub(crate) struct Latents {
     std: Tensor<4>,
     /// Sizes and crops as SDXL is told them, `[n, 6]`.
     time_ids: Tensor<2>,
+    /// What each latent counts, `[n, 1, h, w]`; without it all count alike.
+    mask: Option<Tensor<4>>,
 }
 
 impl Latents {
@@ -70,6 +72,11 @@ impl Latents {
         self.time_ids.clone().select(0, self.select(rows))
     }
 
+    /// What each latent of `rows` counts, `[b, 1, h, w]`, where they do not count alike.
+    pub(crate) fn mask(&self, rows: &[i64]) -> Option<Tensor<4>> {
+        self.mask.clone().map(|mask| mask.select(0, self.select(rows)))
+    }
+
     fn select(&self, rows: &[i64]) -> Tensor<1, Int> {
         Tensor::from_data(TensorData::new(rows.to_vec(), [rows.len()]), &self.device())
     }
@@ -81,6 +88,8 @@ pub(crate) struct LatentsBuilder {
     means: Vec<Tensor<4>>,
     stds: Vec<Tensor<4>>,
     ids: Vec<f32>,
+    /// What each latent counts; `None` where all count alike.
+    masks: Vec<Option<Vec<f32>>>,
 }
 
 impl LatentsBuilder {
@@ -90,7 +99,13 @@ impl LatentsBuilder {
     }
 
     /// One more.
-    pub(crate) fn push(&mut self, view: &View, Posterior { mean, std }: Posterior) {
+    pub(crate) fn push(
+        &mut self,
+        view: &View,
+        Posterior { mean, std }: Posterior,
+        mask: Option<Vec<f32>>,
+    ) {
+        self.masks.push(mask);
         self.means.push(mean);
         self.stds.push(std);
         self.ids.extend(view.time_ids());
@@ -99,8 +114,16 @@ impl LatentsBuilder {
     /// All of them; there is at least one.
     pub(crate) fn finish(self, device: &Device) -> Latents {
         let count = self.len();
+        let mean = Tensor::cat(self.means, 0);
+        let [_, _, height, width] = mean.dims();
+        let mask = self.masks.iter().any(Option::is_some).then(|| {
+            let each = |mask: Option<Vec<f32>>| mask.unwrap_or_else(|| vec![1.0; height * width]);
+            let all: Vec<f32> = self.masks.into_iter().flat_map(each).collect();
+            Tensor::from_data(TensorData::new(all, [count, 1, height, width]), device)
+        });
         Latents {
-            mean: Tensor::cat(self.means, 0),
+            mask,
+            mean,
             std: Tensor::cat(self.stds, 0),
             time_ids: Tensor::from_data(TensorData::new(self.ids, [count, 6]), device),
         }

@@ -9,6 +9,7 @@
 //! | `config` | settings: TOML, presets, single settings |
 //! | `dataset`, `pictures` | pictures and captions on disk |
 //! | `variants`, `buckets` | their crops, mirror images and orders of tags; the size of each |
+//! | `masks` | how much each part of a picture counts |
 //! | `encode`, `latents` | all of it as latents and text states, computed once |
 //! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
 //! | `precision`, `loss` | what they cost, in which precision |
@@ -38,6 +39,7 @@ mod gradients;
 mod history;
 mod latents;
 mod loss;
+mod masks;
 mod optimizer;
 mod order;
 pub mod page;
@@ -60,9 +62,9 @@ mod variants;
 pub use batch::Batch;
 pub use checkpoint::Checkpoint;
 pub use config::{
-    AugmentConfig, BucketConfig, CheckpointConfig, FlatRule, Loss, ObjectiveConfig,
-    OptimizerConfig, PRESETS, Preset, PriorConfig, SampleConfig, Schedule, TrainConfig,
-    ValidationConfig, preset, set,
+    AugmentConfig, BucketConfig, CheckpointConfig, FlatRule, Loss, MaskConfig, MaskSource,
+    ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig, SampleConfig, Schedule,
+    TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
 pub use encode::{EncodeConfig, Encoded};

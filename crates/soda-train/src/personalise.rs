@@ -17,6 +17,7 @@ use crate::encode::{EncodeConfig, Encoded, buckets_of};
 use crate::error::TrainError;
 use crate::evaluate::Scores;
 use crate::history::{History, running_mean};
+use crate::masks;
 use crate::pictures::Pictures;
 use crate::report::{losses, report};
 use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder, TENSORBOARD};
@@ -128,6 +129,10 @@ impl Personalisation {
         config.targets.select(&pipeline.unet)?;
         config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
         buckets_of(&pipeline, config.buckets.as_ref())?;
+        if let Some(masks) = &config.masks {
+            let pictures = dataset.examples.iter().map(|example| example.image.as_path());
+            masks::check(masks, &config.data, pictures)?;
+        }
         Ok(Self { config, dataset, pipeline, judges, svd_cache: None })
     }
 
@@ -176,11 +181,20 @@ impl Personalisation {
             (0, _) => None,
             (_, []) => Some(Validation::new(&data, &schedule, &config)),
             (_, held_out) => {
-                let held_out = encode(held_out, &EncodeConfig::plain(&config))?;
+                let held_out = encode(held_out, &EncodeConfig::of(&config).unvaried())?;
                 Some(Validation::new(&held_out, &schedule, &config))
             }
         };
+        if let Some(masks) = config.masks.as_ref().filter(|_| !data.is_masked()) {
+            return Err(masks::none(masks, &config.data));
+        }
         warn(&data, &dataset, on_event);
+        let unused = dataset.examples.iter().filter(|e| masks::file(&e.image).is_some()).count();
+        if config.masks.is_none() && unused > 0 {
+            let text =
+                format!("{unused} masks are not used; `masks={{}}` weights the loss by them");
+            on_event(Event::Warning(&text));
+        }
         if config.buckets.is_some() {
             on_event(Event::Note(&format!("buckets: {}", count(&data))));
         }

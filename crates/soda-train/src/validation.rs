@@ -39,6 +39,7 @@ impl Validation {
                     condition: data.condition(rows),
                     weight: Tensor::full([samples], 1.0 / (count * shares) as f64, &device),
                     timesteps,
+                    mask: data.mask(rows),
                 };
                 batches.extend(batch.parts(samples.div_ceil(config.batch_size)));
             }

@@ -18,9 +18,9 @@ use crate::streams;
 pub(crate) struct View {
     /// Of the whole picture.
     dimensions: (u32, u32),
-    part: Crop,
-    mirrored: bool,
-    size: Size,
+    pub(crate) part: Crop,
+    pub(crate) mirrored: bool,
+    pub(crate) size: Size,
 }
 
 /// The views of picture `index`, of these dimensions, at a size; none twice.

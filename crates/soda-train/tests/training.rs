@@ -87,6 +87,7 @@ impl Fixture {
             condition: self.tensor::<3>("text", device).into(),
             timesteps,
             weight: Tensor::full([count], 1.0 / count as f64, device),
+            mask: None,
         }
     }
 

@@ -3,6 +3,7 @@
 mod augment;
 mod buckets;
 mod edit;
+mod masks;
 mod method;
 mod objective;
 mod optimizer;
@@ -18,6 +19,7 @@ use toml::Table;
 pub use augment::AugmentConfig;
 pub use buckets::BucketConfig;
 pub use edit::set;
+pub use masks::{MaskConfig, MaskSource};
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
 pub use preset::{PRESETS, Preset, preset};
@@ -60,6 +62,9 @@ pub struct TrainConfig {
     /// Sizes for pictures that are not square; without them the centre square is learnt.
     #[serde(default)]
     pub buckets: Option<BucketConfig>,
+    /// How much each part of a picture counts; without them all parts count alike.
+    #[serde(default)]
+    pub masks: Option<MaskConfig>,
     /// In which precision the frozen network computes; the adapter is in f32.
     #[serde(default)]
     pub precision: Precision,
@@ -181,6 +186,7 @@ impl TrainConfig {
             return Err(TrainError::OutOfRange { field, range: "a finite number" });
         }
         self.augment.check()?;
+        self.masks.iter().try_for_each(MaskConfig::check)?;
         self.validation.check()?;
         self.optimizer.check()?;
         self.objective.check()?;
@@ -297,6 +303,7 @@ mod tests {
             ("augment.crops=0", "augment.crops"),
             ("augment.tag_orders=0", "augment.tag_orders"),
             ("augment.caption_dropout=1.5", "augment.caption_dropout"),
+            ("masks.unmasked_weight=1.5", "masks.unmasked_weight"),
         ] {
             let error = TrainConfig::from_table(table(&[setting])).unwrap().check().unwrap_err();
             assert!(error.to_string().contains(field), "{error}");

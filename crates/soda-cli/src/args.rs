@@ -26,8 +26,8 @@ pub(crate) struct DeviceArg {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct CacheArg {
-    /// Keep singular value decompositions of the base here, so that the next command need not compute them:
-    /// twice the adapted weights in f32, 0.7 GB for the attention of SD 1.5
+    /// Keep here what the next command need not compute again: singular value decompositions of the base (twice the
+    /// adapted weights in f32, 0.7 GB for the attention of SD 1.5), and of `train` latents and text states
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
 }

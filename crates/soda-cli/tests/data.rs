@@ -144,7 +144,7 @@ fn masks_weight_the_loss_and_white_ones_change_nothing() {
     };
     white("00.png", 0);
     let plain = desk.run("plain", &with(&[]));
-    assert!(said(&plain).contains("1 masks are not used"), "{}", said(&plain));
+    assert!(said(&plain).contains("1 of the pictures have masks"), "{}", said(&plain));
     desk.run("white", &with(&["masks={}"]));
     desk.same("plain", "white");
     ["00.png", "01.png", "02.png", "03.png"].iter().for_each(|name| white(name, 30));
@@ -156,4 +156,30 @@ fn masks_weight_the_loss_and_white_ones_change_nothing() {
     let nothing = ["masks.unmasked_weight=0"];
     let refused = desk.train("nothing", &nothing).output().unwrap();
     assert!(said(&refused).contains("00.mask.png is black everywhere"), "{}", said(&refused));
+}
+
+/// A second start asks no encoder and is the same run; a changed picture alone is encoded anew.
+#[test]
+fn a_second_start_finds_everything_and_is_the_same_to_the_bit() {
+    let desk = Desk::new();
+    let prior = format!("prior.data={}", toybox("subjects/garden_house").display());
+    let settings = ["buckets.step=8", "augment.flip=true", "prior.prompt=a house", &prior];
+    let cached = |name: &str| {
+        let output = desk.train(name, &settings).args(["--cache", "cache"]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    desk.run("without", &settings);
+    let first = cached("first");
+    let second = cached("second");
+    // Four pictures, mirrored as well, and their caption; five of the class with a caption each; and none, twice.
+    assert!(first.contains("cache: 1 encodings found, 20 made"), "{first}");
+    assert!(second.contains("cache: 21 encodings found, 0 made"), "{second}");
+    desk.same("without", "first");
+    desk.same("without", "second");
+    let picture = desk.path("mug/01.png");
+    image::open(&picture).unwrap().fliph().save(&picture).unwrap();
+    std::fs::write(desk.path("mug/02.txt"), "another caption").unwrap();
+    let third = cached("third");
+    assert!(third.contains("cache: 19 encodings found, 3 made"), "{third}");
 }

@@ -262,7 +262,7 @@ mod tests {
         let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
         let pipeline = Pipeline::load(&toybox, &Device::default()).unwrap();
         let encode = |examples: &[Example], config| {
-            Encoded::new(&pipeline, examples, &config, &mut |_, _| ()).unwrap()
+            Encoded::new(&pipeline, examples, &config, None, &mut |_, _| ()).unwrap()
         };
         let own = EncodeConfig::of(&config);
         let (data, class) = (encode(&examples, own.clone()), encode(&class, own.unmasked()));

@@ -3,19 +3,17 @@
 //! A file appears by rename, so a crash leaves a whole one or none; its digest tells a whole one from one
 //! that the disk damaged. The newest that is whole counts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, TensorData};
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
+use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::error::TrainError;
 use crate::history::{History, Measured, Step};
 use crate::optimizer::OptimizerState;
 use crate::run::write_file;
+use crate::tensors;
 use crate::trainer::TrainerState;
 
 /// What a run needs to go on.
@@ -124,44 +122,19 @@ impl Checkpoint {
             validation: validation.iter().map(|measured| measured.step).collect(),
         };
         let header = serde_json::to_string(&header).map_err(|error| refuse(&error))?;
-        let mut views = BTreeMap::new();
-        for (name, data) in &tensors {
-            let dtype = match data.dtype() {
-                DType::F64 => safetensors::Dtype::F64,
-                _ => safetensors::Dtype::F32,
-            };
-            let shape = data.shape().as_slice().to_vec();
-            let view =
-                TensorView::new(dtype, shape, data.as_bytes()).map_err(|error| refuse(&error))?;
-            views.insert(name.as_str(), view);
-        }
-        let digest = digest(&header, views.iter().map(|(name, view)| (*name, view.data())));
-        let metadata =
-            HashMap::from([("header".to_owned(), header), ("digest".to_owned(), digest)]);
-        safetensors::serialize(views, Some(metadata)).map_err(|error| refuse(&error))
+        tensors::to_bytes(header, &tensors).map_err(|error| refuse(&error))
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (_, metadata) = SafeTensors::read_metadata(bytes).ok()?;
-        let metadata = metadata.metadata().clone()?;
-        let header_text = metadata.get("header")?;
-        let header: Header = serde_json::from_str(header_text).ok()?;
-        let file = SafeTensors::deserialize(bytes).ok()?;
-        let views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
-        let found = digest(header_text, views.iter().map(|(n, view)| (n.as_str(), view.data())));
-        if header.version != VERSION || metadata.get("digest") != Some(&found) {
+        let (header, tensors) = tensors::from_bytes(bytes)?;
+        let header: Header = serde_json::from_str(&header).ok()?;
+        if header.version != VERSION {
             return None;
         }
         let mut checkpoint = Self { seconds: header.seconds, data: header.data, ..Self::default() };
         checkpoint.state.step = header.step;
         checkpoint.state.optimizer = OptimizerState { counts: header.counts, ..Default::default() };
-        for (name, view) in views {
-            let dtype = match view.dtype() {
-                safetensors::Dtype::F64 => DType::F64,
-                _ => DType::F32,
-            };
-            let data =
-                TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+        for (name, data) in tensors {
             let state = &mut checkpoint.state;
             if name == STEPS {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
@@ -191,17 +164,6 @@ impl Checkpoint {
         }
         Some(checkpoint)
     }
-}
-
-/// SHA-256 over everything but the file's own framing.
-fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let mut hash = Sha256::new();
-    hash.update(header);
-    for (name, bytes) in tensors {
-        hash.update(name);
-        hash.update(bytes);
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Checkpoint files, newest first. Others, such as a temporary one of a killed run, are not counted.

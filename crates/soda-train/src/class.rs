@@ -3,6 +3,7 @@
 
 use soda_models::pipeline::{GenerateConfig, Pipeline};
 
+use crate::cache::EncodeCache;
 use crate::config::{PriorConfig, TrainConfig};
 use crate::dataset::{Dataset, Example};
 use crate::encode::{EncodeConfig, Encoded};
@@ -21,6 +22,7 @@ pub(crate) fn encode(
     pipeline: &Pipeline,
     config: &TrainConfig,
     folder: &RunFolder,
+    cache: Option<&EncodeCache>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Encoded>, TrainError> {
     let Some(prior) = &config.prior else { return Ok(None) };
@@ -31,7 +33,7 @@ pub(crate) fn encode(
     on_event(Event::Stage { name: "encoding class" });
     let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
     let encode = EncodeConfig::of(config).unvaried().unmasked();
-    Encoded::new(pipeline, &examples, &encode, progress).map(Some)
+    Encoded::new(pipeline, &examples, &encode, cache, progress).map(Some)
 }
 
 /// Draws those of the class's pictures that the run's folder lacks.

@@ -14,15 +14,15 @@ use soda_models::pipeline::Pipeline;
 use soda_models::unet::{AddedCondition, Condition};
 
 use crate::buckets::{Buckets, Size};
+use crate::cache::{self, EncodeCache};
 use crate::config::{AugmentConfig, BucketConfig, MaskConfig, TrainConfig};
 use crate::dataset::Example;
 use crate::error::TrainError;
 use crate::latents::{Latents, LatentsBuilder, Posterior};
 use crate::masks;
+use crate::tensors::hex;
+use crate::texts;
 use crate::variants::{captions, views};
-
-/// Captions read by the text encoder at once.
-const TEXTS_AT_ONCE: usize = 32;
 
 /// What examples are made into.
 #[derive(Clone, Debug, Default)]
@@ -110,14 +110,16 @@ pub(crate) struct Rows {
 }
 
 impl Encoded {
-    /// Encodes `examples`; `progress` is told (examples done, examples in all) after each.
+    /// Encodes `examples`, as far as `cache` does not have them; `progress` is told (examples done, examples in all) after each.
     ///
     /// # Errors
-    /// A picture that cannot be read, or that fits no bucket; buckets that this base cannot have.
+    /// A picture that cannot be read, or that fits no bucket; a mask that does not fit its picture; buckets
+    /// that this base cannot have; a cache that can be neither read nor written.
     pub fn new(
         pipeline: &Pipeline,
         examples: &[Example],
         config: &EncodeConfig,
+        cache: Option<&EncodeCache>,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, TrainError> {
         let EncodeConfig { augment, buckets, masks, seed } = config;
@@ -137,6 +139,7 @@ impl Encoded {
                 None => None,
             };
             hash.update(mask.as_ref().map_or(&[][..], |mask| mask.as_raw()));
+            let content = cache.map(|_| cache::picture(&picture));
             let size = buckets.of((width, height)).ok_or_else(|| TrainError::SmallPicture {
                 path: example.image.clone(),
                 width,
@@ -148,7 +151,14 @@ impl Encoded {
             for view in views((width, height), size, augment, *seed, index as u64) {
                 let mask = masks.as_ref().zip(mask.as_ref());
                 let mask = mask.map(|(masks, mask)| masks::weights(masks, mask, &view, grid));
-                latents.push(&view, Posterior::of(view.of(&picture), &pipeline.vae, device), mask);
+                let make = || Posterior::of(view.of(&picture), &pipeline.vae, device);
+                let posterior = match (cache, &content) {
+                    (Some(cache), Some(content)) => {
+                        cache.posterior(content, &view, device, make)?
+                    }
+                    _ => make(),
+                };
+                latents.push(&view, posterior, mask);
             }
             texts.extend(captions(&example.caption, augment, *seed, index as u64));
             bucket.epoch.extend(std::iter::repeat_n(bucket.variants.len(), example.repeats));
@@ -161,7 +171,7 @@ impl Encoded {
         let cut = examples.iter().map(|example| &example.caption);
         let cut = cut.filter(|caption| pipeline.is_cut(caption)).cloned().collect();
         texts.push(String::new());
-        let (text, pooled) = read(pipeline, &texts);
+        let (text, pooled) = texts::read(pipeline, &texts, cache)?;
         let bucket = |(size, (latents, examples)): (Size, (LatentsBuilder, Examples))| Bucket {
             size,
             latents: latents.finish(device),
@@ -172,7 +182,7 @@ impl Encoded {
             text,
             pooled,
             dropout: augment.caption_dropout,
-            digest: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+            digest: hex(hash),
             cut,
         })
     }
@@ -292,18 +302,6 @@ pub(crate) fn buckets_of(
     Buckets::new(config, pipeline.image_size(), pipeline.vae_config.downscale())
 }
 
-/// Text states `[m, 77, width]` and, of SDXL, summaries `[m, p]`.
-fn read(pipeline: &Pipeline, texts: &[String]) -> (Tensor<3>, Option<Tensor<2>>) {
-    let (mut states, mut summaries) = (Vec::new(), Vec::new());
-    for texts in texts.chunks(TEXTS_AT_ONCE) {
-        let Condition { text, added } = pipeline.condition(texts, 0, [pipeline.image_size(); 2]);
-        states.push(text);
-        summaries.extend(added.map(|added| added.pooled));
-    }
-    let summaries = (!summaries.is_empty()).then(|| Tensor::cat(summaries, 0));
-    (Tensor::cat(states, 0), summaries)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
@@ -336,7 +334,7 @@ mod tests {
         };
         let examples = [example("sks mug, red, big, old", 1), example("a mug", 2)];
         let config = EncodeConfig { augment: augment.clone(), seed: 7, ..EncodeConfig::default() };
-        let data = Encoded::new(&pipeline, &examples, &config, &mut |_, _| ()).unwrap();
+        let data = Encoded::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap();
         let orders = captions(&examples[0].caption, &augment, 7, 0).len() as i64;
         assert!(orders > 1);
         let last = orders + 1;
@@ -390,9 +388,10 @@ mod tests {
         let buckets = Some(BucketConfig { step: 8, ..BucketConfig::default() });
         let config = EncodeConfig { buckets, ..EncodeConfig::default() };
         let mut told = Vec::new();
-        let data =
-            Encoded::new(&pipeline, &examples, &config, &mut |done, all| told.push((done, all)))
-                .unwrap();
+        let data = Encoded::new(&pipeline, &examples, &config, None, &mut |done, all| {
+            told.push((done, all))
+        })
+        .unwrap();
         assert_eq!(told, [(1, 4), (2, 4), (3, 4), (4, 4)]);
         let found: Vec<_> = data.buckets().collect();
         assert_eq!(found, [([48, 80], 1), ([64, 64], 1), ([80, 48], 2)]);
@@ -406,7 +405,8 @@ mod tests {
         picture.save(folder.path().join("64.png")).unwrap();
         image::imageops::thumbnail(&picture, 7, 9).save(folder.path().join("60.png")).unwrap();
         let config = EncodeConfig { buckets: Some(upscale), ..EncodeConfig::default() };
-        let refused = Encoded::new(&pipeline, &examples, &config, &mut |_, _| ()).unwrap_err();
+        let refused =
+            Encoded::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap_err();
         let message = refused.to_string();
         assert!(message.contains("60.png has 7 x 9 pixels") && message.contains("8"), "{message}");
     }

@@ -10,7 +10,8 @@
 //! | `dataset`, `pictures` | pictures and captions on disk |
 //! | `variants`, `buckets` | their crops, mirror images and orders of tags; the size of each |
 //! | `masks` | how much each part of a picture counts |
-//! | `encode`, `latents` | all of it as latents and text states, computed once |
+//! | `encode`, `latents`, `texts` | all of it as latents and text states, computed once |
+//! | `cache`, `tensors` | the same on disk, for the next run; files of tensors |
 //! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
 //! | `precision`, `loss` | what they cost, in which precision |
 //! | `gradients`, `stacks`, `optimizer`, `prodigy`, `ema` | from gradients to the next adapter |
@@ -27,6 +28,7 @@
 
 mod batch;
 mod buckets;
+mod cache;
 mod checkpoint;
 mod class;
 mod config;
@@ -54,12 +56,15 @@ mod sampling;
 mod stacks;
 mod streams;
 mod tensorboard;
+mod tensors;
+mod texts;
 mod trainer;
 mod training;
 mod validation;
 mod variants;
 
 pub use batch::Batch;
+pub use cache::EncodeCache;
 pub use checkpoint::Checkpoint;
 pub use config::{
     AugmentConfig, BucketConfig, CheckpointConfig, FlatRule, Loss, MaskConfig, MaskSource,

@@ -10,6 +10,7 @@ use soda_adapters::{AdapterFile, Header, Method as _, SvdCache, fingerprint, lea
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 
+use crate::cache::EncodeCache;
 use crate::class;
 use crate::config::TrainConfig;
 use crate::dataset::{Dataset, Example};
@@ -59,7 +60,7 @@ pub struct Personalisation {
     dataset: Dataset,
     pipeline: Pipeline,
     judges: Option<Judges>,
-    svd_cache: Option<SvdCache>,
+    cache: Option<PathBuf>,
 }
 
 /// What came of it.
@@ -133,12 +134,13 @@ impl Personalisation {
             let pictures = dataset.examples.iter().map(|example| example.image.as_path());
             masks::check(masks, &config.data, pictures)?;
         }
-        Ok(Self { config, dataset, pipeline, judges, svd_cache: None })
+        Ok(Self { config, dataset, pipeline, judges, cache: None })
     }
 
-    /// The same job with the base's singular value decompositions from a cache.
-    pub fn with_svd_cache(self, svd_cache: Option<SvdCache>) -> Self {
-        Self { svd_cache, ..self }
+    /// The same job with a folder that keeps what only depends on the base and the data: singular value
+    /// decompositions, latents, text states.
+    pub fn with_cache(self, cache: Option<PathBuf>) -> Self {
+        Self { cache, ..self }
     }
 
     /// Reads a stopped run, to be given to [`Personalisation::run`].
@@ -166,14 +168,16 @@ impl Personalisation {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, TrainError> {
-        let Self { mut config, mut dataset, mut pipeline, judges, svd_cache } = self;
+        let Self { mut config, mut dataset, mut pipeline, judges, cache } = self;
         config.samples.prompts = prompts(&config, &dataset);
         let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
 
         on_event(Event::Stage { name: "encoding" });
+        let svd_cache = cache.as_ref().map(SvdCache::new);
+        let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
         let mut encode = |examples: &[Example], encode: &EncodeConfig| {
             let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
-            Encoded::new(&pipeline, examples, encode, progress)
+            Encoded::new(&pipeline, examples, encode, cache.as_ref(), progress)
         };
         let data = encode(&dataset.examples, &EncodeConfig::of(&config))?;
         let schedule = pipeline.noise_schedule();
@@ -191,8 +195,7 @@ impl Personalisation {
         warn(&data, &dataset, on_event);
         let unused = dataset.examples.iter().filter(|e| masks::file(&e.image).is_some()).count();
         if config.masks.is_none() && unused > 0 {
-            let text =
-                format!("{unused} masks are not used; `masks={{}}` weights the loss by them");
+            let text = format!("{unused} of the pictures have masks, which only `masks={{}}` uses");
             on_event(Event::Warning(&text));
         }
         if config.buckets.is_some() {
@@ -208,7 +211,10 @@ impl Personalisation {
                 folder
             }
         };
-        let class = class::encode(&pipeline, &config, &folder, on_event)?;
+        let class = class::encode(&pipeline, &config, &folder, cache.as_ref(), on_event)?;
+        if let Some(cache) = &cache {
+            on_event(Event::Note(&format!("cache: {cache}")));
+        }
 
         let weights = config.targets.select(&pipeline.unet)?;
         let header = header(&config, &dataset, &fingerprint(&weights));

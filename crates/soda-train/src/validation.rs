@@ -86,7 +86,7 @@ mod tests {
         let pipeline = Pipeline::load(&toybox.join("base"), &device).unwrap();
         let examples = Dataset::read(&toybox.join("subjects/castle_mug"), None).unwrap().examples;
         let encode = EncodeConfig::of(&config);
-        let data = Encoded::new(&pipeline, &examples[..3], &encode, &mut |_, _| ()).unwrap();
+        let data = Encoded::new(&pipeline, &examples[..3], &encode, None, &mut |_, _| ()).unwrap();
         let schedule = pipeline.noise_schedule();
         let validation = Validation::new(&data, &schedule, &config);
         let found = validation.loss(&pipeline.unet);

@@ -1,0 +1,69 @@
+//! What a second start saves: two pictures of 512 pixels and two captions, by an autoencoder and a text encoder of Stable
+//! Diffusion 1.5's sizes (random weights), encoded and read from a full cache. Both read the pictures' files; the
+//! second also hashes all weights of the encoders.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use divan::Bencher;
+use soda_models::clip::text::ClipTextConfig;
+use soda_models::image::{Crop, read_rgb, resize_crop};
+use soda_models::pipeline::Pipeline;
+use soda_models::vae::VaeConfig;
+use soda_train::{EncodeCache, EncodeConfig, Encoded, Example, write_png};
+
+fn main() {
+    divan::main();
+}
+
+/// The bundled model with larger encoders.
+fn pipeline() -> Pipeline {
+    let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/toybox/base");
+    let mut pipeline = Pipeline::load(&toybox, &Device::default()).expect("the bundled model");
+    let vae = VaeConfig {
+        block_out_channels: vec![128, 256, 512, 512],
+        layers_per_block: 2,
+        ..VaeConfig::default()
+    };
+    let text = ClipTextConfig {
+        hidden_size: 768,
+        intermediate_size: 3072,
+        num_attention_heads: 12,
+        ..ClipTextConfig::default()
+    };
+    pipeline.unet_config.sample_size = 64;
+    pipeline.vae = vae.init(&pipeline.device);
+    pipeline.vae_config = vae;
+    pipeline.text_encoder = text.init(&pipeline.device);
+    pipeline
+}
+
+fn examples(folder: &Path) -> Vec<Example> {
+    let toybox =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/toybox/subjects/castle_mug");
+    let example = |name: &str| {
+        let small = read_rgb(&toybox.join(name)).expect("a bundled picture");
+        let all = Crop::largest(small.dimensions(), 512, 512, [0.5; 2]);
+        let image: PathBuf = folder.join(name);
+        write_png(&image, &resize_crop(&small, all, 512, 512)).expect("room");
+        Example { image, caption: format!("a photo of mug {name}"), repeats: 1 }
+    };
+    vec![example("00.png"), example("01.png")]
+}
+
+#[divan::bench(sample_count = 3, args = [false, true])]
+fn second_start(bencher: Bencher, cached: bool) {
+    let folder = tempfile::tempdir().expect("room");
+    let (pipeline, examples) = (pipeline(), examples(folder.path()));
+    let encode = |cache: Option<&EncodeCache>| {
+        Encoded::new(&pipeline, &examples, &EncodeConfig::default(), cache, &mut |_, _| ())
+            .expect("pictures")
+    };
+    let cache = || EncodeCache::new(folder.path().join("cache"), &pipeline);
+    if cached {
+        encode(Some(&cache()));
+        bencher.bench_local(|| encode(Some(&cache())));
+    } else {
+        bencher.bench_local(|| encode(None));
+    }
+}

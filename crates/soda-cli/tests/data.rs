@@ -39,7 +39,7 @@ impl Desk {
         let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
         command.current_dir(self.folder.path()).args(["train", "--name", name, "--base"]);
         command.arg(toybox("base")).args(["--data", "mug", "--prompt", "a photo of a sks mug"]);
-        command.args(["--steps", "6", "--batch-size", "2", "--sample", "a mug"]);
+        command.args(["--steps", "4", "--batch-size", "2", "--sample", "a mug"]);
         command.args(["--target", r"mid_block.*to_q\.weight$"]);
         for setting in ["samples.steps=1", "checkpoints.every=1", "shards=2", "accumulation=2"] {
             command.args(["--set", setting]);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
@@ -73,6 +74,8 @@ pub struct Encoded {
     dropout: f64,
     /// What tells these examples from others: a hash of their pixels, masks, captions and repeats.
     digest: String,
+    /// Pictures smaller than what they are learnt at.
+    pub enlarged: Vec<PathBuf>,
     /// Captions that were longer than the text encoder reads, and were cut.
     pub cut: Vec<String>,
 }
@@ -127,7 +130,7 @@ impl Encoded {
         let buckets = buckets_of(pipeline, buckets.as_ref())?;
         let grid = pipeline.vae_config.downscale() as u32;
         let mut found: BTreeMap<Size, (LatentsBuilder, Examples)> = BTreeMap::new();
-        let mut texts = Vec::new();
+        let (mut texts, mut enlarged) = (Vec::new(), Vec::new());
         let mut hash = Sha256::new();
         for (index, example) in examples.iter().enumerate() {
             let (picture, alpha) = read_rgb_and_alpha(&example.image)?;
@@ -146,6 +149,9 @@ impl Encoded {
                 height,
                 step: buckets.step(),
             })?;
+            if width < size[0] || height < size[1] {
+                enlarged.push(example.image.clone());
+            }
             let (latents, bucket) = found.entry(size).or_default();
             let (first, first_text) = (latents.len(), texts.len());
             for view in views((width, height), size, augment, *seed, index as u64) {
@@ -183,6 +189,7 @@ impl Encoded {
             pooled,
             dropout: augment.caption_dropout,
             digest: hex(hash),
+            enlarged,
             cut,
         })
     }
@@ -306,7 +313,7 @@ pub(crate) fn buckets_of(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
     use soda_models::image::{read_rgb, resize_center_crop, to_tensor};
     use soda_models::noise::generator;
@@ -393,6 +400,8 @@ mod tests {
         })
         .unwrap();
         assert_eq!(told, [(1, 4), (2, 4), (3, 4), (4, 4)]);
+        // 60 x 90 for 48 x 80 is not, and so are all others.
+        assert!(data.enlarged.is_empty());
         let found: Vec<_> = data.buckets().collect();
         assert_eq!(found, [([48, 80], 1), ([64, 64], 1), ([80, 48], 2)]);
         assert_eq!((data.len(), data.lens()), (8, vec![2, 2, 4]));
@@ -400,6 +409,10 @@ mod tests {
         let pixels = to_tensor(&[resize_center_crop(&wide, 80, 48)], &device);
         let found = data.likeliest(&data.first_rows()[2]).narrow(0, 1, 1);
         assert_eq!(found.into_data(), pipeline.encode(pixels, false).into_data());
+
+        let narrow = EncodeConfig { buckets: None, ..config };
+        let data = Encoded::new(&pipeline, &examples, &narrow, None, &mut |_, _| ()).unwrap();
+        assert_eq!(data.enlarged, [examples[1].image.clone(), examples[2].image.clone()]);
 
         let upscale = BucketConfig { step: 8, upscale: false, ..BucketConfig::default() };
         picture.save(folder.path().join("64.png")).unwrap();

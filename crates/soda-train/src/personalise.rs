@@ -211,7 +211,7 @@ impl Personalisation {
                 folder
             }
         };
-        let class = class::encode(&pipeline, &config, &folder, cache.as_ref(), on_event)?;
+        let class = class::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
@@ -316,6 +316,14 @@ fn warn(data: &Encoded, dataset: &Dataset, on_event: &mut dyn FnMut(Event<'_>)) 
     for caption in &data.cut {
         on_event(Event::Warning(&format!(
             "a caption is too long for the text encoder and was cut: {caption}"
+        )));
+    }
+    if let Some(first) = data.enlarged.first() {
+        on_event(Event::Warning(&format!(
+            "{} of {} pictures are smaller than what they are learnt at and are enlarged, such as {}",
+            data.enlarged.len(),
+            dataset.examples.len(),
+            first.display()
         )));
     }
     for path in &dataset.unread {

@@ -66,6 +66,12 @@ pub struct TrainerState {
     pub optimizer: OptimizerState,
 }
 
+/// Samples of a batch. Those of the class are in the same one where all pictures have one shape.
+fn samples_at_once(config: &TrainConfig) -> usize {
+    let with_class = config.prior.is_some() && config.buckets.is_none();
+    config.batch_size * if with_class { 2 } else { 1 }
+}
+
 impl<'a, M: Method> Trainer<'a, M> {
     /// At step 0; `unet` has its adapters attached and is on a plain device.
     ///
@@ -75,7 +81,7 @@ impl<'a, M: Method> Trainer<'a, M> {
         Ok(Self {
             optimizer: AdapterOptimizer::new(&config.optimizer),
             ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, &unet)),
-            shards: Shards::new(config.shards.unwrap_or(1))?,
+            shards: Shards::new(config.shards.unwrap_or(1).min(samples_at_once(config)))?,
             step: 0,
             good: unet.clone(),
             unet,

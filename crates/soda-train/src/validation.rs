@@ -1,4 +1,5 @@
-//! The validation loss: the plain squared error of fixed pictures at fixed noise and timesteps.
+//! The validation loss: the squared error, weighted by masks where there are some, of fixed pictures at fixed noise and
+//! timesteps.
 
 use burn::tensor::{Int, Tensor};
 use soda_models::noise::{generator, normal};

@@ -63,8 +63,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         None => {
             let mut config = resolve(&args.settings)?;
             config.base = find(&config.base, None)?;
-            let parts = shards(&device).min(config.batch_size.max(1));
-            config.shards.get_or_insert(parts);
+            config.shards.get_or_insert(shards(&device));
             let place = Place::New { root: &args.runs, name: args.name.as_deref() };
             (Personalisation::new(config, &device)?, place)
         }

@@ -44,7 +44,8 @@ pub struct GenerateConfig {
     pub start: Option<Start>,
     /// Whether pictures larger than those of training are coded in tiles, which bounds memory.
     pub tiling: bool,
-    /// Parts of a batch that the UNet sees at once, each on threads of its own; for a CPU.
+    /// Parts of a batch that the UNet sees at once, each on threads of its own, but no more than it has
+    /// samples; for a CPU.
     pub shards: usize,
 }
 
@@ -140,11 +141,11 @@ impl Pipeline {
     ) -> Result<Tensor<4>, ModelError> {
         let count = indices.len();
         let (mut sampler, begin) = self.plan(request)?;
-        let shards = Shards::new(request.shards)?;
         let shape = noise.dims();
         let size = [shape[2], shape[3]].map(|side| side * self.vae_config.downscale());
 
         let guided = request.guidance > 1.0;
+        let shards = Shards::new(request.shards.min(if guided { 2 * count } else { count }))?;
         let condition = self.condition(&request.prompts, request.clip_skip, size);
         let condition = if guided {
             let negative = self.negative(&request.negative_prompt, size);

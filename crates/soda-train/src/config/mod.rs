@@ -52,8 +52,9 @@ pub struct TrainConfig {
     /// Batches a step: the gradient of `batch_size * accumulation` pictures in the memory of one batch.
     #[serde(default = "one")]
     pub accumulation: usize,
-    /// Parts of a batch that are computed at once, each on threads of its own; for a CPU. Runs with the
-    /// same number give the same bits. The command line takes one a core, the library one.
+    /// Parts that a batch is computed in at once, each on threads of its own, but no more than it has
+    /// samples; for a CPU. Runs with the same number give the same bits. The command line takes one a core, the
+    /// library one.
     #[serde(default)]
     pub shards: Option<usize>,
     /// What is varied in the pictures and their captions.

@@ -186,6 +186,13 @@ pub enum ModelError {
         path: PathBuf,
     },
 
+    /// A JPEG without its end, of which decoders make a picture with a grey part.
+    #[error("{} ends in the middle of the image: copy it again or remove it", .path.display())]
+    CutImage {
+        /// The file.
+        path: PathBuf,
+    },
+
     /// A picture that would take gigabytes to decode.
     #[error(
         "{} has {width} x {height} pixels, more than {most} million: make it smaller or remove it",

@@ -4,6 +4,7 @@
 //! [`resample`] changes its size, [`preprocess`] makes it what a judge was trained on, and [`grid`]
 //! puts many into one.
 
+mod jpeg;
 pub mod preprocess;
 pub mod resample;
 
@@ -13,8 +14,8 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use image::{
-    DynamicImage, GrayImage, ImageDecoder, ImageError, ImageReader, Luma, Rgb, RgbImage, RgbaImage,
-    imageops,
+    DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Luma, Rgb,
+    RgbImage, RgbaImage, imageops,
 };
 
 use crate::error::ModelError;
@@ -86,6 +87,7 @@ fn read(path: &Path) -> Result<DynamicImage, ModelError> {
     // The content decides, not the name: photos travel under wrong extensions.
     let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(io)?;
     let broken = |source: ImageError| ModelError::Image { path: path.to_path_buf(), source };
+    let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
     let mut decoder = reader.into_decoder().map_err(broken)?;
     // Known from the file's first bytes, before there is memory for the pixels.
     let (width, height) = decoder.dimensions();
@@ -94,6 +96,9 @@ fn read(path: &Path) -> Result<DynamicImage, ModelError> {
     }
     let orientation = decoder.orientation().map_err(broken)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    if is_jpeg && !jpeg::has_end(&std::fs::read(path).map_err(io)?) {
+        return Err(ModelError::CutImage { path: path.to_path_buf() });
+    }
     picture.apply_orientation(orientation);
     Ok(picture)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use image::codecs::jpeg::JpegEncoder;
-use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage, imageops};
 use soda_models::image::{
     grid, read_mask, read_rgb, read_rgb_and_alpha, resize_center_crop, to_images, to_tensor,
 };
@@ -33,7 +33,11 @@ fn every_kind_of_picture_becomes_rgb() {
     let expected = DynamicImage::from(grey.clone()).into_rgb8();
     assert_eq!(through_file("grey.png", grey), expected);
     let deep = DynamicImage::from(rgb.clone()).into_rgb16();
-    assert_eq!(through_file("deep.png", deep), rgb);
+    assert_eq!(through_file("deep.png", deep.clone()), rgb);
+    let deep_grey = DynamicImage::from(deep.clone()).into_luma16();
+    assert_eq!(through_file("deep-grey.png", deep_grey), expected);
+    let deep_alpha = DynamicImage::from(deep).into_rgba16();
+    assert_eq!(through_file("deep-alpha.png", deep_alpha), rgb);
 }
 
 #[test]
@@ -61,19 +65,69 @@ fn masks_are_brightness_and_transparency_is_kept_apart() {
     assert_eq!(read_rgb_and_alpha(&path).unwrap().1, None);
 }
 
+/// All eight of EXIF 2.32, 4.6.4 (A): what a viewer does to show the picture upright.
 #[test]
-fn a_camera_held_upright_is_honoured() {
-    // A TIFF header and one entry: tag 0x0112 (orientation), 6: rotate by 90 degrees clockwise.
-    let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+fn however_a_camera_was_held_is_honoured() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("photo.jpg");
-    let mut encoder = JpegEncoder::new_with_quality(std::fs::File::create(&path).unwrap(), 100);
-    encoder.set_exif_metadata(exif).unwrap();
-    let left_dark = RgbImage::from_fn(16, 8, |x, _| Rgb([if x < 8 { 0 } else { 255 }; 3]));
-    encoder.write_image(&left_dark, 16, 8, image::ExtendedColorType::Rgb8).unwrap();
-    let upright = read_rgb(&path).unwrap();
-    assert_eq!(upright.dimensions(), (8, 16));
-    assert!(upright.get_pixel(4, 1)[0] < 50 && upright.get_pixel(4, 14)[0] > 200);
+    // Smooth, and unlike itself turned or mirrored.
+    let stored = RgbImage::from_fn(32, 16, |x, y| Rgb([(7 * x) as u8, (14 * y) as u8, 60]));
+    let expected = [
+        stored.clone(),
+        imageops::flip_horizontal(&stored),
+        imageops::rotate180(&stored),
+        imageops::flip_vertical(&stored),
+        imageops::flip_horizontal(&imageops::rotate90(&stored)),
+        imageops::rotate90(&stored),
+        imageops::flip_horizontal(&imageops::rotate270(&stored)),
+        imageops::rotate270(&stored),
+    ];
+    for (orientation, expected) in (1..).zip(expected) {
+        // A TIFF header and one entry: tag 0x0112, orientation.
+        let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+        let mut encoder = JpegEncoder::new_with_quality(std::fs::File::create(&path).unwrap(), 100);
+        encoder.set_exif_metadata(exif).unwrap();
+        encoder.write_image(&stored, 32, 16, image::ExtendedColorType::Rgb8).unwrap();
+        let found = read_rgb(&path).unwrap();
+        assert_eq!(found.dimensions(), expected.dimensions());
+        let pairs = found.as_raw().iter().zip(expected.as_raw());
+        let worst = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        // Of a lossy file; another orientation is off by 200.
+        assert!(worst < 16, "{orientation}: {worst}");
+    }
+}
+
+/// Wherever it is cut, with a whole preview inside of it or not; the decoder itself fills with grey.
+#[test]
+fn a_jpeg_that_was_cut_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("photo.jpg");
+    let encode = |picture: &RgbImage, exif: Option<&[u8]>| {
+        let mut bytes = Vec::new();
+        let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 95);
+        exif.into_iter().for_each(|exif| encoder.set_exif_metadata(exif.to_vec()).unwrap());
+        let (width, height) = picture.dimensions();
+        encoder.write_image(picture, width, height, image::ExtendedColorType::Rgb8).unwrap();
+        bytes
+    };
+    let preview = encode(&gradient(16, 16), None);
+    for exif in [None, Some(preview.as_slice())] {
+        let whole = encode(&gradient(120, 90), exif);
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(read_rgb(&path).unwrap().dimensions(), (120, 90));
+        // Bytes after the end are nobody's business.
+        std::fs::write(&path, [&whole[..], &[0, 1, 2]].concat()).unwrap();
+        read_rgb(&path).unwrap();
+        let headers = whole.len() - whole.len() / 2;
+        for end in (headers..whole.len() - 1).step_by(97).chain([whole.len() - 2]) {
+            std::fs::write(&path, &whole[..end]).unwrap();
+            let message = read_rgb(&path).unwrap_err().to_string();
+            assert!(message.contains("photo.jpg"), "{message}");
+        }
+        let message = read_rgb(&path).unwrap_err().to_string();
+        assert!(message.contains("ends in the middle of the image"), "{message}");
+    }
 }
 
 /// Against Pillow, on the files of `docs/reference/pictures.py`. An animation is its first frame. JPEG

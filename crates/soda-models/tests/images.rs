@@ -181,6 +181,18 @@ fn what_is_no_picture_is_refused_by_name() {
         gradient(40, 40).save(&path).unwrap();
         std::fs::read(path).unwrap()
     };
+    for (name, format) in [
+        ("cut.bmp", ImageFormat::Bmp),
+        ("cut.tif", ImageFormat::Tiff),
+        ("cut.webp", ImageFormat::WebP),
+    ] {
+        let path = dir.path().join(name);
+        gradient(40, 40).save_with_format(&path, format).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() * 2 / 3]).unwrap();
+        let message = read_rgb(&path).unwrap_err().to_string();
+        assert!(message.contains(name), "{message}");
+    }
     let cases = [
         (dir.path().join("nowhere.png"), "does not exist"),
         (write("empty.png", b""), "empty"),

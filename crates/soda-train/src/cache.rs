@@ -278,6 +278,30 @@ mod tests {
     }
 
     #[test]
+    fn summaries_are_kept_where_there_are_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::default();
+        let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
+        let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
+        let make = |pooled: bool| Text {
+            states: soda_models::noise::gaussian(0, 0, [1, 3, 4], &device),
+            pooled: pooled.then(|| soda_models::noise::gaussian(0, 1, [1, 5], &device)),
+        };
+        for (tokens, pooled) in [("[1]", true), ("[2]", false)] {
+            let data = |text: Text| (text.states.into_data(), text.pooled.map(Tensor::into_data));
+            let made = data(cache.text(tokens, &device, || make(pooled)).unwrap());
+            let found = cache.text(tokens, &device, || panic!("asked again")).unwrap();
+            assert_eq!(data(found), made);
+            assert_eq!(made.1.is_some(), pooled);
+        }
+        assert_eq!(cache.counts(), (2, 2));
+        // A folder that cannot be made is told by name.
+        let cache = EncodeCache::new(toybox("base/model_index.json").join("cache"), &pipeline);
+        let message = cache.text("[1]", &device, || make(true)).unwrap_err().to_string();
+        assert!(message.contains("model_index.json"), "{message}");
+    }
+
+    #[test]
     fn another_network_is_another_entry() {
         let device = Device::default();
         let mut pipeline = Pipeline::load(&toybox("base"), &device).unwrap();

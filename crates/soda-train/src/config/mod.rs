@@ -282,6 +282,8 @@ mod tests {
         assert!(refused("stepz=3").contains("did you mean `steps`"));
         assert!(refused("optimizer.rotation_rl=1").contains("did you mean `rotation_lr`"));
         assert!(refused("optimizer.schedule=cosin").contains("did you mean `cosine`"));
+        assert!(refused("masks.source=alpa").contains("did you mean `alpha`"));
+        assert!(refused("buckets.max_sid=64").contains("did you mean `max_side`"));
         assert!(refused("steps=many").contains("expected usize"));
         let mut table = Table::new();
         assert!(set(&mut table, "steps").unwrap_err().to_string().contains("key=value"));

@@ -41,6 +41,11 @@ impl Cost {
         }
     }
 
+    /// The input side takes factors for the weight `[in, out]` and has no product with the weight itself.
+    pub(crate) fn without_base(self, rows: usize, [input, output]: [usize; 2]) -> Self {
+        Self { input: self.input - 2.0 * (rows * input * output) as f64, ..self }
+    }
+
     /// A rotation of `width` of one side, `entries` multiply-adds an entry; `other` is the other side.
     pub(crate) fn and_rotation(
         self,

@@ -100,17 +100,18 @@ impl<M: Method> AdapterFile<M> {
     /// # Errors
     /// Another base; tensors missing, left over, misshapen or not orthogonal.
     pub fn plan<N: Module>(&self, module: &N) -> Result<Plan<M::Adapter>, AdapterError> {
-        self.plan_cached(module, None)
+        self.plan_with(module, None, &mut |_, _| ())
     }
 
-    /// [`AdapterFile::plan`] with the base's decompositions from `cache`, see [`Method::plan_cached`].
+    /// [`AdapterFile::plan`] with the base's decompositions from `cache`, and progress, see [`Method::plan_with`].
     ///
     /// # Errors
     /// Those of [`AdapterFile::plan`], and a cache that can be neither read nor written.
-    pub fn plan_cached<N: Module>(
+    pub fn plan_with<N: Module>(
         &self,
         module: &N,
         cache: Option<&SvdCache>,
+        on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Plan<M::Adapter>, AdapterError> {
         let weights = self.header.targets.select(module)?;
         let found = fingerprint(&weights);
@@ -123,7 +124,7 @@ impl<M: Method> AdapterFile<M> {
             });
         }
         let method = &self.header.method;
-        let mut plan = method.plan_cached(&self.header.targets, module, cache)?;
+        let mut plan = method.plan_with(&self.header.targets, module, cache, on_progress)?;
         self.check(&plan)?;
         for (weight, adapter) in &mut plan.adapters {
             *adapter = map_leaves(adapter.clone(), |parameter, _, old| {

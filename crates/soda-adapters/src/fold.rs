@@ -5,6 +5,7 @@
 //! convolutions (`kh x kw` down, `1 x 1` up) is a low-rank product, as in the rest of the field.
 
 use burn::tensor::{DType, Tensor};
+use soda_kernels::has_library;
 use soda_linalg::{LinalgError, Svd, SvdCache};
 
 use crate::error::AdapterError;
@@ -16,8 +17,17 @@ pub struct Weight {
     pub matrix: Tensor<2>,
     /// The shape it is stored in.
     pub shape: Vec<usize>,
-    /// Where its decomposition is kept, if anywhere.
-    pub cache: Option<SvdCache>,
+    /// Its decomposition, where it is there already.
+    svd: Option<Decomposed>,
+}
+
+/// The thin singular value decomposition of a weight, in the type that adapters compute in.
+#[derive(Clone, Debug)]
+pub(crate) struct Decomposed {
+    /// Of `[in, out]`.
+    pub(crate) svd: Svd,
+    /// Whether its factors were rounded once, so that their product is the weight as nearly as can be.
+    pub(crate) exact: bool,
 }
 
 impl Weight {
@@ -36,24 +46,58 @@ impl Weight {
                 });
             }
         };
-        Ok(Self { matrix, shape: shape.to_vec(), cache: None })
+        Ok(Self { matrix, shape: shape.to_vec(), svd: None })
     }
 
-    /// The thin decomposition of `w`, which is this weight in the type that adapters compute in.
+    /// Its decomposition.
     ///
     /// # Errors
-    /// A weight that cannot be decomposed, a cache that can be neither read nor written.
-    pub(crate) fn svd(&self, w: &Tensor<2>) -> Result<Svd, LinalgError> {
-        match &self.cache {
-            Some(cache) => cache.thin(w),
-            None => Svd::thin(w),
+    /// A weight that cannot be decomposed.
+    pub(crate) fn svd(&self) -> Result<Decomposed, LinalgError> {
+        if let Some(svd) = &self.svd {
+            return Ok(svd.clone());
         }
+        // One weight has one.
+        decompositions(&[self], None).remove(0)
+    }
+
+    /// Has its decomposition ready.
+    pub(crate) fn with_svd(self, svd: Decomposed) -> Self {
+        Self { svd: Some(svd), ..self }
     }
 
     /// Entries of the convolution's window, `kh kw`; 1 for a linear layer.
     pub fn window(&self) -> usize {
         self.shape.get(2..).unwrap_or_default().iter().product()
     }
+}
+
+/// The decompositions of several weights at once, in their order; from `cache` where they are there, and into it where not.
+///
+/// What the network computes in f32 is decomposed in f64 and rounded once, unless a GPU does it.
+pub(crate) fn decompositions(
+    weights: &[&Weight],
+    cache: Option<&SvdCache>,
+) -> Vec<Result<Decomposed, LinalgError>> {
+    let exact = |weight: &Weight| {
+        let matrix = &weight.matrix;
+        compute_dtype(matrix.dtype()) == matrix.dtype() && !has_library(matrix)
+    };
+    // All of a network are of one kind.
+    let exact = weights.iter().all(|weight| exact(weight));
+    let cast = |weight: &&Weight| {
+        let matrix = weight.matrix.clone();
+        let dtype = compute_dtype(matrix.dtype());
+        matrix.cast(dtype)
+    };
+    let matrices: Vec<_> = weights.iter().map(cast).collect();
+    let found = match (cache, exact) {
+        (None, false) => Svd::thin_batch(&matrices),
+        (None, true) => Svd::thin_batch_rounded(&matrices),
+        (Some(cache), false) => cache.thin_batch(&matrices),
+        (Some(cache), true) => cache.thin_batch_rounded(&matrices),
+    };
+    found.into_iter().map(|svd| Ok(Decomposed { svd: svd?, exact })).collect()
 }
 
 /// `[in, out]` of a stored weight, in the float type that adapters compute in.

@@ -53,6 +53,7 @@ pub mod lora;
 pub mod merge;
 mod method;
 pub mod oft;
+mod prepare;
 pub mod soda;
 mod table;
 mod target;

@@ -113,6 +113,10 @@ impl Method for LoraConfig {
         NAME
     }
 
+    fn decomposes(&self) -> bool {
+        self.init == LoraInit::Pissa
+    }
+
     fn adapter(&self, path: &str, weight: &Weight) -> Result<Lora, AdapterError> {
         let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
         let [input, output] = w.dims();
@@ -123,10 +127,11 @@ impl Method for LoraConfig {
                 (init.kaiming("a", [input, rank], input), init.zeros([rank, output]), None)
             }
             LoraInit::Pissa => {
-                let svd = weight.svd(&w).map_err(|source| AdapterError::Decomposition {
+                let svd = weight.svd().map_err(|source| AdapterError::Decomposition {
                     path: path.to_owned(),
                     source,
                 })?;
+                let svd = svd.svd;
                 let root = svd.s.narrow(0, 0, rank).sqrt();
                 let a = svd.u.narrow(1, 0, rank) * root.clone().unsqueeze_dim(0);
                 let b = svd.vt.narrow(0, 0, rank) * root.div_scalar(scale).unsqueeze_dim(1);

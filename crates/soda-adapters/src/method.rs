@@ -13,6 +13,7 @@ use crate::attach::Plan;
 use crate::error::AdapterError;
 use crate::fold::Weight;
 use crate::merge::Combine;
+use crate::prepare::prepare;
 use crate::target::Targets;
 
 /// Where a trainable tensor lives, which decides how an optimizer may move it.
@@ -41,6 +42,12 @@ pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + '
     /// Unusable settings, or a weight that cannot be decomposed; `path` names it.
     fn adapter(&self, path: &str, weight: &Weight) -> Result<Self::Adapter, AdapterError>;
 
+    /// Whether an adapter begins with the weight's singular value decomposition. A plan has those ready, many at a
+    /// time, which is faster than one by one.
+    fn decomposes(&self) -> bool {
+        false
+    }
+
     /// Where the trainable tensor with this path lives.
     fn geometry(&self, path: &str) -> Geometry {
         let _ = path;
@@ -56,30 +63,22 @@ pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + '
         targets: &Targets,
         module: &M,
     ) -> Result<Plan<Self::Adapter>, AdapterError> {
-        self.plan_cached(targets, module, None)
+        self.plan_with(targets, module, None, &mut |_, _| ())
     }
 
     /// [`Method::plan`] with decompositions from `cache`, where they are there, and into it, where not.
+    /// `on_progress` hears how many weights of how many are decomposed, by a method that does that.
     ///
     /// # Errors
     /// Those of [`Method::plan`], and a cache that can be neither read nor written.
-    fn plan_cached<M: Module>(
+    fn plan_with<M: Module>(
         &self,
         targets: &Targets,
         module: &M,
         cache: Option<&SvdCache>,
+        on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Plan<Self::Adapter>, AdapterError> {
-        use rayon::prelude::*;
-        let selected: Vec<_> = targets.select(module)?.into_iter().collect();
-        let adapters = selected
-            .into_par_iter()
-            .map(|(path, mut weight)| {
-                weight.cache = cache.cloned();
-                let adapter = self.adapter(&path, &weight)?;
-                Ok((path, adapter))
-            })
-            .collect::<Result<_, AdapterError>>()?;
-        Ok(Plan { adapters })
+        prepare(self, targets.select(module)?, cache, on_progress)
     }
 }
 

@@ -60,6 +60,10 @@ macro_rules! methods {
                 }
             }
 
+            fn decomposes(&self) -> bool {
+                match self { $(Self::$variant(config) => $crate::Method::decomposes(config),)+ }
+            }
+
             fn geometry(&self, path: &str) -> $crate::Geometry {
                 match self { $(Self::$variant(config) => $crate::Method::geometry(config, path),)+ }
             }

@@ -95,6 +95,33 @@ fn a_fresh_adapter_changes_no_bit_in_any_float_type() {
     }
 }
 
+/// The same beside a layer's input, as the networks of this workspace call their layers. There SODA in a singular basis
+/// multiplies with the factors of the weight instead of the weight, where that rounds no more than the type of the
+/// network does (`accuracy.rs`).
+#[test]
+fn beside_the_input_a_fresh_adapter_changes_no_bit_or_the_last_ones() {
+    for (name, method) in methods() {
+        for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+            if !Device::default().supports_dtype(dtype) {
+                continue;
+            }
+            let (net, input) = (Net::new().cast(dtype), Input::new().cast(dtype));
+            let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
+            let x = input.k.narrow(0, 0, 2);
+            let through =
+                |net: &Net| soda_kernels::linear_through(x.clone(), || net.to_k.weight.val(), None);
+            let changed = difference(through(&adapted), through(&net));
+            let singular = matches!(&method, MethodConfig::Soda(soda) if soda.decomposes());
+            let most = match dtype {
+                DType::F32 if singular => 16.0 * f64::from(f32::EPSILON),
+                DType::F64 if singular => 64.0 * f64::EPSILON,
+                _ => 0.0,
+            };
+            assert!(changed <= most, "{name} {dtype:?}: {changed:.1e}");
+        }
+    }
+}
+
 #[test]
 fn the_paper_start_is_no_identity() {
     let net = Net::new();

@@ -54,6 +54,11 @@ impl Progress {
         }
     }
 
+    /// Whether there is a bar.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.bar.is_some()
+    }
+
     /// A line above the bar, on standard error, terminal or not.
     pub(crate) fn say(&self, line: &str) {
         match &self.bar {

@@ -24,7 +24,12 @@ use crate::host;
 use crate::svd::Svd;
 
 /// Changes when [`Svd::thin`] would give other factors for the same matrix.
-const RULE: &[u8; 8] = b"sodasvd2";
+const RULE: &Rule = b"sodasvd2";
+/// Changes when [`Svd::thin_batch_rounded`] would.
+const ROUNDED: &Rule = b"sodasvr1";
+
+/// The name of a way to decompose, which is part of a file's key.
+type Rule = [u8; 8];
 
 /// Decompositions kept on disk.
 #[derive(Clone, Debug)]
@@ -46,13 +51,27 @@ impl SvdCache {
     pub fn thin(&self, a: &Tensor<2>) -> Result<Svd, LinalgError> {
         // One matrix gives one result.
         let compute = |absent: &[Tensor<2>]| absent.iter().map(Svd::thin).collect();
-        self.window(std::slice::from_ref(a), compute).pop().unwrap_or_else(|| Svd::thin(a))
+        self.window(std::slice::from_ref(a), RULE, compute).pop().unwrap_or_else(|| Svd::thin(a))
     }
 
     /// [`Svd::thin_batch`], from disk where they are there.
     pub fn thin_batch(&self, matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
+        self.windows(matrices, RULE, Svd::thin_batch)
+    }
+
+    /// [`Svd::thin_batch_rounded`], from disk where they are there: other files than those of the other two.
+    pub fn thin_batch_rounded(&self, matrices: &[Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
+        self.windows(matrices, ROUNDED, Svd::thin_batch_rounded)
+    }
+
+    fn windows(
+        &self,
+        matrices: &[Tensor<2>],
+        rule: &Rule,
+        compute: fn(&[Tensor<2>]) -> Vec<Result<Svd, LinalgError>>,
+    ) -> Vec<Result<Svd, LinalgError>> {
         let window = 4 * rayon::current_num_threads();
-        matrices.chunks(window).flat_map(|window| self.window(window, Svd::thin_batch)).collect()
+        matrices.chunks(window).flat_map(|window| self.window(window, rule, compute)).collect()
     }
 
     /// `compute` is for what is missing: a batch sums in another order than a lone matrix, whose work is
@@ -60,16 +79,17 @@ impl SvdCache {
     fn window(
         &self,
         matrices: &[Tensor<2>],
+        rule: &Rule,
         compute: impl Fn(&[Tensor<2>]) -> Vec<Result<Svd, LinalgError>>,
     ) -> Vec<Result<Svd, LinalgError>> {
         let found: Vec<Result<(PathBuf, Option<Stored>), LinalgError>> = matrices
             .par_iter()
             .map(|a| {
-                let path = self.folder.join(key(a)?);
+                let path = self.folder.join(key(a, rule)?);
                 // Factors are kept in the dtype that `Svd::thin` gives.
                 let stored = match host::is_double(a) {
-                    true => Stored::read::<f64>(&path, a.dims()),
-                    false => Stored::read::<f32>(&path, a.dims()),
+                    true => Stored::read::<f64>(&path, rule, a.dims()),
+                    false => Stored::read::<f32>(&path, rule, a.dims()),
                 };
                 match stored {
                     Ok(stored) => Ok((path, stored)),
@@ -100,7 +120,7 @@ impl SvdCache {
         let written: Vec<_> = fresh
             .into_par_iter()
             .map(|(at, path, stored)| {
-                (at, stored.write(&path).map_err(|error| failed(&path, error)))
+                (at, stored.write(&path, rule).map_err(|error| failed(&path, error)))
             })
             .collect();
         for (at, written) in written {
@@ -116,11 +136,11 @@ fn download<const D: usize>(tensor: &Tensor<D>) -> Result<TensorData, LinalgErro
     Ok(tensor.clone().without_autodiff().try_into_data().map_err(TensorReadError::from)?)
 }
 
-fn key(a: &Tensor<2>) -> Result<String, LinalgError> {
+fn key(a: &Tensor<2>, rule: &Rule) -> Result<String, LinalgError> {
     let [rows, cols] = a.dims();
     let digest = with_bytes(a, |dtype, bytes| {
         let mut hash = Sha256::new();
-        hash.update(RULE);
+        hash.update(rule);
         hash.update(format!("{dtype:?} {rows} {cols} "));
         hash.update(bytes);
         hash.finalize()
@@ -153,8 +173,8 @@ impl Stored {
         }
     }
 
-    fn header([rows, cols]: [usize; 2], dtype: DType) -> Vec<u8> {
-        let mut header = RULE.to_vec();
+    fn header(rule: &Rule, [rows, cols]: [usize; 2], dtype: DType) -> Vec<u8> {
+        let mut header = rule.to_vec();
         for number in [rows as u64, cols as u64, dtype.size() as u64] {
             header.extend(number.to_ne_bytes());
         }
@@ -162,14 +182,18 @@ impl Stored {
     }
 
     /// `None` where there is no such file, or one that is not what it should be.
-    fn read<T: Element + Pod>(path: &Path, [rows, cols]: [usize; 2]) -> io::Result<Option<Self>> {
+    fn read<T: Element + Pod>(
+        path: &Path,
+        rule: &Rule,
+        [rows, cols]: [usize; 2],
+    ) -> io::Result<Option<Self>> {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let k = rows.min(cols);
-        let expected = Self::header([rows, cols], T::dtype());
+        let expected = Self::header(rule, [rows, cols], T::dtype());
         let length = expected.len() + (rows * k + k + k * cols) * size_of::<T>();
         if file.metadata()?.len() != length as u64 {
             return Ok(None);
@@ -184,7 +208,7 @@ impl Stored {
         Ok(Some(Self { u, s, vt: entries::<T, 2>(&mut file, [k, cols])? }))
     }
 
-    fn write(&self, path: &Path) -> io::Result<()> {
+    fn write(&self, path: &Path, rule: &Rule) -> io::Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
@@ -192,7 +216,7 @@ impl Stored {
         // Unique among processes and threads; the final name is taken by the rename alone.
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let temporary = path.with_extension(format!("{}-{count}.tmp", process::id()));
-        let written = self.write_to(&temporary).and_then(|()| fs::rename(&temporary, path));
+        let written = self.write_to(&temporary, rule).and_then(|()| fs::rename(&temporary, path));
         if written.is_err() {
             // The first error is the one to report.
             let _ = fs::remove_file(&temporary);
@@ -200,10 +224,10 @@ impl Stored {
         written
     }
 
-    fn write_to(&self, path: &Path) -> io::Result<()> {
+    fn write_to(&self, path: &Path, rule: &Rule) -> io::Result<()> {
         let (dims, dtype) = ([self.u.shape()[0], self.vt.shape()[1]], self.u.dtype());
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(&Self::header(dims, dtype))?;
+        file.write_all(&Self::header(rule, dims, dtype))?;
         for part in [&self.u, &self.s, &self.vt] {
             file.write_all(part.as_bytes())?;
         }

@@ -77,6 +77,30 @@ impl Svd {
         divided(matrices, |a| large(a) && soda_kernels::has_library(a))
     }
 
+    /// [`Svd::thin_batch`] computed in f64 on the host, the factors of what is not f64 then rounded to f32: each once,
+    /// whatever the decomposition summed up.
+    ///
+    /// `U diag(s) Vᵀ` is then the matrix as nearly as numbers of f32 can say it, and `((x U) diag(s)) Vᵀ` as near to `x A`
+    /// as a product in f32 is. Factors computed in f32 are three to thirty times as far off, in half the time
+    /// (`docs/math.md`).
+    ///
+    /// # Errors
+    ///
+    /// As [`Svd::thin`].
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use soda_linalg::Svd;
+    ///
+    /// let a = Tensor::<2>::from_data([[0.1, 0.2], [0.3, 0.4]], &Device::default());
+    /// let svd = Svd::thin_batch_rounded(&[a.clone()]).remove(0)?;
+    /// assert!(svd.recompose().all_close(a, None, Some(1e-7)));
+    /// # Ok::<(), soda_linalg::LinalgError>(())
+    /// ```
+    pub fn thin_batch_rounded(matrices: &[Tensor<2>]) -> Vec<Result<Self, LinalgError>> {
+        in_windows(&matrices.iter().collect::<Vec<_>>(), Rounding::Once)
+    }
+
     /// [`Svd::thin_batch`] in matrix products alone, whatever the device; matrices of one shape as one stack.
     ///
     /// The polar decomposition, then division of the spectrum (Nakatsukasa and Higham, SIAM J. Sci. Comput. 2013):
@@ -131,20 +155,35 @@ fn divided(
             None => rest.push(i),
         }
     }
-    // All of a model's weights and their factors at once would be several copies of the model.
-    for window in rest.chunks(4 * rayon::current_num_threads()) {
-        results.extend(window.iter().copied().zip(thin_window(&at(window))));
-    }
+    results.extend(rest.iter().copied().zip(in_windows(&at(&rest), Rounding::AllAlong)));
     results.sort_by_key(|(i, _)| *i);
     results.into_iter().map(|(_, svd)| svd).collect()
 }
 
+/// When what is decomposed to factors of f32 is rounded to f32.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rounding {
+    /// After every operation.
+    AllAlong,
+    /// At the end.
+    Once,
+}
+
+fn in_windows(matrices: &[&Tensor<2>], rounding: Rounding) -> Vec<Result<Svd, LinalgError>> {
+    // All of a model's weights and their factors at once would be several copies of the model.
+    let windows = matrices.chunks(4 * rayon::current_num_threads());
+    windows.flat_map(|window| thin_window(window, rounding)).collect()
+}
+
 /// Device reads and uploads stay on the calling thread, whose queue the tensors belong to.
-fn thin_window(matrices: &[&Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
-    let read = |a: &Tensor<2>| {
-        Ok(match host::is_double(a) {
-            true => Precision::Double(Host::<f64>::read(a)?),
-            false => Precision::Single(Host::<f32>::read(a)?),
+fn thin_window(matrices: &[&Tensor<2>], rounding: Rounding) -> Vec<Result<Svd, LinalgError>> {
+    /// A matrix, and whether its factors are to be rounded.
+    type Double = (Host<f64>, bool);
+    let read = |a: &Tensor<2>| -> Result<Precision<Host<f32>, Double>, LinalgError> {
+        Ok(match (host::is_double(a), rounding) {
+            (true, _) => Precision::Double((Host::read(a)?, false)),
+            (false, Rounding::Once) => Precision::Double((Host::read(a)?, true)),
+            (false, Rounding::AllAlong) => Precision::Single(Host::read(a)?),
         })
     };
     let hosts: Vec<Result<_, LinalgError>> = matrices.iter().map(|a| read(a)).collect();
@@ -153,7 +192,10 @@ fn thin_window(matrices: &[&Tensor<2>]) -> Vec<Result<Svd, LinalgError>> {
         .map(|host| {
             Ok(match host? {
                 Precision::Single(host) => Precision::Single(thin(&host, Par::Seq)?),
-                Precision::Double(host) => Precision::Double(thin(&host, Par::Seq)?),
+                Precision::Double((host, true)) => {
+                    Precision::Single(thin(&host, Par::Seq)?.rounded(&host)?)
+                }
+                Precision::Double((host, false)) => Precision::Double(thin(&host, Par::Seq)?),
             })
         })
         .collect();
@@ -178,6 +220,20 @@ impl<T: Real> Factors<T> {
             u: host::matrix(self.u.as_ref(), device),
             s: host::vector(self.s, device),
             vt: host::matrix(self.v.transpose(), device),
+        }
+    }
+}
+
+impl Factors<f64> {
+    /// In f32, refused where the singular values of `a` leave its range.
+    fn rounded(&self, a: &Host<f64>) -> Result<Factors<f32>, LinalgError> {
+        let round = |a: &Mat<f64>| Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] as f32);
+        let s: Vec<f32> = self.s.iter().map(|&s| s as f32).collect();
+        if s.iter().all(|s| s.is_finite()) {
+            Ok(Factors { u: round(&self.u), s, v: round(&self.v) })
+        } else {
+            let (rows, cols) = a.mat.shape();
+            Err(LinalgError::Overflow { rows, cols })
         }
     }
 }

@@ -47,6 +47,21 @@ fn the_second_time_is_the_first() {
     assert_eq!(files(&folder.path().join("made/when/needed")), names);
 }
 
+/// Factors that were rounded once are other numbers: neither kind is read for the other.
+#[test]
+fn what_was_rounded_once_has_files_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, batch) = (SvdCache::new(folder.path()), matrices(3));
+    let along: Vec<_> = cache.thin_batch(&batch).into_iter().map(Result::unwrap).collect();
+    let first: Vec<_> = cache.thin_batch_rounded(&batch).into_iter().map(Result::unwrap).collect();
+    assert_eq!(files(folder.path()).len(), 6);
+    let (second, direct) = (cache.thin_batch_rounded(&batch), Svd::thin_batch_rounded(&batch));
+    for (((along, first), second), direct) in along.iter().zip(&first).zip(second).zip(direct) {
+        assert!(same(first, &second.unwrap()) && same(first, &direct.unwrap()));
+        assert!(!same(first, along));
+    }
+}
+
 /// The key is of the matrix, not of how it lies in memory.
 #[test]
 fn a_view_is_its_matrix() {

@@ -56,6 +56,28 @@ fn a_batch_is_its_members() {
     assert!(Svd::thin_batch(&[]).is_empty());
 }
 
+/// Factors rounded once are those of the same matrix in f64, rounded.
+#[test]
+fn a_batch_may_be_rounded_once() {
+    if !Device::default().supports_dtype(DType::F64) {
+        return;
+    }
+    let matrices: Vec<Tensor<2>> = cases().iter().map(|(_, a)| single(a)).collect();
+    let double: Vec<_> = matrices.iter().map(|a| a.clone().cast(DType::F64)).collect();
+    let found = Svd::thin_batch_rounded(&matrices);
+    for (((name, a), svd), double) in cases().iter().zip(found).zip(Svd::thin_batch(&double)) {
+        let (svd, double) = (svd.unwrap(), double.unwrap());
+        check(name, a, &svd, EPS);
+        let equal = |a: Tensor<2>, b: Tensor<2>| a.to_data() == b.cast(DType::F32).to_data();
+        assert!(equal(svd.u, double.u) && equal(svd.vt, double.vt), "{name}");
+        assert!(equal(svd.s.unsqueeze(), double.s.unsqueeze()), "{name}");
+    }
+    let huge = Tensor::<2>::full([4, 4], f32::MAX, &Device::default());
+    let error = Svd::thin_batch_rounded(&[huge]).remove(0);
+    assert!(matches!(error, Err(LinalgError::Overflow { rows: 4, cols: 4 })));
+    assert!(Svd::thin_batch_rounded(&[]).is_empty());
+}
+
 #[test]
 fn singular_values_agree_with_nalgebra() {
     let a = Noise::new(2).matrix(48, 33).map(|entry| f64::from(entry as f32));

@@ -219,8 +219,9 @@ impl Personalisation {
         let weights = config.targets.select(&pipeline.unet)?;
         let header = header(&config, &dataset, &fingerprint(&weights));
         on_event(Event::Stage { name: "decomposing" });
-        let plan =
-            config.method.plan_cached(&config.targets, &pipeline.unet, svd_cache.as_ref())?;
+        let (targets, cache) = (&config.targets, svd_cache.as_ref());
+        let mut decomposed = |done, total| on_event(Event::Progress { done, total, loss: None });
+        let plan = config.method.plan_with(targets, &pipeline.unet, cache, &mut decomposed)?;
         let num_layers = plan.paths().len();
         drop(weights);
         pipeline.unet = config.precision.of(pipeline.unet);

@@ -49,7 +49,7 @@ impl Adapter for Soda {
             cost = cost.and_rotation(rows, output, input, entries(factors));
         }
         if let Some(spectrum) = &self.spectrum {
-            cost = spectrum.cost(cost, rows, output);
+            cost = spectrum.cost(cost, rows, w);
         }
         if !cost.input_side() {
             return None;
@@ -59,11 +59,10 @@ impl Adapter for Soda {
             None => x,
         };
         let x = rotated(x.clone(), &turn);
-        let mut y = matmul(x.clone(), w.clone());
-        if let Some(spectrum) = &self.spectrum {
-            // The base's product stays exact, the shift is added: a fresh adapter adds zeros.
-            y = y + spectrum.product(x, output).cast(w.dtype());
-        }
+        let y = match &self.spectrum {
+            Some(spectrum) => spectrum.product(x, w),
+            None => matmul(x, w.clone()),
+        };
         Some(rotated(y, &output_turn))
     }
 

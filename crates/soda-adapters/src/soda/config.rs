@@ -185,6 +185,10 @@ impl Method for SodaConfig {
         NAME
     }
 
+    fn decomposes(&self) -> bool {
+        self.spectrum.as_ref().is_some_and(|spectrum| spectrum.basis == Basis::Svd)
+    }
+
     fn adapter(&self, path: &str, weight: &Weight) -> Result<Soda, AdapterError> {
         self.check()?;
         let named = |source| AdapterError::Decomposition { path: path.to_owned(), source };

@@ -7,8 +7,13 @@
 //!
 //! and for both a low-rank shift, `C + triu(A Aᵀ) - triu(A₀ A₀ᵀ)`.
 //!
-//! It is applied as a correction of the exact weight, `W0ᵀ + L ΔC B`, so that a fresh adapter (`ΔC`
-//! exactly zero) changes no bit, which rebuilding `W0` from its factors would.
+//! On the weight it is a correction, `W0ᵀ + L ΔC B`, so that a fresh adapter (`ΔC` exactly zero) changes no bit, which
+//! rebuilding `W0` from its factors would.
+//!
+//! On rows of f32 there is a shorter form, `x (W0ᵀ + L ΔC B) = ((x L) (diag(s) + ΔC)) B` of the SVD: two products with the
+//! factors and none with the weight. Factors that were rounded once make it as accurate as the plain product `x W0ᵀ`: a
+//! fresh adapter changes roundings of the size that the product has itself (`tests/accuracy.rs`, `docs/math.md`). Half
+//! precisions would round `x L`, so there the correction is added as on the weight.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
@@ -17,7 +22,7 @@ use soda_linalg::{LinalgError, Qr, Svd};
 
 use super::{Basis, Shift, SpectrumConfig};
 use crate::cost::Cost;
-use crate::fold::Weight;
+use crate::fold::{Decomposed, Weight};
 use crate::init::Init;
 
 /// A trainable shift in the frozen basis of one weight.
@@ -33,6 +38,8 @@ pub struct Spectrum {
     right: Option<Tensor<2>>,
     /// Singular values, `[k]`, descending, of the SVD.
     s: Option<Tensor<1>>,
+    /// Whether `L diag(s) B` stands for the weight in a product.
+    exact: bool,
 }
 
 /// `t (triu(A Aᵀ) - triu(A₀ A₀ᵀ))`.
@@ -57,12 +64,12 @@ impl Spectrum {
         w: &Tensor<2>,
         init: &Init<'_>,
     ) -> Result<Self, LinalgError> {
-        let (left, right, s) = match config.basis {
+        let (left, right, s, exact) = match config.basis {
             Basis::Svd => {
-                let Svd { u, s, vt } = weight.svd(w)?;
-                (u, Some(vt), Some(s))
+                let Decomposed { svd: Svd { u, s, vt }, exact } = weight.svd()?;
+                (u, Some(vt), Some(s), exact)
             }
-            Basis::Qr => (Qr::thin(w)?.q, None, None),
+            Basis::Qr => (Qr::thin(w)?.q, None, None, false),
         };
         let k = left.dims()[1];
         let (mut delta, mut low_rank) = (None, None);
@@ -81,28 +88,50 @@ impl Spectrum {
                 });
             }
         }
-        Ok(Self { delta, low_rank, left, right, s })
+        Ok(Self { delta, low_rank, left, right, s, exact })
     }
 
     /// `w + L ΔC B` for the weight `w` `[in, out]` it was made from.
     pub fn apply(&self, w: Tensor<2>) -> Tensor<2> {
         let output = w.dims()[1];
-        w + self.times_core(self.left.clone(), output)
+        w + self.outward(self.times_shift(self.left.clone(), None), output)
     }
 
-    /// `x L ΔC B` for rows `x` `[rows, in]`, in the basis' float type.
-    pub(crate) fn product(&self, x: Tensor<2>, output: usize) -> Tensor<2> {
-        self.times_core(matmul(x.cast(self.left.dtype()), self.left.clone()), output)
+    /// `x (w + L ΔC B)` for rows `x` `[rows, in]`, both of the network's float type.
+    pub(crate) fn product(&self, x: Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+        let output = w.dims()[1];
+        let l = matmul(x.clone().cast(self.left.dtype()), self.left.clone());
+        if let Some(s) = self.in_factors(w) {
+            return self.outward(self.times_shift(l, Some(s)), output);
+        }
+        // The base's product stays exact, the shift is added: a fresh adapter adds zeros.
+        matmul(x, w.clone()) + self.outward(self.times_shift(l, None), output).cast(w.dtype())
     }
 
-    /// `l ΔC B` for `l` `[rows, k]`: `[rows, out]`.
-    fn times_core(&self, l: Tensor<2>, output: usize) -> Tensor<2> {
-        let [rows, k] = l.dims();
-        let columns = match (&self.delta, &self.low_rank) {
-            (Some(delta), _) => l * self.gain(delta.val()).unsqueeze_dim(0),
-            (None, Some(low_rank)) => matmul(l, low_rank.core()),
-            (None, None) => l.zeros_like(),
-        };
+    /// `s`, where a product with `w` is one with its factors.
+    fn in_factors(&self, w: &Tensor<2>) -> Option<&Tensor<1>> {
+        self.s.as_ref().filter(|_| self.exact && w.dtype() == self.left.dtype())
+    }
+
+    /// `l (diag(s) + ΔC)` for `l` `[rows, k]`.
+    fn times_shift(&self, l: Tensor<2>, s: Option<&Tensor<1>>) -> Tensor<2> {
+        match (&self.delta, &self.low_rank, s) {
+            (Some(delta), _, Some(s)) => l * shifted(s, delta.val()).unsqueeze_dim(0),
+            (Some(delta), _, None) => l * self.gain(delta.val()).unsqueeze_dim(0),
+            (None, Some(low_rank), s) => {
+                let change = matmul(l.clone(), low_rank.core());
+                match s {
+                    Some(s) => l * s.clone().unsqueeze_dim(0) + change,
+                    None => change,
+                }
+            }
+            (None, None, _) => l.zeros_like(),
+        }
+    }
+
+    /// `columns B` for `columns` `[rows, k]`: `[rows, out]`.
+    fn outward(&self, columns: Tensor<2>, output: usize) -> Tensor<2> {
+        let [rows, k] = columns.dims();
         match &self.right {
             Some(right) => matmul(columns, right.clone()),
             None if k < output => {
@@ -113,19 +142,20 @@ impl Spectrum {
         }
     }
 
-    /// What it adds to the cost of a layer: the product with `L` on the input side only, that with `B` on
-    /// both.
-    pub(crate) fn cost(&self, cost: Cost, rows: usize, output: usize) -> Cost {
+    /// What it adds to the cost of a layer with the weight `w`: the product with `L` on the input side only, that with
+    /// `B` on both.
+    pub(crate) fn cost(&self, cost: Cost, rows: usize, w: &Tensor<2>) -> Cost {
         let [input, k] = self.left.dims();
         // On the weight, `L ΔC` is formed by columns and costs no product of its own.
-        let output = if self.right.is_some() { output } else { 0 };
-        cost.and_factors(rows, input, k, output)
+        let output = if self.right.is_some() { w.dims()[1] } else { 0 };
+        let cost = cost.and_factors(rows, input, k, output);
+        if self.in_factors(w).is_some() { cost.without_base(rows, w.dims()) } else { cost }
     }
 
     /// The diagonal of `ΔC`.
     fn gain(&self, delta: Tensor<1>) -> Tensor<1> {
         match &self.s {
-            Some(s) => activation::relu(s.clone() + delta) - s.clone(),
+            Some(s) => shifted(s, delta) - s.clone(),
             None => delta,
         }
     }
@@ -158,6 +188,11 @@ impl Spectrum {
 
 /// Shifts that do not add up to one.
 pub(crate) struct Incompatible;
+
+/// `relu(s + δ)`
+fn shifted(s: &Tensor<1>, delta: Tensor<1>) -> Tensor<1> {
+    activation::relu(s.clone() + delta)
+}
 
 impl LowRank {
     /// `[k, k]`, exactly zero at the start.

@@ -21,6 +21,7 @@ use burn::module::Module as _;
 use burn::tensor::Device;
 use soda_adapters::{AdapterFile, AnyAdapter, Method as _, Plan, SvdCache};
 use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_train::Event;
 
 use crate::progress::Progress;
 
@@ -62,10 +63,18 @@ fn plan(
     base: &Path,
     cache: Option<&SvdCache>,
 ) -> Result<Plan<AnyAdapter>> {
+    let mut progress = Progress::default();
+    let mut decomposed = |done, total| {
+        if !progress.is_shown() {
+            progress.show(Event::Stage { name: "decomposing" });
+        }
+        progress.show(Event::Progress { done, total, loss: None });
+    };
     let plan = file
-        .plan_cached(&pipeline.unet, cache)
+        .plan_with(&pipeline.unet, cache, &mut decomposed)
         .with_context(|| format!("{} does not fit {}", adapter.display(), base.display()))?;
-    Progress::default().say(&format!(
+    progress.finish();
+    progress.say(&format!(
         "{}: {} on {} weights of the UNet; all {} tensors matched",
         adapter.display(),
         file.header.method.name(),

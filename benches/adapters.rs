@@ -1,14 +1,16 @@
-//! What an adapted linear layer costs in training: forward, and backward to its input and its adapter.
+//! What an adapted linear layer costs in training: forward, and backward to its input and its adapter; time, and the most
+//! memory that is allocated at once (`max alloc`, on the calling thread).
 //!
 //! Rows of a method's name alone are the crate as it is used, the shorter way chosen for each size.
-//! `weight` always forms the effective weight, `input` always applies the formula to the layer's input.
-//! `dense` is SODA's formula as written, with the rotation and the weight rebuilt as matrices. Every row does the work of `frozen` (the bare layer, whose
+//! `weight` always forms the effective weight, `input` always applies the formula to the layer's input, `input_exact` in
+//! the form that half precisions take, beside the exact product of the base. `dense` is SODA's formula as written, with the
+//! rotation and the weight rebuilt as matrices. Every row does the work of `frozen` (the bare layer, whose
 //! input needs its gradient) besides its own; compare ratios within one run.
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor, activation};
-use divan::{Bencher, black_box};
+use divan::{AllocProfiler, Bencher, black_box};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::soda::SodaConfig;
 use soda_adapters::{Method as _, MethodConfig, Targets};
@@ -19,16 +21,21 @@ fn main() {
     divan::main();
 }
 
-/// Tokens, in, out: self-attention of SD 1.5 (320 at 64 x 64, 1280 at 16 x 16) and of SDXL (1280 at 32 x 32,
-/// 640 at 64 x 64), cross-attention's keys of both (77 tokens of text).
-const SIZES: [[usize; 3]; 6] = [
+/// Tokens, in, out: self-attention of SD 1.5 (320 at 64 x 64, 640 at 32 x 32, 1280 at 16 x 16) and of SDXL (640 at
+/// 64 x 64, 1280 at 32 x 32), cross-attention's keys of both (77 tokens of text).
+const SIZES: [[usize; 3]; 8] = [
     [4096, 320, 320],
+    [4096, 640, 640],
+    [1024, 640, 640],
+    [1024, 1280, 1280],
     [256, 1280, 1280],
     [77, 768, 320],
-    [1024, 1280, 1280],
-    [4096, 640, 640],
+    [77, 768, 1280],
     [77, 2048, 1280],
 ];
+
+#[global_allocator]
+static ALLOC: AllocProfiler = AllocProfiler::system();
 
 #[derive(Module, Debug)]
 struct Layer {
@@ -153,6 +160,15 @@ impl Parts {
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn soda_input(bencher: Bencher, size: [usize; 3]) {
+    let parts = Parts::new(size);
+    step(bencher, size, |x| {
+        let columns = kron_right(x, &parts.rotation()).matmul(parts.u.clone());
+        (columns * parts.shifted().unsqueeze_dim(0)).matmul(parts.vt.clone())
+    });
+}
+
+#[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
+fn soda_input_exact(bencher: Bencher, size: [usize; 3]) {
     let parts = Parts::new(size);
     step(bencher, size, |x| {
         let x = kron_right(x, &parts.rotation());

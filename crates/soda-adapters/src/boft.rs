@@ -7,9 +7,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use crate::blocks::{BlockRotation, CayleyForm, nearest_divisor};
+use crate::cost::Cost;
 use crate::error::AdapterError;
 use crate::fold::{Weight, compute_dtype};
 use crate::method::{Adapter, Method};
@@ -121,6 +123,30 @@ impl Adapter for Boft {
             };
         }
         w * self.scale.val().unsqueeze_dim(0)
+    }
+
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let (rows, [input, output]) = (x.dims()[0], w.dims());
+        let cost = self.levels.iter().fold(Cost::layer(rows, input, output), |cost, level| {
+            cost.and_rotation(rows, input, output, level.rotation.size())
+        });
+        if !cost.input_side() {
+            return None;
+        }
+        let mut turned = x.clone().cast(self.scale.val().dtype());
+        for Level { rotation, order } in self.levels.iter().rev() {
+            turned = match order {
+                None => rotation.right(turned),
+                // A permutation from the right is its inverse on the columns.
+                Some(order) => {
+                    let sorted = turned.select(1, order.inverse.clone());
+                    rotation.right(sorted).select(1, order.forward.clone())
+                }
+            };
+        }
+        let y = matmul(turned.cast(w.dtype()), w.clone());
+        let scale = self.scale.val().unsqueeze_dim(0);
+        Some((y.cast(scale.dtype()) * scale).cast(w.dtype()))
     }
 
     fn at_strength(self, t: f64) -> Result<Self, LinalgError> {

@@ -24,6 +24,9 @@ pub(crate) struct Cost {
 /// soda-linalg).
 const SMALL: f64 = 10.0;
 
+/// The same of matrices of some dozens of rows and columns.
+const MEDIUM: f64 = 4.0;
+
 impl Cost {
     /// The layer itself.
     pub(crate) fn layer(rows: usize, input: usize, output: usize) -> Self {
@@ -44,6 +47,20 @@ impl Cost {
     /// The input side takes factors for the weight `[in, out]` and has no product with the weight itself.
     pub(crate) fn without_base(self, rows: usize, [input, output]: [usize; 2]) -> Self {
         Self { input: self.input - 2.0 * (rows * input * output) as f64, ..self }
+    }
+
+    /// More that the input side has to do, in multiply-adds.
+    pub(crate) fn and_on_input(self, more: usize) -> Self {
+        Self { input: self.input + more as f64, ..self }
+    }
+
+    /// A Kronecker product of `[m, p]` and `[n, q]` added to the weight `[m n, p q]`: formed and added, or applied to
+    /// the input one after the other.
+    pub(crate) fn and_kronecker(self, rows: usize, [m, p]: [usize; 2], [n, q]: [usize; 2]) -> Self {
+        // Forward, and backward to either factor.
+        let on_input = 3.0 * MEDIUM * (rows * m * q * (n + p)) as f64;
+        let on_weight = 3.0 * SMALL * (m * n * p * q) as f64;
+        Self { weight: self.weight + on_weight, input: self.input + on_input }
     }
 
     /// A rotation of `width` of one side, `entries` multiply-adds an entry; `other` is the other side.

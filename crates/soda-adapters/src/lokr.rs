@@ -5,8 +5,9 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
-use soda_linalg::{LinalgError, kron};
+use soda_linalg::{LinalgError, kron, kron_right};
 
+use crate::cost::Cost;
 use crate::error::AdapterError;
 use crate::fold::Weight;
 use crate::init::Init;
@@ -141,6 +142,17 @@ impl Adapter for Lokr {
             (Some(w1), Some(w2)) => w + kron(&[w1, w2]).transpose().mul_scalar(self.scale),
             _ => w,
         }
+    }
+
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let (rows, [input, output]) = (x.dims()[0], w.dims());
+        let factors = [self.w1.value()?.transpose(), self.w2.value()?.transpose()];
+        let [small, large] = [0, 1].map(|i| factors[i].dims());
+        let cost = Cost::layer(rows, input, output).and_kronecker(rows, small, large);
+        cost.input_side().then(|| {
+            let change = kron_right(x.clone().cast(factors[0].dtype()), &factors);
+            matmul(x.clone(), w.clone()) + change.mul_scalar(self.scale).cast(w.dtype())
+        })
     }
 
     fn at_strength(self, t: f64) -> Result<Self, LinalgError> {

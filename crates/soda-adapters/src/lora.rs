@@ -218,8 +218,13 @@ impl Adapter for Lora {
     fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let rank = self.a.val().dims()[1];
-        let cost = Cost::layer(rows, input, output).and_factors(rows, input, rank, output);
-        if self.magnitude.is_some() || !cost.input_side() {
+        let mut cost = Cost::layer(rows, input, output).and_factors(rows, input, rank, output);
+        if self.magnitude.is_some() {
+            // Its norms take a product with the weight, in the adapter's own type.
+            cost = cost.and_on_input(input * rank * output);
+        }
+        let in_type = self.magnitude.is_none() || w.dtype() == self.a.val().dtype();
+        if !in_type || !cost.input_side() {
             return None;
         }
         let wide = x.clone().cast(self.a.val().dtype());
@@ -227,7 +232,14 @@ impl Adapter for Lora {
         if let Some((a, b)) = &self.start {
             change = change - matmul(matmul(wide, a.clone()), b.clone());
         }
-        Some(matmul(x.clone(), w.clone()) + change.mul_scalar(self.scale).cast(w.dtype()))
+        let y = matmul(x.clone(), w.clone()) + change.mul_scalar(self.scale).cast(w.dtype());
+        Some(match &self.magnitude {
+            Some(magnitude) => {
+                let (a, b) = self.factors();
+                y * magnitude.gain_beside(w, a, b).unsqueeze_dim(0)
+            }
+            None => y,
+        })
     }
 
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {

@@ -17,8 +17,12 @@ use soda_adapters::{Method as _, MethodConfig, Targets};
 use soda_kernels::linear_through;
 use soda_linalg::{Svd, factorize, kron, kron_right};
 
+/// All of it on one thread, as a step of training has one for each part of a batch; so is all its memory counted. Another
+/// number of threads by `RAYON_NUM_THREADS`.
 fn main() {
-    divan::main();
+    let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(1)).build();
+    pool.expect("threads").install(divan::main);
 }
 
 /// Tokens, in, out: self-attention of SD 1.5 (320 at 64 x 64, 640 at 32 x 32, 1280 at 16 x 16) and of SDXL (640 at

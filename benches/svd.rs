@@ -74,7 +74,15 @@ fn a_tenth_of_sdxl(bencher: Bencher) {
     });
 }
 
-/// The same in matrix products on the device; kernels are compiled before.
+/// On the host in f32, and in f64 with factors rounded once.
+#[divan::bench(sample_count = 2, sample_size = 1, args = [false, true])]
+fn a_tenth_of_sdxl_rounded(bencher: Bencher, once: bool) {
+    let matrices = attention();
+    let decompose = if once { Svd::thin_batch_rounded } else { Svd::thin_batch };
+    bencher.bench_local(|| decompose(&matrices));
+}
+
+/// On the device in matrix products; kernels are compiled before.
 #[divan::bench(sample_count = 1, sample_size = 1)]
 fn a_tenth_of_sdxl_in_products(bencher: Bencher) {
     let (matrices, device) = (attention(), Device::default());

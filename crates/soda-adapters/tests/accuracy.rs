@@ -71,7 +71,6 @@ fn ratios(w: Tensor<2>) -> [f64; 2] {
 /// a column's, and the largest is twice that.
 fn check(name: &str, w: Tensor<2>) {
     let [mean, largest] = ratios(w);
-    println!("{name}: {mean:.2} {largest:.2}");
     assert!(
         mean < 2.0 && largest < 4.0,
         "{name}: {mean:.2} and {largest:.2} of the product's errors"

@@ -357,5 +357,5 @@ fn the_input_side_is_the_weight_side() {
         assert_eq!(g1.len(), g2.len(), "{name}");
         assert!(g1.iter().all(|(path, grad)| close(grad, &g2[path])), "{name}: {:?}", g1.keys());
     }
-    assert!(answered >= 8, "{answered} methods knew a shorter way for two rows");
+    assert!(answered >= 19, "{answered} methods knew a shorter way for two rows");
 }

@@ -15,7 +15,8 @@
 //! | [`SymmetricEigen`] | `A = V diag(λ) Vᵀ` | largest entry of each `v` positive | about `9 n³` |
 //!
 //! (Golub and Van Loan, Matrix Computations, 5.2, 8.3 and 8.6.) f64 stays f64, everything else is
-//! decomposed in f32; [`Svd::thin_batch`] spreads many matrices over the cores.
+//! decomposed in f32; [`Svd::thin_batch`] spreads many matrices over the cores, [`Svd::thin_batch_rounded`] decomposes
+//! them in f64 and rounds once, for factors that are to stand for their matrix.
 //!
 //! Milliseconds for the thin SVD of a random f32 matrix, four cores, from `benches/svd.rs` and numpy 2.4
 //! (OpenBLAS) on the same machine:

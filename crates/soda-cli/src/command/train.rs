@@ -22,6 +22,8 @@ Examples:
   soda train --base models/toy --data photos/mug --steps 600 --rotation-lr 2e-3 --name mug-slow
   soda train --config runs/mug-1/config.toml --seed 7
   soda train --base models/toy --data photos/mug --set objective.loss=dco --set method=lora
+  soda train --base models/sdxl --preset sdxl --data photos/mug --set 'buckets={}' --cache caches
+  soda train --base models/toy --data photos/mug --set masks.source=alpha
   soda train --resume runs/mug-1
 
 A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,

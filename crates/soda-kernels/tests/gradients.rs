@@ -184,6 +184,32 @@ fn large_and_small_maps() {
     }
 }
 
+/// Kernel 3 at stride 1 with enough channels, which the CPU convolves by Winograd's tiles: every width of its vectors,
+/// samples alone and together, a part of the rows at a time, paddings other than one. Each weight lies where the one
+/// before it may have been.
+#[test]
+fn maps_of_many_channels() {
+    for (padding, [b, h, w]) in [
+        (1, [3, 4, 4]),
+        (1, [2, 10, 8]),
+        (1, [2, 26, 16]),
+        (1, [1, 38, 32]),
+        (1, [2, 6, 12]),
+        (0, [4, 8, 10]),
+        (2, [2, 6, 6]),
+    ] {
+        let layer = Conv2dConfig::new([40, 24], [3, 3])
+            .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
+            .init(&Device::flex());
+        same(
+            &format!("conv of {b}x{h}x{w} padded by {padding}"),
+            [random([b, 40, h, w])],
+            |[x], dtype| conv2d(&frozen(&layer, dtype, &Device::default()), x),
+            |[x]| frozen(&layer, FloatDType::F32, &Device::flex()).forward(x),
+        );
+    }
+}
+
 #[test]
 fn a_convolution_that_is_trained_gets_its_gradient() {
     let layer = Conv2dConfig::new([4, 6], [3, 3])

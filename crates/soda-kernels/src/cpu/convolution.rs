@@ -15,6 +15,7 @@ use faer::{Accum, MatMut};
 
 use super::dense::{Flat, multiply, rows_of, rows_of_mut, run, scratch, tensor, values};
 use super::vector::vectorized;
+use super::winograd::{self, Way};
 
 /// As many numbers are in the columns of a tile, where that is at least a row of pixels: one MiB.
 const TILE: usize = 1 << 18;
@@ -23,15 +24,15 @@ const NARROW: usize = 64;
 
 /// The sizes of a convolution of maps `[c, h, w]`.
 #[derive(Clone, Copy)]
-struct Sizes {
-    channels: usize,
-    height: usize,
-    width: usize,
-    kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
+pub(super) struct Sizes {
+    pub(super) channels: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) kernel: [usize; 2],
+    pub(super) stride: [usize; 2],
+    pub(super) padding: [usize; 2],
     /// Height and width of the output.
-    out: [usize; 2],
+    pub(super) out: [usize; 2],
 }
 
 impl Sizes {
@@ -69,7 +70,7 @@ impl Sizes {
     }
 
     /// Numbers of the padded input that `rows` of the output see.
-    fn band(&self, rows: usize) -> usize {
+    pub(super) fn band(&self, rows: usize) -> usize {
         self.channels * self.band_rows(rows) * self.band_width()
     }
 
@@ -90,7 +91,7 @@ impl Sizes {
     }
 
     /// Copies what `rows` of the output see of `image`, with its padding.
-    fn pad(&self, image: &[f32], rows: &Range<usize>, band: &mut [f32]) {
+    pub(super) fn pad(&self, image: &[f32], rows: &Range<usize>, band: &mut [f32]) {
         let (inside, place) = self.inside(rows);
         let (width, left) = (self.band_width(), self.padding[1]);
         band.fill(0.0);
@@ -201,37 +202,61 @@ fn add<const N: usize>(to: &mut [f32], from: &[f32]) {
     }
 }
 
-/// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`.
-pub(super) fn forward(x: &Flat, weight: &Flat, options: &ConvOptions<2>) -> Flat {
-    let ([batch, c, h, w], [outs, _, kh, kw]) = (x.shape().dims(), weight.shape().dims());
-    let sizes = Sizes::new([c, h, w], [kh, kw], options);
-    let (depth, pixels) = (sizes.depth(), sizes.pixels());
-    let [x, weight] = [x, weight].map(Flat::to_contiguous);
-    let (x, weight) = (values(&x), rows_of(values(&weight), outs, depth));
-    let mut y = vec![0.0; batch * outs * pixels];
-    let (tile, together) = (sizes.tile(), sizes.together(batch));
-    // A task is some rows of pixels of one sample, or all of some samples; it has the pixels by row of each output map.
-    let mut tasks: Vec<(usize, Range<usize>, Vec<MatMut<'_, f32>>)> = Vec::new();
+/// Some rows of pixels of one sample, or all of some samples.
+pub(super) struct Task<'a> {
+    /// The first sample.
+    pub(super) first: usize,
+    /// Rows of the output.
+    pub(super) rows: Range<usize>,
+    /// For each sample the output's pixels by its channels.
+    pub(super) maps: Vec<MatMut<'a, f32>>,
+}
+
+/// The output `y` in tasks of `together` samples or, of one, `tile` rows.
+pub(super) fn tasks<'a>(
+    y: &'a mut [f32],
+    outs: usize,
+    sizes: &Sizes,
+    tile: usize,
+    together: usize,
+) -> Vec<Task<'a>> {
+    let pixels = sizes.pixels();
+    let mut tasks = Vec::new();
     for (group, y) in y.chunks_mut(together * outs * pixels).enumerate() {
         let maps = y.chunks_mut(outs * pixels);
         let mut maps: Vec<_> = maps.map(|y| rows_of_mut(y, outs, pixels).transpose_mut()).collect();
-        let whole = 0..sizes.out[0];
+        let (first, whole) = (group * together, 0..sizes.out[0]);
         match maps.pop() {
             Some(mut map) if maps.is_empty() => {
-                for first in whole.step_by(tile) {
-                    let rows = first..(first + tile).min(sizes.out[0]);
+                for top in whole.step_by(tile) {
+                    let rows = top..(top + tile).min(sizes.out[0]);
                     let (part, rest) = map.split_at_row_mut(rows.len() * sizes.out[1]);
-                    tasks.push((group * together, rows, vec![part]));
+                    tasks.push(Task { first, rows, maps: vec![part] });
                     map = rest;
                 }
             }
             last => {
                 maps.extend(last);
-                tasks.push((group * together, whole, maps));
+                tasks.push(Task { first, rows: whole, maps });
             }
         }
     }
-    run(tasks, batch * outs * depth * pixels, |(first, rows, mut maps)| {
+    tasks
+}
+
+/// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`.
+pub(super) fn forward(x: &Flat, weight: &Flat, options: &ConvOptions<2>) -> Flat {
+    let ([batch, c, h, w], [outs, _, kh, kw]) = (x.shape().dims(), weight.shape().dims());
+    let sizes = Sizes::new([c, h, w], [kh, kw], options);
+    if winograd::suits(&sizes, batch, outs) {
+        return winograd::convolve(x, weight, &sizes, Way::Forward);
+    }
+    let (depth, pixels) = (sizes.depth(), sizes.pixels());
+    let [x, weight] = [x, weight].map(Flat::to_contiguous);
+    let (x, weight) = (values(&x), rows_of(values(&weight), outs, depth));
+    let mut y = vec![0.0; batch * outs * pixels];
+    let todo = tasks(&mut y, outs, &sizes, sizes.tile(), sizes.together(batch));
+    run(todo, batch * outs * depth * pixels, |Task { first, rows, mut maps }| {
         let count = rows.len() * sizes.out[1];
         let stride = maps.len() * count;
         let joined = if maps.len() > 1 { outs * stride } else { 0 };
@@ -264,7 +289,15 @@ pub(super) fn gradient(
     [height, width]: [usize; 2],
     options: &ConvOptions<2>,
 ) -> Flat {
-    let ([batch, ..], [outs, c, kh, kw]) = (dy.shape().dims::<4>(), weight.shape().dims());
+    let ([batch, _, h, w], [outs, c, kh, kw]) = (dy.shape().dims(), weight.shape().dims());
+    let padding = options.padding_begin();
+    if options.stride == [1, 1] && padding[0] < kh && padding[1] < kw {
+        let rest = [kh - 1 - padding[0], kw - 1 - padding[1]];
+        let sizes = Sizes::new([outs, h, w], [kh, kw], &ConvOptions::new([1, 1], rest, [1, 1], 1));
+        if winograd::suits(&sizes, batch, c) {
+            return winograd::convolve(dy, weight, &sizes, Way::Backward);
+        }
+    }
     let sizes = Sizes::new([c, height, width], [kh, kw], options);
     let (depth, pixels, size) = (sizes.depth(), sizes.pixels(), c * height * width);
     let [dy, weight] = [dy, weight].map(Flat::to_contiguous);

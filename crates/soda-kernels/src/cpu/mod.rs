@@ -12,6 +12,7 @@ mod gate;
 mod norm;
 mod product;
 mod vector;
+mod winograd;
 
 use burn::backend::Flex;
 use burn::backend::ops::{FloatTensorOps, ModuleOps};

@@ -1,0 +1,275 @@
+//! Convolutions of kernel 3 and stride 1 by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, arXiv
+//! 1509.09308): 16 products for four pixels instead of 36, with additions of two to four numbers around them.
+//!
+//! ```text
+//! y = A' [(G g G') * (B' d B)] A      d: 4x4 pixels of the input, g: a filter, y: 2x2 pixels of the output
+//! M_k[o, t] = sum_c U_k[o, c] V_k[c, t]      the products *, k of 16, of all tiles t: matrices
+//! ```
+//!
+//! All entries of A and B are 0 or ±1 and those of G at least 1/4, so that no digits are lost: the result is as far
+//! from the exact one as that of the direct sum. Filters are transformed once, as long as they live. The gradient is the
+//! convolution with the filters turned by half a circle, whose U are the same in another order.
+
+use std::array::from_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::backend::TensorMetadata;
+use faer::{Accum, MatRef};
+
+use super::convolution::{Sizes, Task, tasks};
+use super::dense::{Flat, multiply, rows_of, rows_of_mut, run, scratch, tensor, values};
+use super::vector::vectorized;
+
+/// Numbers of a transformed tile.
+const TAPS: usize = 16;
+/// Tiles of a task: both factors of the products stay in the cache, and the products are not narrow.
+const TILES: usize = 64;
+/// The fewest channels on either side that the saved products pay for.
+const CHANNELS: usize = 24;
+/// The fewest tiles that reading larger filters pays for.
+const FEWEST_TILES: usize = 16;
+
+/// Whether a convolution is one of these, and quicker this way.
+pub(super) fn suits(sizes: &Sizes, batch: usize, outs: usize) -> bool {
+    let [height, width] = sizes.out;
+    sizes.kernel == [3, 3]
+        && sizes.stride == [1, 1]
+        && height % 2 == 0
+        && width % 4 == 0
+        && sizes.channels.min(outs) >= CHANNELS
+        && batch * height * width / 4 >= FEWEST_TILES
+}
+
+/// What the filters are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    /// The input.
+    Forward,
+    /// The gradient of the output.
+    Backward,
+}
+
+/// The convolution of `x` with `weight` `[o, c, 3, 3]`, or with its adjoint; `sizes` are those of the way.
+pub(super) fn convolve(x: &Flat, weight: &Flat, sizes: &Sizes, way: Way) -> Flat {
+    let (batch, channels) = (x.shape()[0], sizes.channels);
+    let [rows, cols, ..] = weight.shape().dims::<4>();
+    let filters = transformed(weight);
+    let factor = |k: usize| -> MatRef<'_, f32> {
+        let u = |k| rows_of(&filters[k * rows * cols..][..rows * cols], rows, cols);
+        match way {
+            Way::Forward => u(k).transpose(),
+            // Half a circle exchanges the first and the last row of G g, and the columns.
+            Way::Backward => u(4 * [3, 1, 2, 0][k / 4] + [3, 1, 2, 0][k % 4]),
+        }
+    };
+    let outs = if matches!(way, Way::Forward) { rows } else { cols };
+    let x = x.to_contiguous();
+    let (x, size) = (values(&x), channels * sizes.height * sizes.width);
+    let [height, width] = sizes.out;
+    let mut y = vec![0.0; batch * outs * height * width];
+    let tile = 2 * TILES.div_ceil(width / 2);
+    let together = TILES.div_ceil(height * width / 4).min(batch);
+    let map = Sizes { channels: 1, ..*sizes };
+    let todo = tasks(&mut y, outs, sizes, tile, together);
+    run(todo, 4 * batch * outs * channels * height * width, |task: Task<'_>| {
+        let Task { first, rows, mut maps } = task;
+        let each = rows.len() / 2 * (width / 2);
+        let tiles = maps.len() * each;
+        let lengths = [map.band(rows.len()), TAPS * channels * tiles, TAPS * outs * tiles];
+        scratch(lengths, |[band, inputs, products]| {
+            for i in 0..maps.len() {
+                let image = x[(first + i) * size..][..size].chunks(sizes.height * sizes.width);
+                for (c, image) in image.enumerate() {
+                    map.pad(image, &rows, band);
+                    let to = &mut inputs[c * tiles + i * each..];
+                    by_width(width, Analysis { band, to, plane: channels * tiles, width });
+                }
+            }
+            for k in 0..TAPS {
+                let v =
+                    rows_of(&inputs[k * channels * tiles..][..channels * tiles], channels, tiles);
+                let m = rows_of_mut(&mut products[k * outs * tiles..][..outs * tiles], outs, tiles);
+                multiply(m.transpose_mut(), Accum::Replace, 1.0, v.transpose(), factor(k));
+            }
+            for (i, map) in maps.iter_mut().enumerate() {
+                for (o, column) in map.as_mut().col_iter_mut().enumerate() {
+                    let Some(to) = column.try_as_col_major_mut() else { continue };
+                    let from = &products[o * tiles + i * each..];
+                    let to = to.as_slice_mut();
+                    by_width(width, Synthesis { from, plane: outs * tiles, to, width });
+                }
+            }
+        });
+    });
+    tensor(y, [batch, outs, height, width])
+}
+
+/// Work on rows of tiles, `T` tiles at a time.
+trait Rows {
+    fn run<const T: usize>(self);
+}
+
+/// Takes as many tiles at a time as a row of `width` pixels has, if it has no more than 16.
+fn by_width<R: Rows>(width: usize, rows: R) {
+    vectorized(
+        #[inline(always)]
+        || match width {
+            _ if width % 32 == 0 => rows.run::<16>(),
+            _ if width % 16 == 0 => rows.run::<8>(),
+            _ if width % 8 == 0 => rows.run::<4>(),
+            _ => rows.run::<2>(),
+        },
+    );
+}
+
+/// `B' d B` of the tiles of a padded band of one map; number `k` of the tiles goes to `to[k plane..]`.
+struct Analysis<'a> {
+    band: &'a [f32],
+    to: &'a mut [f32],
+    plane: usize,
+    width: usize,
+}
+
+impl Rows for Analysis<'_> {
+    #[inline(always)]
+    fn run<const T: usize>(self) {
+        /// Pixels of 16 tiles, which overlap by two.
+        const LINE: usize = 34;
+        let Self { band, to, plane, width } = self;
+        let stride = width + 2;
+        for row in 0..band.len() / stride / 2 - 1 {
+            for block in 0..width / (2 * T) {
+                let lines: [&[f32]; 4] =
+                    from_fn(|i| &band[(2 * row + i) * stride + 2 * T * block..][..2 * T + 2]);
+                let first = (row * (width / (2 * T)) + block) * T;
+                for (i, (p, q, sign)) in
+                    [(0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0)].into_iter().enumerate()
+                {
+                    let mut line = [0.0; LINE];
+                    for x in 0..2 * T + 2 {
+                        line[x] = lines[p][x] + sign * lines[q][x];
+                    }
+                    let d: [[f32; T]; 4] = from_fn(
+                        #[inline(always)]
+                        |j| {
+                            from_fn(
+                                #[inline(always)]
+                                |t| line[2 * t + j],
+                            )
+                        },
+                    );
+                    let v: [[f32; T]; 4] = [
+                        from_fn(
+                            #[inline(always)]
+                            |t| d[0][t] - d[2][t],
+                        ),
+                        from_fn(
+                            #[inline(always)]
+                            |t| d[1][t] + d[2][t],
+                        ),
+                        from_fn(
+                            #[inline(always)]
+                            |t| d[2][t] - d[1][t],
+                        ),
+                        from_fn(
+                            #[inline(always)]
+                            |t| d[1][t] - d[3][t],
+                        ),
+                    ];
+                    for (j, v) in v.iter().enumerate() {
+                        to[(4 * i + j) * plane + first..][..T].copy_from_slice(v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `A' m A` of the tiles of one map; number `k` of the tiles is at `from[k plane..]`.
+struct Synthesis<'a> {
+    from: &'a [f32],
+    plane: usize,
+    to: &'a mut [f32],
+    width: usize,
+}
+
+impl Rows for Synthesis<'_> {
+    #[inline(always)]
+    fn run<const T: usize>(self) {
+        let Self { from, plane, to, width } = self;
+        for (row, lines) in to.chunks_mut(2 * width).enumerate() {
+            let (upper, lower) = lines.split_at_mut(width);
+            for (block, (upper, lower)) in
+                upper.chunks_mut(2 * T).zip(lower.chunks_mut(2 * T)).enumerate()
+            {
+                let first = (row * (width / (2 * T)) + block) * T;
+                let mut sums = [[[0.0; T]; 4]; 2];
+                for j in 0..4 {
+                    let m: [&[f32]; 4] = from_fn(|i| &from[(4 * i + j) * plane + first..][..T]);
+                    for t in 0..T {
+                        sums[0][j][t] = m[0][t] + m[1][t] + m[2][t];
+                        sums[1][j][t] = m[1][t] - m[2][t] - m[3][t];
+                    }
+                }
+                for (s, line) in sums.iter().zip([upper, lower]) {
+                    for (t, pair) in line.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                        pair[0] = s[0][t] + s[1][t] + s[2][t];
+                        pair[1] = s[1][t] - s[2][t] - s[3][t];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `G g G'` of a weight `[o, c, 3, 3]`: `[16, o, c]`.
+fn transform(weight: &[f32]) -> Vec<f32> {
+    let filters = weight.as_chunks::<9>().0;
+    let mut u = vec![0.0; TAPS * filters.len()];
+    let rows = |g: [f32; 3]| {
+        let (ends, middle) = (0.5 * (g[0] + g[2]), 0.5 * g[1]);
+        [g[0], ends + middle, ends - middle, g[2]]
+    };
+    for (f, g) in filters.iter().enumerate() {
+        let columns: [[f32; 4]; 3] = from_fn(|j| rows([g[j], g[3 + j], g[6 + j]]));
+        for i in 0..4 {
+            let line = rows([columns[0][i], columns[1][i], columns[2][i]]);
+            for (j, number) in line.into_iter().enumerate() {
+                u[(4 * i + j) * filters.len() + f] = number;
+            }
+        }
+    }
+    u
+}
+
+/// A weight and its transform. Holding the weight keeps others from being put in its place, and burn from changing
+/// it there.
+struct Known {
+    weight: Flat,
+    filters: Arc<Vec<f32>>,
+}
+
+/// Transforms of weights that are in use elsewhere; the others are dropped with the next one that is new.
+static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+/// Numbers in all that are kept: 256 MiB.
+const MOST_KEPT: usize = 1 << 26;
+
+/// The transform of a weight, computed once where that can be kept.
+fn transformed(weight: &Flat) -> Arc<Vec<f32>> {
+    if !weight.is_contiguous() {
+        return Arc::new(transform(values(&weight.to_contiguous())));
+    }
+    let numbers = values(weight);
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(entry) = known().iter().find(|entry| std::ptr::eq(values(&entry.weight), numbers)) {
+        return entry.filters.clone();
+    }
+    let filters = Arc::new(transform(numbers));
+    let mut known = known();
+    known.retain(|entry| !entry.weight.is_unique());
+    let kept: usize = known.iter().map(|entry| entry.filters.len()).sum();
+    if kept + filters.len() <= MOST_KEPT {
+        known.push(Known { weight: weight.clone(), filters: filters.clone() });
+    }
+    filters
+}

@@ -133,54 +133,59 @@ struct Analysis<'a> {
 impl Rows for Analysis<'_> {
     #[inline(always)]
     fn run<const T: usize>(self) {
-        /// Pixels of 16 tiles, which overlap by two.
-        const LINE: usize = 34;
         let Self { band, to, plane, width } = self;
         let stride = width + 2;
-        for row in 0..band.len() / stride / 2 - 1 {
-            for block in 0..width / (2 * T) {
-                let lines: [&[f32]; 4] =
-                    from_fn(|i| &band[(2 * row + i) * stride + 2 * T * block..][..2 * T + 2]);
+        for block in 0..width / (2 * T) {
+            let mut d = [[[0.0; T]; 4]; 4];
+            let line = |i: usize| &band[i * stride + 2 * T * block..];
+            spread(line(0), &mut d[0]);
+            spread(line(1), &mut d[1]);
+            for row in 0..band.len() / stride / 2 - 1 {
+                spread(line(2 * row + 2), &mut d[2]);
+                spread(line(2 * row + 3), &mut d[3]);
                 let first = (row * (width / (2 * T)) + block) * T;
-                for (i, (p, q, sign)) in
-                    [(0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0)].into_iter().enumerate()
-                {
-                    let mut line = [0.0; LINE];
-                    for x in 0..2 * T + 2 {
-                        line[x] = lines[p][x] + sign * lines[q][x];
-                    }
-                    let d: [[f32; T]; 4] = from_fn(
-                        #[inline(always)]
-                        |j| {
-                            from_fn(
-                                #[inline(always)]
-                                |t| line[2 * t + j],
-                            )
-                        },
-                    );
-                    let v: [[f32; T]; 4] = [
-                        from_fn(
-                            #[inline(always)]
-                            |t| d[0][t] - d[2][t],
-                        ),
-                        from_fn(
-                            #[inline(always)]
-                            |t| d[1][t] + d[2][t],
-                        ),
-                        from_fn(
-                            #[inline(always)]
-                            |t| d[2][t] - d[1][t],
-                        ),
-                        from_fn(
-                            #[inline(always)]
-                            |t| d[1][t] - d[3][t],
-                        ),
-                    ];
-                    for (j, v) in v.iter().enumerate() {
-                        to[(4 * i + j) * plane + first..][..T].copy_from_slice(v);
-                    }
+                for j in 0..4 {
+                    let at = |i: usize| (4 * i + j) * plane + first;
+                    combine(&mut to[at(0)..], &d[0][j], &d[2][j], |p, q| p - q);
+                    combine(&mut to[at(1)..], &d[1][j], &d[2][j], |p, q| p + q);
+                    combine(&mut to[at(2)..], &d[1][j], &d[2][j], |p, q| q - p);
+                    combine(&mut to[at(3)..], &d[1][j], &d[3][j], |p, q| p - q);
                 }
+                // The next tiles begin with the last two lines of these.
+                d = [d[2], d[3], d[0], d[1]];
             }
+        }
+    }
+}
+
+/// `d B` of a line of the tiles `d` that begin with `line`.
+#[inline(always)]
+fn spread<const T: usize>(line: &[f32], d: &mut [[f32; T]; 4]) {
+    let (Some(near), Some(far)) = (
+        line.as_chunks::<2>().0.first_chunk::<T>(),
+        line[2..].as_chunks::<2>().0.first_chunk::<T>(),
+    ) else {
+        return;
+    };
+    for t in 0..T {
+        d[0][t] = near[t][0] - far[t][0];
+        d[1][t] = near[t][1] + far[t][0];
+        d[2][t] = far[t][0] - near[t][1];
+        d[3][t] = near[t][1] - far[t][1];
+    }
+}
+
+/// `f` of each pair of numbers.
+#[inline(always)]
+fn combine<const T: usize>(
+    to: &mut [f32],
+    p: &[f32; T],
+    q: &[f32; T],
+    f: impl Fn(f32, f32) -> f32,
+) {
+    if let Some(to) = to.first_chunk_mut::<T>() {
+        for t in 0..T {
+            to[t] = f(p[t], q[t]);
         }
     }
 }
@@ -199,25 +204,33 @@ impl Rows for Synthesis<'_> {
         let Self { from, plane, to, width } = self;
         for (row, lines) in to.chunks_mut(2 * width).enumerate() {
             let (upper, lower) = lines.split_at_mut(width);
-            for (block, (upper, lower)) in
-                upper.chunks_mut(2 * T).zip(lower.chunks_mut(2 * T)).enumerate()
-            {
+            let blocks = upper.chunks_mut(2 * T).zip(lower.chunks_mut(2 * T));
+            for (block, (upper, lower)) in blocks.enumerate() {
                 let first = (row * (width / (2 * T)) + block) * T;
                 let mut sums = [[[0.0; T]; 4]; 2];
+                let [above, below] = &mut sums;
                 for j in 0..4 {
-                    let m: [&[f32]; 4] = from_fn(|i| &from[(4 * i + j) * plane + first..][..T]);
-                    for t in 0..T {
-                        sums[0][j][t] = m[0][t] + m[1][t] + m[2][t];
-                        sums[1][j][t] = m[1][t] - m[2][t] - m[3][t];
+                    let m = |i: usize| from[(4 * i + j) * plane + first..].first_chunk::<T>();
+                    if let (Some(m0), Some(m1), Some(m2), Some(m3)) = (m(0), m(1), m(2), m(3)) {
+                        for t in 0..T {
+                            above[j][t] = m0[t] + m1[t] + m2[t];
+                            below[j][t] = m1[t] - m2[t] - m3[t];
+                        }
                     }
                 }
-                for (s, line) in sums.iter().zip([upper, lower]) {
-                    for (t, pair) in line.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                        pair[0] = s[0][t] + s[1][t] + s[2][t];
-                        pair[1] = s[1][t] - s[2][t] - s[3][t];
-                    }
-                }
+                weave(above, upper);
+                weave(below, lower);
             }
+        }
+    }
+}
+
+/// `s A` of a line of tiles.
+#[inline(always)]
+fn weave<const T: usize>(s: &[[f32; T]; 4], line: &mut [f32]) {
+    if let Some(line) = line.as_chunks_mut::<2>().0.first_chunk_mut::<T>() {
+        for t in 0..T {
+            line[t] = [s[0][t] + s[1][t] + s[2][t], s[1][t] - s[2][t] - s[3][t]];
         }
     }
 }

@@ -12,6 +12,10 @@ use soda_models::pipeline::{GenerateConfig, Pipeline};
 
 const BATCHES: [usize; 2] = [1, 8];
 
+/// The command line's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     divan::main();
 }

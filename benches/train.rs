@@ -17,6 +17,10 @@ use soda_train::{Batch, TrainConfig, Trainer, preset, set};
 
 const BATCH: usize = 5;
 
+/// The command line's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     divan::main();
 }

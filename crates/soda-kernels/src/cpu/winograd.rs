@@ -167,12 +167,19 @@ fn spread<const T: usize>(line: &[f32], d: &mut [[f32; T]; 4]) {
     ) else {
         return;
     };
+    // One loop each: the compiler makes vectors of these, not of all in one.
+    let (mut even, mut odd) = ([0.0; T], [0.0; T]);
+    let (mut next_even, mut next_odd) = ([0.0; T], [0.0; T]);
     for t in 0..T {
-        d[0][t] = near[t][0] - far[t][0];
-        d[1][t] = near[t][1] + far[t][0];
-        d[2][t] = far[t][0] - near[t][1];
-        d[3][t] = near[t][1] - far[t][1];
+        [even[t], odd[t]] = near[t];
     }
+    for t in 0..T {
+        [next_even[t], next_odd[t]] = far[t];
+    }
+    combine(&mut d[0], &even, &next_even, |p, q| p - q);
+    combine(&mut d[1], &odd, &next_even, |p, q| p + q);
+    combine(&mut d[2], &odd, &next_even, |p, q| q - p);
+    combine(&mut d[3], &odd, &next_odd, |p, q| p - q);
 }
 
 /// `f` of each pair of numbers.

@@ -36,7 +36,7 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    fn new(
+    pub(super) fn new(
         [channels, height, width]: [usize; 3],
         kernel: [usize; 2],
         options: &ConvOptions<2>,

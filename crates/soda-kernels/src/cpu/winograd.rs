@@ -34,8 +34,8 @@ pub(super) fn suits(sizes: &Sizes, batch: usize, outs: usize) -> bool {
     let [height, width] = sizes.out;
     sizes.kernel == [3, 3]
         && sizes.stride == [1, 1]
-        && height % 2 == 0
-        && width % 4 == 0
+        && height.is_multiple_of(2)
+        && width.is_multiple_of(4)
         && sizes.channels.min(outs) >= CHANNELS
         && batch * height * width / 4 >= FEWEST_TILES
 }
@@ -114,9 +114,9 @@ fn by_width<R: Rows>(width: usize, rows: R) {
     vectorized(
         #[inline(always)]
         || match width {
-            _ if width % 32 == 0 => rows.run::<16>(),
-            _ if width % 16 == 0 => rows.run::<8>(),
-            _ if width % 8 == 0 => rows.run::<4>(),
+            _ if width.is_multiple_of(32) => rows.run::<16>(),
+            _ if width.is_multiple_of(16) => rows.run::<8>(),
+            _ if width.is_multiple_of(8) => rows.run::<4>(),
             _ => rows.run::<2>(),
         },
     );
@@ -144,12 +144,14 @@ impl Rows for Analysis<'_> {
                 spread(line(2 * row + 2), &mut d[2]);
                 spread(line(2 * row + 3), &mut d[3]);
                 let first = (row * (width / (2 * T)) + block) * T;
+                let column = |j: usize| [&d[0][j], &d[1][j], &d[2][j], &d[3][j]];
                 for j in 0..4 {
+                    let [d0, d1, d2, d3] = column(j);
                     let at = |i: usize| (4 * i + j) * plane + first;
-                    combine(&mut to[at(0)..], &d[0][j], &d[2][j], |p, q| p - q);
-                    combine(&mut to[at(1)..], &d[1][j], &d[2][j], |p, q| p + q);
-                    combine(&mut to[at(2)..], &d[1][j], &d[2][j], |p, q| q - p);
-                    combine(&mut to[at(3)..], &d[1][j], &d[3][j], |p, q| p - q);
+                    combine(&mut to[at(0)..], d0, d2, |p, q| p - q);
+                    combine(&mut to[at(1)..], d1, d2, |p, q| p + q);
+                    combine(&mut to[at(2)..], d1, d2, |p, q| q - p);
+                    combine(&mut to[at(3)..], d1, d3, |p, q| p - q);
                 }
                 // The next tiles begin with the last two lines of these.
                 d = [d[2], d[3], d[0], d[1]];

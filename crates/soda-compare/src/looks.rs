@@ -21,7 +21,7 @@ pub struct Place {
     pub at: Vec<f64>,
     /// Looks that are done.
     pub looks: usize,
-    /// Summaries of [`SEEN`].
+    /// Summaries of CLIP-T, DINO to truth and to the subject, CLIP-I to the subject and to the style, drift.
     pub scores: Vec<Option<Summary>>,
 }
 

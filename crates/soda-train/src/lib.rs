@@ -14,7 +14,7 @@
 //! | `cache`, `tensors` | the same on disk, for the next run; files of tensors |
 //! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
 //! | `precision`, `loss` | what they cost, in which precision |
-//! | `gradients`, `stacks`, `optimizer`, `prodigy`, `ema` | from gradients to the next adapter |
+//! | `gradients`, `stacks`, `optimizer`, `adamw8`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
 //! | `class` | the class's pictures, for prior preservation |
@@ -26,6 +26,7 @@
 //!
 //! It prints nothing; progress comes as [`Event`]s.
 
+mod adamw8;
 mod batch;
 mod buckets;
 mod cache;

@@ -12,6 +12,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
 use soda_linalg::{StiefelAdam, StiefelAdamConfig};
 
+use crate::adamw8::AdamW8;
 use crate::config::{FlatRule, OptimizerConfig};
 use crate::gradients::AdapterGradients;
 use crate::prodigy::{self, Prodigy};
@@ -27,6 +28,7 @@ pub struct AdapterOptimizer {
 /// The update of everything that is on no manifold.
 enum Flat {
     AdamW(Group<AdamW>),
+    AdamW8(Group<AdamW8>),
     Prodigy(Prodigy),
 }
 
@@ -48,6 +50,9 @@ impl AdapterOptimizer {
                 let rule =
                     AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(decay as f32).build();
                 Flat::AdamW(Group::new("flat", rule, lr))
+            }
+            FlatRule::AdamW8 => {
+                Flat::AdamW8(Group::new("flat8", AdamW8 { weight_decay: decay }, lr))
             }
             FlatRule::Prodigy => Flat::Prodigy(Prodigy::new(lr, decay, config.warmup_steps > 0)),
         };
@@ -79,6 +84,7 @@ impl AdapterOptimizer {
         let mut updated = self.rotation.step(&rotations, grads, &clip, factor);
         updated.extend(match &mut self.flat {
             Flat::AdamW(group) => group.step(&others, grads, &clip, factor),
+            Flat::AdamW8(group) => group.step(&others, grads, &clip, factor),
             Flat::Prodigy(prodigy) => prodigy.step(&others, grads, &clip, factor),
         });
         map_leaves(module, |path, _, _| updated.remove(path))
@@ -88,6 +94,7 @@ impl AdapterOptimizer {
     pub fn rates(&self, factor: f64) -> [f64; 2] {
         let flat = match &self.flat {
             Flat::AdamW(group) => group.lr * factor,
+            Flat::AdamW8(group) => group.lr * factor,
             Flat::Prodigy(prodigy) => prodigy.rate(factor),
         };
         [self.rotation.lr * factor, flat]
@@ -97,8 +104,10 @@ impl AdapterOptimizer {
     pub fn state(&self) -> OptimizerState {
         let mut sink = StateSink::default();
         self.rotation.flatten(&mut sink);
-        if let Flat::AdamW(group) = &self.flat {
-            group.flatten(&mut sink);
+        match &self.flat {
+            Flat::AdamW(group) => group.flatten(&mut sink),
+            Flat::AdamW8(group) => group.flatten(&mut sink),
+            Flat::Prodigy(_) => (),
         }
         let count = |(name, value)| usize::try_from(value).ok().map(|value| (name, value as u64));
         let mut state = OptimizerState {
@@ -118,8 +127,8 @@ impl AdapterOptimizer {
         let prodigy = state.counts.keys().any(|name| name.starts_with(prodigy::NAME));
         match &mut self.flat {
             Flat::Prodigy(own) => own.restore(&state, device)?,
-            Flat::AdamW(_) if prodigy => return None,
-            Flat::AdamW(_) => (),
+            Flat::AdamW(_) | Flat::AdamW8(_) if prodigy => return None,
+            Flat::AdamW(_) | Flat::AdamW8(_) => (),
         }
         let counts = state.counts.into_iter().map(|(name, value)| (name, (value as usize).into()));
         let mut source = StateSource::new(counts.collect());
@@ -127,8 +136,10 @@ impl AdapterOptimizer {
             source.insert_tensor(name, data);
         }
         self.rotation.unflatten(&names, &mut source, device)?;
-        if let Flat::AdamW(group) = &mut self.flat {
-            group.unflatten(&names, &mut source, device)?;
+        match &mut self.flat {
+            Flat::AdamW(group) => group.unflatten(&names, &mut source, device)?,
+            Flat::AdamW8(group) => group.unflatten(&names, &mut source, device)?,
+            Flat::Prodigy(_) => (),
         }
         Some(self)
     }

@@ -36,6 +36,9 @@ pub enum FlatRule {
     /// At the rate that is set.
     #[default]
     AdamW,
+    /// The same with moments of a byte a number, for adapters whose moments take room (LoRA, full).
+    #[serde(rename = "adamw-8bit")]
+    AdamW8,
     /// At a rate that it finds itself; `spectrum_lr` is a factor on it, 1 unless there is a reason.
     Prodigy,
 }

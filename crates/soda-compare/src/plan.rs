@@ -166,13 +166,19 @@ impl Plan {
 
     /// The runs that are scored, with the settings that `results` of [`Plan::search_runs`] choose.
     ///
-    /// A candidate of which a run is missing (it failed) is not chosen; of equals the first is.
+    /// A candidate of which a run is missing (it failed) is not chosen; of equals the first is. All arms meet one
+    /// subject with one seed before the next, so that what was stopped half way is a smaller comparison and not one of
+    /// half the arms.
     pub fn score_runs(&self, results: &Results<Record>) -> Vec<Run> {
-        self.arms
+        let chosen = |arm| Some(runs(arm, self.chosen(arm, results)?, &arm.score));
+        let mut runs: Vec<_> = self
+            .arms
             .iter()
-            .filter_map(|arm| Some(runs(arm, self.chosen(arm, results)?, &arm.score)))
-            .flatten()
-            .collect()
+            .filter_map(chosen)
+            .flat_map(|runs| runs.into_iter().enumerate())
+            .collect();
+        runs.sort_by_key(|(place, _)| *place);
+        runs.into_iter().map(|(_, run)| run).collect()
     }
 
     /// What is looked at once more of the `runs` that `results` has.
@@ -246,7 +252,7 @@ fn same_kind(lower: &Table, upper: &Table) -> bool {
 }
 
 fn runs(arm: &Arm, config: &TrainConfig, grid: &Grid) -> Vec<Run> {
-    let each = grid.data.iter().flat_map(|data| grid.seeds.iter().map(move |seed| (data, *seed)));
+    let each = grid.seeds.iter().flat_map(|seed| grid.data.iter().map(move |data| (data, *seed)));
     each.map(|(data, seed)| {
         let config = TrainConfig { data: data.clone(), seed, ..config.clone() };
         Run { id: id(&arm.name, &config), arm: arm.name.clone(), config }

@@ -85,6 +85,10 @@ fn settings_are_chosen_on_other_data_and_every_run_is_done_once() {
         assert!(execute(&search, 2, &mut results, train, |_| ()).unwrap().is_empty());
         let runs = plan.score_runs(&results);
         assert_eq!(runs.len(), 8);
+        let met =
+            |pair: &[Run]| pair[0].config.seed == pair[1].config.seed && pair[0].arm != pair[1].arm;
+        assert!(runs.chunks(2).all(met), "stopped half way, both arms have met the same subjects");
+        assert!(runs.is_sorted_by_key(|run| run.config.seed), "with the same seeds");
         assert!(runs.iter().filter(|run| run.arm == "two").all(|run| run.config.steps == 30));
         assert!(execute(&runs, 3, &mut results, train, |_| ()).unwrap().is_empty());
         assert_eq!(trained.load(Ordering::Relaxed), 11, "again: {again}");

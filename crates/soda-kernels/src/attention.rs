@@ -96,7 +96,7 @@ pub(crate) fn tracked<B: Kernels, C: CheckpointStrategy>(
                 let weights = weights::<B>(q, k, scale);
                 (B::product(weights.clone(), v), Some(weights))
             } else {
-                (forward::<B>(q, k, v, scale), None)
+                (B::attend(q, k, v, scale), None)
             };
             prep.finish(Kept { qkv, weights, scale }, out)
         }

@@ -16,8 +16,13 @@ pub struct AdapterGradients(pub(crate) BTreeMap<String, Tensor<1>>);
 impl AdapterGradients {
     /// Takes the gradients of `module`'s parameters out of a backward pass through it.
     pub fn collect<N: Module>(module: &N, grads: &Gradients) -> Self {
+        Self::visited(grads, |collect| module.visit(collect))
+    }
+
+    /// Takes the gradients of what `visit` shows out of a backward pass.
+    pub(crate) fn visited(grads: &Gradients, visit: impl FnOnce(&mut Collect<'_>)) -> Self {
         let mut collect = Collect { path: Vec::new(), grads, found: BTreeMap::new() };
-        module.visit(&mut collect);
+        visit(&mut collect);
         Self(collect.found)
     }
 
@@ -44,7 +49,8 @@ impl Add for AdapterGradients {
     }
 }
 
-struct Collect<'a> {
+/// Looks parameters' gradients up.
+pub(crate) struct Collect<'a> {
     path: Vec<String>,
     grads: &'a Gradients,
     found: BTreeMap<String, Tensor<1>>,

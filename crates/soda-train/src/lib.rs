@@ -14,6 +14,7 @@
 //! | `cache`, `tensors` | the same on disk, for the next run; files of tensors |
 //! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
 //! | `precision`, `loss` | what they cost, in which precision |
+//! | `backward` | the gradients of that, with one tape or one a stage |
 //! | `gradients`, `stacks`, `optimizer`, `adamw8`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
 //! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
@@ -27,6 +28,7 @@
 //! It prints nothing; progress comes as [`Event`]s.
 
 mod adamw8;
+mod backward;
 mod batch;
 mod buckets;
 mod cache;
@@ -64,6 +66,7 @@ mod training;
 mod validation;
 mod variants;
 
+pub use backward::{Backward, Call, Checkpointing, ConditionGradient};
 pub use batch::Batch;
 pub use cache::EncodeCache;
 pub use checkpoint::Checkpoint;

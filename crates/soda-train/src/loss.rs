@@ -8,39 +8,32 @@
 //! | `mse` | `e` | DreamBooth, arXiv 2208.12242 |
 //! | `dco` | `-log σ(-β (e - e0))` | Direct Consistency Optimization, arXiv 2402.12004, eq. 9 |
 
-use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_sigmoid;
 use soda_adapters::without_adapters;
-use soda_models::unet::{AddedCondition, Condition, Unet};
+use soda_models::unet::{Condition, Unet};
 
+use crate::backward::Call;
 use crate::batch::Batch;
-use crate::config::{Loss, ObjectiveConfig};
+use crate::config::{Loss, ObjectiveConfig, TrainConfig};
 use crate::gradients::AdapterGradients;
 
 /// The loss of `batch` and its gradients; `unet` is adapted and on a plain device.
 pub(crate) fn gradients(
     unet: &Unet,
     batch: &Batch,
-    objective: &ObjectiveConfig,
+    config: &TrainConfig,
 ) -> (f32, AdapterGradients) {
-    // Leaves of a tape of its own: several threads may do this at once.
-    let taped = unet.clone().train();
     let (noisy, condition) = inputs(unet, batch);
-    let error = errors(
-        taped.forward(
-            Tensor::from_inner(noisy),
-            Tensor::from_inner(batch.timesteps.clone()),
-            on_tape(condition),
-        ),
-        Tensor::from_inner(batch.target.clone()),
-        batch.mask.clone().map(Tensor::from_inner),
-    );
-    let frozen = || Tensor::from_inner(frozen_errors(unet, batch));
-    let loss = each(error, frozen, objective);
-    let loss = (loss * Tensor::from_inner(batch.weight.clone())).sum();
-    let grads = loss.backward();
-    (loss.into_scalar::<f32>(), AdapterGradients::collect(&taped, &grads))
+    let timesteps = batch.timesteps.clone().float();
+    let call = Call { noisy, timesteps, condition, wants_condition: false };
+    let found = config.checkpointing.backward(unet, call, |prediction| {
+        let mask = batch.mask.clone().map(Tensor::from_inner);
+        let error = errors(prediction, Tensor::from_inner(batch.target.clone()), mask);
+        let frozen = || Tensor::from_inner(frozen_errors(unet, batch));
+        (each(error, frozen, &config.objective) * Tensor::from_inner(batch.weight.clone())).sum()
+    });
+    (found.loss.into_scalar::<f32>(), found.adapters)
 }
 
 /// The loss of samples with these errors, `[b]`.
@@ -59,14 +52,6 @@ fn each(
 fn inputs(unet: &Unet, batch: &Batch) -> (Tensor<4>, Condition) {
     let dtype = unet.conv_in.weight.val().dtype();
     (batch.noisy.clone().cast(dtype), batch.condition.clone().cast(dtype))
-}
-
-fn on_tape(Condition { text, added }: Condition) -> Condition {
-    let added = added.map(|added| AddedCondition {
-        pooled: Tensor::from_inner(added.pooled),
-        time_ids: Tensor::from_inner(added.time_ids),
-    });
-    Condition { text: Tensor::from_inner(text), added }
 }
 
 /// The mean squared error of `batch`, off the tape.

@@ -145,10 +145,9 @@ impl<'a, M: Method> Trainer<'a, M> {
 
     /// Losses and gradients of the parts of `batch` that are computed at once.
     fn gradients(&self, batch: &Batch) -> Vec<(f32, AdapterGradients)> {
-        let objective = &self.config.objective;
         let parts = batch.parts(self.shards.count());
         let parts = parts.into_iter().map(|part| (self.unet.clone(), part)).collect();
-        self.shards.map(parts, |(unet, part)| gradients(&unet, &part, objective))
+        self.shards.map(parts, |(unet, part)| gradients(&unet, &part, self.config))
     }
 
     /// The adapted network: its average, where there is one.

@@ -165,7 +165,12 @@ fn parts_and_threads_change_rounding_only() {
 #[test]
 fn a_restored_trainer_goes_on_to_the_bit() {
     let (fixture, device) = (Fixture::read(), Device::default());
-    let config = settings(&["optimizer.ema_decay=0.9", "optimizer.warmup_steps=2", "shards=2"]);
+    let config = settings(&[
+        "optimizer.ema_decay=0.9",
+        "optimizer.warmup_steps=2",
+        "shards=2",
+        "checkpointing=block",
+    ]);
     let mut straight = trainer(&config, &device);
     for step in 0..3 {
         straight.step_on(&fixture.batch(step, &device)).unwrap();

@@ -14,7 +14,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
-use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
+use soda_train::{AdapterGradients, AdapterOptimizer, Call, Checkpointing, OptimizerConfig};
 
 use crate::progress::say_result;
 
@@ -22,7 +22,8 @@ use crate::progress::say_result;
 #[command(after_help = "\
 Examples:
   soda bench
-  soda bench --arch sd15 --method lora --rank 32 --dtype bf16 --batch 4 --json")]
+  soda bench --arch sd15 --method lora --rank 32 --dtype bf16 --batch 4 --json
+  soda bench --arch sdxl --method lora --dtype bf16 --checkpointing block")]
 pub(crate) struct BenchArgs {
     /// The network
     #[arg(long, value_enum, default_value_t)]
@@ -42,6 +43,9 @@ pub(crate) struct BenchArgs {
     /// What the network computes in; adapters are f32
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
+    /// What the backward pass keeps of the UNet's blocks
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) checkpointing: Kept,
     /// Steps that are timed, after three that are not
     #[arg(long, default_value_t = 10)]
     pub(crate) steps: usize,
@@ -62,6 +66,25 @@ pub(crate) enum Architecture {
     Sd15,
     /// Stable Diffusion XL
     Sdxl,
+}
+
+/// What is kept for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kept {
+    /// Everything
+    #[default]
+    None,
+    /// What is between the blocks; the rest is computed again
+    Block,
+}
+
+impl From<Kept> for Checkpointing {
+    fn from(kept: Kept) -> Self {
+        match kept {
+            Kept::None => Self::None,
+            Kept::Block => Self::Block,
+        }
+    }
 }
 
 /// Steps that are run and not counted: kernels are compiled and pools grow in them.
@@ -88,8 +111,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let built = start.elapsed();
     let plan = method.plan(&Targets::default(), &unet)?;
     let planned = start.elapsed() - built;
-    let mut unet = plan.attach(unet).train();
-    let trained: usize = leaves(&unet)
+    let mut unet = plan.attach(unet);
+    let trained: usize = leaves(&unet.clone().train())
         .iter()
         .filter(|leaf| leaf.trainable)
         .map(|leaf| leaf.shape.iter().product::<usize>())
@@ -99,7 +122,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let mut optimizer = AdapterOptimizer::new(&OptimizerConfig::default());
     let mut step = |unet: Unet| -> Result<(Unet, Duration)> {
         let start = Instant::now();
-        let grads = AdapterGradients::collect(&unet, &batch.loss(&unet).backward());
+        let grads = batch.backward(&unet, args.checkpointing.into(), || Ok(()))?;
         let unet = optimizer.step(&method, unet, &grads, 1.0);
         device.sync().context("a step failed")?;
         Ok((unet, start.elapsed()))
@@ -118,7 +141,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         times.push(time.as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    let [forward, backward, update] = stages(&unet, &batch, &mut optimizer, &method, &device)?;
+    let [forward, backward, update] =
+        stages(&unet, &batch, args.checkpointing.into(), &mut optimizer, &method, &device)?;
     drop(unet);
 
     let report = json!({
@@ -128,6 +152,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "method": args.method,
         "batch": args.batch,
         "latents": latents,
+        "checkpointing": Checkpointing::from(args.checkpointing),
         "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
         "trained": trained,
         "build_s": round(built.as_secs_f64()),
@@ -148,10 +173,11 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// Forward, backward and optimizer by themselves, ms: together more than a step, in which the host runs ahead.
+/// Forward, backward (with what it computes again) and optimizer by themselves, ms: together more than a step, in which the host runs ahead.
 fn stages(
     unet: &Unet,
     batch: &Batch,
+    checkpointing: Checkpointing,
     optimizer: &mut AdapterOptimizer,
     method: &MethodConfig,
     device: &Device,
@@ -165,9 +191,7 @@ fn stages(
             start = Instant::now();
             Ok(())
         };
-        let loss = batch.loss(unet);
-        lap(0)?;
-        let grads = AdapterGradients::collect(unet, &loss.backward());
+        let grads = batch.backward(unet, checkpointing, || lap(0))?;
         lap(1)?;
         let moved = optimizer.step(method, unet.clone(), &grads, 1.0);
         lap(2)?;
@@ -186,6 +210,7 @@ fn table(report: &Value) {
         ("batch", "batch"),
         ("latents", "side of the latents"),
         ("dtype", "type"),
+        ("checkpointing", "computed again"),
         ("device", "device"),
         ("trained", "trained numbers"),
         ("build_s", "building the network, s"),
@@ -258,18 +283,27 @@ impl Batch {
         }
     }
 
-    fn loss(&self, unet: &Unet) -> Tensor<1> {
-        let tape = |x: &Tensor<4>| Tensor::from_inner(x.clone());
-        let condition = Condition {
-            text: Tensor::from_inner(self.condition.text.clone()),
-            added: self.condition.added.as_ref().map(|added| AddedCondition {
-                pooled: Tensor::from_inner(added.pooled.clone()),
-                time_ids: Tensor::from_inner(added.time_ids.clone()),
-            }),
+    /// The gradients of the squared error; `on_forward` is called between the passes.
+    fn backward(
+        &self,
+        unet: &Unet,
+        checkpointing: Checkpointing,
+        on_forward: impl FnOnce() -> Result<()>,
+    ) -> Result<AdapterGradients> {
+        let call = Call {
+            noisy: self.noisy.clone(),
+            timesteps: self.timesteps.clone(),
+            condition: self.condition.clone(),
+            wants_condition: false,
         };
-        let timesteps: Tensor<1> = Tensor::from_inner(self.timesteps.clone());
-        let prediction = unet.forward(tape(&self.noisy), timesteps, condition);
-        (prediction - tape(&self.target)).cast(FloatDType::F32).square().mean()
+        let mut forward = Ok(());
+        let found = checkpointing.backward(unet, call, |prediction| {
+            let error = prediction - Tensor::from_inner(self.target.clone());
+            let loss = error.cast(FloatDType::F32).square().mean();
+            forward = on_forward();
+            loss
+        });
+        forward.map(|()| found.adapters)
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! Mirrors diffusers' `(CrossAttn)DownBlock2D`, `UNetMidBlock2DCrossAttn` and
 //! `(CrossAttn)UpBlock2D`. A block without attention is one whose `attentions` is empty, as in the
-//! checkpoint, where it merely has no such keys.
+//! checkpoint, where it merely has no such keys. What they do, and in which order, is in `stages`.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
 use crate::unet::config::UnetConfig;
 use crate::unet::resnet::{Downsample, ResnetBlock, ResnetConfig, Upsample};
@@ -55,32 +55,6 @@ pub struct DownBlock {
     pub downsamplers: Vec<Downsample>,
 }
 
-impl DownBlock {
-    /// `x`: `[b, c, h, w]`; `time`: `[b, e]`; `text`: `[b, m, d]`.
-    ///
-    /// Every intermediate map is pushed to `skips`, for the way up.
-    pub fn forward(
-        &self,
-        mut x: Tensor<4>,
-        time: &Tensor<2>,
-        text: &Tensor<3>,
-        skips: &mut Vec<Tensor<4>>,
-    ) -> Tensor<4> {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.forward(x, Some(time));
-            if let Some(attention) = self.attentions.get(i) {
-                x = attention.forward(x, text);
-            }
-            skips.push(x.clone());
-        }
-        if let Some(downsample) = self.downsamplers.first() {
-            x = downsample.forward(x);
-            skips.push(x.clone());
-        }
-        x
-    }
-}
-
 /// The lowest resolution: a transformer between two residual blocks.
 #[derive(Module, Debug)]
 pub struct MidBlock {
@@ -88,17 +62,6 @@ pub struct MidBlock {
     pub attentions: Vec<SpatialTransformer>,
     /// The residual blocks, one more than transformers.
     pub resnets: Vec<ResnetBlock>,
-}
-
-impl MidBlock {
-    /// `x`: `[b, c, h, w]`; `time`: `[b, e]`; `text`: `[b, m, d]`.
-    pub fn forward(&self, x: Tensor<4>, time: &Tensor<2>, text: &Tensor<3>) -> Tensor<4> {
-        let mut x = self.resnets[0].forward(x, Some(time));
-        for (attention, resnet) in self.attentions.iter().zip(&self.resnets[1..]) {
-            x = resnet.forward(attention.forward(x, text), Some(time));
-        }
-        x
-    }
 }
 
 /// A resolution on the way up.
@@ -110,34 +73,4 @@ pub struct UpBlock {
     pub resnets: Vec<ResnetBlock>,
     /// One layer, or none at the highest resolution.
     pub upsamplers: Vec<Upsample>,
-}
-
-impl UpBlock {
-    /// `x`: `[b, c, h, w]`; `time`: `[b, e]`; `text`: `[b, m, d]`.
-    ///
-    /// `skips` loses one map for each residual block; the next one left gives the size to grow to.
-    pub fn forward(
-        &self,
-        mut x: Tensor<4>,
-        time: &Tensor<2>,
-        text: &Tensor<3>,
-        skips: &mut Vec<Tensor<4>>,
-    ) -> Tensor<4> {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            if let Some(skip) = skips.pop() {
-                x = Tensor::cat(vec![x, skip], 1);
-            }
-            x = resnet.forward(x, Some(time));
-            if let Some(attention) = self.attentions.get(i) {
-                x = attention.forward(x, text);
-            }
-        }
-        match (self.upsamplers.first(), skips.last()) {
-            (Some(upsample), Some(next)) => {
-                let [_, _, height, width] = next.dims();
-                upsample.forward(x, [height, width])
-            }
-            _ => x,
-        }
-    }
 }

@@ -9,13 +9,13 @@ use burn::nn::conv::Conv2d;
 use burn::nn::{GroupNorm, GroupNormConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{conv2d, group_norm};
 
 use crate::unet::blocks::{BlockBuilder, DownBlock, MidBlock, UpBlock};
 use crate::unet::condition::{AddedCondition, Condition, Timestep};
 use crate::unet::config::{DownBlockType, UnetConfig, UpBlockType};
 use crate::unet::embedding::{TimestepEmbedding, sinusoids};
 use crate::unet::resnet::{Downsample, Upsample, conv3x3};
+use crate::unet::stages::Trained;
 
 /// The denoiser.
 #[derive(Module, Debug)]
@@ -140,22 +140,33 @@ impl Unet {
     ) -> Tensor<4> {
         let Condition { text, added } = condition.into();
         let time = self.embed_time(timestep.into(), added);
+        let (mut x, mut skips) = (sample, Vec::new());
+        for stage in self.stages() {
+            let input = stage.input(x, &mut skips);
+            x = stage.forward(input, &time, &text);
+            if stage.leaves_skip() {
+                skips.push(x.clone());
+            }
+        }
+        x
+    }
 
-        let mut x = conv2d(&self.conv_in, sample);
-        let mut skips = vec![x.clone()];
-        for block in &self.down_blocks {
-            x = block.forward(x, &time, &text, &mut skips);
-        }
-        x = self.mid_block.forward(x, &time, &text);
-        for block in &self.up_blocks {
-            x = block.forward(x, &time, &text, &mut skips);
-        }
-        conv2d(&self.conv_out, group_norm(&self.conv_norm_out, x, true))
+    /// Whether training changes what [`embed_time`](Self::embed_time) gives; as
+    /// [`Stage::trains`](crate::unet::Stage::trains).
+    pub fn trains_time(&self) -> bool {
+        let mut found = Trained(false);
+        self.time_embedding.visit(&mut found);
+        self.add_embedding.visit(&mut found);
+        found.0
     }
 
     /// What the residual blocks are told, `[b, e]`, after the silu that each of them starts with.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward).
     #[track_caller]
-    fn embed_time(&self, timestep: Timestep, added: Option<AddedCondition>) -> Tensor<2> {
+    pub fn embed_time(&self, timestep: Timestep, added: Option<AddedCondition>) -> Tensor<2> {
         let dtype = self.time_embedding.linear_1.weight.val().dtype();
         let sinusoids = |values, channels| {
             sinusoids(values, channels, self.flip_sin_to_cos, self.freq_shift).cast(dtype)

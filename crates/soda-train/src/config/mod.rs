@@ -25,6 +25,7 @@ pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
 pub use preset::{PRESETS, Preset, preset};
 pub use validation::ValidationConfig;
 
+use crate::backward::Checkpointing;
 use crate::error::TrainError;
 use crate::precision::Precision;
 
@@ -69,6 +70,10 @@ pub struct TrainConfig {
     /// In which precision the frozen network computes; the adapter is in f32.
     #[serde(default)]
     pub precision: Precision,
+    /// What is computed again on the backward pass instead of kept: `none`, or `block` for everything inside the
+    /// UNet's blocks.
+    #[serde(default)]
+    pub checkpointing: Checkpointing,
     /// Which weights are adapted.
     #[serde(default)]
     pub targets: Targets,

@@ -340,8 +340,8 @@ mod tests {
                         let unet = adapted(&architecture, &plain, &device);
                         let block =
                             TrainConfig { checkpointing: Checkpointing::Block, ..plain.clone() };
-                        let (expected, plain) = gradients(&unet, &batch, &plain);
-                        let (loss, block) = gradients(&unet, &batch, &block);
+                        let (expected, plain) = gradients(&unet, &batch, &plain, 1.0);
+                        let (loss, block) = gradients(&unet, &batch, &block, 1.0);
                         assert!((loss - expected).abs() <= TOLERANCE * expected.abs(), "{case}");
                         let paths = [&plain, &block].map(|g| g.0.keys().collect::<Vec<_>>());
                         assert!(!paths[0].is_empty(), "{case}");
@@ -392,7 +392,7 @@ mod tests {
         let batch = batch(&architecture, &device);
         let config = settings(&["checkpointing=block"]);
         let unet = architecture.init(&device).no_grad();
-        let (loss, found) = gradients(&unet, &batch, &config);
+        let (loss, found) = gradients(&unet, &batch, &config, 1.0);
         assert!(loss.is_finite() && found.0.is_empty());
     }
 }

@@ -13,6 +13,7 @@ use crate::error::TrainError;
 use crate::history::{History, Measured, Step};
 use crate::optimizer::OptimizerState;
 use crate::run::write_file;
+use crate::scale::LossScale;
 use crate::tensors;
 use crate::trainer::TrainerState;
 
@@ -37,6 +38,8 @@ struct Header {
     seconds: f64,
     data: String,
     counts: BTreeMap<String, u64>,
+    #[serde(default)]
+    scale: Option<LossScale>,
     /// Steps after which the validation was measured.
     validation: Vec<usize>,
 }
@@ -99,7 +102,7 @@ impl Checkpoint {
         let measured =
             validation.iter().flat_map(|measured| [measured.loss, measured.orthogonality]);
         let measured = TensorData::new(measured.collect(), [validation.len(), 2]);
-        let TrainerState { step, adapter, average, optimizer } = &self.state;
+        let TrainerState { step, adapter, average, optimizer, scale } = &self.state;
         let mut tensors =
             BTreeMap::from([(STEPS.to_owned(), steps), (VALIDATION.to_owned(), measured)]);
         for (prefix, part) in
@@ -119,6 +122,7 @@ impl Checkpoint {
             seconds: self.seconds,
             data: self.data.clone(),
             counts: optimizer.counts.clone(),
+            scale: *scale,
             validation: validation.iter().map(|measured| measured.step).collect(),
         };
         let header = serde_json::to_string(&header).map_err(|error| refuse(&error))?;
@@ -133,6 +137,7 @@ impl Checkpoint {
         }
         let mut checkpoint = Self { seconds: header.seconds, data: header.data, ..Self::default() };
         checkpoint.state.step = header.step;
+        checkpoint.state.scale = header.scale;
         checkpoint.state.optimizer = OptimizerState { counts: header.counts, ..Default::default() };
         for (name, data) in tensors {
             let state = &mut checkpoint.state;
@@ -198,6 +203,7 @@ mod tests {
                     tensors: BTreeMap::from([("flat.1x3.m".to_owned(), data(0.3))]),
                     counts: BTreeMap::from([("flat.1x3.time".to_owned(), step as u64)]),
                 },
+                scale: Some(LossScale { value: 512.0, good: 7 }),
             },
             history: History {
                 steps: vec![

@@ -136,6 +136,21 @@ pub enum TrainError {
         /// Where the last adapter that gave a finite loss was written.
         kept: Option<PathBuf>,
     },
+    /// No loss scale keeps the gradients of f16 finite.
+    #[error(
+        "the gradients of step {step} overflow f16 at any loss scale{kept}; set `precision = \"bf16\"` or \
+         \"f32\", or lower the learning rates",
+        kept = .kept.as_ref().map_or_else(String::new, |path| format!(
+            ", the adapter before it is in {}",
+            path.display()
+        ))
+    )]
+    ScaleCollapsed {
+        /// The step, from 1.
+        step: usize,
+        /// Where the adapter was written.
+        kept: Option<PathBuf>,
+    },
     /// The device does not compute in the precision of the settings.
     #[error("this device does not compute in {0:?}: set `precision = \"f32\"`")]
     UnsupportedPrecision(Precision),
@@ -219,6 +234,16 @@ fn hint(kind: std::io::ErrorKind) -> &'static str {
 }
 
 impl TrainError {
+    /// The same of a training that cannot go on, with the file that keeps its last good adapter; `None` of any other.
+    pub(crate) fn keeping(&self, path: &std::path::Path) -> Option<Self> {
+        let kept = Some(path.to_owned());
+        match *self {
+            Self::Diverged { step, value, .. } => Some(Self::Diverged { step, value, kept }),
+            Self::ScaleCollapsed { step, .. } => Some(Self::ScaleCollapsed { step, kept }),
+            _ => None,
+        }
+    }
+
     /// An [`TrainError::Io`] maker for `map_err`.
     pub(crate) fn io(
         action: &'static str,

@@ -26,6 +26,12 @@ impl AdapterGradients {
         Self(collect.found)
     }
 
+    /// All of them times `factor`.
+    #[must_use]
+    pub fn scaled(self, factor: f32) -> Self {
+        Self(self.0.into_iter().map(|(path, grad)| (path, grad.mul_scalar(factor))).collect())
+    }
+
     /// The norm over all parameters, on their device; `None` where there are none.
     pub fn norm(&self) -> Option<Tensor<1>> {
         let all: Vec<_> = self.0.values().cloned().collect();

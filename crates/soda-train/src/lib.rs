@@ -14,6 +14,7 @@
 //! | `cache`, `tensors` | the same on disk, for the next run; files of tensors |
 //! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
 //! | `precision`, `loss` | what they cost, in which precision |
+//! | `scale` | what f16 needs beside |
 //! | `backward` | the gradients of that, with one tape or one a stage |
 //! | `gradients`, `stacks`, `optimizer`, `adamw8`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
@@ -56,6 +57,7 @@ mod prodigy;
 mod report;
 mod run;
 mod sampling;
+mod scale;
 mod stacks;
 mod streams;
 mod tensorboard;
@@ -86,4 +88,5 @@ pub use personalise::{Event, Outcome, Personalisation, Place};
 pub use pictures::Pictures;
 pub use precision::Precision;
 pub use run::{RunFolder, write_file, write_png};
+pub use scale::{LossScale, LossScaleConfig};
 pub use trainer::{Material, Trainer, TrainerState};

@@ -18,11 +18,12 @@ use crate::batch::Batch;
 use crate::config::{Loss, ObjectiveConfig, TrainConfig};
 use crate::gradients::AdapterGradients;
 
-/// The loss of `batch` and its gradients; `unet` is adapted and on a plain device.
+/// The loss of `batch`, and the gradients of `scale` times that; `unet` is adapted and on a plain device.
 pub(crate) fn gradients(
     unet: &Unet,
     batch: &Batch,
     config: &TrainConfig,
+    scale: f32,
 ) -> (f32, AdapterGradients) {
     let (noisy, condition) = inputs(unet, batch);
     let timesteps = batch.timesteps.clone().float();
@@ -31,9 +32,10 @@ pub(crate) fn gradients(
         let mask = batch.mask.clone().map(Tensor::from_inner);
         let error = errors(prediction, Tensor::from_inner(batch.target.clone()), mask);
         let frozen = || Tensor::from_inner(frozen_errors(unet, batch));
-        (each(error, frozen, &config.objective) * Tensor::from_inner(batch.weight.clone())).sum()
+        let each = each(error, frozen, &config.objective);
+        (each * Tensor::from_inner(batch.weight.clone())).sum().mul_scalar(scale)
     });
-    (found.loss.into_scalar::<f32>(), found.adapters)
+    (found.loss.into_scalar::<f32>() / scale, found.adapters)
 }
 
 /// The loss of samples with these errors, `[b]`.

@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 use soda_models::unet::Unet;
 
 /// Precision of the network.
-///
-/// f16 is not among them: gradients below 6e-8 would vanish, and nothing scales the loss against that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -19,6 +17,9 @@ pub enum Precision {
     F32,
     /// The range of f32 with eight bits of mantissa: half the memory, and quick on cards that have it.
     Bf16,
+    /// Eleven bits of mantissa and the range from 6e-8 to 65504, for cards without bf16: the loss is scaled
+    /// ([`LossScale`](crate::LossScale)), and steps whose gradients overflow are passed over.
+    F16,
 }
 
 impl Precision {
@@ -27,6 +28,7 @@ impl Precision {
         match self {
             Self::F32 => true,
             Self::Bf16 => device.supports_dtype(FloatDType::BF16),
+            Self::F16 => device.supports_dtype(FloatDType::F16),
         }
     }
 
@@ -35,6 +37,7 @@ impl Precision {
         match self {
             Self::F32 => unet,
             Self::Bf16 => unet.map(&mut Cast(FloatDType::BF16)),
+            Self::F16 => unet.map(&mut Cast(FloatDType::F16)),
         }
     }
 }

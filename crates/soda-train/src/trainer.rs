@@ -20,6 +20,8 @@ use crate::gradients::AdapterGradients;
 use crate::history::Step;
 use crate::loss::gradients;
 use crate::optimizer::{AdapterOptimizer, OptimizerState};
+use crate::precision::Precision;
+use crate::scale::{LossScale, LossScaleConfig};
 
 /// What is learnt from.
 pub struct Material<'a> {
@@ -50,6 +52,8 @@ pub struct Trainer<'a, M: Method> {
     optimizer: AdapterOptimizer,
     ema: Option<Ema>,
     shards: Shards,
+    /// In f16.
+    scale: Option<LossScale>,
     step: usize,
 }
 
@@ -64,12 +68,18 @@ pub struct TrainerState {
     pub average: BTreeMap<String, TensorData>,
     /// Moments.
     pub optimizer: OptimizerState,
+    /// The loss scale, in f16.
+    pub scale: Option<LossScale>,
 }
 
 /// Samples of a batch. Those of the class are in the same one where all pictures have one shape.
 fn samples_at_once(config: &TrainConfig) -> usize {
     let with_class = config.prior.is_some() && config.buckets.is_none();
     config.batch_size * if with_class { 2 } else { 1 }
+}
+
+fn loss_scale(config: &TrainConfig) -> LossScaleConfig {
+    config.loss_scale.unwrap_or_default()
 }
 
 impl<'a, M: Method> Trainer<'a, M> {
@@ -82,6 +92,8 @@ impl<'a, M: Method> Trainer<'a, M> {
             optimizer: AdapterOptimizer::new(&config.optimizer),
             ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, &unet)),
             shards: Shards::new(config.shards.unwrap_or(1).min(samples_at_once(config)))?,
+            scale: (config.precision == Precision::F16)
+                .then(|| LossScale::new(&loss_scale(config))),
             step: 0,
             good: unet.clone(),
             unet,
@@ -107,7 +119,8 @@ impl<'a, M: Method> Trainer<'a, M> {
     /// The next step on these samples.
     ///
     /// # Errors
-    /// A loss or a gradient that is not finite. Nothing has moved then; see [`Trainer::last_good`].
+    /// A loss or a gradient that is not finite. Nothing has moved then; see [`Trainer::last_good`]. In f16 a gradient
+    /// that is not is passed over, and an error only where no loss scale helps.
     pub fn step_on(&mut self, batch: &Batch) -> Result<Step, TrainError> {
         self.step_over(std::slice::from_ref(batch))
     }
@@ -124,10 +137,23 @@ impl<'a, M: Method> Trainer<'a, M> {
             }
         }
         let (loss, grads) = sum;
+        let grads = match self.scale {
+            Some(scale) => grads.scaled(scale.value.recip()),
+            None => grads,
+        };
         // An infinite gradient of a finite loss would spoil the next loss, and with it the adapter.
         let norm = grads.norm().map_or(0.0, |norm| norm.into_scalar::<f32>());
         if loss.is_finite() {
             self.good = self.unet.clone();
+        }
+        if let Some(scale) = self.scale.filter(|_| loss.is_finite()) {
+            let next = scale.after(norm.is_finite(), &loss_scale(self.config));
+            let collapsed = || TrainError::ScaleCollapsed { step: self.step + 1, kept: None };
+            self.scale = Some(next.ok_or_else(collapsed)?);
+            if !norm.is_finite() {
+                self.step += 1;
+                return Ok(Step { loss, grad_norm: norm, rotation_lr: 0.0, flat_lr: 0.0 });
+            }
         }
         if !loss.is_finite() || !norm.is_finite() {
             let value = if loss.is_finite() { norm } else { loss };
@@ -147,7 +173,8 @@ impl<'a, M: Method> Trainer<'a, M> {
     fn gradients(&self, batch: &Batch) -> Vec<(f32, AdapterGradients)> {
         let parts = batch.parts(self.shards.count());
         let parts = parts.into_iter().map(|part| (self.unet.clone(), part)).collect();
-        self.shards.map(parts, |(unet, part)| gradients(&unet, &part, self.config))
+        let scale = self.scale.map_or(1.0, |scale| scale.value);
+        self.shards.map(parts, |(unet, part)| gradients(&unet, &part, self.config, scale))
     }
 
     /// The adapted network: its average, where there is one.
@@ -156,6 +183,11 @@ impl<'a, M: Method> Trainer<'a, M> {
             Some(ema) => ema.apply(self.unet.clone()),
             None => self.unet.clone(),
         }
+    }
+
+    /// The loss scale, in f16.
+    pub fn scale(&self) -> Option<LossScale> {
+        self.scale
     }
 
     /// The newest network that is known to give a finite loss, without averaging.
@@ -171,6 +203,7 @@ impl<'a, M: Method> Trainer<'a, M> {
             adapter: trainable(&self.unet).into_iter().map(leaf).collect(),
             average: self.ema.as_ref().map(Ema::state).unwrap_or_default(),
             optimizer: self.optimizer.state(),
+            scale: self.scale,
         }
     }
 
@@ -186,7 +219,10 @@ impl<'a, M: Method> Trainer<'a, M> {
                     stored.get(&leaf.path).is_some_and(|data| data.num_elements() == elements)
                 })
         };
-        if !fits(&state.adapter) || (self.ema.is_some() != fits(&state.average)) {
+        if !fits(&state.adapter)
+            || self.ema.is_some() != fits(&state.average)
+            || self.scale.is_some() != state.scale.is_some()
+        {
             return None;
         }
         let load = |unet: Unet, stored: &BTreeMap<String, TensorData>| {
@@ -204,6 +240,7 @@ impl<'a, M: Method> Trainer<'a, M> {
         self.unet = load(self.unet, &state.adapter);
         self.good = self.unet.clone();
         self.optimizer = self.optimizer.restored(state.optimizer, &device)?;
+        self.scale = state.scale;
         self.step = state.step;
         Some(self)
     }

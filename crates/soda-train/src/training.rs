@@ -75,16 +75,24 @@ impl<M: Method> Training<'_, M> {
         while trainer.steps_done() < total {
             let started = Instant::now();
             let step = match trainer.step(&self.material) {
-                Err(TrainError::Diverged { step, value, .. }) => {
+                Err(error) => {
                     let path = self.folder.file(ADAPTER);
+                    let Some(error) = error.keeping(&path) else { return Err(error) };
                     AdapterFile::capture(self.header.clone(), trainer.last_good()).write(&path)?;
-                    return Err(TrainError::Diverged { step, value, kept: Some(path) });
+                    return Err(error);
                 }
-                result => result?,
+                Ok(step) => step,
             };
             seconds += started.elapsed().as_secs_f64();
             history.steps.push(step);
             let done = trainer.steps_done();
+            if let Some(scale) = trainer.scale().filter(|_| !step.grad_norm.is_finite()) {
+                let text = format!(
+                    "step {done} overflowed f16 and was passed over; the loss scale is {} now",
+                    scale.value
+                );
+                on_event(Event::Note(&text));
+            }
             if let Some(events) = &mut self.events {
                 events.scalars(done, &step.named())?;
             }

@@ -11,7 +11,7 @@ use soda_adapters::{Leaf, Method as _, MethodConfig, leaves};
 use soda_models::config;
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::weights;
-use soda_train::{Batch, Precision, TrainConfig, Trainer, TrainerState, preset, set};
+use soda_train::{Batch, TrainConfig, Trainer, TrainerState, preset, set};
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -191,29 +191,106 @@ fn a_restored_trainer_goes_on_to_the_bit() {
     assert!(trainer(&other, &device).restored(straight.state()).is_none());
 }
 
-/// In bf16 a step is the step of f32 but for eight bits of mantissa, carried through some thirty layers: the
-/// loss within a hundredth, and the adapter in f32.
+/// A trainer of the network in the precision of `config`.
+fn trainer_in<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a, MethodConfig> {
+    let unet = unet(device);
+    let plan = config.method.plan(&config.targets, &unet).unwrap();
+    let unet = plan.attach(config.precision.of(unet));
+    Trainer::new(unet, &config.method, config).unwrap()
+}
+
+/// In half precision a step is the step of f32 but for the bits of mantissa that are missing, carried through some
+/// thirty layers: in bf16 the loss within a hundredth, in f16, which has three bits more, an eighth of that. The adapter
+/// is in f32.
 #[test]
-fn in_bf16_the_loss_is_nearly_the_same_and_the_adapter_is_f32() {
-    if !Device::default().supports_dtype(DType::BF16) {
-        return;
-    }
+fn in_half_precision_the_loss_is_nearly_the_same_and_the_adapter_is_f32() {
     let (fixture, device) = (Fixture::read(), Device::default());
-    let config = settings(&[]);
-    let losses = [Precision::F32, Precision::Bf16].map(|precision| {
-        let unet = unet(&device);
-        let plan = config.method.plan(&config.targets, &unet).unwrap();
-        let unet = plan.attach(precision.of(unet));
-        let mut trainer = Trainer::new(unet, &config.method, &config).unwrap();
+    let losses = |precision: &str| {
+        let config = settings(&[precision]);
+        let mut trainer = trainer_in(&config, &device);
         let losses =
             [0, 1].map(|step| trainer.step_on(&fixture.batch(step, &device)).unwrap().loss);
         let adapter = trainer.state().adapter;
         assert!(adapter.values().all(|data| data.dtype() == DType::F32));
         losses
-    });
-    for (single, half) in losses[0].iter().zip(&losses[1]) {
-        assert!((single - half).abs() < 1e-2 * single && single != half, "{losses:?}");
+    };
+    let single = losses("precision=f32");
+    for (name, dtype, tolerance) in [("bf16", DType::BF16, 1e-2), ("f16", DType::F16, 1e-2 / 8.0)] {
+        if device.supports_dtype(dtype) {
+            let half = losses(&format!("precision={name}"));
+            for (single, half) in single.iter().zip(&half) {
+                let error = (single - half).abs() / single;
+                assert!(error > 0.0 && error < tolerance, "{name}: {error}");
+            }
+        }
     }
+}
+
+/// A scale that is too large costs steps and nothing else; where it stands is part of what a stopped run goes on
+/// from.
+#[test]
+fn in_f16_a_step_that_overflows_is_passed_over() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    if !device.supports_dtype(DType::F16) {
+        return;
+    }
+    let config = settings(&[
+        "precision=f16",
+        "loss_scale.initial=16777216",
+        "loss_scale.growth_interval=2",
+        "optimizer.ema_decay=0.9",
+        "checkpointing=block",
+    ]);
+    let mut trainer = trainer_in(&config, &device);
+    let mut overflows = 0;
+    loop {
+        let before = trainer.state();
+        let step = trainer.step_on(&fixture.batch(0, &device)).unwrap();
+        let after = trainer.state();
+        let scales = [&before, &after].map(|state| state.scale.unwrap().value);
+        assert_eq!(after.step, before.step + 1);
+        if step.grad_norm.is_finite() {
+            assert_eq!(scales[1], scales[0]);
+            assert_ne!(after.adapter, before.adapter);
+            break;
+        }
+        overflows += 1;
+        assert_eq!(scales[1], scales[0] / 2.0);
+        assert_eq!([step.rotation_lr, step.flat_lr], [0.0; 2]);
+        assert_eq!(TrainerState { step: before.step, scale: before.scale, ..after }, before);
+    }
+    assert!(overflows > 0);
+    // One good step more doubles the scale, in the run that was stopped before it too.
+    let mut resumed = trainer_in(&config, &device).restored(trainer.state()).unwrap();
+    let scale = trainer.scale().unwrap();
+    for batch in [1, 2] {
+        let steps = [&mut trainer, &mut resumed]
+            .map(|trainer| trainer.step_on(&fixture.batch(batch, &device)).unwrap());
+        assert_eq!(steps[0].loss, steps[1].loss);
+        assert_eq!(trainer.state(), resumed.state());
+        assert!(batch == 2 || trainer.scale().unwrap().value == 2.0 * scale.value);
+    }
+    // A run in f32 has no scale to go on from.
+    assert!(trainer_in(&settings(&[]), &device).restored(resumed.state()).is_none());
+}
+
+#[test]
+fn gradients_that_no_scale_helps_stop_the_training_with_the_remedy() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    if !device.supports_dtype(DType::F16) {
+        return;
+    }
+    let config = settings(&["precision=f16", "loss_scale.initial=4"]);
+    let mut trainer = trainer_in(&config, &device);
+    let mut batch = fixture.batch(0, &device);
+    batch.weight = batch.weight.mul_scalar(1e9);
+    let before = trainer.state().adapter;
+    trainer.step_on(&batch).unwrap();
+    trainer.step_on(&batch).unwrap();
+    let message = trainer.step_on(&batch).unwrap_err().to_string();
+    assert!(message.contains("step 3 overflow f16 at any loss scale"), "{message}");
+    assert!(message.contains("bf16"), "{message}");
+    assert_eq!(trainer.state().adapter, before);
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub use validation::ValidationConfig;
 use crate::backward::Checkpointing;
 use crate::error::TrainError;
 use crate::precision::Precision;
+use crate::scale::LossScaleConfig;
 
 /// Everything that decides a run's result, given the files it names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +71,9 @@ pub struct TrainConfig {
     /// In which precision the frozen network computes; the adapter is in f32.
     #[serde(default)]
     pub precision: Precision,
+    /// How the loss is scaled in f16.
+    #[serde(default)]
+    pub loss_scale: Option<LossScaleConfig>,
     /// What is computed again on the backward pass instead of kept: `none`, or `block` for everything inside the
     /// UNet's blocks.
     #[serde(default)]
@@ -190,6 +194,14 @@ impl TrainConfig {
         if !self.samples.guidance.is_finite() {
             let field = "samples.guidance";
             return Err(TrainError::OutOfRange { field, range: "a finite number" });
+        }
+        if let Some(scale) = &self.loss_scale {
+            scale.check()?;
+            if self.precision != Precision::F16 {
+                return Err(TrainError::Conflict(
+                    "`loss_scale` belongs to `precision = \"f16\"`: set that, or remove `loss_scale`",
+                ));
+            }
         }
         self.augment.check()?;
         self.masks.iter().try_for_each(MaskConfig::check)?;
@@ -312,6 +324,8 @@ mod tests {
             ("augment.tag_orders=0", "augment.tag_orders"),
             ("augment.caption_dropout=1.5", "augment.caption_dropout"),
             ("masks.unmasked_weight=1.5", "masks.unmasked_weight"),
+            ("loss_scale.initial=3", "loss_scale.initial"),
+            ("loss_scale.growth_interval=10", "belongs to `precision = \"f16\"`"),
         ] {
             let error = TrainConfig::from_table(table(&[setting])).unwrap().check().unwrap_err();
             assert!(error.to_string().contains(field), "{error}");

@@ -1,8 +1,9 @@
 //! Which weights a method adapts: regular expressions over module paths, and named presets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +80,10 @@ impl Targets {
         let mut selected = BTreeMap::new();
         for pattern in &self.0 {
             let pattern = Pattern::new(pattern)?;
-            let mut matches = leaves.iter().filter(|leaf| pattern.matches(leaf)).peekable();
+            let mut matches = leaves
+                .iter()
+                .filter(|leaf| pattern.matches(&leaf.path, leaf.shape.len()))
+                .peekable();
             if matches.peek().is_none() {
                 return Err(pattern.unmatched(&leaves));
             }
@@ -92,6 +96,41 @@ impl Targets {
             }
         }
         Ok(selected)
+    }
+
+    /// The paths that [`select`](Self::select) will find in a network whose weights are not there yet.
+    ///
+    /// # Errors
+    /// A pattern that does not parse.
+    pub fn expected<M: Module>(&self, module: &M) -> Result<BTreeSet<String>, AdapterError> {
+        let patterns: Vec<Pattern<'_>> =
+            self.0.iter().map(|pattern| Pattern::new(pattern)).collect::<Result<_, _>>()?;
+        let mut shapes = Shapes::default();
+        module.visit(&mut shapes);
+        let wanted =
+            |(path, rank): &(String, usize)| patterns.iter().any(|p| p.matches(path, *rank));
+        Ok(shapes.found.into_iter().filter(wanted).map(|(path, _)| path).collect())
+    }
+}
+
+/// Path and rank of every floating-point parameter, without making any that is not made yet.
+#[derive(Default)]
+struct Shapes {
+    path: Vec<String>,
+    found: Vec<(String, usize)>,
+}
+
+impl ModuleVisitor for Shapes {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+        self.found.push((self.path.join("."), D));
     }
 }
 
@@ -109,11 +148,10 @@ impl<'a> Pattern<'a> {
         Ok(Self { given, regex, rank: preset.and_then(|preset| preset.rank) })
     }
 
-    fn matches(&self, leaf: &Leaf) -> bool {
+    fn matches(&self, path: &str, rank: usize) -> bool {
         // Rank 2 is a linear layer's weight or a table of embeddings, which no product goes through.
-        let table = leaf.path.ends_with("_embedding.weight");
-        self.regex.is_match(&leaf.path)
-            && self.rank.is_none_or(|rank| leaf.shape.len() == rank && !table)
+        let table = path.ends_with("_embedding.weight");
+        self.regex.is_match(path) && self.rank.is_none_or(|wanted| wanted == rank && !table)
     }
 
     fn unmatched(&self, leaves: &[Leaf]) -> AdapterError {

@@ -32,7 +32,7 @@ fn enlarge(path: &Path, keys: &[&str], factor: f32) {
 }
 
 fn load(dir: &Path, dtype: FloatDType) -> Pipeline {
-    let options = LoadOptions { dtype, variant: None };
+    let options = LoadOptions { dtype, ..LoadOptions::default() };
     Pipeline::load_with(dir, &options, &Device::default()).unwrap()
 }
 

@@ -3,7 +3,7 @@
 //! What is kept of a picture is the encoder's distribution, not one sample of it: every step draws anew, as the
 //! reference trainers do.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use image::RgbImage;
 use rand::Rng;
 use soda_models::image::to_tensor;
@@ -26,9 +26,9 @@ impl Posterior {
     pub(crate) fn of(picture: RgbImage, vae: &Vae, device: &Device) -> Self {
         // The decoder's range is [-1, 1].
         let pixels = to_tensor(&[picture], device).mul_scalar(2.0).sub_scalar(1.0);
-        let posterior = vae.encode(pixels);
-        let scale = vae.scaling_factor;
-        Self { std: posterior.std().mul_scalar(scale), mean: posterior.mean.mul_scalar(scale) }
+        let posterior = vae.encode(pixels.cast(vae.quant_conv.weight.val().dtype()));
+        let scaled = |x: Tensor<4>| x.cast(FloatDType::F32).mul_scalar(vae.scaling_factor);
+        Self { std: scaled(posterior.std()), mean: scaled(posterior.mean) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A whole personalisation: check everything, draw before, train, draw after, judge, report.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -8,7 +9,8 @@ use burn::tensor::Device;
 use serde_json::json;
 use soda_adapters::{AdapterFile, Header, Method as _, SvdCache, fingerprint, leaves};
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{Pipeline, model_name};
+use soda_models::pipeline::{LoadOptions, Pipeline, UnetPrecision, model_name};
+use soda_models::unet::UnetConfig;
 
 use crate::cache::EncodeCache;
 use crate::class;
@@ -20,6 +22,7 @@ use crate::evaluate::Scores;
 use crate::history::{History, running_mean};
 use crate::masks;
 use crate::pictures::Pictures;
+use crate::precision::Precision;
 use crate::report::{losses, report};
 use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder, TENSORBOARD};
 use crate::sampling::{Sampler, prompts, recorded};
@@ -119,13 +122,15 @@ impl Personalisation {
     /// Anything the configuration names that is missing or unusable.
     pub fn new(config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
         config.check()?;
-        if !config.precision.is_supported(device) {
-            return Err(TrainError::UnsupportedPrecision(config.precision));
+        for precision in [config.precision, config.encoder_precision] {
+            if !precision.is_supported(device) {
+                return Err(TrainError::UnsupportedPrecision(precision));
+            }
         }
         let dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
         let judges =
             config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
-        let pipeline = Pipeline::load(&config.base, device)?;
+        let pipeline = load(&config, device)?;
         // Unknown targets are a mistake of the settings: say so before anything is drawn.
         config.targets.select(&pipeline.unet)?;
         config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
@@ -211,20 +216,20 @@ impl Personalisation {
                 folder
             }
         };
+        let weights = config.targets.select(&pipeline.unet)?;
+        let header = header(&config, &dataset, &fingerprint(&weights));
+        on_event(Event::Stage { name: "decomposing" });
+        let (targets, svds) = (&config.targets, svd_cache.as_ref());
+        let mut decomposed = |done, total| on_event(Event::Progress { done, total, loss: None });
+        let plan = config.method.plan_with(targets, &pipeline.unet, svds, &mut decomposed)?;
+        let num_layers = plan.paths().len();
+        drop(weights);
+        pipeline.unet = config.precision.of(pipeline.unet);
+        // Drawn by the network as it will be trained: before this line only a part of it has its precision.
         let class = class::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
-
-        let weights = config.targets.select(&pipeline.unet)?;
-        let header = header(&config, &dataset, &fingerprint(&weights));
-        on_event(Event::Stage { name: "decomposing" });
-        let (targets, cache) = (&config.targets, svd_cache.as_ref());
-        let mut decomposed = |done, total| on_event(Event::Progress { done, total, loss: None });
-        let plan = config.method.plan_with(targets, &pipeline.unet, cache, &mut decomposed)?;
-        let num_layers = plan.paths().len();
-        drop(weights);
-        pipeline.unet = config.precision.of(pipeline.unet);
         let unet = pipeline.unet.clone();
         let reference = pictures.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
@@ -305,6 +310,24 @@ impl Personalisation {
     }
 }
 
+/// The base: what is adapted in f32 until its adapters are made, all else in the precisions of the settings.
+fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, TrainError> {
+    let exact = match config.precision {
+        Precision::F32 => BTreeSet::new(),
+        Precision::Bf16 | Precision::F16 => {
+            let unet: UnetConfig =
+                soda_models::config::read(&config.base.join("unet/config.json"))?;
+            config.targets.expected(&unet.init(device))?
+        }
+    };
+    let options = LoadOptions {
+        dtype: config.encoder_precision.dtype(),
+        unet: Some(UnetPrecision { dtype: config.precision.dtype(), exact }),
+        ..LoadOptions::default()
+    };
+    Ok(Pipeline::load_with(&config.base, &options, device)?)
+}
+
 /// How many pictures each bucket has.
 fn count(data: &Encoded) -> String {
     let bucket =
@@ -367,4 +390,50 @@ fn summary(config: &TrainConfig, history: &History, seconds: f64) -> serde_json:
         "final_loss": running_mean(&history.losses()).last(),
         "seconds": seconds,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use burn::tensor::DType;
+
+    use super::*;
+    use crate::config::{preset, set};
+
+    /// An adapter made on a network in half precision is one of the same base, and the network was never whole in f32.
+    #[test]
+    fn what_is_adapted_is_read_as_it_is_and_all_else_in_half_precision() {
+        let device = Device::default();
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let loaded = |settings: &[&str]| {
+            let mut table = preset("toybox").unwrap();
+            let base = format!("base={}", base.display());
+            for setting in [base.as_str(), "data=d"].iter().chain(settings) {
+                set(&mut table, setting).unwrap();
+            }
+            let config = TrainConfig::from_table(table).unwrap();
+            let pipeline = load(&config, &device).unwrap();
+            let weights = config.targets.select(&pipeline.unet).unwrap();
+            let expected = config.targets.expected(&pipeline.unet).unwrap();
+            assert_eq!(weights.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+            let hash = fingerprint(&weights);
+            (config, pipeline, hash)
+        };
+        let half = ["precision=bf16", "encoder_precision=bf16"];
+        let (_, single, expected) = loaded(&[]);
+        let (config, half, hash) = loaded(&half);
+        assert_eq!(hash, expected);
+
+        assert_eq!(single.vae.quant_conv.weight.val().dtype(), DType::F32);
+        assert_eq!(half.vae.quant_conv.weight.val().dtype(), DType::BF16);
+        let adapted = config.targets.expected(&half.unet).unwrap();
+        for leaf in leaves(&half.unet) {
+            let exact = adapted.contains(&leaf.path);
+            let wanted = if exact { DType::F32 } else { DType::BF16 };
+            assert_eq!(leaf.value.dtype(), wanted, "{}", leaf.path);
+        }
+        let unet = config.precision.of(half.unet);
+        assert!(leaves(&unet).iter().all(|leaf| leaf.value.dtype() == DType::BF16));
+    }
 }

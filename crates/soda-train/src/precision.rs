@@ -23,22 +23,23 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// The type of its numbers.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+            Self::F16 => FloatDType::F16,
+        }
+    }
+
     /// Whether `device` computes in it.
     pub(crate) fn is_supported(self, device: &Device) -> bool {
-        match self {
-            Self::F32 => true,
-            Self::Bf16 => device.supports_dtype(FloatDType::BF16),
-            Self::F16 => device.supports_dtype(FloatDType::F16),
-        }
+        device.supports_dtype(self.dtype())
     }
 
     /// `unet`, not yet adapted, in this precision.
     pub fn of(self, unet: Unet) -> Unet {
-        match self {
-            Self::F32 => unet,
-            Self::Bf16 => unet.map(&mut Cast(FloatDType::BF16)),
-            Self::F16 => unet.map(&mut Cast(FloatDType::F16)),
-        }
+        unet.map(&mut Cast(self.dtype()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use soda_models::pipeline::Pipeline;
 use soda_models::unet::Condition;
 
@@ -48,7 +48,8 @@ pub(crate) fn read(
 
 fn of(pipeline: &Pipeline, text: &String) -> Text {
     let size = [pipeline.image_size(); 2];
-    let Condition { text: states, added } = pipeline.condition(std::slice::from_ref(text), 0, size);
+    let condition = pipeline.condition(std::slice::from_ref(text), 0, size);
+    let Condition { text: states, added } = condition.cast(DType::F32);
     Text { states, pooled: added.map(|added| added.pooled) }
 }
 

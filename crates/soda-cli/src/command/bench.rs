@@ -340,30 +340,21 @@ impl Architecture {
     }
 
     fn config(self) -> Result<UnetConfig> {
-        let fields = match self {
-            Self::Toybox => json!({
-                "block_out_channels": [64, 128, 160],
-                "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-                "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-                "layers_per_block": 1,
-                "norm_num_groups": 16,
-                "cross_attention_dim": 160,
-                "attention_head_dim": 4,
-            }),
-            Self::Sd15 => json!({ "cross_attention_dim": 768 }),
-            Self::Sdxl => json!({
-                "block_out_channels": [320, 640, 1280],
-                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-                "transformer_layers_per_block": [1, 2, 10],
-                "attention_head_dim": [5, 10, 20],
-                "cross_attention_dim": 2048,
-                "use_linear_projection": true,
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 256,
-                "projection_class_embeddings_input_dim": 2816,
-            }),
-        };
-        serde_json::from_value(fields).context("the named architecture is a valid configuration")
+        let toybox = json!({
+            "block_out_channels": [64, 128, 160],
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": 1,
+            "norm_num_groups": 16,
+            "cross_attention_dim": 160,
+            "attention_head_dim": 4,
+        });
+        match self {
+            Self::Toybox => {
+                serde_json::from_value(toybox).context("the bundled network's configuration")
+            }
+            Self::Sd15 => Ok(UnetConfig::sd15()),
+            Self::Sdxl => Ok(UnetConfig::sdxl()),
+        }
     }
 }

@@ -50,7 +50,7 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
         Pipeline::load_single_file(&base, &config, dtype, &device)?
     } else {
         ensure!(args.config.is_none(), "--config is for a single file; a directory has its own");
-        let options = LoadOptions { dtype, variant: args.variant };
+        let options = LoadOptions { dtype, variant: args.variant, ..LoadOptions::default() };
         Pipeline::load_with(&base, &options, &device)?
     };
     progress.show(Event::Stage { name: "writing" });

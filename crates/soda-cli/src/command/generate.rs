@@ -156,7 +156,11 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
 
-    let options = LoadOptions { dtype: args.dtype.into(), variant: args.variant.clone() };
+    let options = LoadOptions {
+        dtype: args.dtype.into(),
+        variant: args.variant.clone(),
+        ..LoadOptions::default()
+    };
     let base = find(&args.base, options.variant.as_deref())?;
     let mut pipeline = match &args.adapter.adapter {
         Some(adapter) => {

@@ -1,5 +1,6 @@
 //! Reading and writing a directory in diffusers' layout.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -28,11 +29,23 @@ pub struct LoadOptions {
     /// The variant of the files, such as `fp16`; without one, the plain ones, or else the only
     /// variant there is.
     pub variant: Option<String>,
+    /// The UNet's own precision, where it is another.
+    pub unet: Option<UnetPrecision>,
+}
+
+/// The precision of a UNet of which some weights are to be adapted: an adapter is made from a weight as it is in the
+/// file, and all others never exist in f32.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnetPrecision {
+    /// Of the weights.
+    pub dtype: FloatDType,
+    /// Paths of those that are in f32 nevertheless, until who asked for them has cast them.
+    pub exact: BTreeSet<String>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: FloatDType::F32, variant: None }
+        Self { dtype: FloatDType::F32, variant: None, unet: None }
     }
 }
 
@@ -188,7 +201,7 @@ impl Pipeline {
             unet: find("unet", DIFFUSERS)?,
             vae: find("vae", DIFFUSERS)?,
         };
-        Self::assemble(dir, configs, parts, options.dtype, device)
+        Self::assemble(dir, configs, parts, options, device)
     }
 
     /// Loads the weights.
@@ -196,11 +209,16 @@ impl Pipeline {
         source: &Path,
         configs: Configs,
         parts: Parts,
-        dtype: FloatDType,
+        options: &LoadOptions,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        if !device.supports_dtype(dtype) {
-            return Err(ModelError::UnsupportedPrecision { dtype });
+        let dtype = options.dtype;
+        let unet = options.unet.clone();
+        let unet = unet.unwrap_or(UnetPrecision { dtype, exact: BTreeSet::new() });
+        for dtype in [dtype, unet.dtype] {
+            if !device.supports_dtype(dtype) {
+                return Err(ModelError::UnsupportedPrecision { dtype });
+            }
         }
         let load_text = |config: &ClipTextConfig, weights: Checkpoint| {
             weights.renamed(TEXT_ENCODER_KEYS).load_into(config.init(device), dtype)
@@ -218,7 +236,7 @@ impl Pipeline {
         Ok(Self {
             text_encoder,
             second,
-            unet: parts.unet.load_into(configs.unet.init(device), dtype)?,
+            unet: parts.unet.load_into_but(configs.unet.init(device), unet.dtype, unet.exact)?,
             vae: parts
                 .vae
                 .renamed(weights::RENAMED)

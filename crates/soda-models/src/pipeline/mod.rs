@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-pub use directory::LoadOptions;
+pub use directory::{LoadOptions, UnetPrecision};
 pub use generate::{GenerateConfig, Start};
 
 use crate::clip::text::ClipTextModel;

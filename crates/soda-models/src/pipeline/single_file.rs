@@ -12,7 +12,7 @@ use burn_store::ModuleSnapshot;
 use burn_store::burn_pack::Tensor as Stored;
 
 use super::Pipeline;
-use super::directory::{Configs, Parts};
+use super::directory::{Configs, LoadOptions, Parts};
 use crate::clip::text::ClipTextConfig;
 use crate::error::ModelError;
 use crate::unet::UnetConfig;
@@ -91,7 +91,8 @@ impl Pipeline {
             unet: names.unet.read(&checkpoint),
             vae: names.vae.read(&checkpoint),
         };
-        Self::assemble(source, configs, parts, dtype, device)
+        let options = LoadOptions { dtype, ..LoadOptions::default() };
+        Self::assemble(source, configs, parts, &options, device)
     }
 
     /// Writes all networks into one file, in the names of the original checkpoints.

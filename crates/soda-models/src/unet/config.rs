@@ -150,6 +150,30 @@ impl Default for UnetConfig {
 }
 
 impl UnetConfig {
+    /// That of Stable Diffusion 1.5.
+    pub fn sd15() -> Self {
+        Self { cross_attention_dim: PerBlock::All(768), ..Self::default() }
+    }
+
+    /// That of Stable Diffusion XL.
+    pub fn sdxl() -> Self {
+        use {DownBlockType::*, UpBlockType::*};
+        Self {
+            sample_size: 128,
+            block_out_channels: vec![320, 640, 1280],
+            down_block_types: vec![DownBlock2D, CrossAttnDownBlock2D, CrossAttnDownBlock2D],
+            up_block_types: vec![CrossAttnUpBlock2D, CrossAttnUpBlock2D, UpBlock2D],
+            transformer_layers_per_block: PerBlock::Each(vec![1, 2, 10]),
+            attention_head_dim: PerBlock::Each(vec![5, 10, 20]),
+            cross_attention_dim: PerBlock::All(2048),
+            use_linear_projection: true,
+            addition_embed_type: Some(AdditionEmbedType::TextTime),
+            addition_time_embed_dim: Some(256),
+            projection_class_embeddings_input_dim: Some(2816),
+            ..Self::default()
+        }
+    }
+
     /// Attention heads of resolution `index`, counted from the outermost.
     pub fn heads(&self, index: usize) -> usize {
         self.attention_head_dim.get(index)

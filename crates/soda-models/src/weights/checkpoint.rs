@@ -1,6 +1,6 @@
 //! The tensors of a network, in one file or in several, under the names that the network has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -123,7 +123,21 @@ impl Checkpoint {
     /// # Errors
     ///
     /// A key that is missing or left over, a wrong shape, integers, a weight that is not finite.
-    pub fn load_into<M: Module>(self, mut module: M, dtype: FloatDType) -> Result<M, ModelError> {
+    pub fn load_into<M: Module>(self, module: M, dtype: FloatDType) -> Result<M, ModelError> {
+        self.load_into_but(module, dtype, BTreeSet::new())
+    }
+
+    /// The same with the parameters of the paths `exact` in f32.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Checkpoint::load_into`].
+    pub fn load_into_but<M: Module>(
+        self,
+        mut module: M,
+        dtype: FloatDType,
+        exact: BTreeSet<String>,
+    ) -> Result<M, ModelError> {
         let mut failure = Failure::default();
         let mut tensors = Vec::with_capacity(self.entries.len());
         for (key, entry) in &self.entries {
@@ -132,8 +146,8 @@ impl Checkpoint {
             }
             tensors.push(stored(key, entry, &failure)?);
         }
-        let adapter =
-            ScalarToVector.chain(PyTorchToBurnAdapter.chain(FloatCastAdapter::to(dtype.into())));
+        let cast = Cast { dtype, exact: Arc::new(exact) };
+        let adapter = ScalarToVector.chain(PyTorchToBurnAdapter.chain(cast));
         let result = module.apply(tensors, None, Some(Box::new(adapter)), false);
         if let Some(error) = failure.take() {
             return Err(error);
@@ -322,6 +336,25 @@ impl ModuleAdapter for ScalarToVector {
         bridge::map_data(tensor, name, dtype, shape![1], move |data| {
             TensorData::from_bytes_vec(data.as_bytes().to_vec(), [1], dtype)
         })
+    }
+
+    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
+        Box::new(self.clone())
+    }
+}
+
+/// To one precision, but for some paths.
+#[derive(Debug, Clone)]
+struct Cast {
+    dtype: FloatDType,
+    exact: Arc<BTreeSet<String>>,
+}
+
+impl ModuleAdapter for Cast {
+    fn adapt(&self, tensor: Stored, context: burn_store::ModuleContext<'_>) -> Stored {
+        let exact = self.exact.contains(&tensor.name);
+        let dtype = if exact { FloatDType::F32 } else { self.dtype };
+        FloatCastAdapter::to(dtype.into()).adapt(tensor, context)
     }
 
     fn clone_box(&self) -> Box<dyn ModuleAdapter> {

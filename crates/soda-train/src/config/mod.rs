@@ -71,6 +71,9 @@ pub struct TrainConfig {
     /// In which precision the frozen network computes; the adapter is in f32.
     #[serde(default)]
     pub precision: Precision,
+    /// In which precision the text encoders and the autoencoder compute.
+    #[serde(default)]
+    pub encoder_precision: Precision,
     /// How the loss is scaled in f16.
     #[serde(default)]
     pub loss_scale: Option<LossScaleConfig>,

@@ -1,0 +1,98 @@
+//! What a step of training holds at most beside the network's weights, and how long it takes, with and without
+//! block checkpointing: random weights of a named architecture, one picture.
+//!
+//! ```text
+//! cargo bench --bench checkpointing --profile dev -- <sd15|sdxl> <side of the latents> <method> <f32|bf16|f16>
+//! ```
+
+use std::time::Instant;
+
+use burn::tensor::{DType, Device, Int, Tensor};
+use peak_alloc::PeakAlloc;
+use soda_adapters::{Method as _, leaves};
+use soda_models::noise::gaussian;
+use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
+use soda_train::{Batch, TrainConfig, Trainer, preset, set};
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+#[allow(clippy::print_stdout, reason = "a bench says what it measured")]
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let default = || ["sd15", "32", "lora", "f32"].map(String::from);
+    let [architecture, side, method, precision] = args.try_into().unwrap_or_else(|_| default());
+    let side: usize = side.parse().expect("the side of the latents");
+    let config = match architecture.as_str() {
+        "sdxl" => UnetConfig::sdxl(),
+        _ => UnetConfig::sd15(),
+    };
+    let device = Device::default();
+    let settings = |checkpointing: &str| {
+        let checkpointing = format!("checkpointing={checkpointing}");
+        let (method, precision) = (format!("method={method}"), format!("precision={precision}"));
+        let mut table = preset("toybox").expect("a preset");
+        let all = ["base=b", "data=d", &method, &precision, &checkpointing];
+        for setting in all.into_iter().chain(["optimizer.flat=adamw-8bit"]) {
+            set(&mut table, setting).expect("a setting");
+        }
+        TrainConfig::from_table(table).expect("a configuration")
+    };
+    let first = settings("none");
+    let unet: Unet = first.precision.of(config.init(&device));
+    // burn makes weights at their first use.
+    drop(leaves(&unet));
+    let weights = MEMORY.current_usage_as_mb();
+    let unet = first.method.plan(&first.targets, &unet).expect("a plan").attach(unet);
+    let batch = batch(&config, side, &device);
+    println!("{architecture}, latents of {side}, {method}, {precision}: weights {weights:.0} MiB");
+    let report = |what: &str, start: Instant| {
+        let (beside, seconds) =
+            (MEMORY.peak_usage_as_mb() - weights, start.elapsed().as_secs_f64());
+        println!("{what:<8} {beside:7.0} MiB beside the weights, {seconds:7.2} s");
+    };
+    // What every operation needs while it runs: transformed weights, most of all.
+    let forward =
+        || unet.forward(noisy(&unet, &batch), batch.timesteps.clone(), text(&unet, &batch));
+    drop(forward());
+    MEMORY.reset_peak_usage();
+    let start = Instant::now();
+    drop(forward());
+    report("forward", start);
+    for checkpointing in ["none", "block"] {
+        let config = settings(checkpointing);
+        let mut trainer = Trainer::new(unet.clone(), &config.method, &config).expect("threads");
+        // The moments appear in the first step.
+        trainer.step_on(&batch).expect("a step");
+        MEMORY.reset_peak_usage();
+        let start = Instant::now();
+        trainer.step_on(&batch).expect("a step");
+        report(checkpointing, start);
+    }
+}
+
+fn noisy(unet: &Unet, batch: &Batch) -> Tensor<4> {
+    batch.noisy.clone().cast(unet.conv_in.weight.val().dtype())
+}
+
+fn text(unet: &Unet, batch: &Batch) -> Condition {
+    batch.condition.clone().cast(unet.conv_in.weight.val().dtype())
+}
+
+fn batch(config: &UnetConfig, side: usize, device: &Device) -> Batch {
+    let text = config.cross_attention_dim.get(0);
+    let size = 8.0 * side as f32;
+    let ids = [size, size, 0.0, 0.0, size, size];
+    let added = config.addition_embed_type.map(|_| AddedCondition {
+        pooled: gaussian(0, 3, [1, 1280], device),
+        time_ids: Tensor::<1>::from_floats(ids, device).cast(DType::F32).unsqueeze(),
+    });
+    Batch {
+        noisy: gaussian(0, 0, [1, 4, side, side], device),
+        target: gaussian(0, 1, [1, 4, side, side], device),
+        condition: Condition { text: gaussian(0, 2, [1, 77, text], device), added },
+        timesteps: Tensor::<1, Int>::full([1], 500, device),
+        weight: Tensor::ones([1], device),
+        mask: None,
+    }
+}

@@ -2,7 +2,7 @@
 //! block checkpointing: random weights of a named architecture, one picture.
 //!
 //! ```text
-//! cargo bench --bench checkpointing --profile dev -- <sd15|sdxl> <side of the latents> <method> <f32|bf16|f16>
+//! cargo bench --bench checkpointing --profile dev -- <sd15|sdxl> <side of the latents> <method> <f32|bf16|f16> [none|block]
 //! ```
 
 use std::time::Instant;
@@ -19,9 +19,11 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 #[allow(clippy::print_stdout, reason = "a bench says what it measured")]
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let default = || ["sd15", "32", "lora", "f32"].map(String::from);
-    let [architecture, side, method, precision] = args.try_into().unwrap_or_else(|_| default());
+    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let mut next = |default: &str| args.next().unwrap_or_else(|| default.to_owned());
+    let (architecture, side, method, precision) =
+        (next("sd15"), next("32"), next("lora"), next("f32"));
+    let only = next("");
     let side: usize = side.parse().expect("the side of the latents");
     let config = match architecture.as_str() {
         "sdxl" => UnetConfig::sdxl(),
@@ -59,7 +61,7 @@ fn main() {
     let start = Instant::now();
     drop(forward());
     report("forward", start);
-    for checkpointing in ["none", "block"] {
+    for checkpointing in ["none", "block"].into_iter().filter(|name| name.contains(&only)) {
         let config = settings(checkpointing);
         let mut trainer = Trainer::new(unet.clone(), &config.method, &config).expect("threads");
         // The moments appear in the first step.

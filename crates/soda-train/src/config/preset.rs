@@ -84,6 +84,28 @@ guidance = 5.0
 ",
     },
     Preset {
+        name: "sdxl-12gb",
+        about: "the same for a card of 12 GB: rank 16, all networks in bf16, blocks recomputed, 8-bit AdamW",
+        method: &["method=lora", "method.rank=16"],
+        settings: "\
+steps = 1000
+batch_size = 1
+precision = \"bf16\"
+encoder_precision = \"bf16\"
+checkpointing = \"block\"
+[optimizer]
+flat = \"adamw-8bit\"
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 250
+timesteps = 4
+[samples]
+every = 500
+guidance = 5.0
+",
+    },
+    Preset {
         name: "paper",
         about: "the released SODA recipe: DCO with beta 1000, constant rates, 1000 steps of one picture",
         method: &["method=soda-paper"],

@@ -20,7 +20,7 @@ fn soda(folder: &Path) -> Command {
     command
 }
 
-/// Everything that a stop could disturb: average, warm-up, accumulation, prior, several threads.
+/// Everything that a stop could disturb: average, warm-up, accumulation, prior, several threads, recomputed blocks.
 fn train(folder: &Path, name: &str, steps: usize) -> Command {
     let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
     let mut command = soda(folder);
@@ -30,6 +30,7 @@ fn train(folder: &Path, name: &str, steps: usize) -> Command {
     command.arg("--data").arg(toybox.join("subjects/castle_mug"));
     for setting in [
         "shards=2",
+        "checkpointing=block",
         "accumulation=2",
         "samples.steps=1",
         "optimizer.ema_decay=0.9",

@@ -37,6 +37,7 @@ mod geglu;
 mod matmul;
 mod norm;
 mod through;
+mod turn;
 
 pub use attention::attention;
 pub use backend::Kernels;
@@ -47,3 +48,4 @@ pub use geglu::geglu;
 pub use matmul::{has_library, linear, matmul};
 pub use norm::{group_norm, layer_norm};
 pub use through::{answer, linear_through};
+pub use turn::Turn;

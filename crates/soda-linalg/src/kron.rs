@@ -51,6 +51,8 @@ pub fn kron_left(factors: &[Tensor<2>], w: Tensor<2>) -> Tensor<2> {
 
 /// `x (A1 ⊗ … ⊗ Am)` for `x` `[rows, Π nᵢ]` and factors `[nᵢ, pᵢ]`; the result is `[rows, Π pᵢ]`.
 ///
+/// Computed in the factors' type, and rounded once to that of `x` where it has another.
+///
 /// # Panics
 ///
 /// If `x` has other than `Π nᵢ` columns.

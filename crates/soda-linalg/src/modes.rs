@@ -26,7 +26,7 @@
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
-use soda_kernels::matmul;
+use soda_kernels::{Turn, matmul};
 
 use crate::backend::{Function, on_host};
 
@@ -51,15 +51,23 @@ const COLUMNS: usize = 64;
 
 impl Function for Modes {
     fn forward(&self, x: Tensor<3>, a: Tensor<1>) -> Tensor<3> {
+        if let Some(y) = self.turned(&x, &a) {
+            return y;
+        }
+        let dtype = x.dtype();
+        let x = x.cast(a.dtype());
         let matrices = self.matrices(a);
         // On the tape every cut would have a gradient as large as `x`.
-        match cut(&x).filter(|_| !x.is_autodiff() && !matrices.iter().any(Tensor::is_autodiff)) {
+        let y = match cut(&x)
+            .filter(|_| !x.is_autodiff() && !matrices.iter().any(Tensor::is_autodiff))
+        {
             Some((axis, length)) => {
                 let pieces = x.split(length, axis).into_par_iter();
                 Tensor::cat(pieces.map(|x| self.products(&matrices, x, |_| ())).collect(), axis)
             }
             None => self.products(&matrices, x, |_| ()),
-        }
+        };
+        y.cast(dtype)
     }
 
     fn backward(
@@ -69,6 +77,11 @@ impl Function for Modes {
         grad: Tensor<3>,
         [by_x, by_a]: [bool; 2],
     ) -> (Option<Tensor<3>>, Option<Tensor<1>>) {
+        if let Some(gradients) = self.turned_gradient(&x, &a, &grad, by_x) {
+            return gradients;
+        }
+        let dtype = grad.dtype();
+        let (x, grad) = (x.cast(a.dtype()), grad.cast(a.dtype()));
         let matrices = self.matrices(a);
         let (axis, pieces) = match cut(&x).or_else(|| shares(&x)) {
             Some((axis, length)) => {
@@ -89,11 +102,40 @@ impl Function for Modes {
                 da.into_iter().zip(gradients).map(|(sum, gradient)| sum + gradient).collect()
             };
         }
-        (by_x.then(|| Tensor::cat(dx, axis)), by_a.then(|| self.flat(da)))
+        (by_x.then(|| Tensor::cat(dx, axis).cast(dtype)), by_a.then(|| self.flat(da)))
     }
 }
 
 impl Modes {
+    /// [`Function::forward`] by a kernel of the device's own, where it has one.
+    fn turned(&self, x: &Tensor<3>, a: &Tensor<1>) -> Option<Tensor<3>> {
+        let y = self.turn(&self.squares(x)?).product(&rows(x), a)?;
+        Some(y.reshape(x.dims()))
+    }
+
+    /// [`Function::backward`], likewise.
+    fn turned_gradient(
+        &self,
+        x: &Tensor<3>,
+        a: &Tensor<1>,
+        grad: &Tensor<3>,
+        by_x: bool,
+    ) -> Option<(Option<Tensor<3>>, Option<Tensor<1>>)> {
+        let (dx, da) = self.turn(&self.squares(x)?).gradient(&rows(x), a, &rows(grad), by_x)?;
+        Some((dx.map(|dx| dx.reshape(x.dims())), Some(da)))
+    }
+
+    fn turn<'a>(&self, sizes: &'a [usize]) -> Turn<'a> {
+        Turn { sizes, transposed: self.transposed }
+    }
+
+    /// The matrices' sizes, where they are square and act on the last axis, off the tape.
+    fn squares(&self, x: &Tensor<3>) -> Option<Vec<usize>> {
+        let on_rows = x.dims()[2] == 1 && !x.is_autodiff();
+        let sizes = self.sizes.iter().map(|&[p, n]| (on_rows && p == n).then_some(n));
+        sizes.collect()
+    }
+
     /// The matrices `Mᵢ` out of their vector.
     fn matrices(&self, a: Tensor<1>) -> Vec<Tensor<2>> {
         let parts = a.split_with_sizes(self.sizes.iter().map(|[p, n]| p * n).collect(), 0);
@@ -203,6 +245,11 @@ impl Modes {
         }
         (by_x.then(|| g.reshape(dims)), gradients)
     }
+}
+
+/// `x` `[rows, Π nᵢ, 1]` as a matrix.
+fn rows(x: &Tensor<3>) -> Tensor<2> {
+    x.clone().flatten(1, 2)
 }
 
 /// `M x` for `x` `[before, n, after]`, along the axis of length n.

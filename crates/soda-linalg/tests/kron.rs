@@ -4,7 +4,7 @@
 
 mod common;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use common::{EPS, Noise, dmatrix, relative, single};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
@@ -115,6 +115,31 @@ fn constants_have_no_gradient() {
 
     assert!(!kron_left(&[a.clone(), b.clone()], w.clone()).is_autodiff());
     assert!(!kron_left(&[a.autodiff(), b], w).is_tracked());
+}
+
+/// Rows of another type are computed on as the factors are, and rounded once.
+#[test]
+fn half_precision_is_rounded_once() {
+    let mut noise = Noise::new(9);
+    let factors = factors(&mut noise, &[(4, 4), (8, 8), (10, 10)]);
+    let factors: Vec<_> =
+        factors.iter().map(|factor| single(factor).autodiff().require_grad()).collect();
+    let half = single(&noise.matrix(40, 320)).cast(DType::BF16).autodiff().require_grad();
+    let wide = half.clone().without_autodiff().cast(DType::F32).autodiff().require_grad();
+    let (found, expected) =
+        (kron_right(half.clone(), &factors), kron_right(wide.clone(), &factors));
+    assert_eq!(found.dtype(), DType::BF16);
+    let rounded = expected.clone().cast(DType::BF16);
+    assert!(found.clone().equal(rounded).all().into_scalar::<bool>());
+
+    let (found, expected) = (found.sum().backward(), expected.sum().backward());
+    let by_half = half.grad(&found).unwrap();
+    let rounded = wide.grad(&expected).unwrap().cast(DType::BF16);
+    assert!(by_half.equal(rounded).all().into_scalar::<bool>());
+    for factor in factors {
+        let (found, expected) = (factor.grad(&found).unwrap(), factor.grad(&expected).unwrap());
+        assert!(relative(&dmatrix(&expected), &dmatrix(&found)) < 4.0 * EPS);
+    }
 }
 
 #[test]

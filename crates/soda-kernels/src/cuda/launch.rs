@@ -27,11 +27,13 @@ macro_rules! kernel {
     };
 }
 
-fn like(x: &CubeTensor) -> CubeTensor {
+pub(super) use kernel;
+
+pub(super) fn like(x: &CubeTensor) -> CubeTensor {
     empty(x, x.shape().to_vec(), x.dtype)
 }
 
-fn empty(x: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
+pub(super) fn empty(x: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape.into(), dtype)
 }
 

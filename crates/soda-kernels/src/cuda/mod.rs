@@ -9,6 +9,7 @@ mod dnn;
 mod launch;
 mod layout;
 mod session;
+mod turn;
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::{ActivationOps, FloatTensorOps, ModuleOps};
@@ -19,6 +20,8 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 
 use crate::backend::Kernels;
 use crate::{conv, geglu, norm};
+
+pub(crate) use turn::Turn;
 
 type Cube = CubeBackend;
 

@@ -1,0 +1,62 @@
+//! Kronecker products on rows by a kernel of the device's own, where it has one.
+//!
+//! As matrix products they are one a factor and way, each of many small matrices, with the whole operand read and
+//! written; on a GPU a row fits the shared memory of a block, and goes through all of them there.
+
+use burn::tensor::Tensor;
+
+/// `y = M x` for every row `x` `[Π nᵢ]`, with `M = M1 ⊗ … ⊗ Mm` and square factors `Mᵢ` `[nᵢ, nᵢ]`, which lie one after
+/// the other in a vector `[Σ nᵢ²]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    /// `nᵢ`.
+    pub sizes: &'a [usize],
+    /// Whether the vector holds the factors' transposes.
+    pub transposed: bool,
+}
+
+#[cfg_attr(
+    not(all(feature = "cuda", not(feature = "fusion"))),
+    allow(unused_variables, clippy::unused_self, reason = "no device of the build has a kernel")
+)]
+impl Turn<'_> {
+    /// The rows `[rows, Π nᵢ]` turned, in the type of `x`; computed in float32. `None` where the device has no kernel
+    /// for them: it takes float32 factors of at most 16 rows. Off the tape.
+    pub fn product(&self, x: &Tensor<2>, a: &Tensor<1>) -> Option<Tensor<2>> {
+        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        {
+            let (x, a) = (primitive(x)?, primitive(a)?);
+            let turn = crate::cuda::Turn::new(&x, &a, self.sizes, self.transposed)?;
+            Some(Tensor::from_primitive::<Cube>(turn.forward(x, a)))
+        }
+        #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+        None
+    }
+
+    /// The gradients by `x`, if wanted, and by the factors, from that of the product; `None` as for it.
+    pub fn gradient(
+        &self,
+        x: &Tensor<2>,
+        a: &Tensor<1>,
+        dy: &Tensor<2>,
+        by_x: bool,
+    ) -> Option<(Option<Tensor<2>>, Tensor<1>)> {
+        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        {
+            let (x, a, dy) = (primitive(x)?, primitive(a)?, primitive(dy)?);
+            let turn = crate::cuda::Turn::new(&x, &a, self.sizes, self.transposed)?;
+            let (dx, da) = turn.gradient(x, a, dy, by_x);
+            Some((dx.map(Tensor::from_primitive::<Cube>), Tensor::from_primitive::<Cube>(da)))
+        }
+        #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+        None
+    }
+}
+
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+type Cube = burn::backend::Cube;
+
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+fn primitive<const D: usize>(x: &Tensor<D>) -> Option<burn::backend::tensor::FloatTensor<Cube>> {
+    x.clone().try_into_primitive::<Cube>().ok()
+}

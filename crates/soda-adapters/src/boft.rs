@@ -130,7 +130,7 @@ impl Adapter for Boft {
         let cost = self.levels.iter().fold(Cost::layer(rows, input, output), |cost, level| {
             cost.and_rotation(rows, input, output, level.rotation.size())
         });
-        if !cost.input_side() {
+        if !cost.input_side(x) {
             return None;
         }
         let mut turned = x.clone().cast(self.scale.val().dtype());

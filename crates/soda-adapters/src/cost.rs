@@ -13,6 +13,9 @@
 //! it has no product with the layer either. Measured on a CPU (benches/adapters.rs), the count foretells the quicker way
 //! at every size of SD 1.5 and SDXL but where the two are within a tenth.
 
+use burn::tensor::{DType, Tensor};
+use soda_kernels::has_library;
+
 /// Multiply-adds of one step through a layer, both ways.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
@@ -77,8 +80,17 @@ impl Cost {
         Self { weight: self.weight + each * other as f64, input: self.input + each * rows as f64 }
     }
 
-    /// Whether the input side is the shorter way.
-    pub(crate) fn input_side(self) -> bool {
-        self.input < self.weight
+    /// Whether the input side is the shorter way for the rows `x`.
+    ///
+    /// It always is where products go to a vendor's library: beside those every other operation on the
+    /// weight, in float32, is what takes the time.
+    pub(crate) fn input_side(self, x: &Tensor<2>) -> bool {
+        has_library(x) || self.input < self.weight
     }
+}
+
+/// The type in which an adapter with parameters of type `own` multiplies the rows `x`: its own, but that of the
+/// rows where a library multiplies half precision and sums it in float32, many times as fast.
+pub(crate) fn product_dtype(x: &Tensor<2>, own: DType) -> DType {
+    if has_library(x) { x.dtype() } else { own }
 }

@@ -149,7 +149,7 @@ impl Adapter for Lokr {
         let factors = [self.w1.value()?.transpose(), self.w2.value()?.transpose()];
         let [small, large] = [0, 1].map(|i| factors[i].dims());
         let cost = Cost::layer(rows, input, output).and_kronecker(rows, small, large);
-        cost.input_side().then(|| {
+        cost.input_side(x).then(|| {
             let change = kron_right(x.clone().cast(factors[0].dtype()), &factors);
             matmul(x.clone(), w.clone()) + change.mul_scalar(self.scale).cast(w.dtype())
         })

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
-use crate::cost::Cost;
+use crate::cost::{Cost, product_dtype};
 use crate::dora::Magnitude;
 use crate::error::AdapterError;
 use crate::fold::{Weight, compute_dtype};
@@ -224,15 +224,19 @@ impl Adapter for Lora {
             cost = cost.and_on_input(input * rank * output);
         }
         let in_type = self.magnitude.is_none() || w.dtype() == self.a.val().dtype();
-        if !in_type || !cost.input_side() {
+        if !in_type || !cost.input_side(x) {
             return None;
         }
-        let wide = x.clone().cast(self.a.val().dtype());
-        let mut change = matmul(matmul(wide.clone(), self.a.val()), self.b.val());
+        let dtype = product_dtype(x, self.a.val().dtype());
+        let rows = x.clone().cast(dtype);
+        let through = |a: Tensor<2>, b: Tensor<2>| {
+            matmul(matmul(rows.clone(), a.cast(dtype)), b.mul_scalar(self.scale).cast(dtype))
+        };
+        let mut change = through(self.a.val(), self.b.val());
         if let Some((a, b)) = &self.start {
-            change = change - matmul(matmul(wide, a.clone()), b.clone());
+            change = change - through(a.clone(), b.clone());
         }
-        let y = matmul(x.clone(), w.clone()) + change.mul_scalar(self.scale).cast(w.dtype());
+        let y = matmul(x.clone(), w.clone()) + change.cast(w.dtype());
         Some(match &self.magnitude {
             Some(magnitude) => {
                 let (a, b) = self.factors();

@@ -108,7 +108,7 @@ impl Adapter for Oft {
         if let Some(rotation) = &self.output_rotation {
             cost = cost.and_rotation(rows, output, input, rotation.size());
         }
-        if !cost.input_side() {
+        if !cost.input_side(x) {
             return None;
         }
         let turn = |rotation: &Option<BlockRotation>, x: Tensor<2>| match rotation {

@@ -51,11 +51,11 @@ impl Adapter for Soda {
         if let Some(spectrum) = &self.spectrum {
             cost = spectrum.cost(cost, rows, w);
         }
-        if !cost.input_side() {
+        if !cost.input_side(x) {
             return None;
         }
         let rotated = |x: Tensor<2>, factors: &Option<Vec<Tensor<2>>>| match factors {
-            Some(factors) => kron_right(x.cast(factors[0].dtype()), factors).cast(w.dtype()),
+            Some(factors) => kron_right(x, factors),
             None => x,
         };
         let x = rotated(x.clone(), &turn);

@@ -21,7 +21,7 @@ use soda_kernels::matmul;
 use soda_linalg::{LinalgError, Qr, Svd};
 
 use super::{Basis, Shift, SpectrumConfig};
-use crate::cost::Cost;
+use crate::cost::{Cost, product_dtype};
 use crate::fold::{Decomposed, Weight};
 use crate::init::Init;
 
@@ -72,6 +72,9 @@ impl Spectrum {
             Basis::Qr => (Qr::thin(w)?.q, None, None, false),
         };
         let k = left.dims()[1];
+        // The basis is most of what the method keeps; it need not be finer than the products with it.
+        let dtype = product_dtype(&weight.matrix, w.dtype());
+        let (left, right) = (left.cast(dtype), right.map(|right| right.cast(dtype)));
         let (mut delta, mut low_rank) = (None, None);
         match config.shift {
             Shift::Diagonal { init: start } => {
@@ -94,7 +97,8 @@ impl Spectrum {
     /// `w + L ΔC B` for the weight `w` `[in, out]` it was made from.
     pub fn apply(&self, w: Tensor<2>) -> Tensor<2> {
         let output = w.dims()[1];
-        w + self.outward(self.times_shift(self.left.clone(), None), output)
+        let change = self.outward(self.times_shift(self.left.clone(), None), output);
+        w.clone() + change.cast(w.dtype())
     }
 
     /// `x (w + L ΔC B)` for rows `x` `[rows, in]`, both of the network's float type.
@@ -117,9 +121,12 @@ impl Spectrum {
     fn times_shift(&self, l: Tensor<2>, s: Option<&Tensor<1>>) -> Tensor<2> {
         match (&self.delta, &self.low_rank, s) {
             (Some(delta), _, Some(s)) => l * shifted(s, delta.val()).unsqueeze_dim(0),
-            (Some(delta), _, None) => l * self.gain(delta.val()).unsqueeze_dim(0),
+            (Some(delta), _, None) => {
+                let gain = self.gain(delta.val()).cast(l.dtype());
+                l * gain.unsqueeze_dim(0)
+            }
             (None, Some(low_rank), s) => {
-                let change = matmul(l.clone(), low_rank.core());
+                let change = matmul(l.clone(), low_rank.core().cast(l.dtype()));
                 match s {
                     Some(s) => l * s.clone().unsqueeze_dim(0) + change,
                     None => change,

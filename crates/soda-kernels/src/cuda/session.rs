@@ -1,26 +1,29 @@
-//! Work of our own between the backend's: one stream beside its stream, ordered by events.
+//! Work of our own between the backend's, on its own stream.
 //!
-//! CubeCL runs a device on one thread and does not show its stream. A task is therefore sent to that thread,
-//! where everything asked for before it has been enqueued, and is put in order with the context's events
+//! CubeCL runs a device on one thread, and gives every thread that asks for work a stream. A task is sent to the
+//! device's thread, where everything asked for before it has been enqueued, and enqueues its own calls on the stream
+//! of who sent it. Nothing waits on the host.
+//!
+//! Tensors that live on other threads' streams put the task in order with all of them, by events of the context
 //! (CUDA 12.5):
 //!
 //! ```text
-//! all that was enqueued so far --> cuCtxRecordEvent --> our stream --> cuCtxWaitEvent --> all that comes
+//! all that was enqueued so far --> cuCtxRecordEvent --> our calls --> cuCtxWaitEvent --> all that comes
 //! ```
-//!
-//! which costs about 2 µs of the host. Nothing waits on the host.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use burn::backend::StreamId;
 use burn_cubecl::cubecl::cuda::CudaRuntime;
 use burn_cubecl::cubecl::device_handle::DeviceHandle;
-use burn_cubecl::cubecl::server::{Handle, ServerStorage};
+use burn_cubecl::cubecl::server::{BufferBinding, Handle, ServerStorage};
 use burn_cubecl::cubecl::{__private::Runtime, device::DeviceId};
 use burn_cubecl::tensor::CubeTensor;
+use cubecl_server::stream::WriteScoped;
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 use cudarc::{cublas, cudnn};
@@ -45,7 +48,7 @@ pub(super) fn dnn_present() -> bool {
     *PRESENT.get_or_init(|| unsafe { cudnn::sys::is_culib_present() })
 }
 
-/// What a task works with, one for each device thread.
+/// What a task works with, one for each stream.
 pub(super) struct Session {
     pub(super) stream: sys::CUstream,
     before: sys::CUevent,
@@ -61,7 +64,8 @@ pub(super) struct Session {
 }
 
 thread_local! {
-    static SESSION: RefCell<Option<Session>> = const { RefCell::new(None) };
+    /// By the address of their stream.
+    static SESSIONS: RefCell<HashMap<usize, Session>> = RefCell::default();
     static DEVICES: RefCell<HashMap<DeviceId, DeviceHandle<Server>>> = RefCell::default();
 }
 
@@ -85,43 +89,67 @@ pub(super) fn submit<const N: usize>(
     DEVICES.with_borrow_mut(|devices| {
         let device = devices.entry(id).or_insert_with(|| DeviceHandle::<Server>::new(id));
         device.submit(move |server| {
-            let stream = StreamId::current();
-            // Held until the work is enqueued: memory that is given back after that is reused in stream order.
-            let resources = handles.map(|handle| server.get_resource(handle.binding(), stream));
-            let mut addresses = [0; N];
-            for (address, resource) in addresses.iter_mut().zip(&resources) {
-                match resource {
-                    Ok(resource) => *address = resource.resource().ptr,
-                    // An earlier kernel failed, which its reader is told.
-                    Err(_) => return,
-                }
-            }
-            let done = SESSION.with_borrow_mut(|session| {
-                if session.is_none() {
-                    *session = Some(Session::new()?);
-                }
-                match session {
-                    Some(session) => session.in_order(|session| task(session, addresses)),
-                    None => Ok(()),
-                }
-            });
-            if let Err(failure) = done {
+            if let Err(failure) = enqueue(server, handles.map(Handle::binding), task) {
                 *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
             }
         });
     });
 }
 
+/// Runs `task` on the device's thread.
+fn enqueue<const N: usize>(
+    server: &mut Server,
+    bindings: [BufferBinding; N],
+    task: impl FnOnce(&mut Session, [u64; N]) -> Result<(), String>,
+) -> Result<(), String> {
+    // That of the thread which sent the task.
+    let id = StreamId::current();
+    let homes = bindings.each_ref().map(|binding| stream(server, binding.stream));
+    if let Some(capture) = server.capturing(id).filter(|capture| capture.is_recording()) {
+        // A graph replays on these addresses, and has to keep them.
+        for binding in &bindings {
+            capture.touch(binding.stream, binding.memory.descriptor().location());
+        }
+        capture.record(bindings.clone());
+    }
+    // Held until the work is enqueued: memory that is given back after that is reused in stream order.
+    let resources = bindings.map(|binding| server.get_resource(binding, id));
+    let mut addresses = [0; N];
+    for (address, resource) in addresses.iter_mut().zip(&resources) {
+        match resource {
+            Ok(resource) => *address = resource.resource().ptr,
+            // An earlier kernel failed, which its reader is told.
+            Err(_) => return Ok(()),
+        }
+    }
+    let stream = stream(server, id).ok_or("the device's thread has no stream for a task")?;
+    SESSIONS.with_borrow_mut(|sessions| {
+        let session = match sessions.entry(stream as usize) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Session::new(stream)?),
+        };
+        if homes.iter().all(|home| *home == Some(stream)) {
+            task(session, addresses)
+        } else {
+            session.among_streams(|session| task(session, addresses))
+        }
+    })
+}
+
+/// The backend's stream for a thread.
+fn stream(server: &mut Server, id: StreamId) -> Option<sys::CUstream> {
+    server.write_streams().try_stream_mut(&id).map(|stream| stream.sys)
+}
+
 #[allow(unsafe_code, reason = "calls of the CUDA driver")]
 impl Session {
-    fn new() -> Result<Self, String> {
+    fn new(stream: sys::CUstream) -> Result<Self, String> {
         let event = || {
             let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
             result::event::create(flags).map_err(refused("cuEventCreate"))
         };
         Ok(Self {
-            stream: result::stream::create(result::stream::StreamKind::NonBlocking)
-                .map_err(refused("cuStreamCreate"))?,
+            stream,
             before: event()?,
             after: event()?,
             context: result::ctx::get_current()
@@ -136,7 +164,8 @@ impl Session {
         })
     }
 
-    fn in_order(
+    /// Runs `task` after all that was enqueued on any stream, and before all that comes.
+    fn among_streams(
         &mut self,
         task: impl FnOnce(&mut Self) -> Result<(), String>,
     ) -> Result<(), String> {

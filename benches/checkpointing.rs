@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use peak_alloc::PeakAlloc;
 use soda_adapters::{Method as _, leaves};
 use soda_models::noise::gaussian;
@@ -93,7 +93,7 @@ fn batch(config: &UnetConfig, side: usize, device: &Device) -> Batch {
         noisy: gaussian(0, 0, [1, 4, side, side], device),
         target: gaussian(0, 1, [1, 4, side, side], device),
         condition: Condition { text: gaussian(0, 2, [1, 77, text], device), added },
-        timesteps: Tensor::<1, Int>::full([1], 500, device),
+        timesteps: Tensor::full([1], 500.0, device),
         weight: Tensor::ones([1], device),
         mask: None,
     }

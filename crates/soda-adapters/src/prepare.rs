@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
+use soda_kernels::has_library;
 use soda_linalg::{LinalgError, SvdCache};
 
 use crate::attach::Plan;
@@ -54,5 +55,9 @@ fn each<M: Method>(
         let adapter = method.adapter(&path, &weight)?;
         Ok((path, adapter))
     };
+    // Tensors belong to the queue of the thread that makes them, and a graph is recorded from one queue.
+    if weights.iter().any(|(_, weight)| has_library(&weight.matrix)) {
+        return weights.into_iter().map(adapter).collect();
+    }
     weights.into_par_iter().map(adapter).collect()
 }

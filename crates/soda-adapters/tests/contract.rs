@@ -21,6 +21,7 @@ use soda_adapters::{
     AdapterFile, METHOD_PRESETS, Method as _, MethodConfig, attach_all, detach, leaves, map_leaves,
     without_adapters,
 };
+use soda_kernels::{has_library, matmul};
 
 /// Every named method that starts as the identity, and the points of their axes that no name covers.
 fn methods() -> Vec<(String, MethodConfig)> {
@@ -79,6 +80,17 @@ fn small(mut method: MethodConfig) -> MethodConfig {
     method
 }
 
+/// What a fresh adapter may change. A vendor's library adds up in an order that depends on how a matrix lies in memory, so
+/// that equal weights give products with other last bits there; nowhere else.
+fn last_bits(dtype: DType) -> f64 {
+    match dtype {
+        _ if !has_library(&Tensor::<1>::zeros([1], &Device::default())) => 0.0,
+        DType::F32 => 4.0 * f64::from(f32::EPSILON),
+        DType::F64 => 4.0 * f64::EPSILON,
+        _ => 0.0,
+    }
+}
+
 #[test]
 fn a_fresh_adapter_changes_no_bit_in_any_float_type() {
     for (name, method) in methods() {
@@ -90,7 +102,8 @@ fn a_fresh_adapter_changes_no_bit_in_any_float_type() {
             let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
             let (before, after) = (net.forward(&input), adapted.forward(&input));
             assert_eq!(after.dtype(), dtype);
-            assert_eq!(difference(after, before), 0.0, "{name} {dtype:?}");
+            let changed = difference(after, before);
+            assert!(changed <= last_bits(dtype), "{name} {dtype:?}: {changed:.1e}");
         }
     }
 }
@@ -115,7 +128,7 @@ fn beside_the_input_a_fresh_adapter_changes_no_bit_or_the_last_ones() {
             let most = match dtype {
                 DType::F32 if singular => 16.0 * f64::from(f32::EPSILON),
                 DType::F64 if singular => 64.0 * f64::EPSILON,
-                _ => 0.0,
+                _ => last_bits(dtype),
             };
             assert!(changed <= most, "{name} {dtype:?}: {changed:.1e}");
         }
@@ -339,7 +352,7 @@ fn the_input_side_is_the_weight_side() {
             soda_kernels::linear_through(x.clone(), weight, None)
         };
         let by_input = through();
-        let by_weight = x.clone().matmul(net.to_k.weight.val());
+        let by_weight = matmul(x.clone(), net.to_k.weight.val());
         let all = |y: &Tensor<2>| -> (Vec<f64>, _) {
             let grads = (y.clone() * y.clone()).sum().backward();
             (x.grad(&grads).unwrap().into_data().iter().collect(), gradients(&net, &grads))

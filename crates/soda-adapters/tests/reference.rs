@@ -20,6 +20,7 @@ use soda_adapters::lokr::LokrConfig;
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::oft::OftConfig;
 use soda_adapters::{AdapterFile, Header, Method as _, MethodConfig, fingerprint, map_leaves};
+use soda_kernels::matmul;
 
 /// Both sides compute in f32, sums of up to 36 products of numbers near 1, each in its own order.
 const TOLERANCE: f64 = 5e-6;
@@ -305,8 +306,8 @@ fn files_of_lycoris_are_read() {
     let merged = import(&path, &net, "base").unwrap().file.attach(net.clone()).unwrap();
     let merged = merged.materialize();
     let factor = |key: &str| tensor::<2>(&tensors, &format!("lora_unet_to_q.{key}"));
-    let delta = (factor("hada_w1_a").matmul(factor("hada_w1_b")))
-        * (factor("hada_w2_a").matmul(factor("hada_w2_b"))).mul_scalar(3.0);
+    let delta = matmul(factor("hada_w1_a"), factor("hada_w1_b"))
+        * matmul(factor("hada_w2_a"), factor("hada_w2_b")).mul_scalar(3.0);
     let expected = net.to_q.weight.val() + delta.transpose();
     let difference = (merged.to_q.weight.val() - expected).abs().max().into_scalar::<f32>();
     assert!(difference < 1e-5, "{difference:e}");

@@ -19,7 +19,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, TensorMetadata};
-use burn::tensor::{Slice, Tensor};
+use burn::tensor::{DType, Slice, Tensor};
 
 use crate::backend::{AttentionGradient, Kernels};
 use crate::matmul::transposed;
@@ -57,17 +57,54 @@ pub(crate) fn forward<B: Kernels>(
     v: FloatTensor<B>,
     scale: f64,
 ) -> FloatTensor<B> {
+    let keys = k.shape()[2];
+    let [k, v] = [k, v].map(padded::<B>);
     let parts = Parts::of::<B>(&q, &k).map(|heads| {
         let [q, k, v] = [&q, &k, &v].map(|x| take::<B>(x, &heads));
-        B::product(weights::<B>(q, k, scale), v)
+        B::product(weights::<B>(q, k, scale, keys), v)
     });
     joined::<B>(parts.collect())
 }
 
-/// `P`
-fn weights<B: Kernels>(q: FloatTensor<B>, k: FloatTensor<B>, scale: f64) -> FloatTensor<B> {
+/// `P`, zero beyond the first `keys`, which are those that were not added by [`padded`].
+fn weights<B: Kernels>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    scale: f64,
+    keys: usize,
+) -> FloatTensor<B> {
     // Scaling q instead of the scores touches d numbers a query instead of m.
-    B::softmax_rows(B::product(B::float_mul_scalar(q, scale.into()), transposed::<B>(k)))
+    let q = B::float_mul_scalar(q, scale.into());
+    B::softmax_rows(B::product(q, transposed::<B>(k)), keys)
+}
+
+/// Keys or values `[b, heads, m, d]` with as many as the backend likes.
+fn padded<B: Kernels>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let keys = x.shape()[2];
+    let half = matches!(x.dtype(), DType::BF16 | DType::F16);
+    filled::<B>(x, 2, if half { keys.next_multiple_of(B::HALF_KEYS) } else { keys })
+}
+
+/// [`Kernels::softmax_rows`] of any backend.
+pub(crate) fn softmax<B: Kernels>(scores: FloatTensor<B>, keys: usize) -> FloatTensor<B> {
+    let (last, all) = (scores.rank() - 1, scores.shape()[scores.rank() - 1]);
+    if keys == all {
+        return B::softmax(scores, last);
+    }
+    let mut own = vec![Slice::full(); last];
+    own.push(Slice::from(0..keys));
+    filled::<B>(B::softmax(B::float_slice(scores, &own), last), last, all)
+}
+
+/// `x` with zeros behind it on `axis` up to `length`.
+fn filled<B: Kernels>(x: FloatTensor<B>, axis: usize, length: usize) -> FloatTensor<B> {
+    let mut shape = x.shape();
+    if shape[axis] == length {
+        return x;
+    }
+    shape[axis] = length - shape[axis];
+    let zeros = B::float_zeros(shape, &x.device(), x.dtype().into());
+    B::float_cat(vec![x, zeros], axis)
 }
 
 #[derive(Debug)]
@@ -93,8 +130,9 @@ pub(crate) fn tracked<B: Kernels, C: CheckpointStrategy>(
             let qkv = [prep.checkpoint(&q), prep.checkpoint(&k), prep.checkpoint(&v)];
             let (q, k, v) = (q.into_primitive(), k.into_primitive(), v.into_primitive());
             let (out, weights) = if Parts::total::<B>(&q, &k) <= B::SCORES_KEPT {
-                let weights = weights::<B>(q, k, scale);
-                (B::product(weights.clone(), v), Some(weights))
+                let keys = k.shape()[2];
+                let weights = weights::<B>(q, padded::<B>(k), scale, keys);
+                (B::product(weights.clone(), padded::<B>(v)), Some(weights))
             } else {
                 (B::attend(q, k, v, scale), None)
             };
@@ -143,12 +181,14 @@ pub(crate) fn gradient<B: Kernels>(
     scale: f64,
     wanted: [bool; 3],
 ) -> AttentionGradient<B> {
+    let keys = k.shape()[2];
+    let [k, v] = [k, v].map(padded::<B>);
     let mut found = [const { Vec::new() }; 3];
     for heads in Parts::of::<B>(&q, &k) {
         let [q, k, v, grad] = [&q, &k, &v, &grad].map(|x| take::<B>(x, &heads));
         let p = match &kept {
             Some(p) => take::<B>(p, &heads),
-            None => weights::<B>(q.clone(), k.clone(), scale),
+            None => weights::<B>(q.clone(), k.clone(), scale, keys),
         };
         if wanted[2] {
             found[2].push(B::product(transposed::<B>(p.clone()), grad.clone()));
@@ -166,7 +206,11 @@ pub(crate) fn gradient<B: Kernels>(
         }
     }
     let [dq, dk, dv] = found.map(|parts| (!parts.is_empty()).then(|| joined::<B>(parts)));
-    (dq, dk, dv)
+    let own = |x: FloatTensor<B>| match x.shape()[2] == keys {
+        true => x,
+        false => B::float_slice(x, &[Slice::full(), Slice::full(), Slice::from(0..keys)]),
+    };
+    (dq, dk.map(own), dv.map(own))
 }
 
 /// The heads of an attention, some at a time.

@@ -17,6 +17,8 @@ pub(crate) type AttentionGradient<B> =
 pub trait Kernels: Backend {
     /// As many of attention's weights are kept on the tape; more are computed again.
     const SCORES_KEPT: usize = 1 << 24;
+    /// In half precision attention works with a multiple of this many keys, the added ones zeros.
+    const HALF_KEYS: usize = 1;
 
     /// `lhs rhs` for `[.., m, k]` and `[.., k, n]` with the same leading sizes.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -45,10 +47,10 @@ pub trait Kernels: Backend {
         conv::transposed::<Self>(grad, weight, [height, width], options)
     }
 
-    /// softmax over the last axis.
-    fn softmax_rows(scores: FloatTensor<Self>) -> FloatTensor<Self> {
-        let last = scores.rank() - 1;
-        Self::softmax(scores, last)
+    /// softmax over the first `keys` of the last axis; the others, which [`HALF_KEYS`](Self::HALF_KEYS) may have added,
+    /// become 0.
+    fn softmax_rows(scores: FloatTensor<Self>, keys: usize) -> FloatTensor<Self> {
+        attention::softmax::<Self>(scores, keys)
     }
 
     /// The gradient of [`softmax_rows`](Self::softmax_rows) from its value `p` and the gradient `dp` of that:

@@ -15,13 +15,14 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, TensorMetadata};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 
 use crate::backend::Kernels;
-use crate::matmul::linear;
+use crate::matmul::{has_library, linear};
 
 /// `layer` applied to `x` `[b, c, h, w]`; its weight and bias get no gradient unless they are on the tape.
 ///
@@ -63,6 +64,33 @@ pub fn conv2d(layer: &Conv2d, x: Tensor<4>) -> Tensor<4> {
         Some(bias) => y + bias.reshape([1, -1, 1, 1]),
         None => y,
     }
+}
+
+/// `module` with the weights of its convolutions laid out as its device's library reads them, once instead of in every
+/// call. Shapes and values are the same.
+pub fn laid_out<M: Module>(module: M) -> M {
+    struct ChannelsLast;
+    impl ModuleMapper for ChannelsLast {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if D != 4 || !has_library(&param.val()) {
+                return param;
+            }
+            param.map(|weight| {
+                let dims = weight.dims();
+                let last: [usize; D] =
+                    std::array::from_fn(
+                        |i| if i == D - 1 { 1 } else { (i + 1) * usize::from(i > 0) },
+                    );
+                let back: [usize; D] =
+                    std::array::from_fn(|i| if i == 1 { D - 1 } else { i.saturating_sub(1) });
+                // A vector has but one layout: making one is what copies.
+                let flat: Tensor<1> =
+                    weight.permute(last).reshape([dims.iter().product::<usize>()]);
+                flat.reshape(last.map(|axis| dims[axis])).permute(back)
+            })
+        }
+    }
+    module.map(&mut ChannelsLast)
 }
 
 #[derive(Debug)]

@@ -14,6 +14,9 @@
 //! [`linear_through`] is a linear layer whose weight is made as it is used, and whose maker may give the product
 //! instead: how an adapter on few rows avoids a weight-sized product.
 //!
+//! [`Recording`] repeats a whole computation as one launch where the device can, and [`cat`] and [`split`] move many small
+//! vectors in one.
+//!
 //! The seam is the trait [`Kernels`]: a backend that has nothing better implements it with an empty block and
 //! gets burn's operations. Gradients are written once, for any backend, beside the operation that they
 //! belong to. On CUDA, products and convolutions go to cuBLAS and cuDNN, which are loaded at run time
@@ -29,6 +32,7 @@ mod backend;
 #[cfg(feature = "persistence")]
 mod cache;
 mod conv;
+mod copies;
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
@@ -36,6 +40,7 @@ mod cuda;
 mod geglu;
 mod matmul;
 mod norm;
+mod record;
 mod through;
 mod turn;
 
@@ -43,9 +48,11 @@ pub use attention::attention;
 pub use backend::Kernels;
 #[cfg(feature = "persistence")]
 pub use cache::keep_compiled_kernels;
-pub use conv::conv2d;
+pub use conv::{conv2d, laid_out};
+pub use copies::{cat, split};
 pub use geglu::geglu;
 pub use matmul::{has_library, linear, matmul};
 pub use norm::{group_norm, layer_norm};
+pub use record::{Recording, own};
 pub use through::{answer, linear_through};
 pub use turn::Turn;

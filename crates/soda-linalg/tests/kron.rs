@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 use common::{EPS, Noise, dmatrix, relative, single};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
+use soda_kernels::matmul;
 use soda_linalg::{kron, kron_left, kron_right};
 
 fn factors(noise: &mut Noise, sizes: &[(usize, usize)]) -> Vec<DMatrix<f64>> {
@@ -74,7 +75,7 @@ fn check_gradients(sizes: &[(usize, usize)], extra: usize, device: &Device) {
     };
     let fast = loss(kron_left(&factors, w.clone()), kron_right(x.clone(), &factors)).backward();
     let product = kron(&factors);
-    let slow = loss(product.clone().matmul(w.clone()), x.clone().matmul(product)).backward();
+    let slow = loss(matmul(product.clone(), w.clone()), matmul(x.clone(), product)).backward();
     for leaf in factors.iter().chain([&w, &x]) {
         let (fast, slow) = (leaf.grad(&fast).unwrap(), leaf.grad(&slow).unwrap());
         let error = relative(&dmatrix(&slow), &dmatrix(&fast));
@@ -103,13 +104,13 @@ fn constants_have_no_gradient() {
 
     let trained = on(&w);
     let grads = kron_left(&[a.clone(), b.clone()], trained.clone()).sum().backward();
-    let expected = dense.transpose().matmul(w.ones_like());
+    let expected = matmul(dense.transpose(), w.ones_like());
     let found = trained.grad(&grads).unwrap();
     assert!(relative(&dmatrix(&expected), &dmatrix(&found)) < 1e-5);
 
     let trained = on(&b);
     let grads = kron_left(&[a.clone(), trained.clone()], w.clone()).sum().backward();
-    let slow = kron(&[a.clone().autodiff(), trained.clone()]).matmul(w.clone()).sum().backward();
+    let slow = matmul(kron(&[a.clone().autodiff(), trained.clone()]), w.clone()).sum().backward();
     let (found, expected) = (trained.grad(&grads).unwrap(), trained.grad(&slow).unwrap());
     assert!(relative(&dmatrix(&expected), &dmatrix(&found)) < 1e-5);
 

@@ -301,7 +301,7 @@ mod tests {
         Batch {
             noisy,
             target,
-            timesteps: Tensor::from_data(TensorData::from([20i64, 800]), device),
+            timesteps: Tensor::from_data(TensorData::from([20f32, 800.0]), device),
             condition: Condition { text: text.reshape([2, 7, 24]), added },
             weight: Tensor::from_data(TensorData::from([0.5f32, 0.2]), device),
             mask: None,
@@ -367,7 +367,7 @@ mod tests {
             let [plain, block] = [Checkpointing::None, Checkpointing::Block].map(|checkpointing| {
                 let call = Call {
                     noisy: batch.noisy.clone(),
-                    timesteps: batch.timesteps.clone().float(),
+                    timesteps: batch.timesteps.clone(),
                     condition: batch.condition.clone(),
                     wants_condition: true,
                 };

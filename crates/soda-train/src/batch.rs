@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use soda_models::noise::{generator, normal};
@@ -20,8 +20,8 @@ use crate::streams;
 pub struct Batch {
     /// `x_t`, `[b, c, h, w]`.
     pub noisy: Tensor<4>,
-    /// `t`, `[b]`.
-    pub timesteps: Tensor<1, Int>,
+    /// `t`, `[b]`, in floats as the network reads it.
+    pub timesteps: Tensor<1>,
     /// What the network is told: text states `[b, 77, width]`, and of SDXL the sizes.
     pub condition: Condition,
     /// `ε`, `v` or the picture, as the model predicts, `[b, c, h, w]`.
@@ -110,6 +110,38 @@ impl Batch {
         }
     }
 
+    /// The same where every sample counts `scale` times as much.
+    #[must_use]
+    pub(crate) fn weighted(&self, scale: f32) -> Self {
+        Self { weight: self.weight.clone().mul_scalar(scale), ..self.clone() }
+    }
+
+    /// Every tensor of it through `f`, flat, in one order.
+    #[must_use]
+    pub(crate) fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
+        fn through<const D: usize>(
+            x: &Tensor<D>,
+            f: &mut impl FnMut(Tensor<1>) -> Tensor<1>,
+        ) -> Tensor<D> {
+            let dims = x.dims();
+            f(x.clone().reshape([dims.iter().product::<usize>()])).reshape(dims)
+        }
+        Self {
+            noisy: through(&self.noisy, &mut f),
+            timesteps: through(&self.timesteps, &mut f),
+            condition: Condition {
+                text: through(&self.condition.text, &mut f),
+                added: self.condition.added.as_ref().map(|added| AddedCondition {
+                    pooled: through(&added.pooled, &mut f),
+                    time_ids: through(&added.time_ids, &mut f),
+                }),
+            },
+            target: through(&self.target, &mut f),
+            weight: through(&self.weight, &mut f),
+            mask: self.mask.as_ref().map(|mask| through(mask, &mut f)),
+        }
+    }
+
     /// At most `count` parts of nearly equal size, in order, none empty.
     pub(crate) fn parts(&self, count: usize) -> Vec<Self> {
         let (len, count) = (self.len(), count.clamp(1, self.len().max(1)));
@@ -169,7 +201,7 @@ impl Clean {
             target: schedule.target(latents, noise, timesteps.clone()),
             weight: Tensor::from_data(TensorData::new(weight, [count]), &device),
             condition,
-            timesteps,
+            timesteps: timesteps.float(),
             mask,
         }
     }

@@ -64,7 +64,7 @@ impl Ema {
 }
 
 /// The parameters that training moves, of a module on a plain device.
-pub(crate) fn trainable<N: Module>(module: &N) -> Vec<Leaf> {
+pub fn trainable<N: Module>(module: &N) -> Vec<Leaf> {
     // Off the tape no parameter asks for a gradient; which ones would shows on it.
     let taped = leaves(&module.clone().train());
     let moves = taped.into_iter().map(|leaf| leaf.trainable);

@@ -8,6 +8,7 @@ use std::ops::Add;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
+use soda_kernels::{cat, has_library, matmul, split};
 
 /// One gradient for each parameter that a loss reached, by path, flat.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +36,24 @@ impl AdapterGradients {
     /// The norm over all parameters, on their device; `None` where there are none.
     pub fn norm(&self) -> Option<Tensor<1>> {
         let all: Vec<_> = self.0.values().cloned().collect();
-        (!all.is_empty()).then(|| Tensor::cat(all, 0).square().sum().sqrt())
+        if all.is_empty() {
+            return None;
+        }
+        let all = cat(all);
+        if !has_library(&all) {
+            return Some(all.square().sum().sqrt());
+        }
+        // A library's product of a row and a column is many times as fast as burn's sum of all.
+        let n = all.dims()[0];
+        Some(matmul(all.clone().reshape([1, n]), all.reshape([n, 1])).reshape([1]).sqrt())
+    }
+
+    /// The same numbers in memory of their own.
+    pub(crate) fn copied(&self) -> Self {
+        let lengths: Vec<_> = self.0.values().map(|grad| grad.dims()[0]).collect();
+        let all: Vec<_> = self.0.values().cloned().collect();
+        let parts = if all.is_empty() { all } else { split(cat(all), &lengths) };
+        Self(self.0.keys().cloned().zip(parts).collect())
     }
 }
 

@@ -54,6 +54,7 @@ mod pictures;
 pub mod plot;
 mod precision;
 mod prodigy;
+mod recorded;
 mod report;
 mod run;
 mod sampling;
@@ -78,6 +79,7 @@ pub use config::{
     TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
+pub use ema::trainable;
 pub use encode::{EncodeConfig, Encoded};
 pub use error::TrainError;
 pub use evaluate::{Reference, Scores, drift, score};

@@ -25,17 +25,27 @@ pub(crate) fn gradients(
     config: &TrainConfig,
     scale: f32,
 ) -> (f32, AdapterGradients) {
+    let (loss, grads) = tensors(unet, &batch.weighted(scale), config);
+    (loss.into_scalar::<f32>() / scale, grads)
+}
+
+/// The loss and its gradients, waiting for nothing.
+pub(crate) fn tensors(
+    unet: &Unet,
+    batch: &Batch,
+    config: &TrainConfig,
+) -> (Tensor<1>, AdapterGradients) {
     let (noisy, condition) = inputs(unet, batch);
-    let timesteps = batch.timesteps.clone().float();
+    let timesteps = batch.timesteps.clone();
     let call = Call { noisy, timesteps, condition, wants_condition: false };
     let found = config.checkpointing.backward(unet, call, |prediction| {
         let mask = batch.mask.clone().map(Tensor::from_inner);
         let error = errors(prediction, Tensor::from_inner(batch.target.clone()), mask);
         let frozen = || Tensor::from_inner(frozen_errors(unet, batch));
         let each = each(error, frozen, &config.objective);
-        (each * Tensor::from_inner(batch.weight.clone())).sum().mul_scalar(scale)
+        (each * Tensor::from_inner(batch.weight.clone())).sum()
     });
-    (found.loss.into_scalar::<f32>() / scale, found.adapters)
+    (found.loss, found.adapters)
 }
 
 /// The loss of samples with these errors, `[b]`.

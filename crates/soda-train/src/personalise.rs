@@ -64,6 +64,7 @@ pub struct Personalisation {
     pipeline: Pipeline,
     judges: Option<Judges>,
     cache: Option<PathBuf>,
+    recording: bool,
 }
 
 /// What came of it.
@@ -139,13 +140,18 @@ impl Personalisation {
             let pictures = dataset.examples.iter().map(|example| example.image.as_path());
             masks::check(masks, &config.data, pictures)?;
         }
-        Ok(Self { config, dataset, pipeline, judges, cache: None })
+        Ok(Self { config, dataset, pipeline, judges, cache: None, recording: false })
     }
 
     /// The same job with a folder that keeps what only depends on the base and the data: singular value
     /// decompositions, latents, text states.
     pub fn with_cache(self, cache: Option<PathBuf>) -> Self {
         Self { cache, ..self }
+    }
+
+    /// The same job with steps from a recording, see [`Trainer::recording`].
+    pub fn with_recording(self) -> Self {
+        Self { recording: true, ..self }
     }
 
     /// Reads a stopped run, to be given to [`Personalisation::run`].
@@ -173,7 +179,7 @@ impl Personalisation {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, TrainError> {
-        let Self { mut config, mut dataset, mut pipeline, judges, cache } = self;
+        let Self { mut config, mut dataset, mut pipeline, judges, cache, recording } = self;
         config.samples.prompts = prompts(&config, &dataset);
         let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
 
@@ -244,6 +250,7 @@ impl Personalisation {
         sampler.untuned.clone_from(&before.unrelated);
 
         let trainer = Trainer::new(plan.attach(unet), &config.method, &config)?;
+        let trainer = if recording { trainer.recording() } else { trainer };
 
         on_event(Event::Stage { name: TRAINING });
         let material = Material { data: &data, class: class.as_ref(), schedule: &schedule };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use soda_adapters::Leaf;
+use soda_kernels::{cat, split};
 
 /// Rows and columns of a parameter as a matrix.
 pub(crate) type Shape = [usize; 2];
@@ -34,12 +35,11 @@ pub(crate) fn stack(
 ) -> Tensor<3> {
     let flat: Vec<Tensor<1>> = tensors.into_iter().collect();
     let count = flat.len();
-    Tensor::cat(flat, 0).reshape([count, rows, cols])
+    cat(flat).reshape([count, rows, cols])
 }
 
 /// The flat tensors of a stack.
 pub(crate) fn unstack(stack: Tensor<3>) -> Vec<Tensor<1>> {
     let [count, rows, cols] = stack.dims();
-    let flat = stack.reshape([count, rows * cols]);
-    flat.split(1, 0).into_iter().map(|row| row.squeeze_dim(0)).collect()
+    split(stack.reshape([count * rows * cols]), &vec![rows * cols; count])
 }

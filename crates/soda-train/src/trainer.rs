@@ -21,6 +21,7 @@ use crate::history::Step;
 use crate::loss::gradients;
 use crate::optimizer::{AdapterOptimizer, OptimizerState};
 use crate::precision::Precision;
+use crate::recorded::Recorded;
 use crate::scale::{LossScale, LossScaleConfig};
 
 /// What is learnt from.
@@ -54,6 +55,7 @@ pub struct Trainer<'a, M: Method> {
     shards: Shards,
     /// In f16.
     scale: Option<LossScale>,
+    recorded: Recorded,
     step: usize,
 }
 
@@ -94,12 +96,21 @@ impl<'a, M: Method> Trainer<'a, M> {
             shards: Shards::new(config.shards.unwrap_or(1).min(samples_at_once(config)))?,
             scale: (config.precision == Precision::F16)
                 .then(|| LossScale::new(&loss_scale(config))),
+            recorded: Recorded::Never,
             step: 0,
             good: unet.clone(),
             unet,
             method,
             config,
         })
+    }
+
+    /// The same with steps from a recording, where the device makes one: one launch instead of thousands, for as much
+    /// memory as a step takes. Only for a process whose other threads leave the device alone while it is made, in the
+    /// first step.
+    #[must_use]
+    pub fn recording(self) -> Self {
+        Self { recorded: Recorded::Unseen, ..self }
     }
 
     /// Steps done.
@@ -170,10 +181,13 @@ impl<'a, M: Method> Trainer<'a, M> {
     }
 
     /// Losses and gradients of the parts of `batch` that are computed at once.
-    fn gradients(&self, batch: &Batch) -> Vec<(f32, AdapterGradients)> {
+    fn gradients(&mut self, batch: &Batch) -> Vec<(f32, AdapterGradients)> {
+        let scale = self.scale.map_or(1.0, |scale| scale.value);
+        if self.shards.count() == 1 {
+            return vec![self.recorded.gradients(&self.unet, batch, self.config, scale)];
+        }
         let parts = batch.parts(self.shards.count());
         let parts = parts.into_iter().map(|part| (self.unet.clone(), part)).collect();
-        let scale = self.scale.map_or(1.0, |scale| scale.value);
         self.shards.map(parts, |(unet, part)| gradients(&unet, &part, self.config, scale))
     }
 

@@ -39,7 +39,7 @@ impl Validation {
                     target: schedule.target(latents, noise, timesteps.clone()),
                     condition: data.condition(rows),
                     weight: Tensor::full([samples], 1.0 / (count * shares) as f64, &device),
-                    timesteps,
+                    timesteps: timesteps.float(),
                     mask: data.mask(rows),
                 };
                 batches.extend(batch.parts(samples.div_ceil(config.batch_size)));

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use soda_adapters::{Leaf, Method as _, MethodConfig, leaves};
+use soda_kernels::matmul;
 use soda_models::config;
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::weights;
@@ -80,7 +81,6 @@ impl Fixture {
         let timesteps: Tensor<1> =
             self.tensor::<2>("timesteps", device).narrow(0, step, 1).squeeze_dim(0);
         let count = timesteps.dims()[0];
-        let timesteps: Tensor<1, Int> = timesteps.int();
         Batch {
             noisy: at("noisy"),
             target: at("target"),
@@ -334,7 +334,7 @@ fn the_average_stays_on_the_manifold() {
         if name.contains("rotation.factors") {
             let n = (data.num_elements() as f64).sqrt() as usize;
             let q: Tensor<2> = Tensor::<1>::from_data(data, &device).reshape([n, n]);
-            let defect = q.clone().transpose().matmul(q) - Tensor::eye(n, &device);
+            let defect = matmul(q.clone().transpose(), q) - Tensor::eye(n, &device);
             assert!(defect.abs().max().into_scalar::<f32>() < 2e-6, "{name}");
             factors += 1;
         }

@@ -17,7 +17,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
-use soda_kernels::matmul;
+use soda_kernels::{has_library, matmul};
 use soda_linalg::{LinalgError, Qr, Svd};
 
 use super::{Basis, Shift, SpectrumConfig};
@@ -120,10 +120,10 @@ impl Spectrum {
     /// `l (diag(s) + ΔC)` for `l` `[rows, k]`.
     fn times_shift(&self, l: Tensor<2>, s: Option<&Tensor<1>>) -> Tensor<2> {
         match (&self.delta, &self.low_rank, s) {
-            (Some(delta), _, Some(s)) => l * shifted(s, delta.val()).unsqueeze_dim(0),
+            (Some(delta), _, Some(s)) => scaled(l, shifted(s, delta.val())),
             (Some(delta), _, None) => {
                 let gain = self.gain(delta.val()).cast(l.dtype());
-                l * gain.unsqueeze_dim(0)
+                scaled(l, gain)
             }
             (None, Some(low_rank), s) => {
                 let change = matmul(l.clone(), low_rank.core().cast(l.dtype()));
@@ -191,6 +191,17 @@ impl Spectrum {
         }
         Ok(Some(Self { delta: sum.map(Param::from_tensor), ..first }))
     }
+}
+
+/// `l diag(gain)`.
+fn scaled(l: Tensor<2>, gain: Tensor<1>) -> Tensor<2> {
+    let gain = gain.unsqueeze_dim::<2>(0);
+    if !has_library(&l) {
+        return l * gain;
+    }
+    // The gradient by the gain is a sum over the rows, which as a product with ones is a library's.
+    let ones = Tensor::ones([l.dims()[0], 1], (&l.device(), l.dtype()));
+    l * matmul(ones, gain)
 }
 
 /// Shifts that do not add up to one.

@@ -11,6 +11,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Gradients, Tensor};
 use serde_json::json;
 use soda_adapters::{Geometry, Header, Method, Targets, fingerprint, leaves, map_leaves};
+use soda_kernels::{conv2d, linear, matmul};
 
 /// A wide and a tall layer, a convolution, and a head that is no target.
 #[derive(Module, Debug)]
@@ -36,13 +37,13 @@ impl Net {
     /// `[7, 9]`
     pub(crate) fn forward(&self, input: &Input) -> Tensor<2> {
         let [dense, conv] = self.features(input);
-        Tensor::cat(vec![self.head.forward(dense), conv], 1)
+        Tensor::cat(vec![forward(&self.head, dense), conv], 1)
     }
 
     /// What the adapted layers give, `[7, 20]` and `[7, 6]`.
     pub(crate) fn features(&self, input: &Input) -> [Tensor<2>; 2] {
-        let dense = self.to_q.forward(input.q.clone()) * self.to_k.forward(input.k.clone());
-        let conv = self.conv.forward(input.image.clone()).reshape([7, 6]);
+        let dense = forward(&self.to_q, input.q.clone()) * forward(&self.to_k, input.k.clone());
+        let conv = conv2d(&self.conv, input.image.clone()).reshape([7, 6]);
         [dense, conv]
     }
 
@@ -50,6 +51,11 @@ impl Net {
     pub(crate) fn cast(self, dtype: DType) -> Self {
         map_leaves(self, |_, _, value| Some(value.cast(dtype)))
     }
+}
+
+/// Formed from the layer's weight. burn's own product would round to TF32 on some cards.
+fn forward(layer: &Linear, x: Tensor<2>) -> Tensor<2> {
+    linear(x, layer.weight.val(), layer.bias.as_ref().map(Param::val))
 }
 
 pub(crate) struct Input {
@@ -136,9 +142,9 @@ fn orthogonal(skew: Tensor<2>) -> Tensor<2> {
     let half = skew.mul_scalar(0.5);
     let mut inverse = identity.clone();
     for _ in 0..60 {
-        inverse = identity.clone() + half.clone().matmul(inverse);
+        inverse = identity.clone() + matmul(half.clone(), inverse);
     }
-    inverse.matmul(identity + half)
+    matmul(inverse, identity + half)
 }
 
 /// Gradients by path, flat.

@@ -3,6 +3,7 @@
 //! A network of a named architecture with random weights (speed does not depend on them), an adapter on its
 //! attention, and whole steps: forward, backward to the adapter's parameters, optimizer.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::args::DeviceArg;
@@ -12,9 +13,12 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Value, json};
-use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
+use soda_adapters::{Method as _, MethodConfig, Targets, map_leaves};
+use soda_kernels::{Recording, laid_out, own};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
-use soda_train::{AdapterGradients, AdapterOptimizer, Call, Checkpointing, OptimizerConfig};
+use soda_train::{
+    AdapterGradients, AdapterOptimizer, Call, Checkpointing, OptimizerConfig, trainable,
+};
 
 use crate::progress::say_result;
 
@@ -49,6 +53,9 @@ pub(crate) struct BenchArgs {
     /// Steps that are timed, after three that are not
     #[arg(long, default_value_t = 10)]
     pub(crate) steps: usize,
+    /// Ask for every operation of every step by itself, as on a device that records nothing
+    #[arg(long)]
+    pub(crate) unrecorded: bool,
     /// One line of JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
@@ -104,7 +111,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         (_, None) => {}
     }
 
-    let unet = config.init(&device).map(&mut Cast(dtype));
+    let unet = laid_out(config.init(&device).map(&mut Cast(dtype)));
     device.sync().context("the device does not run")?;
     // What making the weights took is no part of a step.
     device.memory_cleanup();
@@ -112,24 +119,29 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let plan = method.plan(&Targets::default(), &unet)?;
     let planned = start.elapsed() - built;
     let mut unet = plan.attach(unet);
-    let trained: usize = leaves(&unet.clone().train())
-        .iter()
-        .filter(|leaf| leaf.trainable)
-        .map(|leaf| leaf.shape.iter().product::<usize>())
-        .sum();
+    let numbers: usize = trained(&unet).iter().map(|value| value.dims()[0]).sum();
 
     let batch = Batch::random(&config, args.batch, latents, dtype, &device);
     let mut optimizer = AdapterOptimizer::new(&OptimizerConfig::default());
-    let mut step = |unet: Unet| -> Result<(Unet, Duration)> {
+    let checkpointing = Checkpointing::from(args.checkpointing);
+    let mut recording = None;
+    let mut step = |unet: Unet, count: usize| -> Result<(Unet, Duration)> {
         let start = Instant::now();
-        let grads = batch.backward(&unet, args.checkpointing.into(), || Ok(()))?;
+        // As in a training, the first step runs as it is.
+        if count == 1 && !args.unrecorded {
+            recording = record(&unet, &batch, checkpointing);
+        }
+        let grads = match &mut recording {
+            Some(recording) => recording.repeat(trained(&unet)).clone(),
+            None => batch.gradients(&unet, checkpointing, || ()),
+        };
         let unet = optimizer.step(&method, unet, &grads, 1.0);
         device.sync().context("a step failed")?;
         Ok((unet, start.elapsed()))
     };
     let mut first = Duration::ZERO;
     for number in 0..WARM_UP {
-        (unet, _) = step(unet)?;
+        (unet, _) = step(unet, number)?;
         if number == 0 {
             first = start.elapsed();
         }
@@ -137,12 +149,14 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let mut times = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
         let time;
-        (unet, time) = step(unet)?;
+        (unet, time) = step(unet, WARM_UP)?;
         times.push(time.as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
+    let recorded = recording.is_some();
+    drop(recording);
     let [forward, backward, update] =
-        stages(&unet, &batch, args.checkpointing.into(), &mut optimizer, &method, &device)?;
+        stages(&unet, &batch, checkpointing, &mut optimizer, &method, &device)?;
     drop(unet);
 
     let report = json!({
@@ -152,9 +166,10 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "method": args.method,
         "batch": args.batch,
         "latents": latents,
-        "checkpointing": Checkpointing::from(args.checkpointing),
+        "checkpointing": checkpointing,
         "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
-        "trained": trained,
+        "trained": numbers,
+        "recorded": recorded,
         "build_s": round(built.as_secs_f64()),
         "plan_s": round(planned.as_secs_f64()),
         "first_step_s": round(first.as_secs_f64()),
@@ -191,7 +206,9 @@ fn stages(
             start = Instant::now();
             Ok(())
         };
-        let grads = batch.backward(unet, checkpointing, || lap(0))?;
+        let mut forward = Ok(());
+        let grads = batch.gradients(unet, checkpointing, || forward = lap(0));
+        forward?;
         lap(1)?;
         let moved = optimizer.step(method, unet.clone(), &grads, 1.0);
         lap(2)?;
@@ -201,6 +218,23 @@ fn stages(
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     }))
+}
+
+/// What moves, flat.
+fn trained(unet: &Unet) -> Vec<Tensor<1>> {
+    trainable(unet).into_iter().map(|leaf| leaf.value).collect()
+}
+
+/// The gradients from a recording, where the device makes one.
+fn record(
+    unet: &Unet,
+    batch: &Batch,
+    checkpointing: Checkpointing,
+) -> Option<Recording<AdapterGradients>> {
+    let moving: HashSet<_> = trainable(unet).into_iter().map(|leaf| leaf.path).collect();
+    let unet = map_leaves(unet.clone(), |path, _, value| moving.contains(path).then(|| own(value)));
+    let (inputs, batch) = (trained(&unet), batch.clone());
+    Recording::new(inputs, move || batch.gradients(&unet, checkpointing, || ()))
 }
 
 fn table(report: &Value) {
@@ -213,6 +247,7 @@ fn table(report: &Value) {
         ("checkpointing", "computed again"),
         ("device", "device"),
         ("trained", "trained numbers"),
+        ("recorded", "steps repeated from a recording"),
         ("build_s", "building the network, s"),
         ("plan_s", "decomposing its weights, s"),
         ("first_step_s", "start to the end of step 1, s"),
@@ -247,6 +282,7 @@ impl ModuleMapper for Cast {
 }
 
 /// What a step sees.
+#[derive(Clone)]
 struct Batch {
     noisy: Tensor<4>,
     timesteps: Tensor<1>,
@@ -284,26 +320,25 @@ impl Batch {
     }
 
     /// The gradients of the squared error; `on_forward` is called between the passes.
-    fn backward(
+    fn gradients(
         &self,
         unet: &Unet,
         checkpointing: Checkpointing,
-        on_forward: impl FnOnce() -> Result<()>,
-    ) -> Result<AdapterGradients> {
+        on_forward: impl FnOnce(),
+    ) -> AdapterGradients {
         let call = Call {
             noisy: self.noisy.clone(),
             timesteps: self.timesteps.clone(),
             condition: self.condition.clone(),
             wants_condition: false,
         };
-        let mut forward = Ok(());
         let found = checkpointing.backward(unet, call, |prediction| {
             let error = prediction - Tensor::from_inner(self.target.clone());
             let loss = error.cast(FloatDType::F32).square().mean();
-            forward = on_forward();
+            on_forward();
             loss
         });
-        forward.map(|()| found.adapters)
+        found.adapters
     }
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     };
     let stop = on_interrupt()?;
     let mut progress = Progress::default();
-    let job = job.with_cache(args.cache.cache);
+    let job = job.with_cache(args.cache.cache).with_recording();
     let outcome = job.run(place, &stop, &mut |event| progress.show(event));
     progress.finish();
     summarise(&outcome?);

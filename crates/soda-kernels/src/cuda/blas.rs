@@ -34,6 +34,7 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
     let kind = match dtype {
         DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        DType::F64 => sys::cudaDataType_t::CUDA_R_64F,
         _ => sys::cudaDataType_t::CUDA_R_32F,
     };
     let transpose = |yes: bool| match yes {
@@ -46,7 +47,15 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
     let width = dtype.size();
     session::submit([&a.tensor, &b.tensor, &out], move |session, [pa, pb, pc]| {
         let handle = session.blas()?;
-        let (one, zero) = (1f32, 0f32);
+        let compute = match dtype {
+            DType::F64 => sys::cublasComputeType_t::CUBLAS_COMPUTE_64F,
+            _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
+        let (one, zero) = ((1f32, 1f64), (0f32, 0f64));
+        let factor = |number: &(f32, f64)| match dtype {
+            DType::F64 => std::ptr::from_ref(&number.1).cast::<c_void>(),
+            _ => std::ptr::from_ref(&number.0).cast(),
+        };
         for [at_a, at_b, at_c] in calls {
             let at =
                 |address: u64, offset: usize| (address + (offset * width) as u64) as *mut c_void;
@@ -60,7 +69,7 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
                     n as c_int,
                     m as c_int,
                     k as c_int,
-                    std::ptr::from_ref(&one).cast(),
+                    factor(&one),
                     at(pb, at_b),
                     kind,
                     ld_b,
@@ -69,13 +78,13 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
                     kind,
                     ld_a,
                     step_a,
-                    std::ptr::from_ref(&zero).cast(),
+                    factor(&zero),
                     at(pc, at_c),
                     kind,
                     n as c_int,
                     (m * n) as i64,
                     together as c_int,
-                    sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    compute,
                     sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
                 )
             }

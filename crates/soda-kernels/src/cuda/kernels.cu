@@ -1,4 +1,4 @@
-// Reductions over rows and groups, and rotations of rows, with their gradients. Every kernel exists for float (f32), bfloat16 (bf16) and
+// Reductions over rows and groups, and rotations of rows, with their gradients; and copies. Every kernel that computes exists for float (f32), bfloat16 (bf16) and
 // half (f16), computes in float, and gives the same bits on every run: no atomics, one order of summation.
 //
 // No header is needed, so that NVRTC alone compiles this in well under a second.
@@ -36,59 +36,121 @@ template <class Op> __device__ float reduce(float x, float neutral) {
   return x;
 }
 
-// A row of up to 16 numbers a thread stays in registers.
+// A row of up to 16 numbers a thread stays in registers. Where it lies so that 16 bytes can be read at once, a thread holds
+// neighbours.
 enum { HELD = 16 };
-#define EACH(i, k, n) _Pragma("unroll") for (int k = 0; k < HELD; k++) \
-  if (i64 i = threadIdx.x + k * (i64)blockDim.x; i < n)
 
-template <class T> __device__ void softmax(const T *x, T *y, i64 n) {
+template <class T> struct Row {
+  enum { N = 16 / sizeof(T) };
+  i64 n;
+  bool wide;
+
+  // For rows at these addresses, or-ed.
+  __device__ Row(i64 n, i64 addresses) : n(n), wide(n % N == 0 && (addresses & 15) == 0) {}
+  __device__ i64 index(int k) const {
+    return wide ? (threadIdx.x + k / N * (i64)blockDim.x) * N + k % N : threadIdx.x + k * (i64)blockDim.x;
+  }
+  __device__ bool has(int k) const { return index(k) < n; }
+
+  // Places past the row's end become `rest`.
+  __device__ void read(const T *x, float *v, float rest) const {
+    if (wide) {
+      #pragma unroll
+      for (int k = 0; k < HELD; k += N) {
+        bool in = has(k);
+        uint4 pack = in ? *(const uint4 *)(x + index(k)) : uint4();
+        #pragma unroll
+        for (int j = 0; j < N; j++) v[k + j] = in ? load(((const T *)&pack)[j]) : rest;
+      }
+    } else {
+      #pragma unroll
+      for (int k = 0; k < HELD; k++) v[k] = has(k) ? load(x[index(k)]) : rest;
+    }
+  }
+
+  __device__ void write(T *y, const float *v) const {
+    if (wide) {
+      #pragma unroll
+      for (int k = 0; k < HELD; k += N) if (has(k)) {
+        uint4 pack;
+        #pragma unroll
+        for (int j = 0; j < N; j++) store((T *)&pack + j, v[k + j]);
+        *(uint4 *)(y + index(k)) = pack;
+      }
+    } else {
+      #pragma unroll
+      for (int k = 0; k < HELD; k++) if (has(k)) store(y + index(k), v[k]);
+    }
+  }
+};
+
+#define EACH(k) _Pragma("unroll") for (int k = 0; k < HELD; k++)
+
+// Over the first `keys` of each row; the others become 0.
+template <class T> __device__ void softmax(const T *x, T *y, i64 n, i64 keys) {
   x += blockIdx.x * n; y += blockIdx.x * n;
+  Row<T> row(n, (i64)x | (i64)y);
   float v[HELD], m = -INF, s = 0;
-  EACH(i, k, n) { v[k] = load(x[i]); m = fmaxf(m, v[k]); }
+  row.read(x, v, -INF);
+  if (keys < n) EACH(k) if (row.index(k) >= keys) v[k] = -INF;
+  EACH(k) m = fmaxf(m, v[k]);
   m = reduce<Max>(m, -INF);
-  EACH(i, k, n) { v[k] = __expf(v[k] - m); s += v[k]; }
+  EACH(k) { v[k] = __expf(v[k] - m); s += v[k]; }
   s = 1 / reduce<Sum>(s, 0);
-  EACH(i, k, n) store(y + i, v[k] * s);
+  EACH(k) v[k] *= s;
+  row.write(y, v);
 }
 
 // dx = p (dp - sum(p dp))
 template <class T> __device__ void softmax_gradient(const T *p, const T *dp, T *dx, i64 n) {
   i64 at = blockIdx.x * n;
+  Row<T> row(n, (i64)p | (i64)dp | (i64)dx);
   float v[HELD], d[HELD], s = 0;
-  EACH(i, k, n) { v[k] = load(p[at + i]); d[k] = load(dp[at + i]); s += v[k] * d[k]; }
+  row.read(p + at, v, 0); row.read(dp + at, d, 0);
+  EACH(k) s += v[k] * d[k];
   s = reduce<Sum>(s, 0);
-  EACH(i, k, n) store(dx + at + i, v[k] * (d[k] - s));
+  EACH(k) v[k] *= d[k] - s;
+  row.write(dx + at, v);
 }
 
-template <class T> __device__ void row_stats(const T *x, i64 n, float eps, float *v, float &mean, float &rstd) {
+template <class T> __device__ void row_stats(const Row<T> &row, const T *x, float eps, float *v, float &mean, float &rstd) {
   float s = 0, q = 0;
-  EACH(i, k, n) { v[k] = load(x[i]); s += v[k]; }
-  mean = reduce<Sum>(s, 0) / n;
-  EACH(i, k, n) { float d = v[k] - mean; q += d * d; }
-  rstd = rsqrtf(reduce<Sum>(q, 0) / n + eps);
+  row.read(x, v, 0);
+  EACH(k) s += v[k];
+  mean = reduce<Sum>(s, 0) / row.n;
+  EACH(k) if (row.has(k)) { float d = v[k] - mean; q += d * d; }
+  rstd = rsqrtf(reduce<Sum>(q, 0) / row.n + eps);
 }
 
 template <class T>
 __device__ void layer_norm(const T *x, const T *gamma, const T *beta, T *y, i64 n, float eps) {
   x += blockIdx.x * n; y += blockIdx.x * n;
-  float v[HELD], mean, rstd;
-  row_stats(x, n, eps, v, mean, rstd);
-  EACH(i, k, n) store(y + i, (v[k] - mean) * rstd * load(gamma[i]) + load(beta[i]));
+  Row<T> row(n, (i64)x | (i64)y | (i64)gamma | (i64)beta);
+  float v[HELD], w[HELD], mean, rstd;
+  row_stats(row, x, eps, v, mean, rstd);
+  row.read(gamma, w, 0);
+  EACH(k) v[k] = (v[k] - mean) * rstd * w[k];
+  row.read(beta, w, 0);
+  EACH(k) v[k] += w[k];
+  row.write(y, v);
 }
 
 // g = dy gamma; dx = rstd (g - mean(g) - xhat mean(g xhat))
 template <class T>
 __device__ void layer_norm_gradient(const T *x, const T *dy, const T *gamma, T *dx, i64 n, float eps) {
   i64 at = blockIdx.x * n;
-  float v[HELD], g[HELD], mean, rstd, a = 0, b = 0;
-  row_stats(x + at, n, eps, v, mean, rstd);
-  EACH(i, k, n) {
+  Row<T> row(n, (i64)x | (i64)dy | (i64)dx | (i64)gamma);
+  float v[HELD], g[HELD], w[HELD], mean, rstd, a = 0, b = 0;
+  row_stats(row, x + at, eps, v, mean, rstd);
+  row.read(dy + at, g, 0); row.read(gamma, w, 0);
+  EACH(k) {
     v[k] = (v[k] - mean) * rstd;
-    g[k] = load(dy[at + i]) * load(gamma[i]);
+    g[k] *= w[k];
     a += g[k]; b += g[k] * v[k];
   }
   a = reduce<Sum>(a, 0) / n; b = reduce<Sum>(b, 0) / n;
-  EACH(i, k, n) store(dx + at + i, rstd * (g[k] - a - v[k] * b));
+  EACH(k) g[k] = rstd * (g[k] - a - v[k] * b);
+  row.write(dx + at, g);
 }
 
 // Group norm on channels-last maps [b, pixels, c]. The sums over a group are taken in two steps: `parts` blocks for each
@@ -340,10 +402,27 @@ extern "C" __global__ void turn_sums_f32(const float *partial, float *da, i64 en
   if (threadIdx.x == 0) da[blockIdx.x] = s;
 }
 
+// Many copies at once, blockIdx.y counts them.
+enum { COPIES = 160 };
+struct Copies { i64 from[COPIES], to[COPIES], bytes[COPIES]; };
+
+template <class T> __device__ void copy(i64 from, i64 to, i64 bytes) {
+  i64 n = bytes / sizeof(T), step = (i64)gridDim.x * blockDim.x;
+  for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < n; i += step) ((T *)to)[i] = ((const T *)from)[i];
+}
+
+extern "C" __global__ void copies(const Copies list) {
+  i64 from = list.from[blockIdx.y], to = list.to[blockIdx.y], bytes = list.bytes[blockIdx.y];
+  int odd = (int)((from | to | bytes) & 15);
+  if (odd == 0) copy<uint4>(from, to, bytes);
+  else if (odd % 4 == 0) copy<unsigned>(from, to, bytes);
+  else copy<unsigned char>(from, to, bytes);
+}
+
 extern "C" __global__ void group_means_f32(const float *partial, float *sums, i64 pixels, i64 c, i64 groups, i64 parts) { group_means(partial, sums, pixels, c, groups, parts); }
 
 #define EXPORT(T, t) extern "C" { \
-  __global__ void softmax_##t(const T *x, T *y, i64 n) { softmax(x, y, n); } \
+  __global__ void softmax_##t(const T *x, T *y, i64 n, i64 keys) { softmax(x, y, n, keys); } \
   __global__ void softmax_gradient_##t(const T *p, const T *dp, T *dx, i64 n) { softmax_gradient(p, dp, dx, n); } \
   __global__ void layer_norm_##t(const T *x, const T *g, const T *b, T *y, i64 n, float eps) { layer_norm(x, g, b, y, n, eps); } \
   __global__ void layer_norm_gradient_##t(const T *x, const T *dy, const T *g, T *dx, i64 n, float eps) { layer_norm_gradient(x, dy, g, dx, n, eps); } \

@@ -47,13 +47,13 @@ fn rows(x: &CubeTensor) -> (usize, usize, usize) {
     (shape.num_elements() / length.max(1), length, threads)
 }
 
-/// softmax over the last axis.
-pub(super) fn softmax(x: CubeTensor) -> CubeTensor {
+/// softmax over the first `keys` of the last axis; the others become 0.
+pub(super) fn softmax(x: CubeTensor, keys: usize) -> CubeTensor {
     let x = into_contiguous(x);
     let (y, name) = (like(&x), kernel!("softmax", x.dtype));
     let (rows, length, threads) = rows(&x);
     session::submit([&x, &y], move |session, [x, y]| {
-        session.launch(name, [rows, 1], threads, 0, vec![x, y, length as u64])
+        session.launch(name, [rows, 1], threads, 0, vec![x, y, length as u64, keys as u64])
     });
     y
 }

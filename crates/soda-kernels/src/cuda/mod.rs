@@ -5,6 +5,7 @@
 //! ([`session`]). What they do not take, or a machine without them, goes to burn's kernels.
 
 mod blas;
+mod copies;
 mod dnn;
 mod launch;
 mod layout;
@@ -12,15 +13,16 @@ mod session;
 mod turn;
 
 use burn::backend::TensorMetadata;
-use burn::backend::ops::{ActivationOps, FloatTensorOps, ModuleOps};
+use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 use burn::tensor::ops::ConvOptions;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
 use crate::backend::Kernels;
-use crate::{conv, geglu, norm};
+use crate::{attention, conv, geglu, norm};
 
+pub(crate) use copies::{cat, overwrite, split};
 pub(crate) use turn::Turn;
 
 type Cube = CubeBackend;
@@ -32,11 +34,12 @@ fn on_cuda(x: &FloatTensor<Cube>) -> bool {
 
 /// Whether products go to cuBLAS.
 pub(crate) fn takes_products(x: &FloatTensor<Cube>) -> bool {
-    on_cuda(x) && session::blas_present()
+    let double = matches!(x.device, CubeDevice::Cuda(_)) && x.dtype == DType::F64;
+    (on_cuda(x) || double) && session::blas_present()
 }
 
 /// Whether the kernels of our own can run.
-fn ours(x: &FloatTensor<Cube>) -> bool {
+pub(crate) fn ours(x: &FloatTensor<Cube>) -> bool {
     on_cuda(x) && session::kernels().is_some()
 }
 
@@ -46,6 +49,9 @@ fn fits_a_row(x: &FloatTensor<Cube>) -> bool {
 }
 
 impl Kernels for Cube {
+    // Rows of scores that begin at 16 bytes: cuBLAS has no quick product for others.
+    const HALF_KEYS: usize = 8;
+
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         if takes_products(&lhs) && lhs.dtype == rhs.dtype {
             return blas::product(lhs, rhs);
@@ -77,12 +83,11 @@ impl Kernels for Cube {
         conv::flipped::<Self>(grad, weight, [height, width], options)
     }
 
-    fn softmax_rows(scores: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn softmax_rows(scores: FloatTensor<Self>, keys: usize) -> FloatTensor<Self> {
         if fits_a_row(&scores) {
-            return launch::softmax(scores);
+            return launch::softmax(scores, keys);
         }
-        let last = scores.rank() - 1;
-        Self::softmax(scores, last)
+        attention::softmax::<Self>(scores, keys)
     }
 
     fn softmax_rows_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>) -> FloatTensor<Self> {

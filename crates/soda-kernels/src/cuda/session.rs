@@ -4,11 +4,10 @@
 //! device's thread, where everything asked for before it has been enqueued, and enqueues its own calls on the stream
 //! of who sent it. Nothing waits on the host.
 //!
-//! Tensors that live on other threads' streams put the task in order with all of them, by events of the context
-//! (CUDA 12.5):
+//! Tensors that live on other threads' streams put the task in order with those, by events:
 //!
 //! ```text
-//! all that was enqueued so far --> cuCtxRecordEvent --> our calls --> cuCtxWaitEvent --> all that comes
+//! what they were asked so far --> our calls --> what they are asked from now on
 //! ```
 
 use std::cell::RefCell;
@@ -29,6 +28,10 @@ use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 use cudarc::{cublas, cudnn};
 
 use super::dnn::{Plan, PlanKey};
+
+/// What cuBLAS is given to work in: as much as it asks for on Hopper. Left alone it allocates in the order of the stream,
+/// which a graph cannot replay.
+const BLAS_SCRATCH: usize = 32 << 20;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
@@ -51,9 +54,7 @@ pub(super) fn dnn_present() -> bool {
 /// What a task works with, one for each stream.
 pub(super) struct Session {
     pub(super) stream: sys::CUstream,
-    before: sys::CUevent,
-    after: sys::CUevent,
-    context: sys::CUcontext,
+    event: sys::CUevent,
     blas: Option<cublas::sys::cublasHandle_t>,
     dnn: Option<cudnn::sys::cudnnHandle_t>,
     /// What cuDNN chose for each convolution it has seen.
@@ -75,21 +76,36 @@ static FAILURE: Mutex<Option<String>> = Mutex::new(None);
 /// Runs `task` in the order of the stream on which `tensors` live, with their addresses. Returns at once.
 ///
 /// # Panics
-/// Where an earlier task was refused by the driver or a library (no memory, a broken device): what it should have
-/// written is not there, and nothing that is computed from it means anything.
+/// As [`submit_all`].
 pub(super) fn submit<const N: usize>(
     tensors: [&CubeTensor; N],
     task: impl FnOnce(&mut Session, [u64; N]) -> Result<(), String> + Send + 'static,
 ) {
+    submit_all(&tensors, move |session, addresses| {
+        let addresses = addresses.try_into().map_err(refused("addresses"))?;
+        task(session, addresses)
+    });
+}
+
+/// [`submit`] with as many tensors as there are.
+///
+/// # Panics
+/// Where an earlier task was refused by the driver or a library (no memory, a broken device): what it should have
+/// written is not there, and nothing that is computed from it means anything.
+pub(super) fn submit_all(
+    tensors: &[&CubeTensor],
+    task: impl FnOnce(&mut Session, &[u64]) -> Result<(), String> + Send + 'static,
+) {
     if let Some(failure) = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).clone() {
         panic!("the CUDA device failed: {failure}");
     }
-    let handles: [Handle; N] = tensors.map(|tensor| tensor.handle.clone());
-    let id = handles[0].service.device;
+    let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.handle.clone()).collect();
+    let Some(id) = handles.first().map(|handle| handle.service.device) else { return };
     DEVICES.with_borrow_mut(|devices| {
         let device = devices.entry(id).or_insert_with(|| DeviceHandle::<Server>::new(id));
         device.submit(move |server| {
-            if let Err(failure) = enqueue(server, handles.map(Handle::binding), task) {
+            let bindings = handles.into_iter().map(Handle::binding).collect();
+            if let Err(failure) = enqueue(server, bindings, task) {
                 *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
             }
         });
@@ -97,64 +113,75 @@ pub(super) fn submit<const N: usize>(
 }
 
 /// Runs `task` on the device's thread.
-fn enqueue<const N: usize>(
+fn enqueue(
     server: &mut Server,
-    bindings: [BufferBinding; N],
-    task: impl FnOnce(&mut Session, [u64; N]) -> Result<(), String>,
+    bindings: Vec<BufferBinding>,
+    task: impl FnOnce(&mut Session, &[u64]) -> Result<(), String>,
 ) -> Result<(), String> {
     // That of the thread which sent the task.
     let id = StreamId::current();
-    let homes = bindings.each_ref().map(|binding| stream(server, binding.stream));
+    let stream = stream_of(server, id).ok_or("the device's thread has no stream for a task")?;
+    let homes = bindings.iter().filter_map(|binding| stream_of(server, binding.stream));
+    let mut others: Vec<_> = homes.filter(|home| *home != stream).collect();
+    others.sort_unstable();
+    others.dedup();
     if let Some(capture) = server.capturing(id).filter(|capture| capture.is_recording()) {
         // A graph replays on these addresses, and has to keep them.
         for binding in &bindings {
             capture.touch(binding.stream, binding.memory.descriptor().location());
         }
         capture.record(bindings.clone());
+        // What other streams wrote was waited for before the recording began.
+        others.clear();
     }
     // Held until the work is enqueued: memory that is given back after that is reused in stream order.
-    let resources = bindings.map(|binding| server.get_resource(binding, id));
-    let mut addresses = [0; N];
-    for (address, resource) in addresses.iter_mut().zip(&resources) {
+    let resources: Vec<_> =
+        bindings.into_iter().map(|binding| server.get_resource(binding, id)).collect();
+    let mut addresses = Vec::with_capacity(resources.len());
+    for resource in &resources {
         match resource {
-            Ok(resource) => *address = resource.resource().ptr,
+            Ok(resource) => addresses.push(resource.resource().ptr),
             // An earlier kernel failed, which its reader is told.
             Err(_) => return Ok(()),
         }
     }
-    let stream = stream(server, id).ok_or("the device's thread has no stream for a task")?;
     SESSIONS.with_borrow_mut(|sessions| {
         let session = match sessions.entry(stream as usize) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Session::new(stream)?),
         };
-        if homes.iter().all(|home| *home == Some(stream)) {
-            task(session, addresses)
-        } else {
-            session.among_streams(|session| task(session, addresses))
-        }
+        session.among(&others, |session| task(session, &addresses))
     })
 }
 
+/// Whether a stream is being recorded: it does nothing meanwhile, and waits for nothing.
+#[allow(unsafe_code, reason = "a call of the CUDA driver")]
+fn recording(stream: sys::CUstream) -> bool {
+    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the backend's streams live as long as the process.
+    let found = unsafe { sys::cuStreamIsCapturing(stream, &mut status) };
+    found.result().is_ok() && status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
+}
+
 /// The backend's stream for a thread.
-fn stream(server: &mut Server, id: StreamId) -> Option<sys::CUstream> {
+fn stream_of(server: &mut Server, id: StreamId) -> Option<sys::CUstream> {
     server.write_streams().try_stream_mut(&id).map(|stream| stream.sys)
 }
 
 #[allow(unsafe_code, reason = "calls of the CUDA driver")]
 impl Session {
     fn new(stream: sys::CUstream) -> Result<Self, String> {
-        let event = || {
-            let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-            result::event::create(flags).map_err(refused("cuEventCreate"))
-        };
+        // Scratch memory may be wanted while another stream is recorded, which forbids it to a thread that does not say
+        // that the recording does not depend on it.
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: changes what this thread is allowed, and writes what it was.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }
+            .result()
+            .map_err(refused("cuThreadExchangeStreamCaptureMode"))?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         Ok(Self {
             stream,
-            before: event()?,
-            after: event()?,
-            context: result::ctx::get_current()
-                .map_err(refused("cuCtxGetCurrent"))?
-                .ok_or("the device's thread has no CUDA context")?,
+            event: result::event::create(flags).map_err(refused("cuEventCreate"))?,
             blas: None,
             dnn: None,
             plans: HashMap::new(),
@@ -164,24 +191,33 @@ impl Session {
         })
     }
 
-    /// Runs `task` after all that was enqueued on any stream, and before all that comes.
-    fn among_streams(
+    /// Runs `task` after all that was enqueued on the `others`, and before all that comes there.
+    fn among(
         &mut self,
+        others: &[sys::CUstream],
         task: impl FnOnce(&mut Self) -> Result<(), String>,
     ) -> Result<(), String> {
-        let check =
-            |what: &'static str, status: sys::CUresult| status.result().map_err(refused(what));
-        // SAFETY: context, stream and events are this session's and live as long as the process.
-        unsafe {
-            check("cuCtxRecordEvent", sys::cuCtxRecordEvent(self.context, self.before))?;
-            check("cuStreamWaitEvent", sys::cuStreamWaitEvent(self.stream, self.before, 0))?;
+        let others: Vec<_> = others.iter().copied().filter(|other| !recording(*other)).collect();
+        let wait = |stream, event| {
+            let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+            // SAFETY: stream and event live as long as the process.
+            unsafe { result::stream::wait_event(stream, event, flags) }
+                .map_err(refused("cuStreamWaitEvent"))
+        };
+        let record = |event, stream| {
+            // SAFETY: as above.
+            unsafe { result::event::record(event, stream) }.map_err(refused("cuEventRecord"))
+        };
+        for other in &others {
+            // A wait is for what the event meant when it was asked for, so that one serves all.
+            record(self.event, *other)?;
+            wait(self.stream, self.event)?;
         }
         task(self)?;
-        // SAFETY: as above.
-        unsafe {
-            check("cuEventRecord", sys::cuEventRecord(self.after, self.stream))?;
-            check("cuCtxWaitEvent", sys::cuCtxWaitEvent(self.context, self.after))
+        if !others.is_empty() {
+            record(self.event, self.stream)?;
         }
+        others.into_iter().try_for_each(|other| wait(other, self.event))
     }
 
     pub(super) fn blas(&mut self) -> Result<cublas::sys::cublasHandle_t, String> {
@@ -192,6 +228,14 @@ impl Session {
         // SAFETY: both live as long as the process.
         unsafe { cublas::result::set_stream(handle, self.stream.cast()) }
             .map_err(refused("cublasSetStream"))?;
+        // SAFETY: given to this handle alone, as long as the process lives.
+        unsafe {
+            let scratch = result::malloc_sync(BLAS_SCRATCH)
+                .map_err(refused("scratch memory for matrix products"))?;
+            cublas::sys::cublasSetWorkspace_v2(handle, scratch as *mut c_void, BLAS_SCRATCH)
+                .result()
+                .map_err(refused("cublasSetWorkspace"))?;
+        }
         Ok(*self.blas.insert(handle))
     }
 
@@ -232,10 +276,31 @@ impl Session {
         shared: usize,
         mut arguments: Vec<u64>,
     ) -> Result<(), String> {
-        let function = self.function(name)?;
         // Every argument is eight bytes: an address, a count, or a float in the low half.
-        let mut arguments: Vec<*mut c_void> =
-            arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+        let arguments = arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast());
+        self.launch_on(name, grid, block, shared, arguments.collect())
+    }
+
+    /// The same for a kernel whose one argument is a struct of eight-byte numbers.
+    pub(super) fn launch_table(
+        &mut self,
+        name: &'static str,
+        grid: [usize; 2],
+        block: usize,
+        table: &mut [u64],
+    ) -> Result<(), String> {
+        self.launch_on(name, grid, block, 0, vec![table.as_mut_ptr().cast()])
+    }
+
+    fn launch_on(
+        &mut self,
+        name: &'static str,
+        grid: [usize; 2],
+        block: usize,
+        shared: usize,
+        mut arguments: Vec<*mut c_void>,
+    ) -> Result<(), String> {
+        let function = self.function(name)?;
         let (grid, block) = ((grid[0] as u32, grid[1] as u32, 1), (block as u32, 1, 1));
         // SAFETY: the arguments are those of the kernel of this name.
         unsafe {

@@ -8,9 +8,11 @@
 //! Mirrors transformers' `CLIPEncoder`, `ViTEncoder` and `Dinov2Encoder`: norm before each part (Xiong et al.,
 //! arXiv 2002.04745); DINOv2 alone has the scales `s1` and `s2` (Touvron et al., arXiv 2103.17239).
 
+use std::f64::consts::FRAC_1_SQRT_2;
+
 use burn::module::{Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::{gelu, sigmoid, silu};
+use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::{Bool, Device, Tensor};
 use serde::Deserialize;
 
@@ -39,7 +41,11 @@ impl Activation {
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
-            Self::Gelu => gelu(x),
+            // burn's own has the gradient of an approximation on some backends.
+            Self::Gelu => {
+                let gate = (x.clone() * FRAC_1_SQRT_2).erf() + 1.0;
+                (x * 0.5) * gate
+            }
             Self::SwiGlu => {
                 let half = x.dims()[D - 1] / 2;
                 let (a, b) = (x.clone().narrow(D - 1, 0, half), x.narrow(D - 1, half, half));

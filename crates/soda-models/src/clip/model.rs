@@ -17,6 +17,7 @@ use super::pretrained::fields;
 use super::text::{ClipTextConfig, TextTransformer};
 use super::vision::{ClipVisionConfig, VisionTransformer};
 use crate::config::{ConfigFile, Refusal};
+use crate::unet::attention::project;
 
 /// The `config.json` of a `CLIPModel`.
 #[derive(Debug, Clone, Deserialize)]
@@ -103,12 +104,12 @@ pub struct ClipModel {
 impl ClipModel {
     /// The features of prompts, `[b, projection_dim]`, from their `ids` `[b, n]`.
     pub fn text_features(&self, ids: Tensor<2, Int>) -> Tensor<2> {
-        self.text_projection.forward(self.text_model.pooled(ids))
+        project(&self.text_projection, self.text_model.pooled(ids))
     }
 
     /// The features of pictures, `[b, projection_dim]`, from their `pixels` `[b, 3, h, w]`,
     /// normalised as `preprocessor_config.json` says.
     pub fn image_features(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.visual_projection.forward(self.vision_model.pooled(pixels))
+        project(&self.visual_projection, self.vision_model.pooled(pixels))
     }
 }

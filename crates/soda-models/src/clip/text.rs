@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use super::encoder::{Activation, Encoder, EncoderConfig};
 use super::pretrained::{fields, heads_fit};
 use crate::config::{ConfigFile, Refusal};
+use crate::unet::attention::project;
 
 /// Keys of a text encoder's file, as (regular expression, this port's key), for
 /// [`crate::weights::load_renamed`]: transformers 5 leaves out the prefix that version 4 wrote.
@@ -203,7 +204,7 @@ impl ClipTextModel {
         };
         let pooled = model.at_end(last, ids);
         let pooled = match &self.text_projection {
-            Some(project) => project.forward(pooled),
+            Some(layer) => project(layer, pooled),
             None => pooled,
         };
         TextStates { hidden, pooled }

@@ -111,8 +111,8 @@ pub(crate) fn multi_head(
     out.swap_dims(1, 2).reshape([batch, queries, width])
 }
 
-/// A linear layer on tokens `[b, n, c]`.
-pub(crate) fn project(layer: &Linear, tokens: Tensor<3>) -> Tensor<3> {
+/// A linear layer on tokens `[.., c]`.
+pub(crate) fn project<const D: usize>(layer: &Linear, tokens: Tensor<D>) -> Tensor<D> {
     let bias = layer.bias.as_ref().map(|bias| bias.val());
     linear_through(tokens, || layer.weight.val(), bias)
 }

@@ -12,6 +12,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::attention::project;
+
 /// Sinusoids of timesteps, whole or not: `[b]` to `[b, channels]`.
 ///
 /// `flip` puts the cosines first. The frequencies are computed on the host in f32 and in PyTorch's
@@ -48,6 +50,6 @@ impl TimestepEmbedding {
 
     /// `[b, channels]` to `[b, width]`.
     pub fn forward(&self, sinusoids: Tensor<2>) -> Tensor<2> {
-        self.linear_2.forward(silu(self.linear_1.forward(sinusoids)))
+        project(&self.linear_2, silu(project(&self.linear_1, sinusoids)))
     }
 }

@@ -1,0 +1,76 @@
+//! A computation that is recorded once and repeated as one launch: a CUDA graph.
+//!
+//! A training step of Stable Diffusion is some thousands of launches, most of which take the device less time than the host
+//! needs to ask for the next. Repeated from a recording they are one.
+//!
+//! What is recorded are addresses. A repetition reads what then lies where the inputs lay, and writes where the
+//! results lay.
+
+use burn::tensor::Tensor;
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+use burn::tensor::{Graph, capture};
+
+/// A recorded computation.
+pub struct Recording<T> {
+    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    inputs: Vec<Tensor<1>>,
+    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    graph: Graph<T, Box<dyn FnMut() -> T>>,
+    #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+    nothing: std::convert::Infallible,
+    #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+    result: std::marker::PhantomData<T>,
+}
+
+/// A copy that shares its memory with nothing, as an input of a recording.
+pub fn own<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    // The clone keeps the product from being written over its factor.
+    let shared = x.clone();
+    let copy = x.mul_scalar(1);
+    drop(shared);
+    copy
+}
+
+impl<T> Recording<T> {
+    /// Runs `compute` some times and records it; `None` where the device of `inputs` records nothing, or the driver
+    /// refuses (for want of memory, say).
+    ///
+    /// `compute` owns all tensors that it reads; those that change between repetitions are `inputs`, flat, each with
+    /// memory of its own ([`own`]). It waits for no result, and does the same every time.
+    pub fn new(inputs: Vec<Tensor<1>>, compute: impl FnMut() -> T + 'static) -> Option<Self> {
+        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        {
+            let device = inputs.first().filter(|x| crate::has_library(*x))?.device();
+            let compute: Box<dyn FnMut() -> T> = Box::new(compute);
+            let graph = capture(&device.inner(), compute);
+            graph.is_hardware().then_some(Self { inputs, graph })
+        }
+        #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+        {
+            let _ = (inputs, compute);
+            None
+        }
+    }
+
+    /// The computation on these inputs, given in the order of [`Recording::new`]. The next repetition writes its result
+    /// over this one: what is to outlive it has to be copied.
+    ///
+    /// # Panics
+    /// On inputs of other lengths, types or devices, and where the driver refuses the launch.
+    #[allow(unsafe_code, reason = "a repetition works on recorded addresses")]
+    pub fn repeat(&mut self, inputs: Vec<Tensor<1>>) -> &T {
+        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        {
+            assert_eq!(inputs.len(), self.inputs.len(), "a recording has as many inputs as it had");
+            crate::copies::overwrite(self.inputs.iter().cloned().zip(inputs).collect());
+            // SAFETY: the closure and this struct own every tensor that was read, the graph its result. A device runs
+            // what one thread asks for in order, and `&mut self` keeps others away.
+            unsafe { self.graph.replay() }
+        }
+        #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+        {
+            let _ = inputs;
+            match self.nothing {}
+        }
+    }
+}

@@ -153,8 +153,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         times.push(time.as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    let recorded = recording.is_some();
-    drop(recording);
+    // Its memory goes before the stages are timed.
+    let recorded = recording.take().is_some();
     let [forward, backward, update] =
         stages(&unet, &batch, checkpointing, &mut optimizer, &method, &device)?;
     drop(unet);

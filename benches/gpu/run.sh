@@ -24,5 +24,5 @@ for line in "sd15 1" "sd15 4" "sdxl 1" "sdxl 4"; do
   [ "$batch" = 1 ] && { rm -rf "$XDG_CACHE_HOME"; note "$soda" "${lora[@]}"; }
   note "$soda" "${lora[@]}"
   note python3 "$twin" "${common[@]}"
-  [ "$batch" = 1 ] && note "$soda" bench --device cuda --json --method soda "${common[@]}"
+  note "$soda" bench --device cuda --json --method soda "${common[@]}"
 done

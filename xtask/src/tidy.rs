@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("soda-linalg", &["soda-kernels"]),
     ("soda-models", &["soda-kernels"]),
     ("soda-adapters", &["soda-kernels", "soda-linalg"]),
-    ("soda-train", &["soda-linalg", "soda-models", "soda-adapters"]),
+    ("soda-train", &["soda-kernels", "soda-linalg", "soda-models", "soda-adapters"]),
     ("soda-compare", &["soda-train"]),
     (
         "soda-cli",

@@ -12,8 +12,8 @@ use burn::tensor::{Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::{
-    Adapter, AdapterError, AdapterFile, Header, LinalgError, Method, Targets, Weight, fingerprint,
-    methods, without_adapters,
+    Adaptation, Adapter, AdapterError, AdapterFile, Component, Header, LinalgError, Method, Recipe,
+    Targets, Weight, methods, without_adapters,
 };
 use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
 
@@ -114,19 +114,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         off.equal(net.forward(x.clone())).all().into_scalar::<bool>()
     );
 
-    let header = Header {
-        base_hash: fingerprint(&targets.select(&net)?),
-        method,
-        targets,
-        base: "net".to_owned(),
-        trigger: Vec::new(),
-        training: serde_json::Value::Null,
-    };
+    let adaptation = Adaptation::capture(Recipe::new(method, targets, &net)?, &adapted);
+    let header = Header { base: "net".to_owned(), ..Header::default() };
     let path = std::env::temp_dir().join(format!("gain-{}.safetensors", std::process::id()));
-    AdapterFile::capture(header, &adapted).write(&path)?;
+    AdapterFile::new(header).with(Component::Unet, adaptation).write(&path)?;
     let file = AdapterFile::<table::Choice>::read(&path)?;
     std::fs::remove_file(&path)?;
-    let merged = file.plan(&net)?.at_strength(0.5)?.attach(net).materialize();
+    let merged =
+        file.parts[&Component::Unet].plan(&net)?.at_strength(0.5)?.attach(net).materialize();
     println!("merged at half strength: {} numbers, all plain", merged.num_params());
     Ok(())
 }

@@ -13,6 +13,7 @@ use burn::module::{
 use burn::tensor::{Device, Tensor};
 use soda_kernels::answer;
 
+use crate::component::Component;
 use crate::error::AdapterError;
 use crate::fold::{fold, unfold};
 use crate::method::Adapter;
@@ -22,6 +23,12 @@ use crate::method::Adapter;
 pub struct Plan<A> {
     /// By path of the weight.
     pub(crate) adapters: BTreeMap<String, A>,
+}
+
+impl<A> Default for Plan<A> {
+    fn default() -> Self {
+        Self { adapters: BTreeMap::new() }
+    }
 }
 
 impl<A: Adapter> Plan<A> {
@@ -44,6 +51,20 @@ impl<A: Adapter> Plan<A> {
             Err(source) => Err(AdapterError::Decomposition { path, source }),
         };
         Ok(Self { adapters: self.adapters.into_iter().map(turn).collect::<Result<_, _>>()? })
+    }
+
+    /// The same for a module that has the network as its field `component`.
+    #[must_use]
+    pub fn within(self, component: Component) -> Self {
+        let into = |(path, adapter): (String, A)| (component.path(&path), adapter);
+        Self { adapters: self.adapters.into_iter().map(into).collect() }
+    }
+
+    /// Both plans as one. A weight that both adapt gets the adapter of `other`.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.adapters.extend(other.adapters);
+        self
     }
 
     /// Paths of the adapted weights.

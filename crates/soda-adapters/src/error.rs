@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use soda_linalg::LinalgError;
 
+use crate::component::Component;
+
 /// Everything this crate refuses, each as one sentence that names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,7 +106,7 @@ pub enum AdapterError {
     },
     /// Written by another version of the format.
     #[error(
-        "{path} has adapter format version {found}, this build reads version {supported}; update soda or retrain",
+        "{path} has adapter format version {found}, this build reads versions {supported}; update soda or retrain",
         path = path.display()
     )]
     Version {
@@ -200,15 +202,21 @@ pub enum AdapterError {
         /// What it is.
         part: &'static str,
     },
+    /// The base lacks a network that the adapter is for.
+    #[error(
+        "the adapter is for a {component} too, which this base does not have; load the base it was trained on"
+    )]
+    NoNetwork {
+        /// The network.
+        component: Component,
+    },
     /// The adapter belongs to another base model.
     #[error(
-        "the adapter was trained on base {expected} ({name}), this model is {found}: its rotations and spectral \
+        "the adapter was trained on base {expected}, this model is {found}: its rotations and spectral \
          shifts mean nothing here; load the base it was trained on"
     )]
     OtherBase {
-        /// Name of the base the adapter was trained on.
-        name: String,
-        /// Its hash, shortened.
+        /// Hash of the base the adapter was trained on, shortened.
         expected: String,
         /// Hash of the model at hand, shortened.
         found: String,

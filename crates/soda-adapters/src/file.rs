@@ -4,103 +4,84 @@
 //! | metadata key | value |
 //! |---|---|
 //! | `format` | `soda-adapter` |
-//! | `version` | `1` |
-//! | `method` | [`Method::name`] |
-//! | `config` | the method's settings, JSON |
-//! | `targets` | the target patterns, JSON |
+//! | `version` | `2` |
+//! | `parts` | a [`Recipe`] for each adapted network, by its [`Component`], JSON |
 //! | `base` | name of the base model, for people |
-//! | `base_hash` | [`fingerprint`](fn@crate::fingerprint) of the base's targeted weights |
 //! | `trigger` | the words that call the subject up, JSON |
 //! | `training` | a summary of the training, JSON |
 //! | `signs` | the sign rules of the decompositions that the numbers stand against |
 //! | `factors` | sizes of the rotations' Kronecker factors by the width that they turn, JSON; of SODA |
 //!
 //! Tensors are f32, named `<component>.<path of the weight>.<method>.<parameter>`, as in
-//! `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight.soda.rotation.factors.0`.
+//! `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight.soda.rotation.factors.0` and
+//! `text_encoder.text_model.encoder.layers.0.self_attn.q_proj.weight.lora.a`.
 //! The singular basis is not stored: it follows from the base, which is why the base's hash is.
+//!
+//! Version 1 had the UNet alone, its recipe in `config`, `targets` and `base_hash`. It is still read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::TensorData;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use soda_linalg::{SIGN_RULES, SvdCache};
 
-use crate::attach::{MARKER, Plan};
+use crate::adaptation::{Adaptation, Recipe};
+use crate::attach::Plan;
+use crate::component::Component;
 use crate::error::AdapterError;
-use crate::fingerprint::fingerprint;
-use crate::leaf::{leaves, map_leaves};
-use crate::method::{Geometry, Method};
+use crate::leaf::leaves;
+use crate::method::Method;
 use crate::table::MethodConfig;
-use crate::target::Targets;
 use crate::tensors::Tensors;
 
 const FORMAT: &str = "soda-adapter";
-const VERSION: &str = "1";
-/// The one component that can be adapted so far; the prefix keeps room for the text encoders.
-const COMPONENT: &str = "unet";
-/// A factor further than this from orthogonal was not written by training; rounding stays below 2e-6.
-const ORTHOGONALITY: f32 = 1e-4;
+const VERSION: &str = "2";
+/// Of before text encoders were adapted.
+const UNET_ONLY: &str = "1";
 
-/// What an adapter file says about its tensors.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Header<M = MethodConfig> {
-    /// The method and its settings.
-    pub method: M,
-    /// The patterns that chose the adapted weights.
-    pub targets: Targets,
+/// What an adapter file says about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Header {
     /// Name of the base model.
     pub base: String,
-    /// [`fingerprint`](fn@crate::fingerprint) of the base's targeted weights.
-    pub base_hash: String,
     /// Words that call the subject up, such as `sks mug`.
     pub trigger: Vec<String>,
     /// A summary of the training: steps, rates, loss.
     pub training: Value,
 }
 
-/// An adapter off its network.
+/// The adapters of a pipeline's networks, off them.
 #[derive(Clone, Debug)]
 pub struct AdapterFile<M = MethodConfig> {
-    /// What the tensors mean.
-    pub header: Header<M>,
-    /// The trained tensors by name, f32.
-    pub tensors: BTreeMap<String, TensorData>,
+    /// Where they come from.
+    pub header: Header,
+    /// By the network that they adapt.
+    pub parts: BTreeMap<Component, Adaptation<M>>,
 }
 
 impl<M: Method> AdapterFile<M> {
-    /// Takes the adapter's tensors off a module with one adapter attached.
-    pub fn capture<N: Module>(header: Header<M>, module: &N) -> Self {
-        let marker = format!(".{MARKER}.");
-        let tensors = leaves(module)
-            .into_iter()
-            .filter_map(|leaf| {
-                let (weight, parameter) = leaf.path.split_once(&marker)?;
-                let key = key(&header.method, weight, parameter);
-                let values: Vec<f32> = leaf.value.cast(DType::F32).into_data().iter().collect();
-                Some((key, TensorData::new(values, leaf.shape)))
-            })
-            .collect();
-        Self { header, tensors }
+    /// An adapter of nothing yet.
+    pub fn new(header: Header) -> Self {
+        Self { header, parts: BTreeMap::new() }
     }
 
-    /// Attaches the adapter to the base it was trained on.
-    ///
-    /// # Errors
-    /// As [`AdapterFile::plan`].
-    pub fn attach<N: Module>(&self, module: N) -> Result<N, AdapterError> {
-        Ok(self.plan(&module)?.attach(module))
+    /// With the adapter of a network.
+    #[must_use]
+    pub fn with(mut self, component: Component, adaptation: Adaptation<M>) -> Self {
+        self.parts.insert(component, adaptation);
+        self
     }
 
-    /// The adapter, checked against the base it was trained on: to be attached, turned down
-    /// ([`Plan::at_strength`]), or merged with others.
+    /// All adapters, checked against the base that they were trained on; `networks` is a module with a field for each
+    /// network, by the names of [`Component`].
     ///
     /// # Errors
-    /// Another base; tensors missing, left over, misshapen or not orthogonal.
-    pub fn plan<N: Module>(&self, module: &N) -> Result<Plan<M::Adapter>, AdapterError> {
-        self.plan_with(module, None, &mut |_, _| ())
+    /// A network that the base does not have, another base; tensors missing, left over, misshapen or not orthogonal.
+    pub fn plan<N: Module>(&self, networks: &N) -> Result<Plan<M::Adapter>, AdapterError> {
+        self.plan_with(networks, None, &mut |_, _| ())
     }
 
     /// [`AdapterFile::plan`] with the base's decompositions from `cache`, and progress, see [`Method::plan_with`].
@@ -109,61 +90,69 @@ impl<M: Method> AdapterFile<M> {
     /// Those of [`AdapterFile::plan`], and a cache that can be neither read nor written.
     pub fn plan_with<N: Module>(
         &self,
-        module: &N,
+        networks: &N,
         cache: Option<&SvdCache>,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Plan<M::Adapter>, AdapterError> {
-        let weights = self.header.targets.select(module)?;
-        let found = fingerprint(&weights);
-        if found != self.header.base_hash {
-            let short = |hash: &str| hash.chars().take(12).collect();
-            return Err(AdapterError::OtherBase {
-                name: self.header.base.clone(),
-                expected: short(&self.header.base_hash),
-                found: short(&found),
-            });
+        let paths: Vec<_> = leaves(networks).into_iter().map(|leaf| leaf.path).collect();
+        let mut all = Plan::default();
+        for (component, adaptation) in &self.parts {
+            let prefix = component.path("");
+            if !paths.iter().any(|path| path.starts_with(&prefix)) {
+                return Err(AdapterError::NoNetwork { component: *component });
+            }
+            let plan = adaptation.plan_under(&prefix, networks, cache, on_progress)?;
+            all = all.and(plan.within(*component));
         }
-        let method = &self.header.method;
-        let mut plan = method.plan_with(&self.header.targets, module, cache, on_progress)?;
-        self.check(&plan)?;
-        for (weight, adapter) in &mut plan.adapters {
-            *adapter = map_leaves(adapter.clone(), |parameter, _, old| {
-                let data = self.tensors.get(&key(method, weight, parameter))?;
-                let values: Vec<f32> = data.iter().collect();
-                let data = TensorData::from(values.as_slice()).convert_dtype(old.dtype());
-                Some(Tensor::from_data(data, (&old.device(), old.dtype())))
-            });
-        }
-        Ok(plan)
+        Ok(all)
     }
 
     /// Number of trained values.
     pub fn num_params(&self) -> usize {
-        self.tensors.values().map(TensorData::num_elements).sum()
+        self.parts.values().map(Adaptation::num_params).sum()
+    }
+
+    /// Number of tensors.
+    pub fn num_tensors(&self) -> usize {
+        self.parts.values().map(|part| part.tensors.len()).sum()
+    }
+
+    /// The tensors by their names in the file.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, &TensorData)> {
+        let of = |(component, part): (&Component, _)| named(*component, part);
+        self.parts.iter().flat_map(of)
     }
 
     /// Sizes of the rotations' Kronecker factors by their product, the width that they turn.
     pub fn factor_sizes(&self) -> BTreeMap<usize, Vec<usize>> {
-        let mut rotations: BTreeMap<&str, BTreeMap<usize, usize>> = BTreeMap::new();
-        for (key, data) in &self.tensors {
-            let Some((rotation, index)) = key.rsplit_once(".factors.") else { continue };
-            let (Ok(index), Some(size)) = (index.parse(), data.shape().as_slice().first()) else {
-                continue;
-            };
-            rotations.entry(rotation).or_default().insert(index, *size);
-        }
-        let sizes = rotations.into_values().map(|sizes| sizes.into_values().collect::<Vec<_>>());
-        sizes.map(|sizes| (sizes.iter().product(), sizes)).collect()
+        self.parts.values().flat_map(Adaptation::factor_sizes).collect()
     }
 
     /// Reads an adapter file.
     ///
     /// # Errors
     /// A file that cannot be read, is no safetensors file, or was not written by [`AdapterFile::write`]
-    /// with this version and a method that `M` knows.
+    /// with a version that this build reads and a method that `M` knows.
     pub fn read(path: &Path) -> Result<Self, AdapterError> {
         let Tensors { tensors, metadata } = Tensors::read(path)?;
-        Ok(Self { header: Header::parse(path, metadata)?, tensors })
+        let (header, recipes) = parse_metadata(path, metadata)?;
+        let part =
+            |(component, recipe)| (component, Adaptation { recipe, tensors: BTreeMap::new() });
+        let mut parts: BTreeMap<_, _> = recipes.into_iter().map(part).collect();
+        for (key, data) in tensors {
+            let found = Component::split(&key)
+                .and_then(|(component, inside)| Some((parts.get_mut(&component)?, inside)));
+            let Some((part, inside)) = found else {
+                return Err(AdapterError::Keys {
+                    missing: 0,
+                    missing_example: String::new(),
+                    unknown: 1,
+                    unknown_example: format!(" (such as {key})"),
+                });
+            };
+            part.tensors.insert(inside.to_owned(), data);
+        }
+        Ok(Self { header, parts })
     }
 
     /// Writes the adapter; `path` never holds half of one.
@@ -171,131 +160,97 @@ impl<M: Method> AdapterFile<M> {
     /// # Errors
     /// What the operating system says (no such folder, no room, no permission).
     pub fn write(&self, path: &Path) -> Result<(), AdapterError> {
-        let mut metadata = self.header.metadata();
-        let factors = self.factor_sizes();
-        if !factors.is_empty() {
-            metadata.insert("factors".to_owned(), json!(factors).to_string());
-        }
-        Tensors { tensors: self.tensors.clone(), metadata }.write(path)
+        let tensors = self.tensors().map(|(key, data)| (key, data.clone())).collect();
+        Tensors { tensors, metadata: self.metadata() }.write(path)
     }
 
-    /// Refuses tensors that do not fit the planned adapters.
-    fn check(&self, plan: &Plan<M::Adapter>) -> Result<(), AdapterError> {
-        let method = &self.header.method;
-        let named = |(weight, adapter): (&String, &M::Adapter)| -> Vec<_> {
-            let name = |leaf: crate::Leaf| (key(method, weight, &leaf.path), leaf.shape);
-            leaves(adapter).into_iter().map(name).collect()
-        };
-        let mut expected: BTreeMap<_, _> = plan.adapters.iter().flat_map(named).collect();
-        let mut unknown = Vec::new();
-        for (key, data) in &self.tensors {
-            let Some(shape) = expected.remove(key) else {
-                unknown.push(key);
-                continue;
-            };
-            if data.shape().as_slice() != shape {
-                return Err(AdapterError::Shape {
-                    key: key.clone(),
-                    found: data.shape().as_slice().to_vec(),
-                    expected: shape,
-                });
-            }
-            if method.geometry(key) == Geometry::Stiefel {
-                let deviation = deviation(data);
-                if deviation > ORTHOGONALITY {
-                    return Err(AdapterError::NotOrthogonal { key: key.clone(), deviation });
-                }
-            }
-        }
-        if expected.is_empty() && unknown.is_empty() {
-            return Ok(());
-        }
-        let example =
-            |key: Option<&String>| key.map(|key| format!(" (such as {key})")).unwrap_or_default();
-        Err(AdapterError::Keys {
-            missing: expected.len(),
-            missing_example: example(expected.keys().next()),
-            unknown: unknown.len(),
-            unknown_example: example(unknown.first().copied()),
-        })
-    }
-}
-
-/// The name of an adapter's tensor in a file.
-pub(crate) fn key<M: Method>(method: &M, weight: &str, parameter: &str) -> String {
-    format!("{COMPONENT}.{weight}.{}.{parameter}", method.name())
-}
-
-/// `max |QᵀQ - I|` of a square matrix, on the host.
-fn deviation(data: &TensorData) -> f32 {
-    let n = data.shape().as_slice().first().copied().unwrap_or_default();
-    let q: Vec<f32> = data.iter::<f32>().collect();
-    let mut worst = 0f32;
-    for i in 0..n {
-        for j in 0..n {
-            let dot: f32 = (0..n).map(|row| q[row * n + i] * q[row * n + j]).sum();
-            worst = worst.max((dot - if i == j { 1.0 } else { 0.0 }).abs());
-        }
-    }
-    worst
-}
-
-impl<M: Method> Header<M> {
     fn metadata(&self) -> HashMap<String, String> {
-        [
+        let recipes: BTreeMap<_, _> =
+            self.parts.iter().map(|(component, part)| (component, &part.recipe)).collect();
+        let mut metadata = HashMap::from([
             ("format", FORMAT.to_owned()),
             ("version", VERSION.to_owned()),
-            ("method", self.method.name().to_owned()),
-            ("config", json!(self.method).to_string()),
-            ("targets", json!(self.targets).to_string()),
-            ("base", self.base.clone()),
-            ("base_hash", self.base_hash.clone()),
-            ("trigger", json!(self.trigger).to_string()),
-            ("training", self.training.to_string()),
+            ("parts", json!(recipes).to_string()),
+            ("base", self.header.base.clone()),
+            ("trigger", json!(self.header.trigger).to_string()),
+            ("training", self.header.training.to_string()),
             ("signs", SIGN_RULES.to_owned()),
-        ]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
-    }
-
-    fn parse(path: &Path, mut metadata: HashMap<String, String>) -> Result<Self, AdapterError> {
-        let no = |field| AdapterError::NotAnAdapter { path: path.to_owned(), field };
-        let mut field = |name| metadata.remove(name).ok_or_else(|| no(name));
-        if field("format")? != FORMAT {
-            return Err(no("format"));
+        ]);
+        let factors = self.factor_sizes();
+        if !factors.is_empty() {
+            metadata.insert("factors", json!(factors).to_string());
         }
-        let version = field("version")?;
-        if version != VERSION {
+        metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
+fn named<M>(
+    component: Component,
+    part: &Adaptation<M>,
+) -> impl Iterator<Item = (String, &TensorData)> {
+    part.tensors.iter().map(move |(key, data)| (component.path(key), data))
+}
+
+type Recipes<M> = BTreeMap<Component, Recipe<M>>;
+
+fn parse_metadata<M: Method>(
+    path: &Path,
+    mut metadata: HashMap<String, String>,
+) -> Result<(Header, Recipes<M>), AdapterError> {
+    let no = |field| AdapterError::NotAnAdapter { path: path.to_owned(), field };
+    let mut field = |name| metadata.remove(name).ok_or_else(|| no(name));
+    if field("format")? != FORMAT {
+        return Err(no("format"));
+    }
+    let version = field("version")?;
+    // Files of before this field have these rules too.
+    if let Ok(found) = field("signs")
+        && found != SIGN_RULES
+    {
+        let path = path.to_owned();
+        return Err(AdapterError::Signs { path, found, supported: SIGN_RULES });
+    }
+    let settings = |method: String, error: serde_json::Error| AdapterError::Settings {
+        path: path.to_owned(),
+        method,
+        reason: error.to_string(),
+    };
+    let recipes = match version.as_str() {
+        VERSION => {
+            let parts = field("parts")?;
+            serde_json::from_str(&parts).map_err(|error| settings(names(&parts), error))?
+        }
+        UNET_ONLY => {
+            let name = field("method")?;
+            let recipe = Recipe {
+                method: serde_json::from_str(&field("config")?)
+                    .map_err(|error| settings(name, error))?,
+                targets: parse(&field("targets")?).ok_or_else(|| no("targets"))?,
+                base_hash: field("base_hash")?,
+            };
+            BTreeMap::from([(Component::Unet, recipe)])
+        }
+        _ => {
             return Err(AdapterError::Version {
                 path: path.to_owned(),
                 found: version,
-                supported: VERSION,
+                supported: "1 and 2",
             });
         }
-        // Files of before this field have these rules too.
-        if let Ok(found) = field("signs")
-            && found != SIGN_RULES
-        {
-            let path = path.to_owned();
-            return Err(AdapterError::Signs { path, found, supported: SIGN_RULES });
-        }
-        let name = field("method")?;
-        let method: M =
-            serde_json::from_str(&field("config")?).map_err(|error| AdapterError::Settings {
-                path: path.to_owned(),
-                method: name.clone(),
-                reason: error.to_string(),
-            })?;
-        Ok(Self {
-            method,
-            targets: parse(&field("targets")?).ok_or_else(|| no("targets"))?,
-            base: field("base")?,
-            base_hash: field("base_hash")?,
-            trigger: parse(&field("trigger")?).ok_or_else(|| no("trigger"))?,
-            training: parse(&field("training")?).ok_or_else(|| no("training"))?,
-        })
-    }
+    };
+    let header = Header {
+        base: field("base")?,
+        trigger: parse(&field("trigger")?).ok_or_else(|| no("trigger"))?,
+        training: parse(&field("training")?).ok_or_else(|| no("training"))?,
+    };
+    Ok((header, recipes))
+}
+
+/// The methods that recipes name, for a message about recipes that cannot be read.
+fn names(recipes: &str) -> String {
+    let recipes: BTreeMap<String, Value> = parse(recipes).unwrap_or_default();
+    let name = |recipe: &Value| recipe["method"]["name"].as_str().map(str::to_owned);
+    recipes.values().filter_map(name).collect::<Vec<_>>().join(", ")
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> Option<T> {

@@ -34,9 +34,11 @@
 //! # Ok::<(), soda_adapters::AdapterError>(())
 //! ```
 
+mod adaptation;
 mod attach;
 pub mod blocks;
 pub mod boft;
+mod component;
 mod cost;
 pub mod dora;
 mod error;
@@ -59,7 +61,9 @@ mod table;
 mod target;
 mod tensors;
 
+pub use adaptation::{Adaptation, Recipe};
 pub use attach::{Attached, Plan, attach_all, detach, without_adapters};
+pub use component::Component;
 pub use error::AdapterError;
 pub use file::{AdapterFile, Header};
 pub use fingerprint::fingerprint;

@@ -70,13 +70,26 @@ impl Targets {
     /// A pattern that does not parse or matches nothing, a selected weight that is no matrix, and a
     /// module that already is on the tape.
     pub fn select<M: Module>(&self, module: &M) -> Result<BTreeMap<String, Weight>, AdapterError> {
+        self.select_under("", module)
+    }
+
+    /// [`Targets::select`] in the part of `module` whose paths begin with `prefix`; patterns see, and the result has, the
+    /// paths without it.
+    pub(crate) fn select_under<M: Module>(
+        &self,
+        prefix: &str,
+        module: &M,
+    ) -> Result<BTreeMap<String, Weight>, AdapterError> {
         if self.0.is_empty() {
             let presets = PRESETS.iter().map(|preset| preset.name).collect::<Vec<_>>().join(", ");
             return Err(AdapterError::NoTargets { presets });
         }
         let adapted = format!(".{MARKER}.");
-        let leaves: Vec<_> =
-            leaves(module).into_iter().filter(|leaf| !leaf.path.contains(&adapted)).collect();
+        let inside = |leaf: Leaf| {
+            let path = leaf.path.strip_prefix(prefix)?.to_owned();
+            (!path.contains(&adapted)).then_some(Leaf { path, ..leaf })
+        };
+        let leaves: Vec<_> = leaves(module).into_iter().filter_map(inside).collect();
         let mut selected = BTreeMap::new();
         for pattern in &self.0 {
             let pattern = Pattern::new(pattern)?;

@@ -8,7 +8,7 @@ mod common;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use common::{Input, Net, difference, disturb, gradients, header, targets};
+use common::{Input, Net, difference, disturb, gradients, header, recipe, targets};
 use soda_adapters::blocks::CayleyForm;
 use soda_adapters::boft::BoftConfig;
 use soda_adapters::lokr::LokrConfig;
@@ -18,8 +18,8 @@ use soda_adapters::soda::{
     Basis, Parametrization, RotationConfig, Shift, Side, SodaConfig, SpectrumConfig,
 };
 use soda_adapters::{
-    AdapterFile, METHOD_PRESETS, Method as _, MethodConfig, attach_all, detach, leaves, map_leaves,
-    without_adapters,
+    Adaptation, AdapterFile, Component, METHOD_PRESETS, Method as _, MethodConfig, attach_all,
+    detach, leaves, map_leaves, without_adapters,
 };
 use soda_kernels::{has_library, matmul};
 
@@ -218,10 +218,13 @@ fn merging_is_applying_and_a_file_holds_it_all() {
         assert!(difference(merged.forward(&input), output.clone()) < 1e-6, "{name}");
 
         let path = folder.path().join("adapter.safetensors");
-        AdapterFile::capture(header(&method, &net), &adapted).write(&path).unwrap();
+        let part = Adaptation::capture(recipe(&method, &net), &adapted);
+        AdapterFile::new(header()).with(Component::TextEncoder, part).write(&path).unwrap();
         let file: AdapterFile = AdapterFile::read(&path).unwrap();
-        assert_eq!(file.header, header(&method, &net), "{name}");
-        let loaded = file.attach(net).unwrap();
+        assert_eq!(file.header, header(), "{name}");
+        let part = &file.parts[&Component::TextEncoder];
+        assert_eq!(part.recipe, recipe(&method, &net), "{name}");
+        let loaded = part.attach(net).unwrap();
         assert_eq!(difference(loaded.forward(&input), output), 0.0, "{name}");
 
         // Trained on: the same tensors by the same names, with the same right to a gradient.
@@ -240,7 +243,7 @@ fn strength_runs_from_the_base_to_the_adapter() {
     for (name, method) in methods() {
         let (net, input) = (Net::new(), Input::new());
         let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
-        let file = AdapterFile::capture(header(&method, &net), &adapted);
+        let file = Adaptation::capture(recipe(&method, &net), &adapted);
         let at = |t: f64| {
             let plan = file.plan(&net).unwrap().at_strength(t).unwrap();
             plan.attach(net.clone()).forward(&input)
@@ -260,7 +263,7 @@ fn powers_of_rotations_add() {
     let (net, input) = (Net::new(), Input::new());
     let method = MethodConfig::from(SodaConfig::rotation_only());
     let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
-    let plan = AdapterFile::capture(header(&method, &net), &adapted).plan(&net).unwrap();
+    let plan = Adaptation::capture(recipe(&method, &net), &adapted).plan(&net).unwrap();
     let half = plan.clone().at_strength(0.5).unwrap();
     let quarter = half.at_strength(0.5).unwrap().attach(net.clone());
     let direct = plan.at_strength(0.25).unwrap().attach(net.clone());
@@ -303,7 +306,7 @@ fn several_adapters_add_their_weighted_deltas() {
         (MethodConfig::from(SodaConfig::default()), MethodConfig::from(LoraConfig::default()));
     let file = |method: &MethodConfig| {
         let adapted = disturb(method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
-        (adapted.conv.weight.val(), AdapterFile::capture(header(method, &net), &adapted))
+        (adapted.conv.weight.val(), Adaptation::capture(recipe(method, &net), &adapted))
     };
     let ((w1, first), (w2, second)) = (file(&first), file(&second));
     let both = attach_all(

@@ -6,19 +6,19 @@
 mod common;
 
 use burn::tensor::Tensor;
-use common::{Input, Net, difference, disturb, header, targets};
+use common::{Input, Net, difference, disturb, recipe, targets};
 use soda_adapters::blocks::CayleyForm;
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::merge::{Combine, combine};
 use soda_adapters::oft::OftConfig;
 use soda_adapters::soda::SodaConfig;
-use soda_adapters::{AdapterFile, AnyAdapter, Method as _, MethodConfig, Plan, attach_all};
+use soda_adapters::{Adaptation, AnyAdapter, Method as _, MethodConfig, Plan, attach_all};
 
 const GEODESIC: Combine = Combine::Geodesic { restore: 0.0 };
 
 fn trained(method: &MethodConfig, net: &Net) -> Plan<AnyAdapter> {
     let adapted = disturb(method, method.plan(&targets(), net).unwrap().attach(net.clone()));
-    AdapterFile::capture(header(method, net), &adapted).plan(net).unwrap()
+    Adaptation::capture(recipe(method, net), &adapted).plan(net).unwrap()
 }
 
 fn methods() -> [MethodConfig; 5] {

@@ -6,10 +6,12 @@ mod common;
 
 use burn::module::Module;
 use burn::tensor::TensorData;
-use common::{Net, header, targets};
+use common::{Net, header, recipe, targets};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::soda::SodaConfig;
-use soda_adapters::{AdapterError, AdapterFile, Method, MethodConfig, Targets};
+use soda_adapters::{
+    Adaptation, AdapterError, AdapterFile, Component, Method, MethodConfig, Targets,
+};
 
 fn check(result: Result<(), AdapterError>, needle: &str) {
     let message = result.unwrap_err().to_string();
@@ -39,22 +41,22 @@ fn of_an_adapter_that_does_not_fit() {
     let net = Net::new();
     let method = MethodConfig::default();
     let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
-    let good = AdapterFile::capture(header(&method, &net), &adapted);
-    let broken = |change: &dyn Fn(&mut AdapterFile)| {
+    let good = Adaptation::capture(recipe(&method, &net), &adapted);
+    let broken = |change: &dyn Fn(&mut Adaptation)| {
         let mut file = good.clone();
         change(&mut file);
         file.attach(net.clone()).map(drop)
     };
     let first = good.tensors.keys().next().unwrap().clone();
     check(good.attach(Net::new()).map(drop), "was trained on base");
-    check(broken(&|file| file.header.method = LoraConfig::default().into()), "missing");
+    check(broken(&|file| file.recipe.method = LoraConfig::default().into()), "missing");
     check(broken(&|file| drop(file.tensors.remove(&first))), &first);
     check(
         broken(&|file| {
             let data = file.tensors[&first].clone();
-            file.tensors.insert("unet.stray".into(), data);
+            file.tensors.insert("stray".into(), data);
         }),
-        "unet.stray",
+        "stray",
     );
     let short = TensorData::from([1.0f32]);
     check(broken(&|file| drop(file.tensors.insert(first.clone(), short.clone()))), "has shape [1]");
@@ -77,7 +79,8 @@ fn of_a_damaged_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter.safetensors");
     let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
-    let file = AdapterFile::capture(header(&method, &net), &adapted);
+    let part = Adaptation::capture(recipe(&method, &net), &adapted);
+    let file = AdapterFile::new(header()).with(Component::Unet, part);
     file.write(&path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let read = || <AdapterFile>::read(&path);
@@ -98,7 +101,7 @@ fn of_a_damaged_file() {
         std::fs::write(&path, changed).unwrap();
         read().unwrap_err()
     };
-    assert!(matches!(text("\"version\":\"1\"", "\"version\":\"9\""), AdapterError::Version { .. }));
+    assert!(matches!(text("\"version\":\"2\"", "\"version\":\"9\""), AdapterError::Version { .. }));
     assert!(matches!(text("soda-adapter", "dora-adapter"), AdapterError::NotAnAdapter { .. }));
     let signs = text("of U positive", "of V positive");
     assert!(matches!(signs, AdapterError::Signs { .. }) && signs.to_string().contains("of V"));

@@ -10,16 +10,16 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use common::{Input, Net, gradients, targets};
+use common::{Input, Net, Networks, gradients, targets};
 use safetensors::SafeTensors;
 use soda_adapters::blocks::CayleyForm;
 use soda_adapters::boft::BoftConfig;
-use soda_adapters::interop::{Budget, compress, import, write_peft};
+use soda_adapters::interop::{Budget, Imported, compress, import, write_peft};
 use soda_adapters::loha::LohaConfig;
 use soda_adapters::lokr::LokrConfig;
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::oft::OftConfig;
-use soda_adapters::{AdapterFile, Header, Method as _, MethodConfig, fingerprint, map_leaves};
+use soda_adapters::{Adaptation, Component, Method as _, MethodConfig, Recipe, map_leaves};
 use soda_kernels::matmul;
 
 /// Both sides compute in f32, sums of up to 36 products of numbers near 1, each in its own order.
@@ -127,30 +127,30 @@ fn laid_out((shape, values): &(Vec<usize>, Vec<f32>), layout: &Layout) -> Vec<f3
 }
 
 /// The adapter of a case: PEFT's own file where there is one, else its parameters by name.
-fn adapter(case: &str, method: Option<MethodConfig>, vectors: &Vectors, net: &Net) -> AdapterFile {
+fn adapter(case: &str, method: Option<MethodConfig>, vectors: &Vectors, net: &Net) -> Adaptation {
     let Some(method) = method else {
-        return import(&fixture("peft").join(case), net, "base").unwrap().file;
+        return part(import(&fixture("peft").join(case), &networks(net), "base").unwrap());
     };
     let plan = method.plan(&targets(), net).unwrap();
-    let base_hash = fingerprint(&targets().select(net).unwrap());
-    let header = Header {
-        method: method.clone(),
-        targets: targets(),
-        base: "base".to_owned(),
-        base_hash,
-        trigger: Vec::new(),
-        training: serde_json::Value::Null,
-    };
-    let mut file = AdapterFile::capture(header, &plan.attach(net.clone()));
+    let recipe = Recipe::new(method.clone(), targets(), net).unwrap();
+    let mut file = Adaptation::capture(recipe, &plan.attach(net.clone()));
     for (key, data) in vectors {
         let Some(key) = key.strip_prefix(&format!("{case}.parameter.")) else { continue };
         let (name, layout) = ours(key);
-        let key =
-            format!("unet.{}", name.replace(".weight.", &format!(".weight.{}.", method.name())));
+        let key = name.replace(".weight.", &format!(".weight.{}.", method.name()));
         let old = file.tensors.get_mut(&key).unwrap_or_else(|| panic!("no {key}"));
         *old = TensorData::new(laid_out(data, &layout), old.shape());
     }
     file
+}
+
+fn networks(net: &Net) -> Networks {
+    Networks { unet: net.clone() }
+}
+
+/// The adapter of an import's only network.
+fn part(mut imported: Imported) -> Adaptation {
+    imported.file.parts.remove(&Component::Unet).unwrap()
 }
 
 fn check(case: &str, method: Option<MethodConfig>) {
@@ -223,8 +223,9 @@ fn the_others_are_those_of_peft() {
 #[test]
 fn settings_are_read_from_pefts_configuration() {
     let net = base(&vectors(fixture("reference.safetensors")));
-    let method =
-        |case: &str| import(&fixture("peft").join(case), &net, "base").unwrap().file.header.method;
+    let method = |case: &str| {
+        part(import(&fixture("peft").join(case), &networks(&net), "base").unwrap()).recipe.method
+    };
     let shared = OftConfig {
         block_size: 5,
         cayley: CayleyForm::Neumann { terms: 3 },
@@ -279,11 +280,13 @@ fn files_of_lycoris_are_read() {
     let folder = tempfile::tempdir().unwrap();
     for (case, alpha) in [("loha", 3.0), ("lokr", 2.0)] {
         let path = lycoris_file(&vectors, case, alpha, folder.path());
-        let imported = import(&path, &net, "base").unwrap();
-        assert_eq!(imported.file.header.method.name(), case);
-        assert_eq!((imported.matched.len(), imported.unmatched.len()), (3, 0));
-        assert_eq!(imported.text_encoders.len(), 1);
-        let adapted = imported.file.attach(net.clone()).unwrap();
+        let imported = import(&path, &networks(&net), "base").unwrap();
+        assert_eq!(imported.matched.len(), 3);
+        let text_encoder = ["lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a"];
+        assert_eq!(imported.unmatched, text_encoder);
+        let file = part(imported);
+        assert_eq!(file.recipe.method.name(), case);
+        let adapted = file.attach(net.clone()).unwrap();
         assert_close(output(&adapted, &input), &vectors, &format!("{case}.output"));
         let merged = adapted.materialize().conv.weight.val().flatten::<2>(1, 3);
         assert_close(merged, &vectors, &format!("{case}.merged.conv.weight"));
@@ -303,7 +306,8 @@ fn files_of_lycoris_are_read() {
     }
     let path = folder.path().join("uneven.safetensors");
     write(&tensors, &path);
-    let merged = import(&path, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+    let read = |path: &std::path::Path| part(import(path, &networks(&net), "base").unwrap());
+    let merged = read(&path).attach(net.clone()).unwrap();
     let merged = merged.materialize();
     let factor = |key: &str| tensor::<2>(&tensors, &format!("lora_unet_to_q.{key}"));
     let delta = matmul(factor("hada_w1_a"), factor("hada_w1_b"))
@@ -313,9 +317,9 @@ fn files_of_lycoris_are_read() {
     assert!(difference < 1e-5, "{difference:e}");
 
     let double = lycoris_file(&vectors, "lokr", 4.0, folder.path());
-    let double = import(&double, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+    let double = read(&double).attach(net.clone()).unwrap();
     let once = lycoris_file(&vectors, "lokr", 2.0, folder.path());
-    let once = import(&once, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+    let once = read(&once).attach(net.clone()).unwrap();
     let delta = |other: &Net| other.clone().materialize().to_q.weight.val() - net.to_q.weight.val();
     let difference = delta(&double) - delta(&once).mul_scalar(2.0);
     assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
@@ -323,7 +327,7 @@ fn files_of_lycoris_are_read() {
     // What no method has is named instead of left out.
     tensors.insert("lora_unet_conv.hada_t1".to_owned(), (vec![1], vec![1.0]));
     write(&tensors, &path);
-    let error = import(&path, &net, "base").unwrap_err().to_string();
+    let error = import(&path, &networks(&net), "base").unwrap_err().to_string();
     assert!(error.contains("Tucker") && error.contains("conv.weight"), "{error}");
 }
 
@@ -333,11 +337,13 @@ fn what_is_written_for_peft_is_what_peft_wrote() {
     let folder = tempfile::tempdir().unwrap();
     for case in ["lora", "rslora", "dora", "oft", "oft-exact", "oft-shared", "coft"] {
         let theirs = fixture("peft").join(case);
-        let file = import(&theirs, &net, "base").unwrap().file;
+        let read = |path: &std::path::Path| part(import(path, &networks(&net), "base").unwrap());
+        let file = read(&theirs);
         let plan = file.plan(&net).unwrap();
         let compressed = compress(&plan, &net, Budget::default()).unwrap();
         let written = folder.path().join(case);
-        write_peft(&file.header.method, &plan, &compressed, &written).unwrap();
+        write_peft(&[(Component::Unet, &file.recipe.method)].into(), &plan, &compressed, &written)
+            .unwrap();
 
         let (theirs, ours) = (
             vectors(theirs.join("adapter_model.safetensors")),
@@ -350,7 +356,7 @@ fn what_is_written_for_peft_is_what_peft_wrote() {
         if case.contains("oft") {
             assert_eq!(ours, theirs, "{case}");
         }
-        let again = import(&written, &net, "base").unwrap().file.attach(net.clone()).unwrap();
+        let again = read(&written).attach(net.clone()).unwrap();
         let once = file.attach(net.clone()).unwrap();
         let difference = (again.conv.weight.val() - once.conv.weight.val()).abs().max();
         // The scale is folded into B: one rounding.

@@ -105,7 +105,7 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
     let adapter = |name: &str| -> AdapterFile {
         AdapterFile::read(&folder.join("runs").join(name).join("adapter.safetensors")).unwrap()
     };
-    assert_eq!(adapter("killed").tensors, adapter("straight").tensors);
+    assert!(adapter("killed").tensors().eq(adapter("straight").tensors()));
     assert!(!run.join("checkpoints").exists(), "checkpoints of a finished run stay");
 
     let again = soda(folder).args(["train", "--resume", "runs/killed"]).output().unwrap();

@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicBool;
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::json;
-use soda_adapters::{AdapterFile, Header, Method as _, SvdCache, fingerprint, leaves};
+use soda_adapters::{
+    Adaptation, AdapterFile, Component, Header, Method as _, Recipe, SvdCache, leaves,
+};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{LoadOptions, Pipeline, UnetPrecision, model_name};
 use soda_models::unet::UnetConfig;
@@ -222,14 +224,13 @@ impl Personalisation {
                 folder
             }
         };
-        let weights = config.targets.select(&pipeline.unet)?;
-        let header = header(&config, &dataset, &fingerprint(&weights));
+        let recipe = Recipe::new(config.method.clone(), config.targets.clone(), &pipeline.unet)?;
+        let header = header(&config, &dataset);
         on_event(Event::Stage { name: "decomposing" });
         let (targets, svds) = (&config.targets, svd_cache.as_ref());
         let mut decomposed = |done, total| on_event(Event::Progress { done, total, loss: None });
         let plan = config.method.plan_with(targets, &pipeline.unet, svds, &mut decomposed)?;
         let num_layers = plan.paths().len();
-        drop(weights);
         pipeline.unet = config.precision.of(pipeline.unet);
         // Drawn by the network as it will be trained: before this line only a part of it has its precision.
         let class = class::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
@@ -260,6 +261,7 @@ impl Personalisation {
             config: &config,
             folder: &folder,
             header: &header,
+            recipe: &recipe,
             material,
             validation,
             events: events.as_mut(),
@@ -269,7 +271,8 @@ impl Personalisation {
 
         let orthogonality = orthogonality(&config.method, &leaves(&unet));
         let header = Header { training: summary(&config, &history, seconds), ..header };
-        let adapter = AdapterFile::capture(header, &unet);
+        let adaptation = Adaptation::capture(recipe, &unet);
+        let adapter = AdapterFile::new(header).with(Component::Unet, adaptation);
         adapter.write(&folder.file(ADAPTER))?;
         folder.write("loss.csv", history.csv().as_bytes())?;
         folder.write("loss.svg", losses(&history).as_bytes())?;
@@ -379,15 +382,8 @@ fn portable(config: &TrainConfig) -> Result<TrainConfig, TrainError> {
     Ok(portable)
 }
 
-fn header(config: &TrainConfig, dataset: &Dataset, base_hash: &str) -> Header {
-    Header {
-        method: config.method.clone(),
-        targets: config.targets.clone(),
-        base: model_name(&config.base),
-        base_hash: base_hash.to_owned(),
-        trigger: dataset.trigger.clone(),
-        training: json!({}),
-    }
+fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
+    Header { base: model_name(&config.base), trigger: dataset.trigger.clone(), training: json!({}) }
 }
 
 /// What the adapter's file says about its training: the whole configuration, and how it went.
@@ -424,7 +420,7 @@ mod tests {
             let weights = config.targets.select(&pipeline.unet).unwrap();
             let expected = config.targets.expected(&pipeline.unet).unwrap();
             assert_eq!(weights.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
-            let hash = fingerprint(&weights);
+            let hash = soda_adapters::fingerprint(&weights);
             (config, pipeline, hash)
         };
         let half = ["precision=bf16", "encoder_precision=bf16"];

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use burn::module::Module as _;
 use burn::tensor::Tensor;
-use soda_adapters::{AdapterFile, Geometry, Header, Leaf, Method, leaves};
+use soda_adapters::{
+    Adaptation, AdapterFile, Component, Geometry, Header, Leaf, Method, Recipe, leaves,
+};
 use soda_linalg::stiefel::defect;
 use soda_models::unet::Unet;
 
@@ -27,7 +29,8 @@ pub(crate) const TRAINING: &str = "training";
 pub(crate) struct Training<'a, M: Method> {
     pub(crate) config: &'a TrainConfig,
     pub(crate) folder: &'a RunFolder,
-    pub(crate) header: &'a Header<M>,
+    pub(crate) header: &'a Header,
+    pub(crate) recipe: &'a Recipe<M>,
     pub(crate) material: Material<'a>,
     /// Where the settings ask for it.
     pub(crate) validation: Option<Validation>,
@@ -78,7 +81,10 @@ impl<M: Method> Training<'_, M> {
                 Err(error) => {
                     let path = self.folder.file(ADAPTER);
                     let Some(error) = error.keeping(&path) else { return Err(error) };
-                    AdapterFile::capture(self.header.clone(), trainer.last_good()).write(&path)?;
+                    let good = Adaptation::capture(self.recipe.clone(), trainer.last_good());
+                    AdapterFile::new(self.header.clone())
+                        .with(Component::Unet, good)
+                        .write(&path)?;
                     return Err(error);
                 }
                 Ok(step) => step,

@@ -9,8 +9,8 @@ use burn::tensor::TensorData;
 
 use super::names::Part;
 use super::read::{Layers, Parts, Read, part};
+use crate::adaptation::key;
 use crate::error::AdapterError;
-use crate::file::key;
 use crate::fold::Weight;
 use crate::loha::LohaConfig;
 use crate::lokr::{LokrConfig, split};

@@ -1,12 +1,18 @@
 //! Adapter files of other tools, in and out.
 //!
-//! | format | names | read | written |
+//! | format | names of the UNet | read | written |
 //! |---|---|---|---|
 //! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` | LoRA, DoRA, OFT | the same, exactly |
 //! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight` | LoRA, DoRA | LoRA |
 //! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, SDXL's sgm names too | LoRA, DoRA | LoRA |
 //! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1` | LoHa, LoKr | |
 //! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` | | any method, exactly |
+//!
+//! | the text encoders' names | first | second |
+//! |---|---|---|
+//! | PEFT | a directory `text_encoder` beside `unet` | `text_encoder_2` |
+//! | diffusers | `text_encoder.` | `text_encoder_2.` |
+//! | kohya, LyCORIS | `lora_te_`, where there are two `lora_te1_` | `lora_te2_` |
 //!
 //! A method that is no LoRA becomes one by a truncated SVD of its delta, with a rank of each layer's own
 //! from a budget for the error ([`compress`]), and a report that says what was lost.

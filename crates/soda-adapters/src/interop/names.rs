@@ -1,8 +1,12 @@
 //! The key rules of other tools: whose tensor it is, and which part of it.
 
+use crate::component::Component;
+
 /// A tensor's place in a file of another tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
+    /// The network, where the name says it: PEFT's do not.
+    pub(super) component: Option<Component>,
     /// The module's path, dots as in the network or underscores as in kohya's files.
     pub(super) module: Name,
     pub(super) part: Part,
@@ -80,31 +84,53 @@ const SUFFIXES: &[(&str, Part)] = &[
     (".scalar", Part::Scalar),
 ];
 
-/// Prefix of kohya's names for the UNet.
-pub(super) const KOHYA: &str = "lora_unet_";
-/// Prefix of diffusers' names for the UNet.
-pub(super) const DIFFUSERS: &str = "unet.";
+/// Prefixes of kohya's names.
+const KOHYA: &[(&str, Component)] = &[
+    ("lora_unet_", Component::Unet),
+    ("lora_te_", Component::TextEncoder),
+    ("lora_te1_", Component::TextEncoder),
+    ("lora_te2_", Component::TextEncoder2),
+];
 /// Prefix of PEFT's names.
 pub(super) const PEFT: &str = "base_model.model.";
 
-/// Reads a key; `None` if it belongs to no network of ours or is no part we know.
-pub(super) fn parse(key: &str) -> Option<Key> {
-    let (module, part) =
-        SUFFIXES.iter().find_map(|(suffix, part)| Some((key.strip_suffix(suffix)?, *part)))?;
-    let module = if let Some(flat) = module.strip_prefix(KOHYA) {
-        Name::Flat(from_sgm(flat))
-    } else if of_text_encoder(module) {
-        return None;
-    } else {
-        let module = module.strip_prefix(PEFT).unwrap_or(module);
-        Name::Dotted(module.strip_prefix(DIFFUSERS).unwrap_or(module).to_owned())
-    };
-    Some(Key { module, part })
+/// The level above a text encoder's layers that not every version of transformers has.
+pub(super) const TEXT_MODEL: &str = "text_model.";
+
+/// How diffusers named the LoRA layers of a text encoder's attention before it used PEFT.
+const BEFORE_PEFT: &[(&str, &str)] = &[
+    (".to_q_lora.", ".q_proj.lora."),
+    (".to_k_lora.", ".k_proj.lora."),
+    (".to_v_lora.", ".v_proj.lora."),
+    (".to_out_lora.", ".out_proj.lora."),
+];
+
+/// Prefix of kohya's names for a network of a base with one text encoder or with two.
+pub(super) fn kohya(component: Component, two_encoders: bool) -> &'static str {
+    match component {
+        Component::Unet => "lora_unet_",
+        Component::TextEncoder if two_encoders => "lora_te1_",
+        Component::TextEncoder => "lora_te_",
+        Component::TextEncoder2 => "lora_te2_",
+    }
 }
 
-/// Whether a key, or a module, is of a text encoder: `lora_te_`, `lora_te1_`, `text_encoder.`, `text_encoder_2.`
-pub(super) fn of_text_encoder(key: &str) -> bool {
-    key.starts_with("lora_te") || key.starts_with("text_encoder")
+/// Reads a key; `None` if it is no part we know.
+pub(super) fn parse(key: &str) -> Option<Key> {
+    let renamed = BEFORE_PEFT.iter().find(|(old, _)| key.contains(old));
+    let key = renamed.map_or_else(|| key.to_owned(), |(old, new)| key.replace(old, new));
+    let (module, part) =
+        SUFFIXES.iter().find_map(|(suffix, part)| Some((key.strip_suffix(suffix)?, *part)))?;
+    let flat = KOHYA.iter().find_map(|(prefix, of)| Some((module.strip_prefix(prefix)?, *of)));
+    if let Some((flat, component)) = flat {
+        return Some(Key { component: Some(component), module: Name::Flat(from_sgm(flat)), part });
+    }
+    let module = module.strip_prefix(PEFT).unwrap_or(module);
+    let (component, module) = match Component::split(module) {
+        Some((component, inside)) => (Some(component), inside),
+        None => (None, module),
+    };
+    Some(Key { component, module: Name::Dotted(module.to_owned()), part })
 }
 
 /// A module's path in kohya's files.
@@ -182,17 +208,39 @@ mod tests {
     fn keys_of_the_tools_are_read() {
         let dotted = |name: &str| Name::Dotted(name.to_owned());
         let flat = |name: &str| Name::Flat(name.to_owned());
-        for (key, module, part) in [
-            ("base_model.model.conv.lora_A.weight", dotted("conv"), Part::Down),
-            ("base_model.model.to_q.lora_magnitude_vector", dotted("to_q"), Part::Magnitude),
-            ("unet.mid_block.to_q.lora.up.weight", dotted("mid_block.to_q"), Part::Up),
-            ("lora_unet_mid_block_to_q.alpha", flat("mid_block_to_q"), Part::Alpha),
-            ("lora_unet_mid_block_to_q.lokr_w2_a", flat("mid_block_to_q"), Part::LokrW2A),
-            ("lora_unet_conv_in.lora_mid.weight", flat("conv_in"), Part::Core),
+        let (none, unet) = (None, Some(Component::Unet));
+        let [first, second] = [Component::TextEncoder, Component::TextEncoder2].map(Some);
+        for (key, component, module, part) in [
+            ("base_model.model.conv.lora_A.weight", none, dotted("conv"), Part::Down),
+            ("base_model.model.to_q.lora_magnitude_vector", none, dotted("to_q"), Part::Magnitude),
+            ("unet.mid_block.to_q.lora.up.weight", unet, dotted("mid_block.to_q"), Part::Up),
+            ("lora_unet_mid_block_to_q.alpha", unet, flat("mid_block_to_q"), Part::Alpha),
+            ("lora_unet_mid_block_to_q.lokr_w2_a", unet, flat("mid_block_to_q"), Part::LokrW2A),
+            ("lora_unet_conv_in.lora_mid.weight", unet, flat("conv_in"), Part::Core),
+            ("lora_te_text_model_x.lora_up.weight", first, flat("text_model_x"), Part::Up),
+            ("lora_te1_text_model_x.dora_scale", first, flat("text_model_x"), Part::Magnitude),
+            ("lora_te2_text_model_x.alpha", second, flat("text_model_x"), Part::Alpha),
+            (
+                "text_encoder.text_model.x.lora_linear_layer.down.weight",
+                first,
+                dotted("text_model.x"),
+                Part::Down,
+            ),
+            (
+                "text_encoder_2.text_model.x.lora_A.weight",
+                second,
+                dotted("text_model.x"),
+                Part::Down,
+            ),
+            (
+                "text_encoder.x.self_attn.to_out_lora.up.weight",
+                first,
+                dotted("x.self_attn.out_proj"),
+                Part::Up,
+            ),
         ] {
-            assert_eq!(parse(key), Some(Key { module, part }), "{key}");
+            assert_eq!(parse(key), Some(Key { component, module, part }), "{key}");
         }
-        assert_eq!(parse("lora_te1_text_model_x.lora_up.weight"), None);
         assert_eq!(parse("lora_unet_x.bias"), None);
     }
 

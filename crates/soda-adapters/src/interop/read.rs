@@ -1,19 +1,22 @@
 //! From a file of another tool to an adapter of ours.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::TensorData;
 use serde_json::json;
 
-use super::config::{PeftConfig, PeftLora, PeftOft, TENSORS};
+use super::config::{CONFIG, PeftConfig, PeftLora, PeftOft, TENSORS};
 use super::lycoris;
-use super::names::{Name, Part, flat, of_text_encoder, parse};
+use super::names::{Key, Name, Part, TEXT_MODEL, flat, parse};
+use crate::adaptation::{Adaptation, Recipe, key};
 use crate::blocks::CayleyForm;
+use crate::component::Component;
 use crate::error::AdapterError;
-use crate::file::{AdapterFile, Header, key};
+use crate::file::{AdapterFile, Header};
 use crate::fingerprint::fingerprint;
+use crate::fold::Weight;
 use crate::leaf::leaves;
 use crate::lora::LoraConfig;
 use crate::oft::OftConfig;
@@ -28,48 +31,119 @@ pub struct Imported {
     pub file: AdapterFile,
     /// Weights that got an adapter.
     pub matched: Vec<String>,
-    /// Names in the file that were left out: of no weight of this network.
+    /// Names in the file that were left out: of no weight of these networks.
     pub unmatched: Vec<String>,
-    /// Names in the file that were left out because they are of text encoders, which are not adapted.
-    pub text_encoders: Vec<String>,
 }
 
 /// What a file has for one weight.
 pub(super) type Parts = BTreeMap<Part, TensorData>;
-/// What a file has, by path of the weight.
+/// What a file has for a network, by path of the weight.
 pub(super) type Layers = BTreeMap<String, Parts>;
 
-/// Reads a PEFT directory, or a LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, for the network `base` of this `name`.
+/// Reads a PEFT directory, or a LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, for the base of this `name`.
+/// `networks` is a module with a field for each network, by the names of [`Component`]; a PEFT directory is for one network, or
+/// has a directory for each of them by the same names.
 ///
 /// # Errors
-/// A file that cannot be read, in which nothing belongs to `base`, whose tensors are incomplete or do not
+/// A file that cannot be read, in which nothing belongs to `networks`, whose tensors are incomplete or do not
 /// fit their weights, or with settings that this crate has no method for.
-pub fn import<M: Module>(path: &Path, base: &M, name: &str) -> Result<Imported, AdapterError> {
-    let (file, config) = if path.is_dir() {
-        (path.join(TENSORS), Some(PeftConfig::read(path)?))
-    } else {
-        (path.to_owned(), None)
-    };
-    let known = Known::of(base);
-    let mut layers = Layers::new();
-    let (mut unmatched, mut text_encoders) = (Vec::new(), Vec::new());
-    for (key, data) in Tensors::read(&file)?.tensors {
-        let found = parse(&key).and_then(|found| Some((known.weight(&found.module)?, found.part)));
-        match found {
-            Some((weight, part)) => {
-                layers.entry(weight.to_owned()).or_default().insert(part, data);
-            }
-            None if of_text_encoder(&key) => text_encoders.push(key),
-            None => unmatched.push(key),
+pub fn import<M: Module>(path: &Path, networks: &M, name: &str) -> Result<Imported, AdapterError> {
+    let known = Known::of(networks);
+    let mut layers: BTreeMap<Component, (Layers, Option<PeftConfig>)> = BTreeMap::new();
+    let mut unmatched = Vec::new();
+    for Source { file, config, component } in sources(path)? {
+        for (key, data) in Tensors::read(&file)?.tensors {
+            let found = parse(&key).and_then(|Key { component: own, module, part }| {
+                let (component, weight) = known.weight(own.or(component), &module)?;
+                Some((component, weight, part))
+            });
+            let Some((component, weight, part)) = found else {
+                unmatched.push(key);
+                continue;
+            };
+            let (layers, settings) = layers.entry(component).or_default();
+            settings.clone_from(&config);
+            layers.entry(weight.to_owned()).or_default().insert(part, data);
         }
     }
     if layers.is_empty() {
         return Err(AdapterError::NothingMatched {
-            path: file,
-            example: unmatched.first().or(text_encoders.first()).cloned().unwrap_or_default(),
+            path: path.to_owned(),
+            example: unmatched.first().cloned().unwrap_or_default(),
         });
     }
-    for (weight, parts) in &layers {
+    let training = json!({ "imported": path.file_name().map(|name| name.to_string_lossy()) });
+    let header = Header { base: name.to_owned(), trigger: Vec::new(), training };
+    let (mut file, mut matched) = (AdapterFile::new(header), Vec::new());
+    for (component, (layers, config)) in layers {
+        let targets = Targets::paths(layers.keys().map(String::as_str));
+        let weights = targets.select_under(&component.path(""), networks)?;
+        let (method, tensors) = read(&layers, config.as_ref(), &weights)?;
+        let recipe = Recipe { method, targets, base_hash: fingerprint(&weights) };
+        file = file.with(component, Adaptation { recipe, tensors });
+        matched.extend(layers.keys().map(|weight| component.path(weight)));
+    }
+    file.plan(networks)?;
+    Ok(Imported { file, matched, unmatched })
+}
+
+/// A file of tensors, and what is known of it besides.
+struct Source {
+    file: PathBuf,
+    config: Option<PeftConfig>,
+    component: Option<Component>,
+}
+
+fn sources(path: &Path) -> Result<Vec<Source>, AdapterError> {
+    let peft = |folder: &Path, component| -> Result<Source, AdapterError> {
+        let config = Some(PeftConfig::read(folder)?);
+        Ok(Source { file: folder.join(TENSORS), config, component })
+    };
+    if !path.is_dir() {
+        return Ok(vec![Source { file: path.to_owned(), config: None, component: None }]);
+    }
+    let each = Component::ALL.map(|component| (path.join(component.name()), component));
+    let each = each.into_iter().filter(|(folder, _)| folder.join(CONFIG).is_file());
+    let each: Vec<_> =
+        each.map(|(folder, of)| peft(&folder, Some(of))).collect::<Result<_, _>>()?;
+    // Without any, a directory for one network, or none at all: its configuration is what is missed then.
+    if each.is_empty() { Ok(vec![peft(path, None)?]) } else { Ok(each) }
+}
+
+/// The weights of networks, by the names that tools have for them.
+struct Known(HashMap<(Component, String), String>);
+
+impl Known {
+    fn of<M: Module>(networks: &M) -> Self {
+        let mut names = HashMap::new();
+        for leaf in leaves(networks).into_iter().filter(|leaf| matches!(leaf.shape.len(), 2 | 4)) {
+            let Some((component, weight)) = Component::split(&leaf.path) else { continue };
+            let Some(module) = weight.strip_suffix(".weight") else { continue };
+            // Of a text encoder, transformers 5 leaves out the level that version 4 had.
+            for name in [Some(module), module.strip_prefix(TEXT_MODEL)].into_iter().flatten() {
+                names.insert((component, flat(name)), weight.to_owned());
+                names.insert((component, name.to_owned()), weight.to_owned());
+            }
+        }
+        Self(names)
+    }
+
+    /// In the network that is named, or else in the first that has such a weight.
+    fn weight(&self, component: Option<Component>, name: &Name) -> Option<(Component, &str)> {
+        let (Name::Dotted(name) | Name::Flat(name)) = name;
+        let all = Component::ALL.into_iter().filter(|of| component.is_none_or(|own| own == *of));
+        let find = |of| Some((of, self.0.get(&(of, name.clone()))?.as_str()));
+        all.into_iter().find_map(find)
+    }
+}
+
+/// The method of a network's tensors, and they as that method has them.
+fn read(
+    layers: &Layers,
+    config: Option<&PeftConfig>,
+    weights: &BTreeMap<String, Weight>,
+) -> Result<Read, AdapterError> {
+    for (weight, parts) in layers {
         for (refused, part) in
             [(Part::Core, "core of a Tucker decomposition"), (Part::Scalar, "trained scalar")]
         {
@@ -78,53 +152,19 @@ pub fn import<M: Module>(path: &Path, base: &M, name: &str) -> Result<Imported, 
             }
         }
     }
-    let targets = Targets::paths(layers.keys().map(String::as_str));
-    let weights = targets.select(base)?;
     let any = |wanted: &[Part]| {
         layers.values().any(|parts| wanted.iter().any(|part| parts.contains_key(part)))
     };
-    let (method, tensors) = match config {
-        None if any(&[Part::HadaW1A]) => lycoris::loha(&layers)?,
-        None if any(&[Part::LokrW1, Part::LokrW1A]) => lycoris::lokr(&layers, &weights)?,
-        None => lora(&layers, None)?,
-        Some(PeftConfig::Lora(config)) => lora(&layers, Some(&config))?,
-        Some(PeftConfig::Oft(config)) => oft(&layers, &config)?,
-    };
-    let header = Header {
-        method,
-        base: name.to_owned(),
-        base_hash: fingerprint(&weights),
-        targets,
-        trigger: Vec::new(),
-        training: json!({ "imported": file.file_name().map(|name| name.to_string_lossy()) }),
-    };
-    let file = AdapterFile { header, tensors };
-    file.plan(base)?;
-    Ok(Imported { file, matched: layers.into_keys().collect(), unmatched, text_encoders })
-}
-
-/// The weights of a network, by the names that tools have for them.
-struct Known(HashMap<String, String>);
-
-impl Known {
-    fn of<M: Module>(base: &M) -> Self {
-        let mut names = HashMap::new();
-        for leaf in leaves(base).into_iter().filter(|leaf| matches!(leaf.shape.len(), 2 | 4)) {
-            if let Some(module) = leaf.path.strip_suffix(".weight") {
-                names.insert(flat(module), leaf.path.clone());
-                names.insert(module.to_owned(), leaf.path.clone());
-            }
-        }
-        Self(names)
-    }
-
-    fn weight(&self, name: &Name) -> Option<&str> {
-        let (Name::Dotted(name) | Name::Flat(name)) = name;
-        self.0.get(name).map(String::as_str)
+    match config {
+        None if any(&[Part::HadaW1A]) => lycoris::loha(layers),
+        None if any(&[Part::LokrW1, Part::LokrW1A]) => lycoris::lokr(layers, weights),
+        None => lora(layers, None),
+        Some(PeftConfig::Lora(config)) => lora(layers, Some(config)),
+        Some(PeftConfig::Oft(config)) => oft(layers, config),
     }
 }
 
-/// Settings, and the tensors by their names in an adapter file.
+/// Settings, and the tensors by their names in an [`Adaptation`].
 pub(super) type Read = (MethodConfig, BTreeMap<String, TensorData>);
 
 /// A part that a weight must have, by its `name` for people.

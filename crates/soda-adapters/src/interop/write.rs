@@ -8,9 +8,10 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::compress::Compressed;
 use super::config::{Modules, PeftConfig, PeftLora, PeftOft, TENSORS};
-use super::names::{DIFFUSERS, KOHYA, PEFT, flat};
+use super::names::{PEFT, flat, kohya};
 use crate::attach::Plan;
 use crate::blocks::CayleyForm;
+use crate::component::Component;
 use crate::error::AdapterError;
 use crate::fold::Weight;
 use crate::method::Adapter;
@@ -24,15 +25,20 @@ use crate::tensors::Tensors;
 /// goes into the metadata.
 ///
 /// `α` is the same in every layer whatever its rank, and `B` makes up for it: diffusers (0.42) loses the
-/// `α` of attention layers that differ from the rest.
+/// `α` of attention layers that differ from the rest. `two_encoders` says whether the base has two text encoders.
 ///
 /// # Errors
 /// What the operating system says.
-pub fn write_kohya(lora: &Compressed, trigger: &[String], path: &Path) -> Result<(), AdapterError> {
+pub fn write_kohya(
+    lora: &Compressed,
+    trigger: &[String],
+    two_encoders: bool,
+    path: &Path,
+) -> Result<(), AdapterError> {
     let alpha = lora.layers.values().map(|(a, _, _)| a.dims()[1]).max().unwrap_or(1);
     let mut tensors = BTreeMap::new();
     for (weight, (a, b, shape)) in &lora.layers {
-        let name = format!("{KOHYA}{}", flat(module(weight)));
+        let name = kohya_name(weight, two_encoders);
         let b = b.clone().mul_scalar(a.dims()[1] as f64 / alpha as f64);
         tensors.insert(format!("{name}.lora_down.weight"), down(a, shape));
         tensors.insert(format!("{name}.lora_up.weight"), up(&b, shape));
@@ -55,7 +61,8 @@ pub fn write_kohya(lora: &Compressed, trigger: &[String], path: &Path) -> Result
 pub fn write_diffusers(lora: &Compressed, path: &Path) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     for (weight, (a, b, shape)) in &lora.layers {
-        let name = format!("{DIFFUSERS}{}", module(weight));
+        let (component, module) = place(weight);
+        let name = component.path(module);
         tensors.insert(format!("{name}.lora_A.weight"), down(a, shape));
         tensors.insert(format!("{name}.lora_B.weight"), up(b, shape));
     }
@@ -64,16 +71,17 @@ pub fn write_diffusers(lora: &Compressed, path: &Path) -> Result<(), AdapterErro
 }
 
 /// Writes every delta whole, as LyCORIS' `diff`: exact, as large as the weights, for ComfyUI and A1111.
-/// `module` is the base the plan was made on.
+/// `networks` is the base the plan was made on, `two_encoders` whether it has two text encoders.
 ///
 /// # Errors
 /// What the operating system says.
 pub fn write_diff<A: Adapter, M: Module>(
     plan: &Plan<A>,
-    module: &M,
+    networks: &M,
+    two_encoders: bool,
     path: &Path,
 ) -> Result<(), AdapterError> {
-    let weights = Targets::paths(plan.paths()).select(module)?;
+    let weights = Targets::paths(plan.paths()).select(networks)?;
     let mut tensors = BTreeMap::new();
     for (name, weight) in &weights {
         let Some(adapter) = plan.adapters().get(name) else { continue };
@@ -84,14 +92,15 @@ pub fn write_diff<A: Adapter, M: Module>(
             // burn's linear is stored the other way round.
             shape.reverse();
         }
-        let name = format!("{KOHYA}{}.diff", flat(self::module(name)));
+        let name = format!("{}.diff", kohya_name(name, two_encoders));
         tensors.insert(name, shaped(delta, shape));
     }
     Tensors { tensors, metadata: HashMap::new() }.write(path)
 }
 
-/// Writes a directory that `PeftModel.from_pretrained` loads: LoRA, DoRA and OFT as they are, exactly, any
-/// other method as the LoRA `compressed`.
+/// Writes what `PeftModel.from_pretrained` loads: LoRA, DoRA and OFT as they are, exactly, any
+/// other method as the LoRA `compressed`. An adapter of the UNet alone is one directory; of several networks, each
+/// has a directory by the name of its [`Component`]. `methods` are those of the adapted networks.
 ///
 /// PEFT 0.21 applies OFT on convolutions otherwise than it merges it (it folds overlapping patches back
 /// into a picture); merged, it is what it is here.
@@ -99,6 +108,21 @@ pub fn write_diff<A: Adapter, M: Module>(
 /// # Errors
 /// OFT on the output side, which PEFT does not have, and what the operating system says.
 pub fn write_peft(
+    methods: &BTreeMap<Component, &MethodConfig>,
+    plan: &Plan<AnyAdapter>,
+    compressed: &Compressed,
+    folder: &Path,
+) -> Result<(), AdapterError> {
+    let unet_only = methods.keys().all(|component| *component == Component::Unet);
+    for (component, method) in methods {
+        let folder = if unet_only { folder.to_owned() } else { folder.join(component.name()) };
+        write_peft_of(*component, method, plan, compressed, &folder)?;
+    }
+    Ok(())
+}
+
+fn write_peft_of(
+    component: Component,
     method: &MethodConfig,
     plan: &Plan<AnyAdapter>,
     compressed: &Compressed,
@@ -106,9 +130,14 @@ pub fn write_peft(
 ) -> Result<(), AdapterError> {
     let mut tensors = BTreeMap::new();
     let mut ranks = BTreeMap::new();
+    let mut modules = Vec::new();
     let mut dora = false;
     for (weight, (a, b, shape)) in &compressed.layers {
-        let module = module(weight);
+        let (of, module) = place(weight);
+        if of != component {
+            continue;
+        }
+        modules.push(module.to_owned());
         let name = format!("{PEFT}{module}");
         match plan.adapters().get(weight) {
             Some(AnyAdapter::Oft(oft)) => {
@@ -140,7 +169,6 @@ pub fn write_peft(
             }
         }
     }
-    let modules = compressed.layers.keys().map(|weight| module(weight).to_owned()).collect();
     let config = match method {
         MethodConfig::Oft(config) => PeftConfig::Oft(oft(config, Modules::List(modules))?),
         _ => PeftConfig::Lora(lora(ranks, dora, Modules::List(modules))),
@@ -191,9 +219,15 @@ fn oft(config: &OftConfig, target_modules: Modules) -> Result<PeftOft, AdapterEr
     })
 }
 
-/// A module's path of its weight's.
-fn module(weight: &str) -> &str {
-    weight.strip_suffix(".weight").unwrap_or(weight)
+/// The network of a weight, and its module's path in there. A path without a network is the UNet's.
+fn place(weight: &str) -> (Component, &str) {
+    let module = weight.strip_suffix(".weight").unwrap_or(weight);
+    Component::split(module).unwrap_or((Component::Unet, module))
+}
+
+fn kohya_name(weight: &str, two_encoders: bool) -> String {
+    let (component, module) = place(weight);
+    format!("{}{}", kohya(component, two_encoders), flat(module))
 }
 
 /// `a` `[in, r]` as torch's `[r, in]`, or `[r, in, kh, kw]`.

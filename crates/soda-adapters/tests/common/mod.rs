@@ -10,7 +10,7 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Gradients, Tensor};
 use serde_json::json;
-use soda_adapters::{Geometry, Header, Method, Targets, fingerprint, leaves, map_leaves};
+use soda_adapters::{Geometry, Header, Method, Recipe, Targets, leaves, map_leaves};
 use soda_kernels::{conv2d, linear, matmul};
 
 /// A wide and a tall layer, a convolution, and a head that is no target.
@@ -20,6 +20,12 @@ pub(crate) struct Net {
     pub(crate) to_k: Linear,
     pub(crate) conv: Conv2d,
     pub(crate) head: Linear,
+}
+
+/// The small network as a pipeline's only one.
+#[derive(Module, Debug)]
+pub(crate) struct Networks {
+    pub(crate) unet: Net,
 }
 
 impl Net {
@@ -96,12 +102,13 @@ pub(crate) fn targets() -> Targets {
     Targets(vec![r"^(to_.|conv)\.weight$".to_owned()])
 }
 
-pub(crate) fn header<M: Method>(method: &M, net: &Net) -> Header<M> {
+pub(crate) fn recipe<M: Method>(method: &M, net: &Net) -> Recipe<M> {
+    Recipe::new(method.clone(), targets(), net).unwrap()
+}
+
+pub(crate) fn header() -> Header {
     Header {
-        method: method.clone(),
-        targets: targets(),
         base: "net".to_owned(),
-        base_hash: fingerprint(&targets().select(net).unwrap()),
         trigger: vec!["sks mug".to_owned()],
         training: json!({ "steps": 3 }),
     }

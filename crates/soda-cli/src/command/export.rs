@@ -24,7 +24,8 @@ Examples:
 
 kohya and diffusers files are LoRAs: each layer's delta is cut to the least rank that keeps
 |delta - LoRA| / |delta| within --error, and the report says what every layer lost. diff keeps deltas
-whole; peft keeps LoRA, DoRA and OFT as they are. For a whole checkpoint use `soda merge`.")]
+whole; peft keeps LoRA, DoRA and OFT as they are, of an adapter with text encoders in a directory for each
+network. For a whole checkpoint use `soda merge`.")]
 pub(crate) struct ExportArgs {
     /// The base model: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -59,7 +60,7 @@ pub(crate) enum ExportFormat {
     Kohya,
     /// A LoRA for diffusers
     Diffusers,
-    /// A directory for PEFT
+    /// A directory for PEFT, or one for each network
     Peft,
     /// Every delta whole, for ComfyUI and A1111
     Diff,
@@ -81,15 +82,16 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         args.cache.open().as_ref(),
         &device,
     )?;
+    let (networks, two_encoders) = (pipeline.networks(), pipeline.second.is_some());
     if args.format == ExportFormat::Diff {
-        write_diff(&plan, &pipeline.unet, &args.out)?;
+        write_diff(&plan, &networks, two_encoders, &args.out)?;
         say_result(&format!("{}: {} deltas, exact", args.out.display(), plan.paths().len()));
         return Ok(());
     }
     let budget = Budget { error: args.error, max_rank: args.max_rank };
-    let lora = compress(&plan, &pipeline.unet, budget)?;
+    let lora = compress(&plan, &networks, budget)?;
     match args.format {
-        ExportFormat::Kohya => write_kohya(&lora, &file.header.trigger, &args.out)?,
+        ExportFormat::Kohya => write_kohya(&lora, &file.header.trigger, two_encoders, &args.out)?,
         ExportFormat::Diffusers => write_diffusers(&lora, &args.out)?,
         ExportFormat::Peft => {
             // A strength is a point, not a parameter: then only the LoRA says it.
@@ -97,7 +99,8 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
                 args.strength == 1.0,
                 "PEFT keeps adapters as they were trained; leave --strength to it, or export as kohya"
             );
-            write_peft(&file.header.method, &plan, &lora, &args.out)?;
+            let methods = file.parts.iter().map(|(of, part)| (*of, &part.recipe.method)).collect();
+            write_peft(&methods, &plan, &lora, &args.out)?;
         }
         ExportFormat::Diff => {}
     }

@@ -80,15 +80,15 @@ impl FoldArgs {
             (plan(&subject_file, subject, &pipeline, base, cache.as_ref())?, first),
             (plan(&style_file, style, &pipeline, base, cache.as_ref())?, second),
         ];
-        let unet = pipeline.unet.clone();
-        pipeline.unet = match self.mode {
-            MergeMode::Residual => attach_all(plans, unet),
+        let networks = pipeline.networks();
+        let networks = match self.mode {
+            MergeMode::Residual => attach_all(plans, networks),
             MergeMode::Geodesic => {
-                combine(plans, Combine::Geodesic { restore: self.restore })?.attach(unet)
+                combine(plans, Combine::Geodesic { restore: self.restore })?.attach(networks)
             }
-            MergeMode::Compose => combine(plans, Combine::Compose)?.attach(unet),
-        }
-        .materialize();
+            MergeMode::Compose => combine(plans, Combine::Compose)?.attach(networks),
+        };
+        pipeline.set_networks(networks.materialize());
         Ok(pipeline)
     }
 }

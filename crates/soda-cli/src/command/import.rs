@@ -2,6 +2,7 @@
 
 use crate::args::DeviceArg;
 use crate::base::find;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,7 +19,8 @@ Examples:
   soda import mug-lora.safetensors --base models/toy --out mug.safetensors
   soda import peft-directory --base models/toy --out mug.safetensors --trigger \"sks mug\"")]
 pub(crate) struct ImportArgs {
-    /// A LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, or a directory of PEFT
+    /// A LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, or a directory of PEFT, or one with a directory of
+    /// PEFT for each network: unet, text_encoder, text_encoder_2
     pub(crate) path: PathBuf,
     /// The base model it is for: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -38,27 +40,21 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     let base = find(&args.base, None)?;
     let pipeline = Pipeline::load(&base, &args.device.device.open()?)?;
     let name = model_name(&base);
-    let Imported { mut file, matched, unmatched, text_encoders } =
-        import(&args.path, &pipeline.unet, &name)
-            .with_context(|| format!("cannot import {}", args.path.display()))?;
+    let Imported { mut file, matched, unmatched } = import(&args.path, &pipeline.networks(), &name)
+        .with_context(|| format!("cannot import {}", args.path.display()))?;
     file.header.trigger = args.trigger;
     file.write(&args.out)?;
     let progress = Progress::default();
     for name in &unmatched {
-        progress.say(&format!("warning: {name} is of no weight of this UNet and was left out"));
+        progress.say(&format!("warning: {name} is of no weight of this base and was left out"));
     }
-    if let Some(example) = text_encoders.first() {
-        progress.say(&format!(
-            "warning: {} tensors are of text encoders (such as {example}), which are not adapted: the prompt is read as by the base",
-            text_encoders.len()
-        ));
-    }
+    let methods: BTreeSet<_> = file.parts.values().map(|part| part.recipe.method.name()).collect();
     say_result(&format!(
         "{}: {}, {} weights matched, {} names left out",
         args.out.display(),
-        file.header.method.name(),
+        methods.into_iter().collect::<Vec<_>>().join(" and "),
         matched.len(),
-        unmatched.len() + text_encoders.len()
+        unmatched.len()
     ));
     Ok(())
 }

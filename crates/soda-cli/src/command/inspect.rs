@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
-use soda_adapters::{AdapterError, AdapterFile, Method as _};
+use soda_adapters::{Adaptation, AdapterError, AdapterFile, Component, Method as _};
 
 use crate::base::find;
 use crate::progress::say_result;
@@ -36,17 +36,19 @@ pub(crate) fn run(args: InspectArgs) -> Result<()> {
 
 fn adapter(file: &AdapterFile) {
     let header = &file.header;
-    say_result(&format!("SODA adapter, method {}", header.method.name()));
+    let part = |(component, part): (&Component, &Adaptation)| {
+        format!("{} on the {component}", part.recipe.method.name())
+    };
+    let parts: Vec<_> = file.parts.iter().map(part).collect();
+    say_result(&format!("SODA adapter, {}", parts.join(", ")));
     let fields = [
-        ("method", json!(header.method)),
         ("base", json!(header.base)),
-        ("base_hash", json!(header.base_hash)),
-        ("targets", json!(header.targets.0)),
         ("trigger", json!(header.trigger)),
         ("training", header.training.clone()),
     ];
-    for (key, value) in &fields {
-        show(1, key, value);
+    let recipes = file.parts.iter().map(|(component, part)| (component.name(), json!(part.recipe)));
+    for (key, value) in recipes.chain(fields) {
+        show(1, key, &value);
     }
     for (width, sizes) in file.factor_sizes() {
         let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
@@ -55,9 +57,9 @@ fn adapter(file: &AdapterFile) {
     say_result(&format!(
         "  {} trained numbers in {} tensors:",
         file.num_params(),
-        file.tensors.len()
+        file.num_tensors()
     ));
-    for (key, data) in &file.tensors {
+    for (key, data) in file.tensors() {
         say_result(&format!("  {key} {:?}", data.shape().as_slice()));
     }
 }

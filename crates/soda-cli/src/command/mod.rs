@@ -19,7 +19,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use burn::module::Module as _;
 use burn::tensor::Device;
-use soda_adapters::{AdapterFile, AnyAdapter, Method as _, Plan, SvdCache};
+use soda_adapters::{Adaptation, AdapterFile, AnyAdapter, Component, Method as _, Plan, SvdCache};
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use soda_train::Event;
 
@@ -35,7 +35,7 @@ fn load_merged(
     device: &Device,
 ) -> Result<Pipeline> {
     let (mut pipeline, _, plan) = load_plan(base, options, adapter, strength, cache, device)?;
-    pipeline.unet = plan.attach(pipeline.unet.clone()).materialize();
+    pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
     Ok(pipeline)
 }
 
@@ -70,16 +70,21 @@ fn plan(
         }
         progress.show(Event::Progress { done, total, loss: None });
     };
-    let plan = file
-        .plan_with(&pipeline.unet, cache, &mut decomposed)
-        .with_context(|| format!("{} does not fit {}", adapter.display(), base.display()))?;
+    let plan = file.plan_with(&pipeline.networks(), cache, &mut decomposed).with_context(|| {
+        let (adapter, base) = (adapter.display(), base.display());
+        format!("{adapter} (of {}) does not fit {base}", file.header.base)
+    })?;
     progress.finish();
+    let part = |(component, part): (&Component, &Adaptation)| {
+        let inside = component.path("");
+        let weights = plan.paths().filter(|path| path.starts_with(&inside)).count();
+        format!("{} on {weights} weights of the {component}", part.recipe.method.name())
+    };
     progress.say(&format!(
-        "{}: {} on {} weights of the UNet; all {} tensors matched",
+        "{}: {}; all {} tensors matched",
         adapter.display(),
-        file.header.method.name(),
-        plan.paths().len(),
-        file.tensors.len()
+        file.parts.iter().map(part).collect::<Vec<_>>().join(", "),
+        file.num_tensors()
     ));
     Ok(plan)
 }

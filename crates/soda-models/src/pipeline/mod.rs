@@ -9,6 +9,7 @@
 
 mod directory;
 mod generate;
+mod networks;
 mod prompt;
 mod single_file;
 
@@ -18,6 +19,8 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub use directory::{LoadOptions, UnetPrecision};
 pub use generate::{GenerateConfig, Start};
+pub use networks::Networks;
+pub use prompt::TextIds;
 
 use crate::clip::text::ClipTextModel;
 use crate::scheduler::{Ddpm, SchedulerConfig};

@@ -1,12 +1,85 @@
 //! Prompts to what the denoiser is told.
 
-use burn::tensor::{FloatDType, Tensor};
+use std::ops::Range;
+
+use burn::tensor::{FloatDType, Int, Tensor};
 
 use super::Pipeline;
-use crate::clip::text::{Layer, TextStates};
+use crate::clip::text::{ClipTextModel, Layer, TextStates};
 use crate::unet::{AddedCondition, Condition};
 
+/// Prompts as the text encoders read them.
+#[derive(Debug, Clone)]
+pub struct TextIds {
+    /// Tokens of the text encoder, `[b, n]`.
+    pub first: Tensor<2, Int>,
+    /// Of SDXL's second, `[b, n]`.
+    pub second: Option<Tensor<2, Int>>,
+}
+
+impl TextIds {
+    /// The same for each tensor.
+    fn each(self, f: impl Fn(Tensor<2, Int>) -> Tensor<2, Int>) -> Self {
+        Self { first: f(self.first), second: self.second.map(f) }
+    }
+
+    /// Some of the prompts, in order.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        self.clone().each(|ids| ids.narrow(0, rows.start, rows.len()))
+    }
+
+    /// The prompts with these indices `[m]`.
+    #[must_use]
+    pub fn select(&self, indices: &Tensor<1, Int>) -> Self {
+        self.clone().each(|ids| ids.select(0, indices.clone()))
+    }
+
+    /// The prompts of `self`, then those of `other`; both are of one model.
+    #[must_use]
+    pub fn cat(self, other: Self) -> Self {
+        let cat = |a, b| Tensor::cat(vec![a, b], 0);
+        Self {
+            first: cat(self.first, other.first),
+            second: self.second.zip(other.second).map(|(a, b)| cat(a, b)),
+        }
+    }
+
+    /// On the tape of a training.
+    #[must_use]
+    pub fn on_tape(self) -> Self {
+        self.each(Tensor::from_inner)
+    }
+}
+
+/// The states that the UNet was trained on, and the summary of the last encoder.
+pub(super) fn states(
+    first: &ClipTextModel,
+    second: Option<&ClipTextModel>,
+    ids: &TextIds,
+    clip_skip: usize,
+) -> TextStates {
+    let (Some(second), Some(second_ids)) = (second, &ids.second) else {
+        return first.encode(ids.first.clone(), Layer { skip: clip_skip, normed: true });
+    };
+    // SDXL's states are those before the last layer, without the last norm.
+    let layer = Layer { skip: clip_skip + 1, normed: false };
+    let first = first.encode(ids.first.clone(), layer);
+    let second = second.encode(second_ids.clone(), layer);
+    let hidden = Tensor::cat(vec![first.hidden, second.hidden], 2);
+    TextStates { hidden, pooled: second.pooled }
+}
+
 impl Pipeline {
+    /// The tokens of prompts. A prompt that is too long is cut.
+    pub fn token_ids<S: AsRef<str>>(&self, prompts: &[S]) -> TextIds {
+        let second = self.second.as_ref();
+        TextIds {
+            first: self.tokenizer.encode_batch(prompts, &self.device),
+            second: second.map(|second| second.tokenizer.encode_batch(prompts, &self.device)),
+        }
+    }
+
     /// Text states of prompts, `[n, 77, d]`. A prompt that is too long is cut.
     pub fn encode_prompts(&self, prompts: &[String]) -> Tensor<3> {
         self.encode_texts(prompts, 0).hidden
@@ -55,19 +128,9 @@ impl Pipeline {
         condition
     }
 
-    /// The states that the UNet was trained on, and the summary of the last encoder.
     fn encode_texts(&self, prompts: &[String], clip_skip: usize) -> TextStates {
-        let ids = self.tokenizer.encode_batch(prompts, &self.device);
-        let Some(second) = &self.second else {
-            return self.text_encoder.encode(ids, Layer { skip: clip_skip, normed: true });
-        };
-        // SDXL's states are those before the last layer, without the last norm.
-        let layer = Layer { skip: clip_skip + 1, normed: false };
-        let first = self.text_encoder.encode(ids, layer);
-        let ids = second.tokenizer.encode_batch(prompts, &self.device);
-        let second = second.text_encoder.encode(ids, layer);
-        let hidden = Tensor::cat(vec![first.hidden, second.hidden], 2);
-        TextStates { hidden, pooled: second.pooled }
+        let second = self.second.as_ref().map(|second| &second.text_encoder);
+        states(&self.text_encoder, second, &self.token_ids(prompts), clip_skip)
     }
 }
 

@@ -32,6 +32,7 @@ macro_rules! methods {
         $(#[$adapter_doc])*
         #[derive(Clone, Debug)]
         #[allow(missing_docs, reason = "each variant is documented at its configuration")]
+        #[allow(clippy::large_enum_variant, reason = "one a layer, and a tensor is as large as its backend says")]
         pub enum $adapter {
             $($variant(<$type as $crate::Method>::Adapter),)+
         }

@@ -8,7 +8,7 @@
 //! `P` has `heads · n · m` numbers, by far the largest thing in a network that attends over pixels. Where it
 //! is small it is kept; where it is not, it is computed again in the backward pass, and both passes go
 //! some heads at a time (the first half of FlashAttention, arXiv 2205.14135: recomputation; the
-//! second, tiles that never leave the chip, is a kernel of its own).
+//! second, tiles that never leave the chip, is a backend's own, as `cpu/attend.rs` and `cuda/attention.cu`).
 
 use std::ops::Range;
 
@@ -107,13 +107,29 @@ fn filled<B: Kernels>(x: FloatTensor<B>, axis: usize, length: usize) -> FloatTen
     B::float_cat(vec![x, zeros], axis)
 }
 
+/// [`Kernels::attend_keeping`] of any backend: `P`, where it is small.
+pub(crate) fn keeping<B: Kernels>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    scale: f64,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    if Parts::total::<B>(&q, &k) > B::SCORES_KEPT {
+        return (B::attend(q, k, v, scale), None);
+    }
+    let keys = k.shape()[2];
+    let weights = weights::<B>(q, padded::<B>(k), scale, keys);
+    (B::product(weights.clone(), padded::<B>(v)), Some(weights))
+}
+
 #[derive(Debug)]
 struct Attention;
 
 #[derive(Clone, Debug)]
-struct Kept<P> {
+struct State<P> {
     qkv: [NodeId; 3],
-    weights: Option<P>,
+    /// The value and what was kept beside it.
+    kept: Option<[P; 2]>,
     scale: f64,
 }
 
@@ -129,14 +145,9 @@ pub(crate) fn tracked<B: Kernels, C: CheckpointStrategy>(
         OpsKind::Tracked(mut prep) => {
             let qkv = [prep.checkpoint(&q), prep.checkpoint(&k), prep.checkpoint(&v)];
             let (q, k, v) = (q.into_primitive(), k.into_primitive(), v.into_primitive());
-            let (out, weights) = if Parts::total::<B>(&q, &k) <= B::SCORES_KEPT {
-                let keys = k.shape()[2];
-                let weights = weights::<B>(q, padded::<B>(k), scale, keys);
-                (B::product(weights.clone(), padded::<B>(v)), Some(weights))
-            } else {
-                (B::attend(q, k, v, scale), None)
-            };
-            prep.finish(Kept { qkv, weights, scale }, out)
+            let (out, kept) = B::attend_keeping(q, k, v, scale);
+            let kept = kept.map(|kept| [out.clone(), kept]);
+            prep.finish(State { qkv, kept, scale }, out)
         }
         OpsKind::UnTracked(prep) => prep.finish(B::attend(
             q.into_primitive(),
@@ -148,7 +159,7 @@ pub(crate) fn tracked<B: Kernels, C: CheckpointStrategy>(
 }
 
 impl<B: Kernels> Backward<B, 3> for Attention {
-    type State = Kept<FloatTensor<B>>;
+    type State = State<FloatTensor<B>>;
 
     fn backward(
         self,
@@ -157,12 +168,13 @@ impl<B: Kernels> Backward<B, 3> for Attention {
         checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let Kept { qkv, weights: kept, scale } = ops.state;
+        let State { qkv, kept, scale } = ops.state;
         let [q, k, v] = qkv.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let wanted = ops.parents.each_ref().map(Option::is_some);
-
         let (dq, dk, dv) = match kept {
-            Some(_) => gradient::<B>([q, k, v], grad, kept, scale, wanted),
+            Some([value, kept]) => {
+                B::attend_gradient_keeping(q, k, v, value, kept, grad, scale, wanted)
+            }
             None => B::attend_gradient(q, k, v, grad, scale, wanted),
         };
         for (node, found) in ops.parents.into_iter().zip([dq, dk, dv]) {

@@ -71,6 +71,17 @@ pub trait Kernels: Backend {
         attention::forward::<Self>(q, k, v, scale)
     }
 
+    /// [`attend`](Self::attend), and what its gradient is quicker with: the weights, or of each query what makes them
+    /// from its scores.
+    fn attend_keeping(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        attention::keeping::<Self>(q, k, v, scale)
+    }
+
     /// The gradients of [`attend`](Self::attend) by q, k and v, as far as they are `wanted`, from that of its value.
     #[allow(
         clippy::type_complexity,
@@ -85,6 +96,21 @@ pub trait Kernels: Backend {
         wanted: [bool; 3],
     ) -> (Option<FloatTensor<Self>>, Option<FloatTensor<Self>>, Option<FloatTensor<Self>>) {
         attention::gradient::<Self>([q, k, v], grad, None, scale, wanted)
+    }
+
+    /// [`attend_gradient`](Self::attend_gradient) with the value and what [`attend_keeping`](Self::attend_keeping) kept.
+    #[allow(clippy::type_complexity, clippy::too_many_arguments, reason = "as above")]
+    fn attend_gradient_keeping(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        _value: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        scale: f64,
+        wanted: [bool; 3],
+    ) -> (Option<FloatTensor<Self>>, Option<FloatTensor<Self>>, Option<FloatTensor<Self>>) {
+        attention::gradient::<Self>([q, k, v], grad, Some(kept), scale, wanted)
     }
 
     /// Group norm of `x` `[b, c, h, w]` with scale `gamma` and shift `beta` `[c]`, then silu if `act`.

@@ -228,20 +228,66 @@ fn a_convolution_that_is_trained_gets_its_gradient() {
     assert!(distance(ours, theirs) < 2e-3);
 }
 
+fn attention_of([q, k, v]: [Tensor<4>; 3]) -> Tensor<4> {
+    attention(q, k, v)
+}
+
+/// Scores far from zero, all of one sign, and of a size that no exponential holds.
+#[test]
+fn attention_of_extreme_scores() {
+    for offset in [-40.0, 40.0] {
+        let ones: Tensor<4> = Tensor::ones([1, 1, 40, 64], &Device::flex());
+        let q = random([1, 1, 40, 64]).mul_scalar(0.1) + ones.clone().mul_scalar(offset);
+        let k = random([1, 1, 70, 64]).mul_scalar(0.01) + ones.narrow(2, 0, 1);
+        let v = random([1, 1, 70, 64]);
+        let plain = |[q, k, v]: [Tensor<4>; 3]| {
+            softmax(q.matmul(k.swap_dims(2, 3)).mul_scalar(0.125), 3).matmul(v)
+        };
+        // Rounded once, so that both see the same scores.
+        let inputs = [q, k, v].map(|x| x.cast(FloatDType::BF16).cast(FloatDType::F32));
+        let direction = random([1, 1, 40, 64]);
+        let (y, _) = run(&Device::flex(), &inputs, FloatDType::F32, plain, &direction);
+        for dtype in [FloatDType::F32, FloatDType::BF16, FloatDType::F16] {
+            if Device::default().supports_dtype(dtype) {
+                let (ours, grads) =
+                    run(&Device::default(), &inputs, dtype, attention_of, &direction);
+                let off = distance(ours, y.clone());
+                assert!(off < HALF, "{dtype:?} at {offset}: off by {off}");
+                for grad in grads {
+                    let sum: f32 = grad.cast(FloatDType::F32).abs().sum().into_scalar();
+                    assert!(sum.is_finite(), "{dtype:?} at {offset}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn attentions() {
     let plain = |[q, k, v]: [Tensor<4>; 3]| {
         let scale = (q.dims()[3] as f64).powf(-0.5);
         softmax(q.matmul(k.swap_dims(2, 3)).mul_scalar(scale), 3).matmul(v)
     };
-    let ours = |[q, k, v]: [Tensor<4>; 3], _| attention(q, k, v);
-    // The last one is of several blocks of queries, the last of them smaller.
-    for (b, heads, n, m, d) in
-        [(2, 3, 10, 10, 8), (1, 2, 33, 77, 40), (2, 4, 16, 200, 16), (1, 2, 300, 301, 8)]
-    {
+    let ours = |x: [Tensor<4>; 3], _| attention_of(x);
+    // Blocks of queries and keys that are not full; every width of heads for which a GPU has a kernel of its own, and one
+    // for which it has none.
+    for (b, heads, n, m, d) in [
+        (2, 3, 10, 10, 8),
+        (1, 2, 33, 77, 40),
+        (2, 4, 16, 200, 16),
+        (1, 2, 300, 301, 8),
+        (2, 2, 130, 77, 64),
+        (1, 3, 65, 66, 80),
+        (1, 1, 70, 64, 128),
+        (1, 2, 20, 30, 160),
+    ] {
         let kv = || random([b, heads, m, d]);
         same("attention", [random([b, heads, n, d]), kv(), kv()], ours, plain);
     }
+    // As a network has them: heads split off the width.
+    let heads = |x: Tensor<4>| x.swap_dims(1, 2);
+    let inputs = [random([2, 33, 3, 64]), random([2, 77, 3, 64]), random([2, 77, 3, 64])];
+    same("heads", inputs, |x, _| heads(attention_of(x.map(heads))), |x| heads(plain(x.map(heads))));
 }
 
 #[test]
@@ -250,8 +296,7 @@ fn attention_that_keeps_no_scores() {
     let n = 2900;
     let inputs = [(); 3].map(|()| random([1, 2, n, 4]).mul_scalar(0.5));
     let direction = random([1, 2, n, 4]);
-    let ours = |[q, k, v]: [Tensor<4>; 3]| attention(q, k, v);
-    let (y, grads) = run(&Device::default(), &inputs, FloatDType::F32, ours, &direction);
+    let (y, grads) = run(&Device::default(), &inputs, FloatDType::F32, attention_of, &direction);
     let (their_y, theirs) = run(
         &Device::flex(),
         &inputs,

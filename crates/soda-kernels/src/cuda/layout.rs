@@ -14,6 +14,9 @@ pub(super) struct Matrices {
     pub(super) leading: [(usize, usize); 2],
 }
 
+/// [`Matrices`] without the tensor: `transposed`, `ld`, `leading`.
+type Reading = (bool, usize, [(usize, usize); 2]);
+
 impl Matrices {
     /// `tensor` as it lies, or a copy of it where it lies in a way that no library reads.
     pub(super) fn of(tensor: CubeTensor) -> Self {
@@ -31,7 +34,7 @@ impl Matrices {
         }
     }
 
-    fn read(tensor: &CubeTensor) -> Option<(bool, usize, [(usize, usize); 2])> {
+    fn read(tensor: &CubeTensor) -> Option<Reading> {
         let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
         let last = shape.num_dims() - 1;
         let (rows, cols) = (shape[last - 1], shape[last]);

@@ -1,9 +1,10 @@
-//! CUDA: products by cuBLAS, convolutions by cuDNN, row and group reductions by kernels of our own.
+//! CUDA: products by cuBLAS, convolutions by cuDNN, attention and reductions of rows and groups by kernels of our own.
 //!
 //! The libraries are NVIDIA's, loaded at run time if the machine has them (anything that has PyTorch does); a
 //! build needs nothing of CUDA. They work on the backend's own buffers, in the order of its stream
 //! ([`session`]). What they do not take, or a machine without them, goes to burn's kernels.
 
+mod attend;
 mod blas;
 mod copies;
 mod dnn;
@@ -19,9 +20,10 @@ use burn::tensor::DType;
 use burn::tensor::ops::ConvOptions;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
-use crate::backend::Kernels;
+use crate::backend::{AttentionGradient, Kernels};
 use crate::{attention, conv, geglu, norm};
 
+use attend::Attend;
 pub(crate) use copies::{cat, overwrite, split};
 pub(crate) use turn::Turn;
 
@@ -81,6 +83,48 @@ impl Kernels for Cube {
             return dnn::input_gradient(grad, weight, [height, width], &options);
         }
         conv::flipped::<Self>(grad, weight, [height, width], options)
+    }
+
+    fn attend(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        match Attend::new(&q, &k, &v, scale) {
+            Some(attend) => attend.forward([q, k, v], None),
+            None => attention::forward::<Self>(q, k, v, scale),
+        }
+    }
+
+    fn attend_keeping(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let Some(attend) = Attend::new(&q, &k, &v, scale) else {
+            return attention::keeping::<Self>(q, k, v, scale);
+        };
+        let logs = attend.logs(&q);
+        (attend.forward([q, k, v], Some(&logs)), Some(logs))
+    }
+
+    fn attend_gradient_keeping(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        scale: f64,
+        wanted: [bool; 3],
+    ) -> AttentionGradient<Self> {
+        let Some(attend) = Attend::new(&q, &k, &v, scale) else {
+            return attention::gradient::<Self>([q, k, v], grad, Some(kept), scale, wanted);
+        };
+        let [dq, dk, dv] = attend.gradient([q, k, v], grad, value, &kept);
+        (wanted[0].then_some(dq), wanted[1].then_some(dk), wanted[2].then_some(dv))
     }
 
     fn softmax_rows(scores: FloatTensor<Self>, keys: usize) -> FloatTensor<Self> {

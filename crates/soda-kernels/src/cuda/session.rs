@@ -60,8 +60,9 @@ pub(super) struct Session {
     /// What cuDNN chose for each convolution it has seen.
     pub(super) plans: HashMap<PlanKey, Plan>,
     workspace: (sys::CUdeviceptr, usize),
-    module: Option<sys::CUmodule>,
-    functions: HashMap<&'static str, sys::CUfunction>,
+    /// By the address of their image.
+    modules: HashMap<usize, sys::CUmodule>,
+    functions: HashMap<(usize, &'static str), sys::CUfunction>,
 }
 
 thread_local! {
@@ -186,7 +187,7 @@ impl Session {
             dnn: None,
             plans: HashMap::new(),
             workspace: (0, 0),
-            module: None,
+            modules: HashMap::new(),
             functions: HashMap::new(),
         })
     }
@@ -278,7 +279,21 @@ impl Session {
     ) -> Result<(), String> {
         // Every argument is eight bytes: an address, a count, or a float in the low half.
         let arguments = arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast());
-        self.launch_on(name, grid, block, shared, arguments.collect())
+        let image = kernels().ok_or("kernels.cu was not compiled")?;
+        self.launch_on(image, name, grid, block, shared, arguments.collect())
+    }
+
+    /// [`Session::launch`] of another image's kernel, which asks for no shared memory.
+    pub(super) fn launch_of(
+        &mut self,
+        image: Image,
+        name: &'static str,
+        grid: [usize; 2],
+        block: usize,
+        mut arguments: Vec<u64>,
+    ) -> Result<(), String> {
+        let arguments = arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast());
+        self.launch_on(image, name, grid, block, 0, arguments.collect())
     }
 
     /// The same for a kernel whose one argument is a struct of eight-byte numbers.
@@ -289,18 +304,20 @@ impl Session {
         block: usize,
         table: &mut [u64],
     ) -> Result<(), String> {
-        self.launch_on(name, grid, block, 0, vec![table.as_mut_ptr().cast()])
+        let image = kernels().ok_or("kernels.cu was not compiled")?;
+        self.launch_on(image, name, grid, block, 0, vec![table.as_mut_ptr().cast()])
     }
 
     fn launch_on(
         &mut self,
+        image: Image,
         name: &'static str,
         grid: [usize; 2],
         block: usize,
         shared: usize,
         mut arguments: Vec<*mut c_void>,
     ) -> Result<(), String> {
-        let function = self.function(name)?;
+        let function = self.function(image, name)?;
         let (grid, block) = ((grid[0] as u32, grid[1] as u32, 1), (block as u32, 1, 1));
         // SAFETY: the arguments are those of the kernel of this name.
         unsafe {
@@ -309,35 +326,40 @@ impl Session {
         .map_err(refused(name))
     }
 
-    fn function(&mut self, name: &'static str) -> Result<sys::CUfunction, String> {
-        if let Some(function) = self.functions.get(name) {
+    fn function(&mut self, image: Image, name: &'static str) -> Result<sys::CUfunction, String> {
+        let key = std::ptr::from_ref(image) as usize;
+        if let Some(function) = self.functions.get(&(key, name)) {
             return Ok(*function);
         }
-        let image = kernels().ok_or("kernels.cu was not compiled")?;
+        let bytes = image.as_bytes().ok_or("a kernel's image is empty")?;
         // SAFETY: the image is whole and the context is current; module and function live as long as the process.
         let function = unsafe {
-            let module = match self.module {
-                Some(module) => module,
-                None => result::module::load_data(image.as_ptr().cast())
+            let module = match self.modules.get(&key) {
+                Some(module) => *module,
+                None => result::module::load_data(bytes.as_ptr().cast())
                     .map_err(refused("cuModuleLoadData"))?,
             };
-            self.module = Some(module);
+            self.modules.insert(key, module);
             let name = CString::new(name).map_err(refused("a kernel's name"))?;
             result::module::get_function(module, name).map_err(refused("cuModuleGetFunction"))?
         };
-        Ok(*self.functions.entry(name).or_insert(function))
+        Ok(*self.functions.entry((key, name)).or_insert(function))
     }
 }
 
+/// Compiled kernels, for as long as the process lives.
+pub(super) type Image = &'static Ptx;
+
 /// `kernels.cu` compiled for the first device, or `None` where NVRTC or the device cannot: burn's own operations do
 /// its work then.
-pub(super) fn kernels() -> Option<&'static [u8]> {
+pub(super) fn kernels() -> Option<Image> {
     static IMAGE: OnceLock<Option<Ptx>> = OnceLock::new();
-    IMAGE.get_or_init(compile).as_ref()?.as_bytes()
+    IMAGE.get_or_init(|| compile(include_str!("kernels.cu"), &[], (0, 0))).as_ref()
 }
 
+/// A source with these macros, compiled for the first device if that has the compute capability `least`.
 #[allow(unsafe_code, reason = "calls of the CUDA driver")]
-fn compile() -> Option<Ptx> {
+pub(super) fn compile(source: &str, macros: &[String], least: (i32, i32)) -> Option<Ptx> {
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
@@ -349,9 +371,12 @@ fn compile() -> Option<Ptx> {
         let property = |which| result::device::get_attribute(device, which).ok();
         (property(MAJOR)?, property(MINOR)?)
     };
-    let options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
-    let options = CompileOptions { options, ..Default::default() };
-    compile_ptx_with_opts(include_str!("kernels.cu"), options).ok()
+    if (major, minor) < least {
+        return None;
+    }
+    let mut options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
+    options.extend(macros.iter().map(|name| format!("-D{name}")));
+    compile_ptx_with_opts(source, CompileOptions { options, ..Default::default() }).ok()
 }
 
 /// An error with the name of what gave it.

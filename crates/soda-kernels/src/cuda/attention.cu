@@ -1,0 +1,330 @@
+// Attention in tiles that never leave the chip, both ways (Dao, FlashAttention-2, arXiv 2307.08691).
+//
+//   s = c q k'      p = 2^(s - L)      o = p v      L = log2 sum 2^s      c = scale log2(e)
+//   delta = rowsum(do o)      ds = p (do v' - delta)      dq = scale ds k      dk = scale ds' q      dv = p' do
+//
+// One kernel goes over the keys for a block of queries, forward and for dq; another over the queries for a block of keys,
+// for dk and dv. So scores are computed once more than with sums over blocks in global memory, and every run gives the same bits.
+//
+// Compiled for one type (BF16 or not) and one width of heads D, a multiple of 16; the true width d may be less by 8. Sums are
+// in float. q, k, v and g = do are [b, h, rows, d] in any order but for d, with rows that begin at 16 bytes; what is written is
+// [b, rows, h, d]. Needs mma.sync on 16-bit numbers and cp.async, that is, compute capability 8.0. No header.
+
+typedef long long i64;
+typedef unsigned u32;
+typedef unsigned short num;
+
+#define INF __int_as_float(0x7f800000)
+#define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+
+// A warp has 16 rows of its block's, and as many more in the forward pass where registers allow. Rows of tiles lie 8 numbers
+// further apart than they are long, so that eight of them are in different banks.
+enum { WARPS = 4, THREADS = 32 * WARPS, ROWS = 16 * WARPS, LD = D + 8, STEPS = D / 16, WIDE = D <= 64 ? 2 : 1 };
+enum { TILE = 64, SMALL = D <= 64 ? 64 : 32 };
+
+__device__ u32 pack(float low, float high) {
+  u32 pair;
+#if BF16
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#endif
+  return pair;
+}
+
+__device__ float low(u32 pair) {
+#if BF16
+  return __uint_as_float(pair << 16);
+#else
+  float x; asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((num)pair)); return x;
+#endif
+}
+
+__device__ float high(u32 pair) {
+#if BF16
+  return __uint_as_float(pair & 0xffff0000);
+#else
+  return low(pair >> 16);
+#endif
+}
+
+__device__ float power(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+// c += a b for 16 x 16 and 16 x 8. Lane l has c[2i + j] at row l/4 + 8i, column 2 (l%4) + j.
+__device__ void mma(float *c, const u32 *a, const u32 *b) {
+#if BF16
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#endif
+  asm volatile(MMA " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Two c of `mma`, side by side, as an a.
+__device__ void packed(u32 *a, const float (*c)[4]) {
+  a[0] = pack(c[0][0], c[0][1]); a[1] = pack(c[0][2], c[0][3]);
+  a[2] = pack(c[1][0], c[1][1]); a[3] = pack(c[1][2], c[1][3]);
+}
+
+// Two b of `mma` from 16 rows and columns of a tile: of its transpose (its rows are columns of b), or of itself.
+__device__ void transposed(u32 *b, const num *tile, int row, int column) {
+  int lane = threadIdx.x & 31;
+  const num *at = tile + (row + (lane >> 4) * 8 + (lane & 7)) * LD + column + (lane >> 3 & 1) * 8;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+    : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"((u32)__cvta_generic_to_shared(at)) : "memory");
+}
+
+__device__ void straight(u32 *b, const num *tile, int row, int column) {
+  int lane = threadIdx.x & 31;
+  const num *at = tile + (row + (lane & 15)) * LD + column + (lane >> 4) * 8;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+    : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"((u32)__cvta_generic_to_shared(at)) : "memory");
+}
+
+// The rows of a head: `count` of them, `d` numbers each.
+struct Head {
+  num *at; i64 step, count; int d;
+  __device__ u32 pair(i64 row, int column) const {
+    return row < count && column < d ? *(const u32 *)(at + row * step + column) : 0;
+  }
+  __device__ void put(i64 row, int column, u32 pair) const {
+    if (row < count && column < d) *(u32 *)(at + row * step + column) = pair;
+  }
+};
+
+// 16 rows from `first` as a's of `mma`, zero beyond the head's end.
+__device__ void fragments(u32 (*a)[4], const Head &x, i64 first) {
+  int lane = threadIdx.x & 31;
+  EACH(k, STEPS) EACH(i, 4) a[k][i] = x.pair(first + lane / 4 + i % 2 * 8, k * 16 + lane % 4 * 2 + i / 2 * 8);
+}
+
+// 16 rows of results, times a factor for each of a lane's two.
+__device__ void put(const Head &y, i64 first, const float (*c)[4], float upper, float lower) {
+  int lane = threadIdx.x & 31;
+  EACH(j, 2 * STEPS) {
+    int column = j * 8 + lane % 4 * 2;
+    y.put(first + lane / 4, column, pack(c[j][0] * upper, c[j][1] * upper));
+    y.put(first + lane / 4 + 8, column, pack(c[j][2] * lower, c[j][3] * lower));
+  }
+}
+
+// Begins to copy rows to a tile, zeros beyond the head's end.
+template <int N> __device__ void fetch(num *tile, const Head &x, i64 first) {
+  for (int i = threadIdx.x; i < N * (D / 8); i += THREADS) {
+    int row = i / (D / 8), column = i % (D / 8) * 8;
+    bool in = first + row < x.count && column < x.d;
+    const num *from = in ? x.at + (first + row) * x.step + column : x.at;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+      :: "r"((u32)__cvta_generic_to_shared(tile + row * LD + column)), "l"(from), "r"(in ? 16 : 0) : "memory");
+  }
+}
+
+__device__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all but the newest `N` groups are there, for the whole block.
+template <int N> __device__ void arrived() {
+  asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+  __syncthreads();
+}
+
+// s = a tile' for N rows of the tile
+template <int N> __device__ void scores(float (*s)[4], const u32 (*a)[4], const num *tile) {
+  EACH(j, N / 8) EACH(i, 4) s[j][i] = 0;
+  EACH(k, STEPS) EACH(j, N / 16) {
+    u32 b[4];
+    transposed(b, tile, 16 * j, 16 * k);
+    mma(s[2 * j], a[k], b); mma(s[2 * j + 1], a[k], b + 2);
+  }
+}
+
+// y += s tile
+template <int N> __device__ void accumulate(float (*y)[4], const float (*s)[4], const num *tile) {
+  EACH(k, N / 16) {
+    u32 a[4], b[4];
+    packed(a, s + 2 * k);
+    EACH(j, STEPS) {
+      straight(b, tile, 16 * k, 16 * j);
+      mma(y[2 * j], a, b); mma(y[2 * j + 1], a, b + 2);
+    }
+  }
+}
+
+// Over the four lanes that share rows.
+__device__ float quad_sum(float x) { x += __shfl_xor_sync(~0u, x, 1); return x + __shfl_xor_sync(~0u, x, 2); }
+__device__ float quad_max(float x) { x = fmaxf(x, __shfl_xor_sync(~0u, x, 1)); return fmaxf(x, __shfl_xor_sync(~0u, x, 2)); }
+
+// Where the block's head begins in a tensor of these strides.
+struct Strides { i64 batch, head, row; };
+__device__ Head head(const num *x, Strides s, i64 heads, i64 count, i64 d) {
+  i64 b = blockIdx.y / heads, h = blockIdx.y % heads;
+  return Head{(num *)x + b * s.batch + h * s.head, s.row, count, (int)d};
+}
+__device__ Head plain(const num *x, i64 heads, i64 count, i64 d) {
+  return head(x, Strides{count * heads * d, d, heads * d}, heads, count, d);
+}
+
+// lse: [b, h, n], unless it is null
+extern "C" __global__ void __launch_bounds__(THREADS)
+attend(const num *q, const num *k, const num *v, num *o, float *lse, i64 n, i64 m, i64 d, i64 heads, i64 qb, i64 qh, i64 qn,
+       i64 kb, i64 kh, i64 kn, i64 vb, i64 vh, i64 vn, float scale) {
+  __shared__ __align__(16) num ks[TILE * LD], vs[TILE * LD];
+  Head Q = head(q, {qb, qh, qn}, heads, n, d), O = plain(o, heads, n, d);
+  Head K = head(k, {kb, kh, kn}, heads, m, d), V = head(v, {vb, vh, vn}, heads, m, d);
+  i64 first = (blockIdx.x * WARPS + threadIdx.x / 32) * (i64)(16 * WIDE);
+  int lane = threadIdx.x & 31, tiles = (int)((m + TILE - 1) / TILE);
+  float c = scale * 1.44269504f;
+
+  u32 a[WIDE][STEPS][4];
+  float y[WIDE][2 * STEPS][4], most[WIDE][2], sum[WIDE][2];
+  EACH(w, WIDE) {
+    fragments(a[w], Q, first + 16 * w);
+    EACH(j, 2 * STEPS) EACH(i, 4) y[w][j][i] = 0;
+    EACH(i, 2) { most[w][i] = -INF; sum[w][i] = 0; }
+  }
+  fetch<TILE>(ks, K, 0); commit();
+  for (int t = 0; t < tiles; t++) {
+    fetch<TILE>(vs, V, t * TILE); commit();
+    arrived<1>();
+    float s[WIDE][TILE / 8][4];
+    EACH(w, WIDE) EACH(j, TILE / 8) EACH(i, 4) s[w][j][i] = 0;
+    EACH(k, STEPS) EACH(j, TILE / 16) {
+      u32 b[4];
+      transposed(b, ks, 16 * j, 16 * k);
+      EACH(w, WIDE) { mma(s[w][2 * j], a[w][k], b); mma(s[w][2 * j + 1], a[w][k], b + 2); }
+    }
+    __syncthreads();
+    // Also where there is none, so that the wait below is for the values.
+    if (t + 1 < tiles) fetch<TILE>(ks, K, (t + 1) * TILE);
+    commit();
+    if ((t + 1) * (i64)TILE > m) {
+      EACH(w, WIDE) EACH(j, TILE / 8) EACH(i, 4)
+        if (t * (i64)TILE + j * 8 + lane % 4 * 2 + i % 2 >= m) s[w][j][i] = -INF;
+    }
+    EACH(w, WIDE) EACH(r, 2) {
+      float top = most[w][r];
+      EACH(j, TILE / 8) EACH(i, 2) top = fmaxf(top, s[w][j][2 * r + i]);
+      top = quad_max(top);
+      float shrink = power((most[w][r] - top) * c), part = 0;
+      most[w][r] = top;
+      EACH(j, TILE / 8) EACH(i, 2) {
+        float p = power(s[w][j][2 * r + i] * c - top * c);
+        s[w][j][2 * r + i] = p; part += p;
+      }
+      sum[w][r] = sum[w][r] * shrink + part;
+      EACH(j, 2 * STEPS) EACH(i, 2) y[w][j][2 * r + i] *= shrink;
+    }
+    arrived<1>();
+    EACH(k, TILE / 16) {
+      u32 p[WIDE][4], b[4];
+      EACH(w, WIDE) packed(p[w], s[w] + 2 * k);
+      EACH(j, STEPS) {
+        straight(b, vs, 16 * k, 16 * j);
+        EACH(w, WIDE) { mma(y[w][2 * j], p[w], b); mma(y[w][2 * j + 1], p[w], b + 2); }
+      }
+    }
+    __syncthreads();
+  }
+  EACH(w, WIDE) {
+    EACH(r, 2) sum[w][r] = quad_sum(sum[w][r]);
+    put(O, first + 16 * w, y[w], 1 / sum[w][0], 1 / sum[w][1]);
+    EACH(r, 2) {
+      i64 row = first + 16 * w + lane / 4 + 8 * r;
+      if (lse && lane % 4 == 0 && row < n) lse[blockIdx.y * n + row] = most[w][r] * c + __log2f(sum[w][r]);
+    }
+  }
+}
+
+// delta: [b, h, n], for the other kernel
+extern "C" __global__ void __launch_bounds__(THREADS)
+attend_by_queries(const num *q, const num *k, const num *v, const num *g, const num *o, const float *lse, float *delta, num *dq,
+                  i64 n, i64 m, i64 d, i64 heads, i64 qb, i64 qh, i64 qn, i64 kb, i64 kh, i64 kn, i64 vb, i64 vh, i64 vn,
+                  i64 gb, i64 gh, i64 gn, float scale) {
+  __shared__ __align__(16) num ks[2][SMALL * LD], vs[2][SMALL * LD];
+  Head Q = head(q, {qb, qh, qn}, heads, n, d), G = head(g, {gb, gh, gn}, heads, n, d), O = plain(o, heads, n, d);
+  Head K = head(k, {kb, kh, kn}, heads, m, d), V = head(v, {vb, vh, vn}, heads, m, d), DQ = plain(dq, heads, n, d);
+  i64 first = (blockIdx.x * WARPS + threadIdx.x / 32) * (i64)16;
+  int lane = threadIdx.x & 31, tiles = (int)((m + SMALL - 1) / SMALL);
+  float c = scale * 1.44269504f;
+
+  fetch<SMALL>(ks[0], K, 0); fetch<SMALL>(vs[0], V, 0); commit();
+  u32 a[STEPS][4], e[STEPS][4];
+  fragments(a, Q, first); fragments(e, G, first);
+  float y[2 * STEPS][4], l[2], mean[2] = {0, 0};
+  EACH(j, 2 * STEPS) EACH(i, 4) y[j][i] = 0;
+  EACH(k, STEPS) EACH(i, 4) {
+    u32 x = O.pair(first + lane / 4 + i % 2 * 8, k * 16 + lane % 4 * 2 + i / 2 * 8);
+    mean[i % 2] += low(x) * low(e[k][i]) + high(x) * high(e[k][i]);
+  }
+  EACH(r, 2) {
+    i64 row = first + lane / 4 + 8 * r;
+    l[r] = row < n ? lse[blockIdx.y * n + row] : INF;
+    mean[r] = quad_sum(mean[r]);
+    if (lane % 4 == 0 && row < n) delta[blockIdx.y * n + row] = mean[r];
+  }
+  for (int t = 0; t < tiles; t++) {
+    const num *kt = ks[t & 1], *vt = vs[t & 1];
+    if (t + 1 < tiles) {
+      fetch<SMALL>(ks[t + 1 & 1], K, (t + 1) * (i64)SMALL); fetch<SMALL>(vs[t + 1 & 1], V, (t + 1) * (i64)SMALL);
+    }
+    commit();
+    arrived<1>();
+    float s[SMALL / 8][4], ds[SMALL / 8][4];
+    scores<SMALL>(s, a, kt);
+    scores<SMALL>(ds, e, vt);
+    bool whole = (t + 1) * (i64)SMALL <= m;
+    EACH(j, SMALL / 8) EACH(i, 4) {
+      bool in = whole || t * (i64)SMALL + j * 8 + lane % 4 * 2 + i % 2 < m;
+      ds[j][i] = in ? power(s[j][i] * c - l[i / 2]) * (ds[j][i] - mean[i / 2]) : 0;
+    }
+    accumulate<SMALL>(y, ds, kt);
+    __syncthreads();
+  }
+  put(DQ, first, y, scale, scale);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+attend_by_keys(const num *q, const num *k, const num *v, const num *g, const float *lse, const float *delta, num *dk, num *dv,
+               i64 n, i64 m, i64 d, i64 heads, i64 qb, i64 qh, i64 qn, i64 kb, i64 kh, i64 kn, i64 vb, i64 vh, i64 vn,
+               i64 gb, i64 gh, i64 gn, float scale) {
+  __shared__ __align__(16) num qs[2][SMALL * LD], gs[2][SMALL * LD];
+  __shared__ float ls[2][SMALL], means[2][SMALL];
+  Head Q = head(q, {qb, qh, qn}, heads, n, d), G = head(g, {gb, gh, gn}, heads, n, d);
+  Head K = head(k, {kb, kh, kn}, heads, m, d), V = head(v, {vb, vh, vn}, heads, m, d);
+  i64 first = (blockIdx.x * WARPS + threadIdx.x / 32) * (i64)16;
+  int lane = threadIdx.x & 31, tiles = (int)((n + SMALL - 1) / SMALL);
+  float c = scale * 1.44269504f;
+  lse += blockIdx.y * n; delta += blockIdx.y * n;
+
+  auto next = [&](int t) {
+    i64 row = t * (i64)SMALL;
+    fetch<SMALL>(qs[t & 1], Q, row); fetch<SMALL>(gs[t & 1], G, row);
+    for (int i = threadIdx.x; i < SMALL; i += THREADS) {
+      // A query that is not there has no weight on any key.
+      ls[t & 1][i] = row + i < n ? lse[row + i] : INF;
+      means[t & 1][i] = row + i < n ? delta[row + i] : 0;
+    }
+  };
+  next(0); commit();
+  u32 a[STEPS][4], e[STEPS][4];
+  fragments(a, K, first); fragments(e, V, first);
+  float yk[2 * STEPS][4], yv[2 * STEPS][4];
+  EACH(j, 2 * STEPS) EACH(i, 4) yk[j][i] = yv[j][i] = 0;
+  for (int t = 0; t < tiles; t++) {
+    const num *qt = qs[t & 1], *gt = gs[t & 1];
+    const float *l = ls[t & 1], *mean = means[t & 1];
+    if (t + 1 < tiles) next(t + 1);
+    commit();
+    arrived<1>();
+    float p[SMALL / 8][4], ds[SMALL / 8][4];
+    scores<SMALL>(p, a, qt);
+    EACH(j, SMALL / 8) EACH(i, 4) p[j][i] = power(p[j][i] * c - l[j * 8 + lane % 4 * 2 + i % 2]);
+    accumulate<SMALL>(yv, p, gt);
+    scores<SMALL>(ds, e, gt);
+    EACH(j, SMALL / 8) EACH(i, 4) ds[j][i] = p[j][i] * (ds[j][i] - mean[j * 8 + lane % 4 * 2 + i % 2]);
+    accumulate<SMALL>(yk, ds, qt);
+    __syncthreads();
+  }
+  put(plain(dk, heads, m, d), first, yk, scale, scale);
+  put(plain(dv, heads, m, d), first, yv, 1, 1);
+}

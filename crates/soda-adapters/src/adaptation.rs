@@ -1,6 +1,6 @@
 //! An adapter of one network, off it: what was trained, and what it means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -112,6 +112,13 @@ impl<M: Method> Adaptation<M> {
             });
         }
         Ok(plan)
+    }
+
+    /// Number of adapted weights.
+    pub fn num_weights(&self) -> usize {
+        let marker = format!(".{}.", self.recipe.method.name());
+        let weights = self.tensors.keys().filter_map(|key| Some(key.split_once(&marker)?.0));
+        weights.collect::<BTreeSet<_>>().len()
     }
 
     /// Number of trained values.

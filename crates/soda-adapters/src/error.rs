@@ -173,7 +173,7 @@ pub enum AdapterError {
     },
     /// A foreign file for another network.
     #[error(
-        "nothing in {path} belongs to a weight of this network (it holds names like {example}); \
+        "nothing in {path} belongs to a weight of this base (it holds names like {example}); \
          is it for another base, or of a method other than LoRA, DoRA, OFT, LoHa and LoKr?",
         path = path.display()
     )]

@@ -107,6 +107,8 @@ fn of_a_damaged_file() {
     assert!(matches!(signs, AdapterError::Signs { .. }) && signs.to_string().contains("of V"));
     let other = text(r#"\"name\":\"soda\""#, r#"\"name\":\"sods\""#).to_string();
     assert!(other.contains("sods") && other.contains("lora"), "{other}");
+    let stray = text(r#""unet.conv.weight"#, r#""yeti.conv.weight"#).to_string();
+    assert!(stray.contains("1 unknown (such as yeti.conv.weight."), "{stray}");
     let missing = <AdapterFile>::read(&folder.path().join("none")).unwrap_err().to_string();
     assert!(missing.contains("cannot read adapter file"), "{missing}");
     let nowhere = folder.path().join("no/such/folder/a.safetensors");

@@ -283,7 +283,7 @@ fn files_of_lycoris_are_read() {
         let imported = import(&path, &networks(&net), "base").unwrap();
         assert_eq!(imported.matched.len(), 3);
         let text_encoder = ["lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a"];
-        assert_eq!(imported.unmatched, text_encoder);
+        assert_eq!(imported.absent[&Component::TextEncoder], text_encoder);
         let file = part(imported);
         assert_eq!(file.recipe.method.name(), case);
         let adapted = file.attach(net.clone()).unwrap();

@@ -1,16 +1,23 @@
-//! `adapter_config.json`, as PEFT 0.21 writes and reads it: the fields that change the numbers.
+//! PEFT 0.21's configuration of an adapter, the fields that change the numbers: `adapter_config.json`, and what
+//! diffusers keeps of it in a file's metadata.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
+use crate::component::Component;
 use crate::error::AdapterError;
 use crate::tensors::write_whole;
 
 /// File names in a PEFT directory.
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
+
+/// Key of the metadata under which diffusers (0.35 and later) keeps the configuration of each network, JSON with names
+/// such as `unet.lora_alpha`.
+const OF_NETWORKS: &str = "lora_adapter_metadata";
 
 /// Whose rules these are; without it PEFT takes a directory for one of before 0.18, with another series.
 const VERSION: &str = "0.21.0";
@@ -118,6 +125,28 @@ impl PeftConfig {
             .map_err(|error| AdapterError::PeftConfig { path, reason: error.to_string() })
     }
 
+    /// Reads what diffusers says of networks in the metadata of the file at `path`; nothing in files of before it did.
+    pub(super) fn of_networks(
+        path: &Path,
+        metadata: &HashMap<String, String>,
+    ) -> Result<BTreeMap<Component, Self>, AdapterError> {
+        let Some(text) = metadata.get(OF_NETWORKS) else { return Ok(BTreeMap::new()) };
+        let no = |error: serde_json::Error| AdapterError::PeftConfig {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        let mut networks: BTreeMap<Component, Map<String, Value>> = BTreeMap::new();
+        for (name, value) in serde_json::from_str::<Map<String, Value>>(text).map_err(no)? {
+            let Some((component, field)) = Component::split(&name) else { continue };
+            networks.entry(component).or_default().insert(field.to_owned(), value);
+        }
+        let config = |(component, mut fields): (Component, Map<String, Value>)| {
+            fields.entry("peft_type").or_insert_with(|| json!("LORA"));
+            Ok((component, serde_json::from_value(Value::Object(fields)).map_err(no)?))
+        };
+        networks.into_iter().map(config).collect()
+    }
+
     pub(super) fn write(&self, folder: &Path) -> Result<(), AdapterError> {
         let path = folder.join(CONFIG);
         let text = serde_json::to_string_pretty(self).map_err(|error| {
@@ -137,5 +166,36 @@ impl PeftLora {
         let alpha = self.alpha_pattern.keys().find(ends).map(|key| self.alpha_pattern[key]);
         let root = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         alpha.unwrap_or(self.lora_alpha) / root
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_in_the_metadata_have_settings_of_their_own() {
+        let read = |text: &str| {
+            let metadata = HashMap::from([(OF_NETWORKS.to_owned(), text.to_owned())]);
+            PeftConfig::of_networks(Path::new("a.safetensors"), &metadata)
+        };
+        let networks = read(
+            r#"{"unet.r": 4, "unet.lora_alpha": 2, "text_encoder.r": 2, "text_encoder.lora_alpha": 4,
+                "text_encoder.alpha_pattern": {"mlp.fc1": 1.0}, "text_encoder.peft_type": "LORA"}"#,
+        );
+        let networks = networks.expect("two configurations");
+        let scale = |component, module| match &networks[&component] {
+            PeftConfig::Lora(config) => config.scale(module, config.r),
+            PeftConfig::Oft(_) => panic!("no OFT"),
+        };
+        assert_eq!(scale(Component::Unet, "x.to_q"), 0.5);
+        assert_eq!(scale(Component::TextEncoder, "x.mlp.fc1"), 0.5);
+        assert_eq!(scale(Component::TextEncoder, "x.mlp.fc2"), 2.0);
+
+        // Read as a LoRA, another method's tensors would be at another scale.
+        for (text, named) in [(r#"{"unet.peft_type": "LOKR"}"#, "LOKR"), ("[]", "invalid type")] {
+            let error = read(text).expect_err("no LoRA").to_string();
+            assert!(error.contains(named) && error.contains("a.safetensors"), "{error}");
+        }
     }
 }

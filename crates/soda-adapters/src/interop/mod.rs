@@ -3,7 +3,7 @@
 //! | format | names of the UNet | read | written |
 //! |---|---|---|---|
 //! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` | LoRA, DoRA, OFT | the same, exactly |
-//! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight` | LoRA, DoRA | LoRA |
+//! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight`, `….processor.to_q_lora.down.weight` | LoRA, DoRA | LoRA |
 //! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, SDXL's sgm names too | LoRA, DoRA | LoRA |
 //! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1` | LoHa, LoKr | |
 //! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` | | any method, exactly |

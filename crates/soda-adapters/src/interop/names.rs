@@ -94,11 +94,15 @@ const KOHYA: &[(&str, Component)] = &[
 /// Prefix of PEFT's names.
 pub(super) const PEFT: &str = "base_model.model.";
 
-/// The level above a text encoder's layers that not every version of transformers has.
+/// The level above a text encoder's layers, which `CLIPTextModel` lacks since transformers 5.6.
 pub(super) const TEXT_MODEL: &str = "text_model.";
 
-/// How diffusers named the LoRA layers of a text encoder's attention before it used PEFT.
+/// How diffusers named the LoRA layers of attention before it used PEFT, a UNet's and a text encoder's.
 const BEFORE_PEFT: &[(&str, &str)] = &[
+    (".processor.to_q_lora.", ".to_q.lora."),
+    (".processor.to_k_lora.", ".to_k.lora."),
+    (".processor.to_v_lora.", ".to_v.lora."),
+    (".processor.to_out_lora.", ".to_out.0.lora."),
     (".to_q_lora.", ".q_proj.lora."),
     (".to_k_lora.", ".k_proj.lora."),
     (".to_v_lora.", ".v_proj.lora."),
@@ -220,6 +224,12 @@ mod tests {
             ("lora_te_text_model_x.lora_up.weight", first, flat("text_model_x"), Part::Up),
             ("lora_te1_text_model_x.dora_scale", first, flat("text_model_x"), Part::Magnitude),
             ("lora_te2_text_model_x.alpha", second, flat("text_model_x"), Part::Alpha),
+            (
+                "unet.x.attn1.processor.to_out_lora.up.weight",
+                unet,
+                dotted("x.attn1.to_out.0"),
+                Part::Up,
+            ),
             (
                 "text_encoder.text_model.x.lora_linear_layer.down.weight",
                 first,

@@ -33,6 +33,8 @@ pub struct Imported {
     pub matched: Vec<String>,
     /// Names in the file that were left out: of no weight of these networks.
     pub unmatched: Vec<String>,
+    /// Names in the file that were left out since the base lacks their network.
+    pub absent: BTreeMap<Component, Vec<String>>,
 }
 
 /// What a file has for one weight.
@@ -51,25 +53,34 @@ pub fn import<M: Module>(path: &Path, networks: &M, name: &str) -> Result<Import
     let known = Known::of(networks);
     let mut layers: BTreeMap<Component, (Layers, Option<PeftConfig>)> = BTreeMap::new();
     let mut unmatched = Vec::new();
+    let mut absent: BTreeMap<Component, Vec<String>> = BTreeMap::new();
     for Source { file, config, component } in sources(path)? {
-        for (key, data) in Tensors::read(&file)?.tensors {
-            let found = parse(&key).and_then(|Key { component: own, module, part }| {
-                let (component, weight) = known.weight(own.or(component), &module)?;
+        let Tensors { tensors, metadata } = Tensors::read(&file)?;
+        let configs = PeftConfig::of_networks(&file, &metadata)?;
+        for (key, data) in tensors {
+            let parsed = parse(&key);
+            let component = parsed.as_ref().and_then(|key| key.component).or(component);
+            let found = parsed.and_then(|Key { module, part, .. }| {
+                let (component, weight) = known.weight(component, &module)?;
                 Some((component, weight, part))
             });
             let Some((component, weight, part)) = found else {
-                unmatched.push(key);
+                match component.filter(|component| !known.has(*component)) {
+                    Some(component) => absent.entry(component).or_default().push(key),
+                    None => unmatched.push(key),
+                }
                 continue;
             };
             let (layers, settings) = layers.entry(component).or_default();
-            settings.clone_from(&config);
+            *settings = config.as_ref().or(configs.get(&component)).cloned();
             layers.entry(weight.to_owned()).or_default().insert(part, data);
         }
     }
     if layers.is_empty() {
+        let example = unmatched.first().or(absent.values().flatten().next()).cloned();
         return Err(AdapterError::NothingMatched {
             path: path.to_owned(),
-            example: unmatched.first().cloned().unwrap_or_default(),
+            example: example.unwrap_or_default(),
         });
     }
     let training = json!({ "imported": path.file_name().map(|name| name.to_string_lossy()) });
@@ -84,7 +95,7 @@ pub fn import<M: Module>(path: &Path, networks: &M, name: &str) -> Result<Import
         matched.extend(layers.keys().map(|weight| component.path(weight)));
     }
     file.plan(networks)?;
-    Ok(Imported { file, matched, unmatched })
+    Ok(Imported { file, matched, unmatched, absent })
 }
 
 /// A file of tensors, and what is known of it besides.
@@ -119,13 +130,16 @@ impl Known {
         for leaf in leaves(networks).into_iter().filter(|leaf| matches!(leaf.shape.len(), 2 | 4)) {
             let Some((component, weight)) = Component::split(&leaf.path) else { continue };
             let Some(module) = weight.strip_suffix(".weight") else { continue };
-            // Of a text encoder, transformers 5 leaves out the level that version 4 had.
             for name in [Some(module), module.strip_prefix(TEXT_MODEL)].into_iter().flatten() {
                 names.insert((component, flat(name)), weight.to_owned());
                 names.insert((component, name.to_owned()), weight.to_owned());
             }
         }
         Self(names)
+    }
+
+    fn has(&self, component: Component) -> bool {
+        self.0.keys().any(|(of, _)| *of == component)
     }
 
     /// In the network that is named, or else in the first that has such a weight.
@@ -195,7 +209,7 @@ fn lora(layers: &Layers, config: Option<&PeftLora>) -> Result<Read, AdapterError
                 alpha.iter::<f64>().next().unwrap_or(rank as f64) / rank.max(1) as f64
             }
             (None, Some(config)) => config.scale(module, rank),
-            // diffusers' files without metadata hold the scale in `B`.
+            // Without metadata, diffusers' files hold the scale in `B`.
             (None, None) => 1.0,
         };
         let pattern = format!("^{}$", regex::escape(weight));

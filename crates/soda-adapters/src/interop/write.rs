@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::compress::Compressed;
 use super::config::{Modules, PeftConfig, PeftLora, PeftOft, TENSORS};
-use super::names::{PEFT, flat, kohya};
+use super::names::{PEFT, TEXT_MODEL, flat, kohya};
 use crate::attach::Plan;
 use crate::blocks::CayleyForm;
 use crate::component::Component;
@@ -102,6 +102,9 @@ pub fn write_diff<A: Adapter, M: Module>(
 /// other method as the LoRA `compressed`. An adapter of the UNet alone is one directory; of several networks, each
 /// has a directory by the name of its [`Component`]. `methods` are those of the adapted networks.
 ///
+/// The first text encoder is named as transformers 5.6 and later have it, without the level `text_model`: in a model of
+/// an earlier version PEFT finds nothing.
+///
 /// PEFT 0.21 applies OFT on convolutions otherwise than it merges it (it folds overlapping patches back
 /// into a picture); merged, it is what it is here.
 ///
@@ -137,6 +140,10 @@ fn write_peft_of(
         if of != component {
             continue;
         }
+        let module = match component {
+            Component::TextEncoder => module.strip_prefix(TEXT_MODEL).unwrap_or(module),
+            Component::Unet | Component::TextEncoder2 => module,
+        };
         modules.push(module.to_owned());
         let name = format!("{PEFT}{module}");
         match plan.adapters().get(weight) {

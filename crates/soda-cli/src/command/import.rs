@@ -2,15 +2,14 @@
 
 use crate::args::DeviceArg;
 use crate::base::find;
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args as ClapArgs;
-use soda_adapters::Method as _;
 use soda_adapters::interop::{Imported, import};
 use soda_models::pipeline::{Pipeline, model_name};
 
+use crate::command::parts;
 use crate::progress::{Progress, say_result};
 
 #[derive(Debug, ClapArgs)]
@@ -40,21 +39,28 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     let base = find(&args.base, None)?;
     let pipeline = Pipeline::load(&base, &args.device.device.open()?)?;
     let name = model_name(&base);
-    let Imported { mut file, matched, unmatched } = import(&args.path, &pipeline.networks(), &name)
-        .with_context(|| format!("cannot import {}", args.path.display()))?;
+    let Imported { mut file, matched, unmatched, absent } =
+        import(&args.path, &pipeline.networks(), &name)
+            .with_context(|| format!("cannot import {}", args.path.display()))?;
     file.header.trigger = args.trigger;
     file.write(&args.out)?;
     let progress = Progress::default();
     for name in &unmatched {
         progress.say(&format!("warning: {name} is of no weight of this base and was left out"));
     }
-    let methods: BTreeSet<_> = file.parts.values().map(|part| part.recipe.method.name()).collect();
+    for (component, names) in &absent {
+        progress.say(&format!(
+            "warning: {} tensors are for a {component} (such as {}), which this base does not have, and were left out",
+            names.len(),
+            names[0]
+        ));
+    }
     say_result(&format!(
-        "{}: {}, {} weights matched, {} names left out",
+        "{}: {}; {} weights matched, {} names left out",
         args.out.display(),
-        methods.into_iter().collect::<Vec<_>>().join(" and "),
+        parts(&file),
         matched.len(),
-        unmatched.len()
+        unmatched.len() + absent.values().map(Vec::len).sum::<usize>()
     ));
     Ok(())
 }

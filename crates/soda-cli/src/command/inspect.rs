@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
-use soda_adapters::{Adaptation, AdapterError, AdapterFile, Component, Method as _};
+use soda_adapters::{AdapterError, AdapterFile};
 
 use crate::base::find;
+use crate::command::parts;
 use crate::progress::say_result;
 
 #[derive(Debug, ClapArgs)]
@@ -36,11 +37,7 @@ pub(crate) fn run(args: InspectArgs) -> Result<()> {
 
 fn adapter(file: &AdapterFile) {
     let header = &file.header;
-    let part = |(component, part): (&Component, &Adaptation)| {
-        format!("{} on the {component}", part.recipe.method.name())
-    };
-    let parts: Vec<_> = file.parts.iter().map(part).collect();
-    say_result(&format!("SODA adapter, {}", parts.join(", ")));
+    say_result(&format!("SODA adapter: {}", parts(file)));
     let fields = [
         ("base", json!(header.base)),
         ("trigger", json!(header.trigger)),

@@ -75,16 +75,24 @@ fn plan(
         format!("{adapter} (of {}) does not fit {base}", file.header.base)
     })?;
     progress.finish();
-    let part = |(component, part): (&Component, &Adaptation)| {
-        let inside = component.path("");
-        let weights = plan.paths().filter(|path| path.starts_with(&inside)).count();
-        format!("{} on {weights} weights of the {component}", part.recipe.method.name())
-    };
     progress.say(&format!(
         "{}: {}; all {} tensors matched",
         adapter.display(),
-        file.parts.iter().map(part).collect::<Vec<_>>().join(", "),
+        parts(file),
         file.num_tensors()
     ));
     Ok(plan)
+}
+
+/// The parts of an adapter, in a sentence.
+fn parts(file: &AdapterFile) -> String {
+    let part = |(component, part): (&Component, &Adaptation)| {
+        format!(
+            "{} on {} weights of the {component} ({} numbers)",
+            part.recipe.method.name(),
+            part.num_weights(),
+            part.num_params()
+        )
+    };
+    file.parts.iter().map(part).collect::<Vec<_>>().join(", ")
 }

@@ -7,7 +7,8 @@
     python docs/reference/adapters.py check BASE MERGED EXPORTS
         BASE: a diffusers directory. MERGED: the same with an adapter folded in, from `soda merge`.
         EXPORTS: a folder with any of kohya.safetensors, diffusers.safetensors, diff.safetensors, peft/ from
-        `soda export`. Loads each by its own tool and compares the UNet's weights and output with MERGED's.
+        `soda export`. Loads each by its own tool and compares the outputs of the UNet and the text encoders
+        with MERGED's.
 
 Needs torch, diffusers 0.42, peft 0.21, safetensors.
 """
@@ -114,42 +115,73 @@ def half_rotation(base, model, inputs):
 
 
 def check(base, merged, exports):
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline
 
-    torch.manual_seed(0)
-    load = lambda folder: UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
-    plain, want = load(base), load(merged)
-    size, channels = plain.config.sample_size, plain.config.in_channels
-    x = (torch.randn(2, channels, size, size), torch.tensor([3, 800]),
-         torch.randn(2, 77, plain.config.cross_attention_dim))
-    run = lambda unet: unet(*x).sample.detach()
-    original, expected = run(plain), run(want)
-    moved = (expected - original).norm()
-    print(f"the adapter moves the output by {moved / original.norm():.3f} of its norm")
+    torch.set_grad_enabled(False)
+    # The bundled model is stored in half precision.
+    load = lambda folder: DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    plain, want = outputs(load(base)), outputs(load(merged))
+    moved = {network: (want[network] - plain[network]).norm() for network in want}
+    for network, by in moved.items():
+        print(f"the adapter moves the output of {network} by {by / plain[network].norm():.3f} of its norm")
 
-    def say(name, got):
-        print(f"{name:12} |output - merged's| / |merged's - base's| = {(got - expected).norm() / moved:.2e}")
+    def say(name, pipe):
+        got = outputs(pipe)
+        errors = {n: (got[n] - want[n]).norm() / moved[n] for n in want if moved[n] > 0}
+        print(f"{name:12} |output - merged's| / |merged's - base's|:", *(f"{n} {e:.2e}" for n, e in errors.items()))
 
     exports = Path(exports)
     for name in ["kohya", "diffusers"]:
         file = exports / f"{name}.safetensors"
         if file.exists():
-            pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+            pipe = load(base)
             pipe.load_lora_weights(str(file.parent), weight_name=file.name)
-            say(name, run(pipe.unet.eval()))
-    if (exports / "peft").exists():
+            say(name, pipe)
+    peft = exports / "peft"
+    if peft.exists():
         # Merged: PEFT's OFT folds overlapping patches of a convolution when it is applied unmerged.
-        model = PeftModel.from_pretrained(load(base), str(exports / "peft"))
-        say("peft", run(model.merge_and_unload().eval()))
+        pipe = load(base)
+        of_unet = (peft / "adapter_config.json").exists()
+        for network in ["unet"] if of_unet else NETWORKS:
+            folder = peft if of_unet else peft / network
+            if folder.exists():
+                model = PeftModel.from_pretrained(getattr(pipe, network), str(folder))
+                setattr(pipe, network, model.merge_and_unload())
+        say("peft", pipe)
     diff = exports / "diff.safetensors"
     if diff.exists():
-        unet, deltas = load(base), load_file(diff)
-        for name, module in unet.named_modules():
-            delta = deltas.pop("lora_unet_" + name.replace(".", "_") + ".diff", None)
-            if delta is not None:
-                module.weight.data += delta
+        pipe, deltas = load(base), load_file(diff)
+        first = "lora_te1_" if hasattr(pipe, "text_encoder_2") else "lora_te_"
+        for network, prefix in zip(NETWORKS, ["lora_unet_", first, "lora_te2_"]):
+            for name, module in getattr(pipe, network, nn.Module()).named_modules():
+                # transformers 5.6 and later have no such level in `CLIPTextModel`.
+                for level in ["", "text_model_"]:
+                    delta = deltas.pop(prefix + level + name.replace(".", "_") + ".diff", None)
+                    if delta is not None:
+                        module.weight.data += delta
         assert not deltas, list(deltas)
-        say("diff", run(unet))
+        say("diff", pipe)
+
+
+NETWORKS = ["unet", "text_encoder", "text_encoder_2"]
+
+
+def outputs(pipe):
+    """What each network gives, the UNet of random text."""
+    torch.manual_seed(0)
+    config = pipe.unet.config
+    xl = hasattr(pipe, "text_encoder_2")
+    ids = pipe.tokenizer("a red mug on a beach", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    x = (torch.randn(2, config.in_channels, config.sample_size, config.sample_size), torch.tensor([3, 800]),
+         torch.randn(2, 77, config.cross_attention_dim))
+    pooled = config.projection_class_embeddings_input_dim
+    pooled = torch.randn(2, pooled - 6 * config.addition_time_embed_dim) if xl else None
+    added = {"text_embeds": pooled, "time_ids": torch.full((2, 6), 64.0)}
+    out = {"unet": pipe.unet(*x, added_cond_kwargs=added if xl else None).sample}
+    for name in NETWORKS[1:]:
+        if hasattr(pipe, name):
+            out[name] = getattr(pipe, name)(ids, output_hidden_states=True).hidden_states[-1]
+    return out
 
 
 if __name__ == "__main__":

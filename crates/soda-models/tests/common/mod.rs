@@ -14,8 +14,13 @@ use serde_json::Value;
 pub(crate) struct Fixture(Vec<u8>);
 
 impl Fixture {
+    /// One of this crate's, whichever crate's tests ask for it.
     pub(crate) fn read(name: &str) -> Self {
-        let path = format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../soda-models/tests/fixtures");
+        Self::open(&Path::new(fixtures).join(format!("{name}.safetensors")))
+    }
+
+    pub(crate) fn open(path: &Path) -> Self {
         Self(std::fs::read(path).unwrap())
     }
 

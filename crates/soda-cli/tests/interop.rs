@@ -1,0 +1,265 @@
+//! LoRA files with parts for the text encoders, in and out: numbers against diffusers 0.42 and PEFT 0.21, and the
+//! binary's way with them.
+//!
+//! The files and the expected outputs are made by `docs/reference/lora_files.py`.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+#[path = "../../soda-models/tests/common/mod.rs"]
+mod models;
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module as _;
+use burn::tensor::{Device, Tensor};
+use common::{soda, toybox};
+use models::{Fixture, check, write_pipeline};
+use soda_adapters::interop::{Imported, import};
+use soda_adapters::{AdapterFile, Component, attach_all};
+use soda_models::pipeline::Pipeline;
+
+/// That of the networks by themselves, in soda-models' `tests/parity.rs`, for its reason: sums of f32 in other orders
+/// through some hundred layers. What an adapter changes is 1e-2 at the least.
+const TOLERANCE: f32 = 2e-5;
+const PROMPT: &str = "a red mug on a beach";
+const SIDE: usize = 64;
+const TIME: f32 = 500.0;
+
+fn fixture(family: &str, name: &str) -> PathBuf {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/lora");
+    Path::new(fixtures).join(family).join(name)
+}
+
+fn expected(family: &str) -> Fixture {
+    Fixture::open(&fixture(family, "expected.safetensors"))
+}
+
+/// A tiny SDXL, written into a folder.
+fn tiny_sdxl() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_pipeline(&Fixture::read("pipeline-sdxl"), folder.path());
+    folder
+}
+
+/// What the networks give, by the names of the fixture.
+fn outputs(pipeline: &Pipeline, expected: &Fixture) -> Vec<(&'static str, Vec<f32>)> {
+    let condition = pipeline.condition(&[PROMPT.to_owned()], 0, [SIDE, SIDE]);
+    let rows = expected.floats("base.text").0[1];
+    let floats = |tensor: Tensor<3>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
+    let mut outputs = vec![("text", floats(condition.text.clone().narrow(1, 0, rows)))];
+    if let Some(added) = &condition.added {
+        outputs.push(("pooled", floats(added.pooled.clone().unsqueeze())));
+    }
+    let device = &pipeline.device;
+    let time = Tensor::<1>::from_floats([TIME], device);
+    let noise = pipeline.unet.forward(expected.tensor("sample", device), time, condition);
+    outputs.push(("noise", floats(noise.flatten(2, 3))));
+    outputs
+}
+
+/// That the networks give what diffusers' gave in this case, and not what the base gives.
+#[track_caller]
+fn compare(pipeline: &Pipeline, expected: &Fixture, case: &str) {
+    for (name, ours) in outputs(pipeline, expected) {
+        let (_, base) = expected.floats(&format!("base.{name}"));
+        let moved = ours.iter().zip(&base).any(|(ours, base)| (ours - base).abs() > 1e-2);
+        assert_eq!(moved, case != "base", "{case}.{name}");
+        let case = format!("{case}.{name}");
+        check(&case, &ours, &expected.floats(&case).1, TOLERANCE);
+    }
+}
+
+fn files_are_read_as_by_diffusers(family: &str, base: &Path) {
+    let mut pipeline = Pipeline::load(base, &Device::default()).unwrap();
+    let (networks, expected) = (pipeline.networks(), expected(family));
+    compare(&pipeline, &expected, "base");
+    let read = |name: &str| {
+        let imported = import(&fixture(family, name), &networks, "base").unwrap();
+        let Imported { file, unmatched, absent, .. } = imported;
+        assert!(unmatched.is_empty() && absent.is_empty(), "{name}: {unmatched:?}, {absent:?}");
+        file.plan(&networks).unwrap()
+    };
+    for (name, case, strength) in [
+        ("diffusers.safetensors", "diffusers.1", 1.0),
+        ("diffusers.safetensors", "diffusers.0.5", 0.5),
+        ("kohya.safetensors", "kohya.1", 1.0),
+        ("kohya.safetensors", "kohya.0.5", 0.5),
+        ("older.safetensors", "older.1", 1.0),
+        ("older.safetensors", "older.0.5", 0.5),
+        ("peft", "peft.1", 1.0),
+    ] {
+        let adapted = read(name).at_strength(strength).unwrap().attach(networks.clone());
+        pipeline.set_networks(adapted.clone());
+        compare(&pipeline, &expected, case);
+        pipeline.set_networks(adapted.materialize());
+        compare(&pipeline, &expected, case);
+    }
+    let both = [(read("diffusers.safetensors"), 0.7), (read("kohya.safetensors"), 0.4)];
+    pipeline.set_networks(attach_all(both, networks.clone()));
+    compare(&pipeline, &expected, "both");
+
+    pipeline.set_networks(networks.clone());
+    let before = outputs(&pipeline, &expected);
+    let nothing = read("diffusers.safetensors").at_strength(0.0).unwrap();
+    pipeline.set_networks(nothing.attach(networks.clone()));
+    assert_eq!(outputs(&pipeline, &expected), before, "strength 0 is the base to the bit");
+}
+
+#[test]
+fn files_are_read_as_by_diffusers_for_one_text_encoder() {
+    files_are_read_as_by_diffusers("sd15", &toybox("base"));
+}
+
+#[test]
+fn files_are_read_as_by_diffusers_for_two_text_encoders() {
+    files_are_read_as_by_diffusers("sdxl", tiny_sdxl().path());
+}
+
+/// Version 1 had the UNet alone. The file was imported from kohya's by the last build that wrote it.
+#[test]
+fn files_of_version_1_are_read() {
+    let pipeline = Pipeline::load(&toybox("base"), &Device::default()).unwrap();
+    let networks = pipeline.networks();
+    let file = import(&fixture("sd15", "kohya.safetensors"), &networks, "base").unwrap().file;
+    let old: AdapterFile = AdapterFile::read(&fixture("", "version-1.safetensors")).unwrap();
+    assert_eq!(old.header.trigger, ["sks mug"]);
+    assert_eq!(old.parts.keys().collect::<Vec<_>>(), [&Component::Unet]);
+    let (old, new) = (&old.parts[&Component::Unet], &file.parts[&Component::Unet]);
+    assert_eq!((&old.recipe, &old.tensors), (&new.recipe, &new.tensors));
+}
+
+#[track_caller]
+fn run(folder: &Path, args: &[&str]) -> String {
+    let output = soda(folder, args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned() + &said
+}
+
+#[track_caller]
+fn refused(folder: &Path, args: &[&str]) -> String {
+    let output = soda(folder, args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn an_imported_file_draws_as_the_model_it_is_merged_into() {
+    let desk = tempfile::tempdir().unwrap();
+    let folder = desk.path();
+    let base = toybox("base").to_str().unwrap().to_owned();
+    for (name, weights) in [("kohya", 8), ("diffusers", 8)] {
+        let (file, out) = (fixture("sd15", &format!("{name}.safetensors")), format!("{name}.st"));
+        let said = run(folder, &["import", file.to_str().unwrap(), "--base", &base, "--out", &out]);
+        let count = format!("; {weights} weights matched, 0 names left out");
+        assert!(said.contains(&count), "{said}");
+    }
+
+    let said = run(folder, &["inspect", "kohya.st"]);
+    let parts = "lora on 4 weights of the UNet (3808 numbers), lora on 4 weights of the text encoder (4800 numbers)";
+    assert!(said.contains(parts), "{said}");
+    let tensor = "text_encoder.text_model.encoder.layers.1.mlp.fc1.weight.lora.a [160, 2]";
+    assert!(said.contains(tensor), "{said}");
+
+    let draw = |base: &str, out: &str, more: &[&str]| {
+        let fixed = ["generate", "--base", base, "--prompt", PROMPT, "--steps", "2", "--out", out];
+        run(folder, &[&fixed[..], more].concat());
+        image::open(folder.join(out).join("seed0-00.png")).unwrap().to_rgb8().into_raw()
+    };
+    run(folder, &["merge", "--base", &base, "--adapter", "kohya.st", "--out", "merged"]);
+    let (plain, merged) = (draw(&base, "plain", &[]), draw("merged", "of-merged", &[]));
+    assert!(plain != merged);
+    assert!(draw(&base, "adapted", &["--adapter", "kohya.st"]) == merged);
+    assert!(draw(&base, "off", &["--adapter", "kohya.st", "--strength", "0"]) == plain);
+
+    // Two files by their weights, and what diffusers makes of them.
+    let two = ["--subject", "diffusers.st", "--style", "kohya.st", "--weights", "0.7,0.4"];
+    run(folder, &[&["merge", "--base", &base, "--out", "both"][..], &two].concat());
+    let both = Pipeline::load(&folder.join("both"), &Device::default()).unwrap();
+    compare(&both, &expected("sd15"), "both");
+}
+
+#[test]
+fn exports_with_text_encoders_come_back_as_the_same_adapter() {
+    for (family, sdxl) in [("sd15", None), ("sdxl", Some(tiny_sdxl()))] {
+        let desk = tempfile::tempdir().unwrap();
+        let folder = desk.path();
+        let base = sdxl.map_or_else(|| toybox("base"), tempfile::TempDir::keep);
+        let base = base.to_str().unwrap();
+        let file = fixture(family, "kohya.safetensors");
+        run(folder, &["import", file.to_str().unwrap(), "--base", base, "--out", "a.st"]);
+        for format in ["kohya", "diffusers", "peft"] {
+            let (again, merged) = (format!("{format}.st"), format!("{format}-merged"));
+            let export = ["export", "--base", base, "--adapter", "a.st", "--format", format];
+            run(folder, &[&export[..], &["--out", format]].concat());
+            let said = run(folder, &["import", format, "--base", base, "--out", &again]);
+            assert!(said.contains(", 0 names left out"), "{said}");
+            run(folder, &["merge", "--base", base, "--adapter", &again, "--out", &merged]);
+            let pipeline = Pipeline::load(&folder.join(merged), &Device::default()).unwrap();
+            compare(&pipeline, &expected(family), "kohya.1");
+        }
+        run(
+            folder,
+            &["export", "--base", base, "--adapter", "a.st", "--format", "diff", "--out", "d"],
+        );
+        let encoder = if family == "sdxl" { "te1" } else { "te" };
+        let name = format!("lora_{encoder}_text_model_encoder_layers_1_mlp_fc2.diff");
+        let bytes = std::fs::read(folder.join("d")).unwrap();
+        assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(&name).is_ok());
+        if family == "sdxl" {
+            std::fs::remove_dir_all(base).unwrap();
+        }
+    }
+}
+
+#[test]
+fn parts_for_another_base_are_named() {
+    let desk = tempfile::tempdir().unwrap();
+    let folder = desk.path();
+    let (base, sdxl) = (toybox("base"), tiny_sdxl());
+    let base = base.to_str().unwrap();
+
+    // A file for one text encoder more than the base has.
+    let second = fixture("sdxl", "kohya.safetensors");
+    let (one, two) = (fixture("sd15", "kohya.safetensors"), std::fs::read(&second).unwrap());
+    let mixed = mix(&std::fs::read(one).unwrap(), &two, "lora_te2_");
+    std::fs::write(folder.join("mixed.safetensors"), mixed).unwrap();
+    let said = run(folder, &["import", "mixed.safetensors", "--base", base, "--out", "mixed.st"]);
+    let sentence = "warning: 15 tensors are for a second text encoder (such as lora_te2_";
+    assert!(said.contains(sentence) && said.contains("8 weights matched, 15 names"), "{said}");
+
+    // Nothing of it fits.
+    let only = mix(&[], &two, "lora_te2_");
+    std::fs::write(folder.join("second.safetensors"), only).unwrap();
+    let import = ["import", "second.safetensors", "--base", base, "--out", "no.st"];
+    let message = refused(folder, &import);
+    assert!(
+        message.contains("nothing in second.safetensors belongs to a weight of this base"),
+        "{message}"
+    );
+    assert!(message.contains("lora_te2_") && !folder.join("no.st").exists(), "{message}");
+
+    // An adapter of ours for it.
+    let (file, of) = (second.to_str().unwrap(), sdxl.path().to_str().unwrap());
+    run(folder, &["import", file, "--base", of, "--out", "sdxl.st"]);
+    let mut adapter: AdapterFile = AdapterFile::read(&folder.join("sdxl.st")).unwrap();
+    adapter.parts.retain(|component, _| *component == Component::TextEncoder2);
+    adapter.write(&folder.join("second.st")).unwrap();
+    let message =
+        refused(folder, &["merge", "--base", base, "--adapter", "second.st", "--out", "m"]);
+    assert!(
+        message.contains("for a second text encoder too, which this base does not have"),
+        "{message}"
+    );
+}
+
+/// A safetensors file with the tensors of `one` and those of `other` whose names begin with `prefix`.
+fn mix(one: &[u8], other: &[u8], prefix: &str) -> Vec<u8> {
+    let read = |bytes| safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let one = (!one.is_empty()).then(|| read(one));
+    let other = read(other);
+    let chosen = other.iter().filter(|(name, _)| name.starts_with(prefix));
+    let all = one.iter().flat_map(|one| one.iter()).chain(chosen);
+    safetensors::serialize(all, None).unwrap()
+}

@@ -173,6 +173,12 @@ fn an_imported_file_draws_as_the_model_it_is_merged_into() {
     assert!(draw(&base, "adapted", &["--adapter", "kohya.st"]) == merged);
     assert!(draw(&base, "off", &["--adapter", "kohya.st", "--strength", "0"]) == plain);
 
+    // The bundled weights are of f16, which bf16 rounds.
+    draw(&base, "half", &["--adapter", "kohya.st", "--dtype", "f16"]);
+    let rounded = ["generate", "--base", &base, "--prompt", PROMPT, "--adapter", "kohya.st"];
+    let message = refused(folder, &[&rounded[..], &["--dtype", "bf16", "--out", "no"]].concat());
+    assert!(message.contains("give --dtype f32, or fold it in with `soda merge`"), "{message}");
+
     // Two files by their weights, and what diffusers makes of them.
     let two = ["--subject", "diffusers.st", "--style", "kohya.st", "--weights", "0.7,0.4"];
     run(folder, &[&["merge", "--base", &base, "--out", "both"][..], &two].concat());

@@ -18,8 +18,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use burn::module::Module as _;
-use burn::tensor::Device;
-use soda_adapters::{Adaptation, AdapterFile, AnyAdapter, Component, Method as _, Plan, SvdCache};
+use burn::tensor::{Device, FloatDType};
+use soda_adapters::{
+    Adaptation, AdapterError, AdapterFile, AnyAdapter, Component, Method as _, Plan, SvdCache,
+};
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use soda_train::Event;
 
@@ -51,8 +53,18 @@ fn load_plan(
     ensure!(strength.is_finite(), "--strength must be a finite number");
     let file: AdapterFile = AdapterFile::read(adapter)?;
     let pipeline = Pipeline::load_with(base, options, device)?;
-    let plan = plan(&file, adapter, &pipeline, base, cache)?.at_strength(strength)?;
-    Ok((pipeline, file, plan))
+    let dtype = options.dtype;
+    let rounded = |error: anyhow::Error| {
+        match error.downcast_ref() {
+        Some(AdapterError::OtherBase { .. }) if dtype != FloatDType::F32 => error.context(format!(
+            "in {dtype:?} the base's weights may be rounded, and an adapter is for them as they are; give --dtype f32, \
+             or fold it in with `soda merge` and use that model"
+        )),
+        _ => error,
+    }
+    };
+    let plan = plan(&file, adapter, &pipeline, base, cache).map_err(rounded)?;
+    Ok((pipeline, file, plan.at_strength(strength)?))
 }
 
 /// An adapter on a base, by their names; says what it found.

@@ -83,9 +83,14 @@ impl Cost {
     /// Whether the input side is the shorter way for the rows `x`.
     ///
     /// It always is where products go to a vendor's library: beside those every other operation on the
-    /// weight, in float32, is what takes the time.
+    /// weight, in float32, is what takes the time. (What is a product with the weight too may still be done there.)
     pub(crate) fn input_side(self, x: &Tensor<2>) -> bool {
-        has_library(x) || self.input < self.weight
+        has_library(x) || !self.is_by_weight()
+    }
+
+    /// Whether the count is less with the weight formed.
+    pub(crate) fn is_by_weight(self) -> bool {
+        self.weight <= self.input
     }
 }
 

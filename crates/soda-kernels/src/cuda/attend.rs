@@ -1,8 +1,5 @@
 //! Attention in tiles, by the kernels of `attention.cu`.
 
-use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
-
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::DType;
@@ -47,7 +44,8 @@ impl Attend {
         if !(on_cuda(q) && half && fits && some) {
             return None;
         }
-        let image = image(q.dtype, width)?;
+        let source = include_str!("attention.cu");
+        let image = session::image(source, q.dtype, width.next_multiple_of(16), CAPABILITY)?;
         Some(Self { image, batch, heads, queries, keys, width, scale })
     }
 
@@ -68,7 +66,7 @@ impl Attend {
             // Where nothing is to be kept, its address is not looked at.
             let logs = if keep { logs } else { 0 };
             let arguments = [q, k, v, out, logs].into_iter().chain(sizes).collect();
-            session.launch_of(image, "attend", grid, THREADS, arguments)
+            session.launch_of(image, "attend", grid, THREADS, 0, arguments)
         });
         Cube::float_swap_dims(out, 1, 2)
     }
@@ -95,10 +93,10 @@ impl Attend {
             move |session, [q, k, v, grad, value, logs, delta, dq, dk, dv]| {
                 let tensors = [q, k, v, grad, value, logs, delta, dq];
                 let arguments = tensors.into_iter().chain(sizes.iter().copied()).collect();
-                session.launch_of(image, "attend_by_queries", by_queries, THREADS, arguments)?;
+                session.launch_of(image, "attend_by_queries", by_queries, THREADS, 0, arguments)?;
                 let tensors = [q, k, v, grad, logs, delta, dk, dv];
                 let arguments = tensors.into_iter().chain(sizes).collect();
-                session.launch_of(image, "attend_by_keys", by_keys, THREADS, arguments)
+                session.launch_of(image, "attend_by_keys", by_keys, THREADS, 0, arguments)
             },
         );
         [dq, dk, dv].map(|x| Cube::float_swap_dims(x, 1, 2))
@@ -127,20 +125,4 @@ fn readable(x: CubeTensor) -> CubeTensor {
     let even = steps[..3].iter().all(|step| step.is_multiple_of(AT_ONCE)) && steps[3] == 1;
     let begins = x.handle.offset_start.unwrap_or(0).is_multiple_of(16);
     if even && begins { x } else { into_contiguous(x) }
-}
-
-/// By whether they are for bfloat16, and their width.
-type Images = HashMap<(bool, usize), Option<Image>>;
-
-/// `attention.cu` for a type and a width of heads; `None` where NVRTC or the device cannot.
-fn image(dtype: DType, width: usize) -> Option<Image> {
-    static IMAGES: LazyLock<Mutex<Images>> = LazyLock::new(Mutex::default);
-    let key = (dtype == DType::BF16, width.next_multiple_of(16));
-    let mut images = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
-    *images.entry(key).or_insert_with(|| {
-        let macros = [format!("BF16={}", u8::from(key.0)), format!("D={}", key.1)];
-        let image = session::compile(include_str!("attention.cu"), &macros, CAPABILITY)?;
-        // As many as there are types and widths in a process: a few.
-        Some(Box::leak(Box::new(image)))
-    })
 }

@@ -1,22 +1,7 @@
-// Reductions over rows and groups, and rotations of rows, with their gradients; and copies. Every kernel that computes exists for float (f32), bfloat16 (bf16) and
-// half (f16), computes in float, and gives the same bits on every run: no atomics, one order of summation.
+// Reductions over rows and groups, with their gradients; and copies. Every kernel that computes exists for float (f32),
+// bfloat16 (bf16) and half (f16), computes in float, and gives the same bits on every run: no atomics, one order of summation.
 //
-// No header is needed, so that NVRTC alone compiles this in well under a second.
-
-typedef long long i64;
-struct bf16 { unsigned short bits; };
-struct f16 { unsigned short bits; };
-
-__device__ float load(float x) { return x; }
-__device__ float load(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
-__device__ float load(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
-__device__ void store(float *to, float x) { *to = x; }
-// To nearest, ties to even; older chips have no instruction for it.
-__device__ void store(bf16 *to, float x) {
-  unsigned bits = __float_as_uint(x);
-  to->bits = x != x ? 0x7fff : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-__device__ void store(f16 *to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
+// Comes after numbers.cu. No header is needed, so that NVRTC alone compiles this in well under a second.
 
 #define INF __int_as_float(0x7f800000)
 
@@ -285,123 +270,6 @@ template <class T> __device__ void geglu_gradient(const T *x, const T *dy, T *dx
   }
 }
 
-// Products with A1 (x) ... (x) Am, square factors of at most 16 rows, m <= 4, on rows of `width` = n1 ... nm numbers. `sizes`
-// holds a factor's size in each byte, the first in the lowest. `a` holds the factors one after the other, which act as they
-// are on columns, or transposed if `flipped`. A row goes through all m products in shared memory.
-
-extern __shared__ float turn_memory[];
-
-struct Turn {
-  int count, width, entries;
-  int size[4], at[4], after[4];
-  float *matrix, *buffers;
-
-  __device__ Turn(const float *a, i64 width, i64 sizes, i64 flipped) : count(0), width((int)width), entries(0) {
-    for (int i = 0; i < 4; i++) {
-      size[i] = (int)(sizes >> (8 * i)) & 255;
-      at[i] = entries; entries += size[i] * size[i];
-      count += size[i] > 0;
-    }
-    int rest = this->width;
-    for (int i = 0; i < count; i++) after[i] = rest /= size[i];
-    matrix = turn_memory; buffers = matrix + entries;
-    for (int i = 0; i < count; i++)
-      for (int e = threadIdx.x; e < size[i] * size[i]; e += blockDim.x) {
-        int p = e / size[i], q = e % size[i];
-        matrix[at[i] + e] = a[at[i] + (flipped ? q * size[i] + p : e)];
-      }
-  }
-
-  // to = Mi from, or its transpose, along axis i
-  __device__ void product(int i, bool transposed, const float *from, float *to) const {
-    int n = size[i], step = after[i], row = transposed ? 1 : n, column = transposed ? n : 1;
-    for (int k = threadIdx.x; k < width; k += blockDim.x) {
-      int p = k / step % n;
-      const float *m = matrix + at[i] + p * row, *x = from + (k - p * step);
-      float s = 0;
-      for (int q = 0; q < n; q++) s += m[q * column] * x[q * step];
-      to[k] = s;
-    }
-    __syncthreads();
-  }
-
-  template <class T> __device__ void read(const T *row, float *to) const {
-    for (int k = threadIdx.x; k < width; k += blockDim.x) to[k] = load(row[k]);
-    __syncthreads();
-  }
-
-  template <class T> __device__ void write(const float *from, T *row) const {
-    for (int k = threadIdx.x; k < width; k += blockDim.x) store(row + k, from[k]);
-  }
-};
-
-template <class T>
-__device__ void turn(const T *x, const float *a, T *y, i64 width, i64 sizes, i64 flipped) {
-  Turn t(a, width, sizes, flipped);
-  float *from = t.buffers, *to = from + width;
-  t.read(x + blockIdx.x * width, from);
-  for (int i = t.count - 1; i >= 0; i--) {
-    t.product(i, false, from, to);
-    float *swap = from; from = to; to = swap;
-  }
-  t.write(from, y + blockIdx.x * width);
-}
-
-// dx unless it is null, and this block's part of the factors' gradients.
-template <class T>
-__device__ void turn_gradient(const T *x, const float *a, const T *dy, T *dx, float *partial, i64 rows, i64 width, i64 sizes, i64 flipped) {
-  Turn t(a, width, sizes, flipped);
-  float sums[4] = {0, 0, 0, 0};
-  for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-    // Buffer i is what Mi acts on.
-    t.read(x + row * width, t.buffers + (t.count - 1) * width);
-    for (int i = t.count - 1; i > 0; i--) t.product(i, false, t.buffers + i * width, t.buffers + (i - 1) * width);
-    float *slope = t.buffers + t.count * width;
-    t.read(dy + row * width, slope);
-    #pragma unroll
-    for (int i = 0; i < 4; i++) if (i < t.count) {
-      // Entry (p, q) of dMi = slope argument', its terms shared by as many threads as there are for it. Each entry starts at
-      // a term of its own, so that the threads of a warp read from different banks.
-      float *argument = t.buffers + i * width;
-      int n = t.size[i], step = t.after[i], terms = t.width / n, shares = blockDim.x / (n * n);
-      int e = threadIdx.x % (n * n), share = threadIdx.x / (n * n), p = e / n, q = e % n;
-      if (share < shares) {
-        int j = (share + e) % terms;
-        for (int k = share; k < terms; k += shares) {
-          int base = j / step * n * step + j % step;
-          sums[i] += slope[base + p * step] * argument[base + q * step];
-          j += shares; if (j >= terms) j -= terms;
-        }
-      }
-      __syncthreads();
-      if (dx || i + 1 < t.count) { t.product(i, true, slope, argument); slope = argument; }
-    }
-    if (dx) t.write(slope, dx + row * width);
-    __syncthreads();
-  }
-  #pragma unroll
-  for (int i = 0; i < 4; i++) if (i < t.count) {
-    int n = t.size[i], shares = blockDim.x / (n * n);
-    t.buffers[threadIdx.x] = sums[i];
-    __syncthreads();
-    if (threadIdx.x < n * n) {
-      float s = 0;
-      for (int k = 0; k < shares; k++) s += t.buffers[k * n * n + threadIdx.x];
-      int p = threadIdx.x / n, q = threadIdx.x % n;
-      partial[blockIdx.x * (i64)t.entries + t.at[i] + (flipped ? q * n + p : threadIdx.x)] = s;
-    }
-    __syncthreads();
-  }
-}
-
-// One warp an entry: the sum over all blocks.
-extern "C" __global__ void turn_sums_f32(const float *partial, float *da, i64 entries, i64 blocks) {
-  float s = 0;
-  for (i64 k = threadIdx.x; k < blocks; k += 32) s += partial[k * entries + blockIdx.x];
-  s = reduce<Sum>(s, 0);
-  if (threadIdx.x == 0) da[blockIdx.x] = s;
-}
-
 // Many copies at once, blockIdx.y counts them.
 enum { COPIES = 160 };
 struct Copies { i64 from[COPIES], to[COPIES], bytes[COPIES]; };
@@ -433,8 +301,6 @@ extern "C" __global__ void group_means_f32(const float *partial, float *sums, i6
   __global__ void group_gradient_##t(const T *x, const T *dy, const float *stats, const float *sums, const T *g, const T *b, T *dx, i64 pixels, i64 c, i64 groups, i64 act) { group_gradient(x, dy, stats, sums, g, b, dx, pixels, c, groups, act); } \
   __global__ void geglu_##t(const T *x, T *y, i64 c, i64 n) { geglu(x, y, c, n); } \
   __global__ void geglu_gradient_##t(const T *x, const T *dy, T *dx, i64 c, i64 n) { geglu_gradient(x, dy, dx, c, n); } \
-  __global__ void turn_##t(const T *x, const float *a, T *y, i64 width, i64 sizes, i64 flipped) { turn(x, a, y, width, sizes, flipped); } \
-  __global__ void turn_gradient_##t(const T *x, const float *a, const T *dy, T *dx, float *partial, i64 rows, i64 width, i64 sizes, i64 flipped) { turn_gradient(x, a, dy, dx, partial, rows, width, sizes, flipped); } \
 }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)

@@ -27,8 +27,6 @@ macro_rules! kernel {
     };
 }
 
-pub(super) use kernel;
-
 pub(super) fn like(x: &CubeTensor) -> CubeTensor {
     empty(x, x.shape().to_vec(), x.dtype)
 }

@@ -14,9 +14,10 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 
 use burn::backend::StreamId;
+use burn::tensor::DType;
 use burn_cubecl::cubecl::cuda::CudaRuntime;
 use burn_cubecl::cubecl::device_handle::DeviceHandle;
 use burn_cubecl::cubecl::server::{BufferBinding, Handle, ServerStorage};
@@ -275,25 +276,25 @@ impl Session {
         grid: [usize; 2],
         block: usize,
         shared: usize,
-        mut arguments: Vec<u64>,
+        arguments: Vec<u64>,
     ) -> Result<(), String> {
-        // Every argument is eight bytes: an address, a count, or a float in the low half.
-        let arguments = arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast());
         let image = kernels().ok_or("kernels.cu was not compiled")?;
-        self.launch_on(image, name, grid, block, shared, arguments.collect())
+        self.launch_of(image, name, grid, block, shared, arguments)
     }
 
-    /// [`Session::launch`] of another image's kernel, which asks for no shared memory.
+    /// [`Session::launch`] of another image's kernel.
     pub(super) fn launch_of(
         &mut self,
         image: Image,
         name: &'static str,
         grid: [usize; 2],
         block: usize,
+        shared: usize,
         mut arguments: Vec<u64>,
     ) -> Result<(), String> {
+        // Every argument is eight bytes: an address, a count, or a float in the low half.
         let arguments = arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast());
-        self.launch_on(image, name, grid, block, 0, arguments.collect())
+        self.launch_on(image, name, grid, block, shared, arguments.collect())
     }
 
     /// The same for a kernel whose one argument is a struct of eight-byte numbers.
@@ -354,12 +355,38 @@ pub(super) type Image = &'static Ptx;
 /// its work then.
 pub(super) fn kernels() -> Option<Image> {
     static IMAGE: OnceLock<Option<Ptx>> = OnceLock::new();
-    IMAGE.get_or_init(|| compile(include_str!("kernels.cu"), &[], (0, 0))).as_ref()
+    let source = concat!(include_str!("numbers.cu"), include_str!("kernels.cu"));
+    IMAGE.get_or_init(|| compile(source, &[], (0, 0))).as_ref()
+}
+
+/// A source that is compiled for one type of numbers, `NUMBER`, and a width `D`, by when it is first asked for; `None`
+/// where NVRTC cannot or the device has not the compute capability `least`.
+pub(super) fn image(
+    source: &'static str,
+    dtype: DType,
+    width: usize,
+    least: (i32, i32),
+) -> Option<Image> {
+    type Images = HashMap<(usize, DType, usize), Option<Image>>;
+    static IMAGES: LazyLock<Mutex<Images>> = LazyLock::new(Mutex::default);
+    let mut images = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    *images.entry((source.as_ptr() as usize, dtype, width)).or_insert_with(|| {
+        let number = match dtype {
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            _ => "float",
+        };
+        let bf16 = u8::from(dtype == DType::BF16);
+        let macros = [format!("NUMBER={number}"), format!("BF16={bf16}"), format!("D={width}")];
+        let image = compile(source, &macros, least)?;
+        // As many as there are types and widths in a process: a few.
+        Some(Box::leak(Box::new(image)))
+    })
 }
 
 /// A source with these macros, compiled for the first device if that has the compute capability `least`.
 #[allow(unsafe_code, reason = "calls of the CUDA driver")]
-pub(super) fn compile(source: &str, macros: &[String], least: (i32, i32)) -> Option<Ptx> {
+fn compile(source: &str, macros: &[String], least: (i32, i32)) -> Option<Ptx> {
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,

@@ -5,22 +5,32 @@ use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::launch::{empty, kernel, like};
+use super::launch::{empty, like};
+use super::session::Image;
 use super::{on_cuda, session};
 
-/// Threads of a block; a factor has no more entries.
-const THREADS: usize = 256;
+/// Threads of a block.
+const THREADS: usize = 128;
+/// Rows and columns of a tensor core's factor, the most that one may have.
+const SIDE: usize = 16;
 /// What a block may have of shared memory without asking.
 const SHARED: usize = 48 << 10;
+/// Rows that a block has at a time, where they fit.
+const GROUP: usize = 8;
 /// Blocks that add up the factors' gradients: four for each multiprocessor of a large card.
 const BLOCKS: usize = 528;
+const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("turn.cu"));
+/// `mma.sync` on tf32.
+const CAPABILITY: (i32, i32) = (8, 0);
 
 /// The factors' sizes as the kernels take them.
 #[derive(Clone, Copy)]
 pub(crate) struct Turn {
+    image: Image,
     sizes: u64,
     width: usize,
     count: usize,
+    last: usize,
     entries: usize,
     flipped: bool,
 }
@@ -33,24 +43,37 @@ impl Turn {
         sizes: &[usize],
         flipped: bool,
     ) -> Option<Self> {
-        let square = |n: &usize| n * n;
+        let few = (1..=4).contains(&sizes.len());
+        let small = sizes.iter().all(|n| (1..=SIDE).contains(n));
+        if !(few && small && on_cuda(x) && a.dtype == DType::F32) {
+            return None;
+        }
         let turn = Self {
+            image: session::image(SOURCE, x.dtype, 0, CAPABILITY)?,
             sizes: sizes.iter().rev().fold(0, |all, &n| all << 8 | n as u64),
             width: sizes.iter().product(),
             count: sizes.len(),
-            entries: sizes.iter().map(square).sum(),
+            last: *sizes.last()?,
+            entries: sizes.iter().map(|n| n * n).sum(),
             flipped,
         };
-        let few = (1..=4).contains(&sizes.len());
-        let fits = sizes.iter().all(|n| (1..=THREADS).contains(&square(n)))
-            && turn.shared(turn.count + 1) <= SHARED;
-        let ours = on_cuda(x) && a.dtype == DType::F32 && session::kernels().is_some();
-        (few && fits && ours).then_some(turn)
+        (turn.shared(turn.count + 1, 1) <= SHARED).then_some(turn)
     }
 
-    /// Bytes for the factors and some rows.
-    fn shared(&self, rows: usize) -> usize {
-        4 * (self.entries + (rows * self.width).max(THREADS))
+    /// Bytes for the factors and `buffers` of `group` rows.
+    fn shared(&self, buffers: usize, group: usize) -> usize {
+        // The last axis is made odd there.
+        let numbers = group * self.width / self.last * (self.last | 1);
+        // The gradients of the warps go where the rows were.
+        let rows = (buffers * numbers).max(THREADS / 32 * SIDE * SIDE);
+        4 * (self.count * SIDE * SIDE + rows)
+    }
+
+    /// Rows at a time in `buffers`, and the bytes for that.
+    fn group(&self, buffers: usize) -> (usize, usize) {
+        let fits = |group: &usize| self.shared(buffers, *group) <= SHARED;
+        let group = (1..=GROUP).rev().find(fits).unwrap_or(1);
+        (group, self.shared(buffers, group))
     }
 
     fn rows(&self, x: &CubeTensor) -> usize {
@@ -60,12 +83,19 @@ impl Turn {
     /// `x (A1 ⊗ … ⊗ Am)`.
     pub(crate) fn forward(self, x: CubeTensor, a: CubeTensor) -> CubeTensor {
         let [x, a] = [x, a].map(into_contiguous);
-        let (y, name, rows) = (like(&x), kernel!("turn", x.dtype), self.rows(&x));
+        let (y, rows) = (like(&x), self.rows(&x));
+        let (group, shared) = self.group(2);
         session::submit([&x, &a, &y], move |session, [x, a, y]| {
-            let arguments = vec![x, a, y, self.width as u64, self.sizes, self.flipped.into()];
-            session.launch(name, [rows, 1], THREADS, self.shared(2), arguments)
+            let arguments = [x, a, y].into_iter().chain(self.sizes(rows, group)).collect();
+            let blocks = rows.div_ceil(group);
+            session.launch_of(self.image, "turn", [blocks, 1], THREADS, shared, arguments)
         });
         y
+    }
+
+    /// Sizes as both kernels take them.
+    fn sizes(&self, rows: usize, group: usize) -> [u64; 5] {
+        [rows as u64, self.width as u64, self.sizes, self.flipped.into(), group as u64]
     }
 
     /// The gradients by `x`, if wanted, and by the factors.
@@ -78,24 +108,23 @@ impl Turn {
     ) -> (Option<CubeTensor>, CubeTensor) {
         let [x, a, dy] = [x, a, dy].map(into_contiguous);
         let rows = self.rows(&x);
-        let blocks = rows.min(BLOCKS);
+        let (group, shared) = self.group(self.count + 1);
+        let blocks = rows.div_ceil(group).min(BLOCKS);
         let partial = empty(&x, vec![blocks, self.entries], DType::F32);
         let da = empty(&x, vec![self.entries], DType::F32);
         // Where nothing is to be written, its address is not looked at.
         let dx = by_x.then(|| like(&x));
-        let name = kernel!("turn_gradient", x.dtype);
+        let name = "turn_gradient";
         let to = dx.as_ref().unwrap_or(&x);
         session::submit(
             [&x, &a, &dy, to, &partial, &da],
             move |session, [x, a, dy, dx, partial, da]| {
-                let (entries, width) = (self.entries as u64, self.width as u64);
                 let dx = if by_x { dx } else { 0 };
-                let sizes = [rows as u64, width, self.sizes, self.flipped.into()];
-                let arguments = [x, a, dy, dx, partial].into_iter().chain(sizes).collect();
-                let shared = self.shared(self.count + 1);
-                session.launch(name, [blocks, 1], THREADS, shared, arguments)?;
-                let arguments = vec![partial, da, entries, blocks as u64];
-                session.launch("turn_sums_f32", [self.entries, 1], 32, 0, arguments)
+                let tensors = [x, a, dy, dx, partial];
+                let arguments = tensors.into_iter().chain(self.sizes(rows, group)).collect();
+                session.launch_of(self.image, name, [blocks, 1], THREADS, shared, arguments)?;
+                let arguments = vec![partial, da, self.entries as u64, blocks as u64];
+                session.launch_of(self.image, "turn_sums", [self.entries, 1], 32, 0, arguments)
             },
         );
         (dx, da)

@@ -1,0 +1,17 @@
+// The types of numbers that the kernels read and write; all compute in float. What other sources begin with.
+
+typedef long long i64;
+struct bf16 { unsigned short bits; };
+struct f16 { unsigned short bits; };
+
+__device__ float load(float x) { return x; }
+__device__ float load(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+__device__ float load(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
+__device__ void store(float *to, float x) { *to = x; }
+// To nearest, ties to even; older chips have no instruction for it.
+__device__ void store(bf16 *to, float x) {
+  unsigned bits = __float_as_uint(x);
+  to->bits = x != x ? 0x7fff : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+__device__ void store(f16 *to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
+

@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("step {step:3}  loss {:.4}", loss.clone().into_scalar::<f32>());
         }
         let grads = AdapterGradients::collect(&net, &loss.backward());
-        net = optimizer.step(&method, net, &grads, 1.0);
+        net = optimizer.step(&method, net, grads, 1.0);
     }
     let merged = net.valid().materialize();
     println!("merged: {} numbers, all plain", merged.num_params());

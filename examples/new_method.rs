@@ -104,7 +104,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("step {step:3}  loss {:.5}", loss.clone().into_scalar::<f32>());
         }
         let grads = AdapterGradients::collect(&adapted, &loss.backward());
-        adapted = optimizer.step(&method, adapted, &grads, 1.0);
+        adapted = optimizer.step(&method, adapted, grads, 1.0);
     }
 
     let adapted = adapted.valid();

@@ -8,7 +8,6 @@ use std::ops::Add;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
-use soda_kernels::{cat, has_library, matmul, split};
 
 /// One gradient for each parameter that a loss reached, by path, flat.
 #[derive(Clone, Debug, Default)]
@@ -25,35 +24,6 @@ impl AdapterGradients {
         let mut collect = Collect { path: Vec::new(), grads, found: BTreeMap::new() };
         visit(&mut collect);
         Self(collect.found)
-    }
-
-    /// All of them times `factor`.
-    #[must_use]
-    pub fn scaled(self, factor: f32) -> Self {
-        Self(self.0.into_iter().map(|(path, grad)| (path, grad.mul_scalar(factor))).collect())
-    }
-
-    /// The norm over all parameters, on their device; `None` where there are none.
-    pub fn norm(&self) -> Option<Tensor<1>> {
-        let all: Vec<_> = self.0.values().cloned().collect();
-        if all.is_empty() {
-            return None;
-        }
-        let all = cat(all);
-        if !has_library(&all) {
-            return Some(all.square().sum().sqrt());
-        }
-        // A library's product of a row and a column is many times as fast as burn's sum of all.
-        let n = all.dims()[0];
-        Some(matmul(all.clone().reshape([1, n]), all.reshape([n, 1])).reshape([1]).sqrt())
-    }
-
-    /// The same numbers in memory of their own.
-    pub(crate) fn copied(&self) -> Self {
-        let lengths: Vec<_> = self.0.values().map(|grad| grad.dims()[0]).collect();
-        let all: Vec<_> = self.0.values().cloned().collect();
-        let parts = if all.is_empty() { all } else { split(cat(all), &lengths) };
-        Self(self.0.keys().cloned().zip(parts).collect())
     }
 }
 

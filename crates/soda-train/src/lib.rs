@@ -79,7 +79,6 @@ pub use config::{
     TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
-pub use ema::trainable;
 pub use encode::{EncodeConfig, Encoded};
 pub use error::TrainError;
 pub use evaluate::{Reference, Scores, drift, score};
@@ -91,4 +90,5 @@ pub use pictures::Pictures;
 pub use precision::Precision;
 pub use run::{RunFolder, write_file, write_png};
 pub use scale::{LossScale, LossScaleConfig};
+pub use stacks::{Stacks, trainable};
 pub use trainer::{Material, Trainer, TrainerState};

@@ -1,22 +1,22 @@
 //! The optimizer of a run: momentum Stiefel Adam on the rotations, AdamW or Prodigy on everything flat, one
 //! global gradient norm over both.
 //!
-//! All parameters of one shape step as one batch. The arithmetic is that of any burn [`Optimizer`] that
+//! All parameters of one shape step as one batch ([`Stacks`]). The arithmetic is that of any burn [`Optimizer`] that
 //! treats leading axes as a batch, as element-wise ones and `StiefelAdam` do.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::optim::{AdamW, AdamWConfig, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{Device, Tensor, TensorData};
-use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
+use soda_adapters::{Geometry, Method};
 use soda_linalg::{StiefelAdam, StiefelAdamConfig};
 
 use crate::adamw8::AdamW8;
 use crate::config::{FlatRule, OptimizerConfig};
 use crate::gradients::AdapterGradients;
 use crate::prodigy::{self, Prodigy};
-use crate::stacks::{Shape, by_shape, stack, unstack};
+use crate::stacks::{Shape, Stacks};
 
 /// Steps every trainable parameter of an adapted module.
 pub struct AdapterOptimizer {
@@ -65,29 +65,41 @@ impl AdapterOptimizer {
     }
 
     /// One step: clips the global norm, then moves each parameter in its own geometry, by `factor` of
-    /// its learning rate. Parameters without a gradient stay. The parameters that have one must be the
-    /// same in every step.
+    /// its learning rate. A parameter without a gradient has one of zero.
     pub fn step<M: Method, N: Module>(
         &mut self,
         method: &M,
         module: N,
-        grads: &AdapterGradients,
+        grads: AdapterGradients,
         factor: f64,
     ) -> N {
-        let Some(norm) = grads.norm() else { return module };
+        let parameters = Stacks::of(method, &module);
+        let grads = parameters.gradients(grads);
+        self.step_stacks(&parameters, &grads, factor).put(module)
+    }
+
+    /// [`AdapterOptimizer::step`] on parameters and gradients that are stacked already, the same in every step.
+    #[must_use]
+    pub fn step_stacks(&mut self, parameters: &Stacks, grads: &Stacks, factor: f64) -> Stacks {
+        let Some(norm) = grads.norm() else { return parameters.clone() };
         // The small term is torch's: a zero gradient stays zero instead of becoming 0/0.
         let clip = (norm + 1e-6).recip().mul_scalar(self.max_grad_norm).clamp_max(1.0);
-        let moving: Vec<Leaf> =
-            leaves(&module).into_iter().filter(|leaf| grads.0.contains_key(&leaf.path)).collect();
-        let (rotations, others): (Vec<_>, Vec<_>) =
-            moving.iter().partition(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel);
-        let mut updated = self.rotation.step(&rotations, grads, &clip, factor);
-        updated.extend(match &mut self.flat {
-            Flat::AdamW(group) => group.step(&others, grads, &clip, factor),
-            Flat::AdamW8(group) => group.step(&others, grads, &clip, factor),
-            Flat::Prodigy(prodigy) => prodigy.step(&others, grads, &clip, factor),
-        });
-        map_leaves(module, |path, _, _| updated.remove(path))
+        let grads = grads.map(|_, grad| grad.clone() * clip.clone().unsqueeze());
+        let moved =
+            parameters.zip(&grads, |stack, x, grad| match (stack.geometry, &mut self.flat) {
+                (Geometry::Stiefel, _) => self.rotation.step(stack.shape, x, grad, factor),
+                (Geometry::Euclidean, Flat::AdamW(group)) => {
+                    group.step(stack.shape, x, grad, factor)
+                }
+                (Geometry::Euclidean, Flat::AdamW8(group)) => {
+                    group.step(stack.shape, x, grad, factor)
+                }
+                (Geometry::Euclidean, Flat::Prodigy(_)) => x,
+            });
+        match &mut self.flat {
+            Flat::AdamW(_) | Flat::AdamW8(_) => moved,
+            Flat::Prodigy(prodigy) => prodigy.step(&moved, &grads, factor),
+        }
     }
 
     /// The learning rates of a step at `factor`: of the rotations, and of everything flat.
@@ -158,31 +170,12 @@ impl<O: Optimizer> Group<O> {
         Self { name, optimizer, lr, states: BTreeMap::new() }
     }
 
-    /// New values by path, flat. The set of parameters and their order must not change between steps:
-    /// the state is a stack in that order.
-    fn step(
-        &mut self,
-        leaves: &[&Leaf],
-        grads: &AdapterGradients,
-        clip: &Tensor<1>,
-        factor: f64,
-    ) -> HashMap<String, Tensor<1>> {
-        let mut updated = HashMap::new();
-        for (shape, bucket) in by_shape(leaves.iter().copied()) {
-            let values =
-                stack(bucket.iter().map(|leaf| leaf.value.clone().without_autodiff()), shape);
-            let grad = stack(bucket.iter().map(|leaf| grads.0[&leaf.path].clone()), shape);
-            let (values, state) = self.optimizer.step(
-                self.lr * factor,
-                values,
-                grad * clip.clone().unsqueeze(),
-                self.states.remove(&shape),
-            );
-            self.states.extend(state.map(|state| (shape, state)));
-            let paths = bucket.into_iter().map(|leaf| leaf.path.clone());
-            updated.extend(paths.zip(unstack(values)));
-        }
-        updated
+    /// New values. What stands in a stack must not change between steps, nor its order.
+    fn step(&mut self, shape: Shape, x: Tensor<3>, grad: Tensor<3>, factor: f64) -> Tensor<3> {
+        let state = self.states.remove(&shape);
+        let (x, state) = self.optimizer.step(self.lr * factor, x, grad, state);
+        self.states.extend(state.map(|state| (shape, state)));
+        x
     }
 
     fn flatten(&self, sink: &mut StateSink) {

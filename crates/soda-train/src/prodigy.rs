@@ -11,14 +11,13 @@
 //! x <- (1 - w γ) x - γ m / (√v + d ε)          with the d from before in γ, the new one in the last term
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use soda_adapters::Leaf;
+use soda_adapters::Geometry;
 
-use crate::gradients::AdapterGradients;
 use crate::optimizer::OptimizerState;
-use crate::stacks::{Shape, by_shape, stack, unstack};
+use crate::stacks::{Shape, Stacks};
 
 const B1: f64 = 0.9;
 const B2: f64 = 0.999;
@@ -58,33 +57,25 @@ impl Prodigy {
         self.d * self.lr * factor
     }
 
-    /// New values by path, flat. The set of parameters and their order must not change between steps.
-    pub(crate) fn step(
-        &mut self,
-        leaves: &[&Leaf],
-        grads: &AdapterGradients,
-        clip: &Tensor<1>,
-        factor: f64,
-    ) -> HashMap<String, Tensor<1>> {
+    /// The parameters with those that are on no manifold moved, by clipped gradients. What stands in a stack must not
+    /// change between steps, nor its order.
+    pub(crate) fn step(&mut self, parameters: &Stacks, grads: &Stacks, factor: f64) -> Stacks {
         let (d, time) = (self.d, (self.time + 1) as i32);
         let gamma = self.rate(factor) * (1.0 - B2.powi(time)).sqrt() / (1.0 - B1.powi(time));
         if gamma == 0.0 {
-            return HashMap::new();
+            return parameters.clone();
         }
         let b3 = B2.sqrt();
         let mut r = b3 * self.r;
         let mut norm = 0.0;
-        let mut moved = Vec::new();
-        for (shape, bucket) in by_shape(leaves.iter().copied()) {
-            let x = stack(bucket.iter().map(|leaf| leaf.value.clone().without_autodiff()), shape);
-            let g = stack(bucket.iter().map(|leaf| grads.0[&leaf.path].clone()), shape)
-                * clip.clone().unsqueeze();
+        // For its moments: where to is known only when all have been seen.
+        let _ = parameters.zip(grads, |stack, x, g| {
+            if stack.geometry != Geometry::Euclidean {
+                return x;
+            }
             let zeros = x.zeros_like();
-            let State { start, m, v, s } = self.states.remove(&shape).unwrap_or_else(|| State {
-                start: x.clone(),
-                m: zeros.clone(),
-                v: zeros.clone(),
-                s: zeros,
+            let State { start, m, v, s } = self.states.remove(&stack.shape).unwrap_or_else(|| {
+                State { start: x.clone(), m: zeros.clone(), v: zeros.clone(), s: zeros }
             });
             r += d / D0 * gamma * number((g.clone() * (start.clone() - x.clone())).sum());
             let m = m.mul_scalar(B1) + g.clone().mul_scalar((1.0 - B1) * d);
@@ -92,25 +83,23 @@ impl Prodigy {
             let part = if self.warmup { d } else { gamma };
             let s = s.mul_scalar(b3) + g.mul_scalar(d / D0 * part);
             norm += number(s.clone().abs().sum());
-            self.states.insert(shape, State { start, m, v, s });
-            moved.push((shape, bucket, x));
-        }
+            self.states.insert(stack.shape, State { start, m, v, s });
+            x
+        });
         // No gradient at all: nothing is known, and nothing moves.
         if norm == 0.0 {
-            return HashMap::new();
+            return parameters.clone();
         }
         self.r = r;
         self.d = d.max(r / norm);
         self.time += 1;
-        let mut updated = HashMap::new();
-        for (shape, bucket, x) in moved {
-            let State { m, v, .. } = &self.states[&shape];
-            let way = m.clone() / v.clone().sqrt().add_scalar(self.d * EPSILON);
-            let x = x.mul_scalar(1.0 - self.weight_decay * gamma) - way.mul_scalar(gamma);
-            let paths = bucket.into_iter().map(|leaf| leaf.path.clone());
-            updated.extend(paths.zip(unstack(x)));
-        }
-        updated
+        parameters.map(|stack, x| match self.states.get(&stack.shape) {
+            Some(State { m, v, .. }) if stack.geometry == Geometry::Euclidean => {
+                let way = m.clone() / v.clone().sqrt().add_scalar(self.d * EPSILON);
+                x.clone().mul_scalar(1.0 - self.weight_decay * gamma) - way.mul_scalar(gamma)
+            }
+            _ => x.clone(),
+        })
     }
 
     /// Adds what has to be stored.

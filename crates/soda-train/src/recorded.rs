@@ -1,17 +1,13 @@
 //! Losses and gradients from a recording, where the device makes one: a step is a launch then, and not thousands.
 
-use std::collections::BTreeSet;
-
 use burn::tensor::Tensor;
-use soda_adapters::map_leaves;
 use soda_kernels::{Recording, own};
 use soda_models::unet::Unet;
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
-use crate::ema::trainable;
-use crate::gradients::AdapterGradients;
 use crate::loss::{gradients, tensors};
+use crate::stacks::Stacks;
 
 /// What computes losses and gradients on the caller's thread.
 pub(crate) enum Recorded {
@@ -26,47 +22,51 @@ pub(crate) enum Recorded {
 /// The recorded computation on batches of one size.
 pub(crate) struct StepRecording {
     sizes: Vec<usize>,
-    recording: Recording<(Tensor<1>, AdapterGradients)>,
+    recording: Recording<(Tensor<1>, Stacks)>,
 }
 
 impl Recorded {
-    /// [`gradients`], from the recording for batches of its size.
+    /// [`gradients`] of `unet` with these `parameters`, from the recording for batches of its size.
     pub(crate) fn gradients(
         &mut self,
         unet: &Unet,
+        parameters: &Stacks,
         batch: &Batch,
         config: &TrainConfig,
         scale: f32,
-    ) -> (f32, AdapterGradients) {
+    ) -> (f32, Stacks) {
         if let Self::Unseen = self {
-            let made = StepRecording::new(unet, batch, config);
+            let made = StepRecording::new(unet, parameters, batch, config);
             *self = made.map_or(Self::Never, |made| Self::Made(Box::new(made)));
         }
         match self {
             Self::Made(step) if step.sizes == sizes(&flat(batch)) => {
-                let (loss, grads) = step.repeat(unet, &batch.weighted(scale));
+                let (loss, grads) = step.repeat(parameters, &batch.weighted(scale));
                 (loss / scale, grads)
             }
-            _ => gradients(unet, batch, config, scale),
+            _ => {
+                let (loss, grads) = gradients(&parameters.put(unet.clone()), batch, config, scale);
+                (loss, parameters.gradients(grads))
+            }
         }
     }
 }
 
 impl StepRecording {
-    fn new(unet: &Unet, batch: &Batch, config: &TrainConfig) -> Option<Self> {
-        let moving: BTreeSet<_> = trainable(unet).into_iter().map(|leaf| leaf.path).collect();
-        let unet =
-            map_leaves(unet.clone(), |path, _, value| moving.contains(path).then(|| own(value)));
-        let batch = batch.map(own);
-        let read = inputs(&unet, &batch);
+    fn new(unet: &Unet, parameters: &Stacks, batch: &Batch, config: &TrainConfig) -> Option<Self> {
+        let (unet, parameters, batch) = (unet.clone(), parameters.copied(), batch.map(own));
+        let read = inputs(&parameters, &batch);
         let sizes = sizes(&flat(&batch));
         let config = config.clone();
-        let recording = Recording::new(read, move || tensors(&unet, &batch, &config))?;
+        let recording = Recording::new(read, move || {
+            let (loss, grads) = tensors(&parameters.put(unet.clone()), &batch, &config);
+            (loss, parameters.gradients(grads))
+        })?;
         Some(Self { sizes, recording })
     }
 
-    fn repeat(&mut self, unet: &Unet, batch: &Batch) -> (f32, AdapterGradients) {
-        let (loss, grads) = self.recording.repeat(inputs(unet, batch));
+    fn repeat(&mut self, parameters: &Stacks, batch: &Batch) -> (f32, Stacks) {
+        let (loss, grads) = self.recording.repeat(inputs(parameters, batch));
         // The next repetition writes over the originals.
         let grads = grads.copied();
         (loss.clone().into_scalar::<f32>(), grads)
@@ -74,8 +74,8 @@ impl StepRecording {
 }
 
 /// What changes from step to step: the adapter and the batch.
-fn inputs(unet: &Unet, batch: &Batch) -> Vec<Tensor<1>> {
-    trainable(unet).into_iter().map(|leaf| leaf.value).chain(flat(batch)).collect()
+fn inputs(parameters: &Stacks, batch: &Batch) -> Vec<Tensor<1>> {
+    parameters.flat().into_iter().chain(flat(batch)).collect()
 }
 
 fn flat(batch: &Batch) -> Vec<Tensor<1>> {

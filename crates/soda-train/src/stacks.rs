@@ -1,45 +1,178 @@
-//! Parameters of one shape as one batch, so that the number of kernels depends on how many shapes there
-//! are and not on how many layers.
+//! The parameters that training moves, one tensor for all of one shape and geometry: what is done to them takes as many
+//! kernels as there are shapes, and not layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Add;
+use std::sync::Arc;
 
-use burn::tensor::Tensor;
-use soda_adapters::Leaf;
-use soda_kernels::{cat, split};
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
+use soda_kernels::{cat, has_library, matmul, own, split};
 
-/// Rows and columns of a parameter as a matrix.
+use crate::gradients::AdapterGradients;
+
+/// Rows and columns of a parameter as a matrix: its last axis are the columns, a vector is one row.
 pub(crate) type Shape = [usize; 2];
 
-/// A parameter as a matrix: its last axis are the columns, a vector is one row.
-pub(crate) fn matrix_shape(leaf: &Leaf) -> Shape {
+/// What stands in a stack, in its order.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    pub(crate) geometry: Geometry,
+    pub(crate) shape: Shape,
+    paths: Vec<String>,
+}
+
+/// A value for each parameter that training moves: the parameters themselves, their gradients, or an average.
+#[derive(Clone, Debug)]
+pub struct Stacks {
+    layout: Arc<[Stack]>,
+    /// `[count, rows, cols]` for each of the layout.
+    values: Vec<Tensor<3>>,
+}
+
+impl Stacks {
+    /// The trainable parameters of an adapted `module` on a plain device.
+    pub fn of<M: Method, N: Module>(method: &M, module: &N) -> Self {
+        let mut buckets: BTreeMap<(bool, Shape), Vec<Leaf>> = BTreeMap::new();
+        for leaf in trainable(module) {
+            let flat = method.geometry(&leaf.path) != Geometry::Stiefel;
+            buckets.entry((flat, matrix_shape(&leaf))).or_default().push(leaf);
+        }
+        let stack = |((flat, shape), bucket): ((bool, Shape), Vec<Leaf>)| {
+            let geometry = if flat { Geometry::Euclidean } else { Geometry::Stiefel };
+            let (paths, values): (_, Vec<_>) =
+                bucket.into_iter().map(|leaf| (leaf.path, leaf.value.without_autodiff())).unzip();
+            (Stack { geometry, shape, paths }, stacked(values, shape))
+        };
+        let (layout, values): (Vec<_>, _) = buckets.into_iter().map(stack).unzip();
+        Self { layout: layout.into(), values }
+    }
+
+    /// `module` with these values, which has the parameters that this was made of.
+    pub fn put<N: Module>(&self, module: N) -> N {
+        let mut values: HashMap<&str, Tensor<1>> = self.each().collect();
+        map_leaves(module, |path, _, _| values.remove(path))
+    }
+
+    /// Gradients in the same order; zero where there is none.
+    #[must_use]
+    pub fn gradients(&self, mut grads: AdapterGradients) -> Self {
+        self.map(|stack, value| {
+            let [_, rows, cols] = value.dims();
+            let zeros = || Tensor::zeros([rows * cols], (&value.device(), value.dtype()));
+            let own = |path: &String| grads.0.remove(path).unwrap_or_else(zeros);
+            stacked(stack.paths.iter().map(own).collect(), stack.shape)
+        })
+    }
+
+    /// The norm over all of it, `[1]`; `None` of nothing.
+    pub fn norm(&self) -> Option<Tensor<1>> {
+        let all = (!self.values.is_empty()).then(|| cat(self.flat()))?;
+        if !has_library(&all) {
+            return Some(all.square().sum().sqrt());
+        }
+        // A library's product of a row and a column is many times as fast as burn's sum of all.
+        let n = all.dims()[0];
+        Some(matmul(all.clone().reshape([1, n]), all.reshape([n, 1])).reshape([1]).sqrt())
+    }
+
+    /// All of it times `factor`.
+    #[must_use]
+    pub fn scaled(&self, factor: f32) -> Self {
+        self.map(|_, value| value.clone().mul_scalar(factor))
+    }
+
+    /// The same numbers in memory of their own.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        self.map(|_, value| own(value.clone()))
+    }
+
+    /// The stacks one by one, flat: the inputs of a [`Recording`](soda_kernels::Recording).
+    pub fn flat(&self) -> Vec<Tensor<1>> {
+        self.values.iter().map(|value| value.clone().flatten(0, 2)).collect()
+    }
+
+    /// The values by path.
+    pub(crate) fn state(&self) -> BTreeMap<String, TensorData> {
+        self.each().map(|(path, value)| (path.to_owned(), value.into_data())).collect()
+    }
+
+    /// The same parameters with stored values; `None` if those are of others.
+    pub(crate) fn restored(&self, mut stored: BTreeMap<String, TensorData>) -> Option<Self> {
+        let mut values = Vec::with_capacity(self.values.len());
+        for (stack, value) in self.layout.iter().zip(&self.values) {
+            let [_, rows, cols] = value.dims();
+            let mut own = Vec::with_capacity(stack.paths.len());
+            for path in &stack.paths {
+                let fits = |data: &TensorData| data.shape().as_slice() == [rows * cols];
+                let data = stored.remove(path).filter(fits)?;
+                own.push(Tensor::from_data(data, (&value.device(), value.dtype())));
+            }
+            values.push(stacked(own, stack.shape));
+        }
+        stored.is_empty().then(|| Self { layout: Arc::clone(&self.layout), values })
+    }
+
+    /// Each stack through `f`.
+    pub(crate) fn map(&self, mut f: impl FnMut(&Stack, &Tensor<3>) -> Tensor<3>) -> Self {
+        let values = self.layout.iter().zip(&self.values).map(|(stack, value)| f(stack, value));
+        Self { layout: Arc::clone(&self.layout), values: values.collect() }
+    }
+
+    /// Each stack with that of `other`, which is of the same parameters, through `f`.
+    pub(crate) fn zip(
+        &self,
+        other: &Self,
+        mut f: impl FnMut(&Stack, Tensor<3>, Tensor<3>) -> Tensor<3>,
+    ) -> Self {
+        let mut others = other.values.iter();
+        self.map(|stack, value| match others.next() {
+            Some(other) => f(stack, value.clone(), other.clone()),
+            None => value.clone(),
+        })
+    }
+
+    /// The parameters one by one, flat.
+    fn each(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
+        self.layout.iter().zip(&self.values).flat_map(|(stack, value)| {
+            let [count, rows, cols] = value.dims();
+            let parts = split(value.clone().flatten(0, 2), &vec![rows * cols; count]);
+            stack.paths.iter().map(String::as_str).zip(parts)
+        })
+    }
+}
+
+/// Gradients of the sum of two losses.
+impl Add for Stacks {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        self.zip(&other, |_, a, b| a + b)
+    }
+}
+
+/// The parameters that training moves, of a module on a plain device.
+pub fn trainable<N: Module>(module: &N) -> Vec<Leaf> {
+    // Off the tape no parameter asks for a gradient; which ones would shows on it.
+    let taped = leaves(&module.clone().train());
+    let moves = taped.into_iter().map(|leaf| leaf.trainable);
+    leaves(module)
+        .into_iter()
+        .zip(moves)
+        .filter_map(|(leaf, moves)| moves.then_some(leaf))
+        .collect()
+}
+
+fn matrix_shape(leaf: &Leaf) -> Shape {
     let cols = leaf.shape.last().copied().unwrap_or(1);
     let elements: usize = leaf.shape.iter().product();
     [elements / cols.max(1), cols]
 }
 
-/// Parameters sorted by shape, each shape in the order of the paths.
-pub(crate) fn by_shape<'a>(
-    leaves: impl IntoIterator<Item = &'a Leaf>,
-) -> BTreeMap<Shape, Vec<&'a Leaf>> {
-    let mut buckets: BTreeMap<Shape, Vec<&Leaf>> = BTreeMap::new();
-    for leaf in leaves {
-        buckets.entry(matrix_shape(leaf)).or_default().push(leaf);
-    }
-    buckets
-}
-
 /// Flat tensors of one shape as `[count, rows, cols]`.
-pub(crate) fn stack(
-    tensors: impl IntoIterator<Item = Tensor<1>>,
-    [rows, cols]: Shape,
-) -> Tensor<3> {
-    let flat: Vec<Tensor<1>> = tensors.into_iter().collect();
+fn stacked(flat: Vec<Tensor<1>>, [rows, cols]: Shape) -> Tensor<3> {
     let count = flat.len();
     cat(flat).reshape([count, rows, cols])
-}
-
-/// The flat tensors of a stack.
-pub(crate) fn unstack(stack: Tensor<3>) -> Vec<Tensor<1>> {
-    let [count, rows, cols] = stack.dims();
-    split(stack.reshape([count * rows * cols]), &vec![rows * cols; count])
 }

@@ -5,24 +5,24 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Tensor, TensorData};
-use soda_adapters::{Method, map_leaves};
+use burn::tensor::TensorData;
+use soda_adapters::Method;
 use soda_models::scheduler::Ddpm;
 use soda_models::shards::Shards;
 use soda_models::unet::Unet;
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
-use crate::ema::{Ema, trainable};
+use crate::ema::Ema;
 use crate::encode::Encoded;
 use crate::error::TrainError;
-use crate::gradients::AdapterGradients;
 use crate::history::Step;
 use crate::loss::gradients;
 use crate::optimizer::{AdapterOptimizer, OptimizerState};
 use crate::precision::Precision;
 use crate::recorded::Recorded;
 use crate::scale::{LossScale, LossScaleConfig};
+use crate::stacks::Stacks;
 
 /// What is learnt from.
 pub struct Material<'a> {
@@ -43,12 +43,12 @@ impl Material<'_> {
 }
 
 /// A training in progress.
-pub struct Trainer<'a, M: Method> {
-    /// Adapted, on a plain device.
+pub struct Trainer<'a> {
+    /// Adapted, on a plain device; its parameters are those of the start.
     unet: Unet,
-    /// The newest that is known to give a finite loss: before the last step, unless there was none.
-    good: Unet,
-    method: &'a M,
+    parameters: Stacks,
+    /// The newest that are known to give a finite loss: those before the last step, unless there was none.
+    good: Stacks,
     config: &'a TrainConfig,
     optimizer: AdapterOptimizer,
     ema: Option<Ema>,
@@ -84,23 +84,28 @@ fn loss_scale(config: &TrainConfig) -> LossScaleConfig {
     config.loss_scale.unwrap_or_default()
 }
 
-impl<'a, M: Method> Trainer<'a, M> {
+impl<'a> Trainer<'a> {
     /// At step 0; `unet` has its adapters attached and is on a plain device.
     ///
     /// # Errors
     /// A number of shards that the system has no threads for.
-    pub fn new(unet: Unet, method: &'a M, config: &'a TrainConfig) -> Result<Self, TrainError> {
+    pub fn new<M: Method>(
+        unet: Unet,
+        method: &M,
+        config: &'a TrainConfig,
+    ) -> Result<Self, TrainError> {
+        let parameters = Stacks::of(method, &unet);
         Ok(Self {
             optimizer: AdapterOptimizer::new(&config.optimizer),
-            ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, &unet)),
+            ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, parameters.clone())),
             shards: Shards::new(config.shards.unwrap_or(1).min(samples_at_once(config)))?,
             scale: (config.precision == Precision::F16)
                 .then(|| LossScale::new(&loss_scale(config))),
             recorded: Recorded::Never,
             step: 0,
-            good: unet.clone(),
+            good: parameters.clone(),
+            parameters,
             unet,
-            method,
             config,
         })
     }
@@ -140,14 +145,17 @@ impl<'a, M: Method> Trainer<'a, M> {
         let samples: usize = batches.iter().map(Batch::len).sum();
         let at_once = samples.div_ceil(self.config.accumulation).max(1);
         let parts = batches.iter().flat_map(|batch| batch.parts(batch.len().div_ceil(at_once)));
-        let mut sum = (0.0, AdapterGradients::default());
+        let mut sum: Option<(f32, Stacks)> = None;
         for part in parts {
             // Added in order, so that the sum has the same bits however the threads ran.
             for (loss, grads) in self.gradients(&part) {
-                sum = (sum.0 + loss, sum.1 + grads);
+                sum = Some(match sum {
+                    Some(sum) => (sum.0 + loss, sum.1 + grads),
+                    None => (loss, grads),
+                });
             }
         }
-        let (loss, grads) = sum;
+        let (loss, grads) = sum.unwrap_or_else(|| (0.0, self.parameters.scaled(0.0)));
         let grads = match self.scale {
             Some(scale) => grads.scaled(scale.value.recip()),
             None => grads,
@@ -155,7 +163,7 @@ impl<'a, M: Method> Trainer<'a, M> {
         // An infinite gradient of a finite loss would spoil the next loss, and with it the adapter.
         let norm = grads.norm().map_or(0.0, |norm| norm.into_scalar::<f32>());
         if loss.is_finite() {
-            self.good = self.unet.clone();
+            self.good = self.parameters.clone();
         }
         if let Some(scale) = self.scale.filter(|_| loss.is_finite()) {
             let next = scale.after(norm.is_finite(), &loss_scale(self.config));
@@ -171,32 +179,32 @@ impl<'a, M: Method> Trainer<'a, M> {
             return Err(TrainError::Diverged { step: self.step + 1, value, kept: None });
         }
         let factor = self.config.optimizer.factor(self.step, self.config.steps);
-        self.unet = self.optimizer.step(self.method, self.unet.clone(), &grads, factor);
+        self.parameters = self.optimizer.step_stacks(&self.parameters, &grads, factor);
         let [rotation_lr, flat_lr] = self.optimizer.rates(factor).map(|rate| rate as f32);
         self.step += 1;
         if let Some(ema) = &mut self.ema {
-            ema.update(self.method, &self.unet, self.step);
+            ema.update(&self.parameters, self.step);
         }
         Ok(Step { loss, grad_norm: norm, rotation_lr, flat_lr })
     }
 
     /// Losses and gradients of the parts of `batch` that are computed at once.
-    fn gradients(&mut self, batch: &Batch) -> Vec<(f32, AdapterGradients)> {
+    fn gradients(&mut self, batch: &Batch) -> Vec<(f32, Stacks)> {
         let scale = self.scale.map_or(1.0, |scale| scale.value);
+        let (unet, parameters, config) = (&self.unet, &self.parameters, self.config);
         if self.shards.count() == 1 {
-            return vec![self.recorded.gradients(&self.unet, batch, self.config, scale)];
+            return vec![self.recorded.gradients(unet, parameters, batch, config, scale)];
         }
+        let unet = parameters.put(unet.clone());
         let parts = batch.parts(self.shards.count());
-        let parts = parts.into_iter().map(|part| (self.unet.clone(), part)).collect();
-        self.shards.map(parts, |(unet, part)| gradients(&unet, &part, self.config, scale))
+        let parts = parts.into_iter().map(|part| (unet.clone(), part)).collect();
+        let found = self.shards.map(parts, |(unet, part)| gradients(&unet, &part, config, scale));
+        found.into_iter().map(|(loss, grads)| (loss, parameters.gradients(grads))).collect()
     }
 
-    /// The adapted network: its average, where there is one.
+    /// The adapted network: with its average, where there is one.
     pub fn unet(&self) -> Unet {
-        match &self.ema {
-            Some(ema) => ema.apply(self.unet.clone()),
-            None => self.unet.clone(),
-        }
+        self.ema.as_ref().map_or(&self.parameters, |ema| &ema.values).put(self.unet.clone())
     }
 
     /// The loss scale, in f16.
@@ -205,17 +213,16 @@ impl<'a, M: Method> Trainer<'a, M> {
     }
 
     /// The newest network that is known to give a finite loss, without averaging.
-    pub fn last_good(&self) -> &Unet {
-        &self.good
+    pub fn last_good(&self) -> Unet {
+        self.good.put(self.unet.clone())
     }
 
     /// What to store.
     pub fn state(&self) -> TrainerState {
-        let leaf = |leaf: soda_adapters::Leaf| (leaf.path, leaf.value.into_data());
         TrainerState {
             step: self.step,
-            adapter: trainable(&self.unet).into_iter().map(leaf).collect(),
-            average: self.ema.as_ref().map(Ema::state).unwrap_or_default(),
+            adapter: self.parameters.state(),
+            average: self.ema.as_ref().map(|ema| ema.values.state()).unwrap_or_default(),
             optimizer: self.optimizer.state(),
             scale: self.scale,
         }
@@ -224,35 +231,17 @@ impl<'a, M: Method> Trainer<'a, M> {
     /// Goes on from a stored state; `None` if that is another configuration's.
     #[must_use]
     pub fn restored(mut self, state: TrainerState) -> Option<Self> {
-        let leaves = trainable(&self.unet);
-        let device = leaves.first()?.value.device();
-        let fits = |stored: &BTreeMap<String, TensorData>| {
-            stored.len() == leaves.len()
-                && leaves.iter().all(|leaf| {
-                    let elements = leaf.value.dims()[0];
-                    stored.get(&leaf.path).is_some_and(|data| data.num_elements() == elements)
-                })
-        };
-        if !fits(&state.adapter)
-            || self.ema.is_some() != fits(&state.average)
+        if self.ema.is_none() != state.average.is_empty()
             || self.scale.is_some() != state.scale.is_some()
         {
             return None;
         }
-        let load = |unet: Unet, stored: &BTreeMap<String, TensorData>| {
-            map_leaves(unet, |path, _, old| {
-                let data = stored.get(path)?.clone();
-                Some(Tensor::from_data(data, (&old.device(), old.dtype())))
-            })
-        };
+        let device = self.unet.conv_in.weight.val().device();
         if let Some(ema) = &mut self.ema {
-            *ema = Ema::new(
-                self.config.optimizer.ema_decay?,
-                &load(self.unet.clone(), &state.average),
-            );
+            ema.values = self.parameters.restored(state.average)?;
         }
-        self.unet = load(self.unet, &state.adapter);
-        self.good = self.unet.clone();
+        self.parameters = self.parameters.restored(state.adapter)?;
+        self.good = self.parameters.clone();
         self.optimizer = self.optimizer.restored(state.optimizer, &device)?;
         self.scale = state.scale;
         self.step = state.step;

@@ -51,7 +51,7 @@ impl<M: Method> Training<'_, M> {
     /// Goes on from the newest checkpoint, if there is one, to the last step.
     pub(crate) fn run(
         mut self,
-        trainer: Trainer<'_, M>,
+        trainer: Trainer<'_>,
         sampler: &mut Sampler<'_>,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
@@ -81,7 +81,7 @@ impl<M: Method> Training<'_, M> {
                 Err(error) => {
                     let path = self.folder.file(ADAPTER);
                     let Some(error) = error.keeping(&path) else { return Err(error) };
-                    let good = Adaptation::capture(self.recipe.clone(), trainer.last_good());
+                    let good = Adaptation::capture(self.recipe.clone(), &trainer.last_good());
                     AdapterFile::new(self.header.clone())
                         .with(Component::Unet, good)
                         .write(&path)?;
@@ -128,11 +128,7 @@ impl<M: Method> Training<'_, M> {
         Ok(Trained { unet: trainer.unet(), history, seconds })
     }
 
-    fn measure(
-        &mut self,
-        trainer: &Trainer<'_, M>,
-        history: &mut History,
-    ) -> Result<(), TrainError> {
+    fn measure(&mut self, trainer: &Trainer<'_>, history: &mut History) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
         let unet = trainer.unet();
         let measured = Measured {

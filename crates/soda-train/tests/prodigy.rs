@@ -75,7 +75,7 @@ fn step(optimizer: &mut AdapterOptimizer, net: Net, fixture: &Fixture, factor: f
         * Tensor::from_inner(h.b.val());
     let grads = (a.sum() + b.sum()).div_scalar(2.0).backward();
     let grads = AdapterGradients::collect(&taped, &grads);
-    optimizer.step(&MethodConfig::default(), net, &grads, factor)
+    optimizer.step(&MethodConfig::default(), net, grads, factor)
 }
 
 fn factor(case: &Case, step: usize) -> f64 {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use soda_adapters::{Leaf, Method as _, MethodConfig, leaves};
+use soda_adapters::{Leaf, Method as _, leaves};
 use soda_kernels::matmul;
 use soda_models::config;
 use soda_models::unet::{Unet, UnetConfig};
@@ -36,7 +36,7 @@ fn settings(settings: &[&str]) -> TrainConfig {
     config
 }
 
-fn trainer<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a, MethodConfig> {
+fn trainer<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a> {
     Trainer::new(unet_of(config, device), &config.method, config).unwrap()
 }
 
@@ -192,7 +192,7 @@ fn a_restored_trainer_goes_on_to_the_bit() {
 }
 
 /// A trainer of the network in the precision of `config`.
-fn trainer_in<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a, MethodConfig> {
+fn trainer_in<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a> {
     let unet = unet(device);
     let plan = config.method.plan(&config.targets, &unet).unwrap();
     let unet = plan.attach(config.precision.of(unet));
@@ -302,15 +302,15 @@ fn a_loss_that_is_no_number_moves_nothing() {
     let before = trainer.state();
     // Only the loss of the next step tells whether a move was good: until then the one before counts.
     let first = leaves(&unet_of(&config, &device));
-    assert_eq!(values(&leaves(trainer.last_good())), values(&first));
+    assert_eq!(values(&leaves(&trainer.last_good())), values(&first));
     let mut batch = fixture.batch(1, &device);
     batch.noisy = batch.noisy.mul_scalar(f32::NAN);
     let message = trainer.step_on(&batch).unwrap_err().to_string();
     assert!(message.contains("NaN at step 2"), "{message}");
     assert_eq!(trainer.state(), before);
-    assert_eq!(values(&leaves(trainer.last_good())), values(&first));
+    assert_eq!(values(&leaves(&trainer.last_good())), values(&first));
     trainer.step_on(&fixture.batch(1, &device)).unwrap();
-    assert_ne!(values(&leaves(trainer.last_good())), values(&first));
+    assert_ne!(values(&leaves(&trainer.last_good())), values(&first));
 }
 
 fn values(leaves: &[Leaf]) -> Vec<f32> {

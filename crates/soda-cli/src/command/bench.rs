@@ -3,7 +3,6 @@
 //! A network of a named architecture with random weights (speed does not depend on them), an adapter on its
 //! attention, and whole steps: forward, backward to the adapter's parameters, optimizer.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::args::DeviceArg;
@@ -13,12 +12,10 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Value, json};
-use soda_adapters::{Method as _, MethodConfig, Targets, map_leaves};
-use soda_kernels::{Recording, laid_out, own};
+use soda_adapters::{Method as _, MethodConfig, Targets};
+use soda_kernels::{Recording, laid_out};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
-use soda_train::{
-    AdapterGradients, AdapterOptimizer, Call, Checkpointing, OptimizerConfig, trainable,
-};
+use soda_train::{AdapterOptimizer, Call, Checkpointing, OptimizerConfig, Stacks};
 
 use crate::progress::say_result;
 
@@ -118,30 +115,31 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let built = start.elapsed();
     let plan = method.plan(&Targets::default(), &unet)?;
     let planned = start.elapsed() - built;
-    let mut unet = plan.attach(unet);
-    let numbers: usize = trained(&unet).iter().map(|value| value.dims()[0]).sum();
+    let unet = plan.attach(unet);
+    let mut parameters = Stacks::of(&method, &unet);
+    let numbers: usize = parameters.flat().iter().map(|stack| stack.dims()[0]).sum();
 
     let batch = Batch::random(&config, args.batch, latents, dtype, &device);
     let mut optimizer = AdapterOptimizer::new(&OptimizerConfig::default());
     let checkpointing = Checkpointing::from(args.checkpointing);
     let mut recording = None;
-    let mut step = |unet: Unet, count: usize| -> Result<(Unet, Duration)> {
+    let mut step = |parameters: Stacks, count: usize| -> Result<(Stacks, Duration)> {
         let start = Instant::now();
         // As in a training, the first step runs as it is.
         if count == 1 && !args.unrecorded {
-            recording = record(&unet, &batch, checkpointing);
+            recording = record(&unet, &parameters, &batch, checkpointing);
         }
         let grads = match &mut recording {
-            Some(recording) => recording.repeat(trained(&unet)).clone(),
-            None => batch.gradients(&unet, checkpointing, || ()),
+            Some(recording) => recording.repeat(parameters.flat()).clone(),
+            None => batch.gradients(&unet, &parameters, checkpointing, || ()),
         };
-        let unet = optimizer.step(&method, unet, &grads, 1.0);
+        let parameters = optimizer.step_stacks(&parameters, &grads, 1.0);
         device.sync().context("a step failed")?;
-        Ok((unet, start.elapsed()))
+        Ok((parameters, start.elapsed()))
     };
     let mut first = Duration::ZERO;
     for number in 0..WARM_UP {
-        (unet, _) = step(unet, number)?;
+        (parameters, _) = step(parameters, number)?;
         if number == 0 {
             first = start.elapsed();
         }
@@ -149,14 +147,14 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let mut times = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
         let time;
-        (unet, time) = step(unet, WARM_UP)?;
+        (parameters, time) = step(parameters, WARM_UP)?;
         times.push(time.as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
     // Its memory goes before the stages are timed.
     let recorded = recording.take().is_some();
     let [forward, backward, update] =
-        stages(&unet, &batch, checkpointing, &mut optimizer, &method, &device)?;
+        stages(&unet, &parameters, &batch, checkpointing, &mut optimizer, &device)?;
     drop(unet);
 
     let report = json!({
@@ -191,10 +189,10 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
 /// Forward, backward (with what it computes again) and optimizer by themselves, ms: together more than a step, in which the host runs ahead.
 fn stages(
     unet: &Unet,
+    parameters: &Stacks,
     batch: &Batch,
     checkpointing: Checkpointing,
     optimizer: &mut AdapterOptimizer,
-    method: &MethodConfig,
     device: &Device,
 ) -> Result<[f64; 3]> {
     let mut laps = [const { Vec::new() }; 3];
@@ -207,10 +205,10 @@ fn stages(
             Ok(())
         };
         let mut forward = Ok(());
-        let grads = batch.gradients(unet, checkpointing, || forward = lap(0));
+        let grads = batch.gradients(unet, parameters, checkpointing, || forward = lap(0));
         forward?;
         lap(1)?;
-        let moved = optimizer.step(method, unet.clone(), &grads, 1.0);
+        let moved = optimizer.step_stacks(parameters, &grads, 1.0);
         lap(2)?;
         drop(moved);
     }
@@ -220,21 +218,17 @@ fn stages(
     }))
 }
 
-/// What moves, flat.
-fn trained(unet: &Unet) -> Vec<Tensor<1>> {
-    trainable(unet).into_iter().map(|leaf| leaf.value).collect()
-}
-
 /// The gradients from a recording, where the device makes one.
 fn record(
     unet: &Unet,
+    parameters: &Stacks,
     batch: &Batch,
     checkpointing: Checkpointing,
-) -> Option<Recording<AdapterGradients>> {
-    let moving: HashSet<_> = trainable(unet).into_iter().map(|leaf| leaf.path).collect();
-    let unet = map_leaves(unet.clone(), |path, _, value| moving.contains(path).then(|| own(value)));
-    let (inputs, batch) = (trained(&unet), batch.clone());
-    Recording::new(inputs, move || batch.gradients(&unet, checkpointing, || ()))
+) -> Option<Recording<Stacks>> {
+    let (unet, parameters, batch) = (unet.clone(), parameters.copied(), batch.clone());
+    Recording::new(parameters.flat(), move || {
+        batch.gradients(&unet, &parameters, checkpointing, || ())
+    })
 }
 
 fn table(report: &Value) {
@@ -319,26 +313,28 @@ impl Batch {
         }
     }
 
-    /// The gradients of the squared error; `on_forward` is called between the passes.
+    /// The gradients of the squared error of `unet` with these parameters; `on_forward` is called between the passes.
     fn gradients(
         &self,
         unet: &Unet,
+        parameters: &Stacks,
         checkpointing: Checkpointing,
         on_forward: impl FnOnce(),
-    ) -> AdapterGradients {
+    ) -> Stacks {
+        let unet = parameters.put(unet.clone());
         let call = Call {
             noisy: self.noisy.clone(),
             timesteps: self.timesteps.clone(),
             condition: self.condition.clone(),
             wants_condition: false,
         };
-        let found = checkpointing.backward(unet, call, |prediction| {
+        let found = checkpointing.backward(&unet, call, |prediction| {
             let error = prediction - Tensor::from_inner(self.target.clone());
             let loss = error.cast(FloatDType::F32).square().mean();
             on_forward();
             loss
         });
-        found.adapters
+        parameters.gradients(found.adapters)
     }
 }
 

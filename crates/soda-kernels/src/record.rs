@@ -22,7 +22,7 @@ pub struct Recording<T> {
     result: std::marker::PhantomData<T>,
 }
 
-/// A copy that shares its memory with nothing, as an input of a recording.
+/// A copy that shares its memory with nothing.
 pub fn own<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     // The clone keeps the product from being written over its factor.
     let shared = x.clone();
@@ -32,22 +32,27 @@ pub fn own<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 impl<T> Recording<T> {
-    /// Runs `compute` some times and records it; `None` where the device of `inputs` records nothing, or the driver
+    /// Runs `compute` some times on `inputs` and records it; `None` where their device records nothing, or the driver
     /// refuses (for want of memory, say).
     ///
-    /// `compute` owns all tensors that it reads; those that change between repetitions are `inputs`, flat, each with
-    /// memory of its own ([`own`]). It waits for no result, and does the same every time.
-    pub fn new(inputs: Vec<Tensor<1>>, compute: impl FnMut() -> T + 'static) -> Option<Self> {
+    /// `compute` owns all other tensors that it reads, waits for no result, and does the same every time. What it is given
+    /// are vectors with memory of their own: all that it makes of them, be it a view or a copy, is part of the recording.
+    pub fn new(
+        inputs: Vec<Tensor<1>>,
+        mut compute: impl FnMut(&[Tensor<1>]) -> T + 'static,
+    ) -> Option<Self> {
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
         {
             let device = inputs.first().filter(|x| crate::has_library(*x))?.device();
-            let compute: Box<dyn FnMut() -> T> = Box::new(compute);
+            let inputs: Vec<_> = inputs.into_iter().map(own).collect();
+            let read = inputs.clone();
+            let compute: Box<dyn FnMut() -> T> = Box::new(move || compute(&read));
             let graph = capture(&device.inner(), compute);
             graph.is_hardware().then_some(Self { inputs, graph })
         }
         #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
         {
-            let _ = (inputs, compute);
+            let _ = (inputs, &mut compute);
             None
         }
     }

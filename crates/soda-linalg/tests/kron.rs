@@ -118,6 +118,16 @@ fn constants_have_no_gradient() {
     assert!(!kron_left(&[a.autodiff(), b], w).is_tracked());
 }
 
+/// `found`, in bf16, is off by half a unit in the last of its 8 places, and by the rounding of float32 before that: a device
+/// may sum rows of one type in another order than those of the other.
+fn assert_rounded_once(expected: &Tensor<2>, found: &Tensor<2>) {
+    let size = dmatrix(expected).amax();
+    for (expected, found) in dmatrix(expected).iter().zip(dmatrix(found).iter()) {
+        let half = (expected.abs().log2().floor() - 8.0).exp2();
+        assert!((expected - found).abs() <= half + 4.0 * EPS * size, "{found} for {expected}");
+    }
+}
+
 /// Rows of another type are computed on as the factors are, and rounded once.
 #[test]
 fn half_precision_is_rounded_once() {
@@ -130,13 +140,11 @@ fn half_precision_is_rounded_once() {
     let (found, expected) =
         (kron_right(half.clone(), &factors), kron_right(wide.clone(), &factors));
     assert_eq!(found.dtype(), DType::BF16);
-    let rounded = expected.clone().cast(DType::BF16);
-    assert!(found.clone().equal(rounded).all().into_scalar::<bool>());
+    assert_rounded_once(&expected, &found);
 
     let (found, expected) = (found.sum().backward(), expected.sum().backward());
     let by_half = half.grad(&found).unwrap();
-    let rounded = wide.grad(&expected).unwrap().cast(DType::BF16);
-    assert!(by_half.equal(rounded).all().into_scalar::<bool>());
+    assert_rounded_once(&wide.grad(&expected).unwrap(), &by_half);
     for factor in factors {
         let (found, expected) = (factor.grad(&found).unwrap(), factor.grad(&expected).unwrap());
         assert!(relative(&dmatrix(&expected), &dmatrix(&found)) < 4.0 * EPS);

@@ -1,7 +1,7 @@
 //! Losses and gradients from a recording, where the device makes one: a step is a launch then, and not thousands.
 
 use burn::tensor::Tensor;
-use soda_kernels::{Recording, own};
+use soda_kernels::Recording;
 use soda_models::unet::Unet;
 
 use crate::batch::Batch;
@@ -54,11 +54,13 @@ impl Recorded {
 
 impl StepRecording {
     fn new(unet: &Unet, parameters: &Stacks, batch: &Batch, config: &TrainConfig) -> Option<Self> {
-        let (unet, parameters, batch) = (unet.clone(), parameters.copied(), batch.map(own));
-        let read = inputs(&parameters, &batch);
-        let sizes = sizes(&flat(&batch));
+        let (unet, layout, shapes) = (unet.clone(), parameters.clone(), batch.clone());
+        let sizes = sizes(&flat(batch));
         let config = config.clone();
-        let recording = Recording::new(read, move || {
+        let recording = Recording::new(inputs(parameters, batch), move |inputs| {
+            let mut inputs = inputs.iter().cloned();
+            let parameters = layout.filled(&mut inputs);
+            let batch = shapes.map(|x| inputs.next().unwrap_or(x));
             let (loss, grads) = tensors(&parameters.put(unet.clone()), &batch, &config);
             (loss, parameters.gradients(grads))
         })?;

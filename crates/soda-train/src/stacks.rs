@@ -94,6 +94,15 @@ impl Stacks {
         self.values.iter().map(|value| value.clone().flatten(0, 2)).collect()
     }
 
+    /// The same parameters with the next values of `flat`, in the order of [`Stacks::flat`].
+    #[must_use]
+    pub fn filled(&self, mut flat: impl Iterator<Item = Tensor<1>>) -> Self {
+        self.map(|_, value| match flat.next() {
+            Some(flat) => flat.reshape(value.dims()),
+            None => value.clone(),
+        })
+    }
+
     /// The values by path.
     pub(crate) fn state(&self) -> BTreeMap<String, TensorData> {
         self.each().map(|(path, value)| (path.to_owned(), value.into_data())).collect()

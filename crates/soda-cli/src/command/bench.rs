@@ -225,8 +225,9 @@ fn record(
     batch: &Batch,
     checkpointing: Checkpointing,
 ) -> Option<Recording<Stacks>> {
-    let (unet, parameters, batch) = (unet.clone(), parameters.copied(), batch.clone());
-    Recording::new(parameters.flat(), move || {
+    let (unet, layout, batch) = (unet.clone(), parameters.clone(), batch.clone());
+    Recording::new(parameters.flat(), move |inputs| {
+        let parameters = layout.filled(inputs.iter().cloned());
         batch.gradients(&unet, &parameters, checkpointing, || ())
     })
 }

@@ -6,7 +6,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::ops::ConvOptions;
 
 use crate::backend::Kernels;
-use crate::{attention, conv, geglu, matmul, norm};
+use crate::{attention, columns, conv, geglu, matmul, norm};
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -52,5 +52,13 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
 
     fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
         geglu::tracked::<B, C>(x)
+    }
+
+    fn columns(
+        l: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        least: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        columns::tracked::<B, C>(l, gain, least)
     }
 }

@@ -4,7 +4,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata, backend_extension};
 use burn::tensor::ops::ConvOptions;
 
-use crate::{attention, conv, geglu, norm};
+use crate::{attention, columns, conv, geglu, norm};
 
 /// By q, k and v.
 pub(crate) type AttentionGradient<B> =
@@ -166,6 +166,25 @@ pub trait Kernels: Backend {
     /// Its gradient.
     fn gate_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         geglu::gradient::<Self>(x, dy)
+    }
+
+    /// `l diag(max(gain, least))` for `l` `[rows, k]` and vectors `[k]`, which may be of a finer type.
+    fn columns(
+        l: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        least: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        columns::forward::<Self>(l, gain, least)
+    }
+
+    /// Its gradient by `gain`.
+    fn columns_gradient(
+        l: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        least: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        columns::gradient::<Self>(l, dy, gain, least)
     }
 }
 

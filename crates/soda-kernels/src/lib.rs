@@ -9,6 +9,7 @@
 //! | [`conv2d`] | keeps its input for a weight gradient that nothing asks for; a 1x1 is a convolution like any | keeps a shape; a 1x1 convolution is a matrix product |
 //! | [`attention`] | keeps the scores of every layer, `heads · n · m` numbers each | keeps q, k, v and computes the scores again, some heads at a time, where they are large |
 //! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each, several maps kept | one, its input kept |
+//! | [`scale_columns`] | an operation for each step of it, and a broadcast product on the tape | one; its gradient a sum over the rows |
 //! | [`matmul`] | CubeCL kernels, compiled and tuned for each shape at its first use | cuBLAS on CUDA where the machine has it, burn's otherwise |
 //!
 //! [`linear_through`] is a linear layer whose weight is made as it is used, and whose maker may give the product
@@ -31,6 +32,7 @@ mod autodiff;
 mod backend;
 #[cfg(feature = "persistence")]
 mod cache;
+mod columns;
 mod conv;
 mod copies;
 #[cfg(feature = "cpu")]
@@ -48,6 +50,7 @@ pub use attention::attention;
 pub use backend::Kernels;
 #[cfg(feature = "persistence")]
 pub use cache::keep_compiled_kernels;
+pub use columns::scale_columns;
 pub use conv::{conv2d, laid_out};
 pub use copies::{cat, split};
 pub use geglu::geglu;

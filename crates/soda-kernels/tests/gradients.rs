@@ -10,8 +10,10 @@ use burn::module::Module as _;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNormConfig, LayerNormConfig, PaddingConfig2d};
 use burn::tensor::activation::{gelu, silu, softmax};
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
-use soda_kernels::{attention, conv2d, geglu, group_norm, layer_norm, linear, matmul};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor};
+use soda_kernels::{
+    attention, conv2d, geglu, group_norm, layer_norm, linear, matmul, scale_columns,
+};
 
 const EXACT: f32 = 2e-5;
 const HALF: f32 = 3e-2;
@@ -367,4 +369,29 @@ fn gates() {
     let x = random([2, 5, 48]);
     let value = x.clone().narrow(2, 0, 24) * gelu(x.clone().narrow(2, 24, 24));
     assert!(distance(geglu(x.to_device(&Device::default())), value) < EXACT);
+}
+
+#[test]
+fn columns_times_gains_kept_from_below() {
+    for [rows, k] in [[7, 10], [300, 64], [33, 160], [1, 1]] {
+        // Every second gain counts, by more than its rounding.
+        let gain = random([1, k]);
+        let offsets = Tensor::<1, Int>::arange(0..k as i64, &Device::flex()).float();
+        let least = gain.clone().reshape([k]) + (offsets % 2.0 - 0.5);
+        let plain = |[l, gain]: [Tensor<2>; 2]| {
+            let least = Tensor::from_inner(least.clone()).to_device(&l.device()).unsqueeze_dim(0);
+            l * gain.max_pair(least)
+        };
+        let ours = |[l, gain]: [Tensor<2>; 2], _| {
+            let least = Tensor::from_inner(least.clone().to_device(&l.device()));
+            scale_columns(l, gain.reshape([k]).cast(FloatDType::F32), least)
+        };
+        same("columns", [random([rows, k]), gain], ours, plain);
+    }
+    let (l, least) = (random([4, 2]), Tensor::full([2], f32::NEG_INFINITY, &Device::flex()));
+    let device = Device::default();
+    let gain = Tensor::<1>::from_data([f32::NAN, 3.0], &device);
+    let y = scale_columns(l.clone().to_device(&device), gain, least.to_device(&device));
+    let y: Vec<f32> = y.into_data().iter().collect();
+    assert!(y.chunks(2).all(|row| row[0].is_nan() && row[1].is_finite()), "{y:?}");
 }

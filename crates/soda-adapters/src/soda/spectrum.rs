@@ -2,7 +2,7 @@
 //!
 //! | basis | `L` | `C` | `B` | diagonal shift |
 //! |---|---|---|---|---|
-//! | SVD | `V` | `diag(s)` | `Uᵀ` | `diag(relu(s + δ))` |
+//! | SVD | `V` | `diag(s)` | `Uᵀ` | `diag(relu(s + δ))`, `ΔC = diag(max(δ, -s))` |
 //! | QR | `Q` | `T` | `I` | `T + diag(δ)` |
 //!
 //! and for both a low-rank shift, `C + triu(A Aᵀ) - triu(A₀ A₀ᵀ)`.
@@ -17,7 +17,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
-use soda_kernels::{has_library, matmul};
+use soda_kernels::{has_library, matmul, scale_columns};
 use soda_linalg::{LinalgError, Qr, Svd};
 
 use super::{Basis, Shift, SpectrumConfig};
@@ -38,6 +38,8 @@ pub struct Spectrum {
     right: Option<Tensor<2>>,
     /// Singular values, `[k]`, descending, of the SVD.
     s: Option<Tensor<1>>,
+    /// `-s`, the least that `δ` may be, or `-∞` where the diagonal is no spectrum.
+    least: Tensor<1>,
     /// Whether `L diag(s) B` stands for the weight in a product.
     exact: bool,
 }
@@ -75,6 +77,10 @@ impl Spectrum {
         // The basis is most of what the method keeps; it need not be finer than the products with it.
         let dtype = product_dtype(&weight.matrix, w.dtype());
         let (left, right) = (left.cast(dtype), right.map(|right| right.cast(dtype)));
+        let least = match &s {
+            Some(s) => s.clone().neg(),
+            None => Tensor::full([k], f64::NEG_INFINITY, (&w.device(), w.dtype())),
+        };
         let (mut delta, mut low_rank) = (None, None);
         match config.shift {
             Shift::Diagonal { init: start } => {
@@ -91,7 +97,7 @@ impl Spectrum {
                 });
             }
         }
-        Ok(Self { delta, low_rank, left, right, s, exact })
+        Ok(Self { delta, low_rank, left, right, s, least, exact })
     }
 
     /// `w + L ΔC B` for the weight `w` `[in, out]` it was made from.
@@ -124,11 +130,8 @@ impl Spectrum {
     /// `l (diag(s) + ΔC)` for `l` `[rows, k]`.
     fn times_shift(&self, l: Tensor<2>, s: Option<&Tensor<1>>) -> Tensor<2> {
         match (&self.delta, &self.low_rank, s) {
-            (Some(delta), _, Some(s)) => scaled(l, shifted(s, delta.val())),
-            (Some(delta), _, None) => {
-                let gain = self.gain(delta.val()).cast(l.dtype());
-                scaled(l, gain)
-            }
+            (Some(delta), _, Some(s)) => l * shifted(s, delta.val()).unsqueeze_dim(0),
+            (Some(delta), _, None) => scale_columns(l, delta.val(), self.least.clone()),
             (None, Some(low_rank), s) => {
                 let change = matmul(l.clone(), low_rank.core().cast(l.dtype()));
                 match s {
@@ -163,14 +166,6 @@ impl Spectrum {
         if self.in_factors(w).is_some() { cost.without_base(rows, w.dims()) } else { cost }
     }
 
-    /// The diagonal of `ΔC`.
-    fn gain(&self, delta: Tensor<1>) -> Tensor<1> {
-        match &self.s {
-            Some(s) => shifted(s, delta) - s.clone(),
-            None => delta,
-        }
-    }
-
     /// `t` times the shift.
     pub(crate) fn at_strength(self, t: f64) -> Self {
         Self {
@@ -195,17 +190,6 @@ impl Spectrum {
         }
         Ok(Some(Self { delta: sum.map(Param::from_tensor), ..first }))
     }
-}
-
-/// `l diag(gain)`.
-fn scaled(l: Tensor<2>, gain: Tensor<1>) -> Tensor<2> {
-    let gain = gain.unsqueeze_dim::<2>(0);
-    if !has_library(&l) {
-        return l * gain;
-    }
-    // The gradient by the gain is a sum over the rows, which as a product with ones is a library's.
-    let ones = Tensor::ones([l.dims()[0], 1], (&l.device(), l.dtype()));
-    l * matmul(ones, gain)
 }
 
 /// Shifts that do not add up to one.

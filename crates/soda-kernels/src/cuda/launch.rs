@@ -127,6 +127,37 @@ pub(super) fn geglu_gradient(x: CubeTensor, dy: CubeTensor) -> CubeTensor {
     dx
 }
 
+/// `l diag(max(gain, least))`.
+pub(super) fn columns(l: CubeTensor, gain: CubeTensor, least: CubeTensor) -> CubeTensor {
+    let [l, gain, least] = [l, gain, least].map(into_contiguous);
+    let (y, name) = (like(&l), kernel!("columns", l.dtype));
+    let (k, n) = (gain.shape().num_elements(), l.shape().num_elements());
+    session::submit([&l, &gain, &least, &y], move |session, [l, gain, least, y]| {
+        let arguments = vec![l, gain, least, y, k as u64, n as u64];
+        session.launch(name, [blocks(n), 1], 256, 0, arguments)
+    });
+    y
+}
+
+/// Its gradient by the gain.
+pub(super) fn columns_gradient(
+    l: CubeTensor,
+    dy: CubeTensor,
+    gain: CubeTensor,
+    least: CubeTensor,
+) -> CubeTensor {
+    let [l, dy, gain, least] = [l, dy, gain, least].map(into_contiguous);
+    let (to, name) = (like(&gain), kernel!("columns_gradient", l.dtype));
+    let k = gain.shape().num_elements();
+    let rows = l.shape().num_elements() / k.max(1);
+    session::submit([&l, &dy, &gain, &least, &to], move |session, [l, dy, gain, least, to]| {
+        let arguments = vec![l, dy, gain, least, to, rows as u64, k as u64];
+        // Enough blocks for columns that are read one by one.
+        session.launch(name, [k.div_ceil(4), 1], 512, 0, arguments)
+    });
+    to
+}
+
 /// A group norm on `[b, c, h, w]`, with silu after it or without.
 pub(super) struct GroupNorm {
     pub(super) groups: usize,
@@ -151,7 +182,7 @@ impl GroupNorm {
                 session.launch(sums, s.parts_grid(), s.threads(), s.shared(), arguments)?;
                 let arguments =
                     vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
-                session.launch(means, [s.batch as usize, 1], 32, 0, arguments)?;
+                session.launch(means, s.groups_grid(), 128, 0, arguments)?;
                 let arguments = vec![x, stats, gamma, beta, y, s.pixels, s.channels, s.groups, act];
                 session.launch(name, s.grid(), 256, 0, arguments)
             },
@@ -185,13 +216,13 @@ impl GroupNorm {
                 session.launch(sums, s.parts_grid(), s.threads(), s.shared(), arguments)?;
                 let arguments =
                     vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
-                session.launch(moments, [s.batch as usize, 1], 32, 0, arguments)?;
+                session.launch(moments, s.groups_grid(), 128, 0, arguments)?;
                 let arguments = vec![
                     x, dy, stats, gamma, beta, partial, s.pixels, s.channels, s.groups, each, act,
                 ];
                 session.launch(slopes, s.parts_grid(), s.threads(), s.shared(), arguments)?;
                 let arguments = vec![partial, means, s.pixels, s.channels, s.groups, s.parts];
-                session.launch("group_means_f32", [s.batch as usize, 1], 32, 0, arguments)?;
+                session.launch("group_means_f32", s.groups_grid(), 128, 0, arguments)?;
                 let arguments =
                     vec![x, dy, stats, means, gamma, beta, dx, s.pixels, s.channels, s.groups, act];
                 session.launch(name, s.grid(), 256, 0, arguments)
@@ -229,6 +260,10 @@ impl Sizes {
         [self.parts as usize, self.batch as usize]
     }
 
+    fn groups_grid(&self) -> [usize; 2] {
+        [self.groups as usize, self.batch as usize]
+    }
+
     fn grid(&self) -> [usize; 2] {
         [blocks((self.pixels * self.channels) as usize), self.batch as usize]
     }
@@ -245,7 +280,7 @@ impl Sizes {
 
 /// Blocks of 256 threads for `n` numbers; a thread of a larger tensor takes several.
 fn blocks(n: usize) -> usize {
-    n.div_ceil(256).clamp(1, 8192)
+    n.div_ceil(1024).clamp(1, 8192)
 }
 
 /// A float as a kernel's argument.

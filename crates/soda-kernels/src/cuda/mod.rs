@@ -21,7 +21,7 @@ use burn::tensor::ops::ConvOptions;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
 use crate::backend::{AttentionGradient, Kernels};
-use crate::{attention, conv, geglu, norm};
+use crate::{attention, columns, conv, geglu, norm};
 
 use attend::Attend;
 pub(crate) use copies::{cat, overwrite, split};
@@ -207,5 +207,28 @@ impl Kernels for Cube {
             return launch::geglu_gradient(x, dy);
         }
         geglu::gradient::<Self>(x, dy)
+    }
+
+    fn columns(
+        l: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        least: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if ours(&l) && gain.dtype == DType::F32 {
+            return launch::columns(l, gain, least);
+        }
+        columns::forward::<Self>(l, gain, least)
+    }
+
+    fn columns_gradient(
+        l: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        least: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if ours(&l) && gain.dtype == DType::F32 {
+            return launch::columns_gradient(l, dy, gain, least);
+        }
+        columns::gradient::<Self>(l, dy, gain, least)
     }
 }

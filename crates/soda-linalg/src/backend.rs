@@ -22,6 +22,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, DispatchKindConversion};
 use burn::tensor::{DType, DispatchTensor, Tensor, TensorReadError};
+use soda_kernels::{cat, split};
 
 use crate::error::LinalgError;
 
@@ -59,6 +60,30 @@ pub(crate) fn apply(f: &impl Function, x: Tensor<3>, a: Tensor<1>) -> Tensor<3> 
     #[cfg(feature = "cube")]
     on!(burn::backend::Cube);
     f.forward(x, a)
+}
+
+/// Vectors one after the other, on the tape in one go for up to four of them: burn copies one at a time, both ways.
+pub(crate) fn join(parts: Vec<Tensor<1>>) -> Tensor<1> {
+    if let Ok([part]) = <[_; 1]>::try_from(parts.clone()) {
+        return part;
+    }
+    if parts.iter().all(|part| !part.is_autodiff()) {
+        return cat(parts);
+    }
+    macro_rules! on {
+        ($backend:ty) => {
+            if let Some(all) = joined::<$backend, NoCheckpointing>(&parts)
+                .or_else(|| joined::<$backend, BalancedCheckpointing>(&parts))
+            {
+                return all;
+            }
+        };
+    }
+    #[cfg(feature = "flex")]
+    on!(burn::backend::Flex);
+    #[cfg(feature = "cube")]
+    on!(burn::backend::Cube);
+    Tensor::cat(parts, 0)
 }
 
 /// Whether `x` lies in the memory of this process, whose caches are worth minding.
@@ -109,6 +134,60 @@ where
         }
         OpsKind::UnTracked(tape) => tape.finish(y),
     }))
+}
+
+/// [`join`] where all parts are of the backend `B`.
+fn joined<B, C>(parts: &[Tensor<1>]) -> Option<Tensor<1>>
+where
+    B: Backend,
+    C: CheckpointStrategy,
+    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B, C>>,
+{
+    match parts {
+        [a, b] => joined_as::<B, C, 2>([a, b]),
+        [a, b, c] => joined_as::<B, C, 3>([a, b, c]),
+        [a, b, c, d] => joined_as::<B, C, 4>([a, b, c, d]),
+        _ => None,
+    }
+}
+
+fn joined_as<B, C, const N: usize>(parts: [&Tensor<1>; N]) -> Option<Tensor<1>>
+where
+    B: Backend,
+    C: CheckpointStrategy,
+    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B, C>>,
+{
+    let nodes: Option<Vec<_>> = parts.iter().map(|part| lift::<B, C, 1>(part)).collect();
+    let nodes = <[_; N]>::try_from(nodes?).ok()?.map(|node| node.node());
+    let lengths = parts.map(|part| part.dims()[0]);
+    let all = cat(parts.iter().map(|part| (*part).clone().without_autodiff()).collect());
+    let all = all.try_into_primitive::<B>().ok()?;
+    let prepared = Join.prepare::<C>(nodes).compute_bound().stateful();
+    Some(Tensor::from_primitive::<Autodiff<B, C>>(match prepared {
+        OpsKind::Tracked(tape) => tape.finish(lengths, all),
+        OpsKind::UnTracked(tape) => tape.finish(all),
+    }))
+}
+
+#[derive(Debug)]
+struct Join;
+
+impl<B, const N: usize> Backward<B, N> for Join
+where
+    B: Backend,
+    DispatchTensor: DispatchKindConversion<B>,
+{
+    type State = [usize; N];
+
+    fn backward(self, ops: Ops<[usize; N], N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Tensor::from_primitive::<B>(grads.consume::<B>(&ops.node));
+        let parts = split(grad, &ops.state);
+        for (parent, part) in ops.parents.into_iter().zip(parts) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, primitive(part));
+            }
+        }
+    }
 }
 
 /// `tensor` as a node of the tape; a constant becomes one.

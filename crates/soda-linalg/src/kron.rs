@@ -51,7 +51,8 @@ pub fn kron_left(factors: &[Tensor<2>], w: Tensor<2>) -> Tensor<2> {
 
 /// `x (A1 ⊗ … ⊗ Am)` for `x` `[rows, Π nᵢ]` and factors `[nᵢ, pᵢ]`; the result is `[rows, Π pᵢ]`.
 ///
-/// Computed in the factors' type, and rounded once to that of `x` where it has another.
+/// Computed in the factors' type, and rounded once to that of `x` where it has another; tensor cores keep 11 bits of such
+/// rows from one factor to the next as well.
 ///
 /// # Panics
 ///
@@ -87,6 +88,6 @@ fn apply(factors: &[Tensor<2>], operand: Tensor<2>, right: bool) -> Tensor<2> {
     let x =
         if right { operand.reshape([extra, found, 1]) } else { operand.reshape([1, found, extra]) };
     // One node of the tape, whatever their number.
-    let flat = Tensor::cat(factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect(), 0);
+    let flat = backend::join(factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect());
     backend::apply(&modes, x, flat).reshape(dims)
 }

@@ -20,8 +20,9 @@ pub struct Turn<'a> {
     allow(unused_variables, clippy::unused_self, reason = "no device of the build has a kernel")
 )]
 impl Turn<'_> {
-    /// The rows `[rows, Π nᵢ]` turned, in the type of `x`; computed in float32. `None` where the device has no kernel
-    /// for them: it takes float32 factors of at most 16 rows. Off the tape.
+    /// The rows `[rows, Π nᵢ]` turned, in the type of `x`; computed in float32, but that half precision keeps 11
+    /// bits from one factor to the next. `None` where the device has no kernel for them: it takes float32 factors of at most
+    /// 16 rows. Off the tape.
     pub fn product(&self, x: &Tensor<2>, a: &Tensor<1>) -> Option<Tensor<2>> {
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
         {

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 use common::{EPS, Noise, dmatrix, relative, single};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
-use soda_kernels::matmul;
+use soda_kernels::{has_library, matmul};
 use soda_linalg::{kron, kron_left, kron_right};
 
 fn factors(noise: &mut Noise, sizes: &[(usize, usize)]) -> Vec<DMatrix<f64>> {
@@ -118,13 +118,14 @@ fn constants_have_no_gradient() {
     assert!(!kron_left(&[a.autodiff(), b], w).is_tracked());
 }
 
-/// `found`, in bf16, is off by half a unit in the last of its 8 places, and by the rounding of float32 before that: a device
-/// may sum rows of one type in another order than those of the other.
+/// `found`, in bf16, is off by half a unit in the last of its 8 places, and by what it was computed with: float32, or the
+/// 11 bits that tensor cores keep of such rows between three factors.
 fn assert_rounded_once(expected: &Tensor<2>, found: &Tensor<2>) {
+    let before = if has_library(found) { 3.0 * 2f64.powi(-12) } else { 4.0 * EPS };
     let size = dmatrix(expected).amax();
     for (expected, found) in dmatrix(expected).iter().zip(dmatrix(found).iter()) {
         let half = (expected.abs().log2().floor() - 8.0).exp2();
-        assert!((expected - found).abs() <= half + 4.0 * EPS * size, "{found} for {expected}");
+        assert!((expected - found).abs() <= half + before * size, "{found} for {expected}");
     }
 }
 

@@ -5,7 +5,7 @@
 //
 // A factor of size n acts on fibers, n numbers apart by one step, and is one of 16 x 16 on a tensor core. That multiplies
 // numbers of 11 bits. Factors are sums of two such numbers, and so are float's rows, which leaves out no more than float's own
-// rounding (Ootomo and Yokota, arXiv 2203.03341); rows of 8 or 11 bits are as good as one.
+// rounding (Ootomo and Yokota, arXiv 2203.03341). Rows of 8 or 11 bits are as good as one, and keep 11 between the products.
 //
 // Compiled for one type of rows, NUMBER. Comes after numbers.cu. Needs mma.sync on tf32, that is, compute capability 8.0.
 

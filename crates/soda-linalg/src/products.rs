@@ -11,7 +11,8 @@
 //! of `H` and the eigenvalues 1 and -1. With `J = diag(1, …, 1, -1, …, -1)` of the same signature
 //! `S (I + SJ) = (I + SJ) J`, so that `Q`, the polar factor of `I + SJ`, has `S Q = Q J`: its columns span
 //! what lies above `σ` and what lies below. Both parts are divided in their turn, those of all matrices
-//! together in stacks of one padded size, until each is a vector or no wider than rounding.
+//! together in stacks of one padded size, until each is no wider than rounding or so small that the host is quicker:
+//! below that a device is asked for many small products, and waits for the asking.
 //!
 //! `σ` is the mean of the `n` eigenvalues plus `θ |H - mean I|_F / n`, `0 < θ < 1`. There is always one above it: of
 //! numbers with mean 0 and standard deviation `d`, `max |min| >= d²` and `|min| <= d √n`, hence
@@ -24,9 +25,12 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, TensorReadError};
-use soda_kernels::matmul;
+use faer::{Mat, Side};
+use rayon::prelude::*;
+use soda_kernels::{has_library, matmul};
 
 use crate::batch;
+use crate::host::{self, Real};
 
 /// `a x + b x³ + c x⁵` that multiplies what is small by `a` and keeps `[0.68, 1.2]` to itself.
 const ROUGH: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -35,6 +39,8 @@ const FINE: [f64; 3] = [15.0 / 8.0, -10.0 / 8.0, 3.0 / 8.0];
 
 /// Steps of an iteration: enough for a singular value of 1e-20.
 const MAX_STEPS: usize = 80;
+/// Rows of a part that the host ends with.
+const BY_HOST: usize = 48;
 /// Levels of division: a spectrum that halves with each eigenvalue takes one for each within rounding.
 const MAX_LEVELS: usize = 100;
 
@@ -123,7 +129,7 @@ fn eigenvectors(h: Tensor<3>, norm: Tensor<3>) -> Result<Tensor<3>, TensorReadEr
         let images = matmul(vt, h.clone()).reshape([b * n, n]);
         let mut groups = BTreeMap::<usize, Vec<Part>>::new();
         for part in parts.drain(..) {
-            groups.entry(padded(part.size)).or_default().push(part);
+            groups.entry(padded(part.size).max(BY_HOST)).or_default().push(part);
         }
         // Where each row of the next `vt` is found: in the old one, or in what a group became.
         let mut found: Vec<i32> = (0..(b * n) as i32).collect();
@@ -135,6 +141,19 @@ fn eigenvectors(h: Tensor<3>, norm: Tensor<3>) -> Result<Tensor<3>, TensorReadEr
             let picked = indices(picked.collect(), &device);
             let pick =
                 |x: &Tensor<2>| x.clone().select(0, picked.clone()).reshape([group.len(), t, n]);
+            if t == BY_HOST {
+                let sizes: Vec<usize> = group.iter().map(|part| part.size).collect();
+                pool.push(
+                    resolve(pick(&rows), pick(&images), &sizes)?.reshape([group.len() * t, n]),
+                );
+                for (i, part) in group.iter().enumerate() {
+                    for row in 0..part.size {
+                        found[part.first + row] = (pooled + i * t + row) as i32;
+                    }
+                }
+                pooled += group.len() * t;
+                continue;
+            }
             let owners = group.iter().map(|part| (part.first / n) as i32).collect();
             let negligible = norm.clone().select(0, indices(owners, &device)).mul_scalar(2.0 * eps);
             let sizes: Vec<f64> = group.iter().map(|part| part.size as f64).collect();
@@ -221,6 +240,42 @@ fn divide(
     Ok((matmul(q.transpose(), rows), above.collect()))
 }
 
+/// Turns the first `sizes` rows `[b, t, n]` of each part into eigenvectors, descending, on the host; `images` as for [`divide`].
+fn resolve(
+    rows: Tensor<3>,
+    images: Tensor<3>,
+    sizes: &[usize],
+) -> Result<Tensor<3>, TensorReadError> {
+    let h = batch::sym(matmul(images, rows.clone().transpose()));
+    let turn = if host::is_double(&h) {
+        rotations::<f64>(&h, sizes)?
+    } else {
+        rotations::<f32>(&h, sizes)?
+    };
+    Ok(matmul(turn, rows))
+}
+
+/// `Qᵀ` with `Q diag(λ) Qᵀ` the leading block of `sizes` rows of each matrix `[b, t, t]`; the identity past it, and where an
+/// entry is not finite, which shows in the factors' error.
+fn rotations<T: Real>(h: &Tensor<3>, sizes: &[usize]) -> Result<Tensor<3>, TensorReadError> {
+    let [b, t, _] = h.dims();
+    let entries = h.clone().try_to_vec_as::<T>()?;
+    let turn = |(h, &size): (&[T], &usize)| -> Vec<T> {
+        let block = Mat::from_fn(size, size, |i, j| h[i * t + j]);
+        let eigen = block.self_adjoint_eigen(Side::Lower).ok();
+        let one = |i, j| if i == j { T::one_impl() } else { T::zero_impl() };
+        let entry = |i, j| match &eigen {
+            // They ascend there.
+            Some(eigen) if i < size && j < size => eigen.U()[(j, size - 1 - i)],
+            _ => one(i, j),
+        };
+        (0..t * t).map(|at| entry(at / t, at % t)).collect()
+    };
+    let turns: Vec<Vec<T>> = entries.par_chunks(t * t).zip(sizes).map(turn).collect();
+    let data = TensorData::new(turns.concat(), [b, t, t]);
+    Ok(Tensor::from_data(data, (&h.device(), h.dtype())))
+}
+
 /// The polar factor of a stack `[b, m, n]`, `m >= n`, of full rank.
 fn polar(x: Tensor<3>, rough: usize) -> Result<Tensor<3>, TensorReadError> {
     let gram = gram(&x);
@@ -261,7 +316,14 @@ fn gram(x: &Tensor<3>) -> Tensor<3> {
 
 /// `[b, 1, 1]`.
 fn frobenius(x: &Tensor<3>) -> Tensor<3> {
-    x.clone().square().sum_dim(2).sum_dim(1).sqrt()
+    let squares = x.clone().square();
+    if !has_library(x) {
+        return squares.sum_dim(2).sum_dim(1).sqrt();
+    }
+    // A library's product with ones is many times as fast as burn's sum of long rows.
+    let [b, m, n] = squares.dims();
+    let ones = Tensor::ones([n, 1], (&x.device(), x.dtype()));
+    matmul(squares.reshape([b * m, n]), ones).reshape([b, m, 1]).sum_dim(1).sqrt()
 }
 
 /// How many entries of a column `[b, t, 1]` come before each when they descend, the first of equals first.

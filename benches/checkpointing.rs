@@ -54,8 +54,11 @@ fn main() {
         println!("{what:<8} {beside:7.0} MiB beside the weights, {seconds:7.2} s");
     };
     // What every operation needs while it runs: transformed weights, most of all.
-    let forward =
-        || unet.forward(noisy(&unet, &batch), batch.timesteps.clone(), text(&unet, &batch));
+    let dtype = unet.conv_in.weight.val().dtype();
+    let forward = || {
+        let condition = text(&config, side, &device).cast(dtype);
+        unet.forward(batch.noisy.clone().cast(dtype), batch.timesteps.clone(), condition)
+    };
     drop(forward());
     MEMORY.reset_peak_usage();
     let start = Instant::now();
@@ -73,26 +76,22 @@ fn main() {
     }
 }
 
-fn noisy(unet: &Unet, batch: &Batch) -> Tensor<4> {
-    batch.noisy.clone().cast(unet.conv_in.weight.val().dtype())
-}
-
-fn text(unet: &Unet, batch: &Batch) -> Condition {
-    batch.condition.clone().cast(unet.conv_in.weight.val().dtype())
-}
-
-fn batch(config: &UnetConfig, side: usize, device: &Device) -> Batch {
-    let text = config.cross_attention_dim.get(0);
+fn text(config: &UnetConfig, side: usize, device: &Device) -> Condition {
+    let width = config.cross_attention_dim.get(0);
     let size = 8.0 * side as f32;
     let ids = [size, size, 0.0, 0.0, size, size];
     let added = config.addition_embed_type.map(|_| AddedCondition {
         pooled: gaussian(0, 3, [1, 1280], device),
         time_ids: Tensor::<1>::from_floats(ids, device).cast(DType::F32).unsqueeze(),
     });
+    Condition { text: gaussian(0, 2, [1, 77, width], device), added }
+}
+
+fn batch(config: &UnetConfig, side: usize, device: &Device) -> Batch {
     Batch {
         noisy: gaussian(0, 0, [1, 4, side, side], device),
         target: gaussian(0, 1, [1, 4, side, side], device),
-        condition: Condition { text: gaussian(0, 2, [1, 77, text], device), added },
+        prompts: text(config, side, device).into(),
         timesteps: Tensor::full([1], 500.0, device),
         weight: Tensor::ones([1], device),
         mask: None,

@@ -41,7 +41,7 @@ fn batch(device: &Device) -> Batch {
     Batch {
         noisy: gaussian(0, 0, [BATCH, 4, 16, 16], device),
         target: gaussian(0, 1, [BATCH, 4, 16, 16], device),
-        condition: gaussian::<3>(0, 2, [BATCH, 77, 160], device).into(),
+        prompts: gaussian::<3>(0, 2, [BATCH, 77, 160], device).into(),
         timesteps: Tensor::<1, Int>::from_data(TensorData::new(steps, [BATCH]), device).float(),
         weight: Tensor::full([BATCH], 1.0 / BATCH as f64, device),
         mask: None,

@@ -4,8 +4,10 @@
         writes crates/soda-train/tests/fixtures/training.safetensors: noisy latents, text states and targets
         of six steps; and for every case the adapter it starts from, its losses, and where it ends.
 
+In the cases `*-text`, of training_text.safetensors, the text encoder (transformers' CLIP) learns as well, at a rate of its own, from the tokens.
+
 The optimizers are written out from their papers' formulas (momentum Stiefel Adam, arXiv 2205.14173; AdamW by
-torch). Needs torch, diffusers 0.42, safetensors.
+torch). Needs torch, diffusers 0.42, transformers 5, safetensors.
 """
 
 from pathlib import Path
@@ -15,11 +17,13 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch.func import functional_call
 from torch.nn.functional import logsigmoid, relu
+from transformers import CLIPTextModel
 
 ROOT = Path(__file__).parents[2]
-STEPS, BATCH, LR, BETA = 6, 3, 5e-3, 1000.0
+STEPS, BATCH, LR, TEXT_LR, BETA = 6, 3, 5e-3, 1e-3, 1000.0
 PATHS = [f"mid_block.attentions.0.transformer_blocks.0.{a}.{p}.weight"
          for a in ("attn1", "attn2") for p in ("to_q", "to_k")]
+TEXT_PATHS = [f"text_model.encoder.layers.{i}.self_attn.{p}.weight" for i in (0, 2) for p in ("q_proj", "out_proj")]
 FACTORS = {160: [4, 5, 8]}
 
 
@@ -73,8 +77,9 @@ class StiefelAdam:
     """Square matrices, canonical metric, Euler's map."""
 
     def __init__(self, points):
-        self.points, self.time = points, 0
-        self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in points]
+        """Pairs of a point and its learning rate."""
+        self.points, self.lrs, self.time = [x for x, _ in points], [lr for _, lr in points], 0
+        self.moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x, _ in points]
 
     @torch.no_grad()
     def step(self):
@@ -85,14 +90,16 @@ class StiefelAdam:
             y, p = self.moments[i]
             y, p = 0.9 * y - 0.1 * g, 0.999 * p + 0.001 * g * g
             self.moments[i] = (y, p)
-            z = LR / (1 - 0.9**self.time) * y / ((p / (1 - 0.999**self.time)).sqrt() + 1e-5)
+            z = self.lrs[i] / (1 - 0.9**self.time) * y / ((p / (1 - 0.999**self.time)).sqrt() + 1e-5)
             x.copy_(orthogonal(x + x @ z))
 
 
 def main():
     torch.set_default_dtype(torch.float64)
-    unet = UNet2DConditionModel.from_pretrained(ROOT / "examples/toybox/base", subfolder="unet")
-    unet = unet.double().requires_grad_(False)
+    base = ROOT / "examples/toybox/base"
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet").double().requires_grad_(False)
+    encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", attn_implementation="eager")
+    encoder = encoder.double().requires_grad_(False)
     g = torch.Generator().manual_seed(0)
     c = unet.config
     latents = lambda: torch.randn(STEPS, BATCH, c.in_channels, c.sample_size, c.sample_size, generator=g)
@@ -102,21 +109,30 @@ def main():
     text = single(torch.randn(BATCH, 12, c.cross_attention_dim, generator=g))
     t = torch.randint(0, 1000, (STEPS, BATCH), generator=g)
     out = {"noisy": noisy, "target": target, "text": text, "timesteps": t}
-    weights = {path: unet.get_parameter(path).T.clone() for path in PATHS}
+    key = lambda path: path if path in dict(encoder.named_parameters()) else path.removeprefix("text_model.")
+    weights = {f"unet.{path}": unet.get_parameter(path).T.clone() for path in PATHS}
+    text_weights = {f"text_encoder.{path}": encoder.get_parameter(key(path)).T.clone() for path in TEXT_PATHS}
 
-    for method in ("soda", "soda-qr", "svdiff", "lora"):
+    def run(name, method, weights, losses_of, g):
         bases = {path: basis(method, w) for path, w in weights.items()}
         first = {path: {k: single(v) for k, v in start(method, w, g).items()} for path, w in weights.items()}
-        for loss_name in ("mse", "dco"):
+        for loss_name in losses_of:
             parts = {p: {k: v.clone().requires_grad_() for k, v in ps.items()} for p, ps in first.items()}
-            flat = [(k, v) for ps in parts.values() for k, v in ps.items()]
-            rotations = StiefelAdam([v for k, v in flat if k.startswith("rotation")])
-            others = torch.optim.AdamW([v for k, v in flat if not k.startswith("rotation")], lr=LR,
+            rate = lambda path: LR if path.startswith("unet.") else TEXT_LR
+            flat = [(k, v, rate(p)) for p, ps in parts.items() for k, v in ps.items()]
+            rotations = StiefelAdam([(v, lr) for k, v, lr in flat if k.startswith("rotation")])
+            others = torch.optim.AdamW([{"params": [v], "lr": lr} for k, v, lr in flat if not k.startswith("rotation")],
                                        weight_decay=1e-4)
             losses = []
             for step in range(STEPS):
                 def errors(replaced):
-                    sample = functional_call(unet, replaced, (noisy[step], t[step], text)).sample
+                    inside = lambda network: {path.removeprefix(network): w for path, w in replaced.items()
+                                              if path.startswith(network)}
+                    told = text
+                    if name.endswith("-text"):
+                        of_text = {key(path): w for path, w in inside("text_encoder.").items()}
+                        told = functional_call(encoder, of_text, (ids,)).last_hidden_state
+                    sample = functional_call(unet, inside("unet."), (noisy[step], t[step], told)).sample
                     return (sample - target[step]).square().mean((1, 2, 3))
 
                 new = {p: adapted(method, w, bases[p], parts[p]).T for p, w in weights.items()}
@@ -125,23 +141,38 @@ def main():
                     error = -logsigmoid(-BETA * (error - errors({})))
                 loss = error.mean()
                 losses.append(loss.item())
-                for _, v in flat:
+                for _, v, _ in flat:
                     v.grad = None
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_([v for _, v in flat], 1.0)
+                torch.nn.utils.clip_grad_norm_([v for _, v, _ in flat], 1.0)
                 rotations.step()
                 others.step()
-            case = f"{method}/{loss_name}"
+            case = f"{name}/{loss_name}"
             print(case, losses)
             out[f"{case}/losses"] = torch.tensor(losses)
-            for path in PATHS:
-                for name, value in parts[path].items():
-                    out[f"{method}/start/{path}.adapter.{name}"] = first[path][name]
-                    out[f"{case}/end/{path}.adapter.{name}"] = value.detach()
-    fixture = ROOT / "crates/soda-train/tests/fixtures/training.safetensors"
-    save_file({k: v.float().contiguous() if v.is_floating_point() else v.int().contiguous()
-               for k, v in out.items()}, fixture)
-    print(fixture.stat().st_size, "bytes")
+            for path in weights:
+                for part, value in parts[path].items():
+                    out[f"{name}/start/{path}.adapter.{part}"] = first[path][part]
+                    out[f"{case}/end/{path}.adapter.{part}"] = value.detach()
+
+    for method in ("soda", "soda-qr", "svdiff", "lora"):
+        run(method, method, weights, ("mse", "dco"), g)
+    # Words of the vocabulary between start and end, as many as a caption has, and the padding.
+    begin, end = encoder.config.bos_token_id, encoder.config.eos_token_id
+    ids = torch.full((BATCH, encoder.config.max_position_embeddings), end)
+    for row, words in enumerate((4, 9, 2)):
+        ids[row, 0] = begin
+        ids[row, 1:words + 1] = torch.randint(0, begin, (words,), generator=g)
+    out["ids"] = ids
+    both = weights | text_weights
+    run("soda-text", "soda", both, ("mse", "dco"), g)
+    run("lora-text", "lora", both, ("mse",), g)
+    of_text = {name for name in out if "-text/" in name or name == "ids"}
+    for file, names in (("training", out.keys() - of_text), ("training_text", of_text)):
+        fixture = ROOT / f"crates/soda-train/tests/fixtures/{file}.safetensors"
+        save_file({name: out[name].float().contiguous() if out[name].is_floating_point() else out[name].int().contiguous()
+                   for name in sorted(names)}, fixture)
+        print(fixture.name, fixture.stat().st_size, "bytes")
 
 
 main()

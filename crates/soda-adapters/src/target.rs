@@ -43,6 +43,11 @@ pub const PRESETS: &[Preset] = &[
         pattern: r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)\.weight$",
         rank: None,
     },
+    Preset {
+        name: "text-attention+mlp",
+        pattern: r"\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))\.weight$",
+        rank: None,
+    },
 ];
 
 /// A set of weights, by preset names or regular expressions over paths such as

@@ -13,6 +13,7 @@ use soda_models::unet::{AddedCondition, Condition};
 use crate::config::{ObjectiveConfig, TrainConfig};
 use crate::encode::Encoded;
 use crate::order::{Source, batches};
+use crate::prompts::Prompts;
 use crate::streams;
 
 /// Noisy latents of one size, what the network should say of them, and how much each counts.
@@ -22,8 +23,8 @@ pub struct Batch {
     pub noisy: Tensor<4>,
     /// `t`, `[b]`, in floats as the network reads it.
     pub timesteps: Tensor<1>,
-    /// What the network is told: text states `[b, 77, width]`, and of SDXL the sizes.
-    pub condition: Condition,
+    /// What the network is told.
+    pub prompts: Prompts,
     /// `ε`, `v` or the picture, as the model predicts, `[b, c, h, w]`.
     pub target: Tensor<4>,
     /// The share of each sample in the loss, `[b]`; `1 / b` for a plain mean.
@@ -54,7 +55,7 @@ impl Batch {
                 let rows = data.rows(bucket, &positions, &mut variant);
                 let next = Clean {
                     latents: data.latents(&rows, &mut posterior),
-                    condition: data.condition(&rows),
+                    prompts: data.prompts(&rows),
                     mask: data.mask(&rows),
                     shares: vec![share; rows.len()],
                 };
@@ -97,13 +98,7 @@ impl Batch {
         Self {
             noisy: self.noisy.clone().narrow(0, start, length),
             timesteps: self.timesteps.clone().narrow(0, start, length),
-            condition: Condition {
-                text: self.condition.text.clone().narrow(0, start, length),
-                added: self.condition.added.clone().map(|added| AddedCondition {
-                    pooled: added.pooled.narrow(0, start, length),
-                    time_ids: added.time_ids.narrow(0, start, length),
-                }),
-            },
+            prompts: self.prompts.rows(rows),
             target: self.target.clone().narrow(0, start, length),
             weight: self.weight.clone().narrow(0, start, length),
             mask: self.mask.clone().map(|mask| mask.narrow(0, start, length)),
@@ -116,7 +111,7 @@ impl Batch {
         Self { weight: self.weight.clone().mul_scalar(scale), ..self.clone() }
     }
 
-    /// Every tensor of it through `f`, flat, in one order.
+    /// Every tensor of it but tokens through `f`, flat, in one order.
     #[must_use]
     pub(crate) fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
         fn through<const D: usize>(
@@ -129,12 +124,18 @@ impl Batch {
         Self {
             noisy: through(&self.noisy, &mut f),
             timesteps: through(&self.timesteps, &mut f),
-            condition: Condition {
-                text: through(&self.condition.text, &mut f),
-                added: self.condition.added.as_ref().map(|added| AddedCondition {
-                    pooled: through(&added.pooled, &mut f),
-                    time_ids: through(&added.time_ids, &mut f),
+            prompts: match &self.prompts {
+                Prompts::Read(Condition { text, added }) => Prompts::Read(Condition {
+                    text: through(text, &mut f),
+                    added: added.as_ref().map(|added| AddedCondition {
+                        pooled: through(&added.pooled, &mut f),
+                        time_ids: through(&added.time_ids, &mut f),
+                    }),
                 }),
+                Prompts::Tokens { ids, time_ids } => Prompts::Tokens {
+                    ids: ids.clone(),
+                    time_ids: time_ids.as_ref().map(|x| through(x, &mut f)),
+                },
             },
             target: through(&self.target, &mut f),
             weight: through(&self.weight, &mut f),
@@ -152,7 +153,7 @@ impl Batch {
 /// Samples without noise, of one size.
 struct Clean {
     latents: Tensor<4>,
-    condition: Condition,
+    prompts: Prompts,
     mask: Option<Tensor<4>>,
     /// In the loss, before any weight of the timestep.
     shares: Vec<f64>,
@@ -167,7 +168,8 @@ struct Draws {
 
 impl Clean {
     fn fits(&self, other: &Self) -> bool {
-        self.latents.dims()[1..] == other.latents.dims()[1..]
+        let sizes = [&self.latents, &other.latents].map(|latents| latents.dims());
+        sizes[0][1..] == sizes[1][1..] && self.prompts.fits(&other.prompts)
     }
 
     fn append(&mut self, other: Self) {
@@ -175,7 +177,7 @@ impl Clean {
             self.mask = Some(Tensor::cat(vec![self.counts(), other.counts()], 0));
         }
         self.latents = Tensor::cat(vec![self.latents.clone(), other.latents], 0);
-        self.condition = self.condition.clone().cat(other.condition);
+        self.prompts = self.prompts.clone().cat(other.prompts);
         self.shares.extend(other.shares);
     }
 
@@ -186,7 +188,7 @@ impl Clean {
     }
 
     fn noised(self, schedule: &Ddpm, objective: &ObjectiveConfig, draws: &mut Draws) -> Batch {
-        let Self { latents, condition, mask, shares } = self;
+        let Self { latents, prompts, mask, shares } = self;
         let (count, device) = (shares.len(), latents.device());
         let steps = draw_timesteps(count, schedule, objective, &mut draws.timesteps);
         let weight: Vec<f32> = shares
@@ -200,7 +202,7 @@ impl Clean {
             noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
             target: schedule.target(latents, noise, timesteps.clone()),
             weight: Tensor::from_data(TensorData::new(weight, [count]), &device),
-            condition,
+            prompts,
             timesteps: timesteps.float(),
             mask,
         }

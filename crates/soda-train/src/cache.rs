@@ -241,7 +241,7 @@ mod tests {
             let data = Encoded::new(&pipeline, examples, &config, with, &mut |_, _| ()).unwrap();
             let rows = data.rows(0, &[0, 1], &mut soda_models::noise::generator(1, 1));
             let latents = data.latents(&rows, &mut soda_models::noise::generator(2, 1));
-            let text = data.condition(&rows).text;
+            let text = data.prompts(&rows).ready().unwrap().text;
             ([latents.into_data()], text.into_data(), cache.counts())
         };
         let (latents, text, _) = encode(&examples, false);

@@ -44,7 +44,15 @@ struct Header {
     validation: Vec<usize>,
 }
 
-const VERSION: u32 = 3;
+/// 4: paths begin with the network's name, and text encoders have a rate.
+const VERSION: u32 = 4;
+
+/// What all versions say.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
 const STEPS: &str = "steps";
 const VALIDATION: &str = "validation";
 const ADAPTER: &str = "adapter/";
@@ -69,7 +77,8 @@ impl Checkpoint {
     /// The newest checkpoint in `folder` that is whole; `damaged` is told of newer ones that are not.
     ///
     /// # Errors
-    /// A folder that cannot be read. A folder that is not there has no checkpoint.
+    /// A folder that cannot be read, a checkpoint of another version of soda. A folder that is not there has no
+    /// checkpoint.
     pub fn newest(
         folder: &Path,
         mut damaged: impl FnMut(&TrainError),
@@ -80,6 +89,8 @@ impl Checkpoint {
         for path in list(folder)? {
             match Self::read(&path) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
+                // Whole, and the run is not to begin anew over it.
+                Err(error @ TrainError::OtherCheckpoint { .. }) => return Err(error),
                 Err(error) => damaged(&error),
             }
         }
@@ -89,16 +100,23 @@ impl Checkpoint {
     /// Reads one file.
     ///
     /// # Errors
-    /// A file that cannot be read, or is not what was written.
+    /// A file that cannot be read, is not what was written, or was written by another version of soda.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
         let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
-        Self::from_bytes(&bytes).ok_or_else(|| TrainError::Checkpoint { path: path.to_owned() })
+        let damaged = || TrainError::Checkpoint { path: path.to_owned() };
+        let (header, tensors) = tensors::from_bytes(&bytes).ok_or_else(damaged)?;
+        let Version { version } = serde_json::from_str(&header).map_err(|_| damaged())?;
+        if version != VERSION {
+            return Err(TrainError::OtherCheckpoint { path: path.to_owned(), version });
+        }
+        let header = serde_json::from_str(&header).map_err(|_| damaged())?;
+        Ok(Self::from_parts(header, tensors))
     }
 
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
         let History { steps, validation } = &self.history;
-        let fields = |step: &Step| [step.loss, step.grad_norm, step.rotation_lr, step.flat_lr];
-        let steps = TensorData::new(steps.iter().flat_map(fields).collect(), [steps.len(), 4]);
+        let fields = |step: &Step| step.named().map(|(_, number)| number);
+        let steps = TensorData::new(steps.iter().flat_map(fields).collect(), [steps.len(), 5]);
         let measured =
             validation.iter().flat_map(|measured| [measured.loss, measured.orthogonality]);
         let measured = TensorData::new(measured.collect(), [validation.len(), 2]);
@@ -129,12 +147,7 @@ impl Checkpoint {
         tensors::to_bytes(header, &tensors).map_err(|error| refuse(&error))
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (header, tensors) = tensors::from_bytes(bytes)?;
-        let header: Header = serde_json::from_str(&header).ok()?;
-        if header.version != VERSION {
-            return None;
-        }
+    fn from_parts(header: Header, tensors: tensors::Tensors) -> Self {
         let mut checkpoint = Self { seconds: header.seconds, data: header.data, ..Self::default() };
         checkpoint.state.step = header.step;
         checkpoint.state.scale = header.scale;
@@ -148,8 +161,9 @@ impl Checkpoint {
                     grad_norm: of[1],
                     rotation_lr: of[2],
                     flat_lr: of[3],
+                    text_lr: of[4],
                 };
-                checkpoint.history.steps = numbers.chunks_exact(4).map(step).collect();
+                checkpoint.history.steps = numbers.chunks_exact(5).map(step).collect();
             } else if name == VALIDATION {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
                 let measured = header.validation.iter().zip(numbers.chunks_exact(2));
@@ -167,7 +181,7 @@ impl Checkpoint {
                 state.optimizer.tensors.insert(path.to_owned(), data);
             }
         }
-        Some(checkpoint)
+        checkpoint
     }
 }
 
@@ -207,7 +221,13 @@ mod tests {
             },
             history: History {
                 steps: vec![
-                    Step { loss: 0.1, grad_norm: 2.0, rotation_lr: 3e-3, flat_lr: 1e-3 };
+                    Step {
+                        loss: 0.1,
+                        grad_norm: 2.0,
+                        rotation_lr: 3e-3,
+                        flat_lr: 1e-3,
+                        text_lr: 1e-4
+                    };
                     step
                 ],
                 validation: vec![Measured { step: 0, loss: 0.3, orthogonality: 1e-7 }],
@@ -227,6 +247,22 @@ mod tests {
         let newest = Checkpoint::newest(folder.path(), |error| panic!("{error}")).unwrap();
         assert_eq!(newest, Some(checkpoint(100)));
         assert_eq!(Checkpoint::newest(Path::new("/nowhere"), |_| ()).unwrap(), None);
+    }
+
+    /// A run must not begin anew over what another version has done.
+    #[test]
+    fn one_of_another_version_is_refused_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint(1).write(folder.path(), 2).unwrap();
+        let path = list(folder.path()).unwrap().remove(0);
+        let (header, tensors) = tensors::from_bytes(&std::fs::read(&path).unwrap()).unwrap();
+        let old = header.replacen(&format!("\"version\":{VERSION}"), "\"version\":3", 1);
+        assert_ne!(old, header);
+        std::fs::write(&path, tensors::to_bytes(old, &tensors).unwrap()).unwrap();
+        let error = Checkpoint::newest(folder.path(), |error| panic!("{error}")).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("00000001.safetensors is of version 3"), "{message}");
+        assert!(message.contains("start a new run"), "{message}");
     }
 
     #[test]

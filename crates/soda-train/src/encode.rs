@@ -12,7 +12,6 @@ use rand::Rng;
 use sha2::{Digest as _, Sha256};
 use soda_models::image::read_rgb_and_alpha;
 use soda_models::pipeline::Pipeline;
-use soda_models::unet::{AddedCondition, Condition};
 
 use crate::buckets::{Buckets, Size};
 use crate::cache::{self, EncodeCache};
@@ -21,8 +20,9 @@ use crate::dataset::Example;
 use crate::error::TrainError;
 use crate::latents::{Latents, LatentsBuilder, Posterior};
 use crate::masks;
+use crate::prompts::Prompts;
 use crate::tensors::hex;
-use crate::texts;
+use crate::texts::Texts;
 use crate::variants::{captions, views};
 
 /// What examples are made into.
@@ -34,6 +34,8 @@ pub struct EncodeConfig {
     pub buckets: Option<BucketConfig>,
     /// What their parts count; without it all count alike.
     pub masks: Option<MaskConfig>,
+    /// Whether captions stay tokens, for text encoders that learn.
+    pub tokens: bool,
     /// Decides crops and orders of tags.
     pub seed: u64,
 }
@@ -45,6 +47,7 @@ impl EncodeConfig {
             augment: config.augment.clone(),
             buckets: config.buckets.clone(),
             masks: config.masks.clone(),
+            tokens: config.learning_text_encoder().is_some(),
             seed: config.seed,
         }
     }
@@ -67,10 +70,8 @@ impl EncodeConfig {
 pub struct Encoded {
     /// By size; at least one.
     buckets: Vec<Bucket>,
-    /// Text states of the captions, `[m, 77, width]`; the last one is that of no caption.
-    text: Tensor<3>,
-    /// SDXL's summaries of them, `[m, p]`.
-    pooled: Option<Tensor<2>>,
+    /// The captions; the last one is no caption.
+    texts: Texts,
     dropout: f64,
     /// What tells these examples from others: a hash of their pixels, masks, captions and repeats.
     digest: String,
@@ -125,7 +126,7 @@ impl Encoded {
         cache: Option<&EncodeCache>,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, TrainError> {
-        let EncodeConfig { augment, buckets, masks, seed } = config;
+        let EncodeConfig { augment, buckets, masks, tokens, seed } = config;
         let device = &pipeline.device;
         let buckets = buckets_of(pipeline, buckets.as_ref())?;
         let grid = pipeline.vae_config.downscale() as u32;
@@ -177,7 +178,10 @@ impl Encoded {
         let cut = examples.iter().map(|example| &example.caption);
         let cut = cut.filter(|caption| pipeline.is_cut(caption)).cloned().collect();
         texts.push(String::new());
-        let (text, pooled) = texts::read(pipeline, &texts, cache)?;
+        let texts = match tokens {
+            true => Texts::Tokens(pipeline.token_ids(&texts)),
+            false => Texts::read(pipeline, &texts, cache)?,
+        };
         let bucket = |(size, (latents, examples)): (Size, (LatentsBuilder, Examples))| Bucket {
             size,
             latents: latents.finish(device),
@@ -185,8 +189,7 @@ impl Encoded {
         };
         Ok(Self {
             buckets: found.into_iter().map(bucket).collect(),
-            text,
-            pooled,
+            texts,
             dropout: augment.caption_dropout,
             digest: hex(hash),
             enlarged,
@@ -212,7 +215,7 @@ impl Encoded {
     /// Number of pictures and of captions, all variants counted.
     pub fn num_variants(&self) -> (usize, usize) {
         let pictures = self.buckets.iter().map(|bucket| bucket.latents.len()).sum();
-        (pictures, self.text.dims()[0] - 1)
+        (pictures, self.texts.len() - 1)
     }
 
     /// Width and height of each bucket, and how many examples it has.
@@ -227,13 +230,13 @@ impl Encoded {
 
     /// Where the encoded examples are.
     pub fn device(&self) -> Device {
-        self.text.device()
+        self.texts.device()
     }
 
     /// A variant of each of the samples `positions` in the epoch of a bucket, drawn.
     pub(crate) fn rows(&self, bucket: usize, positions: &[i64], rng: &mut impl Rng) -> Rows {
         let mut rows = Rows { bucket, ..Rows::default() };
-        let none = self.text.dims()[0] as i64 - 1;
+        let none = self.texts.len() as i64 - 1;
         let Examples { variants, epoch } = &self.buckets[bucket].examples;
         for &position in positions {
             let Variants { pictures, captions } = &variants[epoch[position as usize]];
@@ -280,14 +283,10 @@ impl Encoded {
     }
 
     /// What the network is told of `rows`.
-    pub(crate) fn condition(&self, rows: &Rows) -> Condition {
+    pub(crate) fn prompts(&self, rows: &Rows) -> Prompts {
         let data = TensorData::new(rows.captions.clone(), [rows.len()]);
         let captions: Tensor<1, Int> = Tensor::from_data(data, &self.device());
-        let added = self.pooled.clone().map(|pooled| AddedCondition {
-            pooled: pooled.select(0, captions.clone()),
-            time_ids: self.buckets[rows.bucket].latents.time_ids(&rows.pictures),
-        });
-        Condition { text: self.text.clone().select(0, captions), added }
+        self.texts.select(captions, || self.buckets[rows.bucket].latents.time_ids(&rows.pictures))
     }
 }
 
@@ -354,8 +353,8 @@ mod tests {
         let found = data.buckets[0].latents.likeliest(&[1]);
         assert_eq!(expected.into_data(), found.into_data());
         let states = |text: &str| pipeline.encode_prompts(&[text.to_owned()]);
-        let none =
-            data.condition(&Rows { bucket: 0, pictures: vec![0], captions: vec![last] }).text;
+        let none = data.prompts(&Rows { bucket: 0, pictures: vec![0], captions: vec![last] });
+        let none = none.ready().unwrap().text;
         let difference = (none - states("")).abs().max().into_scalar::<f32>();
         assert!(difference < 1e-5, "{difference}");
 

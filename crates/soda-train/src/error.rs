@@ -180,6 +180,18 @@ pub enum TrainError {
         /// The file.
         path: PathBuf,
     },
+    /// A checkpoint that another version of soda wrote.
+    #[error(
+        "the checkpoint {path} is of version {version}, which this soda cannot go on from; use the soda that began \
+         the run, or start a new run with its config.toml",
+        path = path.display()
+    )]
+    OtherCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
     /// A checkpoint that does not fit the run's configuration.
     #[error(
         "the checkpoints in {path} belong to other settings; config.toml was changed, put it back",

@@ -8,6 +8,7 @@ use std::ops::Add;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
+use soda_adapters::Component;
 
 /// One gradient for each parameter that a loss reached, by path, flat.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,12 @@ impl AdapterGradients {
     /// Takes the gradients of `module`'s parameters out of a backward pass through it.
     pub fn collect<N: Module>(module: &N, grads: &Gradients) -> Self {
         Self::visited(grads, |collect| module.visit(collect))
+    }
+
+    /// Those of a module that has the network as its field `component`.
+    #[must_use]
+    pub fn within(self, component: Component) -> Self {
+        Self(self.0.into_iter().map(|(path, grad)| (component.path(&path), grad)).collect())
     }
 
     /// Takes the gradients of what `visit` shows out of a backward pass.

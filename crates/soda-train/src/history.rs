@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// A step as it was.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Step {
     /// The loss of its samples, before it.
     pub loss: f32,
@@ -13,6 +13,8 @@ pub struct Step {
     pub rotation_lr: f32,
     /// Learning rate of everything flat.
     pub flat_lr: f32,
+    /// The same of the text encoders; 0 where they do not learn.
+    pub text_lr: f32,
 }
 
 /// What was measured after some steps.
@@ -28,13 +30,14 @@ pub struct Measured {
 
 impl Step {
     /// Its numbers by the names that `loss.csv` and TensorBoard give them.
-    pub(crate) fn named(&self) -> [(&'static str, f32); 4] {
-        let Self { loss, grad_norm, rotation_lr, flat_lr } = *self;
+    pub(crate) fn named(&self) -> [(&'static str, f32); 5] {
+        let Self { loss, grad_norm, rotation_lr, flat_lr, text_lr } = *self;
         [
             ("loss", loss),
             ("grad_norm", grad_norm),
             ("rotation_lr", rotation_lr),
             ("flat_lr", flat_lr),
+            ("text_lr", text_lr),
         ]
     }
 }
@@ -59,8 +62,8 @@ impl History {
     /// A line a step. What was measured stands on the line of the step after which it was; that of the
     /// untouched network on a line of step 0.
     pub(crate) fn csv(&self) -> String {
-        let mut text =
-            "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss,orthogonality\n".to_owned();
+        let names = Step::default().named().map(|(name, _)| name).join(",");
+        let mut text = format!("step,{names},validation_loss,orthogonality\n");
         let validation = |step: usize| {
             let measured = self.validation.iter().find(|measured| measured.step == step);
             measured.map_or_else(
@@ -70,13 +73,12 @@ impl History {
         };
         // Writing to a String cannot fail.
         if self.validation.first().is_some_and(|first| first.step == 0) {
-            let _ = writeln!(text, "0,,,,,{}", validation(0));
+            let _ = writeln!(text, "0,,,,,,{}", validation(0));
         }
-        for (index, Step { loss, grad_norm, rotation_lr, flat_lr }) in self.steps.iter().enumerate()
-        {
+        for (index, numbers) in self.steps.iter().map(Step::named).enumerate() {
             let (step, validation) = (index + 1, validation(index + 1));
-            let _ =
-                writeln!(text, "{step},{loss},{grad_norm},{rotation_lr},{flat_lr},{validation}");
+            let numbers = numbers.map(|(_, number)| number.to_string()).join(",");
+            let _ = writeln!(text, "{step},{numbers},{validation}");
         }
         text
     }
@@ -115,12 +117,13 @@ mod tests {
 
     #[test]
     fn a_table_has_the_validation_where_it_was_measured() {
-        let step = |loss| Step { loss, grad_norm: 2.0, rotation_lr: 0.5, flat_lr: 0.25 };
+        let step =
+            |loss| Step { loss, grad_norm: 2.0, rotation_lr: 0.5, flat_lr: 0.25, text_lr: 0.125 };
         let measured = |(step, loss)| Measured { step, loss, orthogonality: 0.125 };
         let validation = [(0, 0.75), (2, 0.5)].map(measured).to_vec();
         let history = History { steps: vec![step(1.0), step(0.5)], validation };
-        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,validation_loss,orthogonality\n\
-                        0,,,,,0.75,0.125\n1,1,2,0.5,0.25,,\n2,0.5,2,0.5,0.25,0.5,0.125\n";
+        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,text_lr,validation_loss,orthogonality\n\
+                        0,,,,,,0.75,0.125\n1,1,2,0.5,0.25,0.125,,\n2,0.5,2,0.5,0.25,0.125,0.5,0.125\n";
         assert_eq!(history.csv(), expected);
     }
 }

@@ -10,11 +10,12 @@
 //! | `dataset`, `pictures` | pictures and captions on disk |
 //! | `variants`, `buckets` | their crops, mirror images and orders of tags; the size of each |
 //! | `masks` | how much each part of a picture counts |
-//! | `encode`, `latents`, `texts` | all of it as latents and text states, computed once |
+//! | `encode`, `latents`, `texts` | all of it as latents and text states or tokens, made once |
 //! | `cache`, `tensors` | the same on disk, for the next run; files of tensors |
 //! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
 //! | `precision`, `loss` | what they cost, in which precision |
 //! | `scale` | what f16 needs beside |
+//! | `parts`, `prompts` | which networks learn; text encoders that do, and their gradients |
 //! | `backward` | the gradients of that, with one tape or one a stage |
 //! | `gradients`, `stacks`, `optimizer`, `adamw8`, `prodigy`, `ema` | from gradients to the next adapter |
 //! | `trainer` | a step, and the state between steps |
@@ -49,11 +50,13 @@ mod masks;
 mod optimizer;
 mod order;
 pub mod page;
+mod parts;
 mod personalise;
 mod pictures;
 pub mod plot;
 mod precision;
 mod prodigy;
+mod prompts;
 mod recorded;
 mod report;
 mod run;
@@ -76,7 +79,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{
     AugmentConfig, BucketConfig, CheckpointConfig, FlatRule, Loss, MaskConfig, MaskSource,
     ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig, SampleConfig, Schedule,
-    TrainConfig, ValidationConfig, preset, set,
+    TextEncoderConfig, TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
 pub use encode::{EncodeConfig, Encoded};
@@ -88,6 +91,7 @@ pub use optimizer::{AdapterOptimizer, OptimizerState};
 pub use personalise::{Event, Outcome, Personalisation, Place};
 pub use pictures::Pictures;
 pub use precision::Precision;
+pub use prompts::Prompts;
 pub use run::{RunFolder, write_file, write_png};
 pub use scale::{LossScale, LossScaleConfig};
 pub use stacks::{Stacks, trainable};

@@ -10,42 +10,47 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_sigmoid;
-use soda_adapters::without_adapters;
-use soda_models::unet::{Condition, Unet};
+use soda_adapters::{Component, without_adapters};
+use soda_models::pipeline::Networks;
+use soda_models::unet::Condition;
 
 use crate::backward::Call;
 use crate::batch::Batch;
 use crate::config::{Loss, ObjectiveConfig, TrainConfig};
 use crate::gradients::AdapterGradients;
+use crate::prompts::Reading;
 
-/// The loss of `batch`, and the gradients of `scale` times that; `unet` is adapted and on a plain device.
+/// The loss of `batch`, and the gradients of `scale` times that; `networks` are adapted and on a plain device.
 pub(crate) fn gradients(
-    unet: &Unet,
+    networks: &Networks,
     batch: &Batch,
     config: &TrainConfig,
     scale: f32,
 ) -> (f32, AdapterGradients) {
-    let (loss, grads) = tensors(unet, &batch.weighted(scale), config);
+    let (loss, grads) = tensors(networks, &batch.weighted(scale), config);
     (loss.into_scalar::<f32>() / scale, grads)
 }
 
 /// The loss and its gradients, waiting for nothing.
 pub(crate) fn tensors(
-    unet: &Unet,
+    networks: &Networks,
     batch: &Batch,
     config: &TrainConfig,
 ) -> (Tensor<1>, AdapterGradients) {
-    let (noisy, condition) = inputs(unet, batch);
+    let reading = Reading::new(networks, &batch.prompts);
+    let (noisy, condition) = inputs(networks, batch, reading.condition.clone());
     let timesteps = batch.timesteps.clone();
-    let call = Call { noisy, timesteps, condition, wants_condition: false };
-    let found = config.checkpointing.backward(unet, call, |prediction| {
+    let call = Call { noisy, timesteps, condition, wants_condition: reading.learns() };
+    let found = config.checkpointing.backward(&networks.unet, call, |prediction| {
         let mask = batch.mask.clone().map(Tensor::from_inner);
         let error = errors(prediction, Tensor::from_inner(batch.target.clone()), mask);
-        let frozen = || Tensor::from_inner(frozen_errors(unet, batch));
+        let frozen = || Tensor::from_inner(frozen_errors(networks, batch));
         let each = each(error, frozen, &config.objective);
         (each * Tensor::from_inner(batch.weight.clone())).sum()
     });
-    (found.loss, found.adapters)
+    let unet = found.adapters.within(Component::Unet);
+    let text = found.condition.map(|gradient| reading.backward(gradient)).unwrap_or_default();
+    (found.loss, unet + text)
 }
 
 /// The loss of samples with these errors, `[b]`.
@@ -61,23 +66,26 @@ fn each(
 }
 
 /// What the network is given, in its precision.
-fn inputs(unet: &Unet, batch: &Batch) -> (Tensor<4>, Condition) {
-    let dtype = unet.conv_in.weight.val().dtype();
-    (batch.noisy.clone().cast(dtype), batch.condition.clone().cast(dtype))
+fn inputs(networks: &Networks, batch: &Batch, condition: Condition) -> (Tensor<4>, Condition) {
+    let dtype = networks.unet.conv_in.weight.val().dtype();
+    (batch.noisy.clone().cast(dtype), condition.cast(dtype))
 }
 
 /// The mean squared error of `batch`, off the tape.
-pub(crate) fn value(unet: &Unet, batch: &Batch) -> f32 {
-    let (noisy, condition) = inputs(unet, batch);
-    let prediction = unet.forward(noisy, batch.timesteps.clone(), condition);
-    let errors = errors(prediction, batch.target.clone(), batch.mask.clone());
+pub(crate) fn value(networks: &Networks, batch: &Batch) -> f32 {
+    let errors = plain_errors(networks, batch);
     (errors * batch.weight.clone()).sum().into_scalar::<f32>()
 }
 
-/// `e0`: the same weights with the adapters off, never a second network.
-fn frozen_errors(unet: &Unet, batch: &Batch) -> Tensor<1> {
-    let (noisy, condition) = inputs(unet, batch);
-    let prediction = without_adapters(|| unet.forward(noisy, batch.timesteps.clone(), condition));
+/// `e0`: the same weights with the adapters off, those of the text encoders too, never a second network.
+fn frozen_errors(networks: &Networks, batch: &Batch) -> Tensor<1> {
+    without_adapters(|| plain_errors(networks, batch))
+}
+
+/// The errors off the tape.
+fn plain_errors(networks: &Networks, batch: &Batch) -> Tensor<1> {
+    let (noisy, condition) = inputs(networks, batch, batch.prompts.condition(networks));
+    let prediction = networks.unet.forward(noisy, batch.timesteps.clone(), condition);
     errors(prediction, batch.target.clone(), batch.mask.clone())
 }
 

@@ -16,7 +16,7 @@ use crate::adamw8::AdamW8;
 use crate::config::{FlatRule, OptimizerConfig};
 use crate::gradients::AdapterGradients;
 use crate::prodigy::{self, Prodigy};
-use crate::stacks::{Shape, Stacks};
+use crate::stacks::{Kind, Part, Stacks};
 
 /// Steps every trainable parameter of an adapted module.
 pub struct AdapterOptimizer {
@@ -64,6 +64,19 @@ impl AdapterOptimizer {
         }
     }
 
+    /// The same with a learning rate of the text encoders' own, if there is one.
+    #[must_use]
+    pub fn with_text_rate(mut self, rate: Option<f64>) -> Self {
+        self.rotation.text_lr = rate;
+        match &mut self.flat {
+            Flat::AdamW(group) => group.text_lr = rate,
+            Flat::AdamW8(group) => group.text_lr = rate,
+            // One estimate is of all parameters; the settings' check has refused a rate beside it.
+            Flat::Prodigy(_) => (),
+        }
+        self
+    }
+
     /// One step: clips the global norm, then moves each parameter in its own geometry, by `factor` of
     /// its learning rate. A parameter without a gradient has one of zero.
     pub fn step<M: Method, N: Module>(
@@ -87,12 +100,12 @@ impl AdapterOptimizer {
         let grads = grads.map(|_, grad| grad.clone() * clip.clone().unsqueeze());
         let moved =
             parameters.zip(&grads, |stack, x, grad| match (stack.geometry, &mut self.flat) {
-                (Geometry::Stiefel, _) => self.rotation.step(stack.shape, x, grad, factor),
+                (Geometry::Stiefel, _) => self.rotation.step(stack.kind, x, grad, factor),
                 (Geometry::Euclidean, Flat::AdamW(group)) => {
-                    group.step(stack.shape, x, grad, factor)
+                    group.step(stack.kind, x, grad, factor)
                 }
                 (Geometry::Euclidean, Flat::AdamW8(group)) => {
-                    group.step(stack.shape, x, grad, factor)
+                    group.step(stack.kind, x, grad, factor)
                 }
                 (Geometry::Euclidean, Flat::Prodigy(_)) => x,
             });
@@ -110,6 +123,15 @@ impl AdapterOptimizer {
             Flat::Prodigy(prodigy) => prodigy.rate(factor),
         };
         [self.rotation.lr * factor, flat]
+    }
+
+    /// The learning rate of the text encoders' flat parameters at `factor`.
+    pub fn text_rate(&self, factor: f64) -> f64 {
+        match &self.flat {
+            Flat::AdamW(group) => group.rate(Part::Text) * factor,
+            Flat::AdamW8(group) => group.rate(Part::Text) * factor,
+            Flat::Prodigy(prodigy) => prodigy.rate(factor),
+        }
     }
 
     /// The state to store.
@@ -162,25 +184,35 @@ struct Group<O: Optimizer> {
     name: &'static str,
     optimizer: O,
     lr: f64,
-    states: BTreeMap<Shape, O::State<3>>,
+    /// Of text encoders, where it is another.
+    text_lr: Option<f64>,
+    states: BTreeMap<Kind, O::State<3>>,
 }
 
 impl<O: Optimizer> Group<O> {
     fn new(name: &'static str, optimizer: O, lr: f64) -> Self {
-        Self { name, optimizer, lr, states: BTreeMap::new() }
+        Self { name, optimizer, lr, text_lr: None, states: BTreeMap::new() }
+    }
+
+    fn rate(&self, part: Part) -> f64 {
+        match part {
+            Part::Denoiser => self.lr,
+            Part::Text => self.text_lr.unwrap_or(self.lr),
+        }
     }
 
     /// New values. What stands in a stack must not change between steps, nor its order.
-    fn step(&mut self, shape: Shape, x: Tensor<3>, grad: Tensor<3>, factor: f64) -> Tensor<3> {
-        let state = self.states.remove(&shape);
-        let (x, state) = self.optimizer.step(self.lr * factor, x, grad, state);
-        self.states.extend(state.map(|state| (shape, state)));
+    fn step(&mut self, kind: Kind, x: Tensor<3>, grad: Tensor<3>, factor: f64) -> Tensor<3> {
+        let state = self.states.remove(&kind);
+        let rate = self.rate(kind.part) * factor;
+        let (x, state) = self.optimizer.step(rate, x, grad, state);
+        self.states.extend(state.map(|state| (kind, state)));
         x
     }
 
     fn flatten(&self, sink: &mut StateSink) {
-        for ([rows, cols], state) in &self.states {
-            state.state_flatten(&format!("{}.{rows}x{cols}", self.name), sink);
+        for (kind, state) in &self.states {
+            state.state_flatten(&format!("{}.{kind}", self.name), sink);
         }
     }
 
@@ -191,15 +223,15 @@ impl<O: Optimizer> Group<O> {
         device: &Device,
     ) -> Option<()> {
         for name in names {
-            let mut parts = name.split('.');
-            if parts.next() != Some(self.name) {
+            let Some(("", rest)) =
+                name.strip_prefix(self.name).and_then(|rest| rest.split_once('.'))
+            else {
                 continue;
-            }
-            let (rows, cols) = parts.next()?.split_once('x')?;
-            let shape = [rows.parse().ok()?, cols.parse().ok()?];
-            if !self.states.contains_key(&shape) {
-                let prefix = format!("{}.{rows}x{cols}", self.name);
-                self.states.insert(shape, O::State::state_unflatten(&prefix, source, device)?);
+            };
+            let kind = Kind::parse(rest)?;
+            if !self.states.contains_key(&kind) {
+                let prefix = format!("{}.{kind}", self.name);
+                self.states.insert(kind, O::State::state_unflatten(&prefix, source, device)?);
             }
         }
         Some(())

@@ -7,9 +7,7 @@ use std::sync::atomic::AtomicBool;
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::json;
-use soda_adapters::{
-    Adaptation, AdapterFile, Component, Header, Method as _, Recipe, SvdCache, leaves,
-};
+use soda_adapters::{Header, SvdCache, leaves};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{LoadOptions, Pipeline, UnetPrecision, model_name};
 use soda_models::unet::UnetConfig;
@@ -23,6 +21,7 @@ use crate::error::TrainError;
 use crate::evaluate::Scores;
 use crate::history::{History, running_mean};
 use crate::masks;
+use crate::parts::{Parts, check, learning};
 use crate::pictures::Pictures;
 use crate::precision::Precision;
 use crate::report::{losses, report};
@@ -135,7 +134,7 @@ impl Personalisation {
             config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
         let pipeline = load(&config, device)?;
         // Unknown targets are a mistake of the settings: say so before anything is drawn.
-        config.targets.select(&pipeline.unet)?;
+        check(&config, &pipeline)?;
         config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
         buckets_of(&pipeline, config.buckets.as_ref())?;
         if let Some(masks) = &config.masks {
@@ -214,6 +213,11 @@ impl Personalisation {
         if config.buckets.is_some() {
             on_event(Event::Note(&format!("buckets: {}", count(&data))));
         }
+        if config.learning_text_encoder().is_some() {
+            on_event(Event::Note(
+                "text encoders learn: captions are read in every step, and not kept in a cache",
+            ));
+        }
         let pictures = Pictures::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         let folder = match place {
             Place::Stopped(folder) => folder,
@@ -224,12 +228,13 @@ impl Personalisation {
                 folder
             }
         };
-        let recipe = Recipe::new(config.method.clone(), config.targets.clone(), &pipeline.unet)?;
         let header = header(&config, &dataset);
         on_event(Event::Stage { name: "decomposing" });
-        let (targets, svds) = (&config.targets, svd_cache.as_ref());
         let mut decomposed = |done, total| on_event(Event::Progress { done, total, loss: None });
-        let plan = config.method.plan_with(targets, &pipeline.unet, svds, &mut decomposed)?;
+        let networks = learning(&config, &pipeline);
+        let (parts, plan) = Parts::plan(&config, &networks, svd_cache.as_ref(), &mut decomposed)?;
+        // Or what is adapted would stay in f32 beside its cast.
+        drop(networks);
         let num_layers = plan.paths().len();
         pipeline.unet = config.precision.of(pipeline.unet);
         // Drawn by the network as it will be trained: before this line only a part of it has its precision.
@@ -237,7 +242,7 @@ impl Personalisation {
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
-        let unet = pipeline.unet.clone();
+        let networks = learning(&config, &pipeline);
         let reference = pictures.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
             untuned: Vec::new(),
@@ -250,7 +255,7 @@ impl Personalisation {
         let before = sampler.draw("drawing before", on_event)?;
         sampler.untuned.clone_from(&before.unrelated);
 
-        let trainer = Trainer::new(plan.attach(unet), &config.method, &config)?;
+        let trainer = Trainer::new(plan.attach(networks), &config.method, &config)?;
         let trainer = if recording { trainer.recording() } else { trainer };
 
         on_event(Event::Stage { name: TRAINING });
@@ -261,23 +266,22 @@ impl Personalisation {
             config: &config,
             folder: &folder,
             header: &header,
-            recipe: &recipe,
+            parts: &parts,
             material,
             validation,
             events: events.as_mut(),
         };
-        let Trained { unet, history, seconds } =
+        let Trained { networks, history, seconds } =
             training.run(trainer, &mut sampler, stop, on_event)?;
 
-        let orthogonality = orthogonality(&config.method, &leaves(&unet));
+        let orthogonality = orthogonality(&config.method, &leaves(&networks));
         let header = Header { training: summary(&config, &history, seconds), ..header };
-        let adaptation = Adaptation::capture(recipe, &unet);
-        let adapter = AdapterFile::new(header).with(Component::Unet, adaptation);
+        let adapter = parts.file(header, &networks);
         adapter.write(&folder.file(ADAPTER))?;
         folder.write("loss.csv", history.csv().as_bytes())?;
         folder.write("loss.svg", losses(&history).as_bytes())?;
 
-        let after = sampler.draw_with(unet.materialize(), "drawing after", on_event)?;
+        let after = sampler.draw_with(networks.materialize(), "drawing after", on_event)?;
         folder.write_png(SHEET, &pictures.grid(&before.images, &after.images))?;
         on_event(Event::Stage { name: "judging" });
         let (before, after) = (sampler.judge(&before)?, sampler.judge(&after)?);

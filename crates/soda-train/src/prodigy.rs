@@ -17,7 +17,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use soda_adapters::Geometry;
 
 use crate::optimizer::OptimizerState;
-use crate::stacks::{Shape, Stacks};
+use crate::stacks::{Kind, Stacks};
 
 const B1: f64 = 0.9;
 const B2: f64 = 0.999;
@@ -36,10 +36,10 @@ pub(crate) struct Prodigy {
     time: u64,
     d: f64,
     r: f64,
-    states: BTreeMap<Shape, State>,
+    states: BTreeMap<Kind, State>,
 }
 
-/// Of the parameters of one shape, `[count, rows, cols]` each.
+/// Of the parameters of one kind, `[count, rows, cols]` each.
 struct State {
     start: Tensor<3>,
     m: Tensor<3>,
@@ -74,7 +74,7 @@ impl Prodigy {
                 return x;
             }
             let zeros = x.zeros_like();
-            let State { start, m, v, s } = self.states.remove(&stack.shape).unwrap_or_else(|| {
+            let State { start, m, v, s } = self.states.remove(&stack.kind).unwrap_or_else(|| {
                 State { start: x.clone(), m: zeros.clone(), v: zeros.clone(), s: zeros }
             });
             r += d / D0 * gamma * number((g.clone() * (start.clone() - x.clone())).sum());
@@ -83,7 +83,7 @@ impl Prodigy {
             let part = if self.warmup { d } else { gamma };
             let s = s.mul_scalar(b3) + g.mul_scalar(d / D0 * part);
             norm += number(s.clone().abs().sum());
-            self.states.insert(stack.shape, State { start, m, v, s });
+            self.states.insert(stack.kind, State { start, m, v, s });
             x
         });
         // No gradient at all: nothing is known, and nothing moves.
@@ -93,7 +93,7 @@ impl Prodigy {
         self.r = r;
         self.d = d.max(r / norm);
         self.time += 1;
-        parameters.map(|stack, x| match self.states.get(&stack.shape) {
+        parameters.map(|stack, x| match self.states.get(&stack.kind) {
             Some(State { m, v, .. }) if stack.geometry == Geometry::Euclidean => {
                 let way = m.clone() / v.clone().sqrt().add_scalar(self.d * EPSILON);
                 x.clone().mul_scalar(1.0 - self.weight_decay * gamma) - way.mul_scalar(gamma)
@@ -106,9 +106,9 @@ impl Prodigy {
     pub(crate) fn store(&self, state: &mut OptimizerState) {
         let numbers = [("time", self.time), ("d", self.d.to_bits()), ("r", self.r.to_bits())];
         state.counts.extend(numbers.map(|(name, value)| (format!("{NAME}.{name}"), value)));
-        for ([rows, cols], State { start, m, v, s }) in &self.states {
+        for (kind, State { start, m, v, s }) in &self.states {
             for (name, tensor) in [("start", start), ("m", m), ("v", v), ("s", s)] {
-                let name = format!("{NAME}.{rows}x{cols}.{name}");
+                let name = format!("{NAME}.{kind}.{name}");
                 state.tensors.insert(name, tensor.clone().into_data());
             }
         }
@@ -119,20 +119,17 @@ impl Prodigy {
         let count = |name: &str| state.counts.get(&format!("{NAME}.{name}")).copied();
         (self.time, self.d, self.r) =
             (count("time")?, f64::from_bits(count("d")?), f64::from_bits(count("r")?));
-        let shapes = state.tensors.keys().filter_map(|name| {
-            let (rows, cols) =
-                name.strip_prefix(NAME)?.strip_prefix('.')?.strip_suffix(".m")?.split_once('x')?;
-            Some([rows.parse().ok()?, cols.parse().ok()?])
+        let kinds = state.tensors.keys().filter_map(|name| {
+            Kind::parse(name.strip_prefix(NAME)?.strip_prefix('.')?.strip_suffix(".m")?)
         });
-        for shape @ [rows, cols] in shapes {
+        for kind in kinds {
             let tensor = |name: &str| -> Option<Tensor<3>> {
-                let data: TensorData =
-                    state.tensors.get(&format!("{NAME}.{rows}x{cols}.{name}"))?.clone();
+                let data: TensorData = state.tensors.get(&format!("{NAME}.{kind}.{name}"))?.clone();
                 let dtype = data.dtype();
                 (data.rank() == 3).then(|| Tensor::from_data(data, (device, dtype)))
             };
             let (start, m, v, s) = (tensor("start")?, tensor("m")?, tensor("v")?, tensor("s")?);
-            self.states.insert(shape, State { start, m, v, s });
+            self.states.insert(kind, State { start, m, v, s });
         }
         Some(())
     }

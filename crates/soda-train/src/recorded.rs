@@ -2,11 +2,12 @@
 
 use burn::tensor::Tensor;
 use soda_kernels::Recording;
-use soda_models::unet::Unet;
+use soda_models::pipeline::Networks;
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::loss::{gradients, tensors};
+use crate::prompts::Prompts;
 use crate::stacks::Stacks;
 
 /// What computes losses and gradients on the caller's thread.
@@ -26,17 +27,17 @@ pub(crate) struct StepRecording {
 }
 
 impl Recorded {
-    /// [`gradients`] of `unet` with these `parameters`, from the recording for batches of its size.
+    /// [`gradients`] of `networks` with these `parameters`, from the recording for batches of its size.
     pub(crate) fn gradients(
         &mut self,
-        unet: &Unet,
+        networks: &Networks,
         parameters: &Stacks,
         batch: &Batch,
         config: &TrainConfig,
         scale: f32,
     ) -> (f32, Stacks) {
         if let Self::Unseen = self {
-            let made = StepRecording::new(unet, parameters, batch, config);
+            let made = StepRecording::new(networks, parameters, batch, config);
             *self = made.map_or(Self::Never, |made| Self::Made(Box::new(made)));
         }
         match self {
@@ -45,7 +46,8 @@ impl Recorded {
                 (loss / scale, grads)
             }
             _ => {
-                let (loss, grads) = gradients(&parameters.put(unet.clone()), batch, config, scale);
+                let adapted = parameters.put(networks.clone());
+                let (loss, grads) = gradients(&adapted, batch, config, scale);
                 (loss, parameters.gradients(grads))
             }
         }
@@ -53,15 +55,24 @@ impl Recorded {
 }
 
 impl StepRecording {
-    fn new(unet: &Unet, parameters: &Stacks, batch: &Batch, config: &TrainConfig) -> Option<Self> {
-        let (unet, layout, shapes) = (unet.clone(), parameters.clone(), batch.clone());
+    fn new(
+        networks: &Networks,
+        parameters: &Stacks,
+        batch: &Batch,
+        config: &TrainConfig,
+    ) -> Option<Self> {
+        // A recording's inputs are numbers, and tokens are not: text encoders that learn are not recorded.
+        if let Prompts::Tokens { .. } = batch.prompts {
+            return None;
+        }
+        let (networks, layout, shapes) = (networks.clone(), parameters.clone(), batch.clone());
         let sizes = sizes(&flat(batch));
         let config = config.clone();
         let recording = Recording::new(inputs(parameters, batch), move |inputs| {
             let mut inputs = inputs.iter().cloned();
             let parameters = layout.filled(&mut inputs);
             let batch = shapes.map(|x| inputs.next().unwrap_or(x));
-            let (loss, grads) = tensors(&parameters.put(unet.clone()), &batch, &config);
+            let (loss, grads) = tensors(&parameters.put(networks.clone()), &batch, &config);
             (loss, parameters.gradients(grads))
         })?;
         Some(Self { sizes, recording })

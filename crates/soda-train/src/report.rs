@@ -3,7 +3,7 @@
 use maud::{Markup, PreEscaped, html};
 
 use crate::evaluate::Scores;
-use crate::history::{History, Measured, WINDOW, running_mean};
+use crate::history::{History, Measured, Step, WINDOW, running_mean};
 use crate::page::{inline_png, page};
 use crate::personalise::Outcome;
 use crate::plot::{Line, lines};
@@ -46,10 +46,7 @@ pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Drawn]) -> String
         (PreEscaped(lines("step", "norm of the gradient", &[
             line("norm", history.steps.iter().map(|step| step.grad_norm)),
         ])))
-        (PreEscaped(lines("step", "learning rate", &[
-            line("rotations", history.steps.iter().map(|step| step.rotation_lr)),
-            line("flat", history.steps.iter().map(|step| step.flat_lr)),
-        ])))
+        (PreEscaped(lines("step", "learning rate", &rates(history))))
         @if !drawn.is_empty() {
             h2 { "On the way" }
             (PreEscaped(scores_over_steps(drawn)))
@@ -111,6 +108,16 @@ fn scores(outcome: &Outcome) -> Markup {
 fn line(name: &str, values: impl Iterator<Item = f32>) -> Line {
     let points = values.enumerate().map(|(step, value)| ((step + 1) as f64, f64::from(value)));
     Line { name: name.to_owned(), points: points.collect(), faint: false }
+}
+
+fn rates(history: &History) -> Vec<Line> {
+    let line = |name, rate: fn(&Step) -> f32| line(name, history.steps.iter().map(rate));
+    let mut lines =
+        vec![line("rotations", |step| step.rotation_lr), line("flat", |step| step.flat_lr)];
+    if history.steps.iter().any(|step| step.text_lr > 0.0) {
+        lines.push(line("text encoders", |step| step.text_lr));
+    }
+    lines
 }
 
 /// Every step, faint, and a running mean over it.

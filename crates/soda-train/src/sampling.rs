@@ -4,8 +4,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{GenerateConfig, Pipeline};
-use soda_models::unet::Unet;
+use soda_models::pipeline::{GenerateConfig, Networks, Pipeline};
 
 use crate::config::TrainConfig;
 use crate::dataset::Dataset;
@@ -64,7 +63,7 @@ struct ScoreFile {
 }
 
 impl Sampler<'_> {
-    /// Draws with the pipeline's own network.
+    /// Draws with the pipeline's own networks.
     pub(crate) fn draw(
         &self,
         stage: &str,
@@ -90,13 +89,14 @@ impl Sampler<'_> {
     /// Draws with another.
     pub(crate) fn draw_with(
         &mut self,
-        unet: Unet,
+        networks: Networks,
         stage: &str,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Drawing, TrainError> {
-        let own = std::mem::replace(&mut self.pipeline.unet, unet);
+        let own = self.pipeline.networks();
+        self.pipeline.set_networks(networks);
         let drawing = self.draw(stage, on_event);
-        self.pipeline.unet = own;
+        self.pipeline.set_networks(own);
         drawing
     }
 
@@ -122,14 +122,14 @@ impl Sampler<'_> {
         score(judges, truth, self.reference).map(Some)
     }
 
-    /// Draws with `unet` and keeps the grid as `samples/<step>.png`, its scores beside it.
+    /// Draws with `networks` and keeps the grid as `samples/<step>.png`, its scores beside it.
     pub(crate) fn record(
         &mut self,
-        unet: Unet,
+        networks: Networks,
         step: usize,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Drawn, TrainError> {
-        let drawing = self.draw_with(unet, "drawing", on_event)?;
+        let drawing = self.draw_with(networks, "drawing", on_event)?;
         let samples = self.folder.file(SAMPLES);
         std::fs::create_dir_all(&samples).map_err(TrainError::io("create", &samples))?;
         let scores = self.judge(&drawing)?;

@@ -1,13 +1,14 @@
-//! The parameters that training moves, one tensor for all of one shape and geometry: what is done to them takes as many
+//! The parameters that training moves, one tensor for all of one shape, geometry and rate: what is done to them takes as many
 //! kernels as there are shapes, and not layers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::ops::Add;
 use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
+use soda_adapters::{Component, Geometry, Leaf, Method, leaves, map_leaves};
 use soda_kernels::{cat, has_library, matmul, own, split};
 
 use crate::gradients::AdapterGradients;
@@ -15,11 +16,64 @@ use crate::gradients::AdapterGradients;
 /// Rows and columns of a parameter as a matrix: its last axis are the columns, a vector is one row.
 pub(crate) type Shape = [usize; 2];
 
+/// Parameters that move at a rate of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// Of the denoiser, or of a module that is no pipeline's.
+    Denoiser,
+    /// Of text encoders.
+    Text,
+}
+
+impl Part {
+    const ALL: [Self; 2] = [Self::Denoiser, Self::Text];
+
+    fn of(path: &str) -> Self {
+        match Component::split(path) {
+            Some((Component::TextEncoder | Component::TextEncoder2, _)) => Self::Text,
+            _ => Self::Denoiser,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Denoiser => "denoiser",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// What the parameters of a stack have in common, besides their geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Kind {
+    pub(crate) part: Part,
+    pub(crate) shape: Shape,
+}
+
+impl Kind {
+    /// What stands before the first dot after it in a stored state, `text.4x8` of `text.4x8.moment`.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let mut words = name.split('.');
+        let (part, shape) = (words.next()?, words.next()?);
+        let part = Part::ALL.into_iter().find(|known| known.name() == part)?;
+        let (rows, cols) = shape.split_once('x')?;
+        Some(Self { part, shape: [rows.parse().ok()?, cols.parse().ok()?] })
+    }
+}
+
+/// As [`Kind::parse`] reads it.
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [rows, cols] = self.shape;
+        write!(formatter, "{}.{rows}x{cols}", self.part.name())
+    }
+}
+
 /// What stands in a stack, in its order.
 #[derive(Debug)]
 pub(crate) struct Stack {
     pub(crate) geometry: Geometry,
-    pub(crate) shape: Shape,
+    pub(crate) kind: Kind,
     paths: Vec<String>,
 }
 
@@ -34,16 +88,17 @@ pub struct Stacks {
 impl Stacks {
     /// The trainable parameters of an adapted `module` on a plain device.
     pub fn of<M: Method, N: Module>(method: &M, module: &N) -> Self {
-        let mut buckets: BTreeMap<(bool, Shape), Vec<Leaf>> = BTreeMap::new();
+        let mut buckets: BTreeMap<(bool, Kind), Vec<Leaf>> = BTreeMap::new();
         for leaf in trainable(module) {
             let flat = method.geometry(&leaf.path) != Geometry::Stiefel;
-            buckets.entry((flat, matrix_shape(&leaf))).or_default().push(leaf);
+            let kind = Kind { part: Part::of(&leaf.path), shape: matrix_shape(&leaf) };
+            buckets.entry((flat, kind)).or_default().push(leaf);
         }
-        let stack = |((flat, shape), bucket): ((bool, Shape), Vec<Leaf>)| {
+        let stack = |((flat, kind), bucket): ((bool, Kind), Vec<Leaf>)| {
             let geometry = if flat { Geometry::Euclidean } else { Geometry::Stiefel };
             let (paths, values): (_, Vec<_>) =
                 bucket.into_iter().map(|leaf| (leaf.path, leaf.value.without_autodiff())).unzip();
-            (Stack { geometry, shape, paths }, stacked(values, shape))
+            (Stack { geometry, kind, paths }, stacked(values, kind.shape))
         };
         let (layout, values): (Vec<_>, _) = buckets.into_iter().map(stack).unzip();
         Self { layout: layout.into(), values }
@@ -62,7 +117,7 @@ impl Stacks {
             let [_, rows, cols] = value.dims();
             let zeros = || Tensor::zeros([rows * cols], (&value.device(), value.dtype()));
             let own = |path: &String| grads.0.remove(path).unwrap_or_else(zeros);
-            stacked(stack.paths.iter().map(own).collect(), stack.shape)
+            stacked(stack.paths.iter().map(own).collect(), stack.kind.shape)
         })
     }
 
@@ -119,7 +174,7 @@ impl Stacks {
                 let data = stored.remove(path).filter(fits)?;
                 own.push(Tensor::from_data(data, (&value.device(), value.dtype())));
             }
-            values.push(stacked(own, stack.shape));
+            values.push(stacked(own, stack.kind.shape));
         }
         stored.is_empty().then(|| Self { layout: Arc::clone(&self.layout), values })
     }

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use burn::module::Module as _;
 use burn::tensor::TensorData;
 use soda_adapters::Method;
+use soda_models::pipeline::Networks;
 use soda_models::scheduler::Ddpm;
 use soda_models::shards::Shards;
-use soda_models::unet::Unet;
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
@@ -22,7 +23,7 @@ use crate::optimizer::{AdapterOptimizer, OptimizerState};
 use crate::precision::Precision;
 use crate::recorded::Recorded;
 use crate::scale::{LossScale, LossScaleConfig};
-use crate::stacks::Stacks;
+use crate::stacks::{Part, Stacks};
 
 /// What is learnt from.
 pub struct Material<'a> {
@@ -44,8 +45,8 @@ impl Material<'_> {
 
 /// A training in progress.
 pub struct Trainer<'a> {
-    /// Adapted, on a plain device; its parameters are those of the start.
-    unet: Unet,
+    /// Adapted, on a plain device; their parameters are those of the start.
+    networks: Networks,
     parameters: Stacks,
     /// The newest that are known to give a finite loss: those before the last step, unless there was none.
     good: Stacks,
@@ -64,7 +65,7 @@ pub struct Trainer<'a> {
 pub struct TrainerState {
     /// Steps done.
     pub step: usize,
-    /// The adapter's parameters by path.
+    /// The adapters' parameters by path, which begins with the network's name.
     pub adapter: BTreeMap<String, TensorData>,
     /// Their moving average by path; empty without one.
     pub average: BTreeMap<String, TensorData>,
@@ -85,18 +86,22 @@ fn loss_scale(config: &TrainConfig) -> LossScaleConfig {
 }
 
 impl<'a> Trainer<'a> {
-    /// At step 0; `unet` has its adapters attached and is on a plain device.
+    /// At step 0; `networks`, or a UNet alone, have their adapters attached and are on a plain device. Without text
+    /// encoders all batches must have text states.
     ///
     /// # Errors
     /// A number of shards that the system has no threads for.
     pub fn new<M: Method>(
-        unet: Unet,
+        networks: impl Into<Networks>,
         method: &M,
         config: &'a TrainConfig,
     ) -> Result<Self, TrainError> {
-        let parameters = Stacks::of(method, &unet);
+        let networks = networks.into();
+        let parameters = Stacks::of(method, &networks);
+        let text = config.learning_text_encoder();
         Ok(Self {
-            optimizer: AdapterOptimizer::new(&config.optimizer),
+            optimizer: AdapterOptimizer::new(&config.optimizer)
+                .with_text_rate(text.and_then(|text| text.learning_rate)),
             ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, parameters.clone())),
             shards: Shards::new(config.shards.unwrap_or(1).min(samples_at_once(config)))?,
             scale: (config.precision == Precision::F16)
@@ -105,13 +110,13 @@ impl<'a> Trainer<'a> {
             step: 0,
             good: parameters.clone(),
             parameters,
-            unet,
+            networks,
             config,
         })
     }
 
     /// The same with steps from a recording, where the device makes one: one launch instead of thousands, for as much
-    /// memory as a step takes. Only for a process whose other threads leave the device alone while it is made, in the
+    /// memory as a step takes; steps whose text encoders learn are not recorded. Only for a process whose other threads leave the device alone while it is made, in the
     /// first step.
     #[must_use]
     pub fn recording(self) -> Self {
@@ -142,6 +147,12 @@ impl<'a> Trainer<'a> {
     }
 
     fn step_over(&mut self, batches: &[Batch]) -> Result<Step, TrainError> {
+        let text_learns = self.config.learning_text_encoder();
+        let text_learns =
+            text_learns.is_some_and(|text| text.learns_in(self.step, self.config.steps));
+        if !text_learns {
+            self.rest_text_encoders();
+        }
         let samples: usize = batches.iter().map(Batch::len).sum();
         let at_once = samples.div_ceil(self.config.accumulation).max(1);
         let parts = batches.iter().flat_map(|batch| batch.parts(batch.len().div_ceil(at_once)));
@@ -171,7 +182,7 @@ impl<'a> Trainer<'a> {
             self.scale = Some(next.ok_or_else(collapsed)?);
             if !norm.is_finite() {
                 self.step += 1;
-                return Ok(Step { loss, grad_norm: norm, rotation_lr: 0.0, flat_lr: 0.0 });
+                return Ok(Step { loss, grad_norm: norm, ..Step::default() });
             }
         }
         if !loss.is_finite() || !norm.is_finite() {
@@ -179,32 +190,50 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::Diverged { step: self.step + 1, value, kept: None });
         }
         let factor = self.config.optimizer.factor(self.step, self.config.steps);
-        self.parameters = self.optimizer.step_stacks(&self.parameters, &grads, factor);
+        let moved = self.optimizer.step_stacks(&self.parameters, &grads, factor);
+        // Without a gradient they would go on by what they remember of it.
+        self.parameters = match text_learns {
+            true => moved,
+            false => moved.zip(&self.parameters, |stack, new, old| match stack.kind.part {
+                Part::Denoiser => new,
+                Part::Text => old,
+            }),
+        };
         let [rotation_lr, flat_lr] = self.optimizer.rates(factor).map(|rate| rate as f32);
         self.step += 1;
         if let Some(ema) = &mut self.ema {
             ema.update(&self.parameters, self.step);
         }
-        Ok(Step { loss, grad_norm: norm, rotation_lr, flat_lr })
+        let text_lr = if text_learns { self.optimizer.text_rate(factor) as f32 } else { 0.0 };
+        Ok(Step { loss, grad_norm: norm, rotation_lr, flat_lr, text_lr })
+    }
+
+    /// From here on nothing is asked of them but what they say.
+    fn rest_text_encoders(&mut self) {
+        let Networks { text_encoder, text_encoder_2, .. } = &mut self.networks;
+        for encoder in [text_encoder, text_encoder_2] {
+            *encoder = encoder.take().map(|encoder| encoder.no_grad());
+        }
     }
 
     /// Losses and gradients of the parts of `batch` that are computed at once.
     fn gradients(&mut self, batch: &Batch) -> Vec<(f32, Stacks)> {
         let scale = self.scale.map_or(1.0, |scale| scale.value);
-        let (unet, parameters, config) = (&self.unet, &self.parameters, self.config);
+        let (networks, parameters, config) = (&self.networks, &self.parameters, self.config);
         if self.shards.count() == 1 {
-            return vec![self.recorded.gradients(unet, parameters, batch, config, scale)];
+            return vec![self.recorded.gradients(networks, parameters, batch, config, scale)];
         }
-        let unet = parameters.put(unet.clone());
+        let networks = parameters.put(networks.clone());
         let parts = batch.parts(self.shards.count());
-        let parts = parts.into_iter().map(|part| (unet.clone(), part)).collect();
-        let found = self.shards.map(parts, |(unet, part)| gradients(&unet, &part, config, scale));
+        let parts = parts.into_iter().map(|part| (networks.clone(), part)).collect();
+        let of = |(networks, part): (Networks, Batch)| gradients(&networks, &part, config, scale);
+        let found = self.shards.map(parts, of);
         found.into_iter().map(|(loss, grads)| (loss, parameters.gradients(grads))).collect()
     }
 
-    /// The adapted network: with its average, where there is one.
-    pub fn unet(&self) -> Unet {
-        self.ema.as_ref().map_or(&self.parameters, |ema| &ema.values).put(self.unet.clone())
+    /// The adapted networks: with their average, where there is one.
+    pub fn networks(&self) -> Networks {
+        self.ema.as_ref().map_or(&self.parameters, |ema| &ema.values).put(self.networks.clone())
     }
 
     /// The loss scale, in f16.
@@ -212,9 +241,9 @@ impl<'a> Trainer<'a> {
         self.scale
     }
 
-    /// The newest network that is known to give a finite loss, without averaging.
-    pub fn last_good(&self) -> Unet {
-        self.good.put(self.unet.clone())
+    /// The newest networks that are known to give a finite loss, without averaging.
+    pub fn last_good(&self) -> Networks {
+        self.good.put(self.networks.clone())
     }
 
     /// What to store.
@@ -236,7 +265,7 @@ impl<'a> Trainer<'a> {
         {
             return None;
         }
-        let device = self.unet.conv_in.weight.val().device();
+        let device = self.networks.unet.conv_in.weight.val().device();
         if let Some(ema) = &mut self.ema {
             ema.values = self.parameters.restored(state.average)?;
         }

@@ -5,16 +5,15 @@ use std::time::Instant;
 
 use burn::module::Module as _;
 use burn::tensor::Tensor;
-use soda_adapters::{
-    Adaptation, AdapterFile, Component, Geometry, Header, Leaf, Method, Recipe, leaves,
-};
+use soda_adapters::{Geometry, Header, Leaf, Method, leaves};
 use soda_linalg::stiefel::defect;
-use soda_models::unet::Unet;
+use soda_models::pipeline::Networks;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 use crate::history::{History, Measured};
+use crate::parts::Parts;
 use crate::personalise::Event;
 use crate::run::{ADAPTER, CHECKPOINTS, RunFolder};
 use crate::sampling::Sampler;
@@ -26,11 +25,11 @@ use crate::validation::Validation;
 pub(crate) const TRAINING: &str = "training";
 
 /// What the steps work with.
-pub(crate) struct Training<'a, M: Method> {
+pub(crate) struct Training<'a> {
     pub(crate) config: &'a TrainConfig,
     pub(crate) folder: &'a RunFolder,
     pub(crate) header: &'a Header,
-    pub(crate) recipe: &'a Recipe<M>,
+    pub(crate) parts: &'a Parts,
     pub(crate) material: Material<'a>,
     /// Where the settings ask for it.
     pub(crate) validation: Option<Validation>,
@@ -41,13 +40,13 @@ pub(crate) struct Training<'a, M: Method> {
 /// What came of them.
 pub(crate) struct Trained {
     /// Adapted, on a plain device.
-    pub(crate) unet: Unet,
+    pub(crate) networks: Networks,
     pub(crate) history: History,
     /// Of the steps themselves.
     pub(crate) seconds: f64,
 }
 
-impl<M: Method> Training<'_, M> {
+impl Training<'_> {
     /// Goes on from the newest checkpoint, if there is one, to the last step.
     pub(crate) fn run(
         mut self,
@@ -81,10 +80,7 @@ impl<M: Method> Training<'_, M> {
                 Err(error) => {
                     let path = self.folder.file(ADAPTER);
                     let Some(error) = error.keeping(&path) else { return Err(error) };
-                    let good = Adaptation::capture(self.recipe.clone(), &trainer.last_good());
-                    AdapterFile::new(self.header.clone())
-                        .with(Component::Unet, good)
-                        .write(&path)?;
+                    self.parts.file(self.header.clone(), &trainer.last_good()).write(&path)?;
                     return Err(error);
                 }
                 Ok(step) => step,
@@ -108,7 +104,7 @@ impl<M: Method> Training<'_, M> {
             }
             if due(self.config.samples.every, done) && done < total {
                 // Constant for as long as it draws: folded in once instead of in each of its steps.
-                let drawn = sampler.record(trainer.unet().materialize(), done, on_event)?;
+                let drawn = sampler.record(trainer.networks().materialize(), done, on_event)?;
                 if let Some(events) = &mut self.events {
                     drawn.show(events)?;
                 }
@@ -125,16 +121,16 @@ impl<M: Method> Training<'_, M> {
                 return Err(TrainError::Stopped { step: done, folder });
             }
         }
-        Ok(Trained { unet: trainer.unet(), history, seconds })
+        Ok(Trained { networks: trainer.networks(), history, seconds })
     }
 
     fn measure(&mut self, trainer: &Trainer<'_>, history: &mut History) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
-        let unet = trainer.unet();
+        let networks = trainer.networks();
         let measured = Measured {
             step: trainer.steps_done(),
-            loss: validation.loss(&unet),
-            orthogonality: orthogonality(&self.config.method, &leaves(&unet)),
+            loss: validation.loss(&networks),
+            orthogonality: orthogonality(&self.config.method, &leaves(&networks)),
         };
         if let Some(events) = &mut self.events {
             events.scalars(measured.step, &measured.named())?;

@@ -3,8 +3,8 @@
 
 use burn::tensor::{Int, Tensor};
 use soda_models::noise::{generator, normal};
+use soda_models::pipeline::Networks;
 use soda_models::scheduler::Ddpm;
-use soda_models::unet::Unet;
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
@@ -37,7 +37,7 @@ impl Validation {
                 let batch = Batch {
                     noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
                     target: schedule.target(latents, noise, timesteps.clone()),
-                    condition: data.condition(rows),
+                    prompts: data.prompts(rows),
                     weight: Tensor::full([samples], 1.0 / (count * shares) as f64, &device),
                     timesteps: timesteps.float(),
                     mask: data.mask(rows),
@@ -49,8 +49,8 @@ impl Validation {
     }
 
     /// The mean over pictures and timesteps.
-    pub(crate) fn loss(&self, unet: &Unet) -> f32 {
-        self.batches.iter().map(|batch| value(unet, batch)).sum()
+    pub(crate) fn loss(&self, networks: &Networks) -> f32 {
+        self.batches.iter().map(|batch| value(networks, batch)).sum()
     }
 }
 
@@ -90,12 +90,13 @@ mod tests {
         let data = Encoded::new(&pipeline, &examples[..3], &encode, None, &mut |_, _| ()).unwrap();
         let schedule = pipeline.noise_schedule();
         let validation = Validation::new(&data, &schedule, &config);
-        let found = validation.loss(&pipeline.unet);
-        assert_eq!(found, Validation::new(&data, &schedule, &config).loss(&pipeline.unet));
+        let networks = pipeline.networks();
+        let found = validation.loss(&networks);
+        assert_eq!(found, Validation::new(&data, &schedule, &config).loss(&networks));
 
         let mut sum = 0.0;
         let latents = data.likeliest(&data.first_rows()[0]);
-        let text = data.condition(&data.first_rows()[0]).text;
+        let text = data.prompts(&data.first_rows()[0]).ready().unwrap().text;
         for (share, t) in [(0, 200), (1, 400)] {
             let noise: Tensor<4> =
                 gaussian(config.seed, streams::VALIDATION + share, latents.dims(), &device);

@@ -30,7 +30,7 @@ fn batch(step: usize, samples: usize, device: &Device) -> Batch {
         noisy: Tensor::from_data(wave(0.37, &shape), device),
         target: Tensor::from_data(wave(0.61, &shape), device),
         timesteps: Tensor::full([samples], (100 * step) as f64, device),
-        condition: Tensor::<3>::from_data(wave(0.13, &[samples, 77, 160]), device).into(),
+        prompts: Tensor::<3>::from_data(wave(0.13, &[samples, 77, 160]), device).into(),
         weight: Tensor::full([samples], 1.0 / samples as f64, device),
         mask: None,
     }

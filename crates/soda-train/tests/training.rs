@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use soda_adapters::{Leaf, Method as _, leaves};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use soda_adapters::{Component, Leaf, Method as _, leaves};
 use soda_kernels::matmul;
 use soda_models::config;
+use soda_models::pipeline::{Networks, Pipeline, TextIds};
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::weights;
-use soda_train::{Batch, TrainConfig, Trainer, TrainerState, preset, set};
+use soda_train::{Batch, Prompts, TrainConfig, Trainer, TrainerState, preset, set};
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -45,12 +46,33 @@ fn unet_of(config: &TrainConfig, device: &Device) -> Unet {
     config.method.plan(&config.targets, &unet).unwrap().attach(unet)
 }
 
-/// The file of `docs/reference/training.py`.
+/// Those of the text encoder in the fixture.
+const TEXT: [&str; 2] = [
+    r#"text_encoder.targets=['layers\.[02]\.self_attn\.(q|out)_proj\.weight$']"#,
+    "text_encoder.learning_rate=1e-3",
+];
+
+/// With the text encoder, which learns too.
+fn text_trainer<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a> {
+    let pipeline = Pipeline::load(&path("../../examples/toybox/base"), device).unwrap();
+    let (networks, text) = (pipeline.networks(), config.text_encoder.as_ref().unwrap());
+    let plan = config.method.plan(&config.targets, &networks.unet).unwrap();
+    let text = config.method.plan(&text.targets, &networks.text_encoder).unwrap();
+    let plan = plan.within(Component::Unet).and(text.within(Component::TextEncoder));
+    Trainer::new(plan.attach(networks), &config.method, config).unwrap()
+}
+
+/// The files of `docs/reference/training.py`.
 struct Fixture(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
 
 impl Fixture {
     fn read() -> Self {
-        let bytes = std::fs::read(path("tests/fixtures/training.safetensors")).unwrap();
+        let files = ["training", "training_text"].map(Self::entries);
+        Self(files.into_iter().flatten().collect())
+    }
+
+    fn entries(name: &str) -> Vec<(String, (Vec<usize>, Vec<f32>))> {
+        let bytes = std::fs::read(path(&format!("tests/fixtures/{name}.safetensors"))).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let numbers = |view: &safetensors::tensor::TensorView<'_>| {
             let word = |bytes: &[u8]| -> [u8; 4] { bytes.try_into().unwrap() };
@@ -66,7 +88,7 @@ impl Fixture {
         let entry = |(name, view): &(String, safetensors::tensor::TensorView<'_>)| {
             (name.clone(), (view.shape().to_vec(), numbers(view)))
         };
-        Self(tensors.iter().map(entry).collect())
+        tensors.iter().map(entry).collect()
     }
 
     fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
@@ -84,11 +106,18 @@ impl Fixture {
         Batch {
             noisy: at("noisy"),
             target: at("target"),
-            condition: self.tensor::<3>("text", device).into(),
+            prompts: self.tensor::<3>("text", device).into(),
             timesteps,
             weight: Tensor::full([count], 1.0 / count as f64, device),
             mask: None,
         }
+    }
+
+    /// The same of which the text encoder is given tokens.
+    fn tokens(&self, step: usize, device: &Device) -> Batch {
+        let ids: Tensor<2, Int> = self.tensor::<2>("ids", device).int();
+        let prompts = Prompts::Tokens { ids: TextIds { first: ids, second: None }, time_ids: None };
+        Batch { prompts, ..self.batch(step, device) }
     }
 
     fn under(&self, prefix: &str) -> BTreeMap<String, TensorData> {
@@ -110,34 +139,47 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 #[test]
 fn six_steps_are_pytorchs() {
     let (fixture, device) = (Fixture::read(), Device::default());
-    for method in ["soda", "soda-qr", "svdiff", "lora"] {
-        for loss in ["mse", "dco"] {
-            let case = format!("{method}/{loss}");
-            let (method_setting, loss_setting) =
-                (format!("method={method}"), format!("objective.loss={loss}"));
-            let mut all = vec![method_setting.as_str(), &loss_setting, "shards=2"];
-            if method == "lora" {
-                all.push("method.rank=4");
-            }
-            let config = settings(&all);
-            let start = fixture.under(&format!("{method}/start/"));
-            let state = TrainerState { adapter: start.clone(), ..TrainerState::default() };
-            let mut trainer = trainer(&config, &device).restored(state).unwrap();
-            for (step, expected) in fixture.0[&format!("{case}/losses")].1.iter().enumerate() {
-                let found = trainer.step_on(&fixture.batch(step, &device)).unwrap().loss;
-                let error = (found - expected).abs() / expected.abs().max(1e-2);
-                assert!(error < 5e-4, "{case}, step {step}: {found} for {expected}");
-            }
-            let end = fixture.under(&format!("{case}/end/"));
-            let state = trainer.state();
-            let all = |of: &BTreeMap<String, TensorData>| -> Vec<f64> {
-                end.keys().flat_map(|name| of[name].iter::<f64>().collect::<Vec<_>>()).collect()
-            };
-            let (start, end, found) = (all(&start), all(&end), all(&state.adapter));
-            let way = norm(end.iter().zip(&start).map(|(a, b)| a - b));
-            let error = norm(end.iter().zip(&found).map(|(a, b)| a - b)) / way;
-            assert!(error < 5e-4, "{case}: {error:e} of the way");
+    let cases = ["soda", "soda-qr", "svdiff", "lora"].map(|name| [(name, "mse"), (name, "dco")]);
+    let text = [("soda-text", "mse"), ("soda-text", "dco"), ("lora-text", "mse")];
+    for (name, loss) in cases.into_iter().flatten().chain(text) {
+        let case = format!("{name}/{loss}");
+        let with_text = name.strip_suffix("-text");
+        let method = with_text.unwrap_or(name);
+        let (method_setting, loss_setting) =
+            (format!("method={method}"), format!("objective.loss={loss}"));
+        let mut all = vec![method_setting.as_str(), &loss_setting, "shards=2"];
+        if method == "lora" {
+            all.push("method.rank=4");
         }
+        if with_text.is_some() {
+            all.extend(TEXT);
+        }
+        let config = settings(&all);
+        let start = fixture.under(&format!("{name}/start/"));
+        let state = TrainerState { adapter: start.clone(), ..TrainerState::default() };
+        let mut trainer = match with_text {
+            Some(_) => text_trainer(&config, &device),
+            None => trainer(&config, &device),
+        };
+        trainer = trainer.restored(state).unwrap();
+        for (step, expected) in fixture.0[&format!("{case}/losses")].1.iter().enumerate() {
+            let batch = match with_text {
+                Some(_) => fixture.tokens(step, &device),
+                None => fixture.batch(step, &device),
+            };
+            let found = trainer.step_on(&batch).unwrap().loss;
+            let error = (found - expected).abs() / expected.abs().max(1e-2);
+            assert!(error < 5e-4, "{case}, step {step}: {found} for {expected}");
+        }
+        let end = fixture.under(&format!("{case}/end/"));
+        let state = trainer.state();
+        let all = |of: &BTreeMap<String, TensorData>| -> Vec<f64> {
+            end.keys().flat_map(|name| of[name].iter::<f64>().collect::<Vec<_>>()).collect()
+        };
+        let (start, end, found) = (all(&start), all(&end), all(&state.adapter));
+        let way = norm(end.iter().zip(&start).map(|(a, b)| a - b));
+        let error = norm(end.iter().zip(&found).map(|(a, b)| a - b)) / way;
+        assert!(error < 5e-4, "{case}: {error:e} of the way");
     }
 }
 
@@ -301,7 +343,7 @@ fn a_loss_that_is_no_number_moves_nothing() {
     trainer.step_on(&fixture.batch(0, &device)).unwrap();
     let before = trainer.state();
     // Only the loss of the next step tells whether a move was good: until then the one before counts.
-    let first = leaves(&unet_of(&config, &device));
+    let first = leaves(&Networks::from(unet_of(&config, &device)));
     assert_eq!(values(&leaves(&trainer.last_good())), values(&first));
     let mut batch = fixture.batch(1, &device);
     batch.noisy = batch.noisy.mul_scalar(f32::NAN);

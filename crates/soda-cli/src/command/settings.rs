@@ -54,6 +54,12 @@ pub(crate) struct SettingsArgs {
     /// How weights are adapted: soda, soda-qr, svdiff, lora, dora, oft, ... (a wrong name lists all)
     #[arg(long, value_name = "NAME")]
     pub(crate) method: Option<String>,
+    /// Train adapters of the text encoders beside the UNet's (docs/guide-text-encoder.md)
+    #[arg(long)]
+    pub(crate) train_text_encoder: bool,
+    /// Their learning rate, if it is another than the UNet's; trains them
+    #[arg(long, value_name = "LR")]
+    pub(crate) text_encoder_lr: Option<f64>,
     /// Number of Kronecker factors of each rotation
     #[arg(long, value_name = "M", conflicts_with = "no_rotation")]
     pub(crate) factors: Option<usize>,
@@ -114,6 +120,11 @@ pub(crate) fn resolve(args: &SettingsArgs) -> Result<TrainConfig> {
     }
     if !args.sample.is_empty() {
         config.samples.prompts.clone_from(&args.sample);
+    }
+    if args.train_text_encoder || args.text_encoder_lr.is_some() {
+        let text_encoder = config.text_encoder.get_or_insert_default();
+        text_encoder.enabled = true;
+        text_encoder.learning_rate = args.text_encoder_lr.or(text_encoder.learning_rate);
     }
     soda_options(args, &mut config)?;
     Ok(config)

@@ -24,6 +24,7 @@ Examples:
   soda train --base models/toy --data photos/mug --set objective.loss=dco --set method=lora
   soda train --base models/sdxl --preset sdxl --data photos/mug --set 'buckets={}' --cache caches
   soda train --base models/toy --data photos/mug --set masks.source=alpha
+  soda train --base models/toy --data photos/mug --text-encoder-lr 1e-3
   soda train --resume runs/mug-1
 
 A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
@@ -37,7 +38,7 @@ pub(crate) struct TrainArgs {
         conflicts_with_all = [
             "config", "preset", "set", "base", "data", "judges", "prompt", "name", "steps",
             "batch_size", "seed", "rotation_lr", "spectrum_lr", "target", "method", "factors",
-            "no_rotation", "no_spectrum", "sample",
+            "no_rotation", "no_spectrum", "sample", "train_text_encoder", "text_encoder_lr",
         ],
     )]
     pub(crate) resume: Option<PathBuf>,

@@ -8,6 +8,7 @@ mod method;
 mod objective;
 mod optimizer;
 mod preset;
+mod text_encoder;
 mod validation;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use masks::{MaskConfig, MaskSource};
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
 pub use preset::{PRESETS, Preset, preset};
+pub use text_encoder::TextEncoderConfig;
 pub use validation::ValidationConfig;
 
 use crate::backward::Checkpointing;
@@ -87,6 +89,9 @@ pub struct TrainConfig {
     /// How they are adapted; in TOML a method's name is enough.
     #[serde(default, deserialize_with = "method::deserialize")]
     pub method: MethodConfig,
+    /// Adapters of the text encoders beside it; without them captions are read once.
+    #[serde(default)]
+    pub text_encoder: Option<TextEncoderConfig>,
     /// What a step minimises.
     #[serde(default)]
     pub objective: ObjectiveConfig,
@@ -179,6 +184,11 @@ impl TrainConfig {
         table.try_into().map_err(|source: toml::de::Error| edit::explain(source.message()))
     }
 
+    /// The settings of the text encoders, where they learn.
+    pub fn learning_text_encoder(&self) -> Option<&TextEncoderConfig> {
+        self.text_encoder.as_ref().filter(|config| config.enabled)
+    }
+
     /// Refuses numbers that cannot train anything, and settings that exclude each other.
     ///
     /// # Errors
@@ -211,6 +221,15 @@ impl TrainConfig {
         self.validation.check()?;
         self.optimizer.check()?;
         self.objective.check()?;
+        if let Some(text_encoder) = self.learning_text_encoder() {
+            text_encoder.check(&self.optimizer)?;
+            if self.encoder_precision != Precision::F32 {
+                return Err(TrainError::Conflict(
+                    "text encoders learn in f32: set `encoder_precision = \"f32\"`, or \
+                     `text_encoder.enabled = false`",
+                ));
+            }
+        }
         if let Some(prior) = &self.prior {
             prior.check()?;
             if self.objective.loss == Loss::Dco {
@@ -265,9 +284,11 @@ mod tests {
             "targets=[\"cross-attention\"]",
             "method=lora",
             "method.rank=3",
+            "text_encoder.learning_rate=5e-5",
         ]))
         .unwrap();
         assert_eq!(config.optimizer.rotation_lr, 1e-3);
+        assert_eq!(config.learning_text_encoder().unwrap().learning_rate, Some(5e-5));
         assert_eq!(config.optimizer.schedule, Schedule::Constant);
         assert_eq!(config.objective.timesteps, Some([10, 20]));
         assert_eq!(config.objective.min_snr_gamma, Some(5.0));
@@ -327,6 +348,8 @@ mod tests {
             ("augment.tag_orders=0", "augment.tag_orders"),
             ("augment.caption_dropout=1.5", "augment.caption_dropout"),
             ("masks.unmasked_weight=1.5", "masks.unmasked_weight"),
+            ("text_encoder.learning_rate=-1", "text_encoder.learning_rate"),
+            ("text_encoder.stop_after=1.5", "text_encoder.stop_after"),
             ("loss_scale.initial=3", "loss_scale.initial"),
             ("loss_scale.growth_interval=10", "belongs to `precision = \"f16\"`"),
         ] {
@@ -336,5 +359,21 @@ mod tests {
         let both = table(&["objective.loss=dco", "prior.prompt=a mug"]);
         let error = TrainConfig::from_table(both).unwrap().check().unwrap_err();
         assert!(error.to_string().contains("exclude each other"), "{error}");
+        for (settings, remedy) in [
+            (&["encoder_precision=bf16", "text_encoder={}"][..], "`encoder_precision = \"f32\"`"),
+            (
+                &[
+                    "optimizer.flat=prodigy",
+                    "optimizer.spectrum_lr=1",
+                    "text_encoder.stop_after=0.5",
+                ],
+                "remove `text_encoder.learning_rate`",
+            ),
+        ] {
+            let error = TrainConfig::from_table(table(settings)).unwrap().check().unwrap_err();
+            assert!(error.to_string().contains(remedy), "{error}");
+            let off = [settings, &["text_encoder.enabled=false"]].concat();
+            TrainConfig::from_table(table(&off)).unwrap().check().unwrap();
+        }
     }
 }

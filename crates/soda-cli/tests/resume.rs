@@ -20,7 +20,7 @@ fn soda(folder: &Path) -> Command {
     command
 }
 
-/// Everything that a stop could disturb: average, warm-up, accumulation, prior, several threads, recomputed blocks.
+/// Everything that a stop could disturb: text encoders that learn for a while, average, warm-up, accumulation, prior, several threads, recomputed blocks.
 fn train(folder: &Path, name: &str, steps: usize) -> Command {
     let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
     let mut command = soda(folder);
@@ -33,6 +33,9 @@ fn train(folder: &Path, name: &str, steps: usize) -> Command {
         "checkpointing=block",
         "accumulation=2",
         "samples.steps=1",
+        r"text_encoder.targets=['layers\.1\..*q_proj\.weight$']",
+        "text_encoder.learning_rate=1e-2",
+        "text_encoder.stop_after=0.75",
         "optimizer.ema_decay=0.9",
         "optimizer.warmup_steps=3",
         "objective.min_snr_gamma=5",

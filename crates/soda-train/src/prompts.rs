@@ -170,3 +170,148 @@ fn condition(states: TextStates, time_ids: Option<Tensor<2>>) -> Condition {
     let added = time_ids.map(|time_ids| AddedCondition { pooled, time_ids });
     Condition { text: hidden, added }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use burn::tensor::{Device, TensorData};
+    use serde_json::json;
+    use soda_models::clip::text::ClipTextConfig;
+    use soda_models::noise::gaussian;
+    use soda_models::unet::UnetConfig;
+
+    use super::*;
+    use crate::backward::Checkpointing;
+    use crate::batch::Batch;
+    use crate::config::{TrainConfig, preset, set};
+    use crate::loss::gradients;
+    use crate::parts::Parts;
+
+    const SAMPLES: usize = 3;
+
+    /// A denoiser of SDXL's kind with both its text encoders.
+    fn networks(device: &Device) -> Networks {
+        let unet: UnetConfig = serde_json::from_value(json!({
+            "block_out_channels": [16, 32],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2],
+            "norm_num_groups": 8,
+            "cross_attention_dim": 24,
+            "attention_head_dim": [2, 4],
+            "use_linear_projection": true,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 60,
+        }))
+        .unwrap();
+        let encoder = |width, projection_dim| ClipTextConfig {
+            vocab_size: 30,
+            hidden_size: width,
+            intermediate_size: 2 * width,
+            num_hidden_layers: 3,
+            num_attention_heads: 2,
+            max_position_embeddings: 6,
+            eos_token_id: 29,
+            projection_dim,
+            ..ClipTextConfig::default()
+        };
+        Networks {
+            unet: unet.init(device),
+            text_encoder: Some(encoder(8, None).init(device)),
+            text_encoder_2: Some(encoder(16, Some(12)).init(device)),
+        }
+    }
+
+    fn batch(device: &Device) -> Batch {
+        let ids = |shift: i32| {
+            let id =
+                |row: i32, at: i32| if at < 3 + row { (7 * row + 5 * at + shift) % 29 } else { 29 };
+            let ids: Vec<i32> =
+                (0..SAMPLES as i32).flat_map(|row| (0..6).map(move |at| id(row, at))).collect();
+            Tensor::from_data(TensorData::new(ids, [SAMPLES, 6]), device)
+        };
+        let sizes = TensorData::from([[64f32, 96.0, 0.0, 8.0, 80.0, 112.0]; SAMPLES]);
+        Batch {
+            noisy: gaussian(0, 0, [SAMPLES, 4, 8, 8], device),
+            target: gaussian(0, 1, [SAMPLES, 4, 8, 8], device),
+            timesteps: Tensor::from_data(TensorData::from([20f32, 400.0, 800.0]), device),
+            prompts: Prompts::Tokens {
+                ids: TextIds { first: ids(0), second: Some(ids(3)) },
+                time_ids: Some(Tensor::from_data(sizes, device)),
+            },
+            weight: Tensor::from_data(TensorData::from([0.5f32, 0.3, 0.2]), device),
+            mask: None,
+        }
+    }
+
+    fn adapted(settings: &[&str], device: &Device) -> (TrainConfig, Networks) {
+        let mut table = preset("toybox").unwrap();
+        let common =
+            ["base=b", "data=d", "method=svdiff", "text_encoder.targets=['text-attention+mlp']"];
+        for setting in common.iter().chain(settings) {
+            set(&mut table, setting).unwrap();
+        }
+        let config = TrainConfig::from_table(table).unwrap();
+        let networks = networks(device);
+        let (_, plan) = Parts::plan(&config, &networks, None, &mut |_, _| ()).unwrap();
+        (config, plan.attach(networks))
+    }
+
+    fn norm(x: &Tensor<1>) -> f32 {
+        x.clone().square().sum().sqrt().into_scalar()
+    }
+
+    /// Through the condition and back, by blocks or not, the gradients are those of one tape through encoders and UNet:
+    /// 1e-5 of a tensor's own norm, since sums are added in another order.
+    #[test]
+    fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
+        let device = Device::default();
+        let batch = batch(&device);
+        let (config, networks) = adapted(&[], &device);
+        let taped = networks.clone().train();
+        let Prompts::Tokens { ids, time_ids } = &batch.prompts else { panic!("tokens") };
+        let states = taped.read(&ids.clone().on_tape()).unwrap();
+        let on_tape = |x: Tensor<4>| Tensor::<4>::from_inner(x);
+        let told = condition(states, time_ids.clone().map(Tensor::from_inner));
+        let at = Tensor::<1>::from_inner(batch.timesteps.clone());
+        let prediction = taped.unet.forward(on_tape(batch.noisy.clone()), at, told);
+        let squares: Tensor<2> =
+            (prediction - on_tape(batch.target.clone())).square().flatten(1, 3);
+        let each: Tensor<1> = squares.mean_dim(1).reshape([SAMPLES]);
+        let loss = (each * Tensor::from_inner(batch.weight.clone())).sum();
+        let expected = AdapterGradients::collect(&taped, &loss.backward());
+        let texts = expected.0.keys().filter(|path| path.starts_with("text_encoder")).count();
+        // Of two layers the first encoder, and of three the second, whose pooled text has seen the last.
+        assert_eq!(texts, 2 * 6 + 3 * 6);
+        for checkpointing in [Checkpointing::None, Checkpointing::Block] {
+            let config = TrainConfig { checkpointing, ..config.clone() };
+            let (value, found) = gradients(&networks, &batch, &config, 1.0);
+            assert!((value - loss.clone().into_scalar::<f32>()).abs() < 1e-5);
+            for (path, expected) in &expected.0 {
+                let (distance, own) =
+                    (norm(&(found.0[path].clone() - expected.clone())), norm(expected));
+                assert!(own > 0.0 && distance <= 1e-5 * own, "{path}: {distance:e} of {own:e}");
+            }
+            // What the loss cannot reach has a gradient of zero, or none.
+            let rest = found.0.iter().filter(|(path, _)| !expected.0.contains_key(*path));
+            assert!(rest.into_iter().all(|(_, grad)| norm(grad) == 0.0));
+        }
+    }
+
+    /// The frozen prediction is that of the frozen text encoders too: where everything is at its start, DCO's loss is
+    /// log 2 for every sample.
+    #[test]
+    fn dco_measures_against_frozen_text_encoders() {
+        let device = Device::default();
+        let (config, networks) = adapted(&["objective.loss=dco"], &device);
+        let shifted = soda_adapters::map_leaves(networks.clone(), |path, _, value| {
+            let text = path.starts_with("text_encoder.") && path.contains(".adapter.");
+            text.then(|| value.add_scalar(0.3))
+        });
+        let loss = |networks: &Networks| gradients(networks, &batch(&device), &config, 1.0).0;
+        assert!((loss(&networks) - std::f32::consts::LN_2).abs() < 1e-4, "{}", loss(&networks));
+        assert!((loss(&shifted) - std::f32::consts::LN_2).abs() > 1e-2, "{}", loss(&shifted));
+    }
+}

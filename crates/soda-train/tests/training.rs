@@ -233,6 +233,39 @@ fn a_restored_trainer_goes_on_to_the_bit() {
     assert!(trainer(&other, &device).restored(straight.state()).is_none());
 }
 
+/// After their share of the steps text encoders stand still to the bit and the UNet goes on, in a run that was stopped
+/// before that as well.
+#[test]
+fn text_encoders_learn_for_their_share_of_the_steps() {
+    let (fixture, device) = (Fixture::read(), Device::default());
+    let rest = ["steps=5", "text_encoder.stop_after=0.5", "optimizer.ema_decay=0.9"];
+    let config = settings(&[&TEXT[..], &rest, &["shards=2", "checkpointing=block"]].concat());
+    let text = |state: &TrainerState| -> BTreeMap<String, TensorData> {
+        let all = state.adapter.clone().into_iter();
+        all.filter(|(path, _)| path.starts_with("text_encoder.")).collect()
+    };
+    let mut straight = text_trainer(&config, &device);
+    let step = |trainer: &mut Trainer<'_>, number| {
+        trainer.step_on(&fixture.tokens(number, &device)).unwrap()
+    };
+    step(&mut straight, 0);
+    let mut resumed = text_trainer(&config, &device).restored(straight.state()).unwrap();
+    for number in 1..5 {
+        let before = straight.state();
+        let steps = [&mut straight, &mut resumed].map(|trainer| step(trainer, number));
+        assert_eq!(steps[0], steps[1]);
+        let after = straight.state();
+        let learns = number < 3;
+        assert_eq!(steps[0].text_lr, if learns { 1e-3 } else { 0.0 });
+        assert_eq!(text(&before) != text(&after), learns, "step {number}");
+        assert_ne!(before.adapter, after.adapter);
+    }
+    assert_eq!(straight.state(), resumed.state());
+    // A run without text encoders is another one.
+    let alone = settings(&[]);
+    assert!(trainer(&alone, &device).restored(straight.state()).is_none());
+}
+
 /// A trainer of the network in the precision of `config`.
 fn trainer_in<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a> {
     let unet = unet(device);

@@ -1,0 +1,109 @@
+//! Text encoders that learn: from the command line to a file, to pictures, and to the forms of others.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+#[path = "../../soda-models/tests/common/mod.rs"]
+mod models;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use common::{soda, toybox};
+use models::{Fixture, write_pipeline};
+use soda_adapters::{AdapterFile, Component};
+use soda_models::pipeline::Pipeline;
+
+#[track_caller]
+fn run(folder: &Path, args: &[&str]) -> String {
+    let output = soda(folder, args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned() + &said
+}
+
+/// Three steps of LoRA on UNet and text encoders of `base`.
+fn train(folder: &Path, base: &str, options: &[&str]) -> AdapterFile {
+    let data = toybox("subjects/castle_mug");
+    let common = [
+        &["train", "--base", base, "--data", data.to_str().unwrap(), "--name", "run"][..],
+        &["--method", "lora", "--target", "attn2.*to_(k|v)\\.weight$", "--steps", "3"],
+        &["--batch-size", "2", "--spectrum-lr", "1e-2", "--sample", "a sks mug"],
+        &["--set", "samples.steps=2", "--set", "validation.every=1"],
+    ];
+    let said = run(folder, &[&common.concat(), options].concat());
+    assert!(said.contains("captions are read in every step"), "{said}");
+    AdapterFile::read(&folder.join("runs/run/adapter.safetensors")).unwrap()
+}
+
+/// The picture of a prompt, as its file's bytes without what it says of its making.
+fn draw(folder: &Path, base: &str, options: &[&str], out: &str) -> Vec<u8> {
+    let common =
+        ["generate", "--base", base, "--prompt", "a sks mug", "--steps", "2", "--out", out];
+    run(folder, &[&common[..], options].concat());
+    image::open(folder.join(out).join("seed0-00.png")).unwrap().into_rgb8().into_raw()
+}
+
+fn moved(file: &AdapterFile, component: Component) -> f32 {
+    // A LoRA's second factor begins at zero.
+    let second = file.parts[&component].tensors.iter().filter(|(key, _)| key.ends_with(".b"));
+    second
+        .flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>())
+        .fold(0.0, |m, x| m.max(x.abs()))
+}
+
+#[test]
+fn a_trained_text_encoder_is_drawn_with_exported_and_imported() {
+    let desk = tempfile::tempdir().unwrap();
+    let (folder, base) = (desk.path(), toybox("base"));
+    let base = base.to_str().unwrap();
+    let file = train(folder, base, &["--text-encoder-lr", "2e-2"]);
+    let parts: Vec<_> = file.parts.keys().collect();
+    assert_eq!(parts, [&Component::Unet, &Component::TextEncoder]);
+    // Adam's first steps are of the rate: twice as far at twice the rate.
+    let ratio = moved(&file, Component::TextEncoder) / moved(&file, Component::Unet);
+    assert!((1.5..=2.5).contains(&ratio), "{ratio}");
+    let losses = std::fs::read_to_string(folder.join("runs/run/loss.csv")).unwrap();
+    assert!(losses.starts_with("step,loss,grad_norm,rotation_lr,flat_lr,text_lr,"), "{losses}");
+
+    let both = draw(folder, base, &["--adapter", "runs/run/adapter.safetensors"], "both");
+    let mut alone = file.clone();
+    alone.parts.remove(&Component::TextEncoder);
+    alone.write(&folder.join("alone.st")).unwrap();
+    assert_ne!(draw(folder, base, &["--adapter", "alone.st"], "alone"), both);
+    for format in ["kohya", "diffusers", "peft"] {
+        let export = ["export", "--base", base, "--adapter", "runs/run/adapter.safetensors"];
+        run(folder, &[&export[..], &["--format", format, "--out", format]].concat());
+        let again = format!("{format}.st");
+        let said = run(folder, &["import", format, "--base", base, "--out", &again]);
+        assert!(said.contains(", 0 names left out"), "{said}");
+        let imported: AdapterFile = AdapterFile::read(&folder.join(&again)).unwrap();
+        assert_eq!(imported.num_params(), file.num_params());
+        // A picture in bytes: the factors are the same numbers, scaled.
+        let drawn = draw(folder, base, &["--adapter", &again], &format!("of-{format}"));
+        let worst = drawn.iter().zip(&both).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(worst <= Some(1), "{format}: {worst:?}");
+    }
+}
+
+#[test]
+fn both_text_encoders_of_sdxl_learn() {
+    let desk = tempfile::tempdir().unwrap();
+    let folder = desk.path();
+    std::fs::create_dir(folder.join("base")).unwrap();
+    write_pipeline(&Fixture::read("pipeline-sdxl"), &folder.join("base"));
+    let file = train(folder, "base", &["--train-text-encoder", "--set", "checkpointing=block"]);
+    assert_eq!(file.parts.keys().copied().collect::<Vec<_>>(), Component::ALL);
+    for component in Component::ALL {
+        assert!(moved(&file, component) > 1e-3, "{component}");
+    }
+    let pipeline = Pipeline::load(&folder.join("base"), &Device::default()).unwrap();
+    let plan = file.plan(&pipeline.networks()).unwrap();
+    assert_eq!(
+        plan.paths().len(),
+        file.parts.values().map(|part| part.num_weights()).sum::<usize>()
+    );
+    let plain = draw(folder, "base", &[], "plain");
+    let adapted = draw(folder, "base", &["--adapter", "runs/run/adapter.safetensors"], "adapted");
+    assert_ne!(plain, adapted);
+}

@@ -1,5 +1,5 @@
 //! A step of training on the bundled model: LoRA of rank 4 on all attention projections, batch 5, the settings of
-//! `soda train --method lora`.
+//! `soda train --method lora`; and the same with the text encoder learning beside it, from tokens.
 //!
 //! `docs/reference/train_speed.py` measures the same with diffusers and PEFT; run both with the same number of threads
 //! (`RAYON_NUM_THREADS`), in turns.
@@ -8,12 +8,13 @@ use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use divan::Bencher;
-use soda_adapters::Method as _;
+use soda_adapters::{Component, Method as _};
 use soda_models::config;
 use soda_models::noise::gaussian;
+use soda_models::pipeline::Pipeline;
 use soda_models::unet::UnetConfig;
 use soda_models::weights;
-use soda_train::{Batch, TrainConfig, Trainer, preset, set};
+use soda_train::{Batch, Prompts, TextEncoderConfig, TrainConfig, Trainer, preset, set};
 
 const BATCH: usize = 5;
 
@@ -59,5 +60,22 @@ fn step(bencher: Bencher) {
     let plan = config.method.plan(&config.targets, &unet).expect("a plan");
     let mut trainer = Trainer::new(plan.attach(unet), &config.method, &config).expect("threads");
     let batch = batch(&device);
+    bencher.bench_local(|| trainer.step_on(&batch).expect("a finite loss"));
+}
+
+#[divan::bench(sample_count = 30)]
+fn step_with_text_encoder(bencher: Bencher) {
+    let device = Device::default();
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/toybox/base");
+    let pipeline = Pipeline::load(&base, &device).expect("the bundled model");
+    let text = TextEncoderConfig::default();
+    let config = TrainConfig { text_encoder: Some(text.clone()), ..settings() };
+    let plan = config.method.plan(&config.targets, &pipeline.unet).expect("a plan");
+    let of_text = config.method.plan(&text.targets, &pipeline.text_encoder).expect("a plan");
+    let plan = plan.within(Component::Unet).and(of_text.within(Component::TextEncoder));
+    let networks = plan.attach(pipeline.networks());
+    let mut trainer = Trainer::new(networks, &config.method, &config).expect("threads");
+    let ids = pipeline.token_ids(&["a photo of a sks mug on a table"; BATCH]);
+    let batch = Batch { prompts: Prompts::Tokens { ids, time_ids: None }, ..batch(&device) };
     bencher.bench_local(|| trainer.step_on(&batch).expect("a finite loss"));
 }

@@ -71,7 +71,7 @@ impl Fixture {
         Self(files.into_iter().flatten().collect())
     }
 
-    fn entries(name: &str) -> Vec<(String, (Vec<usize>, Vec<f32>))> {
+    fn entries(name: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         let bytes = std::fs::read(path(&format!("tests/fixtures/{name}.safetensors"))).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let numbers = |view: &safetensors::tensor::TensorView<'_>| {

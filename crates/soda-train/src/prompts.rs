@@ -300,6 +300,23 @@ mod tests {
         }
     }
 
+    /// f16's loss scale is a power of two, and goes through the condition into the text encoders as it is.
+    #[test]
+    fn a_loss_scale_multiplies_the_text_encoders_gradients_too() {
+        let device = Device::default();
+        let batch = batch(&device);
+        let (config, networks) = adapted(&[], &device);
+        let [(loss, plain), (same, scaled)] =
+            [1.0, 1024.0].map(|scale| gradients(&networks, &batch, &config, scale));
+        assert_eq!(loss, same);
+        let text = plain.0.iter().filter(|(path, _)| path.starts_with("text_encoder"));
+        for (path, grad) in text {
+            let expected = grad.clone().mul_scalar(1024.0);
+            let distance = norm(&(scaled.0[path].clone() - expected.clone()));
+            assert!(distance <= 1e-6 * norm(&expected), "{path}: {distance:e}");
+        }
+    }
+
     /// The frozen prediction is that of the frozen text encoders too: where everything is at its start, DCO's loss is
     /// log 2 for every sample.
     #[test]

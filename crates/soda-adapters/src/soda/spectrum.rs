@@ -16,7 +16,7 @@
 //! precisions would round `x L`, so there the correction is added as on the weight.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use soda_kernels::{has_library, matmul, scale_columns};
 use soda_linalg::{LinalgError, Qr, Svd};
 
@@ -130,7 +130,7 @@ impl Spectrum {
     /// `l (diag(s) + ΔC)` for `l` `[rows, k]`.
     fn times_shift(&self, l: Tensor<2>, s: Option<&Tensor<1>>) -> Tensor<2> {
         match (&self.delta, &self.low_rank, s) {
-            (Some(delta), _, Some(s)) => l * shifted(s, delta.val()).unsqueeze_dim(0),
+            (Some(delta), _, Some(s)) => scale_columns(l, s.clone() + delta.val(), s.zeros_like()),
             (Some(delta), _, None) => scale_columns(l, delta.val(), self.least.clone()),
             (None, Some(low_rank), s) => {
                 let change = matmul(l.clone(), low_rank.core().cast(l.dtype()));
@@ -194,11 +194,6 @@ impl Spectrum {
 
 /// Shifts that do not add up to one.
 pub(crate) struct Incompatible;
-
-/// `relu(s + δ)`
-fn shifted(s: &Tensor<1>, delta: Tensor<1>) -> Tensor<1> {
-    activation::relu(s.clone() + delta)
-}
 
 impl LowRank {
     /// `[k, k]`, exactly zero at the start.

@@ -8,6 +8,8 @@
 mod common;
 #[path = "../../soda-models/tests/common/mod.rs"]
 mod models;
+#[path = "common/run.rs"]
+mod run;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,7 @@ use burn::module::Module as _;
 use burn::tensor::{Device, Tensor};
 use common::{soda, toybox};
 use models::{Fixture, check, write_pipeline};
+use run::run;
 use soda_adapters::interop::{Imported, import};
 use soda_adapters::{AdapterFile, Component, attach_all};
 use soda_models::pipeline::Pipeline;
@@ -127,14 +130,6 @@ fn files_of_version_1_are_read() {
     assert_eq!(old.parts.keys().collect::<Vec<_>>(), [&Component::Unet]);
     let (old, new) = (&old.parts[&Component::Unet], &file.parts[&Component::Unet]);
     assert_eq!((&old.recipe, &old.tensors), (&new.recipe, &new.tensors));
-}
-
-#[track_caller]
-fn run(folder: &Path, args: &[&str]) -> String {
-    let output = soda(folder, args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{args:?}: {said}");
-    String::from_utf8_lossy(&output.stdout).into_owned() + &said
 }
 
 #[track_caller]

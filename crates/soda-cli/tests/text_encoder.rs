@@ -5,22 +5,17 @@
 mod common;
 #[path = "../../soda-models/tests/common/mod.rs"]
 mod models;
+#[path = "common/run.rs"]
+mod run;
 
 use std::path::Path;
 
 use burn::tensor::Device;
-use common::{soda, toybox};
+use common::toybox;
 use models::{Fixture, write_pipeline};
+use run::run;
 use soda_adapters::{AdapterFile, Component};
 use soda_models::pipeline::Pipeline;
-
-#[track_caller]
-fn run(folder: &Path, args: &[&str]) -> String {
-    let output = soda(folder, args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{args:?}: {said}");
-    String::from_utf8_lossy(&output.stdout).into_owned() + &said
-}
 
 /// Three steps of LoRA on UNet and text encoders of `base`.
 fn train(folder: &Path, base: &str, options: &[&str]) -> AdapterFile {

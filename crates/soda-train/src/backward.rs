@@ -196,18 +196,17 @@ fn sum<const D: usize>(a: Option<Tensor<D>>, b: Option<Tensor<D>>) -> Option<Ten
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::collections::BTreeMap;
-
     use burn::tensor::{Device, TensorData};
     use serde_json::{Value, json};
-    use soda_adapters::{Method as _, leaves, map_leaves};
+    use soda_adapters::Method as _;
     use soda_models::noise::{generator, normal};
     use soda_models::unet::UnetConfig;
 
     use super::*;
     use crate::batch::Batch;
-    use crate::config::{TrainConfig, preset, set};
+    use crate::config::TrainConfig;
     use crate::loss::gradients;
+    use crate::testing::{filled, norm, random, sdxl, settings};
 
     /// Of the loss, and of the norm of the whole gradient. Only the sum of what a map's readers say is added in another
     /// order, which rounds by 6e-8 of it.
@@ -230,59 +229,11 @@ mod tests {
         })
     }
 
-    fn sdxl() -> Value {
-        json!({
-            "block_out_channels": [16, 32],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-            "transformer_layers_per_block": [1, 2],
-            "norm_num_groups": 8,
-            "cross_attention_dim": 24,
-            "attention_head_dim": [2, 4],
-            "use_linear_projection": true,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 60,
-        })
-    }
-
-    fn settings(settings: &[&str]) -> TrainConfig {
-        let mut table = preset("toybox").unwrap();
-        for setting in ["base=b", "data=d"].iter().chain(settings) {
-            set(&mut table, setting).unwrap();
-        }
-        TrainConfig::from_table(table).unwrap()
-    }
-
-    /// A network whose adapters are not those at the start, where a LoRA's first factor has no gradient. All numbers are
-    /// functions of their parameter's place, since burn's own generator is shared by all threads.
+    /// A network whose adapters are not those at the start, where a LoRA's first factor has no gradient.
     fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> Unet {
-        let unet = random(architecture.init(device), 0.0, |shape| match shape {
-            [_] => 0.1,
-            [out, rest @ ..] => (rest.iter().product::<usize>().min(*out) as f64).powf(-0.5),
-            [] => 1.0,
-        });
+        let unet = filled(architecture.init(device));
         let unet = config.method.plan(&config.targets, &unet).unwrap().attach(unet);
         random(unet, 1.0, |_| 0.05)
-    }
-
-    /// Noise of size `scale` on the parameters that training changes, times `keep`, or on all of them.
-    fn random(unet: Unet, keep: f64, scale: impl Fn(&[usize]) -> f64) -> Unet {
-        let shapes: BTreeMap<String, Vec<usize>> = leaves(&unet.clone().train())
-            .into_iter()
-            .filter(|leaf| leaf.trainable)
-            .map(|leaf| (leaf.path, leaf.shape))
-            .collect();
-        let mut numbers = generator(9, 0);
-        map_leaves(unet, |path, _, value| {
-            let shape = shapes.get(path)?;
-            let noise: Tensor<4> =
-                normal(&mut numbers, [1, 1, 1, value.dims()[0]], &value.device());
-            let noise: Tensor<1> = noise.reshape(value.dims()).mul_scalar(scale(shape));
-            // The gains of norms stay near 1.
-            let keep = if path.ends_with("gamma") { 1.0 } else { keep };
-            Some(value.mul_scalar(keep) + noise)
-        })
     }
 
     /// Two pictures, one of which counts less, as one of the class does.
@@ -306,10 +257,6 @@ mod tests {
             weight: Tensor::from_data(TensorData::from([0.5f32, 0.2]), device),
             mask: None,
         }
-    }
-
-    fn norm<const D: usize>(x: Tensor<D>) -> f32 {
-        x.square().sum().sqrt().into_scalar()
     }
 
     /// Holds `a` against `b`, a part of a gradient of norm `whole`.

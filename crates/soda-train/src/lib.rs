@@ -66,6 +66,8 @@ mod stacks;
 mod streams;
 mod tensorboard;
 mod tensors;
+#[cfg(test)]
+mod testing;
 mod texts;
 mod trainer;
 mod training;

@@ -176,7 +176,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use burn::tensor::{Device, TensorData};
-    use serde_json::json;
     use soda_models::clip::text::ClipTextConfig;
     use soda_models::noise::gaussian;
     use soda_models::unet::UnetConfig;
@@ -184,28 +183,16 @@ mod tests {
     use super::*;
     use crate::backward::Checkpointing;
     use crate::batch::Batch;
-    use crate::config::{TrainConfig, preset, set};
+    use crate::config::TrainConfig;
     use crate::loss::gradients;
     use crate::parts::Parts;
+    use crate::testing::{filled, norm, sdxl, settings};
 
     const SAMPLES: usize = 3;
 
     /// A denoiser of SDXL's kind with both its text encoders.
     fn networks(device: &Device) -> Networks {
-        let unet: UnetConfig = serde_json::from_value(json!({
-            "block_out_channels": [16, 32],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-            "transformer_layers_per_block": [1, 2],
-            "norm_num_groups": 8,
-            "cross_attention_dim": 24,
-            "attention_head_dim": [2, 4],
-            "use_linear_projection": true,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 60,
-        }))
-        .unwrap();
+        let unet: UnetConfig = serde_json::from_value(sdxl()).unwrap();
         let encoder = |width, projection_dim| ClipTextConfig {
             vocab_size: 30,
             hidden_size: width,
@@ -217,11 +204,11 @@ mod tests {
             projection_dim,
             ..ClipTextConfig::default()
         };
-        Networks {
+        filled(Networks {
             unet: unet.init(device),
             text_encoder: Some(encoder(8, None).init(device)),
             text_encoder_2: Some(encoder(16, Some(12)).init(device)),
-        }
+        })
     }
 
     fn batch(device: &Device) -> Batch {
@@ -246,21 +233,12 @@ mod tests {
         }
     }
 
-    fn adapted(settings: &[&str], device: &Device) -> (TrainConfig, Networks) {
-        let mut table = preset("toybox").unwrap();
-        let common =
-            ["base=b", "data=d", "method=svdiff", "text_encoder.targets=['text-attention+mlp']"];
-        for setting in common.iter().chain(settings) {
-            set(&mut table, setting).unwrap();
-        }
-        let config = TrainConfig::from_table(table).unwrap();
+    fn adapted(more: &[&str], device: &Device) -> (TrainConfig, Networks) {
+        let common = ["method=svdiff", "text_encoder.targets=['text-attention+mlp']"];
+        let config = settings(&[&common, more].concat());
         let networks = networks(device);
         let (_, plan) = Parts::plan(&config, &networks, None, &mut |_, _| ()).unwrap();
         (config, plan.attach(networks))
-    }
-
-    fn norm(x: &Tensor<1>) -> f32 {
-        x.clone().square().sum().sqrt().into_scalar()
     }
 
     /// Through the condition and back, by blocks or not, the gradients are those of one tape through encoders and UNet:
@@ -291,12 +269,12 @@ mod tests {
             assert!((value - loss.clone().into_scalar::<f32>()).abs() < 1e-5);
             for (path, expected) in &expected.0 {
                 let (distance, own) =
-                    (norm(&(found.0[path].clone() - expected.clone())), norm(expected));
+                    (norm(found.0[path].clone() - expected.clone()), norm(expected.clone()));
                 assert!(own > 0.0 && distance <= 1e-5 * own, "{path}: {distance:e} of {own:e}");
             }
             // What the loss cannot reach has a gradient of zero, or none.
             let rest = found.0.iter().filter(|(path, _)| !expected.0.contains_key(*path));
-            assert!(rest.into_iter().all(|(_, grad)| norm(grad) == 0.0));
+            assert!(rest.into_iter().all(|(_, grad)| norm(grad.clone()) == 0.0));
         }
     }
 
@@ -309,11 +287,13 @@ mod tests {
         let [(loss, plain), (same, scaled)] =
             [1.0, 1024.0].map(|scale| gradients(&networks, &batch, &config, scale));
         assert_eq!(loss, same);
-        let text = plain.0.iter().filter(|(path, _)| path.starts_with("text_encoder"));
+        let text: Vec<_> =
+            plain.0.iter().filter(|(path, _)| path.starts_with("text_encoder")).collect();
+        assert!(!text.is_empty());
         for (path, grad) in text {
             let expected = grad.clone().mul_scalar(1024.0);
-            let distance = norm(&(scaled.0[path].clone() - expected.clone()));
-            assert!(distance <= 1e-6 * norm(&expected), "{path}: {distance:e}");
+            let distance = norm(scaled.0[path].clone() - expected.clone());
+            assert!(distance <= 1e-6 * norm(expected), "{path}: {distance:e}");
         }
     }
 

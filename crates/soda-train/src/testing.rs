@@ -1,0 +1,71 @@
+//! Small networks and settings for tests. All numbers are functions of their parameter's place, since burn's own generator is
+//! shared by all threads.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use serde_json::{Value, json};
+use soda_adapters::{leaves, map_leaves};
+use soda_models::noise::{generator, normal};
+
+use crate::config::{TrainConfig, preset, set};
+
+/// A denoiser of SDXL's kind.
+pub(crate) fn sdxl() -> Value {
+    json!({
+        "block_out_channels": [16, 32],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2],
+        "norm_num_groups": 8,
+        "cross_attention_dim": 24,
+        "attention_head_dim": [2, 4],
+        "use_linear_projection": true,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 60,
+    })
+}
+
+/// The preset `toybox` with these.
+pub(crate) fn settings(settings: &[&str]) -> TrainConfig {
+    let mut table = preset("toybox").unwrap();
+    for setting in ["base=b", "data=d"].iter().chain(settings) {
+        set(&mut table, setting).unwrap();
+    }
+    TrainConfig::from_table(table).unwrap()
+}
+
+/// `module` with weights of a size that keeps what goes through them.
+pub(crate) fn filled<N: Module>(module: N) -> N {
+    random(module, 0.0, |shape| match shape {
+        [_] => 0.1,
+        [out, rest @ ..] => (rest.iter().product::<usize>().min(*out) as f64).powf(-0.5),
+        [] => 1.0,
+    })
+}
+
+/// Noise of size `scale` on the parameters that training changes, times `keep`.
+pub(crate) fn random<N: Module>(module: N, keep: f64, scale: impl Fn(&[usize]) -> f64) -> N {
+    let shapes: BTreeMap<String, Vec<usize>> = leaves(&module.clone().train())
+        .into_iter()
+        .filter(|leaf| leaf.trainable)
+        .map(|leaf| (leaf.path, leaf.shape))
+        .collect();
+    let mut numbers = generator(9, 0);
+    map_leaves(module, |path, _, value| {
+        let shape = shapes.get(path)?;
+        let noise: Tensor<4> = normal(&mut numbers, [1, 1, 1, value.dims()[0]], &value.device());
+        let noise: Tensor<1> = noise.reshape(value.dims()).mul_scalar(scale(shape));
+        // The gains of norms stay near 1.
+        let keep = if path.ends_with("gamma") { 1.0 } else { keep };
+        Some(value.mul_scalar(keep) + noise)
+    })
+}
+
+pub(crate) fn norm<const D: usize>(x: Tensor<D>) -> f32 {
+    x.square().sum().sqrt().into_scalar()
+}

@@ -170,6 +170,15 @@ pub enum ModelError {
         reason: String,
     },
 
+    /// A word cannot be added to the vocabulary.
+    #[error("`{word}` cannot be a new word: {reason}")]
+    Word {
+        /// The word.
+        word: String,
+        /// Why not.
+        reason: String,
+    },
+
     /// A file is not a picture, or not one in a known format.
     #[error("{} cannot be read as an image: {source}", .path.display())]
     Image {

@@ -4,8 +4,12 @@
 //! that the vocabulary's merges build (Sennrich et al., arXiv 1508.07909). The ids are put between a
 //! start and an end token and padded: the text encoder has learned one position for each of its 77
 //! tokens, so every prompt becomes exactly that long.
+//!
+//! A word that was added to the vocabulary may stand for several tokens, `<mug>`, `<mug>_1`, `<mug>_2`: a prompt
+//! says the first and is told all, as diffusers' `maybe_convert_prompt` does it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -46,6 +50,10 @@ pub struct Tokenizer {
     pad: u32,
     unknown: u32,
     max_length: usize,
+    /// All tokens of a word, by its first, where it has several.
+    several: HashMap<u32, Vec<u32>>,
+    /// The words that were added to what the directory has, and their tokens.
+    words: Vec<(String, Range<u32>)>,
 }
 
 impl Tokenizer {
@@ -80,8 +88,54 @@ impl Tokenizer {
             pad: id(&settings.pad)?,
             unknown: id(&settings.unknown)?,
             max_length: settings.max_length,
+            several: several(&inner),
+            words: Vec::new(),
             inner,
         })
+    }
+
+    /// Adds `word`, which stands for `vectors` new tokens; their ids follow those that there are. In a prompt it is found
+    /// whatever its case, and one of letters where it is a whole word.
+    ///
+    /// # Errors
+    ///
+    /// A word that cannot be told from what the vocabulary has: empty, with white space, or a token of it.
+    ///
+    /// # Panics
+    ///
+    /// For no vectors.
+    pub fn add_word(&mut self, word: &str, vectors: usize) -> Result<Range<u32>, ModelError> {
+        assert!(vectors > 0, "a word stands for at least one token");
+        let refuse =
+            |reason: &str| ModelError::Word { word: word.to_owned(), reason: reason.to_owned() };
+        if word.is_empty() || word.contains(char::is_whitespace) {
+            return Err(refuse("a new word is one word, without spaces"));
+        }
+        let names: Vec<String> = (0..vectors).map(|index| numbered(word, index)).collect();
+        if let Some(taken) = names.iter().find(|name| self.inner.token_to_id(name).is_some()) {
+            let reason =
+                format!("the vocabulary has {taken} as a token; choose another, such as <{word}>");
+            return Err(refuse(&reason));
+        }
+        let next = self.vocabulary();
+        let plain = |name: &String| AddedToken::from(name.as_str(), false);
+        let tokens: Vec<_> =
+            names.iter().map(|name| plain(name).single_word(is_plain(word))).collect();
+        self.inner.add_tokens(tokens).map_err(|error| refuse(&error.to_string()))?;
+        self.several = several(&self.inner);
+        let ids = next..next + vectors as u32;
+        self.words.push((word.to_owned(), ids.clone()));
+        Ok(ids)
+    }
+
+    /// The words that were [added](Self::add_word), and their ids.
+    pub fn added_words(&self) -> &[(String, Range<u32>)] {
+        &self.words
+    }
+
+    /// One more than the largest id.
+    pub fn vocabulary(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |largest| largest + 1)
     }
 
     /// The ids of `prompt`. One that is too long is cut; the end token is kept.
@@ -133,9 +187,9 @@ impl Tokenizer {
             );
             return Err(refuse(dir, reason));
         }
-        let largest = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
-        if largest as usize >= config.vocab_size {
-            let vocabulary = config.vocab_size;
+        let (known, vocabulary) = (self.vocabulary() as usize, config.vocab_size);
+        if known > vocabulary {
+            let largest = known - 1;
             let reason =
                 format!("it has the id {largest}, but the text encoder has {vocabulary} tokens");
             return Err(refuse(dir, reason));
@@ -149,14 +203,39 @@ impl Tokenizer {
     }
 
     /// The ids of `text` without start, end and padding.
-    fn words(&self, text: &str) -> Vec<u32> {
+    pub fn words(&self, text: &str) -> Vec<u32> {
         let encoding = self.inner.encode_fast(text, false);
         // Only a model without an unknown token can fail, and `from_dir` made sure of that one.
-        encoding
-            .expect("a byte-pair model with an unknown token encodes any text")
-            .get_ids()
-            .to_vec()
+        let encoding = encoding.expect("a byte-pair model with an unknown token encodes any text");
+        let all = |id: &u32| self.several.get(id).cloned().unwrap_or_else(|| vec![*id]);
+        encoding.get_ids().iter().flat_map(all).collect()
     }
+}
+
+/// Whether a word might be part of another, as `sks` is of `asks`, and is not to be found there.
+pub(crate) fn is_plain(word: &str) -> bool {
+    let of_words = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    of_words(word.chars().next()) || of_words(word.chars().next_back())
+}
+
+/// The name of a word's token: diffusers numbers them from the second on.
+pub(crate) fn numbered(word: &str, index: usize) -> String {
+    if index == 0 { word.to_owned() } else { format!("{word}_{index}") }
+}
+
+/// All tokens of the added words that have more than one, by their first.
+fn several(inner: &tokenizers::Tokenizer) -> HashMap<u32, Vec<u32>> {
+    let added: HashMap<String, u32> = inner
+        .get_added_tokens_decoder()
+        .into_iter()
+        .filter(|(_, token)| !token.special)
+        .map(|(id, token)| (token.content, id))
+        .collect();
+    let of = |word: &String| -> Vec<u32> {
+        (0..).map_while(|index| added.get(&numbered(word, index)).copied()).collect()
+    };
+    let all = added.iter().map(|(word, id)| (*id, of(word)));
+    all.filter(|(_, ids)| ids.len() > 1).collect()
 }
 
 /// What the two small JSON files say.

@@ -4,6 +4,7 @@
 //! whether a picture shows what a prompt says. Mirrors transformers' `CLIPTextModel` and
 //! `CLIPModel`.
 
+pub mod embeddings;
 pub mod encoder;
 pub mod model;
 pub(crate) mod pretrained;

@@ -5,12 +5,13 @@
 //! `CLIPTextModel`.
 
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Int, Tensor};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::embeddings::TextEmbeddings;
 use super::encoder::{Activation, Encoder, EncoderConfig};
 use super::pretrained::{fields, heads_fit};
 use crate::config::{ConfigFile, Refusal};
@@ -141,6 +142,7 @@ impl ClipTextConfig {
             embeddings: TextEmbeddings {
                 token_embedding: embedding(self.vocab_size),
                 position_embedding: embedding(self.max_position_embeddings),
+                new_tokens: None,
             },
             encoder: encoder.init(device),
             final_layer_norm: LayerNormConfig::new(self.hidden_size)
@@ -209,6 +211,13 @@ impl ClipTextModel {
         };
         TextStates { hidden, pooled }
     }
+
+    /// The same with new tokens in the table of all, as a checkpoint has them.
+    #[must_use]
+    pub fn with_one_table(mut self) -> Self {
+        self.text_model.embeddings = self.text_model.embeddings.with_one_table();
+        self
+    }
 }
 
 /// Embeddings, transformer, norm.
@@ -222,15 +231,6 @@ pub struct TextTransformer {
     pub final_layer_norm: LayerNorm,
     /// The token at which the pooled output is read.
     pub eos_token: usize,
-}
-
-/// Tokens and positions to vectors.
-#[derive(Module, Debug)]
-pub struct TextEmbeddings {
-    /// One vector for each token.
-    pub token_embedding: Embedding,
-    /// One vector for each position.
-    pub position_embedding: Embedding,
 }
 
 impl TextTransformer {
@@ -257,14 +257,9 @@ impl TextTransformer {
     #[track_caller]
     fn embed(&self, ids: Tensor<2, Int>) -> (Tensor<3>, Tensor<4, Bool>) {
         let [_, tokens] = ids.dims();
-        let positions = self.embeddings.position_embedding.weight.val();
-        let longest = positions.dims()[0];
-        assert!(tokens <= longest, "{tokens} tokens, but the text encoder has {longest} positions");
-
         // A token must not see the tokens after it.
         let mask = Tensor::<2, Bool>::tril_mask([tokens, tokens], 0, &ids.device());
-        let positions = positions.narrow(0, 0, tokens).unsqueeze::<3>();
-        (self.embeddings.token_embedding.forward(ids) + positions, mask.unsqueeze())
+        (self.embeddings.forward(ids), mask.unsqueeze())
     }
 
     /// The hidden state at the end of each prompt, `[b, width]`, from its `ids` `[b, n]`.
@@ -277,8 +272,8 @@ impl TextTransformer {
     fn at_end(&self, hidden: Tensor<3>, ids: Tensor<2, Int>) -> Tensor<2> {
         let [batch, tokens, width] = hidden.dims();
         let end = if self.eos_token == UNRELIABLE_EOS {
-            // The real end token is the last of the vocabulary, so the largest id there is.
-            ids.clone().max_dim(1).expand([batch, tokens])
+            // The real end token is the last of the vocabulary, so the largest id there is, but for new ones.
+            self.embeddings.known(ids.clone()).max_dim(1).expand([batch, tokens])
         } else {
             ids.full_like(self.eos_token as i64)
         };

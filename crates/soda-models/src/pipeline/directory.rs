@@ -7,10 +7,11 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 use serde_json::{Value, json};
 
-use super::{Pipeline, SecondEncoder};
+use super::{Pipeline, SecondEncoder, words};
 use crate::clip::text::{ClipTextConfig, ClipTextModel, RENAMED as TEXT_ENCODER_KEYS};
 use crate::config;
 use crate::error::ModelError;
+use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 use crate::unet::UnetConfig;
 use crate::unet::config::AdditionEmbedType;
@@ -56,7 +57,7 @@ pub(crate) struct Configs {
     pub(crate) text_2: Option<ClipTextConfig>,
     pub(crate) unet: UnetConfig,
     pub(crate) vae: VaeConfig,
-    pub(crate) scheduler: crate::scheduler::SchedulerConfig,
+    pub(crate) scheduler: SchedulerConfig,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) tokenizer_2: Option<Tokenizer>,
     pub(crate) zeros_for_empty_prompt: bool,
@@ -303,14 +304,39 @@ impl Pipeline {
                 }
             }
         }
+        self.write_schedule(&to.join("scheduler/scheduler_config.json"))?;
         let save = |part: &str, stem: &str| to.join(part).join(format!("{stem}.safetensors"));
-        weights::save(&self.text_encoder, &save("text_encoder", TRANSFORMERS), dtype)?;
+        let save_text = |tokenizer: &Tokenizer, encoder: &ClipTextModel, suffix: &str| {
+            let encoder = encoder.clone().with_one_table();
+            let [own, of_tokenizer] =
+                ["text_encoder", "tokenizer"].map(|part| format!("{part}{suffix}"));
+            words::save(tokenizer, &encoder, &to.join(of_tokenizer), &to.join(&own))?;
+            weights::save(&encoder, &save(&own, TRANSFORMERS), dtype)
+        };
+        save_text(&self.tokenizer, &self.text_encoder, "")?;
         if let Some(second) = &self.second {
-            weights::save(&second.text_encoder, &save("text_encoder_2", TRANSFORMERS), dtype)?;
+            save_text(&second.tokenizer, &second.text_encoder, "_2")?;
         }
         weights::save(&self.unet, &save("unet", DIFFUSERS), dtype)?;
         weights::save(&self.vae, &save("vae", DIFFUSERS), dtype)?;
         fs::rename(to, dir).map_err(io(dir))
+    }
+
+    /// Puts what a fine-tune has changed of the schedule into the file, which is the source's.
+    fn write_schedule(&self, path: &Path) -> Result<(), ModelError> {
+        let (file, own): (SchedulerConfig, _) = (config::read(path)?, &self.scheduler);
+        if file.prediction_type == own.prediction_type
+            && file.rescale_betas_zero_snr == own.rescale_betas_zero_snr
+        {
+            return Ok(());
+        }
+        words::edit(path, |file| {
+            file.insert("prediction_type".to_owned(), json!(own.prediction_type));
+            file.insert("rescale_betas_zero_snr".to_owned(), json!(own.rescale_betas_zero_snr));
+            if own.rescale_betas_zero_snr {
+                file.insert("timestep_spacing".to_owned(), json!("trailing"));
+            }
+        })
     }
 
     /// The folders of the directory.

@@ -12,6 +12,7 @@ mod generate;
 mod networks;
 mod prompt;
 mod single_file;
+mod words;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ pub use directory::{LoadOptions, UnetPrecision};
 pub use generate::{GenerateConfig, Start};
 pub use networks::Networks;
 pub use prompt::TextIds;
+pub use words::Word;
 
 use crate::clip::text::ClipTextModel;
 use crate::scheduler::{Ddpm, SchedulerConfig};

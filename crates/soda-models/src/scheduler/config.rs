@@ -4,7 +4,7 @@
 //! of the sampler, which every class writes down under the same names.
 
 use burn::tensor::Tensor;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigFile, Refusal};
 use crate::scheduler::sampler::SamplerKind;
@@ -23,12 +23,13 @@ pub enum BetaSchedule {
 }
 
 /// What the network was trained to predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
     /// The noise.
     Epsilon,
     /// The velocity `sqrt(abar) eps - sqrt(1 - abar) x0` (arXiv 2202.00512).
+    #[serde(alias = "v")]
     VPrediction,
     /// The picture.
     Sample,

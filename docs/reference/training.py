@@ -5,6 +5,8 @@
         of six steps; and for every case the adapter it starts from, its losses, and where it ends.
 
 In the cases `*-text`, of training_text.safetensors, the text encoder (transformers' CLIP) learns as well, at a rate of its own, from the tokens.
+In the cases `*-words`, of training_words.safetensors, the vectors of new tokens learn, which stand behind the table of all others; DCO's frozen
+prediction is told what they were.
 
 The optimizers are written out from their papers' formulas (momentum Stiefel Adam, arXiv 2205.14173; AdamW by
 torch). Needs torch, diffusers 0.42, transformers 5, safetensors.
@@ -20,7 +22,8 @@ from torch.nn.functional import logsigmoid, relu
 from transformers import CLIPTextModel
 
 ROOT = Path(__file__).parents[2]
-STEPS, BATCH, LR, TEXT_LR, BETA = 6, 3, 5e-3, 1e-3, 1000.0
+STEPS, BATCH, LR, TEXT_LR, WORD_LR, BETA = 6, 3, 5e-3, 1e-3, 2e-3, 1000.0
+WORDS = "text_encoder.text_model.embeddings.new_tokens"
 PATHS = [f"mid_block.attentions.0.transformer_blocks.0.{a}.{p}.weight"
          for a in ("attn1", "attn2") for p in ("to_q", "to_k")]
 TEXT_PATHS = [f"text_model.encoder.layers.{i}.self_attn.{p}.weight" for i in (0, 2) for p in ("q_proj", "out_proj")]
@@ -33,7 +36,9 @@ def orthogonal(x):
 
 
 def start(method, w, g):
-    """An adapter a little way from the identity, by name of the parameter; w is [in, out]."""
+    """An adapter a little way from the identity, by name of the parameter; w is [in, out], or [vectors, width] of words."""
+    if method == "words":
+        return {"vectors": w}
     n, k = w.shape[0], min(w.shape)
     normal = lambda *shape, scale: torch.randn(*shape, generator=g, dtype=torch.float64) * scale
     if method == "lora":
@@ -113,12 +118,15 @@ def main():
     weights = {f"unet.{path}": unet.get_parameter(path).T.clone() for path in PATHS}
     text_weights = {f"text_encoder.{path}": encoder.get_parameter(key(path)).T.clone() for path in TEXT_PATHS}
 
+    table = key("text_model.embeddings.token_embedding.weight")
+
     def run(name, method, weights, losses_of, g):
-        bases = {path: basis(method, w) for path, w in weights.items()}
-        first = {path: {k: single(v) for k, v in start(method, w, g).items()} for path, w in weights.items()}
+        of = lambda path: "words" if path == WORDS else method
+        bases = {path: basis(of(path), w) for path, w in weights.items()}
+        first = {path: {k: single(v) for k, v in start(of(path), w, g).items()} for path, w in weights.items()}
         for loss_name in losses_of:
             parts = {p: {k: v.clone().requires_grad_() for k, v in ps.items()} for p, ps in first.items()}
-            rate = lambda path: LR if path.startswith("unet.") else TEXT_LR
+            rate = lambda path: LR if path.startswith("unet.") else WORD_LR if path == WORDS else TEXT_LR
             flat = [(k, v, rate(p)) for p, ps in parts.items() for k, v in ps.items()]
             rotations = StiefelAdam([(v, lr) for k, v, lr in flat if k.startswith("rotation")])
             others = torch.optim.AdamW([{"params": [v], "lr": lr} for k, v, lr in flat if not k.startswith("rotation")],
@@ -129,16 +137,19 @@ def main():
                     inside = lambda network: {path.removeprefix(network): w for path, w in replaced.items()
                                               if path.startswith(network)}
                     told = text
-                    if name.endswith("-text"):
-                        of_text = {key(path): w for path, w in inside("text_encoder.").items()}
-                        told = functional_call(encoder, of_text, (ids,)).last_hidden_state
+                    if name.endswith(("-text", "-words")):
+                        of_text = {key(path): w for path, w in inside("text_encoder.").items() if path != WORDS.partition(".")[2]}
+                        if WORDS in replaced:
+                            of_text[table] = torch.cat([encoder.get_parameter(table), replaced[WORDS]])
+                        told = functional_call(encoder, of_text, (word_ids if WORDS in replaced else ids,)).last_hidden_state
                     sample = functional_call(unet, inside("unet."), (noisy[step], t[step], told)).sample
                     return (sample - target[step]).square().mean((1, 2, 3))
 
-                new = {p: adapted(method, w, bases[p], parts[p]).T for p, w in weights.items()}
+                new = {p: parts[p]["vectors"] if p == WORDS else adapted(method, w, bases[p], parts[p]).T
+                       for p, w in weights.items()}
                 error = errors(new)
                 if loss_name == "dco":
-                    error = -logsigmoid(-BETA * (error - errors({})))
+                    error = -logsigmoid(-BETA * (error - errors({p: w for p, w in weights.items() if p == WORDS})))
                 loss = error.mean()
                 losses.append(loss.item())
                 for _, v, _ in flat:
@@ -152,8 +163,9 @@ def main():
             out[f"{case}/losses"] = torch.tensor(losses)
             for path in weights:
                 for part, value in parts[path].items():
-                    out[f"{name}/start/{path}.adapter.{part}"] = first[path][part]
-                    out[f"{case}/end/{path}.adapter.{part}"] = value.detach()
+                    marker = "" if path == WORDS else "adapter."
+                    out[f"{name}/start/{path}.{marker}{part}"] = first[path][part]
+                    out[f"{case}/end/{path}.{marker}{part}"] = value.detach()
 
     for method in ("soda", "soda-qr", "svdiff", "lora"):
         run(method, method, weights, ("mse", "dco"), g)
@@ -167,8 +179,20 @@ def main():
     both = weights | text_weights
     run("soda-text", "soda", both, ("mse", "dco"), g)
     run("lora-text", "lora", both, ("mse",), g)
+    # Two captions have the word, which stands for two tokens, in different places; one is without.
+    known = encoder.get_parameter(table)
+    word_ids = ids.clone()
+    word_ids[0, 2], word_ids[0, 3] = len(known), len(known) + 1
+    word_ids[1, 5], word_ids[1, 6] = len(known), len(known) + 1
+    out["word_ids"] = word_ids
+    # A little off the rows that they start from: a fresh word would have the frozen prediction's own.
+    vectors = single(known[[40, 41]] + 0.02 * torch.randn(2, known.shape[1], generator=g))
+    words = {WORDS: vectors}
+    run("soda-words", "soda", both | words, ("mse",), g)
+    run("lora-words", "lora", weights | words, ("mse", "dco"), g)
+    of_words = {name for name in out if "-words/" in name or name == "word_ids"}
     of_text = {name for name in out if "-text/" in name or name == "ids"}
-    for file, names in (("training", out.keys() - of_text), ("training_text", of_text)):
+    for file, names in (("training", out.keys() - of_text - of_words), ("training_text", of_text), ("training_words", of_words)):
         fixture = ROOT / f"crates/soda-train/tests/fixtures/{file}.safetensors"
         save_file({name: out[name].float().contiguous() if out[name].is_floating_point() else out[name].int().contiguous()
                    for name in sorted(names)}, fixture)

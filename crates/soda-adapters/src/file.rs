@@ -4,20 +4,22 @@
 //! | metadata key | value |
 //! |---|---|
 //! | `format` | `soda-adapter` |
-//! | `version` | `2` |
+//! | `version` | `3` |
 //! | `parts` | a [`Recipe`] for each adapted network, by its [`Component`], JSON |
 //! | `base` | name of the base model, for people |
 //! | `trigger` | the words that call the subject up, JSON |
 //! | `training` | a summary of the training, JSON |
+//! | `schedule` | what the training changed of the base's noise schedule, fields of a diffusers scheduler's config, JSON |
 //! | `signs` | the sign rules of the decompositions that the numbers stand against |
 //! | `factors` | sizes of the rotations' Kronecker factors by the width that they turn, JSON; of SODA |
 //!
 //! Tensors are f32, named `<component>.<path of the weight>.<method>.<parameter>`, as in
 //! `unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight.soda.rotation.factors.0` and
 //! `text_encoder.text_model.encoder.layers.0.self_attn.q_proj.weight.lora.a`.
-//! The singular basis is not stored: it follows from the base, which is why the base's hash is.
+//! The singular basis is not stored: it follows from the base, which is why the base's hash is. A word that was learnt
+//! beside the adapters has its vectors in every text encoder as `<component>.tokens.<word>`, `[k, width]`.
 //!
-//! Version 1 had the UNet alone, its recipe in `config`, `targets` and `base_hash`. It is still read.
+//! Version 2 had no words; version 1 had the UNet alone, its recipe in `config`, `targets` and `base_hash`. Both are read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -38,9 +40,17 @@ use crate::table::MethodConfig;
 use crate::tensors::Tensors;
 
 const FORMAT: &str = "soda-adapter";
-const VERSION: &str = "2";
+const VERSION: &str = "3";
+/// Of before words were learnt.
+const WITHOUT_WORDS: &str = "2";
 /// Of before text encoders were adapted.
 const UNET_ONLY: &str = "1";
+
+/// What stands between a text encoder and the word in a tensor's name.
+const TOKENS: &str = "tokens.";
+
+/// What a new word stands for: vectors `[k, width]` for each text encoder.
+pub type WordVectors = BTreeMap<Component, TensorData>;
 
 /// What an adapter file says about itself.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,21 +61,25 @@ pub struct Header {
     pub trigger: Vec<String>,
     /// A summary of the training: steps, rates, loss.
     pub training: Value,
+    /// What it changed of the base's noise schedule: fields of a diffusers scheduler's config.
+    pub schedule: Value,
 }
 
-/// The adapters of a pipeline's networks, off them.
+/// The adapters of a pipeline's networks, off them, and the words that go with them.
 #[derive(Clone, Debug)]
 pub struct AdapterFile<M = MethodConfig> {
     /// Where they come from.
     pub header: Header,
     /// By the network that they adapt.
     pub parts: BTreeMap<Component, Adaptation<M>>,
+    /// New words, as prompts say them.
+    pub words: BTreeMap<String, WordVectors>,
 }
 
 impl<M: Method> AdapterFile<M> {
     /// An adapter of nothing yet.
     pub fn new(header: Header) -> Self {
-        Self { header, parts: BTreeMap::new() }
+        Self { header, parts: BTreeMap::new(), words: BTreeMap::new() }
     }
 
     /// With the adapter of a network.
@@ -109,18 +123,19 @@ impl<M: Method> AdapterFile<M> {
 
     /// Number of trained values.
     pub fn num_params(&self) -> usize {
-        self.parts.values().map(Adaptation::num_params).sum()
+        self.tensors().map(|(_, data)| data.num_elements()).sum()
     }
 
     /// Number of tensors.
     pub fn num_tensors(&self) -> usize {
-        self.parts.values().map(|part| part.tensors.len()).sum()
+        self.tensors().count()
     }
 
     /// The tensors by their names in the file.
-    pub fn tensors(&self) -> impl Iterator<Item = (String, &TensorData)> {
-        let of = |(component, part): (&Component, _)| named(*component, part);
-        self.parts.iter().flat_map(of)
+    pub fn tensors<'a>(&'a self) -> impl Iterator<Item = (String, &'a TensorData)> {
+        let of = |(component, part): (&Component, &'a _)| named(*component, part);
+        let vectors = |(word, vectors): (&'a String, &'a WordVectors)| spelled(word, vectors);
+        self.parts.iter().flat_map(of).chain(self.words.iter().flat_map(vectors))
     }
 
     /// Sizes of the rotations' Kronecker factors by their product, the width that they turn.
@@ -139,9 +154,18 @@ impl<M: Method> AdapterFile<M> {
         let part =
             |(component, recipe)| (component, Adaptation { recipe, tensors: BTreeMap::new() });
         let mut parts: BTreeMap<_, _> = recipes.into_iter().map(part).collect();
+        let mut words: BTreeMap<String, WordVectors> = BTreeMap::new();
         for (key, data) in tensors {
-            let found = Component::split(&key)
-                .and_then(|(component, inside)| Some((parts.get_mut(&component)?, inside)));
+            let split = Component::split(&key);
+            let word = |(component, inside): (_, &str)| {
+                Some((component, inside.strip_prefix(TOKENS)?.to_owned()))
+            };
+            if let (Some((component, word)), 2) = (split.and_then(word), data.rank()) {
+                words.entry(word).or_default().insert(component, data);
+                continue;
+            }
+            let found =
+                split.and_then(|(component, inside)| Some((parts.get_mut(&component)?, inside)));
             let Some((part, inside)) = found else {
                 return Err(AdapterError::Keys {
                     missing: 0,
@@ -152,7 +176,7 @@ impl<M: Method> AdapterFile<M> {
             };
             part.tensors.insert(inside.to_owned(), data);
         }
-        Ok(Self { header, parts })
+        Ok(Self { header, parts, words })
     }
 
     /// Writes the adapter; `path` never holds half of one.
@@ -174,6 +198,7 @@ impl<M: Method> AdapterFile<M> {
             ("base", self.header.base.clone()),
             ("trigger", json!(self.header.trigger).to_string()),
             ("training", self.header.training.to_string()),
+            ("schedule", self.header.schedule.to_string()),
             ("signs", SIGN_RULES.to_owned()),
         ]);
         let factors = self.factor_sizes();
@@ -189,6 +214,16 @@ fn named<M>(
     part: &Adaptation<M>,
 ) -> impl Iterator<Item = (String, &TensorData)> {
     part.tensors.iter().map(move |(key, data)| (component.path(key), data))
+}
+
+fn spelled<'a>(
+    word: &'a str,
+    vectors: &'a WordVectors,
+) -> impl Iterator<Item = (String, &'a TensorData)> {
+    let named = move |(component, data): (&Component, _)| {
+        (component.path(&format!("{TOKENS}{word}")), data)
+    };
+    vectors.iter().map(named)
 }
 
 type Recipes<M> = BTreeMap<Component, Recipe<M>>;
@@ -216,7 +251,7 @@ fn parse_metadata<M: Method>(
         reason: error.to_string(),
     };
     let recipes = match version.as_str() {
-        VERSION => {
+        VERSION | WITHOUT_WORDS => {
             let parts = field("parts")?;
             serde_json::from_str(&parts).map_err(|error| settings(names(&parts), error))?
         }
@@ -234,7 +269,7 @@ fn parse_metadata<M: Method>(
             return Err(AdapterError::Version {
                 path: path.to_owned(),
                 found: version,
-                supported: "1 and 2",
+                supported: "1 to 3",
             });
         }
     };
@@ -242,6 +277,8 @@ fn parse_metadata<M: Method>(
         base: field("base")?,
         trigger: parse(&field("trigger")?).ok_or_else(|| no("trigger"))?,
         training: parse(&field("training")?).ok_or_else(|| no("training"))?,
+        // Not in files of before it could be changed.
+        schedule: field("schedule").ok().and_then(|text| parse(&text)).unwrap_or_default(),
     };
     Ok((header, recipes))
 }

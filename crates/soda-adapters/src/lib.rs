@@ -65,7 +65,7 @@ pub use adaptation::{Adaptation, Recipe};
 pub use attach::{Attached, Plan, attach_all, detach, without_adapters};
 pub use component::Component;
 pub use error::AdapterError;
-pub use file::{AdapterFile, Header};
+pub use file::{AdapterFile, Header, WordVectors};
 pub use fingerprint::fingerprint;
 pub use fold::Weight;
 pub use leaf::{Leaf, leaves, map_leaves};

@@ -101,7 +101,7 @@ fn of_a_damaged_file() {
         std::fs::write(&path, changed).unwrap();
         read().unwrap_err()
     };
-    assert!(matches!(text("\"version\":\"2\"", "\"version\":\"9\""), AdapterError::Version { .. }));
+    assert!(matches!(text("\"version\":\"3\"", "\"version\":\"9\""), AdapterError::Version { .. }));
     assert!(matches!(text("soda-adapter", "dora-adapter"), AdapterError::NotAnAdapter { .. }));
     let signs = text("of U positive", "of V positive");
     assert!(matches!(signs, AdapterError::Signs { .. }) && signs.to_string().contains("of V"));

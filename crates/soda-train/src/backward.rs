@@ -55,7 +55,7 @@ pub struct Backward {
 }
 
 /// Gradients by what the text encoders give.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ConditionGradient {
     /// By the text states, `[b, m, d]`.
     pub text: Tensor<3>,
@@ -162,7 +162,8 @@ fn by_stage(unet: &Unet, call: Call, loss: impl FnOnce(Tensor<4>) -> Tensor<1>) 
     Backward { loss, adapters, condition }
 }
 
-fn on_tape(Condition { text, added }: Condition, wanted: bool) -> Condition {
+/// `condition` on the tape's device, where its gradient is kept if it is `wanted`.
+pub(crate) fn on_tape(Condition { text, added }: Condition, wanted: bool) -> Condition {
     let added = added.map(|AddedCondition { pooled, time_ids }| AddedCondition {
         pooled: leaf(pooled, wanted),
         time_ids: Tensor::from_inner(time_ids),

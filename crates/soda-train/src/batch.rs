@@ -8,12 +8,11 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use soda_models::noise::{generator, normal};
 use soda_models::scheduler::{Ddpm, PredictionType};
-use soda_models::unet::{AddedCondition, Condition};
 
 use crate::config::{ObjectiveConfig, TrainConfig};
 use crate::encode::Encoded;
 use crate::order::{Source, batches};
-use crate::prompts::Prompts;
+use crate::prompts::{Prompts, through};
 use crate::streams;
 
 /// Noisy latents of one size, what the network should say of them, and how much each counts.
@@ -111,32 +110,13 @@ impl Batch {
         Self { weight: self.weight.clone().mul_scalar(scale), ..self.clone() }
     }
 
-    /// Every tensor of it but tokens through `f`, flat, in one order.
+    /// Every tensor of it but what the prompts are through `f`, flat, in one order.
     #[must_use]
     pub(crate) fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
-        fn through<const D: usize>(
-            x: &Tensor<D>,
-            f: &mut impl FnMut(Tensor<1>) -> Tensor<1>,
-        ) -> Tensor<D> {
-            let dims = x.dims();
-            f(x.clone().reshape([dims.iter().product::<usize>()])).reshape(dims)
-        }
         Self {
             noisy: through(&self.noisy, &mut f),
             timesteps: through(&self.timesteps, &mut f),
-            prompts: match &self.prompts {
-                Prompts::Read(Condition { text, added }) => Prompts::Read(Condition {
-                    text: through(text, &mut f),
-                    added: added.as_ref().map(|added| AddedCondition {
-                        pooled: through(&added.pooled, &mut f),
-                        time_ids: through(&added.time_ids, &mut f),
-                    }),
-                }),
-                Prompts::Tokens { ids, time_ids } => Prompts::Tokens {
-                    ids: ids.clone(),
-                    time_ids: time_ids.as_ref().map(|x| through(x, &mut f)),
-                },
-            },
+            prompts: self.prompts.clone(),
             target: through(&self.target, &mut f),
             weight: through(&self.weight, &mut f),
             mask: self.mask.as_ref().map(|mask| through(mask, &mut f)),

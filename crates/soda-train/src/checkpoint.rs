@@ -44,8 +44,8 @@ struct Header {
     validation: Vec<usize>,
 }
 
-/// 4: paths begin with the network's name, and text encoders have a rate.
-const VERSION: u32 = 4;
+/// 5: paths begin with the network's name, and text encoders and new words have rates.
+const VERSION: u32 = 5;
 
 /// What all versions say.
 #[derive(Deserialize)]
@@ -116,7 +116,8 @@ impl Checkpoint {
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
         let History { steps, validation } = &self.history;
         let fields = |step: &Step| step.named().map(|(_, number)| number);
-        let steps = TensorData::new(steps.iter().flat_map(fields).collect(), [steps.len(), 5]);
+        let steps =
+            TensorData::new(steps.iter().flat_map(fields).collect(), [steps.len(), Step::NUMBERS]);
         let measured =
             validation.iter().flat_map(|measured| [measured.loss, measured.orthogonality]);
         let measured = TensorData::new(measured.collect(), [validation.len(), 2]);
@@ -156,14 +157,8 @@ impl Checkpoint {
             let state = &mut checkpoint.state;
             if name == STEPS {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
-                let step = |of: &[f32]| Step {
-                    loss: of[0],
-                    grad_norm: of[1],
-                    rotation_lr: of[2],
-                    flat_lr: of[3],
-                    text_lr: of[4],
-                };
-                checkpoint.history.steps = numbers.chunks_exact(5).map(step).collect();
+                let (steps, _) = numbers.as_chunks();
+                checkpoint.history.steps = steps.iter().copied().map(Step::from_numbers).collect();
             } else if name == VALIDATION {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
                 let measured = header.validation.iter().zip(numbers.chunks_exact(2));
@@ -220,16 +215,7 @@ mod tests {
                 scale: Some(LossScale { value: 512.0, good: 7 }),
             },
             history: History {
-                steps: vec![
-                    Step {
-                        loss: 0.1,
-                        grad_norm: 2.0,
-                        rotation_lr: 3e-3,
-                        flat_lr: 1e-3,
-                        text_lr: 1e-4
-                    };
-                    step
-                ],
+                steps: vec![Step::from_numbers([0.1, 2.0, 3e-3, 1e-3, 1e-4, 1e-5]); step],
                 validation: vec![Measured { step: 0, loss: 0.3, orthogonality: 1e-7 }],
             },
             seconds: 1.5,

@@ -30,6 +30,14 @@ const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"
 /// Pictures too, of formats that are not read.
 const UNREAD: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "svg", "dng"];
 
+/// Stands for the trigger in captions and prompts (ai-toolkit's convention).
+const TRIGGER: &str = "[trigger]";
+
+/// `text` with `trigger` for [`TRIGGER`].
+pub(crate) fn said(text: &str, trigger: &str) -> String {
+    text.replace(TRIGGER, trigger)
+}
+
 /// A picture and its caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
@@ -95,6 +103,23 @@ impl Dataset {
             truth,
             unread,
         })
+    }
+
+    /// The same where captions and prompts say `trigger` for [`TRIGGER`]. Of several words the first is the identifier, if
+    /// nothing else has named one.
+    #[must_use]
+    pub(crate) fn called(mut self, trigger: &str) -> Self {
+        for example in self.examples.iter_mut().chain(&mut self.truth) {
+            example.caption = said(&example.caption, trigger);
+        }
+        for prompt in &mut self.eval_prompts {
+            *prompt = said(prompt, trigger);
+        }
+        if let (None, Some((first, _))) = (&self.identifier, trigger.split_once(' ')) {
+            self.identifier = Some(first.to_owned());
+        }
+        self.trigger = vec![trigger.to_owned()];
+        self
     }
 
     /// Takes a part of the examples out, drawn by the seed: at least one where any is asked for, and one
@@ -364,6 +389,23 @@ mod tests {
         assert!(
             Dataset::read(Path::new("/nowhere"), None).unwrap_err().to_string().contains("--data")
         );
+    }
+
+    #[test]
+    fn a_trigger_is_said_where_captions_and_prompts_ask_for_it() {
+        let folder = folder(&[
+            ("a.png", ""),
+            ("a.txt", "a photo of a [trigger]"),
+            ("b.png", ""),
+            ("subject.json", r#"{"eval_prompts": ["a [trigger] in the snow"]}"#),
+        ]);
+        let data =
+            Dataset::read(folder.path(), Some("[trigger], studio")).unwrap().called("sks mug");
+        let captions: Vec<_> = data.examples.iter().map(|e| e.caption.as_str()).collect();
+        assert_eq!(captions, ["a photo of a sks mug", "sks mug, studio"]);
+        assert_eq!(data.eval_prompts, ["a sks mug in the snow"]);
+        assert_eq!(data.without_identifier("a sks mug"), "a mug");
+        assert_eq!(data.called("<mug>").trigger, ["<mug>"]);
     }
 
     #[test]

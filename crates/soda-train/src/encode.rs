@@ -34,7 +34,7 @@ pub struct EncodeConfig {
     pub buckets: Option<BucketConfig>,
     /// What their parts count; without it all count alike.
     pub masks: Option<MaskConfig>,
-    /// Whether captions stay tokens, for text encoders that learn.
+    /// Whether captions stay tokens, for text encoders or new words that learn.
     pub tokens: bool,
     /// Decides crops and orders of tags.
     pub seed: u64,
@@ -47,7 +47,7 @@ impl EncodeConfig {
             augment: config.augment.clone(),
             buckets: config.buckets.clone(),
             masks: config.masks.clone(),
-            tokens: config.learning_text_encoder().is_some(),
+            tokens: config.reads_in_every_step(),
             seed: config.seed,
         }
     }

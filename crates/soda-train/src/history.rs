@@ -15,6 +15,8 @@ pub struct Step {
     pub flat_lr: f32,
     /// The same of the text encoders; 0 where they do not learn.
     pub text_lr: f32,
+    /// Of the vectors of new words; 0 where they do not learn.
+    pub token_lr: f32,
 }
 
 /// What was measured after some steps.
@@ -29,16 +31,26 @@ pub struct Measured {
 }
 
 impl Step {
+    /// How many numbers it has.
+    pub(crate) const NUMBERS: usize = 6;
+
     /// Its numbers by the names that `loss.csv` and TensorBoard give them.
-    pub(crate) fn named(&self) -> [(&'static str, f32); 5] {
-        let Self { loss, grad_norm, rotation_lr, flat_lr, text_lr } = *self;
+    pub(crate) fn named(&self) -> [(&'static str, f32); Self::NUMBERS] {
+        let Self { loss, grad_norm, rotation_lr, flat_lr, text_lr, token_lr } = *self;
         [
             ("loss", loss),
             ("grad_norm", grad_norm),
             ("rotation_lr", rotation_lr),
             ("flat_lr", flat_lr),
             ("text_lr", text_lr),
+            ("token_lr", token_lr),
         ]
+    }
+
+    /// A step of these numbers, in the order of their names.
+    pub(crate) fn from_numbers(numbers: [f32; Self::NUMBERS]) -> Self {
+        let [loss, grad_norm, rotation_lr, flat_lr, text_lr, token_lr] = numbers;
+        Self { loss, grad_norm, rotation_lr, flat_lr, text_lr, token_lr }
     }
 }
 
@@ -73,7 +85,7 @@ impl History {
         };
         // Writing to a String cannot fail.
         if self.validation.first().is_some_and(|first| first.step == 0) {
-            let _ = writeln!(text, "0,,,,,,{}", validation(0));
+            let _ = writeln!(text, "0{}{}", ",".repeat(Step::NUMBERS + 1), validation(0));
         }
         for (index, numbers) in self.steps.iter().map(Step::named).enumerate() {
             let (step, validation) = (index + 1, validation(index + 1));
@@ -117,13 +129,12 @@ mod tests {
 
     #[test]
     fn a_table_has_the_validation_where_it_was_measured() {
-        let step =
-            |loss| Step { loss, grad_norm: 2.0, rotation_lr: 0.5, flat_lr: 0.25, text_lr: 0.125 };
+        let step = |loss| Step::from_numbers([loss, 2.0, 0.5, 0.25, 0.125, 0.0625]);
         let measured = |(step, loss)| Measured { step, loss, orthogonality: 0.125 };
         let validation = [(0, 0.75), (2, 0.5)].map(measured).to_vec();
         let history = History { steps: vec![step(1.0), step(0.5)], validation };
-        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,text_lr,validation_loss,orthogonality\n\
-                        0,,,,,,0.75,0.125\n1,1,2,0.5,0.25,0.125,,\n2,0.5,2,0.5,0.25,0.125,0.5,0.125\n";
+        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,text_lr,token_lr,validation_loss,orthogonality\n\
+                        0,,,,,,,0.75,0.125\n1,1,2,0.5,0.25,0.125,0.0625,,\n2,0.5,2,0.5,0.25,0.125,0.0625,0.5,0.125\n";
         assert_eq!(history.csv(), expected);
     }
 }

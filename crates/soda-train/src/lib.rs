@@ -7,6 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | `config` | settings: TOML, presets, single settings |
+//! | `base` | the model that is changed, with its new words |
 //! | `dataset`, `pictures` | pictures and captions on disk |
 //! | `variants`, `buckets` | their crops, mirror images and orders of tags; the size of each |
 //! | `masks` | how much each part of a picture counts |
@@ -31,6 +32,7 @@
 
 mod adamw8;
 mod backward;
+mod base;
 mod batch;
 mod buckets;
 mod cache;
@@ -81,7 +83,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{
     AugmentConfig, BucketConfig, CheckpointConfig, FlatRule, Loss, MaskConfig, MaskSource,
     ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig, SampleConfig, Schedule,
-    TextEncoderConfig, TrainConfig, ValidationConfig, preset, set,
+    TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, preset, set,
 };
 pub use dataset::{Dataset, Example};
 pub use encode::{EncodeConfig, Encoded};
@@ -96,5 +98,5 @@ pub use precision::Precision;
 pub use prompts::Prompts;
 pub use run::{RunFolder, write_file, write_png};
 pub use scale::{LossScale, LossScaleConfig};
-pub use stacks::{Stacks, trainable};
+pub use stacks::{Part, Stacks, trainable};
 pub use trainer::{Material, Trainer, TrainerState};

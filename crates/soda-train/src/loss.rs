@@ -8,17 +8,18 @@
 //! | `mse` | `e` | DreamBooth, arXiv 2208.12242 |
 //! | `dco` | `-log σ(-β (e - e0))` | Direct Consistency Optimization, arXiv 2402.12004, eq. 9 |
 
-use burn::tensor::Tensor;
+use burn::module::Module as _;
 use burn::tensor::activation::log_sigmoid;
+use burn::tensor::{DType, Tensor};
 use soda_adapters::{Component, without_adapters};
 use soda_models::pipeline::Networks;
-use soda_models::unet::Condition;
+use soda_models::unet::{Condition, Unet};
 
-use crate::backward::Call;
+use crate::backward::{Backward, Call, on_tape};
 use crate::batch::Batch;
 use crate::config::{Loss, ObjectiveConfig, TrainConfig};
 use crate::gradients::AdapterGradients;
-use crate::prompts::Reading;
+use crate::prompts::{Prompts, Reading, map_condition};
 
 /// The loss of `batch`, and the gradients of `scale` times that; `networks` are adapted and on a plain device.
 pub(crate) fn gradients(
@@ -27,77 +28,134 @@ pub(crate) fn gradients(
     config: &TrainConfig,
     scale: f32,
 ) -> (f32, AdapterGradients) {
-    let (loss, grads) = tensors(networks, &batch.weighted(scale), config);
-    (loss.into_scalar::<f32>() / scale, grads)
-}
-
-/// The loss and its gradients, waiting for nothing.
-pub(crate) fn tensors(
-    networks: &Networks,
-    batch: &Batch,
-    config: &TrainConfig,
-) -> (Tensor<1>, AdapterGradients) {
     let reading = Reading::new(networks, &batch.prompts);
-    let (noisy, condition) = inputs(networks, batch, reading.condition.clone());
-    let timesteps = batch.timesteps.clone();
-    let call = Call { noisy, timesteps, condition, wants_condition: reading.learns() };
-    let found = config.checkpointing.backward(&networks.unet, call, |prediction| {
-        let mask = batch.mask.clone().map(Tensor::from_inner);
-        let error = errors(prediction, Tensor::from_inner(batch.target.clone()), mask);
-        let frozen = || Tensor::from_inner(frozen_errors(networks, batch));
-        let each = each(error, frozen, &config.objective);
-        (each * Tensor::from_inner(batch.weight.clone())).sum()
-    });
-    let unet = found.adapters.within(Component::Unet);
-    let text = found.condition.map(|gradient| reading.backward(gradient)).unwrap_or_default();
-    (found.loss, unet + text)
+    let question = Question::new(networks, &batch.weighted(scale), &reading, config);
+    let Backward { loss, adapters, condition } = question.answer(&networks.unet, config);
+    let text = condition.map(|gradient| reading.backward(gradient)).unwrap_or_default();
+    (loss.into_scalar::<f32>() / scale, adapters.within(Component::Unet) + text)
 }
 
-/// The loss of samples with these errors, `[b]`.
-fn each(
-    error: Tensor<1>,
-    frozen: impl FnOnce() -> Tensor<1>,
-    objective: &ObjectiveConfig,
-) -> Tensor<1> {
-    match objective.loss {
-        Loss::Mse => error,
-        Loss::Dco => log_sigmoid((error - frozen()).mul_scalar(-objective.dco_beta)).neg(),
+/// What the UNet is asked in a step: samples whose prompts have been read.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    batch: Batch,
+    condition: Condition,
+    /// What the frozen network is told, where it is asked and that is something else.
+    frozen: Option<Condition>,
+    wants_condition: bool,
+}
+
+impl Question {
+    /// `reading` is what `networks` make of the prompts of `batch`.
+    pub(crate) fn new(
+        networks: &Networks,
+        batch: &Batch,
+        reading: &Reading,
+        config: &TrainConfig,
+    ) -> Self {
+        let asked = config.objective.loss == Loss::Dco;
+        let frozen = match &batch.prompts {
+            Prompts::Read(_) => None,
+            // Its text encoders are frozen too, and new words are what they were.
+            tokens => asked.then(|| {
+                let networks = networks.clone().with_words_at_start();
+                without_adapters(|| tokens.condition(&networks))
+            }),
+        };
+        Self {
+            condition: reading.condition.clone(),
+            wants_condition: reading.learns(),
+            batch: batch.clone(),
+            frozen,
+        }
+    }
+
+    /// The loss and its gradients, waiting for nothing.
+    pub(crate) fn answer(&self, unet: &Unet, config: &TrainConfig) -> Backward {
+        let Self { batch, condition, frozen, wants_condition } = self;
+        let call = |condition: &Condition| Call {
+            noisy: batch.noisy.clone().cast(dtype(unet)),
+            timesteps: batch.timesteps.clone(),
+            condition: condition.clone().cast(dtype(unet)),
+            wants_condition: *wants_condition,
+        };
+        let still = || frozen_prediction(unet, call(frozen.as_ref().unwrap_or(condition)));
+        let taped = |x: &Tensor<4>| Tensor::<4>::from_inner(x.clone());
+        config.checkpointing.backward(unet, call(condition), |prediction| {
+            let (target, mask) = (taped(&batch.target), batch.mask.as_ref().map(taped));
+            let still = || Tensor::from_inner(still());
+            let each = each(prediction, still, target, mask, &config.objective);
+            (each * Tensor::from_inner(batch.weight.clone())).sum()
+        })
+    }
+
+    /// Every tensor of it through `f`, flat, in one order.
+    #[must_use]
+    pub(crate) fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
+        Self {
+            batch: self.batch.map(&mut f),
+            condition: map_condition(&self.condition, &mut f),
+            frozen: self.frozen.as_ref().map(|condition| map_condition(condition, &mut f)),
+            wants_condition: self.wants_condition,
+        }
     }
 }
 
-/// What the network is given, in its precision.
-fn inputs(networks: &Networks, batch: &Batch, condition: Condition) -> (Tensor<4>, Condition) {
-    let dtype = networks.unet.conv_in.weight.val().dtype();
-    (batch.noisy.clone().cast(dtype), condition.cast(dtype))
+/// What the network says with its adapters off, never a second network. On the tape's device with nothing to track, where
+/// every kernel is the one that the prediction beside it comes from: off it some round otherwise, and the loss multiplies the
+/// difference by `β`.
+fn frozen_prediction(unet: &Unet, call: Call) -> Tensor<4> {
+    let Call { noisy, timesteps, condition, .. } = call;
+    let (noisy, timesteps) = (Tensor::from_inner(noisy), Tensor::<1>::from_inner(timesteps));
+    let unet = unet.clone().train().no_grad();
+    without_adapters(|| unet.forward(noisy, timesteps, on_tape(condition, false))).inner()
+}
+
+/// The loss of each sample, `[b]`; `still` is what the frozen network predicts.
+///
+/// `e - e0` of DCO is one mean, `(f - f0)(f + f0 - 2 target)`: as the difference of two it would have the roundings of
+/// both, which `β` multiplies.
+fn each(
+    prediction: Tensor<4>,
+    still: impl FnOnce() -> Tensor<4>,
+    target: Tensor<4>,
+    mask: Option<Tensor<4>>,
+    objective: &ObjectiveConfig,
+) -> Tensor<1> {
+    let prediction = prediction.cast(DType::F32);
+    match objective.loss {
+        Loss::Mse => mean((prediction - target).square(), mask),
+        Loss::Dco => {
+            let still = still().cast(DType::F32);
+            let sum = prediction.clone() + still.clone() - target.mul_scalar(2.0);
+            let better = mean((prediction - still) * sum, mask);
+            log_sigmoid(better.mul_scalar(-objective.dco_beta)).neg()
+        }
+    }
 }
 
 /// The mean squared error of `batch`, off the tape.
 pub(crate) fn value(networks: &Networks, batch: &Batch) -> f32 {
-    let errors = plain_errors(networks, batch);
+    let unet = &networks.unet;
+    let condition = batch.prompts.condition(networks).cast(dtype(unet));
+    let noisy = batch.noisy.clone().cast(dtype(unet));
+    let prediction = unet.forward(noisy, batch.timesteps.clone(), condition).cast(DType::F32);
+    let errors = mean((prediction - batch.target.clone()).square(), batch.mask.clone());
     (errors * batch.weight.clone()).sum().into_scalar::<f32>()
 }
 
-/// `e0`: the same weights with the adapters off, those of the text encoders too, never a second network.
-fn frozen_errors(networks: &Networks, batch: &Batch) -> Tensor<1> {
-    without_adapters(|| plain_errors(networks, batch))
+fn dtype(unet: &Unet) -> DType {
+    unet.conv_in.weight.val().dtype()
 }
 
-/// The errors off the tape.
-fn plain_errors(networks: &Networks, batch: &Batch) -> Tensor<1> {
-    let (noisy, condition) = inputs(networks, batch, batch.prompts.condition(networks));
-    let prediction = networks.unet.forward(noisy, batch.timesteps.clone(), condition);
-    errors(prediction, batch.target.clone(), batch.mask.clone())
-}
-
-/// Mean squared error of each sample, `[b]`, in f32; `mask` is `[b, 1, h, w]`.
-fn errors(prediction: Tensor<4>, target: Tensor<4>, mask: Option<Tensor<4>>) -> Tensor<1> {
-    let samples = prediction.dims()[0];
-    let squares = (prediction.cast(burn::tensor::DType::F32) - target).square();
-    let squares = match mask {
-        Some(mask) => squares * mask,
-        None => squares,
+/// The mean of each sample, `[b]`; `mask` is `[b, 1, h, w]`.
+fn mean(values: Tensor<4>, mask: Option<Tensor<4>>) -> Tensor<1> {
+    let samples = values.dims()[0];
+    let values = match mask {
+        Some(mask) => values * mask,
+        None => values,
     };
-    let each: Tensor<2> = squares.flatten(1, 3);
+    let each: Tensor<2> = values.flatten(1, 3);
     each.mean_dim(1).reshape([samples])
 }
 
@@ -153,14 +211,12 @@ mod tests {
             let on_tape = |data| Tensor::from_inner(Tensor::<4>::from_data(data, &device));
             let prediction = on_tape(wave(0.37, 1.0)).require_grad();
             let (target, frozen) = (on_tape(wave(0.11, 0.9)), on_tape(wave(0.23, 1.1)));
-            let error = |prediction: Tensor<4>| {
-                errors(prediction, target.clone(), Some(Tensor::from_inner(mask.clone())))
-            };
             let objective =
                 ObjectiveConfig { loss: case.loss, dco_beta: 3.0, ..ObjectiveConfig::default() };
             let share = TensorData::from(case.weights.as_slice());
             let share = Tensor::from_inner(Tensor::<1>::from_data(share, &device));
-            let loss = each(error(prediction.clone()), || error(frozen.clone()), &objective);
+            let mask = Some(Tensor::from_inner(mask));
+            let loss = each(prediction.clone(), || frozen, target, mask, &objective);
             let loss = (loss * share).sum();
             let grads = loss.backward();
             let value = f64::from(loss.into_scalar::<f32>());

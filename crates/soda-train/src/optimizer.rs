@@ -64,13 +64,14 @@ impl AdapterOptimizer {
         }
     }
 
-    /// The same with a learning rate of the text encoders' own, if there is one.
+    /// The same with a learning rate of a part's own, if there is one.
     #[must_use]
-    pub fn with_text_rate(mut self, rate: Option<f64>) -> Self {
-        self.rotation.text_lr = rate;
+    pub fn with_rate(mut self, part: Part, rate: Option<f64>) -> Self {
+        let Some(rate) = rate else { return self };
+        self.rotation.own.insert(part, rate);
         match &mut self.flat {
-            Flat::AdamW(group) => group.text_lr = rate,
-            Flat::AdamW8(group) => group.text_lr = rate,
+            Flat::AdamW(group) => drop(group.own.insert(part, rate)),
+            Flat::AdamW8(group) => drop(group.own.insert(part, rate)),
             // One estimate is of all parameters; the settings' check has refused a rate beside it.
             Flat::Prodigy(_) => (),
         }
@@ -115,21 +116,16 @@ impl AdapterOptimizer {
         }
     }
 
-    /// The learning rates of a step at `factor`: of the rotations, and of everything flat.
-    pub fn rates(&self, factor: f64) -> [f64; 2] {
-        let flat = match &self.flat {
-            Flat::AdamW(group) => group.lr * factor,
-            Flat::AdamW8(group) => group.lr * factor,
-            Flat::Prodigy(prodigy) => prodigy.rate(factor),
-        };
-        [self.rotation.lr * factor, flat]
+    /// The learning rate of the denoiser's rotations at `factor`.
+    pub fn rotation_rate(&self, factor: f64) -> f64 {
+        self.rotation.rate(Part::Denoiser) * factor
     }
 
-    /// The learning rate of the text encoders' flat parameters at `factor`.
-    pub fn text_rate(&self, factor: f64) -> f64 {
+    /// The learning rate of a part's flat parameters at `factor`.
+    pub fn rate(&self, part: Part, factor: f64) -> f64 {
         match &self.flat {
-            Flat::AdamW(group) => group.rate(Part::Text) * factor,
-            Flat::AdamW8(group) => group.rate(Part::Text) * factor,
+            Flat::AdamW(group) => group.rate(part) * factor,
+            Flat::AdamW8(group) => group.rate(part) * factor,
             Flat::Prodigy(prodigy) => prodigy.rate(factor),
         }
     }
@@ -184,21 +180,18 @@ struct Group<O: Optimizer> {
     name: &'static str,
     optimizer: O,
     lr: f64,
-    /// Of text encoders, where it is another.
-    text_lr: Option<f64>,
+    /// Of parts that have another.
+    own: BTreeMap<Part, f64>,
     states: BTreeMap<Kind, O::State<3>>,
 }
 
 impl<O: Optimizer> Group<O> {
     fn new(name: &'static str, optimizer: O, lr: f64) -> Self {
-        Self { name, optimizer, lr, text_lr: None, states: BTreeMap::new() }
+        Self { name, optimizer, lr, own: BTreeMap::new(), states: BTreeMap::new() }
     }
 
     fn rate(&self, part: Part) -> f64 {
-        match part {
-            Part::Denoiser => self.lr,
-            Part::Text => self.text_lr.unwrap_or(self.lr),
-        }
+        self.own.get(&part).copied().unwrap_or(self.lr)
     }
 
     /// New values. What stands in a stack must not change between steps, nor its order.

@@ -1,20 +1,21 @@
 //! The networks of a run that learn: what is adapted in each, and the file that keeps it.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use soda_adapters::{
     Adaptation, AdapterError, AdapterFile, AnyAdapter, Component, Header, Method as _, Plan,
     Recipe, SvdCache, Targets,
 };
-use soda_models::pipeline::{Networks, Pipeline};
+use soda_models::pipeline::{Networks, Pipeline, Word};
 
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 
 /// The networks that learn with these settings; what a training does not change is left out.
 pub(crate) fn learning(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
-    match config.learning_text_encoder() {
-        Some(_) => pipeline.networks(),
-        None => pipeline.unet.clone().into(),
+    match config.reads_in_every_step() {
+        true => pipeline.networks(),
+        false => pipeline.unet.clone().into(),
     }
 }
 
@@ -63,16 +64,28 @@ impl Parts {
         Ok((parts, all))
     }
 
-    /// The adapters of `networks`.
-    pub(crate) fn file(&self, header: Header, networks: &Networks) -> AdapterFile {
+    /// The adapters and the words of `networks`.
+    pub(crate) fn file(
+        &self,
+        header: Header,
+        networks: &Networks,
+        words: impl IntoIterator<Item = Word>,
+    ) -> AdapterFile {
         let capture = |component, recipe| match component {
             Component::Unet => Adaptation::capture(recipe, &networks.unet),
             Component::TextEncoder => Adaptation::capture(recipe, &networks.text_encoder),
             Component::TextEncoder2 => Adaptation::capture(recipe, &networks.text_encoder_2),
         };
-        self.0.iter().fold(AdapterFile::new(header), |file, (component, recipe)| {
+        let file = self.0.iter().fold(AdapterFile::new(header), |file, (component, recipe)| {
             file.with(*component, capture(*component, recipe.clone()))
-        })
+        });
+        let first = |vectors: Tensor<2>| (Component::TextEncoder, vectors.into_data());
+        let second = |vectors: Tensor<2>| (Component::TextEncoder2, vectors.into_data());
+        let vectors = |word: Word| {
+            let all = [first(word.first)].into_iter().chain(word.second.map(second));
+            (word.text, all.collect())
+        };
+        AdapterFile { words: words.into_iter().map(vectors).collect(), ..file }
     }
 }
 

@@ -1,6 +1,5 @@
 //! A whole personalisation: check everything, draw before, train, draw after, judge, report.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -9,13 +8,14 @@ use burn::tensor::Device;
 use serde_json::json;
 use soda_adapters::{Header, SvdCache, leaves};
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{LoadOptions, Pipeline, UnetPrecision, model_name};
-use soda_models::unet::UnetConfig;
+use soda_models::pipeline::{Pipeline, model_name};
+use soda_models::scheduler::ScheduleChange;
 
+use crate::base;
 use crate::cache::EncodeCache;
 use crate::class;
 use crate::config::TrainConfig;
-use crate::dataset::{Dataset, Example};
+use crate::dataset::{Dataset, Example, said};
 use crate::encode::{EncodeConfig, Encoded, buckets_of};
 use crate::error::TrainError;
 use crate::evaluate::Scores;
@@ -23,7 +23,6 @@ use crate::history::{History, running_mean};
 use crate::masks;
 use crate::parts::{Parts, check, learning};
 use crate::pictures::Pictures;
-use crate::precision::Precision;
 use crate::report::{losses, report};
 use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder, TENSORBOARD};
 use crate::sampling::{Sampler, prompts, recorded};
@@ -122,17 +121,22 @@ impl Personalisation {
     ///
     /// # Errors
     /// Anything the configuration names that is missing or unusable.
-    pub fn new(config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
+    pub fn new(mut config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
         config.check()?;
         for precision in [config.precision, config.encoder_precision] {
             if !precision.is_supported(device) {
                 return Err(TrainError::UnsupportedPrecision(precision));
             }
         }
-        let dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
+        let mut dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
+        if let Some(trigger) = &config.trigger {
+            dataset = dataset.called(trigger);
+            let prompts = config.samples.prompts.iter();
+            config.samples.prompts = prompts.map(|prompt| said(prompt, trigger)).collect();
+        }
         let judges =
             config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
-        let pipeline = load(&config, device)?;
+        let pipeline = base::load(&config, device)?;
         // Unknown targets are a mistake of the settings: say so before anything is drawn.
         check(&config, &pipeline)?;
         config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
@@ -213,9 +217,9 @@ impl Personalisation {
         if config.buckets.is_some() {
             on_event(Event::Note(&format!("buckets: {}", count(&data))));
         }
-        if config.learning_text_encoder().is_some() {
+        if config.reads_in_every_step() {
             on_event(Event::Note(
-                "text encoders learn: captions are read in every step, and not kept in a cache",
+                "text encoders or new words learn: captions are read in every step, and not kept in a cache",
             ));
         }
         let pictures = Pictures::read(&dataset, &held_out, pipeline.image_size() as u32)?;
@@ -255,7 +259,8 @@ impl Personalisation {
         let before = sampler.draw("drawing before", on_event)?;
         sampler.untuned.clone_from(&before.unrelated);
 
-        let trainer = Trainer::new(plan.attach(networks), &config.method, &config)?;
+        let networks = plan.attach(networks).with_learning_words();
+        let trainer = Trainer::new(networks, &config.method, &config)?;
         let trainer = if recording { trainer.recording() } else { trainer };
 
         on_event(Event::Stage { name: TRAINING });
@@ -276,7 +281,7 @@ impl Personalisation {
 
         let orthogonality = orthogonality(&config.method, &leaves(&networks));
         let header = Header { training: summary(&config, &history, seconds), ..header };
-        let adapter = parts.file(header, &networks);
+        let adapter = parts.file(header, &networks, sampler.pipeline.words_of(&networks));
         adapter.write(&folder.file(ADAPTER))?;
         folder.write("loss.csv", history.csv().as_bytes())?;
         folder.write("loss.svg", losses(&history).as_bytes())?;
@@ -324,24 +329,6 @@ impl Personalisation {
     }
 }
 
-/// The base: what is adapted in f32 until its adapters are made, all else in the precisions of the settings.
-fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, TrainError> {
-    let exact = match config.precision {
-        Precision::F32 => BTreeSet::new(),
-        Precision::Bf16 | Precision::F16 => {
-            let unet: UnetConfig =
-                soda_models::config::read(&config.base.join("unet/config.json"))?;
-            config.targets.expected(&unet.init(device))?
-        }
-    };
-    let options = LoadOptions {
-        dtype: config.encoder_precision.dtype(),
-        unet: Some(UnetPrecision { dtype: config.precision.dtype(), exact }),
-        ..LoadOptions::default()
-    };
-    Ok(Pipeline::load_with(&config.base, &options, device)?)
-}
-
 /// How many pictures each bucket has.
 fn count(data: &Encoded) -> String {
     let bucket =
@@ -387,7 +374,15 @@ fn portable(config: &TrainConfig) -> Result<TrainConfig, TrainError> {
 }
 
 fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
-    Header { base: model_name(&config.base), trigger: dataset.trigger.clone(), training: json!({}) }
+    let words = config.learning_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
+    let new = words.filter(|word| !dataset.trigger.iter().any(|trigger| trigger.contains(*word)));
+    let change = config.objective.change();
+    Header {
+        base: model_name(&config.base),
+        trigger: dataset.trigger.iter().chain(new).cloned().collect(),
+        schedule: (change != ScheduleChange::default()).then(|| json!(change)).unwrap_or_default(),
+        training: json!({}),
+    }
 }
 
 /// What the adapter's file says about its training: the whole configuration, and how it went.
@@ -397,50 +392,4 @@ fn summary(config: &TrainConfig, history: &History, seconds: f64) -> serde_json:
         "final_loss": running_mean(&history.losses()).last(),
         "seconds": seconds,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
-    use burn::tensor::DType;
-
-    use super::*;
-    use crate::config::{preset, set};
-
-    /// An adapter made on a network in half precision is one of the same base, and the network was never whole in f32.
-    #[test]
-    fn what_is_adapted_is_read_as_it_is_and_all_else_in_half_precision() {
-        let device = Device::default();
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
-        let loaded = |settings: &[&str]| {
-            let mut table = preset("toybox").unwrap();
-            let base = format!("base={}", base.display());
-            for setting in [base.as_str(), "data=d"].iter().chain(settings) {
-                set(&mut table, setting).unwrap();
-            }
-            let config = TrainConfig::from_table(table).unwrap();
-            let pipeline = load(&config, &device).unwrap();
-            let weights = config.targets.select(&pipeline.unet).unwrap();
-            let expected = config.targets.expected(&pipeline.unet).unwrap();
-            assert_eq!(weights.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
-            let hash = soda_adapters::fingerprint(&weights);
-            (config, pipeline, hash)
-        };
-        let half = ["precision=bf16", "encoder_precision=bf16"];
-        let (_, single, expected) = loaded(&[]);
-        let (config, half, hash) = loaded(&half);
-        assert_eq!(hash, expected);
-
-        assert_eq!(single.vae.quant_conv.weight.val().dtype(), DType::F32);
-        assert_eq!(half.vae.quant_conv.weight.val().dtype(), DType::BF16);
-        let adapted = config.targets.expected(&half.unet).unwrap();
-        for leaf in leaves(&half.unet) {
-            let exact = adapted.contains(&leaf.path);
-            let wanted = if exact { DType::F32 } else { DType::BF16 };
-            assert_eq!(leaf.value.dtype(), wanted, "{}", leaf.path);
-        }
-        let unet = config.precision.of(half.unet);
-        assert!(leaves(&unet).iter().all(|leaf| leaf.value.dtype() == DType::BF16));
-    }
 }

@@ -1,13 +1,18 @@
 //! Losses and gradients from a recording, where the device makes one: a step is a launch then, and not thousands.
+//!
+//! What is recorded is what the UNet is asked. Text encoders that learn have read the prompts before, one launch after the
+//! other, and go on from the condition's gradient: what they are given are no numbers but tokens.
 
 use burn::tensor::Tensor;
+use soda_adapters::Component;
 use soda_kernels::Recording;
 use soda_models::pipeline::Networks;
 
+use crate::backward::{Backward, ConditionGradient};
 use crate::batch::Batch;
 use crate::config::TrainConfig;
-use crate::loss::{gradients, tensors};
-use crate::prompts::Prompts;
+use crate::loss::{Question, gradients};
+use crate::prompts::{Prompts, Reading};
 use crate::stacks::Stacks;
 
 /// What computes losses and gradients on the caller's thread.
@@ -23,7 +28,7 @@ pub(crate) enum Recorded {
 /// The recorded computation on batches of one size.
 pub(crate) struct StepRecording {
     sizes: Vec<usize>,
-    recording: Recording<(Tensor<1>, Stacks)>,
+    recording: Recording<(Tensor<1>, Stacks, Option<ConditionGradient>)>,
 }
 
 impl Recorded {
@@ -36,21 +41,36 @@ impl Recorded {
         config: &TrainConfig,
         scale: f32,
     ) -> (f32, Stacks) {
+        if let Self::Never = self {
+            let (loss, grads) = gradients(&parameters.put(networks.clone()), batch, config, scale);
+            return (loss, parameters.gradients(grads));
+        }
+        let reader = match batch.prompts {
+            // The UNet's parameters come from the stacks.
+            Prompts::Read(_) => networks.clone(),
+            Prompts::Tokens { .. } => parameters.put(networks.clone()),
+        };
+        let reading = Reading::new(&reader, &batch.prompts);
+        let question = Question::new(&reader, &batch.weighted(scale), &reading, config);
         if let Self::Unseen = self {
-            let made = StepRecording::new(networks, parameters, batch, config);
+            let made = StepRecording::new(networks, parameters, &question, config);
             *self = made.map_or(Self::Never, |made| Self::Made(Box::new(made)));
         }
-        match self {
-            Self::Made(step) if step.sizes == sizes(&flat(batch)) => {
-                let (loss, grads) = step.repeat(parameters, &batch.weighted(scale));
-                (loss / scale, grads)
+        let (loss, grads, condition) = match self {
+            Self::Made(step) if step.sizes == sizes(&flat(&question)) => {
+                step.repeat(parameters, &question)
             }
             _ => {
                 let adapted = parameters.put(networks.clone());
-                let (loss, grads) = gradients(&adapted, batch, config, scale);
-                (loss, parameters.gradients(grads))
+                let Backward { loss, adapters, condition } = question.answer(&adapted.unet, config);
+                (loss, parameters.gradients(adapters.within(Component::Unet)), condition)
             }
-        }
+        };
+        let grads = match condition.filter(|_| reading.learns()) {
+            Some(condition) => grads + parameters.gradients(reading.backward(condition)),
+            None => grads,
+        };
+        (loss.into_scalar::<f32>() / scale, grads)
     }
 }
 
@@ -58,42 +78,43 @@ impl StepRecording {
     fn new(
         networks: &Networks,
         parameters: &Stacks,
-        batch: &Batch,
+        question: &Question,
         config: &TrainConfig,
     ) -> Option<Self> {
-        // A recording's inputs are numbers, and tokens are not: text encoders that learn are not recorded.
-        if let Prompts::Tokens { .. } = batch.prompts {
-            return None;
-        }
-        let (networks, layout, shapes) = (networks.clone(), parameters.clone(), batch.clone());
-        let sizes = sizes(&flat(batch));
+        let (networks, layout, shapes) = (networks.clone(), parameters.clone(), question.clone());
+        let sizes = sizes(&flat(question));
         let config = config.clone();
-        let recording = Recording::new(inputs(parameters, batch), move |inputs| {
+        let recording = Recording::new(inputs(parameters, question), move |inputs| {
             let mut inputs = inputs.iter().cloned();
             let parameters = layout.filled(&mut inputs);
-            let batch = shapes.map(|x| inputs.next().unwrap_or(x));
-            let (loss, grads) = tensors(&parameters.put(networks.clone()), &batch, &config);
-            (loss, parameters.gradients(grads))
+            let question = shapes.map(|x| inputs.next().unwrap_or(x));
+            let adapted = parameters.put(networks.clone());
+            let Backward { loss, adapters, condition } = question.answer(&adapted.unet, &config);
+            (loss, parameters.gradients(adapters.within(Component::Unet)), condition)
         })?;
         Some(Self { sizes, recording })
     }
 
-    fn repeat(&mut self, parameters: &Stacks, batch: &Batch) -> (f32, Stacks) {
-        let (loss, grads) = self.recording.repeat(inputs(parameters, batch));
+    /// The condition's gradient is to be used before the next repetition.
+    fn repeat(
+        &mut self,
+        parameters: &Stacks,
+        question: &Question,
+    ) -> (Tensor<1>, Stacks, Option<ConditionGradient>) {
+        let (loss, grads, condition) = self.recording.repeat(inputs(parameters, question));
         // The next repetition writes over the originals.
-        let grads = grads.copied();
-        (loss.clone().into_scalar::<f32>(), grads)
+        (loss.clone(), grads.copied(), condition.clone())
     }
 }
 
-/// What changes from step to step: the adapter and the batch.
-fn inputs(parameters: &Stacks, batch: &Batch) -> Vec<Tensor<1>> {
-    parameters.flat().into_iter().chain(flat(batch)).collect()
+/// What changes from step to step: the adapters and what is asked.
+fn inputs(parameters: &Stacks, question: &Question) -> Vec<Tensor<1>> {
+    parameters.flat().into_iter().chain(flat(question)).collect()
 }
 
-fn flat(batch: &Batch) -> Vec<Tensor<1>> {
+fn flat(question: &Question) -> Vec<Tensor<1>> {
     let mut all = Vec::new();
-    let _ = batch.map(|x| {
+    let _ = question.map(|x| {
         all.push(x.clone());
         x
     });

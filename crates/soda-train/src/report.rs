@@ -117,6 +117,9 @@ fn rates(history: &History) -> Vec<Line> {
     if history.steps.iter().any(|step| step.text_lr > 0.0) {
         lines.push(line("text encoders", |step| step.text_lr));
     }
+    if history.steps.iter().any(|step| step.token_lr > 0.0) {
+        lines.push(line("new words", |step| step.token_lr));
+    }
     lines
 }
 

@@ -18,19 +18,23 @@ pub(crate) type Shape = [usize; 2];
 
 /// Parameters that move at a rate of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Part {
+pub enum Part {
     /// Of the denoiser, or of a module that is no pipeline's.
     Denoiser,
-    /// Of text encoders.
+    /// Adapters of text encoders.
     Text,
+    /// Vectors of new words.
+    Tokens,
 }
 
 impl Part {
-    const ALL: [Self; 2] = [Self::Denoiser, Self::Text];
+    const ALL: [Self; 3] = [Self::Denoiser, Self::Text, Self::Tokens];
 
     fn of(path: &str) -> Self {
         match Component::split(path) {
-            Some((Component::TextEncoder | Component::TextEncoder2, _)) => Self::Text,
+            Some((Component::TextEncoder | Component::TextEncoder2, inside)) => {
+                if inside.contains(".new_tokens.") { Self::Tokens } else { Self::Text }
+            }
             _ => Self::Denoiser,
         }
     }
@@ -39,6 +43,7 @@ impl Part {
         match self {
             Self::Denoiser => "denoiser",
             Self::Text => "text",
+            Self::Tokens => "tokens",
         }
     }
 }

@@ -13,5 +13,6 @@ pub(crate) const CROP: u64 = 9 << 40;
 pub(crate) const TAGS: u64 = 10 << 40;
 pub(crate) const VALIDATION: u64 = 11 << 40;
 pub(crate) const HELD_OUT: u64 = 12 << 40;
+pub(crate) const WORD: u64 = 13 << 40;
 pub(crate) const BUCKET: u64 = 32 << 40;
 pub(crate) const CLASS_BUCKET: u64 = 33 << 40;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use burn::module::Module as _;
 use burn::tensor::TensorData;
 use soda_adapters::Method;
+use soda_models::clip::embeddings::NewTokens;
 use soda_models::pipeline::Networks;
 use soda_models::scheduler::Ddpm;
 use soda_models::shards::Shards;
@@ -98,10 +99,12 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, TrainError> {
         let networks = networks.into();
         let parameters = Stacks::of(method, &networks);
-        let text = config.learning_text_encoder();
+        let text = config.learning_text_encoder().and_then(|text| text.learning_rate);
+        let tokens = config.learning_tokens().and_then(|tokens| tokens.learning_rate);
         Ok(Self {
             optimizer: AdapterOptimizer::new(&config.optimizer)
-                .with_text_rate(text.and_then(|text| text.learning_rate)),
+                .with_rate(Part::Text, text)
+                .with_rate(Part::Tokens, tokens),
             ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, parameters.clone())),
             shards: Shards::new(config.shards.unwrap_or(1).min(samples_at_once(config)))?,
             scale: (config.precision == Precision::F16)
@@ -116,8 +119,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// The same with steps from a recording, where the device makes one: one launch instead of thousands, for as much
-    /// memory as a step takes; steps whose text encoders learn are not recorded. Only for a process whose other threads leave the device alone while it is made, in the
-    /// first step.
+    /// memory as a step takes. Text encoders that learn are beside it. Only for a process whose other threads leave the
+    /// device alone while it is made, in the first step.
     #[must_use]
     pub fn recording(self) -> Self {
         Self { recorded: Recorded::Unseen, ..self }
@@ -147,12 +150,17 @@ impl<'a> Trainer<'a> {
     }
 
     fn step_over(&mut self, batches: &[Batch]) -> Result<Step, TrainError> {
-        let text_learns = self.config.learning_text_encoder();
-        let text_learns =
-            text_learns.is_some_and(|text| text.learns_in(self.step, self.config.steps));
-        if !text_learns {
-            self.rest_text_encoders();
-        }
+        let (step, steps) = (self.step, self.config.steps);
+        let text = self.config.learning_text_encoder();
+        let text = text.is_some_and(|text| text.learns_in(step, steps));
+        let tokens = self.config.learning_tokens();
+        let tokens = tokens.is_some_and(|tokens| tokens.learn_in(step, steps));
+        let learns = |part| match part {
+            Part::Denoiser => true,
+            Part::Text => text,
+            Part::Tokens => tokens,
+        };
+        self.rest(learns);
         let samples: usize = batches.iter().map(Batch::len).sum();
         let at_once = samples.div_ceil(self.config.accumulation).max(1);
         let parts = batches.iter().flat_map(|batch| batch.parts(batch.len().div_ceil(at_once)));
@@ -191,28 +199,41 @@ impl<'a> Trainer<'a> {
         }
         let factor = self.config.optimizer.factor(self.step, self.config.steps);
         let moved = self.optimizer.step_stacks(&self.parameters, &grads, factor);
-        // Without a gradient they would go on by what they remember of it.
-        self.parameters = match text_learns {
-            true => moved,
-            false => moved.zip(&self.parameters, |stack, new, old| match stack.kind.part {
-                Part::Denoiser => new,
-                Part::Text => old,
-            }),
-        };
-        let [rotation_lr, flat_lr] = self.optimizer.rates(factor).map(|rate| rate as f32);
+        // Without a gradient what rests would go on by what it remembers of it.
+        self.parameters =
+            moved.zip(
+                &self.parameters,
+                |stack, new, old| {
+                    if learns(stack.kind.part) { new } else { old }
+                },
+            );
         self.step += 1;
         if let Some(ema) = &mut self.ema {
             ema.update(&self.parameters, self.step);
         }
-        let text_lr = if text_learns { self.optimizer.text_rate(factor) as f32 } else { 0.0 };
-        Ok(Step { loss, grad_norm: norm, rotation_lr, flat_lr, text_lr })
+        let rate = |part| if learns(part) { self.optimizer.rate(part, factor) as f32 } else { 0.0 };
+        Ok(Step {
+            loss,
+            grad_norm: norm,
+            rotation_lr: self.optimizer.rotation_rate(factor) as f32,
+            flat_lr: rate(Part::Denoiser),
+            text_lr: rate(Part::Text),
+            token_lr: rate(Part::Tokens),
+        })
     }
 
-    /// From here on nothing is asked of them but what they say.
-    fn rest_text_encoders(&mut self) {
+    /// Of what does not learn any more nothing is asked from here on but what it says.
+    fn rest(&mut self, learns: impl Fn(Part) -> bool) {
         let Networks { text_encoder, text_encoder_2, .. } = &mut self.networks;
-        for encoder in [text_encoder, text_encoder_2] {
-            *encoder = encoder.take().map(|encoder| encoder.no_grad());
+        for slot in [text_encoder, text_encoder_2] {
+            let Some(mut encoder) = slot.take() else { continue };
+            let new = encoder.text_model.embeddings.new_tokens.take();
+            if !learns(Part::Text) {
+                encoder = encoder.no_grad();
+            }
+            let rested = |new: NewTokens| if learns(Part::Tokens) { new } else { new.no_grad() };
+            encoder.text_model.embeddings.new_tokens = new.map(rested);
+            *slot = Some(encoder);
         }
     }
 

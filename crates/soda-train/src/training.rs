@@ -80,7 +80,9 @@ impl Training<'_> {
                 Err(error) => {
                     let path = self.folder.file(ADAPTER);
                     let Some(error) = error.keeping(&path) else { return Err(error) };
-                    self.parts.file(self.header.clone(), &trainer.last_good()).write(&path)?;
+                    let good = trainer.last_good();
+                    let words = sampler.pipeline.words_of(&good);
+                    self.parts.file(self.header.clone(), &good, words).write(&path)?;
                     return Err(error);
                 }
                 Ok(step) => step,

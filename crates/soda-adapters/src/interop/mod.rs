@@ -14,16 +14,26 @@
 //! | diffusers | `text_encoder.` | `text_encoder_2.` |
 //! | kohya, LyCORIS | `lora_te_`, where there are two `lora_te1_` | `lora_te2_` |
 //!
+//! Words that were learnt beside a LoRA, or alone, are in [`write_embeddings`] and [`import`]:
+//!
+//! | format | names | read | written |
+//! |---|---|---|---|
+//! | diffusers' Textual Inversion | `<word>` | yes | of one text encoder |
+//! | kohya's | `emb_params`; `clip_l` and `clip_g` | yes | of two |
+//! | in a LoRA's file | `bundle_emb.<word>.…` | yes | |
+//!
 //! A method that is no LoRA becomes one by a truncated SVD of its delta, with a rank of each layer's own
 //! from a budget for the error ([`compress`]), and a report that says what was lost.
 
 mod compress;
 mod config;
+mod embedding;
 mod lycoris;
 mod names;
 mod read;
 mod write;
 
 pub use compress::{Budget, Compressed, Loss, compress};
+pub use embedding::write_embeddings;
 pub use read::{Imported, import};
 pub use write::{write_diff, write_diffusers, write_kohya, write_peft};

@@ -8,13 +8,13 @@ use burn::tensor::TensorData;
 use serde_json::json;
 
 use super::config::{CONFIG, PeftConfig, PeftLora, PeftOft, TENSORS};
-use super::lycoris;
 use super::names::{Key, Name, Part, TEXT_MODEL, flat, parse};
+use super::{embedding, lycoris};
 use crate::adaptation::{Adaptation, Recipe, key};
 use crate::blocks::CayleyForm;
 use crate::component::Component;
 use crate::error::AdapterError;
-use crate::file::{AdapterFile, Header};
+use crate::file::{AdapterFile, Header, WordVectors};
 use crate::fingerprint::fingerprint;
 use crate::fold::Weight;
 use crate::leaf::leaves;
@@ -42,7 +42,8 @@ pub(super) type Parts = BTreeMap<Part, TensorData>;
 /// What a file has for a network, by path of the weight.
 pub(super) type Layers = BTreeMap<String, Parts>;
 
-/// Reads a PEFT directory, or a LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, for the base of this `name`.
+/// Reads a PEFT directory, or a LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, or the vectors of a learnt word,
+/// for the base of this `name`.
 /// `networks` is a module with a field for each network, by the names of [`Component`]; a PEFT directory is for one network, or
 /// has a directory for each of them by the same names.
 ///
@@ -52,13 +53,22 @@ pub(super) type Layers = BTreeMap<String, Parts>;
 pub fn import<M: Module>(path: &Path, networks: &M, name: &str) -> Result<Imported, AdapterError> {
     let known = Known::of(networks);
     let mut layers: BTreeMap<Component, (Layers, Option<PeftConfig>)> = BTreeMap::new();
+    let mut words: BTreeMap<String, WordVectors> = BTreeMap::new();
     let mut unmatched = Vec::new();
     let mut absent: BTreeMap<Component, Vec<String>> = BTreeMap::new();
     for Source { file, config, component } in sources(path)? {
         let Tensors { tensors, metadata } = Tensors::read(&file)?;
         let configs = PeftConfig::of_networks(&file, &metadata)?;
+        let alone = tensors.len() == 1;
         for (key, data) in tensors {
             let parsed = parse(&key);
+            if parsed.is_none()
+                && let Some((word, component)) = embedding::parse(&key, &file, alone)
+                && let Some(vectors) = embedding::vectors(data.clone())
+            {
+                words.entry(word).or_default().insert(component, vectors);
+                continue;
+            }
             let component = parsed.as_ref().and_then(|key| key.component).or(component);
             let found = parsed.and_then(|Key { module, part, .. }| {
                 let (component, weight) = known.weight(component, &module)?;
@@ -76,7 +86,7 @@ pub fn import<M: Module>(path: &Path, networks: &M, name: &str) -> Result<Import
             layers.entry(weight.to_owned()).or_default().insert(part, data);
         }
     }
-    if layers.is_empty() {
+    if layers.is_empty() && words.is_empty() {
         let example = unmatched.first().or(absent.values().flatten().next()).cloned();
         return Err(AdapterError::NothingMatched {
             path: path.to_owned(),
@@ -84,7 +94,7 @@ pub fn import<M: Module>(path: &Path, networks: &M, name: &str) -> Result<Import
         });
     }
     let training = json!({ "imported": path.file_name().map(|name| name.to_string_lossy()) });
-    let header = Header { base: name.to_owned(), trigger: Vec::new(), training };
+    let header = Header { base: name.to_owned(), training, ..Header::default() };
     let (mut file, mut matched) = (AdapterFile::new(header), Vec::new());
     for (component, (layers, config)) in layers {
         let targets = Targets::paths(layers.keys().map(String::as_str));
@@ -95,6 +105,7 @@ pub fn import<M: Module>(path: &Path, networks: &M, name: &str) -> Result<Import
         matched.extend(layers.keys().map(|weight| component.path(weight)));
     }
     file.plan(networks)?;
+    file.words = words;
     Ok(Imported { file, matched, unmatched, absent })
 }
 

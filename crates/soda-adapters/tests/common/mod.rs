@@ -111,6 +111,7 @@ pub(crate) fn header() -> Header {
         base: "net".to_owned(),
         trigger: vec!["sks mug".to_owned()],
         training: json!({ "steps": 3 }),
+        schedule: json!({ "prediction_type": "v_prediction" }),
     }
 }
 

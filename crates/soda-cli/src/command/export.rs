@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args as ClapArgs;
 use soda_adapters::interop::{
-    Budget, Compressed, compress, write_diff, write_diffusers, write_kohya, write_peft,
+    Budget, Compressed, compress, write_diff, write_diffusers, write_embeddings, write_kohya,
+    write_peft,
 };
 
 use soda_models::pipeline::LoadOptions;
 
 use crate::base::find;
 use crate::command::load_plan;
-use crate::progress::say_result;
+use crate::progress::{Progress, say_result};
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
@@ -21,11 +22,13 @@ Examples:
   soda export --base models/toy --adapter mug.safetensors --format kohya --out mug-lora.safetensors
   soda export --base models/toy --adapter mug.safetensors --format diff --out mug-diff.safetensors
   soda export --base models/toy --adapter mug.safetensors --format peft --error 0.01 --out mug-peft
+  soda export --base models/toy --adapter mug.safetensors --format embeddings --out mug-words
 
 kohya and diffusers files are LoRAs: each layer's delta is cut to the least rank that keeps
 |delta - LoRA| / |delta| within --error, and the report says what every layer lost. diff keeps deltas
 whole; peft keeps LoRA, DoRA and OFT as they are, of an adapter with text encoders in a directory for each
-network. For a whole checkpoint use `soda merge`.")]
+network. embeddings writes the words that were learnt, a file each, which no other format holds. For a
+whole checkpoint use `soda merge`.")]
 pub(crate) struct ExportArgs {
     /// The base model: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -45,7 +48,7 @@ pub(crate) struct ExportArgs {
     /// How much of the adapter: 0 is the base, 1 is what was trained
     #[arg(long, default_value_t = 1.0)]
     pub(crate) strength: f64,
-    /// The file (of peft: the directory) to write; it must not exist
+    /// The file (of peft and embeddings: the directory) to write; it must not exist
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
     #[command(flatten)]
@@ -64,6 +67,8 @@ pub(crate) enum ExportFormat {
     Peft,
     /// Every delta whole, for ComfyUI and A1111
     Diff,
+    /// New words, for diffusers (load_textual_inversion), ComfyUI and A1111; a directory with a file for each
+    Embeddings,
 }
 
 pub(crate) fn run(args: ExportArgs) -> Result<()> {
@@ -82,6 +87,22 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         args.cache.open().as_ref(),
         &device,
     )?;
+    if args.format == ExportFormat::Embeddings {
+        ensure!(
+            !file.words.is_empty(),
+            "{} has no new words; those of a run are `tokens.words`",
+            args.adapter.display()
+        );
+        for path in write_embeddings(&file.words, &args.out)? {
+            say_result(&path.display().to_string());
+        }
+        return Ok(());
+    }
+    for word in file.words.keys() {
+        Progress::default().say(&format!(
+            "warning: the word {word} is not in this file: export it with --format embeddings beside it"
+        ));
+    }
     let (networks, two_encoders) = (pipeline.networks(), pipeline.second.is_some());
     if args.format == ExportFormat::Diff {
         write_diff(&plan, &networks, two_encoders, &args.out)?;
@@ -102,7 +123,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
             let methods = file.parts.iter().map(|(of, part)| (*of, &part.recipe.method)).collect();
             write_peft(&methods, &plan, &lora, &args.out)?;
         }
-        ExportFormat::Diff => {}
+        ExportFormat::Diff | ExportFormat::Embeddings => {}
     }
     report(&lora);
     say_result(&format!(

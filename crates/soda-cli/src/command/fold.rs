@@ -11,7 +11,7 @@ use soda_adapters::{AdapterFile, attach_all};
 use soda_models::pipeline::{LoadOptions, Pipeline};
 
 use crate::args::CacheArg;
-use crate::command::{load_merged, plan};
+use crate::command::{load_merged, plan, prepare};
 
 /// What is folded in.
 #[derive(Debug, ClapArgs)]
@@ -75,6 +75,24 @@ impl FoldArgs {
         let (subject_file, style_file) =
             (<AdapterFile>::read(subject)?, <AdapterFile>::read(style)?);
         let mut pipeline = Pipeline::load(base, device)?;
+        prepare(&subject_file, subject, &mut pipeline)?;
+        ensure!(
+            subject_file.header.schedule == style_file.header.schedule,
+            "{} and {} are trained for different noise schedules; train both with the same `objective`",
+            subject.display(),
+            style.display()
+        );
+        let mut others = style_file.clone();
+        others.words.retain(|word, vectors| subject_file.words.get(word) != Some(vectors));
+        if let Some(word) = others.words.keys().find(|word| subject_file.words.contains_key(*word))
+        {
+            bail!(
+                "{} and {} both have the word `{word}`, with other vectors; train one of them with another word",
+                subject.display(),
+                style.display()
+            );
+        }
+        prepare(&others, style, &mut pipeline)?;
         let cache = self.cache.open();
         let plans = [
             (plan(&subject_file, subject, &pipeline, base, cache.as_ref())?, first),

@@ -18,11 +18,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use burn::module::Module as _;
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use soda_adapters::{
     Adaptation, AdapterError, AdapterFile, AnyAdapter, Component, Method as _, Plan, SvdCache,
+    WordVectors,
 };
-use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_models::pipeline::{LoadOptions, Pipeline, Word};
+use soda_models::scheduler::ScheduleChange;
 use soda_train::Event;
 
 use crate::progress::Progress;
@@ -52,7 +54,8 @@ fn load_plan(
 ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
     ensure!(strength.is_finite(), "--strength must be a finite number");
     let file: AdapterFile = AdapterFile::read(adapter)?;
-    let pipeline = Pipeline::load_with(base, options, device)?;
+    let mut pipeline = Pipeline::load_with(base, options, device)?;
+    prepare(&file, adapter, &mut pipeline)?;
     let dtype = options.dtype;
     let rounded = |error: anyhow::Error| {
         match error.downcast_ref() {
@@ -65,6 +68,28 @@ fn load_plan(
     };
     let plan = plan(&file, adapter, &pipeline, base, cache).map_err(rounded)?;
     Ok((pipeline, file, plan.at_strength(strength)?))
+}
+
+/// Gives a pipeline what an adapter brings beside weights: its noise schedule and its words.
+fn prepare(file: &AdapterFile, adapter: &Path, pipeline: &mut Pipeline) -> Result<()> {
+    if !file.header.schedule.is_null() {
+        let change: ScheduleChange = serde_json::from_value(file.header.schedule.clone())
+            .with_context(|| format!("{} has an unknown noise schedule", adapter.display()))?;
+        pipeline.scheduler = pipeline.scheduler.clone().changed(change)?;
+    }
+    for (text, vectors) in &file.words {
+        let tensor = |component| {
+            let data: &TensorData = vectors.get(&component)?;
+            Some(Tensor::<2>::from_data(data.clone(), &pipeline.device))
+        };
+        let named = || adapter.display().to_string();
+        let first = tensor(Component::TextEncoder)
+            .with_context(|| format!("it has no vectors of `{text}` for the text encoder"))
+            .with_context(named)?;
+        let second = tensor(Component::TextEncoder2);
+        pipeline.add_word(&Word { text: text.clone(), first, second }).with_context(named)?;
+    }
+    Ok(())
 }
 
 /// An adapter on a base, by their names; says what it found.
@@ -106,5 +131,10 @@ fn parts(file: &AdapterFile) -> String {
             part.num_params()
         )
     };
-    file.parts.iter().map(part).collect::<Vec<_>>().join(", ")
+    let word = |(word, vectors): (&String, &WordVectors)| {
+        let count = vectors.values().next().map_or(0, |data| data.shape()[0]);
+        format!("the word {word} ({count} vectors)")
+    };
+    let parts = file.parts.iter().map(part).chain(file.words.iter().map(word));
+    parts.collect::<Vec<_>>().join(", ")
 }

@@ -60,6 +60,16 @@ pub(crate) struct SettingsArgs {
     /// Their learning rate, if it is another than the UNet's; trains them
     #[arg(long, value_name = "LR")]
     pub(crate) text_encoder_lr: Option<f64>,
+    /// A new word that is learnt beside, and the words that it starts from: "<mug>=mug"; may be given several times
+    /// (docs/guide-text-encoder.md)
+    #[arg(long, value_name = "WORD=WORDS")]
+    pub(crate) token: Vec<String>,
+    /// The learning rate of new words, if it is another than that of everything flat
+    #[arg(long, value_name = "LR", requires = "token")]
+    pub(crate) token_lr: Option<f64>,
+    /// Words that call the subject up: what [trigger] in captions and prompts stands for
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) trigger: Option<String>,
     /// Number of Kronecker factors of each rotation
     #[arg(long, value_name = "M", conflicts_with = "no_rotation")]
     pub(crate) factors: Option<usize>,
@@ -125,6 +135,13 @@ pub(crate) fn resolve(args: &SettingsArgs) -> Result<TrainConfig> {
         let text_encoder = config.text_encoder.get_or_insert_default();
         text_encoder.enabled = true;
         text_encoder.learning_rate = args.text_encoder_lr.or(text_encoder.learning_rate);
+    }
+    config.trigger = args.trigger.clone().or(config.trigger);
+    for word in &args.token {
+        let (word, like) = word.split_once('=').unwrap_or((word, ""));
+        let tokens = config.tokens.get_or_insert_default();
+        tokens.words.insert(word.to_owned(), like.to_owned());
+        tokens.learning_rate = args.token_lr.or(tokens.learning_rate);
     }
     soda_options(args, &mut config)?;
     Ok(config)

@@ -25,6 +25,7 @@ Examples:
   soda train --base models/sdxl --preset sdxl --data photos/mug --set 'buckets={}' --cache caches
   soda train --base models/toy --data photos/mug --set masks.source=alpha
   soda train --base models/toy --data photos/mug --text-encoder-lr 1e-3
+  soda train --base models/toy --data photos/mug --prompt \"a photo of a <mug>\" --token \"<mug>=mug\"
   soda train --resume runs/mug-1
 
 A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
@@ -39,6 +40,7 @@ pub(crate) struct TrainArgs {
             "config", "preset", "set", "base", "data", "judges", "prompt", "name", "steps",
             "batch_size", "seed", "rotation_lr", "spectrum_lr", "target", "method", "factors",
             "no_rotation", "no_spectrum", "sample", "train_text_encoder", "text_encoder_lr",
+            "token", "token_lr", "trigger",
         ],
     )]
     pub(crate) resume: Option<PathBuf>,

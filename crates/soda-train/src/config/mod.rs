@@ -9,6 +9,7 @@ mod objective;
 mod optimizer;
 mod preset;
 mod text_encoder;
+mod tokens;
 mod validation;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
 pub use preset::{PRESETS, Preset, preset};
 pub use text_encoder::TextEncoderConfig;
+pub use tokens::TokensConfig;
 pub use validation::ValidationConfig;
 
 use crate::backward::Checkpointing;
@@ -43,6 +45,9 @@ pub struct TrainConfig {
     /// The caption of pictures that have none.
     #[serde(default)]
     pub prompt: Option<String>,
+    /// Words that call the subject up, such as `sks mug`: what `[trigger]` in captions and prompts stands for.
+    #[serde(default)]
+    pub trigger: Option<String>,
     /// The evaluation models (`clip/` and `dino/`), without which no scores are given.
     #[serde(default)]
     pub judges: Option<PathBuf>,
@@ -92,6 +97,9 @@ pub struct TrainConfig {
     /// Adapters of the text encoders beside it; without them captions are read once.
     #[serde(default)]
     pub text_encoder: Option<TextEncoderConfig>,
+    /// New words whose vectors learn beside it.
+    #[serde(default)]
+    pub tokens: Option<TokensConfig>,
     /// What a step minimises.
     #[serde(default)]
     pub objective: ObjectiveConfig,
@@ -189,6 +197,16 @@ impl TrainConfig {
         self.text_encoder.as_ref().filter(|config| config.enabled)
     }
 
+    /// The settings of new words, where there are some.
+    pub fn learning_tokens(&self) -> Option<&TokensConfig> {
+        self.tokens.as_ref().filter(|config| !config.words.is_empty())
+    }
+
+    /// Whether anything learns before the text states.
+    pub fn reads_in_every_step(&self) -> bool {
+        self.learning_text_encoder().is_some() || self.learning_tokens().is_some()
+    }
+
     /// Refuses numbers that cannot train anything, and settings that exclude each other.
     ///
     /// # Errors
@@ -223,12 +241,15 @@ impl TrainConfig {
         self.objective.check()?;
         if let Some(text_encoder) = self.learning_text_encoder() {
             text_encoder.check(&self.optimizer)?;
-            if self.encoder_precision != Precision::F32 {
-                return Err(TrainError::Conflict(
-                    "text encoders learn in f32: set `encoder_precision = \"f32\"`, or \
-                     `text_encoder.enabled = false`",
-                ));
-            }
+        }
+        if let Some(tokens) = &self.tokens {
+            tokens.check(&self.optimizer)?;
+        }
+        if self.reads_in_every_step() && self.encoder_precision != Precision::F32 {
+            return Err(TrainError::Conflict(
+                "text encoders and new words learn in f32: set `encoder_precision = \"f32\"`, or remove \
+                 `text_encoder` and `tokens`",
+            ));
         }
         if let Some(prior) = &self.prior {
             prior.check()?;

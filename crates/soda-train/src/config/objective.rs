@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use soda_models::scheduler::{PredictionType, ScheduleChange};
 
 use crate::error::TrainError;
 
@@ -29,6 +30,10 @@ pub struct ObjectiveConfig {
     pub min_snr_gamma: Option<f64>,
     /// Strength of the noise that shifts whole channels.
     pub noise_offset: f64,
+    /// What the network is taught to predict: `epsilon` or `v`; without it what its base predicts.
+    pub prediction: Option<PredictionType>,
+    /// Whether the last timestep becomes pure noise (arXiv 2305.08891), which needs `v`.
+    pub zero_terminal_snr: bool,
     /// The first timestep that is drawn, and the first that is no more; without it all are.
     pub timesteps: Option<[usize; 2]>,
 }
@@ -65,12 +70,22 @@ impl Default for ObjectiveConfig {
             dco_beta: 1000.0,
             min_snr_gamma: None,
             noise_offset: 0.0,
+            prediction: None,
+            zero_terminal_snr: false,
             timesteps: None,
         }
     }
 }
 
 impl ObjectiveConfig {
+    /// What is changed of the base's noise schedule.
+    pub(crate) fn change(&self) -> ScheduleChange {
+        ScheduleChange {
+            prediction_type: self.prediction,
+            rescale_betas_zero_snr: self.zero_terminal_snr,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), TrainError> {
         let refuse = |field, range| Err(TrainError::OutOfRange { field, range });
         let positive = |value: f64| value.is_finite() && value > 0.0;

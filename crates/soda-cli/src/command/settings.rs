@@ -61,7 +61,7 @@ pub(crate) struct SettingsArgs {
     #[arg(long, value_name = "LR")]
     pub(crate) text_encoder_lr: Option<f64>,
     /// A new word that is learnt beside, and the words that it starts from: "<mug>=mug"; may be given several times
-    /// (docs/guide-text-encoder.md)
+    /// (docs/guide-words.md)
     #[arg(long, value_name = "WORD=WORDS")]
     pub(crate) token: Vec<String>,
     /// The learning rate of new words, if it is another than that of everything flat

@@ -114,6 +114,37 @@ impl OptimizerConfig {
     }
 }
 
+impl OptimizerConfig {
+    /// Refuses a rate and an end that a part of the parameters cannot have of its own; `fields` are the names of the two
+    /// settings, `prodigy` says what to do where one estimate is of all parameters.
+    pub(super) fn check_own(
+        &self,
+        learning_rate: Option<f64>,
+        stop_after: Option<f64>,
+        fields: [&'static str; 2],
+        prodigy: &'static str,
+    ) -> Result<(), TrainError> {
+        let [rate, end] = fields;
+        if learning_rate.is_some_and(|rate| !rate.is_finite() || rate < 0.0) {
+            return Err(TrainError::OutOfRange { field: rate, range: "0 or more" });
+        }
+        if stop_after.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+            let range = "more than 0 and at most 1";
+            return Err(TrainError::OutOfRange { field: end, range });
+        }
+        let own = learning_rate.is_some() || stop_after.is_some();
+        if own && self.flat == FlatRule::Prodigy {
+            return Err(TrainError::Conflict(prodigy));
+        }
+        Ok(())
+    }
+}
+
+/// Whether `step`, from 0, of `steps` is before their share after which something stands still.
+pub(super) fn is_before(share: Option<f64>, step: usize, steps: usize) -> bool {
+    share.is_none_or(|share| (step as f64) < share * steps as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

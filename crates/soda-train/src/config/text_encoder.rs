@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use soda_adapters::Targets;
 
-use crate::config::{FlatRule, OptimizerConfig};
+use crate::config::optimizer::{OptimizerConfig, is_before};
 use crate::error::TrainError;
 
 /// Adapters of the text encoders, of both in SDXL, by the method of the UNet's.
@@ -35,25 +35,16 @@ impl Default for TextEncoderConfig {
 impl TextEncoderConfig {
     /// Whether they learn in `step`, from 0, of `steps`.
     pub fn learns_in(&self, step: usize, steps: usize) -> bool {
-        self.enabled && self.stop_after.is_none_or(|share| (step as f64) < share * steps as f64)
+        self.enabled && is_before(self.stop_after, step, steps)
     }
 
     pub(super) fn check(&self, optimizer: &OptimizerConfig) -> Result<(), TrainError> {
-        if self.learning_rate.is_some_and(|rate| !rate.is_finite() || rate < 0.0) {
-            let field = "text_encoder.learning_rate";
-            return Err(TrainError::OutOfRange { field, range: "0 or more" });
-        }
-        if self.stop_after.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
-            let field = "text_encoder.stop_after";
-            return Err(TrainError::OutOfRange { field, range: "more than 0 and at most 1" });
-        }
-        let own = self.learning_rate.is_some() || self.stop_after.is_some();
-        if own && optimizer.flat == FlatRule::Prodigy {
-            return Err(TrainError::Conflict(
-                "Prodigy estimates one rate for all parameters: remove `text_encoder.learning_rate` and \
-                 `text_encoder.stop_after`, or set `optimizer.flat = \"adamw\"`",
-            ));
-        }
-        Ok(())
+        optimizer.check_own(
+            self.learning_rate,
+            self.stop_after,
+            ["text_encoder.learning_rate", "text_encoder.stop_after"],
+            "Prodigy estimates one rate for all parameters: remove `text_encoder.learning_rate` and \
+             `text_encoder.stop_after`, or set `optimizer.flat = \"adamw\"`",
+        )
     }
 }

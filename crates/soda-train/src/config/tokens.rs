@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{FlatRule, OptimizerConfig};
+use crate::config::optimizer::{OptimizerConfig, is_before};
 use crate::error::TrainError;
 
 /// New words of the vocabulary. Captions and prompts say them as any word.
@@ -32,29 +32,19 @@ impl Default for TokensConfig {
 impl TokensConfig {
     /// Whether they learn in `step`, from 0, of `steps`.
     pub fn learn_in(&self, step: usize, steps: usize) -> bool {
-        !self.words.is_empty()
-            && self.stop_after.is_none_or(|share| (step as f64) < share * steps as f64)
+        !self.words.is_empty() && is_before(self.stop_after, step, steps)
     }
 
     pub(super) fn check(&self, optimizer: &OptimizerConfig) -> Result<(), TrainError> {
         if self.vectors == 0 || self.vectors > 64 {
             return Err(TrainError::OutOfRange { field: "tokens.vectors", range: "from 1 to 64" });
         }
-        if self.learning_rate.is_some_and(|rate| !rate.is_finite() || rate < 0.0) {
-            let field = "tokens.learning_rate";
-            return Err(TrainError::OutOfRange { field, range: "0 or more" });
-        }
-        if self.stop_after.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
-            let field = "tokens.stop_after";
-            return Err(TrainError::OutOfRange { field, range: "more than 0 and at most 1" });
-        }
-        let own = self.learning_rate.is_some() || self.stop_after.is_some();
-        if own && optimizer.flat == FlatRule::Prodigy {
-            return Err(TrainError::Conflict(
-                "Prodigy estimates one rate for all parameters: remove `tokens.learning_rate` and \
-                 `tokens.stop_after`, or set `optimizer.flat = \"adamw\"`",
-            ));
-        }
-        Ok(())
+        optimizer.check_own(
+            self.learning_rate,
+            self.stop_after,
+            ["tokens.learning_rate", "tokens.stop_after"],
+            "Prodigy estimates one rate for all parameters: remove `tokens.learning_rate` and `tokens.stop_after`, or set \
+             `optimizer.flat = \"adamw\"`",
+        )
     }
 }

@@ -142,7 +142,7 @@ fn words_that_cannot_be_learnt_are_refused() {
     let desk = tempfile::tempdir().unwrap();
     let (folder, base, data) = (desk.path(), toybox("base"), toybox("subjects/castle_mug"));
     let train = ["train", "--base", base.to_str().unwrap(), "--data", data.to_str().unwrap()];
-    let mut check = |options: &[&str], needle: &str| {
+    let check = |options: &[&str], needle: &str| {
         refused(folder, &[&train[..], options].concat(), needle);
     };
     check(&["--token", "two words=mug"], "without spaces");

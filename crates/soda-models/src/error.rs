@@ -170,8 +170,8 @@ pub enum ModelError {
         reason: String,
     },
 
-    /// A word cannot be added to the vocabulary.
-    #[error("`{word}` cannot be a new word: {reason}")]
+    /// A new word cannot be added to the vocabulary, or not be written.
+    #[error("the new word `{word}` cannot be used: {reason}")]
     Word {
         /// The word.
         word: String,

@@ -133,6 +133,12 @@ impl Tokenizer {
         &self.words
     }
 
+    /// A word beyond the vocabulary that merges build, of the directory or [added](Self::add_word); the first by name.
+    pub fn extra_word(&self) -> Option<String> {
+        let added = self.inner.get_added_tokens_decoder().into_values();
+        added.filter(|token| !token.special).map(|token| token.content).min()
+    }
+
     /// One more than the largest id.
     pub fn vocabulary(&self) -> u32 {
         self.inner.get_vocab(true).into_values().max().map_or(0, |largest| largest + 1)

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 use soda_models::pipeline::{Pipeline, Word};
 
@@ -107,6 +107,25 @@ fn a_saved_directory_has_the_words() {
     let states = [ids("two <cup>"), ids("two a <mug>")].map(|ids| third.text_encoder.forward(ids));
     let [one, other] = states.map(|states| states.into_data());
     one.assert_approx_eq::<f32>(&other, burn::tensor::Tolerance::absolute(1e-6));
+}
+
+/// The programs that read such files have a vocabulary of their own.
+#[test]
+fn a_single_file_has_no_place_for_words() {
+    let fixture = Fixture::read();
+    let device = Device::default();
+    let folder = tempfile::tempdir().unwrap();
+    let (single, saved) = (folder.path().join("single.st"), folder.path().join("model"));
+    let pipeline = fixture.pipeline(&device);
+    pipeline.save(&saved).unwrap();
+    for pipeline in [pipeline, Pipeline::load(&saved, &device).unwrap()] {
+        let message = pipeline.save_single_file(&single, FloatDType::F32).unwrap_err().to_string();
+        assert!(
+            message.contains("`<mug>`") && message.contains("--format embeddings"),
+            "{message}"
+        );
+    }
+    assert!(!single.exists());
 }
 
 /// The summary of a prompt is read at its end, which new tokens have larger ids than.

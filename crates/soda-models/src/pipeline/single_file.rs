@@ -99,8 +99,15 @@ impl Pipeline {
     ///
     /// # Errors
     ///
-    /// What the operating system says, and a model that has no original form.
+    /// What the operating system says, and a model that has no original form, or new words.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
+        let second = self.second.as_ref().and_then(|second| second.tokenizer.extra_word());
+        if let Some(word) = self.tokenizer.extra_word().or(second) {
+            let reason = "a single file has no vocabulary to put it in: write it with `soda export --format embeddings`, and \
+                          merge an adapter without it"
+                .to_string();
+            return Err(ModelError::Word { word, reason });
+        }
         let configs = Configs::read(&self.source)?;
         let family = match (&self.second, self.unet_config.use_linear_projection) {
             (Some(_), _) => Family::Sdxl,

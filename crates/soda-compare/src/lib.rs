@@ -7,7 +7,7 @@
 //! | `results` | one JSON line a finished run; what is there is not run again |
 //! | `probe` | adapters of finished runs at other strengths, and merged |
 //! | `execute` | several tasks at once, by whatever does one |
-//! | `statistics` | mean, spread, a paired permutation test |
+//! | `statistics`, `paired` | mean, spread; a paired permutation test over data sets |
 //! | `table` | what the results say, an arm a row |
 //! | `looks` | what the probes found |
 //! | `plot`, `report` | the same for the eye: one HTML file that needs no network |
@@ -18,6 +18,7 @@
 mod error;
 mod execute;
 mod looks;
+mod paired;
 mod plan;
 mod plot;
 mod probe;
@@ -29,9 +30,10 @@ mod table;
 pub use error::CompareError;
 pub use execute::{Event, Failure, Task, execute};
 pub use looks::{Place, places};
+pub use paired::{Test, Unit, holm, paired, test};
 pub use plan::{ArmConfig, Grid, Plan, PlanConfig, Run};
 pub use probe::{Look, MergeConfig, Mode, Path, Probe, Seen, StrengthConfig};
 pub use report::report;
 pub use results::{Line, Measured, Record, Results};
-pub use statistics::{Summary, paired};
-pub use table::{Row, table};
+pub use statistics::Summary;
+pub use table::{Against, Row, table};

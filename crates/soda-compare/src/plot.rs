@@ -6,12 +6,12 @@ use soda_train::plot::{Line, lines, svg};
 use crate::results::Record;
 use crate::table::{Row, SCORES};
 
-/// Fidelity to the subject over fidelity to the prompt, an arm a point, bars of one standard error; up
-/// and to the right is better. Empty where the data have no truths.
+/// Fidelity to the subject over fidelity to the prompt, an arm a point, bars of one standard error over
+/// the data sets; up and to the right is better. Empty where the data have no truths.
 pub(crate) fn pareto(rows: &[Row]) -> String {
     let points: Vec<_> = rows
         .iter()
-        .filter_map(|row| Some((row.arm.as_str(), row.scores[0]?, row.scores[1]?)))
+        .filter_map(|row| Some((row.arm.as_str(), row.over_data[0]?, row.over_data[1]?)))
         .collect();
     if points.is_empty() {
         return String::new();

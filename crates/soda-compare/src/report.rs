@@ -12,7 +12,7 @@ use crate::plan::{Plan, Run};
 use crate::plot;
 use crate::probe::{Probe, Seen};
 use crate::results::{Record, Results};
-use crate::table::{Row, SCORES, table};
+use crate::table::{Against, Row, SCORES, table};
 
 /// The report on the finished of `runs`, and on the `probes` into them that were `seen`. Their folders are in `folder`.
 ///
@@ -43,14 +43,16 @@ pub fn report(
     let body = html! {
         p {
             (sets.len()) " data sets × " (plan.score().seeds.len())
-            " seeds. Mean ± standard deviation. In brackets: the mean difference to "
+            " seeds. Mean ± standard deviation of the runs. Below it the mean difference to "
             b { (arms.first().map_or("", |arm| arm.0)) }
-            " on the same data and seed, and the two-sided p of the paired permutation test."
+            " on the same data and seed; the two-sided p of the paired permutation test, and the same corrected for \
+             the number of arms (Holm); and what it takes as independent: data sets, each the mean of its seeds, or \
+             the seeds of the only one."
         }
         (scores(&rows))
         (known(&records(runs, results, |_| true)))
         h2 { "Subject over prompt" }
-        p { small { "Up and to the right is better; bars are one standard error." } }
+        p { small { "Up and to the right is better; bars are one standard error over the data sets." } }
         (PreEscaped(plot::pareto(&rows)))
         (looks::section(probes, seen, folder)?)
         h2 { "Cost" }
@@ -84,8 +86,11 @@ fn scores(rows: &[Row]) -> Markup {
                             @if let Some(score) = score {
                                 (format!("{:.3} ± {:.3}", score.mean, score.deviation))
                             }
-                            @if let Some((difference, p)) = against {
-                                br; small { (format!("({difference:+.3}, p {p:.3})")) }
+                            @if let Some(Against { test, corrected }) = against {
+                                br; small {
+                                    (format!("{:+.3}, p {:.3}, {corrected:.3}", test.difference, test.p))
+                                    br; (test)
+                                }
                             }
                         }
                     }

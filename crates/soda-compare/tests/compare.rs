@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use soda_compare::{
-    CompareError, Look, Measured, Plan, PlanConfig, Probe, Record, Results, Run, execute, places,
-    report, table,
+    Against, CompareError, Look, Measured, Plan, PlanConfig, Probe, Record, Results, Run, execute,
+    places, report, table,
 };
 use soda_train::Scores;
 
@@ -95,14 +95,51 @@ fn settings_are_chosen_on_other_data_and_every_run_is_done_once() {
 
         let rows = table(&runs, &results);
         assert_eq!(rows[0].against_first, vec![None; 6]);
-        let (difference, p) = rows[1].against_first[1].unwrap();
-        assert!((difference - 0.2).abs() < 1e-6 && (p - 2.0 / 16.0).abs() < 1e-12, "{rows:?}");
+        let Against { test, corrected } = rows[1].against_first[1].unwrap();
+        assert!((test.difference - 0.2).abs() < 1e-6 && test.to_string() == "2 data sets");
+        // Two seeds of two data sets are two data sets.
+        assert_eq!((test.p, corrected), (2.0 / 4.0, 2.0 / 4.0), "{rows:?}");
         let none = Results::open(&folder.path().join("probes.jsonl")).unwrap();
         let html = report(&plan, &runs, &results, (&[], &none), folder.path()).unwrap();
-        assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.125"), "{html}");
+        assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.500, 0.500"), "{html}");
         assert_eq!(html.matches("<svg").count(), 2);
         assert_eq!(html.matches("<img").count(), 2 * 3, "before and two arms, of two data sets");
     }
+}
+
+#[test]
+fn the_arms_of_a_score_are_one_family_of_tests() {
+    let more = r#"
+[[arm]]
+name = "same"
+
+[[arm]]
+name = "better"
+train.steps = 30
+
+[[arm]]
+name = "elsewhere"
+data = ["styles/s"]
+"#;
+    let folder = tempfile::tempdir().unwrap();
+    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
+    let subjects = r#"["s/1", "s/2", "s/3", "s/4", "s/5", "s/6"]"#;
+    let text = PLAN.replacen(r#"["subjects/a", "subjects/b"]"#, subjects, 1) + more;
+    let plan = plan(&text).unwrap();
+    execute(&plan.search_runs(), 1, &mut results, |run| Ok(measure(run)), |_| ()).unwrap();
+    let runs = plan.score_runs(&results);
+    execute(&runs, 1, &mut results, |run| Ok(measure(run)), |_| ()).unwrap();
+    let rows = table(&runs, &results);
+    let found: Vec<_> = rows
+        .iter()
+        .map(|row| row.against_first[1].map(|against| (against.test.p, against.corrected)))
+        .collect();
+    // Of six signs; three arms are tested, since one shares no data with the first.
+    let least = 2.0 / 64.0;
+    let (two, same, better) = ((least, 3.0 * least), (1.0, 1.0), (least, 3.0 * least));
+    assert_eq!(found, [None, Some(two), Some(same), Some(better), None]);
+    let over = |row: usize| rows[row].over_data[1].unwrap().n;
+    assert_eq!((rows[0].runs, over(0), over(4)), (12, 6, 1));
 }
 
 const PROBES: &str = r#"

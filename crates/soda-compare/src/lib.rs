@@ -10,11 +10,13 @@
 //! | `statistics`, `paired` | mean, spread; a paired permutation test over data sets |
 //! | `table` | what the results say, an arm a row |
 //! | `looks` | what the probes found |
+//! | `curves` | scores over the steps |
 //! | `plot`, `report` | the same for the eye: one HTML file that needs no network |
 //!
 //! It trains nothing itself: [`execute()`] takes the function that turns a [`Run`] into a [`Measured`], and a
 //! [`Probe`] into scores.
 
+mod curves;
 mod error;
 mod execute;
 mod looks;

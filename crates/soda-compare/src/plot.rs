@@ -1,17 +1,18 @@
-//! Two figures, as SVG: how faithful to subject and prompt each arm is, and its loss over the steps.
+//! Figures as SVG: how faithful to subject and prompt each arm is, and its loss over the run.
 
 use plotters::prelude::*;
 use soda_train::plot::{Line, lines, svg};
 
+use crate::plan::Run;
 use crate::results::Record;
-use crate::table::{Row, SCORES};
+use crate::table::{CLIP_T, Row, SCORES};
 
 /// Fidelity to the subject over fidelity to the prompt, an arm a point, bars of one standard error over
-/// the data sets; up and to the right is better. Empty where the data have no truths.
-pub(crate) fn pareto(rows: &[Row]) -> String {
+/// the data sets; up and to the right is better. `up` is the place in [`SCORES`] of what is faithful to the subject.
+pub(crate) fn pareto(rows: &[Row], up: usize) -> String {
     let points: Vec<_> = rows
         .iter()
-        .filter_map(|row| Some((row.arm.as_str(), row.over_data[0]?, row.over_data[1]?)))
+        .filter_map(|row| Some((row.arm.as_str(), row.over_data[CLIP_T]?, row.over_data[up]?)))
         .collect();
     if points.is_empty() {
         return String::new();
@@ -30,7 +31,7 @@ pub(crate) fn pareto(rows: &[Row]) -> String {
             .x_label_area_size(44)
             .y_label_area_size(60)
             .build_cartesian_2d(x, y)?;
-        chart.configure_mesh().x_desc(SCORES[0].0).y_desc(SCORES[1].0).draw()?;
+        chart.configure_mesh().x_desc(SCORES[CLIP_T].0).y_desc(SCORES[up].0).draw()?;
         for (index, (arm, x, y)) in points.iter().enumerate() {
             let color = Palette99::pick(index);
             let whisker = |from, to| PathElement::new(vec![from, to], color.stroke_width(1));
@@ -47,11 +48,12 @@ pub(crate) fn pareto(rows: &[Row]) -> String {
 }
 
 /// The loss over the run, from 0 to 1, one line an arm: the mean of its runs, each a running mean.
-pub(crate) fn losses(arms: &[(&str, Vec<&Record>)]) -> String {
+pub(crate) fn losses(arms: &[(&str, Vec<(&Run, &Record)>)]) -> String {
     let curves: Vec<Line> = arms
         .iter()
-        .map(|(arm, records)| {
-            let curve = mean_curve(records);
+        .map(|(arm, runs)| {
+            let records: Vec<&Record> = runs.iter().map(|(_, record)| *record).collect();
+            let curve = mean_curve(&records);
             let last = curve.len().max(2) - 1;
             let points = curve.into_iter().enumerate();
             Line {

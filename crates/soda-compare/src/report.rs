@@ -6,13 +6,14 @@ use image::{ImageError, imageops};
 use maud::{Markup, PreEscaped, html};
 use soda_train::page::{inline, page};
 
+use crate::curves::curves;
 use crate::error::CompareError;
 use crate::looks;
 use crate::plan::{Plan, Run};
 use crate::plot;
 use crate::probe::{Probe, Seen};
 use crate::results::{Record, Results};
-use crate::table::{Against, Row, SCORES, table};
+use crate::table::{Against, CLIP_T, DRIFT, Row, SCORES, likeness, table};
 
 /// The report on the finished of `runs`, and on the `probes` into them that were `seen`. Their folders are in `folder`.
 ///
@@ -26,10 +27,9 @@ pub fn report(
     folder: &Path,
 ) -> Result<String, CompareError> {
     let rows = table(runs, results);
-    let arms: Vec<(&str, Vec<&Record>)> = rows
-        .iter()
-        .map(|row| (row.arm.as_str(), records(runs, results, |run| run.arm == row.arm)))
-        .collect();
+    let arms: Vec<(&str, Vec<(&Run, &Record)>)> =
+        rows.iter().map(|row| (row.arm.as_str(), finished(runs, results, &row.arm))).collect();
+    let [dino, _] = likeness(&rows);
     let mut sets: Vec<&Path> = Vec::new();
     for run in runs {
         if !sets.contains(&run.config.data.as_path()) {
@@ -40,6 +40,7 @@ pub fn report(
         .iter()
         .map(|data| side_by_side(data, plan.score().seeds[0], runs, results, folder))
         .collect::<Result<Vec<_>, _>>()?;
+    let curves = curves(&arms, &[dino, CLIP_T, DRIFT]);
     let body = html! {
         p {
             (sets.len()) " data sets × " (plan.score().seeds.len())
@@ -50,10 +51,15 @@ pub fn report(
              the seeds of the only one."
         }
         (scores(&rows))
-        (known(&records(runs, results, |_| true)))
+        (known(&runs.iter().filter_map(|run| results.get(&run.id)).collect::<Vec<_>>(), dino))
         h2 { "Subject over prompt" }
         p { small { "Up and to the right is better; bars are one standard error over the data sets." } }
-        (PreEscaped(plot::pareto(&rows)))
+        (PreEscaped(plot::pareto(&rows, dino)))
+        @if !curves.is_empty() {
+            h2 { "Over the steps" }
+            p { small { "The mean of an arm's runs, from the untuned model to the end." } }
+            @for curve in &curves { (PreEscaped(curve)) }
+        }
         (looks::section(probes, seen, folder)?)
         h2 { "Cost" }
         (costs(&rows))
@@ -66,12 +72,13 @@ pub fn report(
     Ok(page("Comparison", &body))
 }
 
-fn records<'a>(
-    runs: &[Run],
+fn finished<'a>(
+    runs: &'a [Run],
     results: &'a Results<Record>,
-    wanted: impl Fn(&Run) -> bool,
-) -> Vec<&'a Record> {
-    runs.iter().filter(|run| wanted(run)).filter_map(|run| results.get(&run.id)).collect()
+    arm: &str,
+) -> Vec<(&'a Run, &'a Record)> {
+    let runs = runs.iter().filter(|run| run.arm == arm);
+    runs.filter_map(|run| Some((run, results.get(&run.id)?))).collect()
 }
 
 fn scores(rows: &[Row]) -> Markup {
@@ -101,14 +108,14 @@ fn scores(rows: &[Row]) -> Markup {
 }
 
 /// What the untuned model and the truth itself score: the ends of the scale.
-fn known(records: &[&Record]) -> Markup {
+fn known(records: &[&Record], dino: usize) -> Markup {
     let mean = |scores: &dyn Fn(&Record) -> Option<f32>| {
         let values: Vec<f32> = records.iter().filter_map(|record| scores(record)).collect();
         (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
     };
     html! {
         p {
-            @for (name, score) in &SCORES[..2] {
+            @for (name, score) in [SCORES[CLIP_T], SCORES[dino]] {
                 (name) ": untuned "
                 (number(mean(&|record| score(&record.measured.before))))
                 ", truth "

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use soda_train::Scores;
+use soda_train::{Scored, Scores};
 
 use crate::error::CompareError;
 use crate::execute::Task;
@@ -22,6 +22,9 @@ pub struct Measured {
     pub after: Scores,
     /// Scores of the true pictures, where they are known.
     pub truth: Option<Scores>,
+    /// Scores on the way, where the plan's `samples.every` asks for them; `before` and `after` are the ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trace: Vec<Scored>,
     /// Loss of every step, thinned to at most 100 means.
     pub losses: Vec<f32>,
     /// Trained numbers.

@@ -9,7 +9,7 @@ use soda_compare::{
     Against, CompareError, Look, Measured, Plan, PlanConfig, Probe, Record, Results, Run, execute,
     places, report, table,
 };
-use soda_train::Scores;
+use soda_train::{Scored, Scores};
 
 const PLAN: &str = r#"
 [train]
@@ -52,6 +52,7 @@ fn measure(run: &Run) -> Measured {
         before: scores(0.1),
         after: scores(dino),
         truth: Some(scores(1.0)),
+        trace: Vec::new(),
         losses: (1..40).map(|step| 1.0 / step as f32).collect(),
         num_params: 10,
         file_size: 100,
@@ -252,6 +253,27 @@ fn a_line_cut_short_is_dropped_and_a_broken_one_is_named() {
         Results::<Record>::open(&path),
         Err(CompareError::ReadResults { line: 1, .. })
     ));
+}
+
+#[test]
+fn scores_on_the_way_are_kept_and_a_line_without_them_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.jsonl");
+    let plan = plan(PLAN).unwrap();
+    let runs = plan.search_runs();
+    let train = |run: &Run| {
+        let measured = measure(run);
+        let scored = Scored { step: 10, scores: measured.before };
+        let trace = if run.config.steps == 20 { vec![scored] } else { vec![] };
+        Ok(Measured { trace, ..measured })
+    };
+    let mut results = Results::open(&path).unwrap();
+    execute(&runs, 1, &mut results, train, |_| ()).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.matches("\"trace\":[{\"step\":10,\"scores\":{").count(), 1, "{text}");
+    assert_eq!(text.matches("trace").count(), 1, "nothing where there is none");
+    let again: Results<Record> = Results::open(&path).unwrap();
+    assert!(runs.iter().all(|run| again.get(&run.id) == results.get(&run.id)));
 }
 
 #[test]

@@ -97,6 +97,7 @@ pub use pictures::Pictures;
 pub use precision::Precision;
 pub use prompts::Prompts;
 pub use run::{RunFolder, write_file, write_png};
+pub use sampling::{Scored, scored};
 pub use scale::{LossScale, LossScaleConfig};
 pub use stacks::{Part, Stacks, trainable};
 pub use trainer::{Material, Trainer, TrainerState};

@@ -1,5 +1,7 @@
 //! Pictures of the validation prompts: before, while and after the network learns.
 
+use std::path::{Path, PathBuf};
+
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use soda_models::image::grid;
@@ -60,6 +62,15 @@ impl Drawn {
 #[derive(Serialize, Deserialize)]
 struct ScoreFile {
     scores: Scores,
+}
+
+/// Scores of the pictures drawn after some steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// Steps done.
+    pub step: usize,
+    /// What the judges said then.
+    pub scores: Scores,
 }
 
 impl Sampler<'_> {
@@ -151,29 +162,61 @@ impl Sampler<'_> {
 
 /// What [`Sampler::record`] left in a run's folder, in the order of the steps.
 pub(crate) fn recorded(folder: &RunFolder) -> Result<Vec<Drawn>, TrainError> {
-    let samples = folder.file(SAMPLES);
+    let read = |(step, path): (usize, PathBuf)| {
+        let size = image::image_dimensions(&path).map_err(|error| TrainError::Picture {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        let png = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
+        Ok(Drawn { step, png, size, scores: scores_beside(&path)? })
+    };
+    grids(folder.path())?.into_iter().map(read).collect()
+}
+
+/// How a run scored on the way, where it was drawn and judged there: its `samples/<step>.json`, in the order of the
+/// steps. `folder` is the run's.
+///
+/// # Errors
+/// A file that cannot be read, or does not parse.
+pub fn scored(folder: &Path) -> Result<Vec<Scored>, TrainError> {
+    let mut found = Vec::new();
+    for (step, path) in grids(folder)? {
+        found.extend(scores_beside(&path)?.map(|scores| Scored { step, scores }));
+    }
+    Ok(found)
+}
+
+/// The grids of a run's folder, each with its step, in the order of the steps.
+fn grids(folder: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
+    let samples = folder.join(SAMPLES);
     if !samples.is_dir() {
         return Ok(Vec::new());
     }
-    let mut drawn = Vec::new();
+    let mut grids = Vec::new();
     for entry in std::fs::read_dir(&samples).map_err(TrainError::io("read", &samples))? {
         let path = entry.map_err(TrainError::io("read", &samples))?.path();
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let is_png = path.extension().is_some_and(|extension| extension == "png");
         let (true, Ok(step)) = (is_png, stem.parse()) else { continue };
-        let png = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
-        let scores = std::fs::read(path.with_extension("json"))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<ScoreFile>(&bytes).ok())
-            .map(|file| file.scores);
-        let size = image::image_dimensions(&path).map_err(|error| TrainError::Picture {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        drawn.push(Drawn { step, png, size, scores });
+        grids.push((step, path));
     }
-    drawn.sort_by_key(|drawn| drawn.step);
-    Ok(drawn)
+    grids.sort();
+    Ok(grids)
+}
+
+/// What the judges said of a grid, if they were asked.
+fn scores_beside(grid: &Path) -> Result<Option<Scores>, TrainError> {
+    let path = grid.with_extension("json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+    let file: ScoreFile = serde_json::from_str(&text).map_err(|error| TrainError::Metadata {
+        path,
+        line: error.line(),
+        reason: error.to_string(),
+    })?;
+    Ok(Some(file.scores))
 }
 
 /// What is drawn: the prompts of the settings, or the data's, or else its captions.
@@ -185,4 +228,42 @@ pub(crate) fn prompts(config: &TrainConfig, dataset: &Dataset) -> Vec<String> {
         return dataset.eval_prompts.clone();
     }
     dataset.examples.iter().map(|example| example.caption.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    #[test]
+    fn scores_on_the_way_come_in_the_order_of_the_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(scored(folder.path()).unwrap().is_empty(), "nothing was drawn");
+        let samples = folder.path().join(SAMPLES);
+        std::fs::create_dir(&samples).unwrap();
+        let scores = |clip_t| Scores {
+            clip_t,
+            clip_i: 0.5,
+            dino: 0.25,
+            truth_clip_i: None,
+            truth_dino: None,
+            drift: None,
+        };
+        // As a run names them, and as it would after 99,999,999 steps.
+        for (name, clip_t) in [("100000000", 0.75), ("00000050", 0.5), ("00000100", 0.625)] {
+            std::fs::write(samples.join(format!("{name}.png")), "").unwrap();
+            let text = serde_json::json!(ScoreFile { scores: scores(clip_t) }).to_string();
+            std::fs::write(samples.join(format!("{name}.json")), text).unwrap();
+        }
+        // Drawn without judges.
+        std::fs::write(samples.join("00000075.png"), "").unwrap();
+        let expected = [(50, 0.5), (100, 0.625), (100_000_000, 0.75)];
+        let expected = expected.map(|(step, clip_t)| Scored { step, scores: scores(clip_t) });
+        assert_eq!(scored(folder.path()).unwrap(), expected);
+
+        std::fs::write(samples.join("00000050.json"), "{").unwrap();
+        let message = scored(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("00000050.json, line 1"), "{message}");
+    }
 }

@@ -16,7 +16,7 @@ use soda_compare::{
     Event, Look, Measured, PlanConfig, Probe, Record, Results, Run, Seen, Task, execute, places,
     report, table,
 };
-use soda_train::{Dataset, Scores, TrainConfig, write_file};
+use soda_train::{Dataset, Scores, TrainConfig, scored, write_file};
 
 use crate::base::find;
 use crate::progress::{Progress, say_result};
@@ -251,6 +251,7 @@ fn measure(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<Meas
         before: scores.before,
         after: scores.after,
         truth: scores.truth,
+        trace: scored(folder)?,
         losses: thin(&losses),
         num_params: adapter.num_params() as u64,
         file_size: std::fs::metadata(&path)?.len(),

@@ -49,8 +49,10 @@ fn evaluating_is_what_a_run_does_at_its_end() {
     run(folder, "evaluate", &[&draw[..], &["--out", "base"]].concat()).unwrap();
     let trained = scores(folder, "runs/mug");
     assert_ne!(trained["before"], trained["after"]);
-    let drift = |when: &str| trained[when]["drift"].as_f64().unwrap();
-    assert!(drift("before").abs() < 1e-6 && drift("after") > 1e-4, "{trained}");
+    for by in ["drift", "drift_dino"] {
+        let drift = |when: &str| trained[when][by].as_f64().unwrap();
+        assert!(drift("before").abs() < 1e-6 && drift("after") > 1e-4, "{by}: {trained}");
+    }
     assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
     assert_eq!(scores(folder, "base")["scores"], trained["before"]);
     assert!(folder.join("base/samples.png").is_file());

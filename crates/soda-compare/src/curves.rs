@@ -56,7 +56,8 @@ mod tests {
 
     fn scores(clip_t: f32, drift: Option<f32>) -> Scores {
         let (truth_clip_i, truth_dino) = (None, None);
-        Scores { clip_t, clip_i: 0.5, dino: 0.5, truth_clip_i, truth_dino, drift }
+        let drift_dino = None;
+        Scores { clip_t, clip_i: 0.5, dino: 0.5, truth_clip_i, truth_dino, drift, drift_dino }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `plan` | arms x data x seeds, TOML in, checked runs out |
 //! | `results` | one JSON line a finished run; what is there is not run again |
+//! | `peft` | the same by the names of PEFT's method comparison |
 //! | `probe` | adapters of finished runs at other strengths, and merged |
 //! | `execute` | several tasks at once, by whatever does one |
 //! | `statistics`, `paired` | mean, spread; a paired permutation test over data sets |
@@ -21,6 +22,7 @@ mod error;
 mod execute;
 mod looks;
 mod paired;
+mod peft;
 mod plan;
 mod plot;
 mod probe;
@@ -33,9 +35,10 @@ pub use error::CompareError;
 pub use execute::{Event, Failure, Task, execute};
 pub use looks::{Place, places};
 pub use paired::{Test, Unit, holm, paired, test};
+pub use peft::peft;
 pub use plan::{ArmConfig, Grid, Plan, PlanConfig, Run};
 pub use probe::{Look, MergeConfig, Mode, Path, Probe, Seen, StrengthConfig};
 pub use report::report;
-pub use results::{Line, Measured, Record, Results};
+pub use results::{Line, Measured, Record, Results, thinned};
 pub use statistics::Summary;
 pub use table::{Against, Row, table};

@@ -1,4 +1,5 @@
-//! What finished runs gave: one JSON line each, appended as they finish, so that a stop loses nothing.
+//! What finished runs gave: one JSON line each, appended as they finish, so that a stop loses nothing. `peft` has the
+//! same by the names of PEFT.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -25,7 +26,7 @@ pub struct Measured {
     /// Scores on the way, where the plan's `samples.every` asks for them; `before` and `after` are the ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trace: Vec<Scored>,
-    /// Loss of every step, thinned to at most 100 means.
+    /// Loss of every step, [`thinned`].
     pub losses: Vec<f32>,
     /// Trained numbers.
     pub num_params: u64,
@@ -35,6 +36,31 @@ pub struct Measured {
     pub seconds_per_step: f64,
     /// Most memory the run's process held, bytes; where the system tells.
     pub peak_memory: Option<u64>,
+}
+
+/// A run keeps at most this many losses.
+const LOSSES: usize = 100;
+
+/// The means of equal stretches of a run's losses, at most [`LOSSES`] of them.
+pub fn thinned(losses: &[f32]) -> Vec<f32> {
+    let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+    losses.chunks(stretch(losses.len())).map(mean).collect()
+}
+
+/// How many steps one of [`thinned`] is the mean of.
+fn stretch(steps: usize) -> usize {
+    steps.div_ceil(LOSSES).max(1)
+}
+
+impl Measured {
+    /// The mean loss of a run of `steps`, after the first `from` up to `to`: that of the stretches that end there.
+    pub(crate) fn loss(&self, steps: usize, from: usize, to: usize) -> Option<f32> {
+        let end = |index: usize| ((index + 1) * stretch(steps)).min(steps);
+        let losses = self.losses.iter().enumerate();
+        let here = losses.filter(|(index, _)| (from + 1..=to).contains(&end(*index)));
+        let (sum, count) = here.fold((0.0, 0), |(sum, count), (_, loss)| (sum + loss, count + 1));
+        (count > 0).then(|| sum / count as f32)
+    }
 }
 
 /// A line of the results.

@@ -47,6 +47,7 @@ fn measure(run: &Run) -> Measured {
         truth_clip_i: Some(0.5),
         truth_dino: Some(dino),
         drift: None,
+        drift_dino: None,
     };
     Measured {
         before: scores(0.1),

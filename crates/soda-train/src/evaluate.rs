@@ -6,6 +6,8 @@
 //! | CLIP-I | picture and pictures of the subject | the same |
 //! | DINO | picture and pictures of the subject, by what makes an object *this* object | the same |
 //! | drift | pictures of unrelated prompts and what the untuned model draws of the same noise | PEFT's method comparison |
+//!
+//! PEFT takes DINO for the drift; here it is given by CLIP and by DINO.
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -29,9 +31,31 @@ pub struct Scores {
     /// How far pictures of unrelated prompts have moved, where such are drawn: [`drift`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<f32>,
+    /// The same by DINO, which is what PEFT's method comparison calls drift.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift_dino: Option<f32>,
 }
 
 impl Scores {
+    /// These, and how far pictures of unrelated prompts have moved from those that the untuned model draws; as they are
+    /// where none were drawn.
+    ///
+    /// # Errors
+    /// Lists of different lengths; what the judges say.
+    pub fn with_drift(
+        self,
+        judges: &Judges,
+        images: &[RgbImage],
+        untuned: &[RgbImage],
+    ) -> Result<Self, TrainError> {
+        if images.is_empty() {
+            return Ok(self);
+        }
+        let by_dino = mean(&judges.dino_pairs(images, untuned)?);
+        let (drift, drift_dino) = (drift(judges, images, untuned)?, 1.0 - by_dino);
+        Ok(Self { drift: Some(drift), drift_dino: Some(drift_dino), ..self })
+    }
+
     /// Those that there are, by name.
     pub(crate) fn named(&self) -> Vec<(&'static str, f32)> {
         let all = [
@@ -41,6 +65,7 @@ impl Scores {
             ("truth_clip_i", self.truth_clip_i),
             ("truth_dino", self.truth_dino),
             ("drift", self.drift),
+            ("drift_dino", self.drift_dino),
         ];
         all.into_iter().filter_map(|(name, score)| Some((name, score?))).collect()
     }
@@ -77,6 +102,7 @@ pub fn score(
             .then(|| judges.dino_pairs(images, &reference.truth).map(|scores| mean(&scores)))
             .transpose()?,
         drift: None,
+        drift_dino: None,
     })
 }
 

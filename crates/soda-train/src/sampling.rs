@@ -11,7 +11,7 @@ use soda_models::pipeline::{GenerateConfig, Networks, Pipeline};
 use crate::config::TrainConfig;
 use crate::dataset::Dataset;
 use crate::error::TrainError;
-use crate::evaluate::{Reference, Scores, drift, score};
+use crate::evaluate::{Reference, Scores, score};
 use crate::personalise::Event;
 use crate::run::{RunFolder, SAMPLES, png};
 use crate::tensorboard::Events;
@@ -115,11 +115,7 @@ impl Sampler<'_> {
     pub(crate) fn judge(&self, drawing: &Drawing) -> Result<Option<Scores>, TrainError> {
         let Some(judges) = self.judges else { return Ok(None) };
         let scores = score(judges, &drawing.images, self.reference)?;
-        let drift = match drawing.unrelated.as_slice() {
-            [] => None,
-            unrelated => Some(drift(judges, unrelated, &self.untuned)?),
-        };
-        Ok(Some(Scores { drift, ..scores }))
+        scores.with_drift(judges, &drawing.unrelated, &self.untuned).map(Some)
     }
 
     /// What they say of the truth itself, where it is known.
@@ -249,6 +245,7 @@ mod tests {
             truth_clip_i: None,
             truth_dino: None,
             drift: None,
+            drift_dino: None,
         };
         // As a run names them, and as it would after 99,999,999 steps.
         for (name, clip_t) in [("100000000", 0.75), ("00000050", 0.5), ("00000100", 0.625)] {

@@ -13,8 +13,8 @@ use clap::ValueEnum as _;
 use serde::Deserialize;
 use soda_adapters::AdapterFile;
 use soda_compare::{
-    Event, Look, Measured, PlanConfig, Probe, Record, Results, Run, Seen, Task, execute, places,
-    report, table,
+    Event, Look, Measured, PlanConfig, Probe, Record, Results, Run, Seen, Task, execute, peft,
+    places, report, table, thinned,
 };
 use soda_train::{Dataset, Scores, TrainConfig, scored, write_file};
 
@@ -27,8 +27,8 @@ Example:
   soda compare examples/compare/rotations.toml --out comparisons/rotations --jobs 2
 
 Writes results.jsonl (a line a finished run), probes.jsonl (a line a look at one again: other strengths,
-merged with another), report.html, and each one's folder in runs/. Started
-again on the same folder it goes on where it stopped.")]
+merged with another), peft.jsonl (scored runs by the names of PEFT's method comparison), report.html,
+and each one's folder in runs/. Started again on the same folder it goes on where it stopped.")]
 pub(crate) struct CompareArgs {
     /// The plan: arms x data x seeds
     #[arg(value_name = "TOML")]
@@ -72,6 +72,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
 
     let page = report(&plan, &runs, &results, (&probes, &seen), &runs_folder)?;
     write_file(&args.out.join("report.html"), page.as_bytes())?;
+    write_file(&args.out.join("peft.jsonl"), peft(&runs, &results).as_bytes())?;
     summarise(&runs, &results, &probes, &seen);
     say_result(&format!("see {}", args.out.join("report.html").display()));
     searched.and(scored).and(looked)
@@ -252,18 +253,12 @@ fn measure(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<Meas
         after: scores.after,
         truth: scores.truth,
         trace: scored(folder)?,
-        losses: thin(&losses),
+        losses: thinned(&losses),
         num_params: adapter.num_params() as u64,
         file_size: std::fs::metadata(&path)?.len(),
         seconds_per_step: seconds / steps.max(1) as f64,
         peak_memory,
     })
-}
-
-/// At most 100 means of equal stretches.
-fn thin(losses: &[f32]) -> Vec<f32> {
-    let stretch = losses.len().div_ceil(100).max(1);
-    losses.chunks(stretch).map(|part| part.iter().sum::<f32>() / part.len() as f32).collect()
 }
 
 fn summarise(runs: &[Run], results: &Results<Record>, probes: &[Probe], seen: &Results<Seen>) {

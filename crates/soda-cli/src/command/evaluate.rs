@@ -8,7 +8,7 @@ use serde_json::json;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
-use soda_train::{Dataset, Event, Pictures, Scores, drift, score, write_file, write_png};
+use soda_train::{Dataset, Event, Pictures, Scores, score, write_file, write_png};
 
 use crate::args::DeviceArg;
 use crate::base::find;
@@ -118,10 +118,7 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         let known = |prompt: &String| style.without_identifier(prompt);
         reference.prompts = reference.prompts.iter().map(known).collect();
     }
-    let mut scores = score(&judges, &drawn, &reference)?;
-    if !moved.is_empty() {
-        scores.drift = Some(drift(&judges, &moved, &untuned)?);
-    }
+    let scores = score(&judges, &drawn, &reference)?.with_drift(&judges, &moved, &untuned)?;
     let style = style_pictures.map(|style| judges.clip_i(&drawn, &style.subject)).transpose()?;
     let style = style.map(|scores| scores.iter().sum::<f32>() / scores.len().max(1) as f32);
     progress.finish();

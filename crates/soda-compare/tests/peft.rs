@@ -1,0 +1,141 @@
+//! A run by the names of PEFT's method comparison: every name there is one of theirs, and every number one of ours.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use serde_json::{Value, json};
+use soda_compare::{Measured, PlanConfig, Record, Results, Run, Task as _, peft, thinned};
+use soda_train::{Scored, Scores};
+
+const PLAN: &str = r#"
+[train]
+base = "models/toy"
+judges = "eval"
+steps = 300
+batch_size = 2
+accumulation = 3
+precision = "bf16"
+samples.every = 150
+samples.unrelated = ["a red car"]
+
+[score]
+data = ["subjects/a"]
+seeds = [7]
+
+[[arm]]
+name = "lora-32"
+train.method = { name = "lora", rank = 32, alpha = 16.0 }
+
+[[arm]]
+name = "soda-svd"
+
+[[arm]]
+name = "full"
+train.method = "full"
+train.samples = { every = 0, unrelated = [] }
+"#;
+
+fn scores(dino: f32, truth_dino: Option<f32>, drift: Option<f32>) -> Scores {
+    let (clip_t, clip_i, truth_clip_i) = (0.5, 0.625, truth_dino);
+    let drift_dino = drift.map(|drift| drift / 2.0);
+    Scores { clip_t, clip_i, dino, truth_clip_i, truth_dino, drift, drift_dino }
+}
+
+/// Losses that are 1 in the first half of the run and 2 in the second.
+fn measured(run: &Run, truth: Option<f32>) -> Measured {
+    let way = |step| Scored { step, scores: scores(0.25, truth, Some(0.125)) };
+    let drawn = run.config.samples.every > 0;
+    let losses: Vec<f32> = (0..300).map(|step| (step / 150 + 1) as f32).collect();
+    Measured {
+        before: scores(0.125, truth, None),
+        after: scores(0.5, truth.map(|truth| truth + 0.25), drawn.then_some(0.25)),
+        truth: None,
+        trace: if drawn { vec![way(150)] } else { vec![] },
+        losses: thinned(&losses),
+        num_params: 10,
+        file_size: 100,
+        seconds_per_step: 0.5,
+        peak_memory: Some(1 << 30),
+    }
+}
+
+/// The lines of all arms, of data with truths or without.
+fn lines(plan: &str, truth: Option<f32>) -> Vec<Value> {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = PlanConfig::from_toml(plan).unwrap().check().unwrap();
+    let mut results = Results::<Record>::open(&folder.path().join("results.jsonl")).unwrap();
+    let runs = plan.score_runs(&results);
+    assert_eq!(peft(&runs, &results), "", "nothing is finished");
+    for run in &runs {
+        results.append(run.line(measured(run, truth))).unwrap();
+    }
+    let text = peft(&runs, &results);
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn numbers_stand_under_the_names_of_peft() {
+    let lines = lines(PLAN, Some(0.5));
+    let names: Vec<&str> =
+        lines.iter().map(|l| l["run_info"]["experiment_name"].as_str().unwrap()).collect();
+    assert!(names[0].starts_with("lora/lora-32-a-7-") && names[1].starts_with("soda/soda-svd-a-7"));
+
+    let config = &lines[0]["run_info"]["train_config"];
+    for (field, value) in [
+        ("model_id", json!("models/toy")),
+        ("dataset_id", json!("subjects/a")),
+        ("dtype", json!("bfloat16")),
+        ("batch_size", json!(6)),
+        ("max_steps", json!(300)),
+        ("eval_steps", json!(150)),
+        ("use_gc", json!(false)),
+        ("seed", json!(7)),
+        ("lr_scheduler", json!("cosine")),
+        ("dino_model_id", json!("eval/dino")),
+        ("drift_image_prompts", json!(["a red car"])),
+    ] {
+        assert_eq!(config[field], value, "{field}");
+    }
+    let methods = lines.iter().map(|line| &line["run_info"]["peft_config"]);
+    let lora = json!({
+        "peft_type": "LORA", "r": 32, "lora_alpha": 16.0, "use_rslora": false, "use_dora": false
+    });
+    let expected = [&lora, &json!({ "peft_type": "SODA" }), &Value::Null];
+    assert_eq!(methods.collect::<Vec<_>>(), expected);
+
+    let info = &lines[0]["train_info"];
+    assert_eq!((&info["train_time"], &info["status"]), (&json!(150.0), &json!("success")));
+    assert_eq!((&info["file_size"], &info["num_trainable_params"]), (&json!(100), &json!(10)));
+    let entry = |step: u32, name: &str, similarity: f32, loss: f32| {
+        let samples = step * 6;
+        json!({ "step": step, name: similarity, "train loss": loss, "train samples": samples })
+    };
+    let mut last = entry(300, "test dino_similarity", 0.75, 2.0);
+    // By DINO, as PEFT measures it.
+    last["drift"] = json!(0.125);
+    let expected = json!([entry(150, "valid dino_similarity", 0.5, 1.0), last]);
+    assert_eq!(info["metrics"], expected);
+}
+
+#[test]
+fn what_is_not_measured_is_left_out() {
+    // Likeness to what was learnt is no test.
+    let without = lines(PLAN, None);
+    let metrics = |line: &Value| line["train_info"]["metrics"].as_array().unwrap().clone();
+    assert_eq!(
+        metrics(&without[0])[0],
+        json!({ "step": 150, "train loss": 1.0, "train samples": 900 })
+    );
+    // Nothing was drawn on the way, and no unrelated prompt.
+    let all = json!([{ "step": 300, "train loss": 1.5, "train samples": 1800 }]);
+    assert_eq!(json!(metrics(&without[2])), all);
+    for line in &without {
+        let text = line.to_string();
+        assert!(!text.contains("memory") && !text.contains("total"), "{text}");
+        let config = line["run_info"]["train_config"].as_object().unwrap();
+        let nulls = config.iter().filter(|(_, value)| value.is_null()).count();
+        assert_eq!(nulls, 0, "{text}");
+    }
+    let held_out = PLAN.replacen("[train]", "[train]\nvalidation.held_out = 0.25", 1);
+    let last = metrics(&lines(&held_out, None)[0])[1].clone();
+    assert_eq!(last["test dino_similarity"], json!(0.5), "to what was held out");
+}

@@ -56,6 +56,11 @@ fn evaluating_is_what_a_run_does_at_its_end() {
     assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
     assert_eq!(scores(folder, "base")["scores"], trained["before"]);
     assert!(folder.join("base/samples.png").is_file());
+    let same = |name: &str| {
+        let read = |run: &str| std::fs::read(folder.join(run).join(name)).unwrap();
+        assert_eq!(read("runs/mug"), read("mug"), "{name}");
+    };
+    same("unrelated.png");
 
     let prompt = "a sks mug in zwx style";
     let merged = ["--subject", adapter, "--style", "runs/mosaic/adapter.safetensors"];

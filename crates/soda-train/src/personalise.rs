@@ -24,15 +24,12 @@ use crate::masks;
 use crate::parts::{Parts, check, learning};
 use crate::pictures::Pictures;
 use crate::report::{losses, report};
-use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder, TENSORBOARD};
+use crate::run::{ADAPTER, CHECKPOINTS, CONFIG, REPORT, RunFolder, SHEET, TENSORBOARD};
 use crate::sampling::{Sampler, prompts, recorded};
 use crate::tensorboard::Events;
 use crate::trainer::{Material, Trainer};
 use crate::training::{TRAINING, Trained, Training, orthogonality};
 use crate::validation::Validation;
-
-/// Training pictures, drawn before, drawn after.
-const SHEET: &str = "samples.png";
 
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
@@ -287,7 +284,7 @@ impl Personalisation {
         folder.write("loss.svg", losses(&history).as_bytes())?;
 
         let after = sampler.draw_with(networks.materialize(), "drawing after", on_event)?;
-        folder.write_png(SHEET, &pictures.grid(&before.images, &after.images))?;
+        pictures.write(&folder, &before, &after)?;
         on_event(Event::Stage { name: "judging" });
         let (before, after) = (sampler.judge(&before)?, sampler.judge(&after)?);
         let truth = sampler.judge_truth()?;
@@ -298,15 +295,17 @@ impl Personalisation {
                 }
             }
         }
+        let held_out: Vec<String> = held_out.iter().map(Example::name).collect();
         if judges.is_some() {
-            let scores = json!({ "before": before, "after": after, "truth": truth });
+            let scores =
+                json!({ "before": before, "after": after, "truth": truth, "held_out": held_out });
             folder.write("scores.json", format!("{scores:#}\n").as_bytes())?;
         }
         let outcome = Outcome {
             name: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
             folder: folder.path().to_owned(),
             examples: dataset.examples.len(),
-            held_out: held_out.iter().map(Example::name).collect(),
+            held_out,
             prompts: config.samples.prompts.clone(),
             history,
             seconds,

@@ -8,6 +8,8 @@ use soda_models::image::{grid, read_rgb, resize_center_crop};
 use crate::dataset::{Dataset, Example};
 use crate::error::TrainError;
 use crate::evaluate::Reference;
+use crate::run::{RunFolder, SHEET, UNRELATED};
+use crate::sampling::Drawing;
 
 /// The pictures of the data set at the model's size.
 #[derive(Debug)]
@@ -58,7 +60,18 @@ impl Pictures {
         }
     }
 
-    pub(crate) fn grid(&self, before: &[RgbImage], after: &[RgbImage]) -> RgbImage {
-        grid(&[self.subject.clone(), before.to_vec(), after.to_vec()])
+    /// Writes what was learnt from and what was drawn, all that the scores are taken from.
+    pub(crate) fn write(
+        &self,
+        folder: &RunFolder,
+        before: &Drawing,
+        after: &Drawing,
+    ) -> Result<(), TrainError> {
+        let rows = [self.subject.clone(), before.images.clone(), after.images.clone()];
+        folder.write_png(SHEET, &grid(&rows))?;
+        if before.unrelated.is_empty() {
+            return Ok(());
+        }
+        folder.write_png(UNRELATED, &grid(&[before.unrelated.clone(), after.unrelated.clone()]))
     }
 }

@@ -15,6 +15,10 @@ pub(crate) const CONFIG: &str = "config.toml";
 pub(crate) const ADAPTER: &str = "adapter.safetensors";
 /// The last file of a run: a folder that has it is finished.
 pub(crate) const REPORT: &str = "report.html";
+/// Training pictures, drawn before, drawn after.
+pub(crate) const SHEET: &str = "samples.png";
+/// Of unrelated prompts: drawn before, drawn after.
+pub(crate) const UNRELATED: &str = "unrelated.png";
 /// Pictures drawn on the way.
 pub(crate) const SAMPLES: &str = "samples";
 /// TensorBoard's event files.

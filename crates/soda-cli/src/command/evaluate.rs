@@ -26,7 +26,8 @@ Examples:
       --subject mug.safetensors --style chalk.safetensors --mode geodesic \\
       --prompt \"a sks mug on a beach in zwx style\" --out scores/chalk-mug
 
-Writes samples.png (the pictures of --data, then what was drawn) and scores.json.")]
+Writes samples.png (the pictures of --data, then what was drawn), unrelated.png (--unrelated by the base, then what was drawn)
+and scores.json.")]
 pub(crate) struct EvaluateArgs {
     /// The base model: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -125,6 +126,9 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
 
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     write_png(&out.join("samples.png"), &grid(&[reference.subject, drawn]))?;
+    if !moved.is_empty() {
+        write_png(&out.join("unrelated.png"), &grid(&[untuned, moved]))?;
+    }
     let file = json!({ "prompts": prompts, "scores": scores, "style_clip_i": style });
     write_file(&out.join("scores.json"), format!("{file:#}\n").as_bytes())?;
     say(&scores, style);

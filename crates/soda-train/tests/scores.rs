@@ -1,0 +1,58 @@
+//! The scores of whole runs against transformers, Pillow and NumPy: the true pictures of bundled data, as if they had
+//! been drawn.
+//!
+//! The fixture is written by `docs/reference/scores.py --fixture`. The same script does it for a run's folder.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use serde_json::Value;
+use soda_models::metrics::Judges;
+use soda_train::{Dataset, Pictures, Reference, score};
+
+/// Features agree to 2e-5 of their largest (`soda-models/tests/judges.rs`); a mean of cosines is nearer. A wrong
+/// pairing, mean or prompt is 1e-2 and more.
+const TOLERANCE: f64 = 1e-4;
+
+fn toybox(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+}
+
+/// A bundled data set, and what pictures of its prompts are judged against.
+fn read(name: &str) -> (Dataset, Reference) {
+    let data = Dataset::read(&toybox(name), None).unwrap();
+    let pictures = Pictures::read(&data, &[], 64).unwrap();
+    let reference = pictures.reference(&data, &data.eval_prompts);
+    (data, reference)
+}
+
+#[test]
+fn scores_are_those_of_a_computation_apart() {
+    let judges = Judges::load(&toybox("eval"), &Device::default()).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(include_str!("fixtures/scores.json")).unwrap();
+    assert_eq!(cases.len(), 3);
+    for case in cases {
+        let name = case["data"].as_str().unwrap();
+        let (data, reference) = read(name);
+        let drawn = read(case["drawn"].as_str().unwrap()).1.truth;
+        assert_eq!(reference.prompts[0], case["asked"], "the identifier is left out");
+
+        let scores = score(&judges, &drawn, &reference).unwrap();
+        let scores = scores.with_drift(&judges, &drawn, &reference.truth).unwrap();
+        let found = serde_json::to_value(scores).unwrap();
+        let expected = case["scores"].as_object().unwrap();
+        assert_eq!(found.as_object().unwrap().len(), expected.len(), "{found}");
+        for (score, expected) in expected {
+            let distance = (found[score].as_f64().unwrap() - expected.as_f64().unwrap()).abs();
+            assert!(distance < TOLERANCE, "{name}, {score}: {distance:e} from {expected}");
+        }
+
+        // The judge never met the identifier, and would take it for a word.
+        let prompts = data.eval_prompts.clone();
+        let with = score(&judges, &drawn, &Reference { prompts, ..reference }).unwrap().clip_t;
+        let without = expected["clip_t"].as_f64().unwrap();
+        assert!((f64::from(with) - without).abs() > TOLERANCE, "{name}: {with}");
+    }
+}

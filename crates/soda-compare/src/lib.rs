@@ -12,7 +12,7 @@
 //! | `table` | what the results say, an arm a row |
 //! | `looks` | what the probes found |
 //! | `curves` | scores over the steps |
-//! | `plot`, `report` | the same for the eye: one HTML file that needs no network |
+//! | `plot`, `labels`, `sheets`, `report` | the same for the eye: one HTML file that needs no network |
 //!
 //! It trains nothing itself: [`execute()`] takes the function that turns a [`Run`] into a [`Measured`], and a
 //! [`Probe`] into scores.
@@ -20,6 +20,7 @@
 mod curves;
 mod error;
 mod execute;
+mod labels;
 mod looks;
 mod paired;
 mod peft;
@@ -28,6 +29,7 @@ mod plot;
 mod probe;
 mod report;
 mod results;
+mod sheets;
 mod statistics;
 mod table;
 

@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use image::{ImageError, imageops};
 use maud::{Markup, PreEscaped, html};
-use soda_train::page::inline;
 use soda_train::plot::{Line, lines};
 
 use crate::error::CompareError;
 use crate::probe::{Look, Probe, Seen};
 use crate::results::Results;
+use crate::sheets::part;
 use crate::statistics::Summary;
 
 /// All looks of one series at one place.
@@ -133,16 +132,9 @@ fn merged(
     let shown = done().filter(|probe| pair(probe).as_ref() == Some(&first));
     let figure = |probe: &Probe| {
         let path = folder.join(&probe.id).join("samples.png");
-        let picture = |error: ImageError| CompareError::Picture {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
-        let image = image::open(&path).map_err(picture)?.to_rgb8();
-        // Rows: the subject's pictures, and what was drawn.
-        let half = image.height() / 2;
-        let drawn = imageops::crop_imm(&image, 0, half, image.width(), half).to_image();
         let name = format!("{} at {}", probe.series, at(&probe.at));
-        Ok((name, inline(&drawn).map_err(picture)?))
+        // Rows: the subject's pictures, and what was drawn.
+        Ok((name, part(&path, 2, 1..2)?))
     };
     shown.map(figure).collect()
 }

@@ -1,18 +1,25 @@
 //! Figures as SVG: how faithful to subject and prompt each arm is, and its loss over the run.
 
 use plotters::prelude::*;
-use soda_train::plot::{Line, lines, svg};
+use soda_train::plot::{Line, color, lines, mesh, svg};
 
+use crate::labels;
 use crate::plan::Run;
 use crate::results::Record;
 use crate::table::{CLIP_T, Row, SCORES};
+
+/// Width and height of the figure.
+const SIZE: (u32, u32) = (760, 480);
 
 /// Fidelity to the subject over fidelity to the prompt, an arm a point, bars of one standard error over
 /// the data sets; up and to the right is better. `up` is the place in [`SCORES`] of what is faithful to the subject.
 pub(crate) fn pareto(rows: &[Row], up: usize) -> String {
     let points: Vec<_> = rows
         .iter()
-        .filter_map(|row| Some((row.arm.as_str(), row.over_data[CLIP_T]?, row.over_data[up]?)))
+        .enumerate()
+        .filter_map(|(index, row)| {
+            Some((index, row.arm.as_str(), row.over_data[CLIP_T]?, row.over_data[up]?))
+        })
         .collect();
     if points.is_empty() {
         return String::new();
@@ -23,25 +30,37 @@ pub(crate) fn pareto(rows: &[Row], up: usize) -> String {
         let margin = 0.15 * (high - low).max(0.02);
         low - margin..high + margin
     };
-    let x = range(points.iter().map(|(_, x, _)| (x.mean, x.error())).collect());
-    let y = range(points.iter().map(|(_, _, y)| (y.mean, y.error())).collect());
-    svg((720, 460), |figure| {
+    let x = range(points.iter().map(|(.., x, _)| (x.mean, x.error())).collect());
+    let y = range(points.iter().map(|(.., y)| (y.mean, y.error())).collect());
+    svg(SIZE, |figure| {
         let mut chart = ChartBuilder::on(figure)
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(60)
             .build_cartesian_2d(x, y)?;
-        chart.configure_mesh().x_desc(SCORES[CLIP_T].0).y_desc(SCORES[up].0).draw()?;
-        for (index, (arm, x, y)) in points.iter().enumerate() {
-            let color = Palette99::pick(index);
-            let whisker = |from, to| PathElement::new(vec![from, to], color.stroke_width(1));
-            chart.draw_series([
-                whisker((x.mean - x.error(), y.mean), (x.mean + x.error(), y.mean)),
-                whisker((x.mean, y.mean - y.error()), (x.mean, y.mean + y.error())),
-            ])?;
-            chart.draw_series([EmptyElement::at((x.mean, y.mean))
-                + Circle::new((0, 0), 5, color.filled())
-                + Text::new((*arm).to_owned(), (8, -16), ("sans-serif", 14))])?;
+        mesh(&mut chart, SCORES[CLIP_T].0, SCORES[up].0)?;
+        let mut bars = Vec::new();
+        for (index, _, x, y) in &points {
+            let color = color(*index);
+            for ends in [
+                [(x.mean - x.error(), y.mean), (x.mean + x.error(), y.mean)],
+                [(x.mean, y.mean + y.error()), (x.mean, y.mean - y.error())],
+            ] {
+                chart.draw_series([PathElement::new(ends, color.stroke_width(1))])?;
+                let [(left, top), (right, bottom)] = ends.map(|end| chart.backend_coord(&end));
+                bars.push([left - 1, top - 1, right + 1, bottom + 1]);
+            }
+            chart.draw_series([Circle::new((x.mean, y.mean), 5, color.filled())])?;
+        }
+        // In pixels of the whole figure, where two names can be seen to cross.
+        let seen = points.iter().map(|(_, _, x, y)| chart.backend_coord(&(x.mean, y.mean)));
+        let names: Vec<&str> = points.iter().map(|(_, arm, ..)| *arm).collect();
+        let (across, down) = chart.plotting_area().get_pixel_range();
+        let frame = [across.start, down.start, across.end, down.end];
+        let places = labels::places(&seen.collect::<Vec<_>>(), &names, &bars, frame);
+        for ((index, arm, ..), place) in points.iter().zip(places) {
+            let style = ("sans-serif", labels::HEIGHT).into_font().color(&color(*index));
+            figure.draw(&Text::new((*arm).to_owned(), place, style))?;
         }
         Ok(())
     })

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use image::{ImageError, imageops};
 use maud::{Markup, PreEscaped, html};
-use soda_train::page::{inline, page};
+use soda_train::page::page;
 
 use crate::curves::curves;
 use crate::error::CompareError;
@@ -13,6 +12,7 @@ use crate::plan::{Plan, Run};
 use crate::plot;
 use crate::probe::{Probe, Seen};
 use crate::results::{Record, Results};
+use crate::sheets::side_by_side;
 use crate::table::{Against, CLIP_T, DRIFT, Row, SCORES, likeness, table};
 
 /// The report on the finished of `runs`, and on the `probes` into them that were `seen`. Their folders are in `folder`.
@@ -29,7 +29,7 @@ pub fn report(
     let rows = table(runs, results);
     let arms: Vec<(&str, Vec<(&Run, &Record)>)> =
         rows.iter().map(|row| (row.arm.as_str(), finished(runs, results, &row.arm))).collect();
-    let [dino, _] = likeness(&rows);
+    let [dino, clip_i] = likeness(&rows);
     let mut sets: Vec<&Path> = Vec::new();
     for run in runs {
         if !sets.contains(&run.config.data.as_path()) {
@@ -46,15 +46,15 @@ pub fn report(
             (sets.len()) " data sets × " (plan.score().seeds.len())
             " seeds. Mean ± standard deviation of the runs. Below it the mean difference to "
             b { (arms.first().map_or("", |arm| arm.0)) }
-            " on the same data and seed; the two-sided p of the paired permutation test, and the same corrected for \
-             the number of arms (Holm); and what it takes as independent: data sets, each the mean of its seeds, or \
-             the seeds of the only one."
+            " on the same data and seed, and over how many data sets, each the mean of its seeds (or over how many \
+             seeds, where there is one data set); the two-sided p of the paired permutation test over these, and the \
+             same corrected for the number of arms (Holm)."
         }
         (scores(&rows))
         (known(&runs.iter().filter_map(|run| results.get(&run.id)).collect::<Vec<_>>(), dino))
         h2 { "Subject over prompt" }
         p { small { "Up and to the right is better; bars are one standard error over the data sets." } }
-        (PreEscaped(plot::pareto(&rows, dino)))
+        @for likeness in [dino, clip_i] { (PreEscaped(plot::pareto(&rows, likeness))) }
         @if !curves.is_empty() {
             h2 { "Over the steps" }
             p { small { "The mean of an arm's runs, from the untuned model to the end." } }
@@ -66,7 +66,7 @@ pub fn report(
         h2 { "Loss" }
         (PreEscaped(plot::losses(&arms)))
         h2 { "Pictures" }
-        p { small { "Same prompts, same noise. First the training pictures, then the model before." } }
+        p { small { "Same prompts, same noise, at most ten of them. First the training pictures, then the model before." } }
         @for grid in &grids { (grid) }
     };
     Ok(page("Comparison", &body))
@@ -95,8 +95,8 @@ fn scores(rows: &[Row]) -> Markup {
                             }
                             @if let Some(Against { test, corrected }) = against {
                                 br; small {
-                                    (format!("{:+.3}, p {:.3}, {corrected:.3}", test.difference, test.p))
-                                    br; (test)
+                                    (format!("{:+.3}, {test}", test.difference)) br;
+                                    (format!("p {:.3}, Holm {corrected:.3}", test.p))
                                 }
                             }
                         }
@@ -144,42 +144,4 @@ fn costs(rows: &[Row]) -> Markup {
             }
         }
     }
-}
-
-/// The pictures of all arms on one data set and seed.
-fn side_by_side(
-    data: &Path,
-    seed: u64,
-    runs: &[Run],
-    results: &Results<Record>,
-    folder: &Path,
-) -> Result<Markup, CompareError> {
-    let shown: Vec<&Run> = runs
-        .iter()
-        .filter(|run| run.config.data == data && run.config.seed == seed)
-        .filter(|run| results.get(&run.id).is_some())
-        .collect();
-    let mut figures = Vec::new();
-    for (index, run) in shown.iter().enumerate() {
-        let path = folder.join(&run.id).join("samples.png");
-        let picture = |error: ImageError| CompareError::Picture {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
-        let image = image::open(&path).map_err(picture)?.to_rgb8();
-        // Rows: training pictures, before, after. The first two are the same for every arm.
-        let third = image.height() / 3;
-        if index == 0 {
-            let above = imageops::crop_imm(&image, 0, 0, image.width(), 2 * third).to_image();
-            figures.push(("before".to_owned(), inline(&above).map_err(picture)?));
-        }
-        let after = imageops::crop_imm(&image, 0, 2 * third, image.width(), third).to_image();
-        figures.push((run.arm.clone(), inline(&after).map_err(picture)?));
-    }
-    Ok(html! {
-        h3 { (data.file_name().unwrap_or_default().to_string_lossy()) ", seed " (seed) }
-        @for (name, source) in figures {
-            div { small { (name) } br; img src=(source) alt=(name); }
-        }
-    })
 }

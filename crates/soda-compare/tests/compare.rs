@@ -103,8 +103,8 @@ fn settings_are_chosen_on_other_data_and_every_run_is_done_once() {
         assert_eq!((test.p, corrected), (2.0 / 4.0, 2.0 / 4.0), "{rows:?}");
         let none = Results::open(&folder.path().join("probes.jsonl")).unwrap();
         let html = report(&plan, &runs, &results, (&[], &none), folder.path()).unwrap();
-        assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.500, 0.500"), "{html}");
-        assert_eq!(html.matches("<svg").count(), 2);
+        assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.500, Holm 0.500"), "{html}");
+        assert_eq!(html.matches("<svg").count(), 3, "two of the scores, one of the loss");
         assert_eq!(html.matches("<img").count(), 2 * 3, "before and two arms, of two data sets");
     }
 }
@@ -211,7 +211,7 @@ fn finished_runs_are_looked_at_once_more() {
 
     let html = report(&plan, &runs, &results, (&probes, &seen), folder.path()).unwrap();
     assert!(html.contains("one in style, compose at 0.8, 0.6"), "{html}");
-    assert_eq!(html.matches("<svg").count(), 2 + 2, "and two curves over the strength");
+    assert_eq!(html.matches("<svg").count(), 3 + 2, "and two curves over the strength");
 }
 
 #[test]

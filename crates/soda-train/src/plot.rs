@@ -1,10 +1,15 @@
 //! Figures as SVG text: every browser shows it, nothing is linked.
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 /// A figure that is drawn on.
 pub type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Its axes.
+pub type Chart<'a, 'b> =
+    ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// Writing SVG to a string fails for want of memory only.
 pub type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
@@ -20,12 +25,37 @@ pub struct Line {
     pub faint: bool,
 }
 
-/// Lines over one another, with a legend; empty where there is nothing to draw.
+/// Colours that can be told apart on white, also where red and green cannot (Tableau's, and two that are dark).
+const COLORS: [RGBColor; 12] = [
+    RGBColor(31, 119, 180),
+    RGBColor(255, 127, 14),
+    RGBColor(44, 160, 44),
+    RGBColor(214, 39, 40),
+    RGBColor(148, 103, 189),
+    RGBColor(140, 86, 75),
+    RGBColor(227, 119, 194),
+    RGBColor(127, 127, 127),
+    RGBColor(188, 189, 34),
+    RGBColor(23, 190, 207),
+    RGBColor(0, 0, 0),
+    RGBColor(10, 60, 110),
+];
+
+/// The colour of the `index`-th of what a figure compares, the same in all figures of a page.
+pub fn color(index: usize) -> RGBColor {
+    COLORS[index % COLORS.len()]
+}
+
+/// Width and height of the part of a figure where the lines are.
+const SIZE: (u32, u32) = (720, 320);
+/// Pixels from one name of the legend to the next.
+const ENTRY: u32 = 18;
+
+/// Lines over one another, with a legend beside them; empty where there is nothing to draw. A line without points is
+/// left out, and the others keep their colours.
 pub fn lines(x: &str, y: &str, lines: &[Line]) -> String {
-    let points = || {
-        let all = lines.iter().flat_map(|line| line.points.iter().copied());
-        all.filter(|(x, y)| x.is_finite() && y.is_finite())
-    };
+    let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+    let points = || lines.iter().flat_map(|line| line.points.iter().copied()).filter(finite);
     if points().next().is_none() {
         return String::new();
     }
@@ -38,32 +68,56 @@ pub fn lines(x: &str, y: &str, lines: &[Line]) -> String {
     };
     let across = range(&|| points().map(|point| point.0).collect(), 0.01);
     let up = range(&|| points().map(|point| point.1).collect(), 0.05);
-    svg((720, 320), |figure| {
-        let mut chart = ChartBuilder::on(figure)
+    let letters = lines.iter().map(|line| line.name.chars().count()).max().unwrap_or(0) as u32;
+    let shown = lines.iter().filter(|line| line.points.iter().any(finite)).count() as u32;
+    // A legend over the lines would hide what it names.
+    let size = (SIZE.0 + 48 + 8 * letters, SIZE.1.max(24 + ENTRY * shown));
+    svg(size, |figure| {
+        let (lined, legend) = figure.split_horizontally(SIZE.0);
+        let mut chart = ChartBuilder::on(&lined)
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(72)
             .build_cartesian_2d(across, up)?;
-        chart.configure_mesh().x_desc(x).y_desc(y).draw()?;
-        let mut color = 0;
+        mesh(&mut chart, x, y)?;
+        let mut entry = 12;
         for faint in [true, false] {
-            for line in lines.iter().filter(|line| line.faint == faint) {
+            let alike = lines.iter().filter(|line| line.faint == faint);
+            for (index, line) in alike.enumerate() {
                 let style = if faint {
                     RGBColor(170, 190, 210).stroke_width(1)
                 } else {
-                    color += 1;
-                    Palette99::pick(color).stroke_width(2)
+                    color(index).stroke_width(2)
                 };
-                let points = line.points.iter().copied();
-                let points = points.filter(|(x, y)| x.is_finite() && y.is_finite());
-                chart
-                    .draw_series(LineSeries::new(points, style))?
-                    .label(&line.name)
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+                let points: Vec<_> = line.points.iter().copied().filter(finite).collect();
+                if points.is_empty() {
+                    continue;
+                }
+                chart.draw_series(LineSeries::new(points, style))?;
+                legend.draw(&PathElement::new([(8, entry + 7), (28, entry + 7)], style))?;
+                let name = line.name.clone();
+                legend.draw(&Text::new(name, (34, entry), ("sans-serif", 14)))?;
+                entry += ENTRY as i32;
             }
         }
-        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()
+        Ok(())
     })
+}
+
+/// Axes with their names, and a line at each number.
+pub fn mesh(chart: &mut Chart<'_, '_>, x: &str, y: &str) -> Drawn {
+    let number = |value: &f64| {
+        let text = format!("{value:.3}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    };
+    chart
+        .configure_mesh()
+        .x_desc(x)
+        .y_desc(y)
+        .x_label_formatter(&number)
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(BLACK.mix(0.12))
+        .draw()
 }
 
 /// What `draw` draws on a figure of `size` pixels, or nothing where it fails.
@@ -96,6 +150,11 @@ mod tests {
             assert!(svg.contains("loss &lt;a&gt;") && !svg.contains("NaN"), "{svg}");
         }
         assert_eq!(lines("step", "loss", &[line(&[])]), "");
+        // One that is left out takes no other's colour.
+        let some = line(&[(1.0, 0.5), (2.0, 0.25)]);
+        let second = lines("step", "loss", &[line(&[]), some.clone()]);
+        assert!(second.contains("#FF7F0E") && !second.contains("#1F77B4"), "{second}");
+        assert_eq!(second.matches("loss &lt;a&gt;").count(), 1, "{second}");
         assert_eq!(lines("step", "loss", &[line(&[(0.0, f64::NAN)])]), "");
     }
 }

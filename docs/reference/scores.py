@@ -117,6 +117,12 @@ class Data:
         return " ".join(word for word in prompt.split() if word != self.identifier)
 
 
+def identifier(trigger: str | None) -> str | None:
+    """The first of several words."""
+    words = (trigger or "").split(" ")
+    return words[0] if len(words) > 1 else None
+
+
 def square(path: Path, side: int) -> Image.Image:
     """The largest square of the centre, by Lanczos."""
     image = Image.open(path).convert("RGB")
@@ -144,7 +150,7 @@ def run(folder: Path, judges: Path | None, data: Path | None) -> dict[str, dict[
     config = tomllib.loads((folder / "config.toml").read_text())
     told = json.loads((folder / "scores.json").read_text())
     judges = Judges(judges or Path(config["judges"]))
-    data = Data(data or Path(config["data"]), config.get("identifier"))
+    data = Data(data or Path(config["data"]), identifier(config.get("trigger")))
     prompts, unrelated = config["samples"]["prompts"], config["samples"]["unrelated"]
     _, before, after = cells(folder / "samples.png", 3)
     side = before[0].width

@@ -20,6 +20,15 @@ pub(crate) fn find(base: &Path, variant: Option<&str>) -> Result<PathBuf> {
     Ok(found?)
 }
 
+/// Whether [`find`] has where to look: a path that exists, or a name of a hub.
+pub(crate) fn is_known(base: &Path) -> bool {
+    #[cfg(feature = "hub")]
+    let named = base.to_str().is_some_and(soda_hub::is_name);
+    #[cfg(not(feature = "hub"))]
+    let named = false;
+    named || base.exists()
+}
+
 /// The path itself: this build knows no hub.
 #[cfg(not(feature = "hub"))]
 pub(crate) fn find(base: &Path, _variant: Option<&str>) -> Result<PathBuf> {

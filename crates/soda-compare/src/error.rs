@@ -29,6 +29,15 @@ pub enum CompareError {
     /// Choosing settings on what is scored.
     #[error("{path} is in `search.data` and in `score.data`; settings are not chosen on what is scored", path = .0.display())]
     TunedOnScored(PathBuf),
+    /// A data set of a kind that there is not.
+    #[error("{folder} is of kind `{0}`; add a table `[kind.{0}]` with its settings", folder = .1.display())]
+    UnknownKind(String, PathBuf),
+    /// Settings that ask for the class of a data set that names none.
+    #[error(
+        "the settings for {folder} have `{{class}}` in them; write {{ folder = \"{folder}\", class = \"...\" }}",
+        folder = .0.display()
+    )]
+    NoClass(PathBuf),
     /// An arm's settings give no usable training configuration.
     #[error("arm `{arm}`: {source}")]
     Arm {

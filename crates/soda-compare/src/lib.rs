@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `plan` | arms x data x seeds, TOML in, checked runs out |
+//! | `plan`, `data` | arms x data x seeds, TOML in, checked runs out |
 //! | `results` | one JSON line a finished run; what is there is not run again |
 //! | `peft` | the same by the names of PEFT's method comparison |
 //! | `probe` | adapters of finished runs at other strengths, and merged |
@@ -18,6 +18,7 @@
 //! [`Probe`] into scores.
 
 mod curves;
+mod data;
 mod error;
 mod execute;
 mod labels;
@@ -33,6 +34,7 @@ mod sheets;
 mod statistics;
 mod table;
 
+pub use data::DataConfig;
 pub use error::CompareError;
 pub use execute::{Event, Failure, Task, execute};
 pub use looks::{Place, places};

@@ -4,7 +4,7 @@
 //! configuration can say can be compared: methods, factors, losses, rates. An arm may list settings to
 //! choose from (`search`); they are tried on the data of `[search]`, which may not be scored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use soda_train::TrainConfig;
 use toml::Table;
 
+use crate::data::DataConfig;
 use crate::error::CompareError;
 use crate::probe::{MergeConfig, Probe, StrengthConfig};
 use crate::results::{Record, Results};
@@ -22,6 +23,9 @@ use crate::results::{Record, Results};
 pub struct PlanConfig {
     /// Settings all arms share: a training configuration without `data` and `seed`.
     pub train: Table,
+    /// Settings that hold for the data sets of a kind, over `train` and under an arm's own.
+    #[serde(default, rename = "kind")]
+    pub kinds: BTreeMap<String, Table>,
     /// What is scored.
     pub score: Grid,
     /// What settings are chosen on.
@@ -42,8 +46,8 @@ pub struct PlanConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {
-    /// Folders of pictures.
-    pub data: Vec<PathBuf>,
+    /// Data sets.
+    pub data: Vec<DataConfig>,
     /// Seeds.
     pub seeds: Vec<u64>,
 }
@@ -56,7 +60,7 @@ pub struct ArmConfig {
     pub name: String,
     /// What it is scored on, if not on that of [`PlanConfig::score`]: styles beside subjects.
     #[serde(default)]
-    pub data: Vec<PathBuf>,
+    pub data: Vec<DataConfig>,
     /// Its settings, over those of [`PlanConfig::train`].
     #[serde(default)]
     pub train: Table,
@@ -78,9 +82,15 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 struct Arm {
     name: String,
-    score: Grid,
     /// At least one.
-    candidates: Vec<TrainConfig>,
+    candidates: Vec<Candidate>,
+}
+
+/// Settings to choose, as they are for each data set.
+#[derive(Clone, Debug)]
+struct Candidate {
+    score: Vec<TrainConfig>,
+    search: Vec<TrainConfig>,
 }
 
 /// One training.
@@ -106,13 +116,16 @@ impl PlanConfig {
     /// # Errors
     /// The first thing that could not be run, or would not be fair.
     pub fn check(self) -> Result<Plan, CompareError> {
-        let Self { train, score, search, arms, strength, merge } = self;
+        let Self { train, kinds, score, search, arms, strength, merge } = self;
         check_grid(&score, "score.data", "score.seeds")?;
         if let Some(search) = &search {
             check_grid(search, "search.data", "search.seeds")?;
             let mut scored = score.data.iter().chain(arms.iter().flat_map(|arm| &arm.data));
-            if let Some(both) = scored.find(|data| search.data.contains(data)) {
-                return Err(CompareError::TunedOnScored(both.clone()));
+            let both = |data: &&DataConfig| {
+                search.data.iter().any(|searched| searched.folder == data.folder)
+            };
+            if let Some(both) = scored.find(both) {
+                return Err(CompareError::TunedOnScored(both.folder.clone()));
             }
         }
         if arms.is_empty() {
@@ -134,8 +147,10 @@ impl PlanConfig {
         let names = arms.iter().map(|arm| arm.name.as_str()).collect();
         strength.iter().try_for_each(|looks| looks.check(&names))?;
         merge.iter().try_for_each(|looks| looks.check(&names))?;
-        let arms = arms.into_iter().map(|arm| resolve(arm, &train, &score));
-        Ok(Plan { arms: arms.collect::<Result<_, _>>()?, score, search, strength, merge })
+        let searched = search.as_ref().map(|search| &search.data[..]).unwrap_or_default();
+        let shared = Shared { train: &train, kinds: &kinds, scored: &score.data, searched };
+        let arms = arms.into_iter().map(|arm| shared.resolve(arm)).collect::<Result<_, _>>()?;
+        Ok(Plan { arms, score, search, strength, merge })
     }
 }
 
@@ -147,8 +162,30 @@ impl Plan {
 
     /// The base models of all runs.
     pub fn bases(&self) -> BTreeSet<&Path> {
-        let configs = self.arms.iter().flat_map(|arm| &arm.candidates);
-        configs.map(|config| config.base.as_path()).collect()
+        self.configs().map(|config| config.base.as_path()).collect()
+    }
+
+    /// The folders that the runs read beside their base: pictures and judges.
+    pub fn folders(&self) -> BTreeSet<PathBuf> {
+        let of = |config: &TrainConfig| {
+            let class = config.prior.as_ref().and_then(|prior| prior.data.clone());
+            let judges = config.judges.iter();
+            let judges = judges.flat_map(|judges| ["clip", "dino"].map(|name| judges.join(name)));
+            [config.data.clone()].into_iter().chain(class).chain(judges).collect::<Vec<_>>()
+        };
+        self.configs().flat_map(of).collect()
+    }
+
+    /// Every arm's settings for every data set, all candidates; what the seed will be is not in them.
+    pub fn configs(&self) -> impl Iterator<Item = &TrainConfig> {
+        let candidates = self.arms.iter().flat_map(|arm| &arm.candidates);
+        candidates.flat_map(|candidate| candidate.score.iter().chain(&candidate.search))
+    }
+
+    /// How many runs are scored.
+    pub fn num_scored(&self) -> usize {
+        let one = |arm: &Arm| arm.candidates.first().map_or(0, |one| one.score.len());
+        self.arms.iter().map(one).sum::<usize>() * self.score.seeds.len()
     }
 
     /// What is scored.
@@ -160,8 +197,11 @@ impl Plan {
     pub fn search_runs(&self) -> Vec<Run> {
         let Some(grid) = &self.search else { return Vec::new() };
         let arms = self.arms.iter().filter(|arm| arm.candidates.len() > 1);
-        arms.flat_map(|arm| arm.candidates.iter().flat_map(|config| runs(arm, config, grid)))
-            .collect()
+        let runs = |arm: &Arm, one: &Candidate| runs(&arm.name, &one.search, &grid.seeds);
+        arms.flat_map(|arm| {
+            arm.candidates.iter().flat_map(|one| runs(arm, one)).collect::<Vec<_>>()
+        })
+        .collect()
     }
 
     /// The runs that are scored, with the settings that `results` of [`Plan::search_runs`] choose.
@@ -170,7 +210,10 @@ impl Plan {
     /// subject with one seed before the next, so that what was stopped half way is a smaller comparison and not one of
     /// half the arms.
     pub fn score_runs(&self, results: &Results<Record>) -> Vec<Run> {
-        let chosen = |arm| Some(runs(arm, self.chosen(arm, results)?, &arm.score));
+        let chosen = |arm: &Arm| {
+            let chosen = self.chosen(arm, results)?;
+            Some(runs(&arm.name, &chosen.score, &self.score.seeds))
+        };
         let mut runs: Vec<_> = self
             .arms
             .iter()
@@ -187,22 +230,22 @@ impl Plan {
         strengths.chain(self.merge.iter().flat_map(|looks| looks.probes(runs, results))).collect()
     }
 
-    fn chosen<'a>(&self, arm: &'a Arm, results: &Results<Record>) -> Option<&'a TrainConfig> {
+    fn chosen<'a>(&self, arm: &'a Arm, results: &Results<Record>) -> Option<&'a Candidate> {
         let (Some(grid), [_, _, ..]) = (&self.search, &arm.candidates[..]) else {
             return arm.candidates.first();
         };
-        let mut best: Option<(f64, &TrainConfig)> = None;
-        for config in &arm.candidates {
-            let runs = runs(arm, config, grid);
+        let mut best: Option<(f64, &Candidate)> = None;
+        for candidate in &arm.candidates {
+            let runs = runs(&arm.name, &candidate.search, &grid.seeds);
             let merits: Option<Vec<f64>> =
                 runs.iter().map(|run| results.get(&run.id)?.merit()).collect();
             let Some(merits) = merits else { continue };
             let merit = merits.iter().sum::<f64>() / merits.len() as f64;
             if best.is_none_or(|(most, _)| merit > most) {
-                best = Some((merit, config));
+                best = Some((merit, candidate));
             }
         }
-        best.map(|(_, config)| config)
+        best.map(|(_, candidate)| candidate)
     }
 }
 
@@ -214,16 +257,47 @@ fn check_grid(grid: &Grid, data: &'static str, seeds: &'static str) -> Result<()
     }
 }
 
-fn resolve(arm: ArmConfig, shared: &Table, score: &Grid) -> Result<Arm, CompareError> {
-    let data = if arm.data.is_empty() { score.data.clone() } else { arm.data };
-    let score = Grid { data, seeds: score.seeds.clone() };
-    let alone = [Table::new()];
-    let overlays = if arm.search.is_empty() { &alone[..] } else { &arm.search[..] };
-    let configure = |overlay: &Table| -> Result<TrainConfig, CompareError> {
-        let mut table = shared.clone();
-        table.insert("data".to_owned(), score.data[0].display().to_string().into());
+/// What the arms have in common.
+struct Shared<'a> {
+    train: &'a Table,
+    kinds: &'a BTreeMap<String, Table>,
+    scored: &'a [DataConfig],
+    searched: &'a [DataConfig],
+}
+
+impl Shared<'_> {
+    fn resolve(&self, arm: ArmConfig) -> Result<Arm, CompareError> {
+        let alone = [Table::new()];
+        let overlays = if arm.search.is_empty() { &alone[..] } else { &arm.search[..] };
+        let scored = if arm.data.is_empty() { self.scored } else { &arm.data[..] };
+        let all = |data: &[DataConfig], overlay: &Table| {
+            data.iter().map(|data| self.configure(&arm, overlay, data)).collect::<Result<_, _>>()
+        };
+        let candidate = |overlay: &Table| {
+            Ok(Candidate { score: all(scored, overlay)?, search: all(self.searched, overlay)? })
+        };
+        let candidates = overlays.iter().map(candidate).collect::<Result<_, _>>()?;
+        Ok(Arm { name: arm.name, candidates })
+    }
+
+    /// The settings of an arm for a data set: what all share, what its kind shares, the arm's, and one to choose from.
+    fn configure(
+        &self,
+        arm: &ArmConfig,
+        overlay: &Table,
+        data: &DataConfig,
+    ) -> Result<TrainConfig, CompareError> {
+        let mut table = self.train.clone();
+        if let Some(kind) = &data.kind {
+            let unknown = || CompareError::UnknownKind(kind.clone(), data.folder.clone());
+            lay_over(&mut table, self.kinds.get(kind).ok_or_else(unknown)?);
+        }
         lay_over(&mut table, &arm.train);
         lay_over(&mut table, overlay);
+        if !data.fill(&mut table) {
+            return Err(CompareError::NoClass(data.folder.clone()));
+        }
+        table.insert("data".to_owned(), data.folder.display().to_string().into());
         let text = toml::to_string(&table).map_err(|error| CompareError::Settings {
             arm: arm.name.clone(),
             reason: error.to_string(),
@@ -231,9 +305,7 @@ fn resolve(arm: ArmConfig, shared: &Table, score: &Grid) -> Result<Arm, CompareE
         TrainConfig::from_toml(&text)
             .and_then(|config| config.check().map(|()| config))
             .map_err(|source| CompareError::Arm { arm: arm.name.clone(), source })
-    };
-    let candidates = overlays.iter().map(configure).collect::<Result<_, _>>()?;
-    Ok(Arm { name: arm.name, score, candidates })
+    }
 }
 
 /// Tables are merged, everything else replaced. A table that says what kind of thing it is (`name`)
@@ -251,11 +323,12 @@ fn same_kind(lower: &Table, upper: &Table) -> bool {
     upper.get("name").is_none_or(|kind| lower.get("name") == Some(kind))
 }
 
-fn runs(arm: &Arm, config: &TrainConfig, grid: &Grid) -> Vec<Run> {
-    let each = grid.seeds.iter().flat_map(|seed| grid.data.iter().map(move |data| (data, *seed)));
-    each.map(|(data, seed)| {
-        let config = TrainConfig { data: data.clone(), seed, ..config.clone() };
-        Run { id: id(&arm.name, &config), arm: arm.name.clone(), config }
+/// Every data set with every seed.
+fn runs(arm: &str, configs: &[TrainConfig], seeds: &[u64]) -> Vec<Run> {
+    let each = seeds.iter().flat_map(|seed| configs.iter().map(move |config| (config, *seed)));
+    each.map(|(config, seed)| {
+        let config = TrainConfig { seed, ..config.clone() };
+        Run { id: id(arm, &config), arm: arm.to_owned(), config }
     })
     .collect()
 }

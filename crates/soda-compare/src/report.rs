@@ -51,6 +51,7 @@ pub fn report(
              same corrected for the number of arms (Holm)."
         }
         (scores(&rows))
+        p { small { "To the subject: to " (subject(runs)) "." } }
         (known(&runs.iter().filter_map(|run| results.get(&run.id)).collect::<Vec<_>>(), dino))
         h2 { "Subject over prompt" }
         p { small { "Up and to the right is better; bars are one standard error over the data sets." } }
@@ -103,6 +104,18 @@ fn scores(rows: &[Row]) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What CLIP-I and DINO to the subject compare with.
+fn subject(runs: &[Run]) -> &'static str {
+    let held_out = runs.iter().filter(|run| run.config.validation.held_out > 0.0).count();
+    match held_out {
+        0 => "the pictures that were learnt, so that a copy of them scores highest",
+        count if count == runs.len() => "pictures held out of the training",
+        _ => {
+            "pictures held out of the training in the arms that hold some out, or else to those learnt"
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -299,6 +300,83 @@ fn an_unfair_or_unusable_plan_is_refused() {
     assert!(matches!(plan(&without), Err(CompareError::NoSearch(_))));
 }
 
+const KINDS: &str = r#"
+[train]
+base = "toy"
+judges = "judges"
+steps = 10
+batch_size = 2
+trigger = "sks {class}"
+prompt = "a photo of a [trigger]"
+samples.guidance = 3.0
+
+[kind.live]
+prior = { prompt = "a photo of a {class}", data = "class" }
+samples.prompts = ["a [trigger] in a hat", "a wet {class}"]
+samples.guidance = 4.0
+
+[score]
+data = [
+    { folder = "set/dog2", class = "dog", kind = "live" },
+    { folder = "set/bear", class = "stuffed animal" },
+]
+seeds = [0, 1]
+
+[search]
+data = [{ folder = "set/cat", class = "cat", kind = "live" }]
+seeds = [0]
+
+[[arm]]
+name = "one"
+
+[[arm]]
+name = "two"
+train.samples.guidance = 5.0
+search = [{ steps = 20 }, { steps = 30 }]
+"#;
+
+#[test]
+fn settings_go_by_the_data_and_an_arm_has_the_last_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
+    let plan = plan(KINDS).unwrap();
+    let search = plan.search_runs();
+    assert!(search.iter().all(|run| run.config.trigger.as_deref() == Some("sks cat")));
+    execute(&search, 1, &mut results, |run| Ok(measure(run)), |_| ()).unwrap();
+    let runs = plan.score_runs(&results);
+    assert_eq!((runs.len(), plan.num_scored(), search.len()), (8, 8, 2));
+    let asked = |arm: &str, data: &str| {
+        let of = |run: &&Run| run.arm == arm && run.config.data.ends_with(data);
+        runs.iter().find(of).unwrap().config.clone()
+    };
+    let (dog, bear, two) = (asked("one", "dog2"), asked("one", "bear"), asked("two", "dog2"));
+    assert_eq!(dog.trigger.as_deref(), Some("sks dog"));
+    assert_eq!(dog.samples.prompts, ["a [trigger] in a hat", "a wet dog"]);
+    assert_eq!(dog.prior.unwrap().prompt, "a photo of a dog");
+    assert_eq!((bear.trigger.as_deref(), bear.prior), (Some("sks stuffed animal"), None));
+    assert!(bear.samples.prompts.is_empty());
+    let guidance = [dog.samples.guidance, bear.samples.guidance, two.samples.guidance];
+    assert_eq!(guidance, [4.0, 3.0, 5.0]);
+    assert_eq!(two.samples.prompts.len(), 2, "the rest of its kind's settings stays");
+
+    let folders = plan.folders();
+    let expected = ["class", "judges/clip", "judges/dino", "set/bear", "set/cat", "set/dog2"];
+    assert!(folders.iter().eq(expected.iter().map(Path::new)), "{folders:?}");
+
+    let change = |from: &str, to: &str| refusal(&KINDS.replacen(from, to, 1));
+    let unknown = change("class = \"cat\", kind = \"live\"", "class = \"cat\", kind = \"alive\"");
+    assert!(unknown.contains("set/cat is of kind `alive`"), "{unknown}");
+    let none = change("set/bear\", class = \"stuffed animal\"", "set/bear\"");
+    assert!(none.contains("folder = \"set/bear\", class ="), "{none}");
+    // The same folder, whatever it is called.
+    let tuned = change("set/cat", "set/bear");
+    assert!(tuned.contains("not chosen on what is scored"), "{tuned}");
+}
+
+fn refusal(text: &str) -> String {
+    plan(text).unwrap_err().to_string()
+}
+
 #[test]
 fn the_plans_of_the_examples_are_usable() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare");
@@ -310,4 +388,23 @@ fn the_plans_of_the_examples_are_usable() {
         plans += 1;
     }
     assert!(plans >= 6);
+}
+
+#[test]
+fn every_subject_of_dreambooth_is_asked_for_by_its_class() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare/dreambooth.toml");
+    let plan = plan(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let subjects: BTreeSet<_> = plan.configs().map(|config| &config.data).collect();
+    assert_eq!(subjects.len(), 30);
+    assert_eq!((plan.search_runs().len(), plan.num_scored()), (4 * 33, 26 * 11));
+    for config in plan.configs() {
+        let trigger = config.trigger.as_deref().unwrap();
+        assert!(trigger.starts_with("sks ") && !trigger.contains('{'), "{trigger}");
+        let prompts: BTreeSet<_> = config.samples.prompts.iter().collect();
+        assert_eq!(prompts.len(), 25, "{}", config.data.display());
+        assert!(prompts.iter().all(|prompt| prompt.contains("[trigger]")), "{prompts:?}");
+        let worn = prompts.iter().any(|prompt| prompt.contains("santa hat"));
+        assert_eq!(worn, ["sks dog", "sks cat"].contains(&trigger), "only what is alive wears it");
+        assert!(config.validation.held_out > 0.0, "there are no truths");
+    }
 }

@@ -34,7 +34,7 @@ const UNREAD: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "s
 const TRIGGER: &str = "[trigger]";
 
 /// `text` with `trigger` for [`TRIGGER`].
-pub(crate) fn said(text: &str, trigger: &str) -> String {
+pub fn said(text: &str, trigger: &str) -> String {
     text.replace(TRIGGER, trigger)
 }
 
@@ -51,7 +51,7 @@ pub struct Example {
 
 impl Example {
     /// The picture's file name.
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.image.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
@@ -108,7 +108,7 @@ impl Dataset {
     /// The same where captions and prompts say `trigger` for [`TRIGGER`]. Of several words the first is the identifier, if
     /// nothing else has named one.
     #[must_use]
-    pub(crate) fn called(mut self, trigger: &str) -> Self {
+    pub fn called(mut self, trigger: &str) -> Self {
         for example in self.examples.iter_mut().chain(&mut self.truth) {
             example.caption = said(&example.caption, trigger);
         }
@@ -127,7 +127,7 @@ impl Dataset {
     ///
     /// # Errors
     /// A part of a single picture.
-    pub(crate) fn hold_out(&mut self, part: f64, seed: u64) -> Result<Vec<Example>, TrainError> {
+    pub fn hold_out(&mut self, part: f64, seed: u64) -> Result<Vec<Example>, TrainError> {
         if part == 0.0 {
             return Ok(Vec::new());
         }

@@ -85,7 +85,7 @@ pub use config::{
     ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig, SampleConfig, Schedule,
     TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, preset, set,
 };
-pub use dataset::{Dataset, Example};
+pub use dataset::{Dataset, Example, said};
 pub use encode::{EncodeConfig, Encoded};
 pub use error::TrainError;
 pub use evaluate::{Reference, Scores, drift, score};

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use serde_json::json;
+use serde_json::{Value, json};
 use soda_adapters::{Header, SvdCache, leaves};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
@@ -385,7 +385,7 @@ fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
 }
 
 /// What the adapter's file says about its training: the whole configuration, and how it went.
-fn summary(config: &TrainConfig, history: &History, seconds: f64) -> serde_json::Value {
+fn summary(config: &TrainConfig, history: &History, seconds: f64) -> Value {
     json!({
         "config": config,
         "final_loss": running_mean(&history.losses()).last(),

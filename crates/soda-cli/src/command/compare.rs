@@ -13,18 +13,19 @@ use clap::ValueEnum as _;
 use serde::Deserialize;
 use soda_adapters::AdapterFile;
 use soda_compare::{
-    Event, Look, Measured, PlanConfig, Probe, Record, Results, Run, Seen, Task, execute, peft,
-    places, report, table, thinned,
+    Event, Look, Measured, Plan, PlanConfig, Probe, Record, Results, Run, Seen, Task, execute,
+    peft, places, report, table, thinned,
 };
 use soda_train::{Dataset, Scores, TrainConfig, scored, write_file};
 
-use crate::base::find;
+use crate::base::{find, is_known};
 use crate::progress::{Progress, say_result};
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Example:
-  soda compare examples/compare/rotations.toml --out comparisons/rotations --jobs 2
+Examples:
+  soda compare examples/compare/ablations.toml --out comparisons/ablations --jobs 2
+  soda compare examples/compare/dreambooth.toml --check
 
 Writes results.jsonl (a line a finished run), probes.jsonl (a line a look at one again: other strengths,
 merged with another), peft.jsonl (scored runs by the names of PEFT's method comparison), report.html,
@@ -34,8 +35,11 @@ pub(crate) struct CompareArgs {
     #[arg(value_name = "TOML")]
     pub(crate) plan: PathBuf,
     /// Folder for results and report
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "check")]
+    pub(crate) out: Option<PathBuf>,
+    /// Say what the plan would do and what it names that is not there, and run nothing
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Runs at once, each with its share of the cores
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,
@@ -50,16 +54,20 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         .with_context(|| format!("cannot read the plan {}", args.plan.display()))?;
     let named = || args.plan.display().to_string();
     let plan = PlanConfig::from_toml(&text).and_then(PlanConfig::check).with_context(named)?;
+    let out = match &args.out {
+        Some(out) if !args.check => out,
+        _ => return check(&plan),
+    };
     // Once, and not by several runs at the same time.
     for base in plan.bases() {
         find(base, None)?;
     }
-    let runs_folder = args.out.join("runs");
+    let runs_folder = out.join("runs");
     std::fs::create_dir_all(&runs_folder)
         .with_context(|| format!("cannot create {}", runs_folder.display()))?;
-    let mut results = Results::open(&args.out.join("results.jsonl"))?;
+    let mut results = Results::open(&out.join("results.jsonl"))?;
 
-    let mut seen = Results::open(&args.out.join("probes.jsonl"))?;
+    let mut seen = Results::open(&out.join("probes.jsonl"))?;
 
     let jobs = args.jobs as usize;
     let train = |run: &Run| train(run, &runs_folder, args);
@@ -71,11 +79,40 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let looked = all("looking again", &probes, jobs, &mut seen, look);
 
     let page = report(&plan, &runs, &results, (&probes, &seen), &runs_folder)?;
-    write_file(&args.out.join("report.html"), page.as_bytes())?;
-    write_file(&args.out.join("peft.jsonl"), peft(&runs, &results).as_bytes())?;
+    write_file(&out.join("report.html"), page.as_bytes())?;
+    write_file(&out.join("peft.jsonl"), peft(&runs, &results).as_bytes())?;
     summarise(&runs, &results, &probes, &seen);
-    say_result(&format!("see {}", args.out.join("report.html").display()));
+    say_result(&format!("see {}", out.join("report.html").display()));
     searched.and(scored).and(looked)
+}
+
+/// Says what the plan would do, and looks for everything that it names; what is there is read, as far as a run reads it
+/// before it opens a picture.
+fn check(plan: &Plan) -> Result<()> {
+    say_result(&format!(
+        "{} arms: {} runs that choose settings, {} that are scored",
+        plan.arms().count(),
+        plan.search_runs().len(),
+        plan.num_scored(),
+    ));
+    let (folders, bases) = (plan.folders(), plan.bases());
+    let absent: Vec<&Path> = folders.iter().map(PathBuf::as_path).filter(|f| !f.is_dir()).collect();
+    let unknown = bases.iter().copied().filter(|base| !is_known(base));
+    let missing: Vec<&Path> = unknown.chain(absent).collect();
+    for path in &missing {
+        say_result(&format!("missing: {}", path.display()));
+    }
+    for config in plan.configs().filter(|config| config.data.is_dir()) {
+        let mut data = Dataset::read(&config.data, config.prompt.as_deref())?;
+        let named = || format!("{} cannot be learnt", config.data.display());
+        data.hold_out(config.validation.held_out, config.seed).with_context(named)?;
+    }
+    match missing.len() {
+        0 => Ok(()),
+        count => {
+            bail!("{count} of the {} folders of the plan are missing", folders.len() + bases.len())
+        }
+    }
 }
 
 /// Does what of `tasks` is not done yet, with progress.
@@ -146,6 +183,10 @@ fn look(probe: &Probe, runs: &Path, args: &CompareArgs) -> Result<(Scores, Optio
     command.args(["--seed", &config.seed.to_string()]);
     command.args(["--steps", &config.samples.steps.to_string()]);
     command.args(["--guidance", &config.samples.guidance.to_string()]);
+    command.args(["--held-out", &config.validation.held_out.to_string()]);
+    if let Some(trigger) = &config.trigger {
+        command.args(["--trigger", trigger]);
+    }
     let (first, at) = (adapter(&probe.run), &probe.at);
     let weights = || at.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
     match &probe.look {
@@ -159,6 +200,9 @@ fn look(probe: &Probe, runs: &Path, args: &CompareArgs) -> Result<(Scores, Optio
                     command.arg("--subject").arg(&first).arg("--style").arg(&first);
                     command.args(["--weights", &format!("{},0", at[0])]);
                 }
+            }
+            for prompt in &config.samples.prompts {
+                command.args(["--prompt", prompt]);
             }
             for prompt in unrelated {
                 command.args(["--unrelated", prompt]);
@@ -267,12 +311,15 @@ fn summarise(runs: &[Run], results: &Results<Record>, probes: &[Probe], seen: &R
             let score = row.scores[index];
             score.map_or("-".to_owned(), |s| format!("{:.3} ± {:.3}", s.mean, s.deviation))
         };
+        let (likeness, dino) = match row.scores[1] {
+            Some(_) => ("DINO to truth", show(1)),
+            None => ("DINO to subject", show(3)),
+        };
         say_result(&format!(
-            "{:<16} {} runs  CLIP-T {}  DINO to truth {}  {:.3} s a step",
+            "{:<16} {} runs  CLIP-T {}  {likeness} {dino}  {:.3} s a step",
             row.arm,
             row.runs,
             show(0),
-            show(1),
             row.seconds_per_step,
         ));
     }

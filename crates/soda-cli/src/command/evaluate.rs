@@ -8,7 +8,7 @@ use serde_json::json;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
-use soda_train::{Dataset, Event, Pictures, Scores, score, write_file, write_png};
+use soda_train::{Dataset, Event, Example, Pictures, Scores, said, score, write_file, write_png};
 
 use crate::args::DeviceArg;
 use crate::base::find;
@@ -38,6 +38,13 @@ pub(crate) struct EvaluateArgs {
     /// The pictures to compare with, and the prompts to draw where none are given
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
+    /// Words that call the subject up: what [trigger] in prompts stands for. The first of several is what the judges are
+    /// not told, where the data names nothing
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) trigger: Option<String>,
+    /// Compare with the part of the pictures that a run of this --seed holds out (validation.held_out)
+    #[arg(long, value_name = "PART", default_value_t = 0.0)]
+    pub(crate) held_out: f64,
     /// Pictures of a style, which are compared by CLIP-I alone
     #[arg(long, value_name = "DIR")]
     pub(crate) like: Option<PathBuf>,
@@ -73,20 +80,27 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let device = args.device.device.open()?;
     // Captions are not used, so that pictures without one will do.
     let read = |folder: &PathBuf| Dataset::read(folder, Some(""));
-    let (data, style) = (read(&args.data)?, args.like.as_ref().map(read).transpose()?);
+    let (mut data, style) = (read(&args.data)?, args.like.as_ref().map(read).transpose()?);
+    let mut asked = args.prompt.clone();
+    if let Some(trigger) = &args.trigger {
+        data = data.called(trigger);
+        asked.iter_mut().for_each(|prompt| *prompt = said(prompt, trigger));
+    }
+    ensure!((0.0..1.0).contains(&args.held_out), "--held-out must be from 0 up to, but not, 1");
+    let held_out = data.hold_out(args.held_out, args.seed)?;
     let judges = Judges::load(&args.judges, &device)?;
     let base = find(&args.base, None)?;
     let pipeline = match args.fold.load(&base, &device)? {
         Some(pipeline) => pipeline,
         None => Pipeline::load(&base, &device)?,
     };
-    let prompts = match (&args.prompt[..], &data.eval_prompts[..]) {
+    let prompts = match (&asked[..], &data.eval_prompts[..]) {
         ([], []) => anyhow::bail!("{} has no prompts to draw; give --prompt", args.data.display()),
         ([], own) => own.to_vec(),
         (given, _) => given.to_vec(),
     };
     let side = pipeline.image_size() as u32;
-    let pictures = Pictures::read(&data, &[], side)?;
+    let pictures = Pictures::read(&data, &held_out, side)?;
     let style_pictures =
         style.as_ref().map(|style| Pictures::read(style, &[], side)).transpose()?;
 
@@ -129,7 +143,14 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     if !moved.is_empty() {
         write_png(&out.join("unrelated.png"), &grid(&[untuned, moved]))?;
     }
-    let file = json!({ "prompts": prompts, "scores": scores, "style_clip_i": style });
+    let names: Vec<String> = held_out.iter().map(Example::name).collect();
+    let file = json!({
+        "prompts": prompts,
+        "identifier": data.identifier,
+        "held_out": names,
+        "scores": scores,
+        "style_clip_i": style,
+    });
     write_file(&out.join("scores.json"), format!("{file:#}\n").as_bytes())?;
     say(&scores, style);
     Ok(())

@@ -1,0 +1,140 @@
+//! `soda compare`: what a plan needs, and data that say nothing of themselves, from plan to report.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{soda, toybox};
+use serde_json::Value;
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare")
+}
+
+/// What `soda compare PLAN --check` says in `folder`, and whether all is there.
+fn check(folder: &Path, plan: &Path) -> (bool, String) {
+    let output = soda(folder, &["compare", plan.to_str().unwrap(), "--check"]);
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn every_plan_of_the_examples_says_what_it_would_do_and_what_is_missing() {
+    let root = examples().join("../..");
+    for entry in std::fs::read_dir(examples()).unwrap() {
+        let path = entry.unwrap().path();
+        let (usable, said) = check(&root, &path);
+        assert!(said.contains("that are scored"), "{said}");
+        let external = path.ends_with("dreambooth.toml");
+        assert_eq!(usable, !external, "{}: {said}", path.display());
+        let missing = said.contains("missing: dreambooth/dataset/backpack_dog\n");
+        assert_eq!(missing, external, "{said}");
+    }
+    // Everywhere else the bundled data are missing too.
+    let empty = tempfile::tempdir().unwrap();
+    let (usable, said) = check(empty.path(), &examples().join("standing.toml"));
+    assert!(!usable && said.contains("missing: examples/toybox/base\n"), "{said}");
+    assert!(said.contains("6 of the 6 folders"), "{said}");
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "something was written");
+}
+
+#[test]
+fn the_plan_of_dreambooth_lacks_only_its_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = examples().join("dreambooth.toml");
+    let (_, said) = check(folder.path(), &plan);
+    let missing: Vec<&str> =
+        said.lines().filter_map(|line| line.strip_prefix("missing: ")).collect();
+    assert_eq!(missing.len(), 30 + 2, "{said}");
+    for missing in &missing {
+        std::fs::create_dir_all(folder.path().join(missing)).unwrap();
+    }
+    let (usable, said) = check(folder.path(), &plan);
+    assert!(!usable && said.contains("holds no picture"), "{said}");
+    for missing in missing {
+        for name in ["00.jpg", "01.jpg"] {
+            std::fs::write(folder.path().join(missing).join(name), "").unwrap();
+        }
+    }
+    let (usable, said) = check(folder.path(), &plan);
+    assert!(usable, "{said}");
+    // Nothing can be held out of one picture.
+    std::fs::remove_file(folder.path().join("dreambooth/dataset/vase/00.jpg")).unwrap();
+    let (usable, said) = check(folder.path(), &plan);
+    assert!(!usable && said.contains("dreambooth/dataset/vase cannot be learnt"), "{said}");
+}
+
+#[test]
+fn pictures_alone_are_learnt_and_judged_by_what_the_plan_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // As DreamBooth's: a folder of pictures, without a word.
+    let mug = folder.join("set/mug2");
+    std::fs::create_dir_all(&mug).unwrap();
+    for name in ["00.png", "01.png", "02.png"] {
+        std::fs::copy(toybox("subjects/castle_mug").join(name), mug.join(name)).unwrap();
+    }
+    let plan = format!(
+        r#"
+[train]
+base = {:?}
+judges = {:?}
+trigger = "sks {{class}}"
+prompt = "a photo of a [trigger]"
+steps = 2
+batch_size = 2
+validation.held_out = 0.3
+optimizer = {{ rotation_lr = 0.1 }}
+samples = {{ steps = 2, every = 1, unrelated = ["a blue boat"] }}
+
+[kind.object]
+samples.prompts = ["a [trigger] on a beach", "a red [trigger]"]
+
+[score]
+data = [{{ folder = "set/mug2", class = "mug", kind = "object" }}]
+seeds = [3]
+
+[[arm]]
+name = "soda"
+
+[[strength]]
+arm = "soda"
+at = [1.0]
+unrelated = ["a blue boat"]
+"#,
+        toybox("base"),
+        toybox("eval")
+    );
+    std::fs::write(folder.join("plan.toml"), plan).unwrap();
+    let output = soda(folder, &["compare", "plan.toml", "--out", "out"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("DINO to subject"), "there is no truth: {said}");
+
+    let line = |name: &str| -> Value {
+        let text = std::fs::read_to_string(folder.join("out").join(name)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let record = line("results.jsonl");
+    assert_eq!(record["trace"].as_array().unwrap().len(), 1);
+    assert_eq!(record["truth"], Value::Null);
+    // A look at what was trained is what the run saw at its end: prompts, identifier, pictures held out.
+    assert_eq!(line("probes.jsonl")["scores"], record["after"]);
+    let last = &line("peft.jsonl")["train_info"]["metrics"][1];
+    for (theirs, ours) in [("test dino_similarity", "dino"), ("drift", "drift_dino")] {
+        let distance = last[theirs].as_f64().unwrap() - record["after"][ours].as_f64().unwrap();
+        assert!(distance.abs() < 1e-6, "{last}");
+    }
+
+    let run = folder.join("out/runs").join(record["id"].as_str().unwrap());
+    let config = std::fs::read_to_string(run.join("config.toml")).unwrap();
+    assert!(config.contains("\"a sks mug on a beach\", \"a red sks mug\""), "{config}");
+    let scores = std::fs::read_to_string(run.join("scores.json")).unwrap();
+    let scores: Value = serde_json::from_str(&scores).unwrap();
+    assert_eq!(scores["held_out"].as_array().unwrap().len(), 1);
+    let report = std::fs::read_to_string(folder.join("out/report.html")).unwrap();
+    assert!(report.contains("pictures held out"), "{report}");
+    assert!(report.contains("Over the steps"), "{report}");
+}

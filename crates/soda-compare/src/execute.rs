@@ -45,8 +45,8 @@ pub struct Failure {
     pub reason: String,
 }
 
-/// Executes those of `tasks` that `results` lacks, `jobs` at once, each by `act`. One that fails stops no
-/// other; it is returned, and executed again next time.
+/// Executes those of `tasks` that `results` lacks, `jobs` at once, each by `act`, which is told at which of the `jobs`
+/// places, counted from 0, it is. One that fails stops no other; it is returned, and executed again next time.
 ///
 /// # Errors
 /// A result that cannot be stored; nothing new is started then.
@@ -54,7 +54,7 @@ pub fn execute<T: Task>(
     tasks: &[T],
     jobs: usize,
     results: &mut Results<T::Line>,
-    act: impl Fn(&T) -> Result<T::Measured, String> + Sync,
+    act: impl Fn(usize, &T) -> Result<T::Measured, String> + Sync,
     mut on_event: impl FnMut(Event<'_, T>),
 ) -> Result<Vec<Failure>, CompareError> {
     let missing: Vec<&T> = tasks.iter().filter(|task| results.get(task.id()).is_none()).collect();
@@ -65,13 +65,13 @@ pub fn execute<T: Task>(
     let next = || queue.lock().ok().and_then(|mut queue| queue.next());
     std::thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
-        for _ in 0..jobs.max(1) {
+        for place in 0..jobs.max(1) {
             let (sender, next, act) = (sender.clone(), &next, &act);
             scope.spawn(move || {
                 while let Some(task) = next() {
                     // The receiver is gone when a result could not be stored: no reason to go on.
                     if sender.send((task, None)).is_err()
-                        || sender.send((task, Some(act(task)))).is_err()
+                        || sender.send((task, Some(act(place, task)))).is_err()
                     {
                         return;
                     }

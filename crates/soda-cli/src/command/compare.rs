@@ -26,6 +26,7 @@ use crate::progress::{Progress, say_result};
 Examples:
   soda compare examples/compare/ablations.toml --out comparisons/ablations --jobs 2
   soda compare examples/compare/dreambooth.toml --check
+  soda compare examples/compare/dreambooth.toml --out comparisons/dreambooth --device cuda --jobs 4 --gpus 0,1,2,3
 
 Writes results.jsonl (a line a finished run), probes.jsonl (a line a look at one again: other strengths,
 merged with another), peft.jsonl (scored runs by the names of PEFT's method comparison), report.html,
@@ -43,6 +44,9 @@ pub(crate) struct CompareArgs {
     /// Runs at once, each with its share of the cores
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,
+    /// CUDA devices that the runs are spread over, by the numbers of `nvidia-smi -L`; without it the first
+    #[arg(long, value_name = "0,1,...", value_delimiter = ',')]
+    pub(crate) gpus: Vec<u32>,
     #[command(flatten)]
     pub(crate) cache: CacheArg,
     #[command(flatten)]
@@ -70,12 +74,12 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let mut seen = Results::open(&out.join("probes.jsonl"))?;
 
     let jobs = args.jobs as usize;
-    let train = |run: &Run| train(run, &runs_folder, args);
+    let train = |place: usize, run: &Run| train(run, &runs_folder, args, place);
     let searched = all("choosing", &plan.search_runs(), jobs, &mut results, train);
     let runs = plan.score_runs(&results);
     let scored = all("scoring", &runs, jobs, &mut results, train);
     let probes = plan.probes(&runs, &results);
-    let look = |probe: &Probe| look(probe, &runs_folder, args);
+    let look = |place: usize, probe: &Probe| look(probe, &runs_folder, args, place);
     let looked = all("looking again", &probes, jobs, &mut seen, look);
 
     let page = report(&plan, &runs, &results, (&probes, &seen), &runs_folder)?;
@@ -121,14 +125,14 @@ fn all<T: Task>(
     tasks: &[T],
     jobs: usize,
     results: &mut Results<T::Line>,
-    act: impl Fn(&T) -> Result<T::Measured> + Sync,
+    act: impl Fn(usize, &T) -> Result<T::Measured> + Sync,
 ) -> Result<()> {
     if tasks.is_empty() {
         return Ok(());
     }
     let mut progress = Progress::default();
     progress.show(soda_train::Event::Stage { name: stage });
-    let act = |task: &T| act(task).map_err(|error| format!("{error:#}"));
+    let act = |place, task: &T| act(place, task).map_err(|error| format!("{error:#}"));
     let failures = execute(tasks, jobs, results, act, |event| match event {
         Event::Started(_) => {}
         Event::Finished { done, total, .. } => {
@@ -146,7 +150,7 @@ fn all<T: Task>(
 }
 
 /// Trains in a process of its own, and reads what its folder says.
-fn train(run: &Run, runs: &Path, args: &CompareArgs) -> Result<Measured> {
+fn train(run: &Run, runs: &Path, args: &CompareArgs, place: usize) -> Result<Measured> {
     let folder = runs.join(&run.id);
     if folder.exists() {
         // Of a run that was stopped before its result was stored.
@@ -155,7 +159,7 @@ fn train(run: &Run, runs: &Path, args: &CompareArgs) -> Result<Measured> {
     }
     let config = runs.join(format!("{}.toml", run.id));
     write_file(&config, run.config.to_toml()?.as_bytes())?;
-    let mut command = myself("train", args)?;
+    let mut command = myself("train", args, place)?;
     command.arg("--config").arg(&config).arg("--runs").arg(runs).args(["--name", &run.id]);
     let peak_memory = wait(command.spawn().context("cannot start a run")?)?;
     std::fs::remove_file(&config).with_context(|| format!("cannot remove {}", config.display()))?;
@@ -163,7 +167,12 @@ fn train(run: &Run, runs: &Path, args: &CompareArgs) -> Result<Measured> {
 }
 
 /// Draws and judges in a process of its own, as `soda evaluate` does.
-fn look(probe: &Probe, runs: &Path, args: &CompareArgs) -> Result<(Scores, Option<f32>)> {
+fn look(
+    probe: &Probe,
+    runs: &Path,
+    args: &CompareArgs,
+    place: usize,
+) -> Result<(Scores, Option<f32>)> {
     #[derive(Deserialize)]
     struct ScoreFile {
         scores: Scores,
@@ -177,7 +186,7 @@ fn look(probe: &Probe, runs: &Path, args: &CompareArgs) -> Result<(Scores, Optio
     let config = &probe.run.config;
     let judges = config.judges.as_ref().context("a look at a run needs `judges` in [train]")?;
     let adapter = |run: &Run| runs.join(&run.id).join("adapter.safetensors");
-    let mut command = myself("evaluate", args)?;
+    let mut command = myself("evaluate", args, place)?;
     command.arg("--base").arg(&config.base).arg("--judges").arg(judges);
     command.arg("--data").arg(&config.data).arg("--out").arg(&folder);
     command.args(["--seed", &config.seed.to_string()]);
@@ -234,8 +243,8 @@ fn prompts(config: &TrainConfig) -> Result<Vec<String>> {
     Ok(Dataset::read(&config.data, Some(""))?.eval_prompts)
 }
 
-/// This program with what every child of a comparison is given.
-fn myself(command: &str, args: &CompareArgs) -> Result<Command> {
+/// This program with what the child at a place of a comparison is given.
+fn myself(command: &str, args: &CompareArgs, place: usize) -> Result<Command> {
     let device = args.device.device.to_possible_value();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
@@ -248,6 +257,9 @@ fn myself(command: &str, args: &CompareArgs) -> Result<Command> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
+    if let Some(gpu) = args.gpus.get(place % args.gpus.len().max(1)) {
+        child.env("CUDA_VISIBLE_DEVICES", gpu.to_string());
+    }
     Ok(child)
 }
 

@@ -379,7 +379,7 @@ fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
     Header {
         base: model_name(&config.base),
         trigger: dataset.trigger.iter().chain(new).cloned().collect(),
-        schedule: (change != ScheduleChange::default()).then(|| json!(change)).unwrap_or_default(),
+        schedule: if change == ScheduleChange::default() { Value::Null } else { json!(change) },
         training: json!({}),
     }
 }

@@ -23,6 +23,13 @@ use soda_adapters::{
 };
 use soda_kernels::{has_library, matmul};
 
+/// Factors of other sizes than the most even.
+fn uneven() -> SodaConfig {
+    let sizes = vec![vec![2, 6], vec![3, 2, 2]];
+    let rotation = RotationConfig { sizes, ..RotationConfig::default() };
+    SodaConfig { rotation: Some(rotation), ..SodaConfig::default() }
+}
+
 /// Every named method that starts as the identity, and the points of their axes that no name covers.
 fn methods() -> Vec<(String, MethodConfig)> {
     let named = METHOD_PRESETS.iter().filter(|(name, _)| *name != "soda-paper");
@@ -43,6 +50,7 @@ fn methods() -> Vec<(String, MethodConfig)> {
     let more: Vec<(&str, MethodConfig)> = vec![
         ("output side", rotation(Side::Output, Parametrization::Stiefel).into()),
         ("both sides, Cayley", rotation(Side::Both, Parametrization::Cayley).into()),
+        ("uneven factors", uneven().into()),
         ("unconstrained", rotation(Side::Input, Parametrization::Unconstrained).into()),
         ("svd low-rank", SodaConfig { rotation: None, spectrum: Some(low_rank) }.into()),
         ("oft exact, shared, both sides", oft(CayleyForm::Exact, true, None, Side::Both).into()),

@@ -6,8 +6,8 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, TensorData};
 use soda_adapters::lora::LoraConfig;
-use soda_adapters::soda::SodaConfig;
-use soda_adapters::{Method, SvdCache, Targets};
+use soda_adapters::soda::{RotationConfig, SodaConfig};
+use soda_adapters::{Adaptation, Method, Recipe, SvdCache, Targets};
 
 /// More layers than are decomposed together, of three shapes that take turns.
 #[derive(Module, Debug)]
@@ -73,4 +73,25 @@ fn what_needs_no_decomposition_says_nothing() {
     let (net, all) = (net(), Targets(vec![r"weight$".to_owned()]));
     let mut listen = |_, _| panic!("nothing is decomposed");
     LoraConfig::default().plan_with(&all, &net, None, &mut listen).unwrap();
+}
+
+/// A width whose factors are named has these, and any other the most even ones.
+#[test]
+fn named_sizes_are_those_of_the_factors() {
+    let sizes = |sizes: Vec<Vec<usize>>| {
+        let rotation = RotationConfig { factors: 2, sizes, ..RotationConfig::default() };
+        let method = SodaConfig { rotation: Some(rotation), spectrum: None };
+        let (net, all) = (net(), Targets(vec![r"layers\.[01]\.weight$".to_owned()]));
+        let plan = method.plan(&all, &net).map_err(|error| error.to_string())?;
+        let recipe = Recipe::new(method, all, &net).unwrap();
+        Ok::<_, String>(Adaptation::capture(recipe, &plan.attach(net)).factor_sizes())
+    };
+    let even = [(6, vec![2, 3]), (9, vec![3, 3])];
+    assert_eq!(sizes(vec![]), Ok(even.clone().into()));
+    let named = [even[0].clone(), (9, vec![9])];
+    assert_eq!(sizes(vec![vec![9], vec![5, 5]]), Ok(named.into()));
+    for wrong in [vec![], vec![0, 9]] {
+        let message = sizes(vec![wrong]).unwrap_err();
+        assert!(message.contains("sizes of factors"), "{message}");
+    }
 }

@@ -1,7 +1,7 @@
 //! SODA's settings and what they become on a weight.
 
 use serde::{Deserialize, Serialize};
-use soda_linalg::factorize;
+use soda_linalg::{LinalgError, factorize};
 
 use super::{Rotation, Soda, Spectrum};
 use crate::error::AdapterError;
@@ -25,6 +25,9 @@ pub struct SodaConfig {
 pub struct RotationConfig {
     /// Number of Kronecker factors; a width with fewer prime factors gets fewer.
     pub factors: usize,
+    /// Sizes of the factors of a width, which is their product, where they are to be these and not the most even.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<Vec<usize>>,
     /// Which side of the weight turns.
     pub side: Side,
     /// How the factors stay orthogonal.
@@ -119,7 +122,20 @@ impl Default for SodaConfig {
 
 impl Default for RotationConfig {
     fn default() -> Self {
-        Self { factors: 3, side: Side::default(), parametrization: Parametrization::default() }
+        Self {
+            factors: 3,
+            sizes: Vec::new(),
+            side: Side::default(),
+            parametrization: Parametrization::default(),
+        }
+    }
+}
+
+impl RotationConfig {
+    /// Sizes of the factors of a width.
+    fn sizes_of(&self, width: usize) -> Result<Vec<usize>, LinalgError> {
+        let named = self.sizes.iter().find(|sizes| sizes.iter().product::<usize>() == width);
+        named.map_or_else(|| factorize(width, self.factors), |sizes| Ok(sizes.clone()))
     }
 }
 
@@ -142,10 +158,15 @@ impl SodaConfig {
         Self { spectrum: Some(SpectrumConfig { basis: Basis::Qr, shift }), ..Self::default() }
     }
 
-    /// SODA-SVD with the start of the paper's released code.
+    /// SODA-SVD with the start of the paper's released code, and its factors' sizes, of SDXL's widths.
     pub fn paper() -> Self {
+        let sizes = [[8, 8, 10], [6, 8, 16], [4, 16, 20], [4, 8, 64]];
+        let sizes = sizes.map(Vec::from).to_vec();
         let shift = Shift::Diagonal { init: 1e-3 };
-        Self { spectrum: Some(SpectrumConfig { basis: Basis::Svd, shift }), ..Self::default() }
+        Self {
+            rotation: Some(RotationConfig { sizes, ..RotationConfig::default() }),
+            spectrum: Some(SpectrumConfig { basis: Basis::Svd, shift }),
+        }
     }
 
     /// The spectrum alone.
@@ -165,6 +186,10 @@ impl SodaConfig {
         }
         if self.rotation.as_ref().is_some_and(|rotation| rotation.factors == 0) {
             return refuse("a rotation has at least one factor");
+        }
+        let mut sizes = self.rotation.iter().flat_map(|rotation| &rotation.sizes);
+        if sizes.any(|sizes| sizes.is_empty() || sizes.contains(&0)) {
+            return refuse("sizes of factors are lists of numbers of 1 or more");
         }
         match self.spectrum.as_ref().map(|spectrum| spectrum.shift) {
             Some(Shift::Diagonal { init }) if !init.is_finite() => {
@@ -196,7 +221,7 @@ impl Method for SodaConfig {
         let [input, output] = w.dims();
         let rotation = |width: usize, wanted: fn(Side) -> bool| match &self.rotation {
             Some(config) if wanted(config.side) => {
-                let sizes = factorize(width, config.factors).map_err(named)?;
+                let sizes = config.sizes_of(width).map_err(named)?;
                 Ok(Some(Rotation::identity(&sizes, config.parametrization, &w)))
             }
             _ => Ok(None),

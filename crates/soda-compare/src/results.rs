@@ -41,7 +41,7 @@ pub struct Measured {
 /// A run keeps at most this many losses.
 const LOSSES: usize = 100;
 
-/// The means of equal stretches of a run's losses, at most [`LOSSES`] of them.
+/// The means of equal stretches of a run's losses, at most `LOSSES` of them.
 pub fn thinned(losses: &[f32]) -> Vec<f32> {
     let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
     losses.chunks(stretch(losses.len())).map(mean).collect()

@@ -33,7 +33,7 @@ const UNREAD: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "s
 /// Stands for the trigger in captions and prompts (ai-toolkit's convention).
 const TRIGGER: &str = "[trigger]";
 
-/// `text` with `trigger` for [`TRIGGER`].
+/// `text` with `trigger` for `[trigger]`.
 pub fn said(text: &str, trigger: &str) -> String {
     text.replace(TRIGGER, trigger)
 }
@@ -105,7 +105,7 @@ impl Dataset {
         })
     }
 
-    /// The same where captions and prompts say `trigger` for [`TRIGGER`]. Of several words the first is the identifier, if
+    /// The same where captions and prompts say `trigger` for `[trigger]`. Of several words the first is the identifier, if
     /// nothing else has named one.
     #[must_use]
     pub fn called(mut self, trigger: &str) -> Self {

@@ -38,7 +38,7 @@ pub(crate) struct EvaluateArgs {
     /// The pictures to compare with, and the prompts to draw where none are given
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Words that call the subject up: what [trigger] in prompts stands for. The first of several is what the judges are
+    /// Words that call the subject up: what `[trigger]` in prompts stands for. The first of several is what the judges are
     /// not told, where the data names nothing
     #[arg(long, value_name = "WORDS")]
     pub(crate) trigger: Option<String>,

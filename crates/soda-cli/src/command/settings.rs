@@ -60,14 +60,14 @@ pub(crate) struct SettingsArgs {
     /// Their learning rate, if it is another than the UNet's; trains them
     #[arg(long, value_name = "LR")]
     pub(crate) text_encoder_lr: Option<f64>,
-    /// A new word that is learnt beside, and the words that it starts from: "<mug>=mug"; may be given several times
+    /// A new word that is learnt beside, and the words that it starts from: `<mug>=mug`; may be given several times
     /// (docs/guide-words.md)
     #[arg(long, value_name = "WORD=WORDS")]
     pub(crate) token: Vec<String>,
     /// The learning rate of new words, if it is another than that of everything flat
     #[arg(long, value_name = "LR", requires = "token")]
     pub(crate) token_lr: Option<f64>,
-    /// Words that call the subject up: what [trigger] in captions and prompts stands for
+    /// Words that call the subject up: what `[trigger]` in captions and prompts stands for
     #[arg(long, value_name = "WORDS")]
     pub(crate) trigger: Option<String>,
     /// Number of Kronecker factors of each rotation

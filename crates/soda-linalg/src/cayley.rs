@@ -17,7 +17,8 @@ pub fn skew(a: Tensor<3>) -> Tensor<3> {
 
 /// `(I - A)⁻¹ (I + A)` for a batch of skew matrices `[b, n, n]`, orthogonal to rounding.
 ///
-/// Differentiable on the tape. Reads one number back, the largest norm, to know how long to iterate.
+/// Differentiable on the tape. Reads one number back, the largest norm, to know how long to iterate; where a vendor's library
+/// multiplies it reads nothing, so that a step with it can be recorded, and iterates as long as a norm of 225 needs.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

@@ -72,6 +72,7 @@ fn repeated_from_a_recording_a_step_is_the_same() {
     for more in [
         &["method=soda", "objective.loss=dco"][..],
         &["method=lora", "accumulation=2"],
+        &["method=soda", "method.rotation.parametrization=cayley"],
         &["method=soda", "precision=bf16"],
         // Text encoders that learn in the first three of 300 steps, and a word that goes on.
         &[&text[..], &["method=lora", "objective.loss=dco"]].concat(),

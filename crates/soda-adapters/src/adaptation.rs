@@ -59,7 +59,7 @@ impl<M: Method> Adaptation<M> {
             .filter_map(|leaf| {
                 let (weight, parameter) = leaf.path.split_once(&marker)?;
                 let key = key(&recipe.method, weight, parameter);
-                let values: Vec<f32> = leaf.value.cast(DType::F32).into_data().iter().collect();
+                let values: Vec<f32> = leaf.value().cast(DType::F32).into_data().iter().collect();
                 Some((key, TensorData::new(values, leaf.shape)))
             })
             .collect();
@@ -104,9 +104,10 @@ impl<M: Method> Adaptation<M> {
         let mut plan = prepare(method, weights, cache, on_progress)?;
         self.check(&plan)?;
         for (weight, adapter) in &mut plan.adapters {
-            *adapter = map_leaves(adapter.clone(), |parameter, _, old| {
-                let data = self.tensors.get(&key(method, weight, parameter))?;
+            *adapter = map_leaves(adapter.clone(), |leaf| {
+                let data = self.tensors.get(&key(method, weight, &leaf.path))?;
                 let values: Vec<f32> = data.iter().collect();
+                let old = leaf.value();
                 let data = TensorData::from(values.as_slice()).convert_dtype(old.dtype());
                 Some(Tensor::from_data(data, (&old.device(), old.dtype())))
             });

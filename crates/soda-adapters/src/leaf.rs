@@ -1,7 +1,9 @@
 //! Parameters of a module without their rank: what saving, loading and batched optimizers need.
 //!
 //! burn's visitors are generic over the rank of each parameter, so no closure can be one. These two
-//! functions do the generic part once; a flattened view is free on every backend.
+//! functions do the generic part once.
+
+use std::sync::{Arc, LazyLock};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
@@ -17,8 +19,33 @@ pub struct Leaf {
     pub shape: Vec<usize>,
     /// Whether training changes it.
     pub trainable: bool,
+    value: Arc<LazyLock<Tensor<1>, Flatten>>,
+}
+
+type Flatten = Box<dyn FnOnce() -> Tensor<1> + Send>;
+
+impl Leaf {
+    fn of<const D: usize>(path: &[String], param: &Param<Tensor<D>>) -> Self {
+        let value = param.base();
+        let shape = value.dims().to_vec();
+        let elements = shape.iter().product::<usize>();
+        let flatten: Flatten = Box::new(move || value.reshape([elements]));
+        Self {
+            path: path.join("."),
+            id: param.id,
+            shape,
+            trainable: param.is_require_grad(),
+            value: Arc::new(LazyLock::new(flatten)),
+        }
+    }
+
     /// Its stored value (the base, where a reparameterization is attached), `[elements]`.
-    pub value: Tensor<1>,
+    ///
+    /// It is made flat when it is first asked for. For most that is a view; one that lies in another order than its shape says,
+    /// as kernels of convolutions do on a GPU, is copied then, which nobody should pay for who looks for other parameters.
+    pub fn value(&self) -> Tensor<1> {
+        Tensor::clone(&self.value)
+    }
 }
 
 /// Every floating-point parameter of `module`, in the module's order.
@@ -28,12 +55,8 @@ pub fn leaves<M: Module>(module: &M) -> Vec<Leaf> {
     collect.leaves
 }
 
-/// Replaces values: `update` gets path, identity and flat value, and returns the new flat value, or
-/// `None` to leave the parameter alone.
-pub fn map_leaves<M: Module>(
-    module: M,
-    update: impl FnMut(&str, ParamId, Tensor<1>) -> Option<Tensor<1>>,
-) -> M {
+/// Replaces values: `update` returns the new one, flat, or `None` to leave the parameter alone.
+pub fn map_leaves<M: Module>(module: M, update: impl FnMut(&Leaf) -> Option<Tensor<1>>) -> M {
     module.map(&mut Update { path: Vec::new(), update })
 }
 
@@ -52,15 +75,7 @@ impl ModuleVisitor for Collect {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let value = param.base();
-        let dims = value.dims();
-        self.leaves.push(Leaf {
-            path: self.path.join("."),
-            id: param.id,
-            shape: dims.to_vec(),
-            trainable: param.is_require_grad(),
-            value: value.reshape([dims.iter().product::<usize>()]),
-        });
+        self.leaves.push(Leaf::of(&self.path, param));
     }
 }
 
@@ -69,7 +84,7 @@ struct Update<F> {
     update: F,
 }
 
-impl<F: FnMut(&str, ParamId, Tensor<1>) -> Option<Tensor<1>>> ModuleMapper for Update<F> {
+impl<F: FnMut(&Leaf) -> Option<Tensor<1>>> ModuleMapper for Update<F> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.push(name.to_owned());
     }
@@ -79,11 +94,8 @@ impl<F: FnMut(&str, ParamId, Tensor<1>) -> Option<Tensor<1>>> ModuleMapper for U
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let value = param.base();
-        let dims = value.dims();
-        let trainable = param.is_require_grad();
-        let flat = value.reshape([dims.iter().product::<usize>()]);
-        match (self.update)(&self.path.join("."), param.id, flat) {
+        let leaf = Leaf::of(&self.path, &param);
+        match (self.update)(&leaf) {
             None => param,
             // A new value is a new leaf of the tape: it must ask for its gradient again.
             Some(flat) => param.map(|old| {
@@ -92,7 +104,7 @@ impl<F: FnMut(&str, ParamId, Tensor<1>) -> Option<Tensor<1>>> ModuleMapper for U
                 } else {
                     flat
                 };
-                flat.reshape(dims).set_require_grad(trainable)
+                flat.reshape(old.dims()).set_require_grad(leaf.trainable)
             }),
         }
     }

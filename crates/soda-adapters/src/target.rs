@@ -90,9 +90,9 @@ impl Targets {
             return Err(AdapterError::NoTargets { presets });
         }
         let adapted = format!(".{MARKER}.");
-        let inside = |leaf: Leaf| {
-            let path = leaf.path.strip_prefix(prefix)?.to_owned();
-            (!path.contains(&adapted)).then_some(Leaf { path, ..leaf })
+        let inside = |mut leaf: Leaf| {
+            leaf.path = leaf.path.strip_prefix(prefix)?.to_owned();
+            (!leaf.path.contains(&adapted)).then_some(leaf)
         };
         let leaves: Vec<_> = leaves(module).into_iter().filter_map(inside).collect();
         let mut selected = BTreeMap::new();
@@ -106,10 +106,10 @@ impl Targets {
                 return Err(pattern.unmatched(&leaves));
             }
             for leaf in matches {
-                if leaf.value.is_autodiff() {
+                if leaf.value().is_autodiff() {
                     return Err(AdapterError::OnTape { path: leaf.path.clone() });
                 }
-                let weight = Weight::from_flat(&leaf.path, &leaf.shape, leaf.value.clone())?;
+                let weight = Weight::from_flat(&leaf.path, &leaf.shape, leaf.value())?;
                 selected.insert(leaf.path.clone(), weight);
             }
         }

@@ -187,14 +187,14 @@ fn gradients_are_central_differences_and_reach_nothing_else() {
             for index in [0, elements / 3, elements - 1] {
                 let step = 1e-5;
                 let moved = |by: f64| {
-                    loss(&map_leaves(adapted.clone(), |path, _, value| {
+                    loss(&map_leaves(adapted.clone(), |other| {
                         let at = Tensor::<1, burn::tensor::Int>::arange(
                             0..elements as i64,
                             &Device::default(),
                         );
-                        (path == leaf.path).then(|| {
+                        (other.path == leaf.path).then(|| {
                             let one = at.equal_elem(index as i64).float().cast(DType::F64);
-                            value + one.mul_scalar(by)
+                            other.value() + one.mul_scalar(by)
                         })
                     }))
                 };
@@ -238,7 +238,8 @@ fn merging_is_applying_and_a_file_holds_it_all() {
         // Trained on: the same tensors by the same names, with the same right to a gradient.
         let state = |net: &Net| -> Vec<_> {
             let leaf = |leaf: soda_adapters::Leaf| {
-                (leaf.path, leaf.trainable, leaf.value.into_data().try_to_vec::<f32>().unwrap())
+                let value = leaf.value().into_data().try_to_vec::<f32>().unwrap();
+                (leaf.path, leaf.trainable, value)
             };
             leaves(net).into_iter().map(leaf).collect()
         };

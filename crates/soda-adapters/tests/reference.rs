@@ -50,7 +50,8 @@ fn tensor<const D: usize>(vectors: &Vectors, key: &str) -> Tensor<D> {
 
 /// The base network of the fixtures.
 fn base(vectors: &Vectors) -> Net {
-    map_leaves(Net::new(), |path, _, _| {
+    map_leaves(Net::new(), |leaf| {
+        let path = &leaf.path;
         let (shape, values) = vectors.get(&format!("base.{path}"))?;
         Some(match shape[..] {
             // torch's linear is stored the other way round.

@@ -88,9 +88,9 @@ mod tests {
         for leaf in leaves(&half.unet) {
             let exact = adapted.contains(&leaf.path);
             let wanted = if exact { DType::F32 } else { DType::BF16 };
-            assert_eq!(leaf.value.dtype(), wanted, "{}", leaf.path);
+            assert_eq!(leaf.value().dtype(), wanted, "{}", leaf.path);
         }
         let unet = config.precision.of(half.unet);
-        assert!(leaves(&unet).iter().all(|leaf| leaf.value.dtype() == DType::BF16));
+        assert!(leaves(&unet).iter().all(|leaf| leaf.value().dtype() == DType::BF16));
     }
 }

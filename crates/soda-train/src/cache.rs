@@ -172,7 +172,7 @@ fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
     let weights: Vec<_> = leaves(module)
         .into_par_iter()
         .map(|leaf| {
-            let data = leaf.value.into_data();
+            let data = leaf.value().into_data();
             let mut hash = Sha256::new();
             hash.update(format!("{} {:?} {:?} ", leaf.path, leaf.shape, data.dtype()));
             hash.update(data.as_bytes());

@@ -327,9 +327,9 @@ mod tests {
     fn dco_measures_against_frozen_text_encoders() {
         let device = Device::default();
         let (config, networks) = adapted(&["objective.loss=dco"], &device);
-        let shifted = soda_adapters::map_leaves(networks.clone(), |path, _, value| {
-            let text = path.starts_with("text_encoder.") && path.contains(".adapter.");
-            text.then(|| value.add_scalar(0.3))
+        let shifted = soda_adapters::map_leaves(networks.clone(), |leaf| {
+            let text = leaf.path.starts_with("text_encoder.") && leaf.path.contains(".adapter.");
+            text.then(|| leaf.value().add_scalar(0.3))
         });
         let mse = settings(&["method=svdiff", "text_encoder.targets=['text-attention+mlp']"]);
         // How far each sample's loss is from log 2, beside its squared error, which rounds in its last bits; the loss

@@ -99,10 +99,10 @@ impl Stacks {
             let kind = Kind { part: Part::of(&leaf.path), shape: matrix_shape(&leaf) };
             buckets.entry((flat, kind)).or_default().push(leaf);
         }
+        let own = |leaf: Leaf| (leaf.path.clone(), leaf.value().without_autodiff());
         let stack = |((flat, kind), bucket): ((bool, Kind), Vec<Leaf>)| {
             let geometry = if flat { Geometry::Euclidean } else { Geometry::Stiefel };
-            let (paths, values): (_, Vec<_>) =
-                bucket.into_iter().map(|leaf| (leaf.path, leaf.value.without_autodiff())).unzip();
+            let (paths, values): (_, Vec<_>) = bucket.into_iter().map(own).unzip();
             (Stack { geometry, kind, paths }, stacked(values, kind.shape))
         };
         let (layout, values): (Vec<_>, _) = buckets.into_iter().map(stack).unzip();
@@ -112,7 +112,7 @@ impl Stacks {
     /// `module` with these values, which has the parameters that this was made of.
     pub fn put<N: Module>(&self, module: N) -> N {
         let mut values: HashMap<&str, Tensor<1>> = self.each().collect();
-        map_leaves(module, |path, _, _| values.remove(path))
+        map_leaves(module, |leaf| values.remove(leaf.path.as_str()))
     }
 
     /// Gradients in the same order; zero where there is none.

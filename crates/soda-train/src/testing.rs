@@ -56,12 +56,13 @@ pub(crate) fn random<N: Module>(module: N, keep: f64, scale: impl Fn(&[usize]) -
         .map(|leaf| (leaf.path, leaf.shape))
         .collect();
     let mut numbers = generator(9, 0);
-    map_leaves(module, |path, _, value| {
-        let shape = shapes.get(path)?;
+    map_leaves(module, |leaf| {
+        let shape = shapes.get(&leaf.path)?;
+        let value = leaf.value();
         let noise: Tensor<4> = normal(&mut numbers, [1, 1, 1, value.dims()[0]], &value.device());
         let noise: Tensor<1> = noise.reshape(value.dims()).mul_scalar(scale(shape));
         // The gains of norms stay near 1.
-        let keep = if path.ends_with("gamma") { 1.0 } else { keep };
+        let keep = if leaf.path.ends_with("gamma") { 1.0 } else { keep };
         Some(value.mul_scalar(keep) + noise)
     })
 }

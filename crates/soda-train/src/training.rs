@@ -146,7 +146,7 @@ impl Training<'_> {
 pub(crate) fn orthogonality<M: Method>(method: &M, leaves: &[Leaf]) -> f32 {
     let factors = leaves.iter().filter(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel);
     let defect = |leaf: &Leaf| {
-        let q: Tensor<2> = leaf.value.clone().reshape([leaf.shape[0], leaf.shape[1]]);
+        let q: Tensor<2> = leaf.value().reshape([leaf.shape[0], leaf.shape[1]]);
         defect(&q).map_or(f32::NAN, |defect| defect as f32)
     };
     factors.map(defect).fold(0.0, f32::max)

@@ -190,9 +190,7 @@ fn a_loss_that_is_no_number_moves_nothing() {
 
 fn values(leaves: &[Leaf]) -> Vec<f32> {
     let adapter = leaves.iter().filter(|leaf| leaf.path.contains(".adapter."));
-    adapter
-        .flat_map(|leaf| leaf.value.clone().into_data().iter::<f32>().collect::<Vec<_>>())
-        .collect()
+    adapter.flat_map(|leaf| leaf.value().into_data().iter::<f32>().collect::<Vec<_>>()).collect()
 }
 
 /// The average of factors stays orthogonal, and of a constant is that constant.

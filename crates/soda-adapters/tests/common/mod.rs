@@ -55,7 +55,7 @@ impl Net {
 
     /// All weights in another float type.
     pub(crate) fn cast(self, dtype: DType) -> Self {
-        map_leaves(self, |_, _, value| Some(value.cast(dtype)))
+        map_leaves(self, |leaf| Some(leaf.value().cast(dtype)))
     }
 }
 
@@ -128,13 +128,14 @@ pub(crate) fn disturb<M: Method, N: Module>(method: &M, net: N) -> N {
     // Only on the tape does a parameter say whether it is trained.
     let trained = leaves(&net.clone().train()).into_iter().filter(|leaf| leaf.trainable);
     let trained: HashSet<_> = trained.map(|leaf| leaf.path).collect();
-    map_leaves(net, |path, _, value| {
+    map_leaves(net, |leaf| {
+        let path = leaf.path.as_str();
         if !trained.contains(path) {
             return None;
         }
-        let noise = value.random_like(Distribution::Normal(0.0, 0.1));
+        let noise = leaf.value().random_like(Distribution::Normal(0.0, 0.1));
         Some(match method.geometry(path) {
-            Geometry::Euclidean => value + noise,
+            Geometry::Euclidean => leaf.value() + noise,
             Geometry::Stiefel => {
                 let n = shapes[path][0];
                 let skew = noise.reshape([n, n]);

@@ -1,6 +1,6 @@
 """What a user would otherwise run: the same network by diffusers, a LoRA by hand, one training step timed.
 
-    python twin.py --arch sd15 --batch 1 --latents 64 --dtype bf16 [--compile] [--checkpoint]
+    python twin.py --arch sd15 --batch 1 --latents 64 --dtype bf16 [--compile [MODE]] [--checkpoint]
 
 Random weights: speed does not depend on them. Prints one line of JSON with the fields of `soda bench`.
 """
@@ -74,7 +74,7 @@ def main():
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "f16", "f32"))
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="torch.compile's")
     parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
@@ -109,7 +109,7 @@ def main():
             text_embeds=draw(args.batch, 1280), time_ids=ids.to(args.device)
         )
     target = draw(args.batch, 4, side, side)
-    network = torch.compile(unet) if args.compile else unet
+    network = torch.compile(unet, mode=args.compile) if args.compile else unet
 
     def step():
         loss = (network(**inputs).sample - target).float().square().mean()
@@ -136,7 +136,7 @@ def main():
     print(
         json.dumps(
             dict(
-                program=f"torch {torch.__version__}" + (" compiled" if args.compile else " eager"),
+                program=f"torch {torch.__version__} " + (f"compiled ({args.compile})" if args.compile else "eager"),
                 arch=args.arch,
                 method=f"lora-{args.rank}",
                 batch=args.batch,

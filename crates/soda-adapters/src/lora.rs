@@ -16,7 +16,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use soda_kernels::matmul;
+use soda_kernels::{linear_low_rank, matmul};
 use soda_linalg::LinalgError;
 
 use crate::cost::{Cost, product_dtype};
@@ -228,9 +228,14 @@ impl Adapter for Lora {
             return None;
         }
         let dtype = product_dtype(x, self.a.val().dtype());
+        let scaled = |b: Tensor<2>| if self.scale == 1.0 { b } else { b.mul_scalar(self.scale) };
+        if self.start.is_none() && self.magnitude.is_none() && dtype == w.dtype() {
+            let (a, b) = (self.a.val(), scaled(self.b.val()));
+            return Some(linear_low_rank(x.clone(), w.clone(), a, b));
+        }
         let rows = x.clone().cast(dtype);
         let through = |a: Tensor<2>, b: Tensor<2>| {
-            matmul(matmul(rows.clone(), a.cast(dtype)), b.mul_scalar(self.scale).cast(dtype))
+            matmul(matmul(rows.clone(), a.cast(dtype)), scaled(b).cast(dtype))
         };
         let mut change = through(self.a.val(), self.b.val());
         if let Some((a, b)) = &self.start {

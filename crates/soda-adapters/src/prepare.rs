@@ -27,6 +27,8 @@ pub(crate) fn prepare<M: Method>(
     if !method.decomposes() {
         adapters = each(method, selected)?;
     } else {
+        let stacked = selected.iter().map(|(_, weight)| &weight.matrix).find(|m| has_library(m));
+        let stacked = stacked.map(|matrix| matrix.device());
         // A device that decomposes in stacks takes what is of one shape together.
         selected.sort_by_key(|(_, weight)| weight.matrix.dims());
         while !selected.is_empty() {
@@ -42,6 +44,10 @@ pub(crate) fn prepare<M: Method>(
             let window = window.into_iter().zip(found).map(ready).collect::<Result<_, _>>()?;
             adapters.extend(each(method, window)?);
             on_progress(adapters.len(), all);
+        }
+        // What the stacks lay in goes back: they are far larger than anything in a step.
+        if let Some(device) = stacked {
+            device.memory_cleanup();
         }
     }
     Ok(Plan { adapters })

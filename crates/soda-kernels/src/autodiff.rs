@@ -6,11 +6,20 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::ops::ConvOptions;
 
 use crate::backend::Kernels;
-use crate::{attention, columns, conv, geglu, matmul, norm};
+use crate::{attention, columns, conv, geglu, join, low_rank, matmul, norm, plus};
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         matmul::tracked::<B, C>(lhs, rhs)
+    }
+
+    fn low_rank(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        low_rank::tracked::<B, C>(x, w, a, b)
     }
 
     fn convolution(
@@ -52,6 +61,26 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
 
     fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
         geglu::tracked::<B, C>(x)
+    }
+
+    fn join(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        join::tracked::<B, C>(a, b)
+    }
+
+    fn gate_biased(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        geglu::biased_tracked::<B, C>(x, bias)
+    }
+
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        plus::tracked::<B, C>(x, bias)
+    }
+
+    fn add_bias_to(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        rest: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        plus::tracked_to::<B, C>(x, bias, rest)
     }
 
     fn columns(

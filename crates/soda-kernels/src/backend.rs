@@ -2,9 +2,10 @@
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata, backend_extension};
+use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
-use crate::{attention, columns, conv, geglu, norm};
+use crate::{attention, columns, conv, geglu, join, low_rank, norm, plus};
 
 /// By q, k and v.
 pub(crate) type AttentionGradient<B> =
@@ -23,6 +24,39 @@ pub trait Kernels: Backend {
     /// `lhs rhs` for `[.., m, k]` and `[.., k, n]` with the same leading sizes.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(lhs, rhs)
+    }
+
+    /// `lhs rhs + to`.
+    fn product_onto(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        to: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(Self::product(lhs, rhs), to)
+    }
+
+    /// [`product`](Self::product) with a result in float32, of factors that may be of half precision.
+    fn wide_product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        low_rank::wide_product::<Self>(lhs, rhs)
+    }
+
+    /// Both in another type.
+    fn both_cast(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        dtype: FloatDType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        low_rank::both_cast::<Self>(a, b, dtype)
+    }
+
+    /// `x w + (x a) b` for `x` `[rows, in]`, `w` `[in, out]` of its type, `a` `[in, r]` and `b` `[r, out]`, which may be of a finer one.
+    fn low_rank(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        low_rank::forward::<Self>(x, w, a, b)
     }
 
     /// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`, one group, no dilation, the same
@@ -125,6 +159,18 @@ pub trait Kernels: Backend {
         norm::groups::<Self>(x, gamma, beta, groups, eps, act)
     }
 
+    /// [`normalize_groups`](Self::normalize_groups), and what its gradient is quicker with: means and deviations of the groups.
+    fn normalize_groups_keeping(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        (Self::normalize_groups(x, gamma, beta, groups, eps, act), None)
+    }
+
     /// Its gradient by `x`.
     fn normalize_groups_gradient(
         x: FloatTensor<Self>,
@@ -136,6 +182,21 @@ pub trait Kernels: Backend {
         act: bool,
     ) -> FloatTensor<Self> {
         norm::groups_gradient::<Self>(x, dy, gamma, beta, groups, eps, act)
+    }
+
+    /// The same with what [`normalize_groups_keeping`](Self::normalize_groups_keeping) kept.
+    #[allow(clippy::too_many_arguments, reason = "as above")]
+    fn normalize_groups_gradient_keeping(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        _kept: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        Self::normalize_groups_gradient(x, dy, gamma, beta, groups, eps, act)
     }
 
     /// Layer norm over the last axis of `x`.
@@ -166,6 +227,47 @@ pub trait Kernels: Backend {
     /// Its gradient.
     fn gate_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         geglu::gradient::<Self>(x, dy)
+    }
+
+    /// [`gate`](Self::gate) of `x` with `bias` added along its last axis.
+    fn gate_biased(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::gate(geglu::biased::<Self>(x, bias))
+    }
+
+    /// Its gradient by `x`.
+    fn gate_biased_gradient(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::gate_gradient(geglu::biased::<Self>(x, bias), dy)
+    }
+
+    /// `x + bias` for `x` `[.., c]` and `bias` `[k, c]`, of which each row is for a `k`-th of the rows of `x`.
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        plus::forward::<Self>(x, bias)
+    }
+
+    /// The same and `rest`, which has the shape of `x`.
+    fn add_bias_to(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        rest: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(plus::forward::<Self>(x, bias), rest)
+    }
+
+    /// The channels of two maps `[b, c, h, w]` one after the other.
+    fn join(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_cat(vec![a, b], 1)
+    }
+
+    /// Its gradients, of which the first is by a map of so many `channels`.
+    fn join_gradient(
+        dy: FloatTensor<Self>,
+        channels: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        join::gradient::<Self>(dy, channels)
     }
 
     /// `l diag(max(gain, least))` for `l` `[rows, k]` and vectors `[k]`, which may be of a finer type.

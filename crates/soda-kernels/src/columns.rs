@@ -31,6 +31,28 @@ pub fn scale_columns(l: Tensor<2>, gain: Tensor<1>, least: Tensor<1>) -> Tensor<
     ))
 }
 
+/// The gradient of [`scale_columns`] by the gain, from `l` and that of its value, `dy` `[rows, k]`; off the tape.
+///
+/// # Panics
+/// Where sizes do not fit.
+#[track_caller]
+pub fn scale_columns_gradient(
+    l: Tensor<2>,
+    dy: Tensor<2>,
+    gain: Tensor<1>,
+    least: Tensor<1>,
+) -> Tensor<1> {
+    let k = l.dims()[1];
+    let fits = l.dims() == dy.dims() && [gain.dims()[0], least.dims()[0]] == [k, k];
+    assert!(fits, "scale_columns_gradient: {:?} and {:?}, vectors", l.dims(), dy.dims());
+    Tensor::from_dispatch(Dispatch::columns_gradient(
+        l.into_dispatch(),
+        dy.into_dispatch(),
+        gain.into_dispatch(),
+        least.into_dispatch(),
+    ))
+}
+
 #[derive(Debug)]
 struct Columns;
 

@@ -22,7 +22,9 @@ use burn::tensor::Tensor;
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 
 use crate::backend::Kernels;
-use crate::matmul::{has_library, linear};
+use crate::matmul::{has_library, matmul};
+use crate::memory::lasting;
+use crate::plus::plus;
 
 /// `layer` applied to `x` `[b, c, h, w]`; its weight and bias get no gradient unless they are on the tape.
 ///
@@ -30,24 +32,51 @@ use crate::matmul::{has_library, linear};
 /// A layer with groups or dilation, which no network here has.
 #[track_caller]
 pub fn conv2d(layer: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+    conv2d_plus(layer, x, None, None)
+}
+
+/// [`conv2d`] with what is added to its value: `each` `[b, o]` to all pixels of a sample, and `rest`, of the value's shape.
+///
+/// # Panics
+/// As [`conv2d`].
+#[track_caller]
+pub fn conv2d_plus(
+    layer: &Conv2d,
+    x: Tensor<4>,
+    each: Option<Tensor<2>>,
+    rest: Option<Tensor<4>>,
+) -> Tensor<4> {
     assert!(
         layer.groups == 1 && layer.dilation == [1, 1],
         "conv2d: groups and dilation are not supported"
     );
     let weight = layer.weight.val();
-    let bias = layer.bias.as_ref().map(|bias| bias.val());
     let [batch, channels, height, width] = x.dims();
     let (kernel, stride) = (layer.kernel_size, layer.stride);
     let (top, left, bottom, right) = match layer.padding {
         PaddingConfig2d::Explicit(top, left, bottom, right) => (top, left, bottom, right),
         PaddingConfig2d::Valid => (0, 0, 0, 0),
-        PaddingConfig2d::Same => return layer.forward(x),
+        PaddingConfig2d::Same => {
+            let y = layer.forward(x);
+            let y = match each {
+                Some(each) => y + each.unsqueeze_dims(&[2, 3]),
+                None => y,
+            };
+            return plus(y, None, rest);
+        }
+    };
+    let bias = layer.bias.as_ref().map(|bias| bias.val().unsqueeze::<2>());
+    let bias = match (bias, each) {
+        (Some(bias), Some(each)) => Some(each + bias),
+        (bias, each) => bias.or(each),
     };
     if kernel == [1, 1] && stride == [1, 1] && top + bottom + left + right == 0 {
         let out = weight.dims()[0];
         let pixels = x.permute([0, 2, 3, 1]).reshape([batch * height * width, channels]);
-        let y = linear(pixels, weight.reshape([out, channels]).transpose(), bias);
-        return y.reshape([batch, height, width, out]).permute([0, 3, 1, 2]);
+        let y = matmul(pixels, weight.reshape([out, channels]).transpose());
+        let y = y.reshape([batch, height, width, out]);
+        let rest = rest.map(|rest| rest.permute([0, 2, 3, 1]));
+        return plus(y, bias, rest).permute([0, 3, 1, 2]);
     }
     let (x, padding) = if top == bottom && left == right {
         (x, [top, left])
@@ -60,10 +89,16 @@ pub fn conv2d(layer: &Conv2d, x: Tensor<4>) -> Tensor<4> {
         weight.into_dispatch(),
         options,
     ));
-    match bias {
-        Some(bias) => y + bias.reshape([1, -1, 1, 1]),
-        None => y,
+    if has_library(&y) {
+        // The numbers lie so.
+        let rest = rest.map(|rest| rest.permute([0, 2, 3, 1]));
+        return plus(y.permute([0, 2, 3, 1]), bias, rest).permute([0, 3, 1, 2]);
     }
+    let y = match bias {
+        Some(bias) => y + bias.unsqueeze_dims(&[2, 3]),
+        None => y,
+    };
+    plus(y, None, rest)
 }
 
 /// `module` with the weights of its convolutions laid out as its device's library reads them, once instead of in every
@@ -75,22 +110,22 @@ pub fn laid_out<M: Module>(module: M) -> M {
             if D != 4 || !has_library(&param.val()) {
                 return param;
             }
-            param.map(|weight| {
-                let dims = weight.dims();
-                let last: [usize; D] =
-                    std::array::from_fn(
-                        |i| if i == D - 1 { 1 } else { (i + 1) * usize::from(i > 0) },
-                    );
-                let back: [usize; D] =
-                    std::array::from_fn(|i| if i == 1 { D - 1 } else { i.saturating_sub(1) });
-                // A vector has but one layout: making one is what copies.
-                let flat: Tensor<1> =
-                    weight.permute(last).reshape([dims.iter().product::<usize>()]);
-                flat.reshape(last.map(|axis| dims[axis])).permute(back)
-            })
+            param.map(|weight| lasting(weight, channels_last))
         }
     }
     module.map(&mut ChannelsLast)
+}
+
+/// A kernel `[o, c, h, w]` whose numbers lie as `[o, h, w, c]`.
+fn channels_last<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
+    let dims = weight.dims();
+    let last: [usize; D] =
+        std::array::from_fn(|i| if i == D - 1 { 1 } else { (i + 1) * usize::from(i > 0) });
+    let back: [usize; D] =
+        std::array::from_fn(|i| if i == 1 { D - 1 } else { i.saturating_sub(1) });
+    // A vector has but one layout: making one is what copies.
+    let flat: Tensor<1> = weight.permute(last).reshape([dims.iter().product::<usize>()]);
+    flat.reshape(last.map(|axis| dims[axis])).permute(back)
 }
 
 #[derive(Debug)]

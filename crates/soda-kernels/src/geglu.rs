@@ -22,6 +22,18 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::gate(x.into_dispatch()))
 }
 
+/// [`geglu`] of `x + bias`, the bias along the last axis: what follows a linear layer, which is asked for without its bias.
+pub fn geglu_biased<const D: usize>(x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    match bias {
+        None => geglu(x),
+        // Nothing here has a gradient for it.
+        Some(bias) if bias.is_require_grad() => geglu(x + bias.unsqueeze()),
+        Some(bias) => {
+            Tensor::from_dispatch(Dispatch::gate_biased(x.into_dispatch(), bias.into_dispatch()))
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Gate;
 
@@ -53,6 +65,52 @@ impl<B: Kernels> Backward<B, 1> for Gate {
             grads.register::<B>(node.id, B::gate_gradient(x, dy));
         }
     }
+}
+
+#[derive(Debug)]
+struct Biased;
+
+/// [`Kernels::gate_biased`] on the tape.
+pub(crate) fn biased_tracked<B: Kernels, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    bias: FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let bias = bias.into_primitive();
+    match Backward::<B, 1>::prepare::<C>(Biased, [x.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let id = prep.checkpoint(&x);
+            prep.finish((id, bias.clone()), B::gate_biased(x.into_primitive(), bias))
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::gate_biased(x.into_primitive(), bias)),
+    }
+}
+
+impl<B: Kernels> Backward<B, 1> for Biased {
+    type State = (NodeId, FloatTensor<B>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (id, bias) = ops.state;
+        let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, B::gate_biased_gradient(x, bias, dy));
+        }
+    }
+}
+
+/// `x + bias`.
+pub(crate) fn biased<B: Kernels>(x: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    let mut shape = x.shape();
+    let last = shape.num_dims() - 1;
+    for axis in 0..last {
+        shape[axis] = 1;
+    }
+    B::float_add(x, B::float_reshape(bias, shape))
 }
 
 /// Of burn's operations.

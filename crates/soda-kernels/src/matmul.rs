@@ -14,6 +14,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata};
 use burn::tensor::Tensor;
 
 use crate::backend::Kernels;
+use crate::plus::plus;
 
 /// `lhs rhs` for `[.., m, k]` and `[.., k, n]`: `[.., m, n]`. A leading axis of one goes with any.
 ///
@@ -35,6 +36,18 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     };
     let (lhs, rhs) = (spread(lhs, &r), spread(rhs, &l));
     Tensor::from_dispatch(Dispatch::product(lhs.into_dispatch(), rhs.into_dispatch()))
+}
+
+/// `lhs rhs + to` for `[m, k]`, `[k, n]` and `[m, n]`, of which the last is written over where nobody else holds it.
+///
+/// # Panics
+/// Where sizes do not fit.
+#[track_caller]
+pub fn matmul_onto(lhs: Tensor<2>, rhs: Tensor<2>, to: Tensor<2>) -> Tensor<2> {
+    let ([m, k], [rows, n]) = (lhs.dims(), rhs.dims());
+    assert!(k == rows && to.dims() == [m, n], "matmul_onto: sizes do not fit");
+    let [lhs, rhs, to] = [lhs, rhs, to].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::product_onto(lhs, rhs, to))
 }
 
 /// Whether [`matmul`] takes float32 on the device of `x` to a vendor's library, which keeps all its digits
@@ -68,12 +81,9 @@ pub fn linear<const D: usize>(
 ) -> Tensor<D> {
     let mut dims = x.dims();
     let rows = dims[..D - 1].iter().product();
-    let mut y = matmul(x.reshape([rows, dims[D - 1]]), weight);
-    if let Some(bias) = bias {
-        y = y + bias.unsqueeze();
-    }
+    let y = matmul(x.reshape([rows, dims[D - 1]]), weight);
     dims[D - 1] = y.dims()[1];
-    y.reshape(dims)
+    plus(y.reshape(dims), bias.map(|bias| bias.unsqueeze()), None)
 }
 
 #[derive(Debug)]

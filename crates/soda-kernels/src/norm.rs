@@ -5,7 +5,7 @@
 //! g = gamma dy dy/dz          dx = rstd (g - mean(g) - xhat mean(g xhat))
 //! ```
 //!
-//! The tape keeps x and nothing else; burn's norms, made of single operations, keep several maps each.
+//! The tape keeps x, and of groups two numbers each; burn's norms, made of single operations, keep several maps each.
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -79,6 +79,18 @@ impl Norm {
         }
     }
 
+    fn keeping<B: Kernels>(
+        self,
+        x: FloatTensor<B>,
+        gamma: FloatTensor<B>,
+        beta: FloatTensor<B>,
+    ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+        match self.groups {
+            Some(groups) => B::normalize_groups_keeping(x, gamma, beta, groups, self.eps, self.act),
+            None => (B::normalize_rows(x, gamma, beta, self.eps), None),
+        }
+    }
+
     fn tracked<B: Kernels, C: CheckpointStrategy>(
         self,
         x: FloatTensor<Autodiff<B, C>>,
@@ -90,8 +102,8 @@ impl Norm {
             OpsKind::Tracked(mut prep) => {
                 let x_id = prep.checkpoint(&x);
                 let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-                let y = self.forward::<B>(x.into_primitive(), gamma.clone(), beta.clone());
-                prep.finish((x_id, gamma, beta), y)
+                let (y, kept) = self.keeping::<B>(x.into_primitive(), gamma.clone(), beta.clone());
+                prep.finish((x_id, gamma, beta, kept), y)
             }
             OpsKind::UnTracked(prep) => prep.finish(self.forward::<B>(
                 x.into_primitive(),
@@ -103,7 +115,7 @@ impl Norm {
 }
 
 impl<B: Kernels> Backward<B, 1> for Norm {
-    type State = (NodeId, FloatTensor<B>, FloatTensor<B>);
+    type State = (NodeId, FloatTensor<B>, FloatTensor<B>, Option<FloatTensor<B>>);
 
     fn backward(
         self,
@@ -113,13 +125,17 @@ impl<B: Kernels> Backward<B, 1> for Norm {
     ) {
         let dy = grads.consume::<B>(&ops.node);
         let [Some(node)] = ops.parents else { return };
-        let (x, gamma, beta) = ops.state;
+        let (x, gamma, beta, kept) = ops.state;
         let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
-        let dx = match self.groups {
-            Some(groups) => {
-                B::normalize_groups_gradient(x, dy, gamma, beta, groups, self.eps, self.act)
+        let Self { eps, act, .. } = self;
+        let dx = match (self.groups, kept) {
+            (None, _) => B::normalize_rows_gradient(x, dy, gamma, eps),
+            (Some(groups), None) => {
+                B::normalize_groups_gradient(x, dy, gamma, beta, groups, eps, act)
             }
-            None => B::normalize_rows_gradient(x, dy, gamma, self.eps),
+            (Some(groups), Some(kept)) => {
+                B::normalize_groups_gradient_keeping(x, dy, gamma, beta, kept, groups, eps, act)
+            }
         };
         grads.register::<B>(node.id, dx);
     }

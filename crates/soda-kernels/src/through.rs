@@ -9,7 +9,8 @@ use std::cell::RefCell;
 
 use burn::tensor::Tensor;
 
-use crate::matmul::linear;
+use crate::matmul::matmul;
+use crate::plus::plus;
 
 /// `x W + b` for `x` `[..., in]`, `W = weight()` `[in, out]` and `b` `[out]`; the result is `[..., out]`.
 ///
@@ -19,20 +20,24 @@ pub fn linear_through<const D: usize>(
     weight: impl FnOnce() -> Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
+    linear_plus(x, weight, bias, None)
+}
+
+/// [`linear_through`], and `rest` `[..., out]` that its value is added to.
+pub fn linear_plus<const D: usize>(
+    x: Tensor<D>,
+    weight: impl FnOnce() -> Tensor<2>,
+    bias: Option<Tensor<1>>,
+    rest: Option<Tensor<D>>,
+) -> Tensor<D> {
     let mut dims = x.dims();
     let rows = dims[..D - 1].iter().product();
-    let open = Open::new(x.clone().reshape([rows, dims[D - 1]]));
+    let x = x.reshape([rows, dims[D - 1]]);
+    let open = Open::new(x.clone());
     let weight = weight();
-    match open.close() {
-        None => linear(x, weight, bias),
-        Some(mut y) => {
-            if let Some(bias) = bias {
-                y = y + bias.unsqueeze();
-            }
-            dims[D - 1] = y.dims()[1];
-            y.reshape(dims)
-        }
-    }
+    let y = open.close().unwrap_or_else(|| matmul(x, weight));
+    dims[D - 1] = y.dims()[1];
+    plus(y.reshape(dims), bias.map(|bias| bias.unsqueeze()), rest)
 }
 
 /// Offers the rows that the weight being made is for, `[rows, in]`, to `product`; if that gives `x W`, the
@@ -85,6 +90,7 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
+    use crate::matmul::linear;
 
     fn random(shape: [usize; 2]) -> Tensor<2> {
         Tensor::random(shape, Distribution::Default, &Device::default())

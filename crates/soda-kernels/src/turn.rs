@@ -5,13 +5,12 @@
 
 use burn::tensor::Tensor;
 
-/// `y = M x` for every row `x` `[Π nᵢ]`, with `M = M1 ⊗ … ⊗ Mm` and square factors `Mᵢ` `[nᵢ, nᵢ]`, which lie one after
-/// the other in a vector `[Σ nᵢ²]`.
+/// `y = M x` for every row `x` `[Π nᵢ]`, with `M = M1 ⊗ … ⊗ Mm` and square factors `Mᵢ`, vectors `[nᵢ nᵢ]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
     /// `nᵢ`.
     pub sizes: &'a [usize],
-    /// Whether the vector holds the factors' transposes.
+    /// Whether the vectors hold the factors' transposes.
     pub transposed: bool,
 }
 
@@ -20,13 +19,13 @@ pub struct Turn<'a> {
     allow(unused_variables, clippy::unused_self, reason = "no device of the build has a kernel")
 )]
 impl Turn<'_> {
-    /// The rows `[rows, Π nᵢ]` turned, in the type of `x`; computed in float32, but that half precision keeps 11
-    /// bits from one factor to the next. `None` where the device has no kernel for them: it takes float32 factors of at most
+    /// The rows `[rows, Π nᵢ]` turned, in the type of `x`; computed in float32, but that of half precision 11 or 16 bits are
+    /// kept from one factor to the next. `None` where the device has no kernel for them: it takes float32 factors of at most
     /// 16 rows. Off the tape.
-    pub fn product(&self, x: &Tensor<2>, a: &Tensor<1>) -> Option<Tensor<2>> {
+    pub fn product(&self, x: &Tensor<2>, a: &[Tensor<1>]) -> Option<Tensor<2>> {
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
         {
-            let (x, a) = (primitive(x)?, primitive(a)?);
+            let (x, a) = (primitive(x)?, primitives(a)?);
             let turn = crate::cuda::Turn::new(&x, &a, self.sizes, self.transposed)?;
             Some(Tensor::from_primitive::<Cube>(turn.forward(x, a)))
         }
@@ -34,24 +33,41 @@ impl Turn<'_> {
         None
     }
 
-    /// The gradients by `x`, if wanted, and by the factors, from that of the product; `None` as for it.
+    /// The gradients by `x`, if wanted, and by the factors, from that of the product, and the product itself if `again`; `None`
+    /// as for it.
     pub fn gradient(
         &self,
         x: &Tensor<2>,
-        a: &Tensor<1>,
+        a: &[Tensor<1>],
         dy: &Tensor<2>,
         by_x: bool,
-    ) -> Option<(Option<Tensor<2>>, Tensor<1>)> {
+        again: bool,
+    ) -> Option<TurnGradient> {
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
         {
-            let (x, a, dy) = (primitive(x)?, primitive(a)?, primitive(dy)?);
+            let (x, a, dy) = (primitive(x)?, primitives(a)?, primitive(dy)?);
             let turn = crate::cuda::Turn::new(&x, &a, self.sizes, self.transposed)?;
-            let (dx, da) = turn.gradient(x, a, dy, by_x);
-            Some((dx.map(Tensor::from_primitive::<Cube>), Tensor::from_primitive::<Cube>(da)))
+            let (dx, da, y) = turn.gradient(x, a, dy, by_x, again);
+            Some(TurnGradient {
+                x: dx.map(Tensor::from_primitive::<Cube>),
+                factors: da.into_iter().map(Tensor::from_primitive::<Cube>).collect(),
+                product: y.map(Tensor::from_primitive::<Cube>),
+            })
         }
         #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
         None
     }
+}
+
+/// What [`Turn::gradient`] gives.
+#[derive(Clone, Debug)]
+pub struct TurnGradient {
+    /// By the rows, where wanted.
+    pub x: Option<Tensor<2>>,
+    /// By the factors.
+    pub factors: Vec<Tensor<1>>,
+    /// The rows turned, where wanted.
+    pub product: Option<Tensor<2>>,
 }
 
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
@@ -60,4 +76,9 @@ type Cube = burn::backend::Cube;
 #[cfg(all(feature = "cuda", not(feature = "fusion")))]
 fn primitive<const D: usize>(x: &Tensor<D>) -> Option<burn::backend::tensor::FloatTensor<Cube>> {
     x.clone().try_into_primitive::<Cube>().ok()
+}
+
+#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+fn primitives(a: &[Tensor<1>]) -> Option<Vec<burn::backend::tensor::FloatTensor<Cube>>> {
+    a.iter().map(primitive).collect()
 }

@@ -6,81 +6,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use burn::module::Module as _;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNormConfig, LayerNormConfig, PaddingConfig2d};
 use burn::tensor::activation::{gelu, silu, softmax};
-use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor};
+use burn::tensor::{Device, FloatDType, Int, Tensor};
 use soda_kernels::{
-    attention, conv2d, geglu, group_norm, layer_norm, linear, matmul, scale_columns,
+    attention, conv2d, geglu, geglu_biased, group_norm, layer_norm, linear, matmul, scale_columns,
 };
 
-const EXACT: f32 = 2e-5;
-const HALF: f32 = 3e-2;
-
-fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
-}
-
-/// The largest difference over the largest number of `theirs`.
-fn distance<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f32 {
-    assert_eq!(ours.dims(), theirs.dims());
-    let cpu = Device::flex();
-    let (ours, theirs) = (ours.to_device(&cpu), theirs.to_device(&cpu));
-    let (ours, theirs) = (ours.cast(FloatDType::F32), theirs.cast(FloatDType::F32));
-    let scale: f32 = theirs.clone().abs().max().into_scalar();
-    (ours - theirs).abs().max().into_scalar::<f32>() / scale.max(1e-12)
-}
-
-/// Value and gradients by the inputs of `f`, against a fixed random direction.
-fn run<const D: usize, const N: usize>(
-    device: &Device,
-    inputs: &[Tensor<D>; N],
-    dtype: FloatDType,
-    f: impl Fn([Tensor<D>; N]) -> Tensor<D>,
-    direction: &Tensor<D>,
-) -> (Tensor<D>, Vec<Tensor<D>>) {
-    let leaves: [Tensor<D>; N] = std::array::from_fn(|i| {
-        Tensor::from_inner(inputs[i].clone().to_device(device).cast(dtype)).require_grad()
-    });
-    let y = f(leaves.clone());
-    let weights = Tensor::from_inner(direction.clone().to_device(device).cast(dtype));
-    let grads = (y.clone() * weights).sum().backward();
-    (y.inner(), leaves.iter().map(|leaf| leaf.grad(&grads).unwrap()).collect())
-}
-
-/// `ours` in float32 and in bfloat16 against `theirs` in float32.
-fn same<const D: usize, const N: usize>(
-    what: &str,
-    inputs: [Tensor<D>; N],
-    ours: impl Fn([Tensor<D>; N], FloatDType) -> Tensor<D>,
-    theirs: impl Fn([Tensor<D>; N]) -> Tensor<D>,
-) {
-    let direction = random(theirs(inputs.clone()).dims());
-    let (y, grads) = run(&Device::flex(), &inputs, FloatDType::F32, &theirs, &direction);
-    for (dtype, tolerance) in [(FloatDType::F32, EXACT), (FloatDType::BF16, HALF)] {
-        if !Device::default().supports_dtype(dtype) {
-            continue;
-        }
-        let (our_y, our_grads) =
-            run(&Device::default(), &inputs, dtype, |x| ours(x, dtype), &direction);
-        assert_eq!(our_y.dtype(), DType::from(dtype), "{what}: the type of the value");
-        let off = distance(our_y, y.clone());
-        assert!(off < tolerance, "{what} {dtype:?}: value off by {off}");
-        for (i, (ours, theirs)) in our_grads.into_iter().zip(&grads).enumerate() {
-            let off = distance(ours, theirs.clone());
-            assert!(off < tolerance, "{what} {dtype:?}: gradient {i} off by {off}");
-        }
-    }
-}
-
-/// A frozen layer in a type.
-fn frozen(layer: &Conv2d, dtype: FloatDType, device: &Device) -> Conv2d {
-    let mut layer = layer.clone().to_device(device).no_grad();
-    layer.weight = layer.weight.map(|w| w.cast(dtype).set_require_grad(false));
-    layer.bias = layer.bias.map(|b| b.map(|b| b.cast(dtype).set_require_grad(false)));
-    layer.train().no_grad()
-}
+use common::{EXACT, HALF, distance, frozen, random, run, same};
 
 #[test]
 fn products() {
@@ -366,6 +303,22 @@ fn gates() {
         x.narrow(2, 0, half) * exact
     };
     same("geglu", [random([2, 5, 48])], |[x], _| geglu(x), plain);
+    for width in [48, 10] {
+        let bias = random([1, width]).flatten::<1>(0, 1);
+        let ours = |[x]: [Tensor<3>; 1], dtype| {
+            let bias = bias.clone().to_device(&x.device()).cast(dtype);
+            geglu_biased(x, Some(bias))
+        };
+        let shifted = |[x]: [Tensor<3>; 1]| {
+            let bias = Tensor::from_inner(bias.clone()).unsqueeze();
+            plain([x + bias])
+        };
+        let theirs = |[x]: [Tensor<3>; 1]| match x.is_autodiff() {
+            true => shifted([x]),
+            false => plain([x + bias.clone().unsqueeze()]),
+        };
+        same("geglu of a sum", [random([2, 5, width])], ours, theirs);
+    }
     let x = random([2, 5, 48]);
     let value = x.clone().narrow(2, 0, 24) * gelu(x.clone().narrow(2, 24, 24));
     assert!(distance(geglu(x.to_device(&Device::default())), value) < EXACT);

@@ -1,7 +1,7 @@
 //! What burn 0.22 gives only to who names a backend, in the one file of this crate that does: gradients
 //! of one's own (`Backward<B, N>`), and whether a tensor lies in this process' memory.
 //!
-//! The crate's features say which backends are compiled in. On any other [`apply`] lets burn's tape
+//! The crate's features say which backends are compiled in. On any other [`with_gradient`] lets burn's tape
 //! record the forward pass: the same numbers from more memory.
 
 #![cfg_attr(
@@ -22,34 +22,34 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, DispatchKindConversion};
 use burn::tensor::{DType, DispatchTensor, Tensor, TensorReadError};
-use soda_kernels::{cat, split};
 
 use crate::error::LinalgError;
 
-/// A function of a large tensor and of a small one.
-pub(crate) trait Function: Clone + Debug + Send + 'static {
-    fn forward(&self, x: Tensor<3>, a: Tensor<1>) -> Tensor<3>;
+/// A function of a large tensor and of small ones, with a gradient by hand.
+pub trait Function: Clone + Debug + Send + 'static {
+    /// Its value. On the tape only where the build lists no backend, or of more small ones than four.
+    fn forward(&self, x: Tensor<3>, a: &[Tensor<1>]) -> Tensor<3>;
 
-    /// From the arguments and the gradient by the result: the gradients by `x` and by `a`, each where it
-    /// is wanted. Off the tape.
+    /// From the arguments and the gradient by the result: the gradients by `x`, and by each of `a`, where they are
+    /// wanted. Off the tape. `x` is nothing where those by `a` are not.
     fn backward(
         &self,
         x: Tensor<3>,
-        a: Tensor<1>,
+        a: &[Tensor<1>],
         grad: Tensor<3>,
         wanted: [bool; 2],
-    ) -> (Option<Tensor<3>>, Option<Tensor<1>>);
+    ) -> (Option<Tensor<3>>, Vec<Tensor<1>>);
 }
 
-/// `f(x, a)`; on the tape, where an argument is, it keeps the two arguments and nothing else.
-pub(crate) fn apply(f: &impl Function, x: Tensor<3>, a: Tensor<1>) -> Tensor<3> {
-    if !x.is_autodiff() && !a.is_autodiff() {
+/// `f(x, a)`; on the tape, where an argument is, it keeps the arguments and nothing else.
+pub fn with_gradient(f: &impl Function, x: Tensor<3>, a: &[Tensor<1>]) -> Tensor<3> {
+    if !x.is_autodiff() && !a.iter().any(Tensor::is_autodiff) {
         return f.forward(x, a);
     }
     macro_rules! on {
         ($backend:ty) => {
-            if let Some(y) = record::<$backend, NoCheckpointing>(f, &x, &a)
-                .or_else(|| record::<$backend, BalancedCheckpointing>(f, &x, &a))
+            if let Some(y) = recorded::<$backend, NoCheckpointing>(f, &x, a)
+                .or_else(|| recorded::<$backend, BalancedCheckpointing>(f, &x, a))
             {
                 return y;
             }
@@ -60,30 +60,6 @@ pub(crate) fn apply(f: &impl Function, x: Tensor<3>, a: Tensor<1>) -> Tensor<3> 
     #[cfg(feature = "cube")]
     on!(burn::backend::Cube);
     f.forward(x, a)
-}
-
-/// Vectors one after the other, on the tape in one go for up to four of them: burn copies one at a time, both ways.
-pub(crate) fn join(parts: Vec<Tensor<1>>) -> Tensor<1> {
-    if let Ok([part]) = <[_; 1]>::try_from(parts.clone()) {
-        return part;
-    }
-    if parts.iter().all(|part| !part.is_autodiff()) {
-        return cat(parts);
-    }
-    macro_rules! on {
-        ($backend:ty) => {
-            if let Some(all) = joined::<$backend, NoCheckpointing>(&parts)
-                .or_else(|| joined::<$backend, BalancedCheckpointing>(&parts))
-            {
-                return all;
-            }
-        };
-    }
-    #[cfg(feature = "flex")]
-    on!(burn::backend::Flex);
-    #[cfg(feature = "cube")]
-    on!(burn::backend::Cube);
-    Tensor::cat(parts, 0)
 }
 
 /// Whether `x` lies in the memory of this process, whose caches are worth minding.
@@ -112,82 +88,51 @@ pub(crate) fn with_bytes<T>(
     Ok(f(data.dtype(), data.as_bytes()))
 }
 
-/// [`apply`] where both arguments are of the backend `B`, with or without autodiff.
-fn record<B, C>(f: &impl Function, x: &Tensor<3>, a: &Tensor<1>) -> Option<Tensor<3>>
+/// [`with_gradient`] where all arguments are of the backend `B`, with or without autodiff.
+fn recorded<B, C>(f: &impl Function, x: &Tensor<3>, a: &[Tensor<1>]) -> Option<Tensor<3>>
 where
     B: Backend,
     C: CheckpointStrategy,
     DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B, C>>,
 {
-    let (node_x, node_a) = (lift::<B, C, 3>(x)?, lift::<B, C, 1>(a)?);
-    let y = f.forward(x.clone().without_autodiff(), a.clone().without_autodiff());
-    let y = y.try_into_primitive::<B>().ok()?;
-    let gradient = Gradient { f: PhantomData };
-    let prepared = gradient.prepare::<C>([node_x.node(), node_a.node()]).compute_bound().stateful();
-    Some(Tensor::from_primitive::<Autodiff<B, C>>(match prepared {
-        OpsKind::Tracked(mut tape) => {
-            // The gradient by `x` needs `a` alone.
-            let kept_x = a.is_tracked().then(|| tape.checkpoint(&node_x));
-            let kept =
-                Kept { f: f.clone(), dims: x.dims(), x: kept_x, a: tape.checkpoint(&node_a) };
-            tape.finish(kept, y)
-        }
-        OpsKind::UnTracked(tape) => tape.finish(y),
-    }))
-}
-
-/// [`join`] where all parts are of the backend `B`.
-fn joined<B, C>(parts: &[Tensor<1>]) -> Option<Tensor<1>>
-where
-    B: Backend,
-    C: CheckpointStrategy,
-    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B, C>>,
-{
-    match parts {
-        [a, b] => joined_as::<B, C, 2>([a, b]),
-        [a, b, c] => joined_as::<B, C, 3>([a, b, c]),
-        [a, b, c, d] => joined_as::<B, C, 4>([a, b, c, d]),
+    match a.len() {
+        1 => record::<B, C, 2>(f, x, a),
+        2 => record::<B, C, 3>(f, x, a),
+        3 => record::<B, C, 4>(f, x, a),
+        4 => record::<B, C, 5>(f, x, a),
         _ => None,
     }
 }
 
-fn joined_as<B, C, const N: usize>(parts: [&Tensor<1>; N]) -> Option<Tensor<1>>
+/// [`recorded`] with `N` arguments together.
+fn record<B, C, const N: usize>(
+    f: &impl Function,
+    x: &Tensor<3>,
+    a: &[Tensor<1>],
+) -> Option<Tensor<3>>
 where
     B: Backend,
     C: CheckpointStrategy,
     DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B, C>>,
 {
-    let nodes: Option<Vec<_>> = parts.iter().map(|part| lift::<B, C, 1>(part)).collect();
-    let nodes = <[_; N]>::try_from(nodes?).ok()?.map(|node| node.node());
-    let lengths = parts.map(|part| part.dims()[0]);
-    let all = cat(parts.iter().map(|part| (*part).clone().without_autodiff()).collect());
-    let all = all.try_into_primitive::<B>().ok()?;
-    let prepared = Join.prepare::<C>(nodes).compute_bound().stateful();
+    let node_x = lift::<B, C, 3>(x)?;
+    let node_a: Vec<_> = a.iter().map(lift::<B, C, 1>).collect::<Option<_>>()?;
+    let plain: Vec<_> = a.iter().map(|a| a.clone().without_autodiff()).collect();
+    let y = f.forward(x.clone().without_autodiff(), &plain);
+    let y = y.try_into_primitive::<B>().ok()?;
+    let nodes: Vec<_> = [&node_x].into_iter().chain(&node_a).map(|node| node.node()).collect();
+    let nodes = <[_; N]>::try_from(nodes).ok()?;
+    let gradient = Gradient { f: PhantomData };
+    let prepared = gradient.prepare::<C>(nodes).compute_bound().stateful();
     Some(Tensor::from_primitive::<Autodiff<B, C>>(match prepared {
-        OpsKind::Tracked(tape) => tape.finish(lengths, all),
-        OpsKind::UnTracked(tape) => tape.finish(all),
-    }))
-}
-
-#[derive(Debug)]
-struct Join;
-
-impl<B, const N: usize> Backward<B, N> for Join
-where
-    B: Backend,
-    DispatchTensor: DispatchKindConversion<B>,
-{
-    type State = [usize; N];
-
-    fn backward(self, ops: Ops<[usize; N], N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = Tensor::from_primitive::<B>(grads.consume::<B>(&ops.node));
-        let parts = split(grad, &ops.state);
-        for (parent, part) in ops.parents.into_iter().zip(parts) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, primitive(part));
-            }
+        OpsKind::Tracked(mut tape) => {
+            // The gradient by `x` needs `a` alone.
+            let kept_x = node_a.iter().any(|a| a.is_tracked()).then(|| tape.checkpoint(&node_x));
+            let kept_a = node_a.iter().map(|a| tape.checkpoint(a)).collect();
+            tape.finish(Kept { f: f.clone(), dims: x.dims(), x: kept_x, a: kept_a }, y)
         }
-    }
+        OpsKind::UnTracked(tape) => tape.finish(y),
+    }))
 }
 
 /// `tensor` as a node of the tape; a constant becomes one.
@@ -212,10 +157,10 @@ struct Kept<F> {
     f: F,
     dims: [usize; 3],
     x: Option<NodeId>,
-    a: NodeId,
+    a: Vec<NodeId>,
 }
 
-impl<B, F> Backward<B, 2> for Gradient<F>
+impl<B, F, const N: usize> Backward<B, N> for Gradient<F>
 where
     B: Backend,
     F: Function,
@@ -225,24 +170,31 @@ where
 
     fn backward(
         self,
-        ops: Ops<Kept<F>, 2>,
+        ops: Ops<Kept<F>, N>,
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
         let Kept { f, dims, x, a } = ops.state;
         let grad = Tensor::from_primitive::<B>(grads.consume::<B>(&ops.node));
-        let a = Tensor::from_primitive::<B>(checkpointer.retrieve_node_output(a));
+        let mut kept = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let a: Vec<_> =
+            a.into_iter().map(|id| Tensor::<1>::from_primitive::<B>(kept(id))).collect();
         let x = match x {
-            Some(x) => Tensor::from_primitive::<B>(checkpointer.retrieve_node_output(x)),
+            Some(x) => Tensor::from_primitive::<B>(kept(x)),
             None => Tensor::empty(dims, (&grad.device(), grad.dtype())),
         };
-        let [parent_x, parent_a] = ops.parents;
-        let (dx, da) = f.backward(x, a, grad, [parent_x.is_some(), parent_a.is_some()]);
+        let mut parents = ops.parents.into_iter();
+        let parent_x = parents.next().flatten();
+        let parents: Vec<_> = parents.collect();
+        let wanted = [parent_x.is_some(), parents.iter().any(Option::is_some)];
+        let (dx, da) = f.backward(x, &a, grad, wanted);
         if let Some((parent, dx)) = parent_x.zip(dx) {
             grads.register::<B>(parent.id, primitive(dx));
         }
-        if let Some((parent, da)) = parent_a.zip(da) {
-            grads.register::<B>(parent.id, primitive(da));
+        for (parent, da) in parents.into_iter().zip(da) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, primitive(da));
+            }
         }
     }
 }

@@ -9,7 +9,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::backend;
+use crate::backend::{self, Function as _};
 use crate::modes::Modes;
 
 /// The matrix `A1 ⊗ … ⊗ Am`, `[Π pᵢ, Π nᵢ]` for factors `[pᵢ, nᵢ]`.
@@ -62,6 +62,46 @@ pub fn kron_right(x: Tensor<2>, factors: &[Tensor<2>]) -> Tensor<2> {
     apply(factors, x, true)
 }
 
+/// [`kron_right`] with square factors as vectors, and its gradient: for a function that has one in it and a gradient of
+/// its own ([`with_gradient`](crate::with_gradient)).
+#[derive(Clone, Debug)]
+pub struct KronRows(Modes);
+
+/// What [`KronRows::gradient`] gives.
+#[derive(Clone, Debug)]
+pub struct KronGradient {
+    /// By the rows, where wanted.
+    pub x: Option<Tensor<2>>,
+    /// By the factors.
+    pub factors: Vec<Tensor<1>>,
+    /// The product once more.
+    pub product: Tensor<2>,
+}
+
+impl KronRows {
+    /// Of factors `[nᵢ, nᵢ]`.
+    pub fn new(sizes: &[usize]) -> Self {
+        Self(Modes { sizes: sizes.iter().map(|&n| [n, n]).collect(), transposed: true })
+    }
+
+    /// `x (A1 ⊗ … ⊗ Am)` for `x` `[rows, Π nᵢ]` and factors `[nᵢ nᵢ]`.
+    pub fn product(&self, x: Tensor<2>, factors: &[Tensor<1>]) -> Tensor<2> {
+        self.0.forward(x.unsqueeze_dim(2), factors).flatten(1, 2)
+    }
+
+    /// Its gradients from that of its value, by `x` where wanted; off the tape.
+    pub fn gradient(
+        &self,
+        x: Tensor<2>,
+        factors: &[Tensor<1>],
+        grad: Tensor<2>,
+        by_x: bool,
+    ) -> KronGradient {
+        let (x, factors, product) = self.0.gradient_again(x, factors, grad, by_x);
+        KronGradient { x, factors, product }
+    }
+}
+
 #[track_caller]
 fn apply(factors: &[Tensor<2>], operand: Tensor<2>, right: bool) -> Tensor<2> {
     // `x A` is `Aᵀ` along the second axis of `x`.
@@ -87,7 +127,6 @@ fn apply(factors: &[Tensor<2>], operand: Tensor<2>, right: bool) -> Tensor<2> {
     }
     let x =
         if right { operand.reshape([extra, found, 1]) } else { operand.reshape([1, found, extra]) };
-    // One node of the tape, whatever their number.
-    let flat = backend::join(factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect());
-    backend::apply(&modes, x, flat).reshape(dims)
+    let flat: Vec<_> = factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect();
+    backend::with_gradient(&modes, x, &flat).reshape(dims)
 }

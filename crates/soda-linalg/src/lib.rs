@@ -73,7 +73,8 @@
 //! megabytes go through in pieces that stay in the cache. That takes the feature of the backend, `flex`
 //! or `cube`; without it burn's tape keeps every intermediate array.
 //!
-//! All of these work on the tape. [`Kronecker`] composes, inverts and interpolates such products factor
+//! All of these work on the tape. [`with_gradient`] puts a function with a gradient of its own there, in which [`KronRows`] may
+//! be a part. [`Kronecker`] composes, inverts and interpolates such products factor
 //! by factor; [`factorize()`] and [`factorize_within`] choose the sizes.
 //!
 //! # The Stiefel manifold
@@ -134,13 +135,14 @@ mod stacks;
 pub mod stiefel;
 pub mod svd;
 
+pub use backend::{Function, with_gradient};
 pub use block::{block_left, block_right};
 pub use cache::SvdCache;
 pub use cayley::{cayley, cayley_neumann, skew};
 pub use eigen::SymmetricEigen;
 pub use error::LinalgError;
 pub use factorize::{factorize, factorize_within};
-pub use kron::{kron, kron_left, kron_right};
+pub use kron::{KronGradient, KronRows, kron, kron_left, kron_right};
 pub use kronecker::Kronecker;
 pub use optim::{StiefelAdam, StiefelAdamConfig};
 pub use polar::Polar;

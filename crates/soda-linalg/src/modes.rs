@@ -26,16 +26,16 @@
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
-use soda_kernels::{Turn, matmul};
+use soda_kernels::{Turn, TurnGradient, matmul};
 
 use crate::backend::{Function, on_host};
 
-/// The matrices' sizes, and how they lie in the one vector that holds them all.
+/// The matrices' sizes, and how they lie in the vectors that hold them.
 #[derive(Clone, Debug)]
 pub(crate) struct Modes {
     /// `[pᵢ, nᵢ]`.
     pub(crate) sizes: Vec<[usize; 2]>,
-    /// Whether the vector holds the matrices' transposes.
+    /// Whether the vectors hold the matrices' transposes.
     pub(crate) transposed: bool,
 }
 
@@ -50,12 +50,12 @@ const SHARE: usize = 1 << 13;
 const COLUMNS: usize = 64;
 
 impl Function for Modes {
-    fn forward(&self, x: Tensor<3>, a: Tensor<1>) -> Tensor<3> {
-        if let Some(y) = self.turned(&x, &a) {
+    fn forward(&self, x: Tensor<3>, a: &[Tensor<1>]) -> Tensor<3> {
+        if let Some(y) = self.turned(&x, a) {
             return y;
         }
         let dtype = x.dtype();
-        let x = x.cast(a.dtype());
+        let x = x.cast(a[0].dtype());
         let matrices = self.matrices(a);
         // On the tape every cut would have a gradient as large as `x`.
         let y = match cut(&x)
@@ -73,15 +73,15 @@ impl Function for Modes {
     fn backward(
         &self,
         x: Tensor<3>,
-        a: Tensor<1>,
+        a: &[Tensor<1>],
         grad: Tensor<3>,
         [by_x, by_a]: [bool; 2],
-    ) -> (Option<Tensor<3>>, Option<Tensor<1>>) {
-        if let Some(gradients) = self.turned_gradient(&x, &a, &grad, by_x) {
-            return gradients;
+    ) -> (Option<Tensor<3>>, Vec<Tensor<1>>) {
+        if let Some(found) = self.turned_gradient(&x, a, &grad, by_x, false) {
+            return (found.x.map(|dx| dx.reshape(x.dims())), found.factors);
         }
         let dtype = grad.dtype();
-        let (x, grad) = (x.cast(a.dtype()), grad.cast(a.dtype()));
+        let (x, grad) = (x.cast(a[0].dtype()), grad.cast(a[0].dtype()));
         let matrices = self.matrices(a);
         let (axis, pieces) = match cut(&x).or_else(|| shares(&x)) {
             Some((axis, length)) => {
@@ -102,27 +102,47 @@ impl Function for Modes {
                 da.into_iter().zip(gradients).map(|(sum, gradient)| sum + gradient).collect()
             };
         }
-        (by_x.then(|| Tensor::cat(dx, axis).cast(dtype)), by_a.then(|| self.flat(da)))
+        (by_x.then(|| Tensor::cat(dx, axis).cast(dtype)), self.flat(da))
     }
 }
 
 impl Modes {
     /// [`Function::forward`] by a kernel of the device's own, where it has one.
-    fn turned(&self, x: &Tensor<3>, a: &Tensor<1>) -> Option<Tensor<3>> {
+    fn turned(&self, x: &Tensor<3>, a: &[Tensor<1>]) -> Option<Tensor<3>> {
         let y = self.turn(&self.squares(x)?).product(&rows(x), a)?;
         Some(y.reshape(x.dims()))
     }
 
-    /// [`Function::backward`], likewise.
+    /// [`Function::backward`], likewise; and [`Function::forward`] if `again`.
     fn turned_gradient(
         &self,
         x: &Tensor<3>,
-        a: &Tensor<1>,
+        a: &[Tensor<1>],
         grad: &Tensor<3>,
         by_x: bool,
-    ) -> Option<(Option<Tensor<3>>, Option<Tensor<1>>)> {
-        let (dx, da) = self.turn(&self.squares(x)?).gradient(&rows(x), a, &rows(grad), by_x)?;
-        Some((dx.map(|dx| dx.reshape(x.dims())), Some(da)))
+        again: bool,
+    ) -> Option<TurnGradient> {
+        self.turn(&self.squares(x)?).gradient(&rows(x), a, &rows(grad), by_x, again)
+    }
+
+    /// The gradients by `x`, if wanted, and by the matrices, with the product itself, for rows `[rows, Π nᵢ]`. Off the tape.
+    pub(crate) fn gradient_again(
+        &self,
+        x: Tensor<2>,
+        a: &[Tensor<1>],
+        grad: Tensor<2>,
+        by_x: bool,
+    ) -> (Option<Tensor<2>>, Vec<Tensor<1>>, Tensor<2>) {
+        let deep = |x: Tensor<2>| x.unsqueeze_dim::<3>(2);
+        let (x, grad) = (deep(x), deep(grad));
+        if let Some(TurnGradient { x: dx, factors, product: Some(y) }) =
+            self.turned_gradient(&x, a, &grad, by_x, true)
+        {
+            return (dx, factors, y);
+        }
+        let y = rows(&self.forward(x.clone(), a));
+        let (dx, da) = self.backward(x, a, grad, [by_x, true]);
+        (dx.map(|dx| rows(&dx)), da, y)
     }
 
     fn turn<'a>(&self, sizes: &'a [usize]) -> Turn<'a> {
@@ -136,19 +156,18 @@ impl Modes {
         sizes.collect()
     }
 
-    /// The matrices `Mᵢ` out of their vector.
-    fn matrices(&self, a: Tensor<1>) -> Vec<Tensor<2>> {
-        let parts = a.split_with_sizes(self.sizes.iter().map(|[p, n]| p * n).collect(), 0);
-        let matrices = parts.into_iter().zip(&self.sizes).map(|(part, &[p, n])| {
-            if self.transposed { part.reshape([n, p]).transpose() } else { part.reshape([p, n]) }
+    /// The matrices `Mᵢ` out of their vectors.
+    fn matrices(&self, a: &[Tensor<1>]) -> Vec<Tensor<2>> {
+        let matrices = a.iter().cloned().zip(&self.sizes).map(|(a, &[p, n])| {
+            if self.transposed { a.reshape([n, p]).transpose() } else { a.reshape([p, n]) }
         });
         matrices.collect()
     }
 
     /// The inverse of [`Modes::matrices`].
-    fn flat(&self, matrices: Vec<Tensor<2>>) -> Tensor<1> {
+    fn flat(&self, matrices: Vec<Tensor<2>>) -> Vec<Tensor<1>> {
         let orient = |m: Tensor<2>| if self.transposed { m.transpose() } else { m };
-        Tensor::cat(matrices.into_iter().map(|m| orient(m).flatten(0, 1)).collect(), 0)
+        matrices.into_iter().map(|m| orient(m).flatten(0, 1)).collect()
     }
 
     /// All products, from the last axis to the first; `keep` sees each one's argument.

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, TensorReadError};
 use faer::{Mat, Side};
 use rayon::prelude::*;
-use soda_kernels::{has_library, matmul};
+use soda_kernels::{Iterate, has_library, matmul};
 
 use crate::batch;
 use crate::host::{self, Real};
@@ -206,7 +206,7 @@ fn divide(
     let padding = identity.clone() - kept.clone();
 
     let h = h * inside.clone() * inside.clone().transpose();
-    let mean = (h.clone() * identity.clone()).sum_dims(&[1, 2]) / size.clone();
+    let mean = total(h.clone() * identity.clone()) / size.clone();
     let h = h - kept.clone() * mean;
     let spread = frobenius(&h);
     let done = is(spread.clone() - negligible, |excess| excess.lower_equal_scalar(0));
@@ -285,29 +285,27 @@ fn polar(x: Tensor<3>, rough: usize) -> Result<Tensor<3>, TensorReadError> {
 
 /// The polar factor of `X` with singular values in `(0, 1]`, `rough` steps first.
 fn orthogonalized(
-    mut x: Tensor<3>,
-    mut square: Tensor<3>,
+    x: Tensor<3>,
+    square: Tensor<3>,
     rough: usize,
 ) -> Result<Tensor<3>, TensorReadError> {
     let identity = batch::identity(&x);
     // A step takes an error `e` to less than `e³`.
     let near = 0.5 * epsilon(&x).cbrt();
+    let mut iterate = Iterate::new(x, square);
     for step in 0..MAX_STEPS {
-        let [a, b, c] = if step < rough { ROUGH } else { FINE };
+        let coefficients = if step < rough { ROUGH } else { FINE };
         let last = step >= rough && {
-            let error = frobenius(&(square.clone() - identity.clone())).max();
+            let error = frobenius(&(iterate.square().clone() - identity.clone())).max();
             let error = error.try_into_scalar::<f64>()?;
             error.is_nan() || error < near
         };
-        let inner = square.clone().mul_scalar(c) + identity.clone().mul_scalar(b);
-        let outer = matmul(square, inner) + identity.clone().mul_scalar(a);
-        x = matmul(x, outer);
         if last {
-            break;
+            return Ok(iterate.finish(coefficients));
         }
-        square = gram(&x);
+        iterate = iterate.step(coefficients);
     }
-    Ok(x)
+    Ok(iterate.into_x())
 }
 
 fn gram(x: &Tensor<3>) -> Tensor<3> {
@@ -316,14 +314,18 @@ fn gram(x: &Tensor<3>) -> Tensor<3> {
 
 /// `[b, 1, 1]`.
 fn frobenius(x: &Tensor<3>) -> Tensor<3> {
-    let squares = x.clone().square();
-    if !has_library(x) {
-        return squares.sum_dim(2).sum_dim(1).sqrt();
+    total(x.clone().square()).sqrt()
+}
+
+/// The sum of all entries of each matrix, `[b, 1, 1]`.
+pub(crate) fn total(x: Tensor<3>) -> Tensor<3> {
+    if !has_library(&x) {
+        return x.sum_dim(2).sum_dim(1);
     }
     // A library's product with ones is many times as fast as burn's sum of long rows.
-    let [b, m, n] = squares.dims();
+    let [b, m, n] = x.dims();
     let ones = Tensor::ones([n, 1], (&x.device(), x.dtype()));
-    matmul(squares.reshape([b * m, n]), ones).reshape([b, m, 1]).sum_dim(1).sqrt()
+    matmul(x.reshape([b * m, n]), ones).reshape([b, m, 1]).sum_dim(1)
 }
 
 /// How many entries of a column `[b, t, 1]` come before each when they descend, the first of equals first.
@@ -370,16 +372,13 @@ fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
 
 /// Uniform deviates in `[-√3, √3)`, of variance one, the same for every call: `[1, m, n]`.
 fn noise([m, n]: [usize; 2], like: &Tensor<3>) -> Tensor<3> {
-    let mut state = 0u64;
-    let entries: Vec<f32> = (0..m * n)
-        .map(|_| {
-            // splitmix64
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) as i64 as f64 / 2f64.powi(63) * 3f64.sqrt()) as f32
-        })
-        .collect();
+    // splitmix64, entry by entry
+    let entry = |i: usize| {
+        let mut z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) as i64 as f64 / 2f64.powi(63) * 3f64.sqrt()) as f32
+    };
+    let entries: Vec<f32> = (0..m * n).into_par_iter().map(entry).collect();
     Tensor::from_data(TensorData::new(entries, [1, m, n]), (&like.device(), like.dtype()))
 }

@@ -27,7 +27,9 @@ pub(crate) fn decompose(matrices: &[&Tensor<2>]) -> Vec<Option<Svd>> {
             continue;
         }
         let dtype = if double { DType::F64 } else { DType::F32 };
-        for members in members.chunks((STACK / (rows * cols)).max(1)) {
+        let chunks = members.len().div_ceil((STACK / (rows * cols)).max(1));
+        // Stacks of about one size: a small one takes nearly as many launches as a large one.
+        for members in members.chunks(members.len().div_ceil(chunks)) {
             let plain = |&i: &usize| matrices[i].clone().without_autodiff().cast(dtype);
             let stack = Tensor::stack(members.iter().map(plain).collect(), 0);
             for (&i, svd) in members.iter().zip(of_stack(stack).unwrap_or_default()) {
@@ -40,7 +42,7 @@ pub(crate) fn decompose(matrices: &[&Tensor<2>]) -> Vec<Option<Svd>> {
 
 fn of_stack(stack: Tensor<3>) -> Result<Vec<Option<Svd>>, TensorReadError> {
     // Zero times what is not finite is NaN, which would end the iterations of all.
-    let finite = stack.clone().mul_scalar(0).sum_dims(&[1, 2]).equal_scalar(0);
+    let finite = products::total(stack.clone().mul_scalar(0)).equal_scalar(0);
     let zeros = stack.zeros_like();
     let finite = finite.expand(stack.dims());
     let Factors { u, s, vt, error } = products::thin(zeros.mask_where(finite.clone(), stack))?;

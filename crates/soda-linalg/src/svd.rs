@@ -9,6 +9,8 @@
 //! against a basis mean the same on every machine. Inside a cluster of equal singular values the
 //! vectors are unique only up to a rotation, and no rule on signs can repair that.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Device, Tensor};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -69,11 +71,20 @@ impl Svd {
     /// Decomposes many matrices; the results are in the order of the input, each with its own error.
     ///
     /// A GPU whose products are those of a vendor's library ([`soda_kernels::has_library`]) takes matrices with
-    /// both sides from 1024 on, by [`Svd::thin_batch_in_products`]. All others go to the host, and so does one that
+    /// both sides from 1024 on, by [`Svd::thin_batch_in_products`], and from 512 on where there are 16 of one shape. All
+    /// others go to the host, and so does one that
     /// is not exact enough there: one per core at a time, faster than one after the other, because the iteration on
     /// the bidiagonal leaves cores idle.
     pub fn thin_batch(matrices: &[Tensor<2>]) -> Vec<Result<Self, LinalgError>> {
-        let large = |a: &Tensor<2>| a.dims().into_iter().min() >= Some(IN_PRODUCTS);
+        let mut alike = BTreeMap::<[usize; 2], usize>::new();
+        for a in matrices {
+            *alike.entry(a.dims()).or_default() += 1;
+        }
+        let large = |a: &Tensor<2>| {
+            let [rows, cols] = a.dims();
+            let many = alike[&[rows, cols]] >= MANY;
+            rows.min(cols) >= if many { MANY_IN_PRODUCTS } else { IN_PRODUCTS }
+        };
         divided(matrices, |a| large(a) && soda_kernels::has_library(a))
     }
 
@@ -137,8 +148,10 @@ impl Svd {
     }
 }
 
-/// The smaller side from which products win: at 640 they do so for dozens at once alone.
+/// The smaller side from which products win, and from which they do where so many of a shape are decomposed at once.
 const IN_PRODUCTS: usize = 1024;
+const MANY_IN_PRODUCTS: usize = 512;
+const MANY: usize = 16;
 
 /// [`Svd::thin_batch`], in products where `chosen`.
 fn divided(

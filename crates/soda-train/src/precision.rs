@@ -6,7 +6,7 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
-use soda_kernels::laid_out;
+use soda_kernels::{laid_out, lasting};
 use soda_models::unet::Unet;
 
 /// Precision of the network.
@@ -48,6 +48,6 @@ struct Cast(FloatDType);
 
 impl ModuleMapper for Cast {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|value| value.cast(self.0))
+        param.map(|value| lasting(value, |value| value.cast(self.0)))
     }
 }

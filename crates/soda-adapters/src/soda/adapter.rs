@@ -41,6 +41,11 @@ impl Adapter for Soda {
         let (turn, output_turn) = (&self.rotation, &self.output_rotation);
         let (turn, output_turn) =
             (turn.as_ref().map(Rotation::factors), output_turn.as_ref().map(Rotation::factors));
+        if let (Some(factors), None, Some(spectrum)) = (&turn, &output_turn, &self.spectrum)
+            && let Some(y) = spectrum.turned_product(x, factors, w)
+        {
+            return Some(y);
+        }
         let entries = |factors: &[Tensor<2>]| factors.iter().map(|factor| factor.dims()[0]).sum();
         if let Some(factors) = &turn {
             cost = cost.and_rotation(rows, input, output, entries(factors));

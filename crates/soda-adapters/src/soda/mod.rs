@@ -15,6 +15,7 @@ mod adapter;
 mod config;
 mod rotation;
 mod spectrum;
+mod turned;
 
 pub use adapter::Soda;
 pub use config::{Basis, Parametrization, RotationConfig, Shift, Side, SodaConfig, SpectrumConfig};

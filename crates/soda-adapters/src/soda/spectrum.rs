@@ -17,9 +17,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use soda_kernels::{has_library, matmul, scale_columns};
-use soda_linalg::{LinalgError, Qr, Svd};
+use soda_kernels::{has_library, lasting, matmul, own, scale_columns};
+use soda_linalg::{KronRows, LinalgError, Qr, Svd, with_gradient};
 
+use super::turned::Turned;
 use super::{Basis, Shift, SpectrumConfig};
 use crate::cost::{Cost, product_dtype};
 use crate::fold::{Decomposed, Weight};
@@ -76,7 +77,17 @@ impl Spectrum {
         let k = left.dims()[1];
         // The basis is most of what the method keeps; it need not be finer than the products with it.
         let dtype = product_dtype(&weight.matrix, w.dtype());
-        let (left, right) = (left.cast(dtype), right.map(|right| right.cast(dtype)));
+        // Out of the stack that they were decomposed in, which is held as long as a part of it is.
+        let kept = |factor: Tensor<2>| {
+            lasting(factor, |factor| match factor.dtype() == dtype {
+                true => own(factor),
+                false => factor.cast(dtype),
+            })
+        };
+        let (left, right, s) = match has_library(&weight.matrix) {
+            true => (kept(left), right.map(kept), s.map(own)),
+            false => (left.cast(dtype), right.map(|right| right.cast(dtype)), s),
+        };
         let least = match &s {
             Some(s) => s.clone().neg(),
             None => Tensor::full([k], f64::NEG_INFINITY, (&w.device(), w.dtype())),
@@ -120,6 +131,33 @@ impl Spectrum {
         }
         // The base's product stays exact, the shift is added: a fresh adapter adds zeros.
         matmul(x, w.clone()) + self.outward(self.times_shift(l, None), output).cast(w.dtype())
+    }
+
+    /// `(x R) (w + L ΔC B)` for the factors of `R`, as one operation that keeps `x` alone: where a library multiplies, of a
+    /// diagonal shift in an SVD's basis.
+    pub(crate) fn turned_product(
+        &self,
+        x: &Tensor<2>,
+        rotation: &[Tensor<2>],
+        w: &Tensor<2>,
+    ) -> Option<Tensor<2>> {
+        let plain = |x: &Tensor<2>| x.clone().without_autodiff();
+        let (delta, right) = (self.delta.as_ref()?, plain(self.right.as_ref()?));
+        let alike = [w, &self.left, &right].iter().all(|m| m.dtype() == x.dtype());
+        if !(alike && has_library(x)) || self.in_factors(w).is_some() {
+            return None;
+        }
+        let sizes: Vec<usize> = rotation.iter().map(|factor| factor.dims()[0]).collect();
+        let turned = Turned {
+            rotation: KronRows::new(&sizes),
+            weight: plain(w),
+            left: plain(&self.left),
+            right,
+            least: self.least.clone().without_autodiff(),
+        };
+        let flat = rotation.iter().map(|factor| factor.clone().flatten(0, 1));
+        let flat: Vec<_> = flat.chain([delta.val()]).collect();
+        Some(with_gradient(&turned, x.clone().unsqueeze_dim(2), &flat).flatten(1, 2))
     }
 
     /// `s`, where a product with `w` is one with its factors.

@@ -9,11 +9,11 @@ use crate::args::DeviceArg;
 use crate::device::Precision;
 use anyhow::{Context as _, Result, ensure};
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, Targets};
-use soda_kernels::{Recording, laid_out};
+use soda_kernels::{Memory, Recording, laid_out, lasting, memory};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
 use soda_train::{AdapterOptimizer, Call, Checkpointing, OptimizerConfig, Stacks};
 
@@ -108,7 +108,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         (_, None) => {}
     }
 
-    let unet = laid_out(config.init(&device).map(&mut Cast(dtype)));
+    let unet = laid_out(config.init(&device).map(&mut Random(dtype)));
     device.sync().context("the device does not run")?;
     // What making the weights took is no part of a step.
     device.memory_cleanup();
@@ -153,8 +153,9 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     times.sort_by(f64::total_cmp);
     // Its memory goes before the stages are timed.
     let recorded = recording.take().is_some();
-    let [forward, backward, update] =
+    let ([forward, backward, update], between) =
         stages(&unet, &parameters, &batch, checkpointing, &mut optimizer, &device)?;
+    let taken = memory(&device);
     drop(unet);
 
     let report = json!({
@@ -176,7 +177,9 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "forward_ms": round(forward),
         "backward_ms": round(backward),
         "optimizer_ms": round(update),
-        "peak_mib": peak_mib(&device),
+        "peak_mib": taken.map(|m| (m.reserved + m.scratch) >> 20).or_else(peak_mib),
+        "in_use_mib": between.map(|m| (m.in_use + m.scratch) >> 20),
+        "scratch_mib": taken.map(|m| m.scratch >> 20),
     });
     if args.json {
         say_result(&report.to_string());
@@ -186,7 +189,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// Forward, backward (with what it computes again) and optimizer by themselves, ms: together more than a step, in which the host runs ahead.
+/// Forward, backward (with what it computes again) and optimizer by themselves, ms: together more than a step, in which the host runs ahead. And what
+/// memory is taken between forward and backward, when all is there that is kept for a gradient.
 fn stages(
     unet: &Unet,
     parameters: &Stacks,
@@ -194,8 +198,9 @@ fn stages(
     checkpointing: Checkpointing,
     optimizer: &mut AdapterOptimizer,
     device: &Device,
-) -> Result<[f64; 3]> {
+) -> Result<([f64; 3], Option<Memory>)> {
     let mut laps = [const { Vec::new() }; 3];
+    let mut between = None;
     for _ in 0..3 {
         let mut start = Instant::now();
         let mut lap = |stage: usize| -> Result<()> {
@@ -205,17 +210,21 @@ fn stages(
             Ok(())
         };
         let mut forward = Ok(());
-        let grads = batch.gradients(unet, parameters, checkpointing, || forward = lap(0));
+        let grads = batch.gradients(unet, parameters, checkpointing, || {
+            forward = lap(0);
+            between = memory(device);
+        });
         forward?;
         lap(1)?;
         let moved = optimizer.step_stacks(parameters, &grads, 1.0);
         lap(2)?;
         drop(moved);
     }
-    Ok(laps.map(|mut times| {
+    let medians = laps.map(|mut times| {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
-    }))
+    });
+    Ok((medians, between))
 }
 
 /// The gradients from a recording, where the device makes one.
@@ -251,7 +260,9 @@ fn table(report: &Value) {
         ("forward_ms", "  forward alone, ms"),
         ("backward_ms", "  backward alone, ms"),
         ("optimizer_ms", "  optimizer alone, ms"),
-        ("peak_mib", "peak memory, MiB"),
+        ("peak_mib", "memory taken, MiB"),
+        ("in_use_mib", "  in use between the passes, MiB"),
+        ("scratch_mib", "  for libraries to work in, MiB"),
     ];
     for (key, label) in ROWS {
         let value = match &report[key] {
@@ -267,12 +278,26 @@ fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-/// Every parameter in one type; each is made and cast in turn, so that the network never exists twice.
-struct Cast(FloatDType);
+/// Every parameter in one type, in which matrices and kernels are drawn: the network is never there in another.
+struct Random(FloatDType);
 
-impl ModuleMapper for Cast {
+impl ModuleMapper for Random {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|value| value.cast(self.0).set_require_grad(false))
+        let dtype = self.0;
+        if D == 1 {
+            let cast = |value: Tensor<D>| lasting(value, |value| value.cast(dtype));
+            return param.map(|value| cast(value).set_require_grad(false));
+        }
+        let (id, device, shape) = (param.id, param.lazy_device(), param.lazy_shape());
+        // A linear layer is stored `[in, out]`, a convolution `[out, in, kh, kw]`.
+        let inputs = if D == 2 { shape[0] } else { shape[1..].iter().product() };
+        let bound = (inputs.max(1) as f64).powf(-0.5);
+        let draw = |()| {
+            let distribution = Distribution::Uniform(-bound, bound);
+            Tensor::random(shape.clone(), distribution, (&device, DType::from(dtype)))
+        };
+        let value = device.memory_persistent_allocations((), draw);
+        Param::initialized(id, value.set_require_grad(false))
     }
 }
 
@@ -343,11 +368,8 @@ fn normal<const D: usize>(shape: [usize; D], dtype: FloatDType, device: &Device)
     Tensor::<D>::random(shape, Distribution::Normal(0.0, 1.0), device).cast(dtype)
 }
 
-/// What the device's pools have reserved, which never shrinks while steps run; on a CPU, the process's peak.
-fn peak_mib(device: &Device) -> Option<u64> {
-    if let Some(usage) = device.memory_pool_usage() {
-        return Some(usage.bytes_reserved >> 20);
-    }
+/// The process's peak, where memory is the host's.
+fn peak_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib >> 10)

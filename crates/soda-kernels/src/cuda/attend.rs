@@ -1,4 +1,4 @@
-//! Attention in tiles, by the kernels of `attention.cu`.
+//! Attention in tiles, by the kernels of `attention.cu`, or of `hopper.cu` where the device is one of those.
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
@@ -6,25 +6,36 @@ use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::images::{self, Image, Target};
 use super::launch::empty;
-use super::session::{self, Image};
+use super::session;
 use super::{Cube, on_cuda};
 
 /// Heads of no more than this width: beyond it a block's rows no longer fit in registers.
 const WIDEST: usize = 128;
-/// Up to this width a warp goes over twice as many rows in the forward pass.
+/// Up to this width a block has twice as many rows in the forward pass.
 const NARROW: usize = 64;
 /// Threads of a block, and the queries or keys that it has.
 const THREADS: usize = 128;
 const ROWS: usize = 64;
 /// Numbers that are read at once.
 const AT_ONCE: usize = 8;
+const SOURCE: &str = concat!(include_str!("heads.cu"), include_str!("attention.cu"));
 /// `mma.sync` on bfloat16, `cp.async`.
-const CAPABILITY: (i32, i32) = (8, 0);
+const TARGET: Target = Target::From((8, 0));
+const HOPPER_SOURCE: &str = concat!(include_str!("heads.cu"), include_str!("hopper.cu"));
+/// `wgmma`.
+const HOPPER: Target = Target::Only((9, 0));
+/// Widths of heads that `hopper.cu` is written for.
+const HOPPER_WIDTHS: [usize; 2] = [48, 64];
+/// What its kernel over the queries has of shared memory: eight tiles of 64 rows of 128 bytes, two numbers for each of three
+/// times 64 queries, and room to begin at a multiple of 1024.
+const HOPPER_SHARED: usize = 8 * 64 * 128 + 6 * 64 * 4 + 1024;
 
 /// An attention that the kernels take.
 pub(super) struct Attend {
     image: Image,
+    hopper: bool,
     batch: usize,
     heads: usize,
     queries: usize,
@@ -44,9 +55,14 @@ impl Attend {
         if !(on_cuda(q) && half && fits && some) {
             return None;
         }
-        let source = include_str!("attention.cu");
-        let image = session::image(source, q.dtype, width.next_multiple_of(16), CAPABILITY)?;
-        Some(Self { image, batch, heads, queries, keys, width, scale })
+        let padded = width.next_multiple_of(16);
+        let compiled = |source, target| images::image(source, q.dtype, padded, target);
+        let hopper = HOPPER_WIDTHS.contains(&padded).then(|| compiled(HOPPER_SOURCE, HOPPER));
+        let (image, hopper) = match hopper.flatten() {
+            Some(image) => (image, true),
+            None => (compiled(SOURCE, TARGET)?, false),
+        };
+        Some(Self { image, hopper, batch, heads, queries, keys, width, scale })
     }
 
     /// Room for the logarithms of each query's sum, `[b, heads, n]`.
@@ -61,12 +77,13 @@ impl Attend {
         let rows = if self.width <= NARROW { 2 * ROWS } else { ROWS };
         let grid = [self.queries.div_ceil(rows), self.batch * self.heads];
         let (image, sizes) = (self.image, self.sizes([&q, &k, &v], &[]));
+        let threads = if self.hopper { 2 * THREADS } else { THREADS };
         let (keep, to) = (logs.is_some(), logs.unwrap_or(&out));
         session::submit([&q, &k, &v, &out, to], move |session, [q, k, v, out, logs]| {
             // Where nothing is to be kept, its address is not looked at.
             let logs = if keep { logs } else { 0 };
             let arguments = [q, k, v, out, logs].into_iter().chain(sizes).collect();
-            session.launch_of(image, "attend", grid, THREADS, 0, arguments)
+            session.launch_of(image, "attend", grid, threads, 0, arguments)
         });
         Cube::float_swap_dims(out, 1, 2)
     }
@@ -88,6 +105,7 @@ impl Attend {
         let [by_queries, by_keys] =
             [self.queries, self.keys].map(|rows| [rows.div_ceil(ROWS), heads]);
         let (image, sizes) = (self.image, self.sizes([&q, &k, &v], &[&grad]));
+        let shared = if self.hopper { HOPPER_SHARED } else { 0 };
         session::submit(
             [&q, &k, &v, &grad, &value, logs, &delta, &dq, &dk, &dv],
             move |session, [q, k, v, grad, value, logs, delta, dq, dk, dv]| {
@@ -96,7 +114,7 @@ impl Attend {
                 session.launch_of(image, "attend_by_queries", by_queries, THREADS, 0, arguments)?;
                 let tensors = [q, k, v, grad, logs, delta, dk, dv];
                 let arguments = tensors.into_iter().chain(sizes).collect();
-                session.launch_of(image, "attend_by_keys", by_keys, THREADS, 0, arguments)
+                session.launch_of(image, "attend_by_keys", by_keys, THREADS, shared, arguments)
             },
         );
         [dq, dk, dv].map(|x| Cube::float_swap_dims(x, 1, 2))

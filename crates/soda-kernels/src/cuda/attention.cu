@@ -6,49 +6,12 @@
 // One kernel goes over the keys for a block of queries, forward and for dq; another over the queries for a block of keys,
 // for dk and dv. So scores are computed once more than with sums over blocks in global memory, and every run gives the same bits.
 //
-// Compiled for one type (BF16 or not) and one width of heads D, a multiple of 16; the true width d may be less by 8. Sums are
-// in float. q, k, v and g = do are [b, h, rows, d] in any order but for d, with rows that begin at 16 bytes; what is written is
-// [b, rows, h, d]. Needs mma.sync on 16-bit numbers and cp.async, that is, compute capability 8.0. No header.
-
-typedef long long i64;
-typedef unsigned u32;
-typedef unsigned short num;
-
-#define INF __int_as_float(0x7f800000)
-#define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+// Sums are in float. Comes after heads.cu. Needs mma.sync on 16-bit numbers and cp.async, that is, compute capability 8.0. No header.
 
 // A warp has 16 rows of its block's, and as many more in the forward pass where registers allow. Rows of tiles lie 8 numbers
 // further apart than they are long, so that eight of them are in different banks.
-enum { WARPS = 4, THREADS = 32 * WARPS, ROWS = 16 * WARPS, LD = D + 8, STEPS = D / 16, WIDE = D <= 64 ? 2 : 1 };
+enum { WARPS = 4, THREADS = 32 * WARPS, ROWS = 16 * WARPS, LD = D + 8, WIDE = D <= 64 ? 2 : 1 };
 enum { TILE = 64, SMALL = D <= 64 ? 64 : 32 };
-
-__device__ u32 pack(float low, float high) {
-  u32 pair;
-#if BF16
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#endif
-  return pair;
-}
-
-__device__ float low(u32 pair) {
-#if BF16
-  return __uint_as_float(pair << 16);
-#else
-  float x; asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((num)pair)); return x;
-#endif
-}
-
-__device__ float high(u32 pair) {
-#if BF16
-  return __uint_as_float(pair & 0xffff0000);
-#else
-  return low(pair >> 16);
-#endif
-}
-
-__device__ float power(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 
 // c += a b for 16 x 16 and 16 x 8. Lane l has c[2i + j] at row l/4 + 8i, column 2 (l%4) + j.
 __device__ void mma(float *c, const u32 *a, const u32 *b) {
@@ -60,12 +23,6 @@ __device__ void mma(float *c, const u32 *a, const u32 *b) {
   asm volatile(MMA " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// Two c of `mma`, side by side, as an a.
-__device__ void packed(u32 *a, const float (*c)[4]) {
-  a[0] = pack(c[0][0], c[0][1]); a[1] = pack(c[0][2], c[0][3]);
-  a[2] = pack(c[1][0], c[1][1]); a[3] = pack(c[1][2], c[1][3]);
 }
 
 // Two b of `mma` from 16 rows and columns of a tile: of its transpose (its rows are columns of b), or of itself.
@@ -83,33 +40,6 @@ __device__ void straight(u32 *b, const num *tile, int row, int column) {
     : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"((u32)__cvta_generic_to_shared(at)) : "memory");
 }
 
-// The rows of a head: `count` of them, `d` numbers each.
-struct Head {
-  num *at; i64 step, count; int d;
-  __device__ u32 pair(i64 row, int column) const {
-    return row < count && column < d ? *(const u32 *)(at + row * step + column) : 0;
-  }
-  __device__ void put(i64 row, int column, u32 pair) const {
-    if (row < count && column < d) *(u32 *)(at + row * step + column) = pair;
-  }
-};
-
-// 16 rows from `first` as a's of `mma`, zero beyond the head's end.
-__device__ void fragments(u32 (*a)[4], const Head &x, i64 first) {
-  int lane = threadIdx.x & 31;
-  EACH(k, STEPS) EACH(i, 4) a[k][i] = x.pair(first + lane / 4 + i % 2 * 8, k * 16 + lane % 4 * 2 + i / 2 * 8);
-}
-
-// 16 rows of results, times a factor for each of a lane's two.
-__device__ void put(const Head &y, i64 first, const float (*c)[4], float upper, float lower) {
-  int lane = threadIdx.x & 31;
-  EACH(j, 2 * STEPS) {
-    int column = j * 8 + lane % 4 * 2;
-    y.put(first + lane / 4, column, pack(c[j][0] * upper, c[j][1] * upper));
-    y.put(first + lane / 4 + 8, column, pack(c[j][2] * lower, c[j][3] * lower));
-  }
-}
-
 // Begins to copy rows to a tile, zeros beyond the head's end.
 template <int N> __device__ void fetch(num *tile, const Head &x, i64 first) {
   for (int i = threadIdx.x; i < N * (D / 8); i += THREADS) {
@@ -119,13 +49,6 @@ template <int N> __device__ void fetch(num *tile, const Head &x, i64 first) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
       :: "r"((u32)__cvta_generic_to_shared(tile + row * LD + column)), "l"(from), "r"(in ? 16 : 0) : "memory");
   }
-}
-
-__device__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the newest `N` groups are there, for the whole block.
-template <int N> __device__ void arrived() {
-  asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
-  __syncthreads();
 }
 
 // s = a tile' for N rows of the tile
@@ -148,20 +71,6 @@ template <int N> __device__ void accumulate(float (*y)[4], const float (*s)[4], 
       mma(y[2 * j], a, b); mma(y[2 * j + 1], a, b + 2);
     }
   }
-}
-
-// Over the four lanes that share rows.
-__device__ float quad_sum(float x) { x += __shfl_xor_sync(~0u, x, 1); return x + __shfl_xor_sync(~0u, x, 2); }
-__device__ float quad_max(float x) { x = fmaxf(x, __shfl_xor_sync(~0u, x, 1)); return fmaxf(x, __shfl_xor_sync(~0u, x, 2)); }
-
-// Where the block's head begins in a tensor of these strides.
-struct Strides { i64 batch, head, row; };
-__device__ Head head(const num *x, Strides s, i64 heads, i64 count, i64 d) {
-  i64 b = blockIdx.y / heads, h = blockIdx.y % heads;
-  return Head{(num *)x + b * s.batch + h * s.head, s.row, count, (int)d};
-}
-__device__ Head plain(const num *x, i64 heads, i64 count, i64 d) {
-  return head(x, Strides{count * heads * d, d, heads * d}, heads, count, d);
 }
 
 // lse: [b, h, n], unless it is null

@@ -13,8 +13,11 @@ use super::session;
 const HELD: usize = 16;
 /// The longest row that the row kernels take.
 pub(super) const LONGEST_ROW: usize = 1024 * HELD;
-/// Pixels that one block of a group sum adds up.
-const PIXELS: usize = 16;
+/// Rows that a block takes where each has a warp.
+const WARPS: usize = 4;
+/// Threads of a block that adds up groups, and pixels that each thread of it does.
+const SUMMING: usize = 512;
+const PIXELS: usize = 4;
 
 /// The kernel of a name for a type.
 macro_rules! kernel {
@@ -43,6 +46,12 @@ fn rows(x: &CubeTensor) -> (usize, usize, usize) {
     // A short row needs no more than a warp.
     let threads = if length <= 32 * 4 { 32 } else { threads };
     (shape.num_elements() / length.max(1), length, threads)
+}
+
+/// Whether a warp can hold a row of so many numbers at these addresses, or-ed: packs of 16 bytes, five a lane.
+fn fits_a_warp(length: usize, width: usize, addresses: u64) -> bool {
+    let bytes = length * width;
+    bytes % 16 == 0 && bytes <= 5 * 32 * 16 && addresses % 16 == 0
 }
 
 /// softmax over the first `keys` of the last axis; the others become 0.
@@ -77,8 +86,14 @@ pub(super) fn layer_norm(
     let [x, gamma, beta] = [x, gamma, beta].map(into_contiguous);
     let (y, name) = (like(&x), kernel!("layer_norm", x.dtype));
     let (rows, length, threads) = rows(&x);
+    let in_warps = kernel!("layer_norm_in_warps", x.dtype);
+    let width = x.dtype.size();
     session::submit([&x, &gamma, &beta, &y], move |session, [x, gamma, beta, y]| {
-        let arguments = vec![x, gamma, beta, y, length as u64, bits(eps)];
+        let mut arguments = vec![x, gamma, beta, y, length as u64, bits(eps)];
+        if fits_a_warp(length, width, x | gamma | beta | y) {
+            arguments.push(rows as u64);
+            return session.launch(in_warps, [rows.div_ceil(WARPS), 1], 32 * WARPS, 0, arguments);
+        }
         session.launch(name, [rows, 1], threads, 0, arguments)
     });
     y
@@ -94,37 +109,110 @@ pub(super) fn layer_norm_gradient(
     let [x, dy, gamma] = [x, dy, gamma].map(into_contiguous);
     let (dx, name) = (like(&x), kernel!("layer_norm_gradient", x.dtype));
     let (rows, length, threads) = rows(&x);
+    let in_warps = kernel!("layer_norm_gradient_in_warps", x.dtype);
+    let width = x.dtype.size();
     session::submit([&x, &dy, &gamma, &dx], move |session, [x, dy, gamma, dx]| {
-        let arguments = vec![x, dy, gamma, dx, length as u64, bits(eps)];
+        let mut arguments = vec![x, dy, gamma, dx, length as u64, bits(eps)];
+        if fits_a_warp(length, width, x | dy | gamma | dx) {
+            arguments.push(rows as u64);
+            return session.launch(in_warps, [rows.div_ceil(WARPS), 1], 32 * WARPS, 0, arguments);
+        }
         session.launch(name, [rows, 1], threads, 0, arguments)
     });
     dx
 }
 
-/// `a gelu(b)` for rows `(a, b)`.
-pub(super) fn geglu(x: CubeTensor) -> CubeTensor {
-    let x = into_contiguous(x);
+/// `a gelu(b)` for rows `(a, b)`, to which the bias is added first.
+pub(super) fn geglu(x: CubeTensor, bias: Option<CubeTensor>) -> CubeTensor {
+    let (x, bias) = (into_contiguous(x), bias.map(into_contiguous));
     let mut shape = x.shape().to_vec();
     let last = shape.len() - 1;
     shape[last] /= 2;
     let (c, n) = (shape[last], shape.iter().product::<usize>());
     let (y, name) = (empty(&x, shape, x.dtype), kernel!("geglu", x.dtype));
-    session::submit([&x, &y], move |session, [x, y]| {
-        session.launch(name, [blocks(n), 1], 256, 0, vec![x, y, c as u64, n as u64])
+    let biased = bias.is_some();
+    session::submit([&x, bias.as_ref().unwrap_or(&x), &y], move |session, [x, bias, y]| {
+        // Where there is none, its address is not looked at.
+        let bias = if biased { bias } else { 0 };
+        session.launch(name, [blocks(n), 1], 256, 0, vec![x, bias, y, c as u64, n as u64])
     });
     y
 }
 
-/// Its gradient.
-pub(super) fn geglu_gradient(x: CubeTensor, dy: CubeTensor) -> CubeTensor {
-    let (x, dy) = (into_contiguous(x), into_contiguous(dy));
+/// Its gradient by `x`.
+pub(super) fn geglu_gradient(
+    x: CubeTensor,
+    bias: Option<CubeTensor>,
+    dy: CubeTensor,
+) -> CubeTensor {
+    let (x, dy, bias) = (into_contiguous(x), into_contiguous(dy), bias.map(into_contiguous));
     let shape = dy.shape();
     let (c, n) = (shape[shape.num_dims() - 1], shape.num_elements());
     let (dx, name) = (like(&x), kernel!("geglu_gradient", x.dtype));
-    session::submit([&x, &dy, &dx], move |session, [x, dy, dx]| {
-        session.launch(name, [blocks(n), 1], 256, 0, vec![x, dy, dx, c as u64, n as u64])
+    let (biased, given) = (bias.is_some(), bias.as_ref().unwrap_or(&x));
+    session::submit([&x, given, &dy, &dx], move |session, [x, bias, dy, dx]| {
+        let bias = if biased { bias } else { 0 };
+        session.launch(name, [blocks(n), 1], 256, 0, vec![x, bias, dy, dx, c as u64, n as u64])
     });
     dx
+}
+
+/// Two tensors of float32 in a half precision.
+pub(super) fn both_narrow(a: CubeTensor, b: CubeTensor, to: DType) -> (CubeTensor, CubeTensor) {
+    let [a, b] = [a, b].map(into_contiguous);
+    let [x, y] = [&a, &b].map(|from| empty(from, from.shape().to_vec(), to));
+    let [n, m] = [&a, &b].map(|from| from.shape().num_elements());
+    let name = kernel!("both_narrow", to);
+    session::submit([&a, &b, &x, &y], move |session, [a, b, x, y]| {
+        let arguments = vec![a, b, x, y, n as u64, m as u64];
+        session.launch(name, [blocks(n.max(m)), 2], 256, 0, arguments)
+    });
+    (x, y)
+}
+
+/// `x + bias + rest`: `x` `[.., c]`, whose rows are so many times those of `bias` `[k, c]`. In the place of `x`, if nobody else needs it.
+pub(super) fn plus(x: CubeTensor, bias: CubeTensor, rest: Option<CubeTensor>) -> CubeTensor {
+    let (x, bias, rest) = (into_contiguous(x), into_contiguous(bias), rest.map(into_contiguous));
+    let y = if x.can_mut() { x.clone() } else { like(&x) };
+    let ([k, c], n, name) =
+        (bias.shape().dims(), x.shape().num_elements(), kernel!("plus", x.dtype));
+    let (all, given) = (rest.is_some(), rest.as_ref().unwrap_or(&x));
+    session::submit([&x, &bias, given, &y], move |session, [x, bias, rest, y]| {
+        // Where there is none, its address is not looked at.
+        let rest = if all { rest } else { 0 };
+        let arguments = vec![x, bias, rest, y, c as u64, (n / k) as u64, n as u64];
+        session.launch(name, [blocks(n), 1], 256, 0, arguments)
+    });
+    y
+}
+
+/// The channels of two maps `[b, c, h, w]`, those of a pixel together.
+pub(super) fn join(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+    let [a, b] = [a, b].map(|map| into_contiguous(permute_nchw_to_nhwc(map)));
+    let ([batch, height, width, first], [_, _, _, second]) =
+        (a.shape().dims::<4>(), b.shape().dims::<4>());
+    let y = empty(&a, vec![batch, height, width, first + second], a.dtype);
+    let (rows, name) = (batch * height * width, kernel!("join", a.dtype));
+    session::submit([&a, &b, &y], move |session, [a, b, y]| {
+        let arguments = vec![a, b, y, first as u64, second as u64, rows as u64];
+        session.launch(name, [blocks(rows * (first + second)), 1], 256, 0, arguments)
+    });
+    permute_nhwc_to_nchw(y)
+}
+
+/// The maps out of one, of which the first has so many `channels`.
+pub(super) fn apart(y: CubeTensor, channels: usize) -> (CubeTensor, CubeTensor) {
+    let y = into_contiguous(permute_nchw_to_nhwc(y));
+    let [batch, height, width, all] = y.shape().dims::<4>();
+    let map = |channels| empty(&y, vec![batch, height, width, channels], y.dtype);
+    let (a, b) = (map(channels), map(all - channels));
+    let (rows, name) = (batch * height * width, kernel!("apart", y.dtype));
+    session::submit([&y, &a, &b], move |session, [y, a, b]| {
+        let (first, second) = (channels as u64, (all - channels) as u64);
+        let arguments = vec![y, a, b, first, second, rows as u64];
+        session.launch(name, [blocks(rows * all), 1], 256, 0, arguments)
+    });
+    (permute_nhwc_to_nchw(a), permute_nhwc_to_nchw(b))
 }
 
 /// `l diag(max(gain, least))`.
@@ -166,7 +254,13 @@ pub(super) struct GroupNorm {
 }
 
 impl GroupNorm {
-    pub(super) fn forward(&self, x: CubeTensor, gamma: CubeTensor, beta: CubeTensor) -> CubeTensor {
+    /// The value, and mean and deviation of each group.
+    pub(super) fn forward(
+        &self,
+        x: CubeTensor,
+        gamma: CubeTensor,
+        beta: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
         let x = into_contiguous(permute_nchw_to_nhwc(x));
         let [gamma, beta] = [gamma, beta].map(into_contiguous);
         let sizes = Sizes::of(&x, self.groups);
@@ -178,8 +272,8 @@ impl GroupNorm {
             [&x, &gamma, &beta, &y, &partial, &stats],
             move |session, [x, gamma, beta, y, partial, stats]| {
                 let s = sizes;
-                let arguments = vec![x, partial, s.pixels, s.channels, s.groups, PIXELS as u64];
-                session.launch(sums, s.parts_grid(), s.threads(), s.shared(), arguments)?;
+                let arguments = vec![x, partial, s.pixels, s.channels, s.groups, s.each];
+                session.launch(sums, s.parts_grid(), SUMMING, s.shared(), arguments)?;
                 let arguments =
                     vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
                 session.launch(means, s.groups_grid(), 128, 0, arguments)?;
@@ -187,40 +281,34 @@ impl GroupNorm {
                 session.launch(name, s.grid(), 256, 0, arguments)
             },
         );
-        permute_nhwc_to_nchw(y)
+        (permute_nhwc_to_nchw(y), stats)
     }
 
+    /// The gradient, with the means and deviations `stats`.
     pub(super) fn gradient(
         &self,
         x: CubeTensor,
         dy: CubeTensor,
         gamma: CubeTensor,
         beta: CubeTensor,
+        stats: CubeTensor,
     ) -> CubeTensor {
         let [x, dy] = [x, dy].map(|map| into_contiguous(permute_nchw_to_nhwc(map)));
         let [gamma, beta] = [gamma, beta].map(into_contiguous);
         let sizes = Sizes::of(&x, self.groups);
-        let ([partial, stats], [_, means]) = (sizes.scratch(&x), sizes.scratch(&x));
+        let [partial, means] = sizes.scratch(&x);
         let dx = like(&x);
-        let (sums, moments) = (kernel!("group_sums", x.dtype), kernel!("group_stats", x.dtype));
         let (slopes, name) =
             (kernel!("group_gradient_sums", x.dtype), kernel!("group_gradient", x.dtype));
-        let (eps, act) = (bits(self.eps), self.silu.into());
+        let act = self.silu.into();
         session::submit(
             [&x, &dy, &gamma, &beta, &dx, &partial, &stats, &means],
             move |session, [x, dy, gamma, beta, dx, partial, stats, means]| {
                 let s = sizes;
-                let each = PIXELS as u64;
-                // The statistics again, from x: a sixth of what keeping a second map would cost.
-                let arguments = vec![x, partial, s.pixels, s.channels, s.groups, each];
-                session.launch(sums, s.parts_grid(), s.threads(), s.shared(), arguments)?;
-                let arguments =
-                    vec![x, partial, stats, s.pixels, s.channels, s.groups, s.parts, eps];
-                session.launch(moments, s.groups_grid(), 128, 0, arguments)?;
                 let arguments = vec![
-                    x, dy, stats, gamma, beta, partial, s.pixels, s.channels, s.groups, each, act,
+                    x, dy, stats, gamma, beta, partial, s.pixels, s.channels, s.groups, s.each, act,
                 ];
-                session.launch(slopes, s.parts_grid(), s.threads(), s.shared(), arguments)?;
+                session.launch(slopes, s.parts_grid(), SUMMING, s.shared(), arguments)?;
                 let arguments = vec![partial, means, s.pixels, s.channels, s.groups, s.parts];
                 session.launch("group_means_f32", s.groups_grid(), 128, 0, arguments)?;
                 let arguments =
@@ -239,15 +327,23 @@ struct Sizes {
     pixels: u64,
     channels: u64,
     groups: u64,
+    /// Pixels of a block, and blocks.
+    each: u64,
     parts: u64,
+    /// Bytes of a number.
+    width: usize,
 }
 
 impl Sizes {
     fn of(x: &CubeTensor, groups: usize) -> Self {
         let [batch, height, width, channels] = x.shape().dims::<4>().map(|size| size as u64);
         let pixels = height * width;
-        let parts = pixels.div_ceil(PIXELS as u64);
-        Self { batch, pixels, channels, groups: groups as u64, parts }
+        let (width, groups) = (x.dtype.size(), groups as u64);
+        // A thread reads 16 bytes at once.
+        let lanes = (channels as usize * width).div_ceil(16);
+        let each = (PIXELS * (SUMMING / lanes).max(1)) as u64;
+        let parts = pixels.div_ceil(each);
+        Self { batch, pixels, channels, groups, each, parts, width }
     }
 
     /// Sums by block, and by group.
@@ -268,22 +364,18 @@ impl Sizes {
         [blocks((self.pixels * self.channels) as usize), self.batch as usize]
     }
 
-    fn threads(&self) -> usize {
-        (self.channels as usize).next_multiple_of(32).min(512)
-    }
-
-    /// Two floats for each channel.
+    /// Two floats for each channel that a block sums, of each pixel that it is at.
     fn shared(&self) -> usize {
-        8 * self.channels as usize
+        8 * (self.channels as usize).max(SUMMING * 16 / self.width)
     }
 }
 
 /// Blocks of 256 threads for `n` numbers; a thread of a larger tensor takes several.
-fn blocks(n: usize) -> usize {
+pub(super) fn blocks(n: usize) -> usize {
     n.div_ceil(1024).clamp(1, 8192)
 }
 
 /// A float as a kernel's argument.
-fn bits(value: f32) -> u64 {
+pub(super) fn bits(value: f32) -> u64 {
     value.to_bits().into()
 }

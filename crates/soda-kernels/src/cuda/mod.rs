@@ -8,23 +8,28 @@ mod attend;
 mod blas;
 mod copies;
 mod dnn;
+mod images;
 mod launch;
 mod layout;
+mod planes;
+mod polar;
 mod session;
 mod turn;
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::DType;
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, FloatDType};
 use burn_cubecl::{CubeBackend, CubeDevice};
 
 use crate::backend::{AttentionGradient, Kernels};
-use crate::{attention, columns, conv, geglu, norm};
+use crate::{attention, columns, conv, geglu, join, low_rank, norm, plus};
 
 use attend::Attend;
 pub(crate) use copies::{cat, overwrite, split};
+pub(crate) use polar::{halves, step as polar_step, takes_polar};
+pub(crate) use session::scratch;
 pub(crate) use turn::Turn;
 
 type Cube = CubeBackend;
@@ -42,7 +47,7 @@ pub(crate) fn takes_products(x: &FloatTensor<Cube>) -> bool {
 
 /// Whether the kernels of our own can run.
 pub(crate) fn ours(x: &FloatTensor<Cube>) -> bool {
-    on_cuda(x) && session::kernels().is_some()
+    on_cuda(x) && images::kernels().is_some()
 }
 
 /// Whether the row kernels take the last axis.
@@ -59,6 +64,42 @@ impl Kernels for Cube {
             return blas::product(lhs, rhs);
         }
         Self::float_matmul(lhs, rhs)
+    }
+
+    fn product_onto(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        to: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let types = [lhs.dtype, rhs.dtype, to.dtype];
+        if !takes_products(&lhs) || types.iter().any(|&dtype| dtype != lhs.dtype) {
+            return Self::float_add(Self::product(lhs, rhs), to);
+        }
+        match blas::product_onto(lhs, rhs, to) {
+            Ok(sum) => sum,
+            Err([lhs, rhs, to]) => Self::float_add(Self::product(lhs, rhs), to),
+        }
+    }
+
+    fn wide_product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let half = matches!(lhs.dtype, DType::F16 | DType::BF16) && lhs.dtype == rhs.dtype;
+        if half && takes_products(&lhs) {
+            return blas::wide_product(lhs, rhs);
+        }
+        low_rank::wide_product::<Self>(lhs, rhs)
+    }
+
+    fn both_cast(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        dtype: FloatDType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let to = DType::from(dtype);
+        let narrower = matches!(to, DType::F16 | DType::BF16);
+        if narrower && ours(&a) && a.dtype == DType::F32 && b.dtype == DType::F32 {
+            return launch::both_narrow(a, b, to);
+        }
+        low_rank::both_cast::<Self>(a, b, dtype)
     }
 
     fn convolution(
@@ -153,25 +194,39 @@ impl Kernels for Cube {
     ) -> FloatTensor<Self> {
         if ours(&x) && x.dtype == gamma.dtype {
             let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
-            return norm.forward(x, gamma, beta);
+            return norm.forward(x, gamma, beta).0;
         }
         norm::groups::<Self>(x, gamma, beta, groups, eps, act)
     }
 
-    fn normalize_groups_gradient(
+    fn normalize_groups_keeping(
         x: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         groups: usize,
         eps: f64,
         act: bool,
-    ) -> FloatTensor<Self> {
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         if ours(&x) && x.dtype == gamma.dtype {
             let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
-            return norm.gradient(x, dy, gamma, beta);
+            let (y, kept) = norm.forward(x, gamma, beta);
+            return (y, Some(kept));
         }
-        norm::groups_gradient::<Self>(x, dy, gamma, beta, groups, eps, act)
+        (norm::groups::<Self>(x, gamma, beta, groups, eps, act), None)
+    }
+
+    fn normalize_groups_gradient_keeping(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        kept: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        act: bool,
+    ) -> FloatTensor<Self> {
+        let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
+        norm.gradient(x, dy, gamma, beta, kept)
     }
 
     fn normalize_rows(
@@ -199,14 +254,64 @@ impl Kernels for Cube {
     }
 
     fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        if ours(&x) { launch::geglu(x) } else { geglu::forward::<Self>(x) }
+        if ours(&x) { launch::geglu(x, None) } else { geglu::forward::<Self>(x) }
     }
 
     fn gate_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         if ours(&x) {
-            return launch::geglu_gradient(x, dy);
+            return launch::geglu_gradient(x, None, dy);
         }
         geglu::gradient::<Self>(x, dy)
+    }
+
+    fn gate_biased(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        if ours(&x) && bias.dtype == x.dtype {
+            return launch::geglu(x, Some(bias));
+        }
+        Self::gate(geglu::biased::<Self>(x, bias))
+    }
+
+    fn gate_biased_gradient(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if ours(&x) && bias.dtype == x.dtype {
+            return launch::geglu_gradient(x, Some(bias), dy);
+        }
+        Self::gate_gradient(geglu::biased::<Self>(x, bias), dy)
+    }
+
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        if ours(&x) && bias.dtype == x.dtype {
+            return launch::plus(x, bias, None);
+        }
+        plus::forward::<Self>(x, bias)
+    }
+
+    fn add_bias_to(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        rest: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if ours(&x) && bias.dtype == x.dtype && rest.dtype == x.dtype {
+            return launch::plus(x, bias, Some(rest));
+        }
+        Self::float_add(plus::forward::<Self>(x, bias), rest)
+    }
+
+    fn join(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        if ours(&a) && a.dtype == b.dtype {
+            return launch::join(a, b);
+        }
+        Self::float_cat(vec![a, b], 1)
+    }
+
+    fn join_gradient(
+        dy: FloatTensor<Self>,
+        channels: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if ours(&dy) { launch::apart(dy, channels) } else { join::gradient::<Self>(dy, channels) }
     }
 
     fn columns(

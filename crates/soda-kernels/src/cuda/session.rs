@@ -14,25 +14,29 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
-use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use burn::backend::StreamId;
-use burn::tensor::DType;
+use burn_cubecl::CubeDevice;
 use burn_cubecl::cubecl::cuda::CudaRuntime;
 use burn_cubecl::cubecl::device_handle::DeviceHandle;
-use burn_cubecl::cubecl::server::{BufferBinding, Handle, ServerStorage};
+use burn_cubecl::cubecl::server::{BufferBinding, ServerStorage};
 use burn_cubecl::cubecl::{__private::Runtime, device::DeviceId};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl_server::stream::WriteScoped;
 use cudarc::driver::{result, sys};
-use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 use cudarc::{cublas, cudnn};
 
 use super::dnn::{Plan, PlanKey};
+use super::images::{Image, kernels};
 
 /// What cuBLAS is given to work in: as much as it asks for on Hopper. Left alone it allocates in the order of the stream,
 /// which a graph cannot replay.
 const BLAS_SCRATCH: usize = 32 << 20;
+
+/// Shared memory that any kernel may have.
+const PLAIN_SHARED: usize = 48 << 10;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
@@ -72,6 +76,14 @@ thread_local! {
     static DEVICES: RefCell<HashMap<DeviceId, DeviceHandle<Server>>> = RefCell::default();
 }
 
+/// Bytes that the libraries work in, of all sessions.
+static SCRATCH: AtomicU64 = AtomicU64::new(0);
+
+/// What the libraries work in, in bytes.
+pub(crate) fn scratch() -> u64 {
+    SCRATCH.load(Ordering::Relaxed)
+}
+
 /// What went wrong on a device's thread, until someone hears of it.
 static FAILURE: Mutex<Option<String>> = Mutex::new(None);
 
@@ -101,12 +113,14 @@ pub(super) fn submit_all(
     if let Some(failure) = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).clone() {
         panic!("the CUDA device failed: {failure}");
     }
-    let handles: Vec<Handle> = tensors.iter().map(|tensor| tensor.handle.clone()).collect();
-    let Some(id) = handles.first().map(|handle| handle.service.device) else { return };
+    // Bindings, not handles: those that wait for the device's thread would count as users of the memory, and keep the
+    // backend from working in place on what is no longer needed.
+    let bindings: Vec<BufferBinding> =
+        tensors.iter().map(|tensor| tensor.handle.clone().binding()).collect();
+    let Some(id) = bindings.first().map(|binding| binding.service.device) else { return };
     DEVICES.with_borrow_mut(|devices| {
         let device = devices.entry(id).or_insert_with(|| DeviceHandle::<Server>::new(id));
         device.submit(move |server| {
-            let bindings = handles.into_iter().map(Handle::binding).collect();
             if let Err(failure) = enqueue(server, bindings, task) {
                 *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
             }
@@ -238,6 +252,7 @@ impl Session {
                 .result()
                 .map_err(refused("cublasSetWorkspace"))?;
         }
+        SCRATCH.fetch_add(BLAS_SCRATCH as u64, Ordering::Relaxed);
         Ok(*self.blas.insert(handle))
     }
 
@@ -259,11 +274,13 @@ impl Session {
             unsafe {
                 if self.workspace.1 > 0 {
                     result::free_sync(self.workspace.0).map_err(refused("cuMemFree"))?;
+                    SCRATCH.fetch_sub(self.workspace.1 as u64, Ordering::Relaxed);
                 }
                 self.workspace = (0, 0);
                 let address = result::malloc_sync(bytes)
                     .map_err(refused("scratch memory for a convolution"))?;
                 self.workspace = (address, bytes);
+                SCRATCH.fetch_add(bytes as u64, Ordering::Relaxed);
             }
         }
         Ok(self.workspace.0 as *mut c_void)
@@ -319,6 +336,9 @@ impl Session {
         mut arguments: Vec<*mut c_void>,
     ) -> Result<(), String> {
         let function = self.function(image, name)?;
+        if shared > PLAIN_SHARED {
+            allow_shared(function, shared)?;
+        }
         let (grid, block) = ((grid[0] as u32, grid[1] as u32, 1), (block as u32, 1, 1));
         // SAFETY: the arguments are those of the kernel of this name.
         unsafe {
@@ -348,62 +368,13 @@ impl Session {
     }
 }
 
-/// Compiled kernels, for as long as the process lives.
-pub(super) type Image = &'static Ptx;
-
-/// `kernels.cu` compiled for the first device, or `None` where NVRTC or the device cannot: burn's own operations do
-/// its work then.
-pub(super) fn kernels() -> Option<Image> {
-    static IMAGE: OnceLock<Option<Ptx>> = OnceLock::new();
-    let source = concat!(include_str!("numbers.cu"), include_str!("kernels.cu"));
-    IMAGE.get_or_init(|| compile(source, &[], (0, 0))).as_ref()
-}
-
-/// A source that is compiled for one type of numbers, `NUMBER`, and a width `D`, by when it is first asked for; `None`
-/// where NVRTC cannot or the device has not the compute capability `least`.
-pub(super) fn image(
-    source: &'static str,
-    dtype: DType,
-    width: usize,
-    least: (i32, i32),
-) -> Option<Image> {
-    type Images = HashMap<(usize, DType, usize), Option<Image>>;
-    static IMAGES: LazyLock<Mutex<Images>> = LazyLock::new(Mutex::default);
-    let mut images = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
-    *images.entry((source.as_ptr() as usize, dtype, width)).or_insert_with(|| {
-        let number = match dtype {
-            DType::BF16 => "bf16",
-            DType::F16 => "f16",
-            _ => "float",
-        };
-        let bf16 = u8::from(dtype == DType::BF16);
-        let macros = [format!("NUMBER={number}"), format!("BF16={bf16}"), format!("D={width}")];
-        let image = compile(source, &macros, least)?;
-        // As many as there are types and widths in a process: a few.
-        Some(Box::leak(Box::new(image)))
-    })
-}
-
-/// A source with these macros, compiled for the first device if that has the compute capability `least`.
-#[allow(unsafe_code, reason = "calls of the CUDA driver")]
-fn compile(source: &str, macros: &[String], least: (i32, i32)) -> Option<Ptx> {
-    use sys::CUdevice_attribute::{
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-    };
-    result::init().ok()?;
-    let device = result::device::get(0).ok()?;
-    // SAFETY: reads two properties.
-    let (major, minor) = unsafe {
-        let property = |which| result::device::get_attribute(device, which).ok();
-        (property(MAJOR)?, property(MINOR)?)
-    };
-    if (major, minor) < least {
-        return None;
-    }
-    let mut options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
-    options.extend(macros.iter().map(|name| format!("-D{name}")));
-    compile_ptx_with_opts(source, CompileOptions { options, ..Default::default() }).ok()
+/// Lets a kernel have more of shared memory than it may without asking.
+#[allow(unsafe_code, reason = "a call of the CUDA driver")]
+fn allow_shared(function: sys::CUfunction, bytes: usize) -> Result<(), String> {
+    let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: the function lives as long as the process.
+    unsafe { result::function::set_function_attribute(function, most, bytes as i32) }
+        .map_err(refused("cuFuncSetAttribute"))
 }
 
 /// An error with the name of what gave it.

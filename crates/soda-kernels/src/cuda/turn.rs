@@ -1,12 +1,14 @@
-//! Kronecker products on rows: all factors in one kernel, each way.
+//! Kronecker products on rows: all factors in one kernel, each way; of half precision by [`Planes`], where those take them.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::copies::{cat, split};
+use super::images::{self, Image, Target};
 use super::launch::{empty, like};
-use super::session::Image;
+use super::planes::Planes;
 use super::{on_cuda, session};
 
 /// Threads of a block.
@@ -21,11 +23,65 @@ const GROUP: usize = 8;
 const BLOCKS: usize = 528;
 const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("turn.cu"));
 /// `mma.sync` on tf32.
-const CAPABILITY: (i32, i32) = (8, 0);
+const TARGET: Target = Target::From((8, 0));
 
-/// The factors' sizes as the kernels take them.
+/// Factors that kernels take.
 #[derive(Clone, Copy)]
-pub(crate) struct Turn {
+pub(crate) enum Turn {
+    /// Three, of which each warp keeps a row in registers.
+    Planes(Planes),
+    /// Up to four, through which groups of rows go in shared memory.
+    Groups(Groups),
+}
+
+impl Turn {
+    /// Of square factors, which lie transposed if `flipped`; `None` where no kernel takes them.
+    pub(crate) fn new(
+        x: &CubeTensor,
+        a: &[CubeTensor],
+        sizes: &[usize],
+        flipped: bool,
+    ) -> Option<Self> {
+        let planes = Planes::new(x, a, sizes, flipped).map(Self::Planes);
+        planes.or_else(|| Groups::new(x, a, sizes, flipped).map(Self::Groups))
+    }
+
+    /// `x (A1 ⊗ … ⊗ Am)`.
+    pub(crate) fn forward(self, x: CubeTensor, a: Vec<CubeTensor>) -> CubeTensor {
+        match self {
+            Self::Planes(planes) => planes.forward(x, a),
+            Self::Groups(groups) => groups.forward(x, cat(a)),
+        }
+    }
+
+    /// The gradients by `x`, if wanted, and by the factors; and [`Turn::forward`] if `again`.
+    pub(crate) fn gradient(
+        self,
+        x: CubeTensor,
+        a: Vec<CubeTensor>,
+        dy: CubeTensor,
+        by_x: bool,
+        again: bool,
+    ) -> (Option<CubeTensor>, Vec<CubeTensor>, Option<CubeTensor>) {
+        match self {
+            Self::Planes(planes) => {
+                let (dx, da, y) = planes.gradient(x, a, dy, again);
+                (by_x.then_some(dx), da, y)
+            }
+            Self::Groups(groups) => {
+                let lengths: Vec<_> = a.iter().map(|a| a.shape().num_elements()).collect();
+                let a = cat(a);
+                let y = again.then(|| groups.forward(x.clone(), a.clone()));
+                let (dx, da) = groups.gradient(x, a, dy, by_x);
+                (dx, split(da, &lengths), y)
+            }
+        }
+    }
+}
+
+/// The factors' sizes as the kernels of `turn.cu` take them.
+#[derive(Clone, Copy)]
+pub(crate) struct Groups {
     image: Image,
     sizes: u64,
     width: usize,
@@ -35,21 +91,16 @@ pub(crate) struct Turn {
     flipped: bool,
 }
 
-impl Turn {
+impl Groups {
     /// Of square factors, which lie transposed if `flipped`; `None` where the kernels do not take them.
-    pub(crate) fn new(
-        x: &CubeTensor,
-        a: &CubeTensor,
-        sizes: &[usize],
-        flipped: bool,
-    ) -> Option<Self> {
+    fn new(x: &CubeTensor, a: &[CubeTensor], sizes: &[usize], flipped: bool) -> Option<Self> {
         let few = (1..=4).contains(&sizes.len());
         let small = sizes.iter().all(|n| (1..=SIDE).contains(n));
-        if !(few && small && on_cuda(x) && a.dtype == DType::F32) {
+        if !(few && small && on_cuda(x) && a.iter().all(|a| a.dtype == DType::F32)) {
             return None;
         }
         let turn = Self {
-            image: session::image(SOURCE, x.dtype, 0, CAPABILITY)?,
+            image: images::image(SOURCE, x.dtype, 0, TARGET)?,
             sizes: sizes.iter().rev().fold(0, |all, &n| all << 8 | n as u64),
             width: sizes.iter().product(),
             count: sizes.len(),
@@ -80,8 +131,7 @@ impl Turn {
         x.shape().num_elements() / self.width
     }
 
-    /// `x (A1 ⊗ … ⊗ Am)`.
-    pub(crate) fn forward(self, x: CubeTensor, a: CubeTensor) -> CubeTensor {
+    fn forward(self, x: CubeTensor, a: CubeTensor) -> CubeTensor {
         let [x, a] = [x, a].map(into_contiguous);
         let (y, rows) = (like(&x), self.rows(&x));
         let (group, shared) = self.group(2);
@@ -99,7 +149,7 @@ impl Turn {
     }
 
     /// The gradients by `x`, if wanted, and by the factors.
-    pub(crate) fn gradient(
+    fn gradient(
         self,
         x: CubeTensor,
         a: CubeTensor,

@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
-use soda_kernels::{attention, linear_through, matmul};
+use soda_kernels::{attention, linear_plus, matmul};
 
 /// Stands for minus infinity in the scores of masked pairs: its exponential is 0 in every float
 /// type, and unlike infinity it can be written in every shader language.
@@ -66,8 +66,8 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `x`: `[b, n, width]`; `context`: `[b, m, context]`; returns `[b, n, width]`.
-    pub fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+    /// `x`: `[b, n, width]`; `context`: `[b, m, context]`; returns `[b, n, width]`, with `rest` added to it.
+    pub fn forward(&self, x: Tensor<3>, context: Tensor<3>, rest: Tensor<3>) -> Tensor<3> {
         let q = project(&self.to_q, x);
         let k = project(&self.to_k, context.clone());
         let v = project(&self.to_v, context);
@@ -78,7 +78,7 @@ impl Attention {
         } else {
             multi_head(q, k, v, self.heads, None)
         };
-        project(&self.to_out.0, out)
+        project_plus(&self.to_out.0, out, Some(rest))
     }
 }
 
@@ -113,6 +113,15 @@ pub(crate) fn multi_head(
 
 /// A linear layer on tokens `[.., c]`.
 pub(crate) fn project<const D: usize>(layer: &Linear, tokens: Tensor<D>) -> Tensor<D> {
+    project_plus(layer, tokens, None)
+}
+
+/// [`project`], and what its value is added to.
+pub(crate) fn project_plus<const D: usize>(
+    layer: &Linear,
+    tokens: Tensor<D>,
+    rest: Option<Tensor<D>>,
+) -> Tensor<D> {
     let bias = layer.bias.as_ref().map(|bias| bias.val());
-    linear_through(tokens, || layer.weight.val(), bias)
+    linear_plus(tokens, || layer.weight.val(), bias, rest)
 }

@@ -11,9 +11,9 @@ use burn::module::{
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::linear;
+use soda_kernels::linear_plus;
 
-use crate::unet::attention::project;
+use crate::unet::attention::project_plus;
 
 /// A pointwise projection, stored in one of two forms.
 #[derive(Debug, Clone)]
@@ -34,16 +34,17 @@ impl Projection {
         }
     }
 
-    /// Tokens `[b, n, c]` to the same.
-    pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
+    /// Tokens `[b, n, c]` to the same, with `rest` added to them.
+    pub fn forward(&self, tokens: Tensor<3>, rest: Option<Tensor<3>>) -> Tensor<3> {
         match self {
-            Self::Linear(layer) => project(layer, tokens),
+            Self::Linear(layer) => project_plus(layer, tokens, rest),
             // A matrix product, without im2col.
             Self::Conv(layer) => {
                 let weight = layer.weight.val();
                 let [channels_out, channels_in, _, _] = weight.dims();
-                let weight = weight.reshape([channels_out, channels_in]).transpose();
-                linear(tokens, weight, layer.bias.as_ref().map(|bias| bias.val()))
+                let weight = || weight.reshape([channels_out, channels_in]).transpose();
+                let bias = layer.bias.as_ref().map(|bias| bias.val());
+                linear_plus(tokens, weight, bias, rest)
             }
         }
     }

@@ -13,7 +13,7 @@ use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{conv2d, group_norm, linear};
+use soda_kernels::{conv2d, conv2d_plus, group_norm, linear};
 
 /// A convolution of kernel 3 that keeps the size.
 pub(crate) fn conv3x3(channels_in: usize, channels_out: usize, device: &Device) -> Conv2d {
@@ -80,17 +80,17 @@ impl ResnetBlock {
     ///
     /// The silu is the caller's, who can compute it once for all blocks.
     pub fn forward(&self, x: Tensor<4>, time: Option<&Tensor<2>>) -> Tensor<4> {
-        let mut hidden = conv2d(&self.conv1, group_norm(&self.norm1, x.clone(), true));
-        if let (Some(project), Some(time)) = (&self.time_emb_proj, time) {
+        let time = self.time_emb_proj.as_ref().zip(time).map(|(project, time)| {
             let bias = project.bias.as_ref().map(|bias| bias.val());
-            let time = linear(time.clone(), project.weight.val(), bias);
-            hidden = hidden + time.unsqueeze_dims(&[2, 3]);
-        }
-        let hidden = conv2d(&self.conv2, group_norm(&self.norm2, hidden, true));
-        match &self.conv_shortcut {
-            Some(conv) => conv2d(conv, x) + hidden,
-            None => x + hidden,
-        }
+            linear(time.clone(), project.weight.val(), bias)
+        });
+        let normed = group_norm(&self.norm1, x.clone(), true);
+        let hidden = group_norm(&self.norm2, conv2d_plus(&self.conv1, normed, time, None), true);
+        let rest = match &self.conv_shortcut {
+            Some(conv) => conv2d(conv, x),
+            None => x,
+        };
+        conv2d_plus(&self.conv2, hidden, None, Some(rest))
     }
 }
 

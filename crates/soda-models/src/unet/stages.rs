@@ -12,7 +12,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
-use soda_kernels::{conv2d, group_norm};
+use soda_kernels::{conv2d, group_norm, join};
 
 use crate::unet::Unet;
 use crate::unet::resnet::{Downsample, ResnetBlock, Upsample};
@@ -128,7 +128,7 @@ impl Stage<'_> {
             Work::In(conv) => conv2d(conv.module, hidden),
             Work::Block { resnet, attention, .. } => {
                 let x = match skip {
-                    Some(skip) => Tensor::cat(vec![hidden, skip], 1),
+                    Some(skip) => join(hidden, skip),
                     None => hidden,
                 };
                 let x = resnet.module.forward(x, Some(time));

@@ -10,9 +10,9 @@ use burn::nn::{
     LinearConfig,
 };
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{geglu, group_norm, layer_norm};
+use soda_kernels::{geglu_biased, group_norm, layer_norm, linear_through};
 
-use crate::unet::attention::{Attention, AttentionConfig, project};
+use crate::unet::attention::{Attention, AttentionConfig, project_plus};
 use crate::unet::projection::Projection;
 
 /// Epsilon of the layer norms, which diffusers has as a constant.
@@ -85,13 +85,14 @@ impl SpatialTransformer {
     pub fn forward(&self, x: Tensor<4>, text: &Tensor<3>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         let normed = group_norm(&self.norm, x.clone(), false);
-        let tokens = normed.permute([0, 2, 3, 1]).reshape([batch, height * width, channels]);
-        let mut hidden = self.proj_in.forward(tokens);
+        let tokens =
+            |map: Tensor<4>| map.permute([0, 2, 3, 1]).reshape([batch, height * width, channels]);
+        let mut hidden = self.proj_in.forward(tokens(normed), None);
         for block in &self.transformer_blocks {
             hidden = block.forward(hidden, text);
         }
-        let hidden = self.proj_out.forward(hidden);
-        hidden.reshape([batch, height, width, channels]).permute([0, 3, 1, 2]) + x
+        let hidden = self.proj_out.forward(hidden, Some(tokens(x)));
+        hidden.reshape([batch, height, width, channels]).permute([0, 3, 1, 2])
     }
 }
 
@@ -116,9 +117,9 @@ impl TransformerBlock {
     /// `x`: `[b, n, c]`; `text`: `[b, m, context]`; returns `[b, n, c]`.
     pub fn forward(&self, x: Tensor<3>, text: &Tensor<3>) -> Tensor<3> {
         let normed = layer_norm(&self.norm1, NORM_EPS, x.clone());
-        let x = self.attn1.forward(normed.clone(), normed) + x;
-        let x = self.attn2.forward(layer_norm(&self.norm2, NORM_EPS, x.clone()), text.clone()) + x;
-        self.ff.forward(layer_norm(&self.norm3, NORM_EPS, x.clone())) + x
+        let x = self.attn1.forward(normed.clone(), normed, x);
+        let x = self.attn2.forward(layer_norm(&self.norm2, NORM_EPS, x.clone()), text.clone(), x);
+        self.ff.forward(layer_norm(&self.norm3, NORM_EPS, x.clone()), x)
     }
 }
 
@@ -138,9 +139,9 @@ impl FeedForward {
         Self { net: (gated, DropoutConfig::new(0.0).init(), out) }
     }
 
-    /// `[b, n, c]` to `[b, n, c]`.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        project(&self.net.2, self.net.0.forward(x))
+    /// `[b, n, c]` to `[b, n, c]`, with `rest` added to it.
+    pub fn forward(&self, x: Tensor<3>, rest: Tensor<3>) -> Tensor<3> {
+        project_plus(&self.net.2, self.net.0.forward(x), Some(rest))
     }
 }
 
@@ -154,6 +155,7 @@ pub struct GeGlu {
 impl GeGlu {
     /// `[b, n, c]` to `[b, n, 4c]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        geglu(project(&self.proj, x))
+        let bias = self.proj.bias.as_ref().map(|bias| bias.val());
+        geglu_biased(linear_through(x, || self.proj.weight.val(), None), bias)
     }
 }

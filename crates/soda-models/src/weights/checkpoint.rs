@@ -134,7 +134,7 @@ impl Checkpoint {
     /// Those of [`Checkpoint::load_into`].
     pub fn load_into_but<M: Module>(
         self,
-        mut module: M,
+        module: M,
         dtype: FloatDType,
         exact: BTreeSet<String>,
     ) -> Result<M, ModelError> {
@@ -147,8 +147,16 @@ impl Checkpoint {
             tensors.push(stored(key, entry, &failure)?);
         }
         let cast = Cast { dtype, exact: Arc::new(exact) };
-        let adapter = ScalarToVector.chain(PyTorchToBurnAdapter.chain(cast));
-        let result = module.apply(tensors, None, Some(Box::new(adapter)), false);
+        let apply = |(mut module, tensors): (M, Vec<Stored>)| {
+            let adapter = ScalarToVector.chain(PyTorchToBurnAdapter.chain(cast.clone()));
+            let result = module.apply(tensors, None, Some(Box::new(adapter)), false);
+            (module, result)
+        };
+        // Weights outlive everything else, and keep no page of a pool that way.
+        let (module, result) = match module.devices().first() {
+            Some(device) => device.memory_persistent_allocations((module, tensors), apply),
+            None => apply((module, tensors)),
+        };
         if let Some(error) = failure.take() {
             return Err(error);
         }

@@ -1,0 +1,78 @@
+//! An operation against a formula: what the tests of this crate have in common.
+
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "a test fails by panicking, and not every one needs all"
+)]
+
+use burn::module::Module as _;
+use burn::nn::conv::Conv2d;
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+
+pub(crate) const EXACT: f32 = 2e-5;
+pub(crate) const HALF: f32 = 3e-2;
+
+pub(crate) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+/// The largest difference over the largest number of `theirs`.
+pub(crate) fn distance<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f32 {
+    assert_eq!(ours.dims(), theirs.dims());
+    let cpu = Device::flex();
+    let (ours, theirs) = (ours.to_device(&cpu), theirs.to_device(&cpu));
+    let (ours, theirs) = (ours.cast(FloatDType::F32), theirs.cast(FloatDType::F32));
+    let scale: f32 = theirs.clone().abs().max().into_scalar();
+    (ours - theirs).abs().max().into_scalar::<f32>() / scale.max(1e-12)
+}
+
+/// Value and gradients by the inputs of `f`, against a fixed random direction.
+pub(crate) fn run<const D: usize, const N: usize>(
+    device: &Device,
+    inputs: &[Tensor<D>; N],
+    dtype: FloatDType,
+    f: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+    direction: &Tensor<D>,
+) -> (Tensor<D>, Vec<Tensor<D>>) {
+    let leaves: [Tensor<D>; N] = std::array::from_fn(|i| {
+        Tensor::from_inner(inputs[i].clone().to_device(device).cast(dtype)).require_grad()
+    });
+    let y = f(leaves.clone());
+    let weights = Tensor::from_inner(direction.clone().to_device(device).cast(dtype));
+    let grads = (y.clone() * weights).sum().backward();
+    (y.inner(), leaves.iter().map(|leaf| leaf.grad(&grads).unwrap()).collect())
+}
+
+/// `ours` in float32 and in bfloat16 against `theirs` in float32.
+pub(crate) fn same<const D: usize, const N: usize>(
+    what: &str,
+    inputs: [Tensor<D>; N],
+    ours: impl Fn([Tensor<D>; N], FloatDType) -> Tensor<D>,
+    theirs: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) {
+    let direction = random(theirs(inputs.clone()).dims());
+    let (y, grads) = run(&Device::flex(), &inputs, FloatDType::F32, &theirs, &direction);
+    for (dtype, tolerance) in [(FloatDType::F32, EXACT), (FloatDType::BF16, HALF)] {
+        if !Device::default().supports_dtype(dtype) {
+            continue;
+        }
+        let (our_y, our_grads) =
+            run(&Device::default(), &inputs, dtype, |x| ours(x, dtype), &direction);
+        assert_eq!(our_y.dtype(), DType::from(dtype), "{what}: the type of the value");
+        let off = distance(our_y, y.clone());
+        assert!(off < tolerance, "{what} {dtype:?}: value off by {off}");
+        for (i, (ours, theirs)) in our_grads.into_iter().zip(&grads).enumerate() {
+            let off = distance(ours, theirs.clone());
+            assert!(off < tolerance, "{what} {dtype:?}: gradient {i} off by {off}");
+        }
+    }
+}
+
+/// A frozen layer in a type.
+pub(crate) fn frozen(layer: &Conv2d, dtype: FloatDType, device: &Device) -> Conv2d {
+    let mut layer = layer.clone().to_device(device).no_grad();
+    layer.weight = layer.weight.map(|w| w.cast(dtype).set_require_grad(false));
+    layer.bias = layer.bias.map(|b| b.map(|b| b.cast(dtype).set_require_grad(false)));
+    layer.train().no_grad()
+}

@@ -1,0 +1,32 @@
+//! The iteration towards a polar factor, against its formula in burn's operations on a CPU.
+
+use burn::tensor::{Device, Distribution, Tensor};
+use soda_kernels::Iterate;
+
+/// Steps and the last of them against the same in burn's operations on a CPU.
+#[test]
+fn a_step_is_its_formula() {
+    let cpu = Device::flex();
+    let off = |ours: Tensor<3>, theirs: &Tensor<3>| {
+        let scale: f32 = theirs.clone().abs().max().into_scalar();
+        (ours.to_device(&cpu) - theirs.clone()).abs().max().into_scalar::<f32>() / scale
+    };
+    for [b, m, n] in [[2, 40, 40], [3, 50, 24], [1, 130, 129]] {
+        let shape = [b, m, n];
+        let x = Tensor::<3>::random(shape, Distribution::Normal(0.0, 0.1), &cpu);
+        let square = x.clone().transpose().matmul(x.clone());
+        let [x_there, square_there] =
+            [&x, &square].map(|x| x.clone().to_device(&Device::default()));
+        let step = |x: &Tensor<3>, [a, b, c]: [f64; 3]| {
+            let square = x.clone().transpose().matmul(x.clone());
+            let twice = square.clone().matmul(square.clone()).mul_scalar(c);
+            x.clone().mul_scalar(a) + x.clone().matmul(square.mul_scalar(b) + twice)
+        };
+        let (first, second) = ([3.4445, -4.7750, 2.0315], [1.875, -1.25, 0.375]);
+        let expected = step(&x, first);
+        let iterate = Iterate::new(x_there, square_there).step(first);
+        let gram = expected.clone().transpose().matmul(expected.clone());
+        assert!(off(iterate.square().clone(), &gram) < 2e-5);
+        assert!(off(iterate.finish(second), &step(&expected, second)) < 2e-5);
+    }
+}

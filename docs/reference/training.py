@@ -123,7 +123,13 @@ def main():
     def run(name, method, weights, losses_of, g):
         of = lambda path: "words" if path == WORDS else method
         bases = {path: basis(of(path), w) for path, w in weights.items()}
-        first = {path: {k: single(v) for k, v in start(of(path), w, g).items()} for path, w in weights.items()}
+        draw = lambda: {path: {k: single(v) for k, v in start(of(path), w, g).items()} for path, w in weights.items()}
+        # Adam's first step is the gradient's sign, which float32 cannot tell where the gradient is as good as zero: such a start
+        # is drawn again.
+        while not trained(name, method, weights, losses_of, bases, draw()):
+            print(name, "drawn again")
+
+    def trained(name, method, weights, losses_of, bases, first):
         for loss_name in losses_of:
             parts = {p: {k: v.clone().requires_grad_() for k, v in ps.items()} for p, ps in first.items()}
             rate = lambda path: LR if path.startswith("unet.") else WORD_LR if path == WORDS else TEXT_LR
@@ -155,6 +161,9 @@ def main():
                 for _, v, _ in flat:
                     v.grad = None
                 loss.backward()
+                smallest = lambda grad: (grad[grad != 0].abs() / grad.abs().max()).min()
+                if step == 0 and any(smallest(v.grad) < 1e-5 for k, v, _ in flat if not k.startswith("rotation")):
+                    return False
                 torch.nn.utils.clip_grad_norm_([v for _, v, _ in flat], 1.0)
                 rotations.step()
                 others.step()
@@ -166,6 +175,7 @@ def main():
                     marker = "" if path == WORDS else "adapter."
                     out[f"{name}/start/{path}.{marker}{part}"] = first[path][part]
                     out[f"{case}/end/{path}.{marker}{part}"] = value.detach()
+        return True
 
     for method in ("soda", "soda-qr", "svdiff", "lora"):
         run(method, method, weights, ("mse", "dco"), g)

@@ -53,8 +53,13 @@ impl<const D: usize> Stack<D> {
 
     /// The inverse of [`Stack::fold`].
     pub(crate) fn unfold(&self, stack: Tensor<3>) -> Tensor<D> {
-        let stack = if self.wide { stack.transpose() } else { stack };
-        stack.reshape(self.dims).cast(self.dtype)
+        if !self.wide {
+            return stack.reshape(self.dims).cast(self.dtype);
+        }
+        // By way of a vector, so that it lies in the order of its shape, as it does when it was read from a file: a library's
+        // product with a transposed view rounds in another way, and a restored training would not be the same.
+        let flat = stack.transpose().reshape([self.batch * self.n * self.m]);
+        flat.reshape(self.dims).cast(self.dtype)
     }
 
     /// `[..., m, m]` to `[b, m, m]`.

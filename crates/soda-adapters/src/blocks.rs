@@ -11,10 +11,12 @@
 //! The two turn in opposite directions, which is PEFT's convention and kept, since files hold `Q`.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
-use soda_linalg::{LinalgError, Polar, block_left, block_right, cayley, rotation_power};
+use soda_linalg::{
+    Function, LinalgError, Polar, block_left, block_right, cayley, rotation_power, with_gradient,
+};
 
 use crate::merge::{Combine, rotations};
 
@@ -42,6 +44,8 @@ pub struct BlockRotation {
     copies: usize,
     #[module(skip)]
     form: CayleyForm,
+    #[module(skip)]
+    unpack: Unpack,
     /// COFT's bound on the norm of a block's `Q`, or infinity.
     bound: f64,
     /// The blocks `[blocks, n, n]` themselves, of a rotation at a strength.
@@ -66,6 +70,7 @@ impl BlockRotation {
             size,
             copies,
             form,
+            unpack: Unpack::new(size, &like.device()),
             bound: constraint.map_or(f64::INFINITY, |eps| eps / (trained as f64).sqrt()),
             fixed: None,
         }
@@ -91,7 +96,7 @@ impl BlockRotation {
         if let Some(fixed) = &self.fixed {
             return fixed.clone();
         }
-        let q = self.bounded(unpack(self.skew.val(), self.size));
+        let q = self.bounded(with_gradient(&self.unpack, self.skew.val().unsqueeze_dim(2), &[]));
         let blocks = match self.form {
             CayleyForm::Exact => cayley(q.neg()),
             CayleyForm::Neumann { terms } => neumann(q, terms),
@@ -161,24 +166,65 @@ fn neumann(q: Tensor<3>, terms: usize) -> Tensor<3> {
     matmul(q + identity, series)
 }
 
-/// `[b, n(n-1)/2]`, the upper triangles row by row, as skew `[b, n, n]`.
-fn unpack(packed: Tensor<2>, n: usize) -> Tensor<3> {
-    let [blocks, entries] = packed.dims();
-    // Every entry of `Q` is an entry of `[packed, -packed, 0]`.
-    let mut index = vec![2 * entries as i64; n * n];
-    let mut next = 0;
-    for row in 0..n {
-        for col in row + 1..n {
-            index[row * n + col] = next;
-            index[col * n + row] = entries as i64 + next;
-            next += 1;
+/// `[b, n(n-1)/2, 1]`, the upper triangles row by row, as skew `[b, n, n]`. Both ways are gathers, at places that are told to the
+/// device once.
+#[derive(Clone, Debug)]
+struct Unpack {
+    size: usize,
+    /// Where each entry of `Q` lies in `[packed, -packed, 0]`, `[n n]`.
+    from: Tensor<1, Int>,
+    /// Where each packed entry lies in `Q`, above the diagonal and below it, `[n(n-1)/2]`.
+    to: [Tensor<1, Int>; 2],
+}
+
+impl Unpack {
+    fn new(n: usize, device: &Device) -> Self {
+        let entries = n * n.saturating_sub(1) / 2;
+        let mut from = vec![2 * entries; n * n];
+        let (mut above, mut below) = (Vec::with_capacity(entries), Vec::with_capacity(entries));
+        for row in 0..n {
+            for col in row + 1..n {
+                let packed = above.len();
+                from[row * n + col] = packed;
+                from[col * n + row] = entries + packed;
+                above.push(row * n + col);
+                below.push(col * n + row);
+            }
         }
+        let told = |places: Vec<usize>| {
+            let places: Vec<_> = places.into_iter().map(|place| place as i64).collect();
+            let count = places.len();
+            Tensor::from_data(TensorData::new(places, [count]), device)
+        };
+        Self { size: n, from: told(from), to: [told(above), told(below)] }
     }
-    let index = Tensor::<1, Int>::from_data(TensorData::new(index, [n * n]), &packed.device());
-    let zero = Tensor::zeros([blocks, 1], (&packed.device(), packed.dtype()));
-    Tensor::cat(vec![packed.clone(), packed.neg(), zero], 1)
-        .select(1, index)
-        .reshape([blocks, n, n])
+}
+
+impl Function for Unpack {
+    fn forward(&self, x: Tensor<3>, _: &[Tensor<1>]) -> Tensor<3> {
+        let [blocks, _, _] = x.dims();
+        let packed = x.flatten::<2>(1, 2);
+        let zero = Tensor::zeros([blocks, 1], (&packed.device(), packed.dtype()));
+        let from = self.from.clone().to_device(&packed.device());
+        Tensor::cat(vec![packed.clone(), packed.neg(), zero], 1)
+            .select(1, from)
+            .reshape([blocks, self.size, self.size])
+    }
+
+    fn backward(
+        &self,
+        _: Tensor<3>,
+        _: &[Tensor<1>],
+        grad: Tensor<3>,
+        _: [bool; 2],
+    ) -> (Option<Tensor<3>>, Vec<Tensor<1>>) {
+        let grad = grad.flatten::<2>(1, 2);
+        let at = |places: &Tensor<1, Int>| {
+            grad.clone().select(1, places.clone().to_device(&grad.device()))
+        };
+        let [above, below] = self.to.each_ref().map(at);
+        (Some((above - below).unsqueeze_dim(2)), Vec::new())
+    }
 }
 
 /// The divisor of `width` nearest to `wanted`, the lower of two: PEFT's rule for block sizes.

@@ -96,6 +96,7 @@ where
     DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B, C>>,
 {
     match a.len() {
+        0 => record::<B, C, 1>(f, x, a),
         1 => record::<B, C, 2>(f, x, a),
         2 => record::<B, C, 3>(f, x, a),
         3 => record::<B, C, 4>(f, x, a),

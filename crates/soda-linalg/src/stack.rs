@@ -57,7 +57,7 @@ impl<const D: usize> Stack<D> {
             return stack.reshape(self.dims).cast(self.dtype);
         }
         // By way of a vector, so that it lies in the order of its shape, as it does when it was read from a file: a library's
-        // product with a transposed view rounds in another way, and a restored training would not be the same.
+        // product with a transposed view may round in another way, and a restored training would not be the same.
         let flat = stack.transpose().reshape([self.batch * self.n * self.m]);
         flat.reshape(self.dims).cast(self.dtype)
     }

@@ -5,10 +5,11 @@
 //! convolutions (`kh x kw` down, `1 x 1` up) is a low-rank product, as in the rest of the field.
 
 use burn::tensor::{DType, Tensor};
-use soda_kernels::has_library;
+use soda_kernels::{has_library, in_order};
 use soda_linalg::{LinalgError, Svd, SvdCache};
 
 use crate::error::AdapterError;
+use crate::leaf::Leaf;
 
 /// One targeted weight.
 #[derive(Clone, Debug)]
@@ -31,22 +32,25 @@ pub(crate) struct Decomposed {
 }
 
 impl Weight {
-    /// Reads a stored weight of any rank, seen flat.
+    /// A stored weight.
     ///
     /// # Errors
-    /// A rank other than 2 (linear) and 4 (convolution); `path` names the weight.
-    pub fn from_flat(path: &str, shape: &[usize], flat: Tensor<1>) -> Result<Self, AdapterError> {
-        let matrix = match *shape {
-            [rows, cols] => flat.reshape([rows, cols]),
-            [out, input, kh, kw] => flat.reshape([out, input * kh * kw]).transpose(),
+    /// A rank other than 2 (linear) and 4 (convolution), and one on the tape.
+    pub fn of(leaf: &Leaf) -> Result<Self, AdapterError> {
+        let matrix = match (leaf.matrix(), &leaf.shape[..]) {
+            (Some(matrix), _) => matrix,
+            (None, &[out, input, kh, kw]) => {
+                leaf.value().reshape([out, input * kh * kw]).transpose()
+            }
             _ => {
-                return Err(AdapterError::NotAMatrix {
-                    path: path.to_owned(),
-                    shape: shape.to_vec(),
-                });
+                let (path, shape) = (leaf.path.clone(), leaf.shape.clone());
+                return Err(AdapterError::NotAMatrix { path, shape });
             }
         };
-        Ok(Self { matrix, shape: shape.to_vec(), svd: None })
+        if matrix.is_autodiff() {
+            return Err(AdapterError::OnTape { path: leaf.path.clone() });
+        }
+        Ok(Self { matrix, shape: leaf.shape.clone(), svd: None })
     }
 
     /// Its decomposition.
@@ -103,12 +107,13 @@ pub(crate) fn decompositions(
 /// `[in, out]` of a stored weight, in the float type that adapters compute in.
 ///
 /// # Panics
-/// On a rank that [`Weight::from_flat`] refuses; nothing is attached to such a weight.
+/// On a rank that [`Weight::of`] refuses; nothing is attached to such a weight.
 pub(crate) fn fold<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
     let dims = weight.dims();
     let weight = weight.clone().cast(compute_dtype(weight.dtype()));
     match dims[..] {
-        [_, _] => weight.reshape([dims[0], dims[1]]),
+        // In order, for the same bits in every run.
+        [_, _] => in_order(weight.reshape([dims[0], dims[1]]), [0, 1]),
         _ => weight.reshape([dims[0] as i32, -1]).transpose(),
     }
 }

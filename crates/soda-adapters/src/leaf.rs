@@ -20,6 +20,7 @@ pub struct Leaf {
     /// Whether training changes it.
     pub trainable: bool,
     value: Arc<LazyLock<Tensor<1>, Flatten>>,
+    matrix: Option<Tensor<2>>,
 }
 
 type Flatten = Box<dyn FnOnce() -> Tensor<1> + Send>;
@@ -29,6 +30,8 @@ impl Leaf {
         let value = param.base();
         let shape = value.dims().to_vec();
         let elements = shape.iter().product::<usize>();
+        let matrix = <[usize; 2]>::try_from(&shape[..]).ok();
+        let matrix = matrix.map(|shape| value.clone().reshape(shape));
         let flatten: Flatten = Box::new(move || value.reshape([elements]));
         Self {
             path: path.join("."),
@@ -36,15 +39,22 @@ impl Leaf {
             shape,
             trainable: param.is_require_grad(),
             value: Arc::new(LazyLock::new(flatten)),
+            matrix,
         }
     }
 
     /// Its stored value (the base, where a reparameterization is attached), `[elements]`.
     ///
     /// It is made flat when it is first asked for. For most that is a view; one that lies in another order than its shape says,
-    /// as kernels of convolutions do on a GPU, is copied then, which nobody should pay for who looks for other parameters.
+    /// as weights of convolutions and linear layers do on a GPU, is copied then, which nobody should pay for who looks for other
+    /// parameters.
     pub fn value(&self) -> Tensor<1> {
         Tensor::clone(&self.value)
+    }
+
+    /// [`value`](Self::value) of a matrix in its shape, which is a view of it in whatever order it lies.
+    pub fn matrix(&self) -> Option<Tensor<2>> {
+        self.matrix.clone()
     }
 }
 

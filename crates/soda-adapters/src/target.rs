@@ -106,11 +106,7 @@ impl Targets {
                 return Err(pattern.unmatched(&leaves));
             }
             for leaf in matches {
-                if leaf.value().is_autodiff() {
-                    return Err(AdapterError::OnTape { path: leaf.path.clone() });
-                }
-                let weight = Weight::from_flat(&leaf.path, &leaf.shape, leaf.value())?;
-                selected.insert(leaf.path.clone(), weight);
+                selected.insert(leaf.path.clone(), Weight::of(leaf)?);
             }
         }
         Ok(selected)

@@ -15,7 +15,6 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, TensorMetadata};
-use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
@@ -23,7 +22,6 @@ use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 
 use crate::backend::Kernels;
 use crate::matmul::{has_library, matmul};
-use crate::memory::lasting;
 use crate::plus::plus;
 
 /// `layer` applied to `x` `[b, c, h, w]`; its weight and bias get no gradient unless they are on the tape.
@@ -99,33 +97,6 @@ pub fn conv2d_plus(
         None => y,
     };
     plus(y, None, rest)
-}
-
-/// `module` with the weights of its convolutions laid out as its device's library reads them, once instead of in every
-/// call. Shapes and values are the same.
-pub fn laid_out<M: Module>(module: M) -> M {
-    struct ChannelsLast;
-    impl ModuleMapper for ChannelsLast {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            if D != 4 || !has_library(&param.val()) {
-                return param;
-            }
-            param.map(|weight| lasting(weight, channels_last))
-        }
-    }
-    module.map(&mut ChannelsLast)
-}
-
-/// A kernel `[o, c, h, w]` whose numbers lie as `[o, h, w, c]`.
-fn channels_last<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
-    let dims = weight.dims();
-    let last: [usize; D] =
-        std::array::from_fn(|i| if i == D - 1 { 1 } else { (i + 1) * usize::from(i > 0) });
-    let back: [usize; D] =
-        std::array::from_fn(|i| if i == 1 { D - 1 } else { i.saturating_sub(1) });
-    // A vector has but one layout: making one is what copies.
-    let flat: Tensor<1> = weight.permute(last).reshape([dims.iter().product::<usize>()]);
-    flat.reshape(last.map(|axis| dims[axis])).permute(back)
 }
 
 #[derive(Debug)]

@@ -46,8 +46,9 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         groups: usize,
         eps: f64,
         act: bool,
-    ) -> FloatTensor<Self> {
-        norm::groups_tracked::<B, C>(x, gamma, beta, groups, eps, act)
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        // What is kept is on the tape.
+        (norm::groups_tracked::<B, C>(x, gamma, beta, groups, eps, act), None)
     }
 
     fn normalize_rows(

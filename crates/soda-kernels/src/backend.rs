@@ -13,7 +13,8 @@ pub(crate) type AttentionGradient<B> =
 
 /// What a backend may do better than burn does; each method has burn's own operations as its default.
 ///
-/// No method differentiates: gradients are the same for all backends and call these.
+/// No method differentiates: gradients are the same for all backends and call these. Methods in pairs, that differ by one tensor,
+/// are so because the extension's macro knows no optional argument.
 #[backend_extension(Flex: cfg(feature = "cpu"), Cube: cfg(feature = "cube"), Autodiff)]
 pub trait Kernels: Backend {
     /// As many of attention's weights are kept on the tape; more are computed again.
@@ -147,7 +148,8 @@ pub trait Kernels: Backend {
         attention::gradient::<Self>([q, k, v], grad, Some(kept), scale, wanted)
     }
 
-    /// Group norm of `x` `[b, c, h, w]` with scale `gamma` and shift `beta` `[c]`, then silu if `act`.
+    /// Group norm of `x` `[b, c, h, w]` with scale `gamma` and shift `beta` `[c]`, then silu if `act`; and what its gradient is
+    /// quicker with, where there is any: means and deviations of the groups.
     fn normalize_groups(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -155,20 +157,8 @@ pub trait Kernels: Backend {
         groups: usize,
         eps: f64,
         act: bool,
-    ) -> FloatTensor<Self> {
-        norm::groups::<Self>(x, gamma, beta, groups, eps, act)
-    }
-
-    /// [`normalize_groups`](Self::normalize_groups), and what its gradient is quicker with: means and deviations of the groups.
-    fn normalize_groups_keeping(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        act: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        (Self::normalize_groups(x, gamma, beta, groups, eps, act), None)
+        (norm::groups::<Self>(x, gamma, beta, groups, eps, act), None)
     }
 
     /// Its gradient by `x`.
@@ -184,7 +174,7 @@ pub trait Kernels: Backend {
         norm::groups_gradient::<Self>(x, dy, gamma, beta, groups, eps, act)
     }
 
-    /// The same with what [`normalize_groups_keeping`](Self::normalize_groups_keeping) kept.
+    /// The same with what [`normalize_groups`](Self::normalize_groups) kept.
     #[allow(clippy::too_many_arguments, reason = "as above")]
     fn normalize_groups_gradient_keeping(
         x: FloatTensor<Self>,

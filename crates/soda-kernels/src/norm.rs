@@ -29,14 +29,15 @@ pub fn group_norm(layer: &GroupNorm, x: Tensor<4>, act: bool) -> Tensor<4> {
     assert_eq!(x.dims()[1], layer.num_channels, "group_norm: channels of {:?}", x.dims());
     match (&layer.gamma, &layer.beta) {
         (Some(gamma), Some(beta)) if !gamma.is_require_grad() && !beta.is_require_grad() => {
-            Tensor::from_dispatch(Dispatch::normalize_groups(
+            let (y, _) = Dispatch::normalize_groups(
                 x.into_dispatch(),
                 gamma.val().into_dispatch(),
                 beta.val().into_dispatch(),
                 layer.num_groups,
                 layer.epsilon,
                 act,
-            ))
+            );
+            Tensor::from_dispatch(y)
         }
         _ if act => silu(layer.forward(x)),
         _ => layer.forward(x),
@@ -67,26 +68,15 @@ struct Norm {
 }
 
 impl Norm {
+    /// The value, and what the gradient is quicker with.
     fn forward<B: Kernels>(
-        self,
-        x: FloatTensor<B>,
-        gamma: FloatTensor<B>,
-        beta: FloatTensor<B>,
-    ) -> FloatTensor<B> {
-        match self.groups {
-            Some(groups) => B::normalize_groups(x, gamma, beta, groups, self.eps, self.act),
-            None => B::normalize_rows(x, gamma, beta, self.eps),
-        }
-    }
-
-    fn keeping<B: Kernels>(
         self,
         x: FloatTensor<B>,
         gamma: FloatTensor<B>,
         beta: FloatTensor<B>,
     ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
         match self.groups {
-            Some(groups) => B::normalize_groups_keeping(x, gamma, beta, groups, self.eps, self.act),
+            Some(groups) => B::normalize_groups(x, gamma, beta, groups, self.eps, self.act),
             None => (B::normalize_rows(x, gamma, beta, self.eps), None),
         }
     }
@@ -102,14 +92,13 @@ impl Norm {
             OpsKind::Tracked(mut prep) => {
                 let x_id = prep.checkpoint(&x);
                 let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-                let (y, kept) = self.keeping::<B>(x.into_primitive(), gamma.clone(), beta.clone());
+                let (y, kept) = self.forward::<B>(x.into_primitive(), gamma.clone(), beta.clone());
                 prep.finish((x_id, gamma, beta, kept), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(self.forward::<B>(
-                x.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-            )),
+            OpsKind::UnTracked(prep) => {
+                let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+                prep.finish(self.forward::<B>(x.into_primitive(), gamma, beta).0)
+            }
         }
     }
 }

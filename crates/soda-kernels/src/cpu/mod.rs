@@ -83,11 +83,11 @@ impl Kernels for Flex {
         groups: usize,
         eps: f64,
         act: bool,
-    ) -> Flat {
+    ) -> (Flat, Option<Flat>) {
         if single(&[&x, &gamma, &beta]) {
-            return norm::groups(&x, &gamma, &beta, groups, eps, act);
+            return (norm::groups(&x, &gamma, &beta, groups, eps, act), None);
         }
-        single_operations::groups::<Self>(x, gamma, beta, groups, eps, act)
+        (single_operations::groups::<Self>(x, gamma, beta, groups, eps, act), None)
     }
 
     fn normalize_groups_gradient(

@@ -28,8 +28,8 @@ use crate::{attention, columns, conv, geglu, join, low_rank, norm, plus};
 
 use attend::Attend;
 pub(crate) use copies::{cat, overwrite, split};
-pub(crate) use polar::{halves, step as polar_step, takes_polar};
 pub(crate) use session::scratch;
+pub(crate) use polar::{halves, step as polar_step, takes_polar};
 pub(crate) use turn::Turn;
 
 type Cube = CubeBackend;
@@ -185,21 +185,6 @@ impl Kernels for Cube {
     }
 
     fn normalize_groups(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        act: bool,
-    ) -> FloatTensor<Self> {
-        if ours(&x) && x.dtype == gamma.dtype {
-            let norm = launch::GroupNorm { groups, eps: eps as f32, silu: act };
-            return norm.forward(x, gamma, beta).0;
-        }
-        norm::groups::<Self>(x, gamma, beta, groups, eps, act)
-    }
-
-    fn normalize_groups_keeping(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,

@@ -11,9 +11,11 @@ mod dnn;
 mod images;
 mod launch;
 mod layout;
+mod libraries;
 mod planes;
 mod polar;
 mod session;
+mod sums;
 mod turn;
 
 use burn::backend::TensorMetadata;
@@ -28,7 +30,7 @@ use crate::{attention, columns, conv, geglu, join, low_rank, norm, plus};
 
 use attend::Attend;
 pub(crate) use copies::{cat, overwrite, split};
-pub(crate) use session::scratch;
+pub(crate) use libraries::scratch;
 pub(crate) use polar::{halves, step as polar_step, takes_polar};
 pub(crate) use turn::Turn;
 
@@ -42,7 +44,7 @@ fn on_cuda(x: &FloatTensor<Cube>) -> bool {
 /// Whether products go to cuBLAS.
 pub(crate) fn takes_products(x: &FloatTensor<Cube>) -> bool {
     let double = matches!(x.device, CubeDevice::Cuda(_)) && x.dtype == DType::F64;
-    (on_cuda(x) || double) && session::blas_present()
+    (on_cuda(x) || double) && libraries::blas_present()
 }
 
 /// Whether the kernels of our own can run.
@@ -107,7 +109,7 @@ impl Kernels for Cube {
         weight: FloatTensor<Self>,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        if on_cuda(&x) && x.dtype == weight.dtype && session::dnn_present() {
+        if on_cuda(&x) && x.dtype == weight.dtype && libraries::dnn_present() {
             return dnn::forward(x, weight, &options);
         }
         Self::conv2d(x, weight, None, options)
@@ -120,7 +122,7 @@ impl Kernels for Cube {
         width: usize,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        if on_cuda(&grad) && grad.dtype == weight.dtype && session::dnn_present() {
+        if on_cuda(&grad) && grad.dtype == weight.dtype && libraries::dnn_present() {
             return dnn::input_gradient(grad, weight, [height, width], &options);
         }
         conv::flipped::<Self>(grad, weight, [height, width], options)

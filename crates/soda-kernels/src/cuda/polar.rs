@@ -7,7 +7,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::{bits, blocks, like};
-use super::{Cube, blas, images, ours, session};
+use super::{Cube, blas, images, libraries, ours, session};
 
 /// Matrices of a launch: what the second axis of its grid can count.
 const MOST: usize = 65_535;
@@ -21,7 +21,7 @@ type Halves = [CubeTensor; 2];
 pub(crate) fn takes_polar(x: &CubeTensor) -> bool {
     let fits = x.shape()[0] <= MOST && x.shape().num_elements() > 0;
     let capable = images::capability().is_some_and(|found| found >= CAPABILITY);
-    fits && capable && x.dtype == DType::F32 && ours(x) && session::blas_present()
+    fits && capable && x.dtype == DType::F32 && ours(x) && libraries::blas_present()
 }
 
 /// `X (a I + b S + c S²)` from `X` in halves and `S` `[b, n, n]`: the same in halves, and whole.

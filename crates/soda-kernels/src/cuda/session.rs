@@ -14,8 +14,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use burn::backend::StreamId;
 use burn_cubecl::cubecl::cuda::CudaRuntime;
@@ -25,45 +24,28 @@ use burn_cubecl::cubecl::{__private::Runtime, device::DeviceId};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl_server::stream::WriteScoped;
 use cudarc::driver::{result, sys};
-use cudarc::{cublas, cudnn};
+use cudarc::{cublas, cublaslt, cudnn};
 
-use super::dnn::{Plan, PlanKey};
 use super::images::{Image, kernels};
-
-/// What cuBLAS is given to work in: as much as it asks for on Hopper. Left alone it allocates in the order of the stream,
-/// which a graph cannot replay.
-const BLAS_SCRATCH: usize = 32 << 20;
+use super::{dnn, sums};
 
 /// Shared memory that any kernel may have.
 const PLAIN_SHARED: usize = 48 << 10;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
-/// Whether this machine has cuBLAS.
-#[allow(unsafe_code, reason = "opens a library")]
-pub(super) fn blas_present() -> bool {
-    static PRESENT: OnceLock<bool> = OnceLock::new();
-    // SAFETY: tries to open the library under its usual names, no more.
-    *PRESENT.get_or_init(|| unsafe { cublas::sys::is_culib_present() })
-}
-
-/// Whether this machine has cuDNN.
-#[allow(unsafe_code, reason = "opens a library")]
-pub(super) fn dnn_present() -> bool {
-    static PRESENT: OnceLock<bool> = OnceLock::new();
-    // SAFETY: as above.
-    *PRESENT.get_or_init(|| unsafe { cudnn::sys::is_culib_present() })
-}
-
-/// What a task works with, one for each stream.
+/// What a task works with, one for each stream. The libraries are opened in [`libraries`](super::libraries).
 pub(super) struct Session {
     pub(super) stream: sys::CUstream,
     event: sys::CUevent,
-    blas: Option<cublas::sys::cublasHandle_t>,
-    dnn: Option<cudnn::sys::cudnnHandle_t>,
+    pub(super) blas: Option<cublas::sys::cublasHandle_t>,
+    pub(super) lt: Option<cublaslt::sys::cublasLtHandle_t>,
+    pub(super) dnn: Option<cudnn::sys::cudnnHandle_t>,
     /// What cuDNN chose for each convolution it has seen.
-    pub(super) plans: HashMap<PlanKey, Plan>,
-    workspace: (sys::CUdeviceptr, usize),
+    pub(super) plans: HashMap<dnn::PlanKey, dnn::Plan>,
+    /// What cuBLASLt chose for each product.
+    pub(super) sums: HashMap<sums::PlanKey, sums::Plan>,
+    pub(super) workspace: (sys::CUdeviceptr, usize),
     /// By the address of their image.
     modules: HashMap<usize, sys::CUmodule>,
     functions: HashMap<(usize, &'static str), sys::CUfunction>,
@@ -73,14 +55,6 @@ thread_local! {
     /// By the address of their stream.
     static SESSIONS: RefCell<HashMap<usize, Session>> = RefCell::default();
     static DEVICES: RefCell<HashMap<DeviceId, DeviceHandle<Server>>> = RefCell::default();
-}
-
-/// Bytes that the libraries work in, of all sessions.
-static SCRATCH: AtomicU64 = AtomicU64::new(0);
-
-/// What the libraries work in, in bytes.
-pub(crate) fn scratch() -> u64 {
-    SCRATCH.load(Ordering::Relaxed)
 }
 
 /// What went wrong on a device's thread, until someone hears of it.
@@ -198,8 +172,10 @@ impl Session {
             stream,
             event: result::event::create(flags).map_err(refused("cuEventCreate"))?,
             blas: None,
+            lt: None,
             dnn: None,
             plans: HashMap::new(),
+            sums: HashMap::new(),
             workspace: (0, 0),
             modules: HashMap::new(),
             functions: HashMap::new(),
@@ -233,56 +209,6 @@ impl Session {
             record(self.event, self.stream)?;
         }
         others.into_iter().try_for_each(|other| wait(other, self.event))
-    }
-
-    pub(super) fn blas(&mut self) -> Result<cublas::sys::cublasHandle_t, String> {
-        if let Some(handle) = self.blas {
-            return Ok(handle);
-        }
-        let handle = cublas::result::create_handle().map_err(refused("cublasCreate"))?;
-        // SAFETY: both live as long as the process.
-        unsafe { cublas::result::set_stream(handle, self.stream.cast()) }
-            .map_err(refused("cublasSetStream"))?;
-        // SAFETY: given to this handle alone, as long as the process lives.
-        unsafe {
-            let scratch = result::malloc_sync(BLAS_SCRATCH)
-                .map_err(refused("scratch memory for matrix products"))?;
-            cublas::sys::cublasSetWorkspace_v2(handle, scratch as *mut c_void, BLAS_SCRATCH)
-                .result()
-                .map_err(refused("cublasSetWorkspace"))?;
-        }
-        SCRATCH.fetch_add(BLAS_SCRATCH as u64, Ordering::Relaxed);
-        Ok(*self.blas.insert(handle))
-    }
-
-    pub(super) fn dnn(&mut self) -> Result<cudnn::sys::cudnnHandle_t, String> {
-        if let Some(handle) = self.dnn {
-            return Ok(handle);
-        }
-        let handle = cudnn::result::create_handle().map_err(refused("cudnnCreate"))?;
-        // SAFETY: both live as long as the process.
-        unsafe { cudnn::result::set_stream(handle, self.stream.cast()) }
-            .map_err(refused("cudnnSetStream"))?;
-        Ok(*self.dnn.insert(handle))
-    }
-
-    /// Scratch memory of at least `bytes`, the same for all tasks: they run one after the other.
-    pub(super) fn workspace(&mut self, bytes: usize) -> Result<*mut c_void, String> {
-        if self.workspace.1 < bytes {
-            // SAFETY: freeing waits for the device, so that no task still uses the old one.
-            unsafe {
-                if self.workspace.1 > 0 {
-                    result::free_sync(self.workspace.0).map_err(refused("cuMemFree"))?;
-                    SCRATCH.fetch_sub(self.workspace.1 as u64, Ordering::Relaxed);
-                }
-                self.workspace = (0, 0);
-                let address = result::malloc_sync(bytes)
-                    .map_err(refused("scratch memory for a convolution"))?;
-                self.workspace = (address, bytes);
-                SCRATCH.fetch_add(bytes as u64, Ordering::Relaxed);
-            }
-        }
-        Ok(self.workspace.0 as *mut c_void)
     }
 
     /// Launches a kernel of `kernels.cu`; `shared` bytes of shared memory for each block.

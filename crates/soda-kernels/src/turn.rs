@@ -26,7 +26,7 @@ impl Turn<'_> {
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
         {
             let (x, a) = (primitive(x)?, primitives(a)?);
-            let turn = crate::cuda::Turn::new(&x, &a, self.sizes, self.transposed)?;
+            let turn = crate::cuda::Turn::new(&[&x], &a, self.sizes, self.transposed)?;
             Some(Tensor::from_primitive::<Cube>(turn.forward(x, a)))
         }
         #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
@@ -46,7 +46,7 @@ impl Turn<'_> {
         #[cfg(all(feature = "cuda", not(feature = "fusion")))]
         {
             let (x, a, dy) = (primitive(x)?, primitives(a)?, primitive(dy)?);
-            let turn = crate::cuda::Turn::new(&x, &a, self.sizes, self.transposed)?;
+            let turn = crate::cuda::Turn::new(&[&x, &dy], &a, self.sizes, self.transposed)?;
             let (dx, da, y) = turn.gradient(x, a, dy, by_x, again);
             Some(TurnGradient {
                 x: dx.map(Tensor::from_primitive::<Cube>),

@@ -1,7 +1,7 @@
 // Products with A1 (x) A2 (x) A3 on rows of half precision, and their gradients: a block has a row, a warp two planes of it, in
-// registers. The factors are square, of n1 <= 8 and n2, n3 <= 16 rows, n3 even, and lie transposed if `flipped`.
+// registers. The factors are square, of N1 <= 8 and N2, N3 <= 16 rows, N3 even, and lie transposed if `flipped`.
 //
-// A row is n1 planes X(q) [n2, n3], each a matrix of 16 x 16 with zeros behind:
+// A row is N1 planes X(q) [N2, N3], each a matrix of 16 x 16 with zeros behind:
 //
 //   C = X A3'      D = A2 C      y(p) = sum_q A1[p, q] D(q)
 //   H(q) = sum_p A1[p, q] dy(p)      dC = A2' H      dX = dC A3
@@ -10,11 +10,20 @@
 // Tensor cores multiply numbers of 8 bits here. What is finer than that, the factors and what lies between the products, is
 // the sum of two of them.
 //
-// Compiled for one type of rows, NUMBER. Comes after numbers.cu. Needs mma.sync on bfloat16: compute capability 8.0.
+// A lane has columns 2g, 2g + 1, 2g + 8 and 2g + 9 of a tensor core's matrix. Here these stand for 4g to 4g + 3 of a plane, which
+// lie side by side; A3 is read in that order of its rows and columns, so that nothing else knows of it.
+//
+// Compiled for one type of rows, NUMBER, and sizes D = N1 + 256 N2 + 65536 N3. Comes after numbers.cu. Needs mma.sync on
+// bfloat16: compute capability 8.0.
 
 typedef unsigned u32;
 #define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
-enum { EXACT = BF16, THREADS = 128, WARPS = THREADS / 32, MOST = 8, OWN = MOST / WARPS, SIDE = 16 };
+enum {
+  N1 = D & 255, N2 = D >> 8 & 255, N3 = D >> 16 & 255, PLANE = N2 * N3, WIDTH = N1 * PLANE,
+  // Where the factors' entries begin, one after the other.
+  SECOND = N1 * N1, THIRD = SECOND + N2 * N2, ENTRIES = THIRD + N3 * N3,
+  EXACT = BF16, THREADS = 128, WARPS = THREADS / 32, OWN = (N1 + WARPS - 1) / WARPS, PLANES = OWN * WARPS, SIDE = 16
+};
 
 __device__ u32 pack(float low, float high) {
   u32 pair;
@@ -23,6 +32,16 @@ __device__ u32 pack(float low, float high) {
 }
 __device__ float low(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000); }
+
+// Two numbers as they lie.
+__device__ u32 both(float a, float b) {
+  if (EXACT) return pack(a, b);
+  u32 pair;
+  store((NUMBER *)&pair, a); store((NUMBER *)&pair + 1, b);
+  return pair;
+}
+__device__ float first_of(u32 pair) { return EXACT ? low(pair) : load(((const NUMBER *)&pair)[0]); }
+__device__ float second_of(u32 pair) { return EXACT ? high(pair) : load(((const NUMBER *)&pair)[1]); }
 
 // Eight by eight numbers, a row for each four lanes, and their transpose.
 __device__ u32 turned(u32 x) {
@@ -33,7 +52,7 @@ __device__ u32 turned(u32 x) {
 
 // c += a b for 16 x 16 and 16 x 8. Lane l has c[2i + j] at row l/4 + 8i, column 2 (l%4) + j.
 __device__ void mma(float *c, const u32 *a, u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
@@ -84,56 +103,71 @@ template <bool REST_A, bool REST_B> __device__ void add_product(Sums &c, const M
   }
 }
 
-struct Shape {
-  int n1, n2, n3, lane;
-  bool flipped;
-  __device__ Shape(i64 sizes, i64 flipped)
-    : n1((int)sizes & 255), n2((int)(sizes >> 8) & 255), n3((int)(sizes >> 16) & 255), lane(threadIdx.x & 31), flipped(flipped) {}
-  __device__ int width() const { return n1 * n2 * n3; }
-  __device__ int entries() const { return n1 * n1 + n2 * n2 + n3 * n3; }
-  __device__ float entry(const float *a, int n, int p, int q) const {
-    return p < n && q < n ? a[flipped ? q * n + p : p * n + q] : 0;
-  }
-  __device__ Matrix factor(const float *a, int n) const {
-    Matrix m;
-    EACH(i, 4) {
-      int p = lane / 4 + i % 2 * 8, q = lane % 4 * 2 + i / 2 * 8;
-      m.put(i, entry(a, n, p, q), entry(a, n, p, q + 1));
+// Which column of a plane stands at one of a tensor core's matrix, and the inverse.
+__device__ int column(int c) { return c % 8 / 2 * 4 + c / 8 * 2 + c % 2; }
+__device__ int place(int column) { return column / 4 * 2 + column / 2 % 2 * 8 + column % 2; }
+
+// A lane's part of a plane of half precision: four columns of two rows, by pairs [row][pair].
+struct Part {
+  u32 at[2][2];
+  // Of the plane where this lane's first number lies at `from`.
+  __device__ explicit Part(const NUMBER *from) {
+    int row = (threadIdx.x & 31) / 4, begin = threadIdx.x % 4 * 4;
+    EACH(r, 2) {
+      const NUMBER *at_row = from + r * 8 * N3;
+      bool has = row + r * 8 < N2;
+      if (N3 % 4 == 0) {
+        uint2 pairs = has && begin < N3 ? __ldg((const uint2 *)at_row) : make_uint2(0, 0);
+        at[r][0] = pairs.x; at[r][1] = pairs.y;
+      } else {
+        EACH(h, 2) at[r][h] = has && begin + 2 * h < N3 ? __ldg((const u32 *)at_row + h) : 0;
+      }
     }
-    return m;
   }
-  // Where a plane's pair i lies, and whether it does.
-  __device__ int offset(int i) const { return (lane / 4 + i % 2 * 8) * n3 + lane % 4 * 2 + i / 2 * 8; }
-  __device__ bool has(int i) const { return lane / 4 + i % 2 * 8 < n2 && lane % 4 * 2 + i / 2 * 8 < n3; }
-  __device__ Matrix read(const NUMBER *row, int q) const {
+  __device__ Part() {}
+  __device__ explicit Part(const Sums &x) {
+    EACH(r, 2) EACH(h, 2) at[r][h] = both(x.at[h][r * 2], x.at[h][r * 2 + 1]);
+  }
+  __device__ void write(NUMBER *to) const {
+    int row = (threadIdx.x & 31) / 4, begin = threadIdx.x % 4 * 4;
+    EACH(r, 2) {
+      NUMBER *at_row = to + r * 8 * N3;
+      if (row + r * 8 >= N2) continue;
+      if (N3 % 4 == 0) {
+        if (begin < N3) *(uint2 *)at_row = make_uint2(at[r][0], at[r][1]);
+      } else {
+        EACH(h, 2) if (begin + 2 * h < N3) ((u32 *)at_row)[h] = at[r][h];
+      }
+    }
+  }
+  __device__ Matrix matrix() const {
     Matrix m;
     EACH(i, 4) {
-      u32 pair = q < n1 && has(i) ? __ldg((const u32 *)(row + q * n2 * n3 + offset(i))) : 0;
+      u32 pair = at[i % 2][i / 2];
       if (EXACT) { m.tops[i] = pair; m.rests[i] = 0; }
-      else { const NUMBER *x = (const NUMBER *)&pair; m.put(i, load(x[0]), load(x[1])); }
+      else m.put(i, first_of(pair), second_of(pair));
     }
     return m;
-  }
-  __device__ void write(NUMBER *row, int q, const Sums &x) const {
-    EACH(i, 4) if (q < n1 && has(i)) {
-      u32 pair;
-      EACH(e, 2) store((NUMBER *)&pair + e, x.at[i / 2][i % 2 * 2 + e]);
-      *(u32 *)(row + q * n2 * n3 + offset(i)) = pair;
-    }
   }
 };
 
 // What all warps of a block need: A1, the other factors as they are and transposed, and the D of a row, one after the other in
 // two places, so that the next row's need not wait for who still reads this one's.
 struct Shared {
-  float a1[MOST][MOST];
+  float a1[N1][PLANES];
   uint4 factors[4][2][32];
-  float4 planes[2][MOST][2][32];
+  float4 planes[2][PLANES][2][32];
 
-  __device__ void read(const float *first, const float *second, const float *third, const Shape &s) {
-    for (int e = threadIdx.x; e < MOST * MOST; e += THREADS) a1[e / MOST][e % MOST] = s.entry(first, s.n1, e / MOST, e % MOST);
-    int warp = threadIdx.x / 32;
-    Matrix m = warp % 2 ? s.factor(third, s.n3) : s.factor(second, s.n2);
+  __device__ void read(const float *first, const float *second, const float *third, bool flipped) {
+    auto entry = [&](const float *a, int n, int p, int q) { return p < n && q < n ? a[flipped ? q * n + p : p * n + q] : 0; };
+    for (int e = threadIdx.x; e < N1 * PLANES; e += THREADS) a1[e / PLANES][e % PLANES] = entry(first, N1, e / PLANES, e % PLANES);
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    Matrix m;
+    EACH(i, 4) {
+      int p = lane / 4 + i % 2 * 8, q = lane % 4 * 2 + i / 2 * 8;
+      if (warp % 2) m.put(i, entry(third, N3, column(p), column(q)), entry(third, N3, column(p), column(q + 1)));
+      else m.put(i, entry(second, N2, p, q), entry(second, N2, p, q + 1));
+    }
     (warp < 2 ? m : m.transposed(true)).keep(factors[warp]);
     __syncthreads();
   }
@@ -142,41 +176,52 @@ struct Shared {
   __device__ Matrix a2t() const { return Matrix(factors[2]); }
   __device__ Matrix a3t() const { return Matrix(factors[3]); }
 
-  __device__ void keep(int turn, int q, const Sums &d, int lane) {
-    EACH(j, 2) planes[turn][q][j][lane] = *(const float4 *)d.at[j];
+  __device__ void keep(int turn, int q, const Sums &d) {
+    EACH(j, 2) planes[turn][q][j][threadIdx.x & 31] = *(const float4 *)d.at[j];
   }
-  // y(p), once all planes are there.
-  __device__ Sums mixed(int turn, int p, int n1, int lane) const {
-    Sums y;
-    for (int q = 0; q < n1; q++) {
-      float factor = a1[p][q];
-      EACH(j, 2) {
-        float4 d = planes[turn][q][j][lane];
-        y.at[j][0] += factor * d.x; y.at[j][1] += factor * d.y; y.at[j][2] += factor * d.z; y.at[j][3] += factor * d.w;
+  // Writes a warp's y(p), once all planes are there.
+  __device__ void mix(int turn, int own, NUMBER *y) const {
+    Sums sums[OWN];
+    EACH(q, N1) EACH(j, 2) {
+      float4 d = planes[turn][q][j][threadIdx.x & 31];
+      EACH(e, OWN) if (own + e < N1) {
+        float factor = a1[own + e][q], *at = sums[e].at[j];
+        at[0] += factor * d.x; at[1] += factor * d.y; at[2] += factor * d.z; at[3] += factor * d.w;
       }
     }
-    return y;
+    EACH(e, OWN) if (own + e < N1) Part(sums[e]).write(y + (own + e) * PLANE);
   }
 };
 
+// A lane's planes of a row, of which the first lies at `from`.
+__device__ void read(Part *planes, const NUMBER *from, int own) {
+  EACH(e, OWN) {
+    if (own + e < N1) planes[e] = Part(from + (own + e) * PLANE);
+    else EACH(i, 4) planes[e].at[i / 2][i % 2] = 0;
+  }
+}
+
+// Where a lane's first number of a plane lies.
+__device__ int begin() { return (threadIdx.x & 31) / 4 * N3 + threadIdx.x % 4 * 4; }
+
 extern "C" __global__ void __launch_bounds__(THREADS, 6)
-turn_planes(const NUMBER *x, const float *first, const float *second, const float *third, NUMBER *y, i64 rows, i64 sizes, i64 flipped) {
+turn_planes(const NUMBER *x, const float *first, const float *second, const float *third, NUMBER *y, i64 rows, i64 flipped) {
   __shared__ Shared shared;
-  Shape s(sizes, flipped);
-  shared.read(first, second, third, s);
   int own = threadIdx.x / 32 * OWN, turn = 0;
+  x += begin(); y += begin();
+  Part from[OWN];
+  if (blockIdx.x < rows) read(from, x + (i64)blockIdx.x * WIDTH, own);
+  shared.read(first, second, third, flipped);
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
-    i64 at = row * s.width();
-    Matrix from[OWN];
-    EACH(e, OWN) from[e] = s.read(x + at, own + e);
-    EACH(e, OWN) if (own + e < s.n1) {
+    EACH(e, OWN) {
       Sums c, d;
-      add_product<!EXACT, true>(c, from[e], shared.a3());
+      add_product<!EXACT, true>(c, from[e].matrix(), shared.a3());
       add_product<true, true>(d, shared.a2(), Matrix(c).transposed(true));
-      shared.keep(turn, own + e, d, s.lane);
+      shared.keep(turn, own + e, d);
     }
+    if (row + gridDim.x < rows) read(from, x + (row + gridDim.x) * WIDTH, own);
     __syncthreads();
-    EACH(e, OWN) if (own + e < s.n1) s.write(y + at, own + e, shared.mixed(turn, own + e, s.n1, s.lane));
+    shared.mix(turn, own, y + row * WIDTH);
   }
 }
 
@@ -194,91 +239,105 @@ __device__ float scattered(float *v) {
   return v[0];
 }
 
-// dx, this block's part of the factors' gradients, and y once more unless it is null. Parts lie [entries, blocks].
+// dx, this block's part of the factors' gradients, and y once more unless it is null. Parts lie [blocks, entries].
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 turn_planes_gradient(const NUMBER *x, const float *first, const float *second, const float *third, const NUMBER *dy, NUMBER *dx,
-                     NUMBER *y, float *partial, i64 rows, i64 sizes, i64 flipped) {
+                     NUMBER *y, float *partial, i64 rows, i64 flipped) {
   __shared__ Shared shared;
-  __shared__ float parts[WARPS][2 * SIDE * SIDE], firsts[MOST][MOST];
-  Shape s(sizes, flipped);
-  shared.read(first, second, third, s);
-  int own = threadIdx.x / 32 * OWN, turn = 0;
+  __shared__ float parts[WARPS][2 * SIDE * SIDE], firsts[8][PLANES];
+  int own = threadIdx.x / 32 * OWN, turn = 0, lane = threadIdx.x & 31;
+  bool again = y;
+  x += begin(); dy += begin(); dx += begin(); y += begin();
+  Part from[OWN];
+  if (blockIdx.x < rows) read(from, x + (i64)blockIdx.x * WIDTH, own);
+  shared.read(first, second, third, flipped);
   Sums da2, da3;
   float da1[OWN];
   EACH(e, OWN) da1[e] = 0;
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
-    i64 at = row * s.width();
-    u32 slopes[MOST][4];
-    EACH(p, MOST) EACH(i, 4) slopes[p][i] = p < s.n1 && s.has(i) ? __ldg((const u32 *)(dy + at + p * s.n2 * s.n3 + s.offset(i))) : 0;
-    EACH(e, OWN) if (own + e < s.n1) {
-      int q = own + e;
-      Matrix from = s.read(x + at, q);
-      Sums c, d, h;
-      add_product<!EXACT, true>(c, from, shared.a3());
-      Matrix between(c);
-      add_product<true, true>(d, shared.a2(), between.transposed(true));
-      if (y) shared.keep(turn, q, d, s.lane);
-      float dots[MOST];
-      EACH(p, MOST) {
-        dots[p] = 0;
-        float factor = shared.a1[p][q];
-        EACH(i, 4) EACH(k, 2) {
-          const NUMBER *pair = (const NUMBER *)&slopes[p][i];
-          float slope = EXACT ? (k ? high(slopes[p][i]) : low(slopes[p][i])) : load(pair[k]), value = d.at[i / 2][i % 2 * 2 + k];
-          h.at[i / 2][i % 2 * 2 + k] += factor * slope;
-          dots[p] += slope * value;
+    Matrix between[OWN];
+    Sums d[OWN], h[OWN];
+    float dots[OWN][8];
+    EACH(e, OWN) {
+      Sums c;
+      add_product<!EXACT, true>(c, from[e].matrix(), shared.a3());
+      between[e] = Matrix(c);
+      add_product<true, true>(d[e], shared.a2(), between[e].transposed(true));
+      if (again) shared.keep(turn, own + e, d[e]);
+    }
+    EACH(e, OWN) EACH(p, 8) dots[e][p] = 0;
+    EACH(p, N1) {
+      Part slopes(dy + row * WIDTH + p * PLANE);
+      EACH(i, 4) {
+        u32 pair = slopes.at[i % 2][i / 2];
+        EACH(k, 2) {
+          float slope = k ? second_of(pair) : first_of(pair);
+          EACH(e, OWN) {
+            h[e].at[i / 2][i % 2 * 2 + k] += shared.a1[p][own + e] * slope;
+            dots[e][p] += slope * d[e].at[i / 2][i % 2 * 2 + k];
+          }
         }
       }
-      da1[e] += scattered(dots);
-      Matrix slope(h);
+    }
+    EACH(e, OWN) {
+      da1[e] += scattered(dots[e]);
+      Matrix slope(h[e]);
       Sums dc, back;
       add_product<true, true>(dc, shared.a2t(), slope.transposed(true));
-      add_product<true, true>(da2, slope, between);
+      add_product<true, true>(da2, slope, between[e]);
       Matrix inner(dc);
       add_product<true, true>(back, inner, shared.a3t());
-      add_product<true, !EXACT>(da3, inner.transposed(true), from.transposed(!EXACT));
-      s.write(dx + at, q, back);
+      add_product<true, !EXACT>(da3, inner.transposed(true), from[e].matrix().transposed(!EXACT));
+      if (own + e < N1) Part(back).write(dx + row * WIDTH + (own + e) * PLANE);
     }
-    if (y) {
+    if (row + gridDim.x < rows) read(from, x + (row + gridDim.x) * WIDTH, own);
+    if (again) {
       __syncthreads();
-      EACH(e, OWN) if (own + e < s.n1) s.write(y + at, own + e, shared.mixed(turn, own + e, s.n1, s.lane));
+      shared.mix(turn, own, y + row * WIDTH);
     }
   }
   // The parts of the warps, one after the other.
   EACH(e, OWN) {
     float v = da1[e];
     v += __shfl_xor_sync(~0u, v, 1); v += __shfl_xor_sync(~0u, v, 2);
-    int p = (s.lane >> 4 & 1) * 4 + (s.lane >> 3 & 1) * 2 + (s.lane >> 2 & 1);
-    if (s.lane % 4 == 0) firsts[p][own + e] = v;
+    int p = (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
+    if (lane % 4 == 0) firsts[p][own + e] = v;
   }
   float *part = parts[threadIdx.x / 32];
   EACH(j, 2) EACH(i, 4) {
-    int e = (s.lane / 4 + i / 2 * 8) * SIDE + j * 8 + s.lane % 4 * 2 + i % 2;
+    int e = (lane / 4 + i / 2 * 8) * SIDE + j * 8 + lane % 4 * 2 + i % 2;
     part[e] = da2.at[j][i];
     part[SIDE * SIDE + e] = da3.at[j][i];
   }
   __syncthreads();
-  for (int e = threadIdx.x; e < s.entries(); e += THREADS) {
-    int second_begin = s.n1 * s.n1, third_begin = second_begin + s.n2 * s.n2;
-    int begin = e < second_begin ? 0 : e < third_begin ? second_begin : third_begin;
-    int n = e < second_begin ? s.n1 : e < third_begin ? s.n2 : s.n3;
+  for (int e = threadIdx.x; e < ENTRIES; e += THREADS) {
+    int begin = e < SECOND ? 0 : e < THIRD ? SECOND : THIRD, n = e < SECOND ? N1 : e < THIRD ? N2 : N3;
     int p = (e - begin) / n, q = (e - begin) % n;
-    if (s.flipped) { int swap = p; p = q; q = swap; }
+    if (flipped) { int swap = p; p = q; q = swap; }
     float v = 0;
-    if (e < second_begin) v = firsts[p][q];
-    else EACH(w, WARPS) v += parts[w][(e < third_begin ? 0 : SIDE * SIDE) + p * SIDE + q];
-    partial[(i64)e * gridDim.x + blockIdx.x] = v;
+    if (e < SECOND) v = firsts[p][q];
+    else EACH(w, WARPS) v += parts[w][e < THIRD ? p * SIDE + q : SIDE * SIDE + place(p) * SIDE + place(q)];
+    partial[(i64)blockIdx.x * ENTRIES + e] = v;
   }
 }
 
-// One warp an entry: the sum over all blocks.
-extern "C" __global__ void turn_planes_sums(const float *partial, float *da1, float *da2, float *da3, i64 second, i64 third, i64 blocks) {
-  float s = 0;
-  for (i64 k = threadIdx.x; k < blocks; k += 32) s += partial[blockIdx.x * blocks + k];
-  for (int o = 16; o > 0; o >>= 1) s += __shfl_xor_sync(~0u, s, o);
-  if (threadIdx.x > 0) return;
-  int e = blockIdx.x;
-  if (e < second) da1[e] = s;
-  else if (e < third) da2[e - second] = s;
-  else da3[e - third] = s;
+// The sums over all blocks' parts, of 32 entries each: a warp adds up each 32nd block's, then all of an entry.
+extern "C" __global__ void __launch_bounds__(1024)
+turn_planes_sums(const float *partial, float *da1, float *da2, float *da3, i64 blocks) {
+  __shared__ float parts[32][33];
+  int lane = threadIdx.x & 31, warp = threadIdx.x / 32, e = blockIdx.x * 32 + lane;
+  float v = 0;
+  if (e < ENTRIES) {
+    #pragma unroll 16
+    for (i64 k = warp; k < blocks; k += 32) v += partial[k * ENTRIES + e];
+  }
+  parts[warp][lane] = v;
+  __syncthreads();
+  v = parts[lane][warp];
+  for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+  e = blockIdx.x * 32 + warp;
+  if (lane > 0 || e >= ENTRIES) return;
+  if (e < SECOND) da1[e] = v;
+  else if (e < THIRD) da2[e - SECOND] = v;
+  else da3[e - THIRD] = v;
 }

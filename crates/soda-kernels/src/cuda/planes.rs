@@ -21,7 +21,11 @@ const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("planes.cu
 /// `mma.sync` on bfloat16.
 const TARGET: Target = Target::From((8, 0));
 
-/// The factors' sizes as the kernels take them.
+/// Threads of a block that adds up parts, and entries that it has.
+const SUMMING: usize = 1024;
+const SUMMED: usize = 32;
+
+/// Factors that the kernels take; they are compiled for each three sizes, of which a network has a few.
 #[derive(Clone, Copy)]
 pub(crate) struct Planes {
     image: Image,
@@ -30,44 +34,44 @@ pub(crate) struct Planes {
 }
 
 impl Planes {
-    /// Of square factors, which lie transposed if `flipped`; `None` where the kernels do not take them.
+    /// Of square factors, which lie transposed if `flipped`, on these rows; `None` where the kernels do not take them.
     pub(super) fn new(
-        x: &CubeTensor,
+        rows: &[&CubeTensor],
         a: &[CubeTensor],
         sizes: &[usize],
         flipped: bool,
     ) -> Option<Self> {
         let [n1, n2, n3] = *sizes else { return None };
         let fits = n1 <= FIRST && n2 <= OTHERS && n3 <= OTHERS && n3.is_multiple_of(2);
-        let half = matches!(x.dtype, DType::BF16 | DType::F16);
+        let dtype = rows.first()?.dtype;
+        let half = matches!(dtype, DType::BF16 | DType::F16);
         let single = a.len() == 3 && a.iter().all(|a| a.dtype == DType::F32);
-        // Rows are read by pairs.
-        let begins = x.handle.offset_start.unwrap_or(0).is_multiple_of(4);
-        if !(fits && half && single && begins && on_cuda(x)) || n1 * n2 * n3 == 0 {
+        // Rows are read by fours.
+        let reads = |x: &&CubeTensor| {
+            let begins = x.handle.offset_start.unwrap_or(0).is_multiple_of(8);
+            begins && x.dtype == dtype && on_cuda(x)
+        };
+        if !(fits && half && single && rows.iter().all(reads)) || n1 * n2 * n3 == 0 {
             return None;
         }
-        Some(Self {
-            image: images::image(SOURCE, x.dtype, 0, TARGET)?,
-            sizes: [n1, n2, n3],
-            flipped,
-        })
+        let image = images::image(SOURCE, dtype, n1 | n2 << 8 | n3 << 16, TARGET)?;
+        Some(Self { image, sizes: [n1, n2, n3], flipped })
     }
 
-    /// How the rows of `x` are turned, as the kernels take it.
-    fn arguments(&self, x: &CubeTensor) -> [u64; 3] {
+    /// How many rows `x` has, and how they are turned, as the kernels take it.
+    fn arguments(&self, x: &CubeTensor) -> [u64; 2] {
         let rows = x.shape().num_elements() / self.sizes.iter().product::<usize>();
-        let sizes = self.sizes.iter().rev().fold(0, |all, &n| all << 8 | n as u64);
-        [rows as u64, sizes, self.flipped.into()]
+        [rows as u64, self.flipped.into()]
     }
 
     /// The rows turned.
     pub(super) fn forward(self, x: CubeTensor, a: Vec<CubeTensor>) -> CubeTensor {
         let x = into_contiguous(x);
         let a: Vec<_> = a.into_iter().map(into_contiguous).collect();
-        let (y, sizes) = (like(&x), self.arguments(&x));
-        let blocks = (sizes[0] as usize).clamp(1, BLOCKS);
+        let (y, rows) = (like(&x), self.arguments(&x));
+        let blocks = (rows[0] as usize).clamp(1, BLOCKS);
         session::submit([&x, &a[0], &a[1], &a[2], &y], move |session, tensors| {
-            let arguments = tensors.into_iter().chain(sizes).collect();
+            let arguments = tensors.into_iter().chain(rows).collect();
             session.launch_of(self.image, "turn_planes", [blocks, 1], THREADS, 0, arguments)
         });
         y
@@ -83,11 +87,11 @@ impl Planes {
     ) -> (CubeTensor, Vec<CubeTensor>, Option<CubeTensor>) {
         let [x, dy] = [x, dy].map(into_contiguous);
         let a: Vec<_> = a.into_iter().map(into_contiguous).collect();
-        let sizes = self.arguments(&x);
-        let blocks = (sizes[0] as usize).clamp(1, GRADIENT_BLOCKS);
+        let rows = self.arguments(&x);
+        let blocks = (rows[0] as usize).clamp(1, GRADIENT_BLOCKS);
         let entries = self.sizes.map(|n| n * n);
-        let all = entries.iter().sum();
-        let partial = empty(&x, vec![all, blocks], DType::F32);
+        let all: usize = entries.iter().sum();
+        let partial = empty(&x, vec![blocks, all], DType::F32);
         let dx = like(&x);
         let da = entries.map(|entries| empty(&x, vec![entries], DType::F32));
         let y = again.then(|| like(&x));
@@ -98,12 +102,12 @@ impl Planes {
                 // Where it is not to be written, its address is not looked at.
                 let y = if again { y } else { 0 };
                 let tensors = [x, a1, a2, a3, dy, dx, y, partial];
-                let arguments = tensors.into_iter().chain(sizes).collect();
+                let arguments = tensors.into_iter().chain(rows).collect();
                 let name = "turn_planes_gradient";
                 session.launch_of(self.image, name, [blocks, 1], THREADS, 0, arguments)?;
-                let (second, third) = (entries[0] as u64, (entries[0] + entries[1]) as u64);
-                let arguments = vec![partial, da1, da2, da3, second, third, blocks as u64];
-                session.launch_of(self.image, "turn_planes_sums", [all, 1], 32, 0, arguments)
+                let arguments = vec![partial, da1, da2, da3, blocks as u64];
+                let (name, grid) = ("turn_planes_sums", [all.div_ceil(SUMMED), 1]);
+                session.launch_of(self.image, name, grid, SUMMING, 0, arguments)
             },
         );
         (dx, da.into(), y)

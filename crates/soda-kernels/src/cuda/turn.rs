@@ -35,15 +35,15 @@ pub(crate) enum Turn {
 }
 
 impl Turn {
-    /// Of square factors, which lie transposed if `flipped`; `None` where no kernel takes them.
+    /// Of square factors, which lie transposed if `flipped`, on these rows; `None` where no kernel takes them.
     pub(crate) fn new(
-        x: &CubeTensor,
+        rows: &[&CubeTensor],
         a: &[CubeTensor],
         sizes: &[usize],
         flipped: bool,
     ) -> Option<Self> {
-        let planes = Planes::new(x, a, sizes, flipped).map(Self::Planes);
-        planes.or_else(|| Groups::new(x, a, sizes, flipped).map(Self::Groups))
+        let planes = Planes::new(rows, a, sizes, flipped).map(Self::Planes);
+        planes.or_else(|| Groups::new(rows.first()?, a, sizes, flipped).map(Self::Groups))
     }
 
     /// `x (A1 ⊗ … ⊗ Am)`.

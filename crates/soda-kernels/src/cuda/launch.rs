@@ -222,7 +222,9 @@ pub(super) fn columns(l: CubeTensor, gain: CubeTensor, least: CubeTensor) -> Cub
     let (k, n) = (gain.shape().num_elements(), l.shape().num_elements());
     session::submit([&l, &gain, &least, &y], move |session, [l, gain, least, y]| {
         let arguments = vec![l, gain, least, y, k as u64, n as u64];
-        session.launch(name, [blocks(n), 1], 256, 0, arguments)
+        // Some rows a thread, and at least a thread a column.
+        let blocks = n.div_ceil(8192).max(k.div_ceil(256)).max(1);
+        session.launch(name, [blocks, 1], 256, 0, arguments)
     });
     y
 }
@@ -236,12 +238,15 @@ pub(super) fn columns_gradient(
 ) -> CubeTensor {
     let [l, dy, gain, least] = [l, dy, gain, least].map(into_contiguous);
     let (to, name) = (like(&gain), kernel!("columns_gradient", l.dtype));
+    let width = l.dtype.size();
     let k = gain.shape().num_elements();
     let rows = l.shape().num_elements() / k.max(1);
     session::submit([&l, &dy, &gain, &least, &to], move |session, [l, dy, gain, least, to]| {
         let arguments = vec![l, dy, gain, least, to, rows as u64, k as u64];
-        // Enough blocks for columns that are read one by one.
-        session.launch(name, [k.div_ceil(4), 1], 512, 0, arguments)
+        // Two packs of columns a block, of 16 bytes where rows can be read so.
+        let packed = (k * width).is_multiple_of(16) && (l | dy).is_multiple_of(16);
+        let packs = if packed { k * width / 16 } else { k };
+        session.launch(name, [packs.div_ceil(2).max(1), 1], 512, 0, arguments)
     });
     to
 }

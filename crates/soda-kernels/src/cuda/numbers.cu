@@ -10,8 +10,12 @@ __device__ float load(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h
 __device__ void store(float *to, float x) { *to = x; }
 // To nearest, ties to even; older chips have no instruction for it.
 __device__ void store(bf16 *to, float x) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(x));
+#else
   unsigned bits = __float_as_uint(x);
   to->bits = x != x ? 0x7fff : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+#endif
 }
 __device__ void store(f16 *to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
 

@@ -1,15 +1,25 @@
 // What scales columns, joins maps and copies. Comes after kernels.cu, of which what it says holds here.
 
-// y = l diag(max(gain, least)), columns of l `[rows, k]`. What is no number is kept, to be found out.
+// y = l diag(max(gain, least)), columns of l `[rows, k]`. What is no number is kept, to be found out. A thread has the same
+// columns of several rows; of threads there are at least as many as packs in a row.
 __device__ bool counts(float gain, float least) { return !(gain <= least); }
 
 template <class T, int N> __device__ void columns_packs(const T *l, const float *gain, const float *least, T *y, i64 k, i64 n) {
-  unsigned per = (unsigned)k / N;
-  ALL(v, n / N) {
-    unsigned i = v % per * N;
-    Pack<T, N> in = pack<T, N>(l, v), out;
-    NEIGHBOURS(j) { float g = gain[i + j], m = least[i + j]; store(out.at + j, load(in.at[j]) * (counts(g, m) ? g : m)); }
-    put(y, v, out);
+  unsigned per = (unsigned)k / N, step = gridDim.x * blockDim.x / per, first = blockIdx.x * blockDim.x + threadIdx.x;
+  unsigned at = first % per, rows = (unsigned)(n / k);
+  if (first / per >= step) return;
+  float kept[N];
+  NEIGHBOURS(j) { float g = gain[at * N + j], m = least[at * N + j]; kept[j] = counts(g, m) ? g : m; }
+  for (unsigned row = first / per; row < rows; row += 4 * step) {
+    // All that is read, before any is written.
+    Pack<T, N> in[4], out;
+    #pragma unroll
+    for (int i = 0; i < 4; i++) if (row + i * step < rows) in[i] = pack<T, N>(l, (i64)(row + i * step) * per + at);
+    #pragma unroll
+    for (int i = 0; i < 4; i++) if (row + i * step < rows) {
+      NEIGHBOURS(j) store(out.at + j, load(in[i].at[j]) * kept[j]);
+      put(y, (i64)(row + i * step) * per + at, out);
+    }
   }
 }
 
@@ -18,26 +28,26 @@ template <class T> __device__ void columns(const T *l, const float *gain, const 
   else columns_packs<T, 1>(l, gain, least, y, k, n);
 }
 
-// Its gradient by the gain: of each column the sum of l dy, where the gain counts. Four packs of columns a block, eight
-// lanes of each warp for one.
+// Its gradient by the gain: of each column the sum of l dy, where the gain counts. Two packs of columns a block, half a warp's
+// lanes for one.
 template <class T, int N>
 __device__ void columns_gradient_packs(const T *l, const T *dy, const float *gain, const float *least, float *to, i64 rows, i64 k) {
-  __shared__ float parts[32][4 * N];
-  i64 per = k / N, at = blockIdx.x * 4 + threadIdx.x % 4;
+  __shared__ float parts[32][2 * N];
+  i64 per = k / N, at = blockIdx.x * 2 + threadIdx.x % 2;
   float sums[N];
   NEIGHBOURS(j) sums[j] = 0;
   if (at < per) {
     #pragma unroll 4
-    for (i64 r = threadIdx.x / 4; r < rows; r += blockDim.x / 4) {
+    for (i64 r = threadIdx.x / 2; r < rows; r += blockDim.x / 2) {
       Pack<T, N> a = pack<T, N>(l, r * per + at), b = pack<T, N>(dy, r * per + at);
       NEIGHBOURS(j) sums[j] += load(a.at[j]) * load(b.at[j]);
     }
   }
-  NEIGHBOURS(j) for (int o = 4; o < 32; o *= 2) sums[j] += __shfl_xor_sync(~0u, sums[j], o);
-  if (threadIdx.x % 32 < 4) NEIGHBOURS(j) parts[threadIdx.x / 32][threadIdx.x % 4 * N + j] = sums[j];
+  NEIGHBOURS(j) for (int o = 2; o < 32; o *= 2) sums[j] += __shfl_xor_sync(~0u, sums[j], o);
+  if (threadIdx.x % 32 < 2) NEIGHBOURS(j) parts[threadIdx.x / 32][threadIdx.x % 2 * N + j] = sums[j];
   __syncthreads();
-  i64 column = blockIdx.x * 4 * N + threadIdx.x;
-  if (threadIdx.x >= 4 * N || column >= k) return;
+  i64 column = blockIdx.x * 2 * N + threadIdx.x;
+  if (threadIdx.x >= 2 * N || column >= k) return;
   float s = 0;
   for (int w = 0; w < blockDim.x / 32; w++) s += parts[w][threadIdx.x];
   to[column] = counts(gain[column], least[column]) ? s : 0;

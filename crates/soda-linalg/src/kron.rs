@@ -84,6 +84,12 @@ impl KronRows {
         Self(Modes { sizes: sizes.iter().map(|&n| [n, n]).collect(), transposed: true })
     }
 
+    /// With the factors' transposes in their place: `x (A1 ⊗ … ⊗ Am)ᵀ`.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self(Modes { transposed: !self.0.transposed, ..self.0 })
+    }
+
     /// `x (A1 ⊗ … ⊗ Am)` for `x` `[rows, Π nᵢ]` and factors `[nᵢ nᵢ]`.
     pub fn product(&self, x: Tensor<2>, factors: &[Tensor<1>]) -> Tensor<2> {
         self.0.forward(x.unsqueeze_dim(2), factors).flatten(1, 2)

@@ -9,7 +9,7 @@ use common::{EPS, Noise, dmatrix, relative, single};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
 use soda_kernels::{has_library, matmul};
-use soda_linalg::{kron, kron_left, kron_right};
+use soda_linalg::{KronRows, kron, kron_left, kron_right};
 
 fn factors(noise: &mut Noise, sizes: &[(usize, usize)]) -> Vec<DMatrix<f64>> {
     sizes.iter().map(|&(p, n)| noise.matrix(p, n).map(|entry| f64::from(entry as f32))).collect()
@@ -156,6 +156,45 @@ fn half_precision_is_rounded_once() {
         // The rows and their gradient are both rounded.
         let error = relative(&dmatrix(&expected), &dmatrix(&found));
         assert!(error < precision(&half, 6.0), "{error}");
+    }
+}
+
+/// `x Aᵀ` of factors is `x A` of their transposes, value and gradients, in the shapes that kernels take and others.
+#[test]
+fn transposed_rows_are_rows_of_transposes() {
+    let flat = |factors: &[Tensor<2>]| -> Vec<Tensor<1>> {
+        factors.iter().map(|factor| factor.clone().flatten(0, 1)).collect()
+    };
+    for (sizes, dtype) in [
+        ([8, 10, 16], DType::F32),
+        ([2, 3, 5], DType::F32),
+        ([8, 10, 16], DType::BF16),
+        ([5, 8, 8], DType::BF16),
+    ] {
+        let mut noise = Noise::new(11);
+        let factors: Vec<_> = sizes.iter().map(|&n| single(&noise.matrix(n, n))).collect();
+        let turned: Vec<_> = factors.iter().map(|factor| factor.clone().transpose()).collect();
+        let width = sizes.iter().product();
+        let [x, dy] = [(), ()].map(|()| single(&noise.matrix(70, width)).cast(dtype));
+        let rows = KronRows::new(&sizes);
+        let transposed = rows.clone().transposed();
+        // Both are rounded once to the type of the rows.
+        let most = if dtype == DType::F32 { 4.0 * EPS } else { 2f64.powi(-8) };
+        let close = |what: &str, expected: &Tensor<2>, found: &Tensor<2>| {
+            let error = relative(&dmatrix(expected), &dmatrix(found));
+            assert!(error < most, "{what} of {sizes:?} in {dtype:?}: {error:.1e}");
+        };
+        let product = rows.product(x.clone(), &flat(&turned));
+        close("product", &product, &transposed.product(x.clone(), &flat(&factors)));
+        close("product and a dense one", &product, &matmul(x.clone(), kron(&turned).cast(dtype)));
+
+        let expected = rows.gradient(x.clone(), &flat(&turned), dy.clone(), true);
+        let found = transposed.gradient(x, &flat(&factors), dy, true);
+        close("product again", &product, &found.product);
+        close("gradient by rows", &expected.x.unwrap(), &found.x.unwrap());
+        for ((expected, found), n) in expected.factors.into_iter().zip(found.factors).zip(sizes) {
+            close("factor", &expected.reshape([n, n]).transpose(), &found.reshape([n, n]));
+        }
     }
 }
 

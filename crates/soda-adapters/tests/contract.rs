@@ -341,9 +341,15 @@ fn a_configuration_survives_json_and_a_wrong_name_is_told_the_right_ones() {
     assert!(error.unwrap_err().to_string().contains("ranks"));
 }
 
-/// The same layer through its weight and, for so few rows, through its input.
+/// The same layer through its weight and, for so few rows, through its input; and for so many that a library's device takes
+/// the weight again.
 #[test]
 fn the_input_side_is_the_weight_side() {
+    the_sides_agree(2);
+    the_sides_agree(60);
+}
+
+fn the_sides_agree(rows: usize) {
     // Rounding hides the differences in a type of fewer digits.
     if !Device::default().supports_dtype(DType::F64) {
         return;
@@ -352,7 +358,8 @@ fn the_input_side_is_the_weight_side() {
     for (name, method) in methods() {
         let (net, input) = (Net::new().cast(DType::F64), Input::new().cast(DType::F64));
         let net = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net)).train();
-        let x = input.on_tape().k.narrow(0, 0, 2).require_grad();
+        let x = input.k.clone().repeat_dim(0, rows).narrow(0, 0, rows);
+        let x = x.autodiff().require_grad();
         let mut through = || {
             let weight = || {
                 let base = net.to_k.weight.base();
@@ -382,5 +389,5 @@ fn the_input_side_is_the_weight_side() {
         assert_eq!(g1.len(), g2.len(), "{name}");
         assert!(g1.iter().all(|(path, grad)| close(grad, &g2[path])), "{name}: {:?}", g1.keys());
     }
-    assert!(answered >= 19, "{answered} methods knew a shorter way for two rows");
+    assert!(rows > 2 || answered >= 19, "{answered} methods knew a shorter way for two rows");
 }

@@ -17,7 +17,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use soda_kernels::{has_library, lasting, matmul, own, scale_columns};
+use soda_kernels::{has_library, in_order, lasting, matmul, own, scale_columns};
 use soda_linalg::{KronRows, LinalgError, Qr, Svd, with_gradient};
 
 use super::turned::Turned;
@@ -78,14 +78,16 @@ impl Spectrum {
         // The basis is most of what the method keeps; it need not be finer than the products with it.
         let dtype = product_dtype(&weight.matrix, w.dtype());
         // Out of the stack that they were decomposed in, which is held as long as a part of it is.
-        let kept = |factor: Tensor<2>| {
-            lasting(factor, |factor| match factor.dtype() == dtype {
+        let kept = |factor: Tensor<2>, order: [usize; 2]| {
+            let copy = |factor: Tensor<2>| match factor.dtype() == dtype {
                 true => own(factor),
                 false => factor.cast(dtype),
-            })
+            };
+            lasting(factor, |factor| in_order(copy(factor), order))
         };
         let (left, right, s) = match has_library(&weight.matrix) {
-            true => (kept(left), right.map(kept), s.map(own)),
+            // `Bᵀ` lies row by row, since its columns are scaled.
+            true => (kept(left, [0, 1]), right.map(|right| kept(right, [1, 0])), s.map(own)),
             false => (left.cast(dtype), right.map(|right| right.cast(dtype)), s),
         };
         let least = match &s {
@@ -150,9 +152,9 @@ impl Spectrum {
         let sizes: Vec<usize> = rotation.iter().map(|factor| factor.dims()[0]).collect();
         let turned = Turned {
             rotation: KronRows::new(&sizes),
-            weight: plain(w),
-            left: plain(&self.left),
-            right,
+            weight: plain(w).transpose(),
+            u: right.transpose(),
+            v: plain(&self.left),
             least: self.least.clone().without_autodiff(),
         };
         let flat = rotation.iter().map(|factor| factor.clone().flatten(0, 1));

@@ -1,17 +1,21 @@
-//! A layer of SODA as one operation: the input turns, the spectrum of the weight shifts.
+//! A layer of SODA as one operation: the spectrum of its weight shifts, its input turns.
 //!
 //! ```text
-//! t = x R      d = max(δ, -s)      y = t (W0ᵀ + L diag(d) B)
+//! W0 = U diag(s) Vᵀ      d = max(δ, -s)      W = W0 + U diag(d) Vᵀ      y = x R Wᵀ
 //! ```
 //!
-//! Its gradient starts from `x` again. On the tape there is `x`, which the layers that read it share, and not each layer's
-//! turned rows and its weight, which are most of what a step with SODA would keep. What is computed once more is either the
-//! weight or, on few rows, nothing but `t`, a by-product of the rotation's gradient:
+//! Its gradient starts from `x` again. On the tape there is `x`, which the layers that read it share, and not what lies between,
+//! which is most of what a step with SODA would keep.
+//!
+//! There are three ways through it, of which each pass takes the shortest ([`Way`]):
 //!
 //! ```text
-//! W = W0ᵀ + L diag(d) B      dt = dy Wᵀ                          dδ = colsum(L ∘ (tᵀ dy Bᵀ))
-//! e = dy Bᵀ                  dt = dy W0 + (e diag(d)) Lᵀ         dδ = colsum((t L) ∘ e)
+//! rows            t = x R      y = t W0ᵀ + (t V diag(d)) Uᵀ      e = dy U      dt = dy W0 + (e diag(d)) Vᵀ      dδ = colsum((t V) ∘ e)
+//! weight          t = x R      y = t Wᵀ                          dt = dy W     dW = dyᵀ t                     dδ = colsum(U ∘ (dW V))
+//! turned weight   M = W Rᵀ     y = x Mᵀ                          dx = dy M     dM = dyᵀ x                     dδ = colsum(U ∘ (dW V))
 //! ```
+//!
+//! where the gradient of `t = x R` gives `dx` and `dR` from `dt`, and that of `M = W Rᵀ` gives `dW` and `dR` from `dM`.
 
 use burn::tensor::Tensor;
 use soda_kernels::{matmul, matmul_onto, scale_columns, scale_columns_gradient};
@@ -20,46 +24,86 @@ use soda_linalg::{Function, KronRows};
 /// The function of rows `x` `[rows, in, 1]` and of the factors of `R`, with `δ` as the last. All but the vectors are of one type.
 #[derive(Clone, Debug)]
 pub(super) struct Turned {
+    /// `x R` of rows `x`.
     pub(super) rotation: KronRows,
-    /// `W0ᵀ`, `[in, out]`.
+    /// `W0`, `[out, in]`.
     pub(super) weight: Tensor<2>,
-    /// `L`, `[in, k]`.
-    pub(super) left: Tensor<2>,
-    /// `B`, `[k, out]`.
-    pub(super) right: Tensor<2>,
+    /// `U`, `[out, k]`.
+    pub(super) u: Tensor<2>,
+    /// `V`, `[in, k]`.
+    pub(super) v: Tensor<2>,
     /// `-s`, `[k]`.
     pub(super) least: Tensor<1>,
 }
 
+/// What is formed on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// No weight.
+    Rows,
+    /// The shifted weight.
+    Weight,
+    /// The shifted weight, turned: its rows are `out`, however many the input has.
+    TurnedWeight,
+}
+
+/// Multiply-adds of a product that take as long as turning one number of a row, forward and in the gradient: measured on
+/// Hopper in bfloat16 (`docs/gpu.md`).
+const TURN: [usize; 2] = [1600, 4000];
+
 impl Turned {
-    /// The weight with its spectrum shifted.
-    fn shifted(&self, delta: &Tensor<1>) -> Tensor<2> {
-        let columns = scale_columns(self.left.clone(), delta.clone(), self.least.clone());
-        self.weight.clone() + matmul(columns, self.right.clone())
+    /// The shortest ways for so many rows, forward and in the gradient.
+    fn ways(&self, rows: usize) -> [Way; 2] {
+        let ([output, input], k) = (self.weight.dims(), self.u.dims()[1]);
+        let (layer, shift) = (rows * input * output, input * output * k);
+        let shortest = |on_rows: usize, on_weight: usize, turn: usize| {
+            let turned = |by: usize| by * input * turn;
+            let costs = [
+                (on_rows + turned(rows), Way::Rows),
+                (on_weight + turned(rows), Way::Weight),
+                (on_weight + turned(output), Way::TurnedWeight),
+            ];
+            costs.into_iter().min_by_key(|(cost, _)| *cost).map_or(Way::Rows, |(_, way)| way)
+        };
+        [
+            shortest(layer + rows * k * (input + output), shift + layer, TURN[0]),
+            shortest(layer + rows * k * (output + 2 * input), 2 * (shift + layer), TURN[1]),
+        ]
     }
 
-    /// Whether `rows` are enough that the weight is the shorter way, there and back.
-    fn by_weight(&self, rows: usize) -> [bool; 2] {
-        let ([input, k], output) = (self.left.dims(), self.weight.dims()[1]);
-        // What both ways have in common is left out.
-        let forward = input * output < rows * (input + output);
-        let backward =
-            2 * input * output * k + rows * input * output < rows * k * (output + 2 * input);
-        [forward, backward]
+    /// `W`.
+    fn shifted(&self, delta: &Tensor<1>) -> Tensor<2> {
+        let columns = scale_columns(self.u.clone(), delta.clone(), self.least.clone());
+        matmul_onto(columns, self.v.clone().transpose(), self.weight.clone())
+    }
+
+    /// `dδ` from `dW`.
+    fn by_delta(&self, delta: &Tensor<1>, dw: Tensor<2>) -> Tensor<1> {
+        let along = matmul(dw, self.v.clone());
+        scale_columns_gradient(self.u.clone(), along, delta.clone(), self.least.clone())
     }
 }
 
 impl Function for Turned {
     fn forward(&self, x: Tensor<3>, a: &[Tensor<1>]) -> Tensor<3> {
-        let rows = x.dims()[0];
         let (delta, factors) = parts(a);
-        let t = self.rotation.product(x.flatten(1, 2), factors);
-        let y = if self.by_weight(rows)[0] {
-            matmul(t, self.shifted(delta))
-        } else {
-            let columns = matmul(t.clone(), self.left.clone());
-            let columns = scale_columns(columns, delta.clone(), self.least.clone());
-            matmul_onto(columns, self.right.clone(), matmul(t, self.weight.clone()))
+        let x = x.flatten::<2>(1, 2);
+        let way = self.ways(x.dims()[0])[0];
+        let y = match way {
+            Way::Rows => {
+                let t = self.rotation.product(x, factors);
+                let columns = matmul(t.clone(), self.v.clone());
+                let columns = scale_columns(columns, delta.clone(), self.least.clone());
+                let y = matmul(t, self.weight.clone().transpose());
+                matmul_onto(columns, self.u.clone().transpose(), y)
+            }
+            Way::Weight => {
+                matmul(self.rotation.product(x, factors), self.shifted(delta).transpose())
+            }
+            Way::TurnedWeight => {
+                let turn = self.rotation.clone().transposed();
+                matmul(x, turn.product(self.shifted(delta), factors).transpose())
+            }
         };
         y.unsqueeze_dim(2)
     }
@@ -69,34 +113,39 @@ impl Function for Turned {
         x: Tensor<3>,
         a: &[Tensor<1>],
         grad: Tensor<3>,
-        [by_x, by_a]: [bool; 2],
+        [by_x, _]: [bool; 2],
     ) -> (Option<Tensor<3>>, Vec<Tensor<1>>) {
-        let rows = x.dims()[0];
-        let (x, dy) = (x.flatten::<2>(1, 2), grad.flatten::<2>(1, 2));
         let (delta, factors) = parts(a);
-        let by_weight = self.by_weight(rows)[1];
-        let (dt, e) = if by_weight {
-            (matmul(dy.clone(), self.shifted(delta).transpose()), None)
-        } else {
-            let e = matmul(dy.clone(), self.right.clone().transpose());
-            let columns = scale_columns(e.clone(), delta.clone(), self.least.clone());
-            let dt = matmul(dy.clone(), self.weight.clone().transpose());
-            (matmul_onto(columns, self.left.clone().transpose(), dt), Some(e))
-        };
-        let turned = self.rotation.gradient(x, factors, dt, by_x);
-        let dx = turned.x.map(|dx| dx.unsqueeze_dim(2));
-        if !by_a {
-            return (dx, Vec::new());
-        }
-        let (l, dl) = match e {
-            Some(e) => (matmul(turned.product, self.left.clone()), e),
-            None => {
-                let by_weight = matmul(turned.product.transpose(), dy);
-                (self.left.clone(), matmul(by_weight, self.right.clone().transpose()))
+        let (x, dy) = (x.flatten::<2>(1, 2), grad.flatten::<2>(1, 2));
+        let way = self.ways(x.dims()[0])[1];
+        let (dx, by_factors, by_delta) = match way {
+            Way::Rows => {
+                let e = matmul(dy.clone(), self.u.clone());
+                let columns = scale_columns(e.clone(), delta.clone(), self.least.clone());
+                let dt = matmul(dy, self.weight.clone());
+                let dt = matmul_onto(columns, self.v.clone().transpose(), dt);
+                let turned = self.rotation.gradient(x, factors, dt, by_x);
+                let along = matmul(turned.product, self.v.clone());
+                let least = self.least.clone();
+                let by_delta = scale_columns_gradient(along, e, delta.clone(), least);
+                (turned.x, turned.factors, by_delta)
+            }
+            Way::Weight => {
+                let dt = matmul(dy.clone(), self.shifted(delta));
+                let turned = self.rotation.gradient(x, factors, dt, by_x);
+                let dw = matmul(dy.transpose(), turned.product);
+                (turned.x, turned.factors, self.by_delta(delta, dw))
+            }
+            Way::TurnedWeight => {
+                let dm = matmul(dy.clone().transpose(), x);
+                let turn = self.rotation.clone().transposed();
+                let turned = turn.gradient(self.shifted(delta), factors, dm, true);
+                let dx = by_x.then(|| matmul(dy, turned.product));
+                let dw = turned.x.expect("the gradient by the weight was asked for");
+                (dx, turned.factors, self.by_delta(delta, dw))
             }
         };
-        let by_delta = scale_columns_gradient(l, dl, delta.clone(), self.least.clone());
-        (dx, turned.factors.into_iter().chain([by_delta]).collect())
+        (dx.map(|dx| dx.unsqueeze_dim(2)), by_factors.into_iter().chain([by_delta]).collect())
     }
 }
 
@@ -116,22 +165,23 @@ mod tests {
         Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::default())
     }
 
-    /// Value and gradients of the layer as one operation against those of its parts on the tape, with so few rows that the
-    /// weight is not formed, as many as it is for one of the two passes, and more.
+    /// Value and gradients of the layer as one operation against those of its parts on the tape, with as many rows for each way,
+    /// and each pair of ways, that there is.
     #[test]
     fn one_operation_is_its_parts() {
-        let (sizes, output) = ([2, 3, 4], 20);
-        let (input, k) = (24, 20);
+        let (sizes, output) = ([2, 3, 4], 60);
+        // More columns than an SVD has, so that a gradient has reason to form the weight.
+        let (input, k) = (24, 60);
         let turned = Turned {
             rotation: KronRows::new(&sizes),
-            weight: random([input, output]),
-            left: random([input, k]),
-            right: random([k, output]),
+            weight: random([output, input]),
+            u: random([output, k]),
+            v: random([input, k]),
             least: random([1, k]).abs().neg().flatten(0, 1),
         };
         let mut ways = Vec::new();
-        for rows in [3, 15, 40] {
-            ways.push(turned.by_weight(rows));
+        for rows in [5, 30, 50, 70] {
+            ways.push(turned.ways(rows));
             let leaf = |x: Tensor<2>| Tensor::<2>::from_inner(x).require_grad();
             let x = leaf(random([rows, input]));
             let factors: Vec<_> = sizes.iter().map(|&n| leaf(random([n, n]))).collect();
@@ -143,9 +193,9 @@ mod tests {
 
             let taped = |x: &Tensor<2>| Tensor::<2>::from_inner(x.clone());
             let least = Tensor::<1>::from_inner(turned.least.clone());
-            let columns = scale_columns(taped(&turned.left), delta.clone().flatten(0, 1), least);
-            let weight = taped(&turned.weight) + matmul(columns, taped(&turned.right));
-            let theirs = matmul(kron_right(x.clone(), &factors), weight);
+            let columns = scale_columns(taped(&turned.u), delta.clone().flatten(0, 1), least);
+            let weight = taped(&turned.weight) + matmul(columns, taped(&turned.v).transpose());
+            let theirs = matmul(kron_right(x.clone(), &factors), weight.transpose());
 
             let grads = |y: &Tensor<2>| {
                 let grads = (y.clone() * direction.clone()).sum().backward();
@@ -162,6 +212,7 @@ mod tests {
                 assert!(off < 1e-5, "{rows} rows: gradient {i} off by {off}");
             }
         }
-        assert_eq!(ways, [[false, false], [true, false], [true, true]]);
+        let [rows, weight, turned] = [Way::Rows, Way::Weight, Way::TurnedWeight];
+        assert_eq!(ways, [[rows; 2], [weight, rows], [weight; 2], [turned; 2]]);
     }
 }

@@ -4,6 +4,7 @@
 //! vector is one column, so its manifold is the sphere.
 
 use burn::tensor::{DType, Tensor};
+use soda_kernels::in_order;
 
 /// How one parameter folds into a stack and back.
 #[derive(Clone, Copy)]
@@ -41,25 +42,21 @@ impl<const D: usize> Stack<D> {
         if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
     }
 
-    /// `[..., n, m]` to the stack `[b, n, m]`.
+    /// `[..., n, m]` to the stack `[b, n, m]`, which lies in the order of its shape: for the same bits in every run
+    /// ([`in_order`]).
     pub(crate) fn fold(&self, tensor: Tensor<D>) -> Tensor<3> {
         let tensor = tensor.cast(self.compute());
         if self.wide {
-            tensor.reshape([self.batch, self.m, self.n]).transpose()
+            in_order(tensor.reshape([self.batch, self.m, self.n]).transpose(), [0, 1, 2])
         } else {
             tensor.reshape([self.batch, self.n, self.m])
         }
     }
 
-    /// The inverse of [`Stack::fold`].
+    /// The inverse of [`Stack::fold`], in order as well: as it lies when it was read from a file.
     pub(crate) fn unfold(&self, stack: Tensor<3>) -> Tensor<D> {
-        if !self.wide {
-            return stack.reshape(self.dims).cast(self.dtype);
-        }
-        // By way of a vector, so that it lies in the order of its shape, as it does when it was read from a file: a library's
-        // product with a transposed view may round in another way, and a restored training would not be the same.
-        let flat = stack.transpose().reshape([self.batch * self.n * self.m]);
-        flat.reshape(self.dims).cast(self.dtype)
+        let stack = if self.wide { stack.transpose() } else { stack };
+        in_order(stack, [0, 1, 2]).reshape(self.dims).cast(self.dtype)
     }
 
     /// `[..., m, m]` to `[b, m, m]`.
@@ -67,7 +64,7 @@ impl<const D: usize> Stack<D> {
         tensor.reshape([self.batch, self.m, self.m])
     }
 
-    /// The inverse of [`Stack::fold_square`]: the state of a parameter has the parameter's rank.
+    /// The inverse of [`Stack::fold_square`], in order as [`Stack::unfold`]: the state of a parameter has the parameter's rank.
     pub(crate) fn unfold_square(&self, stack: Tensor<3>) -> Tensor<D> {
         let mut dims = self.dims;
         match &mut dims[..] {
@@ -75,7 +72,7 @@ impl<const D: usize> Stack<D> {
             [n] => *n = self.m,
             [] => {}
         }
-        stack.reshape(dims)
+        in_order(stack, [0, 1, 2]).reshape(dims)
     }
 
     /// `[b, 1, 1]` to `[..., 1, 1]`.

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cudarc::cublas::{result, sys};
 
 use super::layout::Matrices;
-use super::{session, sums};
+use super::session;
 
 /// How a product is computed, and where it goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,20 +38,15 @@ pub(super) fn wide_product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
     out
 }
 
-/// `lhs rhs + to`, in the place of `to` if nobody else needs that.
-pub(super) fn product_onto(
-    lhs: CubeTensor,
-    rhs: CubeTensor,
-    to: CubeTensor,
-) -> Result<CubeTensor, [CubeTensor; 3]> {
-    if to.can_mut() && to.is_contiguous() {
-        multiply(lhs, rhs, &to, Way::More);
-        return Ok(to);
-    }
-    match sums::takes([&lhs, &rhs, &to]) {
-        true => Ok(sums::sum(lhs, rhs, &to)),
-        false => Err([lhs, rhs, to]),
-    }
+/// Whether a product can be added in the place of `to`: it lies row by row, and nobody else needs it.
+pub(super) fn adds_in_place(to: &CubeTensor) -> bool {
+    to.can_mut() && to.is_contiguous()
+}
+
+/// `lhs rhs + to` in the place of `to`.
+pub(super) fn product_onto(lhs: CubeTensor, rhs: CubeTensor, to: CubeTensor) -> CubeTensor {
+    multiply(lhs, rhs, &to, Way::More);
+    to
 }
 
 /// `lhs rhs` for sums of two numbers of 11 bits each, without the product of the smaller ones.

@@ -51,7 +51,7 @@ fn rows(x: &CubeTensor) -> (usize, usize, usize) {
 /// Whether a warp can hold a row of so many numbers at these addresses, or-ed: packs of 16 bytes, five a lane.
 fn fits_a_warp(length: usize, width: usize, addresses: u64) -> bool {
     let bytes = length * width;
-    bytes % 16 == 0 && bytes <= 5 * 32 * 16 && addresses % 16 == 0
+    bytes.is_multiple_of(16) && bytes <= 5 * 32 * 16 && addresses.is_multiple_of(16)
 }
 
 /// softmax over the first `keys` of the last axis; the others become 0.

@@ -73,14 +73,15 @@ impl Kernels for Cube {
         rhs: FloatTensor<Self>,
         to: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let types = [lhs.dtype, rhs.dtype, to.dtype];
-        if !takes_products(&lhs) || types.iter().any(|&dtype| dtype != lhs.dtype) {
-            return Self::float_add(Self::product(lhs, rhs), to);
+        if takes_products(&lhs) && [&rhs, &to].iter().all(|x| x.dtype == lhs.dtype) {
+            if blas::adds_in_place(&to) {
+                return blas::product_onto(lhs, rhs, to);
+            }
+            if sums::takes([&lhs, &rhs, &to]) {
+                return sums::sum(lhs, rhs, &to);
+            }
         }
-        match blas::product_onto(lhs, rhs, to) {
-            Ok(sum) => sum,
-            Err([lhs, rhs, to]) => Self::float_add(Self::product(lhs, rhs), to),
-        }
+        Self::float_add(Self::product(lhs, rhs), to)
     }
 
     fn wide_product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {

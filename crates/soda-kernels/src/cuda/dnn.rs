@@ -14,6 +14,7 @@ use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 use burn_cubecl::tensor::CubeTensor;
 use cudarc::cudnn::{result, sys};
 
+use super::libraries::planned;
 use super::session;
 
 /// Algorithms that want more scratch memory than this are passed over.
@@ -40,7 +41,7 @@ pub(super) struct PlanKey {
     padding: [usize; 2],
 }
 
-/// Descriptors and the algorithm of one convolution. They live as long as the process: a network has few shapes.
+/// Descriptors and the algorithm of one convolution.
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
     input: sys::cudnnTensorDescriptor_t,
@@ -107,16 +108,9 @@ fn run(key: PlanKey, from: CubeTensor, weight: CubeTensor, [b, c, h, w]: [usize;
     let (client, device) = (from.client.clone(), from.device.clone());
     let to = empty_device_contiguous_dtype(client, device, [b, h, w, c].into(), key.dtype);
     session::submit([&from, &weight, &to], move |session, [from, weight, to]| {
-        let plan = match session.plans.get(&key) {
-            Some(plan) => *plan,
-            None => {
-                let plan = Plan::new(&key, session.dnn()?)
-                    .map_err(|error| format!("cuDNN has no algorithm for {key:?}: {error:?}"))?;
-                session.plans.insert(key, plan);
-                plan
-            }
-        };
-        let (dnn, scratch) = (session.dnn()?, session.workspace(plan.workspace)?);
+        let dnn = session.dnn()?;
+        let plan = planned(&mut session.plans, key, |key| Plan::new(key, dnn))?;
+        let scratch = session.workspace(plan.workspace)?;
         let (one, zero) = (1f32, 0f32);
         let (one, zero) = (std::ptr::from_ref(&one).cast(), std::ptr::from_ref(&zero).cast());
         // SAFETY: the descriptors are those of the three buffers, which `submit` holds.

@@ -46,6 +46,8 @@ pub(super) struct Session {
     /// What cuBLASLt chose for each product.
     pub(super) sums: HashMap<sums::PlanKey, sums::Plan>,
     pub(super) workspace: (sys::CUdeviceptr, usize),
+    /// Whether a recording replays on that.
+    pub(super) workspace_recorded: bool,
     /// By the address of their image.
     modules: HashMap<usize, sys::CUmodule>,
     functions: HashMap<(usize, &'static str), sys::CUfunction>,
@@ -145,7 +147,7 @@ fn enqueue(
 
 /// Whether a stream is being recorded: it does nothing meanwhile, and waits for nothing.
 #[allow(unsafe_code, reason = "a call of the CUDA driver")]
-fn recording(stream: sys::CUstream) -> bool {
+pub(super) fn recording(stream: sys::CUstream) -> bool {
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the backend's streams live as long as the process.
     let found = unsafe { sys::cuStreamIsCapturing(stream, &mut status) };
@@ -177,6 +179,7 @@ impl Session {
             plans: HashMap::new(),
             sums: HashMap::new(),
             workspace: (0, 0),
+            workspace_recorded: false,
             modules: HashMap::new(),
             functions: HashMap::new(),
         })

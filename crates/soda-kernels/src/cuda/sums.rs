@@ -10,7 +10,8 @@ use cudarc::cublaslt::sys;
 
 use super::launch::like;
 use super::layout::Matrices;
-use super::{libraries, session};
+use super::libraries::{self, planned};
+use super::session;
 
 /// Scratch memory that an algorithm may want.
 const WORKSPACE: usize = 32 << 20;
@@ -36,7 +37,7 @@ pub(super) struct PlanKey {
     alignment: u32,
 }
 
-/// Descriptors and the algorithm of one product. They live as long as the process: a network has few shapes.
+/// Descriptors and the algorithm of one product.
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
     operation: sys::cublasLtMatmulDesc_t,
@@ -64,18 +65,11 @@ pub(super) fn sum(lhs: CubeTensor, rhs: CubeTensor, to: &CubeTensor) -> CubeTens
         let shared = addresses.iter().fold(ALIGNED, |all, address| all | address);
         let alignment = 1 << shared.trailing_zeros();
         let key = PlanKey { dtype, sizes: [m, k, n], lhs, rhs, alignment };
-        let plan = match session.sums.get(&key) {
-            Some(plan) => *plan,
-            None => {
-                let plan = Plan::new(&key, session.lt()?)
-                    .map_err(|error| format!("cuBLASLt has no way for {key:?}: {error:?}"))?;
-                session.sums.insert(key, plan);
-                plan
-            }
-        };
+        let lt = session.lt()?;
+        let plan = planned(&mut session.sums, key, |key| Plan::new(key, lt))?;
         let bytes = plan.chosen.workspaceSize;
-        let (lt, scratch, stream) = (session.lt()?, session.workspace(bytes)?, session.stream);
-        plan.run(lt, addresses, (scratch, bytes), stream.cast())
+        let scratch = session.workspace(bytes)?;
+        plan.run(lt, addresses, (scratch, bytes), session.stream.cast())
             .map_err(|error| format!("cuBLASLt, a product of {m}x{k}x{n}: {error:?}"))
     });
     y

@@ -345,11 +345,12 @@ fn a_configuration_survives_json_and_a_wrong_name_is_told_the_right_ones() {
 /// the weight again.
 #[test]
 fn the_input_side_is_the_weight_side() {
-    the_sides_agree(2);
-    the_sides_agree(60);
+    the_sides_agree(2, 19);
+    the_sides_agree(60, 5);
 }
 
-fn the_sides_agree(rows: usize) {
+/// For so many rows, of methods of which at least so many have a shorter way than the weight.
+fn the_sides_agree(rows: usize, least: usize) {
     // Rounding hides the differences in a type of fewer digits.
     if !Device::default().supports_dtype(DType::F64) {
         return;
@@ -389,5 +390,5 @@ fn the_sides_agree(rows: usize) {
         assert_eq!(g1.len(), g2.len(), "{name}");
         assert!(g1.iter().all(|(path, grad)| close(grad, &g2[path])), "{name}: {:?}", g1.keys());
     }
-    assert!(rows > 2 || answered >= 19, "{answered} methods knew a shorter way for two rows");
+    assert!(answered >= least, "{answered} methods knew a shorter way for {rows} rows");
 }

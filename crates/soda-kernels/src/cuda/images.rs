@@ -32,8 +32,8 @@ pub(super) enum Target {
     Only((i32, i32)),
 }
 
-/// A source that is compiled for one type of numbers, `NUMBER`, and a width `D`, by when it is first asked for; `None`
-/// where NVRTC cannot or the device is no target.
+/// A source that is compiled for one type of numbers, `NUMBER`, and a width (or sizes in one number) `D`, by when it is first
+/// asked for; `None` where NVRTC cannot or the device is no target.
 pub(super) fn image(
     source: &'static str,
     dtype: DType,

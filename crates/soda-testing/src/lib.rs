@@ -1,9 +1,9 @@
 //! Numeric comparisons for the tests of the workspace. Each one fails on NaN and on empty input.
 //!
-//! `f32::max` returns the other operand when one is NaN, so `fold(0.0, f32::max)` over differences reports 0 for an
-//! all-NaN output. These functions return NaN instead, and every comparison `error <= tolerance` with NaN is false.
+//! `f32::max` returns the other operand when one is NaN, so `fold(0.0, f32::max)` over differences reports 0
+//! for an all-NaN output. These functions return NaN instead, and `error <= tolerance` is false for NaN.
 
-/// The largest absolute value. NaN if any value is NaN.
+/// The largest absolute value, NaN if any value is NaN.
 ///
 /// # Panics
 /// If there are no values: a comparison of nothing would always pass.
@@ -14,7 +14,7 @@ pub fn max_abs<T: Into<f64>>(values: impl IntoIterator<Item = T>) -> f64 {
     values.fold(0.0, |most, value| if most.is_nan() || most >= value { most } else { value })
 }
 
-/// `max |a - b|`. NaN if any difference is NaN.
+/// `max |a - b|`, NaN if any difference is NaN.
 ///
 /// # Panics
 /// If the two have different lengths, or none.
@@ -24,7 +24,9 @@ pub fn max_abs_diff<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
     max_abs(a.iter().zip(b).map(|(&a, &b)| a.into() - b.into()))
 }
 
-/// `max |a - b| / max |b|`, with `b` the reference; `max |a|` if the reference is zero. NaN if any value is NaN.
+/// `max |a - b| / max |b|`, with `b` the reference, or `max |a|` if the reference is zero.
+///
+/// NaN if any value is NaN.
 ///
 /// # Panics
 /// If the two have different lengths, or none.

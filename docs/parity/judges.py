@@ -4,7 +4,7 @@ Writes crates/soda-models/tests/fixtures/judges.safetensors, which tests/judges.
 Everything is computed by transformers and Pillow from the bundled assets, in float32.
 
     pip install torch transformers pillow safetensors
-    python docs/reference/judges.py
+    python docs/parity/judges.py
 """
 
 import json

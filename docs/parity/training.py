@@ -1,6 +1,6 @@
 """Six training steps of every method and loss on the bundled model, with diffusers' UNet, in float64.
 
-    python docs/reference/training.py
+    python docs/parity/training.py
         writes crates/soda-train/tests/fixtures/training.safetensors: noisy latents, text states and targets
         of six steps; and for every case the adapter it starts from, its losses, and where it ends.
 

@@ -1,6 +1,6 @@
 """Masked losses and their gradients by PyTorch, in float64.
 
-    python docs/reference/masks.py
+    python docs/parity/masks.py
         writes crates/soda-train/tests/fixtures/masks.json
 
 Masks, predictions and targets are formulas that the test repeats. The mask is reduced and applied as kohya's sd-scripts do

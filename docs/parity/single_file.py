@@ -6,7 +6,7 @@ it began with. Then the names and shapes are written to
 crates/soda-models/tests/fixtures/single-file.json, which tests/single_file.rs compares with.
 
     pip install torch diffusers transformers safetensors
-    cargo build && python docs/reference/single_file.py target/debug/soda
+    cargo build && python docs/parity/single_file.py target/debug/soda
 """
 
 import json

@@ -5,7 +5,7 @@ with: timesteps, noise levels, and the sample after each step, for a network tha
 its input and its timestep, and noise that is a formula of the call (models.py's `value`).
 
     pip install torch diffusers safetensors
-    python docs/reference/schedulers.py
+    python docs/parity/schedulers.py
 """
 
 import json

@@ -1,10 +1,10 @@
 """Reference vectors of the adapter methods from PEFT, and the proof that files written here load there.
 
-    python docs/reference/adapters.py make
+    python docs/parity/adapters.py make
         writes crates/soda-adapters/tests/fixtures: a small network, its inputs, and for every method the
         adapter as PEFT saves it, the adapted output, the merged weights, gradients, half strength.
 
-    python docs/reference/adapters.py check BASE MERGED EXPORTS
+    python docs/parity/adapters.py check BASE MERGED EXPORTS
         BASE: a diffusers directory. MERGED: the same with an adapter folded in, from `soda merge`.
         EXPORTS: a folder with any of kohya.safetensors, diffusers.safetensors, diff.safetensors, peft/ from
         `soda export`. Loads each by its own tool and compares the outputs of the UNet and the text encoders

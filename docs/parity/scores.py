@@ -1,9 +1,9 @@
 """The scores of whole runs by transformers, Pillow and NumPy, in float32: nothing of this code is used.
 
     pip install torch transformers pillow safetensors numpy
-    python docs/reference/scores.py runs/castle_mug-1
-    python docs/reference/scores.py scores/mug --data photos/mug --judges eval
-    python docs/reference/scores.py --fixture
+    python docs/parity/scores.py runs/castle_mug-1
+    python docs/parity/scores.py scores/mug --data photos/mug --judges eval
+    python docs/parity/scores.py --fixture
 
 The first reads a run's folder: its pictures from samples.png and unrelated.png, its prompts, data and judges from
 config.toml. The second reads a folder of `soda evaluate`. Both print every score beside that of scores.json, and fail

@@ -2,7 +2,7 @@
 
     pip install torch diffusers transformers peft
     cargo bench --workspace --bench train --no-run
-    python docs/reference/train_speed.py EXECUTABLE THREADS ROUNDS
+    python docs/parity/train_speed.py EXECUTABLE THREADS ROUNDS
 
 LoRA of rank 4 on all attention projections, batch 5, AdamW, gradients clipped to norm 1.
 """

@@ -5,8 +5,8 @@ compares with. Each layer's weights are made when it is called and dropped after
 10 GB needs a few hundred MB.
 
     pip install torch diffusers safetensors
-    python docs/reference/full_size.py sd15
-    python docs/reference/full_size.py sdxl
+    python docs/parity/full_size.py sd15
+    python docs/parity/full_size.py sdxl
 """
 
 import json

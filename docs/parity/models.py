@@ -6,7 +6,7 @@ and the gradients of some weights. The weights themselves are not stored: they a
 their key (`weight` below), which the test computes too.
 
     pip install torch diffusers transformers safetensors
-    python docs/reference/models.py
+    python docs/parity/models.py
 """
 
 import json

@@ -6,7 +6,7 @@ bundled one; a fixture holds the configs, the keys, the starting noise and the l
 step.
 
     pip install torch diffusers transformers safetensors pillow
-    python docs/reference/pipelines.py
+    python docs/parity/pipelines.py
 """
 
 import json

@@ -4,7 +4,7 @@ Writes crates/soda-models/tests/fixtures/tokens.json, which tests/tokens.rs comp
 string and its ids by transformers, without the padding.
 
     pip install transformers
-    python docs/reference/tokens.py
+    python docs/parity/tokens.py
 """
 
 import json

@@ -1,9 +1,9 @@
 """New words of the bundled model by diffusers: tokens, text states, and the way back.
 
-    python docs/reference/words.py
+    python docs/parity/words.py
         writes crates/soda-models/tests/fixtures/words.safetensors: the vectors of two words, prompts that say them, and what
         diffusers' `load_textual_inversion` and `encode_prompt` make of those.
-    python docs/reference/words.py --check MERGED EMBEDDINGS
+    python docs/parity/words.py --check MERGED EMBEDDINGS
         holds a directory of `soda merge` and one of `soda export --format embeddings`, both of an adapter with these words,
         against the same: tokens equal, states to 1e-4.
 

@@ -1,7 +1,7 @@
 """The dynamic maps of bitsandbytes' 8-bit optimizers, for crates/soda-train/src/adamw8.rs.
 
     pip install torch bitsandbytes
-    python docs/reference/adamw8.py
+    python docs/parity/adamw8.py
 """
 
 import json

@@ -6,7 +6,7 @@ the text encoders, and in expected.safetensors the text states of a prompt and t
 one of pipelines.py.
 
     pip install torch diffusers transformers peft safetensors pillow
-    python docs/reference/lora_files.py
+    python docs/parity/lora_files.py
 """
 
 import json

@@ -2,7 +2,7 @@
 
     pip install torch diffusers transformers
     cargo bench --workspace --bench generate --no-run
-    python docs/reference/speed.py EXECUTABLE THREADS ROUNDS
+    python docs/parity/speed.py EXECUTABLE THREADS ROUNDS
 """
 
 import sys

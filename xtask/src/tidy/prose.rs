@@ -48,7 +48,7 @@ fn paragraphs(text: &str) -> Vec<(usize, String)> {
         } else if let Some(row) = trimmed.strip_prefix('|') {
             open = false;
             found.extend(row.split('|').map(|cell| (number, cell.trim().to_owned())));
-        } else if let Some(item) = trimmed.strip_prefix("- ").or(trimmed.strip_prefix("* ")) {
+        } else if let Some(item) = list_item(trimmed) {
             open = true;
             found.push((number, item.to_owned()));
         } else if open {
@@ -62,6 +62,12 @@ fn paragraphs(text: &str) -> Vec<(usize, String)> {
         }
     }
     found
+}
+
+/// The text of a list item, numbered or not.
+fn list_item(line: &str) -> Option<&str> {
+    let numbered = line.split_once(". ").filter(|(number, _)| number.parse::<u32>().is_ok());
+    line.strip_prefix("- ").or(line.strip_prefix("* ")).or(numbered.map(|(_, item)| item))
 }
 
 /// The sentences of a paragraph: a full stop, colon excepted, and a space or the end after it.
@@ -96,6 +102,7 @@ mod tests {
         assert_eq!(count("One. Two.\nThree. Four.\n"), 1);
         assert_eq!(count("| a | One. Two. Three. Four. |\n"), 1);
         assert_eq!(count("- One. Two.\n- Three. Four.\n"), 0);
+        assert_eq!(count("1. One. Two.\n2. Three. Four.\n"), 0);
         assert_eq!(count("```\nOne. Two. Three. Four.\n```\n"), 0);
     }
 

@@ -8,9 +8,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("soda-hub", &[]),
     ("soda-kernels", &[]),
     ("soda-linalg", &["soda-kernels"]),
-    ("soda-optim", &["soda-kernels", "soda-linalg"]),
     ("soda-models", &["soda-kernels"]),
     ("soda-adapters", &["soda-kernels", "soda-linalg"]),
+    ("soda-optim", &["soda-kernels", "soda-linalg", "soda-adapters"]),
     ("soda-pipeline", &["soda-kernels", "soda-linalg", "soda-models", "soda-adapters"]),
     (
         "soda-train",

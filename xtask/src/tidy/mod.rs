@@ -11,6 +11,7 @@ mod links;
 mod modules;
 mod permits;
 mod prose;
+mod readmes;
 mod rust;
 mod sizes;
 mod tree;
@@ -36,6 +37,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("commands", commands::check),
     ("folds", folds::check),
     ("prose", prose::check),
+    ("readmes", readmes::check),
     ("links", links::check),
     ("citations", citations::check),
 ];

@@ -111,7 +111,8 @@ fn resolve(files: &Files, module: &Module, path: &[String], depth: usize) -> Opt
     }
     // A name that the file passes on leads to where it comes from, perhaps out of the crate.
     let (_, found) = files.get(&at)?;
-    let passed = found.iter().find(|reference| reference.name.as_ref() == rest.first());
+    let named = |part| found.iter().find(|reference| reference.name.as_ref() == Some(part));
+    let passed = rest.iter().find_map(named);
     match passed {
         Some(reference) if depth < 8 && reference.path != path => {
             resolve(files, &at, &reference.path, depth + 1)

@@ -8,6 +8,7 @@ mod folds;
 mod headers;
 mod layers;
 mod links;
+mod maps;
 mod modules;
 mod permits;
 mod prose;
@@ -34,6 +35,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("layers", layers::check),
     ("permits", permits::check),
     ("modules", modules::check),
+    ("maps", maps::check),
     ("commands", commands::check),
     ("folds", folds::check),
     ("prose", prose::check),

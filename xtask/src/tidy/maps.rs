@@ -13,7 +13,10 @@ pub(crate) fn check(tree: &Tree, faults: &mut Faults) {
     let Some(text) = tree.text(DOCUMENT) else { return };
     let rows = rows(text);
     let sources = || tree.with_extension("rs").filter(|(path, _)| is_library(path));
-    let crates: BTreeSet<&str> = sources().filter_map(|(path, _)| crate_of(path)).collect();
+    let crates: BTreeSet<&str> = sources()
+        .filter_map(|(path, _)| crate_of(path))
+        .filter(|name| name.starts_with("soda-"))
+        .collect();
     for name in crates {
         let modules: BTreeSet<String> = sources()
             .filter_map(|(path, _)| path.strip_prefix(&format!("crates/{name}/src/")))
@@ -25,12 +28,18 @@ pub(crate) fn check(tree: &Tree, faults: &mut Faults) {
             .filter(|(row, _)| row == name)
             .flat_map(|(_, modules)| modules.clone())
             .collect();
-        for missing in modules.difference(&named) {
-            faults.push(format!("{DOCUMENT}: the table of modules lacks `{missing}` of {name}"));
+        let list = |names: Vec<&String>| {
+            names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        };
+        let missing: Vec<_> = modules.difference(&named).collect();
+        if !missing.is_empty() {
+            let missing = list(missing);
+            faults.push(format!("{DOCUMENT}: the table of modules lacks {missing} of {name}"));
         }
-        for gone in named.difference(&modules) {
-            faults
-                .push(format!("{DOCUMENT}: the table of modules has `{gone}`, which {name} lacks"));
+        let gone: Vec<_> = named.difference(&modules).collect();
+        if !gone.is_empty() {
+            let gone = list(gone);
+            faults.push(format!("{DOCUMENT}: the table of modules has {gone}, which {name} lacks"));
         }
     }
 }

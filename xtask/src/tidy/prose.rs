@@ -1,9 +1,18 @@
-//! The front documents are read in one go: short paragraphs, short sentences.
+//! Documents are read in one go: short paragraphs, short sentences. Notebooks and the changelog are left out.
 
 use super::{Faults, tree::Tree};
 
-/// The documents that are held to it.
-const DOCUMENTS: &[&str] = &["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md"];
+/// The documents that are held to it, and folders with all their documents.
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/ARCHITECTURE.md",
+    "docs/README.md",
+    "docs/guide/",
+    "docs/reference/",
+    "docs/dev/parity.md",
+];
 
 /// The most sentences of a paragraph, a list item or a cell of a table.
 const MAX_SENTENCES: usize = 3;
@@ -12,8 +21,10 @@ const MAX_SENTENCES: usize = 3;
 const MAX_WORDS: usize = 25;
 
 pub(crate) fn check(tree: &Tree, faults: &mut Faults) {
-    for document in DOCUMENTS {
-        let Some(text) = tree.text(document) else { continue };
+    let held = |path: &str| {
+        path.starts_with("crates/") || DOCUMENTS.iter().any(|document| path.starts_with(document))
+    };
+    for (document, text) in tree.with_extension("md").filter(|(path, _)| held(path)) {
         for (number, paragraph) in paragraphs(text) {
             let sentences = sentences(&paragraph);
             if sentences.len() > MAX_SENTENCES {
@@ -70,7 +81,7 @@ fn list_item(line: &str) -> Option<&str> {
     line.strip_prefix("- ").or(line.strip_prefix("* ")).or(numbered.map(|(_, item)| item))
 }
 
-/// The sentences of a paragraph: a full stop, colon excepted, and a space or the end after it.
+/// The sentences of a paragraph, which end in a full stop, a question mark or an exclamation mark.
 fn sentences(paragraph: &str) -> Vec<String> {
     let mut sentences = vec![String::new()];
     for word in paragraph.split_whitespace() {
@@ -80,7 +91,7 @@ fn sentences(paragraph: &str) -> Vec<String> {
         }
         let bare = word.trim_end_matches(['*', ')', '"', '`', '_']);
         let short = ["e.g.", "i.e.", "et", "al.", "etc.", "vs."].contains(&bare);
-        if bare.ends_with(['.', '!', '?', ';']) && !short {
+        if bare.ends_with(['.', '!', '?']) && !short {
             sentences.push(String::new());
         }
     }

@@ -1,4 +1,4 @@
-"""The dynamic maps of bitsandbytes' 8-bit optimizers, for crates/soda-train/src/adamw8.rs.
+"""The dynamic maps of bitsandbytes' 8-bit optimizers, for crates/soda-optim/src/adamw_8bit.rs.
 
     pip install torch bitsandbytes
     python docs/parity/adamw8.py
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitsandbytes.functional import create_dynamic_map
 
-FIXTURE = Path(__file__).resolve().parents[2] / "crates/soda-train/tests/fixtures/adamw8.json"
+FIXTURE = Path(__file__).resolve().parents[2] / "crates/soda-optim/tests/fixtures/adamw8.json"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Prodigy (arXiv 2306.06101) on a small quadratic, in double precision, by the authors' own code.
 
-Needs torch and prodigyopt 1.1.2. Writes crates/soda-train/tests/fixtures/prodigy.json: for each case the
+Needs torch and prodigyopt 1.1.2. Writes crates/soda-optim/tests/fixtures/prodigy.json: for each case the
 estimate `d` after every step and the parameters after the last. Bias correction is on, as in diffusers'
 training scripts; with a warm-up the learning rate is left out of the estimate (`safeguard_warmup`).
 """
@@ -12,7 +12,7 @@ import torch
 from prodigyopt import Prodigy
 
 STEPS = 60
-OUT = Path(__file__).parents[2] / "crates/soda-train/tests/fixtures/prodigy.json"
+OUT = Path(__file__).parents[2] / "crates/soda-optim/tests/fixtures/prodigy.json"
 torch.set_default_dtype(torch.float64)
 g = torch.Generator().manual_seed(0)
 single = lambda *shape: torch.randn(*shape, generator=g).float().double()

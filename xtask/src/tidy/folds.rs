@@ -8,7 +8,10 @@ const LOSSY: &[&str] =
     &["f32::max)", "f64::max)", "f32::min)", "f64::min)", ".amax()", ".amin()", ".camax()"];
 
 /// Files in which such a fold is right, and why.
-const ALLOWED: &[(&str, &str)] = &[];
+const ALLOWED: &[(&str, &str)] = &[
+    ("crates/soda-train/src/output/plot.rs", "the range of an axis leaves out NaN"),
+    ("crates/soda-compare/src/report/scatter.rs", "the range of an axis leaves out NaN"),
+];
 
 pub(crate) fn check(tree: &Tree, faults: &mut Faults) {
     let sources = tree.with_extension("rs").filter(|(path, _)| !path.starts_with("xtask/"));

@@ -32,7 +32,10 @@ pub(crate) fn without_tests(code: &str) -> String {
 
 /// Whether a path is a file of library code: not a test, an example, a bench or a build script.
 pub(crate) fn is_library(path: &str) -> bool {
-    path.starts_with("crates/") && path.contains("/src/") && !path.ends_with("tests.rs")
+    path.starts_with("crates/")
+        && path.contains("/src/")
+        && !path.ends_with("tests.rs")
+        && !path.ends_with("/testing.rs")
 }
 
 /// Where the item that follows an attribute ends: after its closing brace or its semicolon.

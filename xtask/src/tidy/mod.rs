@@ -4,6 +4,7 @@
 
 mod citations;
 mod commands;
+mod exports;
 mod folds;
 mod headers;
 mod layers;
@@ -37,6 +38,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("modules", modules::check),
     ("maps", maps::check),
     ("commands", commands::check),
+    ("exports", exports::check),
     ("folds", folds::check),
     ("prose", prose::check),
     ("readmes", readmes::check),

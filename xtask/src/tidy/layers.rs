@@ -23,14 +23,16 @@ const LAYERS: &[(&str, &[&str])] = &[
             "soda-pipeline",
         ],
     ),
-    ("soda-compare", &["soda-train"]),
+    ("soda-compare", &["soda-optim", "soda-train"]),
     (
         "soda-cli",
         &[
             "soda-hub",
             "soda-kernels",
+            "soda-linalg",
             "soda-models",
             "soda-adapters",
+            "soda-optim",
             "soda-pipeline",
             "soda-train",
             "soda-compare",

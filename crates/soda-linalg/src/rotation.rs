@@ -70,9 +70,8 @@ pub(crate) fn log(mut q: Mat<f64>) -> Result<Mat<f64>, LinalgError> {
     for _ in 0..HALVINGS {
         let sum = &identity + &q;
         let svd = sum.thin_svd().map_err(|_| LinalgError::NoLogarithm { n })?;
-        let smallest = svd.S().column_vector().iter().copied().fold(f64::INFINITY, f64::min);
-        // 2 cos(θ/2) at a thousandth of a degree from half a turn.
-        if smallest < 1e-5 {
+        // 2 cos(θ/2) at a thousandth of a degree from half a turn; a NaN is no larger.
+        if !svd.S().column_vector().iter().all(|&value| value >= 1e-5) {
             return Err(LinalgError::NoLogarithm { n });
         }
         q = svd.U() * svd.V().transpose();

@@ -5,14 +5,16 @@
 mod common;
 
 use burn::tensor::{DType, Device, Tensor};
-use common::{EPS, Noise, any_matrix, cases, defect, dmatrix, dvector, relative, single, tensor};
+use common::{
+    EPS, Noise, any_matrix, cases, defect, dmatrix, dvector, max_abs, relative, single, tensor,
+};
 use nalgebra::{DMatrix, SymmetricEigen as NalgebraEigen};
 use proptest::prelude::*;
 use soda_linalg::{LinalgError, Lq, Polar, Qr, SymmetricEigen};
 
 /// What f32 can hold of a subnormal matrix is absolute.
 fn floor(a: &DMatrix<f64>) -> f64 {
-    if a.amax() < 1e-37 { 1e-4 } else { 0.0 }
+    if max_abs(a) < 1e-37 { 1e-4 } else { 0.0 }
 }
 
 fn bounds(a: &DMatrix<f64>, eps: f64) -> (f64, f64) {
@@ -57,10 +59,10 @@ fn check_eigen(name: &str, a: &DMatrix<f64>) {
     assert!(relative(&a, &product) <= backward, "{name}: eigen {}", relative(&a, &product));
     assert!(defect(&vectors) <= orthogonality, "{name}: eigenvectors");
     assert!(values.is_sorted(), "{name}");
-    let scale = a.amax().max(f64::MIN_POSITIVE);
+    let scale = max_abs(&a).max(f64::MIN_POSITIVE);
     let mut theirs = NalgebraEigen::new(&a / scale).eigenvalues.as_slice().to_vec();
     theirs.sort_by(f64::total_cmp);
-    let size = theirs.iter().fold(0.0, |size: f64, value| size.max(value.abs()));
+    let size = soda_testing::max_abs(theirs.iter().copied());
     for (ours, theirs) in values.iter().zip(theirs) {
         assert!((ours / scale - theirs).abs() <= (backward + 20.0 * EPS) * size, "{name}");
     }

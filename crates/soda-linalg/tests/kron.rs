@@ -5,7 +5,7 @@
 mod common;
 
 use burn::tensor::{DType, Device, Tensor};
-use common::{EPS, Noise, dmatrix, relative, single};
+use common::{EPS, Noise, dmatrix, max_abs, relative, single};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
 use soda_kernels::{has_library, matmul};
@@ -127,7 +127,7 @@ fn precision(rows: &Tensor<2>, roundings: f64) -> f64 {
 /// `found`, in bf16, is off by half a unit in the last of its 8 places, and by what it was computed with.
 fn assert_rounded_once(expected: &Tensor<2>, found: &Tensor<2>) {
     let before = precision(found, 3.0);
-    let size = dmatrix(expected).amax();
+    let size = max_abs(&dmatrix(expected));
     for (expected, found) in dmatrix(expected).iter().zip(dmatrix(found).iter()) {
         let half = (expected.abs().log2().floor() - 8.0).exp2();
         assert!((expected - found).abs() <= half + before * size, "{found} for {expected}");

@@ -37,8 +37,8 @@ pub fn defect<const D: usize>(x: &Tensor<D>) -> Result<f64, LinalgError> {
             for l in j..m {
                 let dot: f64 = (0..n).map(|i| at(i, j) * at(i, l)).sum();
                 let error = (dot - f64::from(j == l)).abs();
-                // `max` would drop a NaN.
-                defect = if error.is_nan() { error } else { defect.max(error) };
+                // `max` would drop a NaN, found now or before.
+                defect = if defect.is_nan() || defect >= error { defect } else { error };
             }
         }
     }

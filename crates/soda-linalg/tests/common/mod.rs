@@ -92,16 +92,21 @@ pub fn unstack(tensor: &Tensor<3>) -> Vec<DMatrix<f64>> {
     tensor.clone().iter_dim(0).map(|matrix| dmatrix(&matrix.squeeze_dim(0))).collect()
 }
 
-/// `max |XᵀX - I|`.
-pub fn defect(x: &DMatrix<f64>) -> f64 {
-    let x = if x.nrows() < x.ncols() { x.transpose() } else { x.clone() };
-    (x.transpose() * &x - DMatrix::identity(x.ncols(), x.ncols())).amax()
+/// The largest magnitude of an entry; NaN if an entry is, which nalgebra's `amax` drops.
+pub fn max_abs(a: &DMatrix<f64>) -> f64 {
+    soda_testing::max_abs(a.iter().copied())
 }
 
-/// `|A - B|_F / |A|_F`, without overflow; 0 for two zeros.
+/// `max |XᵀX - I|`; NaN if an entry of `x` is.
+pub fn defect(x: &DMatrix<f64>) -> f64 {
+    let x = if x.nrows() < x.ncols() { x.transpose() } else { x.clone() };
+    max_abs(&(x.transpose() * &x - DMatrix::identity(x.ncols(), x.ncols())))
+}
+
+/// `|A - B|_F / |A|_F`, without overflow; 0 for two zeros, NaN if an entry is.
 pub fn relative(a: &DMatrix<f64>, b: &DMatrix<f64>) -> f64 {
-    let scale = a.amax();
-    if scale == 0.0 { b.amax() } else { ((a - b) / scale).norm() / (a / scale).norm() }
+    let scale = max_abs(a);
+    if scale == 0.0 { max_abs(b) } else { ((a - b) / scale).norm() / (a / scale).norm() }
 }
 
 /// The matrices every decomposition is held to, by name, as f32 holds them.

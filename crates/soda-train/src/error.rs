@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use soda_adapters::AdapterError;
 use soda_models::ModelError;
 
-use crate::precision::Precision;
-
 /// Everything a run refuses or cannot survive, each as one sentence that names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -152,8 +150,8 @@ pub enum TrainError {
         kept: Option<PathBuf>,
     },
     /// The device does not compute in the precision of the settings.
-    #[error("this device does not compute in {0:?}: set `precision = \"f32\"`")]
-    UnsupportedPrecision(Precision),
+    #[error("this device does not compute in {0}: set `precision = \"f32\"`")]
+    UnsupportedPrecision(String),
     /// The run was asked to stop.
     #[error(
         "stopped after step {step}; `soda train --resume {folder}` goes on",

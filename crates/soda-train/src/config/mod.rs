@@ -2,11 +2,14 @@
 
 mod augment;
 mod buckets;
+mod checkpointing;
 mod edit;
+mod loss_scale;
 mod masks;
 mod method;
 mod objective;
 mod optimizer;
+mod precision;
 mod preset;
 mod text_encoder;
 mod tokens;
@@ -20,19 +23,20 @@ use toml::Table;
 
 pub use augment::AugmentConfig;
 pub use buckets::BucketConfig;
+pub use checkpointing::Checkpointing;
 pub use edit::set;
+pub(crate) use loss_scale::LARGEST_LOSS_SCALE;
+pub use loss_scale::LossScaleConfig;
 pub use masks::{MaskConfig, MaskSource};
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
+pub use precision::Precision;
 pub use preset::{PRESETS, Preset, preset};
 pub use text_encoder::TextEncoderConfig;
 pub use tokens::TokensConfig;
 pub use validation::ValidationConfig;
 
-use crate::backward::Checkpointing;
 use crate::error::TrainError;
-use crate::precision::Precision;
-use crate::scale::LossScaleConfig;
 
 /// Everything that decides a run's result, given the files it names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

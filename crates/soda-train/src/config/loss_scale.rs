@@ -1,0 +1,54 @@
+//! Settings of the loss scale of f16.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+
+/// Beyond it a gradient of zeros would drive the scale to infinity, from where halving leads nowhere.
+pub(crate) const LARGEST_LOSS_SCALE: f32 = (1u32 << 24) as f32;
+
+/// Settings of the loss scale.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossScaleConfig {
+    /// The first scale, a power of two.
+    pub initial: f32,
+    /// Steps without an overflow after which it doubles.
+    pub growth_interval: u64,
+}
+
+impl Default for LossScaleConfig {
+    fn default() -> Self {
+        Self { initial: 65536.0, growth_interval: 200 }
+    }
+}
+
+impl LossScaleConfig {
+    pub(super) fn check(&self) -> Result<(), TrainError> {
+        let power_of_two = self.initial.log2().fract() == 0.0;
+        if !power_of_two || !(1.0..=LARGEST_LOSS_SCALE).contains(&self.initial) {
+            let range = "a power of two from 1 to 16777216";
+            return Err(TrainError::OutOfRange { field: "loss_scale.initial", range });
+        }
+        if self.growth_interval == 0 {
+            let field = "loss_scale.growth_interval";
+            return Err(TrainError::OutOfRange { field, range: "at least 1" });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_that_is_no_power_of_two_is_refused() {
+        for initial in [0.0, 0.5, -2.0, 3.0, f32::NAN, f32::INFINITY, 2f32.powi(25)] {
+            let config = LossScaleConfig { initial, ..Default::default() };
+            assert!(config.check().is_err_and(|error| error.to_string().contains("power of two")));
+        }
+        assert!(LossScaleConfig { growth_interval: 0, ..Default::default() }.check().is_err());
+        assert!(LossScaleConfig::default().check().is_ok());
+    }
+}

@@ -29,20 +29,20 @@ mod step;
 mod testing;
 
 pub use config::{
-    AugmentConfig, BucketConfig, CheckpointConfig, Checkpointing, FlatRule, Loss, LossScaleConfig,
-    MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision, Preset,
-    PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
-    ValidationConfig, preset, set,
+    AugmentConfig, BucketConfig, CheckpointConfig, FlatOptimizer, GradientCheckpointing, Loss,
+    LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision,
+    Preset, PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
+    ValidationConfig, apply_setting, preset,
 };
 pub use data::batch::Batch;
 pub use data::cache::EncodeCache;
-pub use data::dataset::{Dataset, Example, said};
-pub use data::encode::{EncodeConfig, Encoded};
+pub use data::dataset::{Dataset, Example, expand_trigger};
+pub use data::encode::{EncodeConfig, EncodedDataset};
 pub use data::prompts::Prompts;
 pub use error::TrainError;
-pub use eval::pictures::Pictures;
-pub use eval::sampling::{Scored, scored};
-pub use eval::scores::{Reference, Scores, drift, score};
+pub use eval::pictures::DatasetImages;
+pub use eval::sampling::{StepScores, read_step_scores};
+pub use eval::scores::{ScoreReference, Scores, drift, score};
 pub use event::Event;
 pub use output::run_folder::{RunFolder, write_file, write_png};
 pub use output::{page, plot};

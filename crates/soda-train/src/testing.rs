@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use soda_adapters::{leaves, map_leaves};
 use soda_models::noise::{generator, normal};
 
-use crate::config::{TrainConfig, preset, set};
+use crate::config::{TrainConfig, apply_setting, preset};
 
 /// A denoiser of SDXL's kind.
 pub(crate) fn sdxl() -> Value {
@@ -34,7 +34,7 @@ pub(crate) fn sdxl() -> Value {
 pub(crate) fn settings(settings: &[&str]) -> TrainConfig {
     let mut table = preset("toybox").unwrap();
     for setting in ["base=b", "data=d"].iter().chain(settings) {
-        set(&mut table, setting).unwrap();
+        apply_setting(&mut table, setting).unwrap();
     }
     TrainConfig::from_table(table).unwrap()
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
 use soda_models::noise::gaussian;
 use soda_models::unet::{Condition, UnetConfig};
-use soda_train::{Call, Checkpointing};
+use soda_train::{Call, GradientCheckpointing};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -50,14 +50,15 @@ fn recomputed_blocks_hold_less_than_a_third() {
         let Call { noisy, timesteps, .. } = call.clone();
         drop(unet.forward(noisy, timesteps, condition.clone()));
     });
-    let [kept, recomputed] = [Checkpointing::None, Checkpointing::Block].map(|checkpointing| {
-        peak(&|| {
-            drop(
-                checkpointing
-                    .backward(&unet, call.clone(), |prediction| prediction.square().mean()),
-            );
-        })
-    });
+    let [kept, recomputed] =
+        [GradientCheckpointing::None, GradientCheckpointing::Block].map(|checkpointing| {
+            peak(&|| {
+                drop(
+                    checkpointing
+                        .backward(&unet, call.clone(), |prediction| prediction.square().mean()),
+                );
+            })
+        });
     let [kept, recomputed] = [kept, recomputed].map(|peak| peak.saturating_sub(forward));
     assert!(
         3 * recomputed < kept,

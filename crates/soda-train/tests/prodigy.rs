@@ -9,7 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::Deserialize;
 use soda_adapters::MethodConfig;
-use soda_train::{AdapterGradients, AdapterOptimizer, FlatRule, OptimizerConfig, Part};
+use soda_train::{AdapterGradients, AdapterOptimizer, FlatOptimizer, OptimizerConfig, Part};
 
 type Values = BTreeMap<String, Vec<f64>>;
 
@@ -53,7 +53,7 @@ fn fixture() -> Fixture {
 
 fn optimizer(case: &Case) -> (OptimizerConfig, AdapterOptimizer) {
     let config = OptimizerConfig {
-        flat: FlatRule::Prodigy,
+        flat: FlatOptimizer::Prodigy,
         spectrum_lr: 1.0,
         spectrum_weight_decay: case.decay,
         max_grad_norm: f64::INFINITY,

@@ -44,10 +44,10 @@ fn batch(step: usize, samples: usize, tokens: bool, device: &Device) -> Batch {
 }
 
 fn run(config: &TrainConfig, recorded: bool, device: &Device) -> (Vec<f32>, TrainerState) {
-    let tokens = config.reads_in_every_step();
+    let tokens = config.trains_text_encoder();
     let trainer = match tokens {
         true => {
-            let word = config.learning_tokens().map(|_| Tensor::full([1, 160], 0.01, device));
+            let word = config.trained_tokens().map(|_| Tensor::full([1, 160], 0.01, device));
             text_trainer(config, word, device)
         }
         false => trainer(config, device),

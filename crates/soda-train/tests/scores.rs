@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use serde_json::Value;
 use soda_models::metrics::Judges;
-use soda_train::{Dataset, Pictures, Reference, score};
+use soda_train::{Dataset, DatasetImages, ScoreReference, score};
 
 /// Features agree to 2e-5 of their largest (`soda-models/tests/judges.rs`); a mean of cosines is nearer. A wrong
 /// pairing, mean or prompt is 1e-2 and more.
@@ -21,9 +21,9 @@ fn toybox(name: &str) -> PathBuf {
 }
 
 /// A bundled data set, and what pictures of its prompts are judged against.
-fn read(name: &str) -> (Dataset, Reference) {
+fn read(name: &str) -> (Dataset, ScoreReference) {
     let data = Dataset::read(&toybox(name), None).unwrap();
-    let pictures = Pictures::read(&data, &[], 64).unwrap();
+    let pictures = DatasetImages::read(&data, &[], 64).unwrap();
     let reference = pictures.reference(&data, &data.eval_prompts);
     (data, reference)
 }
@@ -51,7 +51,7 @@ fn scores_are_those_of_a_computation_apart() {
 
         // The judge never met the identifier, and would take it for a word.
         let prompts = data.eval_prompts.clone();
-        let with = score(&judges, &drawn, &Reference { prompts, ..reference }).unwrap().clip_t;
+        let with = score(&judges, &drawn, &ScoreReference { prompts, ..reference }).unwrap().clip_t;
         let without = expected["clip_t"].as_f64().unwrap();
         assert!((f64::from(with) - without).abs() > TOLERANCE, "{name}: {with}");
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What the backward pass finds of the forward pass, and what it computes again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Checkpointing {
+pub enum GradientCheckpointing {
     /// Every stage's intermediates are kept: most memory, least work.
     #[default]
     None,

@@ -13,7 +13,7 @@ use crate::error::TrainError;
 ///
 /// # Errors
 /// No `key=value`, or an unknown method.
-pub fn set(table: &mut Table, assignment: &str) -> Result<(), TrainError> {
+pub fn apply_setting(table: &mut Table, assignment: &str) -> Result<(), TrainError> {
     let wrong = || TrainError::Assignment(assignment.to_owned());
     let (key, value) = assignment.split_once('=').ok_or_else(wrong)?;
     let (key, text) = (key.trim(), value.trim());

@@ -23,13 +23,13 @@ use toml::Table;
 
 pub use augment::AugmentConfig;
 pub use buckets::BucketConfig;
-pub use checkpointing::Checkpointing;
-pub use edit::set;
+pub use checkpointing::GradientCheckpointing;
+pub use edit::apply_setting;
 pub(crate) use loss_scale::LARGEST_LOSS_SCALE;
 pub use loss_scale::LossScaleConfig;
 pub use masks::{MaskConfig, MaskSource};
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
-pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
+pub use optimizer::{FlatOptimizer, OptimizerConfig, Schedule};
 pub use precision::Precision;
 pub use preset::{PRESETS, Preset, preset};
 pub use text_encoder::TextEncoderConfig;
@@ -91,7 +91,7 @@ pub struct TrainConfig {
     /// What is computed again on the backward pass instead of kept: `none`, or `block` for everything inside the
     /// UNet's blocks.
     #[serde(default)]
-    pub checkpointing: Checkpointing,
+    pub checkpointing: GradientCheckpointing,
     /// Which weights are adapted.
     #[serde(default)]
     pub targets: Targets,
@@ -197,18 +197,18 @@ impl TrainConfig {
     }
 
     /// The settings of the text encoders, where they learn.
-    pub fn learning_text_encoder(&self) -> Option<&TextEncoderConfig> {
+    pub fn trained_text_encoder(&self) -> Option<&TextEncoderConfig> {
         self.text_encoder.as_ref().filter(|config| config.enabled)
     }
 
     /// The settings of new words, where there are some.
-    pub fn learning_tokens(&self) -> Option<&TokensConfig> {
+    pub fn trained_tokens(&self) -> Option<&TokensConfig> {
         self.tokens.as_ref().filter(|config| !config.words.is_empty())
     }
 
     /// Whether anything learns before the text states.
-    pub fn reads_in_every_step(&self) -> bool {
-        self.learning_text_encoder().is_some() || self.learning_tokens().is_some()
+    pub fn trains_text_encoder(&self) -> bool {
+        self.trained_text_encoder().is_some() || self.trained_tokens().is_some()
     }
 
     /// Refuses numbers that cannot train anything, and settings that exclude each other.
@@ -243,13 +243,13 @@ impl TrainConfig {
         self.validation.check()?;
         self.optimizer.check()?;
         self.objective.check()?;
-        if let Some(text_encoder) = self.learning_text_encoder() {
+        if let Some(text_encoder) = self.trained_text_encoder() {
             text_encoder.check(&self.optimizer)?;
         }
         if let Some(tokens) = &self.tokens {
             tokens.check(&self.optimizer)?;
         }
-        if self.reads_in_every_step() && self.encoder_precision != Precision::F32 {
+        if self.trains_text_encoder() && self.encoder_precision != Precision::F32 {
             return Err(TrainError::Conflict(
                 "text encoders and new words learn in f32: set `encoder_precision = \"f32\"`, or remove \
                  `text_encoder` and `tokens`",
@@ -279,7 +279,7 @@ mod tests {
     fn table(settings: &[&str]) -> Table {
         let mut table = preset("toybox").unwrap();
         for setting in ["base=b", "data=d"].iter().chain(settings) {
-            set(&mut table, setting).unwrap();
+            apply_setting(&mut table, setting).unwrap();
         }
         table
     }
@@ -288,8 +288,8 @@ mod tests {
     fn every_preset_is_usable_and_survives_the_file() {
         for preset in PRESETS {
             let mut table = super::preset(preset.name).unwrap();
-            set(&mut table, "base=b").unwrap();
-            set(&mut table, "data=d").unwrap();
+            apply_setting(&mut table, "base=b").unwrap();
+            apply_setting(&mut table, "data=d").unwrap();
             let config = TrainConfig::from_table(table).unwrap();
             config.check().unwrap();
             assert_eq!(TrainConfig::from_toml(&config.to_toml().unwrap()).unwrap(), config);
@@ -313,7 +313,7 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(config.optimizer.rotation_lr, 1e-3);
-        assert_eq!(config.learning_text_encoder().unwrap().learning_rate, Some(5e-5));
+        assert_eq!(config.trained_text_encoder().unwrap().learning_rate, Some(5e-5));
         assert_eq!(config.optimizer.schedule, Schedule::Constant);
         assert_eq!(config.objective.timesteps, Some([10, 20]));
         assert_eq!(config.objective.min_snr_gamma, Some(5.0));
@@ -352,8 +352,10 @@ mod tests {
         assert!(refused("buckets.max_sid=64").contains("did you mean `max_side`"));
         assert!(refused("steps=many").contains("expected usize"));
         let mut table = Table::new();
-        assert!(set(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
-        assert!(set(&mut table, "method=lorra").unwrap_err().to_string().contains("lora"));
+        assert!(apply_setting(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
+        assert!(
+            apply_setting(&mut table, "method=lorra").unwrap_err().to_string().contains("lora")
+        );
     }
 
     #[test]

@@ -32,13 +32,13 @@ impl Schedule {
 /// How everything flat moves: SODA's spectrum, LoRA's factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum FlatRule {
+pub enum FlatOptimizer {
     /// At the rate that is set.
     #[default]
     AdamW,
     /// The same with moments of a byte a number, for adapters whose moments take room (LoRA, full).
     #[serde(rename = "adamw-8bit")]
-    AdamW8,
+    AdamW8bit,
     /// At a rate that it finds itself; `spectrum_lr` is a factor on it, 1 unless there is a reason.
     Prodigy,
 }
@@ -50,7 +50,7 @@ pub struct OptimizerConfig {
     /// Learning rate of the rotations (momentum Stiefel Adam).
     pub rotation_lr: f64,
     /// The optimizer of everything flat.
-    pub flat: FlatRule,
+    pub flat: FlatOptimizer,
     /// Learning rate of everything flat: SODA's spectrum, LoRA's factors.
     pub spectrum_lr: f64,
     /// Weight decay of the same, towards the base.
@@ -69,7 +69,7 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
             rotation_lr: 5e-3,
-            flat: FlatRule::default(),
+            flat: FlatOptimizer::default(),
             spectrum_lr: 5e-3,
             spectrum_weight_decay: 1e-4,
             max_grad_norm: 1.0,
@@ -96,7 +96,7 @@ impl OptimizerConfig {
         match () {
             () if !rate(self.rotation_lr) => refuse("optimizer.rotation_lr", "0 or more"),
             () if !rate(self.spectrum_lr) => refuse("optimizer.spectrum_lr", "0 or more"),
-            () if self.flat == FlatRule::Prodigy && self.spectrum_lr < 0.1 => refuse(
+            () if self.flat == FlatOptimizer::Prodigy && self.spectrum_lr < 0.1 => refuse(
                 "optimizer.spectrum_lr",
                 "about 1 with Prodigy, which finds the rate itself; set optimizer.spectrum_lr=1",
             ),
@@ -133,7 +133,7 @@ impl OptimizerConfig {
             return Err(TrainError::OutOfRange { field: end, range });
         }
         let own = learning_rate.is_some() || stop_after.is_some();
-        if own && self.flat == FlatRule::Prodigy {
+        if own && self.flat == FlatOptimizer::Prodigy {
             return Err(TrainError::Conflict(prodigy));
         }
         Ok(())

@@ -138,7 +138,7 @@ pub fn preset(name: &str) -> Result<Table, TrainError> {
     let mut table: Table = toml::from_str(preset.settings)
         .map_err(|error| TrainError::ReadConfig { reason: error.to_string() })?;
     for setting in preset.method {
-        super::edit::set(&mut table, setting)?;
+        super::edit::apply_setting(&mut table, setting)?;
     }
     Ok(table)
 }

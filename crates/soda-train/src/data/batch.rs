@@ -10,7 +10,7 @@ use soda_models::noise::{generator, normal};
 use soda_models::scheduler::{Ddpm, PredictionType};
 
 use crate::config::{ObjectiveConfig, TrainConfig};
-use crate::data::encode::Encoded;
+use crate::data::encode::EncodedDataset;
 use crate::data::prompts::{Prompts, through};
 use crate::data::rng;
 use crate::data::sampler::{Source, batches};
@@ -35,9 +35,9 @@ pub struct Batch {
 impl Batch {
     /// The samples of `step`, from 0: `accumulation` times `batch_size` examples, and as many of the class
     /// where there is a prior to keep. Samples of one size are one batch where they follow each other.
-    pub fn draw(
-        data: &Encoded,
-        class: Option<&Encoded>,
+    pub fn sample(
+        data: &EncodedDataset,
+        class: Option<&EncodedDataset>,
         schedule: &Ddpm,
         config: &TrainConfig,
         step: usize,
@@ -48,7 +48,7 @@ impl Batch {
         let share = 1.0 / (size * count) as f64;
         let mut variant = stream(rng::VARIANT);
         let mut clean: Vec<Clean> = Vec::new();
-        let mut take = |data: &Encoded, source: Source, posterior: u64, share: f64| {
+        let mut take = |data: &EncodedDataset, source: Source, posterior: u64, share: f64| {
             let mut posterior = stream(posterior);
             for (bucket, positions) in batches(&data.lens(), size, count, step, source) {
                 let rows = data.rows(bucket, &positions, &mut variant);
@@ -85,7 +85,7 @@ impl Batch {
         self.weight.dims()[0]
     }
 
-    /// Never true of what [`Batch::draw`] makes.
+    /// Never true of what [`Batch::sample`] makes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -239,7 +239,7 @@ mod tests {
     use soda_models::scheduler::SchedulerConfig;
 
     use super::*;
-    use crate::config::{preset, set};
+    use crate::config::{apply_setting, preset};
     use crate::data::dataset::Example;
     use crate::data::encode::EncodeConfig;
 
@@ -270,20 +270,20 @@ mod tests {
             "prior.prompt=a mug",
             "prior.weight=0.5",
         ] {
-            set(&mut table, setting).unwrap();
+            apply_setting(&mut table, setting).unwrap();
         }
         let config = TrainConfig::from_table(table).unwrap();
         let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
         let pipeline = Pipeline::load(&toybox, &Device::default()).unwrap();
         let encode = |examples: &[Example], config| {
-            Encoded::new(&pipeline, examples, &config, None, &mut |_, _| ()).unwrap()
+            EncodedDataset::new(&pipeline, examples, &config, None, &mut |_, _| ()).unwrap()
         };
-        let own = EncodeConfig::of(&config);
-        let (data, class) = (encode(&examples, own.clone()), encode(&class, own.unmasked()));
+        let own = EncodeConfig::from_train_config(&config);
+        let (data, class) = (encode(&examples, own.clone()), encode(&class, own.without_masks()));
         let schedule = pipeline.noise_schedule();
         let mut sides = Vec::new();
         for step in 0..4 {
-            let batches = Batch::draw(&data, Some(&class), &schedule, &config, step);
+            let batches = Batch::sample(&data, Some(&class), &schedule, &config, step);
             assert_eq!(batches.iter().map(Batch::len).sum::<usize>(), 24);
             let sum: f32 =
                 batches.iter().map(|batch| batch.weight.clone().sum().into_scalar::<f32>()).sum();

@@ -22,7 +22,7 @@ use soda_adapters::leaves;
 use soda_models::pipeline::Pipeline;
 
 use crate::data::augment::View;
-use crate::data::encoded_caption::Text;
+use crate::data::encoded_caption::EncodedCaption;
 use crate::data::latents::Posterior;
 use crate::error::TrainError;
 use crate::output::run_folder::write_file;
@@ -92,17 +92,17 @@ impl EncodeCache {
         &self,
         tokens: &str,
         device: &Device,
-        make: impl FnOnce() -> Text,
-    ) -> Result<Text, TrainError> {
+        make: impl FnOnce() -> EncodedCaption,
+    ) -> Result<EncodedCaption, TrainError> {
         let key = self.key(&[&self.text, tokens]);
         let unpack = |tensors: &Tensors| {
             let pooled = match tensors.contains_key("pooled") {
                 true => Some(tensor(tensors, "pooled", device)?),
                 false => None,
             };
-            Some(Text { states: tensor(tensors, "states", device)?, pooled })
+            Some(EncodedCaption { states: tensor(tensors, "states", device)?, pooled })
         };
-        let pack = |Text { states, pooled }: &Text| {
+        let pack = |EncodedCaption { states, pooled }: &EncodedCaption| {
             let pooled = pooled.as_ref().map(|pooled| entry("pooled", pooled));
             [entry("states", states)].into_iter().chain(pooled).collect()
         };
@@ -215,12 +215,14 @@ mod tests {
         let device = Device::default();
         let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
         let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
-        let make = |pooled: bool| Text {
+        let make = |pooled: bool| EncodedCaption {
             states: soda_models::noise::gaussian(0, 0, [1, 3, 4], &device),
             pooled: pooled.then(|| soda_models::noise::gaussian(0, 1, [1, 5], &device)),
         };
         for (tokens, pooled) in [("[1]", true), ("[2]", false)] {
-            let data = |text: Text| (text.states.into_data(), text.pooled.map(Tensor::into_data));
+            let data = |text: EncodedCaption| {
+                (text.states.into_data(), text.pooled.map(Tensor::into_data))
+            };
             let made = data(cache.text(tokens, &device, || make(pooled)).unwrap());
             let found = cache.text(tokens, &device, || panic!("asked again")).unwrap();
             assert_eq!(data(found), made);

@@ -10,7 +10,7 @@ use soda_models::pipeline::Pipeline;
 use crate::config::AugmentConfig;
 use crate::data::cache::EncodeCache;
 use crate::data::dataset::Example;
-use crate::data::encode::{EncodeConfig, Encoded};
+use crate::data::encode::{EncodeConfig, EncodedDataset};
 
 fn toybox(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
@@ -42,7 +42,7 @@ fn a_full_cache_asks_no_encoder_and_changes_no_bit() {
     let encode = |examples: &[Example], cached: bool| {
         let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
         let with = cached.then_some(&cache);
-        let data = Encoded::new(&pipeline, examples, &config, with, &mut |_, _| ()).unwrap();
+        let data = EncodedDataset::new(&pipeline, examples, &config, with, &mut |_, _| ()).unwrap();
         let rows = data.rows(0, &[0, 1], &mut soda_models::noise::generator(1, 1));
         let latents = data.latents(&rows, &mut soda_models::noise::generator(2, 1));
         let text = data.prompts(&rows).ready().unwrap().text;

@@ -7,20 +7,20 @@ use soda_models::pipeline::{Pipeline, TextIds};
 use soda_models::unet::{AddedCondition, Condition};
 
 use crate::data::cache::EncodeCache;
-use crate::data::encoded_caption::Text;
+use crate::data::encoded_caption::EncodedCaption;
 use crate::data::prompts::Prompts;
 use crate::error::TrainError;
 
 /// Captions, `m` of them.
 #[derive(Clone, Debug)]
-pub(crate) enum Texts {
+pub(crate) enum Captions {
     /// Text states `[m, 77, width]` and, of SDXL, summaries `[m, p]`.
     Read { states: Tensor<3>, pooled: Option<Tensor<2>> },
     /// What they are made of.
     Tokens(TextIds),
 }
 
-impl Texts {
+impl Captions {
     /// Text states of `texts`.
     ///
     /// Each caption is read by itself, and once: a batch would add in another order, and what a caption becomes must
@@ -30,7 +30,7 @@ impl Texts {
         texts: &[String],
         cache: Option<&EncodeCache>,
     ) -> Result<Self, TrainError> {
-        let mut known: HashMap<&str, Text> = HashMap::new();
+        let mut known: HashMap<&str, EncodedCaption> = HashMap::new();
         let (mut states, mut summaries) = (Vec::new(), Vec::new());
         for text in texts {
             if !known.contains_key(text.as_str()) {
@@ -41,7 +41,7 @@ impl Texts {
                 };
                 known.insert(text, found);
             }
-            let Text { states: own, pooled } = known[text.as_str()].clone();
+            let EncodedCaption { states: own, pooled } = known[text.as_str()].clone();
             states.push(own);
             summaries.extend(pooled);
         }
@@ -87,11 +87,11 @@ impl Texts {
     }
 }
 
-fn of(pipeline: &Pipeline, text: &String) -> Text {
+fn of(pipeline: &Pipeline, text: &String) -> EncodedCaption {
     let size = [pipeline.image_size(); 2];
     let condition = pipeline.condition(std::slice::from_ref(text), 0, size);
     let Condition { text: states, added } = condition.cast(DType::F32);
-    Text { states, pooled: added.map(|added| added.pooled) }
+    EncodedCaption { states, pooled: added.map(|added| added.pooled) }
 }
 
 /// What the encoders are given.

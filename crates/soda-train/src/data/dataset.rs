@@ -34,7 +34,7 @@ const UNREAD: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "s
 const TRIGGER: &str = "[trigger]";
 
 /// `text` with `trigger` for `[trigger]`.
-pub fn said(text: &str, trigger: &str) -> String {
+pub fn expand_trigger(text: &str, trigger: &str) -> String {
     text.replace(TRIGGER, trigger)
 }
 
@@ -108,12 +108,12 @@ impl Dataset {
     /// The same where captions and prompts say `trigger` for `[trigger]`. Of several words the first is the identifier, if
     /// nothing else has named one.
     #[must_use]
-    pub fn called(mut self, trigger: &str) -> Self {
+    pub fn with_trigger(mut self, trigger: &str) -> Self {
         for example in self.examples.iter_mut().chain(&mut self.truth) {
-            example.caption = said(&example.caption, trigger);
+            example.caption = expand_trigger(&example.caption, trigger);
         }
         for prompt in &mut self.eval_prompts {
-            *prompt = said(prompt, trigger);
+            *prompt = expand_trigger(prompt, trigger);
         }
         if let (None, Some((first, _))) = (&self.identifier, trigger.split_once(' ')) {
             self.identifier = Some(first.to_owned());
@@ -363,7 +363,7 @@ mod tests {
         let data = Dataset::read(folder.path(), None).unwrap();
         let found: Vec<_> = data.examples.iter().map(|e| (e.caption.as_str(), e.repeats)).collect();
         assert_eq!(found, [("listed", 3), ("sks mug", 10), ("beside", 2)]);
-        assert_eq!(data.unread, [folder.path().join("b.heic")]);
+        assert_eq!(data.unsupported, [folder.path().join("b.heic")]);
     }
 
     #[test]
@@ -399,13 +399,14 @@ mod tests {
             ("b.png", ""),
             ("subject.json", r#"{"eval_prompts": ["a [trigger] in the snow"]}"#),
         ]);
-        let data =
-            Dataset::read(folder.path(), Some("[trigger], studio")).unwrap().called("sks mug");
+        let data = Dataset::read(folder.path(), Some("[trigger], studio"))
+            .unwrap()
+            .with_trigger("sks mug");
         let captions: Vec<_> = data.examples.iter().map(|e| e.caption.as_str()).collect();
         assert_eq!(captions, ["a photo of a sks mug", "sks mug, studio"]);
         assert_eq!(data.eval_prompts, ["a sks mug in the snow"]);
         assert_eq!(data.without_identifier("a sks mug"), "a mug");
-        assert_eq!(data.called("<mug>").trigger, ["<mug>"]);
+        assert_eq!(data.with_trigger("<mug>").trigger, ["<mug>"]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::config::{AugmentConfig, BucketConfig, MaskConfig, TrainConfig};
 use crate::data::augment::{captions, views};
 use crate::data::buckets::{Buckets, Size};
 use crate::data::cache::{self, EncodeCache};
-use crate::data::captions::Texts;
+use crate::data::captions::Captions;
 use crate::data::dataset::Example;
 use crate::data::latents::{Latents, LatentsBuilder, Posterior};
 use crate::data::masks;
@@ -47,31 +47,31 @@ impl EncodeConfig {
             augment: config.augment.clone(),
             buckets: config.buckets.clone(),
             masks: config.masks.clone(),
-            tokens: config.reads_in_every_step(),
+            tokens: config.trains_text_encoder(),
             seed: config.seed,
         }
     }
 
     /// The same without variants, for what is measured and not learnt.
     #[must_use]
-    pub fn unvaried(self) -> Self {
+    pub fn without_augmentation(self) -> Self {
         Self { augment: AugmentConfig::default(), ..self }
     }
 
     /// The same without masks, for pictures of the class.
     #[must_use]
-    pub fn unmasked(self) -> Self {
+    pub fn without_masks(self) -> Self {
         Self { masks: None, ..self }
     }
 }
 
 /// Encoded examples in all their variants, on one device.
 #[derive(Clone, Debug)]
-pub struct Encoded {
+pub struct EncodedDataset {
     /// By size; at least one.
     buckets: Vec<Bucket>,
     /// The captions; the last one is no caption.
-    texts: Texts,
+    texts: Captions,
     dropout: f64,
     /// What tells these examples from others: a hash of their pixels, masks, captions and repeats.
     digest: String,
@@ -113,7 +113,7 @@ pub(crate) struct Rows {
     captions: Vec<i64>,
 }
 
-impl Encoded {
+impl EncodedDataset {
     /// Encodes `examples`, as far as `cache` does not have them; `progress` is told (examples done, examples in all) after each.
     ///
     /// # Errors
@@ -179,8 +179,8 @@ impl Encoded {
         let cut = cut.filter(|caption| pipeline.is_cut(caption)).cloned().collect();
         texts.push(String::new());
         let texts = match tokens {
-            true => Texts::Tokens(pipeline.token_ids(&texts)),
-            false => Texts::read(pipeline, &texts, cache)?,
+            true => Captions::Tokens(pipeline.token_ids(&texts)),
+            false => Captions::read(pipeline, &texts, cache)?,
         };
         let bucket = |(size, (latents, examples)): (Size, (LatentsBuilder, Examples))| Bucket {
             size,
@@ -207,7 +207,7 @@ impl Encoded {
         self.buckets.iter().map(|bucket| bucket.examples.epoch.len()).collect()
     }
 
-    /// Never true of what [`Encoded::new`] makes from a data set.
+    /// Never true of what [`EncodedDataset::new`] makes from a data set.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -268,8 +268,8 @@ impl Encoded {
     }
 
     /// The likeliest latents of each of `rows`, `[b, c, h, w]`.
-    pub(crate) fn likeliest(&self, rows: &Rows) -> Tensor<4> {
-        self.buckets[rows.bucket].latents.likeliest(&rows.pictures)
+    pub(crate) fn mode(&self, rows: &Rows) -> Tensor<4> {
+        self.buckets[rows.bucket].latents.mode(&rows.pictures)
     }
 
     /// What each latent of `rows` counts, `[b, 1, h, w]`, where they do not count alike.
@@ -340,7 +340,8 @@ mod tests {
         };
         let examples = [example("sks mug, red, big, old", 1), example("a mug", 2)];
         let config = EncodeConfig { augment: augment.clone(), seed: 7, ..EncodeConfig::default() };
-        let data = Encoded::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap();
+        let data =
+            EncodedDataset::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap();
         let orders = captions(&examples[0].caption, &augment, 7, 0).len() as i64;
         assert!(orders > 1);
         let last = orders + 1;
@@ -350,7 +351,7 @@ mod tests {
         let mirrored = image::imageops::flip_horizontal(&picture);
         let pixels = to_tensor(&[mirrored], &device).mul_scalar(2.0).sub_scalar(1.0);
         let expected = pipeline.vae.encode(pixels).mean.mul_scalar(pipeline.vae.scaling_factor);
-        let found = data.buckets[0].latents.likeliest(&[1]);
+        let found = data.buckets[0].latents.mode(&[1]);
         assert_eq!(expected.into_data(), found.into_data());
         let states = |text: &str| pipeline.encode_prompts(&[text.to_owned()]);
         let none = data.prompts(&Rows { bucket: 0, pictures: vec![0], captions: vec![last] });
@@ -394,31 +395,32 @@ mod tests {
         let buckets = Some(BucketConfig { step: 8, ..BucketConfig::default() });
         let config = EncodeConfig { buckets, ..EncodeConfig::default() };
         let mut told = Vec::new();
-        let data = Encoded::new(&pipeline, &examples, &config, None, &mut |done, all| {
+        let data = EncodedDataset::new(&pipeline, &examples, &config, None, &mut |done, all| {
             told.push((done, all))
         })
         .unwrap();
         assert_eq!(told, [(1, 4), (2, 4), (3, 4), (4, 4)]);
         // 60 x 90 for 48 x 80 is not, and so are all others.
-        assert!(data.enlarged.is_empty());
+        assert!(data.upscaled.is_empty());
         let found: Vec<_> = data.buckets().collect();
         assert_eq!(found, [([48, 80], 1), ([64, 64], 1), ([80, 48], 2)]);
         assert_eq!((data.len(), data.lens()), (8, vec![2, 2, 4]));
         let wide = read_rgb(&examples[3].image).unwrap();
         let pixels = to_tensor(&[resize_center_crop(&wide, 80, 48)], &device);
-        let found = data.likeliest(&data.first_rows()[2]).narrow(0, 1, 1);
+        let found = data.mode(&data.first_rows()[2]).narrow(0, 1, 1);
         assert_eq!(found.into_data(), pipeline.encode(pixels, false).into_data());
 
         let narrow = EncodeConfig { buckets: None, ..config };
-        let data = Encoded::new(&pipeline, &examples, &narrow, None, &mut |_, _| ()).unwrap();
-        assert_eq!(data.enlarged, [examples[1].image.clone(), examples[2].image.clone()]);
+        let data =
+            EncodedDataset::new(&pipeline, &examples, &narrow, None, &mut |_, _| ()).unwrap();
+        assert_eq!(data.upscaled, [examples[1].image.clone(), examples[2].image.clone()]);
 
         let upscale = BucketConfig { step: 8, upscale: false, ..BucketConfig::default() };
         picture.save(folder.path().join("64.png")).unwrap();
         image::imageops::thumbnail(&picture, 7, 9).save(folder.path().join("60.png")).unwrap();
         let config = EncodeConfig { buckets: Some(upscale), ..EncodeConfig::default() };
         let refused =
-            Encoded::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap_err();
+            EncodedDataset::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap_err();
         let message = refused.to_string();
         assert!(message.contains("60.png has 7 x 9 pixels") && message.contains("8"), "{message}");
     }

@@ -57,13 +57,13 @@ impl Latents {
 
     /// One sample of each of `rows`, `[b, c, h, w]`.
     pub(crate) fn sample(&self, rows: &[i64], rng: &mut impl Rng) -> Tensor<4> {
-        let mean = self.likeliest(rows);
+        let mean = self.mode(rows);
         let noise = normal(rng, mean.dims(), &mean.device());
         mean + self.std.clone().select(0, self.select(rows)) * noise
     }
 
     /// The likeliest latents of each of `rows`, `[b, c, h, w]`.
-    pub(crate) fn likeliest(&self, rows: &[i64]) -> Tensor<4> {
+    pub(crate) fn mode(&self, rows: &[i64]) -> Tensor<4> {
         self.mean.clone().select(0, self.select(rows))
     }
 

@@ -8,7 +8,7 @@ use soda_models::pipeline::{GenerateConfig, Pipeline};
 use crate::config::{PriorConfig, TrainConfig};
 use crate::data::cache::EncodeCache;
 use crate::data::dataset::{Dataset, Example};
-use crate::data::encode::{EncodeConfig, Encoded};
+use crate::data::encode::{EncodeConfig, EncodedDataset};
 use crate::error::TrainError;
 use crate::event::Event;
 use crate::output::run_folder::RunFolder;
@@ -27,7 +27,7 @@ pub(crate) fn encode(
     cache: Option<&EncodeCache>,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Option<Encoded>, TrainError> {
+) -> Result<Option<EncodedDataset>, TrainError> {
     let Some(prior) = &config.prior else { return Ok(None) };
     let examples = match &prior.data {
         Some(data) => Dataset::read(data, Some(&prior.prompt))?.examples,
@@ -35,8 +35,8 @@ pub(crate) fn encode(
     };
     on_event(Event::Stage { name: "encoding class" });
     let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
-    let encode = EncodeConfig::of(config).unvaried().unmasked();
-    Encoded::new(pipeline, &examples, &encode, cache, progress).map(Some)
+    let encode = EncodeConfig::from_train_config(config).without_augmentation().without_masks();
+    EncodedDataset::new(pipeline, &examples, &encode, cache, progress).map(Some)
 }
 
 /// Draws those of the class's pictures that the run's folder lacks, on all threads.
@@ -93,13 +93,13 @@ mod tests {
     use soda_models::image::read_rgb;
 
     use super::*;
-    use crate::config::{preset, set};
+    use crate::config::{apply_setting, preset};
 
     fn config(shards: usize) -> TrainConfig {
         let mut table = preset("toybox").unwrap();
         let shards = format!("shards={shards}");
         for setting in ["base=b", "data=d", "prior.prompt=a mug", "prior.count=3", &shards] {
-            set(&mut table, setting).unwrap();
+            apply_setting(&mut table, setting).unwrap();
         }
         TrainConfig::from_table(table).unwrap()
     }

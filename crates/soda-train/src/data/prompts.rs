@@ -11,7 +11,7 @@ use soda_models::unet::{AddedCondition, Condition};
 #[derive(Clone, Debug)]
 pub enum Prompts {
     /// Read before the first step.
-    Read(Condition),
+    Encoded(Condition),
     /// To be read in every step.
     Tokens {
         /// Tokens of the captions.
@@ -23,13 +23,13 @@ pub enum Prompts {
 
 impl From<Condition> for Prompts {
     fn from(condition: Condition) -> Self {
-        Self::Read(condition)
+        Self::Encoded(condition)
     }
 }
 
 impl From<Tensor<3>> for Prompts {
     fn from(text: Tensor<3>) -> Self {
-        Self::Read(text.into())
+        Self::Encoded(text.into())
     }
 }
 
@@ -38,7 +38,7 @@ impl Prompts {
     #[must_use]
     pub fn rows(&self, rows: Range<usize>) -> Self {
         match self {
-            Self::Read(condition) => Self::Read(condition.rows(rows)),
+            Self::Encoded(condition) => Self::Encoded(condition.rows(rows)),
             Self::Tokens { ids, time_ids } => Self::Tokens {
                 ids: ids.rows(rows.clone()),
                 time_ids: time_ids.clone().map(|x| x.narrow(0, rows.start, rows.len())),
@@ -48,14 +48,14 @@ impl Prompts {
 
     /// Whether those of `other` can follow in one batch.
     pub(crate) fn fits(&self, other: &Self) -> bool {
-        matches!(self, Self::Read(_)) == matches!(other, Self::Read(_))
+        matches!(self, Self::Encoded(_)) == matches!(other, Self::Encoded(_))
     }
 
     /// The samples of `self`, then those of `other`, which [fits](Self::fits).
     #[must_use]
     pub(crate) fn cat(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Read(one), Self::Read(other)) => Self::Read(one.cat(other)),
+            (Self::Encoded(one), Self::Encoded(other)) => Self::Encoded(one.cat(other)),
             (
                 Self::Tokens { ids, time_ids },
                 Self::Tokens { ids: other_ids, time_ids: other_time_ids },
@@ -71,7 +71,7 @@ impl Prompts {
     #[cfg(test)]
     pub(crate) fn ready(self) -> Option<Condition> {
         match self {
-            Self::Read(condition) => Some(condition),
+            Self::Encoded(condition) => Some(condition),
             Self::Tokens { .. } => None,
         }
     }
@@ -82,7 +82,7 @@ impl Prompts {
     /// If `networks` have no text encoder for tokens.
     pub(crate) fn condition(&self, networks: &Networks) -> Condition {
         match self {
-            Self::Read(condition) => condition.clone(),
+            Self::Encoded(condition) => condition.clone(),
             Self::Tokens { ids, time_ids } => condition(states(networks, ids), time_ids.clone()),
         }
     }

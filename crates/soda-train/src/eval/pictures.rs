@@ -7,13 +7,13 @@ use soda_models::image::{grid, read_rgb, resize_center_crop};
 
 use crate::data::dataset::{Dataset, Example};
 use crate::error::TrainError;
-use crate::eval::sampling::Drawing;
-use crate::eval::scores::Reference;
+use crate::eval::sampling::SampledImages;
+use crate::eval::scores::ScoreReference;
 use crate::output::run_folder::{RunFolder, SHEET, UNRELATED};
 
 /// The pictures of the data set at the model's size.
 #[derive(Debug)]
-pub struct Pictures {
+pub struct DatasetImages {
     /// What is learnt from.
     pub subject: Vec<RgbImage>,
     /// Pictures that are not learnt.
@@ -22,7 +22,7 @@ pub struct Pictures {
     truth: Vec<(String, RgbImage)>,
 }
 
-impl Pictures {
+impl DatasetImages {
     /// Reads all of them, cropped to squares of `size` pixels.
     ///
     /// # Errors
@@ -52,8 +52,8 @@ impl Pictures {
     }
 
     /// What pictures of `prompts` are judged against: what was held out, or else what was learnt.
-    pub fn reference(&self, dataset: &Dataset, prompts: &[String]) -> Reference {
-        Reference {
+    pub fn reference(&self, dataset: &Dataset, prompts: &[String]) -> ScoreReference {
+        ScoreReference {
             prompts: prompts.iter().map(|prompt| dataset.without_identifier(prompt)).collect(),
             subject: if self.held_out.is_empty() { &self.subject } else { &self.held_out }.clone(),
             truth: self.truths(prompts),
@@ -64,8 +64,8 @@ impl Pictures {
     pub(crate) fn write(
         &self,
         folder: &RunFolder,
-        before: &Drawing,
-        after: &Drawing,
+        before: &SampledImages,
+        after: &SampledImages,
     ) -> Result<(), TrainError> {
         let rows = [self.subject.clone(), before.images.clone(), after.images.clone()];
         folder.write_png(SHEET, &grid(&rows))?;

@@ -11,7 +11,7 @@ use soda_models::pipeline::{GenerateConfig, Networks, Pipeline};
 use crate::config::TrainConfig;
 use crate::data::dataset::Dataset;
 use crate::error::TrainError;
-use crate::eval::scores::{Reference, Scores, score};
+use crate::eval::scores::{ScoreReference, Scores, score};
 use crate::event::Event;
 use crate::output::run_folder::{RunFolder, SAMPLES, png};
 use crate::output::tensorboard::Events;
@@ -24,11 +24,11 @@ pub(crate) struct Sampler<'a> {
     pub(crate) config: &'a TrainConfig,
     pub(crate) folder: &'a RunFolder,
     pub(crate) judges: Option<&'a Judges>,
-    pub(crate) reference: &'a Reference,
+    pub(crate) reference: &'a ScoreReference,
 }
 
 /// One picture a prompt.
-pub(crate) struct Drawing {
+pub(crate) struct SampledImages {
     /// Of `samples.prompts`.
     pub(crate) images: Vec<RgbImage>,
     /// Of `samples.unrelated`.
@@ -37,7 +37,7 @@ pub(crate) struct Drawing {
 
 /// Pictures drawn while training, in the run's folder.
 #[derive(Clone, Debug)]
-pub(crate) struct Drawn {
+pub(crate) struct Snapshot {
     /// Steps done.
     pub(crate) step: usize,
     /// The grid, as PNG.
@@ -48,7 +48,7 @@ pub(crate) struct Drawn {
     pub(crate) scores: Option<Scores>,
 }
 
-impl Drawn {
+impl Snapshot {
     /// Sends everything to TensorBoard.
     pub(crate) fn show(&self, events: &mut Events) -> Result<(), TrainError> {
         if let Some(scores) = &self.scores {
@@ -66,7 +66,7 @@ struct ScoreFile {
 
 /// Scores of the pictures drawn after some steps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scored {
+pub struct StepScores {
     /// Steps done.
     pub step: usize,
     /// What the judges said then.
@@ -79,7 +79,7 @@ impl Sampler<'_> {
         &self,
         stage: &str,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Drawing, TrainError> {
+    ) -> Result<SampledImages, TrainError> {
         let samples = &self.config.samples;
         let generate = GenerateConfig {
             prompts: samples.prompts.iter().chain(&samples.unrelated).cloned().collect(),
@@ -94,7 +94,7 @@ impl Sampler<'_> {
             on_event(Event::Progress { done, total, loss: None });
         })?;
         let unrelated = images.split_off(samples.prompts.len());
-        Ok(Drawing { images, unrelated })
+        Ok(SampledImages { images, unrelated })
     }
 
     /// Draws with another.
@@ -103,7 +103,7 @@ impl Sampler<'_> {
         networks: Networks,
         stage: &str,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Drawing, TrainError> {
+    ) -> Result<SampledImages, TrainError> {
         let own = self.pipeline.networks();
         self.pipeline.set_networks(networks);
         let drawing = self.draw(stage, on_event);
@@ -112,7 +112,7 @@ impl Sampler<'_> {
     }
 
     /// What the judges say; `None` without judges.
-    pub(crate) fn judge(&self, drawing: &Drawing) -> Result<Option<Scores>, TrainError> {
+    pub(crate) fn judge(&self, drawing: &SampledImages) -> Result<Option<Scores>, TrainError> {
         let Some(judges) = self.judges else { return Ok(None) };
         let scores = score(judges, &drawing.images, self.reference)?;
         scores.with_drift(judges, &drawing.unrelated, &self.untuned).map(Some)
@@ -135,7 +135,7 @@ impl Sampler<'_> {
         networks: Networks,
         step: usize,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Drawn, TrainError> {
+    ) -> Result<Snapshot, TrainError> {
         let drawing = self.draw_with(networks, "drawing", on_event)?;
         let samples = self.folder.file(SAMPLES);
         std::fs::create_dir_all(&samples).map_err(TrainError::io("create", &samples))?;
@@ -152,19 +152,19 @@ impl Sampler<'_> {
             reason: error.to_string(),
         })?;
         self.folder.write(&name, &bytes)?;
-        Ok(Drawn { step, size: sheet.dimensions(), png: bytes, scores })
+        Ok(Snapshot { step, size: sheet.dimensions(), png: bytes, scores })
     }
 }
 
 /// What [`Sampler::record`] left in a run's folder, in the order of the steps.
-pub(crate) fn recorded(folder: &RunFolder) -> Result<Vec<Drawn>, TrainError> {
+pub(crate) fn read_snapshots(folder: &RunFolder) -> Result<Vec<Snapshot>, TrainError> {
     let read = |(step, path): (usize, PathBuf)| {
         let size = image::image_dimensions(&path).map_err(|error| TrainError::Picture {
             path: path.clone(),
             reason: error.to_string(),
         })?;
         let png = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
-        Ok(Drawn { step, png, size, scores: scores_beside(&path)? })
+        Ok(Snapshot { step, png, size, scores: scores_beside(&path)? })
     };
     grids(folder.path())?.into_iter().map(read).collect()
 }
@@ -174,10 +174,10 @@ pub(crate) fn recorded(folder: &RunFolder) -> Result<Vec<Drawn>, TrainError> {
 ///
 /// # Errors
 /// A file that cannot be read, or does not parse.
-pub fn scored(folder: &Path) -> Result<Vec<Scored>, TrainError> {
+pub fn read_step_scores(folder: &Path) -> Result<Vec<StepScores>, TrainError> {
     let mut found = Vec::new();
     for (step, path) in grids(folder)? {
-        found.extend(scores_beside(&path)?.map(|scores| Scored { step, scores }));
+        found.extend(scores_beside(&path)?.map(|scores| StepScores { step, scores }));
     }
     Ok(found)
 }
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn scores_on_the_way_come_in_the_order_of_the_steps() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(scored(folder.path()).unwrap().is_empty(), "nothing was drawn");
+        assert!(read_step_scores(folder.path()).unwrap().is_empty(), "nothing was drawn");
         let samples = folder.path().join(SAMPLES);
         std::fs::create_dir(&samples).unwrap();
         let scores = |clip_t| Scores {
@@ -253,14 +253,14 @@ mod tests {
             let text = serde_json::json!(ScoreFile { scores: scores(clip_t) }).to_string();
             std::fs::write(samples.join(format!("{name}.json")), text).unwrap();
         }
-        // Drawn without judges.
+        // Sampled without judges.
         std::fs::write(samples.join("00000075.png"), "").unwrap();
         let expected = [(50, 0.5), (100, 0.625), (100_000_000, 0.75)];
-        let expected = expected.map(|(step, clip_t)| Scored { step, scores: scores(clip_t) });
-        assert_eq!(scored(folder.path()).unwrap(), expected);
+        let expected = expected.map(|(step, clip_t)| StepScores { step, scores: scores(clip_t) });
+        assert_eq!(read_step_scores(folder.path()).unwrap(), expected);
 
         std::fs::write(samples.join("00000050.json"), "{").unwrap();
-        let message = scored(folder.path()).unwrap_err().to_string();
+        let message = read_step_scores(folder.path()).unwrap_err().to_string();
         assert!(message.contains("00000050.json, line 1"), "{message}");
     }
 }

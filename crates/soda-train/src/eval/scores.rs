@@ -72,7 +72,7 @@ impl Scores {
 }
 
 /// What pictures are judged against.
-pub struct Reference {
+pub struct ScoreReference {
     /// Prompts without the identifier, one a picture.
     pub prompts: Vec<String>,
     /// Pictures of the subject.
@@ -88,7 +88,7 @@ pub struct Reference {
 pub fn score(
     judges: &Judges,
     images: &[RgbImage],
-    reference: &Reference,
+    reference: &ScoreReference,
 ) -> Result<Scores, TrainError> {
     let has_truth = !reference.truth.is_empty();
     Ok(Scores {

@@ -8,7 +8,7 @@ use soda_models::scheduler::Ddpm;
 
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;
-use crate::data::encode::{Encoded, Rows};
+use crate::data::encode::{EncodedDataset, Rows};
 use crate::data::rng;
 use crate::step::loss::value;
 
@@ -20,7 +20,7 @@ pub(crate) struct Validation {
 impl Validation {
     /// The first variant of every example in `data` at `config.validation.timesteps` timesteps, each the
     /// middle of its share of those that are trained. The latents are the likeliest, the noise is the seed's.
-    pub(crate) fn new(data: &Encoded, schedule: &Ddpm, config: &TrainConfig) -> Self {
+    pub(crate) fn new(data: &EncodedDataset, schedule: &Ddpm, config: &TrainConfig) -> Self {
         let rows = data.first_rows();
         let (device, count) = (data.device(), rows.iter().map(Rows::len).sum::<usize>());
         let [first, end] =
@@ -31,7 +31,7 @@ impl Validation {
             let t = first + (end - first) * (2 * share + 1) / (2 * shares);
             let mut noise = generator(config.seed, rng::VALIDATION + share as u64);
             for rows in &rows {
-                let (latents, samples) = (data.likeliest(rows), rows.len());
+                let (latents, samples) = (data.mode(rows), rows.len());
                 let noise = normal(&mut noise, latents.dims(), &device);
                 let timesteps = Tensor::<1, Int>::full([samples], t as i64, &device);
                 let batch = Batch {
@@ -64,7 +64,7 @@ mod tests {
     use soda_models::pipeline::Pipeline;
 
     use super::*;
-    use crate::config::{preset, set};
+    use crate::config::{apply_setting, preset};
     use crate::data::dataset::Dataset;
     use crate::data::encode::EncodeConfig;
 
@@ -80,14 +80,15 @@ mod tests {
             "validation.timesteps=2",
             "objective.timesteps=[100, 500]",
         ] {
-            set(&mut table, setting).unwrap();
+            apply_setting(&mut table, setting).unwrap();
         }
         let config = TrainConfig::from_table(table).unwrap();
         let device = Default::default();
         let pipeline = Pipeline::load(&toybox.join("base"), &device).unwrap();
         let examples = Dataset::read(&toybox.join("subjects/castle_mug"), None).unwrap().examples;
-        let encode = EncodeConfig::of(&config);
-        let data = Encoded::new(&pipeline, &examples[..3], &encode, None, &mut |_, _| ()).unwrap();
+        let encode = EncodeConfig::from_train_config(&config);
+        let data =
+            EncodedDataset::new(&pipeline, &examples[..3], &encode, None, &mut |_, _| ()).unwrap();
         let schedule = pipeline.noise_schedule();
         let validation = Validation::new(&data, &schedule, &config);
         let networks = pipeline.networks();
@@ -95,7 +96,7 @@ mod tests {
         assert_eq!(found, Validation::new(&data, &schedule, &config).loss(&networks));
 
         let mut sum = 0.0;
-        let latents = data.likeliest(&data.first_rows()[0]);
+        let latents = data.mode(&data.first_rows()[0]);
         let text = data.prompts(&data.first_rows()[0]).ready().unwrap().text;
         for (share, t) in [(0, 200), (1, 400)] {
             let noise: Tensor<4> =

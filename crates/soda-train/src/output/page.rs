@@ -28,21 +28,21 @@ pub fn page(title: &str, body: &Markup) -> String {
 ///
 /// # Errors
 /// What the encoder says.
-pub fn inline(image: &RgbImage) -> Result<String, ImageError> {
-    Ok(inline_png(&png(image)?))
+pub fn png_data_uri(image: &RgbImage) -> Result<String, ImageError> {
+    Ok(png_file_data_uri(&png(image)?))
 }
 
 /// The same with what the eye does not miss left out, for many photographs on one page.
 ///
 /// # Errors
 /// What the encoder says.
-pub fn inline_jpeg(image: &RgbImage) -> Result<String, ImageError> {
+pub fn jpeg_data_uri(image: &RgbImage) -> Result<String, ImageError> {
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, 90).encode_image(image)?;
     Ok(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(bytes)))
 }
 
 /// The same of a PNG file's bytes.
-pub fn inline_png(bytes: &[u8]) -> String {
+pub fn png_file_data_uri(bytes: &[u8]) -> String {
     format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes))
 }

@@ -37,7 +37,7 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
 
 /// Adds the words that are to be learnt to the vocabulary.
 fn add_words(config: &TrainConfig, pipeline: &mut Pipeline) -> Result<(), TrainError> {
-    let Some(tokens) = config.learning_tokens() else { return Ok(()) };
+    let Some(tokens) = config.trained_tokens() else { return Ok(()) };
     for (index, (word, like)) in tokens.words.iter().enumerate() {
         let stream = rng::WORD + index as u64;
         let word = pipeline.word_like(word, like, tokens.vectors, (config.seed, stream));
@@ -56,7 +56,7 @@ mod tests {
     use soda_adapters::leaves;
 
     use super::*;
-    use crate::config::{preset, set};
+    use crate::config::{apply_setting, preset};
 
     /// An adapter made on a network in half precision is one of the same base, and the network was never whole in f32.
     #[test]
@@ -67,7 +67,7 @@ mod tests {
             let mut table = preset("toybox").unwrap();
             let base = format!("base={}", base.display());
             for setting in [base.as_str(), "data=d"].iter().chain(settings) {
-                set(&mut table, setting).unwrap();
+                apply_setting(&mut table, setting).unwrap();
             }
             let config = TrainConfig::from_table(table).unwrap();
             let pipeline = load(&config, &device).unwrap();

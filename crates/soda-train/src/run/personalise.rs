@@ -13,13 +13,13 @@ use soda_models::scheduler::ScheduleChange;
 
 use crate::config::TrainConfig;
 use crate::data::cache::EncodeCache;
-use crate::data::dataset::{Dataset, Example, said};
-use crate::data::encode::{EncodeConfig, Encoded, buckets_of};
+use crate::data::dataset::{Dataset, Example, expand_trigger};
+use crate::data::encode::{EncodeConfig, EncodedDataset, buckets_of};
 use crate::data::masks;
 use crate::data::prior;
 use crate::error::TrainError;
-use crate::eval::pictures::Pictures;
-use crate::eval::sampling::{Sampler, prompts, recorded};
+use crate::eval::pictures::DatasetImages;
+use crate::eval::sampling::{Sampler, prompts, read_snapshots};
 use crate::eval::validation::Validation;
 use crate::event::Event;
 use crate::output::run_folder::{
@@ -71,9 +71,10 @@ impl Personalisation {
         }
         let mut dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
         if let Some(trigger) = &config.trigger {
-            dataset = dataset.called(trigger);
+            dataset = dataset.with_trigger(trigger);
             let prompts = config.samples.prompts.iter();
-            config.samples.prompts = prompts.map(|prompt| said(prompt, trigger)).collect();
+            config.samples.prompts =
+                prompts.map(|prompt| expand_trigger(prompt, trigger)).collect();
         }
         let judges =
             config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
@@ -134,15 +135,18 @@ impl Personalisation {
         let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
         let mut encode = |examples: &[Example], encode: &EncodeConfig| {
             let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
-            Encoded::new(&pipeline, examples, encode, cache.as_ref(), progress)
+            EncodedDataset::new(&pipeline, examples, encode, cache.as_ref(), progress)
         };
-        let data = encode(&dataset.examples, &EncodeConfig::of(&config))?;
+        let data = encode(&dataset.examples, &EncodeConfig::from_train_config(&config))?;
         let schedule = pipeline.noise_schedule();
         let validation = match (config.validation.every, held_out.as_slice()) {
             (0, _) => None,
             (_, []) => Some(Validation::new(&data, &schedule, &config)),
             (_, held_out) => {
-                let held_out = encode(held_out, &EncodeConfig::of(&config).unvaried())?;
+                let held_out = encode(
+                    held_out,
+                    &EncodeConfig::from_train_config(&config).without_augmentation(),
+                )?;
                 Some(Validation::new(&held_out, &schedule, &config))
             }
         };
@@ -158,12 +162,12 @@ impl Personalisation {
         if config.buckets.is_some() {
             on_event(Event::Note(&format!("buckets: {}", count(&data))));
         }
-        if config.reads_in_every_step() {
+        if config.trains_text_encoder() {
             on_event(Event::Note(
                 "text encoders or new words learn: captions are read in every step, and not kept in a cache",
             ));
         }
-        let pictures = Pictures::read(&dataset, &held_out, pipeline.image_size() as u32)?;
+        let pictures = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         let folder = match place {
             Place::Stopped(folder) => folder,
             Place::New { root, name } => {
@@ -265,7 +269,7 @@ impl Personalisation {
         };
         let sheet = folder.file(SHEET);
         let sheet = std::fs::read(&sheet).map_err(TrainError::io("read", &sheet))?;
-        folder.write(REPORT, report(&outcome, &sheet, &recorded(&folder)?).as_bytes())?;
+        folder.write(REPORT, report(&outcome, &sheet, &read_snapshots(&folder)?).as_bytes())?;
         // The report says that the run is finished: nothing will go on from a checkpoint.
         folder.remove_folder(CHECKPOINTS)?;
         Ok(outcome)
@@ -273,28 +277,28 @@ impl Personalisation {
 }
 
 /// How many pictures each bucket has.
-fn count(data: &Encoded) -> String {
+fn count(data: &EncodedDataset) -> String {
     let bucket =
         |([width, height], count): ([u32; 2], usize)| format!("{count} of {width} x {height}");
     data.buckets().map(bucket).collect::<Vec<_>>().join(", ")
 }
 
 /// What a person should know of the data.
-fn warn(data: &Encoded, dataset: &Dataset, on_event: &mut dyn FnMut(Event<'_>)) {
-    for caption in &data.cut {
+fn warn(data: &EncodedDataset, dataset: &Dataset, on_event: &mut dyn FnMut(Event<'_>)) {
+    for caption in &data.truncated_captions {
         on_event(Event::Warning(&format!(
             "a caption is too long for the text encoder and was cut: {caption}"
         )));
     }
-    if let Some(first) = data.enlarged.first() {
+    if let Some(first) = data.upscaled.first() {
         on_event(Event::Warning(&format!(
             "{} of {} pictures are smaller than what they are learnt at and are enlarged, such as {}",
-            data.enlarged.len(),
+            data.upscaled.len(),
             dataset.examples.len(),
             first.display()
         )));
     }
-    for path in &dataset.unread {
+    for path in &dataset.unsupported {
         on_event(Event::Warning(&format!(
             "{} is passed over: save it as PNG, JPEG, WebP, BMP or TIFF",
             path.display()
@@ -317,7 +321,7 @@ fn portable(config: &TrainConfig) -> Result<TrainConfig, TrainError> {
 }
 
 fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
-    let words = config.learning_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
+    let words = config.trained_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
     let new = words.filter(|word| !dataset.trigger.iter().any(|trigger| trigger.contains(*word)));
     let change = config.objective.change();
     Header {

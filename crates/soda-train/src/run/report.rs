@@ -2,25 +2,25 @@
 
 use maud::{Markup, PreEscaped, html};
 
-use crate::eval::sampling::Drawn;
+use crate::eval::sampling::Snapshot;
 use crate::eval::scores::Scores;
-use crate::output::page::{inline_png, page};
-use crate::output::plot::{Line, lines};
+use crate::output::page::{page, png_file_data_uri};
+use crate::output::plot::{Line, line_chart};
 use crate::run::history::{History, Measured, WINDOW, running_mean};
 use crate::run::summary::Outcome;
 use crate::step::metrics::Step;
 
 /// The report of a run; `sheet` is its `samples.png`, `drawn` what was drawn on the way.
-pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Drawn]) -> String {
+pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Snapshot]) -> String {
     let Outcome { config, history, .. } = outcome;
     let body = html! {
         p {
             (outcome.examples) " pictures, " (config.steps) " steps of "
             (config.batch_size * config.accumulation) ", " (outcome.num_params) " trained numbers on "
             (outcome.num_layers) " layers; " (format!("{:.0}", outcome.seconds)) " s of training."
-            @if let Some(buckets) = &outcome.buckets { " Pictures: " (buckets) "." }
+            @if let Some(buckets) = &outcome.buckets { " Images: " (buckets) "." }
         }
-        img src=(inline_png(sheet)) alt="samples";
+        img src=(png_file_data_uri(sheet)) alt="samples";
         p {
             small {
                 "Rows: training pictures; drawn before; drawn after, with the same prompts and noise."
@@ -30,10 +30,10 @@ pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Drawn]) -> String
         h2 { "Loss" }
         (PreEscaped(losses(history)))
         @if !history.validation.is_empty() {
-            (PreEscaped(lines("step", "validation loss", &[measured(history, |at| at.loss)])))
+            (PreEscaped(line_chart("step", "validation loss", &[measured(history, |at| at.loss)])))
             p { small { (validated(outcome)) } }
             @if outcome.orthogonality > 0.0 {
-                (PreEscaped(lines("step", "largest |QᵀQ - I|", &[measured(history, |at| at.orthogonality)])))
+                (PreEscaped(line_chart("step", "largest |QᵀQ - I|", &[measured(history, |at| at.orthogonality)])))
             }
         }
         p {
@@ -44,15 +44,15 @@ pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Drawn]) -> String
             }
         }
         h2 { "Gradient and rates" }
-        (PreEscaped(lines("step", "norm of the gradient", &[
+        (PreEscaped(line_chart("step", "norm of the gradient", &[
             line("norm", history.steps.iter().map(|step| step.grad_norm)),
         ])))
-        (PreEscaped(lines("step", "learning rate", &rates(history))))
+        (PreEscaped(line_chart("step", "learning rate", &rates(history))))
         @if !drawn.is_empty() {
             h2 { "On the way" }
             (PreEscaped(scores_over_steps(drawn)))
             @for drawn in drawn {
-                p { small { "after step " (drawn.step) } br; img src=(inline_png(&drawn.png)) alt=(drawn.step); }
+                p { small { "after step " (drawn.step) } br; img src=(png_file_data_uri(&drawn.png)) alt=(drawn.step); }
             }
         }
         h2 { "Prompts" }
@@ -129,7 +129,7 @@ pub(crate) fn losses(history: &History) -> String {
     let losses = history.losses();
     let each = Line { faint: true, ..line("each step", losses.iter().copied()) };
     let mean = line(&format!("mean of {WINDOW} steps"), running_mean(&losses).into_iter());
-    lines("step", "loss", &[each, mean])
+    line_chart("step", "loss", &[each, mean])
 }
 
 fn measured(history: &History, what: fn(&Measured) -> f32) -> Line {
@@ -157,10 +157,10 @@ fn first_and_last(losses: &[f32]) -> String {
     }
 }
 
-fn scores_over_steps(drawn: &[Drawn]) -> String {
+fn scores_over_steps(drawn: &[Snapshot]) -> String {
     let line = |name: &str, score: fn(&Scores) -> Option<f32>| {
         let point =
-            |drawn: &Drawn| Some((drawn.step as f64, f64::from(score(drawn.scores.as_ref()?)?)));
+            |drawn: &Snapshot| Some((drawn.step as f64, f64::from(score(drawn.scores.as_ref()?)?)));
         Line {
             name: name.to_owned(),
             points: drawn.iter().filter_map(point).collect(),
@@ -173,5 +173,5 @@ fn scores_over_steps(drawn: &[Drawn]) -> String {
         line("DINO", |scores| Some(scores.dino)),
         line("drift", |scores| scores.drift),
     ];
-    lines("step", "score", &all)
+    line_chart("step", "score", &all)
 }

@@ -21,7 +21,7 @@ const ONE: usize = 255;
 
 /// AdamW with coded moments.
 #[derive(Clone, Debug)]
-pub(crate) struct AdamW8 {
+pub(crate) struct AdamW8bit {
     pub(crate) weight_decay: f64,
 }
 
@@ -42,7 +42,7 @@ enum Moment {
     Coded(Tensor<2, Int>, Tensor<2>),
 }
 
-impl Optimizer for AdamW8 {
+impl Optimizer for AdamW8bit {
     type State<const D: usize> = AdamW8State;
 
     fn step<const D: usize>(
@@ -282,7 +282,7 @@ mod tests {
         let slope = |x: &Tensor<3>| (x.clone() - target.clone()) * steepness.clone();
         let loss = |x: &Tensor<3>| slope(x).square().mean().into_scalar::<f32>();
         let plain: AdamW = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(1e-4).build();
-        let coded = AdamW8 { weight_decay: 1e-4 };
+        let coded = AdamW8bit { weight_decay: 1e-4 };
         let (mut x, mut y) = (target.zeros_like(), target.zeros_like());
         let (mut of_x, mut of_y) = (None, None);
         let before = loss(&x);

@@ -13,7 +13,7 @@ use crate::error::TrainError;
 
 /// The networks that learn with these settings; what a training does not change is left out.
 pub(crate) fn learning(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
-    match config.reads_in_every_step() {
+    match config.trains_text_encoder() {
         true => pipeline.networks(),
         false => pipeline.unet.clone().into(),
     }
@@ -23,7 +23,7 @@ pub(crate) fn learning(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
 pub(crate) fn check(config: &TrainConfig, pipeline: &Pipeline) -> Result<(), TrainError> {
     let Networks { unet, text_encoder, text_encoder_2 } = learning(config, pipeline);
     config.targets.select(&unet)?;
-    if let Some(text) = config.learning_text_encoder() {
+    if let Some(text) = config.trained_text_encoder() {
         for encoder in [text_encoder, text_encoder_2].into_iter().flatten() {
             text.targets.select(&encoder)?;
         }
@@ -56,7 +56,7 @@ impl Parts {
         let encoders =
             [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
         for (component, encoder) in encoders {
-            if let (Some(text), Some(encoder)) = (config.learning_text_encoder(), encoder) {
+            if let (Some(text), Some(encoder)) = (config.trained_text_encoder(), encoder) {
                 let targets = &text.targets;
                 add(plan_of(component, encoder, config, targets, cache, on_progress))?;
             }

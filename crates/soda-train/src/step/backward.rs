@@ -16,7 +16,7 @@ use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
 use soda_models::unet::{AddedCondition, Condition, Unet};
 
-use crate::config::Checkpointing;
+use crate::config::GradientCheckpointing;
 use crate::step::gradients::AdapterGradients;
 
 /// What the network is called with, in its precision and off the tape.
@@ -52,7 +52,7 @@ pub struct ConditionGradient {
     pub pooled: Option<Tensor<2>>,
 }
 
-impl Checkpointing {
+impl GradientCheckpointing {
     /// `loss` of the prediction of `unet`, and its gradients. `unet` is adapted and on a plain device; `loss` is given
     /// the prediction `[b, c, h, w]` on a tape.
     pub fn backward(

@@ -9,7 +9,7 @@ use soda_adapters::Method as _;
 use soda_models::noise::{generator, normal};
 use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
 
-use crate::config::{Checkpointing, TrainConfig};
+use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
 use crate::step::backward::Call;
 use crate::step::loss::gradients;
@@ -92,8 +92,10 @@ fn one_tape_a_stage_gives_the_gradients_of_one_tape() {
                     let all = [method, loss, &targets, "objective.dco_beta=10"];
                     let plain = settings(&all);
                     let unet = adapted(&architecture, &plain, &device);
-                    let block =
-                        TrainConfig { checkpointing: Checkpointing::Block, ..plain.clone() };
+                    let block = TrainConfig {
+                        checkpointing: GradientCheckpointing::Block,
+                        ..plain.clone()
+                    };
                     let networks = unet.into();
                     let (expected, plain) = gradients(&networks, &batch, &plain, 1.0);
                     let (loss, block) = gradients(&networks, &batch, &block, 1.0);
@@ -121,17 +123,18 @@ fn the_conditions_gradient_is_the_same_too() {
         let batch = batch(&architecture, &device);
         let unet = adapted(&architecture, &settings(&["method=lora"]), &device);
         let condition = batch.prompts.clone().ready().unwrap();
-        let [plain, block] = [Checkpointing::None, Checkpointing::Block].map(|checkpointing| {
-            let call = Call {
-                noisy: batch.noisy.clone(),
-                timesteps: batch.timesteps.clone(),
-                condition: condition.clone(),
-                wants_condition: true,
-            };
-            let found =
-                checkpointing.backward(&unet, call, |prediction| prediction.square().mean());
-            found.condition.unwrap()
-        });
+        let [plain, block] =
+            [GradientCheckpointing::None, GradientCheckpointing::Block].map(|checkpointing| {
+                let call = Call {
+                    noisy: batch.noisy.clone(),
+                    timesteps: batch.timesteps.clone(),
+                    condition: condition.clone(),
+                    wants_condition: true,
+                };
+                let found =
+                    checkpointing.backward(&unet, call, |prediction| prediction.square().mean());
+                found.condition.unwrap()
+            });
         let whole = norm(plain.text.clone());
         check("text", &block.text, &plain.text, whole);
         assert_eq!(plain.pooled.is_some(), condition.added.is_some());

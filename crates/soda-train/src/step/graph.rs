@@ -48,7 +48,7 @@ impl Recorded {
         }
         let reader = match batch.prompts {
             // The UNet's parameters come from the stacks.
-            Prompts::Read(_) => networks.clone(),
+            Prompts::Encoded(_) => networks.clone(),
             Prompts::Tokens { .. } => parameters.put(networks.clone()),
         };
         let reading = Reading::new(&reader, &batch.prompts);

@@ -56,7 +56,7 @@ impl Question {
     ) -> Self {
         let asked = config.objective.loss == Loss::Dco;
         let frozen = match &batch.prompts {
-            Prompts::Read(_) => None,
+            Prompts::Encoded(_) => None,
             // Its text encoders are frozen too, and new words are what they were.
             tokens => asked.then(|| {
                 let networks = networks.clone().with_words_at_start();

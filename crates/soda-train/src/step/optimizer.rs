@@ -12,8 +12,8 @@ use burn::tensor::{Device, Tensor};
 use soda_adapters::{Geometry, Method};
 use soda_linalg::{StiefelAdam, StiefelAdamConfig};
 
-use crate::config::{FlatRule, OptimizerConfig};
-use crate::step::adamw_8bit::AdamW8;
+use crate::config::{FlatOptimizer, OptimizerConfig};
+use crate::step::adamw_8bit::AdamW8bit;
 use crate::step::gradients::AdapterGradients;
 use crate::step::optimizer_state::OptimizerState;
 use crate::step::prodigy::{self, Prodigy};
@@ -29,7 +29,7 @@ pub struct AdapterOptimizer {
 /// The update of everything that is on no manifold.
 enum Flat {
     AdamW(Group<AdamW>),
-    AdamW8(Group<AdamW8>),
+    AdamW8bit(Group<AdamW8bit>),
     Prodigy(Prodigy),
 }
 
@@ -38,15 +38,17 @@ impl AdapterOptimizer {
     pub fn new(config: &OptimizerConfig) -> Self {
         let (lr, decay) = (config.spectrum_lr, config.spectrum_weight_decay);
         let flat = match config.flat {
-            FlatRule::AdamW => {
+            FlatOptimizer::AdamW => {
                 let rule =
                     AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(decay as f32).build();
                 Flat::AdamW(Group::new("flat", rule, lr))
             }
-            FlatRule::AdamW8 => {
-                Flat::AdamW8(Group::new("flat8", AdamW8 { weight_decay: decay }, lr))
+            FlatOptimizer::AdamW8bit => {
+                Flat::AdamW8bit(Group::new("flat8", AdamW8bit { weight_decay: decay }, lr))
             }
-            FlatRule::Prodigy => Flat::Prodigy(Prodigy::new(lr, decay, config.warmup_steps > 0)),
+            FlatOptimizer::Prodigy => {
+                Flat::Prodigy(Prodigy::new(lr, decay, config.warmup_steps > 0))
+            }
         };
         let rotation = StiefelAdam::new(&StiefelAdamConfig::new());
         Self {
@@ -63,7 +65,7 @@ impl AdapterOptimizer {
         self.rotation.own.insert(part, rate);
         match &mut self.flat {
             Flat::AdamW(group) => drop(group.own.insert(part, rate)),
-            Flat::AdamW8(group) => drop(group.own.insert(part, rate)),
+            Flat::AdamW8bit(group) => drop(group.own.insert(part, rate)),
             // One estimate is of all parameters; the settings' check has refused a rate beside it.
             Flat::Prodigy(_) => (),
         }
@@ -97,13 +99,13 @@ impl AdapterOptimizer {
                 (Geometry::Euclidean, Flat::AdamW(group)) => {
                     group.step(stack.kind, x, grad, factor)
                 }
-                (Geometry::Euclidean, Flat::AdamW8(group)) => {
+                (Geometry::Euclidean, Flat::AdamW8bit(group)) => {
                     group.step(stack.kind, x, grad, factor)
                 }
                 (Geometry::Euclidean, Flat::Prodigy(_)) => x,
             });
         match &mut self.flat {
-            Flat::AdamW(_) | Flat::AdamW8(_) => moved,
+            Flat::AdamW(_) | Flat::AdamW8bit(_) => moved,
             Flat::Prodigy(prodigy) => prodigy.step(&moved, &grads, factor),
         }
     }
@@ -117,7 +119,7 @@ impl AdapterOptimizer {
     pub fn rate(&self, part: Part, factor: f64) -> f64 {
         match &self.flat {
             Flat::AdamW(group) => group.rate(part) * factor,
-            Flat::AdamW8(group) => group.rate(part) * factor,
+            Flat::AdamW8bit(group) => group.rate(part) * factor,
             Flat::Prodigy(prodigy) => prodigy.rate(factor),
         }
     }
@@ -128,7 +130,7 @@ impl AdapterOptimizer {
         self.rotation.flatten(&mut sink);
         match &self.flat {
             Flat::AdamW(group) => group.flatten(&mut sink),
-            Flat::AdamW8(group) => group.flatten(&mut sink),
+            Flat::AdamW8bit(group) => group.flatten(&mut sink),
             Flat::Prodigy(_) => (),
         }
         let count = |(name, value)| usize::try_from(value).ok().map(|value| (name, value as u64));
@@ -149,8 +151,8 @@ impl AdapterOptimizer {
         let prodigy = state.counts.keys().any(|name| name.starts_with(prodigy::NAME));
         match &mut self.flat {
             Flat::Prodigy(own) => own.restore(&state, device)?,
-            Flat::AdamW(_) | Flat::AdamW8(_) if prodigy => return None,
-            Flat::AdamW(_) | Flat::AdamW8(_) => (),
+            Flat::AdamW(_) | Flat::AdamW8bit(_) if prodigy => return None,
+            Flat::AdamW(_) | Flat::AdamW8bit(_) => (),
         }
         let counts = state.counts.into_iter().map(|(name, value)| (name, (value as usize).into()));
         let mut source = StateSource::new(counts.collect());
@@ -160,7 +162,7 @@ impl AdapterOptimizer {
         self.rotation.unflatten(&names, &mut source, device)?;
         match &mut self.flat {
             Flat::AdamW(group) => group.unflatten(&names, &mut source, device)?,
-            Flat::AdamW8(group) => group.unflatten(&names, &mut source, device)?,
+            Flat::AdamW8bit(group) => group.unflatten(&names, &mut source, device)?,
             Flat::Prodigy(_) => (),
         }
         Some(self)

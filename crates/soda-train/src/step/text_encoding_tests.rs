@@ -9,7 +9,7 @@ use soda_models::noise::gaussian;
 use soda_models::pipeline::{Networks, TextIds};
 use soda_models::unet::UnetConfig;
 
-use crate::config::{Checkpointing, TrainConfig};
+use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
 use crate::data::prompts::{Prompts, condition};
 use crate::step::adapted_networks::Parts;
@@ -91,7 +91,7 @@ fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
     let texts = expected.0.keys().filter(|path| path.starts_with("text_encoder")).count();
     // Of two layers the first encoder, and of three the second, whose pooled text has seen the last.
     assert_eq!(texts, 2 * 6 + 3 * 6);
-    for checkpointing in [Checkpointing::None, Checkpointing::Block] {
+    for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Block] {
         let config = TrainConfig { checkpointing, ..config.clone() };
         let (value, found) = gradients(&networks, &batch, &config, 1.0);
         assert!((value - loss.clone().into_scalar::<f32>()).abs() < 1e-5);

@@ -17,7 +17,7 @@ use crate::config::LossScaleConfig;
 use crate::config::Precision;
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;
-use crate::data::encode::Encoded;
+use crate::data::encode::EncodedDataset;
 use crate::error::TrainError;
 use crate::step::ema::Ema;
 use crate::step::graph::Recorded;
@@ -31,9 +31,9 @@ use crate::step::stacks::{Part, Stacks};
 /// What is learnt from.
 pub struct Material<'a> {
     /// The subject or style.
-    pub data: &'a Encoded,
+    pub data: &'a EncodedDataset,
     /// Pictures of the class, whose prior is to be kept.
-    pub class: Option<&'a Encoded>,
+    pub class: Option<&'a EncodedDataset>,
     /// The noise schedule of the base.
     pub schedule: &'a Ddpm,
 }
@@ -41,7 +41,7 @@ pub struct Material<'a> {
 impl Material<'_> {
     /// What tells it from other data.
     pub(crate) fn digest(&self) -> String {
-        let class = self.class.map_or("", Encoded::digest);
+        let class = self.class.map_or("", EncodedDataset::digest);
         format!("{}{class}", self.data.digest())
     }
 }
@@ -101,8 +101,8 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, TrainError> {
         let networks = networks.into();
         let parameters = Stacks::of(method, &networks);
-        let text = config.learning_text_encoder().and_then(|text| text.learning_rate);
-        let tokens = config.learning_tokens().and_then(|tokens| tokens.learning_rate);
+        let text = config.trained_text_encoder().and_then(|text| text.learning_rate);
+        let tokens = config.trained_tokens().and_then(|tokens| tokens.learning_rate);
         Ok(Self {
             optimizer: AdapterOptimizer::new(&config.optimizer)
                 .with_rate(Part::Text, text)
@@ -139,7 +139,7 @@ impl<'a> Trainer<'a> {
     /// As [`Trainer::step_on`].
     pub fn step(&mut self, material: &Material<'_>) -> Result<Step, TrainError> {
         let Material { data, class, schedule } = *material;
-        self.step_over(&Batch::draw(data, class, schedule, self.config, self.step))
+        self.step_over(&Batch::sample(data, class, schedule, self.config, self.step))
     }
 
     /// The next step on these samples.
@@ -153,9 +153,9 @@ impl<'a> Trainer<'a> {
 
     fn step_over(&mut self, batches: &[Batch]) -> Result<Step, TrainError> {
         let (step, steps) = (self.step, self.config.steps);
-        let text = self.config.learning_text_encoder();
+        let text = self.config.trained_text_encoder();
         let text = text.is_some_and(|text| text.learns_in(step, steps));
-        let tokens = self.config.learning_tokens();
+        let tokens = self.config.trained_tokens();
         let tokens = tokens.is_some_and(|tokens| tokens.learn_in(step, steps));
         let learns = |part| match part {
             Part::Denoiser => true,

@@ -11,7 +11,7 @@ use soda_adapters::{Component, Method as _};
 use soda_models::pipeline::{Pipeline, TextIds, Word};
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::{config, weights};
-use soda_train::{Batch, Prompts, TrainConfig, Trainer, preset, set};
+use soda_train::{Batch, Prompts, TrainConfig, Trainer, apply_setting, preset};
 
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -28,7 +28,7 @@ pub(crate) fn settings(settings: &[&str]) -> TrainConfig {
     let targets = r#"targets=['mid_block\..*attn\d\.to_(q|k)\.weight$']"#;
     let common = ["base=b", "data=d", "batch_size=3", "optimizer.schedule=constant", targets];
     for setting in common.iter().chain(settings) {
-        set(&mut table, setting).unwrap();
+        apply_setting(&mut table, setting).unwrap();
     }
     let config = TrainConfig::from_table(table).unwrap();
     config.check().unwrap();
@@ -66,7 +66,7 @@ pub(crate) fn text_trainer<'a>(
     let networks = pipeline.networks();
     let plan = config.method.plan(&config.targets, &networks.unet).unwrap();
     let mut plan = plan.within(Component::Unet);
-    if let Some(text) = config.learning_text_encoder() {
+    if let Some(text) = config.trained_text_encoder() {
         let text = config.method.plan(&text.targets, &networks.text_encoder).unwrap();
         plan = plan.and(text.within(Component::TextEncoder));
     }

@@ -1,24 +1,24 @@
-//! What a run tells while it goes on.
+//! Progress of a run, for a caller that shows it.
 
-/// What a run tells while it goes on.
+/// A message that a run sends while it works.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// A stage begins.
     Stage {
-        /// What is done, for people.
+        /// A description for users.
         name: &'a str,
     },
-    /// Parts of the stage are done.
+    /// A part of the current stage is done.
     Progress {
-        /// How many.
+        /// The number of finished parts.
         done: usize,
-        /// Of how many.
+        /// The number of all parts.
         total: usize,
-        /// The loss of the step, while training.
+        /// The loss of the step, during training.
         loss: Option<f32>,
     },
-    /// Something that does not stop the run, but that a person should know.
+    /// A problem that does not stop the run.
     Warning(&'a str),
-    /// Something that a person may want to know.
+    /// Information that may interest the user.
     Note(&'a str),
 }

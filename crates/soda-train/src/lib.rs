@@ -29,7 +29,7 @@ mod step;
 mod testing;
 
 pub use config::{
-    AugmentConfig, BucketConfig, CheckpointConfig, FlatOptimizer, GradientCheckpointing, Loss,
+    AugmentConfig, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss,
     LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision,
     Preset, PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
     ValidationConfig, apply_setting, preset,
@@ -47,14 +47,10 @@ pub use event::Event;
 pub use output::run_folder::{RunFolder, write_file, write_png};
 pub use output::{page, plot};
 pub use run::checkpoint::Checkpoint;
-pub use run::history::{History, Measured};
-pub use run::personalise::{Personalisation, Place};
-pub use run::summary::Outcome;
-pub use step::backward::{Backward, Call, ConditionGradient};
-pub use step::gradients::AdapterGradients;
+pub use run::history::{History, ValidationMetrics};
+pub use run::personalisation::{Personalisation, RunTarget};
+pub use run::summary::RunSummary;
+pub use step::backward::{ConditionGradient, DenoiserInputs, LossAndGradients};
 pub use step::loss_scale::LossScale;
-pub use step::metrics::Step;
-pub use step::optimizer::AdapterOptimizer;
-pub use step::optimizer_state::OptimizerState;
-pub use step::stacks::{Part, Stacks, trainable};
-pub use step::trainer::{Material, Trainer, TrainerState};
+pub use step::metrics::StepMetrics;
+pub use step::trainer::{StepData, Trainer, TrainerState};

@@ -1,4 +1,4 @@
-//! The base as a run begins with it: in the precisions of its settings, with its noise schedule and its new words.
+//! The base model at the start of a run: in the precisions of the settings, with the noise schedule and the new words.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,11 @@ use crate::config::TrainConfig;
 use crate::data::rng;
 use crate::error::TrainError;
 
-/// Reads the base: what is adapted in f32 until its adapters are made, all else in the precisions of the settings.
+/// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have the
+/// precisions of the settings.
 ///
 /// # Errors
-/// A base that cannot be read, a schedule that it cannot have, or a word that it has already.
+/// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.
 pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, TrainError> {
     let exact = match config.precision {
         Precision::F32 => BTreeSet::new(),
@@ -30,12 +31,12 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
         ..LoadOptions::default()
     };
     let mut pipeline = Pipeline::load_with(&config.base, &options, device)?;
-    pipeline.scheduler = pipeline.scheduler.changed(config.objective.change())?;
+    pipeline.scheduler = pipeline.scheduler.changed(config.objective.schedule_change())?;
     add_words(config, &mut pipeline)?;
     Ok(pipeline)
 }
 
-/// Adds the words that are to be learnt to the vocabulary.
+/// Adds the new words of the settings to the vocabulary.
 fn add_words(config: &TrainConfig, pipeline: &mut Pipeline) -> Result<(), TrainError> {
     let Some(tokens) = config.trained_tokens() else { return Ok(()) };
     for (index, (word, like)) in tokens.words.iter().enumerate() {
@@ -58,9 +59,10 @@ mod tests {
     use super::*;
     use crate::config::{apply_setting, preset};
 
-    /// An adapter made on a network in half precision is one of the same base, and the network was never whole in f32.
+    /// Adapters of a half-precision network have the fingerprint of the f32 base: adapted weights are read in f32. All
+    /// other weights are read in half precision.
     #[test]
-    fn what_is_adapted_is_read_as_it_is_and_all_else_in_half_precision() {
+    fn adapted_weights_are_read_in_f32_and_all_others_in_half_precision() {
         let device = Device::default();
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
         let loaded = |settings: &[&str]| {
@@ -90,7 +92,7 @@ mod tests {
             let wanted = if exact { DType::F32 } else { DType::BF16 };
             assert_eq!(leaf.value().dtype(), wanted, "{}", leaf.path);
         }
-        let unet = config.precision.of(half.unet);
+        let unet = config.precision.cast_denoiser(half.unet);
         assert!(leaves(&unet).iter().all(|leaf| leaf.value().dtype() == DType::BF16));
     }
 }

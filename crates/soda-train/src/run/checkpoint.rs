@@ -1,37 +1,37 @@
-//! A training in progress on disk, `checkpoints/<step>.safetensors`.
+//! Checkpoints of an unfinished run, `checkpoints/<step>.safetensors`.
 //!
-//! A file appears by rename, so a crash leaves a whole one or none; its digest tells a whole one from one
-//! that the disk damaged. The newest that is whole counts.
+//! A file appears by rename, so a crash leaves a complete file or none. A digest in the file detects damage. A run
+//! continues from the newest undamaged checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
+use soda_optim::OptimizerState;
 
-use crate::error::TrainError;
+use crate::error::{CheckpointError, TrainError};
 use crate::output::run_folder::write_file;
 use crate::output::tensor_file;
-use crate::run::history::{History, Measured};
+use crate::run::history::{History, ValidationMetrics};
 use crate::step::loss_scale::LossScale;
-use crate::step::metrics::Step;
-use crate::step::optimizer_state::OptimizerState;
+use crate::step::metrics::StepMetrics;
 use crate::step::trainer::TrainerState;
 
-/// What a run needs to go on.
+/// Everything that a run needs to continue.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
-    /// The trainer's part.
+    /// The state of the trainer.
     pub state: TrainerState,
-    /// What was measured so far.
+    /// The metrics of the finished steps.
     pub history: History,
-    /// Seconds of training so far.
+    /// The duration of the finished steps in seconds.
     pub seconds: f64,
-    /// What tells the data from others.
+    /// A hash of the training data.
     pub data: String,
 }
 
-/// The part that is no tensor.
+/// The part of a checkpoint that is not tensors, JSON.
 #[derive(Serialize, Deserialize)]
 struct Header {
     version: u32,
@@ -41,14 +41,15 @@ struct Header {
     counts: BTreeMap<String, u64>,
     #[serde(default)]
     scale: Option<LossScale>,
-    /// Steps after which the validation was measured.
+    /// The steps of the validations.
     validation: Vec<usize>,
 }
 
-/// 5: paths begin with the network's name, and text encoders and new words have rates.
+/// The version of the format. In version 5 paths start with the network's name, and the step metrics include the
+/// learning rates of text encoders and new words.
 const VERSION: u32 = 5;
 
-/// What all versions say.
+/// The field that headers of all versions have.
 #[derive(Deserialize)]
 struct Version {
     version: u32,
@@ -64,7 +65,7 @@ impl Checkpoint {
     /// Writes the checkpoint into `folder` and removes all but the newest `keep`.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// A file or folder that cannot be written.
     pub fn write(&self, folder: &Path, keep: usize) -> Result<(), TrainError> {
         std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
         let path = folder.join(format!("{:08}.safetensors", self.state.step));
@@ -75,11 +76,11 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The newest checkpoint in `folder` that is whole; `damaged` is told of newer ones that are not.
+    /// The newest undamaged checkpoint in `folder`; `None` if there is none, or no folder. `damaged` gets an error for
+    /// each newer checkpoint that is damaged.
     ///
     /// # Errors
-    /// A folder that cannot be read, a checkpoint of another version of soda. A folder that is not there has no
-    /// checkpoint.
+    /// A folder that cannot be read, or a checkpoint of another version of soda.
     pub fn newest(
         folder: &Path,
         mut damaged: impl FnMut(&TrainError),
@@ -90,25 +91,25 @@ impl Checkpoint {
         for path in list(folder)? {
             match Self::read(&path) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
-                // Whole, and the run is not to begin anew over it.
-                Err(error @ TrainError::OtherCheckpoint { .. }) => return Err(error),
+                // The checkpoint is undamaged: the run must not start again and overwrite it.
+                Err(error @ CheckpointError::OtherVersion { .. }) => return Err(error),
                 Err(error) => damaged(&error),
             }
         }
         Ok(None)
     }
 
-    /// Reads one file.
+    /// Reads the checkpoint at `path`.
     ///
     /// # Errors
-    /// A file that cannot be read, is not what was written, or was written by another version of soda.
+    /// A file that cannot be read, is damaged, or was written by another version of soda.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
         let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
-        let damaged = || TrainError::Checkpoint { path: path.to_owned() };
+        let damaged = || CheckpointError::Damaged { path: path.to_owned() };
         let (header, tensors) = tensor_file::from_bytes(&bytes).ok_or_else(damaged)?;
         let Version { version } = serde_json::from_str(&header).map_err(|_| damaged())?;
         if version != VERSION {
-            return Err(TrainError::OtherCheckpoint { path: path.to_owned(), version });
+            return Err(CheckpointError::OtherVersion { path: path.to_owned(), version });
         }
         let header = serde_json::from_str(&header).map_err(|_| damaged())?;
         Ok(Self::from_parts(header, tensors))
@@ -116,15 +117,14 @@ impl Checkpoint {
 
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
         let History { steps, validation } = &self.history;
-        let fields = |step: &Step| step.named().map(|(_, number)| number);
+        let values = |step: &StepMetrics| step.named().map(|(_, value)| value);
         let steps =
-            TensorData::new(steps.iter().flat_map(fields).collect(), [steps.len(), Step::NUMBERS]);
-        let measured =
-            validation.iter().flat_map(|measured| [measured.loss, measured.orthogonality]);
-        let measured = TensorData::new(measured.collect(), [validation.len(), 2]);
-        let TrainerState { step, adapter, average, optimizer, scale } = &self.state;
+            TensorData::new(steps.iter().flat_map(values).collect(), [steps.len(), StepMetrics::COUNT]);
+        let metrics = validation.iter().flat_map(|metrics| [metrics.loss, metrics.orthogonality]);
+        let metrics = TensorData::new(metrics.collect(), [validation.len(), 2]);
+        let TrainerState { step, adapter, average, optimizer, loss_scale } = &self.state;
         let mut tensors =
-            BTreeMap::from([(STEPS.to_owned(), steps), (VALIDATION.to_owned(), measured)]);
+            BTreeMap::from([(STEPS.to_owned(), steps), (VALIDATION.to_owned(), metrics)]);
         for (prefix, part) in
             [(ADAPTER, adapter), (AVERAGE, average), (OPTIMIZER, &optimizer.tensors)]
         {
@@ -142,8 +142,8 @@ impl Checkpoint {
             seconds: self.seconds,
             data: self.data.clone(),
             counts: optimizer.counts.clone(),
-            scale: *scale,
-            validation: validation.iter().map(|measured| measured.step).collect(),
+            scale: *loss_scale,
+            validation: validation.iter().map(|metrics| metrics.step).collect(),
         };
         let header = serde_json::to_string(&header).map_err(|error| refuse(&error))?;
         tensor_file::to_bytes(header, &tensors).map_err(|error| refuse(&error))
@@ -152,21 +152,21 @@ impl Checkpoint {
     fn from_parts(header: Header, tensors: tensor_file::Tensors) -> Self {
         let mut checkpoint = Self { seconds: header.seconds, data: header.data, ..Self::default() };
         checkpoint.state.step = header.step;
-        checkpoint.state.scale = header.scale;
+        checkpoint.state.loss_scale = header.scale;
         checkpoint.state.optimizer = OptimizerState { counts: header.counts, ..Default::default() };
         for (name, data) in tensors {
             let state = &mut checkpoint.state;
             if name == STEPS {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
                 let (steps, _) = numbers.as_chunks();
-                checkpoint.history.steps = steps.iter().copied().map(Step::from_numbers).collect();
+                checkpoint.history.steps = steps.iter().copied().map(StepMetrics::from_values).collect();
             } else if name == VALIDATION {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
                 let measured = header.validation.iter().zip(numbers.chunks_exact(2));
-                let measured = measured.map(|(&step, of)| Measured {
+                let measured = measured.map(|(&step, values)| ValidationMetrics {
                     step,
-                    loss: of[0],
-                    orthogonality: of[1],
+                    loss: values[0],
+                    orthogonality: values[1],
                 });
                 checkpoint.history.validation = measured.collect();
             } else if let Some(path) = name.strip_prefix(ADAPTER) {
@@ -187,8 +187,8 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     for entry in std::fs::read_dir(folder).map_err(TrainError::io("read", folder))? {
         let path = entry.map_err(TrainError::io("read", folder))?.path();
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let ours = path.extension().is_some_and(|extension| extension == "safetensors");
-        if let (true, Ok(step)) = (ours, stem.parse::<u64>()) {
+        let is_checkpoint = path.extension().is_some_and(|extension| extension == "safetensors");
+        if let (true, Ok(step)) = (is_checkpoint, stem.parse::<u64>()) {
             files.push((step, path));
         }
     }
@@ -213,11 +213,11 @@ mod tests {
                     tensors: BTreeMap::from([("flat.1x3.m".to_owned(), data(0.3))]),
                     counts: BTreeMap::from([("flat.1x3.time".to_owned(), step as u64)]),
                 },
-                scale: Some(LossScale { value: 512.0, good: 7 }),
+                loss_scale: Some(LossScale { value: 512.0, finite_steps: 7 }),
             },
             history: History {
-                steps: vec![Step::from_numbers([0.1, 2.0, 3e-3, 1e-3, 1e-4, 1e-5]); step],
-                validation: vec![Measured { step: 0, loss: 0.3, orthogonality: 1e-7 }],
+                steps: vec![StepMetrics::from_values([0.1, 2.0, 3e-3, 1e-3, 1e-4, 1e-5]); step],
+                validation: vec![ValidationMetrics { step: 0, loss: 0.3, orthogonality: 1e-7 }],
             },
             seconds: 1.5,
             data: "digest".to_owned(),
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_what_was_written_and_old_ones_go() {
+    fn a_read_checkpoint_equals_the_written_one_and_old_ones_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         for step in [5, 10, 100] {
             checkpoint(step).write(folder.path(), 2).unwrap();
@@ -236,9 +236,9 @@ mod tests {
         assert_eq!(Checkpoint::newest(Path::new("/nowhere"), |_| ()).unwrap(), None);
     }
 
-    /// A run must not begin anew over what another version has done.
+    /// A run must not start again and overwrite the checkpoints of another version.
     #[test]
-    fn one_of_another_version_is_refused_with_the_remedy() {
+    fn a_checkpoint_of_another_version_is_refused_with_the_remedy() {
         let folder = tempfile::tempdir().unwrap();
         checkpoint(1).write(folder.path(), 2).unwrap();
         let path = list(folder.path()).unwrap().remove(0);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_one_is_named_and_passed_over_whichever_byte_it_is() {
+    fn a_checkpoint_with_any_damaged_byte_is_named_and_skipped() {
         let folder = tempfile::tempdir().unwrap();
         checkpoint(1).write(folder.path(), 2).unwrap();
         checkpoint(2).write(folder.path(), 2).unwrap();
@@ -266,7 +266,7 @@ mod tests {
             let mut named = Vec::new();
             let newest =
                 Checkpoint::newest(folder.path(), |error| named.push(error.to_string())).unwrap();
-            // A flipped space or a changed key's letter may leave the content as it was.
+            // A flipped space or a changed letter of a key may not change the content.
             if newest != Some(checkpoint(2)) {
                 assert_eq!(newest, Some(checkpoint(1)), "byte {position}");
                 assert!(named[0].contains("00000002.safetensors"), "{named:?}");

@@ -1,57 +1,57 @@
-//! What a run measured while it went on: `loss.csv`, and the lines of the report.
+//! The metrics of all steps of a run, for `loss.csv` and the charts of the report.
 
 use std::fmt::Write as _;
 
-use crate::step::metrics::Step;
+use crate::step::metrics::StepMetrics;
 
-/// What was measured after some steps.
+/// The validation after some steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
-    /// Steps done.
+pub struct ValidationMetrics {
+    /// The number of finished steps.
     pub step: usize,
     /// The validation loss.
     pub loss: f32,
-    /// `max |QᵀQ - I|` over all rotation factors.
+    /// The largest `|QᵀQ - I|` over all factors of rotations.
     pub orthogonality: f32,
 }
 
-impl Measured {
-    /// Its numbers, likewise.
+impl ValidationMetrics {
+    /// The values with their names in `loss.csv` and TensorBoard.
     pub(crate) fn named(&self) -> [(&'static str, f32); 2] {
         [("validation_loss", self.loss), ("orthogonality", self.orthogonality)]
     }
 }
 
-/// Everything measured so far.
+/// The metrics of all finished steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
-    /// Every step.
-    pub steps: Vec<Step>,
-    /// The validation, in the order of the steps.
-    pub validation: Vec<Measured>,
+    /// One entry for each step.
+    pub steps: Vec<StepMetrics>,
+    /// One entry for each validation, in the order of the steps.
+    pub validation: Vec<ValidationMetrics>,
 }
 
 impl History {
-    /// A line a step. What was measured stands on the line of the step after which it was; that of the
-    /// untouched network on a line of step 0.
+    /// The table of `loss.csv`, one line for each step. A validation is on the line of the step that it follows; the
+    /// validation of the base model is on a line of step 0.
     pub(crate) fn csv(&self) -> String {
-        let names = Step::default().named().map(|(name, _)| name).join(",");
+        let names = StepMetrics::default().named().map(|(name, _)| name).join(",");
         let mut text = format!("step,{names},validation_loss,orthogonality\n");
         let validation = |step: usize| {
-            let measured = self.validation.iter().find(|measured| measured.step == step);
-            measured.map_or_else(
+            let validation = self.validation.iter().find(|metrics| metrics.step == step);
+            validation.map_or_else(
                 || ",".to_owned(),
-                |measured| format!("{},{}", measured.loss, measured.orthogonality),
+                |metrics| format!("{},{}", metrics.loss, metrics.orthogonality),
             )
         };
         // Writing to a String cannot fail.
         if self.validation.first().is_some_and(|first| first.step == 0) {
-            let _ = writeln!(text, "0{}{}", ",".repeat(Step::NUMBERS + 1), validation(0));
+            let _ = writeln!(text, "0{}{}", ",".repeat(StepMetrics::COUNT + 1), validation(0));
         }
-        for (index, numbers) in self.steps.iter().map(Step::named).enumerate() {
+        for (index, values) in self.steps.iter().map(StepMetrics::named).enumerate() {
             let (step, validation) = (index + 1, validation(index + 1));
-            let numbers = numbers.map(|(_, number)| number.to_string()).join(",");
-            let _ = writeln!(text, "{step},{numbers},{validation}");
+            let values = values.map(|(_, value)| value.to_string()).join(",");
+            let _ = writeln!(text, "{step},{values},{validation}");
         }
         text
     }
@@ -62,10 +62,10 @@ impl History {
     }
 }
 
-/// Steps averaged for a smooth line; diffusion losses jump with the timestep drawn.
+/// The number of steps in a running mean. The loss of a step depends mostly on the sampled timestep.
 pub(crate) const WINDOW: usize = 20;
 
-/// Mean of each value and up to `WINDOW - 1` before it.
+/// The mean of each value and up to `WINDOW - 1` values before it.
 pub(crate) fn running_mean(values: &[f32]) -> Vec<f32> {
     (0..values.len())
         .map(|end| {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mean_of_a_constant_is_that_constant_and_it_lags_a_step() {
+    fn the_running_mean_of_a_constant_is_the_constant_and_it_lags_behind_a_step() {
         assert_eq!(running_mean(&[2.0; 50]), vec![2.0; 50]);
         let mut step = vec![0.0; 30];
         step.extend([1.0; 30]);
@@ -89,9 +89,9 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_the_validation_where_it_was_measured() {
-        let step = |loss| Step::from_numbers([loss, 2.0, 0.5, 0.25, 0.125, 0.0625]);
-        let measured = |(step, loss)| Measured { step, loss, orthogonality: 0.125 };
+    fn the_table_has_each_validation_on_the_line_of_its_step() {
+        let step = |loss| StepMetrics::from_values([loss, 2.0, 0.5, 0.25, 0.125, 0.0625]);
+        let measured = |(step, loss)| ValidationMetrics { step, loss, orthogonality: 0.125 };
         let validation = [(0, 0.75), (2, 0.5)].map(measured).to_vec();
         let history = History { steps: vec![step(1.0), step(0.5)], validation };
         let expected = "step,loss,grad_norm,rotation_lr,flat_lr,text_lr,token_lr,validation_loss,orthogonality\n\

@@ -3,7 +3,7 @@
 pub(crate) mod base_model;
 pub(crate) mod checkpoint;
 pub(crate) mod history;
-pub(crate) mod personalise;
+pub(crate) mod personalisation;
 pub(crate) mod report;
 pub(crate) mod summary;
-pub(crate) mod training;
+pub(crate) mod training_loop;

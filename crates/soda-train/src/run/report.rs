@@ -1,4 +1,4 @@
-//! `report.html`: what a run did and whether it worked, for a person; one file that needs no network.
+//! The report of a run, `report.html`: one file without external resources.
 
 use maud::{Markup, PreEscaped, html};
 
@@ -6,34 +6,34 @@ use crate::eval::sampling::Snapshot;
 use crate::eval::scores::Scores;
 use crate::output::page::{page, png_file_data_uri};
 use crate::output::plot::{Line, line_chart};
-use crate::run::history::{History, Measured, WINDOW, running_mean};
-use crate::run::summary::Outcome;
-use crate::step::metrics::Step;
+use crate::run::history::{History, ValidationMetrics, WINDOW, running_mean};
+use crate::run::summary::RunSummary;
+use crate::step::metrics::StepMetrics;
 
-/// The report of a run; `sheet` is its `samples.png`, `drawn` what was drawn on the way.
-pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Snapshot]) -> String {
-    let Outcome { config, history, .. } = outcome;
+/// The report of a run. `grid` is its `samples.png`; `snapshots` are the samples during training.
+pub(crate) fn report(summary: &RunSummary, grid: &[u8], snapshots: &[Snapshot]) -> String {
+    let RunSummary { config, history, .. } = summary;
     let body = html! {
         p {
-            (outcome.examples) " pictures, " (config.steps) " steps of "
-            (config.batch_size * config.accumulation) ", " (outcome.num_params) " trained numbers on "
-            (outcome.num_layers) " layers; " (format!("{:.0}", outcome.seconds)) " s of training."
-            @if let Some(buckets) = &outcome.buckets { " Images: " (buckets) "." }
+            (summary.examples) " pictures, " (config.steps) " steps of "
+            (config.batch_size * config.accumulation) ", " (summary.num_params) " trained numbers on "
+            (summary.num_layers) " layers; " (format!("{:.0}", summary.seconds)) " s of training."
+            @if let Some(buckets) = &summary.buckets { " Images: " (buckets) "." }
         }
-        img src=(png_file_data_uri(sheet)) alt="samples";
+        img src=(png_file_data_uri(grid)) alt="samples";
         p {
             small {
                 "Rows: training pictures; drawn before; drawn after, with the same prompts and noise."
             }
         }
-        (scores(outcome))
+        (scores(summary))
         h2 { "Loss" }
         (PreEscaped(losses(history)))
         @if !history.validation.is_empty() {
-            (PreEscaped(line_chart("step", "validation loss", &[measured(history, |at| at.loss)])))
-            p { small { (validated(outcome)) } }
-            @if outcome.orthogonality > 0.0 {
-                (PreEscaped(line_chart("step", "largest |QᵀQ - I|", &[measured(history, |at| at.orthogonality)])))
+            (PreEscaped(line_chart("step", "validation loss", &[validation_line(history, |at| at.loss)])))
+            p { small { (validation_caption(summary)) } }
+            @if summary.orthogonality > 0.0 {
+                (PreEscaped(line_chart("step", "largest |QᵀQ - I|", &[validation_line(history, |at| at.orthogonality)])))
             }
         }
         p {
@@ -48,29 +48,29 @@ pub(crate) fn report(outcome: &Outcome, sheet: &[u8], drawn: &[Snapshot]) -> Str
             line("norm", history.steps.iter().map(|step| step.grad_norm)),
         ])))
         (PreEscaped(line_chart("step", "learning rate", &rates(history))))
-        @if !drawn.is_empty() {
+        @if !snapshots.is_empty() {
             h2 { "On the way" }
-            (PreEscaped(scores_over_steps(drawn)))
-            @for drawn in drawn {
-                p { small { "after step " (drawn.step) } br; img src=(png_file_data_uri(&drawn.png)) alt=(drawn.step); }
+            (PreEscaped(scores_over_steps(snapshots)))
+            @for snapshot in snapshots {
+                p { small { "after step " (snapshot.step) } br; img src=(png_file_data_uri(&snapshot.png)) alt=(snapshot.step); }
             }
         }
         h2 { "Prompts" }
-        ol { @for prompt in &outcome.prompts { li { (prompt) } } }
+        ol { @for prompt in &summary.prompts { li { (prompt) } } }
         h2 { "Settings" }
-        pre { (outcome.settings) }
+        pre { (summary.settings) }
         p {
             small {
                 "Largest deviation of a rotation factor from orthogonal: "
-                (format!("{:.1e}", outcome.orthogonality))
+                (format!("{:.1e}", summary.orthogonality))
             }
         }
     };
-    page(&outcome.name, &body)
+    page(&summary.name, &body)
 }
 
-fn scores(outcome: &Outcome) -> Markup {
-    let (Some(before), Some(after)) = (outcome.before, outcome.after) else { return html! {} };
+fn scores(summary: &RunSummary) -> Markup {
+    let (Some(before), Some(after)) = (summary.before, summary.after) else { return html! {} };
     let number = |value: Option<f32>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
     let row = |name: &str, scores: Scores| {
         html! {
@@ -93,12 +93,12 @@ fn scores(outcome: &Outcome) -> Markup {
             }
             (row("before", before))
             (row("after", after))
-            @if let Some(truth) = outcome.truth { (row("truth", truth)) }
+            @if let Some(truth) = summary.truth { (row("truth", truth)) }
         }
         p {
             small {
                 "Cosines, higher is nearer. CLIP-T compares with the prompt (without the identifier), CLIP-I and DINO with the "
-                @if outcome.held_out.is_empty() { "training pictures" } @else { "pictures held out" }
+                @if summary.held_out.is_empty() { "training pictures" } @else { "pictures held out" }
                 ", the next two with the truth of the same prompt. Drift is how far the pictures of "
                 code { "samples.unrelated" } " have moved: lower is better."
             }
@@ -112,7 +112,7 @@ fn line(name: &str, values: impl Iterator<Item = f32>) -> Line {
 }
 
 fn rates(history: &History) -> Vec<Line> {
-    let line = |name, rate: fn(&Step) -> f32| line(name, history.steps.iter().map(rate));
+    let line = |name, rate: fn(&StepMetrics) -> f32| line(name, history.steps.iter().map(rate));
     let mut lines =
         vec![line("rotations", |step| step.rotation_lr), line("flat", |step| step.flat_lr)];
     if history.steps.iter().any(|step| step.text_lr > 0.0) {
@@ -124,7 +124,7 @@ fn rates(history: &History) -> Vec<Line> {
     lines
 }
 
-/// Every step, faint, and a running mean over it.
+/// A chart of the loss of every step and of its running mean.
 pub(crate) fn losses(history: &History) -> String {
     let losses = history.losses();
     let each = Line { faint: true, ..line("each step", losses.iter().copied()) };
@@ -132,18 +132,18 @@ pub(crate) fn losses(history: &History) -> String {
     line_chart("step", "loss", &[each, mean])
 }
 
-fn measured(history: &History, what: fn(&Measured) -> f32) -> Line {
-    let measured = history.validation.iter();
-    let points = measured.map(|measured| (measured.step as f64, f64::from(what(measured))));
+fn validation_line(history: &History, value: fn(&ValidationMetrics) -> f32) -> Line {
+    let metrics = history.validation.iter();
+    let points = metrics.map(|metrics| (metrics.step as f64, f64::from(value(metrics))));
     Line { name: "validation".to_owned(), points: points.collect(), faint: false }
 }
 
-fn validated(outcome: &Outcome) -> String {
-    let on = match outcome.held_out.as_slice() {
+fn validation_caption(summary: &RunSummary) -> String {
+    let on = match summary.held_out.as_slice() {
         [] => "the training pictures".to_owned(),
         names => format!("pictures that were held out ({})", names.join(", ")),
     };
-    let timesteps = outcome.config.validation.timesteps;
+    let timesteps = summary.config.validation.timesteps;
     format!(
         "The squared error on {on}, each with the same noise at the same {timesteps} timesteps."
     )
@@ -157,13 +157,13 @@ fn first_and_last(losses: &[f32]) -> String {
     }
 }
 
-fn scores_over_steps(drawn: &[Snapshot]) -> String {
+fn scores_over_steps(snapshots: &[Snapshot]) -> String {
     let line = |name: &str, score: fn(&Scores) -> Option<f32>| {
         let point =
-            |drawn: &Snapshot| Some((drawn.step as f64, f64::from(score(drawn.scores.as_ref()?)?)));
+            |snapshot: &Snapshot| Some((snapshot.step as f64, f64::from(score(snapshot.scores.as_ref()?)?)));
         Line {
             name: name.to_owned(),
-            points: drawn.iter().filter_map(point).collect(),
+            points: snapshots.iter().filter_map(point).collect(),
             faint: false,
         }
     };

@@ -1,4 +1,4 @@
-//! What came of a run.
+//! The result of a finished run.
 
 use std::path::PathBuf;
 
@@ -6,38 +6,38 @@ use crate::config::TrainConfig;
 use crate::eval::scores::Scores;
 use crate::run::history::History;
 
-/// What came of it.
-pub struct Outcome {
+/// The measurements of a finished run, as its report shows them.
+pub struct RunSummary {
     /// The run's name.
     pub name: String,
     /// The run's folder.
     pub folder: PathBuf,
-    /// The settings, as resolved.
+    /// The resolved settings.
     pub config: TrainConfig,
-    /// Number of training pictures.
+    /// The number of training images.
     pub examples: usize,
-    /// How many each bucket has, in words, where there are buckets.
+    /// The number of images in each bucket as text, if the run has buckets.
     pub buckets: Option<String>,
-    /// File names of those that were measured instead.
+    /// The file names of the images that were held out for validation.
     pub held_out: Vec<String>,
-    /// Prompts of the samples.
+    /// The prompts of the samples.
     pub prompts: Vec<String>,
-    /// What was measured on the way.
+    /// Losses, gradient norms, learning rates and validation losses.
     pub history: History,
-    /// The settings as the run's folder has them, TOML.
+    /// The settings as TOML, as in the run's folder.
     pub settings: String,
-    /// Seconds of the training's steps.
+    /// The duration of the training steps in seconds.
     pub seconds: f64,
-    /// Adapted layers.
+    /// The number of adapted layers.
     pub num_layers: usize,
-    /// Trained numbers.
+    /// The number of trained parameters.
     pub num_params: usize,
-    /// `max |QᵀQ - I|` over all rotation factors.
+    /// The largest `|QᵀQ - I|` over all factors of rotations.
     pub orthogonality: f32,
-    /// Scores of the untuned model.
+    /// Scores of the base model.
     pub before: Option<Scores>,
-    /// Scores of the tuned one.
+    /// Scores of the fine-tuned model.
     pub after: Option<Scores>,
-    /// Scores of the truth itself: what a perfect fine-tune would reach.
+    /// Scores of the true images, which a perfect fine-tune would reach.
     pub truth: Option<Scores>,
 }

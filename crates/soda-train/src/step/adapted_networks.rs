@@ -1,4 +1,4 @@
-//! The networks of a run that learn: what is adapted in each, and the file that keeps it.
+//! The adapted networks of a run: which weights are adapted, and the adapter file.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -11,17 +11,17 @@ use soda_models::pipeline::{Networks, Pipeline, Word};
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 
-/// The networks that learn with these settings; what a training does not change is left out.
-pub(crate) fn learning(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
+/// The networks that the settings train: all of the pipeline, or the denoiser alone.
+pub(crate) fn trained_networks(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
     match config.trains_text_encoder() {
         true => pipeline.networks(),
         false => pipeline.unet.clone().into(),
     }
 }
 
-/// Refuses targets that are not there.
-pub(crate) fn check(config: &TrainConfig, pipeline: &Pipeline) -> Result<(), TrainError> {
-    let Networks { unet, text_encoder, text_encoder_2 } = learning(config, pipeline);
+/// Refuses targets that match no weight of a network.
+pub(crate) fn check_targets(config: &TrainConfig, pipeline: &Pipeline) -> Result<(), TrainError> {
+    let Networks { unet, text_encoder, text_encoder_2 } = trained_networks(config, pipeline);
     config.targets.select(&unet)?;
     if let Some(text) = config.trained_text_encoder() {
         for encoder in [text_encoder, text_encoder_2].into_iter().flatten() {
@@ -31,23 +31,24 @@ pub(crate) fn check(config: &TrainConfig, pipeline: &Pipeline) -> Result<(), Tra
     Ok(())
 }
 
-/// How each network is adapted.
+/// The recipe of each adapted network.
 #[derive(Debug, Default)]
-pub(crate) struct Parts(Vec<(Component, Recipe)>);
+pub(crate) struct AdaptedNetworks(Vec<(Component, Recipe)>);
 
-impl Parts {
-    /// The adapters of `networks`, which [learn](learning); `on_progress` is told of decompositions.
+impl AdaptedNetworks {
+    /// Prepares the adapters of `networks`, which are [`trained_networks`]. `on_progress` gets the number of finished
+    /// decompositions and their total.
     pub(crate) fn plan(
         config: &TrainConfig,
         networks: &Networks,
         cache: Option<&SvdCache>,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(Self, Plan<AnyAdapter>), TrainError> {
-        let (mut parts, mut all) = (Self::default(), Plan::default());
+        let (mut adapted, mut all) = (Self::default(), Plan::default());
         let Networks { unet, text_encoder, text_encoder_2 } = networks;
-        let mut add = |made: Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError>| {
-            let (component, recipe, plan) = made?;
-            parts.0.push((component, recipe));
+        let mut add = |planned: Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError>| {
+            let (component, recipe, plan) = planned?;
+            adapted.0.push((component, recipe));
             all = std::mem::take(&mut all).and(plan.within(component));
             Ok::<_, AdapterError>(())
         };
@@ -61,11 +62,11 @@ impl Parts {
                 add(plan_of(component, encoder, config, targets, cache, on_progress))?;
             }
         }
-        Ok((parts, all))
+        Ok((adapted, all))
     }
 
-    /// The adapters and the words of `networks`.
-    pub(crate) fn file(
+    /// The file with the adapters of `networks` and the embeddings of new `words`.
+    pub(crate) fn adapter_file(
         &self,
         header: Header,
         networks: &Networks,

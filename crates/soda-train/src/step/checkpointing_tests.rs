@@ -1,4 +1,4 @@
-//! Gradients with one tape for each stage are those of one tape.
+//! Gradient checkpointing changes no gradient: one tape for each stage gives the gradients of one tape.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -11,18 +11,19 @@ use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
 
 use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
-use crate::step::backward::Call;
+use crate::step::backward::DenoiserInputs;
 use crate::step::loss::gradients;
 use crate::testing::{filled, norm, random, sdxl, settings};
 
-/// Of the loss, and of the norm of the whole gradient. Only the sum of what a map's readers say is added in another
-/// order, which rounds by 6e-8 of it.
+/// The tolerance relative to the loss, or to the norm of the whole gradient. Only the gradients of the readers of one
+/// tensor are added in another order, which rounds by 6e-8.
 const TOLERANCE: f32 = 1e-6;
 
-/// Of a tensor's own norm: gradients of queries and keys are what is left of sums that cancel, and lose a digit.
-const OWN: f32 = 1e-5;
+/// The tolerance relative to the norm of one tensor. Gradients of queries and keys are sums that nearly cancel, and
+/// lose a digit.
+const PER_TENSOR: f32 = 1e-5;
 
-/// Sides that the way down rounds, so that the way up must be told its sizes.
+/// Sides that downsampling rounds, so that upsampling needs the sizes of the skip connections.
 const SIDES: [usize; 2] = [10, 14];
 
 fn sd15() -> Value {
@@ -36,14 +37,14 @@ fn sd15() -> Value {
     })
 }
 
-/// A network whose adapters are not those at the start, where a LoRA's first factor has no gradient.
+/// A denoiser with adapters away from their start: there the first factor of LoRA has no gradient.
 fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> Unet {
     let unet = filled(architecture.init(device));
     let unet = config.method.plan(&config.targets, &unet).unwrap().attach(unet);
     random(unet, 1.0, |_| 0.05)
 }
 
-/// Two pictures, one of which counts less, as one of the class does.
+/// Two images with different weights, as for prior preservation.
 fn batch(architecture: &UnetConfig, device: &Device) -> Batch {
     let mut noise = generator(5, 0);
     let [height, width] = SIDES;
@@ -66,18 +67,18 @@ fn batch(architecture: &UnetConfig, device: &Device) -> Batch {
     }
 }
 
-/// Holds `a` against `b`, a part of a gradient of norm `whole`.
+/// Compares `a` with the reference `b`, a part of a gradient of norm `whole`.
 #[track_caller]
 fn check<const D: usize>(what: &str, a: &Tensor<D>, b: &Tensor<D>, whole: f32) {
     let (distance, size) = (norm(a.clone() - b.clone()), norm(b.clone()));
     assert!(size > 0.0, "{what} is zero");
-    assert!(distance <= TOLERANCE * whole, "{what}: {:e} of all", distance / whole);
-    assert!(distance <= OWN * size, "{what}: {:e}", distance / size);
+    assert!(distance <= TOLERANCE * whole, "{what}: {:e} of the whole gradient", distance / whole);
+    assert!(distance <= PER_TENSOR * size, "{what}: {:e}", distance / size);
 }
 
-/// All targets that there are, those of some stages only, and those that the time passes through.
+/// Targets in all stages, in some stages, and in layers that the time embedding passes through.
 #[test]
-fn one_tape_a_stage_gives_the_gradients_of_one_tape() {
+fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
     let device = Device::default();
     for (name, architecture) in [("sd15", sd15()), ("sdxl", sdxl())] {
         let architecture: UnetConfig = serde_json::from_value(architecture).unwrap();
@@ -100,13 +101,14 @@ fn one_tape_a_stage_gives_the_gradients_of_one_tape() {
                     let (expected, plain) = gradients(&networks, &batch, &plain, 1.0);
                     let (loss, block) = gradients(&networks, &batch, &block, 1.0);
                     assert!((loss - expected).abs() <= TOLERANCE * expected.abs(), "{case}");
-                    let paths = [&plain, &block].map(|g| g.0.keys().collect::<Vec<_>>());
+                    let paths = [&plain, &block].map(|g| g.iter().map(|(path, _)| path).collect::<Vec<_>>());
                     assert!(!paths[0].is_empty(), "{case}");
                     assert_eq!(paths[0], paths[1], "{case}");
-                    let all = plain.0.values().cloned().collect();
+                    let all = plain.iter().map(|(_, grad)| grad.clone()).collect();
                     let whole = norm(Tensor::<1>::cat(all, 0));
-                    for (path, expected) in &plain.0 {
-                        check(&format!("{case} {path}"), &block.0[path], expected, whole);
+                    for (path, expected) in plain.iter() {
+                        let found = block.get(path).unwrap();
+                        check(&format!("{case} {path}"), found, expected, whole);
                     }
                 }
             }
@@ -114,25 +116,25 @@ fn one_tape_a_stage_gives_the_gradients_of_one_tape() {
     }
 }
 
-/// Whoever trains what made the condition goes on from its gradient.
+/// Training a text encoder continues from the gradient by the condition.
 #[test]
-fn the_conditions_gradient_is_the_same_too() {
+fn the_gradient_by_the_condition_is_the_same() {
     let device = Device::default();
     for architecture in [sd15(), sdxl()] {
         let architecture: UnetConfig = serde_json::from_value(architecture).unwrap();
         let batch = batch(&architecture, &device);
         let unet = adapted(&architecture, &settings(&["method=lora"]), &device);
-        let condition = batch.prompts.clone().ready().unwrap();
+        let condition = batch.prompts.clone().encoded().unwrap();
         let [plain, block] =
             [GradientCheckpointing::None, GradientCheckpointing::Block].map(|checkpointing| {
-                let call = Call {
+                let inputs = DenoiserInputs {
                     noisy: batch.noisy.clone(),
                     timesteps: batch.timesteps.clone(),
                     condition: condition.clone(),
-                    wants_condition: true,
+                    wants_condition_gradient: true,
                 };
                 let found =
-                    checkpointing.backward(&unet, call, |prediction| prediction.square().mean());
+                    checkpointing.backward(&unet, inputs, |prediction| prediction.square().mean());
                 found.condition.unwrap()
             });
         let whole = norm(plain.text.clone());
@@ -144,7 +146,7 @@ fn the_conditions_gradient_is_the_same_too() {
     }
 }
 
-/// Without adapters there is nothing to go back for, and the loss is the loss.
+/// Without adapters there is a loss, but no gradient to compute.
 #[test]
 fn a_frozen_network_has_a_loss_and_no_gradients() {
     let device = Device::default();
@@ -153,5 +155,5 @@ fn a_frozen_network_has_a_loss_and_no_gradients() {
     let config = settings(&["checkpointing=block"]);
     let unet = architecture.init(&device).no_grad();
     let (loss, found) = gradients(&unet.into(), &batch, &config, 1.0);
-    assert!(loss.is_finite() && found.0.is_empty());
+    assert!(loss.is_finite() && found.is_empty());
 }

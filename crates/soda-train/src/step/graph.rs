@@ -1,125 +1,137 @@
-//! Losses and gradients from a recording, where the device makes one: a step is a launch then, and not thousands.
+//! Losses and gradients from a CUDA graph, where the device can capture one: a step is one launch instead of thousands.
 //!
-//! What is recorded is what the UNet is asked. Text encoders that learn have read the prompts before, one launch after the
-//! other, and go on from the condition's gradient: what they are given are no numbers but tokens.
+//! The graph contains the denoiser's part of a step. Text encoders that are trained run outside it, before and after:
+//! their inputs are tokens, not floats. They take the gradient by the condition from the graph.
 
 use burn::tensor::Tensor;
 use soda_adapters::Component;
 use soda_kernels::Recording;
 use soda_models::pipeline::Networks;
+use soda_optim::BatchedParams;
 
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;
 use crate::data::prompts::Prompts;
-use crate::step::backward::{Backward, ConditionGradient};
-use crate::step::loss::{Question, gradients};
-use crate::step::stacks::Stacks;
-use crate::step::text_encoding::Reading;
+use crate::step::backward::{ConditionGradient, LossAndGradients};
+use crate::step::loss::{LossInputs, gradients};
+use crate::step::text_encoding::TextEncoding;
 
-/// What computes losses and gradients on the caller's thread.
-pub(crate) enum Recorded {
-    /// Nothing yet: the first batch says what there is to record.
-    Unseen,
-    /// One size of batch. Others are rare (the end of a bucket) and a recording holds all memory of a step.
-    Made(Box<StepRecording>),
-    /// The device makes none.
-    Never,
+/// The graph of a training step, which the first batch captures.
+pub(crate) enum StepGraph {
+    /// No batch has been seen yet.
+    Pending,
+    /// The graph of one batch size. Other sizes are rare (the end of a bucket) and run without a graph, because a graph
+    /// holds all memory of a step.
+    Captured(Box<CapturedStep>),
+    /// The device captures no graphs, or the caller asked for none.
+    Unsupported,
 }
 
-/// The recorded computation on batches of one size.
-pub(crate) struct StepRecording {
+/// A captured step on batches of one size.
+pub(crate) struct CapturedStep {
     sizes: Vec<usize>,
-    recording: Recording<(Tensor<1>, Stacks, Option<ConditionGradient>)>,
+    graph: Recording<(Tensor<1>, BatchedParams, Option<ConditionGradient>)>,
 }
 
-impl Recorded {
-    /// [`gradients`] of `networks` with these `parameters`, from the recording for batches of its size.
+impl StepGraph {
+    /// The loss of `batch` and its gradients, as [`gradients`] of `networks` with `params` gives them. Replays the
+    /// graph if the batch has its size.
     pub(crate) fn gradients(
         &mut self,
         networks: &Networks,
-        parameters: &Stacks,
+        params: &BatchedParams,
         batch: &Batch,
         config: &TrainConfig,
-        scale: f32,
-    ) -> (f32, Stacks) {
-        if let Self::Never = self {
-            let (loss, grads) = gradients(&parameters.put(networks.clone()), batch, config, scale);
-            return (loss, parameters.gradients(grads));
+        loss_scale: f32,
+    ) -> (f32, BatchedParams) {
+        if let Self::Unsupported = self {
+            let adapted = params.write_to(networks.clone());
+            let (loss, grads) = gradients(&adapted, batch, config, loss_scale);
+            return (loss, params.batch_gradients(grads));
         }
-        let reader = match batch.prompts {
-            // The UNet's parameters come from the stacks.
+        let text_networks = match batch.prompts {
+            // The denoiser's parameters are inputs of the graph, and no text is encoded.
             Prompts::Encoded(_) => networks.clone(),
-            Prompts::Tokens { .. } => parameters.put(networks.clone()),
+            Prompts::Tokens { .. } => params.write_to(networks.clone()),
         };
-        let reading = Reading::new(&reader, &batch.prompts);
-        let question = Question::new(&reader, &batch.weighted(scale), &reading, config);
-        if let Self::Unseen = self {
-            let made = StepRecording::new(networks, parameters, &question, config);
-            *self = made.map_or(Self::Never, |made| Self::Made(Box::new(made)));
+        let text = TextEncoding::new(&text_networks, &batch.prompts);
+        let inputs = LossInputs::new(&text_networks, &batch.weighted(loss_scale), &text, config);
+        if let Self::Pending = self {
+            let captured = CapturedStep::capture(networks, params, &inputs, config);
+            *self = captured.map_or(Self::Unsupported, |step| Self::Captured(Box::new(step)));
         }
         let (loss, grads, condition) = match self {
-            Self::Made(step) if step.sizes == sizes(&flat(&question)) => {
-                step.repeat(parameters, &question)
+            Self::Captured(step) if step.sizes == sizes(&flattened(&inputs)) => {
+                step.replay(params, &inputs)
             }
             _ => {
-                let adapted = parameters.put(networks.clone());
-                let Backward { loss, adapters, condition } = question.answer(&adapted.unet, config);
-                (loss, parameters.gradients(adapters.within(Component::Unet)), condition)
+                let adapted = params.write_to(networks.clone());
+                denoiser_gradients(&adapted, params, &inputs, config)
             }
         };
-        let grads = match condition.filter(|_| reading.learns()) {
-            Some(condition) => grads + parameters.gradients(reading.backward(condition)),
+        let grads = match condition.filter(|_| text.needs_gradient()) {
+            Some(condition) => grads + params.batch_gradients(text.backward(condition)),
             None => grads,
         };
-        (loss.into_scalar::<f32>() / scale, grads)
+        (loss.into_scalar::<f32>() / loss_scale, grads)
     }
 }
 
-impl StepRecording {
-    fn new(
+impl CapturedStep {
+    fn capture(
         networks: &Networks,
-        parameters: &Stacks,
-        question: &Question,
+        params: &BatchedParams,
+        inputs: &LossInputs,
         config: &TrainConfig,
     ) -> Option<Self> {
-        let (networks, layout, shapes) = (networks.clone(), parameters.clone(), question.clone());
-        let sizes = sizes(&flat(question));
+        let (networks, layout, shapes) = (networks.clone(), params.clone(), inputs.clone());
+        let sizes = sizes(&flattened(inputs));
         let config = config.clone();
-        let recording = Recording::new(inputs(parameters, question), move |inputs| {
-            let mut inputs = inputs.iter().cloned();
-            let parameters = layout.filled(&mut inputs);
-            let question = shapes.map(|x| inputs.next().unwrap_or(x));
-            let adapted = parameters.put(networks.clone());
-            let Backward { loss, adapters, condition } = question.answer(&adapted.unet, &config);
-            (loss, parameters.gradients(adapters.within(Component::Unet)), condition)
+        let graph = Recording::new(graph_inputs(params, inputs), move |tensors| {
+            let mut tensors = tensors.iter().cloned();
+            let params = layout.with_flattened(&mut tensors);
+            let inputs = shapes.map(|x| tensors.next().unwrap_or(x));
+            let adapted = params.write_to(networks.clone());
+            denoiser_gradients(&adapted, &params, &inputs, &config)
         })?;
-        Some(Self { sizes, recording })
+        Some(Self { sizes, graph })
     }
 
-    /// The condition's gradient is to be used before the next repetition.
-    fn repeat(
+    /// The gradient by the condition is valid until the next replay; the other results are copies.
+    fn replay(
         &mut self,
-        parameters: &Stacks,
-        question: &Question,
-    ) -> (Tensor<1>, Stacks, Option<ConditionGradient>) {
-        let (loss, grads, condition) = self.recording.repeat(inputs(parameters, question));
-        // The next repetition writes over the originals.
-        (loss.clone(), grads.copied(), condition.clone())
+        params: &BatchedParams,
+        inputs: &LossInputs,
+    ) -> (Tensor<1>, BatchedParams, Option<ConditionGradient>) {
+        let (loss, grads, condition) = self.graph.repeat(graph_inputs(params, inputs));
+        // The next replay overwrites the originals.
+        (loss.clone(), grads.deep_copy(), condition.clone())
     }
 }
 
-/// What changes from step to step: the adapters and what is asked.
-fn inputs(parameters: &Stacks, question: &Question) -> Vec<Tensor<1>> {
-    parameters.flat().into_iter().chain(flat(question)).collect()
+fn denoiser_gradients(
+    adapted: &Networks,
+    params: &BatchedParams,
+    inputs: &LossInputs,
+    config: &TrainConfig,
+) -> (Tensor<1>, BatchedParams, Option<ConditionGradient>) {
+    let LossAndGradients { loss, adapters, condition } = inputs.backward(&adapted.unet, config);
+    let adapters = adapters.with_prefix(Component::Unet.name());
+    (loss, params.batch_gradients(adapters), condition)
 }
 
-fn flat(question: &Question) -> Vec<Tensor<1>> {
-    let mut all = Vec::new();
-    let _ = question.map(|x| {
-        all.push(x.clone());
+/// All that changes from step to step: the parameters, then the inputs of the loss.
+fn graph_inputs(params: &BatchedParams, inputs: &LossInputs) -> Vec<Tensor<1>> {
+    params.flattened().into_iter().chain(flattened(inputs)).collect()
+}
+
+fn flattened(inputs: &LossInputs) -> Vec<Tensor<1>> {
+    let mut tensors = Vec::new();
+    let _ = inputs.map(|x| {
+        tensors.push(x.clone());
         x
     });
-    all
+    tensors
 }
 
 fn sizes(tensors: &[Tensor<1>]) -> Vec<usize> {

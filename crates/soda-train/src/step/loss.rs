@@ -1,9 +1,9 @@
-//! What a step minimises.
+//! The loss of a training step.
 //!
-//! With `e = mean |f(x_t, t, c) - target|²` of a sample (Ho et al., arXiv 2006.11239, eq. 14), weighted by its mask
-//! where it has one (`masks`), and `e0` the same of the frozen network:
+//! With `e = mean |f(x_t, t, c) - target|²` for a sample (Ho et al., arXiv 2006.11239, eq. 14), weighted by the
+//! sample's mask if it has one, and `e0` the same error of the frozen network:
 //!
-//! | loss | of a sample | paper |
+//! | loss | value for a sample | paper |
 //! |---|---|---|
 //! | `mse` | `e` | DreamBooth, arXiv 2208.12242 |
 //! | `dco` | `-log σ(-β (e - e0))` | Direct Consistency Optimization, arXiv 2402.12004, eq. 9 |
@@ -14,150 +14,158 @@ use burn::tensor::{DType, Tensor};
 use soda_adapters::{Component, without_adapters};
 use soda_models::pipeline::Networks;
 use soda_models::unet::{Condition, Unet};
+use soda_optim::AdapterGradients;
 
 use crate::config::{Loss, ObjectiveConfig, TrainConfig};
 use crate::data::batch::Batch;
 use crate::data::prompts::{Prompts, map_condition};
-use crate::step::backward::{Backward, Call, on_tape};
-use crate::step::gradients::AdapterGradients;
-use crate::step::text_encoding::Reading;
+use crate::step::backward::{DenoiserInputs, LossAndGradients, on_tape};
+use crate::step::text_encoding::TextEncoding;
 
-/// The loss of `batch`, and the gradients of `scale` times that; `networks` are adapted and on a plain device.
+/// The loss of `batch`, and the gradients of `loss_scale` times that loss. `networks` have their adapters attached and
+/// are on a plain device.
 pub(crate) fn gradients(
     networks: &Networks,
     batch: &Batch,
     config: &TrainConfig,
-    scale: f32,
+    loss_scale: f32,
 ) -> (f32, AdapterGradients) {
-    let reading = Reading::new(networks, &batch.prompts);
-    let question = Question::new(networks, &batch.weighted(scale), &reading, config);
-    let Backward { loss, adapters, condition } = question.answer(&networks.unet, config);
-    let text = condition.map(|gradient| reading.backward(gradient)).unwrap_or_default();
-    (loss.into_scalar::<f32>() / scale, adapters.within(Component::Unet) + text)
+    let text = TextEncoding::new(networks, &batch.prompts);
+    let inputs = LossInputs::new(networks, &batch.weighted(loss_scale), &text, config);
+    let LossAndGradients { loss, adapters, condition } = inputs.backward(&networks.unet, config);
+    let text = condition.map(|gradient| text.backward(gradient)).unwrap_or_default();
+    let adapters = adapters.with_prefix(Component::Unet.name());
+    (loss.into_scalar::<f32>() / loss_scale, adapters + text)
 }
 
-/// What the UNet is asked in a step: samples whose prompts have been read.
+/// Everything that the loss of a step depends on except the denoiser: samples and their encoded prompts.
 #[derive(Clone, Debug)]
-pub(crate) struct Question {
+pub(crate) struct LossInputs {
     batch: Batch,
     condition: Condition,
-    /// What the frozen network is told, where it is asked and that is something else.
-    frozen: Option<Condition>,
-    wants_condition: bool,
+    /// The condition of the frozen network, if the loss needs its prediction and its condition differs.
+    reference_condition: Option<Condition>,
+    wants_condition_gradient: bool,
 }
 
-impl Question {
-    /// `reading` is what `networks` make of the prompts of `batch`.
+impl LossInputs {
+    /// `text` is the encoding of `batch.prompts` by `networks`.
     pub(crate) fn new(
         networks: &Networks,
         batch: &Batch,
-        reading: &Reading,
+        text: &TextEncoding,
         config: &TrainConfig,
     ) -> Self {
-        let asked = config.objective.loss == Loss::Dco;
-        let frozen = match &batch.prompts {
+        let needs_reference = config.objective.loss == Loss::Dco;
+        let reference_condition = match &batch.prompts {
             Prompts::Encoded(_) => None,
-            // Its text encoders are frozen too, and new words are what they were.
-            tokens => asked.then(|| {
+            // The reference has frozen text encoders too, and the first embeddings of new words.
+            tokens => needs_reference.then(|| {
                 let networks = networks.clone().with_words_at_start();
                 without_adapters(|| tokens.condition(&networks))
             }),
         };
         Self {
-            condition: reading.condition.clone(),
-            wants_condition: reading.learns(),
+            condition: text.condition.clone(),
+            wants_condition_gradient: text.needs_gradient(),
             batch: batch.clone(),
-            frozen,
+            reference_condition,
         }
     }
 
-    /// The loss and its gradients, waiting for nothing.
-    pub(crate) fn answer(&self, unet: &Unet, config: &TrainConfig) -> Backward {
-        let Self { batch, condition, frozen, wants_condition } = self;
-        let call = |condition: &Condition| Call {
-            noisy: batch.noisy.clone().cast(dtype(unet)),
+    /// The weighted sum of the samples' losses and its gradients. Reads nothing back from the device.
+    pub(crate) fn backward(&self, denoiser: &Unet, config: &TrainConfig) -> LossAndGradients {
+        let Self { batch, condition, reference_condition, wants_condition_gradient } = self;
+        let inputs = |condition: &Condition| DenoiserInputs {
+            noisy: batch.noisy.clone().cast(dtype(denoiser)),
             timesteps: batch.timesteps.clone(),
-            condition: condition.clone().cast(dtype(unet)),
-            wants_condition: *wants_condition,
+            condition: condition.clone().cast(dtype(denoiser)),
+            wants_condition_gradient: *wants_condition_gradient,
         };
-        let still = || frozen_prediction(unet, call(frozen.as_ref().unwrap_or(condition)));
-        let taped = |x: &Tensor<4>| Tensor::<4>::from_inner(x.clone());
-        config.checkpointing.backward(unet, call(condition), |prediction| {
-            let (target, mask) = (taped(&batch.target), batch.mask.as_ref().map(taped));
-            let still = || Tensor::from_inner(still());
-            let each = each(prediction, still, target, mask, &config.objective);
-            (each * Tensor::from_inner(batch.weight.clone())).sum()
+        let reference = || {
+            let condition = reference_condition.as_ref().unwrap_or(condition);
+            reference_prediction(denoiser, inputs(condition))
+        };
+        let lift = |x: &Tensor<4>| Tensor::<4>::from_inner(x.clone());
+        config.checkpointing.backward(denoiser, inputs(condition), |prediction| {
+            let (target, mask) = (lift(&batch.target), batch.mask.as_ref().map(lift));
+            let reference = || Tensor::from_inner(reference());
+            let losses = per_sample_loss(prediction, reference, target, mask, &config.objective);
+            (losses * Tensor::from_inner(batch.weight.clone())).sum()
         })
     }
 
-    /// Every tensor of it through `f`, flat, in one order.
+    /// Applies `f` to every tensor, flattened, in a fixed order.
     #[must_use]
     pub(crate) fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
+        let reference = self.reference_condition.as_ref();
         Self {
             batch: self.batch.map(&mut f),
             condition: map_condition(&self.condition, &mut f),
-            frozen: self.frozen.as_ref().map(|condition| map_condition(condition, &mut f)),
-            wants_condition: self.wants_condition,
+            reference_condition: reference.map(|condition| map_condition(condition, &mut f)),
+            wants_condition_gradient: self.wants_condition_gradient,
         }
     }
 }
 
-/// What the network says with its adapters off, never a second network. On the tape's device with nothing to track, where
-/// every kernel is the one that the prediction beside it comes from: off it some round otherwise, and the loss multiplies the
-/// difference by `β`.
-fn frozen_prediction(unet: &Unet, call: Call) -> Tensor<4> {
-    let Call { noisy, timesteps, condition, .. } = call;
+/// The prediction of the denoiser without its adapters.
+///
+/// It runs on the tape's device with nothing to track. There it uses the same kernels as the trained prediction; off
+/// the tape some kernels round differently, and the loss multiplies the difference by `β`.
+fn reference_prediction(denoiser: &Unet, inputs: DenoiserInputs) -> Tensor<4> {
+    let DenoiserInputs { noisy, timesteps, condition, .. } = inputs;
     let (noisy, timesteps) = (Tensor::from_inner(noisy), Tensor::<1>::from_inner(timesteps));
-    let unet = unet.clone().train().no_grad();
-    without_adapters(|| unet.forward(noisy, timesteps, on_tape(condition, false))).inner()
+    let denoiser = denoiser.clone().train().no_grad();
+    without_adapters(|| denoiser.forward(noisy, timesteps, on_tape(condition, false))).inner()
 }
 
-/// The loss of each sample, `[b]`; `still` is what the frozen network predicts.
+/// The loss of each sample, `[b]`. `reference` gives the prediction of the frozen network.
 ///
-/// `e - e0` of DCO is one mean, `(f - f0)(f + f0 - 2 target)`: as the difference of two it would have the roundings of
-/// both, which `β` multiplies.
-fn each(
+/// The difference `e - e0` of DCO is computed as one mean, `(f - f0)(f + f0 - 2 target)`. The difference of two means
+/// would have the rounding errors of both, multiplied by `β`.
+fn per_sample_loss(
     prediction: Tensor<4>,
-    still: impl FnOnce() -> Tensor<4>,
+    reference: impl FnOnce() -> Tensor<4>,
     target: Tensor<4>,
     mask: Option<Tensor<4>>,
     objective: &ObjectiveConfig,
 ) -> Tensor<1> {
     let prediction = prediction.cast(DType::F32);
     match objective.loss {
-        Loss::Mse => mean((prediction - target).square(), mask),
+        Loss::Mse => per_sample_mean((prediction - target).square(), mask),
         Loss::Dco => {
-            let still = still().cast(DType::F32);
-            let sum = prediction.clone() + still.clone() - target.mul_scalar(2.0);
-            let better = mean((prediction - still) * sum, mask);
-            log_sigmoid(better.mul_scalar(-objective.dco_beta)).neg()
+            let reference = reference().cast(DType::F32);
+            let sum = prediction.clone() + reference.clone() - target.mul_scalar(2.0);
+            let difference = per_sample_mean((prediction - reference) * sum, mask);
+            log_sigmoid(difference.mul_scalar(-objective.dco_beta)).neg()
         }
     }
 }
 
-/// The mean squared error of `batch`, off the tape.
-pub(crate) fn value(networks: &Networks, batch: &Batch) -> f32 {
-    let unet = &networks.unet;
-    let condition = batch.prompts.condition(networks).cast(dtype(unet));
-    let noisy = batch.noisy.clone().cast(dtype(unet));
-    let prediction = unet.forward(noisy, batch.timesteps.clone(), condition).cast(DType::F32);
-    let errors = mean((prediction - batch.target.clone()).square(), batch.mask.clone());
+/// The weighted squared error of `batch`, without gradients.
+pub(crate) fn squared_error(networks: &Networks, batch: &Batch) -> f32 {
+    let denoiser = &networks.unet;
+    let condition = batch.prompts.condition(networks).cast(dtype(denoiser));
+    let noisy = batch.noisy.clone().cast(dtype(denoiser));
+    let prediction = denoiser.forward(noisy, batch.timesteps.clone(), condition).cast(DType::F32);
+    let errors = (prediction - batch.target.clone()).square();
+    let errors = per_sample_mean(errors, batch.mask.clone());
     (errors * batch.weight.clone()).sum().into_scalar::<f32>()
 }
 
-fn dtype(unet: &Unet) -> DType {
-    unet.conv_in.weight.val().dtype()
+fn dtype(denoiser: &Unet) -> DType {
+    denoiser.conv_in.weight.val().dtype()
 }
 
-/// The mean of each sample, `[b]`; `mask` is `[b, 1, h, w]`.
-fn mean(values: Tensor<4>, mask: Option<Tensor<4>>) -> Tensor<1> {
+/// The mean of each sample, `[b]`. `mask` `[b, 1, h, w]` multiplies `values` `[b, c, h, w]`.
+fn per_sample_mean(values: Tensor<4>, mask: Option<Tensor<4>>) -> Tensor<1> {
     let samples = values.dims()[0];
     let values = match mask {
         Some(mask) => values * mask,
         None => values,
     };
-    let each: Tensor<2> = values.flatten(1, 3);
-    each.mean_dim(1).reshape([samples])
+    let flat: Tensor<2> = values.flatten(1, 3);
+    flat.mean_dim(1).reshape([samples])
 }
 
 #[cfg(test)]
@@ -167,13 +175,14 @@ mod tests {
     use burn::tensor::{Device, TensorData};
     use image::{GrayImage, Luma};
     use serde::Deserialize;
+    use soda_testing::assert_close;
 
     use super::*;
     use crate::config::{AugmentConfig, MaskConfig};
     use crate::data::augment::views;
     use crate::data::masks::weights;
 
-    /// A case of `docs/reference/masks.py`.
+    /// A case of the fixture, which `masks.py` writes.
     #[derive(Deserialize)]
     struct Case {
         loss: Loss,
@@ -185,17 +194,17 @@ mod tests {
 
     const SHAPE: [usize; 4] = [3, 4, 6, 8];
 
-    /// Numbers that the script makes alike.
+    /// The values that the script uses, too.
     fn wave(pace: f64, size: f64) -> TensorData {
         let count = SHAPE.iter().product::<usize>();
         let values = (0..count).map(|i| ((i as f64 * pace).sin() * size) as f32);
         TensorData::new(values.collect::<Vec<_>>(), SHAPE)
     }
 
-    /// Masks, losses and gradients against PyTorch in double precision: 1e-5 of the largest gradient, since sums of 192
-    /// numbers are in f32 here.
+    /// Masked losses and gradients agree with PyTorch in double precision. The tolerance is 1e-5 of the largest
+    /// gradient, because sums of 192 values are in f32 here.
     #[test]
-    fn a_masked_loss_is_pytorchs() {
+    fn a_masked_loss_agrees_with_pytorch() {
         let cases: Vec<Case> =
             serde_json::from_str(include_str!("../../tests/fixtures/masks.json")).unwrap();
         assert_eq!(cases.len(), 4);
@@ -217,16 +226,13 @@ mod tests {
             let share = TensorData::from(case.weights.as_slice());
             let share = Tensor::from_inner(Tensor::<1>::from_data(share, &device));
             let mask = Some(Tensor::from_inner(mask));
-            let loss = each(prediction.clone(), || frozen, target, mask, &objective);
+            let loss = per_sample_loss(prediction.clone(), || frozen, target, mask, &objective);
             let loss = (loss * share).sum();
             let grads = loss.backward();
             let value = f64::from(loss.into_scalar::<f32>());
             assert!((value - case.value).abs() < 1e-5 * case.value.abs(), "{value}");
-            let found = prediction.grad(&grads).unwrap().into_data();
-            let largest = case.gradient.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
-            for (found, expected) in found.iter::<f64>().zip(&case.gradient) {
-                assert!((found - expected).abs() < 1e-5 * largest, "{found} for {expected}");
-            }
+            let found: Vec<f64> = prediction.grad(&grads).unwrap().into_data().iter().collect();
+            assert_close("gradient", &found, &case.gradient, 1e-5);
         }
     }
 }

@@ -1,43 +1,45 @@
-//! The loss scale of f16: gradients below 6e-8 are zero there, and those above 65504 infinite, so the loss is multiplied
-//! by as much as the largest gradient bears (Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740,
-//! section 3.2).
+//! The loss scale of f16 (Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740, section 3.2).
+//!
+//! In f16 gradients below 6e-8 are zero and those above 65504 infinite. The loss is therefore multiplied by the largest
+//! factor `s` for which the gradients stay finite:
 //!
 //! ```text
-//! g = ∂(s L)/∂θ / s;    overflow: no step, s ← s/2;    n good steps in a row: s ← 2s
+//! g = ∂(s L)/∂θ / s;    overflow: no step, s ← s/2;    n finite steps in a row: s ← 2s
 //! ```
 //!
-//! `s` is a power of two, so that scaling there and back rounds nothing.
+//! `s` is a power of two, so that scaling and unscaling round nothing.
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{LARGEST_LOSS_SCALE, LossScaleConfig};
 
-/// The scale, and what it depends on.
+/// The scale and the number of steps since its last change.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
-    /// What the loss is multiplied by.
+    /// The factor on the loss.
     pub value: f32,
-    /// Steps without an overflow since it last changed.
-    pub good: u64,
+    /// The number of steps without an overflow since the last change.
+    #[serde(rename = "good")]
+    pub finite_steps: u64,
 }
 
 impl LossScale {
-    /// At the first step.
+    /// The scale of the first step.
     pub fn new(config: &LossScaleConfig) -> Self {
-        Self { value: config.initial, good: 0 }
+        Self { value: config.initial, finite_steps: 0 }
     }
 
-    /// After a step whose gradients were all `finite`, or were not; `None` where they overflow at a scale of 1.
+    /// The scale after a step, whose gradients were all `finite` or not. `None` if they overflow at a scale of 1.
     #[must_use]
-    pub fn after(self, finite: bool, config: &LossScaleConfig) -> Option<Self> {
+    pub fn after_step(self, finite: bool, config: &LossScaleConfig) -> Option<Self> {
         if !finite {
-            return (self.value > 1.0).then(|| Self { value: self.value / 2.0, good: 0 });
+            return (self.value > 1.0).then(|| Self { value: self.value / 2.0, finite_steps: 0 });
         }
-        let good = self.good + 1;
-        if good < config.growth_interval {
-            return Some(Self { good, ..self });
+        let finite_steps = self.finite_steps + 1;
+        if finite_steps < config.growth_interval {
+            return Some(Self { finite_steps, ..self });
         }
-        Some(Self { value: (2.0 * self.value).min(LARGEST_LOSS_SCALE), good: 0 })
+        Some(Self { value: (2.0 * self.value).min(LARGEST_LOSS_SCALE), finite_steps: 0 })
     }
 }
 
@@ -45,10 +47,10 @@ impl LossScale {
 mod tests {
     use super::*;
 
-    /// Whatever the steps do: a power of two in its range, halved by each overflow, doubled by n good steps in a row
-    /// and by nothing else.
+    /// For every sequence of steps the scale is a power of two in its range. Each overflow halves it, and only n finite
+    /// steps in a row double it.
     #[test]
-    fn the_scale_halves_on_overflow_and_doubles_after_n_good_steps() {
+    fn the_scale_halves_on_overflow_and_doubles_after_n_finite_steps() {
         let config = LossScaleConfig { initial: 1024.0, growth_interval: 3 };
         let mut numbers = 0x9E37_79B9_u32;
         let (mut scale, mut run) = (LossScale::new(&config), 0);
@@ -58,7 +60,7 @@ mod tests {
             let finite = numbers >> 30 != 0;
             let before = scale.value;
             run = if finite { run + 1 } else { 0 };
-            match scale.after(finite, &config) {
+            match scale.after_step(finite, &config) {
                 None => {
                     assert!(!finite && before == 1.0);
                     (scale, run) = (LossScale::new(&config), 0);
@@ -87,10 +89,10 @@ mod tests {
     }
 
     #[test]
-    fn gradients_of_zero_do_not_drive_it_to_infinity() {
+    fn zero_gradients_do_not_drive_the_scale_to_infinity() {
         let config = LossScaleConfig { initial: 1.0, growth_interval: 1 };
         let grown =
-            (0..200).try_fold(LossScale::new(&config), |scale, _| scale.after(true, &config));
+            (0..200).try_fold(LossScale::new(&config), |scale, _| scale.after_step(true, &config));
         assert_eq!(grown.map(|scale| scale.value), Some(LARGEST_LOSS_SCALE));
     }
 }

@@ -1,28 +1,28 @@
-//! What a step measured.
+//! The numbers that a training step reports.
 
-/// A step as it was.
+/// The loss, the gradient norm and the learning rates of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Step {
-    /// The loss of its samples, before it.
+pub struct StepMetrics {
+    /// The loss of the step's samples, before the parameters moved.
     pub loss: f32,
-    /// Norm of the gradient over all parameters, before clipping.
+    /// The norm of the gradient over all parameters, before clipping.
     pub grad_norm: f32,
-    /// Learning rate of the rotations.
+    /// The learning rate of the denoiser's rotations.
     pub rotation_lr: f32,
-    /// Learning rate of everything flat.
+    /// The learning rate of the denoiser's flat parameters.
     pub flat_lr: f32,
-    /// The same of the text encoders; 0 where they do not learn.
+    /// The learning rate of the text encoders' flat parameters; 0 where they are not trained.
     pub text_lr: f32,
-    /// Of the vectors of new words; 0 where they do not learn.
+    /// The learning rate of new words' embeddings; 0 where they are not trained.
     pub token_lr: f32,
 }
 
-impl Step {
-    /// How many numbers it has.
-    pub(crate) const NUMBERS: usize = 6;
+impl StepMetrics {
+    /// The number of values.
+    pub(crate) const COUNT: usize = 6;
 
-    /// Its numbers by the names that `loss.csv` and TensorBoard give them.
-    pub(crate) fn named(&self) -> [(&'static str, f32); Self::NUMBERS] {
+    /// The values with their names in `loss.csv` and TensorBoard.
+    pub(crate) fn named(&self) -> [(&'static str, f32); Self::COUNT] {
         let Self { loss, grad_norm, rotation_lr, flat_lr, text_lr, token_lr } = *self;
         [
             ("loss", loss),
@@ -34,9 +34,9 @@ impl Step {
         ]
     }
 
-    /// A step of these numbers, in the order of their names.
-    pub(crate) fn from_numbers(numbers: [f32; Self::NUMBERS]) -> Self {
-        let [loss, grad_norm, rotation_lr, flat_lr, text_lr, token_lr] = numbers;
+    /// Metrics from values in the order of [`StepMetrics::named`].
+    pub(crate) fn from_values(values: [f32; Self::COUNT]) -> Self {
+        let [loss, grad_norm, rotation_lr, flat_lr, text_lr, token_lr] = values;
         Self { loss, grad_norm, rotation_lr, flat_lr, text_lr, token_lr }
     }
 }

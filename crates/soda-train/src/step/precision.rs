@@ -1,4 +1,4 @@
-//! The cast of the frozen denoiser.
+//! The cast of the frozen denoiser to the precision of a run.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
@@ -8,9 +8,9 @@ use soda_models::unet::Unet;
 use crate::config::Precision;
 
 impl Precision {
-    /// `unet`, not yet adapted, in this precision and as its device reads it quickest.
-    pub fn of(self, unet: Unet) -> Unet {
-        laid_out(unet.map(&mut Cast(self.dtype())))
+    /// Casts a denoiser without adapters to this precision, in the memory format that its device prefers.
+    pub fn cast_denoiser(self, denoiser: Unet) -> Unet {
+        laid_out(denoiser.map(&mut Cast(self.dtype())))
     }
 }
 

@@ -8,18 +8,19 @@ use soda_models::clip::text::ClipTextConfig;
 use soda_models::noise::gaussian;
 use soda_models::pipeline::{Networks, TextIds};
 use soda_models::unet::UnetConfig;
+use soda_optim::AdapterGradients;
+use soda_testing::max_abs;
 
 use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
 use crate::data::prompts::{Prompts, condition};
-use crate::step::adapted_networks::Parts;
-use crate::step::gradients::AdapterGradients;
+use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::loss::gradients;
 use crate::testing::{filled, norm, sdxl, settings};
 
 const SAMPLES: usize = 3;
 
-/// A denoiser of SDXL's kind with both its text encoders.
+/// A small denoiser with the architecture of SDXL, and its two text encoders.
 fn networks(device: &Device) -> Networks {
     let unet: UnetConfig = serde_json::from_value(sdxl()).unwrap();
     let encoder = |width, projection_dim| ClipTextConfig {
@@ -66,12 +67,12 @@ fn adapted(more: &[&str], device: &Device) -> (TrainConfig, Networks) {
     let common = ["method=svdiff", "text_encoder.targets=['text-attention+mlp']"];
     let config = settings(&[&common, more].concat());
     let networks = networks(device);
-    let (_, plan) = Parts::plan(&config, &networks, None, &mut |_, _| ()).unwrap();
+    let (_, plan) = AdaptedNetworks::plan(&config, &networks, None, &mut |_, _| ()).unwrap();
     (config, plan.attach(networks))
 }
 
-/// Through the condition and back, by blocks or not, the gradients are those of one tape through encoders and UNet:
-/// 1e-5 of a tensor's own norm, since sums are added in another order.
+/// The gradients through the condition are those of one tape through text encoders and denoiser, with and without
+/// gradient checkpointing. The tolerance is 1e-5 of a tensor's norm, because sums are added in another order.
 #[test]
 fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
     let device = Device::default();
@@ -81,32 +82,33 @@ fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
     let Prompts::Tokens { ids, time_ids } = &batch.prompts else { panic!("tokens") };
     let states = taped.read(&ids.clone().on_tape()).unwrap();
     let on_tape = |x: Tensor<4>| Tensor::<4>::from_inner(x);
-    let told = condition(states, time_ids.clone().map(Tensor::from_inner));
-    let at = Tensor::<1>::from_inner(batch.timesteps.clone());
-    let prediction = taped.unet.forward(on_tape(batch.noisy.clone()), at, told);
+    let inputs = condition(states, time_ids.clone().map(Tensor::from_inner));
+    let timesteps = Tensor::<1>::from_inner(batch.timesteps.clone());
+    let prediction = taped.unet.forward(on_tape(batch.noisy.clone()), timesteps, inputs);
     let squares: Tensor<2> = (prediction - on_tape(batch.target.clone())).square().flatten(1, 3);
-    let each: Tensor<1> = squares.mean_dim(1).reshape([SAMPLES]);
-    let loss = (each * Tensor::from_inner(batch.weight.clone())).sum();
+    let losses: Tensor<1> = squares.mean_dim(1).reshape([SAMPLES]);
+    let loss = (losses * Tensor::from_inner(batch.weight.clone())).sum();
     let expected = AdapterGradients::collect(&taped, &loss.backward());
-    let texts = expected.0.keys().filter(|path| path.starts_with("text_encoder")).count();
-    // Of two layers the first encoder, and of three the second, whose pooled text has seen the last.
-    assert_eq!(texts, 2 * 6 + 3 * 6);
+    let is_text = |path: &str| path.starts_with("text_encoder");
+    let text_grads = expected.iter().filter(|(path, _)| is_text(path)).count();
+    // The loss reaches two layers of the first encoder and all three of the second, through its pooled text.
+    assert_eq!(text_grads, 2 * 6 + 3 * 6);
     for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Block] {
         let config = TrainConfig { checkpointing, ..config.clone() };
         let (value, found) = gradients(&networks, &batch, &config, 1.0);
         assert!((value - loss.clone().into_scalar::<f32>()).abs() < 1e-5);
-        for (path, expected) in &expected.0 {
-            let (distance, own) =
-                (norm(found.0[path].clone() - expected.clone()), norm(expected.clone()));
-            assert!(own > 0.0 && distance <= 1e-5 * own, "{path}: {distance:e} of {own:e}");
+        for (path, expected) in expected.iter() {
+            let found = found.get(path).unwrap().clone();
+            let (distance, size) = (norm(found - expected.clone()), norm(expected.clone()));
+            assert!(size > 0.0 && distance <= 1e-5 * size, "{path}: {distance:e} of {size:e}");
         }
-        // What the loss cannot reach has a gradient of zero, or none.
-        let rest = found.0.iter().filter(|(path, _)| !expected.0.contains_key(*path));
-        assert!(rest.into_iter().all(|(_, grad)| norm(grad.clone()) == 0.0));
+        // A parameter that the loss does not reach has a gradient of zero or none.
+        let mut others = found.iter().filter(|(path, _)| expected.get(path).is_none());
+        assert!(others.all(|(_, grad)| norm(grad.clone()) == 0.0));
     }
 }
 
-/// f16's loss scale is a power of two, and goes through the condition into the text encoders as it is.
+/// The loss scale of f16 is a power of two; it multiplies the gradients of the text encoders exactly.
 #[test]
 fn a_loss_scale_multiplies_the_text_encoders_gradients_too() {
     let device = Device::default();
@@ -116,17 +118,17 @@ fn a_loss_scale_multiplies_the_text_encoders_gradients_too() {
         [1.0, 1024.0].map(|scale| gradients(&networks, &batch, &config, scale));
     assert_eq!(loss, same);
     let text: Vec<_> =
-        plain.0.iter().filter(|(path, _)| path.starts_with("text_encoder")).collect();
+        plain.iter().filter(|(path, _)| path.starts_with("text_encoder")).collect();
     assert!(!text.is_empty());
     for (path, grad) in text {
         let expected = grad.clone().mul_scalar(1024.0);
-        let distance = norm(scaled.0[path].clone() - expected.clone());
+        let distance = norm(scaled.get(path).unwrap().clone() - expected.clone());
         assert!(distance <= 1e-6 * norm(expected), "{path}: {distance:e}");
     }
 }
 
-/// The frozen prediction is that of the frozen text encoders too: where everything is at its start, DCO's loss is
-/// log 2 for every sample.
+/// The reference prediction of DCO uses frozen text encoders: with all adapters at their start, the loss is log 2 for
+/// every sample.
 #[test]
 fn dco_measures_against_frozen_text_encoders() {
     let device = Device::default();
@@ -136,10 +138,10 @@ fn dco_measures_against_frozen_text_encoders() {
         text.then(|| leaf.value().add_scalar(0.3))
     });
     let mse = settings(&["method=svdiff", "text_encoder.targets=['text-attention+mlp']"]);
-    // How far each sample's loss is from log 2, beside its squared error, which rounds in its last bits; the loss
-    // multiplies that by β/2, its slope there.
-    let far = |networks: &Networks| {
-        let of = |sample: usize| {
+    // The distance of each sample's loss from log 2, relative to β/2 times the squared error: the squared error rounds
+    // in its last bits, and the loss has the slope β/2 there.
+    let distance = |networks: &Networks| {
+        let of_sample = |sample: usize| {
             let mut weight = [0.0; SAMPLES];
             weight[sample] = 1.0;
             let weight = Tensor::from_data(TensorData::from(weight), &device);
@@ -148,8 +150,8 @@ fn dco_measures_against_frozen_text_encoders() {
             let error = gradients(networks, &batch, &mse, 1.0).0;
             loss.abs() / (0.5 * config.objective.dco_beta as f32 * error)
         };
-        (0..SAMPLES).map(of).fold(0.0, f32::max)
+        max_abs((0..SAMPLES).map(of_sample))
     };
-    let (fresh, shifted) = (far(&networks), far(&shifted));
-    assert!(fresh < 4.0 * f32::EPSILON && shifted > 1e-4, "{fresh:e}, {shifted:e}");
+    let (fresh, shifted) = (distance(&networks), distance(&shifted));
+    assert!(fresh < 4.0 * f64::from(f32::EPSILON) && shifted > 1e-4, "{fresh:e}, {shifted:e}");
 }

@@ -1,5 +1,5 @@
-//! Steps repeated from a recording are the steps. A process of its own: while a device records, no other thread may use
-//! it.
+//! Steps replayed from a CUDA graph equal the steps without a graph. The test is its own process: while a device captures
+//! a graph, no other thread may use the device.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -12,7 +12,7 @@ use soda_train::{Batch, Prompts, TrainConfig, TrainerState};
 
 use common::{settings, text_trainer, trainer};
 
-/// Other numbers for every step.
+/// Samples with different values in every step.
 fn batch(step: usize, samples: usize, tokens: bool, device: &Device) -> Batch {
     let wave = |pace: f32, shape: &[usize]| {
         let count: usize = shape.iter().product();
@@ -20,7 +20,7 @@ fn batch(step: usize, samples: usize, tokens: bool, device: &Device) -> Batch {
         TensorData::new(values, shape.to_vec())
     };
     let shape = [samples, 4, 16, 16];
-    // Words of the vocabulary, a new one, which is its 787th, and the padding.
+    // Words of the vocabulary, the new word (787), and the padding.
     let id = |row: usize, at: usize| match at {
         0..5 => (97 * row + 31 * at + step) as i32 % 785,
         5 => 787,
@@ -43,7 +43,7 @@ fn batch(step: usize, samples: usize, tokens: bool, device: &Device) -> Batch {
     }
 }
 
-fn run(config: &TrainConfig, recorded: bool, device: &Device) -> (Vec<f32>, TrainerState) {
+fn run(config: &TrainConfig, with_graph: bool, device: &Device) -> (Vec<f32>, TrainerState) {
     let tokens = config.trains_text_encoder();
     let trainer = match tokens {
         true => {
@@ -52,8 +52,8 @@ fn run(config: &TrainConfig, recorded: bool, device: &Device) -> (Vec<f32>, Trai
         }
         false => trainer(config, device),
     };
-    let mut trainer = if recorded { trainer.recording() } else { trainer };
-    // One batch is of another size and goes past the recording.
+    let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
+    // One batch has another size and runs without the graph.
     let batches = [(0, 4), (1, 4), (2, 4), (3, 2), (4, 4)];
     let losses = batches.map(|(step, samples)| {
         trainer.step_on(&batch(step, samples, tokens, device)).unwrap().loss
@@ -62,10 +62,10 @@ fn run(config: &TrainConfig, recorded: bool, device: &Device) -> (Vec<f32>, Trai
 }
 
 #[test]
-fn repeated_from_a_recording_a_step_is_the_same() {
+fn a_replayed_step_equals_the_step() {
     let device = Device::default();
     if !has_library(&Tensor::<1>::zeros([1], &device)) {
-        // Nothing is recorded there.
+        // Only devices with a vendor BLAS capture graphs.
         return;
     }
     let text = ["text_encoder.stop_after=0.01", "tokens.words={'<mug>'='mug'}"];
@@ -74,7 +74,7 @@ fn repeated_from_a_recording_a_step_is_the_same() {
         &["method=lora", "accumulation=2"],
         &["method=soda", "method.rotation.parametrization=cayley"],
         &["method=soda", "precision=bf16"],
-        // Text encoders that learn in the first three of 300 steps, and a word that goes on.
+        // Text encoders that are trained in the first three of 300 steps, and a word that is trained in all.
         &[&text[..], &["method=lora", "objective.loss=dco"]].concat(),
         &[&text[..], &["method=soda", "checkpointing=block"]].concat(),
     ] {

@@ -1,4 +1,4 @@
-//! Prodigy against its authors' code, on the quadratics of `docs/reference/prodigy.py`.
+//! Prodigy against the reference implementation (prodigyopt), on the quadratics of `prodigy.py`.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -9,7 +9,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::Deserialize;
 use soda_adapters::MethodConfig;
-use soda_train::{AdapterGradients, AdapterOptimizer, FlatOptimizer, OptimizerConfig, Part};
+use soda_optim::{
+    AdapterGradients, AdapterOptimizer, AdapterOptimizerConfig, FlatOptimizer, ParamGroup,
+};
 
 type Values = BTreeMap<String, Vec<f64>>;
 
@@ -29,7 +31,7 @@ struct Case {
     end: Values,
 }
 
-/// Two parameters of different shapes: one estimate for both.
+/// Two parameters of different shapes, which share one estimate.
 #[derive(Module, Debug)]
 struct Net {
     a: Param<Tensor<2>>,
@@ -51,14 +53,14 @@ fn fixture() -> Fixture {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn optimizer(case: &Case) -> (OptimizerConfig, AdapterOptimizer) {
-    let config = OptimizerConfig {
-        flat: FlatOptimizer::Prodigy,
-        spectrum_lr: 1.0,
-        spectrum_weight_decay: case.decay,
+fn optimizer(case: &Case) -> (AdapterOptimizerConfig, AdapterOptimizer) {
+    let config = AdapterOptimizerConfig {
+        flat_optimizer: FlatOptimizer::Prodigy,
+        flat_lr: 1.0,
+        flat_weight_decay: case.decay,
         max_grad_norm: f64::INFINITY,
-        warmup_steps: case.warmup,
-        ..OptimizerConfig::default()
+        lr_warmup: case.warmup > 0,
+        ..AdapterOptimizerConfig::default()
     };
     let optimizer = AdapterOptimizer::new(&config);
     (config, optimizer)
@@ -82,10 +84,10 @@ fn factor(case: &Case, step: usize) -> f64 {
     ((step + 1) as f64 / (case.warmup + 1) as f64).min(1.0)
 }
 
-/// The estimate of every step and the way to the end, in f64: the first steps are of 1e-6, which f32 cannot
-/// tell from the start of a parameter near 1. 1e-9: sixty steps of rounding.
+/// The estimate of every step and the final parameters agree, in f64: the first steps are of 1e-6, which f32 rounds
+/// away beside a parameter near 1. The tolerance 1e-9 covers the rounding of sixty steps.
 #[test]
-fn estimates_and_parameters_are_those_of_the_authors() {
+fn estimates_and_parameters_are_those_of_prodigyopt() {
     if !Device::default().supports_dtype(DType::F64) {
         return;
     }
@@ -95,7 +97,7 @@ fn estimates_and_parameters_are_those_of_the_authors() {
         let mut net = Net::new(&fixture.start, &device);
         for (number, expected) in case.d.iter().enumerate() {
             net = step(&mut optimizer, net, &fixture, factor(case, number));
-            let d = optimizer.rate(Part::Denoiser, 1.0);
+            let d = optimizer.flat_lr(&ParamGroup::DEFAULT, 1.0);
             assert!((d / expected - 1.0).abs() < 1e-9, "step {number}: {d} for {expected}");
         }
         let found = [net.a.val().flatten::<1>(0, 1), net.b.val()];
@@ -108,7 +110,7 @@ fn estimates_and_parameters_are_those_of_the_authors() {
 }
 
 #[test]
-fn stored_and_restored_goes_on_to_the_bit() {
+fn a_restored_state_continues_to_the_bit() {
     if !Device::default().supports_dtype(DType::F64) {
         return;
     }
@@ -127,8 +129,8 @@ fn stored_and_restored_goes_on_to_the_bit() {
     }
     assert_eq!(straight.state(), resumed.state());
     assert_eq!(net.a.val().into_data(), other.a.val().into_data());
-    // Another optimizer's state is refused, both ways.
-    let adamw = AdapterOptimizer::new(&OptimizerConfig::default());
-    assert!(AdapterOptimizer::new(&config).restored(adamw.state(), &device).is_none());
-    assert!(adamw.restored(straight.state(), &device).is_none());
+    // The state of another optimizer is refused in both directions.
+    let adamw = AdapterOptimizer::new(&AdapterOptimizerConfig::default());
+    assert!(AdapterOptimizer::new(&config).restored(adamw.state(), &device).is_err());
+    assert!(adamw.restored(straight.state(), &device).is_err());
 }

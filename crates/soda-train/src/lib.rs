@@ -1,21 +1,58 @@
-//! Personalising a diffusion model to a subject or a style.
+//! Fine-tunes a diffusion model on the images of a subject or a style.
 //!
-//! The one place where networks ([`soda_models`]), methods ([`soda_adapters`]) and the geometry of their
-//! parameters ([`soda_linalg`]) meet. A run is a [`TrainConfig`], checked into a [`Personalisation`], run
-//! into an [`Outcome`]:
+//! This crate combines the networks ([`soda_models`]), the adapters ([`soda_adapters`]) and the optimizers
+//! ([`soda_optim`]). A [`TrainConfig`] is checked into a [`Personalisation`], whose run gives a
+//! [`RunSummary`].
 //!
-//! | folder | what |
+//! | folder | contents |
 //! |---|---|
+//! | `error` | [`TrainError`] and its groups |
 //! | `config` | settings: TOML, presets, single settings |
-//! | `output` | files: the run's folder, figures, pages, TensorBoard events, tensors |
-//! | `data` | pictures, captions, masks, their encodings, the cache, batches |
-//! | `step` | loss, gradients, optimizer and the state between steps |
-//! | `eval` | validation loss, sampled pictures, scores |
-//! | `run` | everything in order: base model, steps, checkpoints, report |
+//! | `output` | files: the run's folder, charts, HTML pages, TensorBoard events, tensors |
+//! | `data` | images, captions, masks, their encodings, the cache, batches |
+//! | `step` | one training step: loss, gradients, loss scale, trainer |
+//! | `eval` | validation loss, sampled images, scores |
+//! | `run` | a whole run: base model, training loop, checkpoints, report |
 //!
-//! Each folder imports those above it, and no folder one below it.
+//! A folder imports only folders above it in the table; no two modules import each other. The crate prints
+//! nothing: a run reports its progress as [`Event`]s.
 //!
-//! It prints nothing; progress comes as [`Event`]s.
+//! # Examples
+//!
+//! Settings start from a preset:
+//!
+//! ```
+//! use soda_train::{TrainConfig, apply_setting, preset};
+//!
+//! # fn main() -> Result<(), soda_train::TrainError> {
+//! let mut settings = preset("toybox")?;
+//! apply_setting(&mut settings, "base=models/sd15")?;
+//! apply_setting(&mut settings, "data=pictures/mug")?;
+//! apply_setting(&mut settings, "optimizer.rotation_lr=1e-3")?;
+//! let config = TrainConfig::from_table(settings)?;
+//! config.check()?;
+//! assert_eq!(config.optimizer.rotation_lr, 1e-3);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A run writes to a new folder:
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use burn::tensor::Device;
+//! use soda_train::{Personalisation, RunTarget, TrainConfig};
+//!
+//! # fn example(config: TrainConfig) -> Result<(), soda_train::TrainError> {
+//! let run = Personalisation::new(config, &Device::default())?;
+//! let target = RunTarget::New { root: Path::new("runs"), name: Some("mug") };
+//! let summary = run.run(target, &AtomicBool::new(false), &mut |_event| ())?;
+//! println!("{} in {:.0} s", summary.folder.display(), summary.seconds);
+//! # Ok(())
+//! # }
+//! ```
 
 mod config;
 mod data;
@@ -29,22 +66,24 @@ mod step;
 mod testing;
 
 pub use config::{
-    AugmentConfig, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss,
-    LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision,
-    Preset, PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
+    AugmentConfig, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss, LossScaleConfig,
+    MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision, Preset,
+    PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
     ValidationConfig, apply_setting, preset,
 };
 pub use data::batch::Batch;
 pub use data::cache::EncodeCache;
 pub use data::dataset::{Dataset, Example, expand_trigger};
-pub use data::encode::{EncodeConfig, EncodedDataset};
+pub use data::encode::{EncodeConfig, EncodeOptions};
+pub use data::encoded_dataset::EncodedDataset;
 pub use data::prompts::Prompts;
-pub use error::TrainError;
-pub use eval::pictures::DatasetImages;
-pub use eval::sampling::{StepScores, read_step_scores};
-pub use eval::scores::{ScoreReference, Scores, drift, score};
+pub use error::{CheckpointError, ConfigError, DataError, RunFolderError, TrainError};
+pub use eval::dataset_images::DatasetImages;
+pub use eval::scores::{RunScores, ScoreReference, Scores, drift, score};
+pub use eval::snapshots::{StepScores, read_step_scores};
 pub use event::Event;
-pub use output::run_folder::{RunFolder, write_file, write_png};
+pub use output::files::{write_file, write_png};
+pub use output::run_folder::RunFolder;
 pub use output::{page, plot};
 pub use run::checkpoint::Checkpoint;
 pub use run::history::{History, ValidationMetrics};

@@ -1,14 +1,15 @@
-//! Which intermediates of the forward pass are kept.
+//! The setting of gradient checkpointing.
 
 use serde::{Deserialize, Serialize};
 
-/// What the backward pass finds of the forward pass, and what it computes again.
+/// Gradient checkpointing (Chen et al., arXiv 1604.06174): which activations the backward pass recomputes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GradientCheckpointing {
-    /// Every stage's intermediates are kept: most memory, least work.
+    /// All activations are kept: the most memory and the least work.
     #[default]
     None,
-    /// Only what is between the stages is kept, and the intermediates of one stage at a time.
+    /// Only the activations between the stages of the UNet are kept. Those inside a stage are recomputed, one stage at
+    /// a time.
     Block,
 }

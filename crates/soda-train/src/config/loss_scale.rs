@@ -1,19 +1,20 @@
-//! Settings of the loss scale of f16.
+//! Settings of loss scaling in f16.
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// Beyond it a gradient of zeros would drive the scale to infinity, from where halving leads nowhere.
+/// The largest loss scale. Without a limit, gradients of zeros would double the scale to infinity, which halving does
+/// not undo.
 pub(crate) const LARGEST_LOSS_SCALE: f32 = (1u32 << 24) as f32;
 
-/// Settings of the loss scale.
+/// Dynamic loss scaling in f16 (Micikevicius et al., arXiv 1710.03740).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LossScaleConfig {
-    /// The first scale, a power of two.
+    /// The initial scale, a power of two.
     pub initial: f32,
-    /// Steps without an overflow after which it doubles.
+    /// Number of consecutive steps without an overflow after which the scale doubles.
     pub growth_interval: u64,
 }
 
@@ -24,15 +25,15 @@ impl Default for LossScaleConfig {
 }
 
 impl LossScaleConfig {
-    pub(super) fn check(&self) -> Result<(), TrainError> {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
         let power_of_two = self.initial.log2().fract() == 0.0;
         if !power_of_two || !(1.0..=LARGEST_LOSS_SCALE).contains(&self.initial) {
             let range = "a power of two from 1 to 16777216";
-            return Err(TrainError::OutOfRange { field: "loss_scale.initial", range });
+            return Err(ConfigError::OutOfRange { field: "loss_scale.initial", range });
         }
         if self.growth_interval == 0 {
             let field = "loss_scale.growth_interval";
-            return Err(TrainError::OutOfRange { field, range: "at least 1" });
+            return Err(ConfigError::OutOfRange { field, range: "at least 1" });
         }
         Ok(())
     }
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scale_that_is_no_power_of_two_is_refused() {
+    fn scales_other_than_powers_of_two_are_errors() {
         for initial in [0.0, 0.5, -2.0, 3.0, f32::NAN, f32::INFINITY, 2f32.powi(25)] {
             let config = LossScaleConfig { initial, ..Default::default() };
             assert!(config.check().is_err_and(|error| error.to_string().contains("power of two")));

@@ -1,27 +1,26 @@
-//! In which precision the network computes.
+//! The setting of the precision of the networks.
 //!
-//! Decompositions are made from the weights in f32, and the adapter stays in f32; what is cast is the frozen
-//! base, and what goes through it.
+//! Decompositions use the weights in f32, and adapters stay in f32. Only the frozen base model and its activations are cast.
 
 use burn::tensor::{Device, FloatDType};
 use serde::{Deserialize, Serialize};
 
-/// Precision of the network.
+/// The floating-point type in which a network computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Single.
+    /// Single precision.
     #[default]
     F32,
-    /// The range of f32 with eight bits of mantissa: half the memory, and quick on cards that have it.
+    /// bfloat16: the range of f32 with eight bits of mantissa, in half the memory.
     Bf16,
-    /// Eleven bits of mantissa and the range from 6e-8 to 65504, for cards without bf16: the loss is scaled
-    /// ([`LossScale`](crate::LossScale)), and steps whose gradients overflow are passed over.
+    /// Half precision: eleven bits of mantissa and a range from 6e-8 to 65504, for devices without bf16. The loss is
+    /// scaled ([`LossScale`](crate::LossScale)) and steps whose gradients overflow are skipped.
     F16,
 }
 
 impl Precision {
-    /// The type of its numbers.
+    /// The burn dtype.
     pub fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
@@ -30,7 +29,7 @@ impl Precision {
         }
     }
 
-    /// Whether `device` computes in it.
+    /// Whether `device` computes in this precision.
     pub(crate) fn is_supported(self, device: &Device) -> bool {
         device.supports_dtype(self.dtype())
     }

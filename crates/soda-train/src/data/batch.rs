@@ -1,5 +1,4 @@
-//! One step's samples: fixed pictures, random noise. Everything random is a function of the seed and the
-//! step, never of what ran before.
+//! The samples of one step: examples, timesteps and noise. All randomness is a function of the seed and the step.
 
 use std::ops::Range;
 
@@ -10,31 +9,31 @@ use soda_models::noise::{generator, normal};
 use soda_models::scheduler::{Ddpm, PredictionType};
 
 use crate::config::{ObjectiveConfig, TrainConfig};
-use crate::data::encode::EncodedDataset;
-use crate::data::prompts::{Prompts, through};
+use crate::data::encoded_dataset::EncodedDataset;
+use crate::data::prompts::{Prompts, map_flattened};
 use crate::data::rng;
-use crate::data::sampler::{Source, batches};
+use crate::data::sampler::{Streams, select};
 
-/// Noisy latents of one size, what the network should say of them, and how much each counts.
+/// Noisy latents of one size, the targets of their predictions and their weights in the loss.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// `x_t`, `[b, c, h, w]`.
+    /// The noisy latents `x_t`, `[b, c, h, w]`.
     pub noisy: Tensor<4>,
-    /// `t`, `[b]`, in floats as the network reads it.
+    /// The timesteps `t`, `[b]`, as floats, which the denoiser takes.
     pub timesteps: Tensor<1>,
-    /// What the network is told.
+    /// The captions.
     pub prompts: Prompts,
-    /// `ε`, `v` or the picture, as the model predicts, `[b, c, h, w]`.
+    /// The target `ε`, `v` or `x_0`, by the model's prediction type, `[b, c, h, w]`.
     pub target: Tensor<4>,
-    /// The share of each sample in the loss, `[b]`; `1 / b` for a plain mean.
+    /// The weight of each sample in the loss, `[b]`. Weights of `1 / b` give the mean.
     pub weight: Tensor<1>,
-    /// What each latent counts, `[b, 1, h, w]`; without it all count alike.
+    /// The weight of each latent in its sample's loss, `[b, 1, h, w]`. Without it all weights are 1.
     pub mask: Option<Tensor<4>>,
 }
 
 impl Batch {
-    /// The samples of `step`, from 0: `accumulation` times `batch_size` examples, and as many of the class
-    /// where there is a prior to keep. Samples of one size are one batch where they follow each other.
+    /// Draws the samples of `step`, from 0: `accumulation * batch_size` examples of `data`, and as many class images if
+    /// there are any. Consecutive samples of one size are merged into one batch.
     pub fn sample(
         data: &EncodedDataset,
         class: Option<&EncodedDataset>,
@@ -45,52 +44,55 @@ impl Batch {
         let seed = config.seed;
         let stream = |stream: u64| generator(seed, stream + step as u64);
         let (size, count) = (config.batch_size, config.accumulation);
-        let share = 1.0 / (size * count) as f64;
+        let weight = 1.0 / (size * count) as f64;
         let mut variant = stream(rng::VARIANT);
-        let mut clean: Vec<Clean> = Vec::new();
-        let mut take = |data: &EncodedDataset, source: Source, posterior: u64, share: f64| {
+        let mut clean: Vec<CleanSamples> = Vec::new();
+        let mut take = |data: &EncodedDataset, streams: Streams, posterior: u64, weight: f64| {
             let mut posterior = stream(posterior);
-            for (bucket, positions) in batches(&data.lens(), size, count, step, source) {
+            for (bucket, positions) in select(&data.lens(), size, count, step, streams) {
                 let rows = data.rows(bucket, &positions, &mut variant);
-                let next = Clean {
+                let next = CleanSamples {
                     latents: data.latents(&rows, &mut posterior),
                     prompts: data.prompts(&rows),
                     mask: data.mask(&rows),
-                    shares: vec![share; rows.len()],
+                    weights: vec![weight; rows.len()],
                 };
                 match clean.last_mut() {
-                    Some(last) if last.fits(&next) => last.append(next),
+                    Some(last) if last.can_join(&next) => last.append(next),
                     _ => clean.push(next),
                 }
             }
         };
-        let source = Source { seed, examples: rng::ORDER, buckets: rng::BUCKET };
-        take(data, source, rng::POSTERIOR, share);
+        let streams = Streams { seed, examples: rng::ORDER, buckets: rng::BUCKET };
+        take(data, streams, rng::POSTERIOR, weight);
         if let (Some(class), Some(prior)) = (class, &config.prior) {
             let (examples, buckets) = (rng::CLASS_ORDER, rng::CLASS_BUCKET);
-            let source = Source { seed, examples, buckets };
-            take(class, source, rng::CLASS_POSTERIOR, share * prior.weight);
+            let streams = Streams { seed, examples, buckets };
+            take(class, streams, rng::CLASS_POSTERIOR, weight * prior.weight);
         }
-        let mut draws = Draws {
+        let mut generators = Generators {
             timesteps: stream(rng::TIMESTEP),
             noise: stream(rng::NOISE),
             offset: stream(rng::OFFSET),
         };
         let objective = &config.objective;
-        clean.into_iter().map(|clean| clean.noised(schedule, objective, &mut draws)).collect()
+        clean
+            .into_iter()
+            .map(|clean| clean.with_noise(schedule, objective, &mut generators))
+            .collect()
     }
 
-    /// Number of samples.
+    /// The number of samples.
     pub fn len(&self) -> usize {
         self.weight.dims()[0]
     }
 
-    /// Never true of what [`Batch::sample`] makes.
+    /// Whether there are no samples. [`Batch::sample`] never returns an empty batch.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Some of the samples, with the share in the loss that they have.
+    /// The samples in this range, with their weights in the loss.
     #[must_use]
     pub fn rows(&self, rows: Range<usize>) -> Self {
         let (start, length) = (rows.start, rows.len());
@@ -104,80 +106,86 @@ impl Batch {
         }
     }
 
-    /// The same where every sample counts `scale` times as much.
+    /// Multiplies the weights of all samples by `scale`.
     #[must_use]
     pub(crate) fn weighted(&self, scale: f32) -> Self {
         Self { weight: self.weight.clone().mul_scalar(scale), ..self.clone() }
     }
 
-    /// Every tensor of it but what the prompts are through `f`, flat, in one order.
+    /// Applies `f` to each tensor except the captions', flattened, always in the same order.
     #[must_use]
     pub(crate) fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
         Self {
-            noisy: through(&self.noisy, &mut f),
-            timesteps: through(&self.timesteps, &mut f),
+            noisy: map_flattened(&self.noisy, &mut f),
+            timesteps: map_flattened(&self.timesteps, &mut f),
             prompts: self.prompts.clone(),
-            target: through(&self.target, &mut f),
-            weight: through(&self.weight, &mut f),
-            mask: self.mask.as_ref().map(|mask| through(mask, &mut f)),
+            target: map_flattened(&self.target, &mut f),
+            weight: map_flattened(&self.weight, &mut f),
+            mask: self.mask.as_ref().map(|mask| map_flattened(mask, &mut f)),
         }
     }
 
-    /// At most `count` parts of nearly equal size, in order, none empty.
-    pub(crate) fn parts(&self, count: usize) -> Vec<Self> {
+    /// Splits the samples into at most `count` batches of nearly equal size, none empty, in order.
+    pub(crate) fn split(&self, count: usize) -> Vec<Self> {
         let (len, count) = (self.len(), count.clamp(1, self.len().max(1)));
         (0..count).map(|i| self.rows(len * i / count..len * (i + 1) / count)).collect()
     }
 }
 
-/// Samples without noise, of one size.
-struct Clean {
+/// Samples of one size before noise is added.
+struct CleanSamples {
     latents: Tensor<4>,
     prompts: Prompts,
     mask: Option<Tensor<4>>,
-    /// In the loss, before any weight of the timestep.
-    shares: Vec<f64>,
+    /// The weights in the loss, without those of the timesteps.
+    weights: Vec<f64>,
 }
 
-/// The random numbers of a step's samples, in their order.
-struct Draws {
+/// The random generators of a step, which its samples use one after the other.
+struct Generators {
     timesteps: ChaCha8Rng,
     noise: ChaCha8Rng,
     offset: ChaCha8Rng,
 }
 
-impl Clean {
-    fn fits(&self, other: &Self) -> bool {
+impl CleanSamples {
+    fn can_join(&self, other: &Self) -> bool {
         let sizes = [&self.latents, &other.latents].map(|latents| latents.dims());
-        sizes[0][1..] == sizes[1][1..] && self.prompts.fits(&other.prompts)
+        sizes[0][1..] == sizes[1][1..] && self.prompts.can_join(&other.prompts)
     }
 
     fn append(&mut self, other: Self) {
         if self.mask.is_some() || other.mask.is_some() {
-            self.mask = Some(Tensor::cat(vec![self.counts(), other.counts()], 0));
+            self.mask = Some(Tensor::cat(vec![self.mask_or_ones(), other.mask_or_ones()], 0));
         }
         self.latents = Tensor::cat(vec![self.latents.clone(), other.latents], 0);
         self.prompts = self.prompts.clone().cat(other.prompts);
-        self.shares.extend(other.shares);
+        self.weights.extend(other.weights);
     }
 
-    /// What each latent counts, `[b, 1, h, w]`.
-    fn counts(&self) -> Tensor<4> {
+    /// The weight of each latent, `[b, 1, h, w]`.
+    fn mask_or_ones(&self) -> Tensor<4> {
         let ones = || self.latents.clone().narrow(1, 0, 1).ones_like();
         self.mask.clone().unwrap_or_else(ones)
     }
 
-    fn noised(self, schedule: &Ddpm, objective: &ObjectiveConfig, draws: &mut Draws) -> Batch {
-        let Self { latents, prompts, mask, shares } = self;
-        let (count, device) = (shares.len(), latents.device());
-        let steps = draw_timesteps(count, schedule, objective, &mut draws.timesteps);
-        let weight: Vec<f32> = shares
+    /// Adds noise at random timesteps and weights each sample by its timestep.
+    fn with_noise(
+        self,
+        schedule: &Ddpm,
+        objective: &ObjectiveConfig,
+        generators: &mut Generators,
+    ) -> Batch {
+        let Self { latents, prompts, mask, weights } = self;
+        let (count, device) = (weights.len(), latents.device());
+        let steps = sample_timesteps(count, schedule, objective, &mut generators.timesteps);
+        let weight: Vec<f32> = weights
             .iter()
             .zip(&steps)
-            .map(|(share, &t)| (share * snr_weight(schedule, objective, t as usize)) as f32)
+            .map(|(weight, &t)| (weight * snr_weight(schedule, objective, t as usize)) as f32)
             .collect();
         let timesteps = Tensor::from_data(TensorData::new(steps, [count]), &device);
-        let noise = draw_noise(latents.dims(), objective, draws, &device);
+        let noise = sample_noise(latents.dims(), objective, generators, &device);
         Batch {
             noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
             target: schedule.target(latents, noise, timesteps.clone()),
@@ -189,7 +197,8 @@ impl Clean {
     }
 }
 
-fn draw_timesteps(
+/// Draws `count` timesteps uniformly from the range that is trained.
+fn sample_timesteps(
     count: usize,
     schedule: &Ddpm,
     objective: &ObjectiveConfig,
@@ -199,24 +208,24 @@ fn draw_timesteps(
     (0..count).map(|_| rng.random_range(first as i64..end as i64)).collect()
 }
 
-/// Standard normal, plus a shift of whole channels (Guttenberg, "Diffusion with offset noise", 2023).
-fn draw_noise(
+/// Draws standard normal noise, plus a shift of whole channels (Guttenberg, "Diffusion with offset noise", 2023).
+fn sample_noise(
     shape: [usize; 4],
     objective: &ObjectiveConfig,
-    draws: &mut Draws,
+    generators: &mut Generators,
     device: &Device,
 ) -> Tensor<4> {
-    let noise = normal(&mut draws.noise, shape, device);
+    let noise = normal(&mut generators.noise, shape, device);
     if objective.noise_offset == 0.0 {
         return noise;
     }
     let [batch, channels, _, _] = shape;
-    let shift: Tensor<4> = normal(&mut draws.offset, [batch, channels, 1, 1], device);
+    let shift: Tensor<4> = normal(&mut generators.offset, [batch, channels, 1, 1], device);
     noise + shift.mul_scalar(objective.noise_offset)
 }
 
-/// Min-SNR (Hang et al., arXiv 2303.09556): the error of the picture, `SNR |x0 - x̂0|²`, with a weight
-/// of at most γ, in terms of what the network predicts.
+/// The Min-SNR weight of timestep `t` (Hang et al., arXiv 2303.09556): the error `|x0 - x̂0|²` has the weight
+/// `min(SNR, γ)`, converted to the error of the model's prediction type.
 fn snr_weight(schedule: &Ddpm, objective: &ObjectiveConfig, t: usize) -> f64 {
     let Some(gamma) = objective.min_snr_gamma else { return 1.0 };
     let snr = schedule.schedule.snr(t);
@@ -241,12 +250,12 @@ mod tests {
     use super::*;
     use crate::config::{apply_setting, preset};
     use crate::data::dataset::Example;
-    use crate::data::encode::EncodeConfig;
+    use crate::data::encode::{EncodeConfig, EncodeOptions};
 
-    /// Several shapes, masks on some pictures, a class without: each batch has one shape, each sample its share, and
-    /// only what is masked is weighted.
+    /// Images of several shapes, some with masks, and class images without: each batch has one shape, and the weights of
+    /// samples and latents are as configured.
     #[test]
-    fn a_step_has_its_samples_in_batches_of_one_shape() {
+    fn batches_have_one_shape_and_the_configured_weights() {
         let folder = tempfile::tempdir().unwrap();
         let example = |name: &str, width, height, opaque| {
             let image = folder.path().join(name);
@@ -276,7 +285,7 @@ mod tests {
         let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
         let pipeline = Pipeline::load(&toybox, &Device::default()).unwrap();
         let encode = |examples: &[Example], config| {
-            EncodedDataset::new(&pipeline, examples, &config, None, &mut |_, _| ()).unwrap()
+            EncodedDataset::new(&pipeline, examples, &config, EncodeOptions::default()).unwrap()
         };
         let own = EncodeConfig::from_train_config(&config);
         let (data, class) = (encode(&examples, own.clone()), encode(&class, own.without_masks()));
@@ -298,7 +307,7 @@ mod tests {
                     let mask = mask.clone().narrow(0, row, 1);
                     assert_eq!(mask.dims(), [1, 1, shape[2], shape[3]]);
                     let mean = mask.mean().into_scalar::<f32>();
-                    // A square of the subject is half white; all others count wholly.
+                    // Square images of the subject have a half-white mask. All others have none.
                     let own = weight > 0.06 && shape[2] == shape[3];
                     assert!((mean - if own { 0.625 } else { 1.0 }).abs() < 1e-6, "{mean}");
                 }
@@ -327,7 +336,7 @@ mod tests {
     fn timesteps_stay_in_their_range() {
         let schedule = Ddpm::new(&SchedulerConfig::default());
         let objective = ObjectiveConfig { timesteps: Some([200, 203]), ..Default::default() };
-        let drawn = draw_timesteps(500, &schedule, &objective, &mut generator(0, 0));
+        let drawn = sample_timesteps(500, &schedule, &objective, &mut generator(0, 0));
         for t in 200..203 {
             assert!(drawn.contains(&t));
         }

@@ -1,40 +1,45 @@
-//! Which size a picture is learnt at: kohya's buckets (sd-scripts, `make_bucket_resolutions`).
+//! Aspect-ratio buckets: the training size of each image (kohya's sd-scripts, `make_bucket_resolutions`).
 //!
-//! With the base's side `r`, a step `s` and sides from `a` to `b`, the sizes are `w x h` and `h x w` for
-//! `w = a, a + s, ... <= b` with the largest `h <= min(b, r² / w)` that is a multiple of `s` and at least `a`. A
-//! picture takes the one nearest in aspect ratio. Nearness is `|ln(w / h) - ln(W / H)|`: other than kohya's
-//! difference of the ratios it treats a picture and the same one on its side alike.
+//! With the base model's side `r`, a step `s` and sides from `a` to `b`, the sizes are `w x h` and `h x w` for
+//! `w = a, a + s, ... <= b` with the largest `h <= min(b, r² / w)` that is a multiple of `s` and at least `a`.
+//!
+//! An image gets the size with the least distance `|ln(w / h) - ln(W / H)|` of aspect ratios. sd-scripts takes the difference
+//! of the ratios instead, which treats portrait and landscape images differently.
 
 use crate::config::BucketConfig;
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// Width and height in pixels.
+/// The width and height of a training size, in pixels.
 pub(crate) type Size = [u32; 2];
 
-/// The sizes that pictures may have.
+/// The allowed training sizes.
 #[derive(Clone, Debug)]
 pub(crate) struct Buckets {
-    /// At least one; none twice.
+    /// At least one size, without duplicates.
     sizes: Vec<Size>,
     step: u32,
     upscale: bool,
 }
 
 impl Buckets {
-    /// For a base of `side` pixels whose autoencoder takes `grid` pixels for a latent; without settings there
-    /// is the square only.
+    /// The sizes for a base model of `side` pixels whose autoencoder has `grid` pixels to a latent. Without `config` the
+    /// only size is the square.
     ///
     /// # Errors
-    /// A step off the grid, sides off the step or the wrong way round, and settings that leave the square only.
+    /// Returns an error in these cases:
+    ///
+    /// - The step is not a multiple of the grid, or a side is not a multiple of the step.
+    /// - The base model's side is outside the range of sides.
+    /// - No size but the square is left.
     pub(crate) fn new(
         config: Option<&BucketConfig>,
         side: usize,
         grid: usize,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<Self, ConfigError> {
         let Some(config) = config else {
             return Ok(Self { sizes: vec![[side as u32; 2]], step: side as u32, upscale: true });
         };
-        let refuse = |field, value, reason| Err(TrainError::Buckets { field, value, reason });
+        let refuse = |field, value, reason| Err(ConfigError::Buckets { field, value, reason });
         let step = config.step;
         if step == 0 || !step.is_multiple_of(grid) {
             let reason = format!("it must be a multiple of {grid}, the autoencoder's grid");
@@ -71,13 +76,13 @@ impl Buckets {
         Ok(Self { sizes, step: step as u32, upscale: config.upscale })
     }
 
-    /// The size of a picture of these dimensions; `None` where it has less than one step and is not to be
-    /// enlarged.
-    pub(crate) fn of(&self, (width, height): (u32, u32)) -> Option<Size> {
+    /// The training size of an image of these dimensions (width, height). `None` if a side is below one step and images
+    /// are not upscaled.
+    pub(crate) fn size_for(&self, (width, height): (u32, u32)) -> Option<Size> {
         let ratio = |[w, h]: Size| (f64::from(w) / f64::from(h.max(1))).ln();
         let own = ratio([width, height]);
         let distance = |size: &Size| (ratio(*size) - own).abs();
-        // Of two that are as near, the larger.
+        // If two sizes are equally near, the larger one is taken.
         let nearest = self.sizes.iter().min_by(|a, b| {
             let area = |size: &Size| size[0] * size[1];
             distance(a).total_cmp(&distance(b)).then(area(b).cmp(&area(a)))
@@ -91,12 +96,13 @@ impl Buckets {
         (size[0] > 0 && size[1] > 0).then_some(size)
     }
 
-    /// Pixels between two sizes.
+    /// The pixels between two sizes.
     pub(crate) fn step(&self) -> u32 {
         self.step
     }
 }
 
+/// All sizes, without duplicates.
 fn sizes(side: usize, step: usize, least: usize, most: usize) -> Vec<Size> {
     let square = side / step * step;
     let mut sizes = vec![[square as u32; 2]];
@@ -121,9 +127,9 @@ mod tests {
         Buckets::new(Some(config), 512, 8).unwrap()
     }
 
-    /// The list that sd-scripts makes for 512 pixels.
+    /// The list of sd-scripts for 512 pixels.
     #[test]
-    fn the_sizes_are_kohyas() {
+    fn the_sizes_are_those_of_sd_scripts() {
         let found = buckets(&BucketConfig::default()).sizes;
         let wide = [[832, 256], [896, 256], [960, 256], [1024, 256], [704, 320], [768, 320]];
         let expected =
@@ -134,35 +140,35 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_gets_the_nearest_and_on_its_side_the_same_on_its_side() {
+    fn an_image_gets_the_nearest_size_and_a_rotated_image_the_rotated_size() {
         let buckets = buckets(&BucketConfig::default());
         for dimensions in [(1000, 1000), (1600, 1200), (3000, 1000), (10_000, 10), (640, 427)] {
-            let size = buckets.of(dimensions).unwrap();
-            let turned = buckets.of((dimensions.1, dimensions.0)).unwrap();
-            assert_eq!([size[1], size[0]], turned, "{dimensions:?}");
+            let size = buckets.size_for(dimensions).unwrap();
+            let rotated = buckets.size_for((dimensions.1, dimensions.0)).unwrap();
+            assert_eq!([size[1], size[0]], rotated, "{dimensions:?}");
             let ratio = |w: u32, h: u32| (f64::from(w) / f64::from(h)).ln();
             let own = ratio(dimensions.0, dimensions.1);
             let found = (ratio(size[0], size[1]) - own).abs();
             assert!(buckets.sizes.iter().all(|s| (ratio(s[0], s[1]) - own).abs() >= found));
         }
-        assert_eq!(buckets.of((100, 100)), Some([512, 512]));
+        assert_eq!(buckets.size_for((100, 100)), Some([512, 512]));
         let square = Buckets::new(None, 512, 8).unwrap();
-        assert_eq!(square.of((3000, 1000)), Some([512, 512]));
+        assert_eq!(square.size_for((3000, 1000)), Some([512, 512]));
     }
 
     #[test]
-    fn nothing_is_enlarged_where_that_is_not_wanted() {
+    fn without_upscaling_the_size_is_at_most_the_image() {
         let config = BucketConfig { upscale: false, ..BucketConfig::default() };
         let buckets = buckets(&config);
-        assert_eq!(buckets.of((2048, 2048)), Some([512, 512]));
-        assert_eq!(buckets.of((300, 200)), Some([256, 192]));
-        // Too narrow for its bucket, and long enough.
-        assert_eq!(buckets.of((130, 3000)), Some([128, 1024]));
-        assert_eq!(buckets.of((63, 200)), None);
+        assert_eq!(buckets.size_for((2048, 2048)), Some([512, 512]));
+        assert_eq!(buckets.size_for((300, 200)), Some([256, 192]));
+        // This image is narrower than its bucket.
+        assert_eq!(buckets.size_for((130, 3000)), Some([128, 1024]));
+        assert_eq!(buckets.size_for((63, 200)), None);
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_name() {
+    fn impossible_settings_are_errors_that_name_the_field() {
         let refused = |config: BucketConfig, side| {
             Buckets::new(Some(&config), side, 8).unwrap_err().to_string()
         };

@@ -1,11 +1,14 @@
-//! What the autoencoder and the text encoders say, kept on disk, so that the next run need not ask them again.
+//! A cache on disk of latents and encoded captions, so that later runs need not encode them again.
 //!
-//! A file's name is the SHA-256 of all that decides its content: the encoder's weights and settings, and of latents
-//! the picture's pixels, the part of them that is seen and the size; of text the tokens. A changed picture,
-//! caption or encoder is another file. What is kept is what was computed, to the bit, and an entry does not depend on
-//! what else there was to encode: a run with a full cache is the run without one. Files appear whole or not
-//! at all; one that is not what its digest says is computed again. Which device it was computed on is not
-//! part of the name: devices differ by rounding.
+//! The name of a file is the SHA-256 of everything that determines its content:
+//!
+//! - the weights and settings of the encoder,
+//! - for latents the pixels of the image, the crop and the size,
+//! - for captions the tokens.
+//!
+//! An entry has the computed values to the bit and does not depend on other entries, so that a run with a full cache gives
+//! the same result as a run without one. An entry that does not match its digest is computed again. The device is not part of
+//! the name, although devices differ by rounding.
 //!
 //! The folder may be that of [`soda_linalg::SvdCache`].
 
@@ -21,31 +24,31 @@ use sha2::{Digest as _, Sha256};
 use soda_adapters::leaves;
 use soda_models::pipeline::Pipeline;
 
-use crate::data::augment::View;
+use crate::data::augment::ImageVariant;
 use crate::data::encoded_caption::EncodedCaption;
 use crate::data::latents::Posterior;
 use crate::error::TrainError;
-use crate::output::run_folder::write_file;
+use crate::output::files::{create_folder, write_file};
 use crate::output::tensor_file::{Tensors, from_bytes, hex, to_bytes};
 
-/// Changes when the same pictures or tokens would be encoded otherwise.
-const RULE: &str = "soda-encode-1";
+/// The version of the encoding, part of every key. It changes when the same images or tokens would be encoded differently.
+const VERSION: &str = "soda-encode-1";
 
-/// Latents and text states of one base, in a folder.
+/// A cache of the latents and encoded captions of one base model, in a folder.
 #[derive(Debug)]
 pub struct EncodeCache {
     folder: PathBuf,
-    /// What tells the autoencoder from others.
+    /// Identifies the autoencoder.
     vae: String,
-    /// What tells the text encoders from others.
+    /// Identifies the text encoders.
     text: String,
-    found: AtomicUsize,
-    made: AtomicUsize,
+    hits: AtomicUsize,
+    misses: AtomicUsize,
 }
 
 impl EncodeCache {
-    /// The cache of this base in `folder`, which is made with the first file. Reads all weights of the
-    /// encoders.
+    /// Opens the cache of the base model `pipeline` in `folder`, which is created with the first entry. Hashes all weights
+    /// of the encoders.
     pub fn new(folder: PathBuf, pipeline: &Pipeline) -> Self {
         let vae = &pipeline.vae;
         let second = pipeline.second.as_ref().map(|second| fingerprint(&second.text_encoder));
@@ -58,25 +61,25 @@ impl EncodeCache {
                 vae.scaling_factor
             ),
             text: format!("{} {}", fingerprint(&pipeline.text_encoder), second.unwrap_or_default()),
-            found: AtomicUsize::new(0),
-            made: AtomicUsize::new(0),
+            hits: AtomicUsize::new(0),
+            misses: AtomicUsize::new(0),
         }
     }
 
-    /// How many were found, and how many had to be computed.
+    /// The number of hits and of misses.
     pub fn counts(&self) -> (usize, usize) {
-        (self.found.load(Ordering::Relaxed), self.made.load(Ordering::Relaxed))
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
     }
 
-    /// The distribution of a view of the picture with this hash.
+    /// The latents of a variant of the image with this hash, computed by `make` if they are missing.
     pub(crate) fn posterior(
         &self,
-        picture: &str,
-        view: &View,
+        image_hash: &str,
+        variant: &ImageVariant,
         device: &Device,
         make: impl FnOnce() -> Posterior,
     ) -> Result<Posterior, TrainError> {
-        let key = self.key(&[&self.vae, picture, &format!("{view:?}")]);
+        let key = self.key(&[&self.vae, image_hash, &variant.cache_key()]);
         let unpack = |tensors: &Tensors| {
             let [mean, std] = ["mean", "std"].map(|name| tensor(tensors, name, device));
             Some(Posterior { mean: mean?, std: std? })
@@ -87,8 +90,8 @@ impl EncodeCache {
         self.get(&format!("{key}.latents"), unpack, pack, make)
     }
 
-    /// What the text encoders say of these tokens.
-    pub(crate) fn text(
+    /// The encoded caption with these tokens, computed by `make` if it is missing.
+    pub(crate) fn caption(
         &self,
         tokens: &str,
         device: &Device,
@@ -100,18 +103,19 @@ impl EncodeCache {
                 true => Some(tensor(tensors, "pooled", device)?),
                 false => None,
             };
-            Some(EncodedCaption { states: tensor(tensors, "states", device)?, pooled })
+            Some(EncodedCaption { hidden: tensor(tensors, "states", device)?, pooled })
         };
-        let pack = |EncodedCaption { states, pooled }: &EncodedCaption| {
+        let pack = |EncodedCaption { hidden, pooled }: &EncodedCaption| {
             let pooled = pooled.as_ref().map(|pooled| entry("pooled", pooled));
-            [entry("states", states)].into_iter().chain(pooled).collect()
+            [entry("states", hidden)].into_iter().chain(pooled).collect()
         };
         self.get(&format!("{key}.text"), unpack, pack, make)
     }
 
+    /// The SHA-256 of the version and the lengths and texts of `parts`, in hexadecimal digits.
     fn key(&self, parts: &[&str]) -> String {
         let mut hash = Sha256::new();
-        hash.update(RULE);
+        hash.update(VERSION);
         for part in parts {
             hash.update(format!(" {} ", part.len()));
             hash.update(part);
@@ -119,7 +123,7 @@ impl EncodeCache {
         hex(hash)
     }
 
-    /// The content of a file, or what `make` makes, which is then written.
+    /// The content of the file `name`. If it is missing or damaged, the result of `make` is written and returned.
     fn get<T>(
         &self,
         name: &str,
@@ -133,11 +137,11 @@ impl EncodeCache {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(TrainError::io("read", &path)(error)),
         };
-        // The header is the name: a file that was given another is no entry.
+        // The header repeats the name, so that a renamed file is not taken for the entry.
         let stored = bytes.and_then(|bytes| from_bytes(&bytes));
         let stored = stored.filter(|(header, _)| header == name);
         if let Some(value) = stored.and_then(|(_, tensors)| unpack(&tensors)) {
-            self.found.fetch_add(1, Ordering::Relaxed);
+            self.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(value);
         }
         let value = make();
@@ -145,29 +149,29 @@ impl EncodeCache {
             TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
         };
         let bytes = to_bytes(name.to_owned(), &pack(&value)).map_err(refuse)?;
-        std::fs::create_dir_all(&self.folder).map_err(TrainError::io("create", &self.folder))?;
+        create_folder(&self.folder)?;
         write_file(&path, &bytes)?;
-        self.made.fetch_add(1, Ordering::Relaxed);
+        self.misses.fetch_add(1, Ordering::Relaxed);
         Ok(value)
     }
 }
 
 impl fmt::Display for EncodeCache {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (found, made) = self.counts();
-        write!(formatter, "{found} encodings found, {made} made, in {}", self.folder.display())
+        let (hits, misses) = self.counts();
+        write!(formatter, "{hits} encodings found, {misses} made, in {}", self.folder.display())
     }
 }
 
-/// The hash of a picture's pixels.
-pub(crate) fn picture(picture: &RgbImage) -> String {
+/// The SHA-256 of the size and the pixels of an image, in hexadecimal digits.
+pub(crate) fn image_hash(image: &RgbImage) -> String {
     let mut hash = Sha256::new();
-    hash.update(format!("{:?} ", picture.dimensions()));
-    hash.update(picture.as_raw());
+    hash.update(format!("{:?} ", image.dimensions()));
+    hash.update(image.as_raw());
     hex(hash)
 }
 
-/// What tells a network from others: its settings, and every weight.
+/// Identifies a network by its settings and all its weights.
 fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
     let weights: Vec<_> = leaves(module)
         .into_par_iter()
@@ -180,17 +184,18 @@ fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
         })
         .collect();
     let mut hash = Sha256::new();
-    // The settings that are no weights, such as an activation.
+    // The settings that are not weights, such as the activation function.
     hash.update(module.to_string());
     weights.iter().for_each(|weight| hash.update(weight));
     hex(hash)
 }
 
+/// A named tensor of a file.
 fn entry<const D: usize>(name: &str, tensor: &Tensor<D>) -> (String, TensorData) {
     (name.to_owned(), tensor.to_data())
 }
 
-/// A tensor of the file, if it is there with this rank.
+/// The tensor of this name, if it has this rank and is in f32.
 fn tensor<const D: usize>(tensors: &Tensors, name: &str, device: &Device) -> Option<Tensor<D>> {
     let data = tensors.get(name)?;
     let fits = data.shape().len() == D && data.dtype() == DType::F32;
@@ -210,33 +215,33 @@ mod tests {
     }
 
     #[test]
-    fn summaries_are_kept_where_there_are_some() {
+    fn pooled_embeddings_are_cached_if_there_are_any() {
         let folder = tempfile::tempdir().unwrap();
         let device = Device::default();
         let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
         let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
         let make = |pooled: bool| EncodedCaption {
-            states: soda_models::noise::gaussian(0, 0, [1, 3, 4], &device),
+            hidden: soda_models::noise::gaussian(0, 0, [1, 3, 4], &device),
             pooled: pooled.then(|| soda_models::noise::gaussian(0, 1, [1, 5], &device)),
         };
         for (tokens, pooled) in [("[1]", true), ("[2]", false)] {
             let data = |text: EncodedCaption| {
-                (text.states.into_data(), text.pooled.map(Tensor::into_data))
+                (text.hidden.into_data(), text.pooled.map(Tensor::into_data))
             };
-            let made = data(cache.text(tokens, &device, || make(pooled)).unwrap());
-            let found = cache.text(tokens, &device, || panic!("asked again")).unwrap();
+            let made = data(cache.caption(tokens, &device, || make(pooled)).unwrap());
+            let found = cache.caption(tokens, &device, || panic!("encoded again")).unwrap();
             assert_eq!(data(found), made);
             assert_eq!(made.1.is_some(), pooled);
         }
         assert_eq!(cache.counts(), (2, 2));
-        // A folder that cannot be made is told by name.
+        // The error of a folder that cannot be created has its name.
         let cache = EncodeCache::new(toybox("base/model_index.json").join("cache"), &pipeline);
-        let message = cache.text("[1]", &device, || make(true)).unwrap_err().to_string();
+        let message = cache.caption("[1]", &device, || make(true)).unwrap_err().to_string();
         assert!(message.contains("model_index.json"), "{message}");
     }
 
     #[test]
-    fn another_network_is_another_entry() {
+    fn networks_with_other_weights_or_settings_have_other_keys() {
         let device = Device::default();
         let mut pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
         let cache = |pipeline: &Pipeline| EncodeCache::new(PathBuf::new(), pipeline);

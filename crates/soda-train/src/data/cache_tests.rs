@@ -1,4 +1,4 @@
-//! The cache of encodings, with pictures and captions that are encoded.
+//! Tests of the encoding cache with images and captions.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -10,7 +10,8 @@ use soda_models::pipeline::Pipeline;
 use crate::config::AugmentConfig;
 use crate::data::cache::EncodeCache;
 use crate::data::dataset::Example;
-use crate::data::encode::{EncodeConfig, EncodedDataset};
+use crate::data::encode::{EncodeConfig, EncodeOptions};
+use crate::data::encoded_dataset::EncodedDataset;
 
 fn toybox(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
@@ -24,7 +25,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_full_cache_asks_no_encoder_and_changes_no_bit() {
+fn a_full_cache_runs_no_encoder_and_changes_no_bit() {
     let (folder, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let image = |name: &str| data.path().join(name);
     for name in ["00.png", "01.png"] {
@@ -41,21 +42,21 @@ fn a_full_cache_asks_no_encoder_and_changes_no_bit() {
     let config = EncodeConfig { augment, ..EncodeConfig::default() };
     let encode = |examples: &[Example], cached: bool| {
         let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
-        let with = cached.then_some(&cache);
-        let data = EncodedDataset::new(&pipeline, examples, &config, with, &mut |_, _| ()).unwrap();
+        let options = EncodeOptions { cache: cached.then_some(&cache), ..EncodeOptions::default() };
+        let data = EncodedDataset::new(&pipeline, examples, &config, options).unwrap();
         let rows = data.rows(0, &[0, 1], &mut soda_models::noise::generator(1, 1));
         let latents = data.latents(&rows, &mut soda_models::noise::generator(2, 1));
-        let text = data.prompts(&rows).ready().unwrap().text;
+        let text = data.prompts(&rows).encoded().unwrap().text;
         ([latents.into_data()], text.into_data(), cache.counts())
     };
     let (latents, text, _) = encode(&examples, false);
-    // Two pictures and their mirror images, two captions and none.
+    // Two images and their mirror images, two captions and the empty one.
     for counts in [(0, 7), (7, 0)] {
         assert_eq!(encode(&examples, true), (latents.clone(), text.clone(), counts));
     }
     assert_eq!(files(folder.path()).len(), 7);
 
-    // Another caption, another picture under the same name.
+    // Another caption, and another image under the same name.
     examples[1].caption = "a blue mug".to_owned();
     assert_eq!(encode(&examples, true).2, (6, 1));
     std::fs::copy(toybox("subjects/castle_mug/02.png"), image("00.png")).unwrap();

@@ -1,4 +1,4 @@
-//! Captions as the network is told them: read once, or as tokens for text encoders that learn.
+//! All captions of a data set: encoded once, or as tokens for text encoders that are trained.
 
 use std::collections::HashMap;
 
@@ -11,91 +11,94 @@ use crate::data::encoded_caption::EncodedCaption;
 use crate::data::prompts::Prompts;
 use crate::error::TrainError;
 
-/// Captions, `m` of them.
+/// A list of `m` captions.
 #[derive(Clone, Debug)]
 pub(crate) enum Captions {
-    /// Text states `[m, 77, width]` and, of SDXL, summaries `[m, p]`.
-    Read { states: Tensor<3>, pooled: Option<Tensor<2>> },
-    /// What they are made of.
+    /// The hidden states of the text encoder, `[m, 77, width]`, and the pooled embeddings of SDXL, `[m, p]`.
+    Encoded { hidden: Tensor<3>, pooled: Option<Tensor<2>> },
+    /// Token ids, which are encoded in each step.
     Tokens(TextIds),
 }
 
 impl Captions {
-    /// Text states of `texts`.
+    /// Encodes each distinct caption once, as far as `cache` lacks it.
     ///
-    /// Each caption is read by itself, and once: a batch would add in another order, and what a caption becomes must
-    /// not depend on which others a cache has.
-    pub(crate) fn read(
+    /// Captions are encoded one by one: sums in a batch have another order, and the result must not depend on the
+    /// captions that a cache has.
+    pub(crate) fn encode(
         pipeline: &Pipeline,
-        texts: &[String],
+        captions: &[String],
         cache: Option<&EncodeCache>,
     ) -> Result<Self, TrainError> {
         let mut known: HashMap<&str, EncodedCaption> = HashMap::new();
-        let (mut states, mut summaries) = (Vec::new(), Vec::new());
-        for text in texts {
-            if !known.contains_key(text.as_str()) {
-                let make = || of(pipeline, text);
-                let found = match cache {
-                    Some(cache) => cache.text(&tokens(pipeline, text), &pipeline.device, make)?,
+        let (mut all_hidden, mut all_pooled) = (Vec::new(), Vec::new());
+        for caption in captions {
+            if !known.contains_key(caption.as_str()) {
+                let make = || encode(pipeline, caption);
+                let encoded = match cache {
+                    Some(cache) => {
+                        cache.caption(&token_key(pipeline, caption), &pipeline.device, make)?
+                    }
                     None => make(),
                 };
-                known.insert(text, found);
+                known.insert(caption, encoded);
             }
-            let EncodedCaption { states: own, pooled } = known[text.as_str()].clone();
-            states.push(own);
-            summaries.extend(pooled);
+            let EncodedCaption { hidden, pooled } = known[caption.as_str()].clone();
+            all_hidden.push(hidden);
+            all_pooled.extend(pooled);
         }
-        let pooled = (!summaries.is_empty()).then(|| Tensor::cat(summaries, 0));
-        Ok(Self::Read { states: Tensor::cat(states, 0), pooled })
+        let pooled = (!all_pooled.is_empty()).then(|| Tensor::cat(all_pooled, 0));
+        Ok(Self::Encoded { hidden: Tensor::cat(all_hidden, 0), pooled })
     }
 
-    /// Their number.
+    /// The number of captions.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Read { states, .. } => states.dims()[0],
+            Self::Encoded { hidden, .. } => hidden.dims()[0],
             Self::Tokens(ids) => ids.first.dims()[0],
         }
     }
 
-    /// Where they are.
+    /// The device of the captions.
     pub(crate) fn device(&self) -> Device {
         match self {
-            Self::Read { states, .. } => states.device(),
+            Self::Encoded { hidden, .. } => hidden.device(),
             Self::Tokens(ids) => ids.first.device(),
         }
     }
 
-    /// Those with these indices `[b]`; `time_ids` are what SDXL knows beside.
+    /// The captions with these indices, `[b]`. SDXL needs `time_ids`, `[b, 6]`, as well.
     pub(crate) fn select(
         &self,
-        captions: Tensor<1, Int>,
+        indices: Tensor<1, Int>,
         time_ids: impl FnOnce() -> Tensor<2>,
     ) -> Prompts {
         match self {
-            Self::Read { states, pooled } => {
+            Self::Encoded { hidden, pooled } => {
                 let added = pooled.clone().map(|pooled| AddedCondition {
-                    pooled: pooled.select(0, captions.clone()),
+                    pooled: pooled.select(0, indices.clone()),
                     time_ids: time_ids(),
                 });
-                Condition { text: states.clone().select(0, captions), added }.into()
+                Condition { text: hidden.clone().select(0, indices), added }.into()
             }
             Self::Tokens(ids) => Prompts::Tokens {
-                ids: ids.select(&captions),
+                ids: ids.select(&indices),
                 time_ids: ids.second.is_some().then(time_ids),
             },
         }
     }
 }
 
-fn of(pipeline: &Pipeline, text: &String) -> EncodedCaption {
+/// Encodes one caption in f32.
+fn encode(pipeline: &Pipeline, caption: &String) -> EncodedCaption {
     let size = [pipeline.image_size(); 2];
-    let condition = pipeline.condition(std::slice::from_ref(text), 0, size);
-    let Condition { text: states, added } = condition.cast(DType::F32);
-    EncodedCaption { states, pooled: added.map(|added| added.pooled) }
+    let condition = pipeline.condition(std::slice::from_ref(caption), 0, size);
+    let Condition { text: hidden, added } = condition.cast(DType::F32);
+    EncodedCaption { hidden, pooled: added.map(|added| added.pooled) }
 }
 
-/// What the encoders are given.
-fn tokens(pipeline: &Pipeline, text: &str) -> String {
-    let second = pipeline.second.as_ref().map(|second| second.tokenizer.encode(text).ids);
-    format!("{:?} {second:?}", pipeline.tokenizer.encode(text).ids)
+/// The token ids of a caption in all text encoders, as part of a cache key.
+fn token_key(pipeline: &Pipeline, caption: &str) -> String {
+    let second = pipeline.second.as_ref().map(|second| second.tokenizer.encode(caption).ids);
+    format!("{:?} {second:?}", pipeline.tokenizer.encode(caption).ids)
 }

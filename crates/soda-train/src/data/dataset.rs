@@ -1,19 +1,20 @@
-//! A subject on disk: a folder of pictures, their captions, and how to judge what was learnt.
+//! A data set on disk: a folder of images and their captions, and optionally prompts and images for evaluation.
 //!
-//! Captions come from the first of these that speaks of a picture:
-//! 1. `metadata.jsonl`, lines of `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the
-//!    imagefolder convention of Hugging Face datasets);
-//! 2. a text file beside it, `00.txt` (kohya's convention);
-//! 3. the words of a folder's name, where pictures are in folders such as `10_sks mug` (kohya's
-//!    convention: ten times as often as those of `1_sks mug on a table`);
-//! 4. one prompt for all.
+//! The caption of an image is the first of these that exists:
 //!
-//! A line of `metadata.jsonl` may have `"repeats": 3` as well: seen three times as often as the others.
+//! 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the imagefolder format of
+//!    Hugging Face datasets),
+//! 2. the text file beside it, `00.txt` (kohya's format),
+//! 3. the name of its folder after the number, if it is in a folder such as `10_sks mug` (kohya's format, where the number is
+//!    the number of repeats),
+//! 4. one prompt for all images.
 //!
-//! `NAME.mask.png` and `NAME-masklabel.png` are the mask of `NAME` and no picture (see `masks`).
+//! A line of `metadata.jsonl` may have `"repeats": 3`, so that the image is seen three times in an epoch.
 //!
-//! Optional: `subject.json` or `style.json` with `identifier` and `eval_prompts`, and `truth/`, a
-//! folder of the same form with pictures of what the evaluation prompts should give.
+//! `NAME.mask.png` and `NAME-masklabel.png` are the mask of `NAME` and not training images (see `masks`).
+//!
+//! Optional files are `subject.json` or `style.json` with `identifier` and `eval_prompts`, and `truth/`, a folder of the
+//! same format with the ground truth of the evaluation prompts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,72 +25,79 @@ use soda_models::noise::generator;
 
 use crate::data::masks;
 use crate::data::rng;
-use crate::error::TrainError;
+use crate::error::{ConfigError, DataError, TrainError};
 
 const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
-/// Pictures too, of formats that are not read.
-const UNREAD: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "svg", "dng"];
+/// Image formats that are not supported.
+const UNSUPPORTED: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "svg", "dng"];
 
-/// Stands for the trigger in captions and prompts (ai-toolkit's convention).
-const TRIGGER: &str = "[trigger]";
+/// The placeholder of the trigger in captions and prompts (ai-toolkit's format).
+const PLACEHOLDER: &str = "[trigger]";
 
-/// `text` with `trigger` for `[trigger]`.
+/// Replaces `[trigger]` in `text` by `trigger`.
+///
+/// ```
+/// assert_eq!(soda_train::expand_trigger("a photo of a [trigger]", "sks mug"), "a photo of a sks mug");
+/// ```
 pub fn expand_trigger(text: &str, trigger: &str) -> String {
-    text.replace(TRIGGER, trigger)
+    text.replace(PLACEHOLDER, trigger)
 }
 
-/// A picture and its caption.
+/// A training image and its caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The picture's file.
+    /// The image file.
     pub image: PathBuf,
-    /// What it shows, with the identifier.
+    /// The caption, with the identifier.
     pub caption: String,
-    /// How often an epoch shows it.
+    /// The number of times that an epoch has the example.
     pub repeats: usize,
 }
 
 impl Example {
-    /// The picture's file name.
+    /// The name of the image file.
     pub fn name(&self) -> String {
         self.image.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
-/// Pictures to learn from, sorted by file name, and what the folder says about judging them.
+/// The examples of a data folder and its settings for evaluation. No image is opened yet.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// At least one.
+    /// The training examples by file name. There is at least one.
     pub examples: Vec<Example>,
-    /// The rare word that stands for the subject, such as `sks`.
+    /// The rare word that names the subject, such as `sks`.
     pub identifier: Option<String>,
-    /// Words that call the subject up, such as `sks mug`.
+    /// The words that name the subject in a prompt, such as `sks mug`.
     pub trigger: Vec<String>,
-    /// Prompts to draw before and after.
+    /// The prompts to sample before and after training.
     pub eval_prompts: Vec<String>,
-    /// What the evaluation prompts should give, where that is known.
+    /// The ground truth of the evaluation prompts, if the folder has it.
     pub truth: Vec<Example>,
-    /// Pictures of formats that are not read, and are passed over.
-    pub unread: Vec<PathBuf>,
+    /// Image files of unsupported formats, which are skipped.
+    pub unsupported: Vec<PathBuf>,
 }
 
 impl Dataset {
-    /// Reads a folder; `prompt` captions the pictures nothing else does. No picture is opened yet.
+    /// Reads a data folder. `prompt` is the caption of images without another one.
     ///
     /// # Errors
-    /// A missing or empty folder, a picture without caption, metadata that does not parse or names a
-    /// file that is not there.
+    /// Returns an error in these cases:
+    ///
+    /// - The folder is missing or has no images.
+    /// - An image has no caption.
+    /// - A metadata file does not parse, or names a missing file.
     pub fn read(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
-        let mut unread = Vec::new();
-        let examples = read_examples(folder, prompt, &mut unread)?;
+        let mut unsupported = Vec::new();
+        let examples = read_examples(folder, prompt, &mut unsupported)?;
         let truth_folder = folder.join("truth");
         let truth = if truth_folder.is_dir() {
-            read_examples(&truth_folder, None, &mut unread)?
+            read_examples(&truth_folder, None, &mut unsupported)?
         } else {
             Vec::new()
         };
-        let about = About::read(folder)?;
-        let trigger = match (&about.identifier, &about.class, &about.phrase) {
+        let subject = SubjectFile::read(folder)?;
+        let trigger = match (&subject.identifier, &subject.class, &subject.phrase) {
             (_, _, Some(phrase)) => vec![phrase.clone()],
             (Some(identifier), Some(class), None) => vec![format!("{identifier} {class}")],
             (Some(identifier), None, None) => vec![identifier.clone()],
@@ -97,16 +105,16 @@ impl Dataset {
         };
         Ok(Self {
             examples,
-            identifier: about.identifier,
+            identifier: subject.identifier,
             trigger,
-            eval_prompts: about.eval_prompts,
+            eval_prompts: subject.eval_prompts,
             truth,
-            unread,
+            unsupported,
         })
     }
 
-    /// The same where captions and prompts say `trigger` for `[trigger]`. Of several words the first is the identifier, if
-    /// nothing else has named one.
+    /// Replaces `[trigger]` in all captions and evaluation prompts by `trigger`. If the folder names no identifier and
+    /// `trigger` has several words, the first word becomes the identifier.
     #[must_use]
     pub fn with_trigger(mut self, trigger: &str) -> Self {
         for example in self.examples.iter_mut().chain(&mut self.truth) {
@@ -122,24 +130,25 @@ impl Dataset {
         self
     }
 
-    /// Takes a part of the examples out, drawn by the seed: at least one where any is asked for, and one
-    /// stays.
+    /// Removes and returns a random share of the examples. A share above 0 removes at least one example and leaves at
+    /// least one.
     ///
     /// # Errors
-    /// A part of a single picture.
-    pub fn hold_out(&mut self, part: f64, seed: u64) -> Result<Vec<Example>, TrainError> {
-        if part == 0.0 {
+    /// Returns an error if the share is above 0 and there is only one example.
+    pub fn hold_out(&mut self, share: f64, seed: u64) -> Result<Vec<Example>, TrainError> {
+        if share == 0.0 {
             return Ok(Vec::new());
         }
         let count = self.examples.len();
         if count < 2 {
-            return Err(TrainError::Conflict(
+            return Err(ConfigError::Conflict(
                 "`validation.held_out` needs at least two pictures; set it to 0 or add a picture",
-            ));
+            )
+            .into());
         }
         let mut order: Vec<usize> = (0..count).collect();
         order.shuffle(&mut generator(seed, rng::HELD_OUT));
-        order.truncate(((part * count as f64).round() as usize).clamp(1, count - 1));
+        order.truncate(((share * count as f64).round() as usize).clamp(1, count - 1));
         let all = std::mem::take(&mut self.examples);
         let (held, kept): (Vec<_>, Vec<_>) =
             all.into_iter().enumerate().partition(|(index, _)| order.contains(index));
@@ -147,38 +156,38 @@ impl Dataset {
         Ok(held.into_iter().map(|(_, example)| example).collect())
     }
 
-    /// `prompt` without the identifier: what a judge that never met the subject should look for.
+    /// `prompt` without the identifier, which the evaluation models do not know.
     pub fn without_identifier(&self, prompt: &str) -> String {
         let Some(identifier) = &self.identifier else { return prompt.to_owned() };
-        // Whole words only: the identifier may be part of another word.
+        // Only whole words are removed, since the identifier may be part of another word.
         prompt.split_whitespace().filter(|word| word != identifier).collect::<Vec<_>>().join(" ")
     }
 }
 
-/// The examples of a folder and of the repeated folders in it, by name.
+/// The examples of a folder and of its subfolders with a number of repeats, by name.
 fn read_examples(
     folder: &Path,
     prompt: Option<&str>,
-    unread: &mut Vec<PathBuf>,
+    unsupported: &mut Vec<PathBuf>,
 ) -> Result<Vec<Example>, TrainError> {
     if !folder.is_dir() {
-        return Err(TrainError::NoFolder(folder.to_owned()));
+        return Err(DataError::NoFolder(folder.to_owned()).into());
     }
-    let mut examples = read_folder(folder, prompt, 1, unread)?;
+    let mut examples = read_folder(folder, prompt, 1, unsupported)?;
     for path in list(folder)?.into_iter().filter(|path| path.is_dir()) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some((repeats, words)) = name.split_once('_') else { continue };
         let Ok(repeats) = repeats.parse::<usize>() else { continue };
-        examples.extend(read_folder(&path, Some(words), repeats.max(1), unread)?);
+        examples.extend(read_folder(&path, Some(words), repeats.max(1), unsupported)?);
     }
     if examples.is_empty() {
-        return Err(TrainError::EmptyDataset(folder.to_owned()));
+        return Err(DataError::Empty(folder.to_owned()).into());
     }
     Ok(examples)
 }
 
-/// What is in a folder, by name: the order of a directory listing differs between machines, that of the
-/// data must not.
+/// The paths in a folder, sorted: the order of a directory listing differs between machines, and that of the examples
+/// must not.
 fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let entries = std::fs::read_dir(folder).map_err(TrainError::io("read", folder))?;
     let paths = entries.map(|entry| Ok(entry.map_err(TrainError::io("read", folder))?.path()));
@@ -187,13 +196,14 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     Ok(paths)
 }
 
+/// The examples of one folder, without its subfolders.
 fn read_folder(
     folder: &Path,
     prompt: Option<&str>,
     repeats: usize,
-    unread: &mut Vec<PathBuf>,
+    unsupported: &mut Vec<PathBuf>,
 ) -> Result<Vec<Example>, TrainError> {
-    let mut told = read_metadata(folder)?;
+    let mut metadata = read_metadata(folder)?;
     let mut examples = Vec::new();
     for image in list(folder)? {
         let extension = image.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
@@ -202,40 +212,41 @@ fn read_folder(
         if masks::is_mask(name) {
             continue;
         }
-        if UNREAD.contains(&extension.as_str()) {
-            told.remove(name);
-            unread.push(image);
+        if UNSUPPORTED.contains(&extension.as_str()) {
+            metadata.remove(name);
+            unsupported.push(image);
         } else if EXTENSIONS.contains(&extension.as_str()) {
-            let told = told.remove(name);
-            let own = told.as_ref().and_then(|told| told.repeats).unwrap_or(1);
-            let caption = match told {
-                Some(told) => told.text,
-                None => beside(&image)?
+            let entry = metadata.remove(name);
+            let own = entry.as_ref().and_then(|entry| entry.repeats).unwrap_or(1);
+            let caption = match entry {
+                Some(entry) => entry.text,
+                None => read_caption_file(&image)?
                     .or_else(|| prompt.map(str::to_owned))
-                    .ok_or_else(|| TrainError::NoCaption(image.clone()))?,
+                    .ok_or_else(|| DataError::NoCaption(image.clone()))?,
             };
             examples.push(Example { image, caption, repeats: repeats * own });
         }
     }
-    if let Some((name, told)) = told.into_iter().next() {
-        return Err(TrainError::Metadata {
+    if let Some((name, entry)) = metadata.into_iter().next() {
+        return Err(DataError::Metadata {
             path: folder.join("metadata.jsonl"),
-            line: told.line,
+            line: entry.line,
             reason: format!("there is no picture {name} in the folder"),
-        });
+        }
+        .into());
     }
     Ok(examples)
 }
 
-/// What a line of metadata says of a picture.
-struct Told {
+/// A line of `metadata.jsonl`.
+struct MetadataEntry {
     line: usize,
     text: String,
     repeats: Option<usize>,
 }
 
-/// Captions by file name.
-fn read_metadata(folder: &Path) -> Result<BTreeMap<String, Told>, TrainError> {
+/// The lines of `metadata.jsonl` by file name. Empty if the folder has no such file.
+fn read_metadata(folder: &Path) -> Result<BTreeMap<String, MetadataEntry>, TrainError> {
     #[derive(Deserialize)]
     struct Line {
         file_name: String,
@@ -243,27 +254,27 @@ fn read_metadata(folder: &Path) -> Result<BTreeMap<String, Told>, TrainError> {
         repeats: Option<usize>,
     }
     let path = folder.join("metadata.jsonl");
-    let mut told = BTreeMap::new();
+    let mut entries = BTreeMap::new();
     if !path.is_file() {
-        return Ok(told);
+        return Ok(entries);
     }
     let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong =
-            |reason: String| TrainError::Metadata { path: path.clone(), line: index + 1, reason };
+        let invalid =
+            |reason: String| DataError::Metadata { path: path.clone(), line: index + 1, reason };
         let Line { file_name, text, repeats } = serde_json::from_str(line).map_err(|error| {
-            wrong(format!("expected {{\"file_name\": ..., \"text\": ...}}: {error}"))
+            invalid(format!("expected {{\"file_name\": ..., \"text\": ...}}: {error}"))
         })?;
         if repeats == Some(0) {
-            return Err(wrong("`repeats` is 0; remove the picture instead".to_owned()));
+            return Err(invalid("`repeats` is 0; remove the picture instead".to_owned()).into());
         }
-        told.insert(file_name, Told { line: index + 1, text, repeats });
+        entries.insert(file_name, MetadataEntry { line: index + 1, text, repeats });
     }
-    Ok(told)
+    Ok(entries)
 }
 
-/// The caption in the text file beside a picture.
-fn beside(image: &Path) -> Result<Option<String>, TrainError> {
+/// The caption in the text file beside an image.
+fn read_caption_file(image: &Path) -> Result<Option<String>, TrainError> {
     let path = image.with_extension("txt");
     if !path.is_file() {
         return Ok(None);
@@ -272,9 +283,9 @@ fn beside(image: &Path) -> Result<Option<String>, TrainError> {
     Ok(Some(text.trim().to_owned()))
 }
 
-/// `subject.json` or `style.json`.
+/// The content of `subject.json` or `style.json`.
 #[derive(Default, Deserialize)]
-struct About {
+struct SubjectFile {
     identifier: Option<String>,
     class: Option<String>,
     phrase: Option<String>,
@@ -282,16 +293,15 @@ struct About {
     eval_prompts: Vec<String>,
 }
 
-impl About {
+impl SubjectFile {
     fn read(folder: &Path) -> Result<Self, TrainError> {
         for name in ["subject.json", "style.json"] {
             let path = folder.join(name);
             if path.is_file() {
                 let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
-                return serde_json::from_str(&text).map_err(|error| TrainError::Metadata {
-                    path,
-                    line: error.line(),
-                    reason: error.to_string(),
+                return serde_json::from_str(&text).map_err(|error| {
+                    let (line, reason) = (error.line(), error.to_string());
+                    DataError::Metadata { path, line, reason }.into()
                 });
             }
         }
@@ -330,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_out_is_not_learnt_and_nothing_is_lost() {
+    fn held_out_examples_are_removed_and_none_is_lost() {
         let names = ["a.png", "b.png", "c.png", "d.png", "e.png"];
         let folder = folder(&names.map(|name| (name, "")));
         let read = || Dataset::read(folder.path(), Some("x")).unwrap();
@@ -349,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_and_lines_say_how_often() {
+    fn folder_names_and_metadata_have_repeats() {
         let folder = folder(&[
             ("a.png", ""),
             ("b.heic", ""),
@@ -367,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_name_the_file_and_the_fault() {
         let check = |files: &[(&str, &str)], needle: &str| {
             let folder = folder(files);
             let message = Dataset::read(folder.path(), None).unwrap_err().to_string();
@@ -392,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trigger_is_said_where_captions_and_prompts_ask_for_it() {
+    fn a_trigger_replaces_its_placeholder_in_captions_and_prompts() {
         let folder = folder(&[
             ("a.png", ""),
             ("a.txt", "a photo of a [trigger]"),

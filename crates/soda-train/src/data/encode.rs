@@ -1,48 +1,45 @@
-//! The data set as the network sees it: latent distributions and text states, computed once.
+//! Encoding of a data set: latent distributions of all image variants, embeddings or tokens of all captions.
 //!
-//! Pictures and captions never change during a run, so the autoencoder and the text encoder run once per
-//! variant (see `variants`).
+//! Images and captions never change during a run, so that the autoencoder and the text encoders run once per variant.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::PathBuf;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use rand::Rng;
+use image::{GrayImage, RgbImage};
 use sha2::{Digest as _, Sha256};
 use soda_models::image::read_rgb_and_alpha;
 use soda_models::pipeline::Pipeline;
 
 use crate::config::{AugmentConfig, BucketConfig, MaskConfig, TrainConfig};
-use crate::data::augment::{captions, views};
+use crate::data::augment::{ImageVariant, caption_variants, image_variants};
 use crate::data::buckets::{Buckets, Size};
-use crate::data::cache::{self, EncodeCache};
+use crate::data::cache::{EncodeCache, image_hash};
 use crate::data::captions::Captions;
 use crate::data::dataset::Example;
-use crate::data::latents::{Latents, LatentsBuilder, Posterior};
+use crate::data::encoded_dataset::{Bucket, EncodedDataset, ExampleVariants, Examples};
+use crate::data::latents::{LatentsBuilder, Posterior};
 use crate::data::masks;
-use crate::data::prompts::Prompts;
-use crate::error::TrainError;
+use crate::error::{ConfigError, DataError, TrainError};
 use crate::output::tensor_file::hex;
 
-/// What examples are made into.
+/// What is encoded of each example.
 #[derive(Clone, Debug, Default)]
 pub struct EncodeConfig {
-    /// Their variants.
+    /// The variants of images and captions.
     pub augment: AugmentConfig,
-    /// Their sizes; without it the centre square.
+    /// The training sizes. Without buckets all images are squares.
     pub buckets: Option<BucketConfig>,
-    /// What their parts count; without it all count alike.
+    /// The weights of image parts in the loss. Without masks all parts have the same weight.
     pub masks: Option<MaskConfig>,
-    /// Whether captions stay tokens, for text encoders or new words that learn.
+    /// Whether captions stay tokens, because text encoders or new words are trained.
     pub tokens: bool,
-    /// Decides crops and orders of tags.
+    /// The seed of random crops and tag orders.
     pub seed: u64,
 }
 
 impl EncodeConfig {
-    /// That of a run's own examples.
-    pub fn of(config: &TrainConfig) -> Self {
+    /// The configuration for the training examples of a run.
+    pub fn from_train_config(config: &TrainConfig) -> Self {
         Self {
             augment: config.augment.clone(),
             buckets: config.buckets.clone(),
@@ -52,260 +49,193 @@ impl EncodeConfig {
         }
     }
 
-    /// The same without variants, for what is measured and not learnt.
+    /// Removes data augmentation, for images that are measured and not trained on.
     #[must_use]
     pub fn without_augmentation(self) -> Self {
         Self { augment: AugmentConfig::default(), ..self }
     }
 
-    /// The same without masks, for pictures of the class.
+    /// Removes masks, for class images.
     #[must_use]
     pub fn without_masks(self) -> Self {
         Self { masks: None, ..self }
     }
 }
 
-/// Encoded examples in all their variants, on one device.
-#[derive(Clone, Debug)]
-pub struct EncodedDataset {
-    /// By size; at least one.
-    buckets: Vec<Bucket>,
-    /// The captions; the last one is no caption.
-    texts: Captions,
-    dropout: f64,
-    /// What tells these examples from others: a hash of their pixels, masks, captions and repeats.
-    digest: String,
-    /// Pictures smaller than what they are learnt at.
-    pub enlarged: Vec<PathBuf>,
-    /// Captions that were longer than the text encoder reads, and were cut.
-    pub cut: Vec<String>,
-}
-
-/// The examples of one size.
-#[derive(Clone, Debug)]
-struct Bucket {
-    size: Size,
-    latents: Latents,
-    examples: Examples,
-}
-
-/// The variants of examples.
-#[derive(Clone, Debug, Default)]
-struct Examples {
-    /// Of each.
-    variants: Vec<Variants>,
-    /// Those of an epoch: each as often as it is repeated.
-    epoch: Vec<usize>,
-}
-
-/// Rows of an example, pictures in its bucket.
-#[derive(Clone, Debug)]
-struct Variants {
-    pictures: Range<usize>,
-    captions: Range<usize>,
-}
-
-/// The variants that samples are made of, all of one size.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rows {
-    bucket: usize,
-    pictures: Vec<i64>,
-    captions: Vec<i64>,
+/// Options of [`EncodedDataset::new`] that do not change its result.
+#[derive(Default)]
+pub struct EncodeOptions<'a> {
+    /// The cache of encodings on disk.
+    pub cache: Option<&'a EncodeCache>,
+    /// Called after each example with the number of finished examples and the number of all examples.
+    pub on_progress: Option<&'a mut dyn FnMut(usize, usize)>,
 }
 
 impl EncodedDataset {
-    /// Encodes `examples`, as far as `cache` does not have them; `progress` is told (examples done, examples in all) after each.
+    /// Encodes `examples` with the autoencoder and the text encoders of `pipeline`, as far as the cache lacks them.
     ///
     /// # Errors
-    /// A picture that cannot be read, or that fits no bucket; a mask that does not fit its picture; buckets
-    /// that this base cannot have; a cache that can be neither read nor written.
+    /// Returns an error in these cases:
+    ///
+    /// - An image cannot be read or fits no bucket.
+    /// - A mask does not fit its image.
+    /// - The base model does not allow the buckets.
+    /// - The cache can be neither read nor written.
     pub fn new(
         pipeline: &Pipeline,
         examples: &[Example],
         config: &EncodeConfig,
-        cache: Option<&EncodeCache>,
-        progress: &mut dyn FnMut(usize, usize),
+        options: EncodeOptions<'_>,
     ) -> Result<Self, TrainError> {
-        let EncodeConfig { augment, buckets, masks, tokens, seed } = config;
-        let device = &pipeline.device;
-        let buckets = buckets_of(pipeline, buckets.as_ref())?;
-        let grid = pipeline.vae_config.downscale() as u32;
-        let mut found: BTreeMap<Size, (LatentsBuilder, Examples)> = BTreeMap::new();
-        let (mut texts, mut enlarged) = (Vec::new(), Vec::new());
-        let mut hash = Sha256::new();
+        let EncodeOptions { cache, mut on_progress } = options;
+        let mut encoder = Encoder {
+            pipeline,
+            config,
+            cache,
+            buckets: buckets_for(pipeline, config.buckets.as_ref())?,
+            by_size: BTreeMap::new(),
+            captions: Vec::new(),
+            upscaled: Vec::new(),
+            hash: Sha256::new(),
+        };
         for (index, example) in examples.iter().enumerate() {
-            let (picture, alpha) = read_rgb_and_alpha(&example.image)?;
-            let (width, height) = picture.dimensions();
-            hash.update(format!("{width} {height} {} {:?}", example.repeats, example.caption));
-            hash.update(picture.as_raw());
-            let mask = match masks {
-                Some(masks) => masks::read(masks, &example.image, (width, height), alpha)?,
-                None => None,
-            };
-            hash.update(mask.as_ref().map_or(&[][..], |mask| mask.as_raw()));
-            let content = cache.map(|_| cache::picture(&picture));
-            let size = buckets.of((width, height)).ok_or_else(|| TrainError::SmallPicture {
-                path: example.image.clone(),
-                width,
-                height,
-                step: buckets.step(),
-            })?;
-            if width < size[0] || height < size[1] {
-                enlarged.push(example.image.clone());
+            encoder.add(index as u64, example)?;
+            if let Some(on_progress) = &mut on_progress {
+                on_progress(index + 1, examples.len());
             }
-            let (latents, bucket) = found.entry(size).or_default();
-            let (first, first_text) = (latents.len(), texts.len());
-            for view in views((width, height), size, augment, *seed, index as u64) {
-                let mask = masks.as_ref().zip(mask.as_ref());
-                let mask = mask.map(|(masks, mask)| masks::weights(masks, mask, &view, grid));
-                let make = || Posterior::of(view.of(&picture), &pipeline.vae, device);
-                let posterior = match (cache, &content) {
-                    (Some(cache), Some(content)) => {
-                        cache.posterior(content, &view, device, make)?
-                    }
-                    _ => make(),
-                };
-                latents.push(&view, posterior, mask);
-            }
-            texts.extend(captions(&example.caption, augment, *seed, index as u64));
-            bucket.epoch.extend(std::iter::repeat_n(bucket.variants.len(), example.repeats));
-            bucket.variants.push(Variants {
-                pictures: first..latents.len(),
-                captions: first_text..texts.len(),
-            });
-            progress(index + 1, examples.len());
         }
-        let cut = examples.iter().map(|example| &example.caption);
-        let cut = cut.filter(|caption| pipeline.is_cut(caption)).cloned().collect();
-        texts.push(String::new());
-        let texts = match tokens {
-            true => Captions::Tokens(pipeline.token_ids(&texts)),
-            false => Captions::read(pipeline, &texts, cache)?,
+        encoder.finish(examples)
+    }
+}
+
+/// The training sizes that the base model allows.
+///
+/// # Errors
+/// Returns an error if the base model does not allow the settings.
+pub(crate) fn buckets_for(
+    pipeline: &Pipeline,
+    config: Option<&BucketConfig>,
+) -> Result<Buckets, ConfigError> {
+    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.downscale())
+}
+
+/// Encodes examples one after the other.
+struct Encoder<'a> {
+    pipeline: &'a Pipeline,
+    config: &'a EncodeConfig,
+    cache: Option<&'a EncodeCache>,
+    buckets: Buckets,
+    by_size: BTreeMap<Size, (LatentsBuilder, Examples)>,
+    captions: Vec<String>,
+    upscaled: Vec<PathBuf>,
+    hash: Sha256,
+}
+
+impl Encoder<'_> {
+    /// Encodes one example: reads its image and mask, finds its bucket, encodes its image variants, lists its captions.
+    fn add(&mut self, index: u64, example: &Example) -> Result<(), TrainError> {
+        let (image, mask) = self.read(example)?;
+        let size = self.training_size(example, image.dimensions())?;
+        let first_image = self.by_size.entry(size).or_default().0.len();
+        self.encode_image(&image, mask.as_ref(), size, index)?;
+        let first_caption = self.captions.len();
+        let EncodeConfig { augment, seed, .. } = self.config;
+        self.captions.extend(caption_variants(&example.caption, augment, *seed, index));
+
+        let (latents, examples) = self.by_size.entry(size).or_default();
+        examples.epoch.extend(std::iter::repeat_n(examples.variants.len(), example.repeats));
+        examples.variants.push(ExampleVariants {
+            images: first_image..latents.len(),
+            captions: first_caption..self.captions.len(),
+        });
+        Ok(())
+    }
+
+    /// Reads image and mask and adds the example to the digest.
+    fn read(&mut self, example: &Example) -> Result<(RgbImage, Option<GrayImage>), TrainError> {
+        let (image, alpha) = read_rgb_and_alpha(&example.image)?;
+        let (width, height) = image.dimensions();
+        self.hash.update(format!("{width} {height} {} {:?}", example.repeats, example.caption));
+        self.hash.update(image.as_raw());
+        let mask = match &self.config.masks {
+            Some(masks) => masks::read(masks, &example.image, (width, height), alpha)?,
+            None => None,
+        };
+        self.hash.update(mask.as_ref().map_or(&[][..], |mask| mask.as_raw()));
+        Ok((image, mask))
+    }
+
+    /// The training size of an image of these dimensions. Notes the image if it will be upscaled.
+    fn training_size(
+        &mut self,
+        example: &Example,
+        (width, height): (u32, u32),
+    ) -> Result<Size, DataError> {
+        let small = || DataError::SmallImage {
+            path: example.image.clone(),
+            width,
+            height,
+            step: self.buckets.step(),
+        };
+        let size = self.buckets.size_for((width, height)).ok_or_else(small)?;
+        if width < size[0] || height < size[1] {
+            self.upscaled.push(example.image.clone());
+        }
+        Ok(size)
+    }
+
+    /// Encodes all variants of an image, and scales its mask to their latents.
+    fn encode_image(
+        &mut self,
+        image: &RgbImage,
+        mask: Option<&GrayImage>,
+        size: Size,
+        index: u64,
+    ) -> Result<(), TrainError> {
+        let Self { pipeline, config, cache, by_size, .. } = self;
+        let grid = pipeline.vae_config.downscale() as u32;
+        let cache = cache.map(|cache| (cache, image_hash(image)));
+        let encode = |variant: &ImageVariant| {
+            let make = || Posterior::encode(variant.apply(image), &pipeline.vae, &pipeline.device);
+            match &cache {
+                Some((cache, hash)) => cache.posterior(hash, variant, &pipeline.device, make),
+                None => Ok(make()),
+            }
+        };
+        let (latents, _) = by_size.entry(size).or_default();
+        for variant in image_variants(image.dimensions(), size, &config.augment, config.seed, index)
+        {
+            let mask = config.masks.as_ref().zip(mask);
+            let weights = mask.map(|(masks, mask)| masks::weights(masks, mask, &variant, grid));
+            latents.push(&variant, encode(&variant)?, weights);
+        }
+        Ok(())
+    }
+
+    /// Encodes the captions and the empty caption, and puts everything together.
+    fn finish(self, examples: &[Example]) -> Result<EncodedDataset, TrainError> {
+        let Self { pipeline, config, cache, mut captions, .. } = self;
+        let truncated = examples.iter().map(|example| &example.caption);
+        let truncated = truncated.filter(|caption| pipeline.is_cut(caption)).cloned().collect();
+        captions.push(String::new());
+        let captions = match config.tokens {
+            true => Captions::Tokens(pipeline.token_ids(&captions)),
+            false => Captions::encode(pipeline, &captions, cache)?,
         };
         let bucket = |(size, (latents, examples)): (Size, (LatentsBuilder, Examples))| Bucket {
             size,
-            latents: latents.finish(device),
+            latents: latents.finish(&pipeline.device),
             examples,
         };
-        Ok(Self {
-            buckets: found.into_iter().map(bucket).collect(),
-            texts,
-            dropout: augment.caption_dropout,
-            digest: hex(hash),
-            enlarged,
-            cut,
+        Ok(EncodedDataset {
+            buckets: self.by_size.into_iter().map(bucket).collect(),
+            captions,
+            caption_dropout: config.augment.caption_dropout,
+            digest: hex(self.hash),
+            upscaled: self.upscaled,
+            truncated_captions: truncated,
         })
     }
-
-    /// Samples in an epoch: the number of examples, each counted as often as it is repeated.
-    pub fn len(&self) -> usize {
-        self.lens().iter().sum()
-    }
-
-    /// The same of each bucket.
-    pub(crate) fn lens(&self) -> Vec<usize> {
-        self.buckets.iter().map(|bucket| bucket.examples.epoch.len()).collect()
-    }
-
-    /// Never true of what [`EncodedDataset::new`] makes from a data set.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Number of pictures and of captions, all variants counted.
-    pub fn num_variants(&self) -> (usize, usize) {
-        let pictures = self.buckets.iter().map(|bucket| bucket.latents.len()).sum();
-        (pictures, self.texts.len() - 1)
-    }
-
-    /// Width and height of each bucket, and how many examples it has.
-    pub fn buckets(&self) -> impl Iterator<Item = ([u32; 2], usize)> {
-        self.buckets.iter().map(|bucket| (bucket.size, bucket.examples.variants.len()))
-    }
-
-    /// What tells the examples from others.
-    pub(crate) fn digest(&self) -> &str {
-        &self.digest
-    }
-
-    /// Where the encoded examples are.
-    pub fn device(&self) -> Device {
-        self.texts.device()
-    }
-
-    /// A variant of each of the samples `positions` in the epoch of a bucket, drawn.
-    pub(crate) fn rows(&self, bucket: usize, positions: &[i64], rng: &mut impl Rng) -> Rows {
-        let mut rows = Rows { bucket, ..Rows::default() };
-        let none = self.texts.len() as i64 - 1;
-        let Examples { variants, epoch } = &self.buckets[bucket].examples;
-        for &position in positions {
-            let Variants { pictures, captions } = &variants[epoch[position as usize]];
-            rows.pictures.push(rng.random_range(pictures.start as i64..pictures.end as i64));
-            let caption = rng.random_range(captions.start as i64..captions.end as i64);
-            let dropped = rng.random::<f64>() < self.dropout;
-            rows.captions.push(if dropped { none } else { caption });
-        }
-        rows
-    }
-
-    /// The first variant of every example, a bucket at a time.
-    pub(crate) fn first_rows(&self) -> Vec<Rows> {
-        let first = |range: &Range<usize>| range.start as i64;
-        let rows = |(index, bucket): (usize, &Bucket)| {
-            let variants = &bucket.examples.variants;
-            Rows {
-                bucket: index,
-                pictures: variants.iter().map(|variants| first(&variants.pictures)).collect(),
-                captions: variants.iter().map(|variants| first(&variants.captions)).collect(),
-            }
-        };
-        self.buckets.iter().enumerate().map(rows).collect()
-    }
-
-    /// One sample of the latents of each of `rows`, `[b, c, h, w]`.
-    pub(crate) fn latents(&self, rows: &Rows, rng: &mut impl Rng) -> Tensor<4> {
-        self.buckets[rows.bucket].latents.sample(&rows.pictures, rng)
-    }
-
-    /// The likeliest latents of each of `rows`, `[b, c, h, w]`.
-    pub(crate) fn mode(&self, rows: &Rows) -> Tensor<4> {
-        self.buckets[rows.bucket].latents.mode(&rows.pictures)
-    }
-
-    /// What each latent of `rows` counts, `[b, 1, h, w]`, where they do not count alike.
-    pub(crate) fn mask(&self, rows: &Rows) -> Option<Tensor<4>> {
-        self.buckets[rows.bucket].latents.mask(&rows.pictures)
-    }
-
-    /// Whether any picture has a mask.
-    pub(crate) fn is_masked(&self) -> bool {
-        self.first_rows().iter().any(|rows| self.mask(rows).is_some())
-    }
-
-    /// What the network is told of `rows`.
-    pub(crate) fn prompts(&self, rows: &Rows) -> Prompts {
-        let data = TensorData::new(rows.captions.clone(), [rows.len()]);
-        let captions: Tensor<1, Int> = Tensor::from_data(data, &self.device());
-        self.texts.select(captions, || self.buckets[rows.bucket].latents.time_ids(&rows.pictures))
-    }
-}
-
-impl Rows {
-    /// Number of samples.
-    pub(crate) fn len(&self) -> usize {
-        self.pictures.len()
-    }
-}
-
-/// The sizes that pictures may have with this base.
-///
-/// # Errors
-/// Settings that the base does not allow.
-pub(crate) fn buckets_of(
-    pipeline: &Pipeline,
-    config: Option<&BucketConfig>,
-) -> Result<Buckets, TrainError> {
-    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.downscale())
 }
 
 #[cfg(test)]
@@ -314,10 +244,12 @@ mod tests {
 
     use std::path::Path;
 
+    use burn::tensor::Device;
     use soda_models::image::{read_rgb, resize_center_crop, to_tensor};
     use soda_models::noise::generator;
 
     use super::*;
+    use crate::data::encoded_dataset::Rows;
 
     fn toybox(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
@@ -329,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn variants_are_what_the_autoencoder_says_of_the_mirrored_picture() {
+    fn mirrored_variants_have_the_latents_of_the_mirrored_image() {
         let device = Device::default();
         let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
         let augment = AugmentConfig {
@@ -341,44 +273,44 @@ mod tests {
         let examples = [example("sks mug, red, big, old", 1), example("a mug", 2)];
         let config = EncodeConfig { augment: augment.clone(), seed: 7, ..EncodeConfig::default() };
         let data =
-            EncodedDataset::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap();
-        let orders = captions(&examples[0].caption, &augment, 7, 0).len() as i64;
+            EncodedDataset::new(&pipeline, &examples, &config, EncodeOptions::default()).unwrap();
+        let orders = caption_variants(&examples[0].caption, &augment, 7, 0).len() as i64;
         assert!(orders > 1);
         let last = orders + 1;
         assert_eq!((data.len(), data.num_variants()), (3, (4, last as usize)));
 
-        let picture = resize_center_crop(&read_rgb(&examples[0].image).unwrap(), 64, 64);
-        let mirrored = image::imageops::flip_horizontal(&picture);
+        let image = resize_center_crop(&read_rgb(&examples[0].image).unwrap(), 64, 64);
+        let mirrored = image::imageops::flip_horizontal(&image);
         let pixels = to_tensor(&[mirrored], &device).mul_scalar(2.0).sub_scalar(1.0);
         let expected = pipeline.vae.encode(pixels).mean.mul_scalar(pipeline.vae.scaling_factor);
         let found = data.buckets[0].latents.mode(&[1]);
         assert_eq!(expected.into_data(), found.into_data());
         let states = |text: &str| pipeline.encode_prompts(&[text.to_owned()]);
-        let none = data.prompts(&Rows { bucket: 0, pictures: vec![0], captions: vec![last] });
-        let none = none.ready().unwrap().text;
+        let none = data.prompts(&Rows { bucket: 0, images: vec![0], captions: vec![last] });
+        let none = none.encoded().unwrap().text;
         let difference = (none - states("")).abs().max().into_scalar::<f32>();
         assert!(difference < 1e-5, "{difference}");
 
-        // Every variant is drawn, the caption of one example only with its pictures, and as often dropped
-        // as was asked: 0.3 of 3000, within five deviations.
+        // All variants are drawn, captions only with the images of their example. The dropped share of 3000 samples is
+        // 0.3 within five standard deviations.
         let rows = data.rows(0, &[0, 1, 2].repeat(1000), &mut generator(1, 1));
         let dropped = rows.captions.iter().filter(|row| **row == last).count();
         assert!((775..=1025).contains(&dropped), "{dropped}");
-        for (sample, (picture, caption)) in rows.pictures.iter().zip(&rows.captions).enumerate() {
-            let (pictures, captions) =
+        for (sample, (image, caption)) in rows.images.iter().zip(&rows.captions).enumerate() {
+            let (images, captions) =
                 if sample % 3 == 0 { (0..2, 0..orders) } else { (2..4, orders..last) };
-            assert!(pictures.contains(picture) && (captions.contains(caption) || *caption == last));
+            assert!(images.contains(image) && (captions.contains(caption) || *caption == last));
         }
-        assert!((0..4).all(|row| rows.pictures.contains(&row)));
+        assert!((0..4).all(|row| rows.images.contains(&row)));
         assert!((0..=last).all(|row| rows.captions.contains(&row)));
         assert_eq!(rows, data.rows(0, &[0, 1, 2].repeat(1000), &mut generator(1, 1)));
-        let first = Rows { bucket: 0, pictures: vec![0, 2], captions: vec![0, orders] };
+        let first = Rows { bucket: 0, images: vec![0, 2], captions: vec![0, orders] };
         assert_eq!(data.first_rows(), [first]);
     }
 
-    /// Pictures of every shape: each in the bucket that is nearest, its latents those of its crop.
+    /// Images of all shapes are in the nearest bucket and have the latents of their crops.
     #[test]
-    fn every_picture_is_in_its_bucket() {
+    fn every_image_is_in_its_bucket() {
         let folder = tempfile::tempdir().unwrap();
         let picture = read_rgb(&example("", 1).image).unwrap();
         let examples: Vec<Example> = [(64, 64), (90, 60), (60, 90), (200, 130)]
@@ -394,13 +326,14 @@ mod tests {
         let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
         let buckets = Some(BucketConfig { step: 8, ..BucketConfig::default() });
         let config = EncodeConfig { buckets, ..EncodeConfig::default() };
-        let mut told = Vec::new();
-        let data = EncodedDataset::new(&pipeline, &examples, &config, None, &mut |done, all| {
-            told.push((done, all))
-        })
-        .unwrap();
-        assert_eq!(told, [(1, 4), (2, 4), (3, 4), (4, 4)]);
-        // 60 x 90 for 48 x 80 is not, and so are all others.
+        let mut progress = Vec::new();
+        let options = EncodeOptions {
+            on_progress: Some(&mut |done, total| progress.push((done, total))),
+            ..EncodeOptions::default()
+        };
+        let data = EncodedDataset::new(&pipeline, &examples, &config, options).unwrap();
+        assert_eq!(progress, [(1, 4), (2, 4), (3, 4), (4, 4)]);
+        // All images are at least as large as their training sizes, such as 60 x 90 for 48 x 80.
         assert!(data.upscaled.is_empty());
         let found: Vec<_> = data.buckets().collect();
         assert_eq!(found, [([48, 80], 1), ([64, 64], 1), ([80, 48], 2)]);
@@ -412,15 +345,15 @@ mod tests {
 
         let narrow = EncodeConfig { buckets: None, ..config };
         let data =
-            EncodedDataset::new(&pipeline, &examples, &narrow, None, &mut |_, _| ()).unwrap();
+            EncodedDataset::new(&pipeline, &examples, &narrow, EncodeOptions::default()).unwrap();
         assert_eq!(data.upscaled, [examples[1].image.clone(), examples[2].image.clone()]);
 
         let upscale = BucketConfig { step: 8, upscale: false, ..BucketConfig::default() };
         picture.save(folder.path().join("64.png")).unwrap();
         image::imageops::thumbnail(&picture, 7, 9).save(folder.path().join("60.png")).unwrap();
         let config = EncodeConfig { buckets: Some(upscale), ..EncodeConfig::default() };
-        let refused =
-            EncodedDataset::new(&pipeline, &examples, &config, None, &mut |_, _| ()).unwrap_err();
+        let refused = EncodedDataset::new(&pipeline, &examples, &config, EncodeOptions::default())
+            .unwrap_err();
         let message = refused.to_string();
         assert!(message.contains("60.png has 7 x 9 pixels") && message.contains("8"), "{message}");
     }

@@ -1,12 +1,12 @@
-//! What the text encoders say of a caption.
+//! The text encoders' output for one caption.
 
 use burn::tensor::Tensor;
 
-/// What the text encoders say of a caption.
+/// The text encoders' output for one caption.
 #[derive(Clone, Debug)]
 pub(crate) struct EncodedCaption {
-    /// `[1, 77, width]`.
-    pub(crate) states: Tensor<3>,
-    /// SDXL's summary, `[1, p]`.
+    /// The hidden states, `[1, 77, width]`.
+    pub(crate) hidden: Tensor<3>,
+    /// SDXL's pooled embedding, `[1, p]`.
     pub(crate) pooled: Option<Tensor<2>>,
 }

@@ -1,7 +1,6 @@
-//! Pictures as the network sees them: distributions of latents, all pictures of a size in one tensor.
+//! Latents of images: the autoencoder's posterior distributions, those of one size in one tensor.
 //!
-//! What is kept of a picture is the encoder's distribution, not one sample of it: every step draws anew, as the
-//! reference trainers do.
+//! The distribution is kept instead of one sample, so that every step draws a new sample, as the trainers of diffusers do.
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use image::RgbImage;
@@ -10,43 +9,43 @@ use soda_models::image::to_tensor;
 use soda_models::noise::normal;
 use soda_models::vae::Vae;
 
-use crate::data::augment::View;
+use crate::data::augment::ImageVariant;
 
-/// A picture's distribution of latents, scaled as the network expects.
+/// The posterior distribution of an image's latents, times the autoencoder's scaling factor.
 #[derive(Clone, Debug)]
 pub(crate) struct Posterior {
-    /// `[1, c, h, w]`.
+    /// The mean, `[1, c, h, w]`.
     pub(crate) mean: Tensor<4>,
-    /// Standard deviation, `[1, c, h, w]`.
+    /// The standard deviation, `[1, c, h, w]`.
     pub(crate) std: Tensor<4>,
 }
 
 impl Posterior {
-    /// What the autoencoder says of a picture.
-    pub(crate) fn of(picture: RgbImage, vae: &Vae, device: &Device) -> Self {
-        // The decoder's range is [-1, 1].
-        let pixels = to_tensor(&[picture], device).mul_scalar(2.0).sub_scalar(1.0);
+    /// Encodes `image` with the autoencoder.
+    pub(crate) fn encode(image: RgbImage, vae: &Vae, device: &Device) -> Self {
+        // Pixels of the autoencoder are in [-1, 1].
+        let pixels = to_tensor(&[image], device).mul_scalar(2.0).sub_scalar(1.0);
         let posterior = vae.encode(pixels.cast(vae.quant_conv.weight.val().dtype()));
         let scaled = |x: Tensor<4>| x.cast(FloatDType::F32).mul_scalar(vae.scaling_factor);
         Self { std: scaled(posterior.std()), mean: scaled(posterior.mean) }
     }
 }
 
-/// Views of one size, on one device.
+/// The latents of image variants of one size, on one device.
 #[derive(Clone, Debug)]
 pub(crate) struct Latents {
-    /// `[n, c, h, w]`.
+    /// The means, `[n, c, h, w]`.
     mean: Tensor<4>,
-    /// Standard deviation, `[n, c, h, w]`.
+    /// The standard deviations, `[n, c, h, w]`.
     std: Tensor<4>,
-    /// Sizes and crops as SDXL is told them, `[n, 6]`.
+    /// SDXL's time ids, `[n, 6]`.
     time_ids: Tensor<2>,
-    /// What each latent counts, `[n, 1, h, w]`; without it all count alike.
+    /// The weight of each latent in the loss, `[n, 1, h, w]`. Without it all weights are 1.
     mask: Option<Tensor<4>>,
 }
 
 impl Latents {
-    /// Number of views.
+    /// The number of image variants.
     pub(crate) fn len(&self) -> usize {
         self.mean.dims()[0]
     }
@@ -55,63 +54,63 @@ impl Latents {
         self.mean.device()
     }
 
-    /// One sample of each of `rows`, `[b, c, h, w]`.
+    /// Draws one sample of the latents of each of `rows`, `[b, c, h, w]`.
     pub(crate) fn sample(&self, rows: &[i64], rng: &mut impl Rng) -> Tensor<4> {
         let mean = self.mode(rows);
         let noise = normal(rng, mean.dims(), &mean.device());
-        mean + self.std.clone().select(0, self.select(rows)) * noise
+        mean + self.std.clone().select(0, self.indices(rows)) * noise
     }
 
-    /// The likeliest latents of each of `rows`, `[b, c, h, w]`.
+    /// The mode of the latents of each of `rows`, `[b, c, h, w]`, which is the mean.
     pub(crate) fn mode(&self, rows: &[i64]) -> Tensor<4> {
-        self.mean.clone().select(0, self.select(rows))
+        self.mean.clone().select(0, self.indices(rows))
     }
 
-    /// `[b, 6]`.
+    /// SDXL's time ids of `rows`, `[b, 6]`.
     pub(crate) fn time_ids(&self, rows: &[i64]) -> Tensor<2> {
-        self.time_ids.clone().select(0, self.select(rows))
+        self.time_ids.clone().select(0, self.indices(rows))
     }
 
-    /// What each latent of `rows` counts, `[b, 1, h, w]`, where they do not count alike.
+    /// The weights in the loss of the latents of `rows`, `[b, 1, h, w]`. `None` if all weights are 1.
     pub(crate) fn mask(&self, rows: &[i64]) -> Option<Tensor<4>> {
-        self.mask.clone().map(|mask| mask.select(0, self.select(rows)))
+        self.mask.clone().map(|mask| mask.select(0, self.indices(rows)))
     }
 
-    fn select(&self, rows: &[i64]) -> Tensor<1, Int> {
+    fn indices(&self, rows: &[i64]) -> Tensor<1, Int> {
         Tensor::from_data(TensorData::new(rows.to_vec(), [rows.len()]), &self.device())
     }
 }
 
-/// Views of one size, one after the other.
+/// Collects image variants of one size for [`Latents`].
 #[derive(Debug, Default)]
 pub(crate) struct LatentsBuilder {
     means: Vec<Tensor<4>>,
     stds: Vec<Tensor<4>>,
     ids: Vec<f32>,
-    /// What each latent counts; `None` where all count alike.
+    /// The weights in the loss. `None` if all weights are 1.
     masks: Vec<Option<Vec<f32>>>,
 }
 
 impl LatentsBuilder {
-    /// Number of views so far.
+    /// The number of image variants so far.
     pub(crate) fn len(&self) -> usize {
         self.means.len()
     }
 
-    /// One more.
+    /// Adds an image variant.
     pub(crate) fn push(
         &mut self,
-        view: &View,
+        variant: &ImageVariant,
         Posterior { mean, std }: Posterior,
         mask: Option<Vec<f32>>,
     ) {
         self.masks.push(mask);
         self.means.push(mean);
         self.stds.push(std);
-        self.ids.extend(view.time_ids());
+        self.ids.extend(variant.time_ids());
     }
 
-    /// All of them; there is at least one.
+    /// Concatenates all variants. There must be at least one.
     pub(crate) fn finish(self, device: &Device) -> Latents {
         let count = self.len();
         let mean = Tensor::cat(self.means, 0);

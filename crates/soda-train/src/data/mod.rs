@@ -1,4 +1,4 @@
-//! Pictures and captions, from the data folder to the batch of a step.
+//! Images and captions, from the data folder to the batch of a step.
 
 pub(crate) mod augment;
 pub(crate) mod batch;
@@ -10,6 +10,7 @@ pub(crate) mod captions;
 pub(crate) mod dataset;
 pub(crate) mod encode;
 pub(crate) mod encoded_caption;
+pub(crate) mod encoded_dataset;
 pub(crate) mod latents;
 pub(crate) mod masks;
 pub(crate) mod prior;

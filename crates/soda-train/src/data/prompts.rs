@@ -1,4 +1,4 @@
-//! What the network is told of a batch: text states that are ready, or tokens for text encoders that learn.
+//! The captions of a batch: encoded before training, or as tokens for text encoders that are trained.
 
 use std::ops::Range;
 
@@ -7,16 +7,16 @@ use soda_models::clip::text::TextStates;
 use soda_models::pipeline::{Networks, TextIds};
 use soda_models::unet::{AddedCondition, Condition};
 
-/// What the network is told of some samples.
+/// The captions of some samples, which condition the denoiser.
 #[derive(Clone, Debug)]
 pub enum Prompts {
-    /// Read before the first step.
+    /// Captions that were encoded before the first step.
     Encoded(Condition),
-    /// To be read in every step.
+    /// Captions that are encoded in every step.
     Tokens {
-        /// Tokens of the captions.
+        /// The token ids of the captions.
         ids: TextIds,
-        /// SDXL's sizes and crops, `[b, 6]`.
+        /// SDXL's time ids, `[b, 6]`.
         time_ids: Option<Tensor<2>>,
     },
 }
@@ -34,7 +34,7 @@ impl From<Tensor<3>> for Prompts {
 }
 
 impl Prompts {
-    /// Some of the samples.
+    /// The samples in this range.
     #[must_use]
     pub fn rows(&self, rows: Range<usize>) -> Self {
         match self {
@@ -46,12 +46,12 @@ impl Prompts {
         }
     }
 
-    /// Whether those of `other` can follow in one batch.
-    pub(crate) fn fits(&self, other: &Self) -> bool {
+    /// Whether the samples of `other` can be in the same batch.
+    pub(crate) fn can_join(&self, other: &Self) -> bool {
         matches!(self, Self::Encoded(_)) == matches!(other, Self::Encoded(_))
     }
 
-    /// The samples of `self`, then those of `other`, which [fits](Self::fits).
+    /// The samples of `self`, then those of `other`, which it [can join](Self::can_join).
     #[must_use]
     pub(crate) fn cat(self, other: Self) -> Self {
         match (self, other) {
@@ -67,44 +67,46 @@ impl Prompts {
         }
     }
 
-    /// What is read, for a test.
+    /// The encoded captions, for tests.
     #[cfg(test)]
-    pub(crate) fn ready(self) -> Option<Condition> {
+    pub(crate) fn encoded(self) -> Option<Condition> {
         match self {
             Self::Encoded(condition) => Some(condition),
             Self::Tokens { .. } => None,
         }
     }
 
-    /// What the text encoders say, off the tape and in f32.
+    /// The condition of the denoiser in f32, without gradients. Tokens are encoded.
     ///
     /// # Panics
-    /// If `networks` have no text encoder for tokens.
+    /// Panics if these are tokens and `networks` have no text encoder.
     pub(crate) fn condition(&self, networks: &Networks) -> Condition {
         match self {
             Self::Encoded(condition) => condition.clone(),
-            Self::Tokens { ids, time_ids } => condition(states(networks, ids), time_ids.clone()),
+            Self::Tokens { ids, time_ids } => {
+                condition(prompt_embeds(networks, ids), time_ids.clone())
+            }
         }
     }
 }
 
-/// Every tensor of `condition` through `f`, flat, in one order.
+/// Applies `f` to each tensor of `condition`, flattened, always in the same order.
 pub(crate) fn map_condition(
     condition: &Condition,
     mut f: impl FnMut(Tensor<1>) -> Tensor<1>,
 ) -> Condition {
     let Condition { text, added } = condition;
     Condition {
-        text: through(text, &mut f),
+        text: map_flattened(text, &mut f),
         added: added.as_ref().map(|added| AddedCondition {
-            pooled: through(&added.pooled, &mut f),
-            time_ids: through(&added.time_ids, &mut f),
+            pooled: map_flattened(&added.pooled, &mut f),
+            time_ids: map_flattened(&added.time_ids, &mut f),
         }),
     }
 }
 
-/// `x` through `f`, flat.
-pub(crate) fn through<const D: usize>(
+/// Applies `f` to `x`, flattened, and restores the shape.
+pub(crate) fn map_flattened<const D: usize>(
     x: &Tensor<D>,
     mut f: impl FnMut(Tensor<1>) -> Tensor<1>,
 ) -> Tensor<D> {
@@ -112,15 +114,19 @@ pub(crate) fn through<const D: usize>(
     f(x.clone().reshape([dims.iter().product::<usize>()])).reshape(dims)
 }
 
-/// What the text encoders say, in f32.
-pub(crate) fn states(networks: &Networks, ids: &TextIds) -> TextStates {
+/// Encodes token ids in f32.
+///
+/// # Panics
+/// Panics if `networks` have no text encoder.
+pub(crate) fn prompt_embeds(networks: &Networks, ids: &TextIds) -> TextStates {
     let TextStates { hidden, pooled } =
-        networks.read(ids).expect("whoever trains on tokens has a text encoder");
+        networks.read(ids).expect("a run with tokens has a text encoder");
     TextStates { hidden: hidden.cast(DType::F32), pooled: pooled.cast(DType::F32) }
 }
 
-pub(crate) fn condition(states: TextStates, time_ids: Option<Tensor<2>>) -> Condition {
-    let TextStates { hidden, pooled } = states;
+/// The condition of the denoiser of encoded captions. `time_ids` are SDXL's.
+pub(crate) fn condition(embeds: TextStates, time_ids: Option<Tensor<2>>) -> Condition {
+    let TextStates { hidden, pooled } = embeds;
     let added = time_ids.map(|time_ids| AddedCondition { pooled, time_ids });
     Condition { text: hidden, added }
 }

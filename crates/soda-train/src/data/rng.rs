@@ -1,5 +1,5 @@
-//! Random streams of one seed. Each use has its own, so that a new one changes no other; samples use small
-//! stream numbers, which these stay clear of.
+//! Stream numbers of the random generator. Each use of randomness has its own stream of the run's seed, so that a new use
+//! changes no other. The initial noise of samples uses small stream numbers, below all of these.
 
 pub(crate) const ORDER: u64 = 1 << 40;
 pub(crate) const TIMESTEP: u64 = 2 << 40;

@@ -1,53 +1,58 @@
-//! Which examples a step sees. A batch is of one bucket, since it is one tensor; every picture is seen equally
-//! often all the same.
+//! The sampler: which examples are in the batches of a step.
 //!
-//! Each bucket has a sequence of its own without end: epoch after epoch, each in its own order. A batch takes the
-//! next examples of its bucket, and which bucket that is, an order of all `n` examples says: the batch is of the
-//! bucket of the example whose turn it is. In `n` batches of `b` a bucket of `m` examples has `m` batches, and
-//! so each of its examples is seen `m b / m = b` times, whatever the buckets are. Batches are always full.
+//! All examples of a batch are in one bucket, since a batch is one tensor. Every example is seen equally often:
+//!
+//! - Each bucket has an endless sequence of examples: epoch after epoch, each in its own random order. A batch takes the
+//!   next examples of its bucket.
+//! - The buckets of the batches follow a random order of all `n` examples: the i-th batch is in the bucket of the i-th
+//!   example.
+//!
+//! In `n` batches of size `b` a bucket of `m` examples gets `m` batches, and each of its examples is seen `m b / m = b` times.
+//! Batches are always full.
 
 use rand::seq::SliceRandom;
 use soda_models::noise::generator;
 
-/// Streams of a bucket's epochs.
-const EPOCHS: u32 = 24;
+/// The number of bits that count the epochs of a bucket in its stream number.
+const EPOCH_BITS: u32 = 24;
 
-/// Where an order's randomness comes from.
+/// The seed and the random streams of a sampler.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Source {
+pub(crate) struct Streams {
     pub(crate) seed: u64,
-    /// Of the examples in each bucket.
+    /// The stream of the orders of examples in each bucket.
     pub(crate) examples: u64,
-    /// Of the buckets.
+    /// The stream of the order of buckets.
     pub(crate) buckets: u64,
 }
 
-/// A bucket and positions in its epoch.
-pub(crate) type Picked = (usize, Vec<i64>);
+/// The index of a bucket, and positions in its epoch.
+pub(crate) type Selection = (usize, Vec<i64>);
 
-/// The `count` batches of `size` examples of `step`, from 0. Neighbours of one bucket come as one.
-pub(crate) fn batches(
+/// Selects the examples of `step`, from 0, which has `count` batches of `size` examples. `lens` has the number of examples
+/// of each bucket. Consecutive batches of one bucket are merged.
+pub(crate) fn select(
     lens: &[usize],
     size: usize,
     count: usize,
     step: usize,
-    source: Source,
-) -> Vec<Picked> {
-    let mut batches: Vec<Picked> = Vec::with_capacity(count);
+    streams: Streams,
+) -> Vec<Selection> {
+    let mut selections: Vec<Selection> = Vec::with_capacity(count);
     for batch in step * count..(step + 1) * count {
-        let (bucket, before) = turn(lens, batch, source);
-        let stream = source.examples + ((bucket as u64) << EPOCHS);
-        let picked = examples(lens[bucket], before * size, size, source.seed, stream);
-        match batches.last_mut() {
-            Some((last, all)) if *last == bucket => all.extend(picked),
-            _ => batches.push((bucket, picked)),
+        let (bucket, before) = bucket_of_batch(lens, batch, streams);
+        let stream = streams.examples + ((bucket as u64) << EPOCH_BITS);
+        let positions = epoch_positions(lens[bucket], before * size, size, streams.seed, stream);
+        match selections.last_mut() {
+            Some((last, all)) if *last == bucket => all.extend(positions),
+            _ => selections.push((bucket, positions)),
         }
     }
-    batches
+    selections
 }
 
-/// The bucket of a batch, and how many batches it had before.
-fn turn(lens: &[usize], batch: usize, source: Source) -> (usize, usize) {
+/// The bucket of the batch with index `batch`, and the number of earlier batches of that bucket.
+fn bucket_of_batch(lens: &[usize], batch: usize, streams: Streams) -> (usize, usize) {
     if lens.len() == 1 {
         return (0, batch);
     }
@@ -55,14 +60,14 @@ fn turn(lens: &[usize], batch: usize, source: Source) -> (usize, usize) {
         lens.iter().enumerate().flat_map(|(bucket, len)| std::iter::repeat_n(bucket, *len));
     let mut owners: Vec<usize> = owners.collect();
     let (round, position) = (batch / owners.len(), batch % owners.len());
-    owners.shuffle(&mut generator(source.seed, source.buckets + round as u64));
+    owners.shuffle(&mut generator(streams.seed, streams.buckets + round as u64));
     let bucket = owners[position];
     let here = owners[..position].iter().filter(|owner| **owner == bucket).count();
     (bucket, round * lens[bucket] + here)
 }
 
-/// Positions `first..first + size` of epoch after epoch of `len` examples.
-fn examples(len: usize, first: usize, size: usize, seed: u64, stream: u64) -> Vec<i64> {
+/// The elements `first..first + size` of the endless sequence of epochs of `len` examples.
+fn epoch_positions(len: usize, first: usize, size: usize, seed: u64, stream: u64) -> Vec<i64> {
     let mut rows = Vec::with_capacity(size);
     while rows.len() < size {
         let position = first + rows.len();
@@ -79,8 +84,8 @@ mod tests {
     use super::*;
     use crate::data::rng;
 
-    fn source(seed: u64) -> Source {
-        Source { seed, examples: rng::ORDER, buckets: rng::BUCKET }
+    fn streams(seed: u64) -> Streams {
+        Streams { seed, examples: rng::ORDER, buckets: rng::BUCKET }
     }
 
     #[test]
@@ -88,7 +93,7 @@ mod tests {
         for (len, size) in [(5, 5), (5, 2), (3, 7), (1, 4)] {
             let steps = (len * 6) / size;
             let rows: Vec<i64> = (0..steps)
-                .flat_map(|step| batches(&[len], size, 1, step, source(7)))
+                .flat_map(|step| select(&[len], size, 1, step, streams(7)))
                 .flat_map(|(_, rows)| rows)
                 .collect();
             for epoch in rows.chunks_exact(len) {
@@ -97,12 +102,12 @@ mod tests {
                 assert_eq!(seen, (0..len as i64).collect::<Vec<_>>());
             }
         }
-        let order = |seed, step| batches(&[20], 20, 1, step, source(seed));
+        let order = |seed, step| select(&[20], 20, 1, step, streams(seed));
         assert_ne!(order(7, 0), order(7, 1));
         assert_ne!(order(7, 0), order(8, 0));
     }
 
-    /// In as many batches as there are examples, each is seen once for each place in a batch.
+    /// In as many batches as there are examples, each example is seen as often as a batch has places.
     #[test]
     fn every_example_of_every_bucket_is_seen_equally_often() {
         for (lens, size, count) in
@@ -112,7 +117,7 @@ mod tests {
             for rounds in 1..4 {
                 let mut seen: Vec<Vec<usize>> = lens.iter().map(|len| vec![0; *len]).collect();
                 for step in 0..rounds * all / count {
-                    let drawn = batches(lens, size, count, step, source(3));
+                    let drawn = select(lens, size, count, step, streams(3));
                     assert_eq!(
                         drawn.iter().map(|(_, rows)| rows.len()).sum::<usize>(),
                         size * count
@@ -128,7 +133,7 @@ mod tests {
             }
         }
         let order = |seed| -> Vec<usize> {
-            let steps = (0..20).flat_map(|step| batches(&[9, 8], 2, 1, step, source(seed)));
+            let steps = (0..20).flat_map(|step| select(&[9, 8], 2, 1, step, streams(seed)));
             steps.map(|(bucket, _)| bucket).collect()
         };
         assert_ne!(order(1), order(2));

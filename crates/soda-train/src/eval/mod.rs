@@ -1,6 +1,7 @@
-//! What is measured of the networks: validation loss, sampled pictures, scores.
+//! Evaluation of the networks: validation loss, samples, snapshots and scores.
 
-pub(crate) mod pictures;
+pub(crate) mod dataset_images;
 pub(crate) mod sampling;
 pub(crate) mod scores;
+pub(crate) mod snapshots;
 pub(crate) mod validation;

@@ -1,5 +1,4 @@
-//! The validation loss: the squared error, weighted by masks where there are some, of fixed pictures at fixed noise and
-//! timesteps.
+//! The validation loss: the squared error of fixed images at fixed noise and timesteps, weighted by masks if there are any.
 
 use burn::tensor::{Int, Tensor};
 use soda_models::noise::{generator, normal};
@@ -8,28 +7,30 @@ use soda_models::scheduler::Ddpm;
 
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;
-use crate::data::encode::{EncodedDataset, Rows};
+use crate::data::encoded_dataset::{EncodedDataset, Rows};
 use crate::data::rng;
 use crate::step::loss::value;
 
-/// What is measured, ready.
+/// The batches on which the validation loss is measured.
 pub(crate) struct Validation {
     batches: Vec<Batch>,
 }
 
 impl Validation {
-    /// The first variant of every example in `data` at `config.validation.timesteps` timesteps, each the
-    /// middle of its share of those that are trained. The latents are the likeliest, the noise is the seed's.
+    /// Prepares the first variant of every example at `config.validation.timesteps` timesteps.
+    ///
+    /// The range of trained timesteps is cut into as many parts of equal length, and the middle of each is used. The latents
+    /// are the mode of their distribution and the noise is a function of the seed.
     pub(crate) fn new(data: &EncodedDataset, schedule: &Ddpm, config: &TrainConfig) -> Self {
         let rows = data.first_rows();
         let (device, count) = (data.device(), rows.iter().map(Rows::len).sum::<usize>());
         let [first, end] =
             config.objective.timesteps.unwrap_or([0, schedule.num_train_timesteps()]);
-        let shares = config.validation.timesteps;
+        let parts = config.validation.timesteps;
         let mut batches = Vec::new();
-        for share in 0..shares {
-            let t = first + (end - first) * (2 * share + 1) / (2 * shares);
-            let mut noise = generator(config.seed, rng::VALIDATION + share as u64);
+        for part in 0..parts {
+            let t = first + (end - first) * (2 * part + 1) / (2 * parts);
+            let mut noise = generator(config.seed, rng::VALIDATION + part as u64);
             for rows in &rows {
                 let (latents, samples) = (data.mode(rows), rows.len());
                 let noise = normal(&mut noise, latents.dims(), &device);
@@ -38,17 +39,17 @@ impl Validation {
                     noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
                     target: schedule.target(latents, noise, timesteps.clone()),
                     prompts: data.prompts(rows),
-                    weight: Tensor::full([samples], 1.0 / (count * shares) as f64, &device),
+                    weight: Tensor::full([samples], 1.0 / (count * parts) as f64, &device),
                     timesteps: timesteps.float(),
                     mask: data.mask(rows),
                 };
-                batches.extend(batch.parts(samples.div_ceil(config.batch_size)));
+                batches.extend(batch.split(samples.div_ceil(config.batch_size)));
             }
         }
         Self { batches }
     }
 
-    /// The mean over pictures and timesteps.
+    /// The validation loss of `networks`: the mean over images and timesteps.
     pub(crate) fn loss(&self, networks: &Networks) -> f32 {
         self.batches.iter().map(|batch| value(networks, batch)).sum()
     }
@@ -66,11 +67,11 @@ mod tests {
     use super::*;
     use crate::config::{apply_setting, preset};
     use crate::data::dataset::Dataset;
-    use crate::data::encode::EncodeConfig;
+    use crate::data::encode::{EncodeConfig, EncodeOptions};
 
-    /// Against the definition, sample by sample. 1e-5: batches add in another order.
+    /// The reference is the definition, sample by sample. The tolerance of 1e-5 allows for the order of sums in batches.
     #[test]
-    fn the_loss_is_the_mean_of_the_samples_own() {
+    fn the_loss_is_the_mean_over_the_samples() {
         let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
         let mut table = preset("toybox").unwrap();
         for setting in [
@@ -97,7 +98,7 @@ mod tests {
 
         let mut sum = 0.0;
         let latents = data.mode(&data.first_rows()[0]);
-        let text = data.prompts(&data.first_rows()[0]).ready().unwrap().text;
+        let text = data.prompts(&data.first_rows()[0]).encoded().unwrap().text;
         for (share, t) in [(0, 200), (1, 400)] {
             let noise: Tensor<4> =
                 gaussian(config.seed, rng::VALIDATION + share, latents.dims(), &device);

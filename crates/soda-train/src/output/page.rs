@@ -1,4 +1,4 @@
-//! One HTML file that needs no network: style and pictures are in it.
+//! HTML pages that need no network: the style sheet and all images are part of the file.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -6,43 +6,60 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ImageError, RgbImage};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::output::run_folder::png;
+use crate::output::files::png_bytes;
 
-const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}\
-    table{border-collapse:collapse}td,th{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}\
-    td:first-child,th:first-child{text-align:left}small{color:#666}img{max-width:100%;image-rendering:pixelated}";
+/// Follows the light or dark scheme of the browser. Charts keep a white ground, since their colours are chosen for it.
+const STYLE: &str = "\
+    :root{color-scheme:light dark}\
+    body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:1.5em auto;padding:0 1em}\
+    h1,h2,h3{line-height:1.25}h2{margin-top:1.6em}\
+    h3{font-size:1em;margin:.2em 0}\
+    small,figcaption{font-size:.85em;opacity:.8}\
+    figure{margin:0}\
+    img,svg{max-width:100%;height:auto}\
+    svg{background:#fff}\
+    pre{overflow-x:auto}\
+    table{border-collapse:collapse}\
+    td,th{padding:.25em .7em;border-bottom:1px solid #8886;text-align:right}\
+    td:first-child,th:first-child{text-align:left}\
+    @media(max-width:640px){table{display:block;overflow-x:auto}td,th{padding:.25em .4em}}";
 
-/// A whole page.
+/// A whole HTML page with `title` as its title and heading, and `body` below the heading.
 pub fn page(title: &str, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
-            head { meta charset="utf-8"; title { (title) } style { (PreEscaped(STYLE)) } }
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
+            }
             body { h1 { (title) } (body) }
         }
     };
     page.into_string()
 }
 
-/// A picture as the source of an `img`.
+/// Encodes `image` as PNG in a `data:` address, for the `src` of an `img`.
 ///
 /// # Errors
-/// What the encoder says.
+/// Returns the error of the encoder.
 pub fn png_data_uri(image: &RgbImage) -> Result<String, ImageError> {
-    Ok(png_file_data_uri(&png(image)?))
+    Ok(png_file_data_uri(&png_bytes(image)?))
 }
 
-/// The same with what the eye does not miss left out, for many photographs on one page.
+/// Encodes `image` as JPEG of quality 90 in a `data:` address, for pages with many photographs.
 ///
 /// # Errors
-/// What the encoder says.
+/// Returns the error of the encoder.
 pub fn jpeg_data_uri(image: &RgbImage) -> Result<String, ImageError> {
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, 90).encode_image(image)?;
     Ok(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(bytes)))
 }
 
-/// The same of a PNG file's bytes.
-pub fn png_file_data_uri(bytes: &[u8]) -> String {
+/// The `data:` address of the bytes of a PNG file.
+pub(crate) fn png_file_data_uri(bytes: &[u8]) -> String {
     format!("data:image/png;base64,{}", BASE64_STANDARD.encode(bytes))
 }

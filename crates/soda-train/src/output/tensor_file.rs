@@ -1,4 +1,4 @@
-//! Tensors and a header in a safetensors file that tells whether it is whole.
+//! Safetensors files with a header and a digest, by which a damaged file is recognised.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,13 +7,13 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use sha2::{Digest as _, Sha256};
 
-/// By name; f32 or f64.
+/// Tensors by name, in f32 or f64.
 pub(crate) type Tensors = BTreeMap<String, TensorData>;
 
-/// The bytes of a file.
+/// Encodes a header and tensors as the content of a file.
 ///
 /// # Errors
-/// What the format cannot hold.
+/// Returns the error of the safetensors format.
 pub(crate) fn to_bytes(
     header: String,
     tensors: &Tensors,
@@ -32,7 +32,7 @@ pub(crate) fn to_bytes(
     safetensors::serialize(views, Some(metadata))
 }
 
-/// Header and tensors; `None` where these are not the bytes that were written.
+/// Decodes the header and the tensors of a file. `None` if the bytes differ from those that were written.
 pub(crate) fn from_bytes(bytes: &[u8]) -> Option<(String, Tensors)> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).ok()?;
     let metadata = metadata.metadata().clone()?;
@@ -54,7 +54,7 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Option<(String, Tensors)> {
     Some((header.clone(), views.into_iter().map(tensor).collect()))
 }
 
-/// SHA-256 over everything but the file's own framing.
+/// The SHA-256 of the header, the names and the values, in hexadecimal digits.
 fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let mut hash = Sha256::new();
     hash.update(header);
@@ -65,7 +65,7 @@ fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) 
     hex(hash)
 }
 
-/// A hash as it is written.
+/// The hexadecimal digits of a hash.
 pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

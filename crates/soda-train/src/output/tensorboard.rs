@@ -1,10 +1,10 @@
-//! Event files of TensorBoard, appended to while a run goes on.
+//! Event files of TensorBoard, to which a run appends.
 //!
-//! A file is a row of records, each with its length and two checksums (TensorFlow's `record_writer.h`); a record is an
+//! A file is a sequence of records, each with its length and two checksums (TensorFlow's `record_writer.h`). A record is an
 //! `Event` in protocol buffers (`event.proto`, `summary.proto`), of which six fields are written here.
 //!
-//! A run that goes on after a stop begins another file in the same folder, as TensorBoard expects it. Steps done
-//! twice have the same numbers twice.
+//! A resumed run begins another file in the same folder, as TensorBoard expects. Steps that are repeated after a stop have
+//! the same values in both files.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::TrainError;
+use crate::output::files::create_folder;
 
-/// An event file.
+/// An event file that is open for appending.
 #[derive(Debug)]
 pub(crate) struct Events {
     path: PathBuf,
@@ -21,11 +22,11 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Begins a file in `folder`, which is made if there is none.
+    /// Creates a file in `folder`, which is created if it is missing.
     pub(crate) fn create(folder: &Path) -> Result<Self, TrainError> {
-        std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+        create_folder(folder)?;
         let seconds = now() as u64;
-        // A start in the same second is another file.
+        // Two starts in the same second create two files.
         let mut number = 0;
         let (path, file) = loop {
             let path = folder.join(format!("events.out.tfevents.{seconds:010}.soda.{number}"));
@@ -39,7 +40,7 @@ impl Events {
         Ok(events)
     }
 
-    /// Numbers after `step` steps, by tag.
+    /// Appends the values after `step` steps, by tag.
     pub(crate) fn scalars(
         &mut self,
         step: usize,
@@ -52,8 +53,8 @@ impl Events {
         self.event(step, &summary)
     }
 
-    /// A picture of `size` (width, height), as PNG.
-    pub(crate) fn picture(
+    /// Appends an image of `size` (width, height) pixels, as the bytes of a PNG file.
+    pub(crate) fn image(
         &mut self,
         step: usize,
         tag: &str,
@@ -75,7 +76,7 @@ impl Events {
         self.append(&event.bytes(5, &summary.0))
     }
 
-    /// A record at once, so that a reader never waits for the rest of one.
+    /// Appends a record in one write, so that a reader never sees a part of one.
     fn append(&mut self, Message(data): &Message) -> Result<(), TrainError> {
         let length = (data.len() as u64).to_le_bytes();
         let mut record = Vec::with_capacity(data.len() + 16);
@@ -87,17 +88,17 @@ impl Events {
     }
 }
 
-/// Seconds since 1970.
+/// The seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// The checksum as records have it: of a checksum among the data, that of the data says nothing.
+/// The masked checksum of a record. The mask keeps checksums of data with checksums in it meaningful.
 fn masked(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// A message of protocol buffers, field by field.
+/// Builds a message of protocol buffers, field by field.
 #[derive(Debug, Default)]
 struct Message(Vec<u8>);
 
@@ -145,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    /// Records of a file, checked against their checksums.
+    /// The records of a file, after comparison with their checksums.
     fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut records = Vec::new();
         while !bytes.is_empty() {
@@ -160,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn a_start_is_a_file_and_a_step_a_record() {
+    fn each_start_is_a_file_and_each_call_a_record() {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..2 {
             let mut events = Events::create(&folder.path().join("tensorboard")).unwrap();
             events.scalars(300, &[("loss", 0.25), ("rate", 1.0)]).unwrap();
-            events.picture(300, "samples", (2, 1), b"png").unwrap();
+            events.image(300, "samples", (2, 1), b"png").unwrap();
         }
         let files: Vec<_> = std::fs::read_dir(folder.path().join("tensorboard")).unwrap().collect();
         assert_eq!(files.len(), 2);
@@ -173,19 +174,19 @@ mod tests {
             let records = records(&std::fs::read(file.unwrap().path()).unwrap());
             assert_eq!(records.len(), 3);
             assert!(records[0].ends_with(b"brain.Event:2"));
-            // Of the event after its time: step 300 (two bytes of seven bits), and a summary of two values.
+            // After the time, an event has the step 300 (two bytes of seven bits) and a summary of two values.
             let event = &records[1][9..];
             let loss = b"\x0a\x0b\x0a\x04loss\x15\x00\x00\x80\x3e";
             let rate = b"\x0a\x0b\x0a\x04rate\x15\x00\x00\x80\x3f";
             assert_eq!(event, [&b"\x10\xac\x02\x2a\x1a"[..], loss, rate].concat());
-            let picture = b"\x0a\x16\x0a\x07samples\x22\x0b\x08\x01\x10\x02\x18\x03\x22\x03png";
-            assert_eq!(&records[2][9..], [&b"\x10\xac\x02\x2a\x18"[..], picture].concat());
+            let image = b"\x0a\x16\x0a\x07samples\x22\x0b\x08\x01\x10\x02\x18\x03\x22\x03png";
+            assert_eq!(&records[2][9..], [&b"\x10\xac\x02\x2a\x18"[..], image].concat());
         }
     }
 
-    /// The value of RFC 3720, B.4, masked.
+    /// The expected value is in RFC 3720, B.4.
     #[test]
-    fn checksums_are_castagnolis() {
+    fn checksums_are_crc32c() {
         assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(masked(&[0; 32]), 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8));
     }

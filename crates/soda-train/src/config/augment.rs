@@ -4,21 +4,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// The variants of each example that a run trains on. The default is one variant: the centre crop and the caption as written.
+/// The variants of each example that a run trains on. The default is one variant: the centre crop and the
+/// caption as written.
 ///
 /// All variants are encoded once, before the first step. Each step draws among them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
-    /// Number of crops of an image whose aspect ratio differs from the training size. 1 is the centre crop; a larger
-    /// number is that many random crops.
+    /// Number of crops of an image whose aspect ratio differs from the training size. 1 is the centre crop; a
+    /// larger number is that many random crops.
     pub crops: usize,
     /// Whether the mirror image of each crop is trained on as well.
     pub flip: bool,
     /// The probability, from 0 to 1, that a sample's caption is replaced by the empty caption.
     pub caption_dropout: f64,
-    /// Number of orders of a caption's comma-separated tags. 1 is the written order; a larger number is at most that
-    /// many random orders.
+    /// Number of orders of a caption's comma-separated tags. 1 is the written order; a larger number is at
+    /// most that many random orders.
     pub tag_orders: usize,
     /// Number of tags at the start that keep their place, such as the one with the identifier.
     pub keep_tags: usize,

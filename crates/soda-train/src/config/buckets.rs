@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Aspect-ratio buckets: training sizes with about the base model's number of pixels and various aspect ratios.
+/// Aspect-ratio buckets: training sizes with about the base model's number of pixels and various aspect
+/// ratios.
 ///
-/// An image is trained at the size with the nearest aspect ratio. The allowed values depend on the base model, so that
-/// they are checked when it is loaded.
+/// An image is trained at the size with the nearest aspect ratio. The allowed values depend on the base
+/// model, so that they are checked when it is loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BucketConfig {
@@ -15,8 +16,8 @@ pub struct BucketConfig {
     pub min_side: Option<usize>,
     /// The longest side in pixels, a multiple of `step`. The default is twice the base model's side.
     pub max_side: Option<usize>,
-    /// Whether images smaller than their bucket are upscaled. If not, they get a smaller bucket of their own, and an
-    /// image with a side below one `step` is an error.
+    /// Whether images smaller than their bucket are upscaled. If not, they get a smaller bucket of their own,
+    /// and an image with a side below one `step` is an error.
     pub upscale: bool,
 }
 

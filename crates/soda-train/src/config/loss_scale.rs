@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// The largest loss scale. Without a limit, gradients of zeros would double the scale to infinity, which halving does
-/// not undo.
+/// The largest loss scale. Without a limit, gradients of zeros would double the scale to infinity, which
+/// halving does not undo.
 pub(crate) const LARGEST_LOSS_SCALE: f32 = (1u32 << 24) as f32;
 
 /// Dynamic loss scaling in f16 (Micikevicius et al., arXiv 1710.03740).

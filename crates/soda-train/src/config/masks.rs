@@ -8,8 +8,8 @@ use crate::error::ConfigError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MaskSource {
-    /// A greyscale file for each image, white where the loss counts: `NAME.mask.png` or `NAME-masklabel.png` beside
-    /// the image, or `masks/NAME.png`. An image without a mask counts everywhere.
+    /// A greyscale file for each image, white where the loss counts: `NAME.mask.png` or `NAME-masklabel.png`
+    /// beside the image, or `masks/NAME.png`. An image without a mask counts everywhere.
     #[default]
     Files,
     /// The alpha channel of the image: opaque pixels count.
@@ -24,8 +24,8 @@ pub struct MaskConfig {
     pub source: MaskSource,
     /// The weight of the black parts, from 0 to 1. A weight above 0 keeps them from being forgotten.
     pub unmasked_weight: f64,
-    /// Whether the weights of an image are scaled to a mean of 1, so that an image with a small white part counts as
-    /// much as any other.
+    /// Whether the weights of an image are scaled to a mean of 1, so that an image with a small white part
+    /// counts as much as any other.
     pub normalize: bool,
 }
 

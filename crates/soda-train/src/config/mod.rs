@@ -72,12 +72,13 @@ pub struct TrainConfig {
     pub steps: usize,
     /// Images in a batch.
     pub batch_size: usize,
-    /// Gradient accumulation: batches in a step. A step uses `batch_size * accumulation` images in the memory of one batch.
+    /// Gradient accumulation: batches in a step. A step uses `batch_size * accumulation` images in the memory
+    /// of one batch.
     #[serde(default = "one")]
     pub accumulation: usize,
-    /// Number of shards of a batch that a CPU computes in parallel, each on its own threads. A batch has at most one
-    /// shard per sample. The default is one; the command line uses one per core. Runs with the same number of shards
-    /// give the same bits.
+    /// Number of shards of a batch that a CPU computes in parallel, each on its own threads. A batch has at
+    /// most one shard per sample. The default is one; the command line uses one per core. Runs with the same
+    /// number of shards give the same bits.
     #[serde(default)]
     pub shards: Option<usize>,
     /// Data augmentation of images and captions.
@@ -131,7 +132,8 @@ pub struct TrainConfig {
     /// Images that are sampled before, after and during training.
     #[serde(default)]
     pub samples: SampleConfig,
-    /// Whether all measurements are written to TensorBoard's event files as well, in the run's `tensorboard/`.
+    /// Whether all measurements are written to TensorBoard's event files as well, in the run's
+    /// `tensorboard/`.
     #[serde(default)]
     pub tensorboard: bool,
 }
@@ -191,13 +193,14 @@ impl TrainConfig {
     /// Reads a configuration from TOML.
     ///
     /// # Errors
-    /// Returns an error if the syntax is wrong or a field is unknown or missing. The message has the place and, for an
-    /// unknown field, the nearest known one.
+    /// Returns an error if the syntax is wrong or a field is unknown or missing. The message has the place
+    /// and, for an unknown field, the nearest known one.
     pub fn from_toml(text: &str) -> Result<Self, TrainError> {
         toml::from_str(text).map_err(|source| edit::explain(source.to_string().trim_end()).into())
     }
 
-    /// Reads a configuration from a table, such as a [`preset`] with a few settings changed by [`apply_setting`].
+    /// Reads a configuration from a table, such as a [`preset`] with a few settings changed by
+    /// [`apply_setting`].
     ///
     /// # Errors
     /// Returns an error if a field is unknown or missing.

@@ -14,8 +14,8 @@ pub enum Loss {
     /// The mean squared error of the prediction.
     #[default]
     Mse,
-    /// Direct Consistency Optimization (Lee et al., arXiv 2402.12004): a lower error than the frozen network's, which
-    /// counts less the lower it already is.
+    /// Direct Consistency Optimization (Lee et al., arXiv 2402.12004): a lower error than the frozen
+    /// network's, which counts less the lower it already is.
     Dco,
 }
 
@@ -33,13 +33,15 @@ pub struct ObjectiveConfig {
     pub noise_offset: f64,
     /// The prediction type that is trained, `epsilon` or `v`. The default is the base model's.
     pub prediction: Option<PredictionType>,
-    /// Whether the noise schedule is rescaled to zero terminal SNR (Lin et al., arXiv 2305.08891), which needs `v`.
+    /// Whether the noise schedule is rescaled to zero terminal SNR (Lin et al., arXiv 2305.08891), which
+    /// needs `v`.
     pub zero_terminal_snr: bool,
     /// The range `[first, end]` of the trained timesteps, without `end`. The default is all of them.
     pub timesteps: Option<[usize; 2]>,
 }
 
-/// Prior preservation (DreamBooth, Ruiz et al., arXiv 2208.12242): images of the class are trained on beside the subject's.
+/// Prior preservation (DreamBooth, Ruiz et al., arXiv 2208.12242): images of the class are trained on beside
+/// the subject's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriorConfig {

@@ -48,8 +48,8 @@ pub struct OptimizerConfig {
     pub schedule: Schedule,
     /// Number of warm-up steps, in which the learning rates rise linearly before the schedule begins.
     pub warmup_steps: usize,
-    /// Decay of the exponential moving average (EMA) of the parameters, which becomes the adapter. Without it the last
-    /// parameters do.
+    /// Decay of the exponential moving average (EMA) of the parameters, which becomes the adapter. Without it
+    /// the last parameters do.
     pub ema_decay: Option<f64>,
 }
 
@@ -117,8 +117,8 @@ impl OptimizerConfig {
 impl OptimizerConfig {
     /// Checks the learning rate and the end of training of one parameter group.
     ///
-    /// `fields` are the paths of the two settings. `prodigy` is the message if both optimizer and group exclude each
-    /// other, since Prodigy has one estimate for all parameters.
+    /// `fields` are the paths of the two settings. `prodigy` is the message if both optimizer and group
+    /// exclude each other, since Prodigy has one estimate for all parameters.
     pub(super) fn check_group(
         &self,
         learning_rate: Option<f64>,

@@ -1,6 +1,7 @@
 //! The setting of the precision of the networks.
 //!
-//! Decompositions use the weights in f32, and adapters stay in f32. Only the frozen base model and its activations are cast.
+//! Decompositions use the weights in f32, and adapters stay in f32. Only the frozen base model and its
+//! activations are cast.
 
 use burn::tensor::{Device, FloatDType};
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,8 @@ pub enum Precision {
     F32,
     /// bfloat16: the range of f32 with eight bits of mantissa, in half the memory.
     Bf16,
-    /// Half precision: eleven bits of mantissa and a range from 6e-8 to 65504, for devices without bf16. The loss is
-    /// scaled ([`LossScale`](crate::LossScale)) and steps whose gradients overflow are skipped.
+    /// Half precision: eleven bits of mantissa and a range from 6e-8 to 65504, for devices without bf16. The
+    /// loss is scaled ([`LossScale`](crate::LossScale)) and steps whose gradients overflow are skipped.
     F16,
 }
 

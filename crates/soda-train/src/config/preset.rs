@@ -1,4 +1,5 @@
-//! Presets: named settings to start from. `soda config show` prints the defaults of all settings that a preset leaves out.
+//! Presets: named settings to start from. `soda config show` prints the defaults of all settings that a
+//! preset leaves out.
 
 use toml::Table;
 

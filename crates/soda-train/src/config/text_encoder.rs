@@ -17,7 +17,8 @@ pub struct TextEncoderConfig {
     /// Which weights are adapted: `text-attention`, `text-attention+mlp`, or patterns over paths such as
     /// `text_model.encoder.layers.0.self_attn.q_proj.weight`.
     pub targets: Targets,
-    /// The share of the steps after which the text encoders are frozen. Without it they are trained to the end.
+    /// The share of the steps after which the text encoders are frozen. Without it they are trained to the
+    /// end.
     pub stop_after: Option<f64>,
 }
 

@@ -1,7 +1,8 @@
-//! Settings of textual inversion: new words of the vocabulary, whose embeddings are trained beside the adapters.
+//! Settings of textual inversion: new words of the vocabulary, whose embeddings are trained beside the
+//! adapters.
 //!
-//! Textual inversion is Gal et al., arXiv 2208.01618. Training embeddings together with weights is pivotal tuning (Roich
-//! et al., arXiv 2106.05744).
+//! Textual inversion is Gal et al., arXiv 2208.01618. Training embeddings together with weights is pivotal
+//! tuning (Roich et al., arXiv 2106.05744).
 
 use std::collections::BTreeMap;
 
@@ -20,8 +21,8 @@ pub struct TokensConfig {
     pub learning_rate: Option<f64>,
     /// The share of the steps after which the embeddings are frozen. Without it they are trained to the end.
     pub stop_after: Option<f64>,
-    /// Each new word, and the words whose embeddings it starts from: those of `mug` for `"<mug>" = "mug"`. An empty
-    /// text starts from noise of the vocabulary's magnitude.
+    /// Each new word, and the words whose embeddings it starts from: those of `mug` for `"<mug>" = "mug"`. An
+    /// empty text starts from noise of the vocabulary's magnitude.
     pub words: BTreeMap<String, String>,
 }
 

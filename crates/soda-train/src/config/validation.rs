@@ -6,14 +6,16 @@ use crate::error::ConfigError;
 
 /// The validation loss: the loss on the same images, noise and timesteps at each measurement.
 ///
-/// Its values can be compared with each other. Those of the training loss cannot, since every step draws other timesteps.
+/// Its values can be compared with each other. Those of the training loss cannot, since every step draws
+/// other timesteps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ValidationConfig {
-    /// Steps between two measurements. There is also one before the first step and one after the last. 0 disables them.
+    /// Steps between two measurements. There is also one before the first step and one after the last. 0
+    /// disables them.
     pub every: usize,
-    /// The share of the images, from 0 up to but not including 1, that is measured instead of trained on. At 0 the
-    /// training images are measured, and the loss says how well they are learnt.
+    /// The share of the images, from 0 up to but not including 1, that is measured instead of trained on. At
+    /// 0 the training images are measured, and the loss says how well they are learnt.
     pub held_out: f64,
     /// Number of timesteps at which each image is measured, evenly spaced over those that are trained.
     pub timesteps: usize,

@@ -1,7 +1,7 @@
 //! Data augmentation: crops and mirror images of an image, orders of a caption's tags.
 //!
-//! The variants of an example are a function of the seed and its index. The variant that a step uses is a function of the
-//! seed and the step.
+//! The variants of an example are a function of the seed and its index. The variant that a step uses is a
+//! function of the seed and the step.
 
 use image::{RgbImage, imageops};
 use rand::Rng;
@@ -23,7 +23,8 @@ pub(crate) struct ImageVariant {
     pub(crate) size: Size,
 }
 
-/// The distinct variants of the image with this index and these dimensions (width, height), at the training size `size`.
+/// The distinct variants of the image with this index and these dimensions (width, height), at the training
+/// size `size`.
 pub(crate) fn image_variants(
     dimensions: (u32, u32),
     size: Size,
@@ -53,8 +54,9 @@ impl ImageVariant {
         if self.flipped { imageops::flip_horizontal(&cropped) } else { cropped }
     }
 
-    /// The time ids of SDXL (arXiv 2307.01952, 2.2): height and width of the original image, top and left of the crop in the
-    /// resized image, height and width of the result. Those of a mirrored variant refer to the mirrored image.
+    /// The time ids of SDXL (arXiv 2307.01952, 2.2): height and width of the original image, top and left of
+    /// the crop in the resized image, height and width of the result. Those of a mirrored variant refer to
+    /// the mirrored image.
     pub(crate) fn time_ids(&self) -> [f32; 6] {
         let (width, height) = self.original_size;
         let Crop { x, y, width: columns, height: rows } = self.crop;
@@ -67,7 +69,8 @@ impl ImageVariant {
         [height as f32, width as f32, top, left, h as f32, w as f32]
     }
 
-    /// The variant as part of a cache key. The text must not change, or the entries of existing caches are not found.
+    /// The variant as part of a cache key. The text must not change, or the entries of existing caches are
+    /// not found.
     pub(crate) fn cache_key(&self) -> String {
         let Self { original_size, crop: Crop { x, y, width, height }, flipped, size } = self;
         format!(
@@ -144,7 +147,8 @@ mod tests {
         assert_eq!(image_variants((300, 100), [50, 50], &AugmentConfig::default(), 3, 0).len(), 1);
     }
 
-    /// The crop follows from SDXL's time ids alone, at any aspect ratio, to within the pixel that integers leave.
+    /// The crop follows from SDXL's time ids alone, at any aspect ratio, to within the pixel that integers
+    /// leave.
     #[test]
     fn time_ids_determine_the_crop() {
         let augment = AugmentConfig { crops: 3, flip: true, ..AugmentConfig::default() };

@@ -1,4 +1,5 @@
-//! The samples of one step: examples, timesteps and noise. All randomness is a function of the seed and the step.
+//! The samples of one step: examples, timesteps and noise. All randomness is a function of the seed and the
+//! step.
 
 use std::ops::Range;
 
@@ -32,8 +33,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Draws the samples of `step`, from 0: `accumulation * batch_size` examples of `data`, and as many class images if
-    /// there are any. Consecutive samples of one size are merged into one batch.
+    /// Draws the samples of `step`, from 0: `accumulation * batch_size` examples of `data`, and as many class
+    /// images if there are any. Consecutive samples of one size are merged into one batch.
     pub fn sample(
         data: &EncodedDataset,
         class: Option<&EncodedDataset>,
@@ -208,7 +209,8 @@ fn sample_timesteps(
     (0..count).map(|_| rng.random_range(first as i64..end as i64)).collect()
 }
 
-/// Draws standard normal noise, plus a shift of whole channels (Guttenberg, "Diffusion with offset noise", 2023).
+/// Draws standard normal noise, plus a shift of whole channels (Guttenberg, "Diffusion with offset noise",
+/// 2023).
 fn sample_noise(
     shape: [usize; 4],
     objective: &ObjectiveConfig,
@@ -252,8 +254,8 @@ mod tests {
     use crate::data::dataset::Example;
     use crate::data::encode::{EncodeConfig, EncodeOptions};
 
-    /// Images of several shapes, some with masks, and class images without: each batch has one shape, and the weights of
-    /// samples and latents are as configured.
+    /// Images of several shapes, some with masks, and class images without: each batch has one shape, and the
+    /// weights of samples and latents are as configured.
     #[test]
     fn batches_have_one_shape_and_the_configured_weights() {
         let folder = tempfile::tempdir().unwrap();

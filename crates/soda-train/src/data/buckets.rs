@@ -1,10 +1,11 @@
 //! Aspect-ratio buckets: the training size of each image (kohya's sd-scripts, `make_bucket_resolutions`).
 //!
-//! With the base model's side `r`, a step `s` and sides from `a` to `b`, the sizes are `w x h` and `h x w` for
-//! `w = a, a + s, ... <= b` with the largest `h <= min(b, r² / w)` that is a multiple of `s` and at least `a`.
+//! With the base model's side `r`, a step `s` and sides from `a` to `b`, the sizes are `w x h` and `h x w`
+//! for `w = a, a + s, ... <= b` with the largest `h <= min(b, r² / w)` that is a multiple of `s` and at least
+//! `a`.
 //!
-//! An image gets the size with the least distance `|ln(w / h) - ln(W / H)|` of aspect ratios. sd-scripts takes the difference
-//! of the ratios instead, which treats portrait and landscape images differently.
+//! An image gets the size with the least distance `|ln(w / h) - ln(W / H)|` of aspect ratios. sd-scripts
+//! takes the difference of the ratios instead, which treats portrait and landscape images differently.
 
 use crate::config::BucketConfig;
 use crate::error::ConfigError;
@@ -22,8 +23,8 @@ pub(crate) struct Buckets {
 }
 
 impl Buckets {
-    /// The sizes for a base model of `side` pixels whose autoencoder has `grid` pixels to a latent. Without `config` the
-    /// only size is the square.
+    /// The sizes for a base model of `side` pixels whose autoencoder has `grid` pixels to a latent. Without
+    /// `config` the only size is the square.
     ///
     /// # Errors
     /// Returns an error in these cases:
@@ -76,8 +77,8 @@ impl Buckets {
         Ok(Self { sizes, step: step as u32, upscale: config.upscale })
     }
 
-    /// The training size of an image of these dimensions (width, height). `None` if a side is below one step and images
-    /// are not upscaled.
+    /// The training size of an image of these dimensions (width, height). `None` if a side is below one step
+    /// and images are not upscaled.
     pub(crate) fn size_for(&self, (width, height): (u32, u32)) -> Option<Size> {
         let ratio = |[w, h]: Size| (f64::from(w) / f64::from(h.max(1))).ln();
         let own = ratio([width, height]);

@@ -6,9 +6,9 @@
 //! - for latents the pixels of the image, the crop and the size,
 //! - for captions the tokens.
 //!
-//! An entry has the computed values to the bit and does not depend on other entries, so that a run with a full cache gives
-//! the same result as a run without one. An entry that does not match its digest is computed again. The device is not part of
-//! the name, although devices differ by rounding.
+//! An entry has the computed values to the bit and does not depend on other entries, so that a run with a
+//! full cache gives the same result as a run without one. An entry that does not match its digest is computed
+//! again. The device is not part of the name, although devices differ by rounding.
 //!
 //! The folder may be that of [`soda_linalg::SvdCache`].
 
@@ -31,7 +31,8 @@ use crate::error::TrainError;
 use crate::output::files::{create_folder, write_file};
 use crate::output::tensor_file::{Tensors, from_bytes, hex, to_bytes};
 
-/// The version of the encoding, part of every key. It changes when the same images or tokens would be encoded differently.
+/// The version of the encoding, part of every key. It changes when the same images or tokens would be encoded
+/// differently.
 const VERSION: &str = "soda-encode-1";
 
 /// A cache of the latents and encoded captions of one base model, in a folder.
@@ -47,8 +48,8 @@ pub struct EncodeCache {
 }
 
 impl EncodeCache {
-    /// Opens the cache of the base model `pipeline` in `folder`, which is created with the first entry. Hashes all weights
-    /// of the encoders.
+    /// Opens the cache of the base model `pipeline` in `folder`, which is created with the first entry.
+    /// Hashes all weights of the encoders.
     pub fn new(folder: PathBuf, pipeline: &Pipeline) -> Self {
         let vae = &pipeline.vae;
         let second = pipeline.second.as_ref().map(|second| fingerprint(&second.text_encoder));
@@ -123,7 +124,8 @@ impl EncodeCache {
         hex(hash)
     }
 
-    /// The content of the file `name`. If it is missing or damaged, the result of `make` is written and returned.
+    /// The content of the file `name`. If it is missing or damaged, the result of `make` is written and
+    /// returned.
     fn get<T>(
         &self,
         name: &str,

@@ -23,8 +23,8 @@ pub(crate) enum Captions {
 impl Captions {
     /// Encodes each distinct caption once, as far as `cache` lacks it.
     ///
-    /// Captions are encoded one by one: sums in a batch have another order, and the result must not depend on the
-    /// captions that a cache has.
+    /// Captions are encoded one by one: sums in a batch have another order, and the result must not depend on
+    /// the captions that a cache has.
     pub(crate) fn encode(
         pipeline: &Pipeline,
         captions: &[String],

@@ -1,20 +1,21 @@
-//! A data set on disk: a folder of images and their captions, and optionally prompts and images for evaluation.
+//! A data set on disk: a folder of images and their captions, and optionally prompts and images for
+//! evaluation.
 //!
 //! The caption of an image is the first of these that exists:
 //!
-//! 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the imagefolder format of
-//!    Hugging Face datasets),
+//! 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the
+//!    imagefolder format of Hugging Face datasets),
 //! 2. the text file beside it, `00.txt` (kohya's format),
-//! 3. the name of its folder after the number, if it is in a folder such as `10_sks mug` (kohya's format, where the number is
-//!    the number of repeats),
+//! 3. the name of its folder after the number, if it is in a folder such as `10_sks mug` (kohya's format,
+//!    where the number is the number of repeats),
 //! 4. one prompt for all images.
 //!
 //! A line of `metadata.jsonl` may have `"repeats": 3`, so that the image is seen three times in an epoch.
 //!
 //! `NAME.mask.png` and `NAME-masklabel.png` are the mask of `NAME` and not training images (see `masks`).
 //!
-//! Optional files are `subject.json` or `style.json` with `identifier` and `eval_prompts`, and `truth/`, a folder of the
-//! same format with the ground truth of the evaluation prompts.
+//! Optional files are `subject.json` or `style.json` with `identifier` and `eval_prompts`, and `truth/`, a
+//! folder of the same format with the ground truth of the evaluation prompts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -113,8 +114,8 @@ impl Dataset {
         })
     }
 
-    /// Replaces `[trigger]` in all captions and evaluation prompts by `trigger`. If the folder names no identifier and
-    /// `trigger` has several words, the first word becomes the identifier.
+    /// Replaces `[trigger]` in all captions and evaluation prompts by `trigger`. If the folder names no
+    /// identifier and `trigger` has several words, the first word becomes the identifier.
     #[must_use]
     pub fn with_trigger(mut self, trigger: &str) -> Self {
         for example in self.examples.iter_mut().chain(&mut self.truth) {
@@ -130,8 +131,8 @@ impl Dataset {
         self
     }
 
-    /// Removes and returns a random share of the examples. A share above 0 removes at least one example and leaves at
-    /// least one.
+    /// Removes and returns a random share of the examples. A share above 0 removes at least one example and
+    /// leaves at least one.
     ///
     /// # Errors
     /// Returns an error if the share is above 0 and there is only one example.
@@ -186,8 +187,8 @@ fn read_examples(
     Ok(examples)
 }
 
-/// The paths in a folder, sorted: the order of a directory listing differs between machines, and that of the examples
-/// must not.
+/// The paths in a folder, sorted: the order of a directory listing differs between machines, and that of the
+/// examples must not.
 fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let entries = std::fs::read_dir(folder).map_err(TrainError::io("read", folder))?;
     let paths = entries.map(|entry| Ok(entry.map_err(TrainError::io("read", folder))?.path()));

@@ -1,6 +1,7 @@
 //! Encoding of a data set: latent distributions of all image variants, embeddings or tokens of all captions.
 //!
-//! Images and captions never change during a run, so that the autoencoder and the text encoders run once per variant.
+//! Images and captions never change during a run, so that the autoencoder and the text encoders run once per
+//! variant.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -72,7 +73,8 @@ pub struct EncodeOptions<'a> {
 }
 
 impl EncodedDataset {
-    /// Encodes `examples` with the autoencoder and the text encoders of `pipeline`, as far as the cache lacks them.
+    /// Encodes `examples` with the autoencoder and the text encoders of `pipeline`, as far as the cache lacks
+    /// them.
     ///
     /// # Errors
     /// Returns an error in these cases:
@@ -132,7 +134,8 @@ struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// Encodes one example: reads its image and mask, finds its bucket, encodes its image variants, lists its captions.
+    /// Encodes one example: reads its image and mask, finds its bucket, encodes its image variants, lists its
+    /// captions.
     fn add(&mut self, index: u64, example: &Example) -> Result<(), TrainError> {
         let (image, mask) = self.read(example)?;
         let size = self.training_size(example, image.dimensions())?;
@@ -288,11 +291,11 @@ mod tests {
         let states = |text: &str| pipeline.encode_prompts(&[text.to_owned()]);
         let none = data.prompts(&Rows { bucket: 0, images: vec![0], captions: vec![last] });
         let none = none.encoded().unwrap().text;
-        let difference = (none - states("")).abs().max().into_scalar::<f32>();
-        assert!(difference < 1e-5, "{difference}");
+        let error = soda_testing::max_abs((none - states("")).into_data().iter::<f32>());
+        assert!(error < 1e-5, "{error}");
 
-        // All variants are drawn, captions only with the images of their example. The dropped share of 3000 samples is
-        // 0.3 within five standard deviations.
+        // All variants are drawn, captions only with the images of their example. The dropped share of 3000
+        // samples is 0.3 within five standard deviations.
         let rows = data.rows(0, &[0, 1, 2].repeat(1000), &mut generator(1, 1));
         let dropped = rows.captions.iter().filter(|row| **row == last).count();
         assert!((775..=1025).contains(&dropped), "{dropped}");

@@ -96,7 +96,8 @@ impl EncodedDataset {
         self.captions.device()
     }
 
-    /// Draws an image variant and a caption variant for each of the samples `positions` in the epoch of a bucket.
+    /// Draws an image variant and a caption variant for each of the samples `positions` in the epoch of a
+    /// bucket.
     pub(crate) fn rows(&self, bucket: usize, positions: &[i64], rng: &mut impl Rng) -> Rows {
         let mut rows = Rows { bucket, ..Rows::default() };
         let empty = self.captions.len() as i64 - 1;

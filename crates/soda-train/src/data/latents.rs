@@ -1,6 +1,7 @@
 //! Latents of images: the autoencoder's posterior distributions, those of one size in one tensor.
 //!
-//! The distribution is kept instead of one sample, so that every step draws a new sample, as the trainers of diffusers do.
+//! The distribution is kept instead of one sample, so that every step draws a new sample, as the trainers of
+//! diffusers do.
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use image::RgbImage;

@@ -1,15 +1,16 @@
 //! Masked loss: the weight of each part of an image in the loss.
 //!
-//! Let `m` in [0, 1] be the mean of the mask over the pixels of a latent, `w` the weight of unmasked parts and `e` the
-//! squared error of a channel of the latent. The error of a sample is
+//! Let `m` in [0, 1] be the mean of the mask over the pixels of a latent, `w` the weight of unmasked parts
+//! and `e` the squared error of a channel of the latent. The error of a sample is
 //!
 //! ```text
 //! mean c e     c = max(m, w),   or, normalised,   c = max(m, w) / mean max(m, w)
 //! ```
 //!
 //! The mean is over all latents, as in kohya's sd-scripts (`apply_masked_loss`, with `w = 0`) and OneTrainer
-//! (`masked_losses`, with `unmasked_weight` and `normalize_masked_area_loss`). `m` is the integral of the mask over the
-//! latent's part of the image. Where that part has whole pixels, `m` equals PyTorch's `interpolate(mode="area")`.
+//! (`masked_losses`, with `unmasked_weight` and `normalize_masked_area_loss`). `m` is the integral of the
+//! mask over the latent's part of the image. Where that part has whole pixels, `m` equals PyTorch's
+//! `interpolate(mode="area")`.
 
 use std::path::{Path, PathBuf};
 
@@ -59,11 +60,12 @@ pub(crate) fn no_masks(config: &MaskConfig, data: &Path) -> DataError {
     DataError::NoMasks { path: data.to_owned(), remedy }
 }
 
-/// Reads the mask of a whole image, which has these dimensions (width, height) and possibly an alpha channel. `None` if the
-/// image has no mask.
+/// Reads the mask of a whole image, which has these dimensions (width, height) and possibly an alpha channel.
+/// `None` if the image has no mask.
 ///
 /// # Errors
-/// Returns an error if the mask cannot be read, has another size than the image, or gives all parts the weight 0.
+/// Returns an error if the mask cannot be read, has another size than the image, or gives all parts the
+/// weight 0.
 pub(crate) fn read(
     config: &MaskConfig,
     image: &Path,

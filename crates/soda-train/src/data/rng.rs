@@ -1,5 +1,6 @@
-//! Stream numbers of the random generator. Each use of randomness has its own stream of the run's seed, so that a new use
-//! changes no other. The initial noise of samples uses small stream numbers, below all of these.
+//! Stream numbers of the random generator. Each use of randomness has its own stream of the run's seed, so
+//! that a new use changes no other. The initial noise of samples uses small stream numbers, below all of
+//! these.
 
 pub(crate) const ORDER: u64 = 1 << 40;
 pub(crate) const TIMESTEP: u64 = 2 << 40;

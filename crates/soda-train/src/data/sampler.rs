@@ -1,14 +1,15 @@
 //! The sampler: which examples are in the batches of a step.
 //!
-//! All examples of a batch are in one bucket, since a batch is one tensor. Every example is seen equally often:
+//! All examples of a batch are in one bucket, since a batch is one tensor. Every example is seen equally
+//! often:
 //!
-//! - Each bucket has an endless sequence of examples: epoch after epoch, each in its own random order. A batch takes the
-//!   next examples of its bucket.
-//! - The buckets of the batches follow a random order of all `n` examples: the i-th batch is in the bucket of the i-th
-//!   example.
+//! - Each bucket has an endless sequence of examples: epoch after epoch, each in its own random order. A
+//!   batch takes the next examples of its bucket.
+//! - The buckets of the batches follow a random order of all `n` examples: the i-th batch is in the bucket of
+//!   the i-th example.
 //!
-//! In `n` batches of size `b` a bucket of `m` examples gets `m` batches, and each of its examples is seen `m b / m = b` times.
-//! Batches are always full.
+//! In `n` batches of size `b` a bucket of `m` examples gets `m` batches. Each of its examples is seen
+//! `m b / m = b` times. Batches are always full.
 
 use rand::seq::SliceRandom;
 use soda_models::noise::generator;
@@ -29,8 +30,8 @@ pub(crate) struct Streams {
 /// The index of a bucket, and positions in its epoch.
 pub(crate) type Selection = (usize, Vec<i64>);
 
-/// Selects the examples of `step`, from 0, which has `count` batches of `size` examples. `lens` has the number of examples
-/// of each bucket. Consecutive batches of one bucket are merged.
+/// Selects the examples of `step`, from 0, which has `count` batches of `size` examples. `lens` has the
+/// number of examples of each bucket. Consecutive batches of one bucket are merged.
 pub(crate) fn select(
     lens: &[usize],
     size: usize,

@@ -51,8 +51,8 @@ impl DatasetImages {
         prompts.iter().map(truth).collect::<Option<_>>().unwrap_or_default()
     }
 
-    /// The reference for scores of samples of `prompts`. Its subject is the images that are held out, or else the training
-    /// images.
+    /// The reference for scores of samples of `prompts`. Its subject is the images that are held out, or else
+    /// the training images.
     pub fn reference(&self, dataset: &Dataset, prompts: &[String]) -> ScoreReference {
         ScoreReference {
             prompts: prompts.iter().map(|prompt| dataset.without_identifier(prompt)).collect(),

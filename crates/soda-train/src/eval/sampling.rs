@@ -89,7 +89,8 @@ impl Sampler<'_> {
         score(judges, truth, self.reference).map(Some)
     }
 
-    /// Samples with `networks` after `step` steps and writes the image grid and its scores to the run's folder.
+    /// Samples with `networks` after `step` steps and writes the image grid and its scores to the run's
+    /// folder.
     pub(crate) fn snapshot(
         &mut self,
         networks: Networks,
@@ -102,7 +103,8 @@ impl Sampler<'_> {
     }
 }
 
-/// The prompts to sample: those of the settings, or else the data set's evaluation prompts, or else its captions.
+/// The prompts to sample: those of the settings, or else the data set's evaluation prompts, or else its
+/// captions.
 pub(crate) fn evaluation_prompts(config: &TrainConfig, dataset: &Dataset) -> Vec<String> {
     if !config.samples.prompts.is_empty() {
         return config.samples.prompts.clone();

@@ -1,12 +1,13 @@
 //! Scores of samples: fidelity to the subject and to the prompt, and drift.
 //!
-//! | score | compares | source |
-//! |---|---|---|
-//! | CLIP-T | a sample and its prompt, without the identifier, which the evaluation model does not know | DreamBooth, arXiv 2208.12242 |
-//! | CLIP-I | a sample and the images of the subject | DreamBooth |
-//! | DINO | a sample and the images of the subject, by features that tell one object from similar ones | DreamBooth |
-//! | drift | samples of unrelated prompts and the base model's samples of the same noise | PEFT's method comparison |
+//! | score | compares |
+//! |---|---|
+//! | CLIP-T | a sample and its prompt, without the identifier, which the evaluation model does not know |
+//! | CLIP-I | a sample and the images of the subject |
+//! | DINO | a sample and the images of the subject, by features that tell one object from similar ones |
+//! | drift | samples of unrelated prompts and the base model's samples of the same noise |
 //!
+//! The first three are those of DreamBooth (arXiv 2208.12242), the drift is that of PEFT's method comparison.
 //! PEFT measures drift by DINO. Here it is measured by CLIP and by DINO.
 
 use std::path::Path;
@@ -27,9 +28,11 @@ pub struct Scores {
     pub clip_i: f32,
     /// Similarity to the images of the subject, by DINO. The mean is over all pairs.
     pub dino: f32,
-    /// Similarity to the ground truth of the same prompt, by CLIP. `None` if the data set has no ground truth.
+    /// Similarity to the ground truth of the same prompt, by CLIP. `None` if the data set has no ground
+    /// truth.
     pub truth_clip_i: Option<f32>,
-    /// Similarity to the ground truth of the same prompt, by DINO. `None` if the data set has no ground truth.
+    /// Similarity to the ground truth of the same prompt, by DINO. `None` if the data set has no ground
+    /// truth.
     pub truth_dino: Option<f32>,
     /// The drift by CLIP, see [`drift`]. `None` if there are no unrelated prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,8 +43,8 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Adds the drift of `images`, samples of unrelated prompts, from `base`, the base model's samples of the same prompts
-    /// and noise. Without images the drift stays `None`.
+    /// Adds the drift of `images`, samples of unrelated prompts, from `base`, the base model's samples of the
+    /// same prompts and noise. Without images the drift stays `None`.
     ///
     /// # Errors
     /// Returns an error if the lists differ in length or a judge fails.
@@ -81,7 +84,8 @@ pub struct RunScores {
     pub before: Scores,
     /// Scores of the fine-tuned model.
     pub after: Scores,
-    /// Scores of the ground truth, which is the ceiling. `None` if the data set has no ground truth.
+    /// Scores of the ground truth, about what a perfect fine-tune reaches. `None` if the data set has no
+    /// ground truth.
     pub truth: Option<Scores>,
     /// The file names of the images that were held out and compared with. If empty, the training images were.
     #[serde(default)]
@@ -144,8 +148,8 @@ pub fn score(
     })
 }
 
-/// The drift of `images` from `base`, the base model's samples of the same prompts and noise: 1 less the mean cosine of the
-/// pairs, by CLIP. 0 means no change.
+/// The drift of `images` from `base`, the base model's samples of the same prompts and noise: 1 less the mean
+/// cosine of the pairs, by CLIP. 0 means no change.
 ///
 /// # Errors
 /// Returns an error if the lists differ in length or a judge fails.

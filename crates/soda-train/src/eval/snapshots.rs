@@ -1,4 +1,5 @@
-//! Snapshots: image grids and scores in the run's folder, `samples/<step>.png` and `.json`, made during training.
+//! Snapshots: image grids and scores in the run's folder, `samples/<step>.png` and `.json`, made during
+//! training.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! The validation loss: the squared error of fixed images at fixed noise and timesteps, weighted by masks if there are any.
+//! The validation loss: the squared error of fixed images at fixed noise and timesteps, weighted by masks if
+//! there are any.
 
 use burn::tensor::{Int, Tensor};
 use soda_models::noise::{generator, normal};
@@ -19,8 +20,8 @@ pub(crate) struct Validation {
 impl Validation {
     /// Prepares the first variant of every example at `config.validation.timesteps` timesteps.
     ///
-    /// The range of trained timesteps is cut into as many parts of equal length, and the middle of each is used. The latents
-    /// are the mode of their distribution and the noise is a function of the seed.
+    /// The range of trained timesteps is cut into as many parts of equal length, and the middle of each is
+    /// used. The latents are the mode of their distribution and the noise is a function of the seed.
     pub(crate) fn new(data: &EncodedDataset, schedule: &Ddpm, config: &TrainConfig) -> Self {
         let rows = data.first_rows();
         let (device, count) = (data.device(), rows.iter().map(Rows::len).sum::<usize>());
@@ -69,7 +70,8 @@ mod tests {
     use crate::data::dataset::Dataset;
     use crate::data::encode::{EncodeConfig, EncodeOptions};
 
-    /// The reference is the definition, sample by sample. The tolerance of 1e-5 allows for the order of sums in batches.
+    /// The reference is the definition, sample by sample. The tolerance of 1e-5 allows for the order of sums
+    /// in batches.
     #[test]
     fn the_loss_is_the_mean_over_the_samples() {
         let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");

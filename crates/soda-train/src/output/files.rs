@@ -7,7 +7,8 @@ use image::{ImageError, ImageFormat, RgbImage};
 
 use crate::error::TrainError;
 
-/// Writes `bytes` to `path` whole or not at all: to a temporary file in the same folder, synced, then renamed.
+/// Writes `bytes` to `path` whole or not at all: to a temporary file in the same folder, synced, then
+/// renamed.
 ///
 /// # Errors
 /// Returns [`TrainError::Io`] if the folder is missing or not writable, or if the disk is full.
@@ -36,7 +37,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
 /// # Errors
 /// Returns [`TrainError::Io`] as [`write_file`] does, or the encoder's error.
 pub fn write_png(path: &Path, image: &RgbImage) -> Result<(), TrainError> {
-    let bytes = png_bytes(image).map_err(TrainError::picture(path))?;
+    let bytes = png_bytes(image).map_err(TrainError::image(path))?;
     write_file(path, &bytes)
 }
 

@@ -1,6 +1,7 @@
 //! The files that a run writes: its folder, charts, HTML pages, TensorBoard events and tensor files.
 //!
-//! Only `files`, `run_folder` and `tensorboard` change the disk. All other code of the crate writes through them.
+//! Only `files`, `run_folder` and `tensorboard` change the disk. All other code of the crate writes through
+//! them.
 
 pub(crate) mod files;
 pub mod page;

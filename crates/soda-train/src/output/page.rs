@@ -8,7 +8,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::output::files::png_bytes;
 
-/// Follows the light or dark scheme of the browser. Charts keep a white ground, since their colours are chosen for it.
+/// Follows the light or dark scheme of the browser. Charts keep a white ground, since their colours are
+/// chosen for it.
 const STYLE: &str = "\
     :root{color-scheme:light dark}\
     body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:1.5em auto;padding:0 1em}\
@@ -22,6 +23,22 @@ const STYLE: &str = "\
     table{border-collapse:collapse}\
     td,th{padding:.25em .7em;border-bottom:1px solid #8886;text-align:right}\
     td:first-child,th:first-child{text-align:left}\
+    th[scope=row]{font-weight:600}th small{font-weight:400}\
+    .pixels{image-rendering:pixelated}\
+    .samples{display:flex;flex-wrap:wrap;gap:1.2em 2em}\
+    .sample{flex:0 1 calc(var(--columns)*264px)}\
+    .row{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,256px);gap:.5em}\
+    .row img{width:100%;display:block}\
+    .thumbnails{display:grid;grid-template-columns:repeat(auto-fill,minmax(80px,128px));gap:.5em}\
+    .thumbnails img{width:100%}\
+    .strip{overflow-x:auto}.strip img{max-width:none;height:8.5em}\
+    .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:1.5em 1em}\
+    .charts svg{width:100%}\
+    .scores b{white-space:nowrap}\
+    .bar{position:relative;height:.5em;min-width:7em;margin:.3em 0;background:#8883}\
+    .bar div{position:absolute;top:0;bottom:0}\
+    .base{left:0;background:#8888}.better{background:#1f77b4}.worse{background:#ff7f0e}\
+    .bar .mark{width:3px;margin-left:-3px;top:-.2em;bottom:-.2em;background:currentColor}\
     @media(max-width:640px){table{display:block;overflow-x:auto}td,th{padding:.25em .4em}}";
 
 /// A whole HTML page with `title` as its title and heading, and `body` below the heading.

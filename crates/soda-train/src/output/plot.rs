@@ -29,7 +29,8 @@ pub struct Line {
     pub faint: bool,
 }
 
-/// Colours that remain distinct on white for viewers who cannot tell red from green (Tableau's ten and two dark ones).
+/// Colours that remain distinct on white for viewers who cannot tell red from green (Tableau's ten and two
+/// dark ones).
 const COLORS: [RGBColor; 12] = [
     RGBColor(31, 119, 180),
     RGBColor(255, 127, 14),
@@ -50,8 +51,8 @@ pub fn color(index: usize) -> RGBColor {
     COLORS[index % COLORS.len()]
 }
 
-/// Width and height of a line chart without its legend, in pixels. Two charts fit side by side on a page, and one
-/// remains legible at the width of a phone.
+/// Width and height of a line chart without its legend, in pixels. Two charts fit side by side on a page, and
+/// one remains legible at the width of a phone.
 const SIZE: (u32, u32) = (520, 300);
 /// Font of axes and legends, whose glyphs are about `GLYPH` pixels wide.
 const FONT: (&str, u32) = ("sans-serif", 14);
@@ -65,7 +66,8 @@ const TICKS: usize = 7;
 
 /// A line chart with a legend above it, as SVG text. The text is empty if no line has a finite point.
 ///
-/// `x` and `y` name the axes. A line without points is left out of the legend and the other lines keep their colours.
+/// `x` and `y` name the axes. A line without points is left out of the legend and the other lines keep their
+/// colours.
 ///
 /// ```
 /// use soda_train::plot::{Line, line_chart};
@@ -162,8 +164,8 @@ pub fn draw_axes(chart: &mut Chart<'_, '_>, x: &str, y: &str) -> DrawResult {
         .draw()
 }
 
-/// Draws a figure of `size` (width, height) pixels with `draw` and returns it as SVG text. The text is empty if `draw`
-/// fails, so that a page is written without the figure.
+/// Draws a figure of `size` (width, height) pixels with `draw` and returns it as SVG text. The text is empty
+/// if `draw` fails, so that a page is written without the figure.
 pub fn svg(size: (u32, u32), draw: impl FnOnce(&Figure<'_>) -> DrawResult) -> String {
     let mut text = String::new();
     let figure = SVGBackend::with_string(&mut text, size).into_drawing_area();
@@ -221,8 +223,8 @@ struct Ticks {
 }
 
 impl Ticks {
-    /// Chooses the fewest decimals with which every label states its tick to within a hundredth of the spacing. Numbers
-    /// that are all below 1e-3 or reach 1e6 are in scientific notation.
+    /// Chooses the fewest decimals with which every label states its tick to within a hundredth of the
+    /// spacing. Numbers that are all below 1e-3 or reach 1e6 are in scientific notation.
     fn of(range: &Range<f64>) -> Self {
         let values = RangedCoordf64::from(range.clone()).key_points(BoldPoints(TICKS));
         let spacing = values.windows(2).map(|pair| pair[1] - pair[0]).fold(f64::INFINITY, f64::min);
@@ -264,7 +266,8 @@ mod tests {
         Line { name: "loss <a>".to_owned(), points: points.to_vec(), faint: false }
     }
 
-    /// The numbers among the labels of an SVG that are anchored as those of the x axis ("middle") or y axis ("end").
+    /// The numbers among the labels of an SVG that are anchored as those of the x axis ("middle") or y axis
+    /// ("end").
     fn tick_labels(svg: &str, anchor: &str) -> Vec<String> {
         let anchored = format!("text-anchor=\"{anchor}\"");
         let texts = svg.split("<text ").skip(1).filter(|text| text.contains(&anchored));

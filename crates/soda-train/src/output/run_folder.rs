@@ -49,7 +49,8 @@ impl RunFolder {
     /// Creating a folder is atomic: if two runs ask for one name, one of them gets it.
     ///
     /// # Errors
-    /// Returns [`RunFolderError::Exists`] if the name is taken, or [`TrainError::Io`] if the folder cannot be created.
+    /// Returns [`RunFolderError::Exists`] if the name is taken, or [`TrainError::Io`] if the folder cannot be
+    /// created.
     pub fn create(root: &Path, name: Option<&str>, stem: &str) -> Result<Self, TrainError> {
         create_folder(root)?;
         if let Some(name) = name {
@@ -76,7 +77,8 @@ impl RunFolder {
     /// Locks the folder of a run that was stopped.
     ///
     /// # Errors
-    /// Returns [`RunFolderError::NoRun`] if there is no run, or [`RunFolderError::Busy`] if another process works on it.
+    /// Returns [`RunFolderError::NoRun`] if there is no run, or [`RunFolderError::Busy`] if another process
+    /// works on it.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         if !path.join(Self::CONFIG).is_file() {
             return Err(RunFolderError::NoRun(path.to_owned()));

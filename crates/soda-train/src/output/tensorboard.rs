@@ -1,10 +1,11 @@
 //! Event files of TensorBoard, to which a run appends.
 //!
-//! A file is a sequence of records, each with its length and two checksums (TensorFlow's `record_writer.h`). A record is an
-//! `Event` in protocol buffers (`event.proto`, `summary.proto`), of which six fields are written here.
+//! A file is a sequence of records, each with its length and two checksums (TensorFlow's `record_writer.h`).
+//! A record is an `Event` in protocol buffers (`event.proto`, `summary.proto`), of which six fields are
+//! written here.
 //!
-//! A resumed run begins another file in the same folder, as TensorBoard expects. Steps that are repeated after a stop have
-//! the same values in both files.
+//! A resumed run begins another file in the same folder, as TensorBoard expects. Steps that are repeated
+//! after a stop have the same values in both files.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -174,7 +175,8 @@ mod tests {
             let records = records(&std::fs::read(file.unwrap().path()).unwrap());
             assert_eq!(records.len(), 3);
             assert!(records[0].ends_with(b"brain.Event:2"));
-            // After the time, an event has the step 300 (two bytes of seven bits) and a summary of two values.
+            // After the time, an event has the step 300 (two bytes of seven bits) and a summary of two
+            // values.
             let event = &records[1][9..];
             let loss = b"\x0a\x0b\x0a\x04loss\x15\x00\x00\x80\x3e";
             let rate = b"\x0a\x0b\x0a\x04rate\x15\x00\x00\x80\x3f";

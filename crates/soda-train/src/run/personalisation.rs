@@ -14,20 +14,22 @@ use soda_models::scheduler::ScheduleChange;
 use crate::config::TrainConfig;
 use crate::data::cache::EncodeCache;
 use crate::data::dataset::{Dataset, Example, expand_trigger};
-use crate::data::encode::{EncodeConfig, EncodeOptions, EncodedDataset, buckets_of};
+use crate::data::encode::{EncodeConfig, EncodeOptions, buckets_for};
+use crate::data::encoded_dataset::EncodedDataset;
 use crate::data::masks;
 use crate::data::prior;
 use crate::error::{ConfigError, RunFolderError, TrainError};
-use crate::eval::pictures::DatasetImages;
-use crate::eval::sampling::{SampledImages, Sampler, prompts, read_snapshots};
-use crate::eval::scores::{RunScores, Scores};
+use crate::eval::dataset_images::DatasetImages;
+use crate::eval::sampling::{SampledImages, Sampler, evaluation_prompts};
+use crate::eval::scores::RunScores;
+use crate::eval::snapshots::read_snapshots;
 use crate::eval::validation::Validation;
 use crate::event::Event;
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::base_model;
 use crate::run::history::{History, running_mean};
-use crate::run::report::{losses, report};
+use crate::run::report::{ReportImages, loss_chart, report};
 use crate::run::summary::RunSummary;
 use crate::run::training_loop::{TRAINING, TrainedRun, TrainingLoop, orthogonality_defect};
 use crate::step::adapted_networks::{AdaptedNetworks, check_targets, trained_networks};
@@ -97,7 +99,7 @@ impl Personalisation {
         // Unknown targets are an error of the settings, reported before any image is generated.
         check_targets(&config, &pipeline)?;
         config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
-        buckets_of(&pipeline, config.buckets.as_ref())?;
+        buckets_for(&pipeline, config.buckets.as_ref())?;
         if let Some(masks) = &config.masks {
             let images = dataset.examples.iter().map(|example| example.image.as_path());
             masks::check(masks, &config.data, images)?;
@@ -105,8 +107,8 @@ impl Personalisation {
         Ok(Self { config, dataset, pipeline, judges, cache: None, with_graph: false })
     }
 
-    /// Keeps what depends on the base model and the data alone in the folder `cache`: singular value decompositions,
-    /// latents and text states.
+    /// Keeps what depends on the base model and the data alone in the folder `cache`: singular value
+    /// decompositions, latents and text states.
     pub fn with_cache(self, cache: Option<PathBuf>) -> Self {
         Self { cache, ..self }
     }
@@ -143,7 +145,7 @@ impl Personalisation {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunSummary, TrainError> {
         let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph } = self;
-        config.samples.prompts = prompts(&config, &dataset);
+        config.samples.prompts = evaluation_prompts(&config, &dataset);
         let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
 
         let svd_cache = cache.as_ref().map(SvdCache::new);
@@ -152,7 +154,7 @@ impl Personalisation {
         let (data, validation) =
             encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;
         if let Some(masks) = config.masks.as_ref().filter(|_| !data.is_masked()) {
-            return Err(masks::none(masks, &config.data));
+            return Err(masks::no_masks(masks, &config.data).into());
         }
         describe_data(&config, &data, &dataset, on_event);
         let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
@@ -161,7 +163,8 @@ impl Personalisation {
         let (adapted, plan) = plan_adapters(&config, &pipeline, svd_cache.as_ref(), on_event)?;
         let num_layers = plan.paths().len();
         pipeline.unet = config.precision.cast_denoiser(pipeline.unet);
-        // The class images come from the network in its final precision. Before the cast only a part of it has that.
+        // The class images come from the network in its final precision. Before the cast only a part of it
+        // has that.
         let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
@@ -170,15 +173,15 @@ impl Personalisation {
         let schedule = pipeline.noise_schedule();
         let reference = images.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
-            untuned: Vec::new(),
+            base_unrelated: Vec::new(),
             pipeline: &mut pipeline,
             config: &config,
             folder: &folder,
             judges: judges.as_ref(),
             reference: &reference,
         };
-        let before = sampler.draw("drawing before", on_event)?;
-        sampler.untuned.clone_from(&before.unrelated);
+        let before = sampler.sample("sampling before", on_event)?;
+        sampler.base_unrelated.clone_from(&before.unrelated);
 
         let networks = plan.attach(networks).with_learning_words();
         let trainer = Trainer::new(networks, &config.method, &config)?;
@@ -202,11 +205,10 @@ impl Personalisation {
         let adapter = adapter_file(&config, header, &adapted, &trained, &sampler);
         write_training_results(&folder, &adapter, &trained.history)?;
         let TrainedRun { networks, history, seconds } = trained;
-        let after = sampler.draw_with(networks.materialize(), "drawing after", on_event)?;
+        let after = sampler.sample_with(networks.materialize(), "sampling after", on_event)?;
         images.write(&folder, &before, &after)?;
         let held_out: Vec<String> = held_out.iter().map(Example::name).collect();
-        let scores =
-            score(&sampler, &before, &after, held_out.clone(), events.as_mut(), on_event)?;
+        let scores = score(&sampler, &before, &after, held_out.clone(), events.as_mut(), on_event)?;
 
         let summary = RunSummary {
             name: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -219,14 +221,20 @@ impl Personalisation {
             num_layers,
             num_params: adapter.num_params(),
             orthogonality,
-            before: scores.before,
-            after: scores.after,
-            truth: scores.truth,
+            before: scores.as_ref().map(|scores| scores.before),
+            after: scores.as_ref().map(|scores| scores.after),
+            truth: scores.and_then(|scores| scores.truth),
             buckets: config.buckets.is_some().then(|| bucket_sizes(&data)),
             settings: with_absolute_paths(&config)?.to_toml()?,
             config,
         };
-        finish(&folder, &summary)?;
+        let images = ReportImages {
+            training: &images.training,
+            before: &before,
+            after: &after,
+            truth: &reference.truth,
+        };
+        finish(&folder, &summary, &images)?;
         Ok(summary)
     }
 }
@@ -241,9 +249,13 @@ fn encode(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EncodedDataset, Option<Validation>), TrainError> {
     let mut encode = |examples: &[Example], encode: &EncodeConfig| {
-        let on_progress =
-            &mut |done, total| on_event(Event::Progress { done, total, loss: None });
-        EncodedDataset::new(pipeline, examples, encode, EncodeOptions { cache, on_progress })
+        let on_progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
+        EncodedDataset::new(
+            pipeline,
+            examples,
+            encode,
+            EncodeOptions { cache, on_progress: Some(on_progress) },
+        )
     };
     let settings = EncodeConfig::from_train_config(config);
     let data = encode(&dataset.examples, &settings)?;
@@ -285,7 +297,7 @@ fn describe_data(
             path.display()
         )));
     }
-    let unused = dataset.examples.iter().filter(|e| masks::file(&e.image).is_some()).count();
+    let unused = dataset.examples.iter().filter(|e| masks::mask_file(&e.image).is_some()).count();
     if config.masks.is_none() && unused > 0 {
         let text = format!("{unused} of the pictures have masks, which only `masks={{}}` uses");
         on_event(Event::Warning(&text));
@@ -339,7 +351,7 @@ fn with_absolute_paths(config: &TrainConfig) -> Result<TrainConfig, TrainError> 
 fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
     let words = config.trained_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
     let new = words.filter(|word| !dataset.trigger.iter().any(|trigger| trigger.contains(*word)));
-    let change = config.objective.change();
+    let change = config.objective.schedule_change();
     Header {
         base: model_name(&config.base),
         trigger: dataset.trigger.iter().chain(new).cloned().collect(),
@@ -373,10 +385,10 @@ fn write_training_results(
 ) -> Result<(), TrainError> {
     adapter.write(&folder.file(RunFolder::ADAPTER))?;
     folder.write(RunFolder::LOSS_CSV, history.csv().as_bytes())?;
-    folder.write(RunFolder::LOSS_CHART, losses(history).as_bytes())
+    folder.write(RunFolder::LOSS_CHART, loss_chart(history).as_bytes())
 }
 
-/// Scores the samples and writes the scores, if there are judges.
+/// Scores the samples and writes the scores. `None` without judges.
 fn score(
     sampler: &Sampler<'_>,
     before: &SampledImages,
@@ -384,29 +396,27 @@ fn score(
     held_out: Vec<String>,
     events: Option<&mut Events>,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<RunScores, TrainError> {
+) -> Result<Option<RunScores>, TrainError> {
     on_event(Event::Stage { name: "judging" });
-    let (before, after) = (sampler.judge(before)?, sampler.judge(after)?);
-    let scores = RunScores { before, after, truth: sampler.judge_truth()?, held_out };
+    let (Some(before), Some(after)) = (sampler.score(before)?, sampler.score(after)?) else {
+        return Ok(None);
+    };
+    let scores = RunScores { before, after, truth: sampler.score_truth()?, held_out };
     if let Some(events) = events {
-        for (step, scores) in [(0, scores.before), (sampler.config.steps, scores.after)] {
-            if let Some(scores) = scores {
-                events.scalars(step, &scores.named())?;
-            }
-        }
+        events.scalars(0, &scores.before.named())?;
+        events.scalars(sampler.config.steps, &scores.after.named())?;
     }
-    if sampler.judges.is_some() {
-        let text = format!("{:#}\n", json!(scores));
-        sampler.folder.write(RunFolder::SCORES, text.as_bytes())?;
-    }
-    Ok(scores)
+    scores.write(sampler.folder)?;
+    Ok(Some(scores))
 }
 
 /// Writes the report and removes the checkpoints.
-fn finish(folder: &RunFolder, summary: &RunSummary) -> Result<(), TrainError> {
-    let grid = folder.file(RunFolder::SAMPLES_GRID);
-    let grid = std::fs::read(&grid).map_err(TrainError::io("read", &grid))?;
-    let report = report(summary, &grid, &read_snapshots(folder)?);
+fn finish(
+    folder: &RunFolder,
+    summary: &RunSummary,
+    images: &ReportImages<'_>,
+) -> Result<(), TrainError> {
+    let report = report(summary, images, &read_snapshots(folder)?)?;
     folder.write(RunFolder::REPORT, report.as_bytes())?;
     // The report marks the run as finished: no run will continue from a checkpoint.
     folder.remove_subfolder(RunFolder::CHECKPOINTS)

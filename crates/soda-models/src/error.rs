@@ -225,6 +225,17 @@ pub enum ModelError {
         reason: String,
     },
 
+    /// Latents or an image are NaN or infinite, so that no picture can be made of them.
+    #[error(
+        "the {what} of image {index} are not finite numbers: the precision overflowed or the weights are damaged; use f32 or bf16, or another scheduler"
+    )]
+    NonFiniteImage {
+        /// What was not finite: "latents" or "pixels".
+        what: &'static str,
+        /// The image's position in its batch.
+        index: usize,
+    },
+
     /// A request to generate pictures cannot be met.
     #[error("`{field}` is {value}, but {expected}")]
     InvalidRequest {

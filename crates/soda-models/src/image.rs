@@ -192,23 +192,30 @@ pub fn to_tensor(pictures: &[RgbImage], device: &Device) -> Tensor<4> {
 
 /// `pixels` `[b, 3, h, w]` in [0, 1] as pictures; values outside are clipped.
 ///
+/// # Errors
+///
+/// [`ModelError::NonFiniteImage`] for NaN and infinity, which as bytes would be black or white.
+///
 /// # Panics
 ///
 /// If there are not three channels.
 #[track_caller]
-pub fn to_images(pixels: Tensor<4>) -> Vec<RgbImage> {
+pub fn to_images(pixels: Tensor<4>) -> Result<Vec<RgbImage>, ModelError> {
     let [batch, channels, height, width] = pixels.dims();
     assert_eq!(channels, 3, "a picture has three channels: red, green and blue");
     // Interleaved, as pictures are stored.
     let data = pixels.swap_dims(1, 2).swap_dims(2, 3).into_data();
+    let size = (channels * height * width).max(1);
+    if let Some(bad) = data.iter::<f32>().position(|value| !value.is_finite()) {
+        return Err(ModelError::NonFiniteImage { what: "pixels", index: bad / size });
+    }
     let mut bytes = data.iter::<f32>().map(|value| (value * 255.0).round_ties_even() as u8);
-    (0..batch)
-        .map(|_| {
-            let mut picture = RgbImage::new(width as u32, height as u32);
-            picture.iter_mut().zip(&mut bytes).for_each(|(to, from)| *to = from);
-            picture
-        })
-        .collect()
+    let picture = |_| {
+        let mut picture = RgbImage::new(width as u32, height as u32);
+        picture.iter_mut().zip(&mut bytes).for_each(|(to, from)| *to = from);
+        picture
+    };
+    Ok((0..batch).map(picture).collect())
 }
 
 /// Rows of pictures on white, each small picture magnified without smoothing.

@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage, imageops};
+use soda_models::ModelError;
 use soda_models::image::{
     grid, read_mask, read_rgb, read_rgb_and_alpha, resize_center_crop, to_images, to_tensor,
 };
@@ -213,10 +214,25 @@ fn tensors_keep_every_byte() {
     let pictures = vec![gradient(7, 5), RgbImage::from_pixel(7, 5, Rgb([255, 0, 128]))];
     let pixels = to_tensor(&pictures, &device);
     assert_eq!(pixels.dims(), [2, 3, 5, 7]);
-    assert_eq!(to_images(pixels.clone()), pictures);
+    assert_eq!(to_images(pixels.clone()).unwrap(), pictures);
     // Outside of [0, 1] is clipped, not wrapped.
-    let far = to_images(pixels * 100.0 - 50.0);
+    let far = to_images(pixels * 100.0 - 50.0).unwrap();
     assert_eq!(far[1].get_pixel(0, 0).0[..2], [255, 0]);
+}
+
+/// As bytes, NaN would be black and infinity white.
+#[test]
+fn pixels_that_are_not_finite_are_an_error() {
+    let pixels = to_tensor(&[gradient(7, 5), gradient(7, 5)], &Device::default());
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let value = Tensor::<4>::full([1, 1, 1, 1], bad, &pixels.device());
+        let damaged = pixels.clone().slice_assign([1..2, 2..3, 4..5, 6..7], value);
+        let error = to_images(damaged).unwrap_err();
+        assert!(
+            matches!(error, ModelError::NonFiniteImage { what: "pixels", index: 1 }),
+            "{bad}: {error}"
+        );
+    }
 }
 
 #[test]

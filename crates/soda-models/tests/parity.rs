@@ -11,7 +11,7 @@ use soda_models::pipeline::{GenerateConfig, Pipeline};
 /// Two f32 implementations of one network sum in different orders, and each of some hundred
 /// layers rounds by about 1e-7 of its largest value: 1e-5 in all. A wrong epsilon, a transposed
 /// projection or a swapped gate is 1e-3 at the least.
-const TOLERANCE: f32 = 2e-5;
+const TOLERANCE: f64 = 2e-5;
 
 fn toybox() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox"))
@@ -41,12 +41,14 @@ fn images(device: &Device) -> Tensor<4> {
     Tensor::cat((0..6).map(image).collect(), 0)
 }
 
-/// max |a - b| / max |b|.
-fn error<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f32 {
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// `max |a - b| / max |b|`, NaN if any value is NaN.
+fn error<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f64 {
     assert_eq!(ours.dims(), theirs.dims());
-    let largest: f32 = theirs.clone().abs().max().into_scalar();
-    let difference: f32 = (ours - theirs).abs().max().into_scalar();
-    difference / largest
+    soda_testing::relative_error(&values(ours), &values(theirs))
 }
 
 fn check<const D: usize>(what: &str, ours: Tensor<D>, theirs: Tensor<D>) {
@@ -120,7 +122,8 @@ fn thirty_steps_draw_the_same_pictures() {
         let error = error(ours, theirs.clone().narrow(0, i, 1));
         assert!(error <= 1e-3, "step {i}: relative error {error:e}");
     }
-    let difference: f32 = (pipeline.decode(latents) - images(&device)).abs().max().into_scalar();
+    let (ours, theirs) = (values(pipeline.decode(latents)), values(images(&device)));
+    let difference = soda_testing::max_abs_diff(&ours, &theirs);
     assert!(difference <= 2e-3, "pictures differ by {difference:e}");
 }
 

@@ -81,6 +81,31 @@ fn samplers_take_diffusers_steps() {
     }
 }
 
+/// Where the last noise level is 0, the last step gives the predicted picture itself, whatever the order.
+#[test]
+fn dpm_solver_ends_in_the_predicted_picture() {
+    let device = Device::default();
+    let sample: Tensor<4> = value("start", SHAPE, &device);
+    let x0: Tensor<4> = value("network", SHAPE, &device);
+    for order in [1, 2, 3] {
+        for algorithm in ["dpmsolver++", "sde-dpmsolver++"] {
+            for (karras, steps) in [(false, 1), (true, 1), (false, 4), (true, 20)] {
+                let config = read(&serde_json::json!({
+                    "_class_name": "DPMSolverMultistepScheduler", "prediction_type": "sample",
+                    "solver_order": order, "algorithm_type": algorithm, "use_karras_sigmas": karras,
+                }));
+                let mut sampler = config.sampler(None, steps).unwrap();
+                let mut noise = || value("noise", SHAPE, &device);
+                let mut last = sample.clone();
+                for call in 0..steps {
+                    last = sampler.step(call, x0.clone(), last, &mut noise);
+                }
+                assert_eq!(values(last), values(x0.clone()), "order {order}, {algorithm}, {steps}");
+            }
+        }
+    }
+}
+
 /// With zero terminal SNR the last timestep is pure noise, and the first is what it was.
 #[test]
 fn a_rescaled_schedule_ends_in_noise() {

@@ -335,6 +335,14 @@ impl Pipeline {
             file.insert("rescale_betas_zero_snr".to_owned(), json!(own.rescale_betas_zero_snr));
             if own.rescale_betas_zero_snr {
                 file.insert("timestep_spacing".to_owned(), json!("trailing"));
+                file.insert("_class_name".to_owned(), json!(own.class));
+                for (field, value) in
+                    [("clip_sample", own.clip_sample), ("set_alpha_to_one", own.set_alpha_to_one)]
+                {
+                    if let Some(value) = value {
+                        file.insert(field.to_owned(), json!(value));
+                    }
+                }
             }
         })
     }

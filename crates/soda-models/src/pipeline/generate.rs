@@ -7,7 +7,7 @@
 use burn::tensor::{FloatDType, Tensor};
 use image::RgbImage;
 
-use super::{Pipeline, unit_range};
+use super::{Pipeline, unit_scale};
 use crate::error::ModelError;
 use crate::image::{resize_center_crop, to_images, to_tensor};
 use crate::noise::gaussian;
@@ -103,7 +103,7 @@ impl Pipeline {
                 done += 1;
                 progress(done, total);
             })?;
-            images.extend(self.decode_each(latents, request.tiling));
+            images.extend(self.decode_each(latents, first, request.tiling)?);
         }
         Ok(images)
     }
@@ -249,21 +249,38 @@ impl Pipeline {
         Some(Tensor::cat(vec![mask, empty], 1).repeat_dim(0, count))
     }
 
-    /// Latents to pictures, one at a time: the autoencoder needs more memory than the UNet.
-    fn decode_each(&self, latents: Tensor<4>, tiling: bool) -> Vec<RgbImage> {
-        let slices = latents.dims()[2] * latents.dims()[3] > 32 * 32;
-        let decode = |latents: Tensor<4>| {
-            if tiling {
-                let tiling = self.vae_config.tiling();
-                to_images(unit_range(self.vae.decode_tiled(self.unscaled(latents), &tiling)))
-            } else {
-                to_images(self.decode(latents))
-            }
-        };
-        match slices {
-            false => decode(latents),
-            true => latents.split(1, 0).into_iter().flat_map(decode).collect(),
+    /// Decodes latents to images, one at a time if they are large: the autoencoder needs more memory than the UNet.
+    /// `first` is the index of the first image, for errors.
+    fn decode_each(
+        &self,
+        latents: Tensor<4>,
+        first: usize,
+        tiling: bool,
+    ) -> Result<Vec<RgbImage>, ModelError> {
+        let [count, channels, height, width] = latents.dims();
+        let bad = latents.clone().into_data().iter::<f32>().position(|value| !value.is_finite());
+        if let Some(bad) = bad {
+            let index = first + bad / (channels * height * width);
+            return Err(ModelError::NonFiniteImage { what: "latents", index });
         }
+        let at_once = if height * width > 32 * 32 { 1 } else { count };
+        let mut images = Vec::with_capacity(count);
+        for latents in latents.split(at_once, 0) {
+            let latents = self.unscaled(latents);
+            let decoded = match tiling {
+                true => self.vae.decode_tiled(latents, &self.vae_config.tiling()),
+                false => self.vae.decode(latents),
+            };
+            // Not clamped before the check: a clamp would turn infinity into white.
+            let decoded = to_images(unit_scale(decoded)).map_err(|error| match error {
+                ModelError::NonFiniteImage { what, index } => {
+                    ModelError::NonFiniteImage { what, index: first + images.len() + index }
+                }
+                other => other,
+            })?;
+            images.extend(decoded);
+        }
+        Ok(images)
     }
 
     fn noise(&self, seed: u64, index: usize, size: [usize; 2]) -> Tensor<4> {

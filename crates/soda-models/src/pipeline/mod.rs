@@ -81,7 +81,7 @@ impl Pipeline {
 
     /// Latents `[n, c, h', w']` to pictures `[n, 3, h, w]` in [0, 1], as f32.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        unit_range(self.vae.decode(self.unscaled(latents)))
+        unit_scale(self.vae.decode(self.unscaled(latents))).clamp(0.0, 1.0)
     }
 
     /// Pictures `[n, 3, h, w]` in [0, 1] to the likeliest scaled latents `[n, c, h', w']`, as f32.
@@ -121,7 +121,7 @@ pub fn model_name(dir: &Path) -> String {
     repository.map_or_else(|| last.to_owned(), |name| name.replacen("--", "/", 1))
 }
 
-/// Pictures in [-1, 1] to [0, 1], as f32.
-fn unit_range(pictures: Tensor<4>) -> Tensor<4> {
-    pictures.cast(FloatDType::F32).mul_scalar(0.5).add_scalar(0.5).clamp(0.0, 1.0)
+/// Pictures in [-1, 1] to [0, 1], as f32, without a clamp.
+fn unit_scale(pictures: Tensor<4>) -> Tensor<4> {
+    pictures.cast(FloatDType::F32).mul_scalar(0.5).add_scalar(0.5)
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::{PredictionType, SchedulerConfig, TimestepSpacing};
+use super::sampler::SamplerKind;
 use crate::config::ConfigFile as _;
 use crate::error::ModelError;
 
@@ -30,6 +31,12 @@ impl SchedulerConfig {
         if change.rescale_betas_zero_snr {
             self.rescale_betas_zero_snr = true;
             self.timestep_spacing = Some(TimestepSpacing::Trailing);
+            if self.class == SamplerKind::Pndm {
+                // PNDM cannot sample such a schedule; DDIM is its first order, with PNDM's defaults kept.
+                self.class = SamplerKind::Ddim;
+                self.clip_sample = self.clip_sample.or(Some(false));
+                self.set_alpha_to_one = self.set_alpha_to_one.or(Some(false));
+            }
         }
         self.check().map_err(|refusal| ModelError::InvalidRequest {
             field: refusal.field,
@@ -46,6 +53,23 @@ mod tests {
 
     use super::*;
     use crate::scheduler::NoiseSchedule;
+
+    /// Stable Diffusion 1.5 is published with PNDM, which divides by the terminal SNR.
+    #[test]
+    fn zero_terminal_snr_replaces_pndm_by_ddim() {
+        let class = SamplerKind::Pndm;
+        let pndm = SchedulerConfig { class, skip_prk_steps: true, ..SchedulerConfig::default() };
+        let change = ScheduleChange {
+            prediction_type: Some(PredictionType::VPrediction),
+            rescale_betas_zero_snr: true,
+        };
+        let changed = pndm.changed(change).unwrap();
+        assert_eq!(changed.class, SamplerKind::Ddim);
+        assert_eq!(changed.clip_sample, Some(false));
+        assert_eq!(changed.set_alpha_to_one, Some(false));
+        let error = changed.sampler(Some(SamplerKind::Pndm), 8).unwrap_err().to_string();
+        assert!(error.contains("PNDM") && error.contains("zero terminal SNR"), "{error}");
+    }
 
     #[test]
     fn a_change_is_what_it_names_and_pure_noise_asks_for_v() {

@@ -139,8 +139,8 @@ mod tests {
         Tensor::from_ints(values, &Device::default())
     }
 
-    fn distance(a: Tensor<4>, b: Tensor<4>) -> f32 {
-        (a - b).abs().max().into_scalar()
+    fn distance(a: Tensor<4>, b: Tensor<4>) -> f64 {
+        soda_testing::max_abs((a - b).into_data().iter::<f32>())
     }
 
     #[test]

@@ -123,6 +123,10 @@ impl Sampler for DpmSolver {
         let order = self.order(call);
         self.calls += 1;
 
+        if self.sigmas[call + 1] == 0.0 {
+            // lambda is infinite at sigma 0, and the limit of the step is alpha D0 with alpha = 1.
+            return self.pictures[0].clone();
+        }
         let (alpha, sigma) = shares(self.sigmas[call + 1]);
         let h = self.lambda(call + 1) - self.lambda(call);
         let sde = self.config.algorithm_type == Algorithm::SdeDpmSolverPlusPlus;

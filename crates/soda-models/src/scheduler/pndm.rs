@@ -41,6 +41,16 @@ impl Pndm {
                 expected: "it extrapolates noise, and this model predicts pictures".to_string(),
             });
         }
+        if config.rescale_betas_zero_snr {
+            // Formula (9) divides by the root of abar, which is 0 at the last timestep. diffusers' class has no such
+            // field, and would sample on a schedule that the model was not trained with.
+            return Err(ModelError::InvalidRequest {
+                field: "scheduler",
+                value: "PNDM".to_string(),
+                expected: "this model has zero terminal SNR, which PNDM divides by: use DDIM, Euler or DPM-Solver++"
+                    .to_string(),
+            });
+        }
         let schedule = NoiseSchedule::new(config);
         let spacing = config.spacing(SamplerKind::Pndm);
         let mut timesteps = rounded(spaced(spacing, schedule.len(), steps, config.steps_offset));

@@ -1,7 +1,7 @@
 //! From noise to a sample: what every sampler is, and which there are.
 
 use burn::tensor::Tensor;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 use crate::scheduler::config::SchedulerConfig;
@@ -51,7 +51,7 @@ pub trait Sampler: std::fmt::Debug {
 }
 
 /// The samplers there are, by the names of diffusers' classes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SamplerKind {
     /// Ancestral sampling (arXiv 2006.11239).
     #[serde(rename = "DDPMScheduler")]

@@ -154,14 +154,10 @@ pub(crate) fn value<const D: usize>(name: &str, shape: [usize; D], device: &Devi
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// max |a - b| / max |b|.
+/// Asserts that `max |ours - theirs| <= tolerance * max |theirs|`. Fails on NaN.
 #[track_caller]
 pub(crate) fn check(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    let largest = theirs.iter().fold(0.0, |max: f32, b| max.max(b.abs()));
-    let distance = ours.iter().zip(theirs).fold(0.0, |max: f32, (a, b)| max.max((a - b).abs()));
-    let error = distance / largest;
-    assert!(error <= tolerance, "{what}: relative error {error:e} exceeds {tolerance:e}");
+    soda_testing::assert_close(what, ours, theirs, tolerance.into());
 }
 
 /// [`check`] of a tensor, with its shape.

@@ -1,12 +1,15 @@
-//! The settings of a run, as written in TOML and as typed on the command line.
+//! The settings of a run, in TOML and on the command line.
 
 mod augment;
 mod buckets;
+mod checkpointing;
 mod edit;
+mod loss_scale;
 mod masks;
 mod method;
 mod objective;
 mod optimizer;
+mod precision;
 mod preset;
 mod text_encoder;
 mod tokens;
@@ -20,105 +23,117 @@ use toml::Table;
 
 pub use augment::AugmentConfig;
 pub use buckets::BucketConfig;
-pub use edit::set;
+pub use checkpointing::GradientCheckpointing;
+pub use edit::apply_setting;
+pub(crate) use loss_scale::LARGEST_LOSS_SCALE;
+pub use loss_scale::LossScaleConfig;
 pub use masks::{MaskConfig, MaskSource};
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
-pub use optimizer::{FlatRule, OptimizerConfig, Schedule};
+pub use optimizer::{OptimizerConfig, Schedule};
+pub use precision::Precision;
 pub use preset::{PRESETS, Preset, preset};
 pub use text_encoder::TextEncoderConfig;
 pub use tokens::TokensConfig;
 pub use validation::ValidationConfig;
 
-use crate::backward::Checkpointing;
-use crate::error::TrainError;
-use crate::precision::Precision;
-use crate::scale::LossScaleConfig;
+use crate::error::{ConfigError, TrainError};
 
-/// Everything that decides a run's result, given the files it names.
+/// All settings of a run. Together with the files that they name, they determine its result.
+///
+/// ```
+/// use soda_train::TrainConfig;
+///
+/// let text = "base = 'models/sd15'\ndata = 'photos'\nsteps = 500\nbatch_size = 1\nmethod = 'lora'";
+/// let config = TrainConfig::from_toml(text)?;
+/// config.check()?;
+/// assert_eq!(config.optimizer.warmup_steps, 0);
+/// # Ok::<(), soda_train::TrainError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// The base model: a diffusers directory.
+    /// The base model: a directory in the layout of diffusers.
     pub base: PathBuf,
-    /// The pictures to learn from: a folder, see [`Dataset::read`](crate::Dataset::read).
+    /// The folder of training images, see [`Dataset::read`](crate::Dataset::read).
     pub data: PathBuf,
-    /// The caption of pictures that have none.
+    /// The caption of images that have none.
     #[serde(default)]
     pub prompt: Option<String>,
-    /// Words that call the subject up, such as `sks mug`: what `[trigger]` in captions and prompts stands for.
+    /// The words that name the subject, such as `sks mug`. They replace `[trigger]` in captions and prompts.
     #[serde(default)]
     pub trigger: Option<String>,
-    /// The evaluation models (`clip/` and `dino/`), without which no scores are given.
+    /// The folder of the evaluation models (`clip/` and `dino/`). Without it samples are not scored.
     #[serde(default)]
     pub judges: Option<PathBuf>,
-    /// Decides data order, timesteps, noise and the samples' starting noise.
+    /// The seed of the data order, the timesteps, the noise and the initial noise of samples.
     #[serde(default)]
     pub seed: u64,
     /// Number of optimizer steps.
     pub steps: usize,
-    /// Pictures at once.
+    /// Images in a batch.
     pub batch_size: usize,
-    /// Batches a step: the gradient of `batch_size * accumulation` pictures in the memory of one batch.
+    /// Gradient accumulation: batches in a step. A step uses `batch_size * accumulation` images in the memory
+    /// of one batch.
     #[serde(default = "one")]
     pub accumulation: usize,
-    /// Parts that a batch is computed in at once, each on threads of its own, but no more than it has
-    /// samples; for a CPU. Runs with the same number give the same bits. The command line takes one a core, the
-    /// library one.
+    /// Number of shards of a batch that a CPU computes in parallel, each on its own threads. A batch has at
+    /// most one shard per sample. The default is one; the command line uses one per core. Runs with the same
+    /// number of shards give the same bits.
     #[serde(default)]
     pub shards: Option<usize>,
-    /// What is varied in the pictures and their captions.
+    /// Data augmentation of images and captions.
     #[serde(default)]
     pub augment: AugmentConfig,
-    /// Sizes for pictures that are not square; without them the centre square is learnt.
+    /// Aspect-ratio buckets. Without them all images are trained as squares.
     #[serde(default)]
     pub buckets: Option<BucketConfig>,
-    /// How much each part of a picture counts; without them all parts count alike.
+    /// Masked loss. Without it all parts of an image have the same weight.
     #[serde(default)]
     pub masks: Option<MaskConfig>,
-    /// In which precision the frozen network computes; the adapter is in f32.
+    /// The precision of the UNet. The adapter is in f32 at any precision.
     #[serde(default)]
     pub precision: Precision,
-    /// In which precision the text encoders and the autoencoder compute.
+    /// The precision of the text encoders and the autoencoder.
     #[serde(default)]
     pub encoder_precision: Precision,
-    /// How the loss is scaled in f16.
+    /// Loss scaling, with `precision = "f16"` only.
     #[serde(default)]
     pub loss_scale: Option<LossScaleConfig>,
-    /// What is computed again on the backward pass instead of kept: `none`, or `block` for everything inside the
-    /// UNet's blocks.
+    /// Gradient checkpointing: `none`, or `block` to recompute the activations inside the UNet's blocks.
     #[serde(default)]
-    pub checkpointing: Checkpointing,
-    /// Which weights are adapted.
+    pub checkpointing: GradientCheckpointing,
+    /// The weights of the UNet that are adapted.
     #[serde(default)]
     pub targets: Targets,
-    /// How they are adapted; in TOML a method's name is enough.
+    /// The adapter method. In TOML its name is enough.
     #[serde(default, deserialize_with = "method::deserialize")]
     pub method: MethodConfig,
-    /// Adapters of the text encoders beside it; without them captions are read once.
+    /// Adapters of the text encoders. Without them captions are encoded once, before the first step.
     #[serde(default)]
     pub text_encoder: Option<TextEncoderConfig>,
-    /// New words whose vectors learn beside it.
+    /// Textual inversion: new words whose embeddings are trained.
     #[serde(default)]
     pub tokens: Option<TokensConfig>,
-    /// What a step minimises.
+    /// The loss and the noise.
     #[serde(default)]
     pub objective: ObjectiveConfig,
-    /// Pictures of the class, so that not every mug becomes the mug.
+    /// Prior preservation with images of the class.
     #[serde(default)]
     pub prior: Option<PriorConfig>,
-    /// How the adapter moves.
+    /// Optimizers and learning rates.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// What a stopped run goes on from.
+    /// Checkpoints, from which a stopped run is resumed.
     #[serde(default)]
     pub checkpoints: CheckpointConfig,
-    /// A loss whose values can be compared.
+    /// The validation loss.
     #[serde(default)]
     pub validation: ValidationConfig,
-    /// The pictures drawn before and after, and perhaps on the way.
+    /// Images that are sampled before, after and during training.
     #[serde(default)]
     pub samples: SampleConfig,
-    /// Whether everything measured goes to TensorBoard's event files as well, in the run's `tensorboard/`.
+    /// Whether all measurements are written to TensorBoard's event files as well, in the run's
+    /// `tensorboard/`.
     #[serde(default)]
     pub tensorboard: bool,
 }
@@ -127,29 +142,29 @@ fn one() -> usize {
     1
 }
 
-/// When checkpoints are written.
+/// Settings of the checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// Steps between two; 0 writes one only when the run is asked to stop.
+    /// Steps between two checkpoints. At 0 one is written only when the run is asked to stop.
     pub every: usize,
-    /// How many are kept, newest first.
+    /// Number of the newest checkpoints that are kept.
     pub keep: usize,
 }
 
-/// Sampling before, after and during the training.
+/// Settings of the images that are sampled before, after and during training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {
-    /// Prompts; when empty the data set's evaluation prompts, or else its captions.
+    /// The prompts. If empty, the data set's evaluation prompts are used, or else its captions.
     pub prompts: Vec<String>,
-    /// Prompts that have nothing to do with what is learnt: how far their pictures move is the score `drift`.
+    /// Prompts without the subject. The change of their images is the score `drift`.
     pub unrelated: Vec<String>,
-    /// Training steps between two grids of them, `samples/<step>.png`; 0 draws none on the way.
+    /// Training steps between two image grids, `samples/<step>.png`. At 0 none are sampled during training.
     pub every: usize,
-    /// DDIM steps.
+    /// Number of DDIM steps.
     pub steps: usize,
-    /// Classifier-free guidance.
+    /// The scale of classifier-free guidance.
     pub guidance: f64,
 }
 
@@ -166,51 +181,52 @@ impl Default for SampleConfig {
 }
 
 impl TrainConfig {
-    /// The configuration as TOML, as stored with a run.
+    /// Serializes the configuration as TOML, in the form of a run's `config.toml`.
     ///
     /// # Errors
-    /// A path that is no UTF-8.
+    /// Returns an error if a path is not UTF-8.
     pub fn to_toml(&self) -> Result<String, TrainError> {
         toml::to_string(self)
-            .map_err(|source| TrainError::WriteConfig { reason: source.to_string() })
+            .map_err(|source| ConfigError::Write { reason: source.to_string() }.into())
     }
 
     /// Reads a configuration from TOML.
     ///
     /// # Errors
-    /// A syntax error, an unknown or a missing field; the message says where, and which known field is
-    /// nearest.
+    /// Returns an error if the syntax is wrong or a field is unknown or missing. The message has the place
+    /// and, for an unknown field, the nearest known one.
     pub fn from_toml(text: &str) -> Result<Self, TrainError> {
-        toml::from_str(text).map_err(|source| edit::explain(source.to_string().trim_end()))
+        toml::from_str(text).map_err(|source| edit::explain(source.to_string().trim_end()).into())
     }
 
-    /// The same from a table, such as a preset with a few settings changed.
+    /// Reads a configuration from a table, such as a [`preset`] with a few settings changed by
+    /// [`apply_setting`].
     ///
     /// # Errors
-    /// An unknown or a missing field.
+    /// Returns an error if a field is unknown or missing.
     pub fn from_table(table: Table) -> Result<Self, TrainError> {
-        table.try_into().map_err(|source: toml::de::Error| edit::explain(source.message()))
+        table.try_into().map_err(|source: toml::de::Error| edit::explain(source.message()).into())
     }
 
-    /// The settings of the text encoders, where they learn.
-    pub fn learning_text_encoder(&self) -> Option<&TextEncoderConfig> {
+    /// The settings of the text encoders if they are trained.
+    pub fn trained_text_encoder(&self) -> Option<&TextEncoderConfig> {
         self.text_encoder.as_ref().filter(|config| config.enabled)
     }
 
-    /// The settings of new words, where there are some.
-    pub fn learning_tokens(&self) -> Option<&TokensConfig> {
+    /// The settings of the new words if there are any.
+    pub fn trained_tokens(&self) -> Option<&TokensConfig> {
         self.tokens.as_ref().filter(|config| !config.words.is_empty())
     }
 
-    /// Whether anything learns before the text states.
-    pub fn reads_in_every_step(&self) -> bool {
-        self.learning_text_encoder().is_some() || self.learning_tokens().is_some()
+    /// Whether the text encoders are part of each step, because their adapters or new words are trained.
+    pub fn trains_text_encoder(&self) -> bool {
+        self.trained_text_encoder().is_some() || self.trained_tokens().is_some()
     }
 
-    /// Refuses numbers that cannot train anything, and settings that exclude each other.
+    /// Checks that all numbers are in their ranges and that no two settings exclude each other.
     ///
     /// # Errors
-    /// The first field that is out of range, by name.
+    /// Returns an error that names the first field out of range, or two settings that exclude each other.
     pub fn check(&self) -> Result<(), TrainError> {
         let at_least_one = [
             ("batch_size", self.batch_size),
@@ -220,18 +236,19 @@ impl TrainConfig {
             ("samples.steps", self.samples.steps),
         ];
         if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return Err(TrainError::OutOfRange { field, range: "at least 1" });
+            return Err(ConfigError::OutOfRange { field, range: "at least 1" }.into());
         }
         if !self.samples.guidance.is_finite() {
             let field = "samples.guidance";
-            return Err(TrainError::OutOfRange { field, range: "a finite number" });
+            return Err(ConfigError::OutOfRange { field, range: "a finite number" }.into());
         }
         if let Some(scale) = &self.loss_scale {
             scale.check()?;
             if self.precision != Precision::F16 {
-                return Err(TrainError::Conflict(
+                return Err(ConfigError::Conflict(
                     "`loss_scale` belongs to `precision = \"f16\"`: set that, or remove `loss_scale`",
-                ));
+                )
+                .into());
             }
         }
         self.augment.check()?;
@@ -239,25 +256,27 @@ impl TrainConfig {
         self.validation.check()?;
         self.optimizer.check()?;
         self.objective.check()?;
-        if let Some(text_encoder) = self.learning_text_encoder() {
+        if let Some(text_encoder) = self.trained_text_encoder() {
             text_encoder.check(&self.optimizer)?;
         }
         if let Some(tokens) = &self.tokens {
             tokens.check(&self.optimizer)?;
         }
-        if self.reads_in_every_step() && self.encoder_precision != Precision::F32 {
-            return Err(TrainError::Conflict(
+        if self.trains_text_encoder() && self.encoder_precision != Precision::F32 {
+            return Err(ConfigError::Conflict(
                 "text encoders and new words learn in f32: set `encoder_precision = \"f32\"`, or remove \
                  `text_encoder` and `tokens`",
-            ));
+            )
+            .into());
         }
         if let Some(prior) = &self.prior {
             prior.check()?;
             if self.objective.loss == Loss::Dco {
-                return Err(TrainError::Conflict(
+                return Err(ConfigError::Conflict(
                     "`prior` and `objective.loss = \"dco\"` exclude each other: DCO already measures \
                      against the frozen network; remove one of them",
-                ));
+                )
+                .into());
             }
         }
         Ok(())
@@ -275,17 +294,17 @@ mod tests {
     fn table(settings: &[&str]) -> Table {
         let mut table = preset("toybox").unwrap();
         for setting in ["base=b", "data=d"].iter().chain(settings) {
-            set(&mut table, setting).unwrap();
+            apply_setting(&mut table, setting).unwrap();
         }
         table
     }
 
     #[test]
-    fn every_preset_is_usable_and_survives_the_file() {
+    fn every_preset_is_valid_and_survives_toml() {
         for preset in PRESETS {
             let mut table = super::preset(preset.name).unwrap();
-            set(&mut table, "base=b").unwrap();
-            set(&mut table, "data=d").unwrap();
+            apply_setting(&mut table, "base=b").unwrap();
+            apply_setting(&mut table, "data=d").unwrap();
             let config = TrainConfig::from_table(table).unwrap();
             config.check().unwrap();
             assert_eq!(TrainConfig::from_toml(&config.to_toml().unwrap()).unwrap(), config);
@@ -295,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_can_be_set() {
+    fn settings_of_all_tables_can_be_applied() {
         let config = TrainConfig::from_table(table(&[
             "optimizer.rotation_lr=1e-3",
             "optimizer.schedule=constant",
@@ -309,7 +328,7 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(config.optimizer.rotation_lr, 1e-3);
-        assert_eq!(config.learning_text_encoder().unwrap().learning_rate, Some(5e-5));
+        assert_eq!(config.trained_text_encoder().unwrap().learning_rate, Some(5e-5));
         assert_eq!(config.optimizer.schedule, Schedule::Constant);
         assert_eq!(config.objective.timesteps, Some([10, 20]));
         assert_eq!(config.objective.min_snr_gamma, Some(5.0));
@@ -320,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_is_its_name_or_its_settings() {
+    fn a_method_is_given_by_name_or_by_its_settings() {
         let read = |method: &str| {
             TrainConfig::from_toml(&format!(
                 "base = 'a'\ndata = 'b'\nsteps = 1\nbatch_size = 1\nmethod = {method}"
@@ -338,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_is_named_with_what_was_meant() {
+    fn misspelt_names_get_a_suggestion() {
         let refused =
             |setting: &str| TrainConfig::from_table(table(&[setting])).unwrap_err().to_string();
         assert!(refused("stepz=3").contains("did you mean `steps`"));
@@ -348,12 +367,14 @@ mod tests {
         assert!(refused("buckets.max_sid=64").contains("did you mean `max_side`"));
         assert!(refused("steps=many").contains("expected usize"));
         let mut table = Table::new();
-        assert!(set(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
-        assert!(set(&mut table, "method=lorra").unwrap_err().to_string().contains("lora"));
+        assert!(apply_setting(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
+        assert!(
+            apply_setting(&mut table, "method=lorra").unwrap_err().to_string().contains("lora")
+        );
     }
 
     #[test]
-    fn what_cannot_train_is_refused_by_name() {
+    fn invalid_settings_are_errors_that_name_the_field() {
         for (setting, field) in [
             ("batch_size=0", "batch_size"),
             ("accumulation=0", "accumulation"),

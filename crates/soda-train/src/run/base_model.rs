@@ -1,0 +1,98 @@
+//! The base model at the start of a run: in the precisions of the settings, with the noise schedule and the new words.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::Device;
+use soda_models::pipeline::{LoadOptions, Pipeline, UnetPrecision};
+use soda_models::unet::UnetConfig;
+
+use crate::config::Precision;
+use crate::config::TrainConfig;
+use crate::data::rng;
+use crate::error::TrainError;
+
+/// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have the
+/// precisions of the settings.
+///
+/// # Errors
+/// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.
+pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, TrainError> {
+    let exact = match config.precision {
+        Precision::F32 => BTreeSet::new(),
+        Precision::Bf16 | Precision::F16 => {
+            let unet: UnetConfig =
+                soda_models::config::read(&config.base.join("unet/config.json"))?;
+            config.targets.expected(&unet.init(device))?
+        }
+    };
+    let options = LoadOptions {
+        dtype: config.encoder_precision.dtype(),
+        unet: Some(UnetPrecision { dtype: config.precision.dtype(), exact }),
+        ..LoadOptions::default()
+    };
+    let mut pipeline = Pipeline::load_with(&config.base, &options, device)?;
+    pipeline.scheduler = pipeline.scheduler.changed(config.objective.schedule_change())?;
+    add_words(config, &mut pipeline)?;
+    Ok(pipeline)
+}
+
+/// Adds the new words of the settings to the vocabulary.
+fn add_words(config: &TrainConfig, pipeline: &mut Pipeline) -> Result<(), TrainError> {
+    let Some(tokens) = config.trained_tokens() else { return Ok(()) };
+    for (index, (word, like)) in tokens.words.iter().enumerate() {
+        let stream = rng::WORD + index as u64;
+        let word = pipeline.word_like(word, like, tokens.vectors, (config.seed, stream));
+        pipeline.add_word(&word)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::path::Path;
+
+    use burn::tensor::DType;
+    use soda_adapters::leaves;
+
+    use super::*;
+    use crate::config::{apply_setting, preset};
+
+    /// Adapters of a half-precision network have the fingerprint of the f32 base: adapted weights are read in f32. All
+    /// other weights are read in half precision.
+    #[test]
+    fn adapted_weights_are_read_in_f32_and_all_others_in_half_precision() {
+        let device = Device::default();
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let loaded = |settings: &[&str]| {
+            let mut table = preset("toybox").unwrap();
+            let base = format!("base={}", base.display());
+            for setting in [base.as_str(), "data=d"].iter().chain(settings) {
+                apply_setting(&mut table, setting).unwrap();
+            }
+            let config = TrainConfig::from_table(table).unwrap();
+            let pipeline = load(&config, &device).unwrap();
+            let weights = config.targets.select(&pipeline.unet).unwrap();
+            let expected = config.targets.expected(&pipeline.unet).unwrap();
+            assert_eq!(weights.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+            let hash = soda_adapters::fingerprint(&weights);
+            (config, pipeline, hash)
+        };
+        let half = ["precision=bf16", "encoder_precision=bf16"];
+        let (_, single, expected) = loaded(&[]);
+        let (config, half, hash) = loaded(&half);
+        assert_eq!(hash, expected);
+
+        assert_eq!(single.vae.quant_conv.weight.val().dtype(), DType::F32);
+        assert_eq!(half.vae.quant_conv.weight.val().dtype(), DType::BF16);
+        let adapted = config.targets.expected(&half.unet).unwrap();
+        for leaf in leaves(&half.unet) {
+            let exact = adapted.contains(&leaf.path);
+            let wanted = if exact { DType::F32 } else { DType::BF16 };
+            assert_eq!(leaf.value().dtype(), wanted, "{}", leaf.path);
+        }
+        let unet = config.precision.cast_denoiser(half.unet);
+        assert!(leaves(&unet).iter().all(|leaf| leaf.value().dtype() == DType::BF16));
+    }
+}

@@ -281,5 +281,5 @@ pub trait Kernels: Backend {
 }
 
 // With fusion a tensor is a promise of one, without a buffer that a library could be given.
-#[cfg(all(feature = "cube", not(all(feature = "cuda", not(feature = "fusion")))))]
+#[cfg(all(feature = "cube", not(feature = "cuda")))]
 impl Kernels for burn::backend::Cube {}

@@ -7,7 +7,7 @@ use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
 /// Keeps compiled kernels in the user's cache folder, for this process and the next ones. To be called before the first
 /// tensor; a `cubecl.toml` or `burn.toml` in the working directory decides instead.
-pub fn keep_compiled_kernels() {
+pub fn enable_kernel_cache() {
     let configured = std::env::current_dir().is_ok_and(|folder| {
         ["cubecl.toml", "CubeCL.toml", "burn.toml", "Burn.toml"]
             .iter()

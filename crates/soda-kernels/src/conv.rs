@@ -21,7 +21,7 @@ use burn::tensor::Tensor;
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 
 use crate::backend::Kernels;
-use crate::matmul::{has_library, matmul};
+use crate::matmul::{has_vendor_blas, matmul};
 use crate::plus::plus;
 
 /// `layer` applied to `x` `[b, c, h, w]`; its weight and bias get no gradient unless they are on the tape.
@@ -30,7 +30,7 @@ use crate::plus::plus;
 /// A layer with groups or dilation, which no network here has.
 #[track_caller]
 pub fn conv2d(layer: &Conv2d, x: Tensor<4>) -> Tensor<4> {
-    conv2d_plus(layer, x, None, None)
+    conv2d_residual(layer, x, None, None)
 }
 
 /// [`conv2d`] with what is added to its value: `each` `[b, o]` to all pixels of a sample, and `rest`, of the value's shape.
@@ -38,7 +38,7 @@ pub fn conv2d(layer: &Conv2d, x: Tensor<4>) -> Tensor<4> {
 /// # Panics
 /// As [`conv2d`].
 #[track_caller]
-pub fn conv2d_plus(
+pub fn conv2d_residual(
     layer: &Conv2d,
     x: Tensor<4>,
     each: Option<Tensor<2>>,
@@ -87,7 +87,7 @@ pub fn conv2d_plus(
         weight.into_dispatch(),
         options,
     ));
-    if has_library(&y) {
+    if has_vendor_blas(&y) {
         // The numbers lie so.
         let rest = rest.map(|rest| rest.permute([0, 2, 3, 1]));
         return plus(y.permute([0, 2, 3, 1]), bias, rest).permute([0, 3, 1, 2]);
@@ -180,10 +180,7 @@ pub(crate) fn transposed<B: Kernels>(
 }
 
 /// The same as a forward convolution, where there is one: no kernel but the forward pass' is compiled.
-#[cfg_attr(
-    not(all(feature = "cuda", not(feature = "fusion"))),
-    allow(dead_code, reason = "what CUDA does without cuDNN")
-)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "what CUDA does without cuDNN"))]
 pub(crate) fn flipped<B: Kernels>(
     dy: FloatTensor<B>,
     weight: FloatTensor<B>,

@@ -6,8 +6,8 @@ use burn::tensor::Tensor;
 ///
 /// # Panics
 /// Of no tensors.
-pub fn cat(tensors: Vec<Tensor<1>>) -> Tensor<1> {
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+pub fn multi_tensor_cat(tensors: Vec<Tensor<1>>) -> Tensor<1> {
+    #[cfg(feature = "cuda")]
     if let Some(tensors) =
         primitives(&tensors).filter(|all| all.iter().all(|x| x.dtype == all[0].dtype))
     {
@@ -17,8 +17,8 @@ pub fn cat(tensors: Vec<Tensor<1>>) -> Tensor<1> {
 }
 
 /// Vectors of these lengths, one after the other, out of `x`; off the tape in one go.
-pub fn split(x: Tensor<1>, lengths: &[usize]) -> Vec<Tensor<1>> {
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+pub fn multi_tensor_split(x: Tensor<1>, lengths: &[usize]) -> Vec<Tensor<1>> {
+    #[cfg(feature = "cuda")]
     if let Some(mut whole) = primitives(std::slice::from_ref(&x)) {
         let parts = crate::cuda::split(whole.remove(0), lengths);
         return parts.into_iter().map(Tensor::from_primitive::<Cube>).collect();
@@ -28,11 +28,11 @@ pub fn split(x: Tensor<1>, lengths: &[usize]) -> Vec<Tensor<1>> {
 
 /// Writes each second vector into the memory of the first: every tensor that shares it changes.
 ///
-/// For the inputs of a [`Recording`](crate::Recording), which no other tensor should share.
+/// For the inputs of a [`CapturedGraph`](crate::CapturedGraph), which no other tensor should share.
 ///
 /// # Panics
 /// On a device that records nothing, and where length, type or device of a pair differ.
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 pub(crate) fn overwrite(pairs: Vec<(Tensor<1>, Tensor<1>)>) {
     let (to, from): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let alike = |(to, from): (&Tensor<1>, &Tensor<1>)| {
@@ -45,11 +45,11 @@ pub(crate) fn overwrite(pairs: Vec<(Tensor<1>, Tensor<1>)>) {
     }
 }
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 type Cube = burn::backend::Cube;
 
 /// Off the tape, on a device with the kernel; at least one.
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 fn primitives(tensors: &[Tensor<1>]) -> Option<Vec<burn::backend::tensor::FloatTensor<Cube>>> {
     let primitive = |x: &Tensor<1>| {
         let plain = (!x.is_autodiff()).then(|| x.clone())?;

@@ -23,7 +23,7 @@ pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// [`geglu`] of `x + bias`, the bias along the last axis: what follows a linear layer, which is asked for without its bias.
-pub fn geglu_biased<const D: usize>(x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
+pub fn geglu_with_bias<const D: usize>(x: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
     match bias {
         None => geglu(x),
         // Nothing here has a gradient for it.

@@ -18,9 +18,9 @@ use crate::backend::Kernels;
 /// # Panics
 /// Where sizes do not fit.
 #[track_caller]
-pub fn join(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
+pub fn concat_channels(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
     let ([batch, _, height, width], [others, _, rows, cols]) = (a.dims(), b.dims());
-    assert_eq!([batch, height, width], [others, rows, cols], "join: maps of one size");
+    assert_eq!([batch, height, width], [others, rows, cols], "concat_channels: maps of one size");
     Tensor::from_dispatch(Dispatch::join(a.into_dispatch(), b.into_dispatch()))
 }
 

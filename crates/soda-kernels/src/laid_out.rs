@@ -3,14 +3,14 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 
-use crate::matmul::has_library;
-use crate::memory::lasting;
+use crate::matmul::has_vendor_blas;
+use crate::memory::persistent;
 
 /// `module` with its weights laid out for its device's library: kernels `[o, c, h, w]` of convolutions as `[o, h, w, c]`, and
 /// weights `[in, out]` of linear layers as `[out, in]`, whose rows a rotation of the input turns.
 ///
 /// On a device without one, `module` as it is.
-pub fn laid_out<M: Module>(module: M) -> M {
+pub fn to_preferred_memory_format<M: Module>(module: M) -> M {
     struct Lay;
     impl ModuleMapper for Lay {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -19,11 +19,11 @@ pub fn laid_out<M: Module>(module: M) -> M {
                 4 => &[0, 2, 3, 1],
                 _ => return param,
             };
-            if !has_library(&param.val()) {
+            if !has_vendor_blas(&param.val()) {
                 return param;
             }
             let order = std::array::from_fn(|axis| order[axis]);
-            param.map(|weight| lasting(weight, |weight| in_order(weight, order)))
+            param.map(|weight| persistent(weight, |weight| with_stride_order(weight, order)))
         }
     }
     module.map(&mut Lay)
@@ -38,7 +38,7 @@ pub fn laid_out<M: Module>(module: M) -> M {
 /// # Panics
 /// Where `order` does not name every axis once.
 #[track_caller]
-pub fn in_order<const D: usize>(x: Tensor<D>, order: [usize; D]) -> Tensor<D> {
+pub fn with_stride_order<const D: usize>(x: Tensor<D>, order: [usize; D]) -> Tensor<D> {
     let dims = x.dims();
     let mut back = order;
     for (place, &axis) in order.iter().enumerate() {
@@ -60,11 +60,11 @@ mod tests {
         let device = Device::default();
         let random = |shape| Tensor::<4>::random(shape, Distribution::Default, &device);
         let kernel = random([2, 3, 4, 5]);
-        let laid = in_order(kernel.clone(), [0, 2, 3, 1]);
+        let laid = with_stride_order(kernel.clone(), [0, 2, 3, 1]);
         assert_eq!(laid.dims(), kernel.dims());
         assert_eq!(laid.into_data(), kernel.into_data());
         let matrix: Tensor<2> = random([1, 1, 3, 7]).reshape([3, 7]);
-        let laid = in_order(matrix.clone(), [1, 0]);
+        let laid = with_stride_order(matrix.clone(), [1, 0]);
         assert_eq!(laid.dims(), matrix.dims());
         assert_eq!(laid.into_data(), matrix.into_data());
     }

@@ -43,23 +43,23 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
 /// # Panics
 /// Where sizes do not fit.
 #[track_caller]
-pub fn matmul_onto(lhs: Tensor<2>, rhs: Tensor<2>, to: Tensor<2>) -> Tensor<2> {
+pub fn addmm(lhs: Tensor<2>, rhs: Tensor<2>, to: Tensor<2>) -> Tensor<2> {
     let ([m, k], [rows, n]) = (lhs.dims(), rhs.dims());
-    assert!(k == rows && to.dims() == [m, n], "matmul_onto: sizes do not fit");
+    assert!(k == rows && to.dims() == [m, n], "addmm: sizes do not fit");
     let [lhs, rhs, to] = [lhs, rhs, to].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::product_onto(lhs, rhs, to))
 }
 
 /// Whether [`matmul`] takes float32 on the device of `x` to a vendor's library, which keeps all its digits
 /// at the full speed of the device. burn's own kernels may round the factors to TF32.
-pub fn has_library<const D: usize>(x: &Tensor<D>) -> bool {
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+pub fn has_vendor_blas<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(feature = "cuda")]
     return x
         .clone()
         .without_autodiff()
         .try_into_primitive::<burn::backend::Cube>()
         .is_ok_and(|x| crate::cuda::takes_products(&x));
-    #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+    #[cfg(not(feature = "cuda"))]
     {
         // No tensor lies on a device of the kind.
         let _ = x;

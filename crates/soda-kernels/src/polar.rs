@@ -10,42 +10,42 @@ use burn::tensor::Tensor;
 
 use crate::matmul::matmul;
 
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 type Cube = burn::backend::Cube;
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 type Halves = [burn::backend::tensor::FloatTensor<Cube>; 2];
 
 /// `X` `[b, m, n]` and `XᵀX`, off the tape.
-pub struct Iterate {
+pub struct PolarIteration {
     x: Tensor<3>,
     square: Tensor<3>,
-    #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+    #[cfg(feature = "cuda")]
     halves: Option<Halves>,
 }
 
-impl Iterate {
+impl PolarIteration {
     /// Of `x` and its `square` `[b, n, n]`.
     pub fn new(x: Tensor<3>, square: Tensor<3>) -> Self {
-        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        #[cfg(feature = "cuda")]
         {
             let primitive = x.clone().try_into_primitive::<Cube>().ok();
             let halves = primitive.filter(crate::cuda::takes_polar);
             let halves = halves.map(|x| crate::cuda::halves(x, 0.0));
             Self { x, square, halves }
         }
-        #[cfg(not(all(feature = "cuda", not(feature = "fusion"))))]
+        #[cfg(not(feature = "cuda"))]
         Self { x, square }
     }
 
     /// `XᵀX`, to some roundings.
-    pub fn square(&self) -> &Tensor<3> {
+    pub fn gram(&self) -> &Tensor<3> {
         &self.square
     }
 
     /// The next iterate.
     #[must_use]
     pub fn step(self, coefficients: [f64; 3]) -> Self {
-        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        #[cfg(feature = "cuda")]
         if let Some(halves) = self.halves
             && let Ok(square) = self.square.clone().try_into_primitive::<Cube>()
         {
@@ -57,14 +57,14 @@ impl Iterate {
         Self {
             square: gram(&x),
             x,
-            #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+            #[cfg(feature = "cuda")]
             halves: None,
         }
     }
 
     /// The last iterate, in float32 throughout.
     pub fn finish(self, coefficients: [f64; 3]) -> Tensor<3> {
-        #[cfg(all(feature = "cuda", not(feature = "fusion")))]
+        #[cfg(feature = "cuda")]
         if self.halves.is_some() {
             let square = gram(&self.x);
             return polynomial(self.x, square, coefficients);
@@ -73,7 +73,7 @@ impl Iterate {
     }
 
     /// `X` as it is.
-    pub fn into_x(self) -> Tensor<3> {
+    pub fn into_iterate(self) -> Tensor<3> {
         self.x
     }
 }

@@ -3,7 +3,7 @@
 //! burn's reparameterizations (LoRA and its relatives) turn a stored weight into the one to use, and never see
 //! what it is used on. For a few rows that is the long way: the weight is formed whole, and so is its
 //! gradient, where `x W0 + (x A) B` needs neither. So the rows are laid open while the weight is made: who
-//! makes it may [`answer`] with the product instead.
+//! makes it may [`offer_product`] with the product instead.
 
 use std::cell::RefCell;
 
@@ -14,17 +14,17 @@ use crate::plus::plus;
 
 /// `x W + b` for `x` `[..., in]`, `W = weight()` `[in, out]` and `b` `[out]`; the result is `[..., out]`.
 ///
-/// While `weight` runs, on this thread, [`answer`] offers it `x`.
-pub fn linear_through<const D: usize>(
+/// While `weight` runs, on this thread, [`offer_product`] offers it `x`.
+pub fn linear_deferred<const D: usize>(
     x: Tensor<D>,
     weight: impl FnOnce() -> Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    linear_plus(x, weight, bias, None)
+    linear_residual(x, weight, bias, None)
 }
 
-/// [`linear_through`], and `rest` `[..., out]` that its value is added to.
-pub fn linear_plus<const D: usize>(
+/// [`linear_deferred`], and `rest` `[..., out]` that its value is added to.
+pub fn linear_residual<const D: usize>(
     x: Tensor<D>,
     weight: impl FnOnce() -> Tensor<2>,
     bias: Option<Tensor<1>>,
@@ -42,7 +42,7 @@ pub fn linear_plus<const D: usize>(
 
 /// Offers the rows that the weight being made is for, `[rows, in]`, to `product`; if that gives `x W`, the
 /// weight itself is not used and may be anything. Says whether it did; false where no rows lie open.
-pub fn answer(product: impl FnOnce(Tensor<2>) -> Option<Tensor<2>>) -> bool {
+pub fn offer_product(product: impl FnOnce(Tensor<2>) -> Option<Tensor<2>>) -> bool {
     let rows = PRODUCT.take();
     let Some(Product::Rows(x)) = rows else {
         PRODUCT.set(rows);
@@ -101,23 +101,23 @@ mod tests {
         let (x, w, bias) = (random([3, 4]), random([4, 5]), random([1, 5]).flatten(0, 1));
         let expected = linear(x.clone(), w.clone(), Some(bias.clone()));
         let mut inner = false;
-        let found = linear_through(
+        let found = linear_deferred(
             x.clone(),
             || {
                 // A layer inside a layer: its rows are its own, and the outer ones lie open again after.
-                let silent = linear_through(random([2, 4]), || w.clone(), None);
+                let silent = linear_deferred(random([2, 4]), || w.clone(), None);
                 inner = silent.dims() == [2, 5];
-                assert!(answer(|rows| Some(rows.matmul(w.clone()))));
+                assert!(offer_product(|rows| Some(rows.matmul(w.clone()))));
                 random([4, 5])
             },
             Some(bias),
         );
         assert!(inner && found.equal(expected).all().into_scalar::<bool>());
-        assert!(!answer(|_| panic!("no rows lie open")));
-        let kept = linear_through(
+        assert!(!offer_product(|_| panic!("no rows lie open")));
+        let kept = linear_deferred(
             x.clone(),
             || {
-                assert!(!answer(|_| None));
+                assert!(!offer_product(|_| None));
                 w.clone()
             },
             None,
@@ -128,9 +128,9 @@ mod tests {
     #[test]
     fn a_panic_leaves_no_rows_open() {
         let broken = std::panic::catch_unwind(|| {
-            linear_through(random([1, 2]), || std::panic::resume_unwind(Box::new(())), None)
+            linear_deferred(random([1, 2]), || std::panic::resume_unwind(Box::new(())), None)
         });
         assert!(broken.is_err());
-        assert!(!answer(|_| panic!("no rows lie open")));
+        assert!(!offer_product(|_| panic!("no rows lie open")));
     }
 }

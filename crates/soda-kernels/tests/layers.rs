@@ -7,7 +7,9 @@ mod common;
 use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2dConfig;
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{conv2d, conv2d_plus, join, linear_low_rank, linear_plus, matmul_onto};
+use soda_kernels::{
+    addmm, concat_channels, conv2d, conv2d_residual, linear_low_rank, linear_residual,
+};
 
 use common::{distance, frozen, random, same};
 
@@ -28,7 +30,7 @@ fn maps_joined() {
             [y.inner(), a.grad(&grads).unwrap(), b.grad(&grads).unwrap()]
         };
         let theirs = run(&Device::flex(), |a, b| Tensor::cat(vec![a, b], 1));
-        for (ours, theirs) in run(&Device::default(), join).into_iter().zip(theirs) {
+        for (ours, theirs) in run(&Device::default(), concat_channels).into_iter().zip(theirs) {
             assert_eq!(distance(ours, theirs), 0.0);
         }
     }
@@ -68,15 +70,15 @@ fn products_added_to_what_is_there() {
     for [m, k, n] in [[3, 5, 7], [16, 8, 24]] {
         let inputs = [[m, k], [k, n], [m, n]].map(random);
         let plain = |[a, b, c]: [Tensor<2>; 3]| a.matmul(b) + c;
-        same("onto", inputs, |[a, b, c], _| matmul_onto(a, b, c), plain);
+        same("onto", inputs, |[a, b, c], _| addmm(a, b, c), plain);
     }
     // What others hold stays what it is.
     let device = Device::default();
     let [a, b, c] = [random([4, 4]), random([4, 4]), random([4, 4])];
     let [on_a, on_b, on_c] = [&a, &b, &c].map(|x| x.clone().to_device(&device));
-    let twice = [(), ()].map(|()| matmul_onto(on_a.clone(), on_b.clone(), on_c.clone()));
+    let twice = [(), ()].map(|()| addmm(on_a.clone(), on_b.clone(), on_c.clone()));
     for sum in twice {
-        assert!(distance(sum, a.clone().matmul(b.clone()) + c.clone()) < common::EXACT);
+        assert!(distance(sum, a.clone().matmul(b.clone()) + c.clone()) <= common::EXACT);
     }
 }
 
@@ -95,7 +97,7 @@ fn what_is_added_to_a_linear_layer() {
             inputs.clone(),
             |[x, bias, rest], _| {
                 let w = there(&x);
-                linear_plus(x, || w, Some(row(bias)), Some(rest))
+                linear_residual(x, || w, Some(row(bias)), Some(rest))
             },
             |[x, bias, rest]| x.clone().matmul(there(&x).unsqueeze()) + bias + rest,
         );
@@ -105,7 +107,7 @@ fn what_is_added_to_a_linear_layer() {
             [x, bias],
             |[x, bias], _| {
                 let w = there(&x);
-                linear_plus(x, || w, Some(row(bias)), None)
+                linear_residual(x, || w, Some(row(bias)), None)
             },
             |[x, bias]| x.clone().matmul(there(&x).unsqueeze()) + bias,
         );
@@ -126,7 +128,7 @@ fn what_is_added_to_a_convolution() {
             |[x, each, rest], dtype| {
                 let layer = frozen(&layer, dtype, &Device::default());
                 let each = each.reshape([2, channels[1]]);
-                conv2d_plus(&layer, x, Some(each), Some(rest))
+                conv2d_residual(&layer, x, Some(each), Some(rest))
             },
             |[x, each, rest]| layer.forward(x) + each + rest,
         );
@@ -134,7 +136,7 @@ fn what_is_added_to_a_convolution() {
             "convolution and the rest",
             [inputs[0], inputs[2]].map(random),
             |[x, rest], dtype| {
-                conv2d_plus(&frozen(&layer, dtype, &Device::default()), x, None, Some(rest))
+                conv2d_residual(&frozen(&layer, dtype, &Device::default()), x, None, Some(rest))
             },
             |[x, rest]| layer.forward(x) + rest,
         );

@@ -3,12 +3,12 @@
 //! Each block of 256 values of a moment is divided by its largest magnitude and rounded to the dynamic map of
 //! bitsandbytes, one byte for each value.
 //!
-//! The map has seven decades below 1. Decade `i` is `(10^(i-7), 10^(i-6)]`. It is divided into `2^i` equal intervals
-//! for signed values and into twice as many for unsigned values; a code stands for the middle of its interval. The two
-//! remaining codes stand for 0 and 1.
+//! The map has seven decades below 1. Decade `i` is `(10^(i-7), 10^(i-6)]`. It is divided into `2^i` equal
+//! intervals for signed values and into twice as many for unsigned values; a code stands for the middle of
+//! its interval. The two remaining codes stand for 0 and 1.
 //!
-//! A step decodes each moment, updates and uses it in float32, and encodes it again. Parameters with fewer than 4096
-//! elements keep their moments in float32, as in bitsandbytes.
+//! A step decodes each moment, updates and uses it in float32, and encodes it again. Parameters with fewer
+//! than 4096 elements keep their moments in float32, as in bitsandbytes.
 
 use burn::optim::{LearningRate, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, IntDType, Tensor, TensorData};
@@ -192,7 +192,8 @@ impl Map {
         table
     }
 
-    /// Encodes `x`, padded with zeros to whole blocks: the code of a value is that of the interval it lies in.
+    /// Encodes `x`, padded with zeros to whole blocks: the code of a value is that of the interval it lies
+    /// in.
     fn encode(self, x: Tensor<1>) -> Moment {
         let count = x.dims()[0];
         let blocks = count.div_ceil(BLOCK);
@@ -283,8 +284,8 @@ mod tests {
         }
     }
 
-    /// Both optimizers minimise the same quadratic: 8-bit moments change the result little. A stored state continues
-    /// to the bit.
+    /// Both optimizers minimise the same quadratic: 8-bit moments change the result little. A stored state
+    /// continues to the bit.
     #[test]
     fn the_result_is_nearly_that_of_adamw() {
         let device = Device::default();

@@ -1,5 +1,5 @@
-//! The optimizer of an adapted module: momentum Stiefel Adam on factors of rotations, a [`FlatOptimizer`] on all other
-//! parameters, and one global gradient norm over both.
+//! The optimizer of an adapted module: momentum Stiefel Adam on factors of rotations, a [`FlatOptimizer`] on
+//! all other parameters, and one global gradient norm over both.
 
 use burn::module::Module;
 use burn::optim::{AdamW, AdamWConfig, StateSink, StateSource};
@@ -69,8 +69,8 @@ impl AdapterOptimizer {
         Ok(self)
     }
 
-    /// One step of `module`: clips the global gradient norm, then moves each parameter in its geometry by `factor`
-    /// times its learning rate. A parameter without a gradient has a gradient of zero.
+    /// One step of `module`: clips the global gradient norm, then moves each parameter in its geometry by
+    /// `factor` times its learning rate. A parameter without a gradient has a gradient of zero.
     pub fn step<M: Method, N: Module>(
         &mut self,
         method: &M,
@@ -92,7 +92,8 @@ impl AdapterOptimizer {
         factor: f64,
     ) -> BatchedParams {
         let Some(norm) = grads.norm() else { return params.clone() };
-        // The small term is that of `torch.nn.utils.clip_grad_norm_`: a zero gradient stays zero instead of 0/0.
+        // The small term is that of `torch.nn.utils.clip_grad_norm_`: a zero gradient stays zero instead of
+        // 0/0.
         let clip = (norm + 1e-6).recip().mul_scalar(self.max_grad_norm).clamp_max(1.0);
         let grads = grads.map(|_, grad| grad.clone() * clip.clone().unsqueeze());
         let moved = params.zip(&grads, |batch, x, grad| match (batch.geometry, &mut self.flat) {

@@ -1,6 +1,7 @@
 //! Trained parameters, batched: one tensor holds all parameters of one shape, geometry and group.
 //!
-//! An operation on all parameters then launches as many kernels as there are shapes, not as many as there are layers.
+//! An operation on all parameters then launches as many kernels as there are shapes, not as many as there are
+//! layers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Add;
@@ -113,13 +114,14 @@ impl BatchedParams {
         self.map(|_, value| own(value.clone()))
     }
 
-    /// The batches as flat tensors `[count · rows · cols]`, the inputs of a [`Recording`](soda_kernels::Recording).
+    /// The batches as flat tensors `[count · rows · cols]`, the inputs of a
+    /// [`Recording`](soda_kernels::Recording).
     pub fn flattened(&self) -> Vec<Tensor<1>> {
         self.values.iter().map(|value| value.clone().flatten(0, 2)).collect()
     }
 
-    /// The same layout with the next values of `flattened`, in the order of [`BatchedParams::flattened`]. A batch
-    /// keeps its value where the iterator has ended.
+    /// The same layout with the next values of `flattened`, in the order of [`BatchedParams::flattened`]. A
+    /// batch keeps its value where the iterator has ended.
     #[must_use]
     pub fn with_flattened(&self, mut flattened: impl Iterator<Item = Tensor<1>>) -> Self {
         self.map(|_, value| match flattened.next() {

@@ -9,10 +9,12 @@ pub enum FlatOptimizer {
     /// AdamW (Loshchilov and Hutter, arXiv 1711.05101).
     #[default]
     AdamW,
-    /// AdamW with 8-bit moments (arXiv 2110.02861), for adapters with many parameters: LoRA and full fine-tuning.
+    /// AdamW with 8-bit moments (arXiv 2110.02861), for adapters with many parameters: LoRA and full
+    /// fine-tuning.
     #[serde(rename = "adamw-8bit")]
     AdamW8bit,
-    /// Prodigy (arXiv 2306.06101), which estimates the learning rate; the configured rate is a factor on the estimate.
+    /// Prodigy (arXiv 2306.06101), which estimates the learning rate; the configured rate is a factor on the
+    /// estimate.
     Prodigy,
 }
 
@@ -29,8 +31,9 @@ pub struct AdapterOptimizerConfig {
     pub flat_weight_decay: f64,
     /// The largest norm of the gradient over all parameters; a larger gradient is scaled down to it.
     pub max_grad_norm: f64,
-    /// Whether the learning rate rises from zero in the first steps. Prodigy then leaves the schedule's factor out of
-    /// the denominator of its estimate (`safeguard_warmup` of prodigyopt). Other optimizers ignore it.
+    /// Whether the learning rate rises from zero in the first steps. Prodigy then leaves the schedule's
+    /// factor out of the denominator of its estimate (`safeguard_warmup` of prodigyopt). Other optimizers
+    /// ignore it.
     pub lr_warmup: bool,
 }
 

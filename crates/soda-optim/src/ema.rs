@@ -1,8 +1,8 @@
 //! An exponential moving average of the trained parameters.
 //!
-//! A flat parameter follows `v <- d v + (1 - d) x`. On the Stiefel manifold the mean of two points lies inside the
-//! manifold. There the average moves along the tangent towards `x`, and the polar retraction brings it back; to first
-//! order in `1 - d` this is the same formula.
+//! A flat parameter follows `v <- d v + (1 - d) x`. On the Stiefel manifold the mean of two points lies
+//! inside the manifold. There the average moves along the tangent towards `x`, and the polar retraction
+//! brings it back; to first order in `1 - d` this is the same formula.
 
 use soda_adapters::Geometry;
 use soda_linalg::stiefel::{self, Retraction};
@@ -23,8 +23,8 @@ impl Ema {
 
     /// Moves the average towards `params`, the parameters after `step` steps (counted from 1).
     ///
-    /// The decay is `min(decay, (1 + step) / (10 + step))`, as in `EMAModel` of diffusers: early steps count more, so
-    /// the average forgets its start.
+    /// The decay is `min(decay, (1 + step) / (10 + step))`, as in `EMAModel` of diffusers: early steps count
+    /// more, so the average forgets its start.
     pub fn update(&mut self, params: &BatchedParams, step: usize) {
         let decay = self.decay.min((1.0 + step as f64) / (10.0 + step as f64));
         self.params = self.params.zip(params, |batch, average, x| {
@@ -33,8 +33,8 @@ impl Ema {
                 Geometry::Euclidean => average + direction,
                 Geometry::Stiefel => {
                     let tangent = stiefel::tangent(average.clone(), direction);
-                    // The polar retraction runs on the device and does not fail. A value that is not finite makes
-                    // the loss infinite or NaN, which stops the run.
+                    // The polar retraction runs on the device and does not fail. A value that is not finite
+                    // makes the loss infinite or NaN, which stops the run.
                     Retraction::Polar.apply(average.clone(), tangent).unwrap_or(average)
                 }
             }

@@ -1,7 +1,7 @@
 //! Gradients of an adapted module's parameters, off the tape and by path.
 //!
-//! burn's [`Gradients`] belong to one backward pass. A batch that is computed in several parts, one after the other or
-//! on several threads, needs gradients that can be added.
+//! burn's [`Gradients`] belong to one backward pass. A batch that is computed in several parts, one after the
+//! other or on several threads, needs gradients that can be added.
 
 use std::collections::BTreeMap;
 use std::ops::Add;

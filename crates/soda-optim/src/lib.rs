@@ -1,8 +1,8 @@
 //! Optimizers for the adapters of [`soda_adapters`].
 //!
-//! An adapter has two kinds of trainable parameters. Factors of rotations are points on the Stiefel manifold; all other
-//! parameters are in a flat space. [`AdapterOptimizer`] moves the first by momentum Stiefel Adam, the second by a
-//! [`FlatOptimizer`], and clips one gradient norm over both.
+//! An adapter has two kinds of trainable parameters. Factors of rotations are points on the Stiefel manifold;
+//! all other parameters are in a flat space. [`AdapterOptimizer`] moves the first by momentum Stiefel Adam,
+//! the second by a [`FlatOptimizer`], and clips one gradient norm over both.
 //!
 //! | module | contents |
 //! |---|---|

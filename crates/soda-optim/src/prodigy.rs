@@ -1,7 +1,7 @@
 //! Prodigy (Mishchenko and Defazio, arXiv 2306.06101, algorithm 4): Adam with an estimated learning rate.
 //!
-//! The rate `d` is a lower bound of the distance from the start to a solution, `d <= |x0 - x*|`, and only grows. With
-//! `g` the gradient of all parameters together, `λ` the schedule's factor and `b3 = √b2`:
+//! The rate `d` is a lower bound of the distance from the start to a solution, `d <= |x0 - x*|`, and only
+//! grows. With `g` the gradient of all parameters together, `λ` the schedule's factor and `b3 = √b2`:
 //!
 //! ```text
 //! γ = d λ √(1 - b2^t) / (1 - b1^t)
@@ -60,8 +60,8 @@ impl Prodigy {
         self.d * self.lr * factor
     }
 
-    /// Moves the flat parameters by clipped gradients and leaves the others. The layout must stay the same in every
-    /// step.
+    /// Moves the flat parameters by clipped gradients and leaves the others. The layout must stay the same in
+    /// every step.
     pub(crate) fn step(
         &mut self,
         params: &BatchedParams,

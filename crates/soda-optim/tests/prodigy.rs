@@ -84,8 +84,8 @@ fn factor(case: &Case, step: usize) -> f64 {
     ((step + 1) as f64 / (case.warmup + 1) as f64).min(1.0)
 }
 
-/// The estimate of every step and the final parameters agree, in f64: the first steps are of 1e-6, which f32 rounds
-/// away beside a parameter near 1. The tolerance 1e-9 covers the rounding of sixty steps.
+/// The estimate of every step and the final parameters agree, in f64: the first steps are of 1e-6, which f32
+/// rounds away beside a parameter near 1. The tolerance 1e-9 covers the rounding of sixty steps.
 #[test]
 fn estimates_and_parameters_are_those_of_prodigyopt() {
     if !Device::default().supports_dtype(DType::F64) {

@@ -3,7 +3,7 @@
 
 use toml::Table;
 
-use super::edit::nearest;
+use crate::config::edit::{apply_setting, nearest};
 use crate::error::{ConfigError, TrainError};
 
 /// Settings for a base model and a purpose.
@@ -13,7 +13,7 @@ pub struct Preset {
     pub name: &'static str,
     /// The purpose of the preset in one line.
     pub about: &'static str,
-    /// The method, as settings for [`apply_setting`](super::apply_setting).
+    /// The method, as settings for [`apply_setting`](crate::apply_setting).
     method: &'static [&'static str],
     /// The other settings, TOML.
     settings: &'static str,
@@ -139,7 +139,7 @@ pub fn preset(name: &str) -> Result<Table, TrainError> {
     let mut table: Table = toml::from_str(preset.settings)
         .map_err(|error| ConfigError::Read { reason: error.to_string() })?;
     for setting in preset.method {
-        super::edit::apply_setting(&mut table, setting)?;
+        apply_setting(&mut table, setting)?;
     }
     Ok(table)
 }

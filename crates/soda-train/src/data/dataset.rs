@@ -1,30 +1,12 @@
-//! A data set on disk: a folder of images and their captions, and optionally prompts and images for
-//! evaluation.
-//!
-//! The caption of an image is the first of these that exists:
-//!
-//! 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the
-//!    imagefolder format of Hugging Face datasets),
-//! 2. the text file beside it, `00.txt` (kohya's format),
-//! 3. the name of its folder after the number, if it is in a folder such as `10_sks mug` (kohya's format,
-//!    where the number is the number of repeats),
-//! 4. one prompt for all images.
-//!
-//! A line of `metadata.jsonl` may have `"repeats": 3`, so that the image is seen three times in an epoch.
-//!
-//! `NAME.mask.png` and `NAME-masklabel.png` are the mask of `NAME` and not training images (see `masks`).
-//!
-//! Optional files are `subject.json` or `style.json` with `identifier` and `eval_prompts`, and `truth/`, a
-//! folder of the same format with the ground truth of the evaluation prompts.
+//! A data set on disk: a folder of images with captions, and what the folder has for evaluation.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rand::seq::SliceRandom;
-use serde::Deserialize;
 use soda_models::noise::generator;
 
 use crate::data::masks;
+use crate::data::metadata::{SubjectFile, read_caption_file, read_metadata};
 use crate::data::rng;
 use crate::error::{ConfigError, DataError, TrainError};
 
@@ -63,6 +45,25 @@ impl Example {
 }
 
 /// The examples of a data folder and its settings for evaluation. No image is opened yet.
+///
+/// The caption of an image is the first of these that exists:
+///
+/// 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the imagefolder
+///    format of Hugging Face datasets),
+/// 2. the text file beside it, `00.txt` (kohya's format),
+/// 3. the name of its folder after the number, if it is in a folder such as `10_sks mug` (kohya's format,
+///    where the number is the number of repeats),
+/// 4. one prompt for all images.
+///
+/// Other files of the folder are:
+///
+/// | file | content |
+/// |---|---|
+/// | `NAME.mask.png`, `NAME-masklabel.png`, `masks/NAME.png` | the loss mask of the image `NAME` |
+/// | `subject.json` or `style.json` | `identifier`, `class`, `phrase` and `eval_prompts`, all optional |
+/// | `truth/` | a folder of the same format with the ground truth of the evaluation prompts |
+///
+/// A line of `metadata.jsonl` may have `"repeats": 3`, so that an epoch has the image three times.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The training examples by file name. There is at least one.
@@ -80,7 +81,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads a data folder. `prompt` is the caption of images without another one.
+    /// Reads the data folder `folder`. `prompt` is the caption of images without another one.
     ///
     /// # Errors
     /// Returns an error in these cases:
@@ -237,77 +238,6 @@ fn read_folder(
         .into());
     }
     Ok(examples)
-}
-
-/// A line of `metadata.jsonl`.
-struct MetadataEntry {
-    line: usize,
-    text: String,
-    repeats: Option<usize>,
-}
-
-/// The lines of `metadata.jsonl` by file name. Empty if the folder has no such file.
-fn read_metadata(folder: &Path) -> Result<BTreeMap<String, MetadataEntry>, TrainError> {
-    #[derive(Deserialize)]
-    struct Line {
-        file_name: String,
-        text: String,
-        repeats: Option<usize>,
-    }
-    let path = folder.join("metadata.jsonl");
-    let mut entries = BTreeMap::new();
-    if !path.is_file() {
-        return Ok(entries);
-    }
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let invalid =
-            |reason: String| DataError::Metadata { path: path.clone(), line: index + 1, reason };
-        let Line { file_name, text, repeats } = serde_json::from_str(line).map_err(|error| {
-            invalid(format!("expected {{\"file_name\": ..., \"text\": ...}}: {error}"))
-        })?;
-        if repeats == Some(0) {
-            return Err(invalid("`repeats` is 0; remove the picture instead".to_owned()).into());
-        }
-        entries.insert(file_name, MetadataEntry { line: index + 1, text, repeats });
-    }
-    Ok(entries)
-}
-
-/// The caption in the text file beside an image.
-fn read_caption_file(image: &Path) -> Result<Option<String>, TrainError> {
-    let path = image.with_extension("txt");
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
-    Ok(Some(text.trim().to_owned()))
-}
-
-/// The content of `subject.json` or `style.json`.
-#[derive(Default, Deserialize)]
-struct SubjectFile {
-    identifier: Option<String>,
-    class: Option<String>,
-    phrase: Option<String>,
-    #[serde(default)]
-    eval_prompts: Vec<String>,
-}
-
-impl SubjectFile {
-    fn read(folder: &Path) -> Result<Self, TrainError> {
-        for name in ["subject.json", "style.json"] {
-            let path = folder.join(name);
-            if path.is_file() {
-                let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
-                return serde_json::from_str(&text).map_err(|error| {
-                    let (line, reason) = (error.line(), error.to_string());
-                    DataError::Metadata { path, line, reason }.into()
-                });
-            }
-        }
-        Ok(Self::default())
-    }
 }
 
 #[cfg(test)]

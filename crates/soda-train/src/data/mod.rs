@@ -13,6 +13,7 @@ pub(crate) mod encoded_caption;
 pub(crate) mod encoded_dataset;
 pub(crate) mod latents;
 pub(crate) mod masks;
+mod metadata;
 pub(crate) mod prior;
 pub(crate) mod prompts;
 pub(crate) mod rng;

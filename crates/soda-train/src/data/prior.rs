@@ -33,7 +33,7 @@ pub(crate) fn encode(
         Some(data) => Dataset::read(data, Some(&prior.prompt))?.examples,
         None => generate(pipeline, prior, config, folder, BATCH, stop, on_event)?,
     };
-    on_event(Event::Stage { name: "encoding class" });
+    on_event(Event::Stage { name: "encoding class images" });
     let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
     let options = EncodeOptions { cache, on_progress: Some(progress) };
     let encode = EncodeConfig::from_train_config(config).without_augmentation().without_masks();
@@ -52,7 +52,7 @@ fn generate(
 ) -> Result<Vec<Example>, TrainError> {
     folder.create_subfolder(RunFolder::CLASS_IMAGES)?;
     let name = |index: usize| format!("{}/{index:04}.png", RunFolder::CLASS_IMAGES);
-    on_event(Event::Stage { name: "drawing class" });
+    on_event(Event::Stage { name: "generating class images" });
     for first in (0..prior.count).step_by(batch) {
         let here = first..(first + batch).min(prior.count);
         if here.clone().all(|index| folder.file(&name(index)).is_file()) {

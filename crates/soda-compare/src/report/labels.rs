@@ -1,20 +1,20 @@
-//! Where names of points are written so that they can be read: beside their point, clear of the others.
+//! Label placement for scatter plots: beside each point, without overlap.
 
 /// A rectangle in pixels: left, top, right, bottom.
-pub(crate) type Area = [i32; 4];
+pub(super) type Area = [i32; 4];
 
-/// Height of a line of text.
-pub(crate) const HEIGHT: i32 = 14;
-/// About the width of a letter at that height; fonts differ, and none of the common ones is much wider.
-const LETTER: i32 = 8;
-/// Between a point and its name.
+/// The height of a line of text, in pixels.
+pub(super) const HEIGHT: i32 = 14;
+/// An upper estimate of the width of a letter at that height, since the font is not known.
+const LETTER_WIDTH: i32 = 8;
+/// The gap between a point and its label.
 const GAP: i32 = 8;
 
-/// The left upper corners of the names of `points` in `frame`.
+/// Returns the upper left corners of the labels of `points` in `frame`.
 ///
-/// Each in turn takes the place that hides least of the points, of `drawn`, and of the names before it; of equals the
-/// nearest to the right of its point.
-pub(crate) fn places(
+/// Each label in turn takes the position that covers least of the points, of the areas `drawn` and of
+/// earlier labels. Among equals it takes the position nearest to the right of its point.
+pub(super) fn label_corners(
     points: &[(i32, i32)],
     names: &[&str],
     drawn: &[Area],
@@ -22,12 +22,12 @@ pub(crate) fn places(
 ) -> Vec<(i32, i32)> {
     let dot = |(x, y): &(i32, i32)| [x - 6, y - 6, x + 6, y + 6];
     let mut taken: Vec<Area> = points.iter().map(dot).chain(drawn.iter().copied()).collect();
-    let mut places = Vec::with_capacity(names.len());
+    let mut corners = Vec::with_capacity(names.len());
     for ((x, y), name) in points.iter().zip(names) {
         let (width, half) = (width(name), HEIGHT / 2);
-        let hidden = |area: &Area| {
+        let covered = |area: &Area| {
             let others: i32 = taken.iter().map(|other| overlap(area, other)).sum();
-            // What leaves the frame is lost, which is worse than what is crossed.
+            // A label outside the frame is lost, which is worse than an overlap.
             others + 4 * (width * HEIGHT - overlap(area, &frame))
         };
         let best = (0..4)
@@ -46,21 +46,21 @@ pub(crate) fn places(
                 ]
             })
             .map(|(left, top)| [left, top, left + width, top + HEIGHT])
-            .min_by_key(hidden);
+            .min_by_key(covered);
         if let Some(area) = best {
-            places.push((area[0], area[1]));
+            corners.push((area[0], area[1]));
             taken.push(area);
         }
     }
-    places
+    corners
 }
 
-/// How wide a name is, about.
+/// An upper estimate of the width of a label.
 fn width(name: &str) -> i32 {
-    LETTER * name.chars().count() as i32
+    LETTER_WIDTH * name.chars().count() as i32
 }
 
-/// Pixels that two areas share.
+/// The number of pixels in both areas.
 fn overlap(one: &Area, other: &Area) -> i32 {
     let across = one[2].min(other[2]) - one[0].max(other[0]);
     let down = one[3].min(other[3]) - one[1].max(other[1]);
@@ -73,15 +73,15 @@ mod tests {
 
     const FRAME: Area = [0, 0, 600, 400];
 
-    /// The areas of the names, each checked to be in the frame and off all points.
+    /// The areas of the labels. Asserts that each is inside the frame and covers no point.
     fn areas(points: &[(i32, i32)], names: &[&str]) -> Vec<Area> {
-        let places = places(points, names, &[], FRAME);
+        let corners = label_corners(points, names, &[], FRAME);
         let area = |((x, y), name): (&(i32, i32), &&str)| [*x, *y, x + width(name), y + HEIGHT];
-        let areas: Vec<Area> = places.iter().zip(names).map(area).collect();
+        let areas: Vec<Area> = corners.iter().zip(names).map(area).collect();
         for area in &areas {
             assert_eq!(overlap(area, &FRAME), width_of(area) * HEIGHT, "{area:?} leaves the frame");
-            let hides = |(x, y): &(i32, i32)| overlap(area, &[x - 4, y - 4, x + 4, y + 4]) > 0;
-            assert!(!points.iter().any(hides), "{area:?} hides a point");
+            let covers = |(x, y): &(i32, i32)| overlap(area, &[x - 4, y - 4, x + 4, y + 4]) > 0;
+            assert!(!points.iter().any(covers), "{area:?} covers a point");
         }
         areas
     }
@@ -91,22 +91,22 @@ mod tests {
     }
 
     #[test]
-    fn names_cross_neither_each_other_nor_a_point_nor_the_edge() {
+    fn labels_overlap_neither_each_other_nor_points_nor_the_frame() {
         let names = ["soda-svd", "soda-qr", "svdiff", "lora-1", "lora-32", "soda-svd-dco"];
         for points in [
-            // Apart, in the corners, and all within a few pixels.
+            // Points that are far apart, in the corners, and close together.
             [(100, 100), (300, 100), (500, 100), (100, 300), (300, 300), (500, 300)],
             [(2, 2), (598, 2), (2, 398), (598, 398), (300, 2), (300, 398)],
             [(300, 200), (310, 204), (296, 190), (305, 215), (320, 196), (290, 207)],
         ] {
             let areas = areas(&points, &names);
             for (index, area) in areas.iter().enumerate() {
-                let crossed = areas[..index].iter().filter(|other| overlap(area, other) > 0);
-                assert_eq!(crossed.count(), 0, "{areas:?}");
+                let overlapping = areas[..index].iter().filter(|other| overlap(area, other) > 0);
+                assert_eq!(overlapping.count(), 0, "{areas:?}");
             }
         }
-        // With room, to the right; where a bar is, above it.
-        assert_eq!(places(&[(100, 100)], &["a"], &[], FRAME), [(108, 93)]);
-        assert_eq!(places(&[(100, 100)], &["a"], &[[60, 99, 140, 101]], FRAME), [(112, 77)]);
+        // A label goes to the right of its point, or above if a bar is there.
+        assert_eq!(label_corners(&[(100, 100)], &["a"], &[], FRAME), [(108, 93)]);
+        assert_eq!(label_corners(&[(100, 100)], &["a"], &[[60, 99, 140, 101]], FRAME), [(112, 77)]);
     }
 }

@@ -1,12 +1,11 @@
-//! The iteration towards a polar factor, against its formula in burn's operations on a CPU.
+//! The polar iteration, against its formula in burn's operations on the CPU.
 
 use burn::tensor::{Device, Distribution, Tensor};
 use soda_kernels::PolarIteration;
 use soda_testing::relative_error;
 
-/// Steps and the last of them against the same in burn's operations on a CPU.
 #[test]
-fn a_step_is_its_formula() {
+fn steps_agree_with_their_formula() {
     let cpu = Device::flex();
     let off = |ours: Tensor<3>, theirs: &Tensor<3>| {
         let values = |x: Tensor<3>| x.into_data().iter().collect::<Vec<f32>>();

@@ -1,9 +1,9 @@
-//! An operation against a formula: what the tests of this crate have in common.
+//! Comparison of an operation with a reference formula, shared by the tests of this crate.
 
 #![allow(
     clippy::unwrap_used,
     dead_code,
-    reason = "a test fails by panicking, and not every one needs all"
+    reason = "a test fails by panicking, and a test file uses a part of this module"
 )]
 
 use burn::module::Module as _;
@@ -29,7 +29,7 @@ fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.to_device(&Device::flex()).cast(FloatDType::F32).into_data().iter().collect()
 }
 
-/// Value and gradients by the inputs of `f`, against a fixed random direction.
+/// The value of `f`, and the gradients of its inner product with `direction` by the inputs.
 pub(crate) fn run<const D: usize, const N: usize>(
     device: &Device,
     inputs: &[Tensor<D>; N],
@@ -46,8 +46,8 @@ pub(crate) fn run<const D: usize, const N: usize>(
     (y.inner(), leaves.iter().map(|leaf| leaf.grad(&grads).unwrap()).collect())
 }
 
-/// `ours` in float32 and in bfloat16 against `theirs` in float32.
-pub(crate) fn same<const D: usize, const N: usize>(
+/// Asserts that `ours` in float32 and in bfloat16 has the value and gradients of `theirs` in float32.
+pub(crate) fn assert_matches<const D: usize, const N: usize>(
     what: &str,
     inputs: [Tensor<D>; N],
     ours: impl Fn([Tensor<D>; N], FloatDType) -> Tensor<D>,
@@ -61,7 +61,7 @@ pub(crate) fn same<const D: usize, const N: usize>(
         }
         let (our_y, our_grads) =
             run(&Device::default(), &inputs, dtype, |x| ours(x, dtype), &direction);
-        assert_eq!(our_y.dtype(), DType::from(dtype), "{what}: the type of the value");
+        assert_eq!(our_y.dtype(), DType::from(dtype), "{what}: the dtype of the value");
         let off = distance(our_y, y.clone());
         assert!(off <= tolerance, "{what} {dtype:?}: value off by {off}");
         for (i, (ours, theirs)) in our_grads.into_iter().zip(&grads).enumerate() {
@@ -71,7 +71,7 @@ pub(crate) fn same<const D: usize, const N: usize>(
     }
 }
 
-/// A frozen layer in a type.
+/// A frozen copy of `layer` in `dtype` on `device`.
 pub(crate) fn frozen(layer: &Conv2d, dtype: FloatDType, device: &Device) -> Conv2d {
     let mut layer = layer.clone().to_device(device).no_grad();
     layer.weight = layer.weight.map(|w| w.cast(dtype).set_require_grad(false));

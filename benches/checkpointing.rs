@@ -1,5 +1,5 @@
-//! What a step of training holds at most beside the network's weights, and how long it takes, with and without
-//! block checkpointing: random weights of a named architecture, one picture.
+//! The peak memory of a training step in addition to the network's weights, and its time. Each step runs with
+//! and without block checkpointing, for random weights of a named architecture and batch 1.
 //!
 //! ```text
 //! cargo bench --bench checkpointing --profile dev -- <sd15|sdxl> <side of the latents> <method> <f32|bf16|f16> [none|block]
@@ -17,7 +17,7 @@ use soda_train::{Batch, TrainConfig, Trainer, preset, set};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-#[allow(clippy::print_stdout, reason = "a bench says what it measured")]
+#[allow(clippy::print_stdout, reason = "the bench prints its measurements")]
 fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     let mut next = |default: &str| args.next().unwrap_or_else(|| default.to_owned());
@@ -42,18 +42,18 @@ fn main() {
     };
     let first = settings("none");
     let unet: Unet = first.precision.of(config.init(&device));
-    // burn makes weights at their first use.
+    // burn initializes a weight at its first use.
     drop(leaves(&unet));
     let weights = MEMORY.current_usage_as_mb();
     let unet = first.method.plan(&first.targets, &unet).expect("a plan").attach(unet);
     let batch = batch(&config, side, &device);
     println!("{architecture}, latents of {side}, {method}, {precision}: weights {weights:.0} MiB");
     let report = |what: &str, start: Instant| {
-        let (beside, seconds) =
+        let (beyond, seconds) =
             (MEMORY.peak_usage_as_mb() - weights, start.elapsed().as_secs_f64());
-        println!("{what:<8} {beside:7.0} MiB beside the weights, {seconds:7.2} s");
+        println!("{what:<8} {beyond:7.0} MiB in addition to the weights, {seconds:7.2} s");
     };
-    // What every operation needs while it runs: transformed weights, most of all.
+    // The temporary memory of the operations, mostly transformed weights.
     let dtype = unet.conv_in.weight.val().dtype();
     let forward = || {
         let condition = text(&config, side, &device).cast(dtype);
@@ -67,7 +67,7 @@ fn main() {
     for checkpointing in ["none", "block"].into_iter().filter(|name| name.contains(&only)) {
         let config = settings(checkpointing);
         let mut trainer = Trainer::new(unet.clone(), &config.method, &config).expect("threads");
-        // The moments appear in the first step.
+        // The first step allocates the optimizer's moments.
         trainer.step_on(&batch).expect("a step");
         MEMORY.reset_peak_usage();
         let start = Instant::now();

@@ -1,7 +1,7 @@
-//! A Kronecker rotation as mode products beside the dense product, at the widths of real models.
+//! A Kronecker rotation by mode products against the dense product, for width 1280 with factors (4, 16, 20).
 //!
-//! `in = 1280` with factors (4, 16, 20): on activations, on a weight, and with backward (by the factors,
-//! through a sum of squares, whose own cost is the same in both).
+//! The operands are activations and a weight. The backward benches differentiate a sum of squares with
+//! respect to the factors; the sum costs the same in both.
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::{Bencher, black_box};
@@ -23,10 +23,10 @@ fn factors(device: &Device) -> Vec<Tensor<2>> {
     SIZES.iter().map(|&n| random([n, n], device)).collect()
 }
 
-/// Runs `f` and waits for its result.
-fn finished(f: impl Fn() -> Tensor<2>, device: &Device) -> Tensor<2> {
+/// Runs `f` and waits for the device.
+fn synced(f: impl Fn() -> Tensor<2>, device: &Device) -> Tensor<2> {
     let out = black_box(f());
-    device.sync().expect("the device runs");
+    device.sync().expect("the device syncs");
     out
 }
 
@@ -34,32 +34,32 @@ fn finished(f: impl Fn() -> Tensor<2>, device: &Device) -> Tensor<2> {
 fn activations_dense(bencher: Bencher, tokens: usize) {
     let device = Device::default();
     let (x, r) = (random([tokens, WIDTH], &device), kron(&factors(&device)));
-    bencher.bench_local(|| finished(|| x.clone().matmul(r.clone()), &device));
+    bencher.bench_local(|| synced(|| x.clone().matmul(r.clone()), &device));
 }
 
 #[divan::bench(sample_count = 20, args = TOKENS)]
-fn activations_kron(bencher: Bencher, tokens: usize) {
+fn activations_kronecker(bencher: Bencher, tokens: usize) {
     let device = Device::default();
     let (x, factors) = (random([tokens, WIDTH], &device), factors(&device));
-    bencher.bench_local(|| finished(|| kron_right(x.clone(), &factors), &device));
+    bencher.bench_local(|| synced(|| kron_right(x.clone(), &factors), &device));
 }
 
 #[divan::bench(sample_count = 20)]
 fn weight_dense(bencher: Bencher) {
     let device = Device::default();
     let (w, r) = (random([WIDTH, WIDTH], &device), kron(&factors(&device)));
-    bencher.bench_local(|| finished(|| r.clone().matmul(w.clone()), &device));
+    bencher.bench_local(|| synced(|| r.clone().matmul(w.clone()), &device));
 }
 
 #[divan::bench(sample_count = 20)]
-fn weight_kron(bencher: Bencher) {
+fn weight_kronecker(bencher: Bencher) {
     let device = Device::default();
     let (w, factors) = (random([WIDTH, WIDTH], &device), factors(&device));
-    bencher.bench_local(|| finished(|| kron_left(&factors, w.clone()), &device));
+    bencher.bench_local(|| synced(|| kron_left(&factors, w.clone()), &device));
 }
 
-/// The gradient by every factor, through the given product.
-fn trained(product: impl Fn(&[Tensor<2>]) -> Tensor<2>, bencher: Bencher) {
+/// Times the gradient with respect to every factor, through the given product.
+fn backward(product: impl Fn(&[Tensor<2>]) -> Tensor<2>, bencher: Bencher) {
     let device = Device::default();
     let plain = factors(&device);
     bencher.bench_local(|| {
@@ -67,7 +67,7 @@ fn trained(product: impl Fn(&[Tensor<2>]) -> Tensor<2>, bencher: Bencher) {
         let factors: Vec<_> = plain.iter().map(leaf).collect();
         let grads = product(&factors).square().sum().backward();
         let grads: Vec<_> = factors.iter().map(|factor| factor.grad(&grads)).collect();
-        device.sync().expect("the device runs");
+        device.sync().expect("the device syncs");
         grads
     });
 }
@@ -75,23 +75,23 @@ fn trained(product: impl Fn(&[Tensor<2>]) -> Tensor<2>, bencher: Bencher) {
 #[divan::bench(sample_count = 10)]
 fn weight_dense_backward(bencher: Bencher) {
     let w = random([WIDTH, WIDTH], &Device::default());
-    trained(|factors| kron(factors).matmul(w.clone()), bencher);
+    backward(|factors| kron(factors).matmul(w.clone()), bencher);
 }
 
 #[divan::bench(sample_count = 10)]
-fn weight_kron_backward(bencher: Bencher) {
+fn weight_kronecker_backward(bencher: Bencher) {
     let w = random([WIDTH, WIDTH], &Device::default());
-    trained(|factors| kron_left(factors, w.clone()), bencher);
+    backward(|factors| kron_left(factors, w.clone()), bencher);
 }
 
 #[divan::bench(sample_count = 10, args = TOKENS)]
 fn activations_dense_backward(bencher: Bencher, tokens: usize) {
     let x = random([tokens, WIDTH], &Device::default()).autodiff();
-    trained(|factors| x.clone().matmul(kron(factors)), bencher);
+    backward(|factors| x.clone().matmul(kron(factors)), bencher);
 }
 
 #[divan::bench(sample_count = 10, args = TOKENS)]
-fn activations_kron_backward(bencher: Bencher, tokens: usize) {
+fn activations_kronecker_backward(bencher: Bencher, tokens: usize) {
     let x = random([tokens, WIDTH], &Device::default()).autodiff();
-    trained(|factors| kron_right(x.clone(), factors), bencher);
+    backward(|factors| kron_right(x.clone(), factors), bencher);
 }

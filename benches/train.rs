@@ -1,8 +1,8 @@
-//! A step of training on the bundled model: LoRA of rank 4 on all attention projections, batch 5, the settings of
-//! `soda train --method lora`; and the same with the text encoder learning beside it, from tokens.
+//! A training step on the bundled model: LoRA of rank 4 on all attention projections, batch 5, with the
+//! settings of `soda train --method lora`. The second bench also trains the text encoder.
 //!
-//! `docs/reference/train_speed.py` measures the same with diffusers and PEFT; run both with the same number of threads
-//! (`RAYON_NUM_THREADS`), in turns.
+//! `docs/reference/train_speed.py` times diffusers and PEFT. Run both alternately, with the same number of
+//! threads (`RAYON_NUM_THREADS`).
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use soda_train::{Batch, Prompts, TextEncoderConfig, TrainConfig, Trainer, preset
 
 const BATCH: usize = 5;
 
-/// The command line's.
+/// The allocator of the binary `soda`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -28,7 +28,7 @@ fn main() {
 
 fn settings() -> TrainConfig {
     let mut table = preset("toybox").expect("a preset");
-    // The command line's choice for a CPU: a part of the batch a core.
+    // The default of the binary on a CPU: one shard of the batch per core.
     let shards = rayon::current_num_threads();
     let shards = format!("shards={}", shards.clamp(1, BATCH));
     for setting in ["base=b", "data=d", "method=lora", "method.rank=4", "batch_size=5", &shards] {

@@ -1,8 +1,8 @@
-"""What a user would otherwise run: the same network by diffusers, a LoRA by hand, one training step timed.
+"""Times a training step of diffusers' UNet with a LoRA, the counterpart of `soda bench`.
 
-    python twin.py --arch sd15 --batch 1 --latents 64 --dtype bf16 [--compile [MODE]] [--checkpoint]
+    python diffusers_step.py --arch sd15 --batch 1 --latents 64 --dtype bf16 [--compile [MODE]] [--checkpoint]
 
-Random weights: speed does not depend on them. Prints one line of JSON with the fields of `soda bench`.
+The weights are random, because speed does not depend on them. Prints one line of JSON with the fields of `soda bench`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TOYBOX = dict(
 
 
 class Lora(torch.nn.Module):
-    """`x W' + b + (x A) B`, A and B in float32, W frozen."""
+    """`x Wᵀ + b + (x A) B`, with A and B in float32 and W frozen."""
 
     def __init__(self, base, rank):
         super().__init__()
@@ -70,11 +70,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", default="sd15", choices=("toybox", "sd15", "sdxl"))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--latents", type=int, help="side; an eighth of the picture's")
+    parser.add_argument("--latents", type=int, help="side of the latents, an eighth of the image's")
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "f16", "f32"))
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="torch.compile's")
+    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="mode of torch.compile")
     parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()

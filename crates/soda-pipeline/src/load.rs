@@ -4,7 +4,7 @@ use burn::module::Module as _;
 use soda_adapters::{AnyAdapter, Plan, PlanOptions};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::Pipeline;
-use soda_models::scheduler::ScheduleChange;
+use soda_models::scheduler::SchedulerOverrides;
 
 use crate::error::PipelineError;
 use crate::file::AdapterFile;
@@ -101,10 +101,11 @@ pub(crate) fn apply_schedule(
     if schedule.is_null() {
         return Ok(());
     }
-    let change: ScheduleChange = serde_json::from_value(schedule.clone()).map_err(|source| {
-        PipelineError::UnknownSchedule { adapter: adapter.display_name(), source }
-    })?;
-    pipeline.scheduler = pipeline.scheduler.clone().changed(change)?;
+    let overrides: SchedulerOverrides =
+        serde_json::from_value(schedule.clone()).map_err(|source| {
+            PipelineError::UnknownSchedule { adapter: adapter.display_name(), source }
+        })?;
+    pipeline.scheduler = pipeline.scheduler.clone().with_overrides(overrides)?;
     Ok(())
 }
 

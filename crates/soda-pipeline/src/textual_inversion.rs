@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use soda_models::pipeline::{Pipeline, Word};
+use soda_models::pipeline::{Pipeline, TokenEmbedding};
 
 use crate::component::Component;
 use crate::error::PipelineError;
 use crate::file::EmbeddingVectors;
 
 /// Copies the vectors of an embedding to the host: its token, and the vectors for each text encoder.
-pub fn embedding_vectors(embedding: Word) -> (String, EmbeddingVectors) {
-    let Word { text, first, second } = embedding;
+pub fn embedding_vectors(embedding: TokenEmbedding) -> (String, EmbeddingVectors) {
+    let TokenEmbedding { token, first, second } = embedding;
     let first = [(Component::TextEncoder, first.into_data())];
     let second = second.map(|vectors| (Component::TextEncoder2, vectors.into_data()));
-    (text, first.into_iter().chain(second).collect())
+    (token, first.into_iter().chain(second).collect())
 }
 
 /// Adds embeddings to the vocabulary of the pipeline; `adapter` is the name of their file.
@@ -31,18 +31,18 @@ pub(crate) fn add_embeddings(
             PipelineError::IncompleteEmbedding { adapter: adapter.to_owned(), token: token.clone() }
         })?;
         pipeline
-            .add_word(&embedding)
+            .add_token_embedding(&embedding)
             .map_err(|source| PipelineError::Embedding { adapter: adapter.to_owned(), source })?;
     }
     Ok(())
 }
 
 /// Uploads the vectors of a token; `None` without vectors for the first text encoder.
-fn on_device(token: &str, vectors: &EmbeddingVectors, device: &Device) -> Option<Word> {
+fn on_device(token: &str, vectors: &EmbeddingVectors, device: &Device) -> Option<TokenEmbedding> {
     let upload = |component| {
         let data: &TensorData = vectors.get(&component)?;
         Some(Tensor::<2>::from_data(data.clone(), device))
     };
     let first = upload(Component::TextEncoder)?;
-    Some(Word { text: token.to_owned(), first, second: upload(Component::TextEncoder2) })
+    Some(TokenEmbedding { token: token.to_owned(), first, second: upload(Component::TextEncoder2) })
 }

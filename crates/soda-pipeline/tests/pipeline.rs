@@ -28,13 +28,13 @@ fn pipeline() -> Pipeline {
 fn adapter(pipeline: &Pipeline, method: impl Into<MethodConfig>) -> AdapterFile {
     let (method, targets) = (method.into(), Targets(vec!["cross-attention".to_owned()]));
     let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
-    let plan = method.plan_with(&targets, &pipeline.unet, &mut options).unwrap();
-    let unet = map_params(plan.attach(pipeline.unet.clone()), |param| {
+    let plan = method.plan_with(&targets, &pipeline.denoiser, &mut options).unwrap();
+    let unet = map_params(plan.attach(pipeline.denoiser.clone()), |param| {
         let change = param.path.contains(".adapter.") && !param.path.contains(".factors.");
         let noise = Distribution::Normal(0.0, 0.02);
         change.then(|| param.value() + param.value().random_like(noise))
     });
-    let recipe = Recipe::with_presets(method, targets, &pipeline.unet, TARGET_PRESETS).unwrap();
+    let recipe = Recipe::with_presets(method, targets, &pipeline.denoiser, TARGET_PRESETS).unwrap();
     let state = AdapterState::capture(recipe, &unet);
     AdapterFile::new(Header::default()).with_adapter(Component::Unet, state)
 }
@@ -42,7 +42,7 @@ fn adapter(pipeline: &Pipeline, method: impl Into<MethodConfig>) -> AdapterFile 
 /// The weight of the first cross-attention projection.
 fn weight(pipeline: &Pipeline) -> Vec<f32> {
     let targets = Targets(vec!["cross-attention".to_owned()]);
-    let weights = targets.select_within(&pipeline.unet, "", TARGET_PRESETS).unwrap();
+    let weights = targets.select_within(&pipeline.denoiser, "", TARGET_PRESETS).unwrap();
     let (_, weight) = weights.into_iter().next().unwrap();
     weight.matrix.into_data().iter().collect()
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
-use soda_kernels::{cat, has_library, matmul, own, split};
+use soda_kernels::{deep_copy, has_vendor_blas, matmul, multi_tensor_cat, multi_tensor_split};
 
 use crate::error::OptimError;
 use crate::gradients::AdapterGradients;
@@ -93,8 +93,8 @@ impl BatchedParams {
 
     /// The Euclidean norm over all values, `[1]`; `None` if there are no parameters.
     pub fn norm(&self) -> Option<Tensor<1>> {
-        let all = (!self.values.is_empty()).then(|| cat(self.flattened()))?;
-        if !has_library(&all) {
+        let all = (!self.values.is_empty()).then(|| multi_tensor_cat(self.flattened()))?;
+        if !has_vendor_blas(&all) {
             return Some(all.square().sum().sqrt());
         }
         // A vendor's product of a row and a column is many times as fast as burn's sum of all elements.
@@ -111,11 +111,11 @@ impl BatchedParams {
     /// Copies the values into memory that nothing else uses.
     #[must_use]
     pub fn deep_copy(&self) -> Self {
-        self.map(|_, value| own(value.clone()))
+        self.map(|_, value| deep_copy(value.clone()))
     }
 
     /// The batches as flat tensors `[count · rows · cols]`, the inputs of a
-    /// [`Recording`](soda_kernels::Recording).
+    /// [`CapturedGraph`](soda_kernels::CapturedGraph).
     pub fn flattened(&self) -> Vec<Tensor<1>> {
         self.values.iter().map(|value| value.clone().flatten(0, 2)).collect()
     }
@@ -185,7 +185,7 @@ impl BatchedParams {
     fn unbatched(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
         self.layout.iter().zip(&self.values).flat_map(|(batch, value)| {
             let [count, rows, cols] = value.dims();
-            let values = split(value.clone().flatten(0, 2), &vec![rows * cols; count]);
+            let values = multi_tensor_split(value.clone().flatten(0, 2), &vec![rows * cols; count]);
             batch.paths.iter().map(String::as_str).zip(values)
         })
     }
@@ -221,5 +221,5 @@ fn matrix_shape(leaf: &Leaf) -> MatrixShape {
 /// Concatenates flat tensors of one size to `[count, rows, cols]`.
 fn concatenated(flat: Vec<Tensor<1>>, [rows, cols]: MatrixShape) -> Tensor<3> {
     let count = flat.len();
-    cat(flat).reshape([count, rows, cols])
+    multi_tensor_cat(flat).reshape([count, rows, cols])
 }

@@ -1,5 +1,5 @@
-//! Small networks and settings for tests. All parameters are functions of a seed, because all threads share burn's
-//! generator.
+//! Small networks and settings for tests. All parameters are functions of a seed, because all threads share
+//! burn's generator.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
 use soda_adapters::{leaves, map_leaves};
-use soda_models::noise::{generator, normal};
+use soda_models::noise::{generator, randn_with};
 
 use crate::config::{TrainConfig, apply_setting, preset};
 
@@ -59,7 +59,7 @@ pub(crate) fn random<N: Module>(module: N, keep: f64, scale: impl Fn(&[usize]) -
     map_leaves(module, |leaf| {
         let shape = shapes.get(&leaf.path)?;
         let value = leaf.value();
-        let noise: Tensor<4> = normal(&mut rng, [1, 1, 1, value.dims()[0]], &value.device());
+        let noise: Tensor<4> = randn_with(&mut rng, [1, 1, 1, value.dims()[0]], &value.device());
         let noise: Tensor<1> = noise.reshape(value.dims()).mul_scalar(scale(shape));
         // The gains of normalization layers stay near 1.
         let keep = if leaf.path.ends_with("gamma") { 1.0 } else { keep };

@@ -1,13 +1,13 @@
-//! Steps replayed from a CUDA graph equal the steps without a graph. The test is its own process: while a device captures
-//! a graph, no other thread may use the device.
+//! Steps replayed from a CUDA graph equal the steps without a graph. The test is its own process: while a
+//! device captures a graph, no other thread may use the device.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use soda_kernels::has_library;
-use soda_models::pipeline::TextIds;
+use soda_kernels::has_vendor_blas;
+use soda_models::pipeline::TokenIds;
 use soda_train::{Batch, Prompts, TrainConfig, TrainerState};
 
 use common::{settings, text_trainer, trainer};
@@ -35,7 +35,7 @@ fn batch(step: usize, samples: usize, tokens: bool, device: &Device) -> Batch {
         target: Tensor::from_data(wave(0.61, &shape), device),
         timesteps: Tensor::full([samples], (100 * step) as f64, device),
         prompts: match tokens {
-            true => Prompts::Tokens { ids: TextIds { first, second: None }, time_ids: None },
+            true => Prompts::Tokens { ids: TokenIds { first, second: None }, time_ids: None },
             false => states.into(),
         },
         weight: Tensor::full([samples], 1.0 / samples as f64, device),
@@ -64,7 +64,7 @@ fn run(config: &TrainConfig, with_graph: bool, device: &Device) -> (Vec<f32>, Tr
 #[test]
 fn a_replayed_step_equals_the_step() {
     let device = Device::default();
-    if !has_library(&Tensor::<1>::zeros([1], &device)) {
+    if !has_vendor_blas(&Tensor::<1>::zeros([1], &device)) {
         // Only devices with a vendor BLAS capture graphs.
         return;
     }

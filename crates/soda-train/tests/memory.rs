@@ -1,5 +1,5 @@
-//! The memory of a backward pass with gradient checkpointing. The test is its own binary, because the meter counts the
-//! whole process.
+//! The memory of a backward pass with gradient checkpointing. The test is its own binary, because the meter
+//! counts the whole process.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -7,16 +7,17 @@ use burn::tensor::{Device, Tensor};
 use peak_alloc::PeakAlloc;
 use serde_json::json;
 use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
-use soda_models::noise::gaussian;
-use soda_models::unet::{Condition, UnetConfig};
+use soda_models::condition::Condition;
+use soda_models::noise::randn;
+use soda_models::unet::UnetConfig;
 use soda_train::{DenoiserInputs, GradientCheckpointing};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// With gradient checkpointing a backward pass holds the intermediates of one block and the tensors between blocks,
-/// besides the memory of a forward pass. For fifteen blocks of three sizes this is less than a third of the
-/// intermediates of all blocks.
+/// With gradient checkpointing a backward pass holds the intermediates of one block and the tensors between
+/// blocks, besides the memory of a forward pass. For fifteen blocks of three sizes this is less than a third
+/// of the intermediates of all blocks.
 #[test]
 fn checkpointed_blocks_hold_less_than_a_third() {
     let device = Device::default();
@@ -35,7 +36,7 @@ fn checkpointed_blocks_hold_less_than_a_third() {
     drop(leaves(&denoiser));
     let condition: Condition = gaussian::<3>(0, 2, [1, 8, 32], &device).into();
     let inputs = DenoiserInputs {
-        noisy: gaussian(0, 0, [1, 4, 48, 48], &device),
+        noisy: randn(0, 0, [1, 4, 48, 48], &device),
         timesteps: Tensor::full([1], 500.0, &device),
         condition: condition.clone(),
         wants_condition_gradient: false,

@@ -18,8 +18,8 @@ fn trainer_in<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a> {
     Trainer::new(denoiser, &config.method, config).unwrap()
 }
 
-/// In half precision the loss differs from f32 by the rounding of some thirty layers: at most 1e-2 in bf16, and an
-/// eighth of it in f16, which has three more bits of mantissa. The adapter stays in f32.
+/// In half precision the loss differs from f32 by the rounding of some thirty layers: at most 1e-2 in bf16,
+/// and an eighth of it in f16, which has three more bits of mantissa. The adapter stays in f32.
 #[test]
 fn in_half_precision_the_loss_is_close_and_the_adapter_is_f32() {
     let (fixture, device) = (Fixture::read(), Device::default());

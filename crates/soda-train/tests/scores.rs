@@ -11,8 +11,8 @@ use serde_json::Value;
 use soda_models::metrics::Judges;
 use soda_train::{Dataset, DatasetImages, ScoreReference, score};
 
-/// Features agree to 2e-5 of their largest value (`soda-models/tests/judges.rs`), and a mean of cosines is more precise.
-/// A wrong pairing, mean or prompt changes a score by 1e-2 or more.
+/// Features agree to 2e-5 of their largest value (`soda-models/tests/judges.rs`), and a mean of cosines is
+/// more precise. A wrong pairing, mean or prompt changes a score by 1e-2 or more.
 const TOLERANCE: f64 = 1e-4;
 
 fn toybox(name: &str) -> PathBuf {

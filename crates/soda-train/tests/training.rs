@@ -1,5 +1,5 @@
-//! Training steps on the bundled model: they agree with PyTorch for every number of threads, and a resumed trainer equals
-//! one that never stopped.
+//! Training steps on the bundled model: they agree with PyTorch for every number of threads, and a resumed
+//! trainer equals one that never stopped.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -20,8 +20,9 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// Losses and parameters of six steps agree with PyTorch in double precision. The error of the parameters is relative to
-/// the distance they moved: 5e-4 of it is far below the move of one step, and a wrong formula is of order 1.
+/// Losses and parameters of six steps agree with PyTorch in double precision. The error of the parameters is
+/// relative to the distance they moved: 5e-4 of it is far below the move of one step, and a wrong formula is
+/// of order 1.
 #[test]
 fn six_steps_agree_with_pytorch() {
     let (fixture, device) = (Fixture::read(), Device::default());
@@ -123,8 +124,8 @@ fn a_restored_trainer_continues_to_the_bit() {
     assert!(trainer(&other, &device).restored(straight.state()).is_none());
 }
 
-/// Text encoders and new words are trained for their share of the steps and then stay equal to the bit, while the
-/// denoiser is trained to the end. A resumed run does the same.
+/// Text encoders and new words are trained for their share of the steps and then stay equal to the bit, while
+/// the denoiser is trained to the end. A resumed run does the same.
 #[test]
 fn text_encoders_and_words_are_trained_for_their_share_of_the_steps() {
     let (fixture, device) = (Fixture::read(), Device::default());
@@ -177,7 +178,8 @@ fn a_nan_loss_moves_no_parameter() {
     let mut trainer = trainer(&config, &device);
     trainer.step_on(&fixture.batch(0, &device)).unwrap();
     let before = trainer.state();
-    // Only the loss of the next step shows whether a move was finite. Until then the parameters before it count.
+    // Only the loss of the next step shows whether a move was finite. Until then the parameters before it
+    // count.
     let first = leaves(&Networks::from(adapted_denoiser(&config, &device)));
     assert_eq!(values(&leaves(&trainer.last_finite())), values(&first));
     let mut batch = fixture.batch(1, &device);

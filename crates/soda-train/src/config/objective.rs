@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use soda_models::scheduler::{PredictionType, ScheduleChange};
+use soda_models::scheduler::{PredictionType, SchedulerOverrides};
 
 use crate::error::ConfigError;
 
@@ -82,8 +82,8 @@ impl Default for ObjectiveConfig {
 
 impl ObjectiveConfig {
     /// The changes of the base model's noise schedule.
-    pub(crate) fn schedule_change(&self) -> ScheduleChange {
-        ScheduleChange {
+    pub(crate) fn scheduler_overrides(&self) -> SchedulerOverrides {
+        SchedulerOverrides {
             prediction_type: self.prediction,
             rescale_betas_zero_snr: self.zero_terminal_snr,
         }

@@ -6,8 +6,8 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use soda_models::noise::{generator, normal};
-use soda_models::scheduler::{Ddpm, PredictionType};
+use soda_models::noise::{generator, randn_with};
+use soda_models::scheduler::{ForwardProcess, PredictionType};
 
 use crate::config::{ObjectiveConfig, TrainConfig};
 use crate::data::encoded_dataset::EncodedDataset;
@@ -38,7 +38,7 @@ impl Batch {
     pub fn sample(
         data: &EncodedDataset,
         class: Option<&EncodedDataset>,
-        schedule: &Ddpm,
+        schedule: &ForwardProcess,
         config: &TrainConfig,
         step: usize,
     ) -> Vec<Self> {
@@ -173,7 +173,7 @@ impl CleanSamples {
     /// Adds noise at random timesteps and weights each sample by its timestep.
     fn with_noise(
         self,
-        schedule: &Ddpm,
+        schedule: &ForwardProcess,
         objective: &ObjectiveConfig,
         generators: &mut Generators,
     ) -> Batch {
@@ -201,7 +201,7 @@ impl CleanSamples {
 /// Draws `count` timesteps uniformly from the range that is trained.
 fn sample_timesteps(
     count: usize,
-    schedule: &Ddpm,
+    schedule: &ForwardProcess,
     objective: &ObjectiveConfig,
     rng: &mut impl Rng,
 ) -> Vec<i64> {
@@ -217,18 +217,18 @@ fn sample_noise(
     generators: &mut Generators,
     device: &Device,
 ) -> Tensor<4> {
-    let noise = normal(&mut generators.noise, shape, device);
+    let noise = randn_with(&mut generators.noise, shape, device);
     if objective.noise_offset == 0.0 {
         return noise;
     }
     let [batch, channels, _, _] = shape;
-    let shift: Tensor<4> = normal(&mut generators.offset, [batch, channels, 1, 1], device);
+    let shift: Tensor<4> = randn_with(&mut generators.offset, [batch, channels, 1, 1], device);
     noise + shift.mul_scalar(objective.noise_offset)
 }
 
 /// The Min-SNR weight of timestep `t` (Hang et al., arXiv 2303.09556): the error `|x0 - x̂0|²` has the weight
 /// `min(SNR, γ)`, converted to the error of the model's prediction type.
-fn snr_weight(schedule: &Ddpm, objective: &ObjectiveConfig, t: usize) -> f64 {
+fn snr_weight(schedule: &ForwardProcess, objective: &ObjectiveConfig, t: usize) -> f64 {
     let Some(gamma) = objective.min_snr_gamma else { return 1.0 };
     let snr = schedule.schedule.snr(t);
     match schedule.schedule.prediction_type {
@@ -291,7 +291,7 @@ mod tests {
         };
         let own = EncodeConfig::from_train_config(&config);
         let (data, class) = (encode(&examples, own.clone()), encode(&class, own.without_masks()));
-        let schedule = pipeline.noise_schedule();
+        let schedule = pipeline.forward_process();
         let mut sides = Vec::new();
         for step in 0..4 {
             let batches = Batch::sample(&data, Some(&class), &schedule, &config, step);
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn min_snr_is_one_where_the_noise_is_strong_and_gamma_over_snr_where_it_is_weak() {
-        let schedule = Ddpm::new(&SchedulerConfig::default());
+        let schedule = ForwardProcess::new(&SchedulerConfig::default());
         let weight = |gamma, t| {
             let objective = ObjectiveConfig { min_snr_gamma: gamma, ..Default::default() };
             snr_weight(&schedule, &objective, t)
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn timesteps_stay_in_their_range() {
-        let schedule = Ddpm::new(&SchedulerConfig::default());
+        let schedule = ForwardProcess::new(&SchedulerConfig::default());
         let objective = ObjectiveConfig { timesteps: Some([200, 203]), ..Default::default() };
         let drawn = sample_timesteps(500, &schedule, &objective, &mut generator(0, 0));
         for t in 200..203 {

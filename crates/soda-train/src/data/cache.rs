@@ -52,7 +52,8 @@ impl EncodeCache {
     /// Hashes all weights of the encoders.
     pub fn new(folder: PathBuf, pipeline: &Pipeline) -> Self {
         let vae = &pipeline.vae;
-        let second = pipeline.second.as_ref().map(|second| fingerprint(&second.text_encoder));
+        let second =
+            pipeline.second_text_encoder.as_ref().map(|second| fingerprint(&second.text_encoder));
         Self {
             folder,
             vae: format!(
@@ -223,8 +224,8 @@ mod tests {
         let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
         let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
         let make = |pooled: bool| EncodedCaption {
-            hidden: soda_models::noise::gaussian(0, 0, [1, 3, 4], &device),
-            pooled: pooled.then(|| soda_models::noise::gaussian(0, 1, [1, 5], &device)),
+            hidden: soda_models::noise::randn(0, 0, [1, 3, 4], &device),
+            pooled: pooled.then(|| soda_models::noise::randn(0, 1, [1, 5], &device)),
         };
         for (tokens, pooled) in [("[1]", true), ("[2]", false)] {
             let data = |text: EncodedCaption| {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use burn::tensor::{DType, Device, Int, Tensor};
-use soda_models::pipeline::{Pipeline, TextIds};
-use soda_models::unet::{AddedCondition, Condition};
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::pipeline::{Pipeline, TokenIds};
 
 use crate::data::cache::EncodeCache;
 use crate::data::encoded_caption::EncodedCaption;
@@ -17,7 +17,7 @@ pub(crate) enum Captions {
     /// The hidden states of the text encoder, `[m, 77, width]`, and the pooled embeddings of SDXL, `[m, p]`.
     Encoded { hidden: Tensor<3>, pooled: Option<Tensor<2>> },
     /// Token ids, which are encoded in each step.
-    Tokens(TextIds),
+    Tokens(TokenIds),
 }
 
 impl Captions {
@@ -99,6 +99,7 @@ fn encode(pipeline: &Pipeline, caption: &String) -> EncodedCaption {
 
 /// The token ids of a caption in all text encoders, as part of a cache key.
 fn token_key(pipeline: &Pipeline, caption: &str) -> String {
-    let second = pipeline.second.as_ref().map(|second| second.tokenizer.encode(caption).ids);
+    let second =
+        pipeline.second_text_encoder.as_ref().map(|second| second.tokenizer.encode(caption).ids);
     format!("{:?} {second:?}", pipeline.tokenizer.encode(caption).ids)
 }

@@ -118,7 +118,7 @@ pub(crate) fn buckets_for(
     pipeline: &Pipeline,
     config: Option<&BucketConfig>,
 ) -> Result<Buckets, ConfigError> {
-    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.downscale())
+    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.downscale_factor())
 }
 
 /// Encodes examples one after the other.
@@ -196,7 +196,7 @@ impl Encoder<'_> {
         index: u64,
     ) -> Result<(), TrainError> {
         let Self { pipeline, config, cache, by_size, .. } = self;
-        let grid = pipeline.vae_config.downscale() as u32;
+        let grid = pipeline.vae_config.downscale_factor() as u32;
         let cache = cache.map(|cache| (cache, image_hash(image)));
         let encode = |variant: &ImageVariant| {
             let make = || Posterior::encode(variant.apply(image), &pipeline.vae, &pipeline.device);
@@ -219,10 +219,11 @@ impl Encoder<'_> {
     fn finish(self, examples: &[Example]) -> Result<EncodedDataset, TrainError> {
         let Self { pipeline, config, cache, mut captions, .. } = self;
         let truncated = examples.iter().map(|example| &example.caption);
-        let truncated = truncated.filter(|caption| pipeline.is_cut(caption)).cloned().collect();
+        let truncated =
+            truncated.filter(|caption| pipeline.is_truncated(caption)).cloned().collect();
         captions.push(String::new());
         let captions = match config.tokens {
-            true => Captions::Tokens(pipeline.token_ids(&captions)),
+            true => Captions::Tokens(pipeline.tokenize(&captions)),
             false => Captions::encode(pipeline, &captions, cache)?,
         };
         let bucket = |(size, (latents, examples)): (Size, (LatentsBuilder, Examples))| Bucket {

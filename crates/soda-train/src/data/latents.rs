@@ -7,7 +7,7 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use image::RgbImage;
 use rand::Rng;
 use soda_models::image::to_tensor;
-use soda_models::noise::normal;
+use soda_models::noise::randn_with;
 use soda_models::vae::Vae;
 
 use crate::data::augment::ImageVariant;
@@ -58,7 +58,7 @@ impl Latents {
     /// Draws one sample of the latents of each of `rows`, `[b, c, h, w]`.
     pub(crate) fn sample(&self, rows: &[i64], rng: &mut impl Rng) -> Tensor<4> {
         let mean = self.mode(rows);
-        let noise = normal(rng, mean.dims(), &mean.device());
+        let noise = randn_with(rng, mean.dims(), &mean.device());
         mean + self.std.clone().select(0, self.indices(rows)) * noise
     }
 

@@ -1,7 +1,7 @@
 //! The text files of a data folder: captions, repeats, and settings for evaluation.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 

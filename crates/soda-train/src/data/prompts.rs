@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
-use soda_models::clip::text::TextStates;
-use soda_models::pipeline::{Networks, TextIds};
-use soda_models::unet::{AddedCondition, Condition};
+use soda_models::clip::PromptEmbeds;
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::pipeline::{Networks, TokenIds};
 
 /// The captions of some samples, which condition the denoiser.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub enum Prompts {
     /// Captions that are encoded in every step.
     Tokens {
         /// The token ids of the captions.
-        ids: TextIds,
+        ids: TokenIds,
         /// SDXL's time ids, `[b, 6]`.
         time_ids: Option<Tensor<2>>,
     },
@@ -118,15 +118,15 @@ pub(crate) fn map_flattened<const D: usize>(
 ///
 /// # Panics
 /// Panics if `networks` have no text encoder.
-pub(crate) fn prompt_embeds(networks: &Networks, ids: &TextIds) -> TextStates {
-    let TextStates { hidden, pooled } =
-        networks.read(ids).expect("a run with tokens has a text encoder");
-    TextStates { hidden: hidden.cast(DType::F32), pooled: pooled.cast(DType::F32) }
+pub(crate) fn prompt_embeds(networks: &Networks, ids: &TokenIds) -> PromptEmbeds {
+    let PromptEmbeds { hidden, pooled } =
+        networks.encode_text(ids).expect("a run with tokens has a text encoder");
+    PromptEmbeds { hidden: hidden.cast(DType::F32), pooled: pooled.cast(DType::F32) }
 }
 
 /// The condition of the denoiser of encoded captions. `time_ids` are SDXL's.
-pub(crate) fn condition(embeds: TextStates, time_ids: Option<Tensor<2>>) -> Condition {
-    let TextStates { hidden, pooled } = embeds;
+pub(crate) fn condition(embeds: PromptEmbeds, time_ids: Option<Tensor<2>>) -> Condition {
+    let PromptEmbeds { hidden, pooled } = embeds;
     let added = time_ids.map(|time_ids| AddedCondition { pooled, time_ids });
     Condition { text: hidden, added }
 }

@@ -44,7 +44,7 @@ impl Sampler<'_> {
         let generate = GenerateConfig {
             prompts: samples.prompts.iter().chain(&samples.unrelated).cloned().collect(),
             steps: samples.steps,
-            guidance: samples.guidance,
+            guidance_scale: samples.guidance,
             seed: self.config.seed,
             shards: self.config.shards.unwrap_or(1),
             ..GenerateConfig::default()

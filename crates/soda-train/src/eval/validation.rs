@@ -2,15 +2,15 @@
 //! there are any.
 
 use burn::tensor::{Int, Tensor};
-use soda_models::noise::{generator, normal};
+use soda_models::noise::{generator, randn_with};
 use soda_models::pipeline::Networks;
-use soda_models::scheduler::Ddpm;
+use soda_models::scheduler::ForwardProcess;
 
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;
 use crate::data::encoded_dataset::{EncodedDataset, Rows};
 use crate::data::rng;
-use crate::step::loss::value;
+use crate::step::loss::squared_error;
 
 /// The batches on which the validation loss is measured.
 pub(crate) struct Validation {
@@ -22,7 +22,11 @@ impl Validation {
     ///
     /// The range of trained timesteps is cut into as many parts of equal length, and the middle of each is
     /// used. The latents are the mode of their distribution and the noise is a function of the seed.
-    pub(crate) fn new(data: &EncodedDataset, schedule: &Ddpm, config: &TrainConfig) -> Self {
+    pub(crate) fn new(
+        data: &EncodedDataset,
+        schedule: &ForwardProcess,
+        config: &TrainConfig,
+    ) -> Self {
         let rows = data.first_rows();
         let (device, count) = (data.device(), rows.iter().map(Rows::len).sum::<usize>());
         let [first, end] =
@@ -34,7 +38,7 @@ impl Validation {
             let mut noise = generator(config.seed, rng::VALIDATION + part as u64);
             for rows in &rows {
                 let (latents, samples) = (data.mode(rows), rows.len());
-                let noise = normal(&mut noise, latents.dims(), &device);
+                let noise = randn_with(&mut noise, latents.dims(), &device);
                 let timesteps = Tensor::<1, Int>::full([samples], t as i64, &device);
                 let batch = Batch {
                     noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
@@ -52,7 +56,7 @@ impl Validation {
 
     /// The validation loss of `networks`: the mean over images and timesteps.
     pub(crate) fn loss(&self, networks: &Networks) -> f32 {
-        self.batches.iter().map(|batch| value(networks, batch)).sum()
+        self.batches.iter().map(|batch| squared_error(networks, batch)).sum()
     }
 }
 
@@ -62,7 +66,7 @@ mod tests {
 
     use std::path::Path;
 
-    use soda_models::noise::gaussian;
+    use soda_models::noise::randn;
     use soda_models::pipeline::Pipeline;
 
     use super::*;
@@ -91,8 +95,8 @@ mod tests {
         let examples = Dataset::read(&toybox.join("subjects/castle_mug"), None).unwrap().examples;
         let encode = EncodeConfig::from_train_config(&config);
         let data =
-            EncodedDataset::new(&pipeline, &examples[..3], &encode, None, &mut |_, _| ()).unwrap();
-        let schedule = pipeline.noise_schedule();
+            EncodedDataset::new(&pipeline, &examples[..3], &encode, EncodeOptions::default()).unwrap();
+        let schedule = pipeline.forward_process();
         let validation = Validation::new(&data, &schedule, &config);
         let networks = pipeline.networks();
         let found = validation.loss(&networks);
@@ -103,14 +107,14 @@ mod tests {
         let text = data.prompts(&data.first_rows()[0]).encoded().unwrap().text;
         for (share, t) in [(0, 200), (1, 400)] {
             let noise: Tensor<4> =
-                gaussian(config.seed, rng::VALIDATION + share, latents.dims(), &device);
+                randn(config.seed, rng::VALIDATION + share, latents.dims(), &device);
             let alpha = schedule.schedule.snr(t) / (1.0 + schedule.schedule.snr(t));
             for row in 0..3 {
                 let [x, e] = [&latents, &noise].map(|tensor| tensor.clone().narrow(0, row, 1));
                 let noisy = x.mul_scalar(alpha.sqrt()) + e.clone().mul_scalar((1.0 - alpha).sqrt());
                 let timestep = Tensor::<1>::full([1], t as f64, &device);
                 let told = text.clone().narrow(0, row, 1);
-                let error = pipeline.unet.forward(noisy, timestep, told) - e;
+                let error = pipeline.denoiser.forward(noisy, timestep, told) - e;
                 sum += error.square().mean().into_scalar::<f32>() / 6.0;
             }
         }

@@ -57,7 +57,7 @@ impl RunFolder {
             let path = root.join(name);
             return match std::fs::create_dir(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    Err(RunFolderError::Exists(path))
+                    Err(RunFolderError::Exists(path).into())
                 }
                 result => {
                     result.map_err(TrainError::io("create", &path))?;
@@ -68,7 +68,7 @@ impl RunFolder {
         let mut number = 1;
         loop {
             match Self::create(root, Some(&format!("{stem}-{number}")), stem) {
-                Err(RunFolderError::Exists(_)) => number += 1,
+                Err(TrainError::RunFolder(RunFolderError::Exists(_))) => number += 1,
                 result => return result,
             }
         }
@@ -81,7 +81,7 @@ impl RunFolder {
     /// works on it.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         if !path.join(Self::CONFIG).is_file() {
-            return Err(RunFolderError::NoRun(path.to_owned()));
+            return Err(RunFolderError::NoRun(path.to_owned()).into());
         }
         Self::lock(path.to_owned())
     }
@@ -91,7 +91,7 @@ impl RunFolder {
         let lock = File::create(&file).map_err(TrainError::io("create", &file))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(RunFolderError::Busy(path)),
+            Err(TryLockError::WouldBlock) => Err(RunFolderError::Busy(path).into()),
             Err(TryLockError::Error(source)) => {
                 Err(TrainError::Io { action: "lock", path: file, source })
             }
@@ -152,7 +152,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let create = |name| RunFolder::create(root.path(), name, "mug");
         assert!(create(Some("a")).is_ok());
-        assert!(matches!(create(Some("a")), Err(RunFolderError::Exists(_))));
+        assert!(matches!(create(Some("a")), Err(TrainError::RunFolder(RunFolderError::Exists(_)))));
         assert!(create(None).unwrap().path().ends_with("mug-1"));
         assert!(create(None).unwrap().path().ends_with("mug-2"));
     }
@@ -162,9 +162,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = RunFolder::create(root.path(), Some("a"), "mug").unwrap();
         let path = folder.path().to_owned();
-        assert!(matches!(RunFolder::open(&path), Err(RunFolderError::NoRun(_))));
+        assert!(matches!(RunFolder::open(&path), Err(TrainError::RunFolder(RunFolderError::NoRun(_)))));
         folder.write(RunFolder::CONFIG, b"").unwrap();
-        assert!(matches!(RunFolder::open(&path), Err(RunFolderError::Busy(_))));
+        assert!(matches!(RunFolder::open(&path), Err(TrainError::RunFolder(RunFolderError::Busy(_)))));
         drop(folder);
         assert!(RunFolder::open(&path).is_ok());
     }

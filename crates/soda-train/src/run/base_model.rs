@@ -1,9 +1,10 @@
-//! The base model at the start of a run: in the precisions of the settings, with the noise schedule and the new words.
+//! The base model at the start of a run: in the precisions of the settings, with the noise schedule and the
+//! new words.
 
 use std::collections::BTreeSet;
 
 use burn::tensor::Device;
-use soda_models::pipeline::{LoadOptions, Pipeline, UnetPrecision};
+use soda_models::pipeline::{DenoiserPrecision, LoadOptions, Pipeline};
 use soda_models::unet::UnetConfig;
 
 use crate::config::Precision;
@@ -11,8 +12,8 @@ use crate::config::TrainConfig;
 use crate::data::rng;
 use crate::error::TrainError;
 
-/// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have the
-/// precisions of the settings.
+/// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have
+/// the precisions of the settings.
 ///
 /// # Errors
 /// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.
@@ -27,11 +28,11 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
     };
     let options = LoadOptions {
         dtype: config.encoder_precision.dtype(),
-        unet: Some(UnetPrecision { dtype: config.precision.dtype(), exact }),
+        denoiser: Some(DenoiserPrecision { dtype: config.precision.dtype(), keep_f32: exact }),
         ..LoadOptions::default()
     };
     let mut pipeline = Pipeline::load_with(&config.base, &options, device)?;
-    pipeline.scheduler = pipeline.scheduler.changed(config.objective.schedule_change())?;
+    pipeline.scheduler = pipeline.scheduler.with_overrides(config.objective.scheduler_overrides())?;
     add_words(config, &mut pipeline)?;
     Ok(pipeline)
 }
@@ -41,8 +42,8 @@ fn add_words(config: &TrainConfig, pipeline: &mut Pipeline) -> Result<(), TrainE
     let Some(tokens) = config.trained_tokens() else { return Ok(()) };
     for (index, (word, like)) in tokens.words.iter().enumerate() {
         let stream = rng::WORD + index as u64;
-        let word = pipeline.word_like(word, like, tokens.vectors, (config.seed, stream));
-        pipeline.add_word(&word)?;
+        let word = pipeline.init_token_embedding(word, like, tokens.vectors, (config.seed, stream));
+        pipeline.add_token_embedding(&word)?;
     }
     Ok(())
 }
@@ -59,8 +60,8 @@ mod tests {
     use super::*;
     use crate::config::{apply_setting, preset};
 
-    /// Adapters of a half-precision network have the fingerprint of the f32 base: adapted weights are read in f32. All
-    /// other weights are read in half precision.
+    /// Adapters of a half-precision network have the fingerprint of the f32 base: adapted weights are read in
+    /// f32. All other weights are read in half precision.
     #[test]
     fn adapted_weights_are_read_in_f32_and_all_others_in_half_precision() {
         let device = Device::default();
@@ -73,8 +74,8 @@ mod tests {
             }
             let config = TrainConfig::from_table(table).unwrap();
             let pipeline = load(&config, &device).unwrap();
-            let weights = config.targets.select(&pipeline.unet).unwrap();
-            let expected = config.targets.expected(&pipeline.unet).unwrap();
+            let weights = config.targets.select(&pipeline.denoiser).unwrap();
+            let expected = config.targets.expected(&pipeline.denoiser).unwrap();
             assert_eq!(weights.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
             let hash = soda_adapters::fingerprint(&weights);
             (config, pipeline, hash)
@@ -86,13 +87,13 @@ mod tests {
 
         assert_eq!(single.vae.quant_conv.weight.val().dtype(), DType::F32);
         assert_eq!(half.vae.quant_conv.weight.val().dtype(), DType::BF16);
-        let adapted = config.targets.expected(&half.unet).unwrap();
-        for leaf in leaves(&half.unet) {
+        let adapted = config.targets.expected(&half.denoiser).unwrap();
+        for leaf in leaves(&half.denoiser) {
             let exact = adapted.contains(&leaf.path);
             let wanted = if exact { DType::F32 } else { DType::BF16 };
             assert_eq!(leaf.value().dtype(), wanted, "{}", leaf.path);
         }
-        let unet = config.precision.cast_denoiser(half.unet);
+        let unet = config.precision.cast_denoiser(half.denoiser);
         assert!(leaves(&unet).iter().all(|leaf| leaf.value().dtype() == DType::BF16));
     }
 }

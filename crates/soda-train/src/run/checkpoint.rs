@@ -1,7 +1,7 @@
 //! Checkpoints of an unfinished run, `checkpoints/<step>.safetensors`.
 //!
-//! A file appears by rename, so a crash leaves a complete file or none. A digest in the file detects damage. A run
-//! continues from the newest undamaged checkpoint.
+//! A file appears by rename, so a crash leaves a complete file or none. A digest in the file detects damage.
+//! A run continues from the newest undamaged checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use soda_optim::OptimizerState;
 
 use crate::error::{CheckpointError, TrainError};
-use crate::output::run_folder::write_file;
+use crate::output::files::{create_folder, remove_file, write_file};
 use crate::output::tensor_file;
 use crate::run::history::{History, ValidationMetrics};
 use crate::step::loss_scale::LossScale;
@@ -45,8 +45,8 @@ struct Header {
     validation: Vec<usize>,
 }
 
-/// The version of the format. In version 5 paths start with the network's name, and the step metrics include the
-/// learning rates of text encoders and new words.
+/// The version of the format. In version 5 paths start with the network's name, and the step metrics include
+/// the learning rates of text encoders and new words.
 const VERSION: u32 = 5;
 
 /// The field that headers of all versions have.
@@ -67,17 +67,17 @@ impl Checkpoint {
     /// # Errors
     /// A file or folder that cannot be written.
     pub fn write(&self, folder: &Path, keep: usize) -> Result<(), TrainError> {
-        std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+        create_folder(folder)?;
         let path = folder.join(format!("{:08}.safetensors", self.state.step));
         write_file(&path, &self.to_bytes(&path)?)?;
         for old in list(folder)?.into_iter().skip(keep.max(1)) {
-            std::fs::remove_file(&old).map_err(TrainError::io("remove", &old))?;
+            remove_file(&old)?;
         }
         Ok(())
     }
 
-    /// The newest undamaged checkpoint in `folder`; `None` if there is none, or no folder. `damaged` gets an error for
-    /// each newer checkpoint that is damaged.
+    /// The newest undamaged checkpoint in `folder`; `None` if there is none, or no folder. `damaged` gets an
+    /// error for each newer checkpoint that is damaged.
     ///
     /// # Errors
     /// A folder that cannot be read, or a checkpoint of another version of soda.
@@ -92,7 +92,9 @@ impl Checkpoint {
             match Self::read(&path) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
                 // The checkpoint is undamaged: the run must not start again and overwrite it.
-                Err(error @ CheckpointError::OtherVersion { .. }) => return Err(error),
+                Err(error @ TrainError::Checkpoint(CheckpointError::OtherVersion { .. })) => {
+                    return Err(error);
+                }
                 Err(error) => damaged(&error),
             }
         }
@@ -109,7 +111,7 @@ impl Checkpoint {
         let (header, tensors) = tensor_file::from_bytes(&bytes).ok_or_else(damaged)?;
         let Version { version } = serde_json::from_str(&header).map_err(|_| damaged())?;
         if version != VERSION {
-            return Err(CheckpointError::OtherVersion { path: path.to_owned(), version });
+            return Err(CheckpointError::OtherVersion { path: path.to_owned(), version }.into());
         }
         let header = serde_json::from_str(&header).map_err(|_| damaged())?;
         Ok(Self::from_parts(header, tensors))
@@ -118,8 +120,10 @@ impl Checkpoint {
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
         let History { steps, validation } = &self.history;
         let values = |step: &StepMetrics| step.named().map(|(_, value)| value);
-        let steps =
-            TensorData::new(steps.iter().flat_map(values).collect(), [steps.len(), StepMetrics::COUNT]);
+        let steps = TensorData::new(
+            steps.iter().flat_map(values).collect(),
+            [steps.len(), StepMetrics::COUNT],
+        );
         let metrics = validation.iter().flat_map(|metrics| [metrics.loss, metrics.orthogonality]);
         let metrics = TensorData::new(metrics.collect(), [validation.len(), 2]);
         let TrainerState { step, adapter, average, optimizer, loss_scale } = &self.state;
@@ -159,7 +163,8 @@ impl Checkpoint {
             if name == STEPS {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
                 let (steps, _) = numbers.as_chunks();
-                checkpoint.history.steps = steps.iter().copied().map(StepMetrics::from_values).collect();
+                checkpoint.history.steps =
+                    steps.iter().copied().map(StepMetrics::from_values).collect();
             } else if name == VALIDATION {
                 let numbers: Vec<f32> = data.iter::<f32>().collect();
                 let measured = header.validation.iter().zip(numbers.chunks_exact(2));

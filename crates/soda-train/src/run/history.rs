@@ -32,8 +32,8 @@ pub struct History {
 }
 
 impl History {
-    /// The table of `loss.csv`, one line for each step. A validation is on the line of the step that it follows; the
-    /// validation of the base model is on a line of step 0.
+    /// The table of `loss.csv`, one line for each step. A validation is on the line of the step that it
+    /// follows; the validation of the base model is on a line of step 0.
     pub(crate) fn csv(&self) -> String {
         let names = StepMetrics::default().named().map(|(name, _)| name).join(",");
         let mut text = format!("step,{names},validation_loss,orthogonality\n");

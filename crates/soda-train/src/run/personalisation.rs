@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use soda_adapters::{AdapterFile, AnyAdapter, Header, Plan, SvdCache, leaves};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
-use soda_models::scheduler::ScheduleChange;
+use soda_models::scheduler::SchedulerOverrides;
 
 use crate::config::TrainConfig;
 use crate::data::cache::EncodeCache;
@@ -98,7 +98,7 @@ impl Personalisation {
         let pipeline = base_model::load(&config, device)?;
         // Unknown targets are an error of the settings, reported before any image is generated.
         check_targets(&config, &pipeline)?;
-        config.objective.check_timesteps(pipeline.noise_schedule().num_train_timesteps())?;
+        config.objective.check_timesteps(pipeline.forward_process().num_train_timesteps())?;
         buckets_for(&pipeline, config.buckets.as_ref())?;
         if let Some(masks) = &config.masks {
             let images = dataset.examples.iter().map(|example| example.image.as_path());
@@ -162,7 +162,7 @@ impl Personalisation {
 
         let (adapted, plan) = plan_adapters(&config, &pipeline, svd_cache.as_ref(), on_event)?;
         let num_layers = plan.paths().len();
-        pipeline.unet = config.precision.cast_denoiser(pipeline.unet);
+        pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
         // The class images come from the network in its final precision. Before the cast only a part of it
         // has that.
         let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
@@ -170,7 +170,7 @@ impl Personalisation {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
         let networks = trained_networks(&config, &pipeline);
-        let schedule = pipeline.noise_schedule();
+        let schedule = pipeline.forward_process();
         let reference = images.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
             base_unrelated: Vec::new(),
@@ -183,7 +183,7 @@ impl Personalisation {
         let before = sampler.sample("sampling before", on_event)?;
         sampler.base_unrelated.clone_from(&before.unrelated);
 
-        let networks = plan.attach(networks).with_learning_words();
+        let networks = plan.attach(networks).with_trainable_tokens();
         let trainer = Trainer::new(networks, &config.method, &config)?;
         let trainer = if with_graph { trainer.with_graph() } else { trainer };
         on_event(Event::Stage { name: TRAINING });
@@ -259,7 +259,7 @@ fn encode(
     };
     let settings = EncodeConfig::from_train_config(config);
     let data = encode(&dataset.examples, &settings)?;
-    let schedule = pipeline.noise_schedule();
+    let schedule = pipeline.forward_process();
     let validation = match (config.validation.every, held_out) {
         (0, _) => None,
         (_, []) => Some(Validation::new(&data, &schedule, config)),
@@ -351,11 +351,11 @@ fn with_absolute_paths(config: &TrainConfig) -> Result<TrainConfig, TrainError> 
 fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
     let words = config.trained_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
     let new = words.filter(|word| !dataset.trigger.iter().any(|trigger| trigger.contains(*word)));
-    let change = config.objective.schedule_change();
+    let change = config.objective.scheduler_overrides();
     Header {
         base: model_name(&config.base),
         trigger: dataset.trigger.iter().chain(new).cloned().collect(),
-        schedule: if change == ScheduleChange::default() { Value::Null } else { json!(change) },
+        schedule: if change == SchedulerOverrides::default() { Value::Null } else { json!(change) },
         training: json!({}),
     }
 }
@@ -375,7 +375,7 @@ fn adapter_file(
         "seconds": seconds,
     });
     let header = Header { training, ..header };
-    adapted.adapter_file(header, networks, sampler.pipeline.words_of(networks))
+    adapted.adapter_file(header, networks, sampler.pipeline.token_embeddings(networks))
 }
 
 fn write_training_results(

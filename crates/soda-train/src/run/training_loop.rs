@@ -126,7 +126,7 @@ impl<'a> TrainingLoop<'a> {
                 let path = self.folder.file(RunFolder::ADAPTER);
                 let Some(error) = error.keeping(&path) else { return Err(error) };
                 let networks = progress.trainer.last_finite();
-                let words = sampler.pipeline.words_of(&networks);
+                let words = sampler.pipeline.token_embeddings(&networks);
                 self.adapted.adapter_file(self.header.clone(), &networks, words).write(&path)?;
                 return Err(error);
             }
@@ -185,11 +185,12 @@ impl<'a> TrainingLoop<'a> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
         let trainer = &progress.trainer;
-        // The adapters are constant while sampling: merging them once saves their cost in every denoising step.
+        // The adapters are constant while sampling: merging them once saves their cost in every denoising
+        // step.
         let networks = trainer.networks().materialize();
-        let snapshot = sampler.record(networks, trainer.steps_done(), on_event)?;
+        let snapshot = sampler.snapshot(networks, trainer.steps_done(), on_event)?;
         if let Some(events) = &mut self.events {
-            snapshot.show(events)?;
+            snapshot.write_events(events)?;
         }
         on_event(Event::Stage { name: TRAINING });
         Ok(())
@@ -207,8 +208,8 @@ impl<'a> TrainingLoop<'a> {
     }
 }
 
-/// The largest `|QᵀQ - I|` over all factors on the Stiefel manifold: 0 without factors, NaN if a factor has NaN or
-/// cannot be read.
+/// The largest `|QᵀQ - I|` over all factors on the Stiefel manifold: 0 without factors, NaN if a factor has
+/// NaN or cannot be read.
 pub(crate) fn orthogonality_defect<M: Method>(method: &M, leaves: &[Leaf]) -> f32 {
     let factors = leaves.iter().filter(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel);
     let defect = |leaf: &Leaf| {

@@ -6,7 +6,7 @@ use soda_adapters::{
     Adaptation, AdapterError, AdapterFile, AnyAdapter, Component, Header, Method as _, Plan,
     Recipe, SvdCache, Targets,
 };
-use soda_models::pipeline::{Networks, Pipeline, Word};
+use soda_models::pipeline::{Networks, Pipeline, TokenEmbedding};
 
 use crate::config::TrainConfig;
 use crate::error::TrainError;
@@ -15,7 +15,7 @@ use crate::error::TrainError;
 pub(crate) fn trained_networks(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
     match config.trains_text_encoder() {
         true => pipeline.networks(),
-        false => pipeline.unet.clone().into(),
+        false => pipeline.denoiser.clone().into(),
     }
 }
 
@@ -36,8 +36,8 @@ pub(crate) fn check_targets(config: &TrainConfig, pipeline: &Pipeline) -> Result
 pub(crate) struct AdaptedNetworks(Vec<(Component, Recipe)>);
 
 impl AdaptedNetworks {
-    /// Prepares the adapters of `networks`, which are [`trained_networks`]. `on_progress` gets the number of finished
-    /// decompositions and their total.
+    /// Prepares the adapters of `networks`, which are [`trained_networks`]. `on_progress` gets the number of
+    /// finished decompositions and their total.
     pub(crate) fn plan(
         config: &TrainConfig,
         networks: &Networks,
@@ -70,7 +70,7 @@ impl AdaptedNetworks {
         &self,
         header: Header,
         networks: &Networks,
-        words: impl IntoIterator<Item = Word>,
+        words: impl IntoIterator<Item = TokenEmbedding>,
     ) -> AdapterFile {
         let capture = |component, recipe| match component {
             Component::Unet => Adaptation::capture(recipe, &networks.unet),
@@ -82,9 +82,9 @@ impl AdaptedNetworks {
         });
         let first = |vectors: Tensor<2>| (Component::TextEncoder, vectors.into_data());
         let second = |vectors: Tensor<2>| (Component::TextEncoder2, vectors.into_data());
-        let vectors = |word: Word| {
+        let vectors = |word: TokenEmbedding| {
             let all = [first(word.first)].into_iter().chain(word.second.map(second));
-            (word.text, all.collect())
+            (word.token, all.collect())
         };
         AdapterFile { words: words.into_iter().map(vectors).collect(), ..file }
     }

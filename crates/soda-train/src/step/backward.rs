@@ -1,23 +1,24 @@
 //! The gradients of a loss of the denoiser's prediction.
 //!
-//! Without gradient checkpointing one tape covers the whole network. With it each stage has its own small tape (Chen et
-//! al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174):
+//! Without gradient checkpointing one tape covers the whole network. With it each stage has its own small
+//! tape (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174):
 //!
 //! ```text
 //! h_{i+1} = f_i(h_i, θ)                                    forward, without a tape, keeping every h_i
 //! g_i = ∂⟨f_i(h_i, θ), g_{i+1}⟩ / ∂h_i,   ∂L/∂θ += ∂⟨f_i(h_i, θ), g_{i+1}⟩ / ∂θ      backward, f_i once more
 //! ```
 //!
-//! `g` is `∂L/∂h`. Both ways compute the same products. Only sums over stages, for inputs that several stages read, are
-//! added in another order.
+//! `g` is `∂L/∂h`. Both ways compute the same products. Only sums over stages, for inputs that several stages
+//! read, are added in another order.
 //!
-//! An operation of burn's tape cannot do this. Such an operation has a fixed number of parents, but a stage has as many
-//! as it has adapted weights. Such an operation is also written for each backend; the walk over stages needs tensors
-//! only.
+//! An operation of burn's tape cannot do this. Such an operation has a fixed number of parents, but a stage
+//! has as many as it has adapted weights. Such an operation is also written for each backend; the walk over
+//! stages needs tensors only.
 
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
-use soda_models::unet::{AddedCondition, Condition, Unet};
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::unet::Unet;
 use soda_optim::AdapterGradients;
 
 use crate::config::GradientCheckpointing;
@@ -31,7 +32,8 @@ pub struct DenoiserInputs {
     pub timesteps: Tensor<1>,
     /// The encoded prompts.
     pub condition: Condition,
-    /// Whether the backward pass also gives the gradient by the condition, which training a text encoder needs.
+    /// Whether the backward pass also gives the gradient by the condition, which training a text encoder
+    /// needs.
     pub wants_condition_gradient: bool,
 }
 
@@ -58,8 +60,8 @@ pub struct ConditionGradient {
 impl GradientCheckpointing {
     /// Computes a loss of the denoiser's prediction and its gradients.
     ///
-    /// `denoiser` has its adapters attached and is on a plain device. `loss` maps the prediction `[b, c, h, w]`, which
-    /// is on a tape, to a scalar `[1]`.
+    /// `denoiser` has its adapters attached and is on a plain device. `loss` maps the prediction `[b, c, h,
+    /// w]`, which is on a tape, to a scalar `[1]`.
     pub fn backward(
         self,
         denoiser: &Unet,
@@ -93,7 +95,8 @@ fn single_tape(
     LossAndGradients { loss, adapters: AdapterGradients::collect(&taped, &grads), condition }
 }
 
-/// The gradients with one tape for each stage, from the last stage to the first that has trainable parameters.
+/// The gradients with one tape for each stage, from the last stage to the first that has trainable
+/// parameters.
 fn tape_per_stage(
     denoiser: &Unet,
     inputs: DenoiserInputs,
@@ -102,8 +105,8 @@ fn tape_per_stage(
     let DenoiserInputs { noisy, timesteps, condition, wants_condition_gradient } = inputs;
     let Condition { text, added } = condition;
     let taped = denoiser.clone().train();
-    // The forward pass runs on the tape's device with nothing to track. It keeps no intermediates there and uses the
-    // kernels of the backward pass; off the tape some kernels round differently.
+    // The forward pass runs on the tape's device with nothing to track. It keeps no intermediates there and
+    // uses the kernels of the backward pass; off the tape some kernels round differently.
     let untracked = taped.clone().no_grad();
     let untracked_condition =
         on_tape(Condition { text: text.clone(), added: added.clone() }, false);
@@ -112,11 +115,11 @@ fn tape_per_stage(
 
     let (mut x, mut skips) = (Tensor::from_inner(noisy), Vec::new());
     let mut stage_inputs = Vec::new();
-    for stage in untracked.stages() {
+    for stage in untracked.segments() {
         let input = stage.input(x, &mut skips);
         stage_inputs.push(input.clone());
         x = stage.forward(input, &time, &untracked_condition.text);
-        if stage.leaves_skip() {
+        if stage.pushes_skip() {
             skips.push(x.clone());
         }
     }
@@ -126,12 +129,13 @@ fn tape_per_stage(
     drop(prediction);
 
     // The backward pass ends at the first stage that needs a gradient.
-    let wants_time = taped.trains_time() || (wants_condition_gradient && added.is_some());
-    let stages = taped.stages();
+    let wants_time =
+        taped.time_embedding_is_trainable() || (wants_condition_gradient && added.is_some());
+    let stages = taped.segments();
     let first = stages.iter().position(|stage| {
-        stage.trains()
-            || (wants_time && stage.reads_time())
-            || (wants_condition_gradient && stage.reads_text())
+        stage.is_trainable()
+            || (wants_time && stage.uses_time())
+            || (wants_condition_gradient && stage.uses_text())
     });
     let first = first.unwrap_or(stages.len());
 
@@ -141,10 +145,10 @@ fn tape_per_stage(
     for (index, stage) in stages.iter().enumerate().skip(first).rev() {
         // Removed here, so that an input is freed after the last stage that needs it.
         let Some(input) = stage_inputs.pop() else { break };
-        if let Some(skip_grad) = stage.leaves_skip().then(|| skip_grads.pop()).flatten() {
+        if let Some(skip_grad) = stage.pushes_skip().then(|| skip_grads.pop()).flatten() {
             incoming = incoming + skip_grad;
         }
-        let input = input.each(|map| leaf(map.inner(), index > first));
+        let input = input.map(|x| leaf(x.inner(), index > first));
         let (time, text) =
             (leaf(time.clone(), wants_time), leaf(text.clone(), wants_condition_gradient));
         let grads = seeded(stage.forward(input.clone(), &time, &text), incoming);

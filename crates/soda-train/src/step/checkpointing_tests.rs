@@ -6,8 +6,9 @@ use burn::module::Module as _;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::{Value, json};
 use soda_adapters::Method as _;
-use soda_models::noise::{generator, normal};
-use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::noise::{generator, randn_with};
+use soda_models::unet::{Unet, UnetConfig};
 
 use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
@@ -15,12 +16,12 @@ use crate::step::backward::DenoiserInputs;
 use crate::step::loss::gradients;
 use crate::testing::{filled, norm, random, sdxl, settings};
 
-/// The tolerance relative to the loss, or to the norm of the whole gradient. Only the gradients of the readers of one
-/// tensor are added in another order, which rounds by 6e-8.
+/// The tolerance relative to the loss, or to the norm of the whole gradient. Only the gradients of the
+/// readers of one tensor are added in another order, which rounds by 6e-8.
 const TOLERANCE: f32 = 1e-6;
 
-/// The tolerance relative to the norm of one tensor. Gradients of queries and keys are sums that nearly cancel, and
-/// lose a digit.
+/// The tolerance relative to the norm of one tensor. Gradients of queries and keys are sums that nearly
+/// cancel, and lose a digit.
 const PER_TENSOR: f32 = 1e-5;
 
 /// Sides that downsampling rounds, so that upsampling needs the sizes of the skip connections.
@@ -48,10 +49,10 @@ fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> 
 fn batch(architecture: &UnetConfig, device: &Device) -> Batch {
     let mut noise = generator(5, 0);
     let [height, width] = SIDES;
-    let mut map = || normal(&mut noise, [2, 4, height, width], device);
+    let mut map = || randn_with(&mut noise, [2, 4, height, width], device);
     let (noisy, target) = (map(), map());
-    let text: Tensor<4> = normal(&mut noise, [1, 2, 7, 24], device);
-    let pooled: Tensor<4> = normal(&mut noise, [1, 1, 2, 12], device);
+    let text: Tensor<4> = randn_with(&mut noise, [1, 2, 7, 24], device);
+    let pooled: Tensor<4> = randn_with(&mut noise, [1, 1, 2, 12], device);
     let ids = TensorData::from([[64f32, 96.0, 0.0, 8.0, 80.0, 112.0]; 2]);
     let added = architecture.addition_embed_type.map(|_| AddedCondition {
         pooled: pooled.reshape([2, 12]),
@@ -101,7 +102,8 @@ fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
                     let (expected, plain) = gradients(&networks, &batch, &plain, 1.0);
                     let (loss, block) = gradients(&networks, &batch, &block, 1.0);
                     assert!((loss - expected).abs() <= TOLERANCE * expected.abs(), "{case}");
-                    let paths = [&plain, &block].map(|g| g.iter().map(|(path, _)| path).collect::<Vec<_>>());
+                    let paths = [&plain, &block]
+                        .map(|g| g.iter().map(|(path, _)| path).collect::<Vec<_>>());
                     assert!(!paths[0].is_empty(), "{case}");
                     assert_eq!(paths[0], paths[1], "{case}");
                     let all = plain.iter().map(|(_, grad)| grad.clone()).collect();

@@ -1,11 +1,12 @@
-//! Losses and gradients from a CUDA graph, where the device can capture one: a step is one launch instead of thousands.
+//! Losses and gradients from a CUDA graph, where the device can capture one: a step is one launch instead of
+//! thousands.
 //!
-//! The graph contains the denoiser's part of a step. Text encoders that are trained run outside it, before and after:
-//! their inputs are tokens, not floats. They take the gradient by the condition from the graph.
+//! The graph contains the denoiser's part of a step. Text encoders that are trained run outside it, before
+//! and after: their inputs are tokens, not floats. They take the gradient by the condition from the graph.
 
 use burn::tensor::Tensor;
 use soda_adapters::Component;
-use soda_kernels::Recording;
+use soda_kernels::CapturedGraph;
 use soda_models::pipeline::Networks;
 use soda_optim::BatchedParams;
 
@@ -20,8 +21,8 @@ use crate::step::text_encoding::TextEncoding;
 pub(crate) enum StepGraph {
     /// No batch has been seen yet.
     Pending,
-    /// The graph of one batch size. Other sizes are rare (the end of a bucket) and run without a graph, because a graph
-    /// holds all memory of a step.
+    /// The graph of one batch size. Other sizes are rare (the end of a bucket) and run without a graph,
+    /// because a graph holds all memory of a step.
     Captured(Box<CapturedStep>),
     /// The device captures no graphs, or the caller asked for none.
     Unsupported,
@@ -30,12 +31,12 @@ pub(crate) enum StepGraph {
 /// A captured step on batches of one size.
 pub(crate) struct CapturedStep {
     sizes: Vec<usize>,
-    graph: Recording<(Tensor<1>, BatchedParams, Option<ConditionGradient>)>,
+    graph: CapturedGraph<(Tensor<1>, BatchedParams, Option<ConditionGradient>)>,
 }
 
 impl StepGraph {
-    /// The loss of `batch` and its gradients, as [`gradients`] of `networks` with `params` gives them. Replays the
-    /// graph if the batch has its size.
+    /// The loss of `batch` and its gradients, as [`gradients`] of `networks` with `params` gives them.
+    /// Replays the graph if the batch has its size.
     pub(crate) fn gradients(
         &mut self,
         networks: &Networks,
@@ -87,7 +88,7 @@ impl CapturedStep {
         let (networks, layout, shapes) = (networks.clone(), params.clone(), inputs.clone());
         let sizes = sizes(&flattened(inputs));
         let config = config.clone();
-        let graph = Recording::new(graph_inputs(params, inputs), move |tensors| {
+        let graph = CapturedGraph::capture(graph_inputs(params, inputs), move |tensors| {
             let mut tensors = tensors.iter().cloned();
             let params = layout.with_flattened(&mut tensors);
             let inputs = shapes.map(|x| tensors.next().unwrap_or(x));
@@ -103,7 +104,7 @@ impl CapturedStep {
         params: &BatchedParams,
         inputs: &LossInputs,
     ) -> (Tensor<1>, BatchedParams, Option<ConditionGradient>) {
-        let (loss, grads, condition) = self.graph.repeat(graph_inputs(params, inputs));
+        let (loss, grads, condition) = self.graph.replay(graph_inputs(params, inputs));
         // The next replay overwrites the originals.
         (loss.clone(), grads.deep_copy(), condition.clone())
     }

@@ -1,7 +1,7 @@
 //! The loss of a training step.
 //!
-//! With `e = mean |f(x_t, t, c) - target|²` for a sample (Ho et al., arXiv 2006.11239, eq. 14), weighted by the
-//! sample's mask if it has one, and `e0` the same error of the frozen network:
+//! With `e = mean |f(x_t, t, c) - target|²` for a sample (Ho et al., arXiv 2006.11239, eq. 14), weighted by
+//! the sample's mask if it has one, and `e0` the same error of the frozen network:
 //!
 //! | loss | value for a sample | paper |
 //! |---|---|---|
@@ -12,8 +12,9 @@ use burn::module::Module as _;
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{DType, Tensor};
 use soda_adapters::{Component, without_adapters};
+use soda_models::condition::Condition;
 use soda_models::pipeline::Networks;
-use soda_models::unet::{Condition, Unet};
+use soda_models::unet::Unet;
 use soda_optim::AdapterGradients;
 
 use crate::config::{Loss, ObjectiveConfig, TrainConfig};
@@ -22,8 +23,8 @@ use crate::data::prompts::{Prompts, map_condition};
 use crate::step::backward::{DenoiserInputs, LossAndGradients, on_tape};
 use crate::step::text_encoding::TextEncoding;
 
-/// The loss of `batch`, and the gradients of `loss_scale` times that loss. `networks` have their adapters attached and
-/// are on a plain device.
+/// The loss of `batch`, and the gradients of `loss_scale` times that loss. `networks` have their adapters
+/// attached and are on a plain device.
 pub(crate) fn gradients(
     networks: &Networks,
     batch: &Batch,
@@ -61,7 +62,7 @@ impl LossInputs {
             Prompts::Encoded(_) => None,
             // The reference has frozen text encoders too, and the first embeddings of new words.
             tokens => needs_reference.then(|| {
-                let networks = networks.clone().with_words_at_start();
+                let networks = networks.clone().with_initial_tokens();
                 without_adapters(|| tokens.condition(&networks))
             }),
         };
@@ -110,8 +111,8 @@ impl LossInputs {
 
 /// The prediction of the denoiser without its adapters.
 ///
-/// It runs on the tape's device with nothing to track. There it uses the same kernels as the trained prediction; off
-/// the tape some kernels round differently, and the loss multiplies the difference by `β`.
+/// It runs on the tape's device with nothing to track. There it uses the same kernels as the trained
+/// prediction; off the tape some kernels round differently, and the loss multiplies the difference by `β`.
 fn reference_prediction(denoiser: &Unet, inputs: DenoiserInputs) -> Tensor<4> {
     let DenoiserInputs { noisy, timesteps, condition, .. } = inputs;
     let (noisy, timesteps) = (Tensor::from_inner(noisy), Tensor::<1>::from_inner(timesteps));
@@ -121,8 +122,8 @@ fn reference_prediction(denoiser: &Unet, inputs: DenoiserInputs) -> Tensor<4> {
 
 /// The loss of each sample, `[b]`. `reference` gives the prediction of the frozen network.
 ///
-/// The difference `e - e0` of DCO is computed as one mean, `(f - f0)(f + f0 - 2 target)`. The difference of two means
-/// would have the rounding errors of both, multiplied by `β`.
+/// The difference `e - e0` of DCO is computed as one mean, `(f - f0)(f + f0 - 2 target)`. The difference of
+/// two means would have the rounding errors of both, multiplied by `β`.
 fn per_sample_loss(
     prediction: Tensor<4>,
     reference: impl FnOnce() -> Tensor<4>,
@@ -179,7 +180,7 @@ mod tests {
 
     use super::*;
     use crate::config::{AugmentConfig, MaskConfig};
-    use crate::data::augment::views;
+    use crate::data::augment::image_variants;
     use crate::data::masks::weights;
 
     /// A case of the fixture, which `masks.py` writes.
@@ -201,8 +202,8 @@ mod tests {
         TensorData::new(values.collect::<Vec<_>>(), SHAPE)
     }
 
-    /// Masked losses and gradients agree with PyTorch in double precision. The tolerance is 1e-5 of the largest
-    /// gradient, because sums of 192 values are in f32 here.
+    /// Masked losses and gradients agree with PyTorch in double precision. The tolerance is 1e-5 of the
+    /// largest gradient, because sums of 192 values are in f32 here.
     #[test]
     fn a_masked_loss_agrees_with_pytorch() {
         let cases: Vec<Case> =
@@ -211,7 +212,7 @@ mod tests {
         let device = Device::default();
         for case in cases {
             let config = MaskConfig { normalize: case.normalize, ..MaskConfig::default() };
-            let view = views((64, 48), [64, 48], &AugmentConfig::default(), 0, 0)[0];
+            let view = image_variants((64, 48), [64, 48], &AugmentConfig::default(), 0, 0)[0];
             let mask = |i: u32| {
                 let grey = |x, y| Luma([((7 * x + 13 * y * y + 31 * i) % (256 >> i)) as u8]);
                 weights(&config, &GrayImage::from_fn(64, 48, grey), &view, 8)

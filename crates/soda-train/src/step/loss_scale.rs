@@ -1,7 +1,7 @@
 //! The loss scale of f16 (Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740, section 3.2).
 //!
-//! In f16 gradients below 6e-8 are zero and those above 65504 infinite. The loss is therefore multiplied by the largest
-//! factor `s` for which the gradients stay finite:
+//! In f16 gradients below 6e-8 are zero and those above 65504 infinite. The loss is therefore multiplied by
+//! the largest factor `s` for which the gradients stay finite:
 //!
 //! ```text
 //! g = ∂(s L)/∂θ / s;    overflow: no step, s ← s/2;    n finite steps in a row: s ← 2s
@@ -29,7 +29,8 @@ impl LossScale {
         Self { value: config.initial, finite_steps: 0 }
     }
 
-    /// The scale after a step, whose gradients were all `finite` or not. `None` if they overflow at a scale of 1.
+    /// The scale after a step, whose gradients were all `finite` or not. `None` if they overflow at a scale
+    /// of 1.
     #[must_use]
     pub fn after_step(self, finite: bool, config: &LossScaleConfig) -> Option<Self> {
         if !finite {
@@ -47,8 +48,8 @@ impl LossScale {
 mod tests {
     use super::*;
 
-    /// For every sequence of steps the scale is a power of two in its range. Each overflow halves it, and only n finite
-    /// steps in a row double it.
+    /// For every sequence of steps the scale is a power of two in its range. Each overflow halves it, and
+    /// only n finite steps in a row double it.
     #[test]
     fn the_scale_halves_on_overflow_and_doubles_after_n_finite_steps() {
         let config = LossScaleConfig { initial: 1024.0, growth_interval: 3 };

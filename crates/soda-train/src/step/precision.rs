@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
-use soda_kernels::{laid_out, lasting};
+use soda_kernels::{persistent, to_preferred_memory_format};
 use soda_models::unet::Unet;
 
 use crate::config::Precision;
@@ -10,7 +10,7 @@ use crate::config::Precision;
 impl Precision {
     /// Casts a denoiser without adapters to this precision, in the memory format that its device prefers.
     pub fn cast_denoiser(self, denoiser: Unet) -> Unet {
-        laid_out(denoiser.map(&mut Cast(self.dtype())))
+        to_preferred_memory_format(denoiser.map(&mut Cast(self.dtype())))
     }
 }
 
@@ -18,6 +18,6 @@ struct Cast(FloatDType);
 
 impl ModuleMapper for Cast {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|value| lasting(value, |value| value.cast(self.0)))
+        param.map(|value| persistent(value, |value| value.cast(self.0)))
     }
 }

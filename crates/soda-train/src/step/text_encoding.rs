@@ -10,9 +10,9 @@
 use burn::module::Module as _;
 use burn::tensor::{DType, Tensor};
 use soda_adapters::{Component, leaves};
-use soda_models::clip::text::TextStates;
+use soda_models::clip::PromptEmbeds;
+use soda_models::condition::Condition;
 use soda_models::pipeline::Networks;
-use soda_models::unet::Condition;
 use soda_optim::AdapterGradients;
 
 use crate::data::prompts::{Prompts, condition, prompt_embeds};
@@ -22,7 +22,7 @@ use crate::step::backward::ConditionGradient;
 pub(crate) struct TextEncoding {
     /// The condition, off the tape.
     pub(crate) condition: Condition,
-    tape: Option<(Networks, TextStates)>,
+    tape: Option<(Networks, PromptEmbeds)>,
 }
 
 impl TextEncoding {
@@ -44,9 +44,9 @@ impl TextEncoding {
         if !encoders.into_iter().flatten().any(is_trained) {
             return without_tape();
         }
-        let states = prompt_embeds(&on_tape, &ids.clone().on_tape());
-        let TextStates { hidden, pooled } = states.clone();
-        let plain = TextStates { hidden: hidden.inner(), pooled: pooled.inner() };
+        let states = prompt_embeds(&on_tape, &ids.clone().autodiff());
+        let PromptEmbeds { hidden, pooled } = states.clone();
+        let plain = PromptEmbeds { hidden: hidden.inner(), pooled: pooled.inner() };
         let condition = condition(plain, time_ids.clone());
         Self { condition, tape: Some((on_tape, states)) }
     }
@@ -58,7 +58,7 @@ impl TextEncoding {
 
     /// The gradients by the text encoders' parameters, from the gradient by the condition.
     pub(crate) fn backward(self, condition: ConditionGradient) -> AdapterGradients {
-        let Some((on_tape, TextStates { hidden, pooled })) = self.tape else {
+        let Some((on_tape, PromptEmbeds { hidden, pooled })) = self.tape else {
             return AdapterGradients::default();
         };
         let seeded = (hidden * Tensor::from_inner(condition.text.cast(DType::F32))).sum();

@@ -4,9 +4,9 @@
 
 use burn::module::Module as _;
 use burn::tensor::{Device, Tensor, TensorData};
-use soda_models::clip::text::ClipTextConfig;
-use soda_models::noise::gaussian;
-use soda_models::pipeline::{Networks, TextIds};
+use soda_models::clip::ClipTextConfig;
+use soda_models::noise::randn;
+use soda_models::pipeline::{Networks, TokenIds};
 use soda_models::unet::UnetConfig;
 use soda_optim::AdapterGradients;
 use soda_testing::max_abs;
@@ -51,11 +51,11 @@ fn batch(device: &Device) -> Batch {
     };
     let sizes = TensorData::from([[64f32, 96.0, 0.0, 8.0, 80.0, 112.0]; SAMPLES]);
     Batch {
-        noisy: gaussian(0, 0, [SAMPLES, 4, 8, 8], device),
-        target: gaussian(0, 1, [SAMPLES, 4, 8, 8], device),
+        noisy: randn(0, 0, [SAMPLES, 4, 8, 8], device),
+        target: randn(0, 1, [SAMPLES, 4, 8, 8], device),
         timesteps: Tensor::from_data(TensorData::from([20f32, 400.0, 800.0]), device),
         prompts: Prompts::Tokens {
-            ids: TextIds { first: ids(0), second: Some(ids(3)) },
+            ids: TokenIds { first: ids(0), second: Some(ids(3)) },
             time_ids: Some(Tensor::from_data(sizes, device)),
         },
         weight: Tensor::from_data(TensorData::from([0.5f32, 0.3, 0.2]), device),
@@ -71,8 +71,9 @@ fn adapted(more: &[&str], device: &Device) -> (TrainConfig, Networks) {
     (config, plan.attach(networks))
 }
 
-/// The gradients through the condition are those of one tape through text encoders and denoiser, with and without
-/// gradient checkpointing. The tolerance is 1e-5 of a tensor's norm, because sums are added in another order.
+/// The gradients through the condition are those of one tape through text encoders and denoiser, with and
+/// without gradient checkpointing. The tolerance is 1e-5 of a tensor's norm, because sums are added in
+/// another order.
 #[test]
 fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
     let device = Device::default();
@@ -80,7 +81,7 @@ fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
     let (config, networks) = adapted(&[], &device);
     let taped = networks.clone().train();
     let Prompts::Tokens { ids, time_ids } = &batch.prompts else { panic!("tokens") };
-    let states = taped.read(&ids.clone().on_tape()).unwrap();
+    let states = taped.encode_text(&ids.clone().autodiff()).unwrap();
     let on_tape = |x: Tensor<4>| Tensor::<4>::from_inner(x);
     let inputs = condition(states, time_ids.clone().map(Tensor::from_inner));
     let timesteps = Tensor::<1>::from_inner(batch.timesteps.clone());
@@ -117,8 +118,7 @@ fn a_loss_scale_multiplies_the_text_encoders_gradients_too() {
     let [(loss, plain), (same, scaled)] =
         [1.0, 1024.0].map(|scale| gradients(&networks, &batch, &config, scale));
     assert_eq!(loss, same);
-    let text: Vec<_> =
-        plain.iter().filter(|(path, _)| path.starts_with("text_encoder")).collect();
+    let text: Vec<_> = plain.iter().filter(|(path, _)| path.starts_with("text_encoder")).collect();
     assert!(!text.is_empty());
     for (path, grad) in text {
         let expected = grad.clone().mul_scalar(1024.0);
@@ -127,8 +127,8 @@ fn a_loss_scale_multiplies_the_text_encoders_gradients_too() {
     }
 }
 
-/// The reference prediction of DCO uses frozen text encoders: with all adapters at their start, the loss is log 2 for
-/// every sample.
+/// The reference prediction of DCO uses frozen text encoders: with all adapters at their start, the loss is
+/// log 2 for every sample.
 #[test]
 fn dco_measures_against_frozen_text_encoders() {
     let device = Device::default();
@@ -138,8 +138,8 @@ fn dco_measures_against_frozen_text_encoders() {
         text.then(|| leaf.value().add_scalar(0.3))
     });
     let mse = settings(&["method=svdiff", "text_encoder.targets=['text-attention+mlp']"]);
-    // The distance of each sample's loss from log 2, relative to β/2 times the squared error: the squared error rounds
-    // in its last bits, and the loss has the slope β/2 there.
+    // The distance of each sample's loss from log 2, relative to β/2 times the squared error: the squared
+    // error rounds in its last bits, and the loss has the slope β/2 there.
     let distance = |networks: &Networks| {
         let of_sample = |sample: usize| {
             let mut weight = [0.0; SAMPLES];

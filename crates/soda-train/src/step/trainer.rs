@@ -1,22 +1,22 @@
 //! Training steps and the state between them: sample a batch, compute gradients, clip, move, average.
 //!
-//! A step is a function of the seed, its number and the state of [`Trainer::state`]. A run that stops and continues
-//! therefore equals the run that never stopped, to the bit.
+//! A step is a function of the seed, its number and the state of [`Trainer::state`]. A run that stops and
+//! continues therefore equals the run that never stopped, to the bit.
 
 use std::collections::BTreeMap;
 
 use burn::module::Module as _;
 use burn::tensor::TensorData;
 use soda_adapters::Method;
-use soda_models::clip::embeddings::NewTokens;
+use soda_models::batch_shards::BatchShards;
+use soda_models::clip::NewTokens;
 use soda_models::pipeline::Networks;
-use soda_models::scheduler::Ddpm;
-use soda_models::shards::Shards;
+use soda_models::scheduler::ForwardProcess;
 use soda_optim::{AdapterOptimizer, BatchedParams, Ema, OptimizerState, ParamGroup};
 
 use crate::config::{LossScaleConfig, Precision, TrainConfig};
 use crate::data::batch::Batch;
-use crate::data::encode::EncodedDataset;
+use crate::data::encoded_dataset::EncodedDataset;
 use crate::error::TrainError;
 use crate::step::graph::StepGraph;
 use crate::step::loss::gradients;
@@ -31,7 +31,7 @@ pub struct StepData<'a> {
     /// Images of the class, for prior preservation.
     pub prior: Option<&'a EncodedDataset>,
     /// The noise schedule of the base model.
-    pub schedule: &'a Ddpm,
+    pub schedule: &'a ForwardProcess,
 }
 
 impl StepData<'_> {
@@ -47,12 +47,13 @@ pub struct Trainer<'a> {
     /// The adapted networks on a plain device. Their parameters are those of the start.
     networks: Networks,
     params: BatchedParams,
-    /// The newest parameters that are known to give a finite loss. These are the parameters before the last step.
+    /// The newest parameters that are known to give a finite loss. These are the parameters before the last
+    /// step.
     last_finite: BatchedParams,
     config: &'a TrainConfig,
     optimizer: AdapterOptimizer,
     ema: Option<Ema>,
-    shards: Shards,
+    shards: BatchShards,
     /// Only in f16.
     loss_scale: Option<LossScale>,
     graph: StepGraph,
@@ -100,7 +101,8 @@ impl TrainedGroups {
     }
 }
 
-/// The number of samples of one batch. Samples of the class are in the same batch if all images have one size.
+/// The number of samples of one batch. Samples of the class are in the same batch if all images have one
+/// size.
 fn samples_per_batch(config: &TrainConfig) -> usize {
     let with_prior = config.prior.is_some() && config.buckets.is_none();
     config.batch_size * if with_prior { 2 } else { 1 }
@@ -113,8 +115,8 @@ fn loss_scale_config(config: &TrainConfig) -> LossScaleConfig {
 impl<'a> Trainer<'a> {
     /// A trainer at step 0.
     ///
-    /// `networks` (or a denoiser alone) have their adapters attached and are on a plain device. Without text encoders
-    /// every batch must have encoded prompts.
+    /// `networks` (or a denoiser alone) have their adapters attached and are on a plain device. Without text
+    /// encoders every batch must have encoded prompts.
     ///
     /// # Errors
     /// A number of shards that the system has no threads for; a learning rate of a group with Prodigy.
@@ -138,7 +140,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             optimizer,
             ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, params.clone())),
-            shards: Shards::new(shards)?,
+            shards: BatchShards::new(shards)?,
             loss_scale: is_f16.then(|| LossScale::new(&loss_scale_config(config))),
             graph: StepGraph::Unsupported,
             step: 0,
@@ -151,9 +153,9 @@ impl<'a> Trainer<'a> {
 
     /// Replays steps from a CUDA graph, where the device can capture one.
     ///
-    /// A step is then one launch instead of thousands, for as much more memory as a step takes. Text encoders that are
-    /// trained stay outside the graph. No other thread of the process may use the device while the first step captures
-    /// the graph.
+    /// A step is then one launch instead of thousands, for as much more memory as a step takes. Text encoders
+    /// that are trained stay outside the graph. No other thread of the process may use the device while the
+    /// first step captures the graph.
     #[must_use]
     pub fn with_graph(self) -> Self {
         Self { graph: StepGraph::Pending, ..self }
@@ -177,8 +179,9 @@ impl<'a> Trainer<'a> {
     /// Does the next step, on the samples of `batch`.
     ///
     /// # Errors
-    /// A loss or a gradient that is not finite. The parameters have not moved then; see [`Trainer::last_finite`]. In
-    /// f16 a step whose gradient is not finite is skipped, and is an error only if no loss scale helps.
+    /// A loss or a gradient that is not finite. The parameters have not moved then; see
+    /// [`Trainer::last_finite`]. In f16 a step whose gradient is not finite is skipped, and is an error only
+    /// if no loss scale helps.
     pub fn step_on(&mut self, batch: &Batch) -> Result<StepMetrics, TrainError> {
         self.step_on_batches(std::slice::from_ref(batch))
     }
@@ -303,7 +306,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The adapted networks with the moving average of the parameters, or with the parameters if there is no average.
+    /// The adapted networks with the moving average of the parameters, or with the parameters if there is no
+    /// average.
     pub fn networks(&self) -> Networks {
         self.ema.as_ref().map_or(&self.params, Ema::params).write_to(self.networks.clone())
     }

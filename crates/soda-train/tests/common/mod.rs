@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use soda_adapters::{Component, Method as _};
-use soda_models::pipeline::{Pipeline, TextIds, Word};
+use soda_models::pipeline::{Pipeline, TokenEmbedding, TokenIds};
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::{config, weights};
 use soda_train::{Batch, Prompts, TrainConfig, Trainer, apply_setting, preset};
@@ -56,8 +56,8 @@ pub(crate) const TEXT: [&str; 2] = [
 /// The settings of the new word in the fixture, which also has its first embedding.
 pub(crate) const WORD: [&str; 2] = [r#"tokens.words={"<mug>"=""}"#, "tokens.learning_rate=2e-3"];
 
-/// A trainer of the denoiser with its text encoder, which has adapters if the settings ask for it. `word` is the first
-/// embedding of a new word.
+/// A trainer of the denoiser with its text encoder, which has adapters if the settings ask for it. `word` is
+/// the first embedding of a new word.
 pub(crate) fn text_trainer<'a>(
     config: &'a TrainConfig,
     word: Option<Tensor<2>>,
@@ -65,7 +65,9 @@ pub(crate) fn text_trainer<'a>(
 ) -> Trainer<'a> {
     let mut pipeline = Pipeline::load(&path("../../examples/toybox/base"), device).unwrap();
     if let Some(first) = word {
-        pipeline.add_word(&Word { text: "<mug>".to_owned(), first, second: None }).unwrap();
+        pipeline
+            .add_token_embedding(&TokenEmbedding { token: "<mug>".to_owned(), first, second: None })
+            .unwrap();
     }
     let networks = pipeline.networks();
     let plan = config.method.plan(&config.targets, &networks.unet).unwrap();
@@ -74,7 +76,7 @@ pub(crate) fn text_trainer<'a>(
         let text = config.method.plan(&text.targets, &networks.text_encoder).unwrap();
         plan = plan.and(text.within(Component::TextEncoder));
     }
-    let networks = plan.attach(networks).with_learning_words();
+    let networks = plan.attach(networks).with_trainable_tokens();
     Trainer::new(networks, &config.method, config).unwrap()
 }
 
@@ -133,7 +135,8 @@ impl Fixture {
     /// The samples of `step` with the tokens named `ids` or `word_ids`; the latter contain the new word.
     pub(crate) fn tokens(&self, ids: &str, step: usize, device: &Device) -> Batch {
         let ids: Tensor<2, Int> = self.tensor::<2>(ids, device).int();
-        let prompts = Prompts::Tokens { ids: TextIds { first: ids, second: None }, time_ids: None };
+        let prompts =
+            Prompts::Tokens { ids: TokenIds { first: ids, second: None }, time_ids: None };
         Batch { prompts, ..self.batch(step, device) }
     }
 

@@ -1,6 +1,6 @@
 //! Generation with the bundled model at batch 1 and 8, and its three stages.
 //!
-//! `docs/reference/speed.py` times diffusers at the same sizes. Run both on an idle machine, one after the
+//! `docs/parity/speed.py` times diffusers at the same sizes. Run both on an idle machine, one after the
 //! other, with the same number of threads (`RAYON_NUM_THREADS`).
 
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! A training step on the bundled model: LoRA of rank 4 on all attention projections, batch 5, with the
 //! settings of `soda train --method lora`. The second bench also trains the text encoder.
 //!
-//! `docs/reference/train_speed.py` times diffusers and PEFT. Run both alternately, with the same number of
+//! `docs/parity/train_speed.py` times diffusers and PEFT. Run both alternately, with the same number of
 //! threads (`RAYON_NUM_THREADS`).
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! SODA on a network of one's own, trained with burn's autodiff and the Stiefel optimizer, without a diffusion model.
+//! SODA on a network of one's own, trained with burn's autodiff and the Stiefel optimizer, without a
+//! diffusion model.
 //!
 //! `cargo run -p soda-examples --example attach`
 

@@ -1,8 +1,8 @@
 //! A method of one's own: one file (this) and one row of a table.
 //!
-//! `Gain` scales every output of a layer by a trained number, `W = diag(1 + g) W0`, as (IA)³ does
-//! (arXiv 2205.05638). The code of the crate plans, attaches, trains, disables, saves, loads, scales and merges it, as
-//! it does its own methods.
+//! `Gain` scales every output of a layer by a trained number, `W = diag(1 + g) W0`, as (IA)³ does (arXiv
+//! 2205.05638). The code of the crate plans, attaches, trains, disables, saves, loads, scales and merges it,
+//! as it does its own methods.
 //!
 //! `cargo run -p soda-examples --example new_method`
 

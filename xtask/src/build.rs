@@ -17,8 +17,8 @@ const WORK: &[&str] = &["Compiling", "Downloading", "Downloaded", "Updating", "B
 
 /// Builds the binary `soda`.
 ///
-/// On a terminal cargo's own progress is shown once something has to be built. Elsewhere one line says so, and
-/// cargo's output follows only where the build fails.
+/// On a terminal cargo's own progress is shown once something has to be built. Elsewhere one line says so,
+/// and cargo's output follows only where the build fails.
 pub(crate) fn build_soda(profile: &[&str]) -> Outcome {
     let terminal = std::io::stderr().is_terminal();
     let mut command = Command::new(cargo_program());

@@ -6,7 +6,7 @@ use super::{Faults, tree::Tree};
 const ROOTS: &[&str] = &["crates/", "docs/", "examples/", "benches/", "xtask/"];
 
 /// Where the past is told, with the names that it had.
-const HISTORY: &[&str] = &["CHANGELOG.md", "docs/notes/"];
+const HISTORY: &[&str] = &["CHANGELOG.md", "docs/dev/renames.md", "docs/notes/"];
 
 /// Extensions of files that cite.
 const CITING: &[&str] = &["rs", "md", "py", "toml", "cu", "cuh"];

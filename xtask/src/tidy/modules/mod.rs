@@ -1,8 +1,8 @@
 //! No circle between the modules of a crate.
 //!
-//! Modules are compared with their siblings. For each folder, the nodes are the folder's own file (`mod.rs` or
-//! `lib.rs`) and each child with everything below it; an edge is a path in code that leads from one to the other. A
-//! name that a file passes on with `use` is followed to where it is defined.
+//! Modules are compared with their siblings. For each folder, the nodes are the folder's own file (`mod.rs`
+//! or `lib.rs`) and each child with everything below it; an edge is a path in code that leads from one to the
+//! other. A name that a file passes on with `use` is followed to where it is defined.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,16 +1,16 @@
-//! New words against diffusers' Textual Inversion, and through a directory and back.
+//! New tokens against diffusers' Textual Inversion, and through a saved directory.
 //!
-//! The fixture is written by `docs/reference/words.py`.
+//! The fixture is written by `docs/parity/words.py`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
-use soda_models::pipeline::{Pipeline, Word};
+use soda_models::pipeline::{Pipeline, TokenEmbedding};
 
-/// As of the text encoder without new words (`judges.rs`).
-const TOLERANCE: f32 = 2e-5;
+/// The tolerance of the text encoder without new tokens (`judges.rs`).
+const TOLERANCE: f64 = 2e-5;
 
 fn base() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"))
@@ -52,40 +52,46 @@ impl Fixture {
         TensorData::new(words.into_iter().map(f32::from_le_bytes).collect::<Vec<_>>(), shape)
     }
 
-    /// The base with the fixture's words.
+    /// Loads the base model and adds the fixture's tokens.
     fn pipeline(&self, device: &Device) -> Pipeline {
         let mut pipeline = Pipeline::load(&base(), device).unwrap();
         for text in ["<mug>", "zorb"] {
             let first = Tensor::from_data(self.floats(&format!("vectors.{text}")), device);
-            pipeline.add_word(&Word { text: text.to_owned(), first, second: None }).unwrap();
+            pipeline
+                .add_token_embedding(&TokenEmbedding {
+                    token: text.to_owned(),
+                    first,
+                    second: None,
+                })
+                .unwrap();
         }
         pipeline
     }
 
-    /// Holds tokens and states of the prompts against diffusers'.
+    /// Compares token ids and hidden states of the prompts with diffusers'.
     #[track_caller]
     fn check(&self, pipeline: &Pipeline) {
-        let ids = pipeline.token_ids(&self.prompts).first;
+        let ids = pipeline.tokenize(&self.prompts).first;
         let found: Vec<u32> = ids.clone().into_data().iter::<u32>().collect();
         assert_eq!(found, self.ids());
         let expected = self.floats("states");
         let kept = expected.shape()[1];
         let expected = Tensor::<3>::from_data(expected, &pipeline.device);
         let states = pipeline.text_encoder.forward(ids).narrow(1, 0, kept);
-        let error = (states - expected).abs().max().into_scalar::<f32>();
+        let error = soda_testing::max_abs((states - expected).into_data().iter::<f32>());
         assert!(error < TOLERANCE, "{error:e}");
     }
 }
 
 #[test]
-fn prompts_with_new_words_are_read_as_diffusers_reads_them() {
+fn prompts_with_new_tokens_match_diffusers() {
     let fixture = Fixture::read();
     fixture.check(&fixture.pipeline(&Device::default()));
 }
 
-/// Saved, the words are tokens of the directory's own vocabulary, and loading it needs to know nothing of them.
+/// A saved directory has the new tokens in its vocabulary, and loading it needs no special care.
 #[test]
-fn a_saved_directory_has_the_words() {
+fn a_saved_directory_has_the_new_tokens() {
     let fixture = Fixture::read();
     let device = Device::default();
     let folder = tempfile::tempdir().unwrap();
@@ -94,24 +100,24 @@ fn a_saved_directory_has_the_words() {
     let again = Pipeline::load(&saved, &device).unwrap();
     assert!(again.text_encoder.text_model.embeddings.new_tokens.is_none());
     fixture.check(&again);
-    // And once more, with a word beside them.
+    // A further token is added to the reloaded model and saved.
     let mut third = again;
-    let word = third.word_like("<cup>", "a <mug>", 4, (0, 0));
-    third.add_word(&word).unwrap();
+    let word = third.init_token_embedding("<cup>", "a <mug>", 4, (0, 0));
+    third.add_token_embedding(&word).unwrap();
     let saved = folder.path().join("again");
     third.save(&saved).unwrap();
     let third = Pipeline::load(&saved, &device).unwrap();
     fixture.check(&third);
-    // Said, the new word is what it was made like.
-    let ids = |text: &str| -> Tensor<2, Int> { third.token_ids(&[text]).first };
+    // In a prompt the new token equals its initializer.
+    let ids = |text: &str| -> Tensor<2, Int> { third.tokenize(&[text]).first };
     let states = [ids("two <cup>"), ids("two a <mug>")].map(|ids| third.text_encoder.forward(ids));
     let [one, other] = states.map(|states| states.into_data());
     one.assert_approx_eq::<f32>(&other, burn::tensor::Tolerance::absolute(1e-6));
 }
 
-/// The programs that read such files have a vocabulary of their own.
+/// Programs that read single files have a vocabulary of their own.
 #[test]
-fn a_single_file_has_no_place_for_words() {
+fn a_single_file_cannot_hold_new_tokens() {
     let fixture = Fixture::read();
     let device = Device::default();
     let folder = tempfile::tempdir().unwrap();
@@ -128,43 +134,46 @@ fn a_single_file_has_no_place_for_words() {
     assert!(!single.exists());
 }
 
-/// The summary of a prompt is read at its end, which new tokens have larger ids than.
+/// The pooled output is read at the end token, although new tokens have larger ids.
 #[test]
-fn the_summary_is_at_the_end_whatever_the_ids() {
+fn the_pooled_output_is_read_at_the_end_token() {
     let fixture = Fixture::read();
     let mut pipeline = fixture.pipeline(&Device::default());
-    let ids = pipeline.token_ids(&fixture.prompts).first;
+    let ids = pipeline.tokenize(&fixture.prompts).first;
     let known = pipeline.text_encoder.text_model.pooled(ids.clone());
-    // As configs from before transformers 4.31 have it.
+    // The end token of configs from before transformers 4.31.
     pipeline.text_encoder.text_model.eos_token = 2;
     let unreliable = pipeline.text_encoder.text_model.pooled(ids);
     assert_eq!(known.into_data(), unreliable.into_data());
 }
 
 #[test]
-fn case_does_not_matter_and_a_word_of_letters_is_whole() {
+fn tokens_match_in_any_case_and_as_whole_words() {
     let fixture = Fixture::read();
     let pipeline = fixture.pipeline(&Device::default());
     let ids = |text: &str| pipeline.tokenizer.encode(text).ids;
     assert_eq!(ids("A <MUG> and a Zorb"), ids("a <mug> and a zorb"));
-    let (words, parts) = (pipeline.tokenizer.words("zorb"), pipeline.tokenizer.words("zorbs"));
+    let (words, parts) = (
+        pipeline.tokenizer.encode_without_special_tokens("zorb"),
+        pipeline.tokenizer.encode_without_special_tokens("zorbs"),
+    );
     assert_eq!(words.len(), 1);
     assert!(!parts.contains(&words[0]));
 }
 
 #[test]
-fn words_that_cannot_be_are_refused_by_name() {
+fn invalid_tokens_are_refused_by_name() {
     let fixture = Fixture::read();
     let device = Device::default();
     let mut pipeline = fixture.pipeline(&device);
     let mut check = |text: &str, shape: [usize; 2], second: bool, needle: &str| {
         let vectors = Tensor::<2>::zeros(shape, &device);
         let second = second.then(|| vectors.clone());
-        let word = Word { text: text.to_owned(), first: vectors, second };
-        let before = pipeline.tokenizer.vocabulary();
-        let message = pipeline.add_word(&word).unwrap_err().to_string();
+        let word = TokenEmbedding { token: text.to_owned(), first: vectors, second };
+        let before = pipeline.tokenizer.vocab_size();
+        let message = pipeline.add_token_embedding(&word).unwrap_err().to_string();
         assert!(message.contains(needle), "{message}");
-        assert_eq!(pipeline.tokenizer.vocabulary(), before);
+        assert_eq!(pipeline.tokenizer.vocab_size(), before);
     };
     check("", [1, 160], false, "one word");
     check("a mug", [1, 160], false, "one word");
@@ -175,11 +184,11 @@ fn words_that_cannot_be_are_refused_by_name() {
     check("<cup>", [1, 160], true, "two text encoders");
 }
 
-/// Without words to start from a word is noise of the vocabulary's size, the same for the same seed.
+/// Without an initializer the embedding is noise of the table's root mean square, and the seed decides it.
 #[test]
-fn a_word_like_nothing_is_noise_of_the_vocabularys_size() {
+fn without_an_initializer_the_embedding_is_noise() {
     let pipeline = Pipeline::load(&base(), &Device::default()).unwrap();
-    let of = |seed| pipeline.word_like("<x>", "", 8, (seed, 1)).first;
+    let of = |seed| pipeline.init_token_embedding("<x>", "", 8, (seed, 1)).first;
     let size = |x: Tensor<2>| x.square().mean().sqrt().into_scalar::<f32>();
     let table = pipeline.text_encoder.text_model.embeddings.token_embedding.weight.val();
     assert_eq!(of(1).into_data(), of(1).into_data());

@@ -1,10 +1,11 @@
-//! What the denoiser is told beside the noisy latents: when, and what to draw.
+//! The inputs of a denoiser beside the noisy latents: the timestep and the text.
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 
-/// Timesteps of the forward process, `[b]`; a sampler may also ask between two of them.
+/// Timesteps of the forward process, `[b]`. They need not be whole: a sampler may visit points between two of
+/// them.
 #[derive(Debug, Clone)]
 pub struct Timestep(pub Tensor<1>);
 
@@ -20,22 +21,27 @@ impl From<Tensor<1, Int>> for Timestep {
     }
 }
 
-/// What to draw. Text states alone are one, for all models but SDXL.
+/// The text condition of a denoiser, one sample for each noisy latent.
+///
+/// [`From<Tensor<3>>`](From) makes a condition without [`AddedCondition`], which is enough for all models but
+/// SDXL. diffusers calls the fields `encoder_hidden_states` and `added_cond_kwargs`.
 #[derive(Debug, Clone)]
 pub struct Condition {
-    /// The text, `[b, m, d]`.
+    /// Hidden states of the text encoder, `[b, m, d]` for `m` tokens.
     pub text: Tensor<3>,
-    /// What SDXL knows beside it.
+    /// SDXL's additional inputs. `None` for all other models.
     pub added: Option<AddedCondition>,
 }
 
-/// SDXL's (arXiv 2307.01952, section 2.2) addition to the timestep embedding.
+/// SDXL's addition to the timestep embedding (arXiv 2307.01952, section 2.2).
 #[derive(Debug, Clone)]
 pub struct AddedCondition {
-    /// The second text encoder's projected summary of the prompt, `[b, p]`.
+    /// Pooled and projected output of the second text encoder, `[b, p]`. diffusers calls it `text_embeds`.
     pub pooled: Tensor<2>,
-    /// Height and width of the original picture, top and left of the crop, height and width
-    /// wanted: `[b, 6]`, in pixels.
+    /// Six numbers for each sample, `[b, 6]`, in pixels.
+    ///
+    /// The numbers are height and width of the original image, top and left of the crop, and height and width
+    /// of the target.
     pub time_ids: Tensor<2>,
 }
 
@@ -46,9 +52,9 @@ impl From<Tensor<3>> for Condition {
 }
 
 impl Condition {
-    /// The samples of `self`, then those of `other`: as many as both have together.
+    /// Concatenates the samples of `self` and of `other`, in this order.
     ///
-    /// Both are conditions of one model; the addition is kept where both have one.
+    /// Both conditions must belong to one model. The result has an [`AddedCondition`] if both have one.
     pub fn cat(self, other: Self) -> Self {
         let added = self.added.zip(other.added).map(|(a, b)| AddedCondition {
             pooled: Tensor::cat(vec![a.pooled, b.pooled], 0),
@@ -57,7 +63,7 @@ impl Condition {
         Self { text: Tensor::cat(vec![self.text, other.text], 0), added }
     }
 
-    /// Some of the samples.
+    /// Selects a contiguous range of samples.
     #[must_use]
     pub fn rows(&self, rows: Range<usize>) -> Self {
         let (start, length) = (rows.start, rows.len());
@@ -70,7 +76,7 @@ impl Condition {
         }
     }
 
-    /// One sample `times` over.
+    /// Repeats every sample `times` over.
     pub fn repeat(self, times: usize) -> Self {
         Self {
             text: self.text.repeat_dim(0, times),
@@ -79,5 +85,14 @@ impl Condition {
                 time_ids: added.time_ids.repeat_dim(0, times),
             }),
         }
+    }
+
+    /// Casts text and pooled output to `dtype`. The time ids keep their dtype, since they are pixel counts up
+    /// to thousands.
+    pub fn cast(self, dtype: impl Into<FloatDType> + Copy) -> Self {
+        let added = self
+            .added
+            .map(|added| AddedCondition { pooled: added.pooled.cast(dtype.into()), ..added });
+        Self { text: self.text.cast(dtype.into()), added }
     }
 }

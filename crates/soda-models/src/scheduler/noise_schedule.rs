@@ -8,22 +8,22 @@
 
 use burn::tensor::Tensor;
 
-use crate::scheduler::config::{BetaSchedule, PredictionType, SchedulerConfig};
+use super::config::{BetaSchedule, PredictionType, SchedulerConfig};
 
-/// The cumulated schedule of a model, indexed by its training timesteps.
+/// The cumulative noise schedule of a model, indexed by training timestep.
 #[derive(Debug, Clone)]
 pub struct NoiseSchedule {
-    /// `abar_t`, decreasing.
+    /// `abar_t`, the share of the image's variance, which decreases with `t`.
     ///
-    /// Multiplied in f64 and rounded to f32, as PyTorch's `cumprod` of an f32 tensor does: at the
-    /// noisy end abar is 0.005, and samplers divide by its root.
+    /// The products are computed in f64 and rounded to f32, as PyTorch's `cumprod` of an f32 tensor does. At
+    /// the noisy end `abar` is 0.005, and samplers divide by its root.
     pub alphas_cumprod: Vec<f32>,
-    /// What the network predicts.
+    /// The quantity that the denoiser predicts.
     pub prediction_type: PredictionType,
 }
 
 impl NoiseSchedule {
-    /// The schedule that a config describes.
+    /// Makes the schedule of a config.
     pub fn new(config: &SchedulerConfig) -> Self {
         let mut betas = match &config.trained_betas {
             Some(betas) => betas.clone(),
@@ -40,7 +40,7 @@ impl NoiseSchedule {
         self.alphas_cumprod.len()
     }
 
-    /// Whether there is no timestep; a checked config never gives such a schedule.
+    /// Whether there are no timesteps, which a checked config excludes.
     pub fn is_empty(&self) -> bool {
         self.alphas_cumprod.is_empty()
     }
@@ -56,23 +56,24 @@ impl NoiseSchedule {
         abar / (1.0 - abar)
     }
 
-    /// The share of the picture and of the noise in a noisy sample: their squares add up to 1.
-    pub fn levels(&self, t: usize) -> (f64, f64) {
+    /// `(alpha, sigma)` of a noisy sample `alpha x0 + sigma noise` at timestep `t`. Their squares add up to
+    /// 1.
+    pub fn alpha_and_sigma(&self, t: usize) -> (f64, f64) {
         let abar = self.alpha_cumprod(t);
         (abar.sqrt(), (1.0 - abar).sqrt())
     }
 
-    /// The picture and the noise that a network sees in `sample` at timestep `t`: `(x0, eps)`.
-    ///
-    /// All tensors: `[b, c, h, w]`.
-    pub fn split(
+    /// The image and the noise, `(x0, eps)`, that a `prediction` implies for `sample` at timestep `t`. All
+    /// are `[b, c, h, w]`.
+    pub fn predicted_x0_and_noise(
         &self,
         prediction: Tensor<4>,
         t: usize,
         sample: Tensor<4>,
     ) -> (Tensor<4>, Tensor<4>) {
-        let (signal, sigma) = self.levels(t);
-        let x0 = self.prediction_type.x0(prediction.clone(), sample.clone(), signal, sigma);
+        let (signal, sigma) = self.alpha_and_sigma(t);
+        let x0 =
+            self.prediction_type.predicted_x0(prediction.clone(), sample.clone(), signal, sigma);
         let noise = match self.prediction_type {
             PredictionType::Epsilon => prediction,
             PredictionType::VPrediction => prediction.mul_scalar(signal) + sample.mul_scalar(sigma),
@@ -83,12 +84,18 @@ impl NoiseSchedule {
 }
 
 impl PredictionType {
-    /// The picture that the network sees in `sample = alpha x0 + sigma noise`, both `[b, c, h, w]`.
-    pub fn x0(self, prediction: Tensor<4>, sample: Tensor<4>, alpha: f64, sigma: f64) -> Tensor<4> {
+    /// The image that a `prediction` implies for `sample = alpha x0 + sigma noise`. All are `[b, c, h, w]`.
+    pub fn predicted_x0(
+        self,
+        prediction: Tensor<4>,
+        sample: Tensor<4>,
+        alpha: f64,
+        sigma: f64,
+    ) -> Tensor<4> {
         match self {
             Self::Epsilon => (sample - prediction.mul_scalar(sigma)).div_scalar(alpha),
             Self::VPrediction => {
-                // The velocity is that of the sample of unit variance.
+                // The velocity belongs to the sample of unit variance.
                 let square = alpha * alpha + sigma * sigma;
                 sample.mul_scalar(alpha / square) - prediction.mul_scalar(sigma / square.sqrt())
             }
@@ -97,7 +104,7 @@ impl PredictionType {
     }
 }
 
-/// The products of `1 - beta` up to each timestep.
+/// The cumulative products of `1 - beta`.
 fn cumprod(betas: &[f32]) -> Vec<f32> {
     let mut abar = 1.0f64;
     let product = |beta: &f32| {
@@ -107,8 +114,10 @@ fn cumprod(betas: &[f32]) -> Vec<f32> {
     betas.iter().map(product).collect()
 }
 
-/// Shifts and scales the signal so that none is left at the last timestep, and as much as before
-/// at the first: algorithm 1 of arXiv 2305.08891, in f32 as diffusers has it.
+/// Rescales `betas` to zero terminal SNR, by algorithm 1 of arXiv 2305.08891 in f32 as in diffusers.
+///
+/// The signal is shifted and scaled so that it vanishes at the last timestep and is unchanged at the first
+/// one.
 fn rescale_to_zero_snr(betas: &mut [f32]) {
     let signal: Vec<f32> = cumprod(betas).into_iter().map(f32::sqrt).collect();
     let (first, last) = (signal[0], signal[signal.len() - 1]);
@@ -155,9 +164,10 @@ fn linspace(start: f64, end: f64, n: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// `DDIMScheduler(beta_start=0.00085, beta_end=0.012, ...).alphas_cumprod` of diffusers 0.42.
+    /// The values are `DDIMScheduler(beta_start=0.00085, beta_end=0.012, ...).alphas_cumprod` of diffusers
+    /// 0.42.
     #[test]
-    fn schedules_are_those_of_diffusers() {
+    fn schedules_match_diffusers() {
         let at = [0, 1, 250, 500, 750, 998, 999];
         let expected = [
             (
@@ -207,14 +217,14 @@ mod tests {
             let schedule = NoiseSchedule::new(&config);
             for (t, value) in at.into_iter().zip(values) {
                 let ours = schedule.alphas_cumprod[t];
-                // One unit in the last place.
+                // The tolerance is one unit in the last place.
                 assert!((ours / value - 1.0).abs() <= 1.2e-7, "{beta_schedule:?} {t}: {ours}");
             }
         }
     }
 
     #[test]
-    fn signal_falls_with_the_timestep() {
+    fn snr_decreases_with_the_timestep() {
         for beta_schedule in
             [BetaSchedule::Linear, BetaSchedule::ScaledLinear, BetaSchedule::SquaredcosCapV2]
         {

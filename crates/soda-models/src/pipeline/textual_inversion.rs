@@ -1,49 +1,53 @@
-//! Words that are added to the vocabulary, each with vectors of its own in every text encoder (Textual Inversion, Gal et
-//! al., arXiv 2208.01618).
+//! New tokens with embeddings of their own in every text encoder (Textual Inversion, Gal et al., arXiv
+//! 2208.01618).
 
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Networks, Pipeline};
-use crate::clip::text::ClipTextModel;
+use super::json;
+use super::model::Pipeline;
+use super::networks::Networks;
+use crate::clip::ClipTextModel;
 use crate::error::ModelError;
-use crate::noise::{generator, normal};
+use crate::noise::{generator, randn_with};
 use crate::tokenizer::{Tokenizer, is_plain, numbered};
 
-/// A word, and what it stands for.
+/// A new token and its embeddings.
 #[derive(Debug, Clone)]
-pub struct Word {
-    /// As prompts say it.
-    pub text: String,
-    /// Its vectors in the text encoder, `[k, width]`.
+pub struct TokenEmbedding {
+    /// The token, as prompts spell it.
+    pub token: String,
+    /// Embeddings in the text encoder, `[k, width]` for `k` vectors.
     pub first: Tensor<2>,
-    /// In SDXL's second, `[k, width]`.
+    /// Embeddings in SDXL's second text encoder, `[k, width]`.
     pub second: Option<Tensor<2>>,
 }
 
 impl Pipeline {
-    /// A word that is told as the words `like` are: of their tokens' vectors the first `vectors`, or all over again
-    /// where there are fewer. Where `like` says nothing, as Gaussian noise of the vocabulary's size, which a seed and a
-    /// stream decide.
-    pub fn word_like(
+    /// Makes initial embeddings of a new `token` with `num_vectors` vectors.
+    ///
+    /// The vectors are those of the tokens of `initializer`, repeated if there are fewer. If `initializer`
+    /// has no tokens, the vectors are Gaussian noise of the embedding table's root mean square, drawn from
+    /// the generator of `seed` and `stream`.
+    pub fn init_token_embedding(
         &self,
-        text: &str,
-        like: &str,
-        vectors: usize,
+        token: &str,
+        initializer: &str,
+        num_vectors: usize,
         (seed, stream): (u64, u64),
-    ) -> Word {
+    ) -> TokenEmbedding {
         let mut noise = generator(seed, stream);
         let mut of = |tokenizer: &Tokenizer, encoder: &ClipTextModel| {
             let table = encoder.text_model.embeddings.token_embedding.weight.val();
-            match tokenizer.words(like).as_slice() {
+            match tokenizer.encode_without_special_tokens(initializer).as_slice() {
                 [] => {
                     let [_, width] = table.dims();
-                    let noise: Tensor<2> = normal(&mut noise, [vectors, width], &table.device());
+                    let noise: Tensor<2> =
+                        randn_with(&mut noise, [num_vectors, width], &table.device());
                     let spread = table.clone().square().mean().sqrt();
                     noise.cast(table.dtype()) * spread.unsqueeze()
                 }
@@ -52,25 +56,26 @@ impl Pipeline {
                         let id = ids[index % ids.len()] as usize;
                         table.clone().narrow(0, id, 1)
                     };
-                    Tensor::cat((0..vectors).map(row).collect(), 0)
+                    Tensor::cat((0..num_vectors).map(row).collect(), 0)
                 }
             }
         };
-        let second = self.second.as_ref();
-        Word {
-            text: text.to_owned(),
+        let second = self.second_text_encoder.as_ref();
+        TokenEmbedding {
+            token: token.to_owned(),
             first: of(&self.tokenizer, &self.text_encoder),
             second: second.map(|second| of(&second.tokenizer, &second.text_encoder)),
         }
     }
 
-    /// Adds a word to the vocabulary of every text encoder.
+    /// Adds a new token to the vocabulary of every text encoder.
     ///
     /// # Errors
     ///
-    /// A word that the vocabulary has already, or whose vectors are those of another base.
-    pub fn add_word(&mut self, word: &Word) -> Result<(), ModelError> {
-        let refuse = |reason: String| ModelError::Word { word: word.text.clone(), reason };
+    /// [`ModelError::Token`] if the vocabulary has the token already, or if the embeddings do not fit the
+    /// text encoders.
+    pub fn add_token_embedding(&mut self, word: &TokenEmbedding) -> Result<(), ModelError> {
+        let refuse = |reason: String| ModelError::Token { token: word.token.clone(), reason };
         let check = |encoder: &ClipTextModel, vectors: &Tensor<2>| {
             let [_, width] = encoder.text_model.embeddings.token_embedding.weight.dims();
             let [count, found] = vectors.dims();
@@ -82,9 +87,9 @@ impl Pipeline {
                 _ => Ok(()),
             }
         };
-        // All checks first, so that a word is in all vocabularies or in none.
+        // Everything is checked first, so that a token is in all vocabularies or in none.
         check(&self.text_encoder, &word.first)?;
-        match (&self.second, &word.second) {
+        match (&self.second_text_encoder, &word.second) {
             (Some(second), Some(vectors)) => check(&second.text_encoder, vectors)?,
             (None, None) => {}
             (Some(_), None) => {
@@ -98,43 +103,45 @@ impl Pipeline {
                 ));
             }
         }
-        add(&mut self.tokenizer, &mut self.text_encoder, &word.text, word.first.clone())?;
-        if let (Some(second), Some(vectors)) = (&mut self.second, &word.second) {
-            add(&mut second.tokenizer, &mut second.text_encoder, &word.text, vectors.clone())?;
+        add(&mut self.tokenizer, &mut self.text_encoder, &word.token, word.first.clone())?;
+        if let (Some(second), Some(vectors)) = (&mut self.second_text_encoder, &word.second) {
+            add(&mut second.tokenizer, &mut second.text_encoder, &word.token, vectors.clone())?;
         }
         Ok(())
     }
 
-    /// The added words as `networks` have them, which are the pipeline's, trained further.
-    pub fn words_of(&self, networks: &Networks) -> Vec<Word> {
+    /// The new tokens of the pipeline with the embeddings of `networks`, which may be trained further.
+    pub fn token_embeddings(&self, networks: &Networks) -> Vec<TokenEmbedding> {
         let vectors = |tokenizer: &Tokenizer, encoder: Option<&ClipTextModel>| -> Vec<_> {
             let new = encoder.and_then(|encoder| encoder.text_model.embeddings.new_tokens.as_ref());
             let Some(new) = new else { return Vec::new() };
             let rows = |(_, ids): &(String, Range<u32>)| {
                 new.vectors.val().narrow(0, ids.start as usize - new.first, ids.len())
             };
-            tokenizer.added_words().iter().map(rows).collect()
+            tokenizer.added_tokens().iter().map(rows).collect()
         };
         let first = vectors(&self.tokenizer, networks.text_encoder.as_ref());
         let second = self
-            .second
+            .second_text_encoder
             .as_ref()
             .map(|second| vectors(&second.tokenizer, networks.text_encoder_2.as_ref()));
-        let words = self.tokenizer.added_words().iter().zip(first).enumerate();
-        let word =
-            |(index, ((text, _), first)): (usize, (&(String, Range<u32>), Tensor<2>))| Word {
-                text: text.clone(),
+        let words = self.tokenizer.added_tokens().iter().zip(first).enumerate();
+        let word = |(index, ((text, _), first)): (usize, (&(String, Range<u32>), Tensor<2>))| {
+            TokenEmbedding {
+                token: text.clone(),
                 first,
                 second: second.as_ref().and_then(|second| second.get(index).cloned()),
-            };
+            }
+        };
         words.map(word).collect()
     }
 }
 
 impl Networks {
-    /// The same with new words that learn. Attaching adapters freezes everything that is there, so this comes after.
+    /// Makes the embeddings of new tokens trainable. Call this after adapters are attached, since attaching
+    /// freezes all parameters.
     #[must_use]
-    pub fn with_learning_words(mut self) -> Self {
+    pub fn with_trainable_tokens(mut self) -> Self {
         for encoder in [&mut self.text_encoder, &mut self.text_encoder_2].into_iter().flatten() {
             if let Some(new) = &mut encoder.text_model.embeddings.new_tokens {
                 new.vectors = new.vectors.clone().set_require_grad(true);
@@ -143,12 +150,12 @@ impl Networks {
         self
     }
 
-    /// The same with new words as they were before anything was learnt.
+    /// Resets the embeddings of new tokens to those before training.
     #[must_use]
-    pub fn with_words_at_start(mut self) -> Self {
+    pub fn with_initial_tokens(mut self) -> Self {
         for encoder in [&mut self.text_encoder, &mut self.text_encoder_2].into_iter().flatten() {
             if let Some(new) = &mut encoder.text_model.embeddings.new_tokens {
-                new.vectors = Param::from_tensor(new.start.clone());
+                new.vectors = Param::from_tensor(new.initial.clone());
             }
         }
         self
@@ -161,26 +168,26 @@ fn add(
     word: &str,
     vectors: Tensor<2>,
 ) -> Result<(), ModelError> {
-    let ids = tokenizer.add_word(word, vectors.dims()[0])?;
+    let ids = tokenizer.add_token(word, vectors.dims()[0])?;
     let embeddings = &mut encoder.text_model.embeddings;
     let dtype = embeddings.token_embedding.weight.val().dtype();
     embeddings.add(ids.start as usize, vectors.cast(dtype));
     Ok(())
 }
 
-/// Writes the new words of `tokenizer` into the files of its directory, and the larger table of `encoder` into the
-/// `config.json` of its own, as transformers reads them.
+/// Writes the new tokens of `tokenizer` into its files, and the size of the embedding table into the
+/// `config.json` of `encoder`, as transformers reads them.
 pub(super) fn save(
     tokenizer: &Tokenizer,
     encoder: &ClipTextModel,
     tokenizer_dir: &Path,
     encoder_dir: &Path,
 ) -> Result<(), ModelError> {
-    let words = tokenizer.added_words();
+    let words = tokenizer.added_tokens();
     if words.is_empty() {
         return Ok(());
     }
-    // Each token's name, its id, and the rules by which it is found.
+    // The name of each token, its id, and its matching rules.
     let tokens = words.iter().flat_map(|(word, ids)| {
         ids.clone().enumerate().map(move |(index, id)| {
             let content = numbered(word, index);
@@ -192,7 +199,7 @@ pub(super) fn save(
         })
     });
     let tokens: Vec<(String, u32, Value)> = tokens.collect();
-    edit(&tokenizer_dir.join("tokenizer.json"), |file| {
+    json::edit(&tokenizer_dir.join("tokenizer.json"), |file| {
         if let Some(added) = file.get_mut("added_tokens").and_then(Value::as_array_mut) {
             added.extend(tokens.iter().map(|(_, id, rules)| {
                 let mut token = rules.clone();
@@ -201,45 +208,20 @@ pub(super) fn save(
             }));
         }
     })?;
-    edit(&tokenizer_dir.join("tokenizer_config.json"), |file| {
+    json::edit(&tokenizer_dir.join("tokenizer_config.json"), |file| {
         if let Some(decoder) = file.get_mut("added_tokens_decoder").and_then(Value::as_object_mut) {
             decoder.extend(tokens.iter().map(|(_, id, rules)| (id.to_string(), rules.clone())));
         }
     })?;
     let path = tokenizer_dir.join("added_tokens.json");
-    let mut listed = read(&path)?.unwrap_or_default();
+    let mut listed = json::read_optional(&path)?.unwrap_or_default();
     listed.extend(tokens.iter().map(|(name, id, _)| (name.clone(), json!(id))));
-    write(&path, &listed)?;
+    json::write(&path, &listed)?;
     let table = encoder.text_model.embeddings.token_embedding.weight.dims()[0];
-    edit(&encoder_dir.join("config.json"), |file| {
+    json::edit(&encoder_dir.join("config.json"), |file| {
         file.insert("vocab_size".to_owned(), json!(table));
-        // Where it says 2, whatever the end token is, transformers takes the largest id for it, which a new one is.
-        file.insert("eos_token_id".to_owned(), json!(tokenizer.end_token()));
+        // If the config says 2, transformers takes the largest id for the end token, which would be a new
+        // token.
+        file.insert("eos_token_id".to_owned(), json!(tokenizer.eos_token_id()));
     })
-}
-
-/// Changes a JSON file that is there.
-pub(super) fn edit(
-    path: &Path,
-    change: impl FnOnce(&mut Map<String, Value>),
-) -> Result<(), ModelError> {
-    let Some(mut file) = read(path)? else { return Ok(()) };
-    change(&mut file);
-    write(path, &file)
-}
-
-fn read(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text =
-        fs::read_to_string(path).map_err(|e| ModelError::io(path, "a file of the tokenizer", e))?;
-    let json = |source| ModelError::Json { path: path.to_path_buf(), source };
-    serde_json::from_str(&text).map(Some).map_err(json)
-}
-
-fn write(path: &Path, file: &Map<String, Value>) -> Result<(), ModelError> {
-    let json = |source| ModelError::Json { path: path.to_path_buf(), source };
-    let text = serde_json::to_string_pretty(file).map_err(json)?;
-    fs::write(path, text).map_err(|source| ModelError::Io { path: path.to_path_buf(), source })
 }

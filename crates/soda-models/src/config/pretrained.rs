@@ -1,17 +1,18 @@
-//! What transformers' `PretrainedConfig` writes into every `config.json` beside the network.
+//! The fields that transformers' `PretrainedConfig` writes into every `config.json` beside those of the
+//! network.
 //!
-//! Where a file comes from, how it was initialised and trained, and the settings of a text
-//! generator that CLIP never was: some seventy fields, which no forward pass reads. They are taken
-//! out here by name, so that a config struct can refuse every other field that it does not know.
+//! They say where a file comes from, how the network was initialised and trained, and how text would be
+//! generated. No forward pass reads these some seventy fields. They are removed here by name, so that a
+//! config struct can refuse every other unknown field.
 
 use serde::de::{Deserialize, Deserializer, Error};
 use serde_json::{Map, Value};
 
-use crate::config::Refusal;
+use super::file::InvalidField;
 
-/// Fields that no forward pass of these networks reads, whatever they say.
+/// Fields that no forward pass of these networks reads, whatever their value.
 const UNREAD: &[&str] = &[
-    // Where the file comes from.
+    // The origin of the file.
     "architectures",
     "dtype",
     "finetuning_task",
@@ -19,7 +20,7 @@ const UNREAD: &[&str] = &[
     "tokenizer_class",
     "torch_dtype",
     "transformers_version",
-    // How it was trained. Dropout is for training, and these networks are frozen.
+    // Training. Dropout has no effect, since these networks are frozen.
     "attention_dropout",
     "attention_probs_dropout_prob",
     "dropout",
@@ -27,7 +28,7 @@ const UNREAD: &[&str] = &[
     "initializer_factor",
     "initializer_range",
     "use_bfloat16",
-    // What Python returns, and how it stores and splits its work.
+    // The outputs of the Python functions, and how they store and split their work.
     "chunk_size_feed_forward",
     "output_attentions",
     "output_hidden_states",
@@ -37,12 +38,12 @@ const UNREAD: &[&str] = &[
     "tf_legacy_loss",
     "torchscript",
     "use_cache",
-    // Heads that classify.
+    // Classification heads.
     "id2label",
     "label2id",
     "problem_type",
     "task_specific_params",
-    // The generation of text.
+    // Text generation.
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
@@ -75,8 +76,8 @@ const UNREAD: &[&str] = &[
     "typical_p",
 ];
 
-/// Fields that would change the network, with the JSON value at which they do not.
-const NEUTRAL: &[(&str, &str)] = &[
+/// Fields that would change the network, with the JSON value at which they have no effect.
+const NO_EFFECT: &[(&str, &str)] = &[
     ("add_cross_attention", "false"),
     ("cross_attention_hidden_size", "null"),
     ("is_decoder", "false"),
@@ -84,15 +85,15 @@ const NEUTRAL: &[(&str, &str)] = &[
     ("pruned_heads", "{}"),
 ];
 
-/// The fields that describe the network: all but [`UNREAD`], `also_unread` and neutral ones.
+/// Reads the fields that describe the network: all but [`UNREAD`], `also_unread` and those of no effect.
 ///
-/// One that is left over here is refused by the config struct, by its name.
+/// The config struct refuses every unknown field that remains.
 pub(crate) fn fields<'de, D: Deserializer<'de>>(
     deserializer: D,
     also_unread: &[&str],
 ) -> Result<Map<String, Value>, D::Error> {
     let mut fields = Map::deserialize(deserializer)?;
-    for (field, neutral) in NEUTRAL {
+    for (field, neutral) in NO_EFFECT {
         let neutral: Value = serde_json::from_str(neutral).map_err(D::Error::custom)?;
         if fields.get(*field) == Some(&neutral) {
             fields.remove(*field);
@@ -105,24 +106,24 @@ pub(crate) fn fields<'de, D: Deserializer<'de>>(
     Ok(fields)
 }
 
-/// Whether `width` splits into `heads`; every attention layer needs it.
+/// Whether `width` splits evenly into `heads`, as every attention layer needs it.
 pub(crate) fn heads_fit(width: usize, heads: usize) -> bool {
     heads > 0 && width > 0 && width.is_multiple_of(heads)
 }
 
-/// Whether a picture encoder's sizes make sense: [width, heads], [picture, patch, channels].
-pub(crate) fn picture_fits(
+/// Checks the sizes of an image encoder: `[width, heads]` and `[image, patch, channels]`.
+pub(crate) fn check_vision_sizes(
     [width, heads]: [usize; 2],
-    [picture, patch, channels]: [usize; 3],
-) -> Result<(), Refusal> {
+    [image, patch, channels]: [usize; 3],
+) -> Result<(), InvalidField> {
     let refuse = |field, value: usize, supported| {
-        Err(Refusal { field, value: value.to_string(), supported })
+        Err(InvalidField { field, value: value.to_string(), supported })
     };
     if !heads_fit(width, heads) {
         let supported = "a number of heads that divides `hidden_size`";
         return refuse("num_attention_heads", heads, supported);
     }
-    if patch == 0 || picture < patch {
+    if patch == 0 || image < patch {
         return refuse("patch_size", patch, "a patch that fits into `image_size`");
     }
     if channels != 3 {

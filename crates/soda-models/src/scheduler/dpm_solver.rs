@@ -6,34 +6,35 @@
 //!       + sigma_t sqrt(1 - e^-2h) z   (SDE)
 //! ```
 //!
-//! `D0` is the last prediction of the picture, `D1` and `D2` its divided differences. Lu et al.
-//! (arXiv 2211.01095), algorithm 2 and appendix D. Mirrors diffusers'
-//! `DPMSolverMultistepScheduler` with the algorithms `dpmsolver++` and `sde-dpmsolver++`.
+//! `D0` is the last prediction of the image, and `D1` and `D2` are its divided differences. At `sigma_t = 0`
+//! the step gives `x_t = D0`, its limit.
+//!
+//! Lu et al. (arXiv 2211.01095), algorithm 2 and appendix D. Mirrors diffusers' `DPMSolverMultistepScheduler`
+//! with the algorithms `dpmsolver++` and `sde-dpmsolver++`.
 
 use burn::tensor::Tensor;
 
-use crate::scheduler::beta::NoiseSchedule;
-use crate::scheduler::config::{
-    Algorithm, BetaSchedule, FinalSigmas, SchedulerConfig, SolverType, TimestepSpacing,
+use super::config::{
+    AlgorithmType, BetaSchedule, FinalSigmasType, SchedulerConfig, SolverType, TimestepSpacing,
 };
-use crate::scheduler::sampler::{Sampler, SamplerKind};
-use crate::scheduler::spacing::{
-    interpolate, karras, leading, rounded, sigmas, spaced, timestep_of,
-};
+use super::noise_schedule::NoiseSchedule;
+use super::sampler::Sampler;
+use super::sampler_kind::SamplerKind;
+use super::spacing::{interpolate, karras, leading, rounded, sigmas, spaced, timestep_of};
 
-/// Plans shorter than this end with lower orders, where the config asks for it.
+/// Runs with fewer steps end with lower orders if the config says `lower_order_final`.
 const FEW: usize = 15;
 
-/// A plan, and the last predictions.
+/// The noise levels of a DPM-Solver++ run and its last predictions.
 #[derive(Debug, Clone)]
-pub struct DpmSolver {
+pub(crate) struct DpmSolver {
     timesteps: Vec<f64>,
-    /// The noise relative to the picture at each call, and after the last.
-    pub sigmas: Vec<f64>,
+    /// The noise level `sigma / alpha` at each step, and after the last one.
+    sigmas: Vec<f64>,
     config: SchedulerConfig,
-    /// Predicted pictures, the last one first.
-    pictures: Vec<Tensor<4>>,
-    /// Calls so far, which bound the order.
+    /// The last predictions of the image, newest first.
+    predictions: Vec<Tensor<4>>,
+    /// The number of steps so far, which bounds the order.
     calls: usize,
 }
 
@@ -46,7 +47,7 @@ impl DpmSolver {
             TimestepSpacing::Trailing => {
                 spaced(TimestepSpacing::Trailing, total, steps, config.steps_offset)
             }
-            // One more, so that the last one visited is not 0.
+            // One timestep more, so that the last visited one is not 0.
             TimestepSpacing::Linspace => {
                 let mut all = spaced(TimestepSpacing::Linspace, total, steps + 1, 0);
                 all.pop();
@@ -68,17 +69,17 @@ impl DpmSolver {
             timesteps.iter_mut().for_each(|t| *t = t.trunc());
         }
         plan.push(match config.final_sigmas_type {
-            FinalSigmas::SigmaMin => all[0],
-            FinalSigmas::Zero => 0.0,
+            FinalSigmasType::SigmaMin => all[0],
+            FinalSigmasType::Zero => 0.0,
         });
-        Self { timesteps, sigmas: plan, config: config.clone(), pictures: Vec::new(), calls: 0 }
+        Self { timesteps, sigmas: plan, config: config.clone(), predictions: Vec::new(), calls: 0 }
     }
 
-    /// The order of the solver at a call: lower while there is no history, and at the end.
+    /// The order of a step: lower without enough predictions, and at the end of the run.
     fn order(&self, call: usize) -> usize {
         let steps = self.timesteps.len();
         let lower = self.config.lower_order_final && steps < FEW;
-        let zero = self.config.final_sigmas_type == FinalSigmas::Zero;
+        let zero = self.config.final_sigmas_type == FinalSigmasType::Zero;
         let allowed = if call + 1 == steps && (self.config.euler_at_final || lower || zero) {
             1
         } else if call + 2 == steps && lower {
@@ -94,7 +95,7 @@ impl DpmSolver {
     }
 }
 
-/// The share of the picture and of the noise in a sample of unit variance.
+/// `(alpha, sigma)` of a sample of unit variance, from the noise level `sigma / alpha`.
 fn shares(sigma: f64) -> (f64, f64) {
     let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
     (alpha, sigma * alpha)
@@ -105,7 +106,7 @@ impl Sampler for DpmSolver {
         &self.timesteps
     }
 
-    fn levels(&self, call: usize) -> (f64, f64) {
+    fn alpha_and_sigma(&self, call: usize) -> (f64, f64) {
         shares(self.sigmas[call])
     }
 
@@ -117,25 +118,30 @@ impl Sampler for DpmSolver {
         noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
         let (alpha_s, sigma_s) = shares(self.sigmas[call]);
-        let x0 = self.config.prediction_type.x0(prediction, sample.clone(), alpha_s, sigma_s);
-        self.pictures.insert(0, x0);
-        self.pictures.truncate(3);
+        let x0 =
+            self.config.prediction_type.predicted_x0(prediction, sample.clone(), alpha_s, sigma_s);
+        self.predictions.insert(0, x0);
+        self.predictions.truncate(3);
         let order = self.order(call);
         self.calls += 1;
 
+        if self.sigmas[call + 1] == 0.0 {
+            // `lambda` is infinite at sigma 0. The limit of the step is `alpha D0` with `alpha = 1`.
+            return self.predictions[0].clone();
+        }
         let (alpha, sigma) = shares(self.sigmas[call + 1]);
         let h = self.lambda(call + 1) - self.lambda(call);
-        let sde = self.config.algorithm_type == Algorithm::SdeDpmSolverPlusPlus;
+        let sde = self.config.algorithm_type == AlgorithmType::SdeDpmSolverPlusPlus;
         let k = if sde { 2.0 * h } else { h };
         let decay = (-k).exp();
 
-        let m = |i: usize| self.pictures[i].clone();
+        let m = |i: usize| self.predictions[i].clone();
         let mut next = sample.mul_scalar(sigma / sigma_s * (h - k).exp())
             + m(0).mul_scalar(alpha * (1.0 - decay));
         if order >= 2 {
             let r0 = (self.lambda(call) - self.lambda(call - 1)) / h;
             let d1_0 = (m(0) - m(1)).div_scalar(r0);
-            // The integral of the linear part; midpoint's rule is close to it.
+            // The integral of the linear part. The midpoint rule is an approximation of it.
             let linear = 1.0 - (1.0 - decay) / k;
             if order == 2 {
                 let c1 = match self.config.solver_type {
@@ -149,7 +155,7 @@ impl Sampler for DpmSolver {
                 let difference = d1_0.clone() - d1_1;
                 let d1 = d1_0 + difference.clone().mul_scalar(r0 / (r0 + r1));
                 let d2 = difference.div_scalar(r0 + r1);
-                // Of the SDE, diffusers subtracts the half that it adds for the ODE.
+                // diffusers adds one half for the ODE and subtracts it for the SDE.
                 let half = if sde { -0.5 } else { 0.5 };
                 let quadratic = half - (decay - 1.0 + k) / (k * k);
                 next = next + d1.mul_scalar(alpha * linear) + d2.mul_scalar(alpha * quadratic);

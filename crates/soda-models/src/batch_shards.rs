@@ -1,24 +1,31 @@
-//! A batch in parts, each on a thread of its own.
+//! A batch split into shards, each computed on a thread of its own.
 //!
-//! On a CPU most of a network's operations are too small to be worth splitting, while the samples of a batch
-//! are independent: a thread a part keeps every core busy from the first operation to the last. The
-//! parts are fixed by their number, so that the same number gives the same bits.
+//! On a CPU most of a network's operations are too small to be split, while the samples of a batch are
+//! independent. One thread for each shard keeps every core busy from the first operation to the last.
+//!
+//! The shards are fixed by their number. The same number therefore gives the same bits.
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::ModelError;
 
-/// The threads, one pool a part: operations inside a part share its pool's threads and wait for no other.
+/// The threads that compute the shards of a batch, one pool for each shard.
+///
+/// Operations inside a shard share the threads of its pool and wait for no other shard.
 #[derive(Debug)]
-pub struct Shards {
+pub struct BatchShards {
     pools: Vec<ThreadPool>,
 }
 
-impl Shards {
-    /// `count` parts. One part runs on the caller's thread, and so does all work of a graphics card.
+impl BatchShards {
+    /// Starts the threads for `count` shards. The setting `shards` is this number.
+    ///
+    /// With `count` 0 or 1 there are no threads, and the caller's thread computes everything. That is right
+    /// for a GPU.
     ///
     /// # Errors
-    /// More threads than the system gives.
+    ///
+    /// [`ModelError::Threads`] if the system does not start as many threads.
     pub fn new(count: usize) -> Result<Self, ModelError> {
         if count <= 1 {
             return Ok(Self { pools: Vec::new() });
@@ -31,12 +38,16 @@ impl Shards {
             .map_err(|error| ModelError::Threads { count, reason: error.to_string() })
     }
 
-    /// The most parts that run at once.
+    /// The largest number of shards that are computed at once.
     pub fn count(&self) -> usize {
         self.pools.len().max(1)
     }
 
-    /// `f` of at most [`count`](Self::count) parts at once, in their order.
+    /// Applies `f` to at most [`count`](Self::count) shards at once and returns the results in their order.
+    ///
+    /// # Panics
+    ///
+    /// If `f` panics.
     pub fn map<T: Send, R: Send>(&self, parts: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
         if self.pools.is_empty() {
             return parts.into_iter().map(f).collect();

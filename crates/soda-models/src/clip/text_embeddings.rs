@@ -1,41 +1,42 @@
-//! Tokens and positions to vectors, the input of CLIP's text encoder.
+//! Token and position embeddings, the input of CLIP's text encoder.
 //!
-//! Words can be added to the vocabulary (Textual Inversion, Gal et al., arXiv 2208.01618). Their vectors stand apart from
-//! the checkpoint's table, which is frozen and large: a gradient of the whole of it would be computed for a few rows.
+//! Tokens can be added to the vocabulary (Textual Inversion, Gal et al., arXiv 2208.01618). Their vectors are
+//! kept apart from the checkpoint's table, which is frozen and large. A gradient of the whole table would be
+//! computed for a few rows.
 
 use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Int, Tensor};
 use soda_kernels::matmul;
 
-/// Tokens and positions to vectors.
+/// Token and position embeddings.
 #[derive(Module, Debug)]
 pub struct TextEmbeddings {
-    /// One vector for each token.
+    /// Embedding table of the checkpoint's tokens.
     pub token_embedding: Embedding,
-    /// One vector for each position.
+    /// Embedding table of the positions.
     pub position_embedding: Embedding,
-    /// Tokens that were added to the vocabulary, whose vectors can learn while all others stand still.
+    /// Tokens that were added to the vocabulary. Their vectors can be trained while the tables are frozen.
     pub new_tokens: Option<NewTokens>,
 }
 
-/// Tokens that follow those of the checkpoint's vocabulary.
+/// Tokens whose ids follow those of the checkpoint's vocabulary.
 #[derive(Module, Debug)]
 pub struct NewTokens {
-    /// Their vectors, `[m, width]`.
+    /// Embeddings of the tokens, `[m, width]`.
     pub vectors: Param<Tensor<2>>,
-    /// What those were before anything was learnt.
-    pub start: Tensor<2>,
-    /// The id of the first.
+    /// Embeddings of the tokens before training, `[m, width]`. Not saved.
+    pub initial: Tensor<2>,
+    /// Id of the first token.
     pub first: usize,
 }
 
 impl TextEmbeddings {
-    /// The encoder's input for tokens `[b, n]`, `[b, n, width]`.
+    /// Embeds token `ids` `[b, n]`. Returns `[b, n, width]`.
     ///
     /// # Panics
     ///
-    /// If `n` is more than the positions that there are.
+    /// If `n` exceeds the number of positions.
     #[track_caller]
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let [_, tokens] = ids.dims();
@@ -45,24 +46,25 @@ impl TextEmbeddings {
         self.tokens(ids) + positions.narrow(0, 0, tokens).unsqueeze::<3>()
     }
 
-    /// Adds tokens with these vectors `[k, width]` behind all others; `first` is the id of the first.
+    /// Adds tokens with embeddings `vectors` `[k, width]` after all others. `first` is the id of the first
+    /// one.
     pub(crate) fn add(&mut self, first: usize, vectors: Tensor<2>) {
         self.new_tokens = Some(match self.new_tokens.take() {
             None => {
-                NewTokens { vectors: Param::from_tensor(vectors.clone()), start: vectors, first }
+                NewTokens { vectors: Param::from_tensor(vectors.clone()), initial: vectors, first }
             }
-            Some(NewTokens { vectors: old, start, first }) => {
+            Some(NewTokens { vectors: old, initial, first }) => {
                 let behind = |old| Tensor::cat(vec![old, vectors.clone()], 0);
                 NewTokens {
                     vectors: Param::from_tensor(behind(old.val())),
-                    start: behind(start),
+                    initial: behind(initial),
                     first,
                 }
             }
         });
     }
 
-    /// `ids` with tokens of the checkpoint's vocabulary in the place of new ones.
+    /// Replaces the ids of new tokens by 0, a token of the checkpoint's vocabulary.
     pub(super) fn known(&self, ids: Tensor<2, Int>) -> Tensor<2, Int> {
         match &self.new_tokens {
             Some(new) => {
@@ -73,7 +75,7 @@ impl TextEmbeddings {
         }
     }
 
-    /// The vectors of tokens `[b, n]`, `[b, n, width]`.
+    /// Looks up the embeddings of tokens `[b, n]`. Returns `[b, n, width]`.
     fn tokens(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let Some(NewTokens { vectors, first, .. }) = &self.new_tokens else {
             return self.token_embedding.forward(ids);
@@ -81,7 +83,7 @@ impl TextEmbeddings {
         let ([batch, tokens], first) = (ids.dims(), *first as i64);
         let vectors = vectors.val();
         let [count, width] = vectors.dims();
-        // A product instead of a lookup, since its gradient is a product as well: no scattered sums.
+        // A matrix product instead of a lookup: its gradient is a product as well, without scattered sums.
         let columns = Tensor::<1, Int>::arange(first..first + count as i64, &ids.device());
         let flat = ids.clone().reshape([batch * tokens, 1]);
         let chosen = flat.clone().expand([batch * tokens, count]).equal(columns.unsqueeze());
@@ -92,15 +94,15 @@ impl TextEmbeddings {
         known.mask_where(is_new.expand([batch, tokens, width]), new)
     }
 
-    /// The same with new tokens in the table of all.
-    pub(super) fn with_one_table(mut self) -> Self {
+    /// Moves the embeddings of new tokens into the table.
+    pub(super) fn with_merged_tokens(mut self) -> Self {
         let Some(NewTokens { vectors, first, .. }) = self.new_tokens.take() else { return self };
         let known = self.token_embedding.weight.val();
         let ([rows, _], new) = (known.dims(), vectors.val().cast(known.dtype()));
         let end = first + new.dims()[0];
         let mut parts = vec![known.clone().narrow(0, 0, first), new];
         if end < rows {
-            // Of a vocabulary that has more vectors than tokens.
+            // A checkpoint may have more embeddings than its vocabulary has tokens.
             parts.push(known.narrow(0, end, rows - end));
         }
         self.token_embedding.weight = Param::from_tensor(Tensor::cat(parts, 0));

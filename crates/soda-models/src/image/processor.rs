@@ -1,7 +1,7 @@
-//! From a picture to the pixels that a judge was trained on, by its `preprocessor_config.json`.
+//! Image preprocessing for CLIP and DINO, as described by `preprocessor_config.json`.
 //!
-//! Resize, crop the centre, rescale to [0, 1], subtract the mean and divide by the deviation.
-//! Mirrors transformers' `CLIPImageProcessor` and `ViTImageProcessor` with Pillow.
+//! The steps are: resize, crop the centre, rescale to [0, 1], subtract the mean, divide by the standard
+//! deviation. Mirrors transformers' `CLIPImageProcessor` and `ViTImageProcessor` with Pillow.
 
 use burn::tensor::{Device, Tensor};
 use image::{RgbImage, imageops};
@@ -9,57 +9,56 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::planes;
 use super::resample::{Filter, resize};
-use crate::clip::pretrained::fields;
-use crate::config::{ConfigFile, Refusal};
+use super::tensor::planes;
+use crate::config::pretrained::fields;
+use crate::config::{ConfigFile, InvalidField};
 
-/// A `preprocessor_config.json`.
+/// A `preprocessor_config.json` and the preprocessing that it describes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
-pub struct Preprocessor {
-    /// The size that pictures are resized to.
-    pub size: Size,
-    /// The kernel, by Pillow's number.
+pub struct ImageProcessor {
+    /// The size after the resize.
+    pub size: ImageSize,
+    /// The resampling filter, by Pillow's number: 1 (Lanczos), 2 (bilinear) or 3 (bicubic).
     pub resample: u8,
-    /// Whether the centre is cut out afterwards.
+    /// Whether the centre is cropped after the resize.
     #[serde(default)]
     pub do_center_crop: bool,
-    /// The size of the centre.
-    pub crop_size: Option<Size>,
-    /// 1 / 255.
+    /// The size of the centre crop.
+    pub crop_size: Option<ImageSize>,
+    /// The factor from bytes to [0, 1], which is 1/255.
     #[serde(default = "per_byte")]
     pub rescale_factor: f32,
-    /// Of red, green and blue.
+    /// Means of red, green and blue.
     pub image_mean: [f32; 3],
-    /// Of red, green and blue.
+    /// Standard deviations of red, green and blue.
     pub image_std: [f32; 3],
 }
 
-/// A size in one of the three ways in which it is written.
+/// A size, in one of the three forms that config files use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
-pub enum Size {
-    /// A bare number, from before transformers 4.24: the shortest edge where a crop follows, and
-    /// else a square.
+pub enum ImageSize {
+    /// A number, from before transformers 4.24: the shortest edge if a crop follows, and otherwise a square.
     Bare(u32),
-    /// The shortest edge; the aspect ratio stays.
+    /// The length of the shortest edge. The aspect ratio is kept.
     ShortestEdge {
-        /// Its length.
+        /// The length in pixels.
         shortest_edge: u32,
     },
-    /// Both edges, whatever the aspect ratio was.
+    /// Both edges. The aspect ratio is not kept.
     Exact {
-        /// Rows.
+        /// Height in pixels.
         height: u32,
-        /// Columns.
+        /// Width in pixels.
         width: u32,
     },
 }
 
-impl<'de> Deserialize<'de> for Preprocessor {
+impl<'de> Deserialize<'de> for ImageProcessor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // What the classes are called, and what Python is given and returns.
+        // Class names, and arguments of the Python functions.
         let others = [
             "feature_extractor_type",
             "image_processor_type",
@@ -76,10 +75,10 @@ impl<'de> Deserialize<'de> for Preprocessor {
     }
 }
 
-impl ConfigFile for Preprocessor {
-    const WHAT: &'static str = "the judge's preprocessor_config.json";
+impl ConfigFile for ImageProcessor {
+    const DESCRIPTION: &'static str = "the judge's preprocessor_config.json";
 
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[
+    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[
         ("default_to_square", "true"),
         ("default_to_square", "false"),
         ("do_normalize", "true"),
@@ -91,8 +90,9 @@ impl ConfigFile for Preprocessor {
         ("pad_size", "null"),
     ];
 
-    fn check(&self) -> Result<(), Refusal> {
-        let refuse = |field, value: String, supported| Err(Refusal { field, value, supported });
+    fn validate(&self) -> Result<(), InvalidField> {
+        let refuse =
+            |field, value: String, supported| Err(InvalidField { field, value, supported });
         if self.filter().is_none() {
             let supported = "1 (Lanczos), 2 (bilinear) or 3 (bicubic)";
             return refuse("resample", self.resample.to_string(), supported);
@@ -113,8 +113,8 @@ impl ConfigFile for Preprocessor {
                 let supported = "a crop that is not larger than `size`";
                 refuse("crop_size", format!("{width}x{height}"), supported)
             }
-            (false, Size::ShortestEdge { .. }, _) => {
-                let supported = "a crop after the resize, or pictures differ in size";
+            (false, ImageSize::ShortestEdge { .. }, _) => {
+                let supported = "a crop after the resize, or images differ in size";
                 refuse("do_center_crop", "false".to_string(), supported)
             }
             _ => Ok(()),
@@ -122,49 +122,49 @@ impl ConfigFile for Preprocessor {
     }
 }
 
-impl Preprocessor {
-    /// `pictures` as the judge reads them, `[b, 3, h, w]`.
+impl ImageProcessor {
+    /// Preprocesses images to a tensor `[b, 3, h, w]` of [`output_size`](Self::output_size).
     ///
     /// # Panics
     ///
-    /// If there are none.
+    /// If there are no images.
     #[track_caller]
-    pub fn apply(&self, pictures: &[RgbImage], device: &Device) -> Tensor<4> {
-        let pictures: Vec<_> = pictures.iter().map(|picture| self.frame(picture)).collect();
+    pub fn preprocess(&self, images: &[RgbImage], device: &Device) -> Tensor<4> {
+        let images: Vec<_> = images.iter().map(|image| self.frame(image)).collect();
         let value = |byte: u8, channel: usize| {
             let value = f32::from(byte) * self.rescale_factor;
             (value - self.image_mean[channel]) / self.image_std[channel]
         };
-        planes(&pictures, value, device)
+        planes(&images, value, device)
     }
 
-    /// Width and height of every preprocessed picture.
-    pub fn output(&self) -> (u32, u32) {
+    /// Width and height of every preprocessed image, in pixels.
+    pub fn output_size(&self) -> (u32, u32) {
         match self.crop() {
             Some(crop) if self.do_center_crop => crop,
             _ => self.edges(1, 1),
         }
     }
 
-    /// The picture in its final size.
-    fn frame(&self, picture: &RgbImage) -> RgbImage {
-        let (width, height) = self.edges(picture.width(), picture.height());
-        let picture = match self.filter() {
-            Some(filter) => resize(picture, width, height, filter),
-            // `check` refused it.
-            None => picture.clone(),
+    /// Resizes and crops one image to its final size.
+    fn frame(&self, image: &RgbImage) -> RgbImage {
+        let (width, height) = self.edges(image.width(), image.height());
+        let image = match self.filter() {
+            Some(filter) => resize(image, width, height, filter),
+            // `validate` refused such a config.
+            None => image.clone(),
         };
-        let (crop_width, crop_height) = self.output();
+        let (crop_width, crop_height) = self.output_size();
         let (x, y) = ((width - crop_width) / 2, (height - crop_height) / 2);
-        imageops::crop_imm(&picture, x, y, crop_width, crop_height).to_image()
+        imageops::crop_imm(&image, x, y, crop_width, crop_height).to_image()
     }
 
-    /// Width and height that a picture of `width` x `height` is resized to.
+    /// Width and height to which an image of `width` x `height` is resized.
     fn edges(&self, width: u32, height: u32) -> (u32, u32) {
         let edge = match self.size {
-            Size::Exact { height, width } => return (width, height),
-            Size::Bare(edge) if !self.do_center_crop => return (edge, edge),
-            Size::Bare(edge) | Size::ShortestEdge { shortest_edge: edge } => edge,
+            ImageSize::Exact { height, width } => return (width, height),
+            ImageSize::Bare(edge) if !self.do_center_crop => return (edge, edge),
+            ImageSize::Bare(edge) | ImageSize::ShortestEdge { shortest_edge: edge } => edge,
         };
         let scale =
             |long: u32, short: u32| (u64::from(edge) * u64::from(long) / u64::from(short)) as u32;
@@ -174,12 +174,12 @@ impl Preprocessor {
         }
     }
 
-    /// Width and height of the centre.
+    /// Width and height of the centre crop.
     fn crop(&self) -> Option<(u32, u32)> {
         match self.crop_size? {
-            Size::Exact { height, width } => Some((width, height)),
-            Size::Bare(edge) => Some((edge, edge)),
-            Size::ShortestEdge { .. } => None,
+            ImageSize::Exact { height, width } => Some((width, height)),
+            ImageSize::Bare(edge) => Some((edge, edge)),
+            ImageSize::ShortestEdge { .. } => None,
         }
     }
 

@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
 use peak_alloc::PeakAlloc;
-use soda_adapters::{Method as _, named_params};
+use soda_adapters::{Method as _, PlanOptions, named_params};
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::noise::randn;
 use soda_models::unet::{Unet, UnetConfig};
+use soda_pipeline::TARGET_PRESETS;
 use soda_train::{Batch, TrainConfig, Trainer, apply_setting, preset};
 
 #[global_allocator]
@@ -46,7 +47,9 @@ fn main() {
     // burn initializes a weight at its first use.
     drop(named_params(&unet));
     let weights = MEMORY.current_usage_as_mb();
-    let unet = first.method.plan(&first.targets, &unet).expect("a plan").attach(unet);
+    let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
+    let plan = first.method.plan_with(&first.targets, &unet, &mut options).expect("a plan");
+    let unet = plan.attach(unet);
     let batch = batch(&config, side, &device);
     println!("{architecture}, latents of {side}, {method}, {precision}: weights {weights:.0} MiB");
     let report = |what: &str, start: Instant| {

@@ -58,7 +58,8 @@ fn encode_dataset(bencher: Bencher, cached: bool) {
     let (pipeline, examples) = (pipeline(), examples(folder.path()));
     let encode = |cache: Option<&EncodeCache>| {
         let options = EncodeOptions { cache, ..EncodeOptions::default() };
-        EncodedDataset::new(&pipeline, &examples, &EncodeConfig::default(), options).expect("valid images")
+        EncodedDataset::new(&pipeline, &examples, &EncodeConfig::default(), options)
+            .expect("valid images")
     };
     let cache = || EncodeCache::new(folder.path().join("cache"), &pipeline);
     if cached {

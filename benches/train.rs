@@ -8,13 +8,13 @@ use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use divan::Bencher;
-use soda_adapters::Method as _;
+use soda_adapters::{Method as _, PlanOptions};
 use soda_models::config;
 use soda_models::noise::randn;
 use soda_models::pipeline::Pipeline;
 use soda_models::unet::UnetConfig;
 use soda_models::weights;
-use soda_pipeline::Component;
+use soda_pipeline::{Component, TARGET_PRESETS};
 use soda_train::{Batch, Prompts, TextEncoderConfig, TrainConfig, Trainer, apply_setting, preset};
 
 const BATCH: usize = 5;
@@ -38,6 +38,11 @@ fn settings() -> TrainConfig {
     TrainConfig::from_table(table).expect("a configuration")
 }
 
+/// Options with the target presets of a pipeline.
+fn plan_options() -> PlanOptions<'static> {
+    PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() }
+}
+
 fn batch(device: &Device) -> Batch {
     let steps: Vec<i32> = vec![17, 250, 500, 733, 999];
     Batch {
@@ -58,7 +63,8 @@ fn step(bencher: Bencher) {
     let weights = folder.join("diffusion_pytorch_model.safetensors");
     let unet = weights::load(unet.init(&device), &weights).expect("the bundled model");
     let config = settings();
-    let plan = config.method.plan(&config.targets, &unet).expect("a plan");
+    let plan =
+        config.method.plan_with(&config.targets, &unet, &mut plan_options()).expect("a plan");
     let mut trainer = Trainer::new(plan.attach(unet), &config.method, &config).expect("threads");
     let batch = batch(&device);
     bencher.bench_local(|| trainer.step_on(&batch).expect("a finite loss"));
@@ -71,8 +77,14 @@ fn step_with_text_encoder(bencher: Bencher) {
     let pipeline = Pipeline::load(&base, &device).expect("the bundled model");
     let text = TextEncoderConfig::default();
     let config = TrainConfig { text_encoder: Some(text.clone()), ..settings() };
-    let plan = config.method.plan(&config.targets, &pipeline.denoiser).expect("a plan");
-    let of_text = config.method.plan(&text.targets, &pipeline.text_encoder).expect("a plan");
+    let plan = config
+        .method
+        .plan_with(&config.targets, &pipeline.denoiser, &mut plan_options())
+        .expect("a plan");
+    let of_text = config
+        .method
+        .plan_with(&text.targets, &pipeline.text_encoder, &mut plan_options())
+        .expect("a plan");
     let mut plan = plan.with_prefix(&Component::Unet.prefix());
     plan.extend(of_text.with_prefix(&Component::TextEncoder.prefix()));
     let networks = plan.attach(pipeline.networks());

@@ -3,7 +3,7 @@
 use burn::nn::Linear;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
-use soda_kernels::{attention, linear_plus, matmul};
+use soda_kernels::{attention, linear_residual, matmul};
 
 /// The score of a masked pair, in place of minus infinity. Its exponential is 0 in every float dtype, and
 /// every shader language can write it.
@@ -51,5 +51,5 @@ pub(crate) fn project_residual<const D: usize>(
     residual: Option<Tensor<D>>,
 ) -> Tensor<D> {
     let bias = layer.bias.as_ref().map(|bias| bias.val());
-    linear_plus(tokens, || layer.weight.val(), bias, residual)
+    linear_residual(tokens, || layer.weight.val(), bias, residual)
 }

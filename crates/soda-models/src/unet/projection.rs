@@ -10,7 +10,7 @@ use burn::module::{
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::linear_plus;
+use soda_kernels::linear_residual;
 
 use crate::layers::project_residual;
 
@@ -44,7 +44,7 @@ impl Projection {
                 let [channels_out, channels_in, _, _] = weight.dims();
                 let weight = || weight.reshape([channels_out, channels_in]).transpose();
                 let bias = layer.bias.as_ref().map(|bias| bias.val());
-                linear_plus(tokens, weight, bias, residual)
+                linear_residual(tokens, weight, bias, residual)
             }
         }
     }

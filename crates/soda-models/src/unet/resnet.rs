@@ -13,7 +13,7 @@ use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{conv2d, conv2d_plus, group_norm, linear};
+use soda_kernels::{conv2d, conv2d_residual, group_norm, linear};
 
 /// Makes a 3x3 convolution that keeps the size.
 pub(crate) fn conv3x3(channels_in: usize, channels_out: usize, device: &Device) -> Conv2d {
@@ -86,12 +86,13 @@ impl ResnetBlock {
             linear(time.clone(), project.weight.val(), bias)
         });
         let normed = group_norm(&self.norm1, x.clone(), true);
-        let hidden = group_norm(&self.norm2, conv2d_plus(&self.conv1, normed, time, None), true);
+        let hidden =
+            group_norm(&self.norm2, conv2d_residual(&self.conv1, normed, time, None), true);
         let residual = match &self.conv_shortcut {
             Some(conv) => conv2d(conv, x),
             None => x,
         };
-        conv2d_plus(&self.conv2, hidden, None, Some(residual))
+        conv2d_residual(&self.conv2, hidden, None, Some(residual))
     }
 }
 

@@ -12,7 +12,7 @@ use burn::module::{Module, ModuleVisitor};
 use burn::nn::GroupNorm;
 use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
-use soda_kernels::{conv2d, group_norm, join};
+use soda_kernels::{concat_channels, conv2d, group_norm};
 
 use crate::unet::model::Unet;
 use crate::unet::resnet::{Downsample, ResnetBlock, Upsample};
@@ -132,7 +132,7 @@ impl Segment<'_> {
             SegmentKind::In(conv) => conv2d(conv.module, hidden),
             SegmentKind::Block { resnet, attention, .. } => {
                 let x = match skip {
-                    Some(skip) => join(hidden, skip),
+                    Some(skip) => concat_channels(hidden, skip),
                     None => hidden,
                 };
                 let x = resnet.module.forward(x, Some(time));

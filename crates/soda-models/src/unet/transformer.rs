@@ -10,7 +10,7 @@ use burn::nn::{
     LinearConfig,
 };
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{geglu_biased, group_norm, layer_norm, linear_through};
+use soda_kernels::{geglu_with_bias, group_norm, layer_norm, linear_deferred};
 
 use crate::layers::project_residual;
 use crate::unet::attention::{Attention, AttentionConfig};
@@ -157,6 +157,6 @@ impl GeGlu {
     /// Maps `[b, n, c]` to `[b, n, 4c]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let bias = self.proj.bias.as_ref().map(|bias| bias.val());
-        geglu_biased(linear_through(x, || self.proj.weight.val(), None), bias)
+        geglu_with_bias(linear_deferred(x, || self.proj.weight.val(), None), bias)
     }
 }

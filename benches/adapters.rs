@@ -18,7 +18,7 @@ use divan::{AllocProfiler, Bencher, black_box};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::soda::SodaConfig;
 use soda_adapters::{Method as _, MethodConfig, Targets};
-use soda_kernels::linear_through;
+use soda_kernels::linear_deferred;
 use soda_linalg::{Svd, factor_sizes, kron, kron_right};
 
 /// Runs on one thread, as each shard of a batch does in training, so that all memory is counted.
@@ -71,7 +71,7 @@ fn step(
 /// Times a layer with a method attached, as a network of this workspace calls it.
 fn adapted(bencher: Bencher, size: [usize; 3], method: impl Into<MethodConfig>) {
     let layer = attached(size, method);
-    step(bencher, size, |x| linear_through(x, || layer.linear.weight.val(), None));
+    step(bencher, size, |x| linear_deferred(x, || layer.linear.weight.val(), None));
 }
 
 /// Times a layer with a method attached, whose effective weight is formed for every size.

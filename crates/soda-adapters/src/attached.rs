@@ -11,7 +11,7 @@ use burn::module::{
     Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization, Reparameterizer,
 };
 use burn::tensor::{Device, Tensor};
-use soda_kernels::answer;
+use soda_kernels::offer_product;
 
 use crate::adapter::Adapter;
 use crate::named_params::ADAPTER_SEGMENT;
@@ -106,7 +106,7 @@ impl<A: Adapter> Reparameterization for Attached<A> {
             && D == 2
             // A linear layer of soda-kernels that is about to multiply with this weight takes the product
             // instead.
-            && answer(|x| adapter.product(&x, &base.clone().reshape([dims[0], dims[1]])))
+            && offer_product(|x| adapter.product(&x, &base.clone().reshape([dims[0], dims[1]])))
         {
             return base;
         }

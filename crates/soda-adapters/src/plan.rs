@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
-use soda_kernels::has_library;
+use soda_kernels::has_vendor_blas;
 use soda_linalg::{LinalgError, SvdCache};
 
 use crate::adapter::Adapter;
@@ -140,7 +140,7 @@ pub(crate) fn plan_weights<A: Adapter>(
     }
     let total = selected.len();
     let mut adapters = BTreeMap::new();
-    let on_device = selected.iter().map(|(_, weight)| &weight.matrix).find(|m| has_library(m));
+    let on_device = selected.iter().map(|(_, weight)| &weight.matrix).find(|m| has_vendor_blas(m));
     let on_device = on_device.map(|matrix| matrix.device());
     // A GPU decomposes matrices of one shape as a batch.
     selected.sort_by_key(|(_, weight)| weight.matrix.dims());
@@ -183,7 +183,7 @@ fn init_all<A: Adapter>(
         Ok((path, adapter))
     };
     // A tensor belongs to the queue of the thread that makes it, and a CUDA graph is captured from one queue.
-    if weights.iter().any(|(_, weight)| has_library(&weight.matrix)) {
+    if weights.iter().any(|(_, weight)| has_vendor_blas(&weight.matrix)) {
         return weights.into_iter().map(init).collect();
     }
     weights.into_par_iter().map(init).collect()

@@ -38,7 +38,7 @@ pub(crate) fn merge_rotations(
                 weighted.iter().map(|(weight, rotation)| rotation_power(rotation, *weight));
             let powers = powers.collect::<Result<Vec<_>, _>>()?;
             let product = powers.into_iter().reduce(matmul);
-            return product.ok_or(LinalgError::NoFactors { n: 1, parts: 0 });
+            return product.ok_or(LinalgError::NoFactors);
         }
     };
     let mut sum: Option<Tensor<2>> = None;
@@ -51,7 +51,7 @@ pub(crate) fn merge_rotations(
             None => log,
         });
     }
-    let sum = sum.ok_or(LinalgError::NoFactors { n: 1, parts: 0 })?;
+    let sum = sum.ok_or(LinalgError::NoFactors)?;
     let angle = frobenius_norm(&sum);
     // Opposite rotations cancel to zero, which has no direction to restore.
     let scale = if angle > 1e-12 * angles { (angles / angle).powf(restore) } else { 1.0 };

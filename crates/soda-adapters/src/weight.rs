@@ -6,7 +6,7 @@
 //! scripts.
 
 use burn::tensor::{DType, Tensor};
-use soda_kernels::{has_library, in_order};
+use soda_kernels::{has_vendor_blas, with_stride_order};
 use soda_linalg::{LinalgError, Svd, SvdCache};
 
 use crate::error::{AdapterError, TargetError};
@@ -89,7 +89,7 @@ pub(crate) fn decompose_batch(
 ) -> Vec<Result<WeightSvd, LinalgError>> {
     let exact = |weight: &Weight| {
         let matrix = &weight.matrix;
-        compute_dtype(matrix.dtype()) == matrix.dtype() && !has_library(matrix)
+        compute_dtype(matrix.dtype()) == matrix.dtype() && !has_vendor_blas(matrix)
     };
     // All weights of a network have the same float type and device.
     let exact = weights.iter().all(|weight| exact(weight));
@@ -101,9 +101,9 @@ pub(crate) fn decompose_batch(
     let matrices: Vec<_> = weights.iter().map(cast).collect();
     let found = match (cache, exact) {
         (None, false) => Svd::thin_batch(&matrices),
-        (None, true) => Svd::thin_batch_rounded(&matrices),
+        (None, true) => Svd::thin_batch_via_f64(&matrices),
         (Some(cache), false) => cache.thin_batch(&matrices),
-        (Some(cache), true) => cache.thin_batch_rounded(&matrices),
+        (Some(cache), true) => cache.thin_batch_via_f64(&matrices),
     };
     found.into_iter().map(|svd| Ok(WeightSvd { svd: svd?, exact })).collect()
 }
@@ -117,7 +117,7 @@ pub(crate) fn to_matrix<const D: usize>(stored: Tensor<D>) -> Tensor<2> {
     let stored = stored.clone().cast(compute_dtype(stored.dtype()));
     match dims[..] {
         // A fixed memory order gives the same bits in every run.
-        [_, _] => in_order(stored.reshape([dims[0], dims[1]]), [0, 1]),
+        [_, _] => with_stride_order(stored.reshape([dims[0], dims[1]]), [0, 1]),
         _ => stored.reshape([dims[0] as i32, -1]).transpose(),
     }
 }

@@ -17,7 +17,7 @@ use rand_distr::{Distribution as _, StandardNormal};
 use safetensors::SafeTensors;
 use soda_adapters::soda::SodaConfig;
 use soda_adapters::{Method as _, Targets};
-use soda_kernels::{has_library, linear_through, matmul};
+use soda_kernels::{has_vendor_blas, linear_deferred, matmul};
 use soda_linalg::Qr;
 use soda_testing::max_abs;
 
@@ -66,7 +66,7 @@ fn ratios(w: Tensor<2>) -> [f64; 2] {
     let layer = Layer { linear: Linear { weight: Param::from_tensor(w.clone()), ..linear } };
     let plan = SodaConfig::default().plan(&Targets(vec!["weight".to_owned()]), &layer).unwrap();
     let layer = plan.attach(layer);
-    let found = errors(linear_through(x, || layer.linear.weight.val(), None), &exact);
+    let found = errors(linear_deferred(x, || layer.linear.weight.val(), None), &exact);
     assert_ne!(found, plain, "the weight was formed");
     [found[0] / plain[0], found[1] / plain[1]]
 }
@@ -86,7 +86,7 @@ fn check(name: &str, w: Tensor<2>) {
 
 #[test]
 fn rounding_errors_are_those_of_the_plain_product_on_every_spectrum() {
-    if !Device::default().supports_dtype(DType::F64) || has_library(&normal(0, [1, 1])) {
+    if !Device::default().supports_dtype(DType::F64) || has_vendor_blas(&normal(0, [1, 1])) {
         // A GPU with a vendor's library always adds the shift to the plain product.
         return;
     }
@@ -104,7 +104,7 @@ fn rounding_errors_are_those_of_the_plain_product_on_every_spectrum() {
 
 #[test]
 fn rounding_errors_are_those_of_the_plain_product_on_trained_weights() {
-    if !Device::default().supports_dtype(DType::F64) || has_library(&normal(0, [1, 1])) {
+    if !Device::default().supports_dtype(DType::F64) || has_vendor_blas(&normal(0, [1, 1])) {
         // A GPU with a vendor's library always adds the shift to the plain product.
         return;
     }

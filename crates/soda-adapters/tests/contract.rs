@@ -25,7 +25,7 @@ use soda_adapters::{
     AdapterState, CayleyForm, METHOD_PRESETS, Method as _, MethodConfig, NamedParam, attach_all,
     detach, map_params, named_params, without_adapters,
 };
-use soda_kernels::{has_library, matmul};
+use soda_kernels::{has_vendor_blas, matmul};
 use soda_testing::max_abs;
 
 /// SODA with uneven sizes of the Kronecker factors.
@@ -99,7 +99,7 @@ fn small(mut method: MethodConfig) -> MethodConfig {
 /// give products with other last bits. Everywhere else the change is zero.
 fn rounding_tolerance(dtype: DType) -> f64 {
     match dtype {
-        _ if !has_library(&Tensor::<1>::zeros([1], &Device::default())) => 0.0,
+        _ if !has_vendor_blas(&Tensor::<1>::zeros([1], &Device::default())) => 0.0,
         DType::F32 => 4.0 * f64::from(f32::EPSILON),
         DType::F64 => 4.0 * f64::EPSILON,
         _ => 0.0,
@@ -137,8 +137,9 @@ fn an_initial_adapter_on_the_input_side_changes_last_bits_at_most() {
             let (net, input) = (Net::new().cast(dtype), Input::new().cast(dtype));
             let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
             let x = input.k.narrow(0, 0, 2);
-            let through =
-                |net: &Net| soda_kernels::linear_through(x.clone(), || net.to_k.weight.val(), None);
+            let through = |net: &Net| {
+                soda_kernels::linear_deferred(x.clone(), || net.to_k.weight.val(), None)
+            };
             let changed = difference(through(&adapted), through(&net));
             let singular = matches!(&method, MethodConfig::Soda(soda) if soda.needs_svd());
             let most = match dtype {
@@ -369,7 +370,7 @@ fn the_sides_agree(rows: usize, least: usize) {
                 offered += usize::from(weight.clone().equal(base).all().into_scalar::<bool>());
                 weight
             };
-            soda_kernels::linear_through(x.clone(), weight, None)
+            soda_kernels::linear_deferred(x.clone(), weight, None)
         };
         let by_input = through();
         let by_weight = matmul(x.clone(), net.to_k.weight.val());

@@ -23,8 +23,9 @@ pub fn skew(a: Tensor<3>) -> Tensor<3> {
 /// The inverse is by Newton's iteration, in batched matrix products on the device. The number of iterations
 /// follows from the largest norm, one number that is read back.
 ///
-/// On a device with a vendor's BLAS library ([`soda_kernels::has_library`]) nothing is read, so that a CUDA
-/// graph can capture the transform. The number of iterations is then fixed, and suffices for norms up to 225.
+/// On a device with a vendor's BLAS library ([`soda_kernels::has_vendor_blas`]) nothing is read, so that a
+/// CUDA graph can capture the transform. The number of iterations is then fixed, and suffices for norms up to
+/// 225.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 use common::{EPS, Noise, dmatrix, max_abs, relative_error, tensor_f32};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
-use soda_kernels::{has_library, matmul};
+use soda_kernels::{has_vendor_blas, matmul};
 use soda_linalg::{KroneckerRows, kron, kron_left, kron_right};
 
 fn factors(noise: &mut Noise, sizes: &[(usize, usize)]) -> Vec<DMatrix<f64>> {
@@ -123,7 +123,7 @@ fn constants_have_no_gradient() {
 /// The largest relative error of products of rows in half precision. Tensor cores round such rows to 11 bits
 /// before every product, so that each of `roundings` adds 2^-11 at most; otherwise the error is that of f32.
 fn precision(rows: &Tensor<2>, roundings: f64) -> f64 {
-    if has_library(rows) { roundings * 2f64.powi(-11) } else { 4.0 * EPS }
+    if has_vendor_blas(rows) { roundings * 2f64.powi(-11) } else { 4.0 * EPS }
 }
 
 /// Asserts that `found`, in bf16, has the error of its 8 bits and of the arithmetic before.

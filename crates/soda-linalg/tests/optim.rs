@@ -12,7 +12,7 @@ use burn::optim::{AdamWConfig, Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Tensor};
 use common::{Noise, from_batch, max_abs, orthogonality_error, tensor_f32, to_batch};
 use nalgebra::DMatrix;
-use soda_kernels::has_library;
+use soda_kernels::has_vendor_blas;
 use soda_linalg::optim::{
     ExponentialMap, Metric, Pogo, PogoConfig, RiemannianAdam, RiemannianAdamConfig, RiemannianSgd,
     RiemannianSgdConfig, StiefelAdam, StiefelAdamConfig, StiefelSgd, StiefelSgdConfig,
@@ -35,7 +35,7 @@ fn assert_stays_on(shapes: &[(usize, usize)], name: &str, optimizer: impl Optimi
         let grads: Vec<_> =
             (0..7).map(|_| to_batch(&[noise.matrix(rows, cols)], DType::F32)).collect();
         let mut state = None;
-        let steps = if has_library(&x) { 1_000 } else { 10_000 };
+        let steps = if has_vendor_blas(&x) { 1_000 } else { 10_000 };
         for step in 0..steps {
             (x, state) = optimizer.step(lr, x, grads[step % grads.len()].clone(), state);
         }

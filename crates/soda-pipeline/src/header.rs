@@ -21,7 +21,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use soda_adapters::{Method, Recipe};
-use soda_linalg::SIGN_RULES;
+use soda_linalg::SIGN_CONVENTION;
 
 use crate::component::Component;
 use crate::error::FormatError;
@@ -63,7 +63,7 @@ pub(crate) fn to_metadata<M: Method>(
         ("trigger", json!(header.trigger).to_string()),
         ("training", header.training.to_string()),
         ("schedule", header.schedule.to_string()),
-        ("signs", SIGN_RULES.to_owned()),
+        ("signs", SIGN_CONVENTION.to_owned()),
     ]);
     if !factor_sizes.is_empty() {
         metadata.insert("factors", json!(factor_sizes).to_string());
@@ -88,10 +88,10 @@ pub(crate) fn from_metadata<M: Method>(
     let version = field("version")?;
     // Files without this field have the same rules.
     if let Ok(found) = field("signs")
-        && found != SIGN_RULES
+        && found != SIGN_CONVENTION
     {
         let path = path.to_owned();
-        return Err(FormatError::SignRule { path, found, supported: SIGN_RULES });
+        return Err(FormatError::SignRule { path, found, supported: SIGN_CONVENTION });
     }
     let settings = |method: String, error: serde_json::Error| FormatError::Settings {
         path: path.to_owned(),

@@ -15,7 +15,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::{
-    Function, LinalgError, Polar, block_left, block_right, cayley, rotation_power, with_gradient,
+    AutogradFunction, LinalgError, Polar, apply_autograd, block_diag_left, block_diag_right,
+    cayley, rotation_power,
 };
 
 use crate::rotation_merge::{MergeRule, merge_rotations};
@@ -83,12 +84,12 @@ impl BlockRotation {
 
     /// Computes `R w` for `w` `[width, cols]`.
     pub(crate) fn left(&self, w: Tensor<2>) -> Tensor<2> {
-        block_left(self.blocks(), w)
+        block_diag_left(self.blocks(), w)
     }
 
     /// Computes `w R` for `w` `[rows, width]`.
     pub(crate) fn right(&self, w: Tensor<2>) -> Tensor<2> {
-        block_right(w, self.blocks())
+        block_diag_right(w, self.blocks())
     }
 
     /// The size `n` of a block.
@@ -101,7 +102,7 @@ impl BlockRotation {
         if let Some(fixed) = &self.fixed {
             return fixed.clone();
         }
-        let q = self.bounded(with_gradient(&self.unpack, self.skew.val().unsqueeze_dim(2), &[]));
+        let q = self.bounded(apply_autograd(&self.unpack, self.skew.val().unsqueeze_dim(2), &[]));
         let blocks = match self.form {
             CayleyForm::Exact => cayley(q.neg()),
             CayleyForm::Neumann { terms } => neumann(q, terms),
@@ -209,7 +210,7 @@ impl Unpack {
     }
 }
 
-impl Function for Unpack {
+impl AutogradFunction for Unpack {
     fn forward(&self, x: Tensor<3>, _: &[Tensor<1>]) -> Tensor<3> {
         let [blocks, _, _] = x.dims();
         let packed = x.flatten::<2>(1, 2);

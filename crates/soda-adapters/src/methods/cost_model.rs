@@ -14,7 +14,7 @@
 //! replace the weight, the input side has no product with the weight either.
 
 use burn::tensor::{DType, Tensor};
-use soda_kernels::has_library;
+use soda_kernels::has_vendor_blas;
 
 /// Multiply-adds of one training step through a layer, both ways.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,10 +86,10 @@ impl CostModel {
 
     /// Whether to adapt the input rows `x`.
     ///
-    /// The answer is always yes on a device with a vendor's library for products. There, the other operations
-    /// on the weight, in f32, take most of the time.
+    /// Adapting the input is always preferred on a device with a vendor's library for products. There, the
+    /// other operations on the weight, in f32, take most of the time.
     pub(crate) fn prefers_input(self, x: &Tensor<2>) -> bool {
-        has_library(x) || !self.weight_is_cheaper()
+        has_vendor_blas(x) || !self.weight_is_cheaper()
     }
 
     /// Whether forming the weight needs no more multiply-adds than adapting the input.
@@ -103,5 +103,5 @@ impl CostModel {
 /// A vendor's library multiplies half precision with sums in f32, many times as fast as f32: there it is the
 /// type of the rows. Everywhere else it is `own`.
 pub(crate) fn product_dtype(x: &Tensor<2>, own: DType) -> DType {
-    if has_library(x) { x.dtype() } else { own }
+    if has_vendor_blas(x) { x.dtype() } else { own }
 }

@@ -8,7 +8,7 @@
 //! `dY = -Y dM Y`, exactly, so that autodiff stores two products instead of the whole iteration.
 
 use burn::tensor::{DType, Tensor};
-use soda_kernels::{has_library, in_order, matmul};
+use soda_kernels::{has_vendor_blas, matmul, with_stride_order};
 
 use super::algebra::{absolute_row_sums, identity_like, norm_bound};
 
@@ -17,7 +17,7 @@ use super::algebra::{absolute_row_sums, identity_like, norm_bound};
 /// The number of steps follows from a norm that is read back from the device. On a device with a vendor's
 /// BLAS library the number is fixed instead, and nothing is read.
 pub(crate) fn inverse_of_identity_minus_skew(a: Tensor<3>) -> Tensor<3> {
-    if has_library(&a) {
+    if has_vendor_blas(&a) {
         return inverse_in_fixed_steps(a);
     }
     let bound = norm_bound(&a);
@@ -48,7 +48,7 @@ fn newton(a: Tensor<3>, start: impl FnOnce(Tensor<3>) -> Tensor<3>, steps: usize
     let m = identity.clone() - a;
     let constant = m.clone().without_autodiff();
     // Row-major strides, so that every run gives the same bits.
-    let first = start(in_order(constant.clone().transpose(), [0, 1, 2]));
+    let first = start(with_stride_order(constant.clone().transpose(), [0, 1, 2]));
     let y = (0..steps).fold(first, |y, _| step(&constant, y));
     step(&m, y)
 }

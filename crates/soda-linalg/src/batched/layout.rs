@@ -1,7 +1,7 @@
 //! A parameter of any rank as a batch of tall matrices: `[..., n, m]` as `[b, n, m]` with `n >= m`.
 
 use burn::tensor::{DType, Tensor};
-use soda_kernels::in_order;
+use soda_kernels::with_stride_order;
 
 /// How a parameter of rank `D` is laid out as a batch of tall matrices, and back.
 ///
@@ -46,11 +46,11 @@ impl<const D: usize> BatchLayout<D> {
 
     /// Lays out `[..., n, m]` as `[b, n, m]` in [`BatchLayout::compute_dtype`].
     ///
-    /// The result has row-major strides, so that every run gives the same bits ([`in_order`]).
+    /// The result has row-major strides, so that every run gives the same bits ([`with_stride_order`]).
     pub(crate) fn flatten(&self, tensor: Tensor<D>) -> Tensor<3> {
         let tensor = tensor.cast(self.compute_dtype());
         if self.wide {
-            in_order(tensor.reshape([self.batch, self.m, self.n]).transpose(), [0, 1, 2])
+            with_stride_order(tensor.reshape([self.batch, self.m, self.n]).transpose(), [0, 1, 2])
         } else {
             tensor.reshape([self.batch, self.n, self.m])
         }
@@ -61,7 +61,7 @@ impl<const D: usize> BatchLayout<D> {
     /// The result has row-major strides, as a tensor that was read from a file.
     pub(crate) fn unflatten(&self, batch: Tensor<3>) -> Tensor<D> {
         let batch = if self.wide { batch.transpose() } else { batch };
-        in_order(batch, [0, 1, 2]).reshape(self.dims).cast(self.dtype)
+        with_stride_order(batch, [0, 1, 2]).reshape(self.dims).cast(self.dtype)
     }
 
     /// Lays out `[..., m, m]` as `[b, m, m]`.
@@ -79,7 +79,7 @@ impl<const D: usize> BatchLayout<D> {
             [n] => *n = self.m,
             [] => {}
         }
-        in_order(batch, [0, 1, 2]).reshape(dims)
+        with_stride_order(batch, [0, 1, 2]).reshape(dims)
     }
 
     /// Gives one number for each matrix, `[b, 1, 1]`, the rank of the parameter: `[..., 1, 1]`.

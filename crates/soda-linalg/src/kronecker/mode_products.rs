@@ -26,7 +26,7 @@
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
-use soda_kernels::{Turn, TurnGradient, matmul};
+use soda_kernels::{KroneckerGradient, KroneckerProduct, matmul};
 
 use super::chunks::{chunk_for_cache, chunk_for_threads};
 use crate::backend::AutogradFunction;
@@ -101,7 +101,7 @@ impl AutogradFunction for ModeProducts {
 impl ModeProducts {
     /// [`AutogradFunction::forward`] by the device's fused kernel, if it has one for these sizes.
     fn forward_by_kernel(&self, x: &Tensor<3>, params: &[Tensor<1>]) -> Option<Tensor<3>> {
-        let y = self.kernel(&self.square_sizes(x)?).product(&as_rows(x), params)?;
+        let y = self.kernel(&self.square_sizes(x)?).apply(&as_rows(x), params)?;
         Some(y.reshape(x.dims()))
     }
 
@@ -113,7 +113,7 @@ impl ModeProducts {
         grad: &Tensor<3>,
         x_needs_grad: bool,
         with_output: bool,
-    ) -> Option<TurnGradient> {
+    ) -> Option<KroneckerGradient> {
         let sizes = self.square_sizes(x)?;
         let (rows, grad) = (as_rows(x), as_rows(grad));
         self.kernel(&sizes).gradient(&rows, params, &grad, x_needs_grad, with_output)
@@ -129,7 +129,7 @@ impl ModeProducts {
     ) -> (Option<Tensor<2>>, Vec<Tensor<1>>, Tensor<2>) {
         let unsqueeze = |x: Tensor<2>| x.unsqueeze_dim::<3>(2);
         let (x, grad) = (unsqueeze(x), unsqueeze(grad));
-        if let Some(TurnGradient { x: dx, factors, product: Some(y) }) =
+        if let Some(KroneckerGradient { x: dx, factors, product: Some(y) }) =
             self.backward_by_kernel(&x, params, &grad, x_needs_grad, true)
         {
             return (dx, factors, y);
@@ -139,8 +139,8 @@ impl ModeProducts {
         (dx.map(|dx| as_rows(&dx)), dparams, y)
     }
 
-    fn kernel<'a>(&self, sizes: &'a [usize]) -> Turn<'a> {
-        Turn { sizes, transposed: self.transposed }
+    fn kernel<'a>(&self, sizes: &'a [usize]) -> KroneckerProduct<'a> {
+        KroneckerProduct { sizes, transposed: self.transposed }
     }
 
     /// The sizes of the matrices, if they are square and act on rows without autodiff.

@@ -38,7 +38,7 @@ impl Svd {
 
     /// Decomposes many matrices; each result is in the place of its matrix, with its own error.
     ///
-    /// A GPU with a vendor's BLAS library ([`soda_kernels::has_library`]) takes large matrices, by
+    /// A GPU with a vendor's BLAS library ([`soda_kernels::has_vendor_blas`]) takes large matrices, by
     /// [`Svd::thin_batch_spectral_divide`]. A matrix is large if its smaller side is at least 1024, or at
     /// least 512 if 16 or more have its shape.
     ///
@@ -58,7 +58,7 @@ impl Svd {
             let many = same_shape[&[rows, cols]] >= MANY;
             rows.min(cols) >= if many { MANY_ON_GPU } else { ONE_ON_GPU }
         };
-        thin_batch_split(matrices, |a| is_large(a) && soda_kernels::has_library(a))
+        thin_batch_split(matrices, |a| is_large(a) && soda_kernels::has_vendor_blas(a))
     }
 
     /// Decomposes many matrices in f64 on the host; factors of matrices that are not f64 are rounded to f32

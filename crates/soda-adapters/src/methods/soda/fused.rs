@@ -22,8 +22,8 @@
 //! from `dM`.
 
 use burn::tensor::Tensor;
-use soda_kernels::{matmul, matmul_onto, scale_columns, scale_columns_gradient};
-use soda_linalg::{Function, KronRows};
+use soda_kernels::{addmm, matmul, scale_columns, scale_columns_gradient};
+use soda_linalg::{AutogradFunction, KroneckerRows};
 
 /// The operation on rows `x` `[rows, in, 1]`, the factors of `R`, and `δ` as the last argument.
 ///
@@ -31,7 +31,7 @@ use soda_linalg::{Function, KronRows};
 #[derive(Clone, Debug)]
 pub(super) struct FusedLayer {
     /// The product of rows with `R`.
-    pub(super) rotation: KronRows,
+    pub(super) rotation: KroneckerRows,
     /// The base weight `W0`, `[out, in]`.
     pub(super) weight: Tensor<2>,
     /// `U`, `[out, k]`.
@@ -85,7 +85,7 @@ impl FusedLayer {
     /// Computes the shifted weight `W`, `[out, in]`.
     fn shifted_weight(&self, delta: &Tensor<1>) -> Tensor<2> {
         let columns = scale_columns(self.u.clone(), delta.clone(), self.lower_bound.clone());
-        matmul_onto(columns, self.v.clone().transpose(), self.weight.clone())
+        addmm(columns, self.v.clone().transpose(), self.weight.clone())
     }
 
     /// Computes `dδ` from `dW`.
@@ -95,25 +95,25 @@ impl FusedLayer {
     }
 }
 
-impl Function for FusedLayer {
+impl AutogradFunction for FusedLayer {
     fn forward(&self, x: Tensor<3>, a: &[Tensor<1>]) -> Tensor<3> {
         let (delta, factors) = delta_and_factors(a);
         let x = x.flatten::<2>(1, 2);
         let way = self.ways(x.dims()[0])[0];
         let y = match way {
             Way::Rows => {
-                let t = self.rotation.product(x, factors);
+                let t = self.rotation.forward(x, factors);
                 let columns = matmul(t.clone(), self.v.clone());
                 let columns = scale_columns(columns, delta.clone(), self.lower_bound.clone());
                 let y = matmul(t, self.weight.clone().transpose());
-                matmul_onto(columns, self.u.clone().transpose(), y)
+                addmm(columns, self.u.clone().transpose(), y)
             }
             Way::Weight => {
-                matmul(self.rotation.product(x, factors), self.shifted_weight(delta).transpose())
+                matmul(self.rotation.forward(x, factors), self.shifted_weight(delta).transpose())
             }
             Way::RotatedWeight => {
                 let transposed = self.rotation.clone().transposed();
-                matmul(x, transposed.product(self.shifted_weight(delta), factors).transpose())
+                matmul(x, transposed.forward(self.shifted_weight(delta), factors).transpose())
             }
         };
         y.unsqueeze_dim(2)
@@ -134,24 +134,24 @@ impl Function for FusedLayer {
                 let e = matmul(dy.clone(), self.u.clone());
                 let columns = scale_columns(e.clone(), delta.clone(), self.lower_bound.clone());
                 let dt = matmul(dy, self.weight.clone());
-                let dt = matmul_onto(columns, self.v.clone().transpose(), dt);
-                let rotation = self.rotation.gradient(x, factors, dt, needs_dx);
-                let projected = matmul(rotation.product, self.v.clone());
+                let dt = addmm(columns, self.v.clone().transpose(), dt);
+                let rotation = self.rotation.backward(x, factors, dt, needs_dx);
+                let projected = matmul(rotation.output, self.v.clone());
                 let lower_bound = self.lower_bound.clone();
                 let d_delta = scale_columns_gradient(projected, e, delta.clone(), lower_bound);
                 (rotation.x, rotation.factors, d_delta)
             }
             Way::Weight => {
                 let dt = matmul(dy.clone(), self.shifted_weight(delta));
-                let rotation = self.rotation.gradient(x, factors, dt, needs_dx);
-                let dw = matmul(dy.transpose(), rotation.product);
+                let rotation = self.rotation.backward(x, factors, dt, needs_dx);
+                let dw = matmul(dy.transpose(), rotation.output);
                 (rotation.x, rotation.factors, self.delta_gradient(delta, dw))
             }
             Way::RotatedWeight => {
                 let dm = matmul(dy.clone().transpose(), x);
                 let transposed = self.rotation.clone().transposed();
-                let rotation = transposed.gradient(self.shifted_weight(delta), factors, dm, true);
-                let dx = needs_dx.then(|| matmul(dy, rotation.product));
+                let rotation = transposed.backward(self.shifted_weight(delta), factors, dm, true);
+                let dx = needs_dx.then(|| matmul(dy, rotation.output));
                 let dw = rotation.x.expect("the gradient of the weight was requested");
                 (dx, rotation.factors, self.delta_gradient(delta, dw))
             }
@@ -168,7 +168,7 @@ fn delta_and_factors(a: &[Tensor<1>]) -> (&Tensor<1>, &[Tensor<1>]) {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, Distribution};
-    use soda_linalg::{kron_right, with_gradient};
+    use soda_linalg::{apply_autograd, kron_right};
     use soda_testing::relative_error;
 
     use super::*;
@@ -184,7 +184,7 @@ mod tests {
         // More columns than an SVD has, so that forming the weight is the cheapest way of some backward pass.
         let (input, k) = (24, 60);
         let layer = FusedLayer {
-            rotation: KronRows::new(&sizes),
+            rotation: KroneckerRows::new(&sizes),
             weight: random([output, input]),
             u: random([output, k]),
             v: random([input, k]),
@@ -200,7 +200,7 @@ mod tests {
             let direction = Tensor::<2>::from_inner(random([rows, output]));
             let flat = factors.iter().chain([&delta]).map(|a| a.clone().flatten(0, 1));
             let flat: Vec<_> = flat.collect();
-            let ours = with_gradient(&layer, x.clone().unsqueeze_dim(2), &flat).flatten::<2>(1, 2);
+            let ours = apply_autograd(&layer, x.clone().unsqueeze_dim(2), &flat).flatten::<2>(1, 2);
 
             let on_tape = |x: &Tensor<2>| Tensor::<2>::from_inner(x.clone());
             let lower_bound = Tensor::<1>::from_inner(layer.lower_bound.clone());

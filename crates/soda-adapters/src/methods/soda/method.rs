@@ -1,6 +1,6 @@
 //! How SODA's settings make an adapter for a weight.
 
-use soda_linalg::{LinalgError, factorize};
+use soda_linalg::{LinalgError, factor_sizes};
 
 use super::adapter::Soda;
 use super::config::{Basis, RotationConfig, Shift, Side, SodaConfig};
@@ -88,6 +88,6 @@ impl RotationConfig {
     /// Returns the sizes of the Kronecker factors of a width.
     fn sizes_of(&self, width: usize) -> Result<Vec<usize>, LinalgError> {
         let named = self.sizes.iter().find(|sizes| sizes.iter().product::<usize>() == width);
-        named.map_or_else(|| factorize(width, self.factors), |sizes| Ok(sizes.clone()))
+        named.map_or_else(|| factor_sizes(width, self.factors), |sizes| Ok(sizes.clone()))
     }
 }

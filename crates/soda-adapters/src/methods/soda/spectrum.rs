@@ -17,8 +17,8 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use soda_kernels::{has_library, in_order, lasting, matmul, own, scale_columns};
-use soda_linalg::{KronRows, LinalgError, Qr, Svd, with_gradient};
+use soda_kernels::{deep_copy, has_vendor_blas, matmul, scale_columns, with_stride_order};
+use soda_linalg::{KroneckerRows, LinalgError, Qr, Svd, apply_autograd};
 
 use super::config::{Basis, Shift, SpectrumConfig};
 use super::fused::FusedLayer;
@@ -83,16 +83,18 @@ impl Spectrum {
         // exists.
         let persistent = |factor: Tensor<2>, order: [usize; 2]| {
             let copy = |factor: Tensor<2>| match factor.dtype() == dtype {
-                true => own(factor),
+                true => deep_copy(factor),
                 false => factor.cast(dtype),
             };
-            lasting(factor, |factor| in_order(copy(factor), order))
+            soda_kernels::persistent(factor, |factor| with_stride_order(copy(factor), order))
         };
-        let (left, right, s) = match has_library(&weight.matrix) {
+        let (left, right, s) = match has_vendor_blas(&weight.matrix) {
             // The columns of `Bᵀ` are scaled, so `Bᵀ` is in row-major order.
-            true => {
-                (persistent(left, [0, 1]), right.map(|right| persistent(right, [1, 0])), s.map(own))
-            }
+            true => (
+                persistent(left, [0, 1]),
+                right.map(|right| persistent(right, [1, 0])),
+                s.map(deep_copy),
+            ),
             false => (left.cast(dtype), right.map(|right| right.cast(dtype)), s),
         };
         let lower_bound = match &s {
@@ -131,7 +133,7 @@ impl Spectrum {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         // A vendor's library multiplies the weight as fast, and the weight may have far fewer rows.
         let cost = self.cost(CostModel::layer(rows, input, output), rows, w);
-        if has_library(&x) && cost.weight_is_cheaper() {
+        if has_vendor_blas(&x) && cost.weight_is_cheaper() {
             return matmul(x, self.apply(w.clone()));
         }
         let l = matmul(x.clone().cast(self.left.dtype()), self.left.clone());
@@ -155,12 +157,12 @@ impl Spectrum {
         let plain = |x: &Tensor<2>| x.clone().without_autodiff();
         let (delta, right) = (self.delta.as_ref()?, plain(self.right.as_ref()?));
         let same_dtype = [w, &self.left, &right].iter().all(|m| m.dtype() == x.dtype());
-        if !(same_dtype && has_library(x)) || self.factored_spectrum(w).is_some() {
+        if !(same_dtype && has_vendor_blas(x)) || self.factored_spectrum(w).is_some() {
             return None;
         }
         let sizes: Vec<usize> = rotation.iter().map(|factor| factor.dims()[0]).collect();
         let layer = FusedLayer {
-            rotation: KronRows::new(&sizes),
+            rotation: KroneckerRows::new(&sizes),
             weight: plain(w).transpose(),
             u: right.transpose(),
             v: plain(&self.left),
@@ -168,7 +170,7 @@ impl Spectrum {
         };
         let flat = rotation.iter().map(|factor| factor.clone().flatten(0, 1));
         let flat: Vec<_> = flat.chain([delta.val()]).collect();
-        Some(with_gradient(&layer, x.clone().unsqueeze_dim(2), &flat).flatten(1, 2))
+        Some(apply_autograd(&layer, x.clone().unsqueeze_dim(2), &flat).flatten(1, 2))
     }
 
     /// The singular values, if the factors replace `w` in a product.

@@ -1,11 +1,11 @@
 //! The sum of entries and the Frobenius norm of each matrix of a batch, and the machine epsilon of its dtype.
 
 use burn::tensor::{DType, Tensor};
-use soda_kernels::{has_library, matmul};
+use soda_kernels::{has_vendor_blas, matmul};
 
 /// The sum of all entries of each matrix, `[b, 1, 1]`.
 pub(super) fn total(x: Tensor<3>) -> Tensor<3> {
-    if !has_library(&x) {
+    if !has_vendor_blas(&x) {
         return x.sum_dim(2).sum_dim(1);
     }
     // A BLAS product with ones is many times as fast as burn's sum of long rows.

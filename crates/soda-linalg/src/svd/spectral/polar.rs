@@ -1,7 +1,7 @@
 //! The polar factor of a batch, the limit of `X <- X (a I + b XᵀX + c (XᵀX)²)`.
 
 use burn::tensor::{Tensor, TensorReadError};
-use soda_kernels::Iterate;
+use soda_kernels::PolarIteration;
 
 use super::norms::{epsilon, frobenius};
 use crate::batched::{gram, identity_like};
@@ -34,11 +34,11 @@ pub(super) fn polar_factor_of_scaled(
     let identity = identity_like(&x);
     // A step of third order takes an error `e` to less than `e³`.
     let near = 0.5 * epsilon(&x).cbrt();
-    let mut iterate = Iterate::new(x, gram);
+    let mut iterate = PolarIteration::new(x, gram);
     for step in 0..MAX_STEPS {
         let coefficients = if step < growth_steps { GROWTH } else { THIRD_ORDER };
         let last = step >= growth_steps && {
-            let error = frobenius(&(iterate.square().clone() - identity.clone())).max();
+            let error = frobenius(&(iterate.gram().clone() - identity.clone())).max();
             let error = error.try_into_scalar::<f64>()?;
             error.is_nan() || error < near
         };
@@ -47,5 +47,5 @@ pub(super) fn polar_factor_of_scaled(
         }
         iterate = iterate.step(coefficients);
     }
-    Ok(iterate.into_x())
+    Ok(iterate.into_iterate())
 }

@@ -63,7 +63,7 @@ fn the_dreambooth_plan_needs_only_its_folders() {
     // No image can be held out of a data set of one image.
     std::fs::remove_file(folder.path().join("dreambooth/dataset/vase/00.jpg")).unwrap();
     let (usable, said) = check(folder.path(), &plan);
-    assert!(!usable && said.contains("dreambooth/dataset/vase cannot be learnt"), "{said}");
+    assert!(!usable && said.contains("dreambooth/dataset/vase cannot be used for training"), "{said}");
 }
 
 #[test]
@@ -136,6 +136,6 @@ unrelated = ["a blue boat"]
     let scores: Value = serde_json::from_str(&scores).unwrap();
     assert_eq!(scores["held_out"].as_array().unwrap().len(), 1);
     let report = std::fs::read_to_string(folder.join("out/report.html")).unwrap();
-    assert!(report.contains("pictures held out"), "{report}");
+    assert!(report.contains("the held-out images"), "{report}");
     assert!(report.contains("Over the steps"), "{report}");
 }

@@ -128,7 +128,7 @@ fn check(plan: &ComparisonPlan) -> Result<()> {
     }
     for config in plan.configs().filter(|config| config.data.is_dir()) {
         let mut data = Dataset::read(&config.data, config.prompt.as_deref())?;
-        let named = || format!("{} cannot be learnt", config.data.display());
+        let named = || format!("{} cannot be used for training", config.data.display());
         data.hold_out(config.validation.held_out, config.seed).with_context(named)?;
     }
     match missing.len() {

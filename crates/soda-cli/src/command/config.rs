@@ -45,7 +45,7 @@ pub(crate) fn run(args: ConfigArgs) -> Result<()> {
         ConfigAction::Show(mut settings) => {
             // The other settings can be shown without these two.
             settings.base.get_or_insert_with(|| "path/to/base".into());
-            settings.data.get_or_insert_with(|| "path/to/pictures".into());
+            settings.data.get_or_insert_with(|| "path/to/images".into());
             let config = settings.train_config()?;
             config.check()?;
             print_result(config.to_toml()?.trim_end());

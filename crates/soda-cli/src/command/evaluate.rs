@@ -44,8 +44,8 @@ pub(crate) struct EvaluateArgs {
     /// The data set: images to compare with, and the prompts if --prompt is not given
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// The trigger words, which replace `[trigger]` in prompts. The judges are not told the first of
-    /// several, unless the data set names its identifier
+    /// The trigger words, which replace `[trigger]` in prompts. The judges' prompts omit the first of several
+    /// words, unless the data set names its identifier
     #[arg(long, value_name = "WORDS")]
     pub(crate) trigger: Option<String>,
     /// Compare with the fraction of the images that a run with this --seed holds out (validation.held_out)

@@ -1,9 +1,9 @@
 //! A stand-in for `cubecl-llvm` 0.11: the names that `cubecl-cuda` uses, without a compiler.
 //!
-//! The published crate links LLVM 23, which its build script downloads, so a build without that download fails.
-//! `cubecl-cuda` depends on the crate even with the feature `cpp`, under which every kernel goes through CUDA C++
-//! and NVRTC. With this crate in its place the CUDA backend builds from crates.io alone.
-//! If the LLVM path is taken nevertheless, [`PlironCompiler`] returns an error that names the feature.
+//! The published crate links LLVM 23, which its build script downloads, so a build without that download
+//! fails. `cubecl-cuda` depends on the crate even with the feature `cpp`, under which every kernel goes
+//! through CUDA C++ and NVRTC. With this crate in its place the CUDA backend builds from crates.io alone. If
+//! the LLVM path is taken nevertheless, [`PlironCompiler`] returns an error that names the feature.
 
 pub mod nvptx;
 pub mod shared;

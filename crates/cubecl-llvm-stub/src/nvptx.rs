@@ -7,7 +7,8 @@ pub mod ptx_version {
     pub struct PtxVersion(u32);
 
     impl PtxVersion {
-        /// The version for a driver. Only the LLVM path asks for it, so the result is always `None`, the default.
+        /// The version for a driver. Only the LLVM path asks for it, so the result is always `None`, the
+        /// default.
         pub fn for_driver(_driver: i32) -> Option<Self> {
             None
         }

@@ -20,7 +20,7 @@ const CUBLAS_WORKSPACE: usize = 32 << 20;
 static WORKSPACE_BYTES: AtomicU64 = AtomicU64::new(0);
 
 /// The bytes of all workspaces of the libraries.
-pub(super) fn workspace_bytes() -> u64 {
+pub(crate) fn workspace_bytes() -> u64 {
     WORKSPACE_BYTES.load(Ordering::Relaxed)
 }
 

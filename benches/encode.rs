@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use divan::Bencher;
-use soda_models::clip::text::ClipTextConfig;
+use soda_models::clip::ClipTextConfig;
 use soda_models::image::{Crop, read_rgb, resize_crop};
 use soda_models::pipeline::Pipeline;
 use soda_models::vae::VaeConfig;
-use soda_train::{EncodeCache, EncodeConfig, Encoded, Example, write_png};
+use soda_train::{EncodeCache, EncodeConfig, EncodeOptions, EncodedDataset, Example, write_png};
 
 fn main() {
     divan::main();
@@ -32,7 +32,7 @@ fn pipeline() -> Pipeline {
         num_attention_heads: 12,
         ..ClipTextConfig::default()
     };
-    pipeline.unet_config.sample_size = 64;
+    pipeline.denoiser_config.sample_size = 64;
     pipeline.vae = vae.init(&pipeline.device);
     pipeline.vae_config = vae;
     pipeline.text_encoder = text.init(&pipeline.device);
@@ -57,7 +57,8 @@ fn encode_dataset(bencher: Bencher, cached: bool) {
     let folder = tempfile::tempdir().expect("space on disk");
     let (pipeline, examples) = (pipeline(), examples(folder.path()));
     let encode = |cache: Option<&EncodeCache>| {
-        Encoded::new(&pipeline, &examples, &EncodeConfig::default(), cache, &mut |_, _| ())
+        let options = EncodeOptions { cache, ..EncodeOptions::default() };
+        EncodedDataset::new(&pipeline, &examples, &EncodeConfig::default(), options)
             .expect("valid images")
     };
     let cache = || EncodeCache::new(folder.path().join("cache"), &pipeline);

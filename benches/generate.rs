@@ -1,13 +1,13 @@
 //! Generation with the bundled model at batch 1 and 8, and its three stages.
 //!
-//! `docs/reference/speed.py` times diffusers at the same sizes. Run both on an idle machine, one after the
+//! `docs/parity/speed.py` times diffusers at the same sizes. Run both on an idle machine, one after the
 //! other, with the same number of threads (`RAYON_NUM_THREADS`).
 
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use divan::{Bencher, black_box};
-use soda_models::noise::gaussian;
+use soda_models::noise::randn;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
 
 const BATCHES: [usize; 2] = [1, 8];
@@ -44,11 +44,11 @@ fn generate(bencher: Bencher, batch: usize) {
 fn unet(bencher: Bencher, batch: usize) {
     let pipeline = pipeline();
     let device = &pipeline.device;
-    let sample = gaussian::<4>(0, 0, [2 * batch, 4, 16, 16], device);
+    let sample = randn::<4>(0, 0, [2 * batch, 4, 16, 16], device);
     let text = pipeline.encode_prompts(&prompts(2 * batch));
     let t = Tensor::<1>::full([2 * batch], 500.0, device);
     bencher.bench_local(|| {
-        black_box(pipeline.unet.forward(sample.clone(), t.clone(), text.clone()));
+        black_box(pipeline.denoiser.forward(sample.clone(), t.clone(), text.clone()));
         device.sync().expect("the device syncs");
     });
 }
@@ -57,7 +57,7 @@ fn unet(bencher: Bencher, batch: usize) {
 #[divan::bench(sample_count = 20, args = BATCHES)]
 fn decode(bencher: Bencher, batch: usize) {
     let pipeline = pipeline();
-    let latents = gaussian::<4>(0, 0, [batch, 4, 16, 16], &pipeline.device);
+    let latents = randn::<4>(0, 0, [batch, 4, 16, 16], &pipeline.device);
     bencher.bench_local(|| black_box(pipeline.decode(latents.clone()).into_data()));
 }
 

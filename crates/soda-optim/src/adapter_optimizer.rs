@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::optim::{AdamW, AdamWConfig, StateSink, StateSource};
 use burn::tensor::Device;
 use soda_adapters::{Geometry, Method};
-use soda_linalg::{StiefelAdam, StiefelAdamConfig};
+use soda_linalg::optim::{StiefelAdam, StiefelAdamConfig};
 
 use crate::adamw_8bit::AdamW8bit;
 use crate::batched_optimizer::BatchedOptimizer;

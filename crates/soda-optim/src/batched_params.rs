@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use soda_adapters::{Geometry, Leaf, Method, leaves, map_leaves};
+use soda_adapters::{Geometry, Method, NamedParam, map_params, named_params};
 use soda_kernels::{deep_copy, has_vendor_blas, matmul, multi_tensor_cat, multi_tensor_split};
 
 use crate::error::OptimError;
@@ -57,16 +57,17 @@ impl BatchedParams {
         module: &N,
         group: impl Fn(&str) -> ParamGroup,
     ) -> Self {
-        let mut buckets: BTreeMap<(bool, BatchKey), Vec<Leaf>> = BTreeMap::new();
-        for leaf in trainable_leaves(module) {
-            let flat = method.geometry(&leaf.path) != Geometry::Stiefel;
-            let key = BatchKey { group: group(&leaf.path), shape: matrix_shape(&leaf) };
-            buckets.entry((flat, key)).or_default().push(leaf);
+        let mut buckets: BTreeMap<(bool, BatchKey), Vec<NamedParam>> = BTreeMap::new();
+        for param in trainable_params(module) {
+            let flat = method.geometry(&param.path) != Geometry::Stiefel;
+            let key = BatchKey { group: group(&param.path), shape: matrix_shape(&param) };
+            buckets.entry((flat, key)).or_default().push(param);
         }
-        let path_and_value = |leaf: Leaf| (leaf.path.clone(), leaf.value().without_autodiff());
-        let batch = |((flat, key), leaves): ((bool, BatchKey), Vec<Leaf>)| {
+        let path_and_value =
+            |param: NamedParam| (param.path.clone(), param.value().without_autodiff());
+        let batch = |((flat, key), params): ((bool, BatchKey), Vec<NamedParam>)| {
             let geometry = if flat { Geometry::Euclidean } else { Geometry::Stiefel };
-            let (paths, values): (_, Vec<_>) = leaves.into_iter().map(path_and_value).unzip();
+            let (paths, values): (_, Vec<_>) = params.into_iter().map(path_and_value).unzip();
             let value = concatenated(values, key.shape);
             (ParamBatch { geometry, key, paths }, value)
         };
@@ -77,7 +78,7 @@ impl BatchedParams {
     /// Writes these values into `module`, which has the parameters that `self` was made from.
     pub fn write_to<N: Module>(&self, module: N) -> N {
         let mut values: HashMap<&str, Tensor<1>> = self.unbatched().collect();
-        map_leaves(module, |leaf| values.remove(leaf.path.as_str()))
+        map_params(module, |param| values.remove(param.path.as_str()))
     }
 
     /// Batches gradients in the layout of these parameters. A parameter without a gradient gets zeros.
@@ -201,20 +202,20 @@ impl Add for BatchedParams {
 }
 
 /// The parameters that training changes, of a module on a plain device.
-pub fn trainable_leaves<N: Module>(module: &N) -> Vec<Leaf> {
+pub fn trainable_params<N: Module>(module: &N) -> Vec<NamedParam> {
     // A parameter on a plain device requires no gradient. The module on the tape says which parameters would.
-    let on_tape = leaves(&module.clone().train());
-    let trainable = on_tape.into_iter().map(|leaf| leaf.trainable);
-    leaves(module)
+    let on_tape = named_params(&module.clone().train());
+    let trainable = on_tape.into_iter().map(|param| param.trainable);
+    named_params(module)
         .into_iter()
         .zip(trainable)
-        .filter_map(|(leaf, trainable)| trainable.then_some(leaf))
+        .filter_map(|(param, trainable)| trainable.then_some(param))
         .collect()
 }
 
-fn matrix_shape(leaf: &Leaf) -> MatrixShape {
-    let cols = leaf.shape.last().copied().unwrap_or(1);
-    let elements: usize = leaf.shape.iter().product();
+fn matrix_shape(param: &NamedParam) -> MatrixShape {
+    let cols = param.shape.last().copied().unwrap_or(1);
+    let elements: usize = param.shape.iter().product();
     [elements / cols.max(1), cols]
 }
 

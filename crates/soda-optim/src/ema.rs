@@ -32,7 +32,7 @@ impl Ema {
             match batch.geometry() {
                 Geometry::Euclidean => average + direction,
                 Geometry::Stiefel => {
-                    let tangent = stiefel::tangent(average.clone(), direction);
+                    let tangent = stiefel::project_tangent(average.clone(), direction);
                     // The polar retraction runs on the device and does not fail. A value that is not finite
                     // makes the loss infinite or NaN, which stops the run.
                     Retraction::Polar.apply(average.clone(), tangent).unwrap_or(average)

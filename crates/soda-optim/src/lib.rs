@@ -61,7 +61,7 @@ mod state;
 
 pub use adamw_8bit::{AdamW8bit, AdamW8bitState};
 pub use adapter_optimizer::AdapterOptimizer;
-pub use batched_params::{BatchedParams, ParamBatch, trainable_leaves};
+pub use batched_params::{BatchedParams, ParamBatch, trainable_params};
 pub use config::{AdapterOptimizerConfig, FlatOptimizer};
 pub use ema::Ema;
 pub use error::OptimError;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
-use soda_adapters::{leaves, map_leaves};
+use soda_adapters::{map_params, named_params};
 use soda_models::noise::{generator, randn_with};
 
 use crate::config::{TrainConfig, apply_setting, preset};
@@ -50,19 +50,19 @@ pub(crate) fn filled<N: Module>(module: N) -> N {
 
 /// Multiplies trainable parameters by `keep` and adds noise of size `scale`.
 pub(crate) fn random<N: Module>(module: N, keep: f64, scale: impl Fn(&[usize]) -> f64) -> N {
-    let shapes: BTreeMap<String, Vec<usize>> = leaves(&module.clone().train())
+    let shapes: BTreeMap<String, Vec<usize>> = named_params(&module.clone().train())
         .into_iter()
-        .filter(|leaf| leaf.trainable)
-        .map(|leaf| (leaf.path, leaf.shape))
+        .filter(|param| param.trainable)
+        .map(|param| (param.path, param.shape))
         .collect();
     let mut rng = generator(9, 0);
-    map_leaves(module, |leaf| {
-        let shape = shapes.get(&leaf.path)?;
-        let value = leaf.value();
+    map_params(module, |param| {
+        let shape = shapes.get(&param.path)?;
+        let value = param.value();
         let noise: Tensor<4> = randn_with(&mut rng, [1, 1, 1, value.dims()[0]], &value.device());
         let noise: Tensor<1> = noise.reshape(value.dims()).mul_scalar(scale(shape));
         // The gains of normalization layers stay near 1.
-        let keep = if leaf.path.ends_with("gamma") { 1.0 } else { keep };
+        let keep = if param.path.ends_with("gamma") { 1.0 } else { keep };
         Some(value.mul_scalar(keep) + noise)
     })
 }

@@ -6,7 +6,7 @@
 use burn::tensor::{Device, Tensor};
 use peak_alloc::PeakAlloc;
 use serde_json::json;
-use soda_adapters::{Method as _, MethodConfig, Targets, leaves};
+use soda_adapters::{Method as _, MethodConfig, Targets, named_params};
 use soda_models::condition::Condition;
 use soda_models::noise::randn;
 use soda_models::unet::UnetConfig;
@@ -31,9 +31,12 @@ fn checkpointed_blocks_hold_less_than_a_third() {
     }))
     .unwrap();
     let denoiser = config.init(&device);
-    let plan = MethodConfig::preset("lora").unwrap().plan(&Targets::default(), &denoiser).unwrap();
+    let plan = MethodConfig::preset("lora")
+        .unwrap()
+        .plan(&Targets(vec![r"\.(to_q|to_k|to_v|to_out\.0)\.weight$".to_owned()]), &denoiser)
+        .unwrap();
     let denoiser = plan.attach(denoiser);
-    drop(leaves(&denoiser));
+    drop(named_params(&denoiser));
     let condition: Condition = gaussian::<3>(0, 2, [1, 8, 32], &device).into();
     let inputs = DenoiserInputs {
         noisy: randn(0, 0, [1, 4, 48, 48], &device),

@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use soda_adapters::{Leaf, leaves};
+use soda_adapters::{NamedParam, named_params};
 use soda_kernels::matmul;
 use soda_models::pipeline::Networks;
 use soda_testing::max_abs;
@@ -180,21 +180,21 @@ fn a_nan_loss_moves_no_parameter() {
     let before = trainer.state();
     // Only the loss of the next step shows whether a move was finite. Until then the parameters before it
     // count.
-    let first = leaves(&Networks::from(adapted_denoiser(&config, &device)));
-    assert_eq!(values(&leaves(&trainer.last_finite())), values(&first));
+    let first = named_params(&Networks::from(adapted_denoiser(&config, &device)));
+    assert_eq!(values(&named_params(&trainer.last_finite())), values(&first));
     let mut batch = fixture.batch(1, &device);
     batch.noisy = batch.noisy.mul_scalar(f32::NAN);
     let message = trainer.step_on(&batch).unwrap_err().to_string();
     assert!(message.contains("NaN at step 2"), "{message}");
     assert_eq!(trainer.state(), before);
-    assert_eq!(values(&leaves(&trainer.last_finite())), values(&first));
+    assert_eq!(values(&named_params(&trainer.last_finite())), values(&first));
     trainer.step_on(&fixture.batch(1, &device)).unwrap();
-    assert_ne!(values(&leaves(&trainer.last_finite())), values(&first));
+    assert_ne!(values(&named_params(&trainer.last_finite())), values(&first));
 }
 
-fn values(leaves: &[Leaf]) -> Vec<f32> {
-    let adapter = leaves.iter().filter(|leaf| leaf.path.contains(".adapter."));
-    adapter.flat_map(|leaf| leaf.value().into_data().iter::<f32>().collect::<Vec<_>>()).collect()
+fn values(params: &[NamedParam]) -> Vec<f32> {
+    let adapter = params.iter().filter(|param| param.path.contains(".adapter."));
+    adapter.flat_map(|param| param.value().into_data().iter::<f32>().collect::<Vec<_>>()).collect()
 }
 
 /// The moving average of factors of rotations stays orthogonal.

@@ -87,7 +87,7 @@ pub struct TrainConfig {
     #[serde(default)]
     pub checkpointing: GradientCheckpointing,
     /// The weights of the UNet that are adapted.
-    #[serde(default)]
+    #[serde(default = "attention")]
     pub targets: Targets,
     /// The adapter method. In TOML its name is enough.
     #[serde(default, deserialize_with = "method::deserialize")]
@@ -124,6 +124,11 @@ pub struct TrainConfig {
 
 fn one() -> usize {
     1
+}
+
+/// The default targets: all attention projections of the denoiser.
+fn attention() -> Targets {
+    Targets(vec!["attention".to_owned()])
 }
 
 impl TrainConfig {

@@ -21,7 +21,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
-use soda_adapters::leaves;
+use soda_adapters::named_params;
 use soda_models::pipeline::Pipeline;
 
 use crate::data::augment::ImageVariant;
@@ -176,12 +176,12 @@ pub(crate) fn image_hash(image: &RgbImage) -> String {
 
 /// Identifies a network by its settings and all its weights.
 fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
-    let weights: Vec<_> = leaves(module)
+    let weights: Vec<_> = named_params(module)
         .into_par_iter()
-        .map(|leaf| {
-            let data = leaf.value().into_data();
+        .map(|param| {
+            let data = param.value().into_data();
             let mut hash = Sha256::new();
-            hash.update(format!("{} {:?} {:?} ", leaf.path, leaf.shape, data.dtype()));
+            hash.update(format!("{} {:?} {:?} ", param.path, param.shape, data.dtype()));
             hash.update(data.as_bytes());
             hash.finalize()
         })

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use soda_adapters::AdapterError;
 use soda_models::ModelError;
 use soda_optim::OptimError;
+use soda_pipeline::PipelineError;
 
 pub use checkpoint::CheckpointError;
 pub use config::ConfigError;
@@ -26,6 +27,9 @@ pub enum TrainError {
     /// An adapter that cannot be planned, attached or written.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// An adapter file that cannot be written.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// An optimizer setting or a stored optimizer state that cannot be used.
     #[error(transparent)]
     Optim(#[from] OptimError),

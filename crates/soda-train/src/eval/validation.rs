@@ -95,7 +95,8 @@ mod tests {
         let examples = Dataset::read(&toybox.join("subjects/castle_mug"), None).unwrap().examples;
         let encode = EncodeConfig::from_train_config(&config);
         let data =
-            EncodedDataset::new(&pipeline, &examples[..3], &encode, EncodeOptions::default()).unwrap();
+            EncodedDataset::new(&pipeline, &examples[..3], &encode, EncodeOptions::default())
+                .unwrap();
         let schedule = pipeline.forward_process();
         let validation = Validation::new(&data, &schedule, &config);
         let networks = pipeline.networks();

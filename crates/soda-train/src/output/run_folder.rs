@@ -162,9 +162,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = RunFolder::create(root.path(), Some("a"), "mug").unwrap();
         let path = folder.path().to_owned();
-        assert!(matches!(RunFolder::open(&path), Err(TrainError::RunFolder(RunFolderError::NoRun(_)))));
+        assert!(matches!(
+            RunFolder::open(&path),
+            Err(TrainError::RunFolder(RunFolderError::NoRun(_)))
+        ));
         folder.write(RunFolder::CONFIG, b"").unwrap();
-        assert!(matches!(RunFolder::open(&path), Err(TrainError::RunFolder(RunFolderError::Busy(_)))));
+        assert!(matches!(
+            RunFolder::open(&path),
+            Err(TrainError::RunFolder(RunFolderError::Busy(_)))
+        ));
         drop(folder);
         assert!(RunFolder::open(&path).is_ok());
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use burn::tensor::Device;
 use soda_models::pipeline::{DenoiserPrecision, LoadOptions, Pipeline};
 use soda_models::unet::UnetConfig;
+use soda_pipeline::TARGET_PRESETS;
 
 use crate::config::Precision;
 use crate::config::TrainConfig;
@@ -23,7 +24,7 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
         Precision::Bf16 | Precision::F16 => {
             let unet: UnetConfig =
                 soda_models::config::read(&config.base.join("unet/config.json"))?;
-            config.targets.expected(&unet.init(device))?
+            config.targets.matching_paths(&unet.init(device), TARGET_PRESETS)?
         }
     };
     let options = LoadOptions {
@@ -32,7 +33,8 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
         ..LoadOptions::default()
     };
     let mut pipeline = Pipeline::load_with(&config.base, &options, device)?;
-    pipeline.scheduler = pipeline.scheduler.with_overrides(config.objective.scheduler_overrides())?;
+    pipeline.scheduler =
+        pipeline.scheduler.with_overrides(config.objective.scheduler_overrides())?;
     add_words(config, &mut pipeline)?;
     Ok(pipeline)
 }
@@ -55,7 +57,7 @@ mod tests {
     use std::path::Path;
 
     use burn::tensor::DType;
-    use soda_adapters::leaves;
+    use soda_adapters::named_params;
 
     use super::*;
     use crate::config::{apply_setting, preset};
@@ -74,8 +76,10 @@ mod tests {
             }
             let config = TrainConfig::from_table(table).unwrap();
             let pipeline = load(&config, &device).unwrap();
-            let weights = config.targets.select(&pipeline.denoiser).unwrap();
-            let expected = config.targets.expected(&pipeline.denoiser).unwrap();
+            let weights =
+                config.targets.select_within(&pipeline.denoiser, "", TARGET_PRESETS).unwrap();
+            let expected =
+                config.targets.matching_paths(&pipeline.denoiser, TARGET_PRESETS).unwrap();
             assert_eq!(weights.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
             let hash = soda_adapters::fingerprint(&weights);
             (config, pipeline, hash)
@@ -87,13 +91,13 @@ mod tests {
 
         assert_eq!(single.vae.quant_conv.weight.val().dtype(), DType::F32);
         assert_eq!(half.vae.quant_conv.weight.val().dtype(), DType::BF16);
-        let adapted = config.targets.expected(&half.denoiser).unwrap();
-        for leaf in leaves(&half.denoiser) {
-            let exact = adapted.contains(&leaf.path);
+        let adapted = config.targets.matching_paths(&half.denoiser, TARGET_PRESETS).unwrap();
+        for param in named_params(&half.denoiser) {
+            let exact = adapted.contains(&param.path);
             let wanted = if exact { DType::F32 } else { DType::BF16 };
-            assert_eq!(leaf.value().dtype(), wanted, "{}", leaf.path);
+            assert_eq!(param.value().dtype(), wanted, "{}", param.path);
         }
         let unet = config.precision.cast_denoiser(half.denoiser);
-        assert!(leaves(&unet).iter().all(|leaf| leaf.value().dtype() == DType::BF16));
+        assert!(named_params(&unet).iter().all(|param| param.value().dtype() == DType::BF16));
     }
 }

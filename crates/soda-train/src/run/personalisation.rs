@@ -6,10 +6,12 @@ use std::sync::atomic::AtomicBool;
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use soda_adapters::{AdapterFile, AnyAdapter, Header, Plan, SvdCache, leaves};
+use soda_adapters::{AnyAdapter, Plan, named_params};
+use soda_linalg::SvdCache;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 use soda_models::scheduler::SchedulerOverrides;
+use soda_pipeline::{AdapterFile, Header};
 
 use crate::config::TrainConfig;
 use crate::data::cache::EncodeCache;
@@ -201,7 +203,7 @@ impl Personalisation {
         };
         let trained = training.run(trainer, &mut sampler, stop, on_event)?;
 
-        let orthogonality = orthogonality_defect(&config.method, &leaves(&trained.networks));
+        let orthogonality = orthogonality_defect(&config.method, &named_params(&trained.networks));
         let adapter = adapter_file(&config, header, &adapted, &trained, &sampler);
         write_training_results(&folder, &adapter, &trained.history)?;
         let TrainedRun { networks, history, seconds } = trained;

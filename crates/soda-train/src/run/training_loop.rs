@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use burn::module::Module as _;
 use burn::tensor::Tensor;
-use soda_adapters::{Geometry, Header, Leaf, Method, leaves};
-use soda_linalg::stiefel::defect;
+use soda_adapters::{Geometry, Method, NamedParam, named_params};
+use soda_linalg::stiefel::orthogonality_error;
 use soda_models::pipeline::Networks;
+use soda_pipeline::Header;
 
 use crate::config::TrainConfig;
 use crate::error::{CheckpointError, TrainError};
@@ -168,7 +169,7 @@ impl<'a> TrainingLoop<'a> {
         let metrics = ValidationMetrics {
             step: progress.trainer.steps_done(),
             loss: validation.loss(&networks),
-            orthogonality: orthogonality_defect(&self.config.method, &leaves(&networks)),
+            orthogonality: orthogonality_defect(&self.config.method, &named_params(&networks)),
         };
         if let Some(events) = &mut self.events {
             events.scalars(metrics.step, &metrics.named())?;
@@ -210,10 +211,10 @@ impl<'a> TrainingLoop<'a> {
 
 /// The largest `|QᵀQ - I|` over all factors on the Stiefel manifold: 0 without factors, NaN if a factor has
 /// NaN or cannot be read.
-pub(crate) fn orthogonality_defect<M: Method>(method: &M, leaves: &[Leaf]) -> f32 {
-    let factors = leaves.iter().filter(|leaf| method.geometry(&leaf.path) == Geometry::Stiefel);
-    let defect = |leaf: &Leaf| {
-        let q: Tensor<2> = leaf.value().reshape([leaf.shape[0], leaf.shape[1]]);
+pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam]) -> f32 {
+    let factors = params.iter().filter(|param| method.geometry(&param.path) == Geometry::Stiefel);
+    let defect = |param: &NamedParam| {
+        let q: Tensor<2> = param.value().reshape([param.shape[0], param.shape[1]]);
         defect(&q).map_or(f32::NAN, |defect| defect as f32)
     };
     // `f32::max` would lose NaN.
@@ -239,25 +240,28 @@ mod tests {
     #[test]
     fn the_orthogonality_defect_keeps_nan() {
         use burn::nn::LinearConfig;
-        use soda_adapters::{Targets, map_leaves};
+        use soda_adapters::{Targets, map_params};
 
         let device = Device::default();
         let method = SodaConfig::default();
         let layer = LinearConfig::new(12, 12).init(&device);
         let plan = method.plan(&Targets(vec!["weight$".to_owned()]), &layer).unwrap();
         let layer = plan.attach(layer);
-        let is_factor = |leaf: &Leaf| method.geometry(&leaf.path) == Geometry::Stiefel;
-        let factors = leaves(&layer).into_iter().filter(is_factor).count();
+        let is_factor = |param: &NamedParam| method.geometry(&param.path) == Geometry::Stiefel;
+        let factors = named_params(&layer).into_iter().filter(is_factor).count();
         assert!(factors > 1, "{factors} factors");
-        assert!(orthogonality_defect(&method, &leaves(&layer)) <= 1e-5);
+        assert!(orthogonality_defect(&method, &named_params(&layer)) <= 1e-5);
         for spoiled in 0..factors {
             let mut index = 0;
-            let layer = map_leaves(layer.clone(), |leaf| {
-                index += usize::from(is_factor(leaf));
-                let spoil = is_factor(leaf) && index == spoiled + 1;
-                spoil.then(|| leaf.value().mul_scalar(f32::NAN))
+            let layer = map_params(layer.clone(), |param| {
+                index += usize::from(is_factor(param));
+                let spoil = is_factor(param) && index == spoiled + 1;
+                spoil.then(|| param.value().mul_scalar(f32::NAN))
             });
-            assert!(orthogonality_defect(&method, &leaves(&layer)).is_nan(), "factor {spoiled}");
+            assert!(
+                orthogonality_defect(&method, &named_params(&layer)).is_nan(),
+                "factor {spoiled}"
+            );
         }
     }
 }

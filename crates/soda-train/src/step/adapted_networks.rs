@@ -1,12 +1,12 @@
 //! The adapted networks of a run: which weights are adapted, and the adapter file.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use soda_adapters::{
-    Adaptation, AdapterError, AdapterFile, AnyAdapter, Component, Header, Method as _, Plan,
-    Recipe, SvdCache, Targets,
+    AdapterError, AdapterState, AnyAdapter, Method as _, Plan, PlanOptions, Recipe, Targets,
 };
+use soda_linalg::SvdCache;
 use soda_models::pipeline::{Networks, Pipeline, TokenEmbedding};
+use soda_pipeline::{AdapterFile, Component, Header, TARGET_PRESETS, embedding_vectors};
 
 use crate::config::TrainConfig;
 use crate::error::TrainError;
@@ -22,10 +22,10 @@ pub(crate) fn trained_networks(config: &TrainConfig, pipeline: &Pipeline) -> Net
 /// Refuses targets that match no weight of a network.
 pub(crate) fn check_targets(config: &TrainConfig, pipeline: &Pipeline) -> Result<(), TrainError> {
     let Networks { unet, text_encoder, text_encoder_2 } = trained_networks(config, pipeline);
-    config.targets.select(&unet)?;
+    config.targets.select_within(&unet, "", TARGET_PRESETS)?;
     if let Some(text) = config.trained_text_encoder() {
         for encoder in [text_encoder, text_encoder_2].into_iter().flatten() {
-            text.targets.select(&encoder)?;
+            text.targets.select_within(&encoder, "", TARGET_PRESETS)?;
         }
     }
     Ok(())
@@ -49,7 +49,7 @@ impl AdaptedNetworks {
         let mut add = |planned: Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError>| {
             let (component, recipe, plan) = planned?;
             adapted.0.push((component, recipe));
-            all = std::mem::take(&mut all).and(plan.within(component));
+            all.extend(plan.with_prefix(&component.prefix()));
             Ok::<_, AdapterError>(())
         };
         let targets = &config.targets;
@@ -65,28 +65,22 @@ impl AdaptedNetworks {
         Ok((adapted, all))
     }
 
-    /// The file with the adapters of `networks` and the embeddings of new `words`.
+    /// The file with the adapters of `networks` and the embeddings of new tokens.
     pub(crate) fn adapter_file(
         &self,
         header: Header,
         networks: &Networks,
-        words: impl IntoIterator<Item = TokenEmbedding>,
+        embeddings: impl IntoIterator<Item = TokenEmbedding>,
     ) -> AdapterFile {
         let capture = |component, recipe| match component {
-            Component::Unet => Adaptation::capture(recipe, &networks.unet),
-            Component::TextEncoder => Adaptation::capture(recipe, &networks.text_encoder),
-            Component::TextEncoder2 => Adaptation::capture(recipe, &networks.text_encoder_2),
+            Component::Unet => AdapterState::capture(recipe, &networks.unet),
+            Component::TextEncoder => AdapterState::capture(recipe, &networks.text_encoder),
+            Component::TextEncoder2 => AdapterState::capture(recipe, &networks.text_encoder_2),
         };
         let file = self.0.iter().fold(AdapterFile::new(header), |file, (component, recipe)| {
-            file.with(*component, capture(*component, recipe.clone()))
+            file.with_adapter(*component, capture(*component, recipe.clone()))
         });
-        let first = |vectors: Tensor<2>| (Component::TextEncoder, vectors.into_data());
-        let second = |vectors: Tensor<2>| (Component::TextEncoder2, vectors.into_data());
-        let vectors = |word: TokenEmbedding| {
-            let all = [first(word.first)].into_iter().chain(word.second.map(second));
-            (word.token, all.collect())
-        };
-        AdapterFile { words: words.into_iter().map(vectors).collect(), ..file }
+        AdapterFile { embeddings: embeddings.into_iter().map(embedding_vectors).collect(), ..file }
     }
 }
 
@@ -98,7 +92,14 @@ fn plan_of<N: Module>(
     cache: Option<&SvdCache>,
     on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError> {
-    let recipe = Recipe::new(config.method.clone(), targets.clone(), network)?;
-    let plan = config.method.plan_with(targets, network, cache, on_progress)?;
+    let method = config.method.clone();
+    let recipe = Recipe::with_presets(method, targets.clone(), network, TARGET_PRESETS)?;
+    let mut options = PlanOptions {
+        presets: TARGET_PRESETS,
+        cache,
+        on_progress: Some(on_progress),
+        ..PlanOptions::default()
+    };
+    let plan = config.method.plan_with(targets, network, &mut options)?;
     Ok((component, recipe, plan))
 }

@@ -5,10 +5,11 @@
 use burn::module::Module as _;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::{Value, json};
-use soda_adapters::Method as _;
+use soda_adapters::{Method as _, PlanOptions};
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::noise::{generator, randn_with};
 use soda_models::unet::{Unet, UnetConfig};
+use soda_pipeline::TARGET_PRESETS;
 
 use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
@@ -41,7 +42,9 @@ fn sd15() -> Value {
 /// A denoiser with adapters away from their start: there the first factor of LoRA has no gradient.
 fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> Unet {
     let unet = filled(architecture.init(device));
-    let unet = config.method.plan(&config.targets, &unet).unwrap().attach(unet);
+    let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
+    let plan = config.method.plan_with(&config.targets, &unet, &mut options).unwrap();
+    let unet = plan.attach(unet);
     random(unet, 1.0, |_| 0.05)
 }
 

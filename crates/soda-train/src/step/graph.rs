@@ -5,10 +5,10 @@
 //! and after: their inputs are tokens, not floats. They take the gradient by the condition from the graph.
 
 use burn::tensor::Tensor;
-use soda_adapters::Component;
 use soda_kernels::CapturedGraph;
 use soda_models::pipeline::Networks;
 use soda_optim::BatchedParams;
+use soda_pipeline::Component;
 
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;

@@ -11,11 +11,12 @@
 use burn::module::Module as _;
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{DType, Tensor};
-use soda_adapters::{Component, without_adapters};
+use soda_adapters::without_adapters;
 use soda_models::condition::Condition;
 use soda_models::pipeline::Networks;
 use soda_models::unet::Unet;
 use soda_optim::AdapterGradients;
+use soda_pipeline::Component;
 
 use crate::config::{Loss, ObjectiveConfig, TrainConfig};
 use crate::data::batch::Batch;

@@ -9,11 +9,12 @@
 
 use burn::module::Module as _;
 use burn::tensor::{DType, Tensor};
-use soda_adapters::{Component, leaves};
+use soda_adapters::named_params;
 use soda_models::clip::PromptEmbeds;
 use soda_models::condition::Condition;
 use soda_models::pipeline::Networks;
 use soda_optim::AdapterGradients;
+use soda_pipeline::Component;
 
 use crate::data::prompts::{Prompts, condition, prompt_embeds};
 use crate::step::backward::ConditionGradient;
@@ -40,7 +41,7 @@ impl TextEncoding {
             text_encoder_2: networks.text_encoder_2.clone().map(|encoder| encoder.train()),
         };
         let encoders = [&on_tape.text_encoder, &on_tape.text_encoder_2];
-        let is_trained = |encoder| leaves(encoder).iter().any(|leaf| leaf.trainable);
+        let is_trained = |encoder| named_params(encoder).iter().any(|param| param.trainable);
         if !encoders.into_iter().flatten().any(is_trained) {
             return without_tape();
         }

@@ -133,9 +133,9 @@ fn a_loss_scale_multiplies_the_text_encoders_gradients_too() {
 fn dco_measures_against_frozen_text_encoders() {
     let device = Device::default();
     let (config, networks) = adapted(&["objective.loss=dco"], &device);
-    let shifted = soda_adapters::map_leaves(networks.clone(), |leaf| {
-        let text = leaf.path.starts_with("text_encoder.") && leaf.path.contains(".adapter.");
-        text.then(|| leaf.value().add_scalar(0.3))
+    let shifted = soda_adapters::map_params(networks.clone(), |param| {
+        let text = param.path.starts_with("text_encoder.") && param.path.contains(".adapter.");
+        text.then(|| param.value().add_scalar(0.3))
     });
     let mse = settings(&["method=svdiff", "text_encoder.targets=['text-attention+mlp']"]);
     // The distance of each sample's loss from log 2, relative to β/2 times the squared error: the squared

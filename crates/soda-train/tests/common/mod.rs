@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use soda_adapters::{Component, Method as _};
+use soda_adapters::Method as _;
 use soda_models::pipeline::{Pipeline, TokenEmbedding, TokenIds};
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::{config, weights};
+use soda_pipeline::Component;
 use soda_train::{Batch, Prompts, TrainConfig, Trainer, apply_setting, preset};
 
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -71,10 +72,10 @@ pub(crate) fn text_trainer<'a>(
     }
     let networks = pipeline.networks();
     let plan = config.method.plan(&config.targets, &networks.unet).unwrap();
-    let mut plan = plan.within(Component::Unet);
+    let mut plan = plan.with_prefix(&Component::Unet.prefix());
     if let Some(text) = config.trained_text_encoder() {
         let text = config.method.plan(&text.targets, &networks.text_encoder).unwrap();
-        plan = plan.and(text.within(Component::TextEncoder));
+        plan.extend(text.with_prefix(&Component::TextEncoder.prefix()));
     }
     let networks = plan.attach(networks).with_trainable_tokens();
     Trainer::new(networks, &config.method, config).unwrap()

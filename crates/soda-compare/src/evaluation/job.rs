@@ -17,7 +17,7 @@ pub struct Evaluation {
     pub at: Vec<f64>,
     /// The run that trained the adapter and whose prompts are drawn.
     pub run: Run,
-    /// What is done to the adapter.
+    /// The change to the adapter before it is evaluated.
     pub kind: EvaluationKind,
 }
 
@@ -70,7 +70,7 @@ pub enum MergeMode {
 pub struct EvaluationScores {
     /// The prompts that were drawn.
     pub prompts: Vec<String>,
-    /// The identifier of the subject, which the judges are not told.
+    /// The identifier of the subject, which the judges' prompts omit.
     pub identifier: Option<String>,
     /// The names of the held-out images, if the images were compared with them.
     pub held_out: Vec<String>,

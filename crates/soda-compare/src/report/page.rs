@@ -139,9 +139,9 @@ fn subject_images(runs: &[Run]) -> &'static str {
     let held_out = runs.iter().filter(|run| run.config.validation.held_out > 0.0).count();
     match held_out {
         0 => "the training images, so that a copy of one scores highest",
-        count if count == runs.len() => "pictures held out of the training",
+        count if count == runs.len() => "the held-out images",
         _ => {
-            "pictures held out of the training in the arms that hold some out, and with the training images in the others"
+            "the held-out images in the arms that have some, and with the training images in the others"
         }
     }
 }

@@ -1,11 +1,15 @@
-//! What an adapted linear layer costs in training: forward, and backward to its input and its adapter; time, and the most
-//! memory that is allocated at once (`max alloc`, on the calling thread).
+//! The training cost of an adapted linear layer: forward, and backward to its input and its adapter.
 //!
-//! Rows of a method's name alone are the crate as it is used, the shorter way chosen for each size.
-//! `weight` always forms the effective weight, `input` always applies the formula to the layer's input, `input_exact` in
-//! the form that half precisions take, beside the exact product of the base. `dense` is SODA's formula as written, with the
-//! rotation and the weight rebuilt as matrices. Every row does the work of `frozen` (the bare layer, whose
-//! input needs its gradient) besides its own; compare ratios within one run.
+//! Each bench reports the time and the peak of allocated memory (`max alloc`, on the calling thread). A bench
+//! includes the work of `frozen`, the bare layer with a gradient of its input; compare ratios within one run.
+//!
+//! | name | computation |
+//! |---|---|
+//! | a method alone | the crate's choice between weight and input for the size |
+//! | `_weight` | forms the effective weight |
+//! | `_input` | applies the adapter to the layer's input |
+//! | `_input_exact` | applies it to the input as in half precision, with the exact product of the base weight |
+//! | `_dense` | SODA's formula as written, with rotation and weight as dense matrices |
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
@@ -14,19 +18,19 @@ use divan::{AllocProfiler, Bencher, black_box};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::soda::SodaConfig;
 use soda_adapters::{Method as _, MethodConfig, Targets};
-use soda_kernels::linear_through;
-use soda_linalg::{Svd, factorize, kron, kron_right};
+use soda_kernels::linear_deferred;
+use soda_linalg::{Svd, factor_sizes, kron, kron_right};
 
-/// All of it on one thread, as a step of training has one for each part of a batch; so is all its memory counted. Another
-/// number of threads by `RAYON_NUM_THREADS`.
+/// Runs on one thread, as each shard of a batch does in training, so that all memory is counted.
+/// `RAYON_NUM_THREADS` sets another number of threads.
 fn main() {
     let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(1)).build();
     pool.expect("threads").install(divan::main);
 }
 
-/// Tokens, in, out: self-attention of SD 1.5 (320 at 64 x 64, 640 at 32 x 32, 1280 at 16 x 16) and of SDXL (640 at
-/// 64 x 64, 1280 at 32 x 32), cross-attention's keys of both (77 tokens of text).
+/// `[tokens, in, out]`: self-attention of SD 1.5 (320 at 64 x 64, 640 at 32 x 32, 1280 at 16 x 16) and of
+/// SDXL (640 at 64 x 64, 1280 at 32 x 32), cross-attention's keys of both (77 tokens of text).
 const SIZES: [[usize; 3]; 8] = [
     [4096, 320, 320],
     [4096, 640, 640],
@@ -50,7 +54,7 @@ fn random(shape: [usize; 2]) -> Tensor<2> {
     Tensor::random(shape, Distribution::Normal(0.0, 0.05), &Device::default())
 }
 
-/// Times one forward and backward of `forward`, from an input that needs its gradient.
+/// Times one forward and backward pass of `forward`, with a gradient of the input.
 fn step(
     bencher: Bencher,
     [tokens, input, _]: [usize; 3],
@@ -64,14 +68,14 @@ fn step(
     });
 }
 
-/// The layer with a method of the crate on it, as a network of this workspace calls it.
+/// Times a layer with a method attached, as a network of this workspace calls it.
 fn adapted(bencher: Bencher, size: [usize; 3], method: impl Into<MethodConfig>) {
     let layer = attached(size, method);
-    step(bencher, size, |x| linear_through(x, || layer.linear.weight.val(), None));
+    step(bencher, size, |x| linear_deferred(x, || layer.linear.weight.val(), None));
 }
 
-/// The same, its weight formed whatever the size.
-fn by_weight(bencher: Bencher, size: [usize; 3], method: impl Into<MethodConfig>) {
+/// Times a layer with a method attached, whose effective weight is formed for every size.
+fn adapted_by_weight(bencher: Bencher, size: [usize; 3], method: impl Into<MethodConfig>) {
     let layer = attached(size, method);
     step(bencher, size, |x| layer.linear.forward(x));
 }
@@ -112,7 +116,7 @@ fn lora32_input(bencher: Bencher, size: [usize; 3]) {
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn lora32_weight(bencher: Bencher, size: [usize; 3]) {
-    by_weight(bencher, size, lora_config());
+    adapted_by_weight(bencher, size, lora_config());
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
@@ -122,7 +126,7 @@ fn lora32(bencher: Bencher, size: [usize; 3]) {
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn soda_weight(bencher: Bencher, size: [usize; 3]) {
-    by_weight(bencher, size, SodaConfig::default());
+    adapted_by_weight(bencher, size, SodaConfig::default());
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
@@ -130,8 +134,8 @@ fn soda(bencher: Bencher, size: [usize; 3]) {
     adapted(bencher, size, SodaConfig::default());
 }
 
-/// The parts of SODA-SVD on one weight, on the tape.
-struct Parts {
+/// The tensors of SODA-SVD on one weight, with autodiff.
+struct SodaTensors {
     w: Tensor<2>,
     u: Tensor<2>,
     s: Tensor<1>,
@@ -140,13 +144,13 @@ struct Parts {
     factors: Vec<Param<Tensor<2>>>,
 }
 
-impl Parts {
+impl SodaTensors {
     fn new([_, input, output]: [usize; 3]) -> Self {
         let w = random([input, output]);
         let Svd { u, s, vt } = Svd::thin(&w).expect("finite");
         let device = Device::default();
         let delta = Param::from_tensor(s.zeros_like()).train();
-        let sizes = factorize(input, 3).expect("a width");
+        let sizes = factor_sizes(input, 3).expect("a width");
         let factor = |n: usize| Param::from_tensor(Tensor::eye(n, &device)).train();
         let factors = sizes.into_iter().map(factor).collect();
         let [w, u, vt] = [w, u, vt].map(Tensor::autodiff);
@@ -164,34 +168,34 @@ impl Parts {
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn soda_input(bencher: Bencher, size: [usize; 3]) {
-    let parts = Parts::new(size);
+    let soda = SodaTensors::new(size);
     step(bencher, size, |x| {
-        let columns = kron_right(x, &parts.rotation()).matmul(parts.u.clone());
-        (columns * parts.shifted().unsqueeze_dim(0)).matmul(parts.vt.clone())
+        let columns = kron_right(x, &soda.rotation()).matmul(soda.u.clone());
+        (columns * soda.shifted().unsqueeze_dim(0)).matmul(soda.vt.clone())
     });
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn soda_input_exact(bencher: Bencher, size: [usize; 3]) {
-    let parts = Parts::new(size);
+    let soda = SodaTensors::new(size);
     step(bencher, size, |x| {
-        let x = kron_right(x, &parts.rotation());
-        let gain = parts.shifted() - parts.s.clone();
-        let spectral = x.clone().matmul(parts.u.clone()) * gain.unsqueeze_dim(0);
-        x.matmul(parts.w.clone()) + spectral.matmul(parts.vt.clone())
+        let x = kron_right(x, &soda.rotation());
+        let gain = soda.shifted() - soda.s.clone();
+        let spectral = x.clone().matmul(soda.u.clone()) * gain.unsqueeze_dim(0);
+        x.matmul(soda.w.clone()) + spectral.matmul(soda.vt.clone())
     });
 }
 
 #[divan::bench(sample_count = 5, sample_size = 1, args = SIZES)]
 fn soda_dense(bencher: Bencher, size: [usize; 3]) {
-    let parts = Parts::new(size);
+    let soda = SodaTensors::new(size);
     step(bencher, size, |x| {
-        let w = (parts.u.clone().matmul(parts.shifted().diag())).matmul(parts.vt.clone());
-        x.matmul(kron(&parts.rotation()).matmul(w))
+        let w = (soda.u.clone().matmul(soda.shifted().diag())).matmul(soda.vt.clone());
+        x.matmul(kron(&soda.rotation()).matmul(w))
     });
 }
 
-/// `diag(s)` as a matrix.
+/// The diagonal matrix of a vector.
 trait Diagonal {
     fn diag(self) -> Tensor<2>;
 }

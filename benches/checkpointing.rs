@@ -1,5 +1,5 @@
-//! What a step of training holds at most beside the network's weights, and how long it takes, with and without
-//! block checkpointing: random weights of a named architecture, one picture.
+//! The peak memory of a training step in addition to the network's weights, and its time. Each step runs with
+//! and without block checkpointing, for random weights of a named architecture and batch 1.
 //!
 //! ```text
 //! cargo bench --bench checkpointing --profile dev -- <sd15|sdxl> <side of the latents> <method> <f32|bf16|f16> [none|block]
@@ -9,15 +9,17 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
 use peak_alloc::PeakAlloc;
-use soda_adapters::{Method as _, leaves};
-use soda_models::noise::gaussian;
-use soda_models::unet::{AddedCondition, Condition, Unet, UnetConfig};
-use soda_train::{Batch, TrainConfig, Trainer, preset, set};
+use soda_adapters::{Method as _, PlanOptions, named_params};
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::noise::randn;
+use soda_models::unet::{Unet, UnetConfig};
+use soda_pipeline::TARGET_PRESETS;
+use soda_train::{Batch, TrainConfig, Trainer, apply_setting, preset};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-#[allow(clippy::print_stdout, reason = "a bench says what it measured")]
+#[allow(clippy::print_stdout, reason = "the bench prints its measurements")]
 fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     let mut next = |default: &str| args.next().unwrap_or_else(|| default.to_owned());
@@ -36,24 +38,26 @@ fn main() {
         let mut table = preset("toybox").expect("a preset");
         let all = ["base=b", "data=d", &method, &precision, &checkpointing];
         for setting in all.into_iter().chain(["optimizer.flat=adamw-8bit"]) {
-            set(&mut table, setting).expect("a setting");
+            apply_setting(&mut table, setting).expect("a setting");
         }
         TrainConfig::from_table(table).expect("a configuration")
     };
     let first = settings("none");
-    let unet: Unet = first.precision.of(config.init(&device));
-    // burn makes weights at their first use.
-    drop(leaves(&unet));
+    let unet: Unet = first.precision.cast_denoiser(config.init(&device));
+    // burn initializes a weight at its first use.
+    drop(named_params(&unet));
     let weights = MEMORY.current_usage_as_mb();
-    let unet = first.method.plan(&first.targets, &unet).expect("a plan").attach(unet);
+    let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
+    let plan = first.method.plan_with(&first.targets, &unet, &mut options).expect("a plan");
+    let unet = plan.attach(unet);
     let batch = batch(&config, side, &device);
     println!("{architecture}, latents of {side}, {method}, {precision}: weights {weights:.0} MiB");
     let report = |what: &str, start: Instant| {
-        let (beside, seconds) =
+        let (beyond, seconds) =
             (MEMORY.peak_usage_as_mb() - weights, start.elapsed().as_secs_f64());
-        println!("{what:<8} {beside:7.0} MiB beside the weights, {seconds:7.2} s");
+        println!("{what:<8} {beyond:7.0} MiB in addition to the weights, {seconds:7.2} s");
     };
-    // What every operation needs while it runs: transformed weights, most of all.
+    // The temporary memory of the operations, mostly transformed weights.
     let dtype = unet.conv_in.weight.val().dtype();
     let forward = || {
         let condition = text(&config, side, &device).cast(dtype);
@@ -67,7 +71,7 @@ fn main() {
     for checkpointing in ["none", "block"].into_iter().filter(|name| name.contains(&only)) {
         let config = settings(checkpointing);
         let mut trainer = Trainer::new(unet.clone(), &config.method, &config).expect("threads");
-        // The moments appear in the first step.
+        // The first step allocates the optimizer's moments.
         trainer.step_on(&batch).expect("a step");
         MEMORY.reset_peak_usage();
         let start = Instant::now();
@@ -81,16 +85,16 @@ fn text(config: &UnetConfig, side: usize, device: &Device) -> Condition {
     let size = 8.0 * side as f32;
     let ids = [size, size, 0.0, 0.0, size, size];
     let added = config.addition_embed_type.map(|_| AddedCondition {
-        pooled: gaussian(0, 3, [1, 1280], device),
+        pooled: randn(0, 3, [1, 1280], device),
         time_ids: Tensor::<1>::from_floats(ids, device).cast(DType::F32).unsqueeze(),
     });
-    Condition { text: gaussian(0, 2, [1, 77, width], device), added }
+    Condition { text: randn(0, 2, [1, 77, width], device), added }
 }
 
 fn batch(config: &UnetConfig, side: usize, device: &Device) -> Batch {
     Batch {
-        noisy: gaussian(0, 0, [1, 4, side, side], device),
-        target: gaussian(0, 1, [1, 4, side, side], device),
+        noisy: randn(0, 0, [1, 4, side, side], device),
+        target: randn(0, 1, [1, 4, side, side], device),
         prompts: text(config, side, device).into(),
         timesteps: Tensor::full([1], 500.0, device),
         weight: Tensor::ones([1], device),

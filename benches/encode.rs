@@ -1,22 +1,23 @@
-//! What a second start saves: two pictures of 512 pixels and two captions, by an autoencoder and a text encoder of Stable
-//! Diffusion 1.5's sizes (random weights), encoded and read from a full cache. Both read the pictures' files; the
-//! second also hashes all weights of the encoders.
+//! The encoding of two images of 512 pixels and two captions, computed and read from the cache.
+//!
+//! The autoencoder and the text encoder have the sizes of Stable Diffusion 1.5 and random weights. Both
+//! variants read the image files; the cached one also hashes all weights of the encoders.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use divan::Bencher;
-use soda_models::clip::text::ClipTextConfig;
+use soda_models::clip::ClipTextConfig;
 use soda_models::image::{Crop, read_rgb, resize_crop};
 use soda_models::pipeline::Pipeline;
 use soda_models::vae::VaeConfig;
-use soda_train::{EncodeCache, EncodeConfig, Encoded, Example, write_png};
+use soda_train::{EncodeCache, EncodeConfig, EncodeOptions, EncodedDataset, Example, write_png};
 
 fn main() {
     divan::main();
 }
 
-/// The bundled model with larger encoders.
+/// The bundled model with encoders of Stable Diffusion 1.5's sizes.
 fn pipeline() -> Pipeline {
     let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/toybox/base");
     let mut pipeline = Pipeline::load(&toybox, &Device::default()).expect("the bundled model");
@@ -31,7 +32,7 @@ fn pipeline() -> Pipeline {
         num_attention_heads: 12,
         ..ClipTextConfig::default()
     };
-    pipeline.unet_config.sample_size = 64;
+    pipeline.denoiser_config.sample_size = 64;
     pipeline.vae = vae.init(&pipeline.device);
     pipeline.vae_config = vae;
     pipeline.text_encoder = text.init(&pipeline.device);
@@ -42,22 +43,23 @@ fn examples(folder: &Path) -> Vec<Example> {
     let toybox =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/toybox/subjects/castle_mug");
     let example = |name: &str| {
-        let small = read_rgb(&toybox.join(name)).expect("a bundled picture");
-        let all = Crop::largest(small.dimensions(), 512, 512, [0.5; 2]);
+        let small = read_rgb(&toybox.join(name)).expect("a bundled image");
+        let whole = Crop::largest(small.dimensions(), 512, 512, [0.5; 2]);
         let image: PathBuf = folder.join(name);
-        write_png(&image, &resize_crop(&small, all, 512, 512)).expect("room");
+        write_png(&image, &resize_crop(&small, whole, 512, 512)).expect("space on disk");
         Example { image, caption: format!("a photo of mug {name}"), repeats: 1 }
     };
     vec![example("00.png"), example("01.png")]
 }
 
 #[divan::bench(sample_count = 3, args = [false, true])]
-fn second_start(bencher: Bencher, cached: bool) {
-    let folder = tempfile::tempdir().expect("room");
+fn encode_dataset(bencher: Bencher, cached: bool) {
+    let folder = tempfile::tempdir().expect("space on disk");
     let (pipeline, examples) = (pipeline(), examples(folder.path()));
     let encode = |cache: Option<&EncodeCache>| {
-        Encoded::new(&pipeline, &examples, &EncodeConfig::default(), cache, &mut |_, _| ())
-            .expect("pictures")
+        let options = EncodeOptions { cache, ..EncodeOptions::default() };
+        EncodedDataset::new(&pipeline, &examples, &EncodeConfig::default(), options)
+            .expect("valid images")
     };
     let cache = || EncodeCache::new(folder.path().join("cache"), &pipeline);
     if cached {

@@ -1,5 +1,5 @@
-//! The operations of soda-kernels beside burn's own, forwards and backwards to the input, at the sizes of the bundled
-//! model: batch 4, latents of 16 pixels, frozen weights.
+//! The operations of soda-kernels against burn's own, forward and backward to the input. The sizes are those
+//! of the bundled model: batch 4, latents of 16 x 16, frozen weights.
 
 use burn::module::Module as _;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -17,13 +17,13 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::default())
 }
 
-/// One pass forwards and one backwards, to `x`.
+/// Times one forward pass and one backward pass to `x`.
 fn step(bencher: Bencher, x: Tensor<4>, f: impl Fn(Tensor<4>) -> Tensor<4>) {
     bencher.bench_local(|| {
         let x = Tensor::from_inner(x.clone()).require_grad();
         let grads = f(x.clone()).sum().backward();
         let gradient = x.grad(&grads);
-        Device::default().sync().expect("the device runs");
+        Device::default().sync().expect("the device syncs");
         gradient
     });
 }
@@ -46,7 +46,7 @@ fn conv_burn(bencher: Bencher, channels: usize) {
 }
 
 #[divan::bench(sample_count = 20, args = CHANNELS)]
-fn conv_ours(bencher: Bencher, channels: usize) {
+fn conv_soda(bencher: Bencher, channels: usize) {
     let layer = conv(channels, 1);
     step(bencher, random([4, channels, 16, 16]), |x| conv2d(&layer, x));
 }
@@ -62,7 +62,7 @@ fn norm_silu_burn(bencher: Bencher, channels: usize) {
 }
 
 #[divan::bench(sample_count = 20, args = CHANNELS)]
-fn norm_silu_ours(bencher: Bencher, channels: usize) {
+fn norm_silu_soda(bencher: Bencher, channels: usize) {
     let layer = norm(channels);
     step(bencher, random([4, channels, 16, 16]), |x| group_norm(&layer, x, true));
 }
@@ -75,6 +75,6 @@ fn attention_burn(bencher: Bencher) {
 }
 
 #[divan::bench(sample_count = 20)]
-fn attention_ours(bencher: Bencher) {
+fn attention_soda(bencher: Bencher) {
     step(bencher, random([4, 4, 256, 16]), |x| attention(x.clone(), x.clone(), x));
 }

@@ -1,4 +1,4 @@
-"""Thin SVD and QR of numpy's LAPACK at the sizes of svd.rs, best of five: `python benches/lapack.py`."""
+"""Times thin SVD and QR by numpy's LAPACK at the sizes of svd.rs, best of five: `python benches/lapack.py`."""
 
 import time
 

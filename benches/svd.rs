@@ -1,6 +1,8 @@
-//! Thin SVD: this crate, nalgebra, one matrix at a time and a batch, in matrix products, and the cache.
+//! Thin SVD and QR by soda-linalg and by nalgebra, of one matrix and of a tenth of SDXL's attention weights,
+//! and from the cache. `benches/lapack.py` times LAPACK at the same sizes.
 //!
-//! On a GPU: `CUDARC_CUDA_VERSION=13000 cargo bench --workspace --bench svd --features soda-cli/cuda -- a_tenth`.
+//! On a GPU:
+//! `CUDARC_CUDA_VERSION=13000 cargo bench --workspace --bench svd --features soda-cli/cuda -- a_tenth`.
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::Bencher;
@@ -45,8 +47,8 @@ fn qr_nalgebra(bencher: Bencher, shape: [usize; 2]) {
     bencher.bench_local(|| a.clone().qr().unpack());
 }
 
-/// A tenth of SDXL's attention: 560 linears are 60 of 640 x 640, 20 of 640 x 2048, 360 of 1280 x 1280
-/// and 120 of 1280 x 2048.
+/// A tenth of SDXL's attention weights. The 560 linear layers are 60 of 640 x 640, 20 of 640 x 2048, 360 of
+/// 1280 x 1280 and 120 of 1280 x 2048.
 fn attention() -> Vec<Tensor<2>> {
     tenths(1)
 }
@@ -57,7 +59,7 @@ fn tenths(tenths: usize) -> Vec<Tensor<2>> {
     shapes.iter().flat_map(each).collect()
 }
 
-/// Read back from the device, decomposed on the host, uploaded.
+/// Reads the matrices from the device, decomposes them on the host, and uploads the factors.
 #[divan::bench(sample_count = 1, sample_size = 1)]
 fn a_tenth_of_sdxl(bencher: Bencher) {
     let (matrices, device, host) = (attention(), Device::default(), Device::flex());
@@ -69,42 +71,43 @@ fn a_tenth_of_sdxl(bencher: Bencher) {
         };
         let factors = Svd::thin_batch(&read).into_iter().map(|svd| svd.map(upload));
         let factors: Vec<_> = factors.collect();
-        device.sync().expect("the device runs");
+        device.sync().expect("the device syncs");
         factors
     });
 }
 
-/// On the host in f32, and in f64 with factors rounded once.
+/// Decomposes on the host, in f32 or in f64 with factors rounded once.
 #[divan::bench(sample_count = 2, sample_size = 1, args = [false, true])]
-fn a_tenth_of_sdxl_rounded(bencher: Bencher, once: bool) {
+fn a_tenth_of_sdxl_on_host(bencher: Bencher, via_f64: bool) {
     let matrices = attention();
-    let decompose = if once { Svd::thin_batch_rounded } else { Svd::thin_batch };
+    let decompose = if via_f64 { Svd::thin_batch_via_f64 } else { Svd::thin_batch };
     bencher.bench_local(|| decompose(&matrices));
 }
 
-/// On the device in matrix products; kernels are compiled before.
+/// Decomposes on the device by spectral divide and conquer, after its kernels are compiled.
 #[divan::bench(sample_count = 1, sample_size = 1)]
-fn a_tenth_of_sdxl_in_products(bencher: Bencher) {
+fn a_tenth_of_sdxl_spectral_divide(bencher: Bencher) {
     let (matrices, device) = (attention(), Device::default());
-    drop(Svd::thin_batch_in_products(&matrices[..8]));
+    drop(Svd::thin_batch_spectral_divide(&matrices[..8]));
     bencher.bench_local(|| {
-        let factors = Svd::thin_batch_in_products(&matrices);
-        device.sync().expect("the device runs");
+        let factors = Svd::thin_batch_spectral_divide(&matrices);
+        device.sync().expect("the device syncs");
         factors
     });
 }
 
 #[divan::bench(sample_count = 3, sample_size = 1)]
-fn a_tenth_of_sdxl_from_the_cache(bencher: Bencher) {
+fn a_tenth_of_sdxl_from_cache(bencher: Bencher) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (matrices, cache) = (attention(), SvdCache::new(folder.path()));
     cache.thin_batch(&matrices);
     bencher.bench_local(|| cache.thin_batch(&matrices));
 }
 
-/// All of it, decomposed and then read again, in 18 GB of memory: `-- --ignored the_whole`.
+/// All attention weights of SDXL, computed or read from the cache, in 18 GB of memory:
+/// `-- --ignored whole_of_sdxl`.
 #[divan::bench(ignore, sample_count = 1, sample_size = 1, args = [true, false])]
-fn the_whole_of_sdxl(bencher: Bencher, cached: bool) {
+fn whole_of_sdxl(bencher: Bencher, cached: bool) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (matrices, cache) = (tenths(10), SvdCache::new(folder.path()));
     if cached {

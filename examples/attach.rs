@@ -1,5 +1,5 @@
-//! The adapter crate alone: SODA on a network of one's own, trained with burn's tape and the Stiefel
-//! optimizer, without any diffusion model.
+//! SODA on a network of one's own, trained with burn's autodiff and the Stiefel optimizer, without a
+//! diffusion model.
 //!
 //! `cargo run -p soda-examples --example attach`
 
@@ -7,8 +7,8 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use soda_adapters::soda::SodaConfig;
-use soda_adapters::{Method, Targets, leaves};
-use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
+use soda_adapters::{Method, Targets, named_params};
+use soda_optim::{AdapterGradients, AdapterOptimizer, AdapterOptimizerConfig};
 
 #[derive(Module, Debug)]
 struct Net {
@@ -36,14 +36,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let method = SodaConfig::default();
     let plan = method.plan(&Targets(vec![r"weight$".to_owned()]), &net)?;
     let mut net = plan.attach(net).train();
-    let trained: usize = leaves(&net)
+    let trained: usize = named_params(&net)
         .iter()
-        .filter(|leaf| leaf.trainable)
-        .map(|leaf| leaf.shape.iter().product::<usize>())
+        .filter(|param| param.trainable)
+        .map(|param| param.shape.iter().product::<usize>())
         .sum();
-    println!("{trained} trained numbers of {}", net.num_params());
+    println!("{trained} trained parameters of {}", net.num_params());
 
-    let mut optimizer = AdapterOptimizer::new(&OptimizerConfig::default());
+    let mut optimizer = AdapterOptimizer::new(&AdapterOptimizerConfig::default());
     let x = Tensor::from_inner(x);
     for step in 0..=200 {
         let loss = (net.forward(x.clone()) - target.clone()).square().mean();
@@ -54,6 +54,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         net = optimizer.step(&method, net, grads, 1.0);
     }
     let merged = net.valid().materialize();
-    println!("merged: {} numbers, all plain", merged.num_params());
+    println!("merged: {} parameters, all plain", merged.num_params());
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! A method of one's own: one file (this) and one row of a table.
 //!
-//! `Gain` scales every output of a layer by a trained number, `W = diag(1 + g) W0`, as (IA)³ does
-//! (arXiv 2205.05638). With the row below it is planned, attached, trained, switched off, saved, loaded,
-//! turned down and merged by the same code as the methods of the crate.
+//! `Gain` scales every output of a layer by a trained number, `W = diag(1 + g) W0`, as (IA)³ does (arXiv
+//! 2205.05638). The code of the crate plans, attaches, trains, disables, saves, loads, scales and merges it,
+//! as it does its own methods.
 //!
 //! `cargo run -p soda-examples --example new_method`
 
@@ -12,16 +12,17 @@ use burn::tensor::{Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::{
-    Adaptation, Adapter, AdapterError, AdapterFile, Component, Header, LinalgError, Method, Recipe,
-    Targets, Weight, methods, without_adapters,
+    Adapter, AdapterError, AdapterState, Method, Recipe, Targets, Weight, methods, without_adapters,
 };
-use soda_train::{AdapterGradients, AdapterOptimizer, OptimizerConfig};
+use soda_linalg::LinalgError;
+use soda_optim::{AdapterGradients, AdapterOptimizer, AdapterOptimizerConfig};
+use soda_pipeline::{AdapterFile, Component, Header};
 
 /// The settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct GainConfig {}
 
-/// What hangs on a weight.
+/// The adapter of one weight.
 #[derive(Module, Debug)]
 struct Gain {
     /// `g`, `[out]`.
@@ -35,7 +36,7 @@ impl Method for GainConfig {
         "gain"
     }
 
-    fn adapter(&self, _path: &str, weight: &Weight) -> Result<Gain, AdapterError> {
+    fn init(&self, _path: &str, weight: &Weight) -> Result<Gain, AdapterError> {
         let [_, outputs] = weight.matrix.dims();
         Ok(Gain { gain: Param::from_tensor(Tensor::zeros([outputs], &weight.matrix.device())) })
     }
@@ -52,18 +53,18 @@ impl Adapter for Gain {
 }
 
 mod table {
-    //! The row, beside one of the crate's.
+    //! A table with the new method and one of the crate.
 
     use super::{GainConfig, LoraConfig, methods};
 
     methods! {
         /// The methods of this program.
         Choice,
-        /// Their adapters.
+        /// The adapters of these methods.
         ChosenAdapter:
         /// LoRA.
         "lora" => Lora(LoraConfig),
-        /// The new one.
+        /// The new method.
         "gain" => Gain(GainConfig),
     }
 }
@@ -95,7 +96,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let targets = Targets(vec!["weight$".to_owned()]);
     let mut adapted = method.plan(&targets, &net)?.attach(net.clone()).train();
 
-    let rates = OptimizerConfig { spectrum_lr: 2e-2, ..OptimizerConfig::default() };
+    let rates = AdapterOptimizerConfig { flat_lr: 2e-2, ..AdapterOptimizerConfig::default() };
     let mut optimizer = AdapterOptimizer::new(&rates);
     let on_tape = Tensor::from_inner(x.clone());
     for step in 0..=100 {
@@ -110,18 +111,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let adapted = adapted.valid();
     let off = without_adapters(|| adapted.forward(x.clone()));
     println!(
-        "off, it is the base: {}",
+        "disabled, it is the base: {}",
         off.equal(net.forward(x.clone())).all().into_scalar::<bool>()
     );
 
-    let adaptation = Adaptation::capture(Recipe::new(method, targets, &net)?, &adapted);
+    let state = AdapterState::capture(Recipe::new(method, targets, &net)?, &adapted);
     let header = Header { base: "net".to_owned(), ..Header::default() };
     let path = std::env::temp_dir().join(format!("gain-{}.safetensors", std::process::id()));
-    AdapterFile::new(header).with(Component::Unet, adaptation).write(&path)?;
+    AdapterFile::new(header).with_adapter(Component::Unet, state).write(&path)?;
     let file = AdapterFile::<table::Choice>::read(&path)?;
     std::fs::remove_file(&path)?;
     let merged =
-        file.parts[&Component::Unet].plan(&net)?.at_strength(0.5)?.attach(net).materialize();
-    println!("merged at half strength: {} numbers, all plain", merged.num_params());
+        file.adapters[&Component::Unet].plan(&net)?.at_strength(0.5)?.attach(net).materialize();
+    println!("merged at half strength: {} parameters, all plain", merged.num_params());
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! `cargo xtask <command>`: what the project does with itself. One command a file, no dependencies, so
-//! that it is built in a second.
+//! `cargo xtask <command>`: the project's own commands, one file each, without dependencies.
 
+mod build;
 mod ci;
 mod paper;
 mod run;
@@ -16,8 +16,8 @@ cargo xtask <command>
   paper [options]   every method on the bundled subjects, a night on four cores (the options of
                     `soda compare`); --quick is a small part of it, in minutes
   test  [options]   run all tests (the options of `cargo test`)
-  ci                everything that must pass before a change lands, cheapest first
-  tidy              the structure that ARCHITECTURE.md promises, as a check
+  ci    [stages]    everything that must pass before a change lands, cheapest first
+  tidy  [checks]    the promises of docs/ARCHITECTURE.md and CONTRIBUTING.md, as checks
 ";
 
 fn main() -> ExitCode {
@@ -28,8 +28,8 @@ fn main() -> ExitCode {
         "train" => train::train(&rest),
         "paper" => paper::paper(&rest),
         "test" => ci::test(&rest),
-        "ci" => ci::ci(),
-        "tidy" => tidy::tidy(),
+        "ci" => ci::ci(&rest),
+        "tidy" => tidy::tidy(&rest),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

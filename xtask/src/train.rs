@@ -1,11 +1,13 @@
-//! The main job: the bundled model learns a bundled subject.
+//! `cargo xtask train`: the bundled model learns a bundled subject.
 
+use crate::build::build_soda;
 use crate::run::{Outcome, cargo, root};
 
-/// `soda train` with the bundled model, judges and subject wherever `args` names none.
+/// Runs `soda train` with the bundled model, judges and subject wherever `args` names none.
 pub(crate) fn train(args: &[String]) -> Outcome {
     // `cargo xtask train -- --resume runs/x`, as one types it for other commands of cargo.
     let args = args.strip_prefix(&["--".to_owned()]).unwrap_or(args);
+    build_soda(&[])?;
     let toybox = root().join("examples").join("toybox");
     let path = |name: &str| toybox.join(name).display().to_string();
     let given = |option: &str| {
@@ -17,7 +19,7 @@ pub(crate) fn train(args: &[String]) -> Outcome {
         ("--judges", path("eval")),
         ("--data", path("subjects/castle_mug")),
     ];
-    // A configuration or a stopped run has its own.
+    // A configuration or a stopped run names its own.
     if !["--config", "--resume", "--help"].into_iter().any(given) {
         for (option, value) in &defaults {
             if !given(option) {

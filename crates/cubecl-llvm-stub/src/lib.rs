@@ -1,10 +1,9 @@
-//! A stand-in for `cubecl-llvm` 0.11: the names that `cubecl-cuda` mentions, and no compiler.
+//! A stand-in for `cubecl-llvm` 0.11: the names that `cubecl-cuda` uses, without a compiler.
 //!
-//! The published crate links LLVM 23, which its build script downloads, so a build without that
-//! download fails; and `cubecl-cuda` depends on it even with its feature `cpp`, under which every kernel
-//! goes through CUDA C++ and NVRTC and LLVM is never called. With this crate in its place the CUDA
-//! backend builds from crates.io alone. Should the LLVM path be taken after all, [`PlironCompiler`]
-//! answers with an error that says so.
+//! The published crate links LLVM 23, which its build script downloads, so a build without that download
+//! fails. `cubecl-cuda` depends on the crate even with the feature `cpp`, under which every kernel goes
+//! through CUDA C++ and NVRTC. With this crate in its place the CUDA backend builds from crates.io alone. If
+//! the LLVM path is taken nevertheless, [`PlironCompiler`] returns an error that names the feature.
 
 pub mod nvptx;
 pub mod shared;
@@ -17,27 +16,27 @@ use cubecl_runtime::kernel::BufferIOAttr;
 
 use crate::nvptx::ptx_version::PtxVersion;
 
-/// What the compiler would emit.
+/// The output of the compiler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LlvmTarget {
-    /// Machine code.
+    /// Machine code for the CPU.
     #[default]
     Cpu,
-    /// PTX.
+    /// PTX for NVIDIA cards.
     Nvptx,
 }
 
-/// The compiler that is not there.
+/// The compiler, which only returns an error.
 #[derive(Clone, Debug, Default)]
 pub struct PlironCompiler {
-    /// What it would emit.
+    /// The output that was asked for.
     pub target: LlvmTarget,
 }
 
-/// Its options, none of which is read.
+/// The options of [`PlironCompiler`], none of which is read.
 #[derive(Clone, Debug, Default)]
 pub struct PlironOptions {
-    /// An AMD architecture; there is none without that backend.
+    /// The AMD architecture, which has no value without that backend.
     pub arch: Option<core::convert::Infallible>,
     /// The NVIDIA architecture.
     pub sm_arch: Option<SmArch>,
@@ -52,17 +51,17 @@ pub struct PlironOptions {
 pub struct NvptxModule {
     /// PTX, NUL-terminated.
     pub ptx: Vec<core::ffi::c_char>,
-    /// The kernel's symbol.
+    /// The symbol of the kernel.
     pub entrypoint: String,
     /// The intermediate representation, for logs.
     pub ir: String,
-    /// Shared memory of a launch, in bytes.
+    /// The shared memory of a launch in bytes.
     pub shared_memory_size: usize,
-    /// How each buffer is used.
+    /// The use of each buffer.
     pub io: Vec<BufferIOAttr>,
 }
 
-/// What a compilation would give.
+/// The result of a compilation.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum PlironArtifact {

@@ -2,12 +2,13 @@
 
 /// The PTX ISA version a driver loads.
 pub mod ptx_version {
-    /// A version as the NVPTX target spells it: 9.0 is `90`.
+    /// A version in the spelling of the NVPTX target: 9.0 is `90`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct PtxVersion(u32);
 
     impl PtxVersion {
-        /// Only the LLVM path asks for a version, and it is not there: always `None`, "the default".
+        /// The version for a driver. Only the LLVM path asks for it, so the result is always `None`, the
+        /// default.
         pub fn for_driver(_driver: i32) -> Option<Self> {
             None
         }

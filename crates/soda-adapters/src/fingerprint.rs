@@ -1,16 +1,27 @@
-//! The identity of a base: a hash of the very weights an adapter turns.
-//!
-//! It covers the targeted weights' paths, shapes and values as f32, so it is the same for a diffusers
-//! directory, a single-file checkpoint and either float width they were loaded from.
+//! The hash that identifies a base model by the weights that an adapter changes.
 
 use std::collections::BTreeMap;
 
 use burn::tensor::DType;
 use sha2::{Digest, Sha256};
 
-use crate::fold::Weight;
+use crate::weight::Weight;
 
-/// SHA-256, in hex, of the weights an adapter is made for.
+/// Returns the SHA-256 of the weights by path, as 64 hexadecimal digits.
+///
+/// The hash covers the paths, shapes and values as f32 of the selected weights. A diffusers directory and a
+/// single-file checkpoint of one model have the same hash, as have its weights loaded as f16 and widened to
+/// f32.
+///
+/// ```
+/// use burn::{nn::LinearConfig, tensor::Device};
+/// use soda_adapters::{Targets, fingerprint};
+///
+/// let layer = LinearConfig::new(12, 8).init(&Device::default());
+/// let weights = Targets(vec!["^weight$".into()]).select(&layer)?;
+/// assert_eq!(fingerprint(&weights).len(), 64);
+/// # Ok::<(), soda_adapters::AdapterError>(())
+/// ```
 pub fn fingerprint(weights: &BTreeMap<String, Weight>) -> String {
     let mut hash = Sha256::new();
     for (path, weight) in weights {

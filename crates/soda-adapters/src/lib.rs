@@ -1,14 +1,22 @@
 //! Parameter-efficient adapters for any burn module.
 //!
-//! A [`Method`] turns each targeted weight into a frozen base plus a few trainable numbers. It knows no
-//! network, no optimizer and no trainer: weights are found by path ([`Targets`]), read as matrices
-//! ([`Weight`]; linear layers and convolutions), attached through burn's reparameterizations (no layer
-//! code changes), and told apart by [`Geometry`].
+//! A [`Method`] turns each selected weight into a frozen base and a few trainable values. The crate knows no
+//! network, no optimizer and no trainer. Four steps use it:
+//!
+//! 1. [`Targets`] select weights by path, and each is read as a matrix ([`Weight`]; linear layers and
+//!    convolutions).
+//! 2. [`Method::plan`] makes an adapter for each weight. Only this step can fail.
+//! 3. [`Plan::attach`] attaches the adapters as burn reparameterizations, without a change of any layer.
+//! 4. [`AdapterState::capture`] copies the trained tensors; `materialize` of burn replaces the weights by
+//!    adapted ones.
+//!
+//! [`Geometry`] tells an optimizer which tensors are rotations. The crate `soda-pipeline` has adapter files
+//! and the formats of other tools.
 //!
 //! | method | effective weight | paper | module |
 //! |---|---|---|---|
 //! | SODA-SVD | `U diag(relu(s + δ)) Vᵀ Rᵀ`, `R = R1 ⊗ … ⊗ Rm` | arXiv 2405.21050 | [`soda`] |
-//! | SODA-QR | `(T + ΔT)ᵀ Qᵀ Rᵀ` | the same | [`soda`] |
+//! | SODA-QR | `(T + ΔT)ᵀ Qᵀ Rᵀ` | arXiv 2405.21050 | [`soda`] |
 //! | SVDiff | `U diag(relu(s + δ)) Vᵀ` | arXiv 2303.11305 | [`soda`] without rotation |
 //! | Kronecker rotation | `W0 Rᵀ` | | [`soda`] without spectrum |
 //! | LoRA, PiSSA | `W0 + s B A` | arXiv 2106.09685, 2404.02948 | [`lora`] |
@@ -27,49 +35,44 @@
 //! struct Net { to_q: Linear }
 //!
 //! let net = Net { to_q: LinearConfig::new(12, 8).init(&Device::default()) };
-//! let plan = SodaConfig::default().plan(&Targets(vec![r"to_q\.weight$".into()]), &net)?; // the step that can fail
-//! let net = plan.attach(net).train();                                          // now train it
-//! let merged = net.valid().materialize();                                      // plain weights again
+//! let plan = SodaConfig::default().plan(&Targets(vec![r"to_q\.weight$".into()]), &net)?;
+//! let net = plan.attach(net).train();          // train it with any optimizer that knows `Geometry`
+//! let merged = net.valid().materialize();      // a network with plain weights
 //! # let _ = merged;
 //! # Ok::<(), soda_adapters::AdapterError>(())
 //! ```
 
-mod adaptation;
-mod attach;
-pub mod blocks;
-pub mod boft;
-mod component;
-mod cost;
-pub mod dora;
+mod adapter;
+mod attached;
 mod error;
-mod file;
 mod fingerprint;
-mod fold;
-pub mod full;
-mod init;
-pub mod interop;
-mod leaf;
-pub mod loha;
-pub mod lokr;
-pub mod lora;
-pub mod merge;
 mod method;
-pub mod oft;
-mod prepare;
-pub mod soda;
-mod table;
-mod target;
-mod tensors;
+mod methods;
+mod named_params;
+mod plan;
+mod rotation_merge;
+mod state;
+mod targets;
+mod weight;
 
-pub use adaptation::{Adaptation, Recipe};
-pub use attach::{Attached, Plan, attach_all, detach, without_adapters};
-pub use component::Component;
-pub use error::AdapterError;
-pub use file::{AdapterFile, Header, WordVectors};
+pub use adapter::Adapter;
+pub use attached::{Attached, attach_all, detach, without_adapters};
+pub use error::{AdapterError, StateError, TargetError};
 pub use fingerprint::fingerprint;
-pub use fold::Weight;
-pub use leaf::{Leaf, leaves, map_leaves};
-pub use method::{Adapter, Geometry, Method};
-pub use soda_linalg::{LinalgError, SvdCache};
-pub use table::{AnyAdapter, METHOD_PRESETS, MethodConfig};
-pub use target::{PRESETS, Preset, Targets};
+pub use method::{Geometry, Method};
+pub use methods::{
+    AnyAdapter, BlockRotation, CayleyForm, METHOD_PRESETS, MethodConfig, MethodPreset, boft, dora,
+    full, loha, lokr, lora, oft, soda,
+};
+pub use named_params::{NamedParam, map_params, named_params};
+pub use plan::{Plan, PlanOptions};
+pub use rotation_merge::MergeRule;
+pub use state::{AdapterState, Recipe};
+pub use targets::{TargetPreset, Targets};
+pub use weight::Weight;
+
+/// Names that the expansion of [`methods!`] needs in another crate.
+#[doc(hidden)]
+pub mod macro_support {
+    pub use soda_linalg::LinalgError;
+}

@@ -1,120 +1,87 @@
-//! The seam between a method and a network: settings in, a checked plan out, then an attachment that
-//! cannot fail.
+//! The trait of a method: settings that make an adapter for each weight.
 
 use std::fmt::Debug;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use soda_linalg::{LinalgError, SvdCache};
 
-use crate::attach::Plan;
+use crate::adapter::Adapter;
 use crate::error::AdapterError;
-use crate::fold::Weight;
-use crate::merge::Combine;
-use crate::prepare::prepare;
-use crate::target::Targets;
+use crate::plan::{Plan, PlanOptions, plan_weights};
+use crate::targets::Targets;
+use crate::weight::Weight;
 
-/// Where a trainable tensor lives, which decides how an optimizer may move it.
+/// The set that a trainable tensor lives in, which decides how an optimizer may move it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Geometry {
-    /// A flat space: any optimizer.
+    /// Euclidean space: any optimizer.
     Euclidean,
-    /// Matrices with orthonormal columns, `QᵀQ = I`: a Riemannian optimizer.
+    /// The Stiefel manifold of matrices with `QᵀQ = I`: a Riemannian optimizer.
     Stiefel,
 }
 
-/// A parameter-efficient method: how one weight becomes a base plus a few trainable numbers.
+/// A parameter-efficient method: the settings by which a weight gets an adapter.
 ///
-/// Three parts are a method: its settings (this), what it attaches ([`Method::Adapter`]), and a row of a
-/// table ([`methods!`](crate::methods)) if it is to be chosen by name.
+/// A new method consists of its settings (this trait), its adapter ([`Method::Adapter`]), and a row of a
+/// table made with [`methods!`](crate::methods) if it is chosen by name. The example `new_method` adds one.
 pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// What it attaches to a weight.
+    /// The adapter of one weight.
     type Adapter: Adapter;
 
-    /// Name in adapter files and configurations.
+    /// Name of the method in adapter files and configurations.
     fn name(&self) -> &'static str;
 
-    /// The adapter of one weight (plain device), which changes nothing yet.
+    /// Makes the initial adapter of one weight; `path` seeds its random values.
+    ///
+    /// The initial adapter leaves the weight as it is. `weight` is on a plain device.
     ///
     /// # Errors
-    /// Unusable settings, or a weight that cannot be decomposed; `path` names it.
-    fn adapter(&self, path: &str, weight: &Weight) -> Result<Self::Adapter, AdapterError>;
+    /// [`AdapterError::Config`] for unusable settings, [`AdapterError::Decomposition`] for a weight that
+    /// cannot be decomposed.
+    fn init(&self, path: &str, weight: &Weight) -> Result<Self::Adapter, AdapterError>;
 
-    /// Whether an adapter begins with the weight's singular value decomposition. A plan has those ready, many at a
-    /// time, which is faster than one by one.
-    fn decomposes(&self) -> bool {
+    /// Whether [`init`](Self::init) uses the singular value decomposition of the weight.
+    ///
+    /// A plan decomposes such weights many at a time, which is faster than one by one.
+    fn needs_svd(&self) -> bool {
         false
     }
 
-    /// Where the trainable tensor with this path lives.
+    /// The geometry of the trainable tensor at this path of a network or of an adapter.
     fn geometry(&self, path: &str) -> Geometry {
         let _ = path;
         Geometry::Euclidean
     }
 
-    /// Prepares an adapter for every targeted weight of `module`, several at once.
+    /// The name of an adapter's tensor in a state: `<weight>.<method>.<parameter>`.
+    fn tensor_name(&self, weight: &str, parameter: &str) -> String {
+        format!("{weight}.{}.{parameter}", self.name())
+    }
+
+    /// Makes the initial adapters of all targeted weights of `module`.
     ///
     /// # Errors
-    /// See [`Targets::select`] and [`Method::adapter`].
+    /// As [`Targets::select`] and [`Method::init`].
     fn plan<M: Module>(
         &self,
         targets: &Targets,
         module: &M,
     ) -> Result<Plan<Self::Adapter>, AdapterError> {
-        self.plan_with(targets, module, None, &mut |_, _| ())
+        self.plan_with(targets, module, &mut PlanOptions::default())
     }
 
-    /// [`Method::plan`] with decompositions from `cache`, where they are there, and into it, where not.
-    /// `on_progress` hears how many weights of how many are decomposed, by a method that does that.
+    /// [`Method::plan`] with a part of the module, target presets, a cache of decompositions and progress.
     ///
     /// # Errors
-    /// Those of [`Method::plan`], and a cache that can be neither read nor written.
+    /// As [`Method::plan`], and a cache that cannot be read or written.
     fn plan_with<M: Module>(
         &self,
         targets: &Targets,
         module: &M,
-        cache: Option<&SvdCache>,
-        on_progress: &mut dyn FnMut(usize, usize),
+        options: &mut PlanOptions<'_>,
     ) -> Result<Plan<Self::Adapter>, AdapterError> {
-        prepare(self, targets.select(module)?, cache, on_progress)
-    }
-}
-
-/// What a method attaches to one weight: a burn module of trainable tensors, and a formula.
-pub trait Adapter: Module + Sync + 'static {
-    /// The adapted weight of the base `w` `[in, out]`, in f32 (f64 where the network is); on the tape
-    /// where `w` is.
-    fn apply(&self, w: Tensor<2>) -> Tensor<2>;
-
-    /// The same adapter turned down or up: 0 is the base, 1 is itself. Rotations turn along their
-    /// geodesic, `Rᵗ = exp(t log R)`; all else goes in proportion. The result is to be applied, not
-    /// trained further.
-    ///
-    /// # Errors
-    /// A rotation by half a turn, which has no shortest way back.
-    fn at_strength(self, t: f64) -> Result<Self, LinalgError>;
-
-    /// `x apply(w)` for rows `x` `[rows, in]` without forming `apply(w)`, where the method can and that is the
-    /// shorter way for so many rows; both in the network's float type.
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
-        let _ = (x, w);
-        None
-    }
-
-    /// Factors `a` `[in, r]` and `b` `[r, out]` with `apply(w) = w + a b`, where the method is of that form.
-    fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
-        None
-    }
-
-    /// One adapter of several with their weights, or `None` where they have no common form; see
-    /// [`merge`](crate::merge).
-    ///
-    /// # Errors
-    /// A rotation by half a turn.
-    fn combine(parts: Vec<(f64, Self)>, how: Combine) -> Result<Option<Self>, LinalgError> {
-        let _ = (parts, how);
-        Ok(None)
+        let weights = targets.select_within(module, options.prefix, options.presets)?;
+        plan_weights(self.needs_svd(), weights, options, |path, weight| self.init(path, weight))
     }
 }

@@ -1,5 +1,8 @@
-//! SODA-SVD beside its input, where two products with singular vectors stand for the one with the weight: as accurate
-//! as that one, measured against f64, on spectra of every kind.
+//! The accuracy of SODA-SVD on the input side, where two products with singular vectors replace the product
+//! with the weight.
+//!
+//! The tests compare its rounding errors with those of the plain product, against f64, on spectra of every
+//! kind.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -14,10 +17,11 @@ use rand_distr::{Distribution as _, StandardNormal};
 use safetensors::SafeTensors;
 use soda_adapters::soda::SodaConfig;
 use soda_adapters::{Method as _, Targets};
-use soda_kernels::{has_library, linear_through, matmul};
+use soda_kernels::{has_vendor_blas, linear_deferred, matmul};
 use soda_linalg::Qr;
+use soda_testing::max_abs;
 
-/// Few enough that the smallest weights are not formed either.
+/// Number of rows, so small that no adapted weight is formed.
 const ROWS: usize = 32;
 
 #[derive(Module, Debug)]
@@ -25,7 +29,7 @@ struct Layer {
     linear: Linear,
 }
 
-/// Normal deviates in f64, the same in every run.
+/// Normal values in f64, with a fixed seed.
 fn normal(seed: u64, shape: [usize; 2]) -> Tensor<2> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let entries = (0..shape[0] * shape[1]).map(|_| StandardNormal.sample(&mut rng)).collect();
@@ -36,7 +40,7 @@ fn from_entries(entries: Vec<f64>, shape: [usize; 2]) -> Tensor<2> {
     Tensor::from_data(TensorData::new(entries, shape), (&Device::default(), DType::F64))
 }
 
-/// A weight `[rows, cols]` with random singular vectors and `σ(i/k)` for singular values.
+/// A weight `[rows, cols]` with random singular vectors and the singular values `spectrum(i/k)`.
 fn with_spectrum([rows, cols]: [usize; 2], spectrum: impl Fn(f64) -> f64) -> Tensor<2> {
     let k = rows.min(cols);
     let [u, v] = [(1, rows), (2, cols)].map(|(seed, n)| Qr::thin(&normal(seed, [n, k])).unwrap().q);
@@ -44,13 +48,14 @@ fn with_spectrum([rows, cols]: [usize; 2], spectrum: impl Fn(f64) -> f64) -> Ten
     matmul(u * from_entries(s, [1, k]), v.transpose()).cast(DType::F32)
 }
 
-/// Errors of `y` for `exact`: root mean square and largest.
+/// Root mean square and largest absolute error of `y`. NaN if any value is NaN.
 fn errors(y: Tensor<2>, exact: &Tensor<2>) -> [f64; 2] {
-    let error = (y.cast(DType::F64) - exact.clone()).abs();
-    [error.clone().square().mean().sqrt().into_scalar(), error.max().into_scalar()]
+    let error = y.cast(DType::F64) - exact.clone();
+    let largest = max_abs(error.clone().into_data().iter::<f64>());
+    [error.square().mean().sqrt().into_scalar(), largest]
 }
 
-/// What a fresh adapter's errors are of the plain product's.
+/// The errors of an initial adapter, relative to those of the plain product.
 fn ratios(w: Tensor<2>) -> [f64; 2] {
     let [input, output] = w.dims();
     let x = normal(3, [ROWS, input]).cast(DType::F32);
@@ -61,14 +66,16 @@ fn ratios(w: Tensor<2>) -> [f64; 2] {
     let layer = Layer { linear: Linear { weight: Param::from_tensor(w.clone()), ..linear } };
     let plan = SodaConfig::default().plan(&Targets(vec!["weight".to_owned()]), &layer).unwrap();
     let layer = plan.attach(layer);
-    let found = errors(linear_through(x, || layer.linear.weight.val(), None), &exact);
+    let found = errors(linear_deferred(x, || layer.linear.weight.val(), None), &exact);
     assert_ne!(found, plain, "the weight was formed");
     [found[0] / plain[0], found[1] / plain[1]]
 }
 
-/// Two products have the roundings of two, and the factors one each: about √3 in the mean. The largest of `n` errors that
-/// are all independent is about `√(2 ln n)` of their mean, 4 here; errors all along one singular vector are a row's times
-/// a column's, and the largest is twice that.
+/// Checks the relative errors of a weight.
+///
+/// The two products and the two rounded factors give about √3 in the mean. The largest of `n` independent
+/// errors is about `√(2 ln n)` times their mean, which is 4 here. Errors along one singular vector are
+/// products of a row's and a column's error, and the largest is twice that.
 fn check(name: &str, w: Tensor<2>) {
     let [mean, largest] = ratios(w);
     assert!(
@@ -78,9 +85,9 @@ fn check(name: &str, w: Tensor<2>) {
 }
 
 #[test]
-fn as_accurate_as_the_plain_product_on_spectra_of_every_kind() {
-    if !Device::default().supports_dtype(DType::F64) || has_library(&normal(0, [1, 1])) {
-        // A GPU with a vendor's library adds the shift to the plain product, always.
+fn rounding_errors_are_those_of_the_plain_product_on_every_spectrum() {
+    if !Device::default().supports_dtype(DType::F64) || has_vendor_blas(&normal(0, [1, 1])) {
+        // A GPU with a vendor's library always adds the shift to the plain product.
         return;
     }
     for shape in [[320, 320], [768, 320], [320, 768]] {
@@ -96,9 +103,9 @@ fn as_accurate_as_the_plain_product_on_spectra_of_every_kind() {
 }
 
 #[test]
-fn as_accurate_as_the_plain_product_on_trained_weights() {
-    if !Device::default().supports_dtype(DType::F64) || has_library(&normal(0, [1, 1])) {
-        // A GPU with a vendor's library adds the shift to the plain product, always.
+fn rounding_errors_are_those_of_the_plain_product_on_trained_weights() {
+    if !Device::default().supports_dtype(DType::F64) || has_vendor_blas(&normal(0, [1, 1])) {
+        // A GPU with a vendor's library always adds the shift to the plain product.
         return;
     }
     let file = "../../examples/toybox/base/unet/diffusion_pytorch_model.safetensors";

@@ -1,46 +1,179 @@
-//! The one file of the workspace that names a backend.
+//! The devices of this build. No other file of soda-cli names a backend.
+
+use std::fmt;
+use std::str::FromStr;
 
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 
-/// Where to compute; `auto` is the best this build has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceKind {
+/// The value of `--device`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum DeviceChoice {
+    /// The best device that this build and this machine have.
     #[default]
     Auto,
-    /// The processor
+    /// The processor.
     Cpu,
-    /// A graphics card through Vulkan, Metal, DX12 or WebGPU
-    Wgpu,
-    /// An NVIDIA card
-    Cuda,
+    /// A GPU through Vulkan, Metal, DX12 or WebGPU: the default adapter, or one by its index.
+    Wgpu(Option<usize>),
+    /// An NVIDIA GPU: the first, or one by its index.
+    Cuda(Option<usize>),
 }
 
-impl DeviceKind {
-    /// # Errors
-    /// The build lacks that backend.
-    pub(crate) fn open(self) -> Result<Device> {
-        #[cfg(feature = "persistence")]
-        soda_kernels::keep_compiled_kernels();
-        match self {
-            Self::Auto => Ok(Device::default()),
-            #[cfg(feature = "cpu")]
-            Self::Cpu => Ok(Device::flex()),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-            #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(Device::cuda(0)),
-            #[allow(unreachable_patterns, reason = "a build with every backend lacks none")]
-            kind => anyhow::bail!(
-                "this soda was built without the {kind:?} backend; build it with `--features {}`",
-                kind.to_possible_value().as_ref().map_or("", |value| value.get_name()),
-            ),
+/// The backends that this build has, by their names in `--device`.
+const BACKENDS: &[&str] = &[
+    #[cfg(feature = "cpu")]
+    "cpu",
+    #[cfg(feature = "wgpu")]
+    "wgpu[:N]",
+    #[cfg(feature = "cuda")]
+    "cuda[:N]",
+];
+
+/// The help text of `--device`.
+pub(crate) fn help() -> String {
+    format!(
+        "Where to compute: auto, cpu, wgpu[:N] (Vulkan, Metal, DX12, WebGPU) or cuda[:N] (NVIDIA). N is the index of \
+         the GPU. auto takes the best that the machine has. This build has: {}",
+        BACKENDS.join(", ")
+    )
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => {
+                (name, index.parse::<usize>().map(Some).map_err(|_| expected())?)
+            }
+            None => (text, None),
+        };
+        match (name, index) {
+            ("auto", None) => Ok(Self::Auto),
+            ("cpu", None) => Ok(Self::Cpu),
+            ("wgpu", index) => Ok(Self::Wgpu(index)),
+            ("cuda", index) => Ok(Self::Cuda(index)),
+            _ => Err(expected()),
         }
     }
 }
 
-/// In which precision weights are kept and networks compute.
+fn expected() -> String {
+    "give auto, cpu, wgpu, wgpu:N, cuda or cuda:N, where N is the index of a GPU".to_owned()
+}
+
+/// Writes the choice as `--device` takes it.
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, index) = match self {
+            Self::Auto => ("auto", None),
+            Self::Cpu => ("cpu", None),
+            Self::Wgpu(index) => ("wgpu", *index),
+            Self::Cuda(index) => ("cuda", *index),
+        };
+        match index {
+            Some(index) => write!(formatter, "{name}:{index}"),
+            None => formatter.write_str(name),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// This build lacks the backend, or the machine has no GPU with this index.
+    pub(crate) fn open(self) -> Result<Device> {
+        #[cfg(feature = "persistence")]
+        soda_kernels::enable_kernel_cache();
+        match self {
+            Self::Auto => Ok(best()),
+            #[cfg(feature = "cpu")]
+            Self::Cpu => Ok(Device::flex()),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(None) => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(Some(index)) => nth(burn::tensor::DeviceType::Wgpu, index, "wgpu"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(None) => Ok(Device::cuda(0)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Some(index)) => nth(burn::tensor::DeviceType::Cuda, index, "CUDA"),
+            #[allow(unreachable_patterns, reason = "a build with every backend lacks none")]
+            Self::Cpu | Self::Wgpu(_) | Self::Cuda(_) => {
+                let choice = self.to_string();
+                let name = choice.split(':').next().unwrap_or_default();
+                anyhow::bail!(
+                    "this soda was built without the {name} backend; build it with `--features {name}`"
+                )
+            }
+        }
+    }
+
+    /// The same backend without an index.
+    pub(crate) fn without_index(self) -> Self {
+        match self {
+            Self::Wgpu(_) => Self::Wgpu(None),
+            Self::Cuda(_) => Self::Cuda(None),
+            choice => choice,
+        }
+    }
+}
+
+/// Returns the device `index` of those that the backend finds on this machine.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn nth(backend: burn::tensor::DeviceType, index: usize, name: &str) -> Result<Device> {
+    let mut found = Device::enumerate(backend).into_vec();
+    anyhow::ensure!(
+        index < found.len(),
+        "there is no {name} device {index}: this machine has {}, counted from 0",
+        found.len()
+    );
+    Ok(found.swap_remove(index))
+}
+
+/// The best device: an NVIDIA GPU, another GPU, then the processor, of the backends in this build.
+///
+/// A build with one backend uses that backend. burn's environment variable `BURN_DEVICE` overrides the
+/// choice.
+fn best() -> Device {
+    if BACKENDS.len() > 1 && std::env::var_os("BURN_DEVICE").is_none() {
+        #[cfg(feature = "cuda")]
+        if !Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec().is_empty() {
+            return Device::cuda(0);
+        }
+        #[cfg(feature = "wgpu")]
+        if has_gpu() {
+            return Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+        }
+        #[cfg(feature = "cpu")]
+        return Device::flex();
+    }
+    Device::default()
+}
+
+/// Whether wgpu finds a GPU. A software rasterizer (lavapipe, llvmpipe, WARP) is slower than the CPU backend.
+#[cfg(feature = "wgpu")]
+fn has_gpu() -> bool {
+    let software = Device::wgpu(burn::tensor::DeviceKind::Cpu);
+    let found = Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec();
+    found.iter().any(|device| *device != software)
+}
+
+/// The device for work that computes nothing, such as a conversion: the processor if this build has it.
+#[cfg(feature = "cpu")]
+pub(crate) fn host() -> Device {
+    Device::flex()
+}
+
+/// The device for work that computes nothing, in a build without the CPU backend: the default device.
+#[cfg(not(feature = "cpu"))]
+pub(crate) fn host() -> Device {
+    Device::default()
+}
+
+/// The precision of weights and computations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
     #[default]
@@ -59,7 +192,7 @@ impl From<Precision> for FloatDType {
     }
 }
 
-/// In how many parts a batch is best computed: a processor's threads work apart.
+/// The best number of shards of a batch: one per thread on the processor, otherwise one.
 pub(crate) fn shards(device: &Device) -> usize {
     #[cfg(feature = "cpu")]
     if *device == Device::flex() {
@@ -67,4 +200,34 @@ pub(crate) fn shards(device: &Device) -> usize {
     }
     let _ = device;
     1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_written_as_it_is_read() {
+        for text in ["auto", "cpu", "wgpu", "wgpu:0", "cuda", "cuda:13"] {
+            let choice = DeviceChoice::from_str(text);
+            assert_eq!(choice.as_ref().map(ToString::to_string), Ok(text.to_owned()));
+        }
+        for text in ["", "gpu", "auto:0", "cpu:1", "cuda:", "cuda:-1", "cuda:0:1", "CUDA"] {
+            assert_eq!(DeviceChoice::from_str(text), Err(expected()), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_default_device_opens() {
+        assert!(DeviceChoice::default().open().is_ok());
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_missing_backend_is_named_with_its_feature() {
+        let error = DeviceChoice::Cuda(Some(1)).open().map_err(|error| error.to_string());
+        let message =
+            "this soda was built without the cuda backend; build it with `--features cuda`";
+        assert_eq!(error.err().as_deref(), Some(message));
+    }
 }

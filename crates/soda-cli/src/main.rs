@@ -1,12 +1,15 @@
-//! `soda`: personalise Stable Diffusion from the command line.
+//! `soda`: parameter-efficient fine-tuning of Stable Diffusion from the command line.
 //!
-//! Exit codes: 0 done, 1 could not be done, 2 typed wrongly.
+//! Exit codes: 0 success, 1 failure, 2 invalid command line.
 
+mod adapter_loading;
 mod args;
-mod base;
+mod base_model;
+mod child;
 mod command;
 mod device;
 mod progress;
+mod synthetic;
 
 use std::process::ExitCode;
 
@@ -24,12 +27,12 @@ use crate::command::inspect::InspectArgs;
 use crate::command::merge::MergeArgs;
 use crate::command::train::TrainArgs;
 
-/// Training allocates and frees a tape's tensors in every step; the system's allocator gives such blocks
-/// back each time and pays for it in page faults.
+/// Training allocates and frees the tensors of the autodiff graph in every step. The system's allocator
+/// returns such blocks to the system each time, which costs page faults.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Personalise Stable Diffusion to a subject or a style with SODA adapters.
+/// Fine-tune Stable Diffusion on a subject or a style with SODA and other adapters.
 #[derive(Debug, Parser)]
 #[command(name = "soda", version, max_term_width = 100)]
 struct Args {
@@ -39,27 +42,27 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Learn a subject or a style from a folder of pictures
+    /// Train an adapter on a subject or a style from a folder of images
     Train(Box<TrainArgs>),
-    /// Say which settings a run would have, which presets there are, or what is wrong with a file
+    /// Print the settings of a run, list the presets, or check a configuration file
     Config(Box<ConfigArgs>),
-    /// Draw pictures, with or without an adapter
+    /// Generate images, with or without an adapter
     Generate(GenerateArgs),
-    /// Fold an adapter into its base: a diffusers directory for other tools
+    /// Merge an adapter, or two, into the base: a diffusers directory for other tools
     Merge(MergeArgs),
-    /// Write a model in another layout or precision
+    /// Convert a model to another layout or precision
     Convert(ConvertArgs),
-    /// Read a LoRA, DoRA, OFT, LoHa or LoKr of other tools as an adapter
+    /// Convert a LoRA, DoRA, OFT, LoHa or LoKr file of other tools to an adapter
     Import(ImportArgs),
-    /// Write an adapter for other tools: kohya, diffusers, PEFT, or whole deltas
+    /// Export an adapter for other tools: kohya, diffusers, PEFT, or full weight deltas
     Export(ExportArgs),
-    /// Say what a model directory or an adapter file holds
+    /// Print the contents of a model directory or an adapter file
     Inspect(InspectArgs),
-    /// Draw the prompts of a data set and score them
+    /// Generate the prompts of a data set and score the images
     Evaluate(EvaluateArgs),
-    /// Compare ways to train over subjects and seeds, and report
+    /// Compare training configurations over data sets and seeds, and write a report
     Compare(CompareArgs),
-    /// Time training steps on this machine, with random weights
+    /// Measure the time of training steps on this machine, with random weights
     Bench(BenchArgs),
 }
 
@@ -80,8 +83,89 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::say_error(&error);
+            progress::print_error(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::path::Path;
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs};
+    use crate::device::DeviceChoice;
+
+    fn parse(argv: Vec<OsString>) -> Option<Command> {
+        let argv = [OsString::from("soda")].into_iter().chain(argv);
+        Args::try_parse_from(argv).ok().map(|args| args.command)
+    }
+
+    #[test]
+    fn the_options_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    /// `soda compare` starts `soda evaluate` by a command line. It must give the options it was made from.
+    #[test]
+    fn a_command_line_of_evaluate_parses_to_its_options() {
+        let cache = CacheArg { cache: Some("caches".into()) };
+        let one = MergedArgs {
+            adapter: Some("runs/a/adapter.safetensors".into()),
+            strength: -0.1,
+            cache: cache.clone(),
+            ..MergedArgs::default()
+        };
+        let two = MergedArgs {
+            subject: Some("a".into()),
+            style: Some("b".into()),
+            weights: vec![-1.0 / 3.0, 1e-9],
+            mode: MergeModeName::Geodesic,
+            restore: 0.7,
+            cache,
+            ..MergedArgs::default()
+        };
+        for (merged, device) in [
+            (one, DeviceChoice::Wgpu(Some(3))),
+            (two, DeviceChoice::Cpu),
+            (MergedArgs::default(), DeviceChoice::Auto),
+        ] {
+            let args = EvaluateArgs {
+                base: "models/toy".into(),
+                judges: "eval".into(),
+                data: "photos/a mug".into(),
+                trigger: Some("sks mug".to_owned()),
+                held_out: 0.3,
+                like: Some("photos/chalk".into()),
+                merged,
+                prompt: vec!["--a, \"mug\"".to_owned(), String::new()],
+                unrelated: vec!["a blue boat".to_owned()],
+                seed: u64::MAX,
+                steps: 7,
+                guidance: 7.5,
+                out: "out".into(),
+                device: DeviceArg { device },
+            };
+            let Some(Command::Evaluate(parsed)) = parse(args.to_argv()) else {
+                panic!("not an evaluation: {:?}", args.to_argv())
+            };
+            assert_eq!(parsed, args);
+        }
+    }
+
+    #[test]
+    fn a_command_line_of_train_parses_to_its_options() {
+        let cache = CacheArg { cache: Some("caches".into()) };
+        let device = DeviceArg { device: DeviceChoice::Cuda(None) };
+        let (config, runs) = (Path::new("runs/a-0.toml"), Path::new("runs"));
+        let argv = command::train::train_argv(config, runs, "a-0", &cache, &device);
+        let Some(Command::Train(parsed)) = parse(argv) else { panic!("not a training") };
+        assert_eq!(parsed.settings.config.as_deref(), Some(config));
+        assert_eq!((parsed.name.as_deref(), &*parsed.runs), (Some("a-0"), runs));
+        assert_eq!((parsed.cache, parsed.device), (cache, device));
     }
 }

@@ -1,5 +1,6 @@
-//! Everything the program says. Bars and chatter go to standard error, and only to a terminal; results go
-//! to standard output.
+//! All output of the program.
+//!
+//! Progress bars and messages go to standard error; bars only to a terminal. Results go to standard output.
 
 use std::io::{ErrorKind, Write as _};
 use std::time::Duration;
@@ -7,14 +8,14 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use soda_train::Event;
 
-/// One progress bar, a stage at a time.
+/// A progress bar that shows one stage at a time.
 #[derive(Default)]
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
-    /// Shows an event. indicatif itself stays silent where standard error is no terminal.
+    /// Shows an event. indicatif draws nothing if standard error is no terminal.
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Stage { name } => {
@@ -36,12 +37,12 @@ impl Progress {
                 }
                 bar.set_position(done as u64);
             }
-            Event::Warning(text) => self.say(&format!("warning: {text}")),
-            Event::Note(text) => self.say(text),
+            Event::Warning(text) => self.warn(text),
+            Event::Note(text) => self.print(text),
         }
     }
 
-    /// Shows the transfer of a file, in bytes.
+    /// Shows the progress of a download, in bytes.
     #[cfg(feature = "hub")]
     pub(crate) fn transfer(&mut self, file: &str, done: usize, total: usize) {
         if self.bar.as_ref().is_none_or(|bar| bar.prefix() != file) {
@@ -54,20 +55,25 @@ impl Progress {
         }
     }
 
-    /// Whether there is a bar.
+    /// Whether a bar is shown.
     pub(crate) fn is_shown(&self) -> bool {
         self.bar.is_some()
     }
 
-    /// A line above the bar, on standard error, terminal or not.
-    pub(crate) fn say(&self, line: &str) {
+    /// Prints a warning on standard error, above the bar.
+    pub(crate) fn warn(&self, text: &str) {
+        self.print(&format!("warning: {text}"));
+    }
+
+    /// Prints a line on standard error, above the bar.
+    pub(crate) fn print(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| say_aside(line)),
-            None => say_aside(line),
+            Some(bar) => bar.suspend(|| print_stderr(line)),
+            None => print_stderr(line),
         }
     }
 
-    /// Leaves the last bar standing, filled.
+    /// Finishes the bar and leaves it on the terminal.
     pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish();
@@ -75,25 +81,25 @@ impl Progress {
     }
 }
 
-/// A line of result on standard output. Where it cannot be written, nobody waits for the rest.
-pub(crate) fn say_result(line: &str) {
+/// Prints a line of the result on standard output. Ends the process if it cannot be written.
+pub(crate) fn print_result(line: &str) {
     if let Err(error) = writeln!(std::io::stdout(), "{line}") {
-        // The reader of a pipe may have seen enough, as `head` has.
+        // The reader of a pipe, such as `head`, may close it early.
         if error.kind() == ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
-        say_aside(&format!("error: cannot write to standard output: {error}"));
+        print_stderr(&format!("error: cannot write to standard output: {error}"));
         std::process::exit(1);
     }
 }
 
-/// A line on standard error, which may be closed.
-fn say_aside(line: &str) {
+/// Prints a line on standard error. Ignores a closed stream.
+fn print_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// An error with its causes, in one line. A sentence often has its cause in it: that is not said again.
-pub(crate) fn say_error(error: &anyhow::Error) {
+/// Prints an error and its causes on one line. Leaves out a cause whose text the line already has.
+pub(crate) fn print_error(error: &anyhow::Error) {
     let mut line = String::from("error");
     for cause in error.chain().map(ToString::to_string) {
         if !line.contains(&cause) {
@@ -101,18 +107,18 @@ pub(crate) fn say_error(error: &anyhow::Error) {
             line.push_str(&cause);
         }
     }
-    say_aside(&line);
+    print_stderr(&line);
 }
 
-/// A stage of known length.
+/// The bar of a stage with a known length.
 const BAR: &str = "{prefix:>16} [{bar:30}] {pos}/{len} {msg} {per_sec} {elapsed}<{eta}";
-/// A file on its way.
+/// The bar of a download.
 #[cfg(feature = "hub")]
 const BYTES: &str = "{prefix:>40} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-/// A stage that says nothing until it is done.
+/// The spinner of a stage without a known length.
 const SPINNER: &str = "{prefix:>16} {spinner} {elapsed}";
 
 fn style(template: &str) -> ProgressStyle {
-    // A template that does not parse would be a bug of this file; the default bar still works then.
+    // An invalid template would be a bug of this file. The default bar works then.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

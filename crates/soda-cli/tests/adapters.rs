@@ -1,4 +1,4 @@
-//! Adapters between methods and tools: trained by name, merged in pairs, exported and imported.
+//! Adapters of several methods: trained, merged in pairs, exported and imported.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 struct Desk(tempfile::TempDir);
 
 impl Desk {
-    /// Two steps of each method on the first layers, in `runs/<method>-<seed>`.
+    /// Trains two steps of each method on the first layers, in `runs/<method>-<seed>`.
     fn trained(runs: &[(&str, &str)]) -> Self {
         let desk = Self(tempfile::tempdir().unwrap());
         let config = format!(
@@ -65,7 +65,7 @@ fn base() -> String {
     toybox("base").to_str().unwrap().to_owned()
 }
 
-/// All numbers of a file, by the order of its names.
+/// All values of a file, in the order of its keys.
 fn floats(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -97,7 +97,7 @@ fn error(a: &[f32], b: &[f32], base: &[f32]) -> f64 {
 }
 
 #[test]
-fn exports_come_back_as_the_same_adapter() {
+fn an_export_imports_as_the_same_adapter() {
     let desk = Desk::trained(&[("soda-qr", "0"), ("dora", "0"), ("oft", "0")]);
     let base = base();
     let plain = floats(&toybox("base").join("unet/diffusion_pytorch_model.safetensors"));
@@ -130,7 +130,7 @@ fn exports_come_back_as_the_same_adapter() {
             let said = desk.run(&["import", &out, "--base", &base, "--out", &back]);
             assert!(said.contains("3 weights matched, 0 names left out"), "{said}");
             desk.run(&["merge", "--base", &base, "--adapter", &back, "--out", &again]);
-            // Within the budget, and beside it the rounding of the model's own float type.
+            // The budget, and the rounding of the model's dtype.
             let error = error(&desk.unet(&again), &desk.unet(&merged), &plain);
             assert!(error < 0.015, "{method} as {format}: {error:.1e}");
         }
@@ -146,7 +146,7 @@ fn exports_come_back_as_the_same_adapter() {
 }
 
 #[test]
-fn a_subject_and_a_style_become_one_model() {
+fn a_subject_and_a_style_merge_into_one_model() {
     let desk = Desk::trained(&[("soda", "0"), ("soda", "1"), ("lora", "0")]);
     let base = base();
     let (subject, style) = ("runs/soda-0/adapter.safetensors", "runs/soda-1/adapter.safetensors");
@@ -160,7 +160,7 @@ fn a_subject_and_a_style_become_one_model() {
         run(merge(style, &["--weights", "1,0", "--mode", mode, "--out", mode]));
         let plain = floats(&toybox("base").join("unet/diffusion_pytorch_model.safetensors"));
         let error = error(&desk.unet(mode), &desk.unet("alone"), &plain);
-        // The rounding of the model's float type.
+        // The rounding of the model's dtype.
         assert!(error < 0.01, "{mode}: {error:.1e}");
     }
     let both = ["--weights", "0.8,0.6", "--mode", "geodesic", "--restore", "1", "--out", "both"];
@@ -176,7 +176,7 @@ fn a_subject_and_a_style_become_one_model() {
 }
 
 #[test]
-fn decompositions_are_kept_where_a_folder_is_given() {
+fn decompositions_are_cached_if_a_folder_is_given() {
     let desk = Desk::trained(&[("soda", "0")]);
     let base = base();
     let adapter = "runs/soda-0/adapter.safetensors";
@@ -192,7 +192,7 @@ fn decompositions_are_kept_where_a_folder_is_given() {
         kept
     };
     let first = kept();
-    // One for each adapted weight; the second time they are read and not written.
+    // There is one file per adapted weight. The second command reads and does not write them.
     assert_eq!(first.len(), 3);
     desk.run(&[&merge[..], &["--cache", "svd", "--out", "second"]].concat());
     assert_eq!(kept(), first);

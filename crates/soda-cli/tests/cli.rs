@@ -1,4 +1,4 @@
-//! The binary as a user meets it: the main path in short, and every mistake in one sentence.
+//! The main commands, and the message of every user mistake.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use common::{soda, toybox};
 
-/// Runs a mistake: exit code `code`, one sentence that contains `needle`, no panic, nothing written.
+/// Asserts that a command fails with exit code `code` and a message that contains `needle`, and writes
+/// nothing.
 #[track_caller]
 fn refused(args: &[&str], code: i32, needle: &str) {
     let folder = tempfile::tempdir().unwrap();
@@ -73,7 +74,7 @@ fn train_generate_merge_inspect() {
         "a photo of a sks mug",
     ]);
     assert!(
-        said.contains("CLIP-T") && said.contains("10580 trained numbers on 56 layers"),
+        said.contains("CLIP-T") && said.contains("10580 trained parameters on 56 layers"),
         "{said}"
     );
     for file in [
@@ -87,14 +88,14 @@ fn train_generate_merge_inspect() {
     ] {
         assert!(folder.path().join("runs/mug").join(file).is_file(), "{file} is missing");
     }
-    // One file: figures and pictures are in it, nothing is fetched.
+    // The report contains its figures and images and links to nothing.
     let report = std::fs::read_to_string(folder.path().join("runs/mug/report.html")).unwrap();
     assert!(report.contains("<svg") && report.contains("src=\"data:image/png;base64,"));
     assert!(
         !report.contains("src=\"http") && !report.contains("href="),
         "the report needs a network"
     );
-    // The name is taken now: refused, and what is there stays.
+    // The name is taken, so that a second run is refused.
     let again = soda(folder.path(), &["train", "--config", "short.toml", "--name", "mug"]);
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("already holds a run"));
@@ -127,7 +128,7 @@ fn train_generate_merge_inspect() {
         let file = folder.path().join(name).join("seed0-00.png");
         soda_models::image::read_rgb(&file).unwrap()
     };
-    assert_eq!(pixels("a"), pixels("b"), "merged and applied adapters draw different pictures");
+    assert_eq!(pixels("a"), pixels("b"), "merged and attached adapters give different images");
     run(&["generate", "--base", base, "--prompt", "a sks mug", "--steps", "2", "--out", "c"]);
     run(&[
         "generate",
@@ -159,16 +160,18 @@ fn a_missing_model_is_named() {
 }
 
 #[test]
-fn wrong_words_are_usage() {
+fn invalid_options_are_usage_errors() {
     refused(&["train"], 1, "--config");
     refused(&["train", "--resume", "a", "--steps", "3"], 2, "--steps");
     refused(&["paint"], 2, "paint");
+    let generate = ["generate", "--base", "x", "--prompt", "a", "--device"];
+    refused(&[&generate[..], &["gpu"]].concat(), 2, "cuda:N");
     refused(&["generate", "--base", "x", "--prompt", "a", "--strength", "0.5"], 2, "--adapter");
     refused(&["generate", "--base", "x", "--prompt", "a", "--steps", "0"], 2, "--steps");
 }
 
 #[test]
-fn output_that_nobody_takes_is_no_panic() {
+fn a_closed_standard_output_is_no_panic() {
     let inspect = |stdout: Stdio| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
         command.arg("inspect").arg(toybox("base")).stdout(stdout).stderr(Stdio::piped());
@@ -279,7 +282,7 @@ fn an_adapter_for_another_base_is_refused() {
     assert!(train.status.success(), "{}", String::from_utf8_lossy(&train.stderr));
     let adapter = folder.path().join("runs/one/adapter.safetensors");
     let adapter = adapter.to_str().unwrap();
-    // Another base of the same shapes: every weight's last bits differ.
+    // A base with the same shapes, in which the last bit of every weight differs.
     let other = damaged_base("unet/diffusion_pytorch_model.safetensors", |mut bytes| {
         let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 8;
         bytes[header..].iter_mut().step_by(2).for_each(|low| *low ^= 1);

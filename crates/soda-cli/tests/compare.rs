@@ -1,4 +1,4 @@
-//! `soda compare`: what a plan needs, and data that say nothing of themselves, from plan to report.
+//! `soda compare`: checks of a plan, and a comparison from plan to report.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -13,7 +13,7 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare")
 }
 
-/// What `soda compare PLAN --check` says in `folder`, and whether all is there.
+/// Runs `soda compare PLAN --check` in `folder`. Returns whether it succeeds, and its output.
 fn check(folder: &Path, plan: &Path) -> (bool, String) {
     let output = soda(folder, &["compare", plan.to_str().unwrap(), "--check"]);
     let said = [output.stdout, output.stderr].concat();
@@ -21,7 +21,7 @@ fn check(folder: &Path, plan: &Path) -> (bool, String) {
 }
 
 #[test]
-fn every_plan_of_the_examples_says_what_it_would_do_and_what_is_missing() {
+fn every_example_plan_lists_its_runs_and_missing_files() {
     let root = examples().join("../..");
     for entry in std::fs::read_dir(examples()).unwrap() {
         let path = entry.unwrap().path();
@@ -32,7 +32,7 @@ fn every_plan_of_the_examples_says_what_it_would_do_and_what_is_missing() {
         let missing = said.contains("missing: dreambooth/dataset/backpack_dog\n");
         assert_eq!(missing, external, "{said}");
     }
-    // Everywhere else the bundled data are missing too.
+    // In another folder, the bundled data are missing too.
     let empty = tempfile::tempdir().unwrap();
     let (usable, said) = check(empty.path(), &examples().join("standing.toml"));
     assert!(!usable && said.contains("missing: examples/toybox/base\n"), "{said}");
@@ -41,7 +41,7 @@ fn every_plan_of_the_examples_says_what_it_would_do_and_what_is_missing() {
 }
 
 #[test]
-fn the_plan_of_dreambooth_lacks_only_its_folders() {
+fn the_dreambooth_plan_needs_only_its_folders() {
     let folder = tempfile::tempdir().unwrap();
     let plan = examples().join("dreambooth.toml");
     let (_, said) = check(folder.path(), &plan);
@@ -60,17 +60,17 @@ fn the_plan_of_dreambooth_lacks_only_its_folders() {
     }
     let (usable, said) = check(folder.path(), &plan);
     assert!(usable, "{said}");
-    // Nothing can be held out of one picture.
+    // No image can be held out of a data set of one image.
     std::fs::remove_file(folder.path().join("dreambooth/dataset/vase/00.jpg")).unwrap();
     let (usable, said) = check(folder.path(), &plan);
-    assert!(!usable && said.contains("dreambooth/dataset/vase cannot be learnt"), "{said}");
+    assert!(!usable && said.contains("dreambooth/dataset/vase cannot be used for training"), "{said}");
 }
 
 #[test]
-fn pictures_alone_are_learnt_and_judged_by_what_the_plan_says() {
+fn images_without_captions_are_trained_and_scored_by_the_plan() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    // As DreamBooth's: a folder of pictures, without a word.
+    // A folder of images without captions, such as DreamBooth's.
     let mug = folder.join("set/mug2");
     std::fs::create_dir_all(&mug).unwrap();
     for name in ["00.png", "01.png", "02.png"] {
@@ -111,7 +111,7 @@ unrelated = ["a blue boat"]
     let output = soda(folder, &["compare", "plan.toml", "--out", "out"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("DINO to subject"), "there is no truth: {said}");
+    assert!(said.contains("DINO to subject"), "the data set has no true images: {said}");
 
     let line = |name: &str| -> Value {
         let text = std::fs::read_to_string(folder.join("out").join(name)).unwrap();
@@ -120,7 +120,8 @@ unrelated = ["a blue boat"]
     let record = line("results.jsonl");
     assert_eq!(record["trace"].as_array().unwrap().len(), 1);
     assert_eq!(record["truth"], Value::Null);
-    // A look at what was trained is what the run saw at its end: prompts, identifier, pictures held out.
+    // The evaluation at strength 1 has the scores of the run: the same prompts, identifier and held-out
+    // images.
     assert_eq!(line("probes.jsonl")["scores"], record["after"]);
     let last = &line("peft.jsonl")["train_info"]["metrics"][1];
     for (theirs, ours) in [("test dino_similarity", "dino"), ("drift", "drift_dino")] {
@@ -135,6 +136,6 @@ unrelated = ["a blue boat"]
     let scores: Value = serde_json::from_str(&scores).unwrap();
     assert_eq!(scores["held_out"].as_array().unwrap().len(), 1);
     let report = std::fs::read_to_string(folder.join("out/report.html")).unwrap();
-    assert!(report.contains("pictures held out"), "{report}");
+    assert!(report.contains("the held-out images"), "{report}");
     assert!(report.contains("Over the steps"), "{report}");
 }

@@ -1,4 +1,4 @@
-//! Pictures of every shape, masks and caches, from the command line.
+//! Images of several shapes, masks and caches, from the command line.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -9,9 +9,9 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use common::{soda, toybox};
-use soda_adapters::AdapterFile;
+use soda_pipeline::AdapterFile;
 
-/// A folder with pictures of three shapes, `mug`.
+/// A folder with a data set `mug` of images of three shapes.
 struct Desk {
     folder: tempfile::TempDir,
 }
@@ -34,7 +34,7 @@ impl Desk {
         self.folder.path().join(name)
     }
 
-    /// A short run with the settings that a data set could disturb.
+    /// A short run with the settings that interact with the data set.
     fn train(&self, name: &str, settings: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
         command.current_dir(self.folder.path()).args(["train", "--name", name, "--base"]);
@@ -56,7 +56,7 @@ impl Desk {
         output
     }
 
-    /// What a run of this name came to.
+    /// The losses and the adapter of a finished run.
     fn result(&self, name: &str) -> (String, AdapterFile) {
         let run = self.path("runs").join(name);
         let losses = std::fs::read_to_string(run.join("loss.csv")).unwrap();
@@ -82,9 +82,10 @@ fn wait_for(path: &Path) {
     }
 }
 
-/// Batches of three shapes, over accumulation, threads and a prior; killed and resumed to the bit.
+/// Batches of three shapes with gradient accumulation, shards and a prior. A killed and resumed run gives
+/// the same bits.
 #[test]
-fn buckets_are_told_and_a_run_with_them_resumes_to_the_bit() {
+fn buckets_are_reported_and_a_run_with_buckets_resumes_to_the_bit() {
     let desk = Desk::new();
     let prior = format!("prior.data={}", toybox("subjects/garden_house").display());
     let settings = [
@@ -111,7 +112,7 @@ fn buckets_are_told_and_a_run_with_them_resumes_to_the_bit() {
 }
 
 #[test]
-fn buckets_that_cannot_be_are_refused_in_a_sentence() {
+fn invalid_buckets_are_refused_in_one_sentence() {
     let desk = Desk::new();
     for (setting, needle) in [
         ("buckets.step=10", "`buckets.step` is 10: it must be a multiple of 4"),
@@ -126,9 +127,9 @@ fn buckets_that_cannot_be_are_refused_in_a_sentence() {
     }
 }
 
-/// With every part white a mask changes no bit; with a part black it does, for either loss.
+/// A white mask changes no bit of either loss. A mask that is partly black does.
 #[test]
-fn masks_weight_the_loss_and_white_ones_change_nothing() {
+fn masks_weight_the_loss_and_white_masks_change_nothing() {
     let desk = Desk::new();
     let common = ["buckets.step=8", "augment.flip=true", "prior.prompt=a house"];
     let prior = format!("prior.data={}", toybox("subjects/garden_house").display());
@@ -158,9 +159,9 @@ fn masks_weight_the_loss_and_white_ones_change_nothing() {
     assert!(said(&refused).contains("00.mask.png is black everywhere"), "{}", said(&refused));
 }
 
-/// A second start asks no encoder and is the same run; a changed picture alone is encoded anew.
+/// A second start runs no encoder and gives the same run. Only a changed image is encoded again.
 #[test]
-fn a_second_start_finds_everything_and_is_the_same_to_the_bit() {
+fn a_second_start_finds_all_encodings_and_gives_the_same_bits() {
     let desk = Desk::new();
     let prior = format!("prior.data={}", toybox("subjects/garden_house").display());
     let settings = ["buckets.step=8", "augment.flip=true", "prior.prompt=a house", &prior];
@@ -172,7 +173,8 @@ fn a_second_start_finds_everything_and_is_the_same_to_the_bit() {
     desk.run("without", &settings);
     let first = cached("first");
     let second = cached("second");
-    // Four pictures, mirrored as well, and their caption; five of the class with a caption each; and none, twice.
+    // Encodings: four images, their mirror images and their caption; five prior images with captions; the
+    // empty prompt, twice.
     assert!(first.contains("cache: 1 encodings found, 20 made"), "{first}");
     assert!(second.contains("cache: 21 encodings found, 0 made"), "{second}");
     desk.same("without", "first");

@@ -1,4 +1,4 @@
-//! `soda evaluate`: the scores of a run again, of two adapters merged, and of the base.
+//! `soda evaluate`: the scores of a run, of two merged adapters, and of the base.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -9,7 +9,7 @@ use std::path::Path;
 use common::{soda, toybox};
 use serde_json::Value;
 
-/// The program in `folder` with the bundled base and judges.
+/// Runs the program in `folder` with the bundled base and judges.
 fn run(folder: &Path, verb: &str, more: &[&str]) -> Result<(), String> {
     let (base, judges) = (toybox("base"), toybox("eval"));
     let mut args = vec![verb, "--base", base.to_str().unwrap()];
@@ -26,7 +26,7 @@ fn scores(folder: &Path, name: &str) -> Value {
 }
 
 #[test]
-fn evaluating_is_what_a_run_does_at_its_end() {
+fn an_evaluation_has_the_scores_of_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let (mug, style) = (toybox("subjects/castle_mug"), toybox("styles/mosaic"));
@@ -37,7 +37,7 @@ fn evaluating_is_what_a_run_does_at_its_end() {
         let what = ["--data", data, "--name", name, "--sample", prompt];
         run(folder, "train", &[&short[..], &what].concat()).unwrap();
     };
-    // Its own truth is known for this prompt.
+    // The data set has the true image of this prompt.
     let prompt = "a photo of a sks mug on a beach";
     train("mug", mug, prompt);
     train("mosaic", style, "a red car in zwx style");

@@ -1,7 +1,6 @@
-//! LoRA files with parts for the text encoders, in and out: numbers against diffusers 0.42 and PEFT 0.21, and the
-//! binary's way with them.
+//! Import and export of LoRA files with parts for the text encoders, against diffusers 0.42 and PEFT 0.21.
 //!
-//! The files and the expected outputs are made by `docs/reference/lora_files.py`.
+//! `docs/reference/lora_files.py` writes the files and the expected outputs.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -18,12 +17,13 @@ use burn::tensor::{Device, Tensor};
 use common::{soda, toybox};
 use models::{Fixture, check, write_pipeline};
 use run::run;
-use soda_adapters::interop::{Imported, import};
-use soda_adapters::{AdapterFile, Component, attach_all};
+use soda_adapters::attach_all;
 use soda_models::pipeline::Pipeline;
+use soda_pipeline::interop::{Imported, import};
+use soda_pipeline::{AdapterFile, Component};
 
-/// That of the networks by themselves, in soda-models' `tests/parity.rs`, for its reason: sums of f32 in other orders
-/// through some hundred layers. What an adapter changes is 1e-2 at the least.
+/// The tolerance of soda-models' `tests/parity.rs`: f32 sums in another order through some hundred layers.
+/// The adapters change the outputs by at least 1e-2.
 const TOLERANCE: f32 = 2e-5;
 const PROMPT: &str = "a red mug on a beach";
 const SIDE: usize = 64;
@@ -38,14 +38,14 @@ fn expected(family: &str) -> Fixture {
     Fixture::open(&fixture(family, "expected.safetensors"))
 }
 
-/// A tiny SDXL, written into a folder.
+/// Writes a tiny SDXL into a folder.
 fn tiny_sdxl() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_pipeline(&Fixture::read("pipeline-sdxl"), folder.path());
     folder
 }
 
-/// What the networks give, by the names of the fixture.
+/// The outputs of the networks, by their names in the fixture.
 fn outputs(pipeline: &Pipeline, expected: &Fixture) -> Vec<(&'static str, Vec<f32>)> {
     let condition = pipeline.condition(&[PROMPT.to_owned()], 0, [SIDE, SIDE]);
     let rows = expected.floats("base.text").0[1];
@@ -56,12 +56,12 @@ fn outputs(pipeline: &Pipeline, expected: &Fixture) -> Vec<(&'static str, Vec<f3
     }
     let device = &pipeline.device;
     let time = Tensor::<1>::from_floats([TIME], device);
-    let noise = pipeline.unet.forward(expected.tensor("sample", device), time, condition);
+    let noise = pipeline.denoiser.forward(expected.tensor("sample", device), time, condition);
     outputs.push(("noise", floats(noise.flatten(2, 3))));
     outputs
 }
 
-/// That the networks give what diffusers' gave in this case, and not what the base gives.
+/// Asserts that the outputs are those of diffusers in this case, and differ from those of the base.
 #[track_caller]
 fn compare(pipeline: &Pipeline, expected: &Fixture, case: &str) {
     for (name, ours) in outputs(pipeline, expected) {
@@ -73,7 +73,7 @@ fn compare(pipeline: &Pipeline, expected: &Fixture, case: &str) {
     }
 }
 
-fn files_are_read_as_by_diffusers(family: &str, base: &Path) {
+fn check_import(family: &str, base: &Path) {
     let mut pipeline = Pipeline::load(base, &Device::default()).unwrap();
     let (networks, expected) = (pipeline.networks(), expected(family));
     compare(&pipeline, &expected, "base");
@@ -110,16 +110,17 @@ fn files_are_read_as_by_diffusers(family: &str, base: &Path) {
 }
 
 #[test]
-fn files_are_read_as_by_diffusers_for_one_text_encoder() {
-    files_are_read_as_by_diffusers("sd15", &toybox("base"));
+fn files_are_imported_as_by_diffusers_for_one_text_encoder() {
+    check_import("sd15", &toybox("base"));
 }
 
 #[test]
-fn files_are_read_as_by_diffusers_for_two_text_encoders() {
-    files_are_read_as_by_diffusers("sdxl", tiny_sdxl().path());
+fn files_are_imported_as_by_diffusers_for_two_text_encoders() {
+    check_import("sdxl", tiny_sdxl().path());
 }
 
-/// Version 1 had the UNet alone. The file was imported from kohya's by the last build that wrote it.
+/// Version 1 had the denoiser only. The last build that wrote version 1 imported this file from kohya's
+/// format.
 #[test]
 fn files_of_version_1_are_read() {
     let pipeline = Pipeline::load(&toybox("base"), &Device::default()).unwrap();
@@ -127,8 +128,8 @@ fn files_of_version_1_are_read() {
     let file = import(&fixture("sd15", "kohya.safetensors"), &networks, "base").unwrap().file;
     let old: AdapterFile = AdapterFile::read(&fixture("", "version-1.safetensors")).unwrap();
     assert_eq!(old.header.trigger, ["sks mug"]);
-    assert_eq!(old.parts.keys().collect::<Vec<_>>(), [&Component::Unet]);
-    let (old, new) = (&old.parts[&Component::Unet], &file.parts[&Component::Unet]);
+    assert_eq!(old.adapters.keys().collect::<Vec<_>>(), [&Component::Unet]);
+    let (old, new) = (&old.adapters[&Component::Unet], &file.adapters[&Component::Unet]);
     assert_eq!((&old.recipe, &old.tensors), (&new.recipe, &new.tensors));
 }
 
@@ -140,7 +141,7 @@ fn refused(folder: &Path, args: &[&str]) -> String {
 }
 
 #[test]
-fn an_imported_file_draws_as_the_model_it_is_merged_into() {
+fn an_imported_file_gives_the_images_of_the_merged_model() {
     let desk = tempfile::tempdir().unwrap();
     let folder = desk.path();
     let base = toybox("base").to_str().unwrap().to_owned();
@@ -168,13 +169,13 @@ fn an_imported_file_draws_as_the_model_it_is_merged_into() {
     assert!(draw(&base, "adapted", &["--adapter", "kohya.st"]) == merged);
     assert!(draw(&base, "off", &["--adapter", "kohya.st", "--strength", "0"]) == plain);
 
-    // The bundled weights are of f16, which bf16 rounds.
+    // The bundled weights are f16, which bf16 rounds.
     draw(&base, "half", &["--adapter", "kohya.st", "--dtype", "f16"]);
     let rounded = ["generate", "--base", &base, "--prompt", PROMPT, "--adapter", "kohya.st"];
     let message = refused(folder, &[&rounded[..], &["--dtype", "bf16", "--out", "no"]].concat());
     assert!(message.contains("give --dtype f32, or fold it in with `soda merge`"), "{message}");
 
-    // Two files by their weights, and what diffusers makes of them.
+    // Two files with weights, against diffusers.
     let two = ["--subject", "diffusers.st", "--style", "kohya.st", "--weights", "0.7,0.4"];
     run(folder, &[&["merge", "--base", &base, "--out", "both"][..], &two].concat());
     let both = Pipeline::load(&folder.join("both"), &Device::default()).unwrap();
@@ -182,7 +183,7 @@ fn an_imported_file_draws_as_the_model_it_is_merged_into() {
 }
 
 #[test]
-fn exports_with_text_encoders_come_back_as_the_same_adapter() {
+fn an_export_with_text_encoders_imports_as_the_same_adapter() {
     for (family, sdxl) in [("sd15", None), ("sdxl", Some(tiny_sdxl()))] {
         let desk = tempfile::tempdir().unwrap();
         let folder = desk.path();
@@ -221,7 +222,7 @@ fn parts_for_another_base_are_named() {
     let (base, sdxl) = (toybox("base"), tiny_sdxl());
     let base = base.to_str().unwrap();
 
-    // A file for one text encoder more than the base has.
+    // A file with one more text encoder than the base.
     let second = fixture("sdxl", "kohya.safetensors");
     let (one, two) = (fixture("sd15", "kohya.safetensors"), std::fs::read(&second).unwrap());
     let mixed = mix(&std::fs::read(one).unwrap(), &two, "lora_te2_");
@@ -230,7 +231,7 @@ fn parts_for_another_base_are_named() {
     let sentence = "warning: 15 tensors are for a second text encoder (such as lora_te2_";
     assert!(said.contains(sentence) && said.contains("8 weights matched, 15 names"), "{said}");
 
-    // Nothing of it fits.
+    // A file of which nothing fits.
     let only = mix(&[], &two, "lora_te2_");
     std::fs::write(folder.join("second.safetensors"), only).unwrap();
     let import = ["import", "second.safetensors", "--base", base, "--out", "no.st"];
@@ -241,11 +242,11 @@ fn parts_for_another_base_are_named() {
     );
     assert!(message.contains("lora_te2_") && !folder.join("no.st").exists(), "{message}");
 
-    // An adapter of ours for it.
+    // A SODA adapter for the larger base.
     let (file, of) = (second.to_str().unwrap(), sdxl.path().to_str().unwrap());
     run(folder, &["import", file, "--base", of, "--out", "sdxl.st"]);
     let mut adapter: AdapterFile = AdapterFile::read(&folder.join("sdxl.st")).unwrap();
-    adapter.parts.retain(|component, _| *component == Component::TextEncoder2);
+    adapter.adapters.retain(|component, _| *component == Component::TextEncoder2);
     adapter.write(&folder.join("second.st")).unwrap();
     let message =
         refused(folder, &["merge", "--base", base, "--adapter", "second.st", "--out", "m"]);
@@ -255,7 +256,7 @@ fn parts_for_another_base_are_named() {
     );
 }
 
-/// A safetensors file with the tensors of `one` and those of `other` whose names begin with `prefix`.
+/// A safetensors file with the tensors of `one`, and the tensors of `other` whose names begin with `prefix`.
 fn mix(one: &[u8], other: &[u8], prefix: &str) -> Vec<u8> {
     let read = |bytes| safetensors::SafeTensors::deserialize(bytes).unwrap();
     let one = (!one.is_empty()).then(|| read(one));

@@ -1,4 +1,4 @@
-//! `soda generate` and `soda convert` on models, through the binary.
+//! `soda generate` and `soda convert`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -16,7 +16,7 @@ fn run(folder: &Path, args: &[&str]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The sentence of a failure.
+/// The message of a command that fails.
 #[track_caller]
 fn fail(folder: &Path, args: &[&str]) -> String {
     let output = soda(folder, args);
@@ -29,13 +29,13 @@ fn read(path: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_model_survives_both_layouts() {
+fn a_model_is_the_same_after_both_conversions() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     run(folder, &["convert", "--base", BASE, "--out", "one.safetensors", "--dtype", "f16"]);
     let back = ["convert", "--base", "one.safetensors", "--config", BASE, "--out", "again"];
     run(folder, &[&back[..], &["--dtype", "f16"]].concat());
-    // The bundled weights are f16: not a bit is lost.
+    // The bundled weights are f16, so that no bit is lost.
     for part in ["unet", "vae"] {
         let file = format!("{part}/diffusion_pytorch_model.safetensors");
         let (ours, theirs) = (folder.join("again").join(&file), Path::new(BASE).join(&file));
@@ -48,7 +48,7 @@ fn a_model_survives_both_layouts() {
 }
 
 #[test]
-fn a_picture_says_how_it_was_made() {
+fn an_image_has_its_generation_settings() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let draw = ["generate", "--base", BASE, "--steps", "2", "--prompt", "a r\u{f6}d mug"];
@@ -66,7 +66,7 @@ fn a_picture_says_how_it_was_made() {
         assert!(text.contains(part), "{text}");
     }
 
-    // From that picture: near it with little strength, and further away with more.
+    // Image-to-image: the distance from the initial image grows with the strength.
     let start = folder.join("seed0-00.png");
     let mut distances = Vec::new();
     for (seed, strength) in [("1", "0.1"), ("2", "1.0")] {
@@ -82,7 +82,7 @@ fn a_picture_says_how_it_was_made() {
 }
 
 #[test]
-fn what_cannot_be_drawn_is_said_in_one_line() {
+fn invalid_generation_settings_are_reported_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let draw = ["generate", "--base", BASE, "--prompt", "a mug", "--steps", "2"];
     for (more, named) in [

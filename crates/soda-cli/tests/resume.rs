@@ -1,4 +1,4 @@
-//! A run that is killed at any moment and resumed is the run that never stopped.
+//! A run that is killed at any moment and resumed gives the bits of an uninterrupted run.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use soda_adapters::AdapterFile;
+use soda_pipeline::AdapterFile;
 use soda_train::Checkpoint;
 
 const STEPS: usize = 12;
 const MANY_STEPS: usize = 120;
-/// Steps between two checkpoints.
+/// The number of steps between two checkpoints.
 const EVERY: usize = 2;
 
 fn soda(folder: &Path) -> Command {
@@ -20,7 +20,8 @@ fn soda(folder: &Path) -> Command {
     command
 }
 
-/// Everything that a stop could disturb: text encoders that learn for a while, average, warm-up, accumulation, prior, several threads, recomputed blocks.
+/// A run with every feature that has state: text encoders trained for some steps, EMA, warm-up, gradient
+/// accumulation, prior preservation, shards and gradient checkpointing.
 fn train(folder: &Path, name: &str, steps: usize) -> Command {
     let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
     let mut command = soda(folder);
@@ -66,7 +67,7 @@ fn checkpoints(run: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn killed_and_resumed_is_the_same_to_the_bit() {
+fn a_killed_and_resumed_run_gives_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let straight = train(folder, "straight", STEPS).output().unwrap();
@@ -74,7 +75,7 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
 
     let run = folder.join("runs/killed");
     let mut child = train(folder, "killed", STEPS).spawn().unwrap();
-    // Wherever it is by then: in a step, in a write, or even done.
+    // The run may be in a step, in a write, or finished.
     for (killed, pause) in [0, 37, 91].into_iter().enumerate() {
         while checkpoints(&run).is_empty() && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(5));
@@ -97,7 +98,7 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
         std::fs::read_to_string(folder.join("runs").join(name).join("loss.csv")).unwrap()
     };
     assert_eq!(losses("killed"), losses("straight"));
-    // A head, the untouched network, and the steps; the validation before, after and every third step.
+    // The lines are a header, the base model and the steps.
     assert_eq!(losses("killed").lines().count(), STEPS + 2);
     let validated = losses("killed").lines().filter(|line| !line.ends_with(',')).count() - 1;
     assert_eq!(validated, 1 + STEPS / 3);
@@ -109,19 +110,21 @@ fn killed_and_resumed_is_the_same_to_the_bit() {
         AdapterFile::read(&folder.join("runs").join(name).join("adapter.safetensors")).unwrap()
     };
     assert!(adapter("killed").tensors().eq(adapter("straight").tensors()));
-    assert!(!run.join("checkpoints").exists(), "checkpoints of a finished run stay");
+    assert!(!run.join("checkpoints").exists(), "a finished run keeps no checkpoints");
 
     let again = soda(folder).args(["train", "--resume", "runs/killed"]).output().unwrap();
     assert!(message(&again).contains("is finished"), "{}", message(&again));
 }
 
-/// `cargo test --workspace --test resume -- --ignored`: ten kills at random moments, each in a process that has
-/// written at least one checkpoint. No checkpoint that was seen is ever lost or damaged, so that at most the steps
-/// since it are done again; and the end is the run that never stopped.
+/// `cargo test --workspace --test resume -- --ignored`: kills ten processes at random moments after a
+/// checkpoint.
+///
+/// No complete checkpoint is ever lost or damaged. At most the steps since the last one are repeated, and
+/// the result has the bits of an uninterrupted run.
 #[test]
 #[ignore = "takes minutes"]
 #[allow(clippy::print_stdout, reason = "says where it is, and the seed to repeat it with")]
-fn ten_random_kills_in_a_row_lose_at_most_one_interval() {
+fn ten_kills_lose_at_most_one_checkpoint_interval_each() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let straight = train(folder, "straight", MANY_STEPS).output().unwrap();
@@ -139,10 +142,10 @@ fn ten_random_kills_in_a_row_lose_at_most_one_interval() {
     for kill in 1..=10 {
         let before = newest();
         while newest() == before {
-            assert!(child.try_wait().unwrap().is_none(), "done before kill {kill}");
+            assert!(child.try_wait().unwrap().is_none(), "the run finished before kill {kill}");
             std::thread::sleep(Duration::from_millis(5));
         }
-        // A step takes tenths of a second: anywhere in the next few, writes included.
+        // A step takes tenths of a second. The kill falls in one of the next steps or in a write.
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         std::thread::sleep(Duration::from_millis((random >> 33) % 1000));
         let seen = newest();

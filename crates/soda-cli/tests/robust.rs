@@ -1,5 +1,6 @@
-//! What goes wrong around a run: no room, no rights, pictures that vanish, losses that are no number. Each is
-//! one sentence, and what was there stays.
+//! Failures around a run: full disk, missing permissions, images that vanish, losses that are NaN.
+//!
+//! Each gives a message of one sentence and keeps the files that exist.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
@@ -11,9 +12,9 @@ use std::process::{Child, Command, Output};
 use std::time::Duration;
 
 use common::{soda, toybox};
-use soda_adapters::AdapterFile;
+use soda_pipeline::AdapterFile;
 
-/// A short run on a copy of the data, with a checkpoint every step.
+/// A short run on a copy of the data, with a checkpoint at every step.
 struct Bench {
     folder: tempfile::TempDir,
 }
@@ -36,7 +37,7 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// `soda train` by way of a shell that first does `before`.
+    /// Runs `soda train` in a shell after the command `before`.
     fn train(&self, before: &str, more: &[&str]) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{before} exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_soda")]);
@@ -65,7 +66,7 @@ impl Bench {
     }
 }
 
-/// One sentence that has all of `needles`, and no panic.
+/// Asserts that the command failed without a panic, with one sentence that contains all `needles`.
 #[track_caller]
 fn refused(output: &Output, needles: &[&str]) {
     let message = String::from_utf8_lossy(&output.stderr);
@@ -77,21 +78,21 @@ fn refused(output: &Output, needles: &[&str]) {
     }
 }
 
-/// A limit on the size of files stands for a full disk: writing fails half way through, as there.
+/// A limit on the file size stands for a full disk: a write fails half-way in both cases.
 #[test]
-fn no_room_is_told_and_the_run_goes_on_when_there_is() {
+fn a_full_disk_is_reported_and_the_run_resumes_once_there_is_space() {
     let bench = Bench::new();
     let room = "trap '' XFSZ; ulimit -f 4;";
     let output = bench.train(room, &["--steps", "2"]).output().unwrap();
     refused(&output, &["cannot write", "00000001.safetensors", "make room", "--resume"]);
     let left: Vec<_> = std::fs::read_dir(bench.path("runs/a/checkpoints")).unwrap().collect();
-    assert!(left.is_empty(), "half a file stays: {left:?}");
+    assert!(left.is_empty(), "a partial file remains: {left:?}");
     assert!(bench.resume().status.success());
     assert!(bench.path("runs/a/report.html").is_file());
 }
 
 #[test]
-fn a_folder_that_takes_no_files_is_named() {
+fn a_read_only_folder_is_named() {
     use std::os::unix::fs::PermissionsExt as _;
     let bench = Bench::new();
     std::fs::write(bench.path("file"), "").unwrap();
@@ -101,23 +102,24 @@ fn a_folder_that_takes_no_files_is_named() {
     let locked = bench.path("locked");
     std::fs::create_dir(&locked).unwrap();
     std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o555)).unwrap();
-    // Rights mean nothing to root.
+    // Permissions do not restrict root.
     if std::fs::write(locked.join("trial"), "").is_err() {
         let output = bench.train("", &["--steps", "1", "--runs", "locked"]).output().unwrap();
         refused(&output, &["cannot create locked/a", "Permission denied", "--runs"]);
     }
 }
 
-/// Pictures are read before the first step: a run outlives them. A resumed one must have the same.
+/// Images are read before the first step, so that a run survives their removal. A resumed run needs the
+/// same images.
 #[test]
-fn a_picture_may_vanish_but_not_be_replaced() {
+fn an_image_may_vanish_but_not_be_replaced() {
     let bench = Bench::new();
     let (image, elsewhere) = (bench.path("mug/02.png"), bench.path("elsewhere.png"));
     let mut child = bench.train("", &["--steps", "500"]).spawn().unwrap();
     bench.wait(&mut child);
     std::fs::rename(&image, &elsewhere).unwrap();
     std::thread::sleep(Duration::from_millis(300));
-    assert!(child.try_wait().unwrap().is_none(), "the run did not outlive its picture");
+    assert!(child.try_wait().unwrap().is_none(), "the run stopped when its image vanished");
     child.kill().unwrap();
     child.wait().unwrap();
     refused(&bench.resume(), &["metadata.jsonl", "no picture 02.png"]);
@@ -132,13 +134,13 @@ fn a_picture_may_vanish_but_not_be_replaced() {
         .spawn()
         .unwrap();
     std::thread::sleep(Duration::from_secs(2));
-    assert!(child.try_wait().unwrap().is_none(), "the same pictures are refused");
+    assert!(child.try_wait().unwrap().is_none(), "the run refused the same images");
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
 #[test]
-fn a_loss_that_is_no_number_leaves_the_last_good_adapter() {
+fn a_nan_loss_keeps_the_last_valid_adapter() {
     let bench = Bench::new();
     let wild = ["--steps", "9", "--method", "lora", "--spectrum-lr", "1e30"];
     let output = bench.train("", &wild).output().unwrap();
@@ -146,7 +148,7 @@ fn a_loss_that_is_no_number_leaves_the_last_good_adapter() {
     let kept: AdapterFile = AdapterFile::read(&bench.path("runs/a/adapter.safetensors")).unwrap();
     assert!(kept.num_tensors() > 0);
     assert!(kept.tensors().all(|(_, data)| data.iter::<f32>().all(f32::is_finite)));
-    // It draws: that is what a finite loss says of it.
+    // The last valid adapter generates images.
     let base = toybox("base");
     let draw = ["generate", "--prompt", "a mug", "--steps", "1", "--out", "p", "--base"];
     let adapter = ["--adapter", "runs/a/adapter.safetensors"];

@@ -1,4 +1,4 @@
-//! A noise schedule that a training changed goes with its adapter: into pictures and into a merged directory.
+//! A noise schedule changed by the training is part of its adapter, for images and for merged directories.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -9,10 +9,10 @@ mod run;
 use common::{soda, toybox};
 use run::run;
 use serde_json::{Value, json};
-use soda_adapters::AdapterFile;
+use soda_pipeline::AdapterFile;
 
 #[test]
-fn v_and_pure_noise_go_with_the_adapter() {
+fn v_prediction_and_zero_terminal_snr_are_part_of_the_adapter() {
     let desk = tempfile::tempdir().unwrap();
     let (folder, base, data) = (desk.path(), toybox("base"), toybox("subjects/castle_mug"));
     let (base, data) = (base.to_str().unwrap(), data.to_str().unwrap());

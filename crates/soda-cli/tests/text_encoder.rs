@@ -1,4 +1,4 @@
-//! Text encoders that learn: from the command line to a file, to pictures, and to the forms of others.
+//! Training of text encoders: from the command line to adapter files, images and the formats of other tools.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -14,10 +14,11 @@ use burn::tensor::Device;
 use common::toybox;
 use models::{Fixture, write_pipeline};
 use run::run;
-use soda_adapters::{AdapterFile, Component};
 use soda_models::pipeline::Pipeline;
+use soda_pipeline::{AdapterFile, Component};
+use soda_testing::{max_abs, max_abs_diff};
 
-/// Three steps of LoRA on UNet and text encoders of `base`.
+/// Trains three steps of LoRA on the denoiser and the text encoders of `base`.
 fn train(folder: &Path, base: &str, options: &[&str]) -> AdapterFile {
     let data = toybox("subjects/castle_mug");
     let common = [
@@ -31,7 +32,7 @@ fn train(folder: &Path, base: &str, options: &[&str]) -> AdapterFile {
     AdapterFile::read(&folder.join("runs/run/adapter.safetensors")).unwrap()
 }
 
-/// The picture of a prompt, as its file's bytes without what it says of its making.
+/// The pixels of the image of a prompt.
 fn draw(folder: &Path, base: &str, options: &[&str], out: &str) -> Vec<u8> {
     let common =
         ["generate", "--base", base, "--prompt", "a sks mug", "--steps", "2", "--out", out];
@@ -39,31 +40,30 @@ fn draw(folder: &Path, base: &str, options: &[&str], out: &str) -> Vec<u8> {
     image::open(folder.join(out).join("seed0-00.png")).unwrap().into_rgb8().into_raw()
 }
 
-fn moved(file: &AdapterFile, component: Component) -> f32 {
-    // A LoRA's second factor begins at zero.
-    let second = file.parts[&component].tensors.iter().filter(|(key, _)| key.ends_with(".b"));
-    second
-        .flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>())
-        .fold(0.0, |m, x| m.max(x.abs()))
+/// The largest absolute value of the LoRAs' second factors, which begin at zero.
+fn largest_change(file: &AdapterFile, component: Component) -> f64 {
+    let second = file.adapters[&component].tensors.iter().filter(|(key, _)| key.ends_with(".b"));
+    max_abs(second.flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()))
 }
 
 #[test]
-fn a_trained_text_encoder_is_drawn_with_exported_and_imported() {
+fn a_trained_text_encoder_is_used_exported_and_imported() {
     let desk = tempfile::tempdir().unwrap();
     let (folder, base) = (desk.path(), toybox("base"));
     let base = base.to_str().unwrap();
     let file = train(folder, base, &["--text-encoder-lr", "2e-2"]);
-    let parts: Vec<_> = file.parts.keys().collect();
+    let parts: Vec<_> = file.adapters.keys().collect();
     assert_eq!(parts, [&Component::Unet, &Component::TextEncoder]);
-    // Adam's first steps are of the rate: twice as far at twice the rate.
-    let ratio = moved(&file, Component::TextEncoder) / moved(&file, Component::Unet);
+    // The size of Adam's first steps is the learning rate, and that of the text encoder is twice the other.
+    let ratio =
+        largest_change(&file, Component::TextEncoder) / largest_change(&file, Component::Unet);
     assert!((1.5..=2.5).contains(&ratio), "{ratio}");
     let losses = std::fs::read_to_string(folder.join("runs/run/loss.csv")).unwrap();
     assert!(losses.starts_with("step,loss,grad_norm,rotation_lr,flat_lr,text_lr,"), "{losses}");
 
     let both = draw(folder, base, &["--adapter", "runs/run/adapter.safetensors"], "both");
     let mut alone = file.clone();
-    alone.parts.remove(&Component::TextEncoder);
+    alone.adapters.remove(&Component::TextEncoder);
     alone.write(&folder.join("alone.st")).unwrap();
     assert_ne!(draw(folder, base, &["--adapter", "alone.st"], "alone"), both);
     for format in ["kohya", "diffusers", "peft"] {
@@ -74,29 +74,29 @@ fn a_trained_text_encoder_is_drawn_with_exported_and_imported() {
         assert!(said.contains(", 0 names left out"), "{said}");
         let imported: AdapterFile = AdapterFile::read(&folder.join(&again)).unwrap();
         assert_eq!(imported.num_params(), file.num_params());
-        // A picture in bytes: the factors are the same numbers, scaled.
+        // The factors are the same numbers with another scale, which rounds pixels differently.
         let drawn = draw(folder, base, &["--adapter", &again], &format!("of-{format}"));
-        let worst = drawn.iter().zip(&both).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(worst <= Some(1), "{format}: {worst:?}");
+        let error = max_abs_diff(&drawn, &both);
+        assert!(error <= 1.0, "{format}: {error}");
     }
 }
 
 #[test]
-fn both_text_encoders_of_sdxl_learn() {
+fn both_text_encoders_of_sdxl_are_trained() {
     let desk = tempfile::tempdir().unwrap();
     let folder = desk.path();
     std::fs::create_dir(folder.join("base")).unwrap();
     write_pipeline(&Fixture::read("pipeline-sdxl"), &folder.join("base"));
     let file = train(folder, "base", &["--train-text-encoder", "--set", "checkpointing=block"]);
-    assert_eq!(file.parts.keys().copied().collect::<Vec<_>>(), Component::ALL);
+    assert_eq!(file.adapters.keys().copied().collect::<Vec<_>>(), Component::ALL);
     for component in Component::ALL {
-        assert!(moved(&file, component) > 1e-3, "{component}");
+        assert!(largest_change(&file, component) > 1e-3, "{component}");
     }
     let pipeline = Pipeline::load(&folder.join("base"), &Device::default()).unwrap();
     let plan = file.plan(&pipeline.networks()).unwrap();
     assert_eq!(
         plan.paths().len(),
-        file.parts.values().map(|part| part.num_weights()).sum::<usize>()
+        file.adapters.values().map(|part| part.num_weights()).sum::<usize>()
     );
     let plain = draw(folder, "base", &[], "plain");
     let adapted = draw(folder, "base", &["--adapter", "runs/run/adapter.safetensors"], "adapted");

@@ -1,5 +1,4 @@
-//! New words that learn beside an adapter: from the command line to a file, to pictures, to a model for other tools, and to
-//! files of words, out and in.
+//! Textual inversion with an adapter: training, images, merged models, export and import.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -14,9 +13,10 @@ use std::path::Path;
 use common::{soda, toybox};
 use models::{Fixture, write_pipeline};
 use run::run;
-use soda_adapters::{AdapterFile, Component};
+use soda_pipeline::{AdapterFile, Component};
+use soda_testing::max_abs_diff;
 
-/// Three steps of LoRA and the words of `options` on `base`.
+/// Trains three steps of LoRA and of the words in `options` on `base`.
 fn train(folder: &Path, base: &str, name: &str, options: &[&str]) -> AdapterFile {
     let data = toybox("subjects/castle_mug");
     let common = [
@@ -30,7 +30,7 @@ fn train(folder: &Path, base: &str, name: &str, options: &[&str]) -> AdapterFile
     AdapterFile::read(&folder.join(format!("runs/{name}/adapter.safetensors"))).unwrap()
 }
 
-/// The picture of a prompt.
+/// The pixels of the image of a prompt.
 fn draw(folder: &Path, base: &str, options: &[&str], out: &str) -> Vec<u8> {
     let common =
         ["generate", "--base", base, "--prompt", "a sks mug", "--steps", "2", "--out", out];
@@ -46,25 +46,25 @@ fn refused(folder: &Path, args: &[&str], needle: &str) {
 }
 
 #[test]
-fn a_word_is_learnt_drawn_merged_exported_and_imported() {
+fn a_word_is_trained_drawn_merged_exported_and_imported() {
     let desk = tempfile::tempdir().unwrap();
     let (folder, base) = (desk.path(), toybox("base"));
     let base = base.to_str().unwrap();
-    // The captions say sks, which the vocabulary has only as the end of a word.
+    // The captions contain `sks`, which the vocabulary has only as the end of a word.
     let options = ["--token", "sks=red", "--token-lr", "2e-2", "--set", "tokens.vectors=2"];
     let file = train(folder, base, "run", &options);
-    assert_eq!(file.parts.keys().collect::<Vec<_>>(), [&Component::Unet]);
-    let vectors = &file.words["sks"][&Component::TextEncoder];
+    assert_eq!(file.adapters.keys().collect::<Vec<_>>(), [&Component::Unet]);
+    let vectors = &file.embeddings["sks"][&Component::TextEncoder];
     assert_eq!(vectors.shape().as_slice(), [2, 160]);
     assert!(file.header.trigger.iter().any(|words| words.contains("sks")));
     let losses = std::fs::read_to_string(folder.join("runs/run/loss.csv")).unwrap();
-    // With warm-up of none and the first step at the whole rate.
+    // Without warm-up, the first step has the full learning rate.
     assert!(losses.lines().nth(2).unwrap().contains(",0.02,"), "{losses}");
 
     let adapter = "runs/run/adapter.safetensors";
     let drawn = draw(folder, base, &["--adapter", adapter], "drawn");
     let mut alone = file.clone();
-    alone.words.clear();
+    alone.embeddings.clear();
     alone.write(&folder.join("alone.st")).unwrap();
     assert_ne!(draw(folder, base, &["--adapter", "alone.st"], "alone"), drawn);
 
@@ -72,7 +72,7 @@ fn a_word_is_learnt_drawn_merged_exported_and_imported() {
     run(folder, &["merge", "--base", base, "--adapter", adapter, "--out", "merged"]);
     assert_eq!(draw(folder, "merged", &[], "of-merged"), drawn);
 
-    // A LoRA and a word, apart, and together again.
+    // A LoRA and a word, exported separately and merged again.
     let export = ["export", "--base", base, "--adapter", adapter, "--format"];
     let said = run(folder, &[&export[..], &["kohya", "--out", "lora.safetensors"]].concat());
     assert!(said.contains("the word sks is not in this file"), "{said}");
@@ -82,20 +82,20 @@ fn a_word_is_learnt_drawn_merged_exported_and_imported() {
     let said = into("words/sks.safetensors", "word.st");
     assert!(said.contains("the word sks (2 vectors)"), "{said}");
     let word: AdapterFile = AdapterFile::read(&folder.join("word.st")).unwrap();
-    assert_eq!(word.words, file.words);
+    assert_eq!(word.embeddings, file.embeddings);
     run(
         folder,
         &["merge", "--base", base, "--subject", "lora.st", "--style", "word.st", "--out", "both"],
     );
     let both = draw(folder, "both", &[], "of-both");
-    let worst = both.iter().zip(&drawn).map(|(a, b)| a.abs_diff(*b)).max();
-    assert!(worst <= Some(1), "{worst:?}");
+    let error = max_abs_diff(&both, &drawn);
+    assert!(error <= 1.0, "{error}");
 
-    // The same word twice is one word, another of the same name is none.
+    // Equal words merge into one. Different words of the same name are refused.
     let mut other = word.clone();
     let values: Vec<f32> = vectors.iter::<f32>().map(|value| value + 1.0).collect();
     let values = burn::tensor::TensorData::new(values, [2, 160]);
-    other.words.get_mut("sks").unwrap().insert(Component::TextEncoder, values);
+    other.embeddings.get_mut("sks").unwrap().insert(Component::TextEncoder, values);
     other.write(&folder.join("other.st")).unwrap();
     let merge = ["merge", "--base", base, "--subject", adapter, "--style"];
     run(folder, &[&merge[..], &["word.st", "--out", "twice"]].concat());
@@ -116,29 +116,29 @@ fn a_word_is_learnt_drawn_merged_exported_and_imported() {
 }
 
 #[test]
-fn words_have_vectors_in_both_text_encoders_of_sdxl() {
+fn words_have_embeddings_in_both_text_encoders_of_sdxl() {
     let desk = tempfile::tempdir().unwrap();
     let folder = desk.path();
     std::fs::create_dir(folder.join("base")).unwrap();
     write_pipeline(&Fixture::read("pipeline-sdxl"), &folder.join("base"));
     let options = ["--token", "sks=mug", "--train-text-encoder", "--set", "checkpointing=block"];
     let file = train(folder, "base", "run", &options);
-    let encoders: Vec<_> = file.words["sks"].keys().copied().collect();
+    let encoders: Vec<_> = file.embeddings["sks"].keys().copied().collect();
     assert_eq!(encoders, [Component::TextEncoder, Component::TextEncoder2]);
     let adapter = "runs/run/adapter.safetensors";
     let export = ["export", "--base", "base", "--adapter", adapter, "--format", "embeddings"];
     run(folder, &[&export[..], &["--out", "words"]].concat());
     run(folder, &["import", "words/sks.safetensors", "--base", "base", "--out", "word.st"]);
     let word: AdapterFile = AdapterFile::read(&folder.join("word.st")).unwrap();
-    assert_eq!(word.words, file.words);
+    assert_eq!(word.embeddings, file.embeddings);
     let drawn = draw(folder, "base", &["--adapter", adapter], "drawn");
     run(folder, &["merge", "--base", "base", "--adapter", adapter, "--out", "merged"]);
     assert_eq!(draw(folder, "merged", &[], "of-merged"), drawn);
 }
 
-/// Words of another base, and words that cannot be, are told before anything long begins.
+/// Invalid words are refused before anything long begins.
 #[test]
-fn words_that_cannot_be_learnt_are_refused() {
+fn words_that_cannot_be_trained_are_refused() {
     let desk = tempfile::tempdir().unwrap();
     let (folder, base, data) = (desk.path(), toybox("base"), toybox("subjects/castle_mug"));
     let train = ["train", "--base", base.to_str().unwrap(), "--data", data.to_str().unwrap()];

@@ -1,48 +1,45 @@
-//! Comparing ways to personalise a model, fairly: the same subjects, the same seeds, each way with its own
-//! best settings, found on subjects that are not scored.
+//! Compares fine-tuning methods on the same data sets and seeds.
 //!
-//! | file | what |
+//! Each arm uses its best settings. They are chosen on data sets that are not scored.
+//!
+//! | module | contents |
 //! |---|---|
-//! | `plan`, `data` | arms x data x seeds, TOML in, checked runs out |
-//! | `results` | one JSON line a finished run; what is there is not run again |
-//! | `peft` | the same by the names of PEFT's method comparison |
-//! | `probe` | adapters of finished runs at other strengths, and merged |
-//! | `execute` | several tasks at once, by whatever does one |
-//! | `statistics`, `paired` | mean, spread; a paired permutation test over data sets |
-//! | `table` | what the results say, an arm a row |
-//! | `looks` | what the probes found |
-//! | `curves` | scores over the steps |
-//! | `plot`, `labels`, `sheets`, `report` | the same for the eye: one HTML file that needs no network |
+//! | `plan` | the plan: arms x data sets x seeds, read from TOML and checked |
+//! | `run` | one training run of an arm |
+//! | `results` | tasks, their parallel execution, and JSON Lines files of finished tasks |
+//! | `evaluation` | evaluations of finished runs: other adapter strengths, merged adapters |
+//! | `statistics` | mean and standard deviation, paired permutation test, Holm correction |
+//! | `score_table` | the scores, one row per arm |
+//! | `report` | the HTML report with its figures and image grids |
+//! | `peft` | finished runs in the format of PEFT's method comparison |
 //!
-//! It trains nothing itself: [`execute()`] takes the function that turns a [`Run`] into a [`Measured`], and a
-//! [`Probe`] into scores.
+//! This crate trains nothing. [`execute`] takes the function that turns a [`Run`] into [`RunMetrics`], and an
+//! [`Evaluation`] into [`EvaluationScores`].
 
-mod curves;
-mod data;
 mod error;
-mod execute;
-mod labels;
-mod looks;
-mod paired;
+mod evaluation;
 mod peft;
 mod plan;
-mod plot;
-mod probe;
 mod report;
 mod results;
-mod sheets;
+mod run;
+mod score_table;
 mod statistics;
-mod table;
 
-pub use data::DataConfig;
-pub use error::CompareError;
-pub use execute::{Event, Failure, Task, execute};
-pub use looks::{Place, places};
-pub use paired::{Test, Unit, holm, paired, test};
-pub use peft::peft;
-pub use plan::{ArmConfig, Grid, Plan, PlanConfig, Run};
-pub use probe::{Look, MergeConfig, Mode, Path, Probe, Seen, StrengthConfig};
-pub use report::report;
-pub use results::{Line, Measured, Record, Results, thinned};
-pub use statistics::Summary;
-pub use table::{Against, Row, table};
+pub use error::{CompareError, PlanError};
+pub use evaluation::{
+    Evaluation, EvaluationKind, EvaluationResult, EvaluationScores, MergeConfig, MergeMode,
+    StrengthConfig, StrengthPath, StrengthRow, strength_table,
+};
+pub use peft::peft_jsonl;
+pub use plan::{ArmConfig, ComparisonConfig, ComparisonPlan, DataSetConfig, RunGrid};
+pub use report::{ReportInput, report};
+pub use results::{
+    ResultsFile, RunMetrics, RunResult, StoredResult, Task, TaskEvent, TaskFailure, downsampled,
+    execute,
+};
+pub use run::Run;
+pub use score_table::{AdjustedTest, ArmRow, score_table};
+pub use statistics::{
+    ClusterUnit, PairedTest, Summary, holm_adjusted, paired_test, sign_flip_p_value,
+};

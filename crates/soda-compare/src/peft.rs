@@ -1,49 +1,54 @@
-//! Finished runs by the names of PEFT's method comparison (`method_comparison/image-gen/results/*.json`), a line each in
-//! `peft.jsonl`, so that a method that only we have stands beside theirs.
+//! Finished runs in the format of PEFT's method comparison (`method_comparison/image-gen/results/*.json`).
 //!
-//! | field | here |
+//! The file `peft.jsonl` has one line per run, so that SODA's methods can be listed beside PEFT's.
+//!
+//! | field | value |
 //! |---|---|
 //! | `run_info.experiment_name` | the method, and [`Run::id`]: arm, data set, seed |
-//! | `run_info.train_config` | |
-//! | … `model_id`, `dataset_id` | the base, the folder of pictures |
+//! | `run_info.train_config` | the training configuration: |
+//! | … `model_id`, `dataset_id` | the base model, the folder of images |
 //! | … `dtype`, `use_gc`, `seed` | `precision`, `checkpointing`, `seed` |
-//! | … `batch_size`, `max_steps` | pictures a step, steps |
-//! | … `optimizer_type`, `optimizer_kwargs` | of what is flat, with `lr` and `weight_decay`; `rotation_lr` is ours |
+//! | … `batch_size`, `max_steps` | images per step, steps |
+//! | … `optimizer_type`, `optimizer_kwargs` | of the flat parameters; `rotation_lr` is SODA's |
 //! | … `lr_scheduler`, `grad_norm_clip` | `optimizer.schedule`, `optimizer.max_grad_norm` |
-//! | … `eval_steps`, `num_inference_steps`, `guidance_scale` | of `samples` |
-//! | … `sample_image_prompts`, `drift_image_prompts` | of `samples`, where the plan has them |
-//! | … `dino_model_id` | the folder of the judge |
-//! | `run_info.peft_config` | null for full fine-tuning |
-//! | … `peft_type` | the method; SODA and other methods of ours by their own names |
-//! | … `r`, ... | settings of the same meaning |
-//! | `train_info.train_time` | seconds of the steps |
-//! | `train_info.file_size`, `num_trainable_params` | the same |
-//! | `train_info.metrics` | an entry for each grid on the way, and one for the end |
-//! | … `valid dino_similarity`, `test dino_similarity` | on the way and at the end, see below |
-//! | … `drift` | by DINO, as theirs is ([`Scores::drift_dino`](soda_train::Scores)); the report's is by CLIP |
-//! | … `train loss` | the mean since the entry before, of means over at most a hundredth of the run |
-//! | … `train samples` | pictures seen |
+//! | … `eval_steps`, `num_inference_steps` | `samples.every`, `samples.steps` |
+//! | … `guidance_scale` | `samples.guidance` |
+//! | … `sample_image_prompts` | `samples.prompts`, if the plan has them |
+//! | … `drift_image_prompts` | `samples.unrelated`, if the plan has them |
+//! | … `dino_model_id` | the folder of the DINO judge |
+//! | `run_info.peft_config` | null for full fine-tuning, otherwise: |
+//! | … `peft_type` | the method; methods that PEFT lacks have SODA's name |
+//! | … `r`, ... | settings with the same meaning |
+//! | `train_info.train_time` | seconds of the optimizer steps |
+//! | `train_info.file_size`, `num_trainable_params` | bytes of the adapter file, trainable parameters |
+//! | `train_info.metrics` | one entry per intermediate evaluation, and one for the last step: |
+//! | … `valid dino_similarity`, `test dino_similarity` | at intermediate steps and at the end, see below |
+//! | … `drift` | by DINO, as in PEFT; the report's drift is by CLIP ([`Scores`]) |
+//! | … `train loss` | the mean since the previous entry, over stretches of at most a hundredth of the run |
+//! | … `train samples` | images seen |
 //!
-//! PEFT compares a held-out picture with what is drawn of its caption, by DINO: here the truth of each prompt, where that is
-//! known, or else pictures held out, over all pairs. It is absent where the only pictures are those that were learnt. Both
-//! are measured on the same pictures, and nothing is chosen by either.
+//! PEFT compares a held-out image with the image generated from its caption, by DINO. Here, the similarity
+//! is to the true image of each prompt if it is known, otherwise to all held-out images. It is absent if
+//! the only images are the training images. Both similarities are measured on the same images, and no
+//! settings are chosen by them.
 //!
-//! What is not measured is left out: memory of the accelerator (ours is the process's), times of drawing, all weights'
-//! number, versions, revisions. Failed runs have no line, so that `status` is always `success`.
+//! Fields that are not measured are left out: accelerator memory, generation times, total parameters,
+//! versions and revisions. Failed runs have no line, so that `status` is always `success`.
 
 use serde_json::{Map, Value, json};
-use soda_train::{Checkpointing, FlatRule, Precision, Schedule, Scores, TrainConfig};
+use soda_optim::FlatOptimizer;
+use soda_train::{GradientCheckpointing, Precision, Schedule, Scores, TrainConfig};
 
-use crate::plan::Run;
-use crate::results::{Measured, Record, Results};
+use crate::results::{ResultsFile, RunMetrics, RunResult};
+use crate::run::Run;
 
-/// A line for each of `runs` that finished.
-pub fn peft(runs: &[Run], results: &Results<Record>) -> String {
-    let lines = runs.iter().filter_map(|run| Some(line(run, &results.get(&run.id)?.measured)));
+/// Writes one JSON line for each finished run of `runs`, in the format of PEFT's method comparison.
+pub fn peft_jsonl(runs: &[Run], results: &ResultsFile<RunResult>) -> String {
+    let lines = runs.iter().filter_map(|run| Some(line(run, &results.get(&run.id)?.metrics)));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-fn line(run: &Run, measured: &Measured) -> Value {
+fn line(run: &Run, run_metrics: &RunMetrics) -> Value {
     let config = &run.config;
     // A configuration that was read from TOML can be written as JSON.
     let method = serde_json::to_value(&config.method).unwrap_or_default();
@@ -56,11 +61,11 @@ fn line(run: &Run, measured: &Measured) -> Value {
             "error_msg": "",
         },
         "train_info": {
-            "train_time": measured.seconds_per_step * config.steps as f64,
-            "file_size": measured.file_size,
-            "num_trainable_params": measured.num_params,
+            "train_time": run_metrics.seconds_per_step * config.steps as f64,
+            "file_size": run_metrics.file_size,
+            "num_trainable_params": run_metrics.num_params,
             "status": "success",
-            "metrics": metrics(config, measured),
+            "metrics": metrics(config, run_metrics),
         },
     })
 }
@@ -74,9 +79,9 @@ fn train_config(config: &TrainConfig) -> Value {
         Precision::F16 => "float16",
     };
     let rule = match optimizer.flat {
-        FlatRule::AdamW => "AdamW",
-        FlatRule::AdamW8 => "AdamW8bit",
-        FlatRule::Prodigy => "Prodigy",
+        FlatOptimizer::AdamW => "AdamW",
+        FlatOptimizer::AdamW8bit => "AdamW8bit",
+        FlatOptimizer::Prodigy => "Prodigy",
     };
     let schedule = match optimizer.schedule {
         Schedule::Cosine => Some("cosine"),
@@ -84,15 +89,15 @@ fn train_config(config: &TrainConfig) -> Value {
         Schedule::Constant => None,
     };
     let samples = &config.samples;
-    let some = |prompts: &[String]| (!prompts.is_empty()).then(|| json!(prompts));
+    let non_empty = |prompts: &[String]| (!prompts.is_empty()).then(|| json!(prompts));
     present([
         ("model_id", Some(json!(config.base))),
         ("dataset_id", Some(json!(config.data))),
         ("dtype", Some(json!(dtype))),
-        ("batch_size", Some(json!(pictures(config)))),
+        ("batch_size", Some(json!(images_per_step(config)))),
         ("max_steps", Some(json!(config.steps))),
         ("eval_steps", (samples.every > 0).then(|| json!(samples.every))),
-        ("use_gc", Some(json!(config.checkpointing != Checkpointing::None))),
+        ("use_gc", Some(json!(config.checkpointing != GradientCheckpointing::None))),
         ("seed", Some(json!(config.seed))),
         ("grad_norm_clip", Some(json!(optimizer.max_grad_norm))),
         ("optimizer_type", Some(json!(rule))),
@@ -104,12 +109,12 @@ fn train_config(config: &TrainConfig) -> Value {
         ("num_inference_steps", Some(json!(samples.steps))),
         ("guidance_scale", Some(json!(samples.guidance))),
         ("dino_model_id", config.judges.as_ref().map(|judges| json!(judges.join("dino")))),
-        ("sample_image_prompts", some(&samples.prompts)),
-        ("drift_image_prompts", some(&samples.unrelated)),
+        ("sample_image_prompts", non_empty(&samples.prompts)),
+        ("drift_image_prompts", non_empty(&samples.unrelated)),
     ])
 }
 
-/// Settings that PEFT has under another name, by method.
+/// Settings that PEFT has, by method: our name and theirs.
 const SETTINGS: &[(&str, &[(&str, &str)])] = &[
     (
         "lora",
@@ -140,36 +145,36 @@ fn peft_config(name: &str, method: &Value) -> Value {
     Value::Object(config)
 }
 
-fn metrics(config: &TrainConfig, measured: &Measured) -> Vec<Value> {
+fn metrics(config: &TrainConfig, run_metrics: &RunMetrics) -> Vec<Value> {
     let held_out = config.validation.held_out > 0.0;
-    let similar = |scores: &Scores| scores.truth_dino.or(held_out.then_some(scores.dino));
-    let mut before = 0;
+    let similarity = |scores: &Scores| scores.truth_dino.or(held_out.then_some(scores.dino));
+    let mut previous = 0;
     let mut entry = |step: usize, name: &'static str, scores: &Scores, drift: Option<f32>| {
-        let loss = measured.loss(config.steps, before, step);
-        before = step;
+        let loss = run_metrics.mean_loss(config.steps, previous, step);
+        previous = step;
         present([
             ("step", Some(json!(step))),
-            (name, similar(scores).map(|value| json!(value))),
+            (name, similarity(scores).map(|value| json!(value))),
             ("drift", drift.map(|value| json!(value))),
             ("train loss", loss.map(|value| json!(value))),
-            ("train samples", Some(json!(step * pictures(config)))),
+            ("train samples", Some(json!(step * images_per_step(config)))),
         ])
     };
-    let way = measured.trace.iter();
-    let mut entries: Vec<Value> = way
+    let trace = run_metrics.trace.iter();
+    let mut entries: Vec<Value> = trace
         .map(|scored| entry(scored.step, "valid dino_similarity", &scored.scores, None))
         .collect();
-    let after = &measured.after;
+    let after = &run_metrics.after;
     entries.push(entry(config.steps, "test dino_similarity", after, after.drift_dino));
     entries
 }
 
-/// Pictures a step.
-fn pictures(config: &TrainConfig) -> usize {
+/// The number of images per optimizer step.
+fn images_per_step(config: &TrainConfig) -> usize {
     config.batch_size * config.accumulation
 }
 
 fn present<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
-    let there = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    Value::Object(there.collect())
+    let fields = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Value::Object(fields.collect())
 }

@@ -1,16 +1,16 @@
-//! A comparison from plan to report, with a trainer that is a formula.
+//! A comparison from plan to report. A formula replaces the training.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use soda_compare::{
-    Against, CompareError, Look, Measured, Plan, PlanConfig, Probe, Record, Results, Run, execute,
-    places, report, table,
+    AdjustedTest, CompareError, ComparisonConfig, ComparisonPlan, Evaluation, EvaluationKind,
+    EvaluationScores, PlanError, ReportInput, ResultsFile, Run, RunMetrics, RunResult, execute,
+    report, score_table, strength_table,
 };
-use soda_train::{Scored, Scores};
+use soda_train::{Scores, StepScores};
 
 const PLAN: &str = r#"
 [train]
@@ -34,12 +34,12 @@ name = "two"
 search = [{ steps = 20 }, { steps = 30 }, { steps = 40 }]
 "#;
 
-fn plan(text: &str) -> Result<Plan, CompareError> {
-    PlanConfig::from_toml(text)?.check()
+fn plan(text: &str) -> Result<ComparisonPlan, CompareError> {
+    ComparisonConfig::from_toml(text)?.check()
 }
 
-/// Best at 30 steps.
-fn measure(run: &Run) -> Measured {
+/// Metrics whose DINO score is best at 30 steps.
+fn metrics(run: &Run) -> RunMetrics {
     let dino = 1.0 - (run.config.steps as f32 - 30.0).abs() / 100.0 + run.config.seed as f32 / 50.0;
     let scores = |dino: f32| Scores {
         clip_t: 0.5,
@@ -50,7 +50,7 @@ fn measure(run: &Run) -> Measured {
         drift: None,
         drift_dino: None,
     };
-    Measured {
+    RunMetrics {
         before: scores(0.1),
         after: scores(dino),
         truth: Some(scores(1.0)),
@@ -63,55 +63,63 @@ fn measure(run: &Run) -> Measured {
     }
 }
 
-/// A run folder as `soda train` leaves it.
-fn draw(folder: &Path, run: &Run) {
+/// Writes the image grid of a run, as `soda train` does.
+fn write_samples(folder: &Path, run: &Run) {
     let folder = folder.join(&run.id);
     std::fs::create_dir_all(&folder).unwrap();
     image::RgbImage::new(4, 6).save(folder.join("samples.png")).unwrap();
 }
 
 #[test]
-fn settings_are_chosen_on_other_data_and_every_run_is_done_once() {
+fn settings_are_chosen_on_search_data_and_every_run_is_executed_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.jsonl");
     let plan = plan(PLAN).unwrap();
     let trained = AtomicUsize::new(0);
     let train = |_: usize, run: &Run| {
         trained.fetch_add(1, Ordering::Relaxed);
-        draw(folder.path(), run);
-        Ok(measure(run))
+        write_samples(folder.path(), run);
+        Ok(metrics(run))
     };
     for again in [false, true] {
-        let mut results = Results::open(&path).unwrap();
+        let mut results = ResultsFile::open(&path).unwrap();
         let search = plan.search_runs();
-        assert_eq!(search.len(), 3, "an arm without a choice is not searched");
+        assert_eq!(search.len(), 3, "an arm without candidates is not searched");
         assert!(execute(&search, 2, &mut results, train, |_| ()).unwrap().is_empty());
         let runs = plan.score_runs(&results);
         assert_eq!(runs.len(), 8);
-        let met =
+        let paired =
             |pair: &[Run]| pair[0].config.seed == pair[1].config.seed && pair[0].arm != pair[1].arm;
-        assert!(runs.chunks(2).all(met), "stopped half way, both arms have met the same subjects");
-        assert!(runs.is_sorted_by_key(|run| run.config.seed), "with the same seeds");
+        assert!(runs.chunks(2).all(paired), "an interrupted comparison has both arms");
+        assert!(runs.is_sorted_by_key(|run| run.config.seed), "runs are sorted by seed");
         assert!(runs.iter().filter(|run| run.arm == "two").all(|run| run.config.steps == 30));
         assert!(execute(&runs, 3, &mut results, train, |_| ()).unwrap().is_empty());
         assert_eq!(trained.load(Ordering::Relaxed), 11, "again: {again}");
 
-        let rows = table(&runs, &results);
+        let rows = score_table(&runs, &results);
         assert_eq!(rows[0].against_first, vec![None; 6]);
-        let Against { test, corrected } = rows[1].against_first[1].unwrap();
+        let AdjustedTest { test, adjusted_p } = rows[1].against_first[1].unwrap();
         assert!((test.difference - 0.2).abs() < 1e-6 && test.to_string() == "2 data sets");
-        // Two seeds of two data sets are two data sets.
-        assert_eq!((test.p, corrected), (2.0 / 4.0, 2.0 / 4.0), "{rows:?}");
-        let none = Results::open(&folder.path().join("probes.jsonl")).unwrap();
-        let html = report(&plan, &runs, &results, (&[], &none), folder.path()).unwrap();
+        // Two seeds on two data sets count as two units.
+        assert_eq!((test.p, adjusted_p), (2.0 / 4.0, 2.0 / 4.0), "{rows:?}");
+        let evaluation_results = ResultsFile::open(&folder.path().join("probes.jsonl")).unwrap();
+        let html = report(&ReportInput {
+            plan: &plan,
+            runs: &runs,
+            results: &results,
+            evaluations: &[],
+            evaluation_results: &evaluation_results,
+            folder: folder.path(),
+        })
+        .unwrap();
         assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.500, Holm 0.500"), "{html}");
-        assert_eq!(html.matches("<svg").count(), 3, "two of the scores, one of the loss");
-        assert_eq!(html.matches("<img").count(), 2 * 3, "before and two arms, of two data sets");
+        assert_eq!(html.matches("<svg").count(), 3, "two figures of scores, one of the loss");
+        assert_eq!(html.matches("<img").count(), 2 * 3, "base model and two arms on two data sets");
     }
 }
 
 #[test]
-fn the_arms_of_a_score_are_one_family_of_tests() {
+fn the_arms_tested_by_one_score_are_a_family() {
     let more = r#"
 [[arm]]
 name = "same"
@@ -125,27 +133,27 @@ name = "elsewhere"
 data = ["styles/s"]
 "#;
     let folder = tempfile::tempdir().unwrap();
-    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
+    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
     let subjects = r#"["s/1", "s/2", "s/3", "s/4", "s/5", "s/6"]"#;
     let text = PLAN.replacen(r#"["subjects/a", "subjects/b"]"#, subjects, 1) + more;
     let plan = plan(&text).unwrap();
-    execute(&plan.search_runs(), 1, &mut results, |_, run| Ok(measure(run)), |_| ()).unwrap();
+    execute(&plan.search_runs(), 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
     let runs = plan.score_runs(&results);
-    execute(&runs, 1, &mut results, |_, run| Ok(measure(run)), |_| ()).unwrap();
-    let rows = table(&runs, &results);
+    execute(&runs, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
+    let rows = score_table(&runs, &results);
     let found: Vec<_> = rows
         .iter()
-        .map(|row| row.against_first[1].map(|against| (against.test.p, against.corrected)))
+        .map(|row| row.against_first[1].map(|against| (against.test.p, against.adjusted_p)))
         .collect();
-    // Of six signs; three arms are tested, since one shares no data with the first.
+    // The p value of six equal signs. Three arms are tested; the fourth shares no data set with the first.
     let least = 2.0 / 64.0;
     let (two, same, better) = ((least, 3.0 * least), (1.0, 1.0), (least, 3.0 * least));
     assert_eq!(found, [None, Some(two), Some(same), Some(better), None]);
-    let over = |row: usize| rows[row].over_data[1].unwrap().n;
-    assert_eq!((rows[0].runs, over(0), over(4)), (12, 6, 1));
+    let data_sets = |row: usize| rows[row].over_data_sets[1].unwrap().n;
+    assert_eq!((rows[0].runs, data_sets(0), data_sets(4)), (12, 6, 1));
 }
 
-const PROBES: &str = r#"
+const EVALUATIONS: &str = r#"
 [[arm]]
 name = "style"
 data = ["styles/s"]
@@ -168,138 +176,152 @@ weights = [[1.0, 1.0], [0.8, 0.6]]
 "#;
 
 #[test]
-fn finished_runs_are_looked_at_once_more() {
+fn finished_runs_are_evaluated_at_other_strengths_and_merged() {
     let folder = tempfile::tempdir().unwrap();
-    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
-    let plan = plan(&format!("{PLAN}{PROBES}")).unwrap();
+    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
+    let plan = plan(&format!("{PLAN}{EVALUATIONS}")).unwrap();
     let train = |_: usize, run: &Run| {
-        draw(folder.path(), run);
-        Ok(measure(run))
+        write_samples(folder.path(), run);
+        Ok(metrics(run))
     };
     execute(&plan.search_runs(), 2, &mut results, train, |_| ()).unwrap();
     let runs = plan.score_runs(&results);
-    assert_eq!(runs.len(), 10, "the arm of styles has its own data");
-    assert!(plan.probes(&runs, &results).is_empty(), "nothing is trained yet");
+    assert_eq!(runs.len(), 10, "the arm of styles has its own data set");
+    assert!(plan.evaluations(&runs, &results).is_empty(), "no run has finished");
     execute(&runs, 2, &mut results, train, |_| ()).unwrap();
 
-    let probes = plan.probes(&runs, &results);
-    // Two subjects of two seeds at three strengths, and with the style of their seed in four ways.
-    assert_eq!(probes.len(), 4 * 3 + 4 * 4);
-    let same_seed = |probe: &Probe| match &probe.look {
-        Look::Merge { style, .. } => style.config.seed == probe.run.config.seed,
-        Look::Strength { .. } => true,
+    let evaluations = plan.evaluations(&runs, &results);
+    // Four runs of subjects, each at three strengths and merged with the style in four ways.
+    assert_eq!(evaluations.len(), 4 * 3 + 4 * 4);
+    let same_seed = |evaluation: &Evaluation| match &evaluation.kind {
+        EvaluationKind::Merge { style, .. } => style.config.seed == evaluation.run.config.seed,
+        EvaluationKind::Strength { .. } => true,
     };
-    assert!(probes.iter().all(same_seed));
+    assert!(evaluations.iter().all(same_seed));
 
-    let mut seen = Results::open(&folder.path().join("probes.jsonl")).unwrap();
-    let look = |_: usize, probe: &Probe| {
-        let place = folder.path().join(&probe.id);
-        std::fs::create_dir_all(&place).unwrap();
-        image::RgbImage::new(4, 4).save(place.join("samples.png")).unwrap();
-        let scores = measure(&probe.run).after;
-        Ok((Scores { clip_t: probe.at[0] as f32, ..scores }, Some(0.25)))
+    let mut evaluated = ResultsFile::open(&folder.path().join("probes.jsonl")).unwrap();
+    let evaluate = |_: usize, evaluation: &Evaluation| {
+        let folder = folder.path().join(&evaluation.id);
+        std::fs::create_dir_all(&folder).unwrap();
+        image::RgbImage::new(4, 4).save(folder.join("samples.png")).unwrap();
+        let scores = Scores { clip_t: evaluation.at[0] as f32, ..metrics(&evaluation.run).after };
+        let (prompts, identifier, held_out) = (vec![], None, vec![]);
+        Ok(EvaluationScores { prompts, identifier, held_out, scores, style_clip_i: Some(0.25) })
     };
-    execute(&probes, 3, &mut seen, look, |_| ()).unwrap();
-    let again = |_: usize, _: &Probe| Err("looked at twice".to_owned());
-    assert!(execute(&probes, 3, &mut seen, again, |_| ()).unwrap().is_empty());
+    execute(&evaluations, 3, &mut evaluated, evaluate, |_| ()).unwrap();
+    let again = |_: usize, _: &Evaluation| Err("evaluated twice".to_owned());
+    assert!(execute(&evaluations, 3, &mut evaluated, again, |_| ()).unwrap().is_empty());
 
-    let places = places(&probes, &seen);
-    let found: Vec<_> = places.iter().map(|p| (p.series.as_str(), &p.at[..], p.looks)).collect();
+    let rows = strength_table(&evaluations, &evaluated);
+    let found: Vec<_> =
+        rows.iter().map(|row| (row.series.as_str(), &row.at[..], row.evaluations)).collect();
     assert_eq!(found[0], ("one, geodesic", &[0.5][..], 4));
     assert_eq!(found[4], ("one in style, residual", &[0.8, 0.6][..], 4));
     assert_eq!(found.len(), 3 + 4);
-    assert!((places[1].scores[0].unwrap().mean - 1.0).abs() < 1e-12);
+    assert!((rows[1].scores[0].unwrap().mean - 1.0).abs() < 1e-12);
 
-    let html = report(&plan, &runs, &results, (&probes, &seen), folder.path()).unwrap();
+    let html = report(&ReportInput {
+        plan: &plan,
+        runs: &runs,
+        results: &results,
+        evaluations: &evaluations,
+        evaluation_results: &evaluated,
+        folder: folder.path(),
+    })
+    .unwrap();
     assert!(html.contains("one in style, compose at 0.8, 0.6"), "{html}");
-    assert_eq!(html.matches("<svg").count(), 3 + 2, "and two curves over the strength");
+    assert_eq!(html.matches("<svg").count(), 3 + 2, "two more curves over the strength");
 }
 
 #[test]
-fn a_failed_run_stops_no_other_and_is_run_again() {
+fn a_failed_run_stops_no_other_and_is_executed_again() {
     let folder = tempfile::tempdir().unwrap();
-    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
+    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
     let plan = plan(PLAN).unwrap();
     let search = plan.search_runs();
     let fail = |_: usize, run: &Run| match run.config.steps {
         30 => Err("out of luck".to_owned()),
-        _ => Ok(measure(run)),
+        _ => Ok(metrics(run)),
     };
     let failures = execute(&search, 1, &mut results, fail, |_| ()).unwrap();
     assert_eq!(failures.len(), 1);
     assert_eq!(failures[0].reason, "out of luck");
     let chosen = plan.score_runs(&results);
-    assert!(chosen.iter().all(|run| run.config.steps != 30), "a failed setting is not chosen");
+    assert!(chosen.iter().all(|run| run.config.steps != 30), "a failed candidate is not chosen");
     assert!(
-        execute(&search, 1, &mut results, |_, run| Ok(measure(run)), |_| ()).unwrap().is_empty()
+        execute(&search, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap().is_empty()
     );
 }
 
 #[test]
-fn a_line_cut_short_is_dropped_and_a_broken_one_is_named() {
+fn an_incomplete_last_line_is_dropped_and_an_invalid_line_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.jsonl");
     let plan = plan(PLAN).unwrap();
     let runs = plan.search_runs();
-    let mut results = Results::open(&path).unwrap();
-    execute(&runs, 1, &mut results, |_, run| Ok(measure(run)), |_| ()).unwrap();
+    let mut results = ResultsFile::open(&path).unwrap();
+    execute(&runs, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
 
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, &text[..text.len() - 5]).unwrap();
-    let mut results = Results::open(&path).unwrap();
+    let mut results = ResultsFile::open(&path).unwrap();
     let left = runs.iter().filter(|run| results.get(&run.id).is_some()).count();
     assert_eq!(left, runs.len() - 1);
-    execute(&runs, 1, &mut results, |_, run| Ok(measure(run)), |_| ()).unwrap();
+    execute(&runs, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 
     std::fs::write(&path, text.replacen("\"id\"", "\"di\"", 1)).unwrap();
     assert!(matches!(
-        Results::<Record>::open(&path),
+        ResultsFile::<RunResult>::open(&path),
         Err(CompareError::ReadResults { line: 1, .. })
     ));
 }
 
 #[test]
-fn scores_on_the_way_are_kept_and_a_line_without_them_is_read() {
+fn intermediate_scores_are_stored_and_may_be_absent() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.jsonl");
     let plan = plan(PLAN).unwrap();
     let runs = plan.search_runs();
     let train = |_: usize, run: &Run| {
-        let measured = measure(run);
-        let scored = Scored { step: 10, scores: measured.before };
+        let metrics = metrics(run);
+        let scored = StepScores { step: 10, scores: metrics.before };
         let trace = if run.config.steps == 20 { vec![scored] } else { vec![] };
-        Ok(Measured { trace, ..measured })
+        Ok(RunMetrics { trace, ..metrics })
     };
-    let mut results = Results::open(&path).unwrap();
+    let mut results = ResultsFile::open(&path).unwrap();
     execute(&runs, 1, &mut results, train, |_| ()).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(text.matches("\"trace\":[{\"step\":10,\"scores\":{").count(), 1, "{text}");
-    assert_eq!(text.matches("trace").count(), 1, "nothing where there is none");
-    let again: Results<Record> = Results::open(&path).unwrap();
+    assert_eq!(text.matches("trace").count(), 1, "an empty trace is not stored");
+    let again: ResultsFile<RunResult> = ResultsFile::open(&path).unwrap();
     assert!(runs.iter().all(|run| again.get(&run.id) == results.get(&run.id)));
 }
 
 #[test]
-fn an_unfair_or_unusable_plan_is_refused() {
-    let change = |from: &str, to: &str| plan(&PLAN.replacen(from, to, 1)).unwrap_err();
-    assert!(matches!(change("subjects/c", "subjects/a"), CompareError::TunedOnScored(_)));
-    assert!(matches!(change("\"two\"", "\"one\""), CompareError::SameName(_)));
-    assert!(matches!(change("\"two\"", "\"t/o\""), CompareError::BadName(_)));
-    assert!(matches!(change("[0, 1]", "[]"), CompareError::Empty("score.seeds")));
-    assert!(matches!(change("steps = 10", "stepz = 10"), CompareError::Arm { .. }));
-    assert!(matches!(change("batch_size = 2", "batch_size = 0"), CompareError::Arm { .. }));
-    assert!(matches!(change("base", "[["), CompareError::ReadPlan(_)));
-    let probing = |from: &str, to: &str| {
-        plan(&format!("{PLAN}{}", PROBES.replacen(from, to, 1))).unwrap_err()
+fn an_unfair_or_invalid_plan_is_refused() {
+    let refused = |text: &str| match plan(text).unwrap_err() {
+        CompareError::Plan(error) => error,
+        error => panic!("{error}"),
     };
-    let unknown = probing("arm = \"one\"", "arm = \"ten\"");
+    let change = |from: &str, to: &str| refused(&PLAN.replacen(from, to, 1));
+    assert!(matches!(change("subjects/c", "subjects/a"), PlanError::SearchOnScoredData(_)));
+    assert!(matches!(change("\"two\"", "\"one\""), PlanError::DuplicateArm(_)));
+    assert!(matches!(change("\"two\"", "\"t/o\""), PlanError::InvalidArmName(_)));
+    assert!(matches!(change("[0, 1]", "[]"), PlanError::EmptyList("score.seeds")));
+    assert!(matches!(change("steps = 10", "stepz = 10"), PlanError::Arm { .. }));
+    assert!(matches!(change("batch_size = 2", "batch_size = 0"), PlanError::Arm { .. }));
+    assert!(matches!(change("base", "[["), PlanError::Parse(_)));
+    let evaluating =
+        |from: &str, to: &str| refused(&format!("{PLAN}{}", EVALUATIONS.replacen(from, to, 1)));
+    let unknown = evaluating("arm = \"one\"", "arm = \"ten\"");
     assert!(unknown.to_string().contains("no arm `ten`"), "{unknown}");
-    assert!(matches!(probing("[0.5, 1.0]", "[]"), CompareError::Empty("strength.at")));
-    assert!(matches!(probing("[0.5, 1.0]", "[nan]"), CompareError::NotFinite("strength.at")));
-    assert!(matches!(probing("styles/s", "subjects/c"), CompareError::TunedOnScored(_)));
+    assert!(matches!(evaluating("[0.5, 1.0]", "[]"), PlanError::EmptyList("strength.at")));
+    assert!(matches!(evaluating("[0.5, 1.0]", "[nan]"), PlanError::NotFinite("strength.at")));
+    let scored = evaluating("styles/s", "subjects/c");
+    assert!(matches!(scored, PlanError::SearchOnScoredData(_)));
     let without = PLAN.replace("[search]\ndata = [\"subjects/c\"]\nseeds = [0]\n", "");
-    assert!(matches!(plan(&without), Err(CompareError::NoSearch(_))));
+    assert!(matches!(refused(&without), PlanError::NoSearchData(_)));
 }
 
 const KINDS: &str = r#"
@@ -338,20 +360,21 @@ search = [{ steps = 20 }, { steps = 30 }]
 "#;
 
 #[test]
-fn settings_go_by_the_data_and_an_arm_has_the_last_word() {
+fn settings_depend_on_the_data_set_and_an_arm_overrides_them() {
     let folder = tempfile::tempdir().unwrap();
-    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
+    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
     let plan = plan(KINDS).unwrap();
     let search = plan.search_runs();
     assert!(search.iter().all(|run| run.config.trigger.as_deref() == Some("sks cat")));
-    execute(&search, 1, &mut results, |_, run| Ok(measure(run)), |_| ()).unwrap();
+    execute(&search, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
     let runs = plan.score_runs(&results);
     assert_eq!((runs.len(), plan.num_scored(), search.len()), (8, 8, 2));
-    let asked = |arm: &str, data: &str| {
-        let of = |run: &&Run| run.arm == arm && run.config.data.ends_with(data);
-        runs.iter().find(of).unwrap().config.clone()
+    let config_of = |arm: &str, data: &str| {
+        let wanted = |run: &&Run| run.arm == arm && run.config.data.ends_with(data);
+        runs.iter().find(wanted).unwrap().config.clone()
     };
-    let (dog, bear, two) = (asked("one", "dog2"), asked("one", "bear"), asked("two", "dog2"));
+    let (dog, bear, two) =
+        (config_of("one", "dog2"), config_of("one", "bear"), config_of("two", "dog2"));
     assert_eq!(dog.trigger.as_deref(), Some("sks dog"));
     assert_eq!(dog.samples.prompts, ["a [trigger] in a hat", "a wet dog"]);
     assert_eq!(dog.prior.unwrap().prompt, "a photo of a dog");
@@ -359,7 +382,7 @@ fn settings_go_by_the_data_and_an_arm_has_the_last_word() {
     assert!(bear.samples.prompts.is_empty());
     let guidance = [dog.samples.guidance, bear.samples.guidance, two.samples.guidance];
     assert_eq!(guidance, [4.0, 3.0, 5.0]);
-    assert_eq!(two.samples.prompts.len(), 2, "the rest of its kind's settings stays");
+    assert_eq!(two.samples.prompts.len(), 2, "the other settings of the kind stay");
 
     let folders = plan.folders();
     let expected = ["class", "judges/clip", "judges/dino", "set/bear", "set/cat", "set/dog2"];
@@ -370,7 +393,7 @@ fn settings_go_by_the_data_and_an_arm_has_the_last_word() {
     assert!(unknown.contains("set/cat is of kind `alive`"), "{unknown}");
     let none = change("set/bear\", class = \"stuffed animal\"", "set/bear\"");
     assert!(none.contains("folder = \"set/bear\", class ="), "{none}");
-    // The same folder, whatever it is called.
+    // The same folder with another class is still scored.
     let tuned = change("set/cat", "set/bear");
     assert!(tuned.contains("not chosen on what is scored"), "{tuned}");
 }
@@ -379,51 +402,19 @@ fn refusal(text: &str) -> String {
     plan(text).unwrap_err().to_string()
 }
 
+/// A worker may hold a resource, such as a GPU, that serves one task at a time.
 #[test]
-fn the_plans_of_the_examples_are_usable() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare");
-    let mut plans = 0;
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let checked = plan(&std::fs::read_to_string(&path).unwrap());
-        assert!(checked.is_ok(), "{}: {:?}", path.display(), checked.err());
-        plans += 1;
-    }
-    assert!(plans >= 6);
-}
-
-#[test]
-fn every_subject_of_dreambooth_is_asked_for_by_its_class() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare/dreambooth.toml");
-    let plan = plan(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let subjects: BTreeSet<_> = plan.configs().map(|config| &config.data).collect();
-    assert_eq!(subjects.len(), 30);
-    assert_eq!((plan.search_runs().len(), plan.num_scored()), (4 * 33, 26 * 11));
-    for config in plan.configs() {
-        let trigger = config.trigger.as_deref().unwrap();
-        assert!(trigger.starts_with("sks ") && !trigger.contains('{'), "{trigger}");
-        let prompts: BTreeSet<_> = config.samples.prompts.iter().collect();
-        assert_eq!(prompts.len(), 12, "{}", config.data.display());
-        assert!(prompts.iter().all(|prompt| prompt.contains("[trigger]")), "{prompts:?}");
-        let worn = prompts.iter().any(|prompt| prompt.contains("straw hat"));
-        assert_eq!(worn, ["sks dog", "sks cat"].contains(&trigger), "only what is alive wears it");
-        assert!(config.validation.held_out > 0.0, "there are no truths");
-    }
-}
-
-/// What is bound to a place, such as a graphics card, serves one task at a time.
-#[test]
-fn a_place_is_taken_by_one_task_at_a_time() {
-    const PLACES: usize = 3;
+fn a_worker_executes_one_task_at_a_time() {
+    const WORKERS: usize = 3;
     let folder = tempfile::tempdir().unwrap();
-    let mut results = Results::open(&folder.path().join("results.jsonl")).unwrap();
-    let taken: [AtomicUsize; PLACES] = Default::default();
-    let train = |place: usize, run: &Run| {
-        assert_eq!(taken[place].fetch_add(1, Ordering::SeqCst), 0, "place {place}");
+    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
+    let running: [AtomicUsize; WORKERS] = Default::default();
+    let train = |worker: usize, run: &Run| {
+        assert_eq!(running[worker].fetch_add(1, Ordering::SeqCst), 0, "worker {worker}");
         std::thread::sleep(std::time::Duration::from_millis(5));
-        taken[place].fetch_sub(1, Ordering::SeqCst);
-        Ok(measure(run))
+        running[worker].fetch_sub(1, Ordering::SeqCst);
+        Ok(metrics(run))
     };
     let runs = plan(PLAN).unwrap().search_runs();
-    assert!(execute(&runs, PLACES, &mut results, train, |_| ()).unwrap().is_empty());
+    assert!(execute(&runs, WORKERS, &mut results, train, |_| ()).unwrap().is_empty());
 }

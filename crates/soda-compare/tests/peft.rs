@@ -1,10 +1,12 @@
-//! A run by the names of PEFT's method comparison: every name there is one of theirs, and every number one of ours.
+//! Finished runs in the format of PEFT's method comparison.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use serde_json::{Value, json};
-use soda_compare::{Measured, PlanConfig, Record, Results, Run, Task as _, peft, thinned};
-use soda_train::{Scored, Scores};
+use soda_compare::{
+    ComparisonConfig, ResultsFile, Run, RunMetrics, RunResult, Task as _, downsampled, peft_jsonl,
+};
+use soda_train::{Scores, StepScores};
 
 const PLAN: &str = r#"
 [train]
@@ -40,17 +42,17 @@ fn scores(dino: f32, truth_dino: Option<f32>, drift: Option<f32>) -> Scores {
     Scores { clip_t, clip_i, dino, truth_clip_i, truth_dino, drift, drift_dino }
 }
 
-/// Losses that are 1 in the first half of the run and 2 in the second.
-fn measured(run: &Run, truth: Option<f32>) -> Measured {
-    let way = |step| Scored { step, scores: scores(0.25, truth, Some(0.125)) };
-    let drawn = run.config.samples.every > 0;
+/// Metrics with losses of 1 in the first half of the run and 2 in the second.
+fn metrics(run: &Run, truth: Option<f32>) -> RunMetrics {
+    let scored = |step| StepScores { step, scores: scores(0.25, truth, Some(0.125)) };
+    let has_trace = run.config.samples.every > 0;
     let losses: Vec<f32> = (0..300).map(|step| (step / 150 + 1) as f32).collect();
-    Measured {
+    RunMetrics {
         before: scores(0.125, truth, None),
-        after: scores(0.5, truth.map(|truth| truth + 0.25), drawn.then_some(0.25)),
+        after: scores(0.5, truth.map(|truth| truth + 0.25), has_trace.then_some(0.25)),
         truth: None,
-        trace: if drawn { vec![way(150)] } else { vec![] },
-        losses: thinned(&losses),
+        trace: if has_trace { vec![scored(150)] } else { vec![] },
+        losses: downsampled(&losses),
         num_params: 10,
         file_size: 100,
         seconds_per_step: 0.5,
@@ -58,22 +60,22 @@ fn measured(run: &Run, truth: Option<f32>) -> Measured {
     }
 }
 
-/// The lines of all arms, of data with truths or without.
+/// The lines of all arms, with or without true images.
 fn lines(plan: &str, truth: Option<f32>) -> Vec<Value> {
     let folder = tempfile::tempdir().unwrap();
-    let plan = PlanConfig::from_toml(plan).unwrap().check().unwrap();
-    let mut results = Results::<Record>::open(&folder.path().join("results.jsonl")).unwrap();
+    let plan = ComparisonConfig::from_toml(plan).unwrap().check().unwrap();
+    let mut results = ResultsFile::<RunResult>::open(&folder.path().join("results.jsonl")).unwrap();
     let runs = plan.score_runs(&results);
-    assert_eq!(peft(&runs, &results), "", "nothing is finished");
+    assert_eq!(peft_jsonl(&runs, &results), "", "no run has finished");
     for run in &runs {
-        results.append(run.line(measured(run, truth))).unwrap();
+        results.append(run.stored(metrics(run, truth))).unwrap();
     }
-    let text = peft(&runs, &results);
+    let text = peft_jsonl(&runs, &results);
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
-fn numbers_stand_under_the_names_of_peft() {
+fn metrics_have_the_field_names_of_peft() {
     let lines = lines(PLAN, Some(0.5));
     let names: Vec<&str> =
         lines.iter().map(|l| l["run_info"]["experiment_name"].as_str().unwrap()).collect();
@@ -110,24 +112,24 @@ fn numbers_stand_under_the_names_of_peft() {
         json!({ "step": step, name: similarity, "train loss": loss, "train samples": samples })
     };
     let mut last = entry(300, "test dino_similarity", 0.75, 2.0);
-    // By DINO, as PEFT measures it.
+    // PEFT measures the drift by DINO.
     last["drift"] = json!(0.125);
     let expected = json!([entry(150, "valid dino_similarity", 0.5, 1.0), last]);
     assert_eq!(info["metrics"], expected);
 }
 
 #[test]
-fn what_is_not_measured_is_left_out() {
-    // Likeness to what was learnt is no test.
+fn fields_that_are_not_measured_are_left_out() {
+    // Similarity to the training images is not reported.
     let without = lines(PLAN, None);
-    let metrics = |line: &Value| line["train_info"]["metrics"].as_array().unwrap().clone();
+    let entries = |line: &Value| line["train_info"]["metrics"].as_array().unwrap().clone();
     assert_eq!(
-        metrics(&without[0])[0],
+        entries(&without[0])[0],
         json!({ "step": 150, "train loss": 1.0, "train samples": 900 })
     );
-    // Nothing was drawn on the way, and no unrelated prompt.
+    // This arm has no intermediate images and no unrelated prompts.
     let all = json!([{ "step": 300, "train loss": 1.5, "train samples": 1800 }]);
-    assert_eq!(json!(metrics(&without[2])), all);
+    assert_eq!(json!(entries(&without[2])), all);
     for line in &without {
         let text = line.to_string();
         assert!(!text.contains("memory") && !text.contains("total"), "{text}");
@@ -136,6 +138,6 @@ fn what_is_not_measured_is_left_out() {
         assert_eq!(nulls, 0, "{text}");
     }
     let held_out = PLAN.replacen("[train]", "[train]\nvalidation.held_out = 0.25", 1);
-    let last = metrics(&lines(&held_out, None)[0])[1].clone();
-    assert_eq!(last["test dino_similarity"], json!(0.5), "to what was held out");
+    let last = entries(&lines(&held_out, None)[0])[1].clone();
+    assert_eq!(last["test dino_similarity"], json!(0.5), "similarity to the held-out images");
 }

@@ -1,130 +1,134 @@
-//! Why a model cannot be had by its name: one enum for the crate, one sentence a case.
+//! The errors of this crate, each with the remedy in its message.
 
 use std::path::PathBuf;
 
-/// Why a model cannot be had by its name.
+/// The reason why a pipeline cannot be downloaded or found in the cache.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// A text that is no name.
-    #[error("{0} is no name of a model: it has the form owner/name or owner/name@revision")]
-    NotAName(String),
+    /// The text is not a repo id.
+    #[error("{0} is not a repo id: write owner/name or owner/name@revision")]
+    InvalidRepoId(String),
 
-    /// No place for the cache.
-    #[error("there is no home directory to keep models in: set HF_HOME to a folder")]
-    NoHome,
+    /// There is no folder for the cache.
+    #[error("there is no home directory for the model cache: set HF_HOME to a folder")]
+    NoCacheDir,
 
-    /// The server does not know the model.
-    #[error("{name} is neither a path here nor a model of {endpoint} (404): check the spelling")]
-    NotFound {
-        /// The name.
-        name: String,
-        /// The server.
-        endpoint: String,
-    },
-
-    /// The server does not show the model to this user.
+    /// The server answered 404.
     #[error(
-        "{endpoint} does not let you read {name}: check the spelling, set HF_TOKEN to a token that may read it, and accept its terms at {endpoint}/{name} if it is gated"
+        "{repo_id} is neither a local path nor a repository of {endpoint} (404): check the spelling"
     )]
-    Denied {
-        /// The name.
-        name: String,
-        /// The server.
+    RepoNotFound {
+        /// The repo id.
+        repo_id: String,
+        /// The URL of the server.
         endpoint: String,
     },
 
-    /// No connection, and the cache does not have the model either.
+    /// The server answered 401 or 403: the repository is private, gated or absent.
     #[error(
-        "{name} is no path here, and {endpoint} cannot be reached ({reason}): check the network and HF_ENDPOINT, or give a directory"
+        "{endpoint} denies access to {repo_id}: check the spelling, set HF_TOKEN to a token that may read it, and accept its terms at {endpoint}/{repo_id} if it is gated"
+    )]
+    AccessDenied {
+        /// The repo id.
+        repo_id: String,
+        /// The URL of the server.
+        endpoint: String,
+    },
+
+    /// The server cannot be reached, and the cache lacks the files.
+    #[error(
+        "{repo_id} is not a local path, and {endpoint} cannot be reached ({reason}): check the network and HF_ENDPOINT, or give a directory"
     )]
     Unreachable {
-        /// The name.
-        name: String,
-        /// The server.
+        /// The repo id.
+        repo_id: String,
+        /// The URL of the server.
         endpoint: String,
-        /// What the connection says.
+        /// The cause, as the connection reports it.
         reason: String,
     },
 
-    /// An answer that is none, or a transfer that broke off.
-    #[error("{name} cannot be downloaded from {endpoint}: {reason}; start again to go on")]
-    Transfer {
-        /// The name.
-        name: String,
-        /// The server.
-        endpoint: String,
-        /// What is wrong.
-        reason: String,
-    },
-
-    /// Only the cache may be used, and it does not have the model.
+    /// The server's answer is invalid, or a transfer broke off.
     #[error(
-        "{name} is not in the cache {}, or not this variant of it: unset HF_HUB_OFFLINE to download it",
-        .cache.display()
+        "{repo_id} cannot be downloaded from {endpoint}: {reason}; run the command again to resume"
+    )]
+    Download {
+        /// The repo id.
+        repo_id: String,
+        /// The URL of the server.
+        endpoint: String,
+        /// The cause.
+        reason: String,
+    },
+
+    /// The hub is offline, and the cache lacks the files.
+    #[error(
+        "{repo_id}, or the requested variant of it, is not in the cache {}: unset HF_HUB_OFFLINE to download it",
+        .cache_dir.display()
     )]
     NotCached {
-        /// The name.
-        name: String,
-        /// The cache.
-        cache: PathBuf,
+        /// The repo id.
+        repo_id: String,
+        /// The folder of the cache.
+        cache_dir: PathBuf,
     },
 
-    /// A repository of something else.
-    #[error("{0} is no model in diffusers' layout: it has no model_index.json")]
-    NoPipeline(String),
+    /// The repository has no `model_index.json`.
+    #[error("{0} has no model_index.json: choose a repository in the diffusers layout")]
+    NotDiffusers(String),
 
-    /// A `model_index.json` that is no JSON object.
-    #[error("{name} has a broken model_index.json: {source}")]
-    Index {
-        /// The name.
-        name: String,
-        /// Where, and what is wrong.
+    /// The repository's `model_index.json` is not a JSON object.
+    #[error("the model_index.json of {repo_id} is not a JSON object: {source}")]
+    InvalidModelIndex {
+        /// The repo id.
+        repo_id: String,
+        /// The position and the kind of the syntax error.
         source: serde_json::Error,
     },
 
-    /// Only weights that run code when they are read.
+    /// The weights are pickles, which can run code when they are read.
     #[error(
-        "{name} has its {part} as a pickle only, which can run any code when it is read: convert it in Python, with from_pretrained(\"{name}\").save_pretrained(folder, safe_serialization=True)"
+        "{repo_id} has its {subfolder} as a pickle only, which can run any code when it is read: convert it in Python, with from_pretrained(\"{repo_id}\").save_pretrained(folder, safe_serialization=True)"
     )]
-    Pickle {
-        /// The name.
-        name: String,
-        /// The folder.
-        part: String,
+    PickleOnly {
+        /// The repo id.
+        repo_id: String,
+        /// The subfolder of the repository, such as `unet`.
+        subfolder: String,
     },
 
-    /// No weights of the variant that was asked for.
-    #[error("{name} has no {part} {}: {}", asked(.variant.as_deref()), choices(.found))]
+    /// The repository has no weights of the requested variant.
+    #[error("{repo_id} has no {subfolder} {}: {}", describe(.variant.as_deref()), remedy(.found))]
     NoWeights {
-        /// The name.
-        name: String,
-        /// The folder.
-        part: String,
-        /// The variant, if one was asked for.
+        /// The repo id.
+        repo_id: String,
+        /// The subfolder of the repository, such as `unet`.
+        subfolder: String,
+        /// The requested variant.
         variant: Option<String>,
-        /// The files of weights that there are.
+        /// The weight files that the subfolder has.
         found: Vec<String>,
     },
 
-    /// The cache cannot be written or read.
-    #[error("{} cannot be written or read: {source}", .path.display())]
+    /// The cache cannot be read or written.
+    #[error("{} cannot be read or written: {source}", .path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
-fn asked(variant: Option<&str>) -> String {
+fn describe(variant: Option<&str>) -> String {
     match variant {
         Some(variant) => format!("of the variant {variant}"),
         None => "without a variant".to_owned(),
     }
 }
 
-fn choices(found: &[String]) -> String {
+fn remedy(found: &[String]) -> String {
     match found {
         [] => "it has no weights there at all".to_owned(),
         found => format!("choose another --variant; it has {}", found.join(", ")),

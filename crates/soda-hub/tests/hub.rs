@@ -1,4 +1,4 @@
-//! Downloading by name, from a small server on this machine.
+//! Downloads by repo id, from a server on this machine.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod server;
@@ -6,93 +6,95 @@ mod server;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use server::{TOKEN, nobody, serve, toybox};
-use soda_hub::{Hub, HubError, is_name};
+use server::{TOKEN, serve, toybox_repo, unreachable_endpoint};
+use soda_hub::{Hub, HubError, is_repo_id};
 
-fn quiet(hub: &Hub, name: &str) -> Result<std::path::PathBuf, HubError> {
-    hub.fetch(name, None, &mut |_, _, _| {})
+fn download(hub: &Hub, repo_id: &str) -> Result<std::path::PathBuf, HubError> {
+    hub.snapshot_download(repo_id, None, &mut |_, _, _| {})
 }
 
-fn hub(endpoint: &str, cache: &Path) -> Hub {
-    Hub { endpoint: endpoint.to_owned(), token: None, cache: cache.join("hub"), offline: false }
+fn hub(endpoint: &str, home: &Path) -> Hub {
+    Hub { endpoint: endpoint.to_owned(), token: None, cache_dir: home.join("hub"), offline: false }
 }
 
 #[test]
-fn a_name_is_downloaded_once() {
-    let server = serve(toybox());
+fn a_snapshot_is_downloaded_once() {
+    let server = serve(toybox_repo());
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub { token: Some("secret".to_owned()), ..hub(&server.endpoint, dir.path()) };
-    let mut told = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     let model = hub
-        .fetch("toys/base", None, &mut |file, done, total| {
-            told.insert(file.to_owned(), (done, total));
+        .snapshot_download("toys/base", None, &mut |file, done, total| {
+            reported.insert(file.to_owned(), (done, total));
         })
         .unwrap();
-    // Bit for bit, what the server has: and the one variant of the autoencoder that there is.
-    for file in told.keys() {
-        assert!(std::fs::read(model.join(file)).unwrap() == toybox()[file], "{file}");
+    // The files equal the server's, and include the only variant of the autoencoder.
+    for file in reported.keys() {
+        assert!(std::fs::read(model.join(file)).unwrap() == toybox_repo()[file], "{file}");
     }
     for file in ["model_index.json", "unet/diffusion_pytorch_model.safetensors"] {
-        assert!(told.contains_key(file), "{file}");
+        assert!(reported.contains_key(file), "{file}");
     }
-    assert!(told.contains_key("vae/diffusion_pytorch_model.fp16.safetensors"));
-    assert!(told.values().all(|(done, total)| done == total));
+    assert!(reported.contains_key("vae/diffusion_pytorch_model.fp16.safetensors"));
+    assert!(reported.values().all(|(done, total)| done == total));
 
-    let asked = server.log.lock().unwrap().clone();
-    assert!(asked.iter().all(|(_, token)| token.as_deref() == Some(TOKEN)));
-    for never in ["ckpt", ".bin", "evil"] {
-        assert!(!asked.iter().any(|(path, _)| path.contains(never)), "{never}");
+    let requests = server.requests.lock().unwrap().clone();
+    assert!(requests.iter().all(|(_, token)| token.as_deref() == Some(TOKEN)));
+    for unwanted in ["ckpt", ".bin", "evil"] {
+        assert!(!requests.iter().any(|(path, _)| path.contains(unwanted)), "{unwanted}");
     }
-    // Again: the list, and nothing of it. Offline, or where nobody answers: from the cache.
-    assert_eq!(quiet(&hub, "toys/base").unwrap(), model);
-    assert_eq!(server.log.lock().unwrap().len(), asked.len() + 1);
+    // A second download requests the list of files alone; offline or without a server it requests nothing.
+    assert_eq!(download(&hub, "toys/base").unwrap(), model);
+    assert_eq!(server.requests.lock().unwrap().len(), requests.len() + 1);
     let offline = Hub { offline: true, ..hub.clone() };
-    assert_eq!(quiet(&offline, "toys/base").unwrap(), model);
-    let alone = Hub { endpoint: nobody(), ..hub };
-    assert_eq!(quiet(&alone, "toys/base").unwrap(), model);
-    assert_eq!(server.log.lock().unwrap().len(), asked.len() + 1);
+    assert_eq!(download(&offline, "toys/base").unwrap(), model);
+    let disconnected = Hub { endpoint: unreachable_endpoint(), ..hub };
+    assert_eq!(download(&disconnected, "toys/base").unwrap(), model);
+    assert_eq!(server.requests.lock().unwrap().len(), requests.len() + 1);
 }
 
 #[test]
-fn a_transfer_that_broke_off_goes_on() {
-    let server = serve(toybox());
+fn an_interrupted_download_resumes() {
+    let server = serve(toybox_repo());
     let dir = tempfile::tempdir().unwrap();
     let hub = hub(&server.endpoint, dir.path());
-    let model = quiet(&hub, "toys/base").unwrap();
-    // As if the process had died between two files: a file less, and no mark of the branch.
+    let model = download(&hub, "toys/base").unwrap();
+    // The state of the cache after a crash between two files: one file and the branch's ref are missing.
     let file = model.join("unet/diffusion_pytorch_model.safetensors");
     std::fs::remove_file(&file).unwrap();
     std::fs::remove_file(dir.path().join("hub/models--toys--base/refs/main")).unwrap();
     assert!(matches!(
-        quiet(&Hub { endpoint: nobody(), ..hub.clone() }, "toys/base"),
+        download(&Hub { endpoint: unreachable_endpoint(), ..hub.clone() }, "toys/base"),
         Err(HubError::Unreachable { .. })
     ));
-    let before = server.log.lock().unwrap().len();
-    assert_eq!(quiet(&hub, "toys/base").unwrap(), model);
-    assert!(std::fs::read(&file).unwrap() == toybox()["unet/diffusion_pytorch_model.safetensors"]);
-    let asked = server.log.lock().unwrap()[before..].to_vec();
-    let others = |path: &str| !path.contains("unet/diffusion") && !path.starts_with("/api/");
-    assert!(!asked.iter().any(|(path, _)| others(path)), "{asked:?}");
+    let before = server.requests.lock().unwrap().len();
+    assert_eq!(download(&hub, "toys/base").unwrap(), model);
+    assert!(
+        std::fs::read(&file).unwrap() == toybox_repo()["unet/diffusion_pytorch_model.safetensors"]
+    );
+    let requests = server.requests.lock().unwrap()[before..].to_vec();
+    let expected = |path: &str| path.contains("unet/diffusion") || path.starts_with("/api/");
+    assert!(requests.iter().all(|(path, _)| expected(path)), "{requests:?}");
 }
 
 #[test]
-fn failures_are_sentences_with_a_remedy() {
-    let mut files = toybox();
+fn errors_are_one_line_with_a_remedy() {
+    let mut files = toybox_repo();
     let server = serve(files.clone());
     let dir = tempfile::tempdir().unwrap();
     let open = hub(&server.endpoint, dir.path());
-    let check = |hub: &Hub, name: &str, named: &[&str]| {
-        let error = quiet(hub, name).unwrap_err().to_string();
-        assert!(error.contains(name) && !error.contains('\n'), "{error}");
-        assert!(named.iter().all(|named| error.contains(named)), "{error}");
+    let check = |hub: &Hub, repo_id: &str, expected: &[&str]| {
+        let error = download(hub, repo_id).unwrap_err().to_string();
+        assert!(error.contains(repo_id) && !error.contains('\n'), "{error}");
+        assert!(expected.iter().all(|text| error.contains(text)), "{error}");
     };
     check(&open, "toys/other", &["404", &server.endpoint]);
     check(&open, "toys/closed", &["HF_TOKEN", "/toys/closed"]);
     check(&open, "../etc", &["owner/name"]);
     check(&Hub { offline: true, ..open.clone() }, "toys/base", &["HF_HUB_OFFLINE"]);
-    let nobody = nobody();
-    check(&hub(&nobody, dir.path()), "toys/base", &[&nobody, "HF_ENDPOINT"]);
-    let variant = open.fetch("toys/base", Some("fp8"), &mut |_, _, _| {}).unwrap_err();
+    let unreachable = unreachable_endpoint();
+    check(&hub(&unreachable, dir.path()), "toys/base", &[&unreachable, "HF_ENDPOINT"]);
+    let variant = open.snapshot_download("toys/base", Some("fp8"), &mut |_, _, _| {}).unwrap_err();
     assert!(variant.to_string().contains("fp8"), "{variant}");
 
     files.remove("model_index.json");
@@ -101,11 +103,11 @@ fn failures_are_sentences_with_a_remedy() {
 }
 
 #[test]
-fn names_are_told_from_paths() {
-    for name in ["stabilityai/stable-diffusion-xl-base-1.0", "a/b@v1.2", "x_y/z"] {
-        assert!(is_name(name), "{name}");
+fn repo_ids_are_distinguished_from_paths() {
+    for repo_id in ["stabilityai/stable-diffusion-xl-base-1.0", "a/b@v1.2", "x_y/z"] {
+        assert!(is_repo_id(repo_id), "{repo_id}");
     }
     for path in ["model", "a/b/c", "/a", "a/", "../b", "a/..", "a/b@", "a b/c", "a\\b/c"] {
-        assert!(!is_name(path), "{path}");
+        assert!(!is_repo_id(path), "{path}");
     }
 }

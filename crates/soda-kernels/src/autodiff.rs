@@ -1,94 +1,96 @@
-//! [`Kernels`] on the tape: which gradient belongs to which operation.
+//! [`Kernels`] for the autodiff backend: every operation records the tape node of its file in `ops/`.
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::ops::ConvOptions;
 
-use crate::backend::Kernels;
-use crate::{attention, columns, conv, geglu, join, low_rank, matmul, norm, plus};
+use crate::backend::{KernelGradients, Kernels};
+use crate::ops::{
+    attention, bias_residual, concat_channels, conv, geglu, low_rank, matmul, norm, scale_columns,
+};
 
-impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
-    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-        matmul::tracked::<B, C>(lhs, rhs)
+impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        matmul::record::<B, C>(lhs, rhs)
     }
 
-    fn low_rank(
+    fn linear_low_rank(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        low_rank::tracked::<B, C>(x, w, a, b)
+        low_rank::record::<B, C>(x, w, a, b)
     }
 
-    fn convolution(
+    fn conv2d_forward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        conv::tracked::<B, C>(x, weight, options)
+        conv::record::<B, C>(x, weight, options)
     }
 
-    fn attend(
+    fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         scale: f64,
     ) -> FloatTensor<Self> {
-        attention::tracked::<B, C>(q, k, v, scale)
+        attention::record::<B, C>(q, k, v, scale)
     }
 
-    fn normalize_groups(
+    fn group_norm_forward(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         groups: usize,
         eps: f64,
-        act: bool,
+        silu: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        // What is kept is on the tape.
-        (norm::groups_tracked::<B, C>(x, gamma, beta, groups, eps, act), None)
+        // The tape node holds the statistics.
+        (norm::record_group_norm::<B, C>(x, gamma, beta, groups, eps, silu), None)
     }
 
-    fn normalize_rows(
+    fn layer_norm_forward(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         eps: f64,
     ) -> FloatTensor<Self> {
-        norm::rows_tracked::<B, C>(x, gamma, beta, eps)
+        norm::record_layer_norm::<B, C>(x, gamma, beta, eps)
     }
 
-    fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        geglu::tracked::<B, C>(x)
+    fn geglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        geglu::record::<B, C>(x, None)
     }
 
-    fn join(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        join::tracked::<B, C>(a, b)
-    }
-
-    fn gate_biased(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        geglu::biased_tracked::<B, C>(x, bias)
+    fn geglu_with_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        geglu::record::<B, C>(x, Some(bias))
     }
 
     fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        plus::tracked::<B, C>(x, bias)
+        bias_residual::record_bias::<B, C>(x, bias)
     }
 
-    fn add_bias_to(
+    fn add_bias_residual(
         x: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        rest: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        plus::tracked_to::<B, C>(x, bias, rest)
+        bias_residual::record_bias_residual::<B, C>(x, bias, residual)
     }
 
-    fn columns(
+    fn concat_channels(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        concat_channels::record::<B, C>(a, b)
+    }
+
+    fn scale_columns(
         l: FloatTensor<Self>,
         gain: FloatTensor<Self>,
-        least: FloatTensor<Self>,
+        floor: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        columns::tracked::<B, C>(l, gain, least)
+        scale_columns::record::<B, C>(l, gain, floor)
     }
 }

@@ -1,68 +1,75 @@
-//! The seam between operations and backends.
+//! The traits between operations and backends: [`Kernels`] and [`KernelGradients`].
+//!
+//! Every method has a default in burn's own operations (`fallback/`). No method records anything on the
+//! autodiff tape: `ops/` defines the gradients once, for all backends, in terms of these methods.
+//!
+//! `conv2d`, `layer_norm` and `attention` are names of burn's own backend traits, hence the suffix `_forward`
+//! here.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, TensorMetadata, backend_extension};
+use burn::backend::{Backend, backend_extension};
 use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
-use crate::{attention, columns, conv, geglu, join, low_rank, norm, plus};
+use crate::fallback;
 
-/// By q, k and v.
-pub(crate) type AttentionGradient<B> =
+/// The gradients of attention by q, k and v, each of which is absent if it was not wanted.
+pub type AttentionGradient<B> =
     (Option<FloatTensor<B>>, Option<FloatTensor<B>>, Option<FloatTensor<B>>);
 
-/// What a backend may do better than burn does; each method has burn's own operations as its default.
+/// Forward operations that a backend may implement better than burn does.
 ///
-/// No method differentiates: gradients are the same for all backends and call these. Methods in pairs, that differ by one tensor,
-/// are so because the extension's macro knows no optional argument.
+/// burn's macro generates the dispatch from a tensor's device to its backend. The macro knows no optional
+/// tensor arguments, so an operation with and without a bias or a residual is two methods.
 #[backend_extension(Flex: cfg(feature = "cpu"), Cube: cfg(feature = "cube"), Autodiff)]
 pub trait Kernels: Backend {
-    /// As many of attention's weights are kept on the tape; more are computed again.
-    const SCORES_KEPT: usize = 1 << 24;
-    /// In half precision attention works with a multiple of this many keys, the added ones zeros.
-    const HALF_KEYS: usize = 1;
+    /// Attention in half precision pads the keys with zeros to a multiple of this number.
+    const HALF_KEY_MULTIPLE: usize = 1;
 
-    /// `lhs rhs` for `[.., m, k]` and `[.., k, n]` with the same leading sizes.
-    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+    /// The matrix product `lhs rhs` for `[.., m, k]` and `[.., k, n]` with equal leading sizes.
+    fn matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(lhs, rhs)
     }
 
-    /// `lhs rhs + to`.
-    fn product_onto(
+    /// The sum `lhs rhs + addend` for `[m, k]`, `[k, n]` and `[m, n]`.
+    fn addmm(
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
-        to: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::float_add(Self::product(lhs, rhs), to)
+        Self::float_add(Self::matmul(lhs, rhs), addend)
     }
 
-    /// [`product`](Self::product) with a result in float32, of factors that may be of half precision.
-    fn wide_product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-        low_rank::wide_product::<Self>(lhs, rhs)
+    /// The matrix product in float32 of factors that may be in half precision.
+    fn matmul_to_f32(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::low_rank::matmul_to_f32::<Self>(lhs, rhs)
     }
 
-    /// Both in another type.
-    fn both_cast(
+    /// Casts two tensors to `dtype`.
+    fn cast_pair(
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         dtype: FloatDType,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        low_rank::both_cast::<Self>(a, b, dtype)
+        fallback::low_rank::cast_pair::<Self>(a, b, dtype)
     }
 
-    /// `x w + (x a) b` for `x` `[rows, in]`, `w` `[in, out]` of its type, `a` `[in, r]` and `b` `[r, out]`, which may be of a finer one.
-    fn low_rank(
+    /// The LoRA layer `x w + (x a) b` for `x` `[rows, in]`, `w` `[in, out]`, `a` `[in, r]` and `b`
+    /// `[r, out]`.
+    ///
+    /// `x` and `w` have one dtype; `a` and `b` may have a finer one.
+    fn linear_low_rank(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        low_rank::forward::<Self>(x, w, a, b)
+        fallback::low_rank::forward::<Self>(x, w, a, b).y
     }
 
-    /// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`, one group, no dilation, the same
-    /// padding on both sides.
-    fn convolution(
+    /// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`: one group, no dilation,
+    /// symmetric padding.
+    fn conv2d_forward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         options: ConvOptions<2>,
@@ -70,127 +77,38 @@ pub trait Kernels: Backend {
         Self::conv2d(x, weight, None, options)
     }
 
-    /// The gradient of [`convolution`](Self::convolution) by its input of `height` and `width`, from the
-    /// gradient `grad` `[b, o, h', w']` of its output.
-    fn convolution_gradient(
-        grad: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        height: usize,
-        width: usize,
-        options: ConvOptions<2>,
-    ) -> FloatTensor<Self> {
-        conv::transposed::<Self>(grad, weight, [height, width], options)
-    }
-
-    /// softmax over the first `keys` of the last axis; the others, which [`HALF_KEYS`](Self::HALF_KEYS) may have added,
+    /// Softmax over the first `keys` entries of the last axis. The entries behind them, which are padding,
     /// become 0.
-    fn softmax_rows(scores: FloatTensor<Self>, keys: usize) -> FloatTensor<Self> {
-        attention::softmax::<Self>(scores, keys)
+    fn masked_softmax(scores: FloatTensor<Self>, keys: usize) -> FloatTensor<Self> {
+        fallback::attention::masked_softmax::<Self>(scores, keys)
     }
 
-    /// The gradient of [`softmax_rows`](Self::softmax_rows) from its value `p` and the gradient `dp` of that:
-    /// `p ∘ (dp - rowsum(p ∘ dp))`.
-    fn softmax_rows_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>) -> FloatTensor<Self> {
-        let last = p.rank() - 1;
-        let mean = Self::float_sum_dim(Self::float_mul(p.clone(), dp.clone()), last);
-        Self::float_mul(p, Self::float_sub(dp, mean))
-    }
-
-    /// `softmax(scale q k') v` for `[b, heads, n, d]` and `[b, heads, m, d]`.
-    fn attend(
+    /// The attention `softmax(scale q k') v` for `[b, heads, n, d]` and `[b, heads, m, d]`.
+    fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         scale: f64,
     ) -> FloatTensor<Self> {
-        attention::forward::<Self>(q, k, v, scale)
+        fallback::attention::forward::<Self>(q, k, v, scale)
     }
 
-    /// [`attend`](Self::attend), and what its gradient is quicker with: the weights, or of each query what makes them
-    /// from its scores.
-    fn attend_keeping(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        scale: f64,
+    /// Group norm of `x` `[b, c, h, w]` with scale `gamma` `[c]` and shift `beta` `[c]`, then SiLU if `silu`.
+    ///
+    /// The second result is the statistics that speed up the gradient, where the backend computes them.
+    fn group_norm_forward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        attention::keeping::<Self>(q, k, v, scale)
-    }
-
-    /// The gradients of [`attend`](Self::attend) by q, k and v, as far as they are `wanted`, from that of its value.
-    #[allow(
-        clippy::type_complexity,
-        reason = "the extension's macro reads the tuple, not a name for it"
-    )]
-    fn attend_gradient(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        scale: f64,
-        wanted: [bool; 3],
-    ) -> (Option<FloatTensor<Self>>, Option<FloatTensor<Self>>, Option<FloatTensor<Self>>) {
-        attention::gradient::<Self>([q, k, v], grad, None, scale, wanted)
-    }
-
-    /// [`attend_gradient`](Self::attend_gradient) with the value and what [`attend_keeping`](Self::attend_keeping) kept.
-    #[allow(clippy::type_complexity, clippy::too_many_arguments, reason = "as above")]
-    fn attend_gradient_keeping(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        _value: FloatTensor<Self>,
-        kept: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        scale: f64,
-        wanted: [bool; 3],
-    ) -> (Option<FloatTensor<Self>>, Option<FloatTensor<Self>>, Option<FloatTensor<Self>>) {
-        attention::gradient::<Self>([q, k, v], grad, Some(kept), scale, wanted)
-    }
-
-    /// Group norm of `x` `[b, c, h, w]` with scale `gamma` and shift `beta` `[c]`, then silu if `act`; and what its gradient is
-    /// quicker with, where there is any: means and deviations of the groups.
-    fn normalize_groups(
-        x: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        act: bool,
-    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        (norm::groups::<Self>(x, gamma, beta, groups, eps, act), None)
-    }
-
-    /// Its gradient by `x`.
-    fn normalize_groups_gradient(
-        x: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        act: bool,
-    ) -> FloatTensor<Self> {
-        norm::groups_gradient::<Self>(x, dy, gamma, beta, groups, eps, act)
-    }
-
-    /// The same with what [`normalize_groups`](Self::normalize_groups) kept.
-    #[allow(clippy::too_many_arguments, reason = "as above")]
-    fn normalize_groups_gradient_keeping(
-        x: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-        gamma: FloatTensor<Self>,
-        beta: FloatTensor<Self>,
-        _kept: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        act: bool,
-    ) -> FloatTensor<Self> {
-        Self::normalize_groups_gradient(x, dy, gamma, beta, groups, eps, act)
+        (fallback::norm::group_norm::<Self>(x, gamma, beta, groups, eps, silu), None)
     }
 
     /// Layer norm over the last axis of `x`.
-    fn normalize_rows(
+    fn layer_norm_forward(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
@@ -199,87 +117,147 @@ pub trait Kernels: Backend {
         Self::layer_norm(x, gamma, Some(beta), eps)
     }
 
-    /// Its gradient by `x`.
-    fn normalize_rows_gradient(
+    /// GEGLU: `a gelu(b)` for the halves `(a, b)` of the last axis.
+    fn geglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::geglu::forward::<Self>(x)
+    }
+
+    /// GEGLU of `x` plus a bias along its last axis.
+    fn geglu_with_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::geglu(fallback::geglu::add_bias::<Self>(x, bias))
+    }
+
+    /// The sum `x + bias` for `x` `[.., c]` and `bias` `[k, c]`. Each bias row applies to a `k`-th of the
+    /// rows of `x`.
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::bias_residual::add_bias::<Self>(x, bias)
+    }
+
+    /// The sum `x + bias + residual`, as [`add_bias`](Self::add_bias), with a residual of the shape of `x`.
+    fn add_bias_residual(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(fallback::bias_residual::add_bias::<Self>(x, bias), residual)
+    }
+
+    /// Concatenates `[b, c, h, w]` and `[b, c', h, w]` along the channels.
+    fn concat_channels(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_cat(vec![a, b], 1)
+    }
+
+    /// The matrix `l diag(max(gain, floor))` for `l` `[rows, k]` and vectors `[k]`, which may have a finer
+    /// dtype.
+    fn scale_columns(
+        l: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        floor: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        fallback::scale_columns::forward::<Self>(l, gain, floor)
+    }
+
+    /// The gradient of [`scale_columns`](Self::scale_columns) by `gain`.
+    fn scale_columns_gradient(
+        l: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        floor: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        fallback::scale_columns::gradient::<Self>(l, dy, gain, floor)
+    }
+}
+
+/// What the autodiff tape asks of a backend: gradients, and forward passes that save intermediates for them.
+///
+/// These methods are never dispatched by device, so optional tensors are plain `Option`s.
+pub trait KernelGradients: Kernels {
+    /// The largest number of attention weights that the tape saves. More are computed again in the backward
+    /// pass.
+    const MAX_SAVED_SCORES: usize = 1 << 24;
+
+    /// Attention together with the tensor that its gradient is quicker with, if there is one.
+    ///
+    /// The saved tensor is the attention weights, or for each query the logarithm of its softmax denominator.
+    fn attention_saving(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        fallback::attention::forward_saving::<Self>(q, k, v, scale)
+    }
+
+    /// The gradients of attention by q, k and v, as far as `wanted`, from the gradient `grad` of its value.
+    ///
+    /// `saved` is the value and the saved tensor of [`attention_saving`](Self::attention_saving).
+    fn attention_gradient(
+        qkv: [FloatTensor<Self>; 3],
+        saved: Option<[FloatTensor<Self>; 2]>,
+        grad: FloatTensor<Self>,
+        scale: f64,
+        wanted: [bool; 3],
+    ) -> AttentionGradient<Self> {
+        let weights = saved.map(|[_, weights]| weights);
+        fallback::attention::gradient::<Self>(qkv, grad, weights, scale, wanted)
+    }
+
+    /// The gradient of softmax from its value `p` and the gradient `dp` of that value:
+    /// `p ∘ (dp - rowsum(p ∘ dp))`.
+    fn softmax_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::attention::softmax_gradient::<Self>(p, dp)
+    }
+
+    /// The gradient of the convolution by its input `[b, c, height, width]` from `grad` `[b, o, h', w']`.
+    fn conv2d_input_gradient(
+        grad: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        [height, width]: [usize; 2],
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        fallback::conv::transposed::<Self>(grad, weight, [height, width], options)
+    }
+
+    /// The gradient of group norm by `x`, with the statistics of [`Kernels::group_norm_forward`] if there are
+    /// any.
+    #[allow(clippy::too_many_arguments, reason = "the operands and parameters of a group norm")]
+    fn group_norm_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        _stats: Option<FloatTensor<Self>>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FloatTensor<Self> {
+        fallback::norm::group_norm_gradient::<Self>(x, dy, gamma, beta, groups, eps, silu)
+    }
+
+    /// The gradient of layer norm by `x`.
+    fn layer_norm_gradient(
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         eps: f64,
     ) -> FloatTensor<Self> {
-        norm::rows_gradient::<Self>(x, dy, gamma, eps)
+        fallback::norm::layer_norm_gradient::<Self>(x, dy, gamma, eps)
     }
 
-    /// `a gelu(b)` for the halves `(a, b)` of the last axis.
-    fn gate(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        geglu::forward::<Self>(x)
-    }
-
-    /// Its gradient.
-    fn gate_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
-        geglu::gradient::<Self>(x, dy)
-    }
-
-    /// [`gate`](Self::gate) of `x` with `bias` added along its last axis.
-    fn gate_biased(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::gate(geglu::biased::<Self>(x, bias))
-    }
-
-    /// Its gradient by `x`.
-    fn gate_biased_gradient(
+    /// The gradient by `x` of GEGLU, applied to `x` plus `bias` if there is a bias.
+    fn geglu_gradient(
         x: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
         dy: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::gate_gradient(geglu::biased::<Self>(x, bias), dy)
+        fallback::geglu::gradient::<Self>(x, bias, dy)
     }
 
-    /// `x + bias` for `x` `[.., c]` and `bias` `[k, c]`, of which each row is for a `k`-th of the rows of `x`.
-    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        plus::forward::<Self>(x, bias)
-    }
-
-    /// The same and `rest`, which has the shape of `x`.
-    fn add_bias_to(
-        x: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        rest: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        Self::float_add(plus::forward::<Self>(x, bias), rest)
-    }
-
-    /// The channels of two maps `[b, c, h, w]` one after the other.
-    fn join(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_cat(vec![a, b], 1)
-    }
-
-    /// Its gradients, of which the first is by a map of so many `channels`.
-    fn join_gradient(
+    /// The gradient of [`Kernels::concat_channels`]: the first `channels` channels of `dy`, and the others.
+    fn split_channels(
         dy: FloatTensor<Self>,
         channels: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        join::gradient::<Self>(dy, channels)
-    }
-
-    /// `l diag(max(gain, least))` for `l` `[rows, k]` and vectors `[k]`, which may be of a finer type.
-    fn columns(
-        l: FloatTensor<Self>,
-        gain: FloatTensor<Self>,
-        least: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        columns::forward::<Self>(l, gain, least)
-    }
-
-    /// Its gradient by `gain`.
-    fn columns_gradient(
-        l: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-        gain: FloatTensor<Self>,
-        least: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        columns::gradient::<Self>(l, dy, gain, least)
+        fallback::concat_channels::split_channels::<Self>(dy, channels)
     }
 }
-
-// With fusion a tensor is a promise of one, without a buffer that a library could be given.
-#[cfg(all(feature = "cube", not(all(feature = "cuda", not(feature = "fusion")))))]
-impl Kernels for burn::backend::Cube {}

@@ -1,73 +1,83 @@
-//! The operations that a fine-tune of a diffusion network spends its time in, each with its own gradient:
-//! matrix products, convolutions whose weights are frozen, attention.
+//! The operations that dominate the fine-tuning of a diffusion network, each with a gradient of its own.
 //!
-//! burn has all of them. They are here because a fine-tune needs less of them than training does, and
-//! because of what their gradients cost:
+//! burn has all of these operations. Fine-tuning needs less of them than training from scratch does. The
+//! versions here take less memory and time, above all for gradients:
 //!
-//! | operation | what burn 0.22 does | what is done here |
+//! | operation | burn 0.22 | this crate |
 //! |---|---|---|
-//! | [`conv2d`] | keeps its input for a weight gradient that nothing asks for; a 1x1 is a convolution like any | keeps a shape; a 1x1 convolution is a matrix product |
-//! | [`attention`] | keeps the scores of every layer, `heads · n · m` numbers each | keeps q, k, v and computes the scores again, some heads at a time, where they are large |
-//! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each, several maps kept | one, its input kept |
-//! | [`join`] | a copy that has to be laid out anew, and slices as its gradient | one each way, channels last where convolutions are |
-//! | [`scale_columns`] | an operation for each step of it, and a broadcast product on the tape | one; its gradient a sum over the rows |
-//! | [`matmul`] | CubeCL kernels, compiled and tuned for each shape at its first use | cuBLAS on CUDA where the machine has it, burn's otherwise |
+//! | [`conv2d`] | saves its input for a weight gradient | saves a size: the weight is frozen |
+//! | [`attention`] | saves all attention weights, `heads · n · m` numbers | computes large ones again |
+//! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each | one operation, its input saved |
+//! | [`concat_channels`] | results that convolutions copy again | one copy each way, channels last |
+//! | [`scale_columns`] | one operation a step | one operation; its gradient is a sum over rows |
+//! | [`matmul`] | CubeCL kernels, tuned for each shape | cuBLAS on CUDA if the machine has it |
 //!
-//! [`linear_through`] is a linear layer whose weight is made as it is used, and whose maker may give the product
-//! instead: how an adapter on few rows avoids a weight-sized product.
+//! Layers with an epilogue or an adapter are one operation as well:
 //!
-//! [`Recording`] repeats a whole computation as one launch where the device can, and [`cat`] and [`split`] move many small
-//! vectors in one. [`lasting`] puts weights where they keep no page of a pool, and [`memory`] says what is taken.
+//! - [`linear_residual`] and [`conv2d_residual`] add a bias and a residual in one pass.
+//! - [`linear_deferred`] forms its weight at the moment of use. [`offer_product`] replaces the product with
+//!   that weight, so that an adapter on few rows forms no effective weight.
+//! - [`linear_low_rank`] is a LoRA layer.
+//! - [`KroneckerProduct`] multiplies rows with a Kronecker product of small factors.
+//! - [`PolarIteration`] approaches the polar factor of a matrix by products.
 //!
-//! The seam is the trait [`Kernels`]: a backend that has nothing better implements it with an empty block and
-//! gets burn's operations. Gradients are written once, for any backend, beside the operation that they
-//! belong to. On CUDA, products and convolutions go to cuBLAS and cuDNN, which are loaded at run time
-//! if the machine has them (`cuda`).
+//! # Modules
+//!
+//! | module | contents |
+//! |---|---|
+//! | `ops/` | the public operations, one file each, with tape node and gradient |
+//! | `backend` | the traits [`Kernels`] (forward) and [`KernelGradients`] (called by the tape) |
+//! | `autodiff` | [`Kernels`] for burn's autodiff backend |
+//! | `fallback/` | both traits in burn's own operations: the defaults |
+//! | `cpu/` | both traits for the CPU, in float32 on slices; feature `cpu` |
+//! | `cuda/` | both traits for CUDA: cuBLAS, cuBLASLt, cuDNN and kernels of this crate; feature `cuda` |
+//! | `cuda_absent` | the stand-in for `cuda/` in builds without the feature |
+//! | `device/` | memory usage, memory format, graph capture, vendor libraries, kernel cache |
+//!
+//! # Invariants
+//!
+//! - There are two ways to a device. `Kernels` and `KernelGradients` are the one for differentiable
+//!   operations. The other is `cuda/tensors.rs`: functions on tensors off the tape, for which other devices
+//!   have no kernel. Code outside `cuda/` reaches CUDA only through the functions that `cuda_absent` declares
+//!   as well.
+//! - `unsafe` occurs in `cuda/` only.
+//! - Features only add. `cfg(feature = "cuda")` occurs in this file only.
+//! - The same operation gives the same bits in every run: kernels add in a fixed order and use no atomics.
 
-mod attention;
 mod autodiff;
 #[cfg_attr(
     not(any(feature = "cpu", feature = "cube")),
-    allow(unused_variables, reason = "without a backend there is nothing to hand them to")
+    allow(unused_variables, reason = "a build without backends dispatches to none")
 )]
 mod backend;
-#[cfg(feature = "persistence")]
-mod cache;
-mod columns;
-mod conv;
-mod copies;
 #[cfg(feature = "cpu")]
 mod cpu;
-#[cfg(all(feature = "cuda", not(feature = "fusion")))]
+#[cfg(feature = "cuda")]
 mod cuda;
-mod geglu;
-mod join;
-mod laid_out;
-mod low_rank;
-mod matmul;
-mod memory;
-mod norm;
-mod plus;
-mod polar;
-mod record;
-mod through;
-mod turn;
+#[cfg(not(feature = "cuda"))]
+#[path = "cuda_absent.rs"]
+mod cuda;
+mod device;
+mod fallback;
+mod ops;
 
-pub use attention::attention;
-pub use backend::Kernels;
+pub use backend::{AttentionGradient, KernelGradients, Kernels};
+pub use device::graph::CapturedGraph;
 #[cfg(feature = "persistence")]
-pub use cache::keep_compiled_kernels;
-pub use columns::{scale_columns, scale_columns_gradient};
-pub use conv::{conv2d, conv2d_plus};
-pub use copies::{cat, split};
-pub use geglu::{geglu, geglu_biased};
-pub use join::join;
-pub use laid_out::{in_order, laid_out};
-pub use low_rank::linear_low_rank;
-pub use matmul::{has_library, linear, matmul, matmul_onto};
-pub use memory::{Memory, lasting, memory};
-pub use norm::{group_norm, layer_norm};
-pub use polar::Iterate;
-pub use record::{Recording, own};
-pub use through::{answer, linear_plus, linear_through};
-pub use turn::{Turn, TurnGradient};
+pub use device::kernel_cache::enable_kernel_cache;
+pub use device::memory::{MemoryUsage, deep_copy, memory_usage, persistent};
+pub use device::memory_format::{to_preferred_memory_format, with_stride_order};
+pub use device::vendor_blas::has_vendor_blas;
+pub use ops::attention::attention;
+pub use ops::concat_channels::concat_channels;
+pub use ops::conv::{conv2d, conv2d_residual};
+pub use ops::deferred::{linear_deferred, linear_residual, offer_product};
+pub use ops::geglu::{geglu, geglu_with_bias};
+pub use ops::kronecker::{KroneckerGradient, KroneckerProduct};
+pub use ops::linear::linear;
+pub use ops::low_rank::linear_low_rank;
+pub use ops::matmul::{addmm, matmul};
+pub use ops::multi_tensor::{multi_tensor_cat, multi_tensor_split};
+pub use ops::norm::{group_norm, layer_norm};
+pub use ops::polar::PolarIteration;
+pub use ops::scale_columns::{scale_columns, scale_columns_gradient};

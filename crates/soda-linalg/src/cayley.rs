@@ -1,47 +1,55 @@
-//! The Cayley transform `C(A) = (I - A)⁻¹ (I + A)` of a skew `A`: a rotation.
-//!
-//! It reaches every rotation without the eigenvalue -1 (Cayley 1846), is the parametrisation of OFT
-//! (Qiu et al., NeurIPS 2023, arXiv 2306.07280) and costs one inverse. The inverse is by Newton's
-//! iteration, so on the device and on a batch at once. The Neumann series `I + A + A² + …` of it is the
-//! cheaper one, for `|A| < 1` only and with an error of `|A|^(terms + 1)`.
+//! The Cayley transform of skew-symmetric matrices, exact and by the Neumann series.
 
 use burn::tensor::Tensor;
 use soda_kernels::matmul;
 
-use crate::batch;
+use crate::batched::{identity_like, inverse_of_identity_minus_skew, skew_part};
 
-/// The skew part `(A - Aᵀ) / 2` of a batch `[b, n, n]`: how a free parameter becomes a skew one.
+/// Returns the skew-symmetric part `(A - Aᵀ) / 2` of each matrix of a batch `[b, n, n]`.
+///
+/// It makes a skew-symmetric matrix, as [`cayley`] requires, of unconstrained parameters.
 pub fn skew(a: Tensor<3>) -> Tensor<3> {
-    batch::skew(a)
+    skew_part(a)
 }
 
-/// `(I - A)⁻¹ (I + A)` for a batch of skew matrices `[b, n, n]`, orthogonal to rounding.
+/// Returns the Cayley transforms `(I - A)⁻¹ (I + A)`, `[b, n, n]`, of a batch of skew-symmetric matrices
+/// `[b, n, n]`.
 ///
-/// Differentiable on the tape. Reads one number back, the largest norm, to know how long to iterate; where a vendor's library
-/// multiplies it reads nothing, so that a step with it can be recorded, and iterates as long as a norm of 225 needs.
+/// Each is a rotation, orthogonal to rounding. The transform reaches every rotation without the eigenvalue -1
+/// (Cayley 1846). OFT parametrises its blocks by it (Qiu et al., NeurIPS 2023, arXiv 2306.07280).
+///
+/// f32 and f64 are supported, and autodiff tensors are differentiated.
+///
+/// The inverse is by Newton's iteration, in batched matrix products on the device. The number of iterations
+/// follows from the largest norm, one number that is read back.
+///
+/// On a device with a vendor's BLAS library ([`soda_kernels::has_vendor_blas`]) nothing is read, so that a
+/// CUDA graph can capture the transform. The number of iterations is then fixed, and suffices for norms up to
+/// 225.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
 /// use soda_linalg::cayley;
 ///
-/// let t = 0.5_f32; // C turns by 2 atan t
+/// let t = 0.5_f32; // C rotates by 2 atan t
 /// let a = Tensor::<3>::from_data([[[0.0, -t], [t, 0.0]]], &Device::default());
 /// let c: Vec<f32> = cayley(a).try_to_vec_as()?;
 /// assert!((c[0] - (2.0 * t.atan()).cos()).abs() < 1e-6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn cayley(a: Tensor<3>) -> Tensor<3> {
-    let inverse = batch::inverse_of_unit_minus_skew(a.clone());
-    // (I - A)⁻¹ (I + A) = 2 (I - A)⁻¹ - I: one product less.
-    inverse.mul_scalar(2.0) - batch::identity(&a)
+    let inverse = inverse_of_identity_minus_skew(a.clone());
+    // (I - A)⁻¹ (I + A) = 2 (I - A)⁻¹ - I, which saves a product.
+    inverse.mul_scalar(2.0) - identity_like(&a)
 }
 
-/// The Cayley transform with the inverse replaced by the first `terms` powers of `A` beside `I`.
+/// Returns the Cayley transforms, `[b, n, n]`, with the inverse replaced by `I + A + A² + … + A^terms`.
 ///
-/// Orthogonal only up to `2 |A|^(terms + 1)`; meant for `|A|` well below 1.
+/// This is the `use_cayley_neumann` option of PEFT's OFT. The result is orthogonal up to `2 |A|^(terms + 1)`,
+/// so that `|A|` should be well below 1. Autodiff tensors are differentiated.
 pub fn cayley_neumann(a: Tensor<3>, terms: usize) -> Tensor<3> {
-    let identity = batch::identity(&a);
-    // Horner: I + A (I + A (…)).
+    let identity = identity_like(&a);
+    // Horner's scheme: I + A (I + A (…)).
     let mut inverse = a.zeros_like() + identity.clone();
     for _ in 0..terms {
         inverse = identity.clone() + matmul(a.clone(), inverse);

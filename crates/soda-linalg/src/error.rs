@@ -1,4 +1,4 @@
-//! Everything that can be wrong with what a caller hands in.
+//! The errors of this crate, each with the matrix or the file that caused it.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,131 +6,137 @@ use std::path::PathBuf;
 use burn::tensor::TensorReadError;
 use thiserror::Error;
 
-/// Why a piece of linear algebra could not be done.
+/// The reason why a computation of this crate failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LinalgError {
-    /// A matrix without rows or columns has no decomposition.
-    #[error("the matrix is empty ({rows} x {cols})")]
+    /// The matrix has no entries, and so no decomposition.
+    #[error("the {rows} x {cols} matrix is empty: a decomposition needs at least one entry")]
     Empty {
-        /// Its rows.
+        /// The number of rows.
         rows: usize,
-        /// Its columns.
+        /// The number of columns.
         cols: usize,
     },
 
-    /// NaN or infinity in the input.
-    #[error("entry ({row}, {col}) of the {rows} x {cols} matrix is {value}")]
+    /// An entry of the input is NaN or infinite.
+    #[error("entry ({row}, {col}) of the {rows} x {cols} matrix is {value}, which is not finite")]
     NotFinite {
-        /// Row of the first such entry.
+        /// The row of the first such entry, from 0.
         row: usize,
-        /// Column of the first such entry.
+        /// The column of the first such entry, from 0.
         col: usize,
         /// The entry.
         value: f64,
-        /// Rows of the matrix.
+        /// The number of rows of the matrix.
         rows: usize,
-        /// Columns of the matrix.
+        /// The number of columns of the matrix.
         cols: usize,
     },
 
-    /// The result of a finite matrix is too large for its dtype.
-    #[error("a factor of the {rows} x {cols} matrix overflows its dtype")]
+    /// A factor of a finite matrix exceeds the range of its dtype.
+    #[error("a factor of the {rows} x {cols} matrix overflows its dtype: scale the matrix down")]
     Overflow {
-        /// Rows of the matrix.
+        /// The number of rows of the matrix.
         rows: usize,
-        /// Columns of the matrix.
+        /// The number of columns of the matrix.
         cols: usize,
     },
 
-    /// The iteration behind an SVD or an eigendecomposition did not converge.
+    /// An iterative decomposition did not converge.
     #[error("the iteration did not converge on the {rows} x {cols} matrix")]
     NoConvergence {
-        /// Rows of the matrix.
+        /// The number of rows of the matrix.
         rows: usize,
-        /// Columns of the matrix.
+        /// The number of columns of the matrix.
         cols: usize,
     },
 
-    /// A width or a number of factors of zero.
-    #[error("{n} cannot be written as a product of {parts} factors")]
-    NoFactors {
-        /// The number to factor.
+    /// A width or a number of factors is zero.
+    #[error("{n} cannot be written as a product of {count} factors: both must be at least 1")]
+    NoFactorSizes {
+        /// The width to factor.
         n: usize,
-        /// The number of factors asked for.
-        parts: usize,
+        /// The requested number of factors.
+        count: usize,
     },
 
-    /// A matrix that must be square.
+    /// A product has no factors.
+    #[error("a product of matrices needs at least one factor")]
+    NoFactors,
+
+    /// The matrix is not square.
     #[error("expected a square matrix, got {rows} x {cols}")]
     NotSquare {
-        /// Its rows.
+        /// The number of rows.
         rows: usize,
-        /// Its columns.
+        /// The number of columns.
         cols: usize,
     },
 
-    /// A matrix that must be symmetric.
-    #[error("entries ({row}, {col}) and ({col}, {row}) of the {n} x {n} matrix differ")]
+    /// The matrix is not symmetric.
+    #[error(
+        "the {n} x {n} matrix is not symmetric: entries ({row}, {col}) and ({col}, {row}) differ"
+    )]
     NotSymmetric {
-        /// Row of the first such entry.
+        /// The row of the first such entry, from 0.
         row: usize,
-        /// Its column.
+        /// The column of the first such entry, from 0.
         col: usize,
-        /// Size of the matrix.
+        /// The number of rows and columns.
         n: usize,
     },
 
-    /// A matrix that must have orthonormal columns (rows, if wide).
-    #[error("the {rows} x {cols} matrix is not orthonormal: max |XᵀX - I| is {defect:.2e}")]
+    /// The columns of the matrix (the rows, if it is wide) are not orthonormal.
+    #[error("the {rows} x {cols} matrix is not orthonormal: max |XᵀX - I| is {error:.2e}")]
     NotOrthonormal {
-        /// Its rows.
+        /// The number of rows.
         rows: usize,
-        /// Its columns.
+        /// The number of columns.
         cols: usize,
-        /// `max |XᵀX - I|`.
-        defect: f64,
+        /// `max |XᵀX - I|`; NaN if an entry is.
+        error: f64,
     },
 
-    /// Two tensors that must agree in shape.
-    #[error("the shapes {left:?} and {right:?} do not fit each other")]
+    /// Two tensors that must have the same shape differ.
+    #[error("expected two tensors of one shape, got {left:?} and {right:?}")]
     ShapeMismatch {
-        /// Shape of the first.
+        /// The shape of the first tensor.
         left: Vec<usize>,
-        /// Shape of the second.
+        /// The shape of the second tensor.
         right: Vec<usize>,
     },
 
-    /// A rotation without a principal logarithm.
+    /// The orthogonal matrix has no principal logarithm: -1 is an eigenvalue, or nearly.
     #[error(
         "the {n} x {n} matrix reflects or turns by half a turn, so it has no principal logarithm"
     )]
     NoLogarithm {
-        /// Its size.
+        /// The number of rows and columns.
         n: usize,
     },
 
-    /// A budget of parameters that no factorisation meets.
-    #[error("no factors of {n} hold {budget} values or fewer; the least is {least}")]
-    Budget {
-        /// The number to factor.
+    /// No factorization of the width fits into the parameter budget.
+    #[error("no factors of {n} hold {budget} values or fewer: allow at least {least}")]
+    ParameterBudget {
+        /// The width to factor.
         n: usize,
-        /// The parameters allowed.
+        /// The allowed number of parameters.
         budget: u128,
-        /// The fewest there can be.
+        /// The least number of parameters of any factorization.
         least: u128,
     },
 
-    /// A cached decomposition could be neither read nor written.
-    #[error("the cached decomposition {}", path.display())]
+    /// A file of the decomposition cache can be neither read nor written.
+    #[error("the cached decomposition {} cannot be read or written", path.display())]
     Cache {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
 
-    /// The data could not be read from the device.
+    /// A tensor could not be read from its device.
     #[error("the tensor could not be read from its device")]
     Read(#[from] TensorReadError),
 }

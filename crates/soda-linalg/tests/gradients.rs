@@ -1,17 +1,19 @@
-//! Gradients on the tape against central differences, in f64.
+//! Gradients by autodiff against central differences, in f64, and against dense formulas.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use burn::tensor::{DType, Device, Tensor};
-use common::{Noise, defect, dmatrix, relative, single, tensor};
+use common::{Noise, dmatrix, max_abs, orthogonality_error, relative_error, tensor, tensor_f32};
 use nalgebra::DMatrix;
 use soda_kernels::matmul;
 use soda_linalg::stiefel::{self, Retraction};
-use soda_linalg::{block_left, block_right, cayley, cayley_neumann, kron_left, kron_right, skew};
+use soda_linalg::{
+    block_diag_left, block_diag_right, cayley, cayley_neumann, kron_left, kron_right, skew,
+};
 
-/// Compares the gradient of `sum(weights * f(inputs))`, by every entry of every input.
+/// Compares the gradient of `sum(weights * f(inputs))` with respect to every entry of every input.
 fn check(name: &str, shapes: &[(usize, usize)], f: impl Fn(Vec<Tensor<2>>) -> Tensor<2>) {
     if !Device::default().supports_dtype(DType::F64) {
         return;
@@ -56,11 +58,11 @@ fn cayley_transforms() {
 fn block_diagonal_products() {
     check("right", &[(3, 8), (8, 4)], |mut inputs| {
         let blocks = inputs.remove(1).reshape([2, 4, 4]);
-        block_right(inputs.remove(0), blocks)
+        block_diag_right(inputs.remove(0), blocks)
     });
     check("left", &[(8, 3), (8, 4)], |mut inputs| {
         let blocks = inputs.remove(1).reshape([2, 4, 4]);
-        block_left(blocks, inputs.remove(0))
+        block_diag_left(blocks, inputs.remove(0))
     });
 }
 
@@ -77,9 +79,9 @@ fn kronecker_products() {
     });
 }
 
-/// Near a point of the manifold, by the point and by the tangent.
+/// Gradients with respect to the point and to the tangent, near a point of the manifold.
 #[test]
-fn maps_of_the_manifold() {
+fn retractions_and_geodesics() {
     for (rows, cols) in [(4, 4), (6, 3), (3, 6)] {
         let point = Noise::new(5).orthonormal(rows, cols);
         let near = |inputs: &[Tensor<2>]| {
@@ -94,7 +96,7 @@ fn maps_of_the_manifold() {
         }
         check("tangent", &shapes, |inputs| {
             let (x, u) = near(&inputs);
-            stiefel::tangent(x, u)
+            stiefel::project_tangent(x, u)
         });
         check("geodesic", &shapes, |inputs| {
             let (x, u) = near(&inputs);
@@ -103,22 +105,27 @@ fn maps_of_the_manifold() {
     }
 }
 
-/// Beside burn's tape of the formula written out.
+/// The reference is burn's gradient of the dense formula.
 #[test]
-fn gradients_are_those_of_the_dense_formulas() {
+fn gradients_agree_with_dense_formulas() {
     let mut noise = Noise::new(4);
-    let mut leaf = |rows, cols| single(&(noise.matrix(rows, cols) * 0.2)).autodiff().require_grad();
+    let mut leaf =
+        |rows, cols| tensor_f32(&(noise.matrix(rows, cols) * 0.2)).autodiff().require_grad();
     let (x, w, blocks) = (leaf(5, 6), leaf(12, 5), leaf(6, 4));
     let compare = |name: &str, ours: Tensor<2>, dense: Tensor<2>, leaves: [&Tensor<2>; 2]| {
-        let weights = single(&Noise::new(6).matrix(ours.dims()[0], ours.dims()[1]));
+        let weights = tensor_f32(&Noise::new(6).matrix(ours.dims()[0], ours.dims()[1]));
         let ours = (ours * weights.clone()).sum().backward();
         let dense = (dense * weights).sum().backward();
         for leaf in leaves {
             let [ours, dense] = [&ours, &dense].map(|grads| dmatrix(&leaf.grad(grads).unwrap()));
-            assert!(relative(&dense, &ours) < 1e-5, "{name}: {}", relative(&dense, &ours));
+            assert!(
+                relative_error(&dense, &ours) < 1e-5,
+                "{name}: {}",
+                relative_error(&dense, &ours)
+            );
         }
     };
-    // A tape serves one backward pass.
+    // Each graph serves one backward pass.
     let stacked = || blocks.clone().reshape([3, 2, 4]);
     let row = |i: usize| {
         let zeros = |n: usize| Tensor::<2>::zeros([2, n], &Device::default());
@@ -127,9 +134,9 @@ fn gradients_are_those_of_the_dense_formulas() {
         Tensor::cat(parts.into_iter().filter(|part| part.dims()[1] > 0).collect(), 1)
     };
     let dense = || Tensor::cat((0..3).map(row).collect(), 0);
-    let right = block_right(x.clone(), stacked());
+    let right = block_diag_right(x.clone(), stacked());
     compare("right", right, matmul(x.clone(), dense()), [&x, &blocks]);
-    let left = block_left(stacked(), w.clone());
+    let left = block_diag_left(stacked(), w.clone());
     compare("left", left, matmul(dense(), w.clone()), [&w, &blocks]);
 
     let a = leaf(6, 6);
@@ -150,7 +157,7 @@ fn gradients_are_those_of_the_dense_formulas() {
     compare("Neumann", neumann, series(3), [&a, &a]);
 }
 
-/// The transform is a rotation, for small and for large arguments; the series is one nearly.
+/// The transform is a rotation for small and for large arguments; the Neumann series is nearly one.
 #[test]
 fn the_cayley_transform_is_a_rotation() {
     for size in [1e-3, 0.3, 3.0, 100.0] {
@@ -158,19 +165,20 @@ fn the_cayley_transform_is_a_rotation() {
         let a = (&a - a.transpose()) * 0.5;
         let identity = DMatrix::<f64>::identity(12, 12);
         let expected = (&identity - &a).try_inverse().unwrap() * (&identity + &a);
-        let found = dmatrix(&cayley(single(&a).unsqueeze_dim(0)).squeeze_dim(0));
-        let loss = 1.0 + size; // conditioning of the inverse
-        assert!((&found - &expected).amax() < 4e-6 * loss, "{size}");
-        assert!(defect(&found) < 4e-6 * loss, "{size}");
+        let found = dmatrix(&cayley(tensor_f32(&a).unsqueeze_dim(0)).squeeze_dim(0));
+        let condition = 1.0 + size; // of the inverse
+        assert!(max_abs(&(&found - &expected)) < 4e-6 * condition, "{size}");
+        assert!(orthogonality_error(&found) < 4e-6 * condition, "{size}");
         if size < 0.01 {
-            let series = dmatrix(&cayley_neumann(single(&a).unsqueeze_dim(0), 4).squeeze_dim(0));
-            assert!((series - expected).amax() < 1e-6);
+            let series =
+                dmatrix(&cayley_neumann(tensor_f32(&a).unsqueeze_dim(0), 4).squeeze_dim(0));
+            assert!(max_abs(&(series - expected)) < 1e-6);
         }
     }
 }
 
 #[test]
-fn block_products_are_those_of_the_dense_matrix() {
+fn block_products_agree_with_the_dense_matrix() {
     let mut noise = Noise::new(3);
     let blocks: Vec<_> = (0..3).map(|_| noise.matrix(2, 4)).collect();
     let mut dense = DMatrix::zeros(6, 12);
@@ -178,9 +186,9 @@ fn block_products_are_those_of_the_dense_matrix() {
         dense.view_mut((2 * i, 4 * i), (2, 4)).copy_from(block);
     }
     let (x, w) = (noise.matrix(5, 6), noise.matrix(12, 5));
-    let stacked = common::stack(&blocks, DType::F32);
-    let right = dmatrix(&block_right(single(&x), stacked.clone()));
-    assert!((right - x * &dense).amax() < 1e-5);
-    let left = dmatrix(&block_left(stacked, single(&w)));
-    assert!((left - dense * w).amax() < 1e-5);
+    let stacked = common::to_batch(&blocks, DType::F32);
+    let right = dmatrix(&block_diag_right(tensor_f32(&x), stacked.clone()));
+    assert!(max_abs(&(right - x * &dense)) < 1e-5);
+    let left = dmatrix(&block_diag_left(stacked, tensor_f32(&w)));
+    assert!(max_abs(&(left - dense * w)) < 1e-5);
 }

@@ -5,14 +5,17 @@
 mod common;
 
 use burn::tensor::{DType, Device, Tensor};
-use common::{Noise, defect, dmatrix, relative, single, stack, tensor, unstack};
+use common::{
+    Noise, dmatrix, from_batch, max_abs, orthogonality_error, relative_error, tensor, tensor_f32,
+    to_batch,
+};
 use nalgebra::DMatrix;
 use soda_linalg::stiefel::{self, Retraction};
 use soda_linalg::{LinalgError, rotation_power};
 
 const SHAPES: [(usize, usize); 5] = [(6, 6), (12, 4), (4, 12), (2, 2), (7, 1)];
 
-/// A point and a tangent there of unit norm, in f64.
+/// A point and a tangent at it of unit norm, in f64.
 fn point(noise: &mut Noise, rows: usize, cols: usize) -> (DMatrix<f64>, DMatrix<f64>) {
     let x = noise.orthonormal(rows, cols);
     let u = noise.matrix(rows, cols);
@@ -28,16 +31,19 @@ fn point(noise: &mut Noise, rows: usize, cols: usize) -> (DMatrix<f64>, DMatrix<
 }
 
 #[test]
-fn tangents_are_tangent_and_a_projection() {
+fn project_tangent_is_a_projection_onto_tangents() {
     for (rows, cols) in SHAPES {
         let mut noise = Noise::new(1);
         let (x, ambient) =
-            (single(&noise.orthonormal(rows, cols)), single(&noise.matrix(rows, cols)));
-        let u = stiefel::tangent(x.clone(), ambient);
+            (tensor_f32(&noise.orthonormal(rows, cols)), tensor_f32(&noise.matrix(rows, cols)));
+        let u = stiefel::project_tangent(x.clone(), ambient);
         let (xm, um) = (dmatrix(&x), dmatrix(&u));
         let inner = if rows < cols { &um * xm.transpose() } else { xm.transpose() * &um };
-        assert!((&inner + inner.transpose()).amax() < 1e-5, "{rows} x {cols}");
-        assert!(relative(&um, &dmatrix(&stiefel::tangent(x, u))) < 1e-5, "{rows} x {cols}");
+        assert!(max_abs(&(&inner + inner.transpose())) < 1e-5, "{rows} x {cols}");
+        assert!(
+            relative_error(&um, &dmatrix(&stiefel::project_tangent(x, u))) < 1e-5,
+            "{rows} x {cols}"
+        );
     }
 }
 
@@ -45,24 +51,24 @@ fn tangents_are_tangent_and_a_projection() {
 fn random_points_are_on_the_manifold() {
     let device = Device::default();
     for (rows, cols) in [(2, 2), (64, 64), (96, 7), (7, 96)] {
-        let x = stiefel::random([5, rows, cols], &device);
-        assert!(stiefel::defect(&x).unwrap() < 2e-6, "{rows} x {cols}");
-        // Two points of the circle may well be close; five that all are would be one point repeated.
-        let points = unstack(&x);
-        let spread = points.iter().map(|point| (&points[0] - point).norm()).fold(0.0, f64::max);
+        let x = stiefel::random_point([5, rows, cols], &device);
+        assert!(stiefel::orthogonality_error(&x).unwrap() < 2e-6, "{rows} x {cols}");
+        // Two points of a circle may be close. Five close points would be one point repeated.
+        let points = from_batch(&x);
+        let spread = soda_testing::max_abs(points.iter().map(|point| (&points[0] - point).norm()));
         assert!(spread > 0.1, "{rows} x {cols}: {spread}");
     }
-    assert_eq!(stiefel::random([0, 4], &device).dims(), [0, 4]);
+    assert_eq!(stiefel::random_point([0, 4], &device).dims(), [0, 4]);
 }
 
-/// The slope of `log |R(tU) - geodesic(tU)|` over `log t`, which is the order plus one. In f64: the
-/// third power of a small step drowns in f32.
+/// The slope of `log |R(tU) - geodesic(tU)|` over `log t`, which is the order plus one. In f64, because the
+/// third power of a small step is below f32 rounding.
 fn slope(retraction: Retraction, rows: usize, cols: usize) -> f64 {
     let (x, u) = point(&mut Noise::new(2), rows, cols);
     let (x, u) = (tensor(&x, DType::F64), tensor(&u, DType::F64));
     let error = |t: f64| {
-        let there = retraction.apply(x.clone(), u.clone().mul_scalar(t)).unwrap();
-        (dmatrix(&there) - dmatrix(&stiefel::geodesic(x.clone(), u.clone(), t))).norm()
+        let end = retraction.apply(x.clone(), u.clone().mul_scalar(t)).unwrap();
+        (dmatrix(&end) - dmatrix(&stiefel::geodesic(x.clone(), u.clone(), t))).norm()
     };
     let (near, far): (f64, f64) = (0.01, 0.1);
     (error(far) / error(near)).ln() / (far / near).ln()
@@ -85,7 +91,7 @@ fn retractions_have_their_order() {
     assert!(tall > 1.85, "polar, tall: {tall}");
 }
 
-/// The geodesic itself has no oracle above: its first derivative is `U`, its error one order higher.
+/// The geodesic is the reference of the retractions. Its own test: its first derivative is `U`.
 #[test]
 fn geodesics_start_along_the_tangent() {
     if !Device::default().supports_dtype(DType::F64) {
@@ -94,8 +100,8 @@ fn geodesics_start_along_the_tangent() {
     for (rows, cols) in SHAPES {
         let (x, u) = point(&mut Noise::new(3), rows, cols);
         let error = |t: f64| {
-            let there = stiefel::geodesic(tensor(&x, DType::F64), tensor(&u, DType::F64), t);
-            (dmatrix(&there) - (&x + &u * t)).norm()
+            let end = stiefel::geodesic(tensor(&x, DType::F64), tensor(&u, DType::F64), t);
+            (dmatrix(&end) - (&x + &u * t)).norm()
         };
         let slope = (error(1e-2) / error(1e-3)).log10();
         assert!((slope - 2.0).abs() < 0.1, "{rows} x {cols}: {slope}");
@@ -110,10 +116,10 @@ fn retractions_land_on_the_manifold() {
         for size in [1e-4, 0.1, 1.0, 10.0] {
             let mut noise = Noise::new(4);
             let (x, u): (Vec<_>, Vec<_>) = (0..3).map(|_| point(&mut noise, rows, cols)).unzip();
-            let (x, u) = (stack(&x, DType::F32), stack(&u, DType::F32).mul_scalar(size));
+            let (x, u) = (to_batch(&x, DType::F32), to_batch(&u, DType::F32).mul_scalar(size));
             for retraction in retractions {
                 let y = retraction.apply(x.clone(), u.clone()).unwrap();
-                let distance = stiefel::defect(&y).unwrap();
+                let distance = stiefel::orthogonality_error(&y).unwrap();
                 assert!(distance < 5e-6, "{retraction:?}, {rows} x {cols}, {size}: {distance:e}");
             }
         }
@@ -130,22 +136,22 @@ fn the_logarithm_inverts_the_geodesic() {
             let mut noise = Noise::new(5);
             let (x, u): (Vec<_>, Vec<_>) = (0..3).map(|_| point(&mut noise, rows, cols)).unzip();
             let u: Vec<_> = u.into_iter().map(|u| u * length).collect();
-            let (x, u) = (stack(&x, DType::F64), stack(&u, DType::F64));
+            let (x, u) = (to_batch(&x, DType::F64), to_batch(&u, DType::F64));
             let y = stiefel::geodesic(x.clone(), u.clone(), 1.0);
             let back = stiefel::logarithm(&x, &y).unwrap();
-            for (u, back) in unstack(&u).iter().zip(unstack(&back)) {
+            for (u, back) in from_batch(&u).iter().zip(from_batch(&back)) {
                 assert!(
-                    relative(u, &back) < 1e-9,
+                    relative_error(u, &back) < 1e-9,
                     "{rows} x {cols}, {length}: {}",
-                    relative(u, &back)
+                    relative_error(u, &back)
                 );
             }
-            let there = stiefel::distance(&x, &y).unwrap();
+            let forth = stiefel::distance(&x, &y).unwrap();
             let back = stiefel::distance(&y, &x).unwrap();
-            for ((there, back), u) in there.iter().zip(&back).zip(unstack(&u)) {
-                assert!((there - back).abs() < 1e-9, "symmetric");
-                // The canonical norm counts the part along X half.
-                assert!(*there <= u.norm() + 1e-9 && *there >= u.norm() / 2f64.sqrt() - 1e-9);
+            for ((forth, back), u) in forth.iter().zip(&back).zip(from_batch(&u)) {
+                assert!((forth - back).abs() < 1e-9, "symmetry");
+                // The canonical norm weighs the part along X by a half.
+                assert!(*forth <= u.norm() + 1e-9 && *forth >= u.norm() / 2f64.sqrt() - 1e-9);
             }
         }
     }
@@ -159,17 +165,30 @@ fn powers_follow_the_geodesic() {
     } else {
         q
     };
-    let power = |t: f64| dmatrix(&rotation_power(&single(&q), t).unwrap());
-    assert!((power(0.0) - DMatrix::identity(6, 6)).amax() < 1e-6);
-    assert!((power(1.0) - &q).amax() < 1e-6);
-    assert!((power(0.3) * power(0.7) - &q).amax() < 2e-6);
-    assert!((power(-1.0) - q.transpose()).amax() < 2e-6);
-    assert!(defect(&power(0.37)) < 2e-6);
-    assert!((power(2.5) - power(0.5) * &q * &q).amax() < 4e-6);
+    let power = |t: f64| dmatrix(&rotation_power(&tensor_f32(&q), t).unwrap());
+    assert!(max_abs(&(power(0.0) - DMatrix::identity(6, 6))) < 1e-6);
+    assert!(max_abs(&(power(1.0) - &q)) < 1e-6);
+    assert!(max_abs(&(power(0.3) * power(0.7) - &q)) < 2e-6);
+    assert!(max_abs(&(power(-1.0) - q.transpose())) < 2e-6);
+    assert!(orthogonality_error(&power(0.37)) < 2e-6);
+    assert!(max_abs(&(power(2.5) - power(0.5) * &q * &q)) < 4e-6);
+}
+
+/// A NaN in any column of any matrix of a batch makes the error NaN, and the check fails.
+#[test]
+fn a_nan_is_never_orthonormal() {
+    for at in [0, 5, 8] {
+        let mut x = DMatrix::identity(3, 3);
+        x[at] = f64::NAN;
+        let batch = [DMatrix::identity(3, 3), x, DMatrix::identity(3, 3)];
+        let batch = to_batch(&batch, DType::F32);
+        assert!(stiefel::orthogonality_error(&batch).unwrap().is_nan(), "entry {at}");
+        assert!(stiefel::check_orthonormal(&batch, 1e9).is_err(), "entry {at}");
+    }
 }
 
 #[test]
-fn bad_input_is_named() {
+fn invalid_input_is_an_error() {
     let device = Device::default();
     let x = Tensor::<2>::eye(3, &device);
     let reflection = x.clone() * Tensor::<2>::from_data([[-1.0, 1.0, 1.0]], &device);
@@ -178,8 +197,11 @@ fn bad_input_is_named() {
     let other = Tensor::<2>::eye(2, &device);
     assert!(matches!(stiefel::distance(&x, &other), Err(LinalgError::ShapeMismatch { .. })));
     let far = x.clone().mul_scalar(1.1);
-    assert!(matches!(stiefel::check(&far, 1e-5), Err(LinalgError::NotOrthonormal { rows: 3, .. })));
-    assert!(stiefel::check(&x, 1e-5).is_ok());
+    assert!(matches!(
+        stiefel::check_orthonormal(&far, 1e-5),
+        Err(LinalgError::NotOrthonormal { rows: 3, .. })
+    ));
+    assert!(stiefel::check_orthonormal(&x, 1e-5).is_ok());
     let wide = Tensor::<2>::zeros([2, 3], &device);
     assert!(matches!(rotation_power(&wide, 0.5), Err(LinalgError::NotSquare { .. })));
 }

@@ -1,34 +1,39 @@
-//! The networks of Stable Diffusion on burn, read from and written to diffusers' directories.
+//! The networks of Stable Diffusion on burn, read from and written to directories in diffusers' layout.
 //!
-//! | module | what | mirrors |
+//! | module | contents | mirrors |
 //! | --- | --- | --- |
-//! | [`pipeline`] | text to pictures, a whole model directory | `StableDiffusionPipeline` |
+//! | [`pipeline`] | a whole model directory: text to images, image to images | `StableDiffusionPipeline` |
 //! | [`unet`] | the denoiser | `UNet2DConditionModel` |
-//! | [`vae`] | pictures to latents and back | `AutoencoderKL` |
-//! | [`scheduler`] | noise schedules, training noise, samplers | `DDPMScheduler`, `DDIMScheduler` |
-//! | [`tokenizer`], [`clip`] | prompts to tokens to text states; texts and pictures in one space | `CLIPTokenizer`, `CLIPTextModel`, `CLIPModel` |
-//! | [`vit`] | which object a picture shows | `ViTModel` |
-//! | [`image`] | pictures: files, tensors, Pillow's resampling | `CLIPImageProcessor`, `ViTImageProcessor` |
-//! | [`metrics`] | CLIP-T, CLIP-I, DINO | |
-//! | [`noise`] | seeded noise, the same on every backend | |
-//! | [`error`], [`config`], [`weights`] | what every network is read by | |
+//! | [`condition`] | inputs of a denoiser beside the latents | `encoder_hidden_states`, `added_cond_kwargs` |
+//! | [`vae`] | images to latents and back | `AutoencoderKL` |
+//! | [`scheduler`] | noise schedules, training noise, samplers | `DDPMScheduler`, `DDIMScheduler`, ... |
+//! | [`tokenizer`] | prompts to token ids | `CLIPTokenizer` |
+//! | [`clip`] | token ids to prompt embeds; texts and images in one space | `CLIPTextModel`, `CLIPModel` |
+//! | [`vit`] | the vision transformers DINO and DINOv2 | `ViTModel`, `Dinov2Model` |
+//! | [`image`] | image files, tensors, Pillow's resampling | `CLIPImageProcessor`, `ViTImageProcessor` |
+//! | [`metrics`] | the scores CLIP-T, CLIP-I and DINO | |
+//! | [`noise`] | seeded noise that is the same on every backend | `torch.randn` |
+//! | [`batch_shards`] | a batch spread over CPU threads | |
+//! | [`config`], [`weights`] | reading of `config.json` and of safetensors files | |
 //!
-//! **Invariant:** nothing here knows about adapters or training. A network is a plain burn module
-//! whose field names are the checkpoint's keys; a `&Device` goes in, tensors come out.
+//! **Invariant:** this crate knows nothing of adapters or training. A network is a plain burn module whose
+//! field names are the checkpoint's keys. Functions take a `&Device` and return tensors.
 
+pub mod batch_shards;
 pub mod clip;
+pub mod condition;
 pub mod config;
-pub mod error;
+mod error;
 pub mod image;
+mod layers;
 pub mod metrics;
 pub mod noise;
 pub mod pipeline;
 pub mod scheduler;
-pub mod shards;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
 pub mod vit;
 pub mod weights;
 
-pub use error::ModelError;
+pub use error::{ConfigError, ImageError, ModelError, WeightsError};

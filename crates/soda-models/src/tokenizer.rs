@@ -1,12 +1,14 @@
-//! Prompt to token ids: CLIP's byte-pair encoding, as transformers' `CLIPTokenizer` does it.
+//! CLIP's tokenizer: prompts to token ids by byte-pair encoding, as transformers' `CLIPTokenizer`.
 //!
-//! A prompt is put into NFC and lower case, split into words, and each word into the longest pieces
-//! that the vocabulary's merges build (Sennrich et al., arXiv 1508.07909). The ids are put between a
-//! start and an end token and padded: the text encoder has learned one position for each of its 77
-//! tokens, so every prompt becomes exactly that long.
+//! A prompt is normalised to NFC and lower case and split into words. Each word is split into the longest
+//! pieces that the merges build (Sennrich et al., arXiv 1508.07909).
 //!
-//! A word that was added to the vocabulary may stand for several tokens, `<mug>`, `<mug>_1`, `<mug>_2`: a prompt
-//! says the first and is told all, as diffusers' `maybe_convert_prompt` does it.
+//! The ids are put between a start and an end token and padded. The text encoder has one position embedding
+//! for each of its 77 tokens, so every prompt becomes exactly that long.
+//!
+//! An added token may stand for several embeddings (Textual Inversion): `<mug>`, `<mug>_1`, `<mug>_2`. A
+//! prompt contains the first name, and encoding expands it to all of them, as diffusers'
+//! `maybe_convert_prompt` does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -22,26 +24,26 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Model, SplitDelimiterBehavior};
 
-use crate::clip::text::ClipTextConfig;
-use crate::error::ModelError;
+use crate::clip::ClipTextConfig;
+use crate::error::{ConfigError, ModelError};
 
-/// What a word is, from OpenAI's CLIP; special tokens stay whole.
+/// The pattern of a word in OpenAI's CLIP. Special tokens stay whole.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// The length of CLIP's text encoder, for a tokenizer that does not say.
+/// The number of positions of CLIP's text encoder, for a tokenizer that does not state it.
 const MAX_LENGTH: usize = 77;
 
-/// A prompt as the text encoder reads it.
+/// The token ids of one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
-    /// Start token, words, end token, padding: always [`Tokenizer::max_length`] of them.
+    /// Start token, tokens of the prompt, end token and padding: [`Tokenizer::max_length`] ids.
     pub ids: Vec<u32>,
     /// Whether the prompt was too long, so that its end is not in `ids`.
     pub truncated: bool,
 }
 
-/// CLIP's tokenizer. Its ids are those of transformers' `CLIPTokenizer`.
+/// CLIP's tokenizer. Its ids equal those of transformers' `CLIPTokenizer`.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -50,19 +52,21 @@ pub struct Tokenizer {
     pad: u32,
     unknown: u32,
     max_length: usize,
-    /// All tokens of a word, by its first, where it has several.
+    /// All ids of an added token that has several, by its first id.
     several: HashMap<u32, Vec<u32>>,
-    /// The words that were added to what the directory has, and their tokens.
+    /// The tokens that were added after loading, with their ids.
     words: Vec<(String, Range<u32>)>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the special tokens of
+    /// Loads a tokenizer from `dir`.
+    ///
+    /// It reads `tokenizer.json`, or else `vocab.json` and `merges.txt`. The special tokens come from
     /// `tokenizer_config.json` and `special_tokens_map.json`.
     ///
     /// # Errors
     ///
-    /// A missing or broken file, or special tokens that the vocabulary does not have.
+    /// [`ModelError`] for a file that is missing or broken, and for special tokens that the vocabulary lacks.
     pub fn from_dir(dir: &Path) -> Result<Self, ModelError> {
         std::fs::metadata(dir).map_err(|e| ModelError::io(dir, "a tokenizer's directory", e))?;
         let settings = Settings::read(dir)?;
@@ -73,7 +77,8 @@ impl Tokenizer {
             from_vocabulary(dir, &settings)?
         };
         check_model(dir, &inner)?;
-        // Cutting and padding are done below: a file that also did it would hide what was cut.
+        // Truncation and padding happen below. A file that also did them would hide that a prompt was
+        // truncated.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| refuse(dir, e))?;
 
@@ -94,20 +99,22 @@ impl Tokenizer {
         })
     }
 
-    /// Adds `word`, which stands for `vectors` new tokens; their ids follow those that there are. In a prompt it is found
-    /// whatever its case, and one of letters where it is a whole word.
+    /// Adds `word` as a new token with `vectors` embeddings and returns their ids, which follow all others.
+    ///
+    /// Encoding finds the token in any case. A token that starts or ends with a letter or digit is found as a
+    /// whole word only.
     ///
     /// # Errors
     ///
-    /// A word that cannot be told from what the vocabulary has: empty, with white space, or a token of it.
+    /// [`ModelError::Token`] if `word` is empty, contains white space, or is in the vocabulary already.
     ///
     /// # Panics
     ///
-    /// For no vectors.
-    pub fn add_word(&mut self, word: &str, vectors: usize) -> Result<Range<u32>, ModelError> {
+    /// If `vectors` is 0.
+    pub fn add_token(&mut self, word: &str, vectors: usize) -> Result<Range<u32>, ModelError> {
         assert!(vectors > 0, "a word stands for at least one token");
         let refuse =
-            |reason: &str| ModelError::Word { word: word.to_owned(), reason: reason.to_owned() };
+            |reason: &str| ModelError::Token { token: word.to_owned(), reason: reason.to_owned() };
         if word.is_empty() || word.contains(char::is_whitespace) {
             return Err(refuse("a new word is one word, without spaces"));
         }
@@ -117,7 +124,7 @@ impl Tokenizer {
                 format!("the vocabulary has {taken} as a token; choose another, such as <{word}>");
             return Err(refuse(&reason));
         }
-        let next = self.vocabulary();
+        let next = self.vocab_size();
         let plain = |name: &String| AddedToken::from(name.as_str(), false);
         let tokens: Vec<_> =
             names.iter().map(|name| plain(name).single_word(is_plain(word))).collect();
@@ -128,25 +135,26 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The words that were [added](Self::add_word), and their ids.
-    pub fn added_words(&self) -> &[(String, Range<u32>)] {
+    /// The tokens that were [added](Self::add_token), with their ids.
+    pub fn added_tokens(&self) -> &[(String, Range<u32>)] {
         &self.words
     }
 
-    /// A word beyond the vocabulary that merges build, of the directory or [added](Self::add_word); the first by name.
-    pub fn extra_word(&self) -> Option<String> {
+    /// A token beyond the vocabulary that the merges build, read from the directory or
+    /// [added](Self::add_token). The first one by name.
+    pub fn extra_token(&self) -> Option<String> {
         let added = self.inner.get_added_tokens_decoder().into_values();
         added.filter(|token| !token.special).map(|token| token.content).min()
     }
 
-    /// One more than the largest id.
-    pub fn vocabulary(&self) -> u32 {
+    /// The size of the vocabulary: one more than the largest id.
+    pub fn vocab_size(&self) -> u32 {
         self.inner.get_vocab(true).into_values().max().map_or(0, |largest| largest + 1)
     }
 
-    /// The ids of `prompt`. One that is too long is cut; the end token is kept.
+    /// Encodes one prompt. A prompt that is too long is truncated, and the end token is kept.
     pub fn encode(&self, prompt: &str) -> Encoding {
-        let words = self.words(prompt);
+        let words = self.encode_without_special_tokens(prompt);
         let room = self.max_length - 2;
         let mut ids = Vec::with_capacity(self.max_length);
         ids.push(self.start);
@@ -156,7 +164,7 @@ impl Tokenizer {
         Encoding { ids, truncated: words.len() > room }
     }
 
-    /// The ids of `prompts` as `[b, max_length]`.
+    /// Encodes prompts as a tensor `[b, max_length]`.
     pub fn encode_batch<S: AsRef<str>>(&self, prompts: &[S], device: &Device) -> Tensor<2, Int> {
         let ids: Vec<i32> = prompts
             .iter()
@@ -166,9 +174,9 @@ impl Tokenizer {
         Tensor::from_data(TensorData::new(ids, [prompts.len(), self.max_length]), device)
     }
 
-    /// The id of `word` if it is one token of the vocabulary: a word that can name a new subject.
+    /// The id of `word` if it is a single token of the vocabulary. Such a word can name a new subject.
     pub fn single_token(&self, word: &str) -> Option<u32> {
-        match self.words(word)[..] {
+        match self.encode_without_special_tokens(word)[..] {
             [id] if id != self.unknown => Some(id),
             _ => None,
         }
@@ -179,11 +187,11 @@ impl Tokenizer {
         self.max_length
     }
 
-    /// Refuses a text encoder with fewer tokens or positions than this tokenizer has.
+    /// Checks that a text encoder has as many tokens and positions as this tokenizer needs.
     ///
     /// # Errors
     ///
-    /// Names `dir`, from which the tokenizer was read.
+    /// [`ModelError::Tokenizer`], which names `dir`, the directory of the tokenizer.
     pub fn check_fits(&self, dir: &Path, config: &ClipTextConfig) -> Result<(), ModelError> {
         let positions = config.max_position_embeddings;
         if self.max_length > positions {
@@ -193,7 +201,7 @@ impl Tokenizer {
             );
             return Err(refuse(dir, reason));
         }
-        let (known, vocabulary) = (self.vocabulary() as usize, config.vocab_size);
+        let (known, vocabulary) = (self.vocab_size() as usize, config.vocab_size);
         if known > vocabulary {
             let largest = known - 1;
             let reason =
@@ -203,33 +211,34 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The id of the end token, where the text encoder's pooled output is read.
-    pub fn end_token(&self) -> u32 {
+    /// The id of the end token, at which the text encoder's pooled output is read.
+    pub fn eos_token_id(&self) -> u32 {
         self.end
     }
 
-    /// The ids of `text` without start, end and padding.
-    pub fn words(&self, text: &str) -> Vec<u32> {
+    /// Encodes `text` without start token, end token and padding.
+    pub fn encode_without_special_tokens(&self, text: &str) -> Vec<u32> {
         let encoding = self.inner.encode_fast(text, false);
-        // Only a model without an unknown token can fail, and `from_dir` made sure of that one.
+        // Only a model without an unknown token can fail, and `from_dir` refuses such a model.
         let encoding = encoding.expect("a byte-pair model with an unknown token encodes any text");
         let all = |id: &u32| self.several.get(id).cloned().unwrap_or_else(|| vec![*id]);
         encoding.get_ids().iter().flat_map(all).collect()
     }
 }
 
-/// Whether a word might be part of another, as `sks` is of `asks`, and is not to be found there.
+/// Whether `word` might be part of another word, as `sks` is of `asks`. Such a token is matched as a whole
+/// word only.
 pub(crate) fn is_plain(word: &str) -> bool {
     let of_words = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     of_words(word.chars().next()) || of_words(word.chars().next_back())
 }
 
-/// The name of a word's token: diffusers numbers them from the second on.
+/// The name of the embedding `index` of a token. diffusers numbers them from the second on.
 pub(crate) fn numbered(word: &str, index: usize) -> String {
     if index == 0 { word.to_owned() } else { format!("{word}_{index}") }
 }
 
-/// All tokens of the added words that have more than one, by their first.
+/// The ids of all added tokens that have more than one, by their first id.
 fn several(inner: &tokenizers::Tokenizer) -> HashMap<u32, Vec<u32>> {
     let added: HashMap<String, u32> = inner
         .get_added_tokens_decoder()
@@ -244,13 +253,13 @@ fn several(inner: &tokenizers::Tokenizer) -> HashMap<u32, Vec<u32>> {
     all.filter(|(_, ids)| ids.len() > 1).collect()
 }
 
-/// What the two small JSON files say.
+/// The contents of the tokenizer's JSON files beside the vocabulary.
 struct Settings {
     start: AddedToken,
     end: AddedToken,
     pad: AddedToken,
     unknown: AddedToken,
-    /// Tokens added to the vocabulary later, by id.
+    /// Tokens that were added to the vocabulary, by id.
     added: BTreeMap<u32, AddedToken>,
     max_length: usize,
 }
@@ -259,8 +268,8 @@ impl Settings {
     fn read(dir: &Path) -> Result<Self, ModelError> {
         let config = read_json(&dir.join("tokenizer_config.json"))?;
         let decoder = config.get("added_tokens_decoder").and_then(Value::as_object);
-        // transformers reads the older file only where the newer one lists no added tokens, and
-        // then the older one wins: Stable Diffusion 2's pad token "!" is right in that file alone.
+        // transformers reads the older file only if the newer one lists no added tokens, and then the older
+        // one wins. Stable Diffusion 2's pad token "!" is right in the older file alone.
         let map = match decoder {
             Some(_) => Value::Null,
             None => read_json(&dir.join("special_tokens_map.json"))?,
@@ -284,7 +293,7 @@ impl Settings {
         }
 
         let max_length = match config.get("model_max_length").and_then(Value::as_f64) {
-            // transformers writes 1e30 where nobody set a length.
+            // transformers writes 1e30 if no length is set.
             Some(length) if length < 1e6 => length as usize,
             _ => MAX_LENGTH,
         };
@@ -304,7 +313,7 @@ impl Settings {
     }
 }
 
-/// Refuses a model that is no byte-pair encoding, or that could fail on a symbol it does not know.
+/// Refuses a model that is not byte-pair encoding, or whose unknown token is not in the vocabulary.
 fn check_model(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<(), ModelError> {
     let ModelWrapper::BPE(model) = inner.get_model() else {
         return Err(refuse(dir, "its model is not byte-pair encoding"));
@@ -317,7 +326,7 @@ fn check_model(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<(), ModelErr
     }
 }
 
-/// A token is written as a string, or as an object with the rules of how it is matched.
+/// Parses a token: a string, or an object with matching rules.
 fn token(value: &Value) -> Option<AddedToken> {
     let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
     let content = value.as_str().or_else(|| value.get("content")?.as_str())?;
@@ -329,8 +338,8 @@ fn token(value: &Value) -> Option<AddedToken> {
     Some(token)
 }
 
-/// The pipeline of `CLIPTokenizer` around `vocab.json` and `merges.txt`, all that files from before
-/// `tokenizer.json` have.
+/// Builds the processing steps of `CLIPTokenizer` around `vocab.json` and `merges.txt`. Directories from
+/// before `tokenizer.json` have no other files.
 fn from_vocabulary(dir: &Path, settings: &Settings) -> Result<tokenizers::Tokenizer, ModelError> {
     let path = |name: &str, what: &'static str| {
         let path = dir.join(name);
@@ -372,11 +381,11 @@ fn from_vocabulary(dir: &Path, settings: &Settings) -> Result<tokenizers::Tokeni
     Ok(inner)
 }
 
-/// The file's JSON, or null where there is none: each of them is optional.
+/// Reads an optional JSON file. The result is null if the file does not exist.
 fn read_json(path: &Path) -> Result<Value, ModelError> {
     match std::fs::read_to_string(path) {
         Ok(text) => serde_json::from_str(&text)
-            .map_err(|source| ModelError::Json { path: path.to_path_buf(), source }),
+            .map_err(|source| ConfigError::Json { path: path.to_path_buf(), source }.into()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(ModelError::io(path, "a tokenizer file", e)),
     }

@@ -1,5 +1,4 @@
-//! Broken input of every kind: one sentence that names the file, no panic, no memory taken on a
-//! stranger's word.
+//! Damaged model directories: each is refused in one sentence that names the file, without a panic.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -20,7 +19,7 @@ fn toybox() -> PathBuf {
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
-/// A copy of the bundled model, to be broken.
+/// Copies the bundled model, for a test to damage.
 fn copy() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for part in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
@@ -40,7 +39,7 @@ fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).unwrap();
 }
 
-/// Splits the UNet's file into two shards with an index, and removes the whole.
+/// Splits the UNet's weights into two shards with an index and removes the single file.
 fn shard(dir: &Path) -> PathBuf {
     let whole = dir.join(UNET);
     let bytes = fs::read(&whole).unwrap();
@@ -63,7 +62,7 @@ fn shard(dir: &Path) -> PathBuf {
     index
 }
 
-/// How it is broken, and what the sentence must name.
+/// The name of a case, the damage, and the words that the message must contain.
 type Break = (&'static str, fn(&Path), &'static [&'static str]);
 
 const BREAKS: &[Break] = &[
@@ -294,7 +293,7 @@ const BREAKS: &[Break] = &[
 ];
 
 #[test]
-fn every_break_is_one_sentence() {
+fn every_damage_is_reported_in_one_sentence() {
     let device = Device::default();
     for (name, damage, named) in BREAKS {
         let dir = copy();
@@ -302,14 +301,14 @@ fn every_break_is_one_sentence() {
         let Err(error) = Pipeline::load(dir.path(), &device) else { panic!("{name} was accepted") };
         let error = error.to_string();
         assert!(!error.contains('\n'), "{name}: {error}");
-        // Relative to the copy, whose own name says nothing.
+        // The path of the copy contains no words of the message.
         let said = error.replace(dir.path().to_str().unwrap(), "");
         assert!(named.iter().all(|word| said.contains(word)), "{name}: {error}");
     }
 }
 
 #[test]
-fn shards_variants_and_precisions_are_one_model() {
+fn shards_variants_and_dtypes_load_the_same_model() {
     let device = Device::default();
     let dir = copy();
     let whole = Pipeline::load(dir.path(), &device).unwrap();
@@ -318,26 +317,26 @@ fn shards_variants_and_precisions_are_one_model() {
         steps: 2,
         ..GenerateConfig::default()
     };
-    let draw = |pipeline: &Pipeline| pipeline.generate(&config, &mut |_, _| {}).unwrap();
-    let expected = draw(&whole);
+    let generate = |pipeline: &Pipeline| pipeline.generate(&config, &mut |_, _| {}).unwrap();
+    let expected = generate(&whole);
 
-    // The one variant there is, and the one asked for.
+    // The file is found as the only variant, and as the requested one.
     let vae = dir.path().join("vae/diffusion_pytorch_model.safetensors");
     fs::rename(&vae, dir.path().join("vae/diffusion_pytorch_model.fp16.safetensors")).unwrap();
-    assert_eq!(draw(&Pipeline::load(dir.path(), &device).unwrap()), expected);
+    assert_eq!(generate(&Pipeline::load(dir.path(), &device).unwrap()), expected);
     shard(dir.path());
-    assert_eq!(draw(&Pipeline::load(dir.path(), &device).unwrap()), expected);
+    assert_eq!(generate(&Pipeline::load(dir.path(), &device).unwrap()), expected);
     let options = LoadOptions { variant: Some("fp16".to_owned()), ..LoadOptions::default() };
     let error = Pipeline::load_with(dir.path(), &options, &device).unwrap_err().to_string();
     assert!(error.contains("fp16"), "{error}");
 
-    // Half precision is near it; the picture's mean error in grey levels says how near.
+    // Half precision gives a close image. The bounds are mean errors in grey levels.
     for (dtype, levels) in [(FloatDType::F16, 2.0), (FloatDType::BF16, 8.0)] {
         if !device.supports_dtype(dtype) {
             continue;
         }
         let options = LoadOptions { dtype, ..LoadOptions::default() };
-        let half = draw(&Pipeline::load_with(dir.path(), &options, &device).unwrap());
+        let half = generate(&Pipeline::load_with(dir.path(), &options, &device).unwrap());
         let (a, b) = (&half[0], &expected[0]);
         let sum: f64 = a.iter().zip(b.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
         let mean = sum / a.len() as f64;
@@ -346,7 +345,7 @@ fn shards_variants_and_precisions_are_one_model() {
 }
 
 #[test]
-fn old_names_of_the_autoencoder_are_read() {
+fn old_keys_of_the_autoencoder_are_read() {
     let dir = copy();
     let path = dir.path().join("vae/diffusion_pytorch_model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -362,12 +361,12 @@ fn old_names_of_the_autoencoder_are_read() {
     Pipeline::load(dir.path(), &Device::default()).unwrap();
 }
 
-/// A tensor that the network has, damaged where it lies: the loader names it or takes it whole.
+/// The file is truncated after its header was read.
 #[test]
-fn a_read_that_fails_in_the_middle_is_an_error() {
+fn a_file_truncated_after_it_was_opened_is_an_error() {
     let dir = copy();
     let file = Checkpoint::open(&dir.path().join(UNET)).unwrap();
-    // Cut after it was opened: the header promises what is no longer there.
+    // The header now promises bytes that are no longer there.
     let length = fs::metadata(dir.path().join(UNET)).unwrap().len();
     let open = fs::OpenOptions::new().write(true).open(dir.path().join(UNET)).unwrap();
     open.set_len(length / 2).unwrap();

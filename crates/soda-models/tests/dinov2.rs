@@ -1,4 +1,4 @@
-//! DINOv2 as a judge: chosen by its config, on pictures of the size that its preprocessor makes.
+//! DINOv2 as a judge: selected by its config, on images of the size that its image processor makes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -10,7 +10,7 @@ use common::Fixture;
 use image::RgbImage;
 use soda_models::metrics::Judges;
 
-/// The bundled CLIP, and the tiny DINOv2 of a fixture with `size` as what pictures become.
+/// Writes the bundled CLIP and the tiny DINOv2 of a fixture, with images preprocessed to `size`.
 fn write(dir: &Path, name: &str, size: u32) {
     let clip = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/eval/clip"));
     for (part, from) in [("clip", Some(clip)), ("dino", None)] {
@@ -22,7 +22,7 @@ fn write(dir: &Path, name: &str, size: u32) {
         }
     }
     Fixture::read(name).write_model(&dir.join("dino"));
-    // As facebook/dinov2-base has it, but for the sizes.
+    // As in facebook/dinov2-base, except for the sizes.
     let pixels = serde_json::json!({
         "crop_size": {"height": size, "width": size},
         "do_center_crop": true,
@@ -41,27 +41,27 @@ fn write(dir: &Path, name: &str, size: u32) {
 }
 
 #[test]
-fn dinov2_judges_pictures_of_another_size_than_that_of_training() {
+fn dinov2_scores_images_of_another_size_than_that_of_training() {
     for name in ["vit-dinov2", "vit-dinov2-registers"] {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), name, 56);
-        judges_alike(dir.path());
+        check_scores(dir.path());
     }
 }
 
-fn judges_alike(dir: &Path) {
+fn check_scores(dir: &Path) {
     let judges = Judges::load(dir, &Device::default()).unwrap();
-    let picture =
+    let image =
         |shade: u8| RgbImage::from_fn(90, 70, |x, y| image::Rgb([x as u8, shade, 3 * y as u8]));
-    let pictures = [picture(0), picture(200)];
-    let scores = judges.dino_pairs(&pictures, &pictures).unwrap();
+    let images = [image(0), image(200)];
+    let scores = judges.dino_pairs(&images, &images).unwrap();
     assert!(scores.iter().all(|score| (score - 1.0).abs() < 1e-6), "{scores:?}");
-    let other = judges.dino_pairs(&pictures[..1], &pictures[1..]).unwrap();
+    let other = judges.dino_pairs(&images[..1], &images[1..]).unwrap();
     assert!(other[0] < 0.999, "{other:?}");
 }
 
 #[test]
-fn what_no_judge_reads_is_named() {
+fn unsupported_judges_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let error = || Judges::load(dir.path(), &Device::default()).unwrap_err().to_string();
     write(dir.path(), "vit-dinov2", 13);
@@ -70,7 +70,7 @@ fn what_no_judge_reads_is_named() {
     let text = std::fs::read_to_string(&config).unwrap();
     for (from, to, named) in [
         ("\"dinov2\"", "\"dinov3_vit\"", "model_type"),
-        // It says what the file does not have.
+        // The config promises registers, and the file has none.
         ("\"dinov2\"", "\"dinov2_with_registers\"", "register_tokens"),
         ("\"use_swiglu_ffn\": false", "\"use_swiglu_ffn\": true", "mlp.fc1"),
         ("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"swi_glu\"", "hidden_act"),

@@ -1,6 +1,6 @@
-//! Every family's networks against diffusers and transformers, on tiny random models.
+//! The networks of every model family against diffusers and transformers, on tiny random models.
 //!
-//! The fixtures are written by `docs/reference/models.py`.
+//! The fixtures are written by `docs/parity/models.py`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -8,18 +8,18 @@ mod common;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::{Fixture, check_gradients, check_tensor, value};
-use soda_models::clip::text::{self, ClipTextConfig, Layer};
-use soda_models::unet::{AddedCondition, Condition, UnetConfig};
+use soda_models::clip::{self, ClipTextConfig, HiddenLayer};
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::unet::UnetConfig;
 use soda_models::vae::VaeConfig;
-use soda_models::vit::{self, dinov2::Dinov2Config};
+use soda_models::vit::{self, Dinov2Config};
 use soda_models::{config, weights};
 
-/// Two f32 implementations sum in different orders, and each of up to a hundred layers rounds by
-/// about 1e-7 of its largest value. A wrong epsilon, head count or order of blocks is 1e-3 at the
-/// least.
+/// Two f32 implementations sum in different orders, and each of up to a hundred layers rounds by about 1e-7
+/// of its largest value. A wrong epsilon, head count or order of blocks gives at least 1e-3.
 const TOLERANCE: f32 = 5e-5;
 
-/// A UNet with its inputs and outputs, and the gradients of some weights of each kind.
+/// Compares the outputs of a UNet, and the gradients of some weights of each kind.
 fn unet(name: &str) {
     let fixture = Fixture::read(name);
     let dir = tempfile::tempdir().unwrap();
@@ -43,7 +43,7 @@ fn unet(name: &str) {
                 &tape,
             ),
         });
-        // Between two timesteps, too.
+        // One of the timesteps lies between two trained ones.
         let time = Tensor::<1>::from_floats([999.0, 10.5], &tape);
         let out = unet.forward(sample, time, Condition { text, added });
         loss = loss + (out.clone() * value(&format!("loss.{index}"), out.dims(), &tape)).sum();
@@ -53,27 +53,27 @@ fn unet(name: &str) {
 }
 
 #[test]
-fn stable_diffusion_1_denoises_alike() {
+fn unet_of_stable_diffusion_1_matches_diffusers() {
     unet("unet-sd15");
 }
 
 #[test]
-fn inpainting_denoises_alike() {
+fn unet_for_inpainting_matches_diffusers() {
     unet("unet-inpaint");
 }
 
 #[test]
-fn stable_diffusion_2_denoises_alike() {
+fn unet_of_stable_diffusion_2_matches_diffusers() {
     unet("unet-sd21");
 }
 
 #[test]
-fn stable_diffusion_xl_denoises_alike() {
+fn unet_of_stable_diffusion_xl_matches_diffusers() {
     unet("unet-sdxl");
 }
 
 #[test]
-fn uneven_blocks_denoise_alike() {
+fn unet_with_uneven_blocks_matches_diffusers() {
     unet("unet-uneven");
 }
 
@@ -101,14 +101,14 @@ fn vae(name: &str) {
     check_tensor("tiled.mean", posterior.mean, &fixture, TOLERANCE);
     let decoded = plain.decode_tiled(value("latents", [2, 4, 5, 7], &device), &tiling);
     check_tensor("tiled.decoded", decoded, &fixture, TOLERANCE);
-    // What fits into a tile is not cut.
+    // Latents that fit into a tile are not divided.
     let small = value("latents", [1, 4, 4, 4], &device);
     let (a, b) = (plain.decode_tiled(small.clone(), &tiling), plain.decode(small));
     assert_eq!(a.into_data(), b.into_data());
 }
 
 #[test]
-fn autoencoders_encode_and_decode_alike() {
+fn autoencoders_match_diffusers() {
     vae("vae-sd");
     vae("vae-sdxl");
 }
@@ -119,13 +119,13 @@ fn text_encoder(name: &str) {
     let (config, file) = fixture.write_model(dir.path());
     let config: ClipTextConfig = config::read(&config).unwrap();
     let device = Device::default();
-    let model = weights::load_renamed(config.init(&device), &file, text::RENAMED).unwrap();
+    let model = weights::load_renamed(config.init(&device), &file, clip::TEXT_KEY_RENAMES).unwrap();
     let model = model.train().set_require_grad(true);
     let tape = device.autodiff();
     let ids = TensorData::new(fixture.ints("ids"), [2, 8]);
     let ids = Tensor::<2, Int>::from_data(ids, &tape);
 
-    let last = model.encode(ids.clone(), Layer { skip: 0, normed: true });
+    let last = model.encode(ids.clone(), HiddenLayer { clip_skip: 0, final_norm: true });
     let loss = (last.hidden.clone() * value("loss.last", last.hidden.dims(), &tape)).sum()
         + (last.pooled.clone() * value("loss.pooled", last.pooled.dims(), &tape)).sum();
     let key = |key: &str| match key.split('.').next() {
@@ -138,7 +138,8 @@ fn text_encoder(name: &str) {
     check_tensor("last", model.forward(ids.clone()).inner(), &fixture, TOLERANCE);
     for skip in [1, 2] {
         for (name, normed) in [("hidden", false), ("skipped", true)] {
-            let states = model.encode(ids.clone(), Layer { skip, normed });
+            let states =
+                model.encode(ids.clone(), HiddenLayer { clip_skip: skip, final_norm: normed });
             check_tensor(&format!("{name}.{skip}"), states.hidden.inner(), &fixture, TOLERANCE);
             check_tensor("pooled", states.pooled.inner(), &fixture, TOLERANCE);
         }
@@ -146,19 +147,19 @@ fn text_encoder(name: &str) {
 }
 
 #[test]
-fn text_encoders_read_alike() {
+fn text_encoders_match_transformers() {
     for name in ["text-sd15", "text-sd21", "text-bigg", "text-new-eos"] {
         text_encoder(name);
     }
 }
 
 #[test]
-fn dinov2_sees_alike() {
+fn dinov2_matches_transformers() {
     dinov2("vit-dinov2");
 }
 
 #[test]
-fn dinov2_with_registers_and_gates_sees_alike() {
+fn dinov2_with_registers_and_swiglu_matches_transformers() {
     dinov2("vit-dinov2-registers");
 }
 
@@ -168,11 +169,12 @@ fn dinov2(name: &str) {
     let (config, file) = fixture.write_model(dir.path());
     let config: Dinov2Config = config::read(&config).unwrap();
     let device = Device::default();
-    let model = weights::load_renamed(config.init(&device), &file, vit::RENAMED).unwrap();
+    let model = weights::load_renamed(config.init(&device), &file, vit::KEY_RENAMES).unwrap();
     let model = model.train().set_require_grad(true);
     let tape = device.autodiff();
 
-    // The size of training, a larger one and a smaller one: positions are interpolated both ways.
+    // Position embeddings are unchanged for the size of training, and interpolated to a larger and to a
+    // smaller size.
     let mut loss = Tensor::<1>::zeros([1], &tape);
     for (index, [height, width]) in [[70, 70], [84, 112], [42, 56]].into_iter().enumerate() {
         let pixels = value(&format!("pixels.{index}"), [2, 3, height, width], &tape);
@@ -184,7 +186,7 @@ fn dinov2(name: &str) {
         let rename = |key: String, (from, to): &(&str, &str)| {
             regex::Regex::new(from).unwrap().replace(&key, *to).into_owned()
         };
-        vit::RENAMED.iter().fold(key.to_owned(), rename)
+        vit::KEY_RENAMES.iter().fold(key.to_owned(), rename)
     };
     check_gradients(&model, &loss.backward(), &fixture, key, TOLERANCE);
 }

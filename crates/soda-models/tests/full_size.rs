@@ -1,8 +1,8 @@
-//! The UNets of SD 1.5 and SDXL at full size: loaded from a file and called once, with diffusers' numbers, in
-//! little more memory than the weights.
+//! The UNets of SD 1.5 and SDXL at full size: loaded from a file and called once, against diffusers, with a
+//! bound on memory.
 //!
-//! The fixtures are written by `docs/reference/full_size.py`. Ignored, since they need 3.4 and 10.3 GB
-//! of disk and as much memory:
+//! The fixtures are written by `docs/parity/full_size.py`. The tests are ignored, since they need 3.4 and
+//! 10.3 GB of disk and as much memory:
 //!
 //! ```text
 //! cargo test --workspace --test full_size -- --ignored --nocapture --test-threads=1
@@ -20,20 +20,21 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use common::{Fixture, check, value, weight};
-use soda_models::unet::{AddedCondition, Condition, UnetConfig};
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::unet::UnetConfig;
 use soda_models::{config, weights};
 
-/// As the tiny models; sums are longer, and layers more.
+/// The tolerance of the tiny models; here sums are longer and there are more layers.
 const TOLERANCE: f32 = 5e-5;
 
-/// The largest resident memory of this process so far, in bytes, where the system tells it.
+/// The peak resident memory of this process in bytes, if the system reports it.
 fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
     Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
 }
 
-/// Writes the weights of the formula one after the other.
+/// Writes the weights of the formula one after the other. Returns their size in bytes.
 fn stream_weights(path: &Path, keys: &BTreeMap<String, Vec<usize>>) -> u64 {
     let mut end = 0;
     let mut header = serde_json::Map::new();

@@ -1,11 +1,11 @@
-//! Arbitrary bytes for every loader: an answer, and no panic.
+//! Arbitrary bytes for every loader: the result is a value or an error, never a panic.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 
 use burn::tensor::{Device, FloatDType};
 use proptest::prelude::*;
-use soda_models::clip::text::ClipTextConfig;
+use soda_models::clip::ClipTextConfig;
 use soda_models::config;
 use soda_models::scheduler::SchedulerConfig;
 use soda_models::tokenizer::Tokenizer;
@@ -16,7 +16,7 @@ use soda_models::weights::Checkpoint;
 const UNET: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base/unet/config.json");
 
-/// A small file with two tensors, to be damaged byte by byte.
+/// A small safetensors file with two tensors, to be damaged.
 fn small() -> Vec<u8> {
     let data: Vec<u8> = (0..24).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let view = |shape: Vec<usize>, bytes| {
@@ -69,14 +69,14 @@ fn damaged(mut bytes: Vec<u8>, damage: &[Damage]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever bytes a weight file, a config or a tokenizer has: an answer, and no panic.
+    /// No bytes in a weight file, a config or a tokenizer make a loader panic.
     #[test]
     fn no_bytes_make_a_loader_panic(damage in damage(), noise in prop::collection::vec(any::<u8>(), 0..200)) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         fs::write(&path, damaged(small(), &damage)).unwrap();
         if let Ok(file) = Checkpoint::open(&path) {
-            // Of no network: the keys or shapes are refused.
+            // The tensors belong to no network, so that keys or shapes are refused.
             let clip = ClipTextConfig {
                 vocab_size: 4, hidden_size: 4, intermediate_size: 4, num_hidden_layers: 1,
                 num_attention_heads: 1, max_position_embeddings: 4, ..Default::default()

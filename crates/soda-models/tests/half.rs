@@ -1,5 +1,6 @@
-//! SDXL's autoencoder has activations beyond f16's 65504: where the rest of the model is f16, it
-//! stays in f32 if its config says `force_upcast`.
+//! Half precision of SDXL's autoencoder, whose activations exceed 65504, the largest f16.
+//!
+//! If the config says `force_upcast`, the autoencoder stays in f32 while the rest of the model is f16.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -10,8 +11,9 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 use common::{Fixture, value, write_pipeline};
 use safetensors::{SafeTensors, tensor::TensorView};
 use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline};
+use soda_models::{ImageError, ModelError};
 
-/// Multiplies weights of a file, so that what they give exceeds f16 although they do not.
+/// Multiplies weights of a file by `factor`, so that the activations exceed f16 although the weights do not.
 fn enlarge(path: &Path, keys: &[&str], factor: f32) {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -45,7 +47,7 @@ fn an_autoencoder_that_overflows_in_f16_stays_in_f32() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write_pipeline(&Fixture::read("pipeline-sdxl"), dir);
-    // Later norms bring the scale back: in f32 nothing is wrong with these weights.
+    // Later norms divide by the scale again: in f32 nothing is wrong with these weights.
     let weights = dir.join("vae/diffusion_pytorch_model.safetensors");
     enlarge(&weights, &["post_quant_conv.weight", "decoder.conv_in.weight"], 1e3);
     let config = dir.join("vae/config.json");
@@ -57,25 +59,30 @@ fn an_autoencoder_that_overflows_in_f16_stays_in_f32() {
     };
     let latents = || value::<4>("latents", [1, 4, 5, 7], &Device::default());
 
-    // The control: without the word of the config, this decoder is lost in f16.
+    // The control: without `force_upcast` this decoder overflows in f16.
     upcast(false);
     let lost = load(dir, FloatDType::F16);
     let decoded = floats(lost.vae.decode(latents().cast(FloatDType::F16)));
     assert!(decoded.iter().any(|x| !x.is_finite()));
+    let request =
+        GenerateConfig { prompts: vec!["a mug".to_owned()], steps: 2, ..Default::default() };
+    let error = lost.generate(&request, &mut |_, _| {}).unwrap_err();
+    assert!(
+        matches!(error, ModelError::Image(ImageError::NonFinite { what: "pixels", index: 0 })),
+        "{error}"
+    );
 
     upcast(true);
     let (half, whole) = (load(dir, FloatDType::F16), load(dir, FloatDType::F32));
-    assert_eq!(half.unet.conv_in.weight.val().dtype(), DType::F16);
+    assert_eq!(half.denoiser.conv_in.weight.val().dtype(), DType::F16);
     assert_eq!(half.vae.decoder.conv_in.weight.val().dtype(), DType::F32);
-    let pictures = floats(half.decode(latents()));
-    assert!(pictures.iter().all(|x| x.is_finite()));
-    assert_eq!(pictures, floats(whole.decode(latents())));
-    let request =
-        GenerateConfig { prompts: vec!["a mug".to_owned()], steps: 2, ..Default::default() };
+    let images = floats(half.decode(latents()));
+    assert!(images.iter().all(|x| x.is_finite()));
+    assert_eq!(images, floats(whole.decode(latents())));
     let drawn = half.generate(&request, &mut |_, _| {}).unwrap();
     assert!(drawn[0].iter().any(|byte| *byte != drawn[0].as_raw()[0]));
 
-    // bf16 has the range of f32, so that it needs no exception.
+    // bf16 has the range of f32 and needs no exception.
     if !Device::default().supports_dtype(DType::BF16) {
         return;
     }

@@ -1,33 +1,34 @@
-//! Reading pictures, and the way to tensors and back.
+//! Reading of image files, and conversions between images and tensors.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage, imageops};
 use soda_models::image::{
     grid, read_mask, read_rgb, read_rgb_and_alpha, resize_center_crop, to_images, to_tensor,
 };
+use soda_models::{ImageError, ModelError};
 
-/// Every pixel another colour.
+/// An image in which every pixel has another colour.
 fn gradient(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, (x + y) as u8]))
 }
 
-/// Writes `picture` and reads it back.
-fn through_file(name: &str, picture: impl Into<DynamicImage>) -> RgbImage {
+/// Writes an image to a PNG file and reads the file.
+fn through_file(name: &str, image: impl Into<DynamicImage>) -> RgbImage {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
-    picture.into().save_with_format(&path, ImageFormat::Png).unwrap();
+    image.into().save_with_format(&path, ImageFormat::Png).unwrap();
     read_rgb(&path).unwrap()
 }
 
 #[test]
-fn every_kind_of_picture_becomes_rgb() {
+fn every_colour_type_becomes_rgb() {
     let rgb = gradient(5, 4);
     assert_eq!(through_file("rgb.png", rgb.clone()), rgb);
-    // The content decides, not the name.
+    // The content decides about the format, not the name.
     assert_eq!(through_file("wrong.jpg", rgb.clone()), rgb);
     let grey = DynamicImage::from(rgb.clone()).into_luma8();
     let expected = DynamicImage::from(grey.clone()).into_rgb8();
@@ -41,36 +42,36 @@ fn every_kind_of_picture_becomes_rgb() {
 }
 
 #[test]
-fn transparency_lies_on_white() {
-    let mut picture = RgbaImage::from_pixel(3, 1, Rgba([10, 20, 30, 255]));
-    picture.put_pixel(1, 0, Rgba([10, 20, 30, 0]));
-    picture.put_pixel(2, 0, Rgba([0, 100, 255, 51]));
+fn transparent_pixels_are_blended_with_white() {
+    let mut image = RgbaImage::from_pixel(3, 1, Rgba([10, 20, 30, 255]));
+    image.put_pixel(1, 0, Rgba([10, 20, 30, 0]));
+    image.put_pixel(2, 0, Rgba([0, 100, 255, 51]));
     let expected = RgbImage::from_raw(3, 1, vec![10, 20, 30, 255, 255, 255, 204, 224, 255]);
-    assert_eq!(through_file("alpha.png", picture), expected.unwrap());
+    assert_eq!(through_file("alpha.png", image), expected.unwrap());
 }
 
 #[test]
-fn masks_are_brightness_and_transparency_is_kept_apart() {
+fn masks_are_brightness_and_alpha_is_returned_apart() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mask.png");
     let pixels = [[255, 255, 255, 255], [255, 255, 255, 51], [0, 0, 0, 255], [80, 80, 80, 255]];
-    let picture = RgbaImage::from_raw(4, 1, pixels.concat()).unwrap();
-    picture.save(&path).unwrap();
+    let image = RgbaImage::from_raw(4, 1, pixels.concat()).unwrap();
+    image.save(&path).unwrap();
     assert_eq!(read_mask(&path).unwrap().into_raw(), [255, 51, 0, 80]);
     let (rgb, alpha) = read_rgb_and_alpha(&path).unwrap();
     assert_eq!(rgb, read_rgb(&path).unwrap());
     assert_eq!(alpha.unwrap().into_raw(), [255, 51, 255, 255]);
-    DynamicImage::from(picture).into_rgb16().save(&path).unwrap();
+    DynamicImage::from(image).into_rgb16().save(&path).unwrap();
     assert_eq!(read_mask(&path).unwrap().into_raw(), [255, 255, 0, 80]);
     assert_eq!(read_rgb_and_alpha(&path).unwrap().1, None);
 }
 
-/// All eight of EXIF 2.32, 4.6.4 (A): what a viewer does to show the picture upright.
+/// The eight orientations of EXIF 2.32, 4.6.4 (A), as a viewer shows them.
 #[test]
-fn however_a_camera_was_held_is_honoured() {
+fn every_exif_orientation_is_applied() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("photo.jpg");
-    // Smooth, and unlike itself turned or mirrored.
+    // The image is smooth, and differs from its rotations and reflections.
     let stored = RgbImage::from_fn(32, 16, |x, y| Rgb([(7 * x) as u8, (14 * y) as u8, 60]));
     let expected = [
         stored.clone(),
@@ -93,22 +94,23 @@ fn however_a_camera_was_held_is_honoured() {
         assert_eq!(found.dimensions(), expected.dimensions());
         let pairs = found.as_raw().iter().zip(expected.as_raw());
         let worst = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        // Of a lossy file; another orientation is off by 200.
+        // The bound is for a lossy file; a wrong orientation differs by 200.
         assert!(worst < 16, "{orientation}: {worst}");
     }
 }
 
-/// Wherever it is cut, with a whole preview inside of it or not; the decoder itself fills with grey.
+/// A JPEG is refused wherever it is truncated, with and without an embedded preview. The decoder alone fills
+/// with grey.
 #[test]
-fn a_jpeg_that_was_cut_is_refused() {
+fn a_truncated_jpeg_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("photo.jpg");
-    let encode = |picture: &RgbImage, exif: Option<&[u8]>| {
+    let encode = |image: &RgbImage, exif: Option<&[u8]>| {
         let mut bytes = Vec::new();
         let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 95);
         exif.into_iter().for_each(|exif| encoder.set_exif_metadata(exif.to_vec()).unwrap());
-        let (width, height) = picture.dimensions();
-        encoder.write_image(picture, width, height, image::ExtendedColorType::Rgb8).unwrap();
+        let (width, height) = image.dimensions();
+        encoder.write_image(image, width, height, image::ExtendedColorType::Rgb8).unwrap();
         bytes
     };
     let preview = encode(&gradient(16, 16), None);
@@ -116,7 +118,7 @@ fn a_jpeg_that_was_cut_is_refused() {
         let whole = encode(&gradient(120, 90), exif);
         std::fs::write(&path, &whole).unwrap();
         assert_eq!(read_rgb(&path).unwrap().dimensions(), (120, 90));
-        // Bytes after the end are nobody's business.
+        // Bytes after the end of the image are ignored.
         std::fs::write(&path, [&whole[..], &[0, 1, 2]].concat()).unwrap();
         read_rgb(&path).unwrap();
         let headers = whole.len() - whole.len() / 2;
@@ -130,10 +132,11 @@ fn a_jpeg_that_was_cut_is_refused() {
     }
 }
 
-/// Against Pillow, on the files of `docs/reference/pictures.py`. An animation is its first frame. JPEG
-/// decoders may round differently, each of three stages by one; lossless formats may not.
+/// The files of `docs/parity/pictures.py` against Pillow. Of an animation, the first frame is read.
+///
+/// JPEG decoders may round differently, each of three stages by one. Lossless formats may not.
 #[test]
-fn print_and_animation_are_what_pillow_sees() {
+fn cmyk_and_animations_match_pillow() {
     let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures");
     for (name, tolerance) in [("cmyk.jpg", 3), ("animated.webp", 0), ("animated.png", 0)] {
         let found = read_rgb(&fixtures.join(name)).unwrap();
@@ -144,9 +147,9 @@ fn print_and_animation_are_what_pillow_sees() {
     }
 }
 
-/// The first bytes of a PNG that says it has 2^32 pixels: refused before there is memory for them.
+/// The header of a PNG file that claims 2^32 pixels is refused before memory is allocated.
 #[test]
-fn a_picture_too_large_is_refused_by_its_first_bytes() {
+fn a_too_large_image_is_refused_by_its_header() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bomb.png");
     gradient(1, 1).save(&path).unwrap();
@@ -159,7 +162,7 @@ fn a_picture_too_large_is_refused_by_its_first_bytes() {
     assert!(message.contains("bomb.png has 65536 x 65536 pixels"), "{message}");
 }
 
-/// CRC-32 of PNG's chunks.
+/// The CRC-32 of PNG chunks.
 fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
@@ -169,7 +172,7 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn what_is_no_picture_is_refused_by_name() {
+fn files_that_are_not_images_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, content: &[u8]| -> PathBuf {
         let path = dir.path().join(name);
@@ -196,7 +199,7 @@ fn what_is_no_picture_is_refused_by_name() {
     let cases = [
         (dir.path().join("nowhere.png"), "does not exist"),
         (write("empty.png", b""), "empty"),
-        (write("text.png", b"I am a letter, not a picture"), "image"),
+        (write("text.png", b"I am a letter, not an image"), "image"),
         (write("cut.png", &png[..png.len() / 2]), "image"),
         (dir.path().to_path_buf(), ""),
     ];
@@ -210,17 +213,32 @@ fn what_is_no_picture_is_refused_by_name() {
 #[test]
 fn tensors_keep_every_byte() {
     let device = Device::default();
-    let pictures = vec![gradient(7, 5), RgbImage::from_pixel(7, 5, Rgb([255, 0, 128]))];
-    let pixels = to_tensor(&pictures, &device);
+    let images = vec![gradient(7, 5), RgbImage::from_pixel(7, 5, Rgb([255, 0, 128]))];
+    let pixels = to_tensor(&images, &device);
     assert_eq!(pixels.dims(), [2, 3, 5, 7]);
-    assert_eq!(to_images(pixels.clone()), pictures);
-    // Outside of [0, 1] is clipped, not wrapped.
-    let far = to_images(pixels * 100.0 - 50.0);
+    assert_eq!(to_images(pixels.clone()).unwrap(), images);
+    // Values outside of [0, 1] are clipped and do not wrap.
+    let far = to_images(pixels * 100.0 - 50.0).unwrap();
     assert_eq!(far[1].get_pixel(0, 0).0[..2], [255, 0]);
 }
 
+/// As bytes, NaN would be black and infinity white.
 #[test]
-fn a_training_picture_is_its_centre() {
+fn pixels_that_are_not_finite_are_an_error() {
+    let pixels = to_tensor(&[gradient(7, 5), gradient(7, 5)], &Device::default());
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let value = Tensor::<4>::full([1, 1, 1, 1], bad, &pixels.device());
+        let damaged = pixels.clone().slice_assign([1..2, 2..3, 4..5, 6..7], value);
+        let error = to_images(damaged).unwrap_err();
+        assert!(
+            matches!(error, ModelError::Image(ImageError::NonFinite { what: "pixels", index: 1 })),
+            "{bad}: {error}"
+        );
+    }
+}
+
+#[test]
+fn resize_center_crop_keeps_the_centre() {
     let wide = gradient(100, 40);
     let square = resize_center_crop(&wide, 40, 40);
     assert_eq!(square.get_pixel(0, 0), wide.get_pixel(30, 0));
@@ -228,17 +246,17 @@ fn a_training_picture_is_its_centre() {
     let tall = gradient(40, 100);
     assert_eq!(resize_center_crop(&tall, 40, 40).get_pixel(0, 0), tall.get_pixel(0, 30));
     assert_eq!(resize_center_crop(&gradient(64, 64), 64, 64), gradient(64, 64));
-    // The aspect ratio of the target, and no picture is too thin for it.
+    // The result has the target's aspect ratio, however thin the image is.
     for (width, height, to) in [(100, 40, (20, 10)), (3, 200, (64, 64)), (1, 1, (9, 5))] {
         assert_eq!(resize_center_crop(&gradient(width, height), to.0, to.1).dimensions(), to);
     }
 }
 
 #[test]
-fn a_grid_shows_every_picture() {
+fn a_grid_shows_every_image() {
     let rows = [vec![gradient(64, 64); 3], vec![RgbImage::from_pixel(64, 64, Rgb([1, 2, 3]))]];
     let sheet = grid(&rows);
-    // Twice as large, with margins of 4 around.
+    // The images are magnified twice, with margins of 4 pixels.
     assert_eq!(sheet.dimensions(), (3 * 132 + 4, 2 * 132 + 4));
     assert_eq!(sheet.get_pixel(0, 0), &Rgb([255; 3]));
     assert_eq!(sheet.get_pixel(4, 4 + 132), &Rgb([1, 2, 3]));

@@ -1,6 +1,6 @@
 //! Tokenizer, judges and resampling against transformers and Pillow.
 //!
-//! The fixture is written by `docs/reference/judges.py`.
+//! The fixture is written by `docs/parity/judges.py`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
@@ -8,18 +8,17 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use image::RgbImage;
 use safetensors::{Dtype, SafeTensors};
-use soda_models::clip::text::{self, ClipTextConfig};
-use soda_models::image::read_rgb;
-use soda_models::image::resample::{Filter, resize};
+use soda_models::clip::{self, ClipTextConfig};
+use soda_models::image::{Filter, read_rgb, resize};
 use soda_models::metrics::Judges;
 use soda_models::tokenizer::Tokenizer;
 use soda_models::{config, weights};
 
-/// Two f32 implementations sum in different orders; each of a dozen layers rounds by about 1e-7 of
-/// its largest value. A wrong epsilon, activation or pooling position is 1e-3 at the least.
+/// Two f32 implementations sum in different orders, and each of a dozen layers rounds by about 1e-7 of its
+/// largest value. A wrong epsilon, activation function or pooling position gives at least 1e-3.
 const TOLERANCE: f32 = 2e-5;
 
-/// A cosine averages the errors of its features, and is itself at most 1.
+/// A cosine averages the errors of its features and is at most 1.
 const SCORE_TOLERANCE: f32 = 1e-5;
 
 fn toybox() -> PathBuf {
@@ -57,7 +56,7 @@ impl Fixture {
         bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
-    fn picture(&self, name: &str) -> RgbImage {
+    fn image(&self, name: &str) -> RgbImage {
         let (shape, bytes) = self.raw(name, Dtype::U8);
         RgbImage::from_raw(shape[1] as u32, shape[0] as u32, bytes).unwrap()
     }
@@ -68,14 +67,10 @@ impl Fixture {
     }
 }
 
-/// max |a - b| / max |b|.
+/// Asserts that `max |ours - theirs| <= tolerance * max |theirs|`. Fails on NaN.
 #[track_caller]
 fn check(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    let largest = theirs.iter().fold(0.0, |max: f32, b| max.max(b.abs()));
-    let distance = ours.iter().zip(theirs).fold(0.0, |max: f32, (a, b)| max.max((a - b).abs()));
-    let error = distance / largest;
-    assert!(error <= tolerance, "{what}: relative error {error:e} exceeds {tolerance:e}");
+    soda_testing::assert_close(what, ours, theirs, tolerance.into());
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -104,26 +99,26 @@ fn check_ids(tokenizer: &Tokenizer) {
 }
 
 #[test]
-fn tokens_are_those_of_transformers() {
+fn token_ids_match_transformers() {
     check_ids(&Tokenizer::from_dir(&toybox().join("base/tokenizer")).unwrap());
     check_ids(&Tokenizer::from_dir(&toybox().join("eval/clip")).unwrap());
 }
 
 #[test]
-fn tokens_are_the_same_from_vocabulary_and_merges() {
+fn token_ids_match_from_vocabulary_and_merges() {
     let dir = tempfile::tempdir().unwrap();
     let files = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
     for name in files {
         std::fs::copy(toybox().join("base/tokenizer").join(name), dir.path().join(name)).unwrap();
     }
-    // What transformers takes from the tokenizer.json: the start token is found in any case.
+    // transformers takes this from tokenizer.json: the start token is matched in any case.
     let start = r#"{"bos_token": {"content": "<|startoftext|>", "normalized": true}}"#;
     std::fs::write(dir.path().join("special_tokens_map.json"), start).unwrap();
     check_ids(&Tokenizer::from_dir(dir.path()).unwrap());
 }
 
 #[test]
-fn a_tokenizer_knows_its_words() {
+fn single_tokens_are_words_of_the_vocabulary() {
     let tokenizer = Tokenizer::from_dir(&toybox().join("base/tokenizer")).unwrap();
     for word in ["sks", "zwx", "mug", "SKS"] {
         assert!(tokenizer.single_token(word).is_some(), "{word}");
@@ -148,7 +143,7 @@ fn tokenizer_errors_name_the_file() {
 
 #[test]
 fn judges_that_do_not_fit_together_are_refused() {
-    // (file, what it says, what it should not, what the message names)
+    // The columns are: file, text, replacement, word of the message.
     let cases = [
         (
             "clip/preprocessor_config.json",
@@ -209,12 +204,13 @@ fn judges_that_do_not_fit_together_are_refused() {
 }
 
 #[test]
-fn text_encoder_reads_as_transformers() {
+fn text_encoder_matches_transformers() {
     let device = Device::default();
     let dir = toybox().join("base/text_encoder");
     let config: ClipTextConfig = config::read(&dir.join("config.json")).unwrap();
     let file = dir.join("model.safetensors");
-    let encoder = weights::load_renamed(config.init(&device), &file, text::RENAMED).unwrap();
+    let encoder =
+        weights::load_renamed(config.init(&device), &file, clip::TEXT_KEY_RENAMES).unwrap();
 
     let reference = Fixture::read(&toybox().join("reference/reference.safetensors"));
     let (shape, bytes) = reference.raw("input_ids", Dtype::I64);
@@ -228,7 +224,7 @@ fn text_encoder_reads_as_transformers() {
 #[test]
 fn the_end_token_is_found_by_both_rules() {
     let device = Device::default();
-    // The last id is the end token, and it is the padding too.
+    // The last id is the end token, which is also the padding.
     let ids = Tensor::<2, Int>::from_ints([[8, 1, 9, 9, 9], [8, 1, 2, 3, 9]], &device);
     let config = |eos| ClipTextConfig {
         vocab_size: 10,
@@ -251,22 +247,22 @@ fn the_end_token_is_found_by_both_rules() {
 }
 
 #[test]
-fn features_are_those_of_transformers() {
+fn features_match_transformers() {
     let (judges, fixture) = (judges(), Fixture::judges());
     let truth = castle_mug("truth", 10);
-    let text = judges.clip_prompts(&fixture.strings("prompts")).concat();
+    let text = judges.clip_text_features(&fixture.strings("prompts")).concat();
     check("text_features", &text, &fixture.floats("text_features"), TOLERANCE);
-    let image = judges.clip_images(&truth).concat();
+    let image = judges.clip_image_features(&truth).concat();
     check("image_features", &image, &fixture.floats("image_features"), TOLERANCE);
-    let dino = judges.dino_images(&truth).concat();
+    let dino = judges.dino_features(&truth).concat();
     check("dino_features", &dino, &fixture.floats("dino_features"), TOLERANCE);
-    let pixels = judges.dino_pixels.apply(&truth[..1], &judges.device);
+    let pixels = judges.dino_processor.preprocess(&truth[..1], &judges.device);
     let hidden = values(judges.dino.forward(pixels));
     check("dino_hidden", &hidden, &fixture.floats("dino_hidden"), TOLERANCE);
 }
 
 #[test]
-fn scores_are_those_of_transformers() {
+fn scores_match_transformers() {
     let (judges, fixture) = (judges(), Fixture::judges());
     let (truth, subject) = (castle_mug("truth", 10), castle_mug("", 5));
     let score = |name: &str, ours: Vec<f32>| {
@@ -293,24 +289,24 @@ fn scores_of_unequal_lists_are_refused() {
 }
 
 #[test]
-fn a_photo_is_preprocessed_as_transformers_do_it() {
+fn preprocessing_matches_transformers() {
     let (judges, fixture) = (judges(), Fixture::judges());
-    let photo = fixture.picture("photo");
+    let photo = fixture.image("photo");
     let photos = [photo.clone(), image::imageops::rotate270(&photo)];
-    // The same bytes after the resize, so only the normalisation rounds.
+    // The resized bytes are equal, so that only the normalisation rounds.
     let pixels = |name: &str, ours| check(name, &values(ours), &fixture.floats(name), 1e-6);
-    pixels("photo.clip_pixels", judges.clip_pixels.apply(&photos[..1], &judges.device));
-    pixels("photo.dino_pixels", judges.dino_pixels.apply(&photos[..1], &judges.device));
-    let clip = judges.clip_images(&photos).concat();
+    pixels("photo.clip_processor", judges.clip_processor.preprocess(&photos[..1], &judges.device));
+    pixels("photo.dino_processor", judges.dino_processor.preprocess(&photos[..1], &judges.device));
+    let clip = judges.clip_image_features(&photos).concat();
     check("photo.clip", &clip, &fixture.floats("photo.clip"), TOLERANCE);
-    let dino = judges.dino_images(&photos).concat();
+    let dino = judges.dino_features(&photos).concat();
     check("photo.dino", &dino, &fixture.floats("photo.dino"), TOLERANCE);
 }
 
 #[test]
-fn resampling_is_pillows() {
+fn resampling_matches_pillow() {
     let fixture = Fixture::judges();
-    let photo = fixture.picture("photo");
+    let photo = fixture.image("photo");
     let file = SafeTensors::deserialize(&fixture.0).unwrap();
     let mut compared = 0;
     for name in file.names().into_iter().filter(|name| name.starts_with("resize.")) {
@@ -319,13 +315,13 @@ fn resampling_is_pillows() {
             "bilinear" => Filter::Bilinear,
             _ => Filter::Bicubic,
         };
-        let theirs = fixture.picture(name);
+        let theirs = fixture.image(name);
         let ours = resize(&photo, theirs.width(), theirs.height(), filter);
-        // Not a tolerance: fixed-point arithmetic has no excuse for another byte.
+        // There is no tolerance, since the arithmetic is in fixed point.
         assert_eq!(ours.as_raw(), theirs.as_raw(), "{name}");
         compared += 1;
     }
     assert_eq!(compared, 14);
     let tall = resize(&image::imageops::rotate270(&photo), 64, 64, Filter::Bilinear);
-    assert_eq!(tall, fixture.picture("tall.bilinear.64x64"));
+    assert_eq!(tall, fixture.image("tall.bilinear.64x64"));
 }

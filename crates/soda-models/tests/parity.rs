@@ -1,23 +1,23 @@
-//! The networks against diffusers, on vectors that it computed in f32 from the bundled weights.
+//! The bundled model against diffusers, on vectors that diffusers computed in f32.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
-use soda_models::error::ModelError;
+use soda_models::ModelError;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
 
-/// Two f32 implementations of one network sum in different orders, and each of some hundred
-/// layers rounds by about 1e-7 of its largest value: 1e-5 in all. A wrong epsilon, a transposed
-/// projection or a swapped gate is 1e-3 at the least.
-const TOLERANCE: f32 = 2e-5;
+/// Two f32 implementations of one network sum in different orders. Each of some hundred layers rounds by
+/// about 1e-7 of its largest value, 1e-5 in all. A wrong epsilon, a transposed projection or a swapped gate
+/// gives at least 1e-3.
+const TOLERANCE: f64 = 2e-5;
 
 fn toybox() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox"))
 }
 
-/// The reference tensor `name`.
+/// Reads the reference tensor `name`.
 fn reference<const D: usize>(name: &str, device: &Device) -> Tensor<D> {
     let bytes = std::fs::read(toybox().join("reference/reference.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -27,7 +27,7 @@ fn reference<const D: usize>(name: &str, device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, view.shape().to_vec()), device)
 }
 
-/// The token ids of the reference, which are integers.
+/// Reads the token ids of the reference.
 fn reference_ids() -> Vec<i64> {
     let bytes = std::fs::read(toybox().join("reference/reference.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -35,18 +35,20 @@ fn reference_ids() -> Vec<i64> {
     ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-/// The reference pictures in [0, 1], `[6, 3, 64, 64]`.
+/// Reads the reference images in [0, 1], `[6, 3, 64, 64]`.
 fn images(device: &Device) -> Tensor<4> {
     let image = |i| reference::<3>(&format!("image.{i}"), device).unsqueeze::<4>();
     Tensor::cat((0..6).map(image).collect(), 0)
 }
 
-/// max |a - b| / max |b|.
-fn error<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f32 {
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// `max |a - b| / max |b|`, NaN if any value is NaN.
+fn error<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>) -> f64 {
     assert_eq!(ours.dims(), theirs.dims());
-    let largest: f32 = theirs.clone().abs().max().into_scalar();
-    let difference: f32 = (ours - theirs).abs().max().into_scalar();
-    difference / largest
+    soda_testing::relative_error(&values(ours), &values(theirs))
 }
 
 fn check<const D: usize>(what: &str, ours: Tensor<D>, theirs: Tensor<D>) {
@@ -65,7 +67,7 @@ fn prompts() -> Vec<String> {
 }
 
 #[test]
-fn prompts_become_the_same_tokens_and_states() {
+fn prompts_give_the_same_token_ids_and_hidden_states() {
     let device = Device::default();
     let pipeline = pipeline(&device);
     let ids: Vec<i64> = prompts()
@@ -81,7 +83,7 @@ fn prompts_become_the_same_tokens_and_states() {
 #[test]
 fn the_unet_predicts_the_same_noise() {
     let device = Device::default();
-    let ours = pipeline(&device).unet.forward(
+    let ours = pipeline(&device).denoiser.forward(
         reference("latents", &device),
         Tensor::<1, Int>::from_ints([999, 800, 600, 400, 200, 1], &device),
         reference("text_hidden", &device),
@@ -90,20 +92,20 @@ fn the_unet_predicts_the_same_noise() {
 }
 
 #[test]
-fn the_autoencoder_encodes_and_decodes_alike() {
+fn the_autoencoder_matches_diffusers() {
     let device = Device::default();
     let vae = pipeline(&device).vae;
-    let pictures = images(&device);
-    let latents = vae.encode(pictures * 2.0 - 1.0);
+    let images = images(&device);
+    let latents = vae.encode(images * 2.0 - 1.0);
     check("vae.mean", latents.mode(), reference("vae.mean", &device));
     check("vae.logvar", latents.logvar.clone(), reference("vae.logvar", &device));
     check("vae.decoded", vae.decode(latents.mode()), reference("vae.decoded", &device));
 }
 
-/// 30 steps of guidance 5 feed each error into the next step, amplified: 1e-3 of a latent and half
-/// a grey level of a byte are what is left of 2e-5 a step.
+/// 30 steps with guidance 5 feed each error into the next step, amplified. An error of 2e-5 for each step
+/// becomes 1e-3 of a latent and half a grey level of a byte.
 #[test]
-fn thirty_steps_draw_the_same_pictures() {
+fn thirty_steps_generate_the_same_images() {
     let device = Device::default();
     let pipeline = pipeline(&device);
     let request = GenerateConfig { prompts: prompts(), ..GenerateConfig::default() };
@@ -120,11 +122,12 @@ fn thirty_steps_draw_the_same_pictures() {
         let error = error(ours, theirs.clone().narrow(0, i, 1));
         assert!(error <= 1e-3, "step {i}: relative error {error:e}");
     }
-    let difference: f32 = (pipeline.decode(latents) - images(&device)).abs().max().into_scalar();
-    assert!(difference <= 2e-3, "pictures differ by {difference:e}");
+    let (ours, theirs) = (values(pipeline.decode(latents)), values(images(&device)));
+    let difference = soda_testing::max_abs_diff(&ours, &theirs);
+    assert!(difference <= 2e-3, "images differ by {difference:e}");
 }
 
-/// A saved model is the same model, also to itself.
+/// A saved and reloaded model generates the same images.
 #[test]
 fn a_saved_model_is_the_same_model() {
     let device = Device::default();
@@ -139,44 +142,44 @@ fn a_saved_model_is_the_same_model() {
         seed: 3,
         ..GenerateConfig::default()
     };
-    let draw = |pipeline: &Pipeline| pipeline.generate(&request, &mut |_, _| {}).unwrap();
-    assert_eq!(draw(&again), draw(&pipeline));
-    // It does not overwrite, and leaves nothing beside it.
+    let generate = |pipeline: &Pipeline| pipeline.generate(&request, &mut |_, _| {}).unwrap();
+    assert_eq!(generate(&again), generate(&pipeline));
+    // A second save does not overwrite, and a save leaves no other files.
     assert!(matches!(pipeline.save(&saved), Err(ModelError::Io { .. })));
     assert_eq!(std::fs::read_dir(saved.parent().unwrap()).unwrap().count(), 1);
 }
 
-/// Before and after training, alone or among others, picture `i` of a seed starts from one noise.
+/// The noise of image `i` depends on seed and index, and not on the other images of the batch.
 #[test]
-fn a_picture_depends_on_its_seed_and_index_alone() {
+fn an_image_depends_on_its_seed_and_index_only() {
     let device = Device::default();
     let pipeline = pipeline(&device);
-    let draw = |prompts: Vec<String>| {
+    let generate = |prompts: Vec<String>| {
         let request = GenerateConfig { prompts, steps: 1, ..GenerateConfig::default() };
-        let mut told = Vec::new();
+        let mut calls = Vec::new();
         let images =
-            pipeline.generate(&request, &mut |done, total| told.push((done, total))).unwrap();
-        (images, told)
+            pipeline.generate(&request, &mut |done, total| calls.push((done, total))).unwrap();
+        (images, calls)
     };
-    // More than are drawn at once.
+    // More prompts than fit into one batch.
     let many: Vec<String> = (0..18).map(|i| format!("a {i} ball")).collect();
-    let (all, told) = draw(many.clone());
-    assert_eq!(told, [(1, 2), (2, 2)]);
-    let (first, _) = draw(many[..1].to_vec());
+    let (all, calls) = generate(many.clone());
+    assert_eq!(calls, [(1, 2), (2, 2)]);
+    let (first, _) = generate(many[..1].to_vec());
     let largest = all[0].iter().zip(first[0].iter()).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(largest.unwrap() <= 1);
-    let (repeated, _) = draw(vec![many[0].clone(); 2]);
+    let (repeated, _) = generate(vec![many[0].clone(); 2]);
     assert_ne!(repeated[0], repeated[1]);
 }
 
 #[test]
-fn requests_that_cannot_be_met_are_named() {
+fn invalid_requests_are_refused_by_name() {
     let pipeline = pipeline(&Device::default());
     let prompts = prompts();
     for (request, name) in [
         (GenerateConfig { steps: 0, prompts: prompts.clone(), ..Default::default() }, "steps"),
         (GenerateConfig { steps: 1000, prompts: prompts.clone(), ..Default::default() }, "steps"),
-        (GenerateConfig { guidance: f64::NAN, prompts, ..Default::default() }, "guidance"),
+        (GenerateConfig { guidance_scale: f64::NAN, prompts, ..Default::default() }, "guidance"),
     ] {
         let error = pipeline.generate(&request, &mut |_, _| {}).unwrap_err();
         assert!(matches!(error, ModelError::InvalidRequest { field, .. } if field == name));

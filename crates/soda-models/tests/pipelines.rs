@@ -1,6 +1,6 @@
-//! Every family's pipeline against diffusers: from text, and from a picture.
+//! The pipelines of every model family against diffusers: text to image and image to image.
 //!
-//! The fixtures are written by `docs/reference/pipelines.py`.
+//! The fixtures are written by `docs/parity/pipelines.py`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -9,10 +9,10 @@ use burn::tensor::{Device, Tensor};
 use common::{Fixture, check, uniform, write_pipeline};
 use image::RgbImage;
 use serde::Deserialize;
-use soda_models::pipeline::{GenerateConfig, Pipeline, Start};
+use soda_models::pipeline::{GenerateConfig, InitImage, Pipeline};
 
-/// Guidance multiplies the error of each of five steps, of about 1e-6, by its strength, and feeds
-/// it into the next.
+/// Guidance multiplies the error of each of five steps, about 1e-6, by its scale and feeds it into the next
+/// step.
 const TOLERANCE: f32 = 1e-4;
 
 #[derive(Deserialize)]
@@ -50,7 +50,7 @@ fn family(name: &str) {
         prompts: request.prompts,
         negative_prompt: request.negative_prompt,
         steps: request.steps,
-        guidance: request.guidance_scale,
+        guidance_scale: request.guidance_scale,
         clip_skip: request.clip_skip,
         ..GenerateConfig::default()
     };
@@ -60,38 +60,38 @@ fn family(name: &str) {
         .denoise(&config, noise.clone(), &mut |latents| steps.push(latents.clone()))
         .unwrap();
     check_steps("text.steps", &steps, &fixture);
-    let pictures: Vec<f32> = pipeline.decode(latents).into_data().iter::<f32>().collect();
-    check("text.pictures", &pictures, &fixture.floats("text.pictures").1, TOLERANCE);
+    let images: Vec<f32> = pipeline.decode(latents).into_data().iter::<f32>().collect();
+    check("text.pictures", &images, &fixture.floats("text.pictures").1, TOLERANCE);
 
     let pixels = uniform("picture", height * width * 3);
     let pixels = pixels.into_iter().map(|u| ((u + 1.0) * 127.5) as u8).collect();
-    let picture = RgbImage::from_raw(width as u32, height as u32, pixels).unwrap();
-    let start = Some(Start { picture, strength: request.strength });
+    let image = RgbImage::from_raw(width as u32, height as u32, pixels).unwrap();
+    let init_image = Some(InitImage { image, strength: request.strength });
     let mut steps = Vec::new();
-    let config = GenerateConfig { start, ..config };
+    let config = GenerateConfig { init_image, ..config };
     pipeline.denoise(&config, noise, &mut |latents| steps.push(latents.clone())).unwrap();
     check_steps("image.steps", &steps, &fixture);
 
-    // What is written is the same model.
+    // A saved and reloaded pipeline generates the same images.
     let copy = dir.path().join("copy");
     pipeline.save(&copy).unwrap();
     let again = Pipeline::load(&copy, &device).unwrap();
-    let config = GenerateConfig { steps: 1, start: None, ..config };
-    let draw = |pipeline: &Pipeline| pipeline.generate(&config, &mut |_, _| {}).unwrap();
-    assert_eq!(draw(&again), draw(&pipeline));
+    let config = GenerateConfig { steps: 1, init_image: None, ..config };
+    let generate = |pipeline: &Pipeline| pipeline.generate(&config, &mut |_, _| {}).unwrap();
+    assert_eq!(generate(&again), generate(&pipeline));
 }
 
 #[test]
-fn stable_diffusion_1_draws_alike() {
+fn pipeline_of_stable_diffusion_1_matches_diffusers() {
     family("sd15");
 }
 
 #[test]
-fn stable_diffusion_2_draws_alike() {
+fn pipeline_of_stable_diffusion_2_matches_diffusers() {
     family("sd21");
 }
 
 #[test]
-fn stable_diffusion_xl_draws_alike() {
+fn pipeline_of_stable_diffusion_xl_matches_diffusers() {
     family("sdxl");
 }

@@ -1,6 +1,6 @@
 //! Every sampler against diffusers: timesteps, noise levels, and every step of a trajectory.
 //!
-//! The fixture is written by `docs/reference/schedulers.py`.
+//! The fixture is written by `docs/parity/schedulers.py`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use soda_models::config;
 use soda_models::scheduler::{NoiseSchedule, PredictionType, SchedulerConfig};
 
-/// Timesteps are whole, or f32; noise levels are a handful of f32 operations.
+/// Timesteps are whole or f32, and noise levels take a few f32 operations.
 const PLAN: f32 = 1e-5;
 
 /// diffusers computes each step's coefficients in f32, and a trajectory adds up their errors.
@@ -39,7 +39,7 @@ fn read(config: &serde_json::Value) -> SchedulerConfig {
 }
 
 #[test]
-fn samplers_take_diffusers_steps() {
+fn samplers_match_diffusers() {
     let fixture = Fixture::read("schedulers");
     let text = fixture.metadata("cases").replace("-Infinity", "\"-Infinity\"");
     let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
@@ -63,7 +63,7 @@ fn samplers_take_diffusers_steps() {
         if fixture.names(&format!("{index}.")).contains(&"sigmas".to_owned()) {
             let (_, theirs) = fixture.floats(&format!("{index}.sigmas"));
             for (call, theirs) in theirs[..timesteps.len()].iter().enumerate() {
-                let (signal, sigma) = sampler.levels(call);
+                let (signal, sigma) = sampler.alpha_and_sigma(call);
                 check(&format!("sigma of {name}"), &[(sigma / signal) as f32], &[*theirs], PLAN);
             }
         }
@@ -71,7 +71,7 @@ fn samplers_take_diffusers_steps() {
         let (_, theirs) = fixture.floats(&format!("{index}.steps"));
         let mut sample = value("start", SHAPE, &device).mul_scalar(sigma);
         for (call, t) in sampler.timesteps().to_vec().into_iter().enumerate() {
-            let seen = sampler.scale_input(call, sample.clone());
+            let seen = sampler.scale_model_input(call, sample.clone());
             let prediction = seen * 0.6 + network.clone() * (0.2 + 0.0005 * t);
             let mut noise = || value(&format!("noise.{call}"), SHAPE, &device);
             sample = sampler.step(call, prediction, sample, &mut noise);
@@ -81,9 +81,34 @@ fn samplers_take_diffusers_steps() {
     }
 }
 
-/// With zero terminal SNR the last timestep is pure noise, and the first is what it was.
+/// If the last noise level is 0, the last step gives the predicted image, whatever the order.
 #[test]
-fn a_rescaled_schedule_ends_in_noise() {
+fn dpm_solver_ends_in_the_predicted_image() {
+    let device = Device::default();
+    let sample: Tensor<4> = value("start", SHAPE, &device);
+    let x0: Tensor<4> = value("network", SHAPE, &device);
+    for order in [1, 2, 3] {
+        for algorithm in ["dpmsolver++", "sde-dpmsolver++"] {
+            for (karras, steps) in [(false, 1), (true, 1), (false, 4), (true, 20)] {
+                let config = read(&serde_json::json!({
+                    "_class_name": "DPMSolverMultistepScheduler", "prediction_type": "sample",
+                    "solver_order": order, "algorithm_type": algorithm, "use_karras_sigmas": karras,
+                }));
+                let mut sampler = config.sampler(None, steps).unwrap();
+                let mut noise = || value("noise", SHAPE, &device);
+                let mut last = sample.clone();
+                for call in 0..steps {
+                    last = sampler.step(call, x0.clone(), last, &mut noise);
+                }
+                assert_eq!(values(last), values(x0.clone()), "order {order}, {algorithm}, {steps}");
+            }
+        }
+    }
+}
+
+/// With zero terminal SNR the last timestep is pure noise, and the first one is unchanged.
+#[test]
+fn a_rescaled_schedule_ends_in_pure_noise() {
     let plain = SchedulerConfig::default();
     let rescaled = SchedulerConfig {
         rescale_betas_zero_snr: true,
@@ -97,7 +122,7 @@ fn a_rescaled_schedule_ends_in_noise() {
 }
 
 #[test]
-fn what_a_sampler_cannot_do_is_refused_by_name() {
+fn unsupported_sampler_settings_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("scheduler_config.json");
     for (config, named) in [

@@ -1,6 +1,6 @@
-//! Single files in the original names: those of diffusers' converters, and the way back.
+//! Single files in the original keys: the keys of diffusers' converters, and the way back.
 //!
-//! The names are written by `docs/reference/single_file.py`, which checks them with diffusers.
+//! The keys are written by `docs/parity/single_file.py`, which checks them with diffusers.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -11,8 +11,8 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 use common::{Fixture, write_pipeline};
 use safetensors::SafeTensors;
-use soda_models::ModelError;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
+use soda_models::{ModelError, WeightsError};
 
 type Shapes = BTreeMap<String, Vec<usize>>;
 
@@ -23,7 +23,7 @@ fn shapes(file: &Path) -> Shapes {
 }
 
 #[test]
-fn single_files_have_the_original_names_and_lose_nothing() {
+fn single_files_have_the_original_keys_and_lose_nothing() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/single-file.json");
     let theirs: BTreeMap<String, Shapes> =
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -43,8 +43,8 @@ fn single_files_have_the_original_names_and_lose_nothing() {
             steps: 2,
             ..GenerateConfig::default()
         };
-        let draw = |pipeline: &Pipeline| pipeline.generate(&config, &mut |_, _| {}).unwrap();
-        assert_eq!(draw(&again), draw(&pipeline), "{family}");
+        let generate = |pipeline: &Pipeline| pipeline.generate(&config, &mut |_, _| {}).unwrap();
+        assert_eq!(generate(&again), generate(&pipeline), "{family}");
     }
 }
 
@@ -64,7 +64,7 @@ fn a_single_file_of_another_family_is_refused() {
         Pipeline::load_single_file(file, configs, FloatDType::F32, &device).unwrap_err()
     };
     let error = load(&file, large.path());
-    assert!(matches!(error, ModelError::Mismatch { .. }), "{error}");
+    assert!(matches!(error, ModelError::Weights(WeightsError::Mismatch { .. })), "{error}");
     let unet = small.path().join("unet/diffusion_pytorch_model.safetensors");
     let error = load(&unet, small.path()).to_string();
     assert!(error.contains("no text encoder"), "{error}");

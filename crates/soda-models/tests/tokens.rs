@@ -1,6 +1,6 @@
-//! Token ids of 200 hard strings, equal to transformers'.
+//! Token ids of 200 difficult strings, equal to those of transformers.
 //!
-//! The fixture is written by `docs/reference/tokens.py`.
+//! The fixture is written by `docs/parity/tokens.py`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -19,23 +19,23 @@ fn check(tokenizer: &Tokenizer) {
         let ours = tokenizer.encode(&text);
         let (words, padding) = ours.ids.split_at(ids.len());
         assert_eq!(words, ids, "{text:?}");
-        assert!(padding.iter().all(|id| *id == tokenizer.end_token()), "{text:?}");
+        assert!(padding.iter().all(|id| *id == tokenizer.eos_token_id()), "{text:?}");
         assert_eq!(ours.truncated, cut, "{text:?}");
     }
 }
 
 #[test]
-fn hard_strings_have_transformers_ids() {
+fn difficult_strings_have_transformers_ids() {
     check(&Tokenizer::from_dir(Path::new(TOKENIZER)).unwrap());
 }
 
 #[test]
-fn hard_strings_have_the_same_ids_from_vocabulary_and_merges() {
+fn difficult_strings_have_the_same_ids_from_vocabulary_and_merges() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
         std::fs::copy(Path::new(TOKENIZER).join(name), dir.path().join(name)).unwrap();
     }
-    // What the tokenizer.json has: the start token is found in any case.
+    // As in tokenizer.json: the start token is matched in any case.
     let start = r#"{"bos_token": {"content": "<|startoftext|>", "normalized": true}}"#;
     std::fs::write(dir.path().join("special_tokens_map.json"), start).unwrap();
     check(&Tokenizer::from_dir(dir.path()).unwrap());

@@ -1,5 +1,5 @@
-//! What a weight file must be: complete, of the right shapes, finite; and that nothing is lost on
-//! the way through memory and back.
+//! The checks on weight files, which must be complete, finite and of the right shapes; and a round trip
+//! without loss.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use soda_models::error::ModelError;
 use soda_models::unet::{Unet, UnetConfig};
+use soda_models::{ConfigError, ModelError, WeightsError};
 use soda_models::{config, weights};
 use tempfile::TempDir;
 
@@ -25,7 +25,7 @@ fn unet() -> Unet {
     config.init(&Device::default())
 }
 
-/// A tensor as the file has it.
+/// A tensor as it is in the file.
 #[derive(Clone, Debug, PartialEq)]
 struct Raw {
     dtype: Dtype,
@@ -55,7 +55,7 @@ fn write(path: &Path, tensors: &BTreeMap<String, Raw>) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// Loads the UNet from a copy of its file that `damage` has changed.
+/// Loads the UNet from a copy of its file that `damage` has changed, and returns the error.
 fn load_damaged(damage: impl FnOnce(&mut BTreeMap<String, Raw>)) -> ModelError {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("damaged.safetensors");
@@ -76,7 +76,7 @@ fn a_round_trip_keeps_every_key_and_bit() {
     let loaded = weights::load(unet(), &unet_file()).unwrap();
     weights::save(&loaded, &path, FloatDType::F16).unwrap();
     assert_eq!(read(&path), read(&unet_file()));
-    // Nothing is left beside it.
+    // No other file is left in the directory.
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 
     weights::save(&loaded, &path, FloatDType::F32).unwrap();
@@ -88,7 +88,9 @@ fn a_round_trip_keeps_every_key_and_bit() {
 fn missing_keys_are_named() {
     for key in [CONV, NORM, LINEAR] {
         let error = load_damaged(|tensors| drop(tensors.remove(key)));
-        let ModelError::MissingKeys { keys, .. } = &error else { panic!("{error}") };
+        let ModelError::Weights(WeightsError::MissingKeys { keys, .. }) = &error else {
+            panic!("{error}")
+        };
         assert_eq!(keys, &[key]);
         assert!(error.to_string().contains(key));
     }
@@ -100,7 +102,9 @@ fn unused_keys_are_named() {
         let extra = tensors[CONV].clone();
         tensors.insert("controlnet.weight".to_string(), extra);
     });
-    let ModelError::UnusedKeys { keys, .. } = &error else { panic!("{error}") };
+    let ModelError::Weights(WeightsError::UnusedKeys { keys, .. }) = &error else {
+        panic!("{error}")
+    };
     assert_eq!(keys, &["controlnet.weight"]);
 }
 
@@ -111,7 +115,9 @@ fn wrong_shapes_are_named_as_in_the_file() {
         raw.shape[0] -= 1;
         raw.bytes.truncate(raw.shape[0] * raw.shape[1] * 2);
     });
-    let ModelError::Shape { key, expected, found, .. } = &error else { panic!("{error}") };
+    let ModelError::Weights(WeightsError::Shape { key, expected, found, .. }) = &error else {
+        panic!("{error}")
+    };
     assert_eq!(
         (key.as_str(), expected.as_slice(), found.as_slice()),
         (LINEAR, &[64, 160][..], &[63, 160][..])
@@ -120,13 +126,16 @@ fn wrong_shapes_are_named_as_in_the_file() {
 
 #[test]
 fn weights_that_are_not_finite_are_named() {
-    // NaN and infinity as f16.
+    // NaN and both infinities as f16.
     for bits in [0x7e00u16, 0x7c00, 0xfc00] {
         let error = load_damaged(|tensors| {
             let bytes = &mut tensors.get_mut(NORM).unwrap().bytes;
             bytes[6..8].copy_from_slice(&bits.to_le_bytes());
         });
-        let ModelError::NonFinite { key, index: 3, value, .. } = &error else { panic!("{error}") };
+        let ModelError::Weights(WeightsError::NonFinite { key, index: 3, value, .. }) = &error
+        else {
+            panic!("{error}")
+        };
         assert_eq!(key, NORM);
         assert!(!value.is_finite());
     }
@@ -135,12 +144,12 @@ fn weights_that_are_not_finite_are_named() {
 #[test]
 fn integer_weights_are_named() {
     let error = load_damaged(|tensors| tensors.get_mut(NORM).unwrap().dtype = Dtype::I16);
-    let ModelError::DType { key, .. } = &error else { panic!("{error}") };
+    let ModelError::Weights(WeightsError::DType { key, .. }) = &error else { panic!("{error}") };
     assert_eq!(key, NORM);
 }
 
 #[test]
-fn files_that_are_no_safetensors_are_refused() {
+fn files_that_are_not_safetensors_are_refused() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("model.safetensors");
     let whole = std::fs::read(unet_file()).unwrap();
@@ -148,7 +157,11 @@ fn files_that_are_no_safetensors_are_refused() {
     for bytes in [whole[..whole.len() - 1].to_vec(), whole[..100].to_vec(), text, Vec::new()] {
         std::fs::write(&path, &bytes).unwrap();
         let error = weights::load(unet(), &path).unwrap_err();
-        assert!(matches!(error, ModelError::Safetensors { .. }), "{} bytes: {error}", bytes.len());
+        assert!(
+            matches!(error, ModelError::Weights(WeightsError::Safetensors { .. })),
+            "{} bytes: {error}",
+            bytes.len()
+        );
     }
     std::fs::remove_file(&path).unwrap();
     let error = weights::load(unet(), &path).unwrap_err();
@@ -179,14 +192,17 @@ fn config_fields_are_honoured_or_refused_by_name() {
         ("attention_head_dim", 3.into()),
     ] {
         let error = check(field, value);
-        assert!(matches!(error, ModelError::UnsupportedField { .. }), "{error}");
+        assert!(
+            matches!(error, ModelError::Config(ConfigError::UnsupportedField { .. })),
+            "{error}"
+        );
     }
     for (field, value) in [
         ("invented_in_2027", 1.into()),
         ("layers_per_block", "two".into()),
         ("addition_embed_type", "text".into()),
     ] {
-        assert!(matches!(check(field, value), ModelError::Field { .. }));
+        assert!(matches!(check(field, value), ModelError::Config(ConfigError::Field { .. })));
     }
 }
 

@@ -1,103 +1,95 @@
-//! Personalising a diffusion model to a subject or a style.
+//! Fine-tunes a diffusion model on the images of a subject or a style.
 //!
-//! The one place where networks ([`soda_models`]), methods ([`soda_adapters`]) and the geometry of their
-//! parameters ([`soda_linalg`]) meet. A run is a [`TrainConfig`], checked into a [`Personalisation`], run
-//! into an [`Outcome`]:
+//! This crate combines the networks ([`soda_models`]), the adapters ([`soda_adapters`]) and the optimizers
+//! ([`soda_optim`]). A [`TrainConfig`] is checked into a [`Personalisation`], whose run gives a
+//! [`RunSummary`].
 //!
-//! | file | what |
+//! | folder | contents |
 //! |---|---|
+//! | `error` | [`TrainError`] and its groups |
 //! | `config` | settings: TOML, presets, single settings |
-//! | `base` | the model that is changed, with its new words |
-//! | `dataset`, `pictures` | pictures and captions on disk |
-//! | `variants`, `buckets` | their crops, mirror images and orders of tags; the size of each |
-//! | `masks` | how much each part of a picture counts |
-//! | `encode`, `latents`, `texts` | all of it as latents and text states or tokens, made once |
-//! | `cache`, `tensors` | the same on disk, for the next run; files of tensors |
-//! | `streams`, `order`, `batch` | everything random; which pictures a step sees; its samples |
-//! | `precision`, `loss` | what they cost, in which precision |
-//! | `scale` | what f16 needs beside |
-//! | `parts`, `prompts` | which networks learn; text encoders that do, and their gradients |
-//! | `backward` | the gradients of that, with one tape or one a stage |
-//! | `gradients`, `stacks`, `optimizer`, `adamw8`, `prodigy`, `ema` | from gradients to the next adapter |
-//! | `trainer` | a step, and the state between steps |
-//! | `training`, `checkpoint` | all steps, stopped and resumed; that state on disk |
-//! | `class` | the class's pictures, for prior preservation |
-//! | `validation` | a loss whose values can be compared |
-//! | `sampling`, `evaluate` | pictures of the prompts; CLIP-T, CLIP-I, DINO |
-//! | `personalise` | all of it in order |
-//! | `history`, `run`, `report`, `tensorboard` | what is measured and written |
-//! | [`plot`], [`page`] | figures and pages that need no network |
+//! | `output` | files: the run's folder, charts, HTML pages, TensorBoard events, tensors |
+//! | `data` | images, captions, masks, their encodings, the cache, batches |
+//! | `step` | one training step: loss, gradients, loss scale, trainer |
+//! | `eval` | validation loss, sampled images, scores |
+//! | `run` | a whole run: base model, training loop, checkpoints, report |
 //!
-//! It prints nothing; progress comes as [`Event`]s.
+//! A folder imports only folders above it in the table; no two modules import each other. The crate prints
+//! nothing: a run reports its progress as [`Event`]s.
+//!
+//! # Examples
+//!
+//! Settings start from a preset:
+//!
+//! ```
+//! use soda_train::{TrainConfig, apply_setting, preset};
+//!
+//! # fn main() -> Result<(), soda_train::TrainError> {
+//! let mut settings = preset("toybox")?;
+//! apply_setting(&mut settings, "base=models/sd15")?;
+//! apply_setting(&mut settings, "data=pictures/mug")?;
+//! apply_setting(&mut settings, "optimizer.rotation_lr=1e-3")?;
+//! let config = TrainConfig::from_table(settings)?;
+//! config.check()?;
+//! assert_eq!(config.optimizer.rotation_lr, 1e-3);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A run writes to a new folder:
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use burn::tensor::Device;
+//! use soda_train::{Personalisation, RunTarget, TrainConfig};
+//!
+//! # fn example(config: TrainConfig) -> Result<(), soda_train::TrainError> {
+//! let run = Personalisation::new(config, &Device::default())?;
+//! let target = RunTarget::New { root: Path::new("runs"), name: Some("mug") };
+//! let summary = run.run(target, &AtomicBool::new(false), &mut |_event| ())?;
+//! println!("{} in {:.0} s", summary.folder.display(), summary.seconds);
+//! # Ok(())
+//! # }
+//! ```
 
-mod adamw8;
-mod backward;
-mod base;
-mod batch;
-mod buckets;
-mod cache;
-mod checkpoint;
-mod class;
 mod config;
-mod dataset;
-mod ema;
-mod encode;
+mod data;
 mod error;
-mod evaluate;
-mod gradients;
-mod history;
-mod latents;
-mod loss;
-mod masks;
-mod optimizer;
-mod order;
-pub mod page;
-mod parts;
-mod personalise;
-mod pictures;
-pub mod plot;
-mod precision;
-mod prodigy;
-mod prompts;
-mod recorded;
-mod report;
+mod eval;
+mod event;
+mod output;
 mod run;
-mod sampling;
-mod scale;
-mod stacks;
-mod streams;
-mod tensorboard;
-mod tensors;
+mod step;
 #[cfg(test)]
 mod testing;
-mod texts;
-mod trainer;
-mod training;
-mod validation;
-mod variants;
 
-pub use backward::{Backward, Call, Checkpointing, ConditionGradient};
-pub use batch::Batch;
-pub use cache::EncodeCache;
-pub use checkpoint::Checkpoint;
 pub use config::{
-    AugmentConfig, BucketConfig, CheckpointConfig, FlatRule, Loss, MaskConfig, MaskSource,
-    ObjectiveConfig, OptimizerConfig, PRESETS, Preset, PriorConfig, SampleConfig, Schedule,
-    TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, preset, set,
+    AugmentConfig, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss, LossScaleConfig,
+    MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision, Preset,
+    PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
+    ValidationConfig, apply_setting, preset,
 };
-pub use dataset::{Dataset, Example, said};
-pub use encode::{EncodeConfig, Encoded};
-pub use error::TrainError;
-pub use evaluate::{Reference, Scores, drift, score};
-pub use gradients::AdapterGradients;
-pub use history::{History, Measured, Step};
-pub use optimizer::{AdapterOptimizer, OptimizerState};
-pub use personalise::{Event, Outcome, Personalisation, Place};
-pub use pictures::Pictures;
-pub use precision::Precision;
-pub use prompts::Prompts;
-pub use run::{RunFolder, write_file, write_png};
-pub use sampling::{Scored, scored};
-pub use scale::{LossScale, LossScaleConfig};
-pub use stacks::{Part, Stacks, trainable};
-pub use trainer::{Material, Trainer, TrainerState};
+pub use data::batch::Batch;
+pub use data::cache::EncodeCache;
+pub use data::dataset::{Dataset, Example, expand_trigger};
+pub use data::encode::{EncodeConfig, EncodeOptions};
+pub use data::encoded_dataset::EncodedDataset;
+pub use data::prompts::Prompts;
+pub use error::{CheckpointError, ConfigError, DataError, RunFolderError, TrainError};
+pub use eval::dataset_images::DatasetImages;
+pub use eval::scores::{RunScores, ScoreReference, Scores, drift, score};
+pub use eval::snapshots::{StepScores, read_step_scores};
+pub use event::Event;
+pub use output::files::{write_file, write_png};
+pub use output::run_folder::RunFolder;
+pub use output::{page, plot};
+pub use run::checkpoint::Checkpoint;
+pub use run::history::{History, ValidationMetrics};
+pub use run::personalisation::{Personalisation, RunTarget};
+pub use run::summary::RunSummary;
+pub use step::backward::{ConditionGradient, DenoiserInputs, LossAndGradients};
+pub use step::loss_scale::LossScale;
+pub use step::metrics::StepMetrics;
+pub use step::trainer::{StepData, Trainer, TrainerState};

@@ -1,5 +1,5 @@
-//! Small networks and settings for tests. All numbers are functions of their parameter's place, since burn's own generator is
-//! shared by all threads.
+//! Small networks and settings for tests. All parameters are functions of a seed, because all threads share
+//! burn's generator.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
-use soda_adapters::{leaves, map_leaves};
-use soda_models::noise::{generator, normal};
+use soda_adapters::{map_params, named_params};
+use soda_models::noise::{generator, randn_with};
 
-use crate::config::{TrainConfig, preset, set};
+use crate::config::{TrainConfig, apply_setting, preset};
 
-/// A denoiser of SDXL's kind.
+/// The configuration of a small denoiser with the architecture of SDXL.
 pub(crate) fn sdxl() -> Value {
     json!({
         "block_out_channels": [16, 32],
@@ -30,16 +30,16 @@ pub(crate) fn sdxl() -> Value {
     })
 }
 
-/// The preset `toybox` with these.
+/// The preset `toybox` with `settings` applied.
 pub(crate) fn settings(settings: &[&str]) -> TrainConfig {
     let mut table = preset("toybox").unwrap();
     for setting in ["base=b", "data=d"].iter().chain(settings) {
-        set(&mut table, setting).unwrap();
+        apply_setting(&mut table, setting).unwrap();
     }
     TrainConfig::from_table(table).unwrap()
 }
 
-/// `module` with weights of a size that keeps what goes through them.
+/// Fills `module` with weights that keep the size of activations.
 pub(crate) fn filled<N: Module>(module: N) -> N {
     random(module, 0.0, |shape| match shape {
         [_] => 0.1,
@@ -48,25 +48,26 @@ pub(crate) fn filled<N: Module>(module: N) -> N {
     })
 }
 
-/// Noise of size `scale` on the parameters that training changes, times `keep`.
+/// Multiplies trainable parameters by `keep` and adds noise of size `scale`.
 pub(crate) fn random<N: Module>(module: N, keep: f64, scale: impl Fn(&[usize]) -> f64) -> N {
-    let shapes: BTreeMap<String, Vec<usize>> = leaves(&module.clone().train())
+    let shapes: BTreeMap<String, Vec<usize>> = named_params(&module.clone().train())
         .into_iter()
-        .filter(|leaf| leaf.trainable)
-        .map(|leaf| (leaf.path, leaf.shape))
+        .filter(|param| param.trainable)
+        .map(|param| (param.path, param.shape))
         .collect();
-    let mut numbers = generator(9, 0);
-    map_leaves(module, |leaf| {
-        let shape = shapes.get(&leaf.path)?;
-        let value = leaf.value();
-        let noise: Tensor<4> = normal(&mut numbers, [1, 1, 1, value.dims()[0]], &value.device());
+    let mut rng = generator(9, 0);
+    map_params(module, |param| {
+        let shape = shapes.get(&param.path)?;
+        let value = param.value();
+        let noise: Tensor<4> = randn_with(&mut rng, [1, 1, 1, value.dims()[0]], &value.device());
         let noise: Tensor<1> = noise.reshape(value.dims()).mul_scalar(scale(shape));
-        // The gains of norms stay near 1.
-        let keep = if leaf.path.ends_with("gamma") { 1.0 } else { keep };
+        // The gains of normalization layers stay near 1.
+        let keep = if param.path.ends_with("gamma") { 1.0 } else { keep };
         Some(value.mul_scalar(keep) + noise)
     })
 }
 
+/// The Euclidean norm.
 pub(crate) fn norm<const D: usize>(x: Tensor<D>) -> f32 {
     x.square().sum().sqrt().into_scalar()
 }

@@ -1,7 +1,6 @@
-//! The scores of whole runs against transformers, Pillow and NumPy: the true pictures of bundled data, as if they had
-//! been drawn.
+//! The scores of true images, taken as samples, agree with transformers, Pillow and NumPy.
 //!
-//! The fixture is written by `docs/reference/scores.py --fixture`. The same script does it for a run's folder.
+//! `scores.py --fixture` writes the fixture. The same script scores the folder of a run.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -10,26 +9,26 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use serde_json::Value;
 use soda_models::metrics::Judges;
-use soda_train::{Dataset, Pictures, Reference, score};
+use soda_train::{Dataset, DatasetImages, ScoreReference, score};
 
-/// Features agree to 2e-5 of their largest (`soda-models/tests/judges.rs`); a mean of cosines is nearer. A wrong
-/// pairing, mean or prompt is 1e-2 and more.
+/// Features agree to 2e-5 of their largest value (`soda-models/tests/judges.rs`), and a mean of cosines is
+/// more precise. A wrong pairing, mean or prompt changes a score by 1e-2 or more.
 const TOLERANCE: f64 = 1e-4;
 
 fn toybox(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
 }
 
-/// A bundled data set, and what pictures of its prompts are judged against.
-fn read(name: &str) -> (Dataset, Reference) {
+/// A bundled data set and the reference of its prompts.
+fn read(name: &str) -> (Dataset, ScoreReference) {
     let data = Dataset::read(&toybox(name), None).unwrap();
-    let pictures = Pictures::read(&data, &[], 64).unwrap();
+    let pictures = DatasetImages::read(&data, &[], 64).unwrap();
     let reference = pictures.reference(&data, &data.eval_prompts);
     (data, reference)
 }
 
 #[test]
-fn scores_are_those_of_a_computation_apart() {
+fn scores_agree_with_an_independent_computation() {
     let judges = Judges::load(&toybox("eval"), &Device::default()).unwrap();
     let cases: Vec<Value> = serde_json::from_str(include_str!("fixtures/scores.json")).unwrap();
     assert_eq!(cases.len(), 3);
@@ -49,9 +48,9 @@ fn scores_are_those_of_a_computation_apart() {
             assert!(distance < TOLERANCE, "{name}, {score}: {distance:e} from {expected}");
         }
 
-        // The judge never met the identifier, and would take it for a word.
+        // The judge does not know the identifier: with it the score differs.
         let prompts = data.eval_prompts.clone();
-        let with = score(&judges, &drawn, &Reference { prompts, ..reference }).unwrap().clip_t;
+        let with = score(&judges, &drawn, &ScoreReference { prompts, ..reference }).unwrap().clip_t;
         let without = expected["clip_t"].as_f64().unwrap();
         assert!((f64::from(with) - without).abs() > TOLERANCE, "{name}: {with}");
     }

@@ -1,5 +1,5 @@
-//! Steps of the trainer on the bundled model: equal to PyTorch's, whatever the number of threads, and
-//! the same after a stop as without one.
+//! Training steps on the bundled model: they agree with PyTorch for every number of threads, and a resumed
+//! trainer equals one that never stopped.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -8,21 +8,23 @@ mod common;
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use soda_adapters::{Leaf, leaves};
+use soda_adapters::{NamedParam, named_params};
 use soda_kernels::matmul;
 use soda_models::pipeline::Networks;
+use soda_testing::max_abs;
 use soda_train::{Trainer, TrainerState};
 
-use common::{Fixture, TEXT, VECTORS, WORD, settings, text_trainer, trainer, unet_of};
+use common::{EMBEDDINGS, Fixture, TEXT, WORD, adapted_denoiser, settings, text_trainer, trainer};
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// Loss and weights of six steps against PyTorch in double precision. Weights are compared by how far they
-/// moved: an error of 5e-4 of the way is far below what one step adds, and a wrong formula is of order 1.
+/// Losses and parameters of six steps agree with PyTorch in double precision. The error of the parameters is
+/// relative to the distance they moved: 5e-4 of it is far below the move of one step, and a wrong formula is
+/// of order 1.
 #[test]
-fn six_steps_are_pytorchs() {
+fn six_steps_agree_with_pytorch() {
     let (fixture, device) = (Fixture::read(), Device::default());
     let cases = ["soda", "soda-qr", "svdiff", "lora"].map(|name| [(name, "mse"), (name, "dco")]);
     let text = [("soda-text", "mse"), ("soda-text", "dco"), ("lora-text", "mse")];
@@ -43,7 +45,8 @@ fn six_steps_are_pytorchs() {
         let config = settings(&all);
         let start = fixture.under(&format!("{name}/start/"));
         let state = TrainerState { adapter: start.clone(), ..TrainerState::default() };
-        let word = with_word.then(|| fixture.tensor(&format!("{name}/start/{VECTORS}"), &device));
+        let word =
+            with_word.then(|| fixture.tensor(&format!("{name}/start/{EMBEDDINGS}"), &device));
         let mut trainer = match with_text || with_word {
             true => text_trainer(&config, word, &device),
             false => trainer(&config, &device),
@@ -61,39 +64,39 @@ fn six_steps_are_pytorchs() {
         }
         let end = fixture.under(&format!("{case}/end/"));
         let state = trainer.state();
-        let all = |of: &BTreeMap<String, TensorData>| -> Vec<f64> {
-            end.keys().flat_map(|name| of[name].iter::<f64>().collect::<Vec<_>>()).collect()
+        let values = |state: &BTreeMap<String, TensorData>| -> Vec<f64> {
+            end.keys().flat_map(|name| state[name].iter::<f64>().collect::<Vec<_>>()).collect()
         };
-        let (start, end, found) = (all(&start), all(&end), all(&state.adapter));
-        let way = norm(end.iter().zip(&start).map(|(a, b)| a - b));
-        let error = norm(end.iter().zip(&found).map(|(a, b)| a - b)) / way;
-        assert!(error < 5e-4, "{case}: {error:e} of the way");
+        let (start, end, found) = (values(&start), values(&end), values(&state.adapter));
+        let distance = norm(end.iter().zip(&start).map(|(a, b)| a - b));
+        let error = norm(end.iter().zip(&found).map(|(a, b)| a - b)) / distance;
+        assert!(error < 5e-4, "{case}: {error:e} of the distance");
     }
 }
 
-/// Parts are added in another order than one whole is, which rounding sees and nothing else does.
+/// Gradient accumulation and threads add in another order, which changes the rounding only.
 #[test]
-fn parts_and_threads_change_rounding_only() {
+fn accumulation_and_threads_change_rounding_only() {
     let (fixture, device) = (Fixture::read(), Device::default());
     let gradient_step = |shards: &str, accumulation: &str| {
-        // The loss of the second step tells how the first one moved.
+        // The loss of the second step depends on the move of the first.
         let config = settings(&[shards, accumulation]);
         let mut trainer = trainer(&config, &device);
         (0..2).map(|step| trainer.step_on(&fixture.batch(step, &device)).unwrap().loss).collect()
     };
     let whole: Vec<f32> = gradient_step("shards=1", "accumulation=1");
     for (shards, accumulation) in [("shards=2", "accumulation=1"), ("shards=7", "accumulation=3")] {
-        let parts: Vec<f32> = gradient_step(shards, accumulation);
+        let split: Vec<f32> = gradient_step(shards, accumulation);
         let again: Vec<f32> = gradient_step(shards, accumulation);
-        assert_eq!(parts, again, "{shards}, {accumulation}: not the same bits twice");
-        for (part, whole) in parts.iter().zip(&whole) {
-            assert!((part - whole).abs() < 2e-5 * whole, "{shards}: {parts:?} for {whole:?}");
+        assert_eq!(split, again, "{shards}, {accumulation}: not the same bits twice");
+        for (part, whole) in split.iter().zip(&whole) {
+            assert!((part - whole).abs() < 2e-5 * whole, "{shards}: {split:?} for {whole:?}");
         }
     }
 }
 
 #[test]
-fn a_restored_trainer_goes_on_to_the_bit() {
+fn a_restored_trainer_continues_to_the_bit() {
     let (fixture, device) = (Fixture::read(), Device::default());
     let config = settings(&[
         "optimizer.ema_decay=0.9",
@@ -121,10 +124,10 @@ fn a_restored_trainer_goes_on_to_the_bit() {
     assert!(trainer(&other, &device).restored(straight.state()).is_none());
 }
 
-/// After their share of the steps text encoders and new words stand still to the bit, each at its time, and the UNet goes
-/// on, in a run that was stopped before that as well.
+/// Text encoders and new words are trained for their share of the steps and then stay equal to the bit, while
+/// the denoiser is trained to the end. A resumed run does the same.
 #[test]
-fn text_encoders_and_words_learn_for_their_share_of_the_steps() {
+fn text_encoders_and_words_are_trained_for_their_share_of_the_steps() {
     let (fixture, device) = (Fixture::read(), Device::default());
     let rest = [
         "steps=5",
@@ -137,10 +140,10 @@ fn text_encoders_and_words_learn_for_their_share_of_the_steps() {
     let config = settings(&[&TEXT[..], &WORD, &rest].concat());
     let part = |state: &TrainerState, word: bool| -> BTreeMap<String, TensorData> {
         let all = state.adapter.clone().into_iter();
-        all.filter(|(path, _)| path.starts_with("text_encoder.") && word == (path == VECTORS))
+        all.filter(|(path, _)| path.starts_with("text_encoder.") && word == (path == EMBEDDINGS))
             .collect()
     };
-    let word = || Some(fixture.tensor(&format!("soda-words/start/{VECTORS}"), &device));
+    let word = || Some(fixture.tensor(&format!("soda-words/start/{EMBEDDINGS}"), &device));
     let mut straight = text_trainer(&config, word(), &device);
     let step = |trainer: &mut Trainer<'_>, number| {
         trainer.step_on(&fixture.tokens("word_ids", number, &device)).unwrap()
@@ -155,45 +158,46 @@ fn text_encoders_and_words_learn_for_their_share_of_the_steps() {
         for (word, end, rate) in
             [(false, 3, steps[0].text_lr / 1e-3), (true, 2, steps[0].token_lr / 2e-3)]
         {
-            let learns = number < end;
-            assert_eq!(rate, if learns { 1.0 } else { 0.0 });
+            let is_trained = number < end;
+            assert_eq!(rate, if is_trained { 1.0 } else { 0.0 });
             assert!(!part(&before, word).is_empty());
-            assert_eq!(part(&before, word) != part(&after, word), learns, "{word} {number}");
+            assert_eq!(part(&before, word) != part(&after, word), is_trained, "{word} {number}");
         }
         assert_ne!(before.adapter, after.adapter);
     }
     assert_eq!(straight.state(), resumed.state());
-    // A run without text encoders is another one.
+    // A run without text encoders has other parameters.
     let alone = settings(&[]);
     assert!(trainer(&alone, &device).restored(straight.state()).is_none());
 }
 
 #[test]
-fn a_loss_that_is_no_number_moves_nothing() {
+fn a_nan_loss_moves_no_parameter() {
     let (fixture, device) = (Fixture::read(), Device::default());
     let config = settings(&[]);
     let mut trainer = trainer(&config, &device);
     trainer.step_on(&fixture.batch(0, &device)).unwrap();
     let before = trainer.state();
-    // Only the loss of the next step tells whether a move was good: until then the one before counts.
-    let first = leaves(&Networks::from(unet_of(&config, &device)));
-    assert_eq!(values(&leaves(&trainer.last_good())), values(&first));
+    // Only the loss of the next step shows whether a move was finite. Until then the parameters before it
+    // count.
+    let first = named_params(&Networks::from(adapted_denoiser(&config, &device)));
+    assert_eq!(values(&named_params(&trainer.last_finite())), values(&first));
     let mut batch = fixture.batch(1, &device);
     batch.noisy = batch.noisy.mul_scalar(f32::NAN);
     let message = trainer.step_on(&batch).unwrap_err().to_string();
     assert!(message.contains("NaN at step 2"), "{message}");
     assert_eq!(trainer.state(), before);
-    assert_eq!(values(&leaves(&trainer.last_good())), values(&first));
+    assert_eq!(values(&named_params(&trainer.last_finite())), values(&first));
     trainer.step_on(&fixture.batch(1, &device)).unwrap();
-    assert_ne!(values(&leaves(&trainer.last_good())), values(&first));
+    assert_ne!(values(&named_params(&trainer.last_finite())), values(&first));
 }
 
-fn values(leaves: &[Leaf]) -> Vec<f32> {
-    let adapter = leaves.iter().filter(|leaf| leaf.path.contains(".adapter."));
-    adapter.flat_map(|leaf| leaf.value().into_data().iter::<f32>().collect::<Vec<_>>()).collect()
+fn values(params: &[NamedParam]) -> Vec<f32> {
+    let adapter = params.iter().filter(|param| param.path.contains(".adapter."));
+    adapter.flat_map(|param| param.value().into_data().iter::<f32>().collect::<Vec<_>>()).collect()
 }
 
-/// The average of factors stays orthogonal, and of a constant is that constant.
+/// The moving average of factors of rotations stays orthogonal.
 #[test]
 fn the_average_stays_on_the_manifold() {
     let (fixture, device) = (Fixture::read(), Device::default());
@@ -208,7 +212,7 @@ fn the_average_stays_on_the_manifold() {
             let n = (data.num_elements() as f64).sqrt() as usize;
             let q: Tensor<2> = Tensor::<1>::from_data(data, &device).reshape([n, n]);
             let defect = matmul(q.clone().transpose(), q) - Tensor::eye(n, &device);
-            assert!(defect.abs().max().into_scalar::<f32>() < 2e-6, "{name}");
+            assert!(max_abs(defect.into_data().iter::<f32>()) < 2e-6, "{name}");
             factors += 1;
         }
     }

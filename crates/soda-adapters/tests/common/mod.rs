@@ -1,6 +1,6 @@
-//! A small network with every kind of target, and what tests do to it.
+//! A small network with every kind of target, and the helpers of the tests.
 
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, reason = "each test uses some of the helpers")]
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::{HashMap, HashSet};
@@ -9,11 +9,11 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Distribution, Gradients, Tensor};
-use serde_json::json;
-use soda_adapters::{Geometry, Header, Method, Recipe, Targets, leaves, map_leaves};
+use soda_adapters::{Geometry, Method, Recipe, Targets, map_params, named_params};
 use soda_kernels::{conv2d, linear, matmul};
+use soda_testing::relative_error;
 
-/// A wide and a tall layer, a convolution, and a head that is no target.
+/// A wide and a tall layer, a convolution, and a head that the targets do not select.
 #[derive(Module, Debug)]
 pub(crate) struct Net {
     pub(crate) to_q: Linear,
@@ -22,7 +22,7 @@ pub(crate) struct Net {
     pub(crate) head: Linear,
 }
 
-/// The small network as a pipeline's only one.
+/// The small network as the only component of a pipeline.
 #[derive(Module, Debug)]
 pub(crate) struct Networks {
     pub(crate) unet: Net,
@@ -40,26 +40,26 @@ impl Net {
         }
     }
 
-    /// `[7, 9]`
+    /// Returns `[7, 9]`.
     pub(crate) fn forward(&self, input: &Input) -> Tensor<2> {
         let [dense, conv] = self.features(input);
         Tensor::cat(vec![forward(&self.head, dense), conv], 1)
     }
 
-    /// What the adapted layers give, `[7, 20]` and `[7, 6]`.
+    /// The outputs of the adapted layers, `[7, 20]` and `[7, 6]`.
     pub(crate) fn features(&self, input: &Input) -> [Tensor<2>; 2] {
         let dense = forward(&self.to_q, input.q.clone()) * forward(&self.to_k, input.k.clone());
         let conv = conv2d(&self.conv, input.image.clone()).reshape([7, 6]);
         [dense, conv]
     }
 
-    /// All weights in another float type.
+    /// Casts all weights to another float type.
     pub(crate) fn cast(self, dtype: DType) -> Self {
-        map_leaves(self, |leaf| Some(leaf.value().cast(dtype)))
+        map_params(self, |param| Some(param.value().cast(dtype)))
     }
 }
 
-/// Formed from the layer's weight. burn's own product would round to TF32 on some cards.
+/// Applies a layer with the product of soda-kernels. The product of burn rounds to TF32 on some GPUs.
 fn forward(layer: &Linear, x: Tensor<2>) -> Tensor<2> {
     linear(x, layer.weight.val(), layer.bias.as_ref().map(Param::val))
 }
@@ -106,36 +106,31 @@ pub(crate) fn recipe<M: Method>(method: &M, net: &Net) -> Recipe<M> {
     Recipe::new(method.clone(), targets(), net).unwrap()
 }
 
-pub(crate) fn header() -> Header {
-    Header {
-        base: "net".to_owned(),
-        trigger: vec!["sks mug".to_owned()],
-        training: json!({ "steps": 3 }),
-        schedule: json!({ "prediction_type": "v_prediction" }),
-    }
-}
-
-/// `max |a - b| / max |b|`
+/// `max |a - b| / max |b|`. NaN if any value is NaN.
 pub(crate) fn difference(a: Tensor<2>, b: Tensor<2>) -> f64 {
-    let scale = b.clone().abs().max().into_scalar::<f64>();
-    (a - b).abs().max().into_scalar::<f64>() / scale
+    relative_error(&values(a), &values(b))
 }
 
-/// Moves every trained tensor as a training would: by a little, rotations within the manifold.
+/// The values of a tensor in f64.
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().iter().collect()
+}
+
+/// Changes every trained tensor by a little, and rotations within the manifold, as training does.
 pub(crate) fn disturb<M: Method, N: Module>(method: &M, net: N) -> N {
     let shapes: HashMap<_, _> =
-        leaves(&net).into_iter().map(|leaf| (leaf.path, leaf.shape)).collect();
-    // Only on the tape does a parameter say whether it is trained.
-    let trained = leaves(&net.clone().train()).into_iter().filter(|leaf| leaf.trainable);
-    let trained: HashSet<_> = trained.map(|leaf| leaf.path).collect();
-    map_leaves(net, |leaf| {
-        let path = leaf.path.as_str();
+        named_params(&net).into_iter().map(|param| (param.path, param.shape)).collect();
+    // A parameter is marked as trainable on an autodiff device only.
+    let trained = named_params(&net.clone().train()).into_iter().filter(|param| param.trainable);
+    let trained: HashSet<_> = trained.map(|param| param.path).collect();
+    map_params(net, |param| {
+        let path = param.path.as_str();
         if !trained.contains(path) {
             return None;
         }
-        let noise = leaf.value().random_like(Distribution::Normal(0.0, 0.1));
+        let noise = param.value().random_like(Distribution::Normal(0.0, 0.1));
         Some(match method.geometry(path) {
-            Geometry::Euclidean => leaf.value() + noise,
+            Geometry::Euclidean => param.value() + noise,
             Geometry::Stiefel => {
                 let n = shapes[path][0];
                 let skew = noise.reshape([n, n]);
@@ -145,7 +140,7 @@ pub(crate) fn disturb<M: Method, N: Module>(method: &M, net: N) -> N {
     })
 }
 
-/// The Cayley transform `(I - A/2)⁻¹ (I + A/2)` by its power series, for small skew `A`.
+/// The Cayley transform `(I - A/2)⁻¹ (I + A/2)` of a small skew-symmetric `A`, by its power series.
 fn orthogonal(skew: Tensor<2>) -> Tensor<2> {
     let identity = Tensor::<2>::eye(skew.dims()[0], &skew.device()).cast(skew.dtype());
     let half = skew.mul_scalar(0.5);
@@ -156,7 +151,7 @@ fn orthogonal(skew: Tensor<2>) -> Tensor<2> {
     matmul(inverse, identity + half)
 }
 
-/// Gradients by path, flat.
+/// The gradients by path of the parameter, flat.
 pub(crate) fn gradients<N: Module>(net: &N, grads: &Gradients) -> HashMap<String, Vec<f64>> {
     struct Collect<'a>(Vec<String>, &'a Gradients, HashMap<String, Vec<f64>>);
     impl ModuleVisitor for Collect<'_> {

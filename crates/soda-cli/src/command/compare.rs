@@ -1,50 +1,51 @@
-//! `soda compare`: each run is a process of its own, so that one that dies takes no other with it and
-//! its memory can be told.
+//! `soda compare`
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use crate::args::{CacheArg, DeviceArg};
-use anyhow::{Context as _, Result, bail};
-use clap::Args as ClapArgs;
-use clap::ValueEnum as _;
-use serde::Deserialize;
-use soda_adapters::AdapterFile;
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
 use soda_compare::{
-    Event, Look, Measured, Plan, PlanConfig, Probe, Record, Results, Run, Seen, Task, execute,
-    peft, places, report, table, thinned,
+    ComparisonConfig, ComparisonPlan, Evaluation, EvaluationKind, EvaluationResult,
+    EvaluationScores, MergeMode, ReportInput, ResultsFile, Run, RunMetrics, RunResult,
+    StrengthPath, Task, TaskEvent, downsampled, execute, peft_jsonl, report, score_table,
+    strength_table,
 };
-use soda_train::{Dataset, Scores, TrainConfig, scored, write_file};
+use soda_pipeline::AdapterFile;
+use soda_train::{Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, write_file};
 
-use crate::base::{find, is_known};
-use crate::progress::{Progress, say_result};
+use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs};
+use crate::base_model::{find_base, is_path_or_name};
+use crate::child::ChildPool;
+use crate::command::evaluate::EvaluateArgs;
+use crate::command::train::train_argv;
+use crate::progress::{Progress, print_result};
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soda compare examples/compare/ablations.toml --out comparisons/ablations --jobs 2
   soda compare examples/compare/dreambooth.toml --check
-  soda compare examples/compare/dreambooth.toml --out comparisons/dreambooth --device cuda --jobs 4 --gpus 0,1,2,3
+  soda compare examples/compare/dreambooth.toml --out comparisons/dreambooth --device cuda \\
+      --jobs 4 --gpus 0,1,2,3
 
-Writes results.jsonl (a line a finished run), probes.jsonl (a line a look at one again: other strengths,
-merged with another), peft.jsonl (scored runs by the names of PEFT's method comparison), report.html,
-and each one's folder in runs/. Started again on the same folder it goes on where it stopped.")]
+Writes report.html, and in runs/ a folder for each run and evaluation. Started again, it continues.
+  results.jsonl  one line per finished run
+  probes.jsonl   one line per evaluation of a finished run: other strengths, merged adapters
+  peft.jsonl     the scored runs in the format of PEFT's method comparison")]
 pub(crate) struct CompareArgs {
-    /// The plan: arms x data x seeds
+    /// The plan: arms x data sets x seeds
     #[arg(value_name = "TOML")]
     pub(crate) plan: PathBuf,
     /// Folder for results and report
     #[arg(long, value_name = "DIR", required_unless_present = "check")]
     pub(crate) out: Option<PathBuf>,
-    /// Say what the plan would do and what it names that is not there, and run nothing
+    /// Print the number of runs and the missing files of the plan, and run nothing
     #[arg(long)]
     pub(crate) check: bool,
-    /// Runs at once, each with its share of the cores
+    /// Number of runs at once, each with its share of the cores
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) jobs: u32,
-    /// CUDA devices that the runs are spread over, by the numbers of `nvidia-smi -L`; without it the first
+    /// CUDA devices that the runs are spread over, by their numbers in `nvidia-smi -L`; by default the first
     #[arg(long, value_name = "0,1,...", value_delimiter = ',')]
     pub(crate) gpus: Vec<u32>,
     #[command(flatten)]
@@ -57,43 +58,62 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let text = std::fs::read_to_string(&args.plan)
         .with_context(|| format!("cannot read the plan {}", args.plan.display()))?;
     let named = || args.plan.display().to_string();
-    let plan = PlanConfig::from_toml(&text).and_then(PlanConfig::check).with_context(named)?;
+    let plan =
+        ComparisonConfig::from_toml(&text).and_then(ComparisonConfig::check).with_context(named)?;
     let out = match &args.out {
         Some(out) if !args.check => out,
         _ => return check(&plan),
     };
-    // Once, and not by several runs at the same time.
+    ensure!(
+        args.gpus.is_empty() || args.device.device == args.device.device.without_index(),
+        "--gpus and --device {} both choose a GPU; give --device without an index",
+        args.device.device
+    );
+    // Base models are downloaded here once, and not by several runs at the same time.
     for base in plan.bases() {
-        find(base, None)?;
+        find_base(base, None)?;
     }
     let runs_folder = out.join("runs");
     std::fs::create_dir_all(&runs_folder)
         .with_context(|| format!("cannot create {}", runs_folder.display()))?;
-    let mut results = Results::open(&out.join("results.jsonl"))?;
-
-    let mut seen = Results::open(&out.join("probes.jsonl"))?;
+    let mut results = ResultsFile::open(&out.join("results.jsonl"))?;
+    let mut evaluation_results = ResultsFile::open(&out.join("probes.jsonl"))?;
 
     let jobs = args.jobs as usize;
-    let train = |place: usize, run: &Run| train(run, &runs_folder, args, place);
-    let searched = all("choosing", &plan.search_runs(), jobs, &mut results, train);
+    let worker = Worker {
+        folder: &runs_folder,
+        pool: ChildPool { jobs, gpus: args.gpus.clone() },
+        cache: &args.cache,
+        device: &args.device,
+    };
+    let train = |index: usize, run: &Run| worker.train(run, index);
+    let evaluate = |index: usize, evaluation: &Evaluation| worker.evaluate(evaluation, index);
+    let searched = execute_all("searching", &plan.search_runs(), jobs, &mut results, train);
     let runs = plan.score_runs(&results);
-    let scored = all("scoring", &runs, jobs, &mut results, train);
-    let probes = plan.probes(&runs, &results);
-    let look = |place: usize, probe: &Probe| look(probe, &runs_folder, args, place);
-    let looked = all("looking again", &probes, jobs, &mut seen, look);
+    let scored = execute_all("training", &runs, jobs, &mut results, train);
+    let evaluations = plan.evaluations(&runs, &results);
+    let evaluated =
+        execute_all("evaluating", &evaluations, jobs, &mut evaluation_results, evaluate);
 
-    let page = report(&plan, &runs, &results, (&probes, &seen), &runs_folder)?;
+    let page = report(&ReportInput {
+        plan: &plan,
+        runs: &runs,
+        results: &results,
+        evaluations: &evaluations,
+        evaluation_results: &evaluation_results,
+        folder: &runs_folder,
+    })?;
     write_file(&out.join("report.html"), page.as_bytes())?;
-    write_file(&out.join("peft.jsonl"), peft(&runs, &results).as_bytes())?;
-    summarise(&runs, &results, &probes, &seen);
-    say_result(&format!("see {}", out.join("report.html").display()));
-    searched.and(scored).and(looked)
+    write_file(&out.join("peft.jsonl"), peft_jsonl(&runs, &results).as_bytes())?;
+    print_scores(&runs, &results);
+    print_strengths(&evaluations, &evaluation_results);
+    print_result(&format!("see {}", out.join("report.html").display()));
+    searched.and(scored).and(evaluated)
 }
 
-/// Says what the plan would do, and looks for everything that it names; what is there is read, as far as a run reads it
-/// before it opens a picture.
-fn check(plan: &Plan) -> Result<()> {
-    say_result(&format!(
+/// Prints the number of runs and the missing folders. Reads data sets as a run does before it opens an image.
+fn check(plan: &ComparisonPlan) -> Result<()> {
+    print_result(&format!(
         "{} arms: {} runs that choose settings, {} that are scored",
         plan.arms().count(),
         plan.search_runs().len(),
@@ -101,14 +121,14 @@ fn check(plan: &Plan) -> Result<()> {
     ));
     let (folders, bases) = (plan.folders(), plan.bases());
     let absent: Vec<&Path> = folders.iter().map(PathBuf::as_path).filter(|f| !f.is_dir()).collect();
-    let unknown = bases.iter().copied().filter(|base| !is_known(base));
+    let unknown = bases.iter().copied().filter(|base| !is_path_or_name(base));
     let missing: Vec<&Path> = unknown.chain(absent).collect();
     for path in &missing {
-        say_result(&format!("missing: {}", path.display()));
+        print_result(&format!("missing: {}", path.display()));
     }
     for config in plan.configs().filter(|config| config.data.is_dir()) {
         let mut data = Dataset::read(&config.data, config.prompt.as_deref())?;
-        let named = || format!("{} cannot be learnt", config.data.display());
+        let named = || format!("{} cannot be used for training", config.data.display());
         data.hold_out(config.validation.held_out, config.seed).with_context(named)?;
     }
     match missing.len() {
@@ -119,28 +139,28 @@ fn check(plan: &Plan) -> Result<()> {
     }
 }
 
-/// Does what of `tasks` is not done yet, with progress.
-fn all<T: Task>(
+/// Executes the unfinished `tasks` and shows progress.
+fn execute_all<T: Task>(
     stage: &'static str,
     tasks: &[T],
     jobs: usize,
-    results: &mut Results<T::Line>,
-    act: impl Fn(usize, &T) -> Result<T::Measured> + Sync,
+    results: &mut ResultsFile<T::Stored>,
+    act: impl Fn(usize, &T) -> Result<T::Output> + Sync,
 ) -> Result<()> {
     if tasks.is_empty() {
         return Ok(());
     }
     let mut progress = Progress::default();
-    progress.show(soda_train::Event::Stage { name: stage });
-    let act = |place, task: &T| act(place, task).map_err(|error| format!("{error:#}"));
+    progress.show(Event::Stage { name: stage });
+    let act = |worker, task: &T| act(worker, task).map_err(|error| format!("{error:#}"));
     let failures = execute(tasks, jobs, results, act, |event| match event {
-        Event::Started(_) => {}
-        Event::Finished { done, total, .. } => {
-            progress.show(soda_train::Event::Progress { done, total, loss: None });
+        TaskEvent::Started(_) => {}
+        TaskEvent::Finished { done, total, .. } => {
+            progress.show(Event::Progress { done, total, loss: None });
         }
     })?;
     for failure in &failures {
-        progress.say(&format!("{}: {}", failure.id, failure.reason));
+        progress.print(&format!("{}: {}", failure.id, failure.reason));
     }
     progress.finish();
     match failures.len() {
@@ -149,167 +169,136 @@ fn all<T: Task>(
     }
 }
 
-/// Trains in a process of its own, and reads what its folder says.
-fn train(run: &Run, runs: &Path, args: &CompareArgs, place: usize) -> Result<Measured> {
-    let folder = runs.join(&run.id);
-    if folder.exists() {
-        // Of a run that was stopped before its result was stored.
-        std::fs::remove_dir_all(&folder)
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    let config = runs.join(format!("{}.toml", run.id));
-    write_file(&config, run.config.to_toml()?.as_bytes())?;
-    let mut command = myself("train", args, place)?;
-    command.arg("--config").arg(&config).arg("--runs").arg(runs).args(["--name", &run.id]);
-    let peak_memory = wait(command.spawn().context("cannot start a run")?)?;
-    std::fs::remove_file(&config).with_context(|| format!("cannot remove {}", config.display()))?;
-    measure(&folder, run.config.steps, peak_memory)
+/// Executes runs and evaluations, each in a child process.
+struct Worker<'a> {
+    /// The folder with one folder per run and per evaluation.
+    folder: &'a Path,
+    pool: ChildPool,
+    cache: &'a CacheArg,
+    device: &'a DeviceArg,
 }
 
-/// Draws and judges in a process of its own, as `soda evaluate` does.
-fn look(
-    probe: &Probe,
-    runs: &Path,
-    args: &CompareArgs,
-    place: usize,
-) -> Result<(Scores, Option<f32>)> {
-    #[derive(Deserialize)]
-    struct ScoreFile {
-        scores: Scores,
-        style_clip_i: Option<f32>,
+impl Worker<'_> {
+    /// The folder of a task. Removes what an interrupted attempt left there.
+    fn fresh_folder(&self, id: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(id);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        Ok(folder)
     }
-    let folder = runs.join(&probe.id);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder)
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
+
+    /// Trains with `soda train` and reads the metrics from the run's folder.
+    fn train(&self, run: &Run, worker: usize) -> Result<RunMetrics> {
+        let folder = self.fresh_folder(&run.id)?;
+        let config = self.folder.join(format!("{}.toml", run.id));
+        write_file(&config, run.config.to_toml()?.as_bytes())?;
+        let argv = train_argv(&config, self.folder, &run.id, self.cache, self.device);
+        let peak_memory = self.pool.run(&argv, worker)?;
+        std::fs::remove_file(&config)
+            .with_context(|| format!("cannot remove {}", config.display()))?;
+        read_metrics(&folder, run.config.steps, peak_memory)
     }
-    let config = &probe.run.config;
-    let judges = config.judges.as_ref().context("a look at a run needs `judges` in [train]")?;
-    let adapter = |run: &Run| runs.join(&run.id).join("adapter.safetensors");
-    let mut command = myself("evaluate", args, place)?;
-    command.arg("--base").arg(&config.base).arg("--judges").arg(judges);
-    command.arg("--data").arg(&config.data).arg("--out").arg(&folder);
-    command.args(["--seed", &config.seed.to_string()]);
-    command.args(["--steps", &config.samples.steps.to_string()]);
-    command.args(["--guidance", &config.samples.guidance.to_string()]);
-    command.args(["--held-out", &config.validation.held_out.to_string()]);
-    if let Some(trigger) = &config.trigger {
-        command.args(["--trigger", trigger]);
+
+    /// Draws and scores with `soda evaluate`.
+    fn evaluate(&self, evaluation: &Evaluation, worker: usize) -> Result<EvaluationScores> {
+        let folder = self.fresh_folder(&evaluation.id)?;
+        self.pool.run(&self.evaluate_args(evaluation, &folder)?.to_argv(), worker)?;
+        let path = folder.join(RunFolder::SCORES);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
-    let (first, at) = (adapter(&probe.run), &probe.at);
-    let weights = || at.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
-    match &probe.look {
-        Look::Strength { path, unrelated } => {
-            match path {
-                soda_compare::Path::Geodesic => {
-                    command.arg("--adapter").arg(first).args(["--strength", &at[0].to_string()]);
+
+    /// The options of `soda evaluate` for an evaluation.
+    fn evaluate_args(&self, evaluation: &Evaluation, out: &Path) -> Result<EvaluateArgs> {
+        let config = &evaluation.run.config;
+        let judges = config.judges.clone();
+        let adapter = |run: &Run| self.folder.join(&run.id).join(RunFolder::ADAPTER);
+        let merged = MergedArgs { cache: self.cache.clone(), ..MergedArgs::default() };
+        let own = adapter(&evaluation.run);
+        let mut args = EvaluateArgs {
+            base: config.base.clone(),
+            judges: judges.context("an evaluation needs `judges` in [train]")?,
+            data: config.data.clone(),
+            trigger: config.trigger.clone(),
+            held_out: config.validation.held_out,
+            like: None,
+            merged,
+            prompt: Vec::new(),
+            unrelated: Vec::new(),
+            seed: config.seed,
+            steps: u32::try_from(config.samples.steps).context("`samples.steps` is too large")?,
+            guidance: config.samples.guidance,
+            out: out.to_owned(),
+            device: self.device.clone(),
+        };
+        match &evaluation.kind {
+            EvaluationKind::Strength { path, unrelated } => {
+                match path {
+                    StrengthPath::Geodesic => {
+                        args.merged.adapter = Some(own);
+                        args.merged.strength = evaluation.at[0];
+                    }
+                    // The residual of an adapter with itself, with weight 0 for the second.
+                    StrengthPath::Linear => {
+                        args.merged.subject = Some(own.clone());
+                        args.merged.style = Some(own);
+                        args.merged.weights = vec![evaluation.at[0], 0.0];
+                    }
                 }
-                // The residual of an adapter with itself, of which nothing is taken twice.
-                soda_compare::Path::Linear => {
-                    command.arg("--subject").arg(&first).arg("--style").arg(&first);
-                    command.args(["--weights", &format!("{},0", at[0])]);
-                }
+                args.prompt.clone_from(&config.samples.prompts);
+                args.unrelated.clone_from(unrelated);
             }
-            for prompt in &config.samples.prompts {
-                command.args(["--prompt", prompt]);
-            }
-            for prompt in unrelated {
-                command.args(["--unrelated", prompt]);
+            EvaluationKind::Merge { style, mode, phrase } => {
+                args.merged.subject = Some(own);
+                args.merged.style = Some(adapter(style));
+                args.merged.weights.clone_from(&evaluation.at);
+                args.merged.mode = merge_mode(*mode);
+                args.like = Some(style.config.data.clone());
+                let prompts = sample_prompts(config)?;
+                args.prompt = prompts.iter().map(|prompt| format!("{prompt} {phrase}")).collect();
             }
         }
-        Look::Merge { style, mode, phrase } => {
-            command.arg("--subject").arg(first).arg("--style").arg(adapter(style));
-            command.args(["--weights", &weights(), "--mode", mode.name()]);
-            command.arg("--like").arg(&style.config.data);
-            for prompt in prompts(config)? {
-                command.args(["--prompt", &format!("{prompt} {phrase}")]);
-            }
-        }
+        Ok(args)
     }
-    wait(command.spawn().context("cannot start a look")?)?;
-    let path = folder.join("scores.json");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    let found: ScoreFile =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    Ok((found.scores, found.style_clip_i))
 }
 
-/// What a run draws to be judged.
-fn prompts(config: &TrainConfig) -> Result<Vec<String>> {
+fn merge_mode(mode: MergeMode) -> MergeModeName {
+    match mode {
+        MergeMode::Residual => MergeModeName::Residual,
+        MergeMode::Geodesic => MergeModeName::Geodesic,
+        MergeMode::Compose => MergeModeName::Compose,
+    }
+}
+
+/// The prompts that a run draws: those of the configuration, otherwise those of the data set.
+fn sample_prompts(config: &TrainConfig) -> Result<Vec<String>> {
     if !config.samples.prompts.is_empty() {
         return Ok(config.samples.prompts.clone());
     }
     Ok(Dataset::read(&config.data, Some(""))?.eval_prompts)
 }
 
-/// This program with what the child at a place of a comparison is given.
-fn myself(command: &str, args: &CompareArgs, place: usize) -> Result<Command> {
-    let device = args.device.device.to_possible_value();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut child = Command::new(std::env::current_exe().context("cannot find this program")?);
-    child
-        .args([command, "--device", device.as_ref().map_or("auto", |d| d.get_name())])
-        .args(
-            args.cache.cache.iter().flat_map(|folder| [OsStr::new("--cache"), folder.as_os_str()]),
-        )
-        .env("RAYON_NUM_THREADS", (cores / args.jobs as usize).max(1).to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    if let Some(gpu) = args.gpus.get(place % args.gpus.len().max(1)) {
-        child.env("CUDA_VISIBLE_DEVICES", gpu.to_string());
-    }
-    Ok(child)
-}
-
-/// Waits for the run to end well; the most memory it held, where the system tells.
-fn wait(mut child: Child) -> Result<Option<u64>> {
-    let mut peak = None;
-    while child.try_wait()?.is_none() {
-        peak = peak.max(peak_memory(child.id()));
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr);
-        bail!("{}", message.trim().trim_start_matches("error: "));
-    }
-    Ok(peak)
-}
-
-/// `VmHWM` of Linux: the largest resident size so far, bytes.
-fn peak_memory(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-}
-
-fn measure(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<Measured> {
-    #[derive(Deserialize)]
-    struct ScoreFile {
-        before: Scores,
-        after: Scores,
-        truth: Option<Scores>,
-    }
-    let read = |name: &str| {
-        let path = folder.join(name);
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-    };
-    let scores: ScoreFile = serde_json::from_str(
-        &read("scores.json").context("a comparison needs `judges` in the plan's [train]")?,
-    )?;
-    let path = folder.join("adapter.safetensors");
+/// Reads the metrics of a finished run from its folder.
+fn read_metrics(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<RunMetrics> {
+    let scores =
+        RunScores::read(folder).context("a comparison needs `judges` in the plan's [train]")?;
+    let path = folder.join(RunFolder::ADAPTER);
     let adapter: AdapterFile = AdapterFile::read(&path)?;
     let seconds = adapter.header.training["seconds"].as_f64().unwrap_or_default();
+    let path_of_losses = folder.join(RunFolder::LOSS_CSV);
+    let losses = std::fs::read_to_string(&path_of_losses)
+        .with_context(|| format!("cannot read {}", path_of_losses.display()))?;
     let losses: Vec<f32> =
-        read("loss.csv")?.lines().filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();
-    Ok(Measured {
+        losses.lines().filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();
+    Ok(RunMetrics {
         before: scores.before,
         after: scores.after,
         truth: scores.truth,
-        trace: scored(folder)?,
-        losses: thinned(&losses),
+        trace: read_step_scores(folder)?,
+        losses: downsampled(&losses),
         num_params: adapter.num_params() as u64,
         file_size: std::fs::metadata(&path)?.len(),
         seconds_per_step: seconds / steps.max(1) as f64,
@@ -317,32 +306,35 @@ fn measure(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<Meas
     })
 }
 
-fn summarise(runs: &[Run], results: &Results<Record>, probes: &[Probe], seen: &Results<Seen>) {
-    for row in table(runs, results) {
+fn print_scores(runs: &[Run], results: &ResultsFile<RunResult>) {
+    for row in score_table(runs, results) {
         let show = |index: usize| {
             let score = row.scores[index];
-            score.map_or("-".to_owned(), |s| format!("{:.3} ± {:.3}", s.mean, s.deviation))
+            score.map_or("-".to_owned(), |s| format!("{:.3} ± {:.3}", s.mean, s.std_dev))
         };
-        let (likeness, dino) = match row.scores[1] {
+        let (similarity, dino) = match row.scores[1] {
             Some(_) => ("DINO to truth", show(1)),
             None => ("DINO to subject", show(3)),
         };
-        say_result(&format!(
-            "{:<16} {} runs  CLIP-T {}  {likeness} {dino}  {:.3} s a step",
+        print_result(&format!(
+            "{:<16} {} runs  CLIP-T {}  {similarity} {dino}  {:.3} s a step",
             row.arm,
             row.runs,
             show(0),
             row.seconds_per_step,
         ));
     }
-    for place in places(probes, seen) {
-        let at = place.at.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+}
+
+fn print_strengths(evaluations: &[Evaluation], results: &ResultsFile<EvaluationResult>) {
+    for row in strength_table(evaluations, results) {
+        let at = row.at.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
         let mean = |index: usize| {
-            place.scores[index].map_or("-".to_owned(), |score| format!("{:.3}", score.mean))
+            row.scores[index].map_or("-".to_owned(), |score| format!("{:.3}", score.mean))
         };
-        say_result(&format!(
+        print_result(&format!(
             "{} at {at}: CLIP-T {}  DINO to truth {}  to subject {}  CLIP-I to style {}  drift {}",
-            place.series,
+            row.series,
             mean(0),
             mean(1),
             mean(2),

@@ -1,17 +1,15 @@
 //! `soda config`
 
-use crate::args::DeviceArg;
-use crate::command::settings::SettingsArgs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use clap::{Args as ClapArgs, Subcommand};
+use clap::{Args, Subcommand};
 use soda_train::{PRESETS, Personalisation, TrainConfig};
 
-use crate::command::settings::resolve;
-use crate::progress::say_result;
+use crate::args::{DeviceArg, SettingsArgs};
+use crate::progress::print_result;
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soda config presets
@@ -24,11 +22,11 @@ pub(crate) struct ConfigArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigAction {
-    /// Print every setting as TOML, defaults and all
+    /// Print every setting as TOML, including defaults
     Show(Box<SettingsArgs>),
     /// List the presets
     Presets,
-    /// Read a configuration and everything that it names
+    /// Read a configuration and every file that it names
     Check {
         /// The configuration
         config: PathBuf,
@@ -41,16 +39,16 @@ pub(crate) fn run(args: ConfigArgs) -> Result<()> {
     match args.action {
         ConfigAction::Presets => {
             for preset in PRESETS {
-                say_result(&format!("{:<10} {}", preset.name, preset.about));
+                print_result(&format!("{:<10} {}", preset.name, preset.about));
             }
         }
         ConfigAction::Show(mut settings) => {
-            // Every other setting can be shown without them.
+            // The other settings can be shown without these two.
             settings.base.get_or_insert_with(|| "path/to/base".into());
-            settings.data.get_or_insert_with(|| "path/to/pictures".into());
-            let config = resolve(&settings)?;
+            settings.data.get_or_insert_with(|| "path/to/images".into());
+            let config = settings.train_config()?;
             config.check()?;
-            say_result(config.to_toml()?.trim_end());
+            print_result(config.to_toml()?.trim_end());
         }
         ConfigAction::Check { config: path, device } => {
             let text = std::fs::read_to_string(&path)
@@ -58,7 +56,7 @@ pub(crate) fn run(args: ConfigArgs) -> Result<()> {
             let named = || path.display().to_string();
             let config = TrainConfig::from_toml(&text).with_context(named)?;
             Personalisation::new(config, &device.device.open()?).with_context(named)?;
-            say_result(&format!("{}: nothing is wrong with it", path.display()));
+            print_result(&format!("{}: nothing is wrong with it", path.display()));
         }
     }
     Ok(())

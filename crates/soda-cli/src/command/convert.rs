@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 
-use crate::base::find;
-use crate::device::Precision;
-use crate::progress::{Progress, say_result};
+use crate::base_model::find_base;
+use crate::device::{Precision, host};
+use crate::progress::{Progress, print_result};
 use soda_train::Event;
 
 #[derive(Debug, Args)]
@@ -18,9 +18,10 @@ Examples:
   soda convert --base sd15.safetensors --config models/sd15 --out models/sd15-copy
   soda convert --base models/sdxl --variant fp16 --out models/sdxl-f32
 
-A single file has no configs and no tokenizer, so that reading one needs a directory that has them.")]
+A single file has no configs and no tokenizer. Reading one needs a directory that has them (--config).")]
 pub(crate) struct ConvertArgs {
-    /// The model: a diffusers directory, a name on a hub, or a single .safetensors file in the original names
+    /// The model: a diffusers directory, a name on a hub, or a single .safetensors file with the original
+    /// key names
     #[arg(long, value_name = "DIR|NAME|FILE")]
     base: PathBuf,
     /// A diffusers directory with the configs and tokenizers of a single file
@@ -39,10 +40,10 @@ pub(crate) struct ConvertArgs {
 
 pub(crate) fn run(args: ConvertArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out or remove it", args.out.display());
-    // Nothing is computed: the weights only pass through memory.
-    let device = burn::tensor::Device::default();
+    // The weights are only read and written, which needs no GPU.
+    let device = host();
     let mut progress = Progress::default();
-    let base = find(&args.base, args.variant.as_deref())?;
+    let base = find_base(&args.base, args.variant.as_deref())?;
     progress.show(Event::Stage { name: "reading" });
     let dtype = args.dtype.into();
     let pipeline = if base.is_file() {
@@ -60,6 +61,6 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
         pipeline.save_as(&args.out, dtype)?;
     }
     progress.finish();
-    say_result(&args.out.display().to_string());
+    print_result(&args.out.display().to_string());
     Ok(())
 }

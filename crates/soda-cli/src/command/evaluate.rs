@@ -1,22 +1,26 @@
 //! `soda evaluate`
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args as ClapArgs;
-use serde_json::json;
+use clap::Args;
+use image::RgbImage;
+use soda_compare::EvaluationScores;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
-use soda_train::{Dataset, Event, Example, Pictures, Scores, said, score, write_file, write_png};
+use soda_train::{
+    Dataset, DatasetImages, Event, Example, RunFolder, expand_trigger, score, write_file, write_png,
+};
 
-use crate::args::DeviceArg;
-use crate::base::find;
-use crate::command::fold::FoldArgs;
+use crate::adapter_loading::load_with_adapters;
+use crate::args::{DeviceArg, MergedArgs, ToArgv as _, option, repeated};
+use crate::base_model::find_base;
 use crate::device::shards;
-use crate::progress::{Progress, say_result};
+use crate::progress::{Progress, print_result};
 
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, PartialEq, Args)]
 #[command(after_help = "\
 Examples:
   soda evaluate --base models/toy --judges eval --data photos/mug --out scores/base
@@ -26,8 +30,10 @@ Examples:
       --subject mug.safetensors --style chalk.safetensors --mode geodesic \\
       --prompt \"a sks mug on a beach in zwx style\" --out scores/chalk-mug
 
-Writes samples.png (the pictures of --data, then what was drawn), unrelated.png (--unrelated by the base, then what was drawn)
-and scores.json.")]
+Writes three files:
+  samples.png    the images of --data, then the generated images
+  unrelated.png  the images of --unrelated by the base, then by the adapted model
+  scores.json")]
 pub(crate) struct EvaluateArgs {
     /// The base model: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -35,35 +41,35 @@ pub(crate) struct EvaluateArgs {
     /// Evaluation models (clip/ and dino/)
     #[arg(long, value_name = "DIR")]
     pub(crate) judges: PathBuf,
-    /// The pictures to compare with, and the prompts to draw where none are given
+    /// The data set: images to compare with, and the prompts if --prompt is not given
     #[arg(long, value_name = "DIR")]
     pub(crate) data: PathBuf,
-    /// Words that call the subject up: what `[trigger]` in prompts stands for. The first of several is what the judges are
-    /// not told, where the data names nothing
+    /// The trigger words, which replace `[trigger]` in prompts. The judges' prompts omit the first of several
+    /// words, unless the data set names its identifier
     #[arg(long, value_name = "WORDS")]
     pub(crate) trigger: Option<String>,
-    /// Compare with the part of the pictures that a run of this --seed holds out (validation.held_out)
+    /// Compare with the fraction of the images that a run with this --seed holds out (validation.held_out)
     #[arg(long, value_name = "PART", default_value_t = 0.0)]
     pub(crate) held_out: f64,
-    /// Pictures of a style, which are compared by CLIP-I alone
+    /// A folder of images of a style, which are compared by CLIP-I only
     #[arg(long, value_name = "DIR")]
     pub(crate) like: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) fold: FoldArgs,
-    /// What to draw; may be given several times
+    pub(crate) merged: MergedArgs,
+    /// A prompt to generate; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Vec<String>,
-    /// A prompt that has nothing to do with what was learnt: how far its picture has moved from the base's is
-    /// the drift; may be given several times
+    /// A prompt unrelated to the training data; may be given several times. The drift is the distance of
+    /// its image from that of the base
     #[arg(long, value_name = "TEXT")]
     pub(crate) unrelated: Vec<String>,
-    /// Seed of the starting noise
+    /// Seed of the initial noise
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Steps of the sampler
+    /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
-    /// Classifier-free guidance; 1 leaves it out
+    /// Scale of classifier-free guidance; 1 turns it off
     #[arg(long, default_value_t = 5.0)]
     pub(crate) guidance: f64,
     /// The directory to write; it must not exist
@@ -73,101 +79,145 @@ pub(crate) struct EvaluateArgs {
     pub(crate) device: DeviceArg,
 }
 
+impl EvaluateArgs {
+    /// The command line that gives these options.
+    pub(crate) fn to_argv(&self) -> Vec<OsString> {
+        let mut argv = vec!["evaluate".into()];
+        argv.push(option("base", &self.base));
+        argv.push(option("judges", &self.judges));
+        argv.push(option("data", &self.data));
+        argv.extend(repeated("trigger", &self.trigger));
+        argv.push(option("held-out", self.held_out.to_string()));
+        argv.extend(repeated("like", &self.like));
+        self.merged.append_to(&mut argv);
+        argv.extend(repeated("prompt", &self.prompt));
+        argv.extend(repeated("unrelated", &self.unrelated));
+        argv.push(option("seed", self.seed.to_string()));
+        argv.push(option("steps", self.steps.to_string()));
+        argv.push(option("guidance", self.guidance.to_string()));
+        argv.push(option("out", &self.out));
+        self.device.append_to(&mut argv);
+        argv
+    }
+}
+
 pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let out = &args.out;
     ensure!(!out.exists(), "{} exists; evaluate writes a new directory", out.display());
     ensure!(args.guidance.is_finite(), "--guidance must be a finite number");
     let device = args.device.device.open()?;
-    // Captions are not used, so that pictures without one will do.
+    // Captions are not used, so that images without one are accepted.
     let read = |folder: &PathBuf| Dataset::read(folder, Some(""));
     let (mut data, style) = (read(&args.data)?, args.like.as_ref().map(read).transpose()?);
-    let mut asked = args.prompt.clone();
+    let mut given = args.prompt.clone();
     if let Some(trigger) = &args.trigger {
-        data = data.called(trigger);
-        asked.iter_mut().for_each(|prompt| *prompt = said(prompt, trigger));
+        data = data.with_trigger(trigger);
+        given.iter_mut().for_each(|prompt| *prompt = expand_trigger(prompt, trigger));
     }
     ensure!((0.0..1.0).contains(&args.held_out), "--held-out must be from 0 up to, but not, 1");
     let held_out = data.hold_out(args.held_out, args.seed)?;
     let judges = Judges::load(&args.judges, &device)?;
-    let base = find(&args.base, None)?;
-    let pipeline = match args.fold.load(&base, &device)? {
+    let base = find_base(&args.base, None)?;
+    let pipeline = match load_with_adapters(&args.merged, &base, &device)? {
         Some(pipeline) => pipeline,
         None => Pipeline::load(&base, &device)?,
     };
-    let prompts = match (&asked[..], &data.eval_prompts[..]) {
+    let prompts = match (&given[..], &data.eval_prompts[..]) {
         ([], []) => anyhow::bail!("{} has no prompts to draw; give --prompt", args.data.display()),
         ([], own) => own.to_vec(),
         (given, _) => given.to_vec(),
     };
     let side = pipeline.image_size() as u32;
-    let pictures = Pictures::read(&data, &held_out, side)?;
-    let style_pictures =
-        style.as_ref().map(|style| Pictures::read(style, &[], side)).transpose()?;
+    let images = DatasetImages::read(&data, &held_out, side)?;
+    let style_images =
+        style.as_ref().map(|style| DatasetImages::read(style, &[], side)).transpose()?;
 
     let mut progress = Progress::default();
-    progress.show(Event::Stage { name: "drawing" });
     let config = GenerateConfig {
         prompts: prompts.iter().chain(&args.unrelated).cloned().collect(),
         steps: args.steps as usize,
-        guidance: args.guidance,
+        guidance_scale: args.guidance,
         seed: args.seed,
         shards: shards(&device),
         ..GenerateConfig::default()
     };
-    let mut draw = |pipeline: &Pipeline, config: &GenerateConfig| {
-        pipeline.generate(config, &mut |done, total| {
-            progress.show(Event::Progress { done, total, loss: None });
-        })
-    };
-    let mut drawn = draw(&pipeline, &config)?;
-    let moved = drawn.split_off(prompts.len());
-    let untuned = if moved.is_empty() {
-        Vec::new()
-    } else {
-        // The same list, so that each prompt has the same noise.
-        draw(&Pipeline::load(&base, &device)?, &config)?.split_off(prompts.len())
-    };
-    progress.show(Event::Stage { name: "judging" });
-    let mut reference = pictures.reference(&data, &prompts);
+    let Generated { samples, unrelated, unrelated_base } =
+        generate(&pipeline, &base, &config, prompts.len(), &mut progress)?;
+    progress.show(Event::Stage { name: "scoring" });
+    let mut reference = images.reference(&data, &prompts);
     if let Some(style) = &style {
         let known = |prompt: &String| style.without_identifier(prompt);
         reference.prompts = reference.prompts.iter().map(known).collect();
     }
-    let scores = score(&judges, &drawn, &reference)?.with_drift(&judges, &moved, &untuned)?;
-    let style = style_pictures.map(|style| judges.clip_i(&drawn, &style.subject)).transpose()?;
-    let style = style.map(|scores| scores.iter().sum::<f32>() / scores.len().max(1) as f32);
+    let scores = score(&judges, &samples, &reference)?;
+    let scores = scores.with_drift(&judges, &unrelated, &unrelated_base)?;
+    let style = style_images.map(|style| judges.clip_i(&samples, &style.training)).transpose()?;
+    let style_clip_i = style.map(|scores| scores.iter().sum::<f32>() / scores.len().max(1) as f32);
     progress.finish();
 
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    write_png(&out.join("samples.png"), &grid(&[reference.subject, drawn]))?;
-    if !moved.is_empty() {
-        write_png(&out.join("unrelated.png"), &grid(&[untuned, moved]))?;
+    write_png(&out.join(RunFolder::SAMPLES_GRID), &grid(&[reference.subject, samples]))?;
+    if !unrelated.is_empty() {
+        write_png(&out.join(RunFolder::UNRELATED_GRID), &grid(&[unrelated_base, unrelated]))?;
     }
-    let names: Vec<String> = held_out.iter().map(Example::name).collect();
-    let file = json!({
-        "prompts": prompts,
-        "identifier": data.identifier,
-        "held_out": names,
-        "scores": scores,
-        "style_clip_i": style,
-    });
-    write_file(&out.join("scores.json"), format!("{file:#}\n").as_bytes())?;
-    say(&scores, style);
+    let held_out = held_out.iter().map(Example::name).collect();
+    let identifier = data.identifier;
+    let file = EvaluationScores { prompts, identifier, held_out, scores, style_clip_i };
+    let text = format!("{:#}\n", serde_json::to_value(&file)?);
+    write_file(&out.join(RunFolder::SCORES), text.as_bytes())?;
+    print_scores(&file);
     Ok(())
 }
 
-fn say(scores: &Scores, style: Option<f32>) {
+/// The images of an evaluation.
+struct Generated {
+    /// The images of the prompts.
+    samples: Vec<RgbImage>,
+    /// The images of the unrelated prompts.
+    unrelated: Vec<RgbImage>,
+    /// The images of the unrelated prompts by the base.
+    unrelated_base: Vec<RgbImage>,
+}
+
+/// Generates the prompts of `config`: `num_prompts` prompts, and then the unrelated ones, which the base
+/// draws as well.
+fn generate(
+    pipeline: &Pipeline,
+    base: &Path,
+    config: &GenerateConfig,
+    num_prompts: usize,
+    progress: &mut Progress,
+) -> Result<Generated> {
+    progress.show(Event::Stage { name: "generating" });
+    let mut draw = |pipeline: &Pipeline| {
+        pipeline.generate(config, &mut |done, total| {
+            progress.show(Event::Progress { done, total, loss: None });
+        })
+    };
+    let mut samples = draw(pipeline)?;
+    let unrelated = samples.split_off(num_prompts);
+    let unrelated_base = if unrelated.is_empty() {
+        Vec::new()
+    } else {
+        // The base draws all prompts, so that each prompt has the same noise.
+        draw(&Pipeline::load(base, &pipeline.device)?)?.split_off(num_prompts)
+    };
+    Ok(Generated { samples, unrelated, unrelated_base })
+}
+
+fn print_scores(file: &EvaluationScores) {
+    let scores = &file.scores;
     let lines = [
         ("CLIP-T", Some(scores.clip_t)),
         ("CLIP-I", Some(scores.clip_i)),
         ("DINO", Some(scores.dino)),
         ("DINO to the truth of each prompt", scores.truth_dino),
-        ("CLIP-I to --like", style),
+        ("CLIP-I to --like", file.style_clip_i),
         ("drift of --unrelated", scores.drift),
     ];
     for (name, score) in lines {
         if let Some(score) = score {
-            say_result(&format!("{name:<7} {score:.3}"));
+            print_result(&format!("{name:<7} {score:.3}"));
         }
     }
 }

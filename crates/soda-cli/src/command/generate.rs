@@ -1,23 +1,22 @@
 //! `soda generate`
 
-use crate::args::{AdapterArg, CacheArg, DeviceArg};
-use crate::device::{Precision, shards};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args as ClapArgs;
-use clap::ValueEnum;
+use burn::tensor::Device;
+use clap::{Args, ValueEnum};
 use soda_models::image::{png_with_parameters, read_rgb};
-use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline, Start, model_name};
-use soda_models::scheduler::SamplerKind;
-use soda_models::scheduler::config::Algorithm;
+use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
+use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_train::{Event, write_file};
 
-use crate::base::find;
-use crate::command::load_merged;
-use crate::progress::{Progress, say_result};
+use crate::adapter_loading::BaseModel;
+use crate::args::{AdapterArg, CacheArg, DeviceArg};
+use crate::base_model::find_base;
+use crate::device::{Precision, shards};
+use crate::progress::{Progress, print_result};
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soda generate --base models/toy --prompt \"a photo of a red mug on a beach\"
@@ -29,51 +28,51 @@ Examples:
       --height 832 --prompt \"a lighthouse in a storm\"
   soda generate --base models/toy --init photo.png --strength-of-init 0.5 --prompt \"a blue mug\"
 
-Each picture is a PNG that says in `parameters` how it was made.")]
+Each image is a PNG file with its generation settings in the text chunk `parameters`.")]
 pub(crate) struct GenerateArgs {
     /// The base model: a diffusers directory, or a name such as stabilityai/sd-turbo
     #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: PathBuf,
-    /// What to draw; may be given several times
+    /// The prompt; may be given several times
     #[arg(long, value_name = "TEXT", required = true)]
     pub(crate) prompt: Vec<String>,
-    /// What to avoid
+    /// The negative prompt
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) negative: String,
-    /// Pictures of each prompt
+    /// Number of images per prompt
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) count: u32,
-    /// Seed of the starting noise
+    /// Seed of the initial noise
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Steps of the sampler
+    /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
-    /// Classifier-free guidance; 1 leaves it out
+    /// Scale of classifier-free guidance; 1 turns it off
     #[arg(long, default_value_t = 5.0)]
     pub(crate) guidance: f64,
     /// The sampler; by default the model's own
     #[arg(long, value_enum)]
     pub(crate) scheduler: Option<SamplerName>,
-    /// Space the noise levels as Karras et al.: euler, dpm++ and dpm++-sde
+    /// Use the noise schedule of Karras et al.; for euler, dpm++ and dpm++-sde
     #[arg(long)]
     pub(crate) karras: bool,
-    /// Width of the pictures in pixels; by default what the model was trained on
+    /// Width of the images in pixels; by default that of the model's training
     #[arg(long)]
     pub(crate) width: Option<u32>,
-    /// Height of the pictures in pixels
+    /// Height of the images in pixels; by default that of the model's training
     #[arg(long)]
     pub(crate) height: Option<u32>,
-    /// A picture to start from instead of noise alone
+    /// Image-to-image: the image to start from instead of noise alone
     #[arg(long, value_name = "FILE")]
     pub(crate) init: Option<PathBuf>,
-    /// How much of it is drawn again: above 0, and at 1 nothing of it is left
+    /// Image-to-image: how much of the image is replaced, above 0 and up to 1
     #[arg(long, default_value_t = 0.6, requires = "init")]
     pub(crate) strength_of_init: f64,
-    /// Layers of the text encoder left out at the end
+    /// Number of final layers of the text encoder that are skipped
     #[arg(long, default_value_t = 0)]
     pub(crate) clip_skip: u32,
-    /// Code pictures larger than those of training in tiles, which bounds memory
+    /// Decode images larger than those of the training in tiles, which bounds memory
     #[arg(long)]
     pub(crate) tiling: bool,
     /// Precision of the weights in memory
@@ -84,7 +83,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) variant: Option<String>,
     #[command(flatten)]
     pub(crate) adapter: AdapterArg,
-    /// Folder for the pictures
+    /// Folder for the images
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) out: PathBuf,
     #[command(flatten)]
@@ -93,19 +92,19 @@ pub(crate) struct GenerateArgs {
     pub(crate) device: DeviceArg,
 }
 
-/// The samplers, by the names people know.
+/// The value of `--scheduler`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SamplerName {
     Ddpm,
     Ddim,
     Pndm,
     Euler,
-    /// Euler's method with fresh noise after each step
+    /// Euler's method with new noise after each step
     EulerA,
     /// DPM-Solver++ 2M
     #[value(name = "dpm++")]
     Dpm,
-    /// DPM-Solver++ 2M with fresh noise after each step
+    /// DPM-Solver++ 2M with new noise after each step
     #[value(name = "dpm++-sde")]
     DpmSde,
 }
@@ -131,74 +130,34 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         "--karras needs --scheduler euler, dpm++ or dpm++-sde"
     );
     let device = args.device.device.open()?;
-    let mut progress = Progress::default();
-
-    let prompts: Vec<String> = args
-        .prompt
-        .iter()
-        .flat_map(|prompt| std::iter::repeat_n(prompt.clone(), args.count as usize))
-        .collect();
-    let files: Vec<_> = (0..prompts.len())
-        .map(|index| args.out.join(format!("seed{}-{index:02}.png", args.seed)))
-        .collect();
-    // Before the long part, not after it.
-    for file in &files {
-        ensure!(
-            !file.exists(),
-            "{} exists; give another --out or --seed, or remove it",
-            file.display()
-        );
-    }
-    let start = match &args.init {
-        Some(file) => Some(Start { picture: read_rgb(file)?, strength: args.strength_of_init }),
+    let files = output_files(&args)?;
+    let init_image = match &args.init {
+        Some(file) => Some(InitImage { image: read_rgb(file)?, strength: args.strength_of_init }),
         None => None,
     };
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
 
-    let options = LoadOptions {
-        dtype: args.dtype.into(),
-        variant: args.variant.clone(),
-        ..LoadOptions::default()
-    };
-    let base = find(&args.base, options.variant.as_deref())?;
-    let mut pipeline = match &args.adapter.adapter {
-        Some(adapter) => {
-            let cache = args.cache.open();
-            let strength = args.adapter.strength;
-            load_merged(&base, &options, adapter, strength, cache.as_ref(), &device)?
-        }
-        None => Pipeline::load_with(&base, &options, &device)?,
-    };
-    let scheduler = &mut pipeline.scheduler;
-    scheduler.use_karras_sigmas |= args.karras;
-    if args.scheduler == Some(SamplerName::DpmSde) {
-        scheduler.algorithm_type = Algorithm::SdeDpmSolverPlusPlus;
-    }
-    for prompt in args.prompt.iter().chain([&args.negative]) {
-        if pipeline.is_cut(prompt) {
-            let start: String = prompt.chars().take(60).collect();
-            progress.say(&format!(
-                "warning: the prompt is too long for the text encoder and was cut: {start}..."
-            ));
-        }
-    }
+    let pipeline = load_pipeline(&args, &device)?;
+    let mut progress = Progress::default();
+    warn_of_truncation(&args, &pipeline, &progress);
     let side = pipeline.image_size();
     let [height, width] = [args.height, args.width].map(|s| s.map_or(side, |s| s as usize));
+    let repeated = |prompt: &String| std::iter::repeat_n(prompt.clone(), args.count as usize);
     let config = GenerateConfig {
-        prompts,
+        prompts: args.prompt.iter().flat_map(repeated).collect(),
         negative_prompt: args.negative.clone(),
         steps: args.steps as usize,
-        guidance: args.guidance,
+        guidance_scale: args.guidance,
         seed: args.seed,
-        scheduler: args.scheduler.map(SamplerName::kind),
+        sampler: args.scheduler.map(SamplerName::kind),
         size: Some([height, width]),
         clip_skip: args.clip_skip as usize,
-        start,
+        init_image,
         tiling: args.tiling,
         shards: shards(&device),
     };
-    progress.show(Event::Stage { name: "drawing" });
+    progress.show(Event::Stage { name: "generating" });
     let images = pipeline.generate(&config, &mut |done, total| {
         progress.show(Event::Progress { done, total, loss: None });
     })?;
@@ -208,12 +167,61 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         let bytes = png_with_parameters(image, &text)
             .with_context(|| format!("{} cannot be encoded", file.display()))?;
         write_file(file, &bytes)?;
-        say_result(&file.display().to_string());
+        print_result(&file.display().to_string());
     }
     Ok(())
 }
 
-/// How picture `index` was made, in the form that the programs of the field write and read.
+/// The files to write. Fails before any computation if one of them exists.
+fn output_files(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
+    let count = args.prompt.len() * args.count as usize;
+    let file = |index| args.out.join(format!("seed{}-{index:02}.png", args.seed));
+    let files: Vec<PathBuf> = (0..count).map(file).collect();
+    for file in &files {
+        ensure!(
+            !file.exists(),
+            "{} exists; give another --out or --seed, or remove it",
+            file.display()
+        );
+    }
+    Ok(files)
+}
+
+/// Loads the base, merges the adapter and applies the options of the sampler.
+fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
+    let options = LoadOptions {
+        dtype: args.dtype.into(),
+        variant: args.variant.clone(),
+        ..LoadOptions::default()
+    };
+    let base = find_base(&args.base, options.variant.as_deref())?;
+    let mut pipeline = match &args.adapter.adapter {
+        Some(adapter) => {
+            let base = BaseModel { path: &base, options, cache: args.cache.open(), device };
+            base.load_merged(adapter, args.adapter.strength)?
+        }
+        None => Pipeline::load_with(&base, &options, device)?,
+    };
+    let scheduler = &mut pipeline.scheduler;
+    scheduler.use_karras_sigmas |= args.karras;
+    if args.scheduler == Some(SamplerName::DpmSde) {
+        scheduler.algorithm_type = AlgorithmType::SdeDpmSolverPlusPlus;
+    }
+    Ok(pipeline)
+}
+
+fn warn_of_truncation(args: &GenerateArgs, pipeline: &Pipeline, progress: &Progress) {
+    for prompt in args.prompt.iter().chain([&args.negative]) {
+        if pipeline.is_truncated(prompt) {
+            let start: String = prompt.chars().take(60).collect();
+            progress.warn(&format!(
+                "the prompt is too long for the text encoder and was cut: {start}..."
+            ));
+        }
+    }
+}
+
+/// The generation settings of image `index`, in the format of A1111 that other programs read.
 fn parameters(
     args: &GenerateArgs,
     config: &GenerateConfig,
@@ -235,7 +243,7 @@ fn parameters(
     text += &format!(
         "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Picture: {index}, Size: {width}x{height}, Model: {}",
         config.steps,
-        config.guidance,
+        config.guidance_scale,
         config.seed,
         model_name(&pipeline.source),
     );
@@ -245,8 +253,8 @@ fn parameters(
     if config.clip_skip > 0 {
         text += &format!(", Clip skip: {}", config.clip_skip + 1);
     }
-    if let Some(start) = &config.start {
-        text += &format!(", Denoising strength: {}", start.strength);
+    if let Some(init_image) = &config.init_image {
+        text += &format!(", Denoising strength: {}", init_image.strength);
     }
     if let Some(adapter) = &args.adapter.adapter {
         text += &format!(", Adapter: {} {}", name(adapter), args.adapter.strength);

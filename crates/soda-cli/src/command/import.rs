@@ -1,28 +1,30 @@
 //! `soda import`
 
-use crate::args::DeviceArg;
-use crate::base::find;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args as ClapArgs;
-use soda_adapters::interop::{Imported, import};
+use clap::Args;
 use soda_models::pipeline::{Pipeline, model_name};
+use soda_pipeline::configure_pipeline;
+use soda_pipeline::interop::{Imported, import};
 
-use crate::command::{parts, prepare};
-use crate::progress::{Progress, say_result};
+use crate::args::DeviceArg;
+use crate::base_model::find_base;
+use crate::progress::{Progress, print_result};
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soda import mug-lora.safetensors --base models/toy --out mug.safetensors
   soda import peft-directory --base models/toy --out mug.safetensors --trigger \"sks mug\"
   soda import learned_embeds.safetensors --base models/toy --out word.safetensors
 
-The vectors of a learnt word (Textual Inversion) are an adapter too: its word is in the file, or the file's name.")]
+The embedding of a new word (textual inversion) is an adapter too. The word is in the file, or
+is the file's name.")]
 pub(crate) struct ImportArgs {
-    /// A LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS, a learnt word of diffusers or kohya, or a directory of
-    /// PEFT, or one with a directory of PEFT for each network: unet, text_encoder, text_encoder_2
+    /// A LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS; a textual inversion file of diffusers or
+    /// kohya; a PEFT directory; or a directory with one PEFT directory per network: unet, text_encoder,
+    /// text_encoder_2
     pub(crate) path: PathBuf,
     /// The base model it is for: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -30,7 +32,7 @@ pub(crate) struct ImportArgs {
     /// The adapter file to write
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Words that call the subject up; may be given several times
+    /// Trigger words of the subject; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) trigger: Vec<String>,
     #[command(flatten)]
@@ -39,7 +41,7 @@ pub(crate) struct ImportArgs {
 
 pub(crate) fn run(args: ImportArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
-    let base = find(&args.base, None)?;
+    let base = find_base(&args.base, None)?;
     let mut pipeline = Pipeline::load(&base, &args.device.device.open()?)?;
     let name = model_name(&base);
     let Imported { mut file, matched, unmatched, absent } =
@@ -47,26 +49,26 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
             .with_context(|| format!("cannot import {}", args.path.display()))?;
     file.header.trigger = args.trigger;
     if file.header.trigger.is_empty() {
-        file.header.trigger = file.words.keys().cloned().collect();
+        file.header.trigger = file.embeddings.keys().cloned().collect();
     }
-    // Refused now, and not when it is used.
-    prepare(&file, &args.path, &mut pipeline)?;
+    // An adapter that this base cannot use is refused here, and not at its first use.
+    configure_pipeline(&mut pipeline, &file)?;
     file.write(&args.out)?;
     let progress = Progress::default();
     for name in &unmatched {
-        progress.say(&format!("warning: {name} is of no weight of this base and was left out"));
+        progress.warn(&format!("{name} is of no weight of this base and was left out"));
     }
     for (component, names) in &absent {
-        progress.say(&format!(
-            "warning: {} tensors are for a {component} (such as {}), which this base does not have, and were left out",
+        progress.warn(&format!(
+"{} tensors are for a {component} (such as {}), which this base does not have, and were left out",
             names.len(),
             names[0]
         ));
     }
-    say_result(&format!(
+    print_result(&format!(
         "{}: {}; {} weights matched, {} names left out",
         args.out.display(),
-        parts(&file),
+        file.summary(),
         matched.len(),
         unmatched.len() + absent.values().map(Vec::len).sum::<usize>()
     ));

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args as ClapArgs;
+use clap::Args;
 use serde_json::{Value, json};
-use soda_adapters::{AdapterError, AdapterFile};
+use soda_pipeline::{AdapterFile, FormatError, PipelineError};
 
-use crate::base::find;
-use crate::command::parts;
-use crate::progress::say_result;
+use crate::base_model::find_base;
+use crate::progress::print_result;
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soda inspect runs/mug-1/adapter.safetensors
@@ -23,80 +22,81 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn run(args: InspectArgs) -> Result<()> {
-    let path = &find(&args.path, None)?;
+    let path = &find_base(&args.path, None)?;
     if path.is_dir() {
-        return directory(path);
+        return print_directory(path);
     }
     match <AdapterFile>::read(path) {
-        Ok(file) => adapter(&file),
-        Err(AdapterError::NotAnAdapter { .. }) => tensors(path)?,
+        Ok(file) => print_adapter(&file),
+        Err(PipelineError::Format(FormatError::NotAnAdapter { .. })) => print_tensors(path)?,
         Err(error) => return Err(error.into()),
     }
     Ok(())
 }
 
-fn adapter(file: &AdapterFile) {
+fn print_adapter(file: &AdapterFile) {
     let header = &file.header;
-    say_result(&format!("SODA adapter: {}", parts(file)));
+    print_result(&format!("SODA adapter: {}", file.summary()));
     let fields = [
         ("base", json!(header.base)),
         ("trigger", json!(header.trigger)),
         ("training", header.training.clone()),
     ];
-    let recipes = file.parts.iter().map(|(component, part)| (component.name(), json!(part.recipe)));
+    let recipes =
+        file.adapters.iter().map(|(component, adapter)| (component.name(), json!(adapter.recipe)));
     for (key, value) in recipes.chain(fields) {
-        show(1, key, &value);
+        print_field(1, key, &value);
     }
     for (width, sizes) in file.factor_sizes() {
         let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
-        say_result(&format!("  rotations of width {width}: {sizes}"));
+        print_result(&format!("  rotations of width {width}: {sizes}"));
     }
-    say_result(&format!(
-        "  {} trained numbers in {} tensors:",
+    print_result(&format!(
+        "  {} trained parameters in {} tensors:",
         file.num_params(),
         file.num_tensors()
     ));
     for (key, data) in file.tensors() {
-        say_result(&format!("  {key} {:?}", data.shape().as_slice()));
+        print_result(&format!("  {key} {:?}", data.shape().as_slice()));
     }
 }
 
-/// An imported adapter has a rank and a target for each layer: more of a kind than this are counted.
-const SHOWN: usize = 16;
+/// The most entries that are printed of a list. An imported adapter has a rank and a target for each layer.
+const MAX_ENTRIES: usize = 16;
 
-/// `key: value`, what is inside it indented below.
-fn show(depth: usize, key: &str, value: &Value) {
+/// Prints `key: value`, with nested fields indented below.
+fn print_field(depth: usize, key: &str, value: &Value) {
     let indent = "  ".repeat(depth);
-    let many = |count: usize| say_result(&format!("{indent}  ... {count} in all"));
+    let many = |count: usize| print_result(&format!("{indent}  ... {count} in all"));
     match value {
         Value::Object(fields) if !fields.is_empty() => {
-            say_result(&format!("{indent}{key}:"));
-            for (key, value) in fields.iter().take(SHOWN) {
-                show(depth + 1, key, value);
+            print_result(&format!("{indent}{key}:"));
+            for (key, value) in fields.iter().take(MAX_ENTRIES) {
+                print_field(depth + 1, key, value);
             }
-            if fields.len() > SHOWN {
+            if fields.len() > MAX_ENTRIES {
                 many(fields.len());
             }
         }
-        Value::Array(items) if items.len() > SHOWN => {
-            say_result(&format!("{indent}{key}: {} ...", json!(items[..3])));
+        Value::Array(items) if items.len() > MAX_ENTRIES => {
+            print_result(&format!("{indent}{key}: {} ...", json!(items[..3])));
             many(items.len());
         }
-        Value::String(text) => say_result(&format!("{indent}{key}: {text}")),
-        other => say_result(&format!("{indent}{key}: {other}")),
+        Value::String(text) => print_result(&format!("{indent}{key}: {text}")),
+        other => print_result(&format!("{indent}{key}: {other}")),
     }
 }
 
-/// Any safetensors file: its metadata and tensors.
-fn tensors(path: &Path) -> Result<()> {
+/// Prints the metadata and the tensors of a safetensors file.
+fn print_tensors(path: &Path) -> Result<()> {
     let header = safetensors_header(path)?;
     if let Some(Value::Object(metadata)) = header.get("__metadata__") {
         for (key, value) in metadata {
-            say_result(&format!("  {key} = {value}"));
+            print_result(&format!("  {key} = {value}"));
         }
     }
     for (key, value) in header.iter().filter(|(key, _)| *key != "__metadata__") {
-        say_result(&format!(
+        print_result(&format!(
             "  {key} {} {}",
             value["dtype"].as_str().unwrap_or("?"),
             value["shape"]
@@ -105,14 +105,14 @@ fn tensors(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A diffusers directory: its parts, their classes, tensors and sizes.
-fn directory(path: &Path) -> Result<()> {
+/// Prints the parts of a diffusers directory with their classes, tensors and sizes.
+fn print_directory(path: &Path) -> Result<()> {
     let index = path.join("model_index.json");
     if !index.is_file() {
         bail!("{} has no model_index.json, so it is no diffusers directory", path.display());
     }
     let index = read_json(&index)?;
-    say_result(&format!("{} {}", path.display(), index["_class_name"].as_str().unwrap_or("?")));
+    print_result(&format!("{} {}", path.display(), index["_class_name"].as_str().unwrap_or("?")));
     let mut entries: Vec<_> = std::fs::read_dir(path)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
@@ -134,15 +134,15 @@ fn directory(path: &Path) -> Result<()> {
                 let name = file.file_name().unwrap_or_default().to_string_lossy();
                 line.push_str(&format!("\n    {name}"));
             }
-            line.push_str(&weights(file)?);
+            line.push_str(&count_values(file)?);
         }
-        say_result(&line);
+        print_result(&line);
     }
     Ok(())
 }
 
-/// Number of tensors and values by type.
-fn weights(path: &Path) -> Result<String> {
+/// Counts the tensors of a file, and their values by dtype.
+fn count_values(path: &Path) -> Result<String> {
     let header = safetensors_header(path)?;
     let mut values: BTreeMap<String, u64> = BTreeMap::new();
     let mut count = 0;
@@ -157,25 +157,25 @@ fn weights(path: &Path) -> Result<String> {
     Ok(format!(": {count} tensors, {}", values.join(" + ")))
 }
 
-/// The format's own limit, bytes.
+/// The size limit of a safetensors header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// The header alone: an inspection of a 7 GB checkpoint reads a few kilobytes.
+/// Reads only the header, which is a few kilobytes of a 7 GB checkpoint.
 fn safetensors_header(path: &Path) -> Result<serde_json::Map<String, Value>> {
     use std::io::Read as _;
-    let not = || format!("{} is not a safetensors file", path.display());
+    let not_safetensors = || format!("{} is not a safetensors file", path.display());
     let mut file =
         std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let length = file.metadata()?.len();
     let mut size = [0; 8];
-    file.read_exact(&mut size).with_context(not)?;
+    file.read_exact(&mut size).with_context(not_safetensors)?;
     let size = u64::from_le_bytes(size);
     if size > length.saturating_sub(8).min(MAX_HEADER) {
-        bail!(not());
+        bail!(not_safetensors());
     }
     let mut header = Vec::new();
-    file.take(size).read_to_end(&mut header).with_context(not)?;
-    serde_json::from_slice(&header).with_context(not)
+    file.take(size).read_to_end(&mut header).with_context(not_safetensors)?;
+    serde_json::from_slice(&header).with_context(not_safetensors)
 }
 
 fn read_json(path: &Path) -> Result<Value> {

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args as ClapArgs;
+use clap::Args;
 
-use crate::args::DeviceArg;
-use crate::base::find;
-use crate::command::fold::FoldArgs;
-use crate::progress::say_result;
+use crate::adapter_loading::load_with_adapters;
+use crate::args::{DeviceArg, MergedArgs};
+use crate::base_model::find_base;
+use crate::progress::print_result;
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soda merge --base models/toy --adapter runs/mug-1/adapter.safetensors --out models/toy-mug
@@ -19,8 +19,8 @@ Examples:
   soda merge --base models/toy --subject mug.safetensors --style chalk.safetensors \\
       --mode geodesic --restore 1 --out models/chalk-mug
 
-residual adds the weighted changes and takes any two adapters. geodesic and compose stay on the rotations'
-manifold and need two of one method: geodesic is their weighted mean, compose applies one after the other.
+residual adds the weighted changes of any two adapters. geodesic and compose stay on the manifold of rotations
+and need two adapters of one method. geodesic is their weighted mean; compose applies one after the other.
 
 Then, in Python: StableDiffusionPipeline.from_pretrained(\"models/toy-mug\")")]
 pub(crate) struct MergeArgs {
@@ -28,7 +28,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR|NAME")]
     pub(crate) base: PathBuf,
     #[command(flatten)]
-    pub(crate) fold: FoldArgs,
+    pub(crate) merged: MergedArgs,
     /// The directory to write; it must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -38,10 +38,10 @@ pub(crate) struct MergeArgs {
 
 pub(crate) fn run(args: MergeArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; merge writes a new directory", args.out.display());
-    let base = find(&args.base, None)?;
+    let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
-    let pipeline = args.fold.load(&base, &device)?;
+    let pipeline = load_with_adapters(&args.merged, &base, &device)?;
     pipeline.context("give --adapter, or --subject and --style")?.save(&args.out)?;
-    say_result(&args.out.display().to_string());
+    print_result(&args.out.display().to_string());
     Ok(())
 }

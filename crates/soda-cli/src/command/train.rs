@@ -1,21 +1,20 @@
 //! `soda train`
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::args::{CacheArg, DeviceArg};
-use crate::command::settings::SettingsArgs;
 use anyhow::{Context as _, Result};
-use clap::Args as ClapArgs;
-use soda_train::{Outcome, Personalisation, Place};
+use clap::Args;
+use soda_train::{Personalisation, RunFolder, RunSummary, RunTarget};
 
-use crate::base::find;
-use crate::command::settings::resolve;
+use crate::args::{CacheArg, DeviceArg, SettingsArgs, ToArgv as _, option};
+use crate::base_model::find_base;
 use crate::device::shards;
-use crate::progress::{Progress, say_result};
+use crate::progress::{Progress, print_result};
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soda train --base models/toy --data photos/mug --prompt \"a photo of a sks mug\"
@@ -29,10 +28,10 @@ Examples:
   soda train --resume runs/mug-1
 
 A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
-scores.json and report.html. Captions come from metadata.jsonl, .txt files beside the pictures, or
---prompt. Ctrl-C stores a checkpoint and stops; a second one stops at once.")]
+scores.json and report.html. Captions come from metadata.jsonl, .txt files beside the images, or --prompt.
+Ctrl-C stores a checkpoint and stops; a second Ctrl-C stops at once.")]
 pub(crate) struct TrainArgs {
-    /// Go on with a run that was stopped; its own settings apply
+    /// Resume an interrupted run with its own settings
     #[arg(
         long,
         value_name = "RUN",
@@ -46,10 +45,10 @@ pub(crate) struct TrainArgs {
     pub(crate) resume: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
-    /// Name of the run; by default the data folder's name and a number
+    /// Name of the run; by default the name of the data folder and a number
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Where runs are kept
+    /// Folder of the runs
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub(crate) runs: PathBuf,
     #[command(flatten)]
@@ -60,29 +59,44 @@ pub(crate) struct TrainArgs {
 
 pub(crate) fn run(args: TrainArgs) -> Result<()> {
     let device = args.device.device.open()?;
-    let (job, place) = match &args.resume {
+    let (job, target) = match &args.resume {
         Some(folder) => {
             let (job, folder) = Personalisation::resume(folder, &device)?;
-            (job, Place::Stopped(folder))
+            (job, RunTarget::Resumed(folder))
         }
         None => {
-            let mut config = resolve(&args.settings)?;
-            config.base = find(&config.base, None)?;
+            let mut config = args.settings.train_config()?;
+            config.base = find_base(&config.base, None)?;
             config.shards.get_or_insert(shards(&device));
-            let place = Place::New { root: &args.runs, name: args.name.as_deref() };
-            (Personalisation::new(config, &device)?, place)
+            let target = RunTarget::New { root: &args.runs, name: args.name.as_deref() };
+            (Personalisation::new(config, &device)?, target)
         }
     };
     let stop = on_interrupt()?;
     let mut progress = Progress::default();
-    let job = job.with_cache(args.cache.cache).with_recording();
-    let outcome = job.run(place, &stop, &mut |event| progress.show(event));
+    let job = job.with_cache(args.cache.cache).with_graph();
+    let summary = job.run(target, &stop, &mut |event| progress.show(event));
     progress.finish();
-    summarise(&outcome?);
+    print_summary(&summary?);
     Ok(())
 }
 
-/// Set by the first Ctrl-C; the second ends the process.
+/// The command line that trains the configuration file `config` as the run `name` in the folder `runs`.
+pub(crate) fn train_argv(
+    config: &Path,
+    runs: &Path,
+    name: &str,
+    cache: &CacheArg,
+    device: &DeviceArg,
+) -> Vec<OsString> {
+    let mut argv = vec!["train".into()];
+    argv.extend([option("config", config), option("runs", runs), option("name", name)]);
+    cache.append_to(&mut argv);
+    device.append_to(&mut argv);
+    argv
+}
+
+/// A flag that the first Ctrl-C sets. The second one ends the process.
 fn on_interrupt() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&stop);
@@ -95,29 +109,29 @@ fn on_interrupt() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn summarise(outcome: &Outcome) {
-    say_result(&format!(
-        "{}: {} trained numbers on {} layers, {} steps in {:.0} s",
-        outcome.folder.display(),
-        outcome.num_params,
-        outcome.num_layers,
-        outcome.config.steps,
-        outcome.seconds,
+fn print_summary(summary: &RunSummary) {
+    print_result(&format!(
+        "{}: {} trained parameters on {} layers, {} steps in {:.0} s",
+        summary.folder.display(),
+        summary.num_params,
+        summary.num_layers,
+        summary.config.steps,
+        summary.seconds,
     ));
-    if let (Some(before), Some(after)) = (outcome.before, outcome.after) {
+    if let (Some(before), Some(after)) = (summary.before, summary.after) {
         for (name, before, after) in [
             ("CLIP-T", before.clip_t, after.clip_t),
             ("CLIP-I", before.clip_i, after.clip_i),
             ("DINO", before.dino, after.dino),
         ] {
-            say_result(&format!("  {name:<7} {before:.3} -> {after:.3}"));
+            print_result(&format!("  {name:<7} {before:.3} -> {after:.3}"));
         }
         if let (Some(before), Some(after)) = (before.truth_dino, after.truth_dino) {
-            say_result(&format!("  DINO to the truth of each prompt {before:.3} -> {after:.3}"));
+            print_result(&format!("  DINO to the truth of each prompt {before:.3} -> {after:.3}"));
         }
         if let Some(drift) = after.drift {
-            say_result(&format!("  drift of unrelated prompts {drift:.3}"));
+            print_result(&format!("  drift of unrelated prompts {drift:.3}"));
         }
     }
-    say_result(&format!("  see {}", outcome.folder.join("report.html").display()));
+    print_result(&format!("  see {}", summary.folder.join(RunFolder::REPORT).display()));
 }

@@ -1,11 +1,11 @@
-//! The binary and the bundled model.
+//! Runs the binary on the bundled model.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A path in examples/toybox.
+/// A path in `examples/toybox`.
 pub(crate) fn toybox(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
 }

@@ -1,10 +1,10 @@
-//! A command that must succeed.
+//! Runs a command that must succeed.
 
 use std::path::Path;
 
 use crate::common::soda;
 
-/// What `soda` with these says, on both streams.
+/// Runs `soda` with `args`. Returns its standard output and standard error.
 #[track_caller]
 pub(crate) fn run(folder: &Path, args: &[&str]) -> String {
     let output = soda(folder, args);

@@ -1,5 +1,5 @@
-//! A hub on this machine: the bundled model as the repository `toys/base`.
-#![allow(dead_code, reason = "every test uses a part of it")]
+//! A hub server on this machine, which serves the bundled model as the repository `toys/base`.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -9,47 +9,48 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
-/// The state of `toys/base`.
+/// The commit of the branch `main` of `toys/base`.
 pub(crate) const COMMIT: &str = "0123456789abcdef";
 
-/// The one that is shown only with this token.
+/// The `Authorization` header with which the server shows `toys/closed`.
 pub(crate) const TOKEN: &str = "Bearer secret";
 
-/// What was asked for: path, and the token with it.
-pub(crate) type Log = Arc<Mutex<Vec<(String, Option<String>)>>>;
+/// The requests so far: path and `Authorization` header.
+pub(crate) type Requests = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
-/// The files of a repository.
+/// The files of a repository, by path.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-/// A server that ends with the test's process.
+/// A running server, which ends with the test process.
 pub(crate) struct Server {
-    /// Its address.
+    /// The URL of the server.
     pub(crate) endpoint: String,
-    /// What was asked for.
-    pub(crate) log: Log,
+    /// The requests so far.
+    pub(crate) requests: Requests,
 }
 
-/// Serves `files` as `toys/base`; `toys/closed` exists for a token only, and nothing else does.
+/// Serves `files` as `toys/base`. The server answers 401 for `toys/closed` without [`TOKEN`], and 404 for the
+/// rest.
 pub(crate) fn serve(files: Files) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let log = Log::default();
-    let kept = log.clone();
+    let requests = Requests::default();
+    let shared = requests.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            answer(stream.unwrap(), &files, &kept);
+            respond(stream.unwrap(), &files, &shared);
         }
     });
-    Server { endpoint, log }
+    Server { endpoint, requests }
 }
 
-/// An address at which nobody listens.
-pub(crate) fn nobody() -> String {
+/// The URL of a port on which no server listens.
+pub(crate) fn unreachable_endpoint() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-fn answer(mut stream: TcpStream, files: &Files, log: &Log) {
+fn respond(mut stream: TcpStream, files: &Files, requests: &Requests) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let Some(Ok(request)) = lines.next() else { return };
     let path = request.split(' ').nth(1).unwrap().to_owned();
@@ -59,17 +60,17 @@ fn answer(mut stream: TcpStream, files: &Files, log: &Log) {
         headers.insert(name.to_lowercase(), value.to_owned());
     }
     let token = headers.get("authorization").cloned();
-    log.lock().unwrap().push((path.clone(), token.clone()));
+    requests.lock().unwrap().push((path.clone(), token.clone()));
 
     let file = path.strip_prefix(&format!("/toys/base/resolve/{COMMIT}/")).map(|f| files.get(f));
-    let (status, more, body) = if path == "/api/models/toys/base/revision/main" {
+    let (status, fields, body) = if path == "/api/models/toys/base/revision/main" {
         let siblings: Vec<_> =
             files.keys().map(|file| serde_json::json!({"rfilename": file})).collect();
         let info = serde_json::json!({"siblings": siblings, "sha": COMMIT});
         ("200 OK", String::new(), info.to_string().into_bytes())
     } else if let Some(Some(body)) = file {
         let etag: String = Sha256::digest(body).iter().map(|b| format!("{b:02x}")).collect();
-        let more = format!("X-Repo-Commit: {COMMIT}\r\nETag: \"{etag}\"\r\n");
+        let fields = format!("X-Repo-Commit: {COMMIT}\r\nETag: \"{etag}\"\r\n");
         let range = headers.get("range").and_then(|range| {
             let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
             let last = body.len() - 1;
@@ -78,9 +79,9 @@ fn answer(mut stream: TcpStream, files: &Files, log: &Log) {
         match range {
             Some((from, to)) => {
                 let range = format!("Content-Range: bytes {from}-{to}/{}\r\n", body.len());
-                ("206 Partial Content", more + &range, body[from..=to].to_vec())
+                ("206 Partial Content", fields + &range, body[from..=to].to_vec())
             }
-            None => ("200 OK", more, body.clone()),
+            None => ("200 OK", fields, body.clone()),
         }
     } else if path.starts_with("/api/models/toys/closed/") && token.as_deref() != Some(TOKEN) {
         ("401 Unauthorized", String::new(), Vec::new())
@@ -88,15 +89,15 @@ fn answer(mut stream: TcpStream, files: &Files, log: &Log) {
         ("404 Not Found", String::new(), b"nothing here".to_vec())
     };
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\r\n",
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{fields}\r\n",
         body.len()
     );
-    // A client that has heard enough may be gone.
+    // A client may close the connection before the end of the body.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
 }
 
-/// The bundled model, with files that nobody needs and one that nobody may have.
-pub(crate) fn toybox() -> Files {
+/// The bundled model, with files that a pipeline does not need and one path that leaves the repository.
+pub(crate) fn toybox_repo() -> Files {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
     let mut files = Files::new();
     for entry in std::fs::read_dir(base).unwrap() {

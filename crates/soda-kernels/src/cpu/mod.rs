@@ -1,17 +1,24 @@
-//! The CPU: kernels on slices, in float32, with faer's products.
+//! The CPU: kernels on slices in float32, with matrix products by faer.
 //!
-//! burn's operations are one loop each over numbers that meanwhile left the cache, with the C library's exponential
-//! and error function one number at a time. Here what belongs together is one loop over what is in the cache, the
-//! functions are vectors ([`vector`]), and a task is a part of the samples or rows, so that the threads of the current
-//! pool share it. What is not float32 goes to burn's operations, attention to float32 and back.
+//! burn's operations are one loop each, over elements that have left the cache by then. They call the C
+//! library's `expf` and `erff` for one number at a time. Here one loop does all work on the elements that are
+//! in the cache, and the elementary functions are vectorized ([`simd`]).
+//!
+//! A task is a part of the samples or
+//! rows, which the threads of the current pool share. Tensors that are not float32 go to the fallback, except
+//! in attention, which casts to float32 and back.
 
-mod attend;
-mod convolution;
-mod dense;
-mod gate;
+mod attention;
+mod conv;
+mod conv_geometry;
+mod geglu;
+mod im2col;
+mod matmul;
+mod matrices;
 mod norm;
-mod product;
-mod vector;
+mod parallel;
+mod simd;
+mod tensor;
 mod winograd;
 
 use burn::backend::Flex;
@@ -19,115 +26,128 @@ use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
-use self::dense::{Flat, single};
-use crate::backend::{AttentionGradient, Kernels};
-use crate::{conv, geglu, norm as single_operations};
+use self::tensor::{FlexTensor, all_f32};
+use crate::backend::{AttentionGradient, KernelGradients, Kernels};
+use crate::fallback;
 
 impl Kernels for Flex {
-    // Computing them again while they are in the cache is quicker than reading them back.
-    const SCORES_KEPT: usize = 0;
-
-    fn product(lhs: Flat, rhs: Flat) -> Flat {
-        if single(&[&lhs, &rhs]) {
-            product::product(lhs, rhs)
-        } else {
-            Self::float_matmul(lhs, rhs)
-        }
+    fn matmul(lhs: FlexTensor, rhs: FlexTensor) -> FlexTensor {
+        if all_f32(&[&lhs, &rhs]) { matmul::matmul(lhs, rhs) } else { Self::float_matmul(lhs, rhs) }
     }
 
-    fn convolution(x: Flat, weight: Flat, options: ConvOptions<2>) -> Flat {
-        if single(&[&x, &weight]) {
-            return convolution::forward(&x, &weight, &options);
+    fn conv2d_forward(x: FlexTensor, weight: FlexTensor, options: ConvOptions<2>) -> FlexTensor {
+        if all_f32(&[&x, &weight]) {
+            return conv::forward(&x, &weight, &options);
         }
         Self::conv2d(x, weight, None, options)
     }
 
-    fn convolution_gradient(
-        grad: Flat,
-        weight: Flat,
-        height: usize,
-        width: usize,
-        options: ConvOptions<2>,
-    ) -> Flat {
-        if single(&[&grad, &weight]) {
-            return convolution::gradient(&grad, &weight, [height, width], &options);
-        }
-        conv::transposed::<Self>(grad, weight, [height, width], options)
-    }
-
-    fn attend(q: Flat, k: Flat, v: Flat, scale: f64) -> Flat {
+    fn attention_forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, scale: f64) -> FlexTensor {
         let dtype = q.dtype();
-        let [q, k, v] = [q, k, v].map(to_single);
-        Self::float_cast(attend::attend(q, k, v, scale as f32), dtype.into())
+        let [q, k, v] = [q, k, v].map(to_f32);
+        Self::float_cast(attention::forward(q, k, v, scale as f32), dtype.into())
     }
 
-    fn attend_gradient(
-        q: Flat,
-        k: Flat,
-        v: Flat,
-        grad: Flat,
-        scale: f64,
-        wanted: [bool; 3],
-    ) -> AttentionGradient<Self> {
-        let dtype = q.dtype();
-        let [q, k, v, grad] = [q, k, v, grad].map(to_single);
-        let [dq, dk, dv] = attend::gradient(q, k, v, grad, scale as f32)
-            .map(|gradient| Self::float_cast(gradient, dtype.into()));
-        (wanted[0].then_some(dq), wanted[1].then_some(dk), wanted[2].then_some(dv))
-    }
-
-    fn normalize_groups(
-        x: Flat,
-        gamma: Flat,
-        beta: Flat,
+    fn group_norm_forward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
         groups: usize,
         eps: f64,
-        act: bool,
-    ) -> (Flat, Option<Flat>) {
-        if single(&[&x, &gamma, &beta]) {
-            return (norm::groups(&x, &gamma, &beta, groups, eps, act), None);
+        silu: bool,
+    ) -> (FlexTensor, Option<FlexTensor>) {
+        if all_f32(&[&x, &gamma, &beta]) {
+            return (norm::group_norm(&x, &gamma, &beta, groups, eps, silu), None);
         }
-        (single_operations::groups::<Self>(x, gamma, beta, groups, eps, act), None)
+        (fallback::norm::group_norm::<Self>(x, gamma, beta, groups, eps, silu), None)
     }
 
-    fn normalize_groups_gradient(
-        x: Flat,
-        dy: Flat,
-        gamma: Flat,
-        beta: Flat,
-        groups: usize,
+    fn layer_norm_forward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
         eps: f64,
-        act: bool,
-    ) -> Flat {
-        if single(&[&x, &dy, &gamma, &beta]) {
-            return norm::groups_gradient(&x, &dy, &gamma, &beta, groups, eps, act);
-        }
-        single_operations::groups_gradient::<Self>(x, dy, gamma, beta, groups, eps, act)
-    }
-
-    fn normalize_rows(x: Flat, gamma: Flat, beta: Flat, eps: f64) -> Flat {
-        if single(&[&x, &gamma, &beta]) {
-            return norm::rows(&x, &gamma, &beta, eps);
+    ) -> FlexTensor {
+        if all_f32(&[&x, &gamma, &beta]) {
+            return norm::layer_norm(&x, &gamma, &beta, eps);
         }
         Self::layer_norm(x, gamma, Some(beta), eps)
     }
 
-    fn normalize_rows_gradient(x: Flat, dy: Flat, gamma: Flat, eps: f64) -> Flat {
-        if single(&[&x, &dy, &gamma]) {
-            return norm::rows_gradient(&x, &dy, &gamma, eps);
-        }
-        single_operations::rows_gradient::<Self>(x, dy, gamma, eps)
-    }
-
-    fn gate(x: Flat) -> Flat {
-        if single(&[&x]) { gate::forward(&x) } else { geglu::forward::<Self>(x) }
-    }
-
-    fn gate_gradient(x: Flat, dy: Flat) -> Flat {
-        if single(&[&x, &dy]) { gate::gradient(&x, &dy) } else { geglu::gradient::<Self>(x, dy) }
+    fn geglu(x: FlexTensor) -> FlexTensor {
+        if all_f32(&[&x]) { geglu::forward(&x) } else { fallback::geglu::forward::<Self>(x) }
     }
 }
 
-fn to_single(x: Flat) -> Flat {
+impl KernelGradients for Flex {
+    // To compute the weights again while they are in the cache is faster than to read them back.
+    const MAX_SAVED_SCORES: usize = 0;
+
+    fn conv2d_input_gradient(
+        grad: FlexTensor,
+        weight: FlexTensor,
+        size: [usize; 2],
+        options: ConvOptions<2>,
+    ) -> FlexTensor {
+        if all_f32(&[&grad, &weight]) {
+            return conv::input_gradient(&grad, &weight, size, &options);
+        }
+        fallback::conv::transposed::<Self>(grad, weight, size, options)
+    }
+
+    fn attention_gradient(
+        qkv: [FlexTensor; 3],
+        saved: Option<[FlexTensor; 2]>,
+        grad: FlexTensor,
+        scale: f64,
+        wanted: [bool; 3],
+    ) -> AttentionGradient<Self> {
+        if let Some([_, weights]) = saved {
+            return fallback::attention::gradient::<Self>(qkv, grad, Some(weights), scale, wanted);
+        }
+        let dtype = qkv[0].dtype();
+        let ([q, k, v], grad) = (qkv.map(to_f32), to_f32(grad));
+        let [dq, dk, dv] = attention::gradient(q, k, v, grad, scale as f32)
+            .map(|gradient| Self::float_cast(gradient, dtype.into()));
+        (wanted[0].then_some(dq), wanted[1].then_some(dk), wanted[2].then_some(dv))
+    }
+
+    fn group_norm_gradient(
+        x: FlexTensor,
+        dy: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        _stats: Option<FlexTensor>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FlexTensor {
+        if all_f32(&[&x, &dy, &gamma, &beta]) {
+            return norm::group_norm_gradient(&x, &dy, &gamma, &beta, groups, eps, silu);
+        }
+        fallback::norm::group_norm_gradient::<Self>(x, dy, gamma, beta, groups, eps, silu)
+    }
+
+    fn layer_norm_gradient(
+        x: FlexTensor,
+        dy: FlexTensor,
+        gamma: FlexTensor,
+        eps: f64,
+    ) -> FlexTensor {
+        if all_f32(&[&x, &dy, &gamma]) {
+            return norm::layer_norm_gradient(&x, &dy, &gamma, eps);
+        }
+        fallback::norm::layer_norm_gradient::<Self>(x, dy, gamma, eps)
+    }
+
+    fn geglu_gradient(x: FlexTensor, bias: Option<FlexTensor>, dy: FlexTensor) -> FlexTensor {
+        match bias {
+            None if all_f32(&[&x, &dy]) => geglu::gradient(&x, &dy),
+            bias => fallback::geglu::gradient::<Self>(x, bias, dy),
+        }
+    }
+}
+
+fn to_f32(x: FlexTensor) -> FlexTensor {
     Flex::float_cast(x, FloatDType::F32)
 }

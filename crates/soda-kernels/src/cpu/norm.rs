@@ -1,14 +1,16 @@
-//! Group norm with its silu, layer norm, and their gradients: each group or row is read while it is in the cache.
+//! Group norm with an optional SiLU, layer norm, and their gradients. Each group or row is processed while it
+//! is in the cache.
 
 use burn::backend::TensorMetadata;
 
-use super::dense::{Flat, rows_a_task, run, tensor, values};
-use super::vector::{sigmoid, sum, sum_of_pairs, vectorized};
+use super::parallel::{for_each_task, rows_per_task};
+use super::simd::{sigmoid, sum, sum_of_pairs, vectorized};
+use super::tensor::{FlexTensor, from_values, values};
 
-/// What a number of a map costs in multiplications, more or less.
+/// The approximate cost of one element in multiplications.
 const WORK: usize = 16;
 
-/// Mean and inverse deviation.
+/// The mean and the inverse standard deviation.
 #[inline(always)]
 fn statistics(x: &[f32], eps: f64) -> (f32, f32) {
     let mean = sum(x, |x| x) / x.len() as f64;
@@ -17,22 +19,22 @@ fn statistics(x: &[f32], eps: f64) -> (f32, f32) {
     (centre, (variance + eps).sqrt().recip() as f32)
 }
 
-/// Group norm of `x` `[b, c, h, w]`, then silu if `act`.
-pub(super) fn groups(
-    x: &Flat,
-    gamma: &Flat,
-    beta: &Flat,
+/// Group norm of `x` `[b, c, h, w]`, then SiLU if `silu`.
+pub(super) fn group_norm(
+    x: &FlexTensor,
+    gamma: &FlexTensor,
+    beta: &FlexTensor,
     groups: usize,
     eps: f64,
-    act: bool,
-) -> Flat {
+    silu: bool,
+) -> FlexTensor {
     let [_, channels, height, width] = x.shape().dims();
-    let [x_, gamma, beta] = [x, gamma, beta].map(Flat::to_contiguous);
+    let [x_, gamma, beta] = [x, gamma, beta].map(FlexTensor::to_contiguous);
     let (x_, gamma, beta) = (values(&x_), values(&gamma), values(&beta));
     let (pixels, share) = (height * width, channels / groups);
     let mut y = vec![0.0; x_.len()];
     let tasks = x_.chunks(share * pixels).zip(y.chunks_mut(share * pixels)).enumerate().collect();
-    run(tasks, WORK * x_.len(), |(i, (x, y))| {
+    for_each_task(tasks, WORK * x_.len(), |(i, (x, y))| {
         let first = i % groups * share;
         vectorized(
             #[inline(always)]
@@ -43,7 +45,7 @@ pub(super) fn groups(
                     for (x, y) in x.iter().zip(y.iter_mut()) {
                         *y = (x - mean) * gamma + beta;
                     }
-                    if act {
+                    if silu {
                         for y in y {
                             *y *= sigmoid(*y);
                         }
@@ -52,27 +54,27 @@ pub(super) fn groups(
             },
         );
     });
-    tensor(y, x.shape())
+    from_values(y, x.shape())
 }
 
-/// The gradient of [`groups`] by `x`.
-pub(super) fn groups_gradient(
-    x: &Flat,
-    dy: &Flat,
-    gamma: &Flat,
-    beta: &Flat,
+/// The gradient of [`group_norm`] by `x`.
+pub(super) fn group_norm_gradient(
+    x: &FlexTensor,
+    dy: &FlexTensor,
+    gamma: &FlexTensor,
+    beta: &FlexTensor,
     groups: usize,
     eps: f64,
-    act: bool,
-) -> Flat {
+    silu: bool,
+) -> FlexTensor {
     let [_, channels, height, width] = x.shape().dims();
-    let [x_, dy, gamma, beta] = [x, dy, gamma, beta].map(Flat::to_contiguous);
+    let [x_, dy, gamma, beta] = [x, dy, gamma, beta].map(FlexTensor::to_contiguous);
     let (x_, dy, gamma, beta) = (values(&x_), values(&dy), values(&gamma), values(&beta));
     let (pixels, share) = (height * width, channels / groups);
     let size = share * pixels;
     let mut dx = vec![0.0; x_.len()];
     let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).enumerate().collect();
-    run(tasks, 2 * WORK * x_.len(), |(i, ((x, dy), dx))| {
+    for_each_task(tasks, 2 * WORK * x_.len(), |(i, ((x, dy), dx))| {
         let first = i % groups * share;
         vectorized(
             #[inline(always)]
@@ -81,7 +83,7 @@ pub(super) fn groups_gradient(
                 let maps = x.chunks(pixels).zip(dy.chunks(pixels)).zip(dx.chunks_mut(pixels));
                 for (c, ((x, dy), g)) in maps.enumerate() {
                     let (gamma, beta) = (gamma[first + c], beta[first + c]);
-                    if act {
+                    if silu {
                         for ((x, dy), g) in x.iter().zip(dy).zip(g) {
                             let z = (x - mean) * (gamma * rstd) + beta;
                             let s = sigmoid(z);
@@ -93,16 +95,16 @@ pub(super) fn groups_gradient(
                         }
                     }
                 }
-                pull_back(dx, x, mean, rstd);
+                input_gradient(dx, x, mean, rstd);
             },
         );
     });
-    tensor(dx, x.shape())
+    from_values(dx, x.shape())
 }
 
-/// `rstd (g - mean(g) - xhat mean(g xhat))` in the place of `g`.
+/// Computes `rstd (g - mean(g) - xhat mean(g xhat))` in place of `g`.
 #[inline(always)]
-fn pull_back(g: &mut [f32], x: &[f32], mean: f32, rstd: f32) {
+fn input_gradient(g: &mut [f32], x: &[f32], mean: f32, rstd: f32) {
     let count = g.len() as f64;
     let level = (sum(g, |g| g) / count) as f32;
     let along = (sum_of_pairs(g, x, |g, x| g * ((x - mean) * rstd)) / count) as f32;
@@ -111,15 +113,20 @@ fn pull_back(g: &mut [f32], x: &[f32], mean: f32, rstd: f32) {
     }
 }
 
-/// Layer norm over the last axis.
-pub(super) fn rows(x: &Flat, gamma: &Flat, beta: &Flat, eps: f64) -> Flat {
-    let [x_, gamma, beta] = [x, gamma, beta].map(Flat::to_contiguous);
+/// Layer norm over the last axis of `x`.
+pub(super) fn layer_norm(
+    x: &FlexTensor,
+    gamma: &FlexTensor,
+    beta: &FlexTensor,
+    eps: f64,
+) -> FlexTensor {
+    let [x_, gamma, beta] = [x, gamma, beta].map(FlexTensor::to_contiguous);
     let (x_, gamma, beta) = (values(&x_), values(&gamma), values(&beta));
     let width = gamma.len();
     let mut y = vec![0.0; x_.len()];
-    let size = width * rows_a_task(x_.len() / width, WORK * width);
+    let size = width * rows_per_task(x_.len() / width, WORK * width);
     let tasks = x_.chunks(size).zip(y.chunks_mut(size)).collect();
-    run(tasks, WORK * x_.len(), |(x, y)| {
+    for_each_task(tasks, WORK * x_.len(), |(x, y)| {
         vectorized(
             #[inline(always)]
             || {
@@ -132,18 +139,23 @@ pub(super) fn rows(x: &Flat, gamma: &Flat, beta: &Flat, eps: f64) -> Flat {
             },
         );
     });
-    tensor(y, x.shape())
+    from_values(y, x.shape())
 }
 
-/// The gradient of [`rows`] by `x`.
-pub(super) fn rows_gradient(x: &Flat, dy: &Flat, gamma: &Flat, eps: f64) -> Flat {
-    let [x_, dy, gamma] = [x, dy, gamma].map(Flat::to_contiguous);
+/// The gradient of [`layer_norm`] by `x`.
+pub(super) fn layer_norm_gradient(
+    x: &FlexTensor,
+    dy: &FlexTensor,
+    gamma: &FlexTensor,
+    eps: f64,
+) -> FlexTensor {
+    let [x_, dy, gamma] = [x, dy, gamma].map(FlexTensor::to_contiguous);
     let (x_, dy, gamma) = (values(&x_), values(&dy), values(&gamma));
     let width = gamma.len();
     let mut dx = vec![0.0; x_.len()];
-    let size = width * rows_a_task(x_.len() / width, 2 * WORK * width);
+    let size = width * rows_per_task(x_.len() / width, 2 * WORK * width);
     let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).collect();
-    run(tasks, 2 * WORK * x_.len(), |((x, dy), dx)| {
+    for_each_task(tasks, 2 * WORK * x_.len(), |((x, dy), dx)| {
         vectorized(
             #[inline(always)]
             || {
@@ -153,10 +165,10 @@ pub(super) fn rows_gradient(x: &Flat, dy: &Flat, gamma: &Flat, eps: f64) -> Flat
                     for ((g, dy), gamma) in dx.iter_mut().zip(dy).zip(gamma) {
                         *g = gamma * dy;
                     }
-                    pull_back(dx, x, mean, rstd);
+                    input_gradient(dx, x, mean, rstd);
                 }
             },
         );
     });
-    tensor(dx, x.shape())
+    from_values(dx, x.shape())
 }

@@ -1,14 +1,18 @@
 //! Convolutions of kernel 3 and stride 1 by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, arXiv
-//! 1509.09308): 16 products for four pixels instead of 36, with additions of two to four numbers around them.
+//! 1509.09308). They take 16 multiplications for four pixels instead of 36, and sums of two to four numbers
+//! around them.
 //!
 //! ```text
 //! y = A' [(G g G') * (B' d B)] A      d: 4x4 pixels of the input, g: a filter, y: 2x2 pixels of the output
 //! M_k[o, t] = sum_c U_k[o, c] V_k[c, t]      the products *, k of 16, of all tiles t: matrices
 //! ```
 //!
-//! All entries of A and B are 0 or ±1 and those of G at least 1/4, so that no digits are lost: over 160 channels a
-//! result is within 1e-6 of the largest one. Filters are transformed once, as long as they live. The gradient is
-//! the convolution with the filters turned by half a circle, whose U are the same in another order.
+//! All entries of A and B are 0 or ±1, and those of G are at least 1/4. So no digits are lost: over 160
+//! channels the error is below 1e-6 of the largest result.
+//!
+//! Filters are transformed once, as long as they
+//! live. The gradient is the convolution with the filters rotated by 180 degrees, whose U are the same
+//! matrices in another order.
 
 use std::array::from_fn;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,67 +20,76 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::backend::TensorMetadata;
 use faer::{Accum, MatRef};
 
-use super::convolution::{Sizes, Task, tasks};
-use super::dense::{Flat, multiply, rows_of, rows_of_mut, run, scratch, tensor, values};
-use super::vector::vectorized;
+use super::conv_geometry::{Sizes, Task, tasks};
+use super::matrices::{multiply, rows_of, rows_of_mut};
+use super::parallel::{for_each_task, with_scratch};
+use super::simd::vectorized;
+use super::tensor::{FlexTensor, from_values, values};
 
-/// Numbers of a transformed tile.
+/// The number of elements of a transformed tile.
 const TAPS: usize = 16;
-/// Tiles of a task: both factors of the products stay in the cache, and the products are not narrow.
+/// The number of tiles of a task. Both factors of its products stay in the cache, and the products are not
+/// narrow.
 const TILES: usize = 64;
-/// The fewest channels on either side that the saved products pay for.
-const CHANNELS: usize = 24;
-/// The fewest tiles that reading larger filters pays for.
-const FEWEST_TILES: usize = 16;
+/// With fewer channels on either side the transforms cost more than the multiplications that they save.
+const MIN_CHANNELS: usize = 24;
+/// With fewer tiles, to read the larger transformed filters costs more than the filtering saves.
+const MIN_TILES: usize = 16;
 
-/// Whether a convolution is one of these, and quicker this way.
+/// Whether this algorithm computes the convolution, and faster than im2col does.
 pub(super) fn suits(sizes: &Sizes, batch: usize, outs: usize) -> bool {
     let [height, width] = sizes.out;
     sizes.kernel == [3, 3]
         && sizes.stride == [1, 1]
         && height.is_multiple_of(2)
         && width.is_multiple_of(4)
-        && sizes.channels.min(outs) >= CHANNELS
-        && batch * height * width / 4 >= FEWEST_TILES
+        && sizes.channels.min(outs) >= MIN_CHANNELS
+        && batch * height * width / 4 >= MIN_TILES
 }
 
-/// What the filters are multiplied with.
+/// The map that a convolution applies.
 #[derive(Clone, Copy)]
-pub(super) enum Way {
-    /// The input.
+pub(super) enum Direction {
+    /// The convolution of the input.
     Forward,
-    /// The gradient of the output.
-    Backward,
+    /// The adjoint convolution, of the gradient of the output.
+    Adjoint,
 }
 
-/// The convolution of `x` with `weight` `[o, c, 3, 3]`, or with its adjoint; `sizes` are those of the way.
-pub(super) fn convolve(x: &Flat, weight: &Flat, sizes: &Sizes, way: Way) -> Flat {
+/// The convolution of `x` with `weight` `[o, c, 3, 3]`, or its adjoint. `sizes` are the sizes in that
+/// direction.
+pub(super) fn convolve(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    sizes: &Sizes,
+    direction: Direction,
+) -> FlexTensor {
     let (batch, channels) = (x.shape()[0], sizes.channels);
     let [rows, cols, ..] = weight.shape().dims::<4>();
     let filters = transformed(weight);
     let factor = |k: usize| -> MatRef<'_, f32> {
         let u = |k| rows_of(&filters[k * rows * cols..][..rows * cols], rows, cols);
-        match way {
-            Way::Forward => u(k).transpose(),
-            // Half a circle exchanges the first and the last row of G g, and the columns.
-            Way::Backward => u(4 * [3, 1, 2, 0][k / 4] + [3, 1, 2, 0][k % 4]),
+        match direction {
+            Direction::Forward => u(k).transpose(),
+            // The rotation by 180 degrees swaps the first and the last row of G g, and the columns.
+            Direction::Adjoint => u(4 * [3, 1, 2, 0][k / 4] + [3, 1, 2, 0][k % 4]),
         }
     };
-    let outs = if matches!(way, Way::Forward) { rows } else { cols };
+    let outs = if matches!(direction, Direction::Forward) { rows } else { cols };
     let x = x.to_contiguous();
     let (x, size) = (values(&x), channels * sizes.height * sizes.width);
     let [height, width] = sizes.out;
     let mut y = vec![0.0; batch * outs * height * width];
     let tile = 2 * TILES.div_ceil(width / 2);
-    let together = TILES.div_ceil(height * width / 4).min(batch);
+    let samples_per_task = TILES.div_ceil(height * width / 4).min(batch);
     let map = Sizes { channels: 1, ..*sizes };
-    let todo = tasks(&mut y, outs, sizes, tile, together);
-    run(todo, 4 * batch * outs * channels * height * width, |task: Task<'_>| {
+    let tasks = tasks(&mut y, outs, sizes, tile, samples_per_task);
+    for_each_task(tasks, 4 * batch * outs * channels * height * width, |task: Task<'_>| {
         let Task { first, rows, mut maps } = task;
         let each = rows.len() / 2 * (width / 2);
         let tiles = maps.len() * each;
         let lengths = [map.band(rows.len()), TAPS * channels * tiles, TAPS * outs * tiles];
-        scratch(lengths, |[band, inputs, products]| {
+        with_scratch(lengths, |[band, inputs, products]| {
             for i in 0..maps.len() {
                 let image = x[(first + i) * size..][..size].chunks(sizes.height * sizes.width);
                 for (c, image) in image.enumerate() {
@@ -101,15 +114,15 @@ pub(super) fn convolve(x: &Flat, weight: &Flat, sizes: &Sizes, way: Way) -> Flat
             }
         });
     });
-    tensor(y, [batch, outs, height, width])
+    from_values(y, [batch, outs, height, width])
 }
 
-/// Work on rows of tiles, `T` tiles at a time.
+/// A loop over rows of tiles, `T` tiles at a time.
 trait Rows {
     fn run<const T: usize>(self);
 }
 
-/// Takes as many tiles at a time as a row of `width` pixels has, if it has no more than 16.
+/// Runs the loop with as many tiles at a time as divide a row of `width` pixels, at most 16.
 fn by_width<R: Rows>(width: usize, rows: R) {
     vectorized(
         #[inline(always)]
@@ -122,7 +135,8 @@ fn by_width<R: Rows>(width: usize, rows: R) {
     );
 }
 
-/// `B' d B` of the tiles of a padded band of one map; number `k` of the tiles goes to `to[k plane..]`.
+/// Computes `B' d B` of the tiles of a padded band of one map. Element `k` of the tiles goes to
+/// `to[k plane..]`.
 struct Analysis<'a> {
     band: &'a [f32],
     to: &'a mut [f32],
@@ -153,14 +167,14 @@ impl Rows for Analysis<'_> {
                     combine(&mut to[at(2)..], d1, d2, |p, q| q - p);
                     combine(&mut to[at(3)..], d1, d3, |p, q| p - q);
                 }
-                // The next tiles begin with the last two lines of these.
+                // The next row of tiles begins with the last two lines of this one.
                 d = [d[2], d[3], d[0], d[1]];
             }
         }
     }
 }
 
-/// `d B` of a line of the tiles `d` that begin with `line`.
+/// Computes `d B` of one line of the tiles that begin at `line`.
 #[inline(always)]
 fn spread<const T: usize>(line: &[f32], d: &mut [[f32; T]; 4]) {
     let (Some(near), Some(far)) = (
@@ -169,7 +183,7 @@ fn spread<const T: usize>(line: &[f32], d: &mut [[f32; T]; 4]) {
     ) else {
         return;
     };
-    // One loop each: the compiler makes vectors of these, not of all in one.
+    // The compiler vectorizes these two loops, but not one loop over both.
     let (mut even, mut odd) = ([0.0; T], [0.0; T]);
     let (mut next_even, mut next_odd) = ([0.0; T], [0.0; T]);
     for t in 0..T {
@@ -184,7 +198,7 @@ fn spread<const T: usize>(line: &[f32], d: &mut [[f32; T]; 4]) {
     combine(&mut d[3], &odd, &next_odd, |p, q| p - q);
 }
 
-/// `f` of each pair of numbers.
+/// Applies `f` to each pair of numbers.
 #[inline(always)]
 fn combine<const T: usize>(
     to: &mut [f32],
@@ -199,7 +213,7 @@ fn combine<const T: usize>(
     }
 }
 
-/// `A' m A` of the tiles of one map; number `k` of the tiles is at `from[k plane..]`.
+/// Computes `A' m A` of the tiles of one map. Element `k` of the tiles is at `from[k plane..]`.
 struct Synthesis<'a> {
     from: &'a [f32],
     plane: usize,
@@ -234,7 +248,7 @@ impl Rows for Synthesis<'_> {
     }
 }
 
-/// `s A` of a line of tiles.
+/// Computes `s A` of a line of tiles.
 #[inline(always)]
 fn weave<const T: usize>(s: &[[f32; T]; 4], line: &mut [f32]) {
     if let Some(line) = line.as_chunks_mut::<2>().0.first_chunk_mut::<T>() {
@@ -244,7 +258,7 @@ fn weave<const T: usize>(s: &[[f32; T]; 4], line: &mut [f32]) {
     }
 }
 
-/// `G g G'` of a weight `[o, c, 3, 3]`: `[16, o, c]`.
+/// Computes `G g G'` of a weight `[o, c, 3, 3]`: `[16, o, c]`.
 fn transform(weight: &[f32]) -> Vec<f32> {
     let filters = weight.as_chunks::<9>().0;
     let mut u = vec![0.0; TAPS * filters.len()];
@@ -264,34 +278,36 @@ fn transform(weight: &[f32]) -> Vec<f32> {
     u
 }
 
-/// A weight and its transform. Holding the weight keeps others from being put in its place, and burn from changing
-/// it there.
-struct Known {
-    weight: Flat,
+/// A weight and its transform. The entry holds the weight, so that its memory is neither reused nor changed
+/// in place.
+struct CachedTransform {
+    weight: FlexTensor,
     filters: Arc<Vec<f32>>,
 }
 
-/// Transforms of weights that are in use elsewhere; the others are dropped with the next one that is new.
-static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
-/// Numbers in all that are kept: 256 MiB.
-const MOST_KEPT: usize = 1 << 26;
+/// The transforms of weights that are in use. An insertion drops the entries of all other weights.
+static TRANSFORMS: Mutex<Vec<CachedTransform>> = Mutex::new(Vec::new());
+/// The largest number of cached elements: 256 MiB.
+const MAX_CACHED: usize = 1 << 26;
 
-/// The transform of a weight, computed once where that can be kept.
-fn transformed(weight: &Flat) -> Arc<Vec<f32>> {
+/// The transform of a weight, computed once if the cache has room for it.
+fn transformed(weight: &FlexTensor) -> Arc<Vec<f32>> {
     if !weight.is_contiguous() {
         return Arc::new(transform(values(&weight.to_contiguous())));
     }
     let numbers = values(weight);
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(entry) = known().iter().find(|entry| std::ptr::eq(values(&entry.weight), numbers)) {
+    let transforms = || TRANSFORMS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(entry) =
+        transforms().iter().find(|entry| std::ptr::eq(values(&entry.weight), numbers))
+    {
         return entry.filters.clone();
     }
     let filters = Arc::new(transform(numbers));
-    let mut known = known();
-    known.retain(|entry| !entry.weight.is_unique());
-    let kept: usize = known.iter().map(|entry| entry.filters.len()).sum();
-    if kept + filters.len() <= MOST_KEPT {
-        known.push(Known { weight: weight.clone(), filters: filters.clone() });
+    let mut transforms = transforms();
+    transforms.retain(|entry| !entry.weight.is_unique());
+    let cached: usize = transforms.iter().map(|entry| entry.filters.len()).sum();
+    if cached + filters.len() <= MAX_CACHED {
+        transforms.push(CachedTransform { weight: weight.clone(), filters: filters.clone() });
     }
     filters
 }
@@ -302,7 +318,7 @@ mod tests {
 
     use super::*;
 
-    /// Numbers of mean 0 and variance 1, the same each time.
+    /// Reproducible numbers of mean 0 and variance 1.
     fn noise(count: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut uniform = || {
@@ -317,9 +333,9 @@ mod tests {
             .collect()
     }
 
-    /// Both ways against sums in float64: 4e-7 of the largest number away, of 1440 products each.
+    /// Both directions against sums of 1440 products in float64. The error is 4e-7 of the largest number.
     #[test]
-    fn the_tiles_lose_no_digits() {
+    fn both_directions_are_accurate_in_float32() {
         let (channels, outs, side) = (160, 32, 8);
         let (x, w) = (noise(channels * side * side, 1), noise(outs * channels * 9, 2));
         let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
@@ -337,43 +353,50 @@ mod tests {
                 exact.push(taps.sum::<f64>());
             }
         }
-        let largest = exact.iter().fold(0.0, |m: f64, y| m.max(y.abs()));
-        let distance = |y: &Flat| {
-            let pairs = values(y).iter().zip(&exact);
-            pairs.fold(0.0, |m: f64, (y, e)| m.max((f64::from(*y) - e).abs())) / largest
+        let error = |y: &FlexTensor| {
+            let y: Vec<f64> = values(y).iter().copied().map(f64::from).collect();
+            soda_testing::relative_error(&y, &exact)
         };
         let sizes = Sizes::new([channels, side, side], [3, 3], &options);
         assert!(suits(&sizes, 1, outs));
-        let map = tensor(x.clone(), [1, channels, side, side]);
-        let forward =
-            convolve(&map, &tensor(w.clone(), [outs, channels, 3, 3]), &sizes, Way::Forward);
-        // The adjoint of the convolution with the filters turned and their axes exchanged is the convolution.
-        let turned = (0..channels * outs * 9)
+        let map = from_values(x.clone(), [1, channels, side, side]);
+        let forward = convolve(
+            &map,
+            &from_values(w.clone(), [outs, channels, 3, 3]),
+            &sizes,
+            Direction::Forward,
+        );
+        // The adjoint convolution with rotated filters and swapped channel axes is the convolution.
+        let rotated = (0..channels * outs * 9)
             .map(|i| w[(i / 9 % outs * channels + i / 9 / outs) * 9 + 8 - i % 9])
             .collect();
-        let backward =
-            convolve(&map, &tensor(turned, [channels, outs, 3, 3]), &sizes, Way::Backward);
-        for (way, y) in [("forward", forward), ("backward", backward)] {
-            let error = distance(&y);
-            assert!(error < 1e-6, "{way}: {error:e} of the largest number");
+        let backward = convolve(
+            &map,
+            &from_values(rotated, [channels, outs, 3, 3]),
+            &sizes,
+            Direction::Adjoint,
+        );
+        for (direction, y) in [("forward", forward), ("backward", backward)] {
+            let error = error(&y);
+            assert!(error <= 1e-6, "{direction}: the relative error is {error:e}");
         }
     }
 
-    /// A transform is that of the weight asked for, whatever lay in its place before.
+    /// A cached transform belongs to its weight, not to another weight that was at the same address before.
     #[test]
-    fn a_weight_that_is_gone_is_forgotten() {
+    fn the_cache_drops_weights_that_are_gone() {
         for seed in 0..20 {
             let numbers = noise(24 * 24 * 9, seed);
-            let weight = tensor(numbers.clone(), [24, 24, 3, 3]);
+            let weight = from_values(numbers.clone(), [24, 24, 3, 3]);
             assert_eq!(*transformed(&weight), transform(&numbers));
             assert_eq!(*transformed(&weight), transform(&numbers));
         }
-        let held = KNOWN
+        let held = TRANSFORMS
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
             .filter(|k| k.weight.is_unique())
             .count();
-        assert!(held <= 4, "{held} weights that nothing else uses");
+        assert!(held <= 4, "{held} cached weights are used nowhere else");
     }
 }

@@ -1,32 +1,36 @@
 //! Optimizers of parameters with orthonormal columns, as burn `Optimizer`s.
 //!
-//! | optimizer | momentum | adaptive | ends a step by | reads back |
+//! | optimizer | momentum | adaptive | retraction | reads per step |
 //! |---|---|---|---|---|
-//! | [`StiefelSgd`] | `Y`, `V`, not transported | no | polar | one number |
-//! | [`StiefelAdam`] | `Y`, `V`, not transported | per entry | polar | nothing (Euler) |
-//! | [`RiemannianSgd`] | transported | no | any [`Retraction`](crate::stiefel::Retraction) | one number |
-//! | [`RiemannianAdam`] | transported | per matrix | any retraction | one number |
-//! | [`Pogo`] | in the surrounding space | per matrix | one polynomial step | nothing |
+//! | [`StiefelSgd`] | in the tangent space, without transport | no | polar | one |
+//! | [`StiefelAdam`] | in the tangent space, without transport | per entry | polar | none (square, Euler) |
+//! | [`RiemannianSgd`] | transported | no | any [`Retraction`](crate::stiefel::Retraction) | one |
+//! | [`RiemannianAdam`] | transported | per matrix | any [`Retraction`](crate::stiefel::Retraction) | one |
+//! | [`Pogo`] | in the surrounding space | per matrix | one polynomial step | none |
 //!
-//! Each treats leading axes as a batch, takes tall, square and wide matrices, and computes half
-//! precisions in f32. The parameter must start on the manifold ([`crate::stiefel::check`]).
+//! A parameter is `[..., n, m]`: leading axes are a batch, so that all factors of one size step in one call.
+//! Tall, square and wide matrices are accepted, and half precisions are computed in f32. The parameter must
+//! start on the manifold ([`crate::stiefel::check_orthonormal`]).
+//!
+//! A read waits for the device: the number of iterations follows from a norm that is read back. The fields of
+//! the states are the keys of burn's records.
 
-pub mod exponential;
-pub mod metric;
+mod exponential_map;
+mod metric;
 mod moments;
-pub mod pogo;
-pub mod riemannian_adam;
-pub mod riemannian_sgd;
-mod rule;
-pub mod stiefel_adam;
-pub mod stiefel_sgd;
+mod optimizer;
+mod pogo;
+mod riemannian_adam;
+mod riemannian_sgd;
+mod stiefel_adam;
+mod stiefel_sgd;
 
-pub use exponential::Exponential;
+pub use exponential_map::ExponentialMap;
 pub use metric::Metric;
 pub use moments::MomentsState;
+pub use optimizer::{StiefelOptimizer, UpdateRule};
 pub use pogo::{Pogo, PogoConfig};
 pub use riemannian_adam::{RiemannianAdam, RiemannianAdamConfig};
 pub use riemannian_sgd::{RiemannianSgd, RiemannianSgdConfig, RiemannianSgdState};
-pub use rule::{OnStiefel, Rule};
 pub use stiefel_adam::{StiefelAdam, StiefelAdamConfig, StiefelAdamState};
 pub use stiefel_sgd::{StiefelSgd, StiefelSgdConfig, StiefelSgdState};

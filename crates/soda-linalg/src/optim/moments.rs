@@ -1,34 +1,36 @@
-//! Adam's moments with one second moment a matrix, so that a rotation of the gradient rotates the
-//! direction with it.
+//! Adam's moments with one second moment for each matrix, so that the direction rotates with the gradient.
 
 use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
 
-use crate::stack::Stack;
+use crate::batched::BatchLayout;
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moments {
-    pub(crate) beta_1: f64,
-    pub(crate) beta_2: f64,
-    pub(crate) epsilon: f64,
+pub(super) struct Moments {
+    pub(super) beta_1: f64,
+    pub(super) beta_2: f64,
+    pub(super) epsilon: f64,
 }
 
-/// The moments of [`super::RiemannianAdam`] and [`super::Pogo`] for a parameter `[..., n, m]`.
+/// The state of [`RiemannianAdam`](super::RiemannianAdam) and [`Pogo`](super::Pogo) for a parameter
+/// `[..., n, m]`.
+///
+/// The names of the fields are keys of burn's records.
 #[derive(Clone, Debug, RecordState)]
 pub struct MomentsState<const D: usize> {
-    /// Steps taken.
+    /// The number of steps taken.
     pub time: usize,
-    /// The mean gradient, shaped as the parameter.
+    /// The running mean of the gradient, in the shape of the parameter.
     pub moment: Tensor<D>,
-    /// The mean of its squared norm, `[..., 1, 1]`.
+    /// The running mean of the gradient's squared norm, `[..., 1, 1]`.
     pub square: Tensor<D>,
 }
 
 impl Moments {
-    /// The direction `M̂ / (√p̂ + ε)`, `[b, n, m]`, for the gradient `g`.
-    pub(crate) fn step<const D: usize>(
+    /// The direction `M̂ / (√p̂ + ε)`, `[b, n, m]`, for the gradient `g`, and the next state.
+    pub(super) fn step<const D: usize>(
         self,
-        stack: &Stack<D>,
+        layout: &BatchLayout<D>,
         g: Tensor<3>,
         state: Option<MomentsState<D>>,
     ) -> (Tensor<3>, MomentsState<D>) {
@@ -37,8 +39,8 @@ impl Moments {
         let (time, moment, square) = match state {
             None => (1, g, norm),
             Some(state) => {
-                let moment = stack.fold(state.moment).mul_scalar(self.beta_1) + g;
-                let square = state.square.reshape([stack.batch, 1, 1]);
+                let moment = layout.flatten(state.moment).mul_scalar(self.beta_1) + g;
+                let square = state.square.reshape([layout.batch, 1, 1]);
                 (state.time + 1, moment, square.mul_scalar(self.beta_2) + norm)
             }
         };
@@ -48,15 +50,15 @@ impl Moments {
         let direction = moment.clone().div_scalar(correction_1) / root;
         let state = MomentsState {
             time,
-            moment: stack.unfold(moment),
-            square: stack.unfold_scalar(square),
+            moment: layout.unflatten(moment),
+            square: layout.unflatten_scalar(square),
         };
         (direction, state)
     }
 }
 
 impl<const D: usize> MomentsState<D> {
-    pub(crate) fn moved_to(mut self, device: &Device) -> Self {
+    pub(super) fn moved_to(mut self, device: &Device) -> Self {
         self.moment = self.moment.to_device(device);
         self.square = self.square.to_device(device);
         self

@@ -1,60 +1,59 @@
-//! POGO (Javaloy and Vergari, An embarrassingly simple way to optimize orthogonal matrices at scale,
-//! arXiv 2602.14656): a relative gradient step, then one step back towards the manifold.
-//!
-//! ```text
-//! U = the base optimizer's direction for G
-//! M = X - lr/2 (U XᵀX - X UᵀX)        X <- M + M (I - MᵀM) / 2
-//! ```
-//!
-//! A few products, no inverse, no iteration and nothing read back: the cheapest step here. In return
-//! the distance it leaves is `3/4 |MᵀM - I|²`, hence of order `lr⁴`, instead of rounding: 1e-8 at
-//! `lr = 0.01`, since the direction of the base optimizer (Adam with one second moment a matrix) has
-//! norm about 1, and too much for an adapter's file above `lr = 0.03`.
+//! POGO: a relative gradient step, then one step back towards the manifold.
 
 use burn::config::Config;
 use burn::tensor::{Device, Tensor};
 use soda_kernels::matmul;
 
 use super::moments::{Moments, MomentsState};
-use super::rule::{OnStiefel, Rule};
-use crate::batch;
-use crate::stack::Stack;
+use super::optimizer::{StiefelOptimizer, UpdateRule};
+use crate::batched::{BatchLayout, gram, identity_like};
 
-/// Settings of [`Pogo`]'s base optimizer.
+/// The settings of the base optimizer of [`Pogo`], an Adam with one second moment for each matrix.
 #[derive(Config, Debug)]
 pub struct PogoConfig {
-    /// Decay of the first moment.
+    /// The decay of the first moment, `β1`.
     #[config(default = 0.9)]
     pub beta_1: f64,
-    /// Decay of the second moment.
+    /// The decay of the second moment, `β2`.
     #[config(default = 0.999)]
     pub beta_2: f64,
-    /// What keeps the division finite.
+    /// The number `ε` that keeps the division finite.
     #[config(default = 1e-8)]
     pub epsilon: f64,
 }
 
-/// POGO on the Stiefel manifold.
-pub type Pogo = OnStiefel<PogoConfig>;
+/// POGO on the Stiefel manifold (Javaloy and Vergari, An embarrassingly simple way to optimize orthogonal
+/// matrices at scale, arXiv 2602.14656).
+///
+/// ```text
+/// U = the base optimizer's direction for the gradient G
+/// M = X - lr/2 (U XᵀX - X UᵀX)        X <- M + M (I - MᵀM) / 2
+/// ```
+///
+/// A step takes a few matrix products, without an inverse, an iteration or a read: it is the cheapest step of
+/// this module. In return a step leaves a distance of `3/4 |MᵀM - I|²` from the manifold, of order `lr⁴`,
+/// instead of rounding. The direction has a norm of about 1, so that the distance is about 1e-8 at
+/// `lr = 0.01`; keep `lr <= 0.03` for adapter files.
+pub type Pogo = StiefelOptimizer<PogoConfig>;
 
-impl Rule for PogoConfig {
+impl UpdateRule for PogoConfig {
     type State<const D: usize> = MomentsState<D>;
 
-    fn advance<const D: usize>(
+    fn update<const D: usize>(
         &self,
         lr: f64,
-        stack: &Stack<D>,
+        layout: &BatchLayout<D>,
         x: Tensor<3>,
         g: Tensor<3>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<3>, Self::State<D>) {
         let Self { beta_1, beta_2, epsilon } = *self;
-        let (u, state) = Moments { beta_1, beta_2, epsilon }.step(stack, g, state);
+        let (u, state) = Moments { beta_1, beta_2, epsilon }.step(layout, g, state);
         let inner = matmul(u.clone().transpose(), x.clone());
-        let relative = matmul(u, batch::gram(&x)) - matmul(x.clone(), inner);
+        let relative = matmul(u, gram(&x)) - matmul(x.clone(), inner);
         let m = x - relative.mul_scalar(0.5 * lr);
-        let defect = batch::identity(&m) - batch::gram(&m);
-        let x = m.clone() + matmul(m, defect).mul_scalar(0.5);
+        let residual = identity_like(&m) - gram(&m);
+        let x = m.clone() + matmul(m, residual).mul_scalar(0.5);
         (x, state)
     }
 

@@ -1,58 +1,59 @@
-//! Riemannian Adam (Bécigneul and Ganea, Riemannian adaptive optimization methods, ICLR 2019, arXiv
-//! 1810.00760).
-//!
-//! ```text
-//! g = tangent(X, G)        M <- β1 M + (1 - β1) g        p <- β2 p + (1 - β2) |g|²
-//! X' = R(X, -lr M̂ / (√p̂ + ε))        M <- tangent(X', M)
-//! ```
-//!
-//! with the hats for bias correction. `p` is one number a matrix: entries have no meaning of their own
-//! on a manifold, so the second moment is that of the norm, and a step has about length `lr`.
+//! Riemannian Adam: moments in the tangent space, and one second moment for each matrix.
 
 use burn::config::Config;
 use burn::tensor::{Device, Tensor};
 
 use super::moments::{Moments, MomentsState};
-use super::rule::{OnStiefel, Rule};
-use crate::stack::Stack;
-use crate::stiefel::{Retraction, project};
+use super::optimizer::{StiefelOptimizer, UpdateRule};
+use crate::batched::BatchLayout;
+use crate::stiefel::{Retraction, project_tangent_batch};
 
-/// Settings of [`RiemannianAdam`].
+/// The settings of [`RiemannianAdam`].
 #[derive(Config, Debug)]
 pub struct RiemannianAdamConfig {
-    /// Decay of the first moment.
+    /// The decay of the first moment, `β1`.
     #[config(default = 0.9)]
     pub beta_1: f64,
-    /// Decay of the second moment.
+    /// The decay of the second moment, `β2`.
     #[config(default = 0.999)]
     pub beta_2: f64,
-    /// What keeps the division finite.
+    /// The number `ε` that keeps the division finite.
     #[config(default = 1e-8)]
     pub epsilon: f64,
-    /// `R`.
+    /// The retraction `R` that ends a step.
     #[config(default = "Retraction::Polar")]
     pub retraction: Retraction,
 }
 
-/// Riemannian Adam on the Stiefel manifold.
-pub type RiemannianAdam = OnStiefel<RiemannianAdamConfig>;
+/// Riemannian Adam on the Stiefel manifold (Bécigneul and Ganea, Riemannian adaptive optimization methods,
+/// ICLR 2019, arXiv 1810.00760).
+///
+/// ```text
+/// g = project_tangent(X, G)        M <- β1 M + (1 - β1) g        p <- β2 p + (1 - β2) |g|²
+/// X' = R(X, -lr M̂ / (√p̂ + ε))        M <- project_tangent(X', M)
+/// ```
+///
+/// `G` is the Euclidean gradient, and hats are bias corrections. `p` is one number for each matrix, because
+/// single entries have no meaning on a manifold. The length of a step is about `lr`.
+pub type RiemannianAdam = StiefelOptimizer<RiemannianAdamConfig>;
 
-impl Rule for RiemannianAdamConfig {
+impl UpdateRule for RiemannianAdamConfig {
     type State<const D: usize> = MomentsState<D>;
 
-    fn advance<const D: usize>(
+    fn update<const D: usize>(
         &self,
         lr: f64,
-        stack: &Stack<D>,
+        layout: &BatchLayout<D>,
         x: Tensor<3>,
         g: Tensor<3>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<3>, Self::State<D>) {
         let Self { beta_1, beta_2, epsilon, retraction } = *self;
         let moments = Moments { beta_1, beta_2, epsilon };
-        let (direction, mut state) = moments.step(stack, project(&x, g), state);
-        let x = retraction.step_or_show(x, direction.mul_scalar(-lr));
-        state.moment = stack.unfold(project(&x, stack.fold(state.moment)));
+        let (direction, mut state) = moments.step(layout, project_tangent_batch(&x, g), state);
+        let x = retraction.apply_or_sum(x, direction.mul_scalar(-lr));
+        let moment = layout.flatten(state.moment);
+        state.moment = layout.unflatten(project_tangent_batch(&x, moment));
         (x, state)
     }
 

@@ -1,61 +1,62 @@
-//! Riemannian SGD with momentum: gradient, step and momentum all in the tangent space (Bonnabel,
-//! Stochastic gradient descent on Riemannian manifolds, 2013).
-//!
-//! ```text
-//! g = tangent(X, G)        M <- μ M + g        X' = R(X, -lr M)        M <- tangent(X', M)
-//! ```
-//!
-//! `R` is any [`Retraction`]; the momentum is transported by projection. The metric is the Euclidean one.
+//! Riemannian SGD with momentum: gradient, step and momentum in the tangent space.
 
 use burn::config::Config;
 use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
 
-use super::rule::{OnStiefel, Rule};
-use crate::stack::Stack;
-use crate::stiefel::{Retraction, project};
+use super::optimizer::{StiefelOptimizer, UpdateRule};
+use crate::batched::BatchLayout;
+use crate::stiefel::{Retraction, project_tangent_batch};
 
-/// Settings of [`RiemannianSgd`].
+/// The settings of [`RiemannianSgd`].
 #[derive(Config, Debug)]
 pub struct RiemannianSgdConfig {
-    /// `μ`.
+    /// The momentum `μ`.
     #[config(default = 0.9)]
     pub momentum: f64,
-    /// `R`.
+    /// The retraction `R` that ends a step.
     #[config(default = "Retraction::Polar")]
     pub retraction: Retraction,
 }
 
-/// Riemannian SGD on the Stiefel manifold.
-pub type RiemannianSgd = OnStiefel<RiemannianSgdConfig>;
+/// Riemannian SGD with momentum on the Stiefel manifold, in the Euclidean metric (Bonnabel, Stochastic
+/// gradient descent on Riemannian manifolds, 2013).
+///
+/// ```text
+/// g = project_tangent(X, G)        M <- μ M + g        X' = R(X, -lr M)        M <- project_tangent(X', M)
+/// ```
+///
+/// `G` is the Euclidean gradient. The momentum is transported by projection.
+pub type RiemannianSgd = StiefelOptimizer<RiemannianSgdConfig>;
 
-/// The momentum of [`RiemannianSgd`].
+/// The state of [`RiemannianSgd`] for a parameter `[..., n, m]`; the name of the field is a key of burn's
+/// records.
 #[derive(Clone, Debug, RecordState)]
 pub struct RiemannianSgdState<const D: usize> {
-    /// `M`, a tangent at the parameter.
+    /// The momentum `M`, a tangent at the parameter, in its shape.
     pub momentum: Tensor<D>,
 }
 
-impl Rule for RiemannianSgdConfig {
+impl UpdateRule for RiemannianSgdConfig {
     type State<const D: usize> = RiemannianSgdState<D>;
 
-    fn advance<const D: usize>(
+    fn update<const D: usize>(
         &self,
         lr: f64,
-        stack: &Stack<D>,
+        layout: &BatchLayout<D>,
         x: Tensor<3>,
         g: Tensor<3>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<3>, Self::State<D>) {
         let Self { momentum, retraction } = *self;
-        let g = project(&x, g);
+        let g = project_tangent_batch(&x, g);
         let m = match state {
-            Some(state) => stack.fold(state.momentum).mul_scalar(momentum) + g,
+            Some(state) => layout.flatten(state.momentum).mul_scalar(momentum) + g,
             None => g,
         };
-        let x = retraction.step_or_show(x, m.clone().mul_scalar(-lr));
-        let m = project(&x, m);
-        (x, RiemannianSgdState { momentum: stack.unfold(m) })
+        let x = retraction.apply_or_sum(x, m.clone().mul_scalar(-lr));
+        let m = project_tangent_batch(&x, m);
+        (x, RiemannianSgdState { momentum: layout.unflatten(m) })
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

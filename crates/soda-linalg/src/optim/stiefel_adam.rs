@@ -1,104 +1,130 @@
-//! Momentum Stiefel Adam (Kong, Wang and Tao, ICLR 2023, arXiv 2205.14173), for parameters whose
-//! columns (rows, if wide) are orthonormal.
-//!
-//! The tangent at `X` is split as `X Y + V`, `Y` skew and `V ⟂ X`, and each part has its own moments.
-//! With `a` the metric, `b = a / (a - 1)`, and a step `t` from 1 on the Euclidean gradient `G`:
-//!
-//! ```text
-//! A  = XᵀG        gY = (1 - b)/2 (A - Aᵀ)        gV = G - X A
-//! Y <- β1 Y - (1 - β1) gY        pY <- β2 pY + (1 - β2) gY²        pV <- β2 pV + (1 - β2) gV²
-//! Z  = lr / (1 - β1^t) · Y / (√(pY / (1 - β2^t)) + ε)              X <- X E(Z)
-//! V <- β1 V - (3a - 2)/2 lr V Y - (1 - β1) gV
-//! w  = V / (√(pV / (1 - β2^t)) + ε),  made orthogonal to X
-//! X <- X + lr w (XᵀX)        V <- V - lr X wᵀ V
-//! X <- X (XᵀX)^(-1/2)
-//! ```
-//!
-//! `pY` is symmetric with a zero diagonal, so `Z` stays skew. A square `X` has no `V`. Leading axes are
-//! a batch: a stack of all factors of one size steps in the number of kernels that one factor needs.
+//! Momentum Stiefel Adam: the skew and the normal part of the tangent with moments of their own.
 
 use burn::config::Config;
 use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
 use soda_kernels::matmul;
 
-use super::exponential::Exponential;
+use super::exponential_map::ExponentialMap;
 use super::metric::Metric;
-use super::rule::{OnStiefel, Rule};
-use crate::polar;
-use crate::stack::Stack;
+use super::optimizer::{StiefelOptimizer, UpdateRule};
+use crate::batched::{self, BatchLayout, newton_schulz, polar_retraction};
 
-/// Settings of [`StiefelAdam`]; the defaults are those of SODA's released code.
+/// The settings of [`StiefelAdam`]; the defaults are those of SODA's released code.
 #[derive(Config, Debug)]
 pub struct StiefelAdamConfig {
-    /// Decay of the first moment, `β1`.
+    /// The decay of the first moment, `β1`.
     #[config(default = 0.9)]
     pub beta_1: f64,
-    /// Decay of the second moment, `β2`.
+    /// The decay of the second moment, `β2`.
     #[config(default = 0.999)]
     pub beta_2: f64,
-    /// What keeps the division finite, `ε`.
+    /// The number `ε` that keeps the division finite.
     #[config(default = 1e-5)]
     pub epsilon: f64,
     /// The inner product on tangents.
     #[config(default = "Metric::Canonical")]
     pub metric: Metric,
-    /// The map from skew matrices to (nearly) orthogonal ones.
-    #[config(default = "Exponential::Euler")]
-    pub exponential: Exponential,
+    /// The map `E` from skew-symmetric to orthogonal matrices.
+    #[config(default = "ExponentialMap::Euler")]
+    pub exponential: ExponentialMap,
 }
 
-/// Momentum Stiefel Adam; see the [module's formulas](self).
+/// Momentum Stiefel Adam (Kong, Wang and Tao, ICLR 2023, arXiv 2205.14173).
 ///
-/// With the Euler map a square parameter's step reads nothing back from the device; a tall one's reads
-/// one number.
+/// The tangent at `X` is `X Y + V`, with `Y` skew-symmetric and `XᵀV = 0`; each part has its own moments. `a`
+/// is the number of the [`Metric`], `b = a / (a - 1)`, `G` the Euclidean gradient, and `t` the step, from 1
+/// on:
 ///
-/// The parameter must start on the manifold ([`crate::stiefel::check`]); a small distance is repaired
-/// by the retraction that ends each step.
-pub type StiefelAdam = OnStiefel<StiefelAdamConfig>;
+/// ```text
+/// A  = XᵀG        gY = (1 - b)/2 (A - Aᵀ)        gV = G - X A
+/// Y <- β1 Y - (1 - β1) gY        pY <- β2 pY + (1 - β2) gY²        pV <- β2 pV + (1 - β2) gV²
+/// Z  = lr / (1 - β1^t) · Y / (√(pY / (1 - β2^t)) + ε)              X <- X E(Z)
+/// V <- β1 V - (3a - 2)/2 lr V Y - (1 - β1) gV
+/// w  = V / (√(pV / (1 - β2^t)) + ε),  made orthogonal to X
+/// X <- X + lr w (XᵀX)        V <- V - lr X wᵀ V
+/// X <- X (XᵀX)^(-1/2)
+/// ```
+///
+/// `pY` is symmetric with a zero diagonal, so that `Z` is skew-symmetric. A square `X` has no `V`.
+///
+/// With [`ExponentialMap::Euler`], the step of a square parameter reads nothing back from the device, and the
+/// step of a tall one reads one number. The parameter must start on the manifold
+/// ([`check_orthonormal`](crate::stiefel::check_orthonormal)); the last line of each step repairs a small
+/// distance.
+///
+/// ```
+/// use burn::optim::Optimizer;
+/// use burn::tensor::{Device, Distribution};
+/// use soda_linalg::optim::{StiefelAdam, StiefelAdamConfig};
+/// use soda_linalg::stiefel;
+///
+/// let adam = StiefelAdam::new(&StiefelAdamConfig::new());
+/// let x = stiefel::random_point([10, 4, 4], &Device::default()); // ten 4 x 4 matrices step together
+/// let grad = x.random_like(Distribution::Default);
+/// let (x, state) = adam.step(1e-2, x, grad.clone(), None);
+/// let (x, _) = adam.step(1e-2, x, grad, state);
+/// assert!(stiefel::orthogonality_error(&x)? < 2e-6);
+/// # Ok::<(), soda_linalg::LinalgError>(())
+/// ```
+pub type StiefelAdam = StiefelOptimizer<StiefelAdamConfig>;
 
-/// The moments of [`StiefelAdam`] for a parameter `[..., n, m]`.
+/// The state of [`StiefelAdam`] for a parameter `[..., n, m]`; the names of the fields are keys of burn's
+/// records.
 #[derive(Clone, Debug, RecordState)]
 pub struct StiefelAdamState<const D: usize> {
-    /// Steps taken.
+    /// The number of steps taken.
     pub time: usize,
-    /// `Y`, `[..., m, m]`, skew.
+    /// The skew-symmetric first moment `Y`, `[..., k, k]`, with `k = min(n, m)`.
     pub y: Tensor<D>,
-    /// `pY`, `[..., m, m]`.
+    /// The second moment `pY`, `[..., k, k]`.
     pub y_square: Tensor<D>,
-    /// `V`, shaped as the parameter; absent where that is square.
+    /// The normal first moment `V`, in the shape of the parameter; absent if the parameter is square.
     pub v: Option<Tensor<D>>,
-    /// `pV`, shaped as the parameter; absent where that is square.
+    /// The second moment `pV`, in the shape of the parameter; absent if the parameter is square.
     pub v_square: Option<Tensor<D>>,
 }
 
 impl StiefelAdamConfig {
-    /// A bound on `|Y / √pY|` per entry, bias corrections included.
+    /// A bound on `|Y / √pY|` per entry, with bias corrections.
     ///
-    /// By Cauchy and Schwarz on the two running averages: `|Σ β1^i gᵢ| <= √(Σ (β1²/β2)^i) √(Σ β2^i gᵢ²)`.
+    /// By Cauchy and Schwarz on the two running averages, `|Σ β1^i gᵢ| <= √(Σ (β1²/β2)^i) √(Σ β2^i gᵢ²)`.
     fn largest_entry(&self) -> f64 {
         let (beta_1, beta_2) = (self.beta_1, self.beta_2);
         let ratio = (beta_1 * beta_1 / beta_2).min(0.999_999);
         ((1.0 - beta_1) / ((1.0 - beta_2) * (1.0 - ratio)).sqrt()).max(1.0)
     }
 
-    /// Newton-Schulz iterations that bring `X E(Z)` back, from what `Z` can be at most.
-    fn iterations<const D: usize>(&self, lr: f64, stack: &Stack<D>) -> usize {
+    /// The Newton-Schulz iterations that return `X E(Z)` to the manifold, for the largest possible `Z`.
+    fn iterations<const D: usize>(&self, lr: f64, layout: &BatchLayout<D>) -> usize {
         let z = match self.exponential {
-            Exponential::Euler => lr.abs() * self.largest_entry() * stack.m as f64,
-            Exponential::Cayley | Exponential::Exact => 0.0,
+            ExponentialMap::Euler => lr.abs() * self.largest_entry() * layout.m as f64,
+            ExponentialMap::Cayley | ExponentialMap::Exact => 0.0,
         };
-        polar::iterations(1.0 + z * z, stack.m, stack.compute())
+        batched::iterations(1.0 + z * z, layout.m, layout.compute_dtype())
+    }
+
+    /// The next first and second moment, `β1 M - (1 - β1) g` and `β2 p + (1 - β2) g²`.
+    fn moments(
+        &self,
+        state: Option<(Tensor<3>, Tensor<3>)>,
+        g: &Tensor<3>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let (beta_1, beta_2) = (self.beta_1, self.beta_2);
+        let (moment, square) = state.unwrap_or_else(|| (g.zeros_like(), g.zeros_like()));
+        let moment = moment.mul_scalar(beta_1) - g.clone().mul_scalar(1.0 - beta_1);
+        let square = square.mul_scalar(beta_2) + g.clone().square().mul_scalar(1.0 - beta_2);
+        (moment, square)
     }
 }
 
-impl Rule for StiefelAdamConfig {
+impl UpdateRule for StiefelAdamConfig {
     type State<const D: usize> = StiefelAdamState<D>;
 
-    fn advance<const D: usize>(
+    fn update<const D: usize>(
         &self,
         lr: f64,
-        stack: &Stack<D>,
+        layout: &BatchLayout<D>,
         x: Tensor<3>,
         g: Tensor<3>,
         state: Option<Self::State<D>>,
@@ -110,56 +136,50 @@ impl Rule for StiefelAdamConfig {
         let scaled = |moment: Tensor<3>, square: Tensor<3>| {
             moment / square.div_scalar(correction_2).sqrt().add_scalar(epsilon)
         };
-        let moments = |state: Option<(Tensor<3>, Tensor<3>)>, g: &Tensor<3>| {
-            let fresh = || (g.zeros_like(), g.zeros_like());
-            let (moment, square) = state.unwrap_or_else(fresh);
-            let moment = moment.mul_scalar(beta_1) - g.clone().mul_scalar(1.0 - beta_1);
-            let square = square.mul_scalar(beta_2) + g.clone().square().mul_scalar(1.0 - beta_2);
-            (moment, square)
-        };
 
         let (state_y, state_v) = match state {
             None => (None, None),
             Some(state) => (
-                Some((stack.fold_square(state.y), stack.fold_square(state.y_square))),
-                state.v.zip(state.v_square).map(|(v, p)| (stack.fold(v), stack.fold(p))),
+                Some((layout.flatten_square(state.y), layout.flatten_square(state.y_square))),
+                state.v.zip(state.v_square).map(|(v, p)| (layout.flatten(v), layout.flatten(p))),
             ),
         };
         let a = matmul(x.clone().transpose(), g.clone());
         let gy = (a.clone() - a.clone().transpose()).mul_scalar(metric.skew_weight());
-        let (y, y_square) = moments(state_y, &gy);
+        let (y, y_square) = self.moments(state_y, &gy);
         let z = scaled(y.clone(), y_square.clone()).mul_scalar(lr / correction_1);
         let moved = exponential.step(x.clone(), z);
-        let iterations = self.iterations(lr, stack);
+        let iterations = self.iterations(lr, layout);
 
-        let (x, normal) = if stack.n == stack.m {
-            (polar::newton_schulz(moved, iterations), None)
+        let (x, normal) = if layout.n == layout.m {
+            (newton_schulz(moved, iterations), None)
         } else {
             let gv = g - matmul(x, a);
             let decayed = state_v.map(|(v, p)| {
-                // The middle term belongs to the old V; `moments` multiplies by β1 after it.
-                let turn = matmul(v.clone(), y.clone()).mul_scalar(metric.turn() * lr / beta_1);
-                (v - turn, p)
+                // The middle term is divided by β1, by which `moments` multiplies the sum.
+                let weight = metric.normal_weight() * lr / beta_1;
+                let vy = matmul(v.clone(), y.clone()).mul_scalar(weight);
+                (v - vy, p)
             });
-            let (v, v_square) = moments(decayed, &gv);
+            let (v, v_square) = self.moments(decayed, &gv);
             let w = scaled(v.clone(), v_square.clone());
-            // The polar factor spans what X spans: this is w - X (XᵀX)⁻¹ Xᵀ w.
-            let q = polar::newton_schulz(moved.clone(), iterations);
+            // The polar factor Q spans the columns of X, so that w - Q Qᵀ w is w - X (XᵀX)⁻¹ Xᵀ w.
+            let q = newton_schulz(moved.clone(), iterations);
             let w = w.clone() - matmul(q.clone(), matmul(q.transpose(), w));
             let p = matmul(moved.clone(), matmul(w.clone().transpose(), v.clone()));
             let gram = matmul(moved.clone().transpose(), moved.clone());
-            // V is turned along with X and pV is not, so that w has no bound known beforehand.
-            let x = polar::retract(moved + matmul(w, gram).mul_scalar(lr));
+            // V rotates with X and pV does not, so that w has no bound known in advance.
+            let x = polar_retraction(moved + matmul(w, gram).mul_scalar(lr));
             (x, Some((v - p.mul_scalar(lr), v_square)))
         };
 
         let (v, v_square) = normal.unzip();
         let state = StiefelAdamState {
             time,
-            y: stack.unfold_square(y),
-            y_square: stack.unfold_square(y_square),
-            v: v.map(|v| stack.unfold(v)),
-            v_square: v_square.map(|p| stack.unfold(p)),
+            y: layout.unflatten_square(y),
+            y_square: layout.unflatten_square(y_square),
+            v: v.map(|v| layout.unflatten(v)),
+            v_square: v_square.map(|p| layout.unflatten(p)),
         };
         (x, state)
     }

@@ -1,4 +1,4 @@
-//! Matrices to test on, and f64 measurements on the host, by another implementation (nalgebra).
+//! Test matrices, and error measures in f64 on the host by another implementation (nalgebra).
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -8,10 +8,10 @@ use nalgebra::DMatrix;
 use proptest::prelude::*;
 use proptest::strategy::BoxedStrategy;
 
-/// Machine epsilon of f32, in which the bounds are stated.
+/// The machine epsilon of f32, the unit of the error bounds.
 pub const EPS: f64 = f32::EPSILON as f64;
 
-/// A small generator of normal deviates, so that a seed means the same on every platform.
+/// A generator of normal deviates that gives the same numbers for a seed on every platform.
 pub struct Noise(u64);
 
 impl Noise {
@@ -19,7 +19,7 @@ impl Noise {
         Self(seed)
     }
 
-    /// Uniform in `(0, 1)`: splitmix64.
+    /// A uniform deviate in `(0, 1)`, by splitmix64.
     pub fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -28,17 +28,18 @@ impl Noise {
         ((z ^ (z >> 31)) as f64 + 0.5) / 2f64.powi(64)
     }
 
-    /// Standard normal: Box and Muller.
+    /// A standard normal deviate, by the Box-Muller transform.
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * self.uniform().ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
+    /// A matrix of standard normal deviates.
     pub fn matrix(&mut self, rows: usize, cols: usize) -> DMatrix<f64> {
         DMatrix::from_fn(rows, cols, |_, _| self.normal())
     }
 
-    /// Orthonormal columns (rows, if wide).
+    /// A matrix with orthonormal columns (rows, if it is wide).
     pub fn orthonormal(&mut self, rows: usize, cols: usize) -> DMatrix<f64> {
         if rows < cols {
             return self.orthonormal(cols, rows).transpose();
@@ -46,7 +47,7 @@ impl Noise {
         self.matrix(rows, cols).qr().q()
     }
 
-    /// `U diag(s) Vᵀ` with random `U` and `V`.
+    /// `U diag(s) Vᵀ` with random `U` and `V`; `s` is a function of the index from 0 to 1.
     pub fn with_spectrum(
         &mut self,
         rows: usize,
@@ -62,6 +63,7 @@ impl Noise {
     }
 }
 
+/// `a` as a tensor of the given dtype.
 pub fn tensor(a: &DMatrix<f64>, dtype: DType) -> Tensor<2> {
     let (rows, cols) = a.shape();
     let entries: Vec<f64> = a.transpose().as_slice().to_vec();
@@ -69,42 +71,50 @@ pub fn tensor(a: &DMatrix<f64>, dtype: DType) -> Tensor<2> {
     Tensor::from_data(data, (&Device::default(), dtype))
 }
 
-pub fn single(a: &DMatrix<f64>) -> Tensor<2> {
+/// `a` as an f32 tensor.
+pub fn tensor_f32(a: &DMatrix<f64>) -> Tensor<2> {
     tensor(a, DType::F32)
 }
 
+/// A tensor as an nalgebra matrix in f64.
 pub fn dmatrix(a: &Tensor<2>) -> DMatrix<f64> {
     let [rows, cols] = a.dims();
     DMatrix::from_row_iterator(rows, cols, a.try_to_vec_as::<f64>().unwrap())
 }
 
-pub fn dvector(a: &Tensor<1>) -> Vec<f64> {
+/// The entries of a tensor in f64.
+pub fn entries(a: &Tensor<1>) -> Vec<f64> {
     a.try_to_vec_as::<f64>().unwrap()
 }
 
-/// A batch of matrices.
-pub fn stack(matrices: &[DMatrix<f64>], dtype: DType) -> Tensor<3> {
+/// A batch `[b, rows, cols]` of matrices of one shape.
+pub fn to_batch(matrices: &[DMatrix<f64>], dtype: DType) -> Tensor<3> {
     Tensor::stack(matrices.iter().map(|matrix| tensor(matrix, dtype)).collect(), 0)
 }
 
-/// The inverse of [`stack`].
-pub fn unstack(tensor: &Tensor<3>) -> Vec<DMatrix<f64>> {
+/// The inverse of [`to_batch`].
+pub fn from_batch(tensor: &Tensor<3>) -> Vec<DMatrix<f64>> {
     tensor.clone().iter_dim(0).map(|matrix| dmatrix(&matrix.squeeze_dim(0))).collect()
 }
 
-/// `max |XᵀX - I|`.
-pub fn defect(x: &DMatrix<f64>) -> f64 {
+/// The largest magnitude of an entry; NaN if an entry is NaN, which nalgebra's `amax` drops.
+pub fn max_abs(a: &DMatrix<f64>) -> f64 {
+    soda_testing::max_abs(a.iter().copied())
+}
+
+/// `max |XᵀX - I|`, with `XXᵀ` for a wide `x`; NaN if an entry of `x` is.
+pub fn orthogonality_error(x: &DMatrix<f64>) -> f64 {
     let x = if x.nrows() < x.ncols() { x.transpose() } else { x.clone() };
-    (x.transpose() * &x - DMatrix::identity(x.ncols(), x.ncols())).amax()
+    max_abs(&(x.transpose() * &x - DMatrix::identity(x.ncols(), x.ncols())))
 }
 
-/// `|A - B|_F / |A|_F`, without overflow; 0 for two zeros.
-pub fn relative(a: &DMatrix<f64>, b: &DMatrix<f64>) -> f64 {
-    let scale = a.amax();
-    if scale == 0.0 { b.amax() } else { ((a - b) / scale).norm() / (a / scale).norm() }
+/// `|A - B|_F / |A|_F` without overflow; `max |B|` if `A` is zero, NaN if an entry is.
+pub fn relative_error(a: &DMatrix<f64>, b: &DMatrix<f64>) -> f64 {
+    let scale = max_abs(a);
+    if scale == 0.0 { max_abs(b) } else { ((a - b) / scale).norm() / (a / scale).norm() }
 }
 
-/// The matrices every decomposition is held to, by name, as f32 holds them.
+/// Named matrices for the tests of every decomposition, rounded to f32.
 pub fn cases() -> Vec<(&'static str, DMatrix<f64>)> {
     let mut noise = Noise::new(1);
     let random = noise.matrix(60, 40);
@@ -142,14 +152,14 @@ pub fn cases() -> Vec<(&'static str, DMatrix<f64>)> {
     .collect()
 }
 
-/// Parallel columns but for `1e-7` of the norm.
+/// Two nearly parallel columns, which differ by `1e-7` of their norm.
 fn small_remainder() -> DMatrix<f64> {
     let mut a = DMatrix::zeros(5, 2);
     (a[(0, 0)], a[(0, 1)], a[(1, 0)], a[(4, 1)]) = (72362.898, 748070.5, 0.493055, 0.190022);
     a
 }
 
-/// Every second column is the one before it, but for a thousandth.
+/// Every second column equals the one before it, up to a thousandth.
 fn nearly_dependent(noise: &mut Noise) -> DMatrix<f64> {
     let mut a = noise.matrix(2560, 320);
     for j in (1..320).step_by(2) {
@@ -159,13 +169,13 @@ fn nearly_dependent(noise: &mut Noise) -> DMatrix<f64> {
     a
 }
 
-/// The columns of a random matrix of rank 1, each with a remainder of another size.
+/// Copies of one random column, each with a perturbation of another size.
 fn graded_columns(noise: &mut Noise) -> DMatrix<f64> {
     let base = noise.matrix(1200, 1);
     DMatrix::from_fn(1200, 60, |i, j| base[i] + noise.normal() * 10f64.powi(-(j as i32 % 9)))
 }
 
-/// Small matrices with entries of very different sizes, zeros among them.
+/// Small matrices whose entries have very different sizes; some are zero.
 pub fn any_matrix() -> BoxedStrategy<DMatrix<f64>> {
     let entry = prop_oneof![
         4 => -1.0..1.0f64,

@@ -1,12 +1,13 @@
-//! The transformer that CLIP's towers and the vision transformers are made of.
+//! The transformer encoder of CLIP and of the vision transformers.
 //!
 //! ```text
 //! x = x + s1 attention(norm1(x))
 //! x = x + s2 fc2(act(fc1(norm2(x))))
 //! ```
 //!
-//! Mirrors transformers' `CLIPEncoder`, `ViTEncoder` and `Dinov2Encoder`: norm before each part (Xiong et al.,
-//! arXiv 2002.04745); DINOv2 alone has the scales `s1` and `s2` (Touvron et al., arXiv 2103.17239).
+//! The norms come before attention and MLP (Xiong et al., arXiv 2002.04745). Only DINOv2 has the layer scales
+//! `s1` and `s2` (Touvron et al., arXiv 2103.17239). Mirrors transformers' `CLIPEncoder`, `ViTEncoder` and
+//! `Dinov2Encoder`.
 
 use std::f64::consts::FRAC_1_SQRT_2;
 
@@ -16,32 +17,33 @@ use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::{Bool, Device, Tensor};
 use serde::Deserialize;
 
-use crate::unet::attention::{multi_head, project};
+use crate::layers::{multi_head, project};
 
-/// The nonlinearity between the two layers of an MLP.
+/// The activation function between the two layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// `x sigmoid(1.702 x)`: OpenAI's models.
+    /// `x sigmoid(1.702 x)`, used by OpenAI's CLIP models.
     QuickGelu,
-    /// `x Phi(x)` with the exact normal distribution: OpenCLIP's models, vision transformers.
+    /// `x Phi(x)` with the exact normal distribution, used by OpenCLIP's models and by vision transformers.
     Gelu,
-    /// `silu(a) b` of the halves `a`, `b` of the last axis (Shazeer, arXiv 2002.05202): DINOv2's giant.
+    /// `silu(a) b` of the halves `a` and `b` of the last axis (Shazeer, arXiv 2002.05202), used by DINOv2's
+    /// giant model.
     #[serde(skip)]
     SwiGlu,
 }
 
 impl Activation {
-    /// Numbers that it takes for each one that it gives.
+    /// The number of inputs for each output.
     fn inputs(self) -> usize {
         if self == Self::SwiGlu { 2 } else { 1 }
     }
 
-    /// The nonlinearity, on the last axis.
+    /// Applies the activation function along the last axis. `SwiGlu` halves that axis.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
-            // burn's own has the gradient of an approximation on some backends.
+            // burn's gelu has the gradient of an approximation on some backends.
             Self::Gelu => {
                 let gate = (x.clone() * FRAC_1_SQRT_2).erf() + 1.0;
                 (x * 0.5) * gate
@@ -64,20 +66,20 @@ pub struct EncoderConfig {
     pub inner: usize,
     /// Number of layers.
     pub layers: usize,
-    /// Attention heads; each is `width / heads` wide.
+    /// Number of attention heads, each `width / heads` wide.
     pub heads: usize,
-    /// Nonlinearity of the MLPs.
+    /// Activation function of the MLPs.
     pub activation: Activation,
     /// Epsilon of the layer norms.
     pub norm_eps: f64,
-    /// Whether queries, keys and values have a bias.
+    /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// Whether what each part adds is scaled, channel by channel.
+    /// Whether the outputs of attention and MLP are scaled for each channel.
     pub layer_scale: bool,
 }
 
 impl EncoderConfig {
-    /// An untrained encoder.
+    /// Makes an encoder with random weights.
     pub fn init(&self, device: &Device) -> Encoder {
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         let norm = || LayerNormConfig::new(self.width).with_epsilon(self.norm_eps).init(device);
@@ -107,7 +109,7 @@ impl EncoderConfig {
     }
 }
 
-/// A stack of layers.
+/// A stack of transformer layers.
 #[derive(Module, Debug)]
 pub struct Encoder {
     /// The layers, first to last.
@@ -115,14 +117,16 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// `x`: `[b, n, width]`; `mask`: `[1, 1, n, n]`, true where a row must not see a column;
-    /// returns `[b, n, width]`.
+    /// Encodes `x` `[b, n, width]`. Returns the last hidden states, `[b, n, width]`.
+    ///
+    /// `mask` is `[1, 1, n, n]` and true where a query must not see a key.
     pub fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
         self.layers.iter().fold(x, |x, layer| layer.forward(x, mask))
     }
 
-    /// The states before the first layer and after each: one more than there are layers.
-    pub fn states(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Vec<Tensor<3>> {
+    /// Encodes `x` as [`forward`](Self::forward) and returns the hidden states before the first layer and
+    /// after each layer.
+    pub fn hidden_states(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Vec<Tensor<3>> {
         let mut states = vec![x];
         for layer in &self.layers {
             let x = states[states.len() - 1].clone();
@@ -132,20 +136,20 @@ impl Encoder {
     }
 }
 
-/// Self-attention and an MLP, each added to its input.
+/// Self-attention and an MLP, each with a residual connection.
 #[derive(Module, Debug)]
 pub struct EncoderLayer {
-    /// Attention of tokens over tokens.
+    /// Self-attention.
     pub self_attn: SelfAttention,
-    /// Before the attention.
+    /// Layer norm before the attention.
     pub layer_norm1: LayerNorm,
     /// The MLP.
     pub mlp: Mlp,
-    /// Before the MLP.
+    /// Layer norm before the MLP.
     pub layer_norm2: LayerNorm,
-    /// Of what the attention adds, `[width]`.
+    /// Scale of the attention's output, `[width]`.
     pub layer_scale1: Option<Param<Tensor<1>>>,
-    /// Of what the MLP adds, `[width]`.
+    /// Scale of the MLP's output, `[width]`.
     pub layer_scale2: Option<Param<Tensor<1>>>,
 }
 
@@ -165,16 +169,16 @@ fn scaled(x: Tensor<3>, scale: Option<&Param<Tensor<1>>>) -> Tensor<3> {
     }
 }
 
-/// The projections of self-attention.
+/// Multi-head self-attention.
 #[derive(Module, Debug)]
 pub struct SelfAttention {
-    /// Queries.
+    /// Query projection.
     pub q_proj: Linear,
-    /// Keys.
+    /// Key projection.
     pub k_proj: Linear,
-    /// Values.
+    /// Value projection.
     pub v_proj: Linear,
-    /// Output.
+    /// Output projection.
     pub out_proj: Linear,
     /// Number of heads.
     pub heads: usize,
@@ -189,14 +193,14 @@ impl SelfAttention {
     }
 }
 
-/// Two layers with a nonlinearity between them.
+/// Two linear layers with an activation function between them.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// Up.
+    /// Linear layer from `width` to the inner width.
     pub fc1: Linear,
-    /// Down.
+    /// Linear layer from the inner width to `width`.
     pub fc2: Linear,
-    /// Between them.
+    /// Activation function between the two layers.
     #[module(skip)]
     pub activation: Activation,
 }

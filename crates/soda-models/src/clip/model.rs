@@ -1,7 +1,7 @@
-//! Both of CLIP's towers with their projections into the joint space.
+//! Both encoders of CLIP with their projections into the joint space.
 //!
 //! ```text
-//! cos(image_features(x), text_features(p))   how well picture x shows what prompt p says
+//! cos(image_features(x), text_features(p))   measures how well image x shows what prompt p says
 //! ```
 //!
 //! Mirrors transformers' `CLIPModel`.
@@ -13,19 +13,19 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::pretrained::fields;
 use super::text::{ClipTextConfig, TextTransformer};
 use super::vision::{ClipVisionConfig, VisionTransformer};
-use crate::config::{ConfigFile, Refusal};
-use crate::unet::attention::project;
+use crate::config::pretrained::fields;
+use crate::config::{ConfigFile, InvalidField};
+use crate::layers::project;
 
 /// The `config.json` of a `CLIPModel`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields, default)]
 pub struct ClipConfig {
-    /// The text encoder.
+    /// The config of the text encoder.
     pub text_config: ClipTextConfig,
-    /// The picture encoder.
+    /// The config of the image encoder.
     pub vision_config: ClipVisionConfig,
     /// Width of the joint space.
     pub projection_dim: usize,
@@ -43,9 +43,9 @@ impl Default for ClipConfig {
 
 impl<'de> Deserialize<'de> for ClipConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // What training started the temperature from.
+        // The initial value of the temperature matters in training only.
         let mut fields = fields(deserializer, &["logit_scale_init_value"])?;
-        // OpenAI's own files state the sizes twice; where the two differ, this one is right.
+        // OpenAI's own files state the sizes twice. If the two differ, the `_dict` is right.
         for (part, overrides) in
             [("text_config", "text_config_dict"), ("vision_config", "vision_config_dict")]
         {
@@ -61,18 +61,18 @@ impl<'de> Deserialize<'de> for ClipConfig {
 }
 
 impl ConfigFile for ClipConfig {
-    const WHAT: &'static str = "the CLIP model's config.json";
+    const DESCRIPTION: &'static str = "the CLIP model's config.json";
 
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[];
+    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[];
 
-    fn check(&self) -> Result<(), Refusal> {
-        self.text_config.check()?;
-        self.vision_config.check()
+    fn validate(&self) -> Result<(), InvalidField> {
+        self.text_config.validate()?;
+        self.vision_config.validate()
     }
 }
 
 impl ClipConfig {
-    /// An untrained model.
+    /// Makes a model with random weights.
     pub fn init(&self, device: &Device) -> ClipModel {
         let project =
             |width| LinearConfig::new(width, self.projection_dim).with_bias(false).init(device);
@@ -86,29 +86,31 @@ impl ClipConfig {
     }
 }
 
-/// Texts and pictures in one space.
+/// CLIP: texts and images in one space.
 #[derive(Module, Debug)]
 pub struct ClipModel {
     /// The text encoder.
     pub text_model: TextTransformer,
-    /// The picture encoder.
+    /// The image encoder.
     pub vision_model: VisionTransformer,
-    /// Texts into the joint space.
+    /// Projection of texts into the joint space.
     pub text_projection: Linear,
-    /// Pictures into the joint space.
+    /// Projection of images into the joint space.
     pub visual_projection: Linear,
-    /// The logarithm of what cosines were multiplied by in training, `[1]`.
+    /// The logarithm of the factor on cosines in training, `[1]`. Scores do not use it.
     pub logit_scale: Param<Tensor<1>>,
 }
 
 impl ClipModel {
-    /// The features of prompts, `[b, projection_dim]`, from their `ids` `[b, n]`.
+    /// Encodes prompts, given as token `ids` `[b, n]`. Returns features `[b, projection_dim]`, not
+    /// normalised.
     pub fn text_features(&self, ids: Tensor<2, Int>) -> Tensor<2> {
         project(&self.text_projection, self.text_model.pooled(ids))
     }
 
-    /// The features of pictures, `[b, projection_dim]`, from their `pixels` `[b, 3, h, w]`,
-    /// normalised as `preprocessor_config.json` says.
+    /// Encodes images. Returns features `[b, projection_dim]`, not normalised.
+    ///
+    /// `pixels` is `[b, 3, h, w]`, preprocessed by an [`ImageProcessor`](crate::image::ImageProcessor).
     pub fn image_features(&self, pixels: Tensor<4>) -> Tensor<2> {
         project(&self.visual_projection, self.vision_model.pooled(pixels))
     }

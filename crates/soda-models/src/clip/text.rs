@@ -1,7 +1,7 @@
-//! CLIP's text encoder: the condition of Stable Diffusion.
+//! CLIP's text encoder, which conditions Stable Diffusion.
 //!
-//! A causal transformer over 77 tokens. The UNet attends to its last hidden states; the state at
-//! the end token, which has seen the whole prompt, is CLIP's summary of it. Mirrors transformers'
+//! The encoder is a causal transformer over 77 tokens, and the UNet attends to its hidden states. The state
+//! at the end token, which has seen the whole prompt, is the pooled output. Mirrors transformers'
 //! `CLIPTextModel`.
 
 use burn::module::Module;
@@ -11,51 +11,53 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::embeddings::TextEmbeddings;
 use super::encoder::{Activation, Encoder, EncoderConfig};
-use super::pretrained::{fields, heads_fit};
-use crate::config::{ConfigFile, Refusal};
-use crate::unet::attention::project;
+use super::text_embeddings::TextEmbeddings;
+use crate::config::pretrained::{fields, heads_fit};
+use crate::config::{ConfigFile, InvalidField};
+use crate::layers::project;
 
-/// Keys of a text encoder's file, as (regular expression, this port's key), for
-/// [`crate::weights::load_renamed`]: transformers 5 leaves out the prefix that version 4 wrote.
-/// The longer spelling is the port's, since every version of transformers reads it.
-pub const RENAMED: &[(&str, &str)] =
+/// Key renames of a text encoder's file, as (regular expression, replacement), for
+/// [`crate::weights::load_renamed`].
+///
+/// transformers 5 leaves out the prefix `text_model.` that version 4 wrote. This crate uses the longer keys,
+/// since every version of transformers reads them.
+pub const TEXT_KEY_RENAMES: &[(&str, &str)] =
     &[(r"^(embeddings|encoder|final_layer_norm)\.", "text_model.$1.")];
 
 /// The class whose checkpoint has a `text_projection`.
 const WITH_PROJECTION: &str = "CLIPTextModelWithProjection";
 
-/// The width of the joint space where a config leaves it out.
+/// The width of the joint space if a config does not state it.
 const DEFAULT_PROJECTION: usize = 512;
 
-/// What configs from before transformers 4.31 call the end token, whatever it really is.
+/// The end token in configs from before transformers 4.31, whatever the real one is.
 const UNRELIABLE_EOS: usize = 2;
 
 /// The `config.json` of a `CLIPTextModel`, or the `text_config` of a `CLIPModel`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields, default)]
 pub struct ClipTextConfig {
-    /// Number of tokens.
+    /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
     /// Width of the hidden states.
     pub hidden_size: usize,
     /// Width inside the MLPs.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Longest prompt in tokens.
+    /// Length of the longest prompt, in tokens.
     pub max_position_embeddings: usize,
-    /// Nonlinearity of the MLPs.
+    /// Activation function of the MLPs.
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
     /// The token at which the pooled output is read.
     pub eos_token_id: usize,
-    /// Width of the space that the pooled output is projected to, if it is: a
-    /// `CLIPTextModelWithProjection`, as SDXL's second text encoder.
+    /// Width of the projected pooled output. `None` without a projection. SDXL's second text encoder, a
+    /// `CLIPTextModelWithProjection`, has one.
     pub projection_dim: Option<usize>,
 }
 
@@ -79,8 +81,8 @@ impl Default for ClipTextConfig {
 impl<'de> Deserialize<'de> for ClipTextConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut written = Map::deserialize(deserializer)?;
-        // Every config has the width of a joint space; the class says whether there is one. That
-        // of a `CLIPModel` is not the text encoder's own.
+        // Every config states the width of a joint space; the class says whether there is a projection. The
+        // projection of a `CLIPModel` is not part of the text encoder.
         let projects = match written.get("architectures") {
             Some(Value::Array(names)) => names.iter().any(|name| name == WITH_PROJECTION),
             _ => false,
@@ -95,13 +97,13 @@ impl<'de> Deserialize<'de> for ClipTextConfig {
 }
 
 impl ConfigFile for ClipTextConfig {
-    const WHAT: &'static str = "the text encoder's config.json";
+    const DESCRIPTION: &'static str = "the text encoder's config.json";
 
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[];
+    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[];
 
-    fn check(&self) -> Result<(), Refusal> {
+    fn validate(&self) -> Result<(), InvalidField> {
         let refuse = |field, value: usize, supported| {
-            Err(Refusal { field, value: value.to_string(), supported })
+            Err(InvalidField { field, value: value.to_string(), supported })
         };
         if !heads_fit(self.hidden_size, self.num_attention_heads) {
             let supported = "a number of heads that divides `hidden_size`";
@@ -115,7 +117,7 @@ impl ConfigFile for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// An untrained text encoder.
+    /// Makes a text encoder with random weights.
     pub fn init(&self, device: &Device) -> ClipTextModel {
         let project =
             |width| LinearConfig::new(self.hidden_size, width).with_bias(false).init(device);
@@ -125,7 +127,8 @@ impl ClipTextConfig {
         }
     }
 
-    /// An untrained text encoder without the outer level of keys, as part of a `CLIPModel`.
+    /// Makes a text encoder with random weights and without the outer level of keys, as a part of a
+    /// `CLIPModel`.
     pub fn init_transformer(&self, device: &Device) -> TextTransformer {
         let embedding = |entries| EmbeddingConfig::new(entries, self.hidden_size).init(device);
         let encoder = EncoderConfig {
@@ -153,107 +156,109 @@ impl ClipTextConfig {
     }
 }
 
-/// A text encoder as a checkpoint of its own.
+/// A text encoder with the keys of a checkpoint of its own.
 #[derive(Module, Debug)]
 pub struct ClipTextModel {
-    /// All of it, one level down, as in the checkpoint.
+    /// The transformer, one level down as in the checkpoint.
     pub text_model: TextTransformer,
-    /// The summary of a prompt into the joint space.
+    /// Projection of the pooled output into the joint space.
     pub text_projection: Option<Linear>,
 }
 
-/// What a text encoder says about prompts.
+/// The outputs of the text encoders for a batch of prompts, which diffusers calls `prompt_embeds` and
+/// `pooled_prompt_embeds`.
 #[derive(Debug, Clone)]
-pub struct TextStates {
-    /// One state for each token, `[b, n, width]`.
+pub struct PromptEmbeds {
+    /// Hidden states, one for each token, `[b, n, width]`.
     pub hidden: Tensor<3>,
-    /// The summary of each prompt, `[b, width]`, or projected, `[b, projection_dim]`.
+    /// Pooled output, one for each prompt: `[b, width]`, or `[b, projection_dim]` if it is projected.
     pub pooled: Tensor<2>,
 }
 
-/// Which hidden states a denoiser was trained on.
+/// The hidden layer whose states condition a denoiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layer {
-    /// How many layers before the last.
-    pub skip: usize,
-    /// Whether the norm after the last layer is applied to them: by SD, not by SDXL.
-    pub normed: bool,
+pub struct HiddenLayer {
+    /// Layers between this layer and the last one. 0 is the last layer.
+    pub clip_skip: usize,
+    /// Whether the final layer norm is applied to the states. SD 1 and 2 were trained with it, SDXL without.
+    pub final_norm: bool,
 }
 
 impl ClipTextModel {
-    /// The last hidden states of `ids` `[b, n]`: `[b, n, width]`.
+    /// Encodes token `ids` `[b, n]`. Returns the last hidden states after the final norm, `[b, n, width]`.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         self.text_model.forward(ids)
     }
 
-    /// States and summaries of prompts, from their `ids` `[b, n]`.
+    /// Encodes token `ids` `[b, n]`. Returns the states of `layer` and the pooled output.
     ///
     /// # Panics
     ///
-    /// If there are no more than `layer.skip` layers.
+    /// If the encoder has no more than `layer.clip_skip` layers.
     #[track_caller]
-    pub fn encode(&self, ids: Tensor<2, Int>, layer: Layer) -> TextStates {
+    pub fn encode(&self, ids: Tensor<2, Int>, layer: HiddenLayer) -> PromptEmbeds {
         let model = &self.text_model;
-        let mut states = model.states(ids.clone());
+        let mut states = model.hidden_states(ids.clone());
         let layers = states.len() - 1;
-        assert!(layer.skip < layers, "skipping {} of {layers} layers", layer.skip);
-        let hidden = states[layers - layer.skip].clone();
+        assert!(layer.clip_skip < layers, "skipping {} of {layers} layers", layer.clip_skip);
+        let hidden = states[layers - layer.clip_skip].clone();
         let last = model.final_layer_norm.forward(states.swap_remove(layers));
         let hidden = match layer {
-            Layer { skip: 0, normed: true } => last.clone(),
-            Layer { normed: true, .. } => model.final_layer_norm.forward(hidden),
-            Layer { normed: false, .. } => hidden,
+            HiddenLayer { clip_skip: 0, final_norm: true } => last.clone(),
+            HiddenLayer { final_norm: true, .. } => model.final_layer_norm.forward(hidden),
+            HiddenLayer { final_norm: false, .. } => hidden,
         };
         let pooled = model.at_end(last, ids);
         let pooled = match &self.text_projection {
             Some(layer) => project(layer, pooled),
             None => pooled,
         };
-        TextStates { hidden, pooled }
+        PromptEmbeds { hidden, pooled }
     }
 
-    /// The same with new tokens in the table of all, as a checkpoint has them.
+    /// Moves the vectors of [`NewTokens`](crate::clip::NewTokens) into the embedding table, as a checkpoint
+    /// stores them.
     #[must_use]
-    pub fn with_one_table(mut self) -> Self {
-        self.text_model.embeddings = self.text_model.embeddings.with_one_table();
+    pub fn with_merged_tokens(mut self) -> Self {
+        self.text_model.embeddings = self.text_model.embeddings.with_merged_tokens();
         self
     }
 }
 
-/// Embeddings, transformer, norm.
+/// Embeddings, transformer and final norm of a text encoder.
 #[derive(Module, Debug)]
 pub struct TextTransformer {
-    /// Tokens and positions.
+    /// Token and position embeddings.
     pub embeddings: TextEmbeddings,
     /// The transformer.
     pub encoder: Encoder,
-    /// After the last layer.
+    /// Layer norm after the last layer.
     pub final_layer_norm: LayerNorm,
     /// The token at which the pooled output is read.
     pub eos_token: usize,
 }
 
 impl TextTransformer {
-    /// The last hidden states of `ids` `[b, n]`: `[b, n, width]`.
+    /// Encodes token `ids` `[b, n]`. Returns the last hidden states after the final norm, `[b, n, width]`.
     ///
     /// # Panics
     ///
-    /// If `n` is more than the positions that the model has.
+    /// If `n` exceeds the number of positions.
     #[track_caller]
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let (x, mask) = self.embed(ids);
         self.final_layer_norm.forward(self.encoder.forward(x, Some(&mask)))
     }
 
-    /// The states of `ids` `[b, n]` before the first layer and after each, `[b, n, width]`, all
-    /// of them without the last norm.
+    /// The hidden states of `ids` `[b, n]` before the first layer and after each layer, `[b, n, width]`,
+    /// without the final norm.
     #[track_caller]
-    fn states(&self, ids: Tensor<2, Int>) -> Vec<Tensor<3>> {
+    fn hidden_states(&self, ids: Tensor<2, Int>) -> Vec<Tensor<3>> {
         let (x, mask) = self.embed(ids);
-        self.encoder.states(x, Some(&mask))
+        self.encoder.hidden_states(x, Some(&mask))
     }
 
-    /// The encoder's input and mask.
+    /// The encoder's input and its causal mask.
     #[track_caller]
     fn embed(&self, ids: Tensor<2, Int>) -> (Tensor<3>, Tensor<4, Bool>) {
         let [_, tokens] = ids.dims();
@@ -262,23 +267,24 @@ impl TextTransformer {
         (self.embeddings.forward(ids), mask.unsqueeze())
     }
 
-    /// The hidden state at the end of each prompt, `[b, width]`, from its `ids` `[b, n]`.
+    /// Encodes token `ids` `[b, n]`. Returns the last hidden state at the end token of each prompt, `[b,
+    /// width]`.
     #[track_caller]
     pub fn pooled(&self, ids: Tensor<2, Int>) -> Tensor<2> {
         self.at_end(self.forward(ids.clone()), ids)
     }
 
-    /// The one of `hidden` `[b, n, width]` at the end of each prompt, `[b, width]`.
+    /// Selects the state at the end token of each prompt, `[b, width]`, of `hidden` `[b, n, width]`.
     fn at_end(&self, hidden: Tensor<3>, ids: Tensor<2, Int>) -> Tensor<2> {
         let [batch, tokens, width] = hidden.dims();
         let end = if self.eos_token == UNRELIABLE_EOS {
-            // The real end token is the last of the vocabulary, so the largest id there is, but for new ones.
+            // The real end token has the largest id of the vocabulary, apart from new tokens.
             self.embeddings.known(ids.clone()).max_dim(1).expand([batch, tokens])
         } else {
             ids.full_like(self.eos_token as i64)
         };
-        // The padding may be end tokens too: the first one counts. Spelled as a minimum, since
-        // which of several equal elements an argmax finds is up to the backend.
+        // The padding may consist of end tokens too, and the first one counts. It is found as a minimum,
+        // since backends differ in which of several equal elements an argmax finds.
         let positions = Tensor::<1, Int>::arange(0..tokens as i64, &ids.device());
         let positions = positions.unsqueeze::<2>().expand([batch, tokens]);
         let first = positions.mask_fill(ids.not_equal(end), tokens as i64 - 1).min_dim(1);

@@ -1,7 +1,7 @@
-//! CLIP's picture encoder: a vision transformer (Dosovitskiy et al., arXiv 2010.11929).
+//! CLIP's image encoder: a vision transformer (Dosovitskiy et al., arXiv 2010.11929).
 //!
-//! The picture is cut into patches, each becomes a token, and a learned class token before them
-//! gathers what the picture is. Mirrors transformers' `CLIPVisionModel`.
+//! The image is cut into patches, each of which becomes a token. The state of a learned class token before
+//! them is the pooled output. Mirrors transformers' `CLIPVisionModel`.
 
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -12,8 +12,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::encoder::{Activation, Encoder, EncoderConfig};
-use super::pretrained::{fields, picture_fits};
-use crate::config::Refusal;
+use crate::config::InvalidField;
+use crate::config::pretrained::{check_vision_sizes, fields};
 
 /// The `vision_config` of a `CLIPModel`.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,17 +23,17 @@ pub struct ClipVisionConfig {
     pub hidden_size: usize,
     /// Width inside the MLPs.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Channels of a picture.
+    /// Channels of an image.
     pub num_channels: usize,
-    /// Side of a picture.
+    /// Side of an image, in pixels.
     pub image_size: usize,
-    /// Side of a patch.
+    /// Side of a patch, in pixels.
     pub patch_size: usize,
-    /// Nonlinearity of the MLPs.
+    /// Activation function of the MLPs.
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
@@ -57,21 +57,21 @@ impl Default for ClipVisionConfig {
 
 impl<'de> Deserialize<'de> for ClipVisionConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The joint space belongs to the `CLIPModel`, and a picture has no tokens to end with.
+        // The joint space belongs to the `CLIPModel`, and an image has no end token.
         let fields = fields(deserializer, &["projection_dim", "eos_token_id"])?;
         Self::deserialize(Value::Object(fields)).map_err(D::Error::custom)
     }
 }
 
 impl ClipVisionConfig {
-    pub(super) fn check(&self) -> Result<(), Refusal> {
-        picture_fits(
+    pub(super) fn validate(&self) -> Result<(), InvalidField> {
+        check_vision_sizes(
             [self.hidden_size, self.num_attention_heads],
             [self.image_size, self.patch_size, self.num_channels],
         )
     }
 
-    /// An untrained picture encoder.
+    /// Makes an image encoder with random weights.
     pub fn init(&self, device: &Device) -> VisionTransformer {
         let width = self.hidden_size;
         let patch = [self.patch_size; 2];
@@ -103,33 +103,35 @@ impl ClipVisionConfig {
     }
 }
 
-/// Embeddings, transformer, norms.
+/// Embeddings, transformer and norms of an image encoder.
 #[derive(Module, Debug)]
 pub struct VisionTransformer {
-    /// Patches and positions.
+    /// Patch and position embeddings.
     pub embeddings: VisionEmbeddings,
-    /// Before the first layer; misspelled in every checkpoint.
+    /// Layer norm before the first layer. The name is misspelled in every checkpoint.
     pub pre_layrnorm: LayerNorm,
     /// The transformer.
     pub encoder: Encoder,
-    /// After the last layer, on the class token alone.
+    /// Layer norm of the class token after the last layer.
     pub post_layernorm: LayerNorm,
 }
 
-/// Patches and positions to vectors.
+/// Patch and position embeddings.
 #[derive(Module, Debug)]
 pub struct VisionEmbeddings {
     /// The class token.
     pub class_embedding: Param<Tensor<1>>,
-    /// Pixels of a patch to a token.
+    /// Convolution from the pixels of a patch to a token.
     pub patch_embedding: Conv2d,
-    /// One vector for the class token and one for each patch.
+    /// Embedding table of the positions: the class token, then one for each patch.
     pub position_embedding: Embedding,
 }
 
 impl VisionTransformer {
-    /// The summary of each picture, `[b, width]`, from its `pixels` `[b, 3, h, w]`, normalised as
-    /// `preprocessor_config.json` says; `h` and `w` are the size of the config.
+    /// Encodes images. Returns the pooled output of each image, `[b, width]`.
+    ///
+    /// `pixels` is `[b, 3, h, w]`, preprocessed by an [`ImageProcessor`](crate::image::ImageProcessor) to the
+    /// config's `image_size`.
     pub fn pooled(&self, pixels: Tensor<4>) -> Tensor<2> {
         let VisionEmbeddings { class_embedding, patch_embedding, position_embedding } =
             &self.embeddings;
@@ -142,9 +144,9 @@ impl VisionTransformer {
     }
 }
 
-/// Patches of `pixels` `[b, c, h, w]` as tokens, after the class token and with positions added.
+/// Embeds the patches of `pixels` `[b, c, h, w]` as tokens after the class token and adds positions.
 ///
-/// `class`: `[1, 1, width]`; `positions`: `[1, n + 1, width]`; returns `[b, n + 1, width]`.
+/// `class` is `[1, 1, width]` and `positions` `[1, n + 1, width]`. Returns `[b, n + 1, width]`.
 #[track_caller]
 pub(crate) fn embed_patches(
     patch: &Conv2d,
@@ -155,6 +157,6 @@ pub(crate) fn embed_patches(
     let [batch, _, height, width] = pixels.dims();
     let patches = patch.forward(pixels).flatten::<3>(2, 3).swap_dims(1, 2);
     let (found, expected) = (patches.dims()[1] + 1, positions.dims()[1]);
-    assert_eq!(found, expected, "pictures of {width}x{height} are not of the model's size");
+    assert_eq!(found, expected, "images of {width}x{height} are not of the model's size");
     Tensor::cat(vec![class.repeat_dim(0, batch), patches], 1) + positions
 }

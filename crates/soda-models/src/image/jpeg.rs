@@ -1,19 +1,20 @@
-//! Whether a JPEG is whole.
+//! The check that a JPEG file is whole.
 //!
-//! The decoder fills what a cut file lacks with grey and says nothing: a trainer would learn half a picture. Entropy-coded
-//! bytes say nothing about their number, so that the end is known by its marker alone (ITU-T T.81, annex B).
+//! The decoder fills the missing part of a truncated file with grey and reports no error, so a trainer would
+//! learn half an image. Entropy-coded data does not state its length; only the end marker shows that the file
+//! is whole (ITU-T T.81, annex B).
 
-/// Start of a scan, after which entropy-coded bytes follow.
+/// Marker of the start of a scan, after which entropy-coded bytes follow.
 const SCAN: u8 = 0xda;
 const END: u8 = 0xd9;
 
-/// Whether `bytes` reach the marker of the end; that of a preview inside of them does not count.
+/// Whether `bytes` reach the end marker of the image. The end marker of an embedded preview does not count.
 pub(super) fn has_end(bytes: &[u8]) -> bool {
     let mut at = 2;
     while let Some(&[first, marker]) = bytes.get(at..at + 2) {
         match (first, marker) {
             (0xff, END) => return true,
-            // Without a segment: what fills, restarts and strays.
+            // Markers without a segment: fill bytes, restarts and stray markers.
             (0xff, 0xff) => at += 1,
             (0xff, 0x01 | 0xd0..=0xd8) => at += 2,
             (0xff, 0x02..) => {
@@ -29,7 +30,7 @@ pub(super) fn has_end(bytes: &[u8]) -> bool {
     false
 }
 
-/// How many of the bytes a scan has: in it 0xff is followed by 0 or by a restart.
+/// The length of a scan's entropy-coded data, in which 0xff is followed by 0 or by a restart marker.
 fn entropy_coded(bytes: &[u8]) -> usize {
     let ends = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7);
     bytes.windows(2).position(ends).unwrap_or(bytes.len())

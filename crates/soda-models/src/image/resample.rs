@@ -1,35 +1,37 @@
-//! Changing a picture's size exactly as Pillow does.
+//! Resizing exactly as Pillow does it.
 //!
 //! ```text
 //! out(x) = sum_i k((i + 1/2 - c) / s) in(i) / sum_i k(...)     c = (x + 1/2) r,  s = max(r, 1)
 //! ```
 //!
-//! with `r = in / out`: when a picture shrinks, the kernel grows with it, so that every pixel of the
-//! input counts (antialiasing). The judges were trained on pictures made so, and their scores move
-//! if it is done otherwise. Mirrors `libImaging/Resample.c`: one direction after the other, in
-//! 22-bit fixed point with the intermediate rounded to 8 bits. The results are the same bytes.
+//! Here `r = in / out`. When an image shrinks, the kernel grows with `r`, so that every input pixel counts
+//! (antialiasing). CLIP and DINO were trained on images resized in this way, and their scores change
+//! otherwise.
+//!
+//! Mirrors `libImaging/Resample.c`: one axis after the other, in 22-bit fixed point, with the intermediate
+//! image rounded to 8 bits. The results are equal to the byte.
 
 use image::RgbImage;
 
-/// Binary digits after the point: what 32 bits leave beside 8 of a pixel and 2 of headroom.
+/// Fractional bits. 32 bits leave 22 beside the 8 of a pixel and 2 of headroom.
 const PRECISION: u32 = 22;
 
-/// Keys' a: the slope of the cubic at distance 1.
+/// The parameter `a` of Keys' cubic: the slope at distance 1.
 const CUBIC: f64 = -0.5;
 
-/// The kernel of a resampling.
+/// The kernel of a resize.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
-    /// Triangle.
+    /// The triangle kernel.
     Bilinear,
-    /// Keys' cubic.
+    /// Keys' cubic kernel.
     Bicubic,
-    /// Sinc under a sinc window of three lobes.
+    /// The sinc kernel under a sinc window of three lobes.
     Lanczos,
 }
 
 impl Filter {
-    /// The kernel is zero beyond this distance.
+    /// The distance beyond which the kernel is zero.
     fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
@@ -51,38 +53,38 @@ impl Filter {
     }
 }
 
-/// `picture` at another size.
+/// Resizes `image` to `width` x `height` pixels.
 ///
 /// # Panics
 ///
-/// If either picture has no pixels.
+/// If either image has no pixels.
 #[track_caller]
-pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
-    let (old_width, old_height) = picture.dimensions();
-    assert!(width > 0 && height > 0, "a picture of {width}x{height} pixels has none");
+pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
+    let (old_width, old_height) = image.dimensions();
+    assert!(width > 0 && height > 0, "an image of {width}x{height} pixels has none");
     assert!(old_width > 0 && old_height > 0, "there is nothing to resize");
-    let rows = |picture: &RgbImage| match width == old_width {
-        true => picture.clone(),
-        false => resize_rows(picture, &Taps::all(old_width, width, filter)),
+    let rows = |image: &RgbImage| match width == old_width {
+        true => image.clone(),
+        false => resize_rows(image, &Taps::all(old_width, width, filter)),
     };
-    let columns = |picture: &RgbImage| match height == old_height {
-        true => picture.clone(),
-        false => resize_columns(picture, &Taps::all(old_height, height, filter)),
+    let columns = |image: &RgbImage| match height == old_height {
+        true => image.clone(),
+        false => resize_columns(image, &Taps::all(old_height, height, filter)),
     };
-    // Pillow's own rule, since version 13; the order shows in the last bit of a byte.
+    // The order of the axes is Pillow's since version 13. It shows in the last bit of a byte.
     let (fewer_rows, fewer_columns) =
         (i64::from(old_height) - i64::from(height), i64::from(old_width) - i64::from(width));
     match fewer_rows > 0 && fewer_rows > 2 * fewer_columns {
-        true => rows(&columns(picture)),
-        false => columns(&rows(picture)),
+        true => rows(&columns(image)),
+        false => columns(&rows(image)),
     }
 }
 
-/// The weights of one output pixel.
+/// The input weights of one output pixel.
 struct Taps {
-    /// The first input pixel that counts.
+    /// The index of the first input pixel with a weight.
     first: usize,
-    /// In fixed point, one for each input pixel from there.
+    /// The weights from `first` on, in fixed point.
     weights: Vec<i32>,
 }
 
@@ -96,7 +98,7 @@ impl Taps {
             // Truncated towards zero and clipped, as a C cast does it.
             let first = (center - support + 0.5) as u32;
             let last = ((center + support + 0.5) as u32).min(input);
-            // Multiplied by the reciprocal where one would divide: the last bit must be Pillow's.
+            // Multiplied by the reciprocal instead of divided, so that the last bit is Pillow's.
             let step = 1.0 / scale;
             let weight = |i: u32| filter.at((f64::from(i) - center + 0.5) * step);
             let weights: Vec<f64> = (first..last).map(weight).collect();
@@ -109,7 +111,7 @@ impl Taps {
         (0..output).map(one).collect()
     }
 
-    /// The weighted sum of `values`, the input from `first` on.
+    /// The weighted sum of `values`, which are the input from `first` on.
     fn apply(&self, values: impl Iterator<Item = u8>) -> u8 {
         let half = 1 << (PRECISION - 1);
         let sum = values.zip(&self.weights).map(|(value, weight)| i32::from(value) * weight);
@@ -117,10 +119,10 @@ impl Taps {
     }
 }
 
-fn resize_rows(picture: &RgbImage, taps: &[Taps]) -> RgbImage {
-    let mut out = RgbImage::new(taps.len() as u32, picture.height());
-    let (from, to) = (picture.width() as usize * 3, taps.len() * 3);
-    for (input, output) in picture.chunks_exact(from).zip(out.chunks_exact_mut(to)) {
+fn resize_rows(image: &RgbImage, taps: &[Taps]) -> RgbImage {
+    let mut out = RgbImage::new(taps.len() as u32, image.height());
+    let (from, to) = (image.width() as usize * 3, taps.len() * 3);
+    for (input, output) in image.chunks_exact(from).zip(out.chunks_exact_mut(to)) {
         for (taps, pixel) in taps.iter().zip(output.chunks_exact_mut(3)) {
             for (channel, value) in pixel.iter_mut().enumerate() {
                 let start = taps.first * 3 + channel;
@@ -131,19 +133,19 @@ fn resize_rows(picture: &RgbImage, taps: &[Taps]) -> RgbImage {
     out
 }
 
-fn resize_columns(picture: &RgbImage, taps: &[Taps]) -> RgbImage {
-    let mut out = RgbImage::new(picture.width(), taps.len() as u32);
-    let row = picture.width() as usize * 3;
+fn resize_columns(image: &RgbImage, taps: &[Taps]) -> RgbImage {
+    let mut out = RgbImage::new(image.width(), taps.len() as u32);
+    let row = image.width() as usize * 3;
     for (taps, output) in taps.iter().zip(out.chunks_exact_mut(row)) {
         for (x, value) in output.iter_mut().enumerate() {
             let start = taps.first * row + x;
-            *value = taps.apply(picture.as_raw()[start..].iter().step_by(row).copied());
+            *value = taps.apply(image.as_raw()[start..].iter().step_by(row).copied());
         }
     }
     out
 }
 
-/// Rounded away from zero at the half, as Pillow does it.
+/// A weight in fixed point, rounded half away from zero as Pillow does it.
 fn fixed(weight: f64) -> i32 {
     let scaled = weight * f64::from(1 << PRECISION);
     (scaled + 0.5_f64.copysign(scaled)) as i32

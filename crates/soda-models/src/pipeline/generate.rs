@@ -1,60 +1,65 @@
-//! Drawing: noise, or a picture and noise, to pictures.
+//! Generating images from prompts, and from an initial image and prompts.
 //!
-//! Classifier-free guidance (arXiv 2207.12598): `eps = e(empty) + g (e(prompt) - e(empty))`.
-//! From picture to picture (SDEdit, arXiv 2108.01073): the picture is noised to the middle of the
-//! plan, and drawn again from there.
+//! ```text
+//! eps = e(empty) + g (e(prompt) - e(empty))
+//! ```
+//!
+//! This is classifier-free guidance (arXiv 2207.12598) of scale `g`. Image-to-image follows SDEdit (arXiv
+//! 2108.01073): noise is added to the initial image up to a timestep in the middle, and sampling starts
+//! there.
 
 use burn::tensor::{FloatDType, Tensor};
 use image::RgbImage;
 
-use super::{Pipeline, unit_range};
-use crate::error::ModelError;
+use super::model::{Pipeline, unit_scale};
+use crate::batch_shards::BatchShards;
+use crate::condition::Condition;
+use crate::error::{ImageError, ModelError};
 use crate::image::{resize_center_crop, to_images, to_tensor};
-use crate::noise::gaussian;
+use crate::noise::randn;
 use crate::scheduler::{Sampler, SamplerKind};
-use crate::shards::Shards;
-use crate::unet::Condition;
 
-/// Prompts drawn at once: the UNet sees twice as many samples, and memory grows with them.
+/// Prompts in one batch. Guidance doubles the samples of the denoiser, and memory grows with them.
 const PROMPTS_AT_ONCE: usize = 16;
 
-/// Pixels of a batch. Larger pictures are drawn fewer at a time.
+/// Pixels in one batch. Larger images are generated in smaller batches.
 const PIXELS_AT_ONCE: usize = 1 << 20;
 
-/// What to draw, and how.
+/// The settings of [`Pipeline::generate`].
 #[derive(Debug, Clone)]
 pub struct GenerateConfig {
-    /// One picture each.
+    /// The prompts, one for each image.
     pub prompts: Vec<String>,
-    /// What the pictures should not be.
+    /// What the images should not show.
     pub negative_prompt: String,
-    /// Steps of the sampler.
+    /// Number of sampling steps.
     pub steps: usize,
-    /// Strength of the guidance; at 1 and below there is none, and half the work.
-    pub guidance: f64,
-    /// Picture `i` starts from noise that depends on this and on `i` alone.
+    /// Scale of classifier-free guidance. At 1 and below there is no guidance, and half the work.
+    pub guidance_scale: f64,
+    /// Seed of the noise. The noise of image `i` depends on `seed` and `i` alone.
     pub seed: u64,
-    /// The sampler; without one, the model's own.
-    pub scheduler: Option<SamplerKind>,
-    /// Height and width in pixels; without them, those that the model was trained on.
+    /// The sampler. `None` for the one in the model's config.
+    pub sampler: Option<SamplerKind>,
+    /// Height and width in pixels. `None` for the size that the model was trained on.
     pub size: Option<[usize; 2]>,
-    /// Layers of the text encoders left out at the end.
+    /// Layers of the text encoders that are skipped at the end.
     pub clip_skip: usize,
-    /// A picture to start from instead of noise alone.
-    pub start: Option<Start>,
-    /// Whether pictures larger than those of training are coded in tiles, which bounds memory.
+    /// An initial image. `None` to start from noise alone.
+    pub init_image: Option<InitImage>,
+    /// Whether images larger than those of training are encoded and decoded in tiles, which bounds memory.
     pub tiling: bool,
-    /// Parts of a batch that the UNet sees at once, each on threads of its own, but no more than it has
-    /// samples; for a CPU.
+    /// Number of shards of a batch that the denoiser computes at once on a CPU, each on threads of its own.
+    /// More shards than samples have no effect.
     pub shards: usize,
 }
 
-/// A picture to start from.
+/// The initial image of image-to-image.
 #[derive(Debug, Clone)]
-pub struct Start {
-    /// The picture; its centre is taken in the size asked for.
-    pub picture: RgbImage,
-    /// The share of the plan that is drawn again: near 0 the picture stays, at 1 nothing is left.
+pub struct InitImage {
+    /// The image. Its centre is cropped and resized to the requested size.
+    pub image: RgbImage,
+    /// The share of the steps that are sampled, above 0 and at most 1. Near 0 the image is kept, at 1 nothing
+    /// of it is left.
     pub strength: f64,
 }
 
@@ -64,12 +69,12 @@ impl Default for GenerateConfig {
             prompts: Vec::new(),
             negative_prompt: String::new(),
             steps: 30,
-            guidance: 5.0,
+            guidance_scale: 5.0,
             seed: 0,
-            scheduler: None,
+            sampler: None,
             size: None,
             clip_skip: 0,
-            start: None,
+            init_image: None,
             tiling: false,
             shards: 1,
         }
@@ -77,11 +82,14 @@ impl Default for GenerateConfig {
 }
 
 impl Pipeline {
-    /// Draws pictures. `progress` is told (calls of the network done, calls in all) after each.
+    /// Generates one image for each prompt.
+    ///
+    /// `progress` is called after each denoising step with the number of steps done and of all steps.
     ///
     /// # Errors
     ///
-    /// A request that cannot be met, by the name of its field.
+    /// - [`ModelError::InvalidRequest`], with the name of the field, for a setting that cannot be used.
+    /// - [`ModelError::Image`] with [`ImageError::NonFinite`] if latents or pixels are NaN or infinite.
     pub fn generate(
         &self,
         request: &GenerateConfig,
@@ -99,27 +107,29 @@ impl Pipeline {
             let indices: Vec<usize> = (first..first + prompts.len()).collect();
             let noise = indices.iter().map(|i| self.noise(request.seed, *i, size)).collect();
             let part = GenerateConfig { prompts: prompts.to_vec(), ..request.clone() };
-            let latents = self.draw(&part, &indices, Tensor::cat(noise, 0), &mut |_| {
+            let latents = self.sample(&part, &indices, Tensor::cat(noise, 0), &mut |_| {
                 done += 1;
                 progress(done, total);
             })?;
-            images.extend(self.decode_each(latents, request.tiling));
+            images.extend(self.decode_each(latents, first, request.tiling)?);
         }
         Ok(images)
     }
 
-    /// The noise that picture `index` of a seed starts from, `[1, c, h', w']`.
+    /// The noise from which image `index` of `seed` starts, `[1, c, h', w']`, in the size that the model was
+    /// trained on.
     pub fn initial_latents(&self, seed: u64, index: usize) -> Tensor<4> {
         self.noise(seed, index, [self.image_size(); 2])
     }
 
-    /// Turns noise of unit variance into latents, `[n, c, h', w']` both, one for each prompt.
+    /// Denoises `noise` of unit variance, `[n, c, h', w']`, to latents of the same shape, one for each
+    /// prompt.
     ///
-    /// `observe` sees the latents after each call of the network.
+    /// `observe` is called with the latents after each step.
     ///
     /// # Errors
     ///
-    /// A request that cannot be met, by the name of its field.
+    /// [`ModelError::InvalidRequest`], with the name of the field, for a setting that cannot be used.
     pub fn denoise(
         &self,
         request: &GenerateConfig,
@@ -128,11 +138,11 @@ impl Pipeline {
     ) -> Result<Tensor<4>, ModelError> {
         self.check(request)?;
         let indices: Vec<usize> = (0..request.prompts.len()).collect();
-        self.draw(request, &indices, noise, observe)
+        self.sample(request, &indices, noise, observe)
     }
 
-    /// [`Pipeline::denoise`] of the pictures with these indices.
-    fn draw(
+    /// Denoises the images with the given indices. See [`Pipeline::denoise`].
+    fn sample(
         &self,
         request: &GenerateConfig,
         indices: &[usize],
@@ -142,10 +152,10 @@ impl Pipeline {
         let count = indices.len();
         let (mut sampler, begin) = self.plan(request)?;
         let shape = noise.dims();
-        let size = [shape[2], shape[3]].map(|side| side * self.vae_config.downscale());
+        let size = [shape[2], shape[3]].map(|side| side * self.vae_config.downscale_factor());
 
-        let guided = request.guidance > 1.0;
-        let shards = Shards::new(request.shards.min(if guided { 2 * count } else { count }))?;
+        let guided = request.guidance_scale > 1.0;
+        let shards = BatchShards::new(request.shards.min(if guided { 2 * count } else { count }))?;
         let condition = self.condition(&request.prompts, request.clip_skip, size);
         let condition = if guided {
             let negative = self.negative(&request.negative_prompt, size);
@@ -153,31 +163,32 @@ impl Pipeline {
         } else {
             condition
         };
-        let condition = condition.cast(self.unet_dtype());
+        let condition = condition.cast(self.denoiser_dtype());
 
-        let mut latents = match &request.start {
+        let mut latents = match &request.init_image {
             None => noise.mul_scalar(sampler.init_noise_sigma()),
-            Some(start) => {
-                let picture = self.start_latents(start, request.tiling, size);
-                sampler.add_noise(begin, picture.repeat_dim(0, count), noise)
+            Some(init) => {
+                let image = self.init_latents(init, request.tiling, size);
+                sampler.add_noise(begin, image.repeat_dim(0, count), noise)
             }
         };
         let mask = self.paint_all(size, count);
         let timesteps = sampler.timesteps()[begin..].to_vec();
         for (call, t) in timesteps.into_iter().enumerate() {
             let call = begin + call;
-            let input = sampler.scale_input(call, latents.clone());
+            let input = sampler.scale_model_input(call, latents.clone());
             let input = match &mask {
                 Some(mask) => Tensor::cat(vec![input, mask.clone()], 1),
                 None => input,
             };
-            let prediction = self.predict(input, t, &condition, guided, request.guidance, &shards);
+            let prediction =
+                self.predict(input, t, &condition, guided, request.guidance_scale, &shards);
             let mut fresh = || {
-                // Streams of a picture: 0 starts it, the others are those of its calls.
+                // Stream `i` of the seed starts image `i`; the upper bits are the sampler's step.
                 let stream = |i: &usize| (*i as u64) | ((call as u64 + 1) << 32);
                 let noise = |i| {
                     let [_, c, h, w] = shape;
-                    gaussian(request.seed, stream(i), [1, c, h, w], &self.device)
+                    randn(request.seed, stream(i), [1, c, h, w], &self.device)
                 };
                 Tensor::cat(indices.iter().map(noise).collect(), 0)
             };
@@ -187,7 +198,8 @@ impl Pipeline {
         Ok(latents)
     }
 
-    /// The network's prediction for `input`, guided away from the first half of `condition`.
+    /// The denoiser's prediction for `input`. With guidance, the first half of `condition` is the negative
+    /// prompt's.
     fn predict(
         &self,
         input: Tensor<4>,
@@ -195,18 +207,18 @@ impl Pipeline {
         condition: &Condition,
         guided: bool,
         guidance: f64,
-        shards: &Shards,
+        shards: &BatchShards,
     ) -> Tensor<4> {
         let count = input.dims()[0];
         let input = if guided { input.repeat_dim(0, 2) } else { input };
         let steps = Tensor::<1>::full([input.dims()[0]], t, &self.device);
-        let input = input.cast(self.unet_dtype());
+        let input = input.cast(self.denoiser_dtype());
         let (all, parts) = (input.dims()[0], shards.count().min(input.dims()[0]));
         let part = |i| {
             let rows = all * i / parts..all * (i + 1) / parts;
             let input = input.clone().narrow(0, rows.start, rows.len());
             let steps = steps.clone().narrow(0, rows.start, rows.len());
-            (self.unet.clone(), input, steps, condition.rows(rows))
+            (self.denoiser.clone(), input, steps, condition.rows(rows))
         };
         let done = shards.map((0..parts).map(part).collect(), |(unet, input, steps, condition)| {
             unet.forward(input, steps, condition)
@@ -220,27 +232,32 @@ impl Pipeline {
         empty.clone() + (prompted - empty).mul_scalar(guidance)
     }
 
-    /// The sampler, and the call that it starts with: not the first where a picture is given.
+    /// Makes the sampler, and the index of the first step, which is not 0 with an initial image.
     fn plan(&self, request: &GenerateConfig) -> Result<(Box<dyn Sampler>, usize), ModelError> {
-        let sampler = self.scheduler.sampler(request.scheduler, request.steps)?;
+        let sampler = self.scheduler.sampler(request.sampler, request.steps)?;
         let calls = (request.steps, sampler.timesteps().len());
-        let begin = request.start.as_ref().map_or(0, |start| {
-            let again = (request.steps as f64 * start.strength) as usize;
+        let begin = request.init_image.as_ref().map_or(0, |init| {
+            let again = (request.steps as f64 * init.strength) as usize;
             (calls.0 - again.clamp(1, calls.0)).min(calls.1 - 1)
         });
         Ok((sampler, begin))
     }
 
-    /// The scaled latents of a picture to start from, `[1, c, h', w']`: the likeliest ones.
-    fn start_latents(&self, start: &Start, tiling: bool, [height, width]: [usize; 2]) -> Tensor<4> {
-        let picture = resize_center_crop(&start.picture, width as u32, height as u32);
-        self.encode(to_tensor(&[picture], &self.device), tiling)
+    /// Scaled latents of an initial image, `[1, c, h', w']`: the mode of the posterior.
+    fn init_latents(
+        &self,
+        init: &InitImage,
+        tiling: bool,
+        [height, width]: [usize; 2],
+    ) -> Tensor<4> {
+        let image = resize_center_crop(&init.image, width as u32, height as u32);
+        self.encode(to_tensor(&[image], &self.device), tiling)
     }
 
-    /// What an inpainting UNet sees beside the latents: a mask that covers everything, and the
-    /// latents of the empty picture that it leaves. `[n, 1 + c, h', w']`.
+    /// The further inputs of an inpainting UNet, `[n, 1 + c, h', w']`. They are a mask that covers
+    /// everything, and the latents of the masked image, which is empty.
     fn paint_all(&self, [height, width]: [usize; 2], count: usize) -> Option<Tensor<4>> {
-        if self.unet_config.in_channels == self.vae_config.latent_channels {
+        if self.denoiser_config.in_channels == self.vae_config.latent_channels {
             return None;
         }
         let grey = Tensor::full([1, self.vae_config.in_channels, height, width], 0.5, &self.device);
@@ -249,48 +266,66 @@ impl Pipeline {
         Some(Tensor::cat(vec![mask, empty], 1).repeat_dim(0, count))
     }
 
-    /// Latents to pictures, one at a time: the autoencoder needs more memory than the UNet.
-    fn decode_each(&self, latents: Tensor<4>, tiling: bool) -> Vec<RgbImage> {
-        let slices = latents.dims()[2] * latents.dims()[3] > 32 * 32;
-        let decode = |latents: Tensor<4>| {
-            if tiling {
-                let tiling = self.vae_config.tiling();
-                to_images(unit_range(self.vae.decode_tiled(self.unscaled(latents), &tiling)))
-            } else {
-                to_images(self.decode(latents))
-            }
-        };
-        match slices {
-            false => decode(latents),
-            true => latents.split(1, 0).into_iter().flat_map(decode).collect(),
+    /// Decodes latents to images, large ones one at a time, since the autoencoder needs more memory than the
+    /// denoiser.
+    ///
+    /// `first` is the index of the first image, for errors.
+    fn decode_each(
+        &self,
+        latents: Tensor<4>,
+        first: usize,
+        tiling: bool,
+    ) -> Result<Vec<RgbImage>, ModelError> {
+        let [count, channels, height, width] = latents.dims();
+        let bad = latents.clone().into_data().iter::<f32>().position(|value| !value.is_finite());
+        if let Some(bad) = bad {
+            let index = first + bad / (channels * height * width);
+            return Err(ImageError::NonFinite { what: "latents", index }.into());
         }
+        let at_once = if height * width > 32 * 32 { 1 } else { count };
+        let mut images = Vec::with_capacity(count);
+        for latents in latents.split(at_once, 0) {
+            let latents = self.unscaled(latents);
+            let decoded = match tiling {
+                true => self.vae.decode_tiled(latents, &self.vae_config.tiling()),
+                false => self.vae.decode(latents),
+            };
+            // The pixels are not clamped before the check, since a clamp would turn infinity into white.
+            let decoded = to_images(unit_scale(decoded)).map_err(|error| match error {
+                ModelError::Image(ImageError::NonFinite { what, index }) => {
+                    ImageError::NonFinite { what, index: first + images.len() + index }.into()
+                }
+                other => other,
+            })?;
+            images.extend(decoded);
+        }
+        Ok(images)
     }
 
     fn noise(&self, seed: u64, index: usize, size: [usize; 2]) -> Tensor<4> {
-        let [height, width] = size.map(|side| side / self.vae_config.downscale());
+        let [height, width] = size.map(|side| side / self.vae_config.downscale_factor());
         let shape = [1, self.vae_config.latent_channels, height, width];
-        gaussian(seed, index as u64, shape, &self.device)
+        randn(seed, index as u64, shape, &self.device)
     }
 
-    /// Refuses what cannot be drawn; returns the size.
+    /// Checks a request. Returns the height and width in pixels.
     fn check(&self, request: &GenerateConfig) -> Result<[usize; 2], ModelError> {
         let refuse = |field, value: String, expected: String| {
             Err(ModelError::InvalidRequest { field, value, expected })
         };
-        if !request.guidance.is_finite() {
+        if !request.guidance_scale.is_finite() {
             let expected = "it must be a finite number".to_string();
-            return refuse("guidance", request.guidance.to_string(), expected);
+            return refuse("guidance", request.guidance_scale.to_string(), expected);
         }
         let size = request.size.unwrap_or([self.image_size(); 2]);
-        let unit = self.vae_config.downscale();
+        let unit = self.vae_config.downscale_factor();
         if size.iter().any(|side| *side == 0 || !side.is_multiple_of(unit)) {
             let expected = format!("both sides must be positive multiples of {unit}");
             return refuse("size", format!("{}x{}", size[1], size[0]), expected);
         }
-        // SDXL leaves out one layer of each by itself.
-        let layers =
-            |encoder: &crate::clip::text::ClipTextModel| encoder.text_model.encoder.layers.len();
-        let (least, own) = match &self.second {
+        // SDXL skips the last layer by itself.
+        let layers = |encoder: &crate::clip::ClipTextModel| encoder.text_model.encoder.layers.len();
+        let (least, own) = match &self.second_text_encoder {
             None => (layers(&self.text_encoder), 0),
             Some(second) => (layers(&self.text_encoder).min(layers(&second.text_encoder)), 1),
         };
@@ -298,13 +333,13 @@ impl Pipeline {
             let expected = format!("the text encoder has {least} layers, of which one must stay");
             return refuse("clip_skip", request.clip_skip.to_string(), expected);
         }
-        if let Some(start) = &request.start {
-            if !(start.strength > 0.0 && start.strength <= 1.0) {
+        if let Some(init) = &request.init_image {
+            if !(init.strength > 0.0 && init.strength <= 1.0) {
                 let expected = "it must be above 0 and at most 1".to_string();
-                return refuse("strength", start.strength.to_string(), expected);
+                return refuse("strength", init.strength.to_string(), expected);
             }
-            if start.picture.width() == 0 || start.picture.height() == 0 {
-                return refuse("start", "an empty picture".into(), "it must have pixels".into());
+            if init.image.width() == 0 || init.image.height() == 0 {
+                return refuse("init_image", "an empty image".into(), "it must have pixels".into());
             }
         }
         Ok(size)

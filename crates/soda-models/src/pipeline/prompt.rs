@@ -1,41 +1,41 @@
-//! Prompts to what the denoiser is told.
+//! Prompts to conditions of the denoiser.
 
 use std::ops::Range;
 
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
-use super::Pipeline;
-use crate::clip::text::{ClipTextModel, Layer, TextStates};
-use crate::unet::{AddedCondition, Condition};
+use super::model::Pipeline;
+use crate::clip::{ClipTextModel, HiddenLayer, PromptEmbeds};
+use crate::condition::{AddedCondition, Condition};
 
-/// Prompts as the text encoders read them.
+/// Token ids of a batch of prompts, for all text encoders.
 #[derive(Debug, Clone)]
-pub struct TextIds {
-    /// Tokens of the text encoder, `[b, n]`.
+pub struct TokenIds {
+    /// Token ids for the text encoder, `[b, n]`.
     pub first: Tensor<2, Int>,
-    /// Of SDXL's second, `[b, n]`.
+    /// Token ids for SDXL's second text encoder, `[b, n]`.
     pub second: Option<Tensor<2, Int>>,
 }
 
-impl TextIds {
-    /// The same for each tensor.
-    fn each(self, f: impl Fn(Tensor<2, Int>) -> Tensor<2, Int>) -> Self {
+impl TokenIds {
+    /// Applies `f` to each tensor.
+    fn map(self, f: impl Fn(Tensor<2, Int>) -> Tensor<2, Int>) -> Self {
         Self { first: f(self.first), second: self.second.map(f) }
     }
 
-    /// Some of the prompts, in order.
+    /// Selects a contiguous range of prompts.
     #[must_use]
     pub fn rows(&self, rows: Range<usize>) -> Self {
-        self.clone().each(|ids| ids.narrow(0, rows.start, rows.len()))
+        self.clone().map(|ids| ids.narrow(0, rows.start, rows.len()))
     }
 
-    /// The prompts with these indices `[m]`.
+    /// Selects the prompts with the given indices `[m]`.
     #[must_use]
     pub fn select(&self, indices: &Tensor<1, Int>) -> Self {
-        self.clone().each(|ids| ids.select(0, indices.clone()))
+        self.clone().map(|ids| ids.select(0, indices.clone()))
     }
 
-    /// The prompts of `self`, then those of `other`; both are of one model.
+    /// Concatenates the prompts of `self` and of `other`, in this order. Both must belong to one model.
     #[must_use]
     pub fn cat(self, other: Self) -> Self {
         let cat = |a, b| Tensor::cat(vec![a, b], 0);
@@ -45,53 +45,57 @@ impl TextIds {
         }
     }
 
-    /// On the tape of a training.
+    /// Moves the ids to the autodiff device, for text encoders that are trained.
     #[must_use]
-    pub fn on_tape(self) -> Self {
-        self.each(Tensor::from_inner)
+    pub fn autodiff(self) -> Self {
+        self.map(Tensor::from_inner)
     }
 }
 
-/// The states that the UNet was trained on, and the summary of the last encoder.
+/// Encodes token ids as the denoiser was trained on them. The pooled output is that of the last text encoder.
 pub(super) fn states(
     first: &ClipTextModel,
     second: Option<&ClipTextModel>,
-    ids: &TextIds,
+    ids: &TokenIds,
     clip_skip: usize,
-) -> TextStates {
+) -> PromptEmbeds {
     let (Some(second), Some(second_ids)) = (second, &ids.second) else {
-        return first.encode(ids.first.clone(), Layer { skip: clip_skip, normed: true });
+        return first.encode(ids.first.clone(), HiddenLayer { clip_skip, final_norm: true });
     };
-    // SDXL's states are those before the last layer, without the last norm.
-    let layer = Layer { skip: clip_skip + 1, normed: false };
+    // SDXL uses the states before the last layer, without the final norm.
+    let layer = HiddenLayer { clip_skip: clip_skip + 1, final_norm: false };
     let first = first.encode(ids.first.clone(), layer);
     let second = second.encode(second_ids.clone(), layer);
     let hidden = Tensor::cat(vec![first.hidden, second.hidden], 2);
-    TextStates { hidden, pooled: second.pooled }
+    PromptEmbeds { hidden, pooled: second.pooled }
 }
 
 impl Pipeline {
-    /// The tokens of prompts. A prompt that is too long is cut.
-    pub fn token_ids<S: AsRef<str>>(&self, prompts: &[S]) -> TextIds {
-        let second = self.second.as_ref();
-        TextIds {
+    /// Tokenizes prompts. A prompt that is too long is truncated.
+    pub fn tokenize<S: AsRef<str>>(&self, prompts: &[S]) -> TokenIds {
+        let second = self.second_text_encoder.as_ref();
+        TokenIds {
             first: self.tokenizer.encode_batch(prompts, &self.device),
             second: second.map(|second| second.tokenizer.encode_batch(prompts, &self.device)),
         }
     }
 
-    /// Text states of prompts, `[n, 77, d]`. A prompt that is too long is cut.
+    /// Encodes prompts. Returns the text encoders' hidden states, `[n, 77, d]`. A prompt that is too long is
+    /// truncated.
     pub fn encode_prompts(&self, prompts: &[String]) -> Tensor<3> {
         self.encode_texts(prompts, 0).hidden
     }
 
-    /// Whether the end of a prompt does not reach the denoiser.
-    pub fn is_cut(&self, prompt: &str) -> bool {
-        let second = self.second.as_ref().is_some_and(|s| s.tokenizer.encode(prompt).truncated);
+    /// Whether `prompt` is too long, so that its end does not reach the denoiser.
+    pub fn is_truncated(&self, prompt: &str) -> bool {
+        let second =
+            self.second_text_encoder.as_ref().is_some_and(|s| s.tokenizer.encode(prompt).truncated);
         second || self.tokenizer.encode(prompt).truncated
     }
 
-    /// What the denoiser is told of prompts for pictures of `height` and `width` pixels.
+    /// Makes the denoiser's condition of prompts, for images of `height` x `width` pixels.
+    ///
+    /// `clip_skip` layers of the text encoders are skipped at the end.
     ///
     /// # Panics
     ///
@@ -102,8 +106,8 @@ impl Pipeline {
         clip_skip: usize,
         [height, width]: [usize; 2],
     ) -> Condition {
-        let TextStates { hidden, pooled } = self.encode_texts(prompts, clip_skip);
-        let added = self.second.as_ref().map(|_| {
+        let PromptEmbeds { hidden, pooled } = self.encode_texts(prompts, clip_skip);
+        let added = self.second_text_encoder.as_ref().map(|_| {
             let (height, width) = (height as f32, width as f32);
             let ids = [[height, width, 0.0, 0.0, height, width]];
             AddedCondition {
@@ -114,11 +118,14 @@ impl Pipeline {
         Condition { text: hidden, added }
     }
 
-    /// The condition of the negative prompt, once. As in diffusers, layers are skipped for the
-    /// prompts only.
+    /// Makes the condition of the negative prompt, one sample. As in diffusers, `clip_skip` does not apply to
+    /// it.
     pub(super) fn negative(&self, prompt: &str, size: [usize; 2]) -> Condition {
         let mut condition = self.condition(&[prompt.to_owned()], 0, size);
-        let zeros = self.second.as_ref().is_some_and(|second| second.zeros_for_empty_prompt);
+        let zeros = self
+            .second_text_encoder
+            .as_ref()
+            .is_some_and(|second| second.force_zeros_for_empty_prompt);
         if prompt.is_empty() && zeros {
             condition.text = condition.text.zeros_like();
             if let Some(added) = &mut condition.added {
@@ -128,18 +135,8 @@ impl Pipeline {
         condition
     }
 
-    fn encode_texts(&self, prompts: &[String], clip_skip: usize) -> TextStates {
-        let second = self.second.as_ref().map(|second| &second.text_encoder);
-        states(&self.text_encoder, second, &self.token_ids(prompts), clip_skip)
-    }
-}
-
-impl Condition {
-    /// In another precision; the time ids stay exact.
-    pub fn cast(self, dtype: impl Into<FloatDType> + Copy) -> Self {
-        let added = self
-            .added
-            .map(|added| AddedCondition { pooled: added.pooled.cast(dtype.into()), ..added });
-        Self { text: self.text.cast(dtype.into()), added }
+    fn encode_texts(&self, prompts: &[String], clip_skip: usize) -> PromptEmbeds {
+        let second = self.second_text_encoder.as_ref().map(|second| &second.text_encoder);
+        states(&self.text_encoder, second, &self.tokenize(prompts), clip_skip)
     }
 }

@@ -1,7 +1,7 @@
-//! One file with all networks, in the names of the original checkpoints.
+//! Single files with all networks, in the keys of the original checkpoints.
 //!
-//! Such a file has no configs and no tokenizer: those are taken from a directory in diffusers'
-//! layout, whose weights, if it has any, are not read.
+//! Such a file has no configs and no tokenizer. They are taken from a directory in diffusers' layout, whose
+//! weights are not read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,17 +11,17 @@ use burn::tensor::{Device, FloatDType};
 use burn_store::ModuleSnapshot;
 use burn_store::burn_pack::Tensor as Stored;
 
-use super::Pipeline;
-use super::directory::{Configs, LoadOptions, Parts};
-use crate::clip::text::ClipTextConfig;
-use crate::error::ModelError;
+use super::load::{Configs, LoadOptions, Parts};
+use super::model::Pipeline;
+use crate::clip::ClipTextConfig;
+use crate::error::{ModelError, WeightsError};
 use crate::unet::UnetConfig;
 use crate::vae::VaeConfig;
 use crate::weights::ldm::{Form, Layout};
 use crate::weights::write::{Writable, write};
 use crate::weights::{Checkpoint, file_dtype, to_pytorch};
 
-/// The families of original checkpoints, by where their text encoders are.
+/// The families of original checkpoints, which differ in their text encoders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Sd1,
@@ -29,7 +29,7 @@ enum Family {
     Sdxl,
 }
 
-/// The names of all networks of a family.
+/// The key layouts of all networks of a family.
 struct Layouts {
     text: Layout,
     text_2: Option<Layout>,
@@ -57,12 +57,14 @@ impl Layouts {
 }
 
 impl Pipeline {
-    /// Reads a single file of SD 1, SD 2 or SDXL with the configs and tokenizers of `configs`, a
-    /// directory in diffusers' layout.
+    /// Loads a single file of SD 1, SD 2 or SDXL, as `dtype`.
+    ///
+    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout.
     ///
     /// # Errors
     ///
-    /// A file that is broken, of no known family, or of another one than the directory.
+    /// - [`WeightsError::Mismatch`] for a file of no known family, or of another family than the directory.
+    /// - The errors of [`Pipeline::load`].
     pub fn load_single_file(
         file: &Path,
         configs: &Path,
@@ -71,7 +73,7 @@ impl Pipeline {
     ) -> Result<Self, ModelError> {
         let source = configs;
         let checkpoint = Checkpoint::open(file)?;
-        let family = family_of(&checkpoint).ok_or_else(|| ModelError::Mismatch {
+        let family = family_of(&checkpoint).ok_or_else(|| WeightsError::Mismatch {
             path: file.to_path_buf(),
             reason: "it has no text encoder where Stable Diffusion 1, 2 or XL has one".to_string(),
         })?;
@@ -82,7 +84,7 @@ impl Pipeline {
                 "it is of another family than the configs of {}: one is SDXL, the other is not",
                 source.display()
             );
-            return Err(ModelError::Mismatch { path: file.to_path_buf(), reason });
+            return Err(WeightsError::Mismatch { path: file.to_path_buf(), reason }.into());
         }
         let names = Layouts::new(family, text, text_2.as_ref(), unet, vae);
         let parts = Parts {
@@ -95,21 +97,24 @@ impl Pipeline {
         Self::assemble(source, configs, parts, &options, device)
     }
 
-    /// Writes all networks into one file, in the names of the original checkpoints.
+    /// Saves all networks as one file of `dtype`, in the keys of the original checkpoints.
     ///
     /// # Errors
     ///
-    /// What the operating system says, and a model that has no original form, or new words.
+    /// - [`ModelError::Token`] if the vocabulary has new tokens, which such a file cannot hold.
+    /// - [`WeightsError::UnusedKeys`] for a network that has no original layout.
+    /// - [`ModelError::Io`] if the system refuses to write.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
-        let second = self.second.as_ref().and_then(|second| second.tokenizer.extra_word());
-        if let Some(word) = self.tokenizer.extra_word().or(second) {
+        let second =
+            self.second_text_encoder.as_ref().and_then(|second| second.tokenizer.extra_token());
+        if let Some(token) = self.tokenizer.extra_token().or(second) {
             let reason = "a single file has no vocabulary to put it in: write it with `soda export --format embeddings`, and \
                           merge an adapter without it"
                 .to_string();
-            return Err(ModelError::Word { word, reason });
+            return Err(ModelError::Token { token, reason });
         }
         let configs = Configs::read(&self.source)?;
-        let family = match (&self.second, self.unet_config.use_linear_projection) {
+        let family = match (&self.second_text_encoder, self.denoiser_config.use_linear_projection) {
             (Some(_), _) => Family::Sdxl,
             (None, true) => Family::Sd2,
             (None, false) => Family::Sd1,
@@ -118,16 +123,16 @@ impl Pipeline {
         let names = Layouts::new(family, text, text_2.as_ref(), unet, vae);
         let mut tensors = BTreeMap::new();
         collect(&self.text_encoder, &names.text, dtype, file, &mut tensors)?;
-        if let (Some(second), Some(names)) = (&self.second, &names.text_2) {
+        if let (Some(second), Some(names)) = (&self.second_text_encoder, &names.text_2) {
             collect(&second.text_encoder, names, dtype, file, &mut tensors)?;
         }
-        collect(&self.unet, &names.unet, dtype, file, &mut tensors)?;
+        collect(&self.denoiser, &names.unet, dtype, file, &mut tensors)?;
         collect(&self.vae, &names.vae, dtype, file, &mut tensors)?;
         write(&tensors, file)
     }
 }
 
-/// Which family a file is of.
+/// The family of a file, by the key of its text encoder.
 fn family_of(checkpoint: &Checkpoint) -> Option<Family> {
     [
         ("conditioner.embedders.1.model.ln_final.weight", Family::Sdxl),
@@ -139,7 +144,7 @@ fn family_of(checkpoint: &Checkpoint) -> Option<Family> {
     .map(|(_, family)| family)
 }
 
-/// Adds the weights of a network under the original's names.
+/// Adds the weights of a network under their original keys.
 fn collect<M: Module>(
     module: &M,
     names: &Layout,
@@ -150,7 +155,7 @@ fn collect<M: Module>(
     for tensor in module.collect(None, Some(Box::new(to_pytorch(dtype))), false) {
         let (key, form) = names.original(&tensor.name).ok_or_else(|| {
             let keys = vec![tensor.name.clone()];
-            ModelError::UnusedKeys { path: file.to_path_buf(), keys }
+            WeightsError::UnusedKeys { path: file.to_path_buf(), keys }
         })?;
         let entry = tensors.entry(key).or_insert_with(|| Writable {
             shape: shape(&tensor, form),
@@ -164,7 +169,7 @@ fn collect<M: Module>(
     Ok(())
 }
 
-/// A tensor's shape in the original.
+/// A tensor's shape in the original checkpoint.
 fn shape(tensor: &Stored, form: Form) -> Vec<usize> {
     let mut shape = tensor.shape.to_vec();
     match form {

@@ -1,130 +1,131 @@
-//! `scheduler_config.json`, as all the samplers of [`SamplerKind`] write it.
+//! The `scheduler_config.json` of all samplers in [`SamplerKind`].
 //!
-//! The noise schedule is a property of the model and shared by all samplers; the rest are settings
-//! of the sampler, which every class writes down under the same names.
+//! The noise schedule is a property of the model and shared by all samplers. The other fields are settings of
+//! a sampler, which every class writes under the same names.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigFile, Refusal};
-use crate::scheduler::sampler::SamplerKind;
+use super::sampler_kind::SamplerKind;
+use crate::config::{ConfigFile, InvalidField};
 
-/// How the variances of the forward process grow.
+/// The growth of the forward process's variances `beta`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
-    /// Evenly from `beta_start` to `beta_end`.
+    /// Linear from `beta_start` to `beta_end`.
     Linear,
-    /// Their square roots evenly: Latent Diffusion.
+    /// Linear in the square roots, as in Latent Diffusion.
     ScaledLinear,
-    /// From a cosine: improved DDPM (arXiv 2102.09672).
+    /// From a squared cosine, as in improved DDPM (arXiv 2102.09672).
     #[serde(rename = "squaredcos_cap_v2")]
     SquaredcosCapV2,
 }
 
-/// What the network was trained to predict.
+/// The quantity that the denoiser predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
-    /// The noise.
+    /// The noise `eps`.
     Epsilon,
     /// The velocity `sqrt(abar) eps - sqrt(1 - abar) x0` (arXiv 2202.00512).
     #[serde(alias = "v")]
     VPrediction,
-    /// The picture.
+    /// The image `x0`.
     Sample,
 }
 
-/// The noise after the last step.
+/// The noise level after the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum FinalSigmas {
-    /// None.
+pub enum FinalSigmasType {
+    /// No noise.
     Zero,
-    /// That of timestep 0.
+    /// The noise level of timestep 0.
     SigmaMin,
 }
 
-/// Which equation DPM-Solver solves.
+/// The equation that DPM-Solver++ solves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Algorithm {
-    /// The probability flow's.
+pub enum AlgorithmType {
+    /// The ordinary differential equation of the probability flow.
     #[serde(rename = "dpmsolver++")]
     DpmSolverPlusPlus,
-    /// The one with fresh noise.
+    /// The stochastic differential equation, with fresh noise in each step.
     #[serde(rename = "sde-dpmsolver++")]
     SdeDpmSolverPlusPlus,
 }
 
-/// DPM-Solver's second order.
+/// The rule of DPM-Solver++'s second order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
-    /// By the midpoint's rule.
+    /// The midpoint rule.
     Midpoint,
-    /// By Heun's.
+    /// Heun's rule.
     Heun,
 }
 
-/// Which of the training timesteps a sampler visits; table 2 of arXiv 2305.08891.
+/// The spacing of the timesteps that a sampler visits (arXiv 2305.08891, table 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSpacing {
     /// Multiples of the stride, counted from 0.
     Leading,
-    /// Multiples of the stride, counted back from the last.
+    /// Multiples of the stride, counted back from the last timestep.
     Trailing,
-    /// Evenly from 0 to the last.
+    /// Evenly spaced from 0 to the last timestep.
     Linspace,
 }
 
-/// The fields of a scheduler's config that this port honours; the defaults are diffusers'.
+/// The fields of a scheduler's config that are honoured. The defaults are diffusers'.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SchedulerConfig {
-    /// The sampler that wrote the config.
+    /// The sampler that wrote the config, which is the model's default sampler.
     #[serde(rename = "_class_name")]
     pub class: SamplerKind,
-    /// Timesteps of the forward process.
+    /// Number of timesteps of the forward process.
     pub num_train_timesteps: usize,
-    /// First variance.
+    /// Variance of the first timestep.
     pub beta_start: f64,
-    /// Last variance.
+    /// Variance of the last timestep.
     pub beta_end: f64,
-    /// How they grow.
+    /// Growth of the variances.
     pub beta_schedule: BetaSchedule,
-    /// The variances themselves, instead of a schedule.
+    /// Variances of all timesteps, in place of a `beta_schedule`.
     pub trained_betas: Option<Vec<f32>>,
-    /// Whether the schedule is rescaled so that its last timestep is pure noise.
+    /// Whether the schedule is rescaled to zero terminal SNR, so that its last timestep is pure noise (arXiv
+    /// 2305.08891).
     pub rescale_betas_zero_snr: bool,
-    /// What the network predicts.
+    /// The quantity that the denoiser predicts.
     pub prediction_type: PredictionType,
-    /// Which timesteps a sampler visits; see [`SchedulerConfig::spacing`].
+    /// Spacing of the timesteps that a sampler visits. See [`SchedulerConfig::spacing`] for the default.
     pub timestep_spacing: Option<TimestepSpacing>,
-    /// Added to every timestep of leading spacing.
+    /// Offset of every timestep with leading spacing.
     pub steps_offset: usize,
-    /// Whether the step after the last one is without noise; otherwise it is timestep 0. DDIM's
-    /// default is true, PNDM's false.
+    /// Whether there is no noise after the last step of DDIM and PNDM. Otherwise the noise is that of
+    /// timestep 0. The default is true for DDIM and false for PNDM.
     pub set_alpha_to_one: Option<bool>,
-    /// Whether DDIM and DDPM clip the predicted `x0`; their default is true, and others have none.
+    /// Whether the predicted `x0` is clipped. The default is true for DDIM and DDPM and false for the others.
     pub clip_sample: Option<bool>,
     /// The largest magnitude of a clipped `x0`.
     pub clip_sample_range: f64,
-    /// Whether PNDM leaves out its Runge-Kutta start, which is not implemented.
+    /// Whether PNDM skips its Runge-Kutta steps. Those are not implemented, so that PNDM needs true.
     pub skip_prk_steps: bool,
-    /// Whether Euler's method and DPM-Solver space their noise levels as Karras et al.
+    /// Whether Euler and DPM-Solver++ use the noise levels of Karras et al. (arXiv 2206.00364).
     pub use_karras_sigmas: bool,
-    /// The noise after the last step of Euler's method and of DPM-Solver.
-    pub final_sigmas_type: FinalSigmas,
-    /// DPM-Solver's order, 1 to 3.
+    /// Noise level after the last step of Euler and DPM-Solver++.
+    pub final_sigmas_type: FinalSigmasType,
+    /// Order of DPM-Solver++, 1 to 3.
     pub solver_order: usize,
-    /// DPM-Solver's equation.
-    pub algorithm_type: Algorithm,
-    /// DPM-Solver's second order.
+    /// Equation of DPM-Solver++.
+    pub algorithm_type: AlgorithmType,
+    /// Rule of DPM-Solver++'s second order.
     pub solver_type: SolverType,
-    /// Whether short plans of DPM-Solver end with lower orders.
+    /// Whether DPM-Solver++ ends with lower orders if there are fewer than 15 steps.
     pub lower_order_final: bool,
-    /// Whether the last step of DPM-Solver is one of Euler's method.
+    /// Whether the last step of DPM-Solver++ has order 1.
     pub euler_at_final: bool,
 }
 
@@ -146,9 +147,9 @@ impl Default for SchedulerConfig {
             clip_sample_range: 1.0,
             skip_prk_steps: false,
             use_karras_sigmas: false,
-            final_sigmas_type: FinalSigmas::Zero,
+            final_sigmas_type: FinalSigmasType::Zero,
             solver_order: 2,
-            algorithm_type: Algorithm::DpmSolverPlusPlus,
+            algorithm_type: AlgorithmType::DpmSolverPlusPlus,
             solver_type: SolverType::Midpoint,
             lower_order_final: true,
             euler_at_final: false,
@@ -157,7 +158,7 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Which timesteps a sampler visits: what the config says, or else that sampler's default.
+    /// The spacing of the timesteps that a sampler visits: the config's, or else the default of `kind`.
     pub fn spacing(&self, kind: SamplerKind) -> TimestepSpacing {
         self.timestep_spacing.unwrap_or(match kind {
             SamplerKind::Ddpm | SamplerKind::Ddim | SamplerKind::Pndm => TimestepSpacing::Leading,
@@ -167,7 +168,7 @@ impl SchedulerConfig {
         })
     }
 
-    /// Clips a predicted `x0`, `[b, c, h, w]`, if the config asks for it.
+    /// Clips a predicted `x0`, `[b, c, h, w]`, if the config says so.
     pub(crate) fn clip(&self, x0: Tensor<4>) -> Tensor<4> {
         let clips = matches!(self.class, SamplerKind::Ddim | SamplerKind::Ddpm);
         if self.clip_sample.unwrap_or(clips) {
@@ -179,16 +180,16 @@ impl SchedulerConfig {
 }
 
 impl ConfigFile for SchedulerConfig {
-    const WHAT: &'static str = "the scheduler's scheduler_config.json";
+    const DESCRIPTION: &'static str = "the scheduler's scheduler_config.json";
 
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[
+    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[
         // Read only together with `thresholding`.
         ("dynamic_thresholding_ratio", "0.995"),
         ("sample_max_value", "1.0"),
         ("thresholding", "false"),
         ("variance_type", "\"fixed_small\""),
         ("variance_type", "null"),
-        // Euler's method.
+        // Settings of Euler.
         ("interpolation_type", "\"linear\""),
         ("sigma_max", "null"),
         ("sigma_min", "null"),
@@ -197,7 +198,7 @@ impl ConfigFile for SchedulerConfig {
         ("use_beta_sigmas", "null"),
         ("use_exponential_sigmas", "false"),
         ("use_exponential_sigmas", "null"),
-        // DPM-Solver.
+        // Settings of DPM-Solver++.
         ("flow_shift", "1.0"),
         ("flow_shift", "null"),
         ("lambda_min_clipped", "null"),
@@ -209,10 +210,11 @@ impl ConfigFile for SchedulerConfig {
         ("use_lu_lambdas", "null"),
     ];
 
-    const CLASS: bool = true;
+    const HAS_CLASS_NAME: bool = true;
 
-    fn check(&self) -> Result<(), Refusal> {
-        let refuse = |field, value: String, supported| Err(Refusal { field, value, supported });
+    fn validate(&self) -> Result<(), InvalidField> {
+        let refuse =
+            |field, value: String, supported| Err(InvalidField { field, value, supported });
         if self.num_train_timesteps < 2 {
             let value = self.num_train_timesteps.to_string();
             return refuse("num_train_timesteps", value, "at least 2");
@@ -234,7 +236,7 @@ impl ConfigFile for SchedulerConfig {
                 return refuse("trained_betas", bad.to_string(), "numbers between 0 and 1");
             }
         }
-        // Noise that cannot be told from a picture where there is no picture.
+        // Pure noise and its own prediction are the same, so nothing would be learnt about the image.
         if self.rescale_betas_zero_snr && self.prediction_type == PredictionType::Epsilon {
             let supported = "false, or the prediction_type v_prediction or sample";
             return refuse("rescale_betas_zero_snr", "true".into(), supported);

@@ -1,28 +1,29 @@
-//! The deterministic sampler.
+//! DDIM, a deterministic sampler.
 //!
 //! ```text
 //! x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps + sigma z
 //! sigma = eta sqrt((1 - abar_s) / (1 - abar_t)) sqrt(1 - abar_t / abar_s)
 //! ```
 //!
-//! "Denoising Diffusion Implicit Models" (arXiv 2010.02502), formulas (12) and (16). Mirrors
-//! diffusers' `DDIMScheduler`.
+//! "Denoising Diffusion Implicit Models" (arXiv 2010.02502), formulas (12) and (16). Mirrors diffusers'
+//! `DDIMScheduler`.
 
 use burn::tensor::Tensor;
 
-use crate::scheduler::beta::NoiseSchedule;
-use crate::scheduler::config::SchedulerConfig;
-use crate::scheduler::sampler::{Sampler, SamplerKind};
-use crate::scheduler::spacing::{rounded, spaced};
+use super::config::SchedulerConfig;
+use super::noise_schedule::NoiseSchedule;
+use super::sampler::Sampler;
+use super::sampler_kind::SamplerKind;
+use super::spacing::{rounded, spaced};
 
-/// A plan of timesteps through a noise schedule.
+/// The timesteps of a DDIM run and its noise schedule.
 #[derive(Debug, Clone)]
-pub struct Ddim {
+pub(crate) struct Ddim {
     timesteps: Vec<f64>,
     schedule: NoiseSchedule,
     config: SchedulerConfig,
-    /// Fresh noise: 0 for DDIM, 1 for as much as DDPM adds.
-    pub eta: f64,
+    /// The share of fresh noise: 0 for DDIM, 1 for as much as DDPM adds.
+    eta: f64,
 }
 
 impl Ddim {
@@ -34,7 +35,7 @@ impl Ddim {
         Self { timesteps, schedule, config: config.clone(), eta: 0.0 }
     }
 
-    /// `abar` after the step from `t`: one stride on, also where the plan's spacing is uneven.
+    /// `abar` after the step from `t`: one stride later, also if the spacing is uneven.
     fn next_alpha(&self, t: usize) -> f64 {
         let stride = self.schedule.len() / self.timesteps.len();
         match t.checked_sub(stride) {
@@ -50,8 +51,8 @@ impl Sampler for Ddim {
         &self.timesteps
     }
 
-    fn levels(&self, call: usize) -> (f64, f64) {
-        self.schedule.levels(self.timesteps[call] as usize)
+    fn alpha_and_sigma(&self, call: usize) -> (f64, f64) {
+        self.schedule.alpha_and_sigma(self.timesteps[call] as usize)
     }
 
     fn step(
@@ -67,7 +68,7 @@ impl Sampler for Ddim {
         let variance = (1.0 - abar_next) / (1.0 - abar) * (1.0 - abar / abar_next);
         let sigma = self.eta * variance.max(0.0).sqrt();
 
-        let (x0, epsilon) = self.schedule.split(prediction, t, sample);
+        let (x0, epsilon) = self.schedule.predicted_x0_and_noise(prediction, t, sample);
         let x0 = self.config.clip(x0);
         let direction = (1.0 - abar_next - sigma * sigma).max(0.0).sqrt();
         let next = x0.mul_scalar(abar_next.sqrt()) + epsilon.mul_scalar(direction);
@@ -82,9 +83,9 @@ mod tests {
 
     use super::*;
     use crate::error::ModelError;
-    use crate::noise::gaussian;
+    use crate::noise::randn;
     use crate::scheduler::config::{BetaSchedule, TimestepSpacing};
-    use crate::scheduler::ddpm::Ddpm;
+    use crate::scheduler::forward_process::ForwardProcess;
 
     fn config() -> SchedulerConfig {
         SchedulerConfig {
@@ -98,9 +99,9 @@ mod tests {
         }
     }
 
-    /// Values of diffusers 0.42: `DDIMScheduler(...).timesteps`.
+    /// The values are `DDIMScheduler(...).timesteps` of diffusers 0.42.
     #[test]
-    fn plans_are_those_of_diffusers() {
+    fn timesteps_match_diffusers() {
         let plan = |spacing, steps| {
             let config = SchedulerConfig { timestep_spacing: Some(spacing), ..config() };
             config.sampler(None, steps).unwrap().timesteps().to_vec()
@@ -117,23 +118,24 @@ mod tests {
     fn steps_with_the_true_noise_follow_the_forward_process() {
         let device = Device::default();
         let mut ddim = Ddim::new(&config(), 10);
-        let x0 = gaussian::<4>(0, 0, [1, 4, 4, 4], &device);
-        let noise = gaussian::<4>(0, 1, [1, 4, 4, 4], &device);
+        let x0 = randn::<4>(0, 0, [1, 4, 4, 4], &device);
+        let noise = randn::<4>(0, 1, [1, 4, 4, 4], &device);
         let forward = |t: f64| {
             let t = Tensor::from_ints([t as i32], &device);
-            Ddpm::new(&config()).add_noise(x0.clone(), noise.clone(), t)
+            ForwardProcess::new(&config()).add_noise(x0.clone(), noise.clone(), t)
         };
         let mut sample = forward(901.0);
         for call in 0..9 {
             sample = ddim.step(call, noise.clone(), sample, &mut || unreachable!());
             let truth = forward(ddim.timesteps[call + 1]);
-            let difference: f32 = (sample.clone() - truth).abs().max().into_scalar();
+            let difference = (sample.clone() - truth).into_data();
+            let difference = soda_testing::max_abs(difference.iter::<f32>());
             assert!(difference < 1e-4, "call {call}: {difference}");
         }
     }
 
     #[test]
-    fn a_plan_must_fit_the_schedule() {
+    fn steps_must_fit_the_schedule() {
         for steps in [0, 1000, 1001] {
             assert!(matches!(
                 config().sampler(None, steps),

@@ -1,46 +1,47 @@
-//! Euler's method on the probability flow, with or without fresh noise.
+//! Euler's method for the probability flow, with or without fresh noise.
 //!
 //! ```text
 //! d = (x - x0) / sigma,   x' = x + d (sigma_down - sigma) + sigma_up z
 //! sigma_up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2,   sigma_down^2 = sigma'^2 - sigma_up^2
 //! ```
 //!
-//! Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn; `sigma_up = 0` where nothing is
-//! added. Samples are pictures plus noise, not mixed to unit variance. Mirrors diffusers'
-//! `EulerDiscreteScheduler` and `EulerAncestralDiscreteScheduler`.
+//! Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn; `sigma_up = 0` without fresh noise. Samples
+//! are image plus noise and not scaled to unit variance. Mirrors diffusers' `EulerDiscreteScheduler` and
+//! `EulerAncestralDiscreteScheduler`.
 
 use burn::tensor::Tensor;
 
-use crate::scheduler::beta::NoiseSchedule;
-use crate::scheduler::config::{FinalSigmas, PredictionType, SchedulerConfig, TimestepSpacing};
-use crate::scheduler::sampler::{Sampler, SamplerKind};
-use crate::scheduler::spacing::{interpolate, karras, sigmas, spaced, timestep_of};
+use super::config::{FinalSigmasType, PredictionType, SchedulerConfig, TimestepSpacing};
+use super::noise_schedule::NoiseSchedule;
+use super::sampler::Sampler;
+use super::sampler_kind::SamplerKind;
+use super::spacing::{interpolate, karras, sigmas, spaced, timestep_of};
 
-/// A plan of noise levels.
+/// The noise levels of an Euler run.
 #[derive(Debug, Clone)]
-pub struct Euler {
+pub(crate) struct Euler {
     timesteps: Vec<f64>,
-    /// The noise at each call, and after the last.
-    pub sigmas: Vec<f64>,
+    /// The noise level at each step, and after the last one.
+    sigmas: Vec<f64>,
     prediction_type: PredictionType,
     init_noise_sigma: f64,
     ancestral: bool,
 }
 
 impl Euler {
-    /// Plans `steps` steps; `ancestral` ones add fresh noise.
+    /// Plans `steps` steps. With `ancestral`, each step adds fresh noise.
     pub(crate) fn new(config: &SchedulerConfig, steps: usize, ancestral: bool) -> Self {
         let all = sigmas(&NoiseSchedule::new(config));
         let spacing = config.spacing(SamplerKind::Euler);
         let mut timesteps = spaced(spacing, all.len(), steps, config.steps_offset);
         let mut plan: Vec<f64> = timesteps.iter().map(|t| interpolate(&all, *t)).collect();
-        // The ancestral scheduler of diffusers knows neither of the two.
+        // diffusers' ancestral scheduler has neither Karras' sigmas nor `final_sigmas_type`.
         if config.use_karras_sigmas && !ancestral {
             plan = karras(plan[0], plan[steps - 1], steps);
             timesteps = plan.iter().map(|sigma| timestep_of(&all, *sigma)).collect();
         }
         let last = match config.final_sigmas_type {
-            FinalSigmas::SigmaMin if !ancestral => all[0],
+            FinalSigmasType::SigmaMin if !ancestral => all[0],
             _ => 0.0,
         };
         let max = plan.iter().fold(last, |max, sigma| max.max(*sigma));
@@ -63,7 +64,7 @@ impl Sampler for Euler {
         &self.timesteps
     }
 
-    fn levels(&self, call: usize) -> (f64, f64) {
+    fn alpha_and_sigma(&self, call: usize) -> (f64, f64) {
         (1.0, self.sigmas[call])
     }
 
@@ -81,7 +82,7 @@ impl Sampler for Euler {
             0.0
         };
         let down = (next * next - up * up).max(0.0).sqrt();
-        let x0 = self.prediction_type.x0(prediction, sample.clone(), 1.0, sigma);
+        let x0 = self.prediction_type.predicted_x0(prediction, sample.clone(), 1.0, sigma);
         let derivative = (sample.clone() - x0).div_scalar(sigma);
         let next = sample + derivative.mul_scalar(down - sigma);
         if up > 0.0 { next + noise().mul_scalar(up) } else { next }
@@ -91,7 +92,7 @@ impl Sampler for Euler {
         self.init_noise_sigma
     }
 
-    fn scale_input(&self, call: usize, sample: Tensor<4>) -> Tensor<4> {
+    fn scale_model_input(&self, call: usize, sample: Tensor<4>) -> Tensor<4> {
         let sigma = self.sigmas[call];
         sample.div_scalar((sigma * sigma + 1.0).sqrt())
     }

@@ -1,18 +1,27 @@
-//! Noise schedules, training noise and samplers, one paper a file.
+//! Noise schedules, the forward process and samplers, one paper a file.
+//!
+//! [`SchedulerConfig::sampler`] makes a [`Sampler`] of a `scheduler_config.json`.
 
-pub mod beta;
-pub mod change;
-pub mod config;
-pub mod ddim;
-pub mod ddpm;
-pub mod dpm;
-pub mod euler;
-pub mod pndm;
-pub mod sampler;
-pub(crate) mod spacing;
+mod config;
+mod ddim;
+mod ddpm;
+mod dpm_solver;
+mod euler;
+mod forward_process;
+mod noise_schedule;
+mod overrides;
+mod pndm;
+mod registry;
+mod sampler;
+mod sampler_kind;
+mod spacing;
 
-pub use beta::NoiseSchedule;
-pub use change::ScheduleChange;
-pub use config::{PredictionType, SchedulerConfig};
-pub use ddpm::Ddpm;
-pub use sampler::{Sampler, SamplerKind};
+pub use config::{
+    AlgorithmType, BetaSchedule, FinalSigmasType, PredictionType, SchedulerConfig, SolverType,
+    TimestepSpacing,
+};
+pub use forward_process::ForwardProcess;
+pub use noise_schedule::NoiseSchedule;
+pub use overrides::SchedulerOverrides;
+pub use sampler::Sampler;
+pub use sampler_kind::SamplerKind;

@@ -1,50 +1,62 @@
-//! Pseudo linear multistep sampling: DDIM's step with a prediction extrapolated from four.
+//! PNDM, a pseudo linear multistep sampler: DDIM's step with a prediction extrapolated from four.
 //!
 //! ```text
 //! e' = (55 e_t - 59 e_(t+1) + 37 e_(t+2) - 9 e_(t+3)) / 24
 //! ```
 //!
-//! "Pseudo Numerical Methods for Diffusion Models on Manifolds" (arXiv 2202.09778), formulas (9)
-//! and (12). The first steps have fewer predictions; the second timestep is visited twice, since
-//! the first step is taken again with the mean of both. Mirrors diffusers' `PNDMScheduler` with
-//! `skip_prk_steps`.
+//! "Pseudo Numerical Methods for Diffusion Models on Manifolds" (arXiv 2202.09778), formulas (9) and (12).
+//! Mirrors diffusers' `PNDMScheduler` with `skip_prk_steps`.
+//!
+//! The first steps have fewer predictions. The second timestep is visited twice, since the first step is
+//! repeated with the mean of both predictions.
 
 use burn::tensor::Tensor;
 
+use super::config::{PredictionType, SchedulerConfig};
+use super::noise_schedule::NoiseSchedule;
+use super::sampler::Sampler;
+use super::sampler_kind::SamplerKind;
+use super::spacing::{rounded, spaced};
 use crate::error::ModelError;
-use crate::scheduler::beta::NoiseSchedule;
-use crate::scheduler::config::{PredictionType, SchedulerConfig};
-use crate::scheduler::sampler::{Sampler, SamplerKind};
-use crate::scheduler::spacing::{rounded, spaced};
 
-/// A plan, and the last predictions.
+/// The timesteps of a PNDM run and its last predictions.
 #[derive(Debug, Clone)]
-pub struct Pndm {
+pub(crate) struct Pndm {
     timesteps: Vec<f64>,
     schedule: NoiseSchedule,
     stride: usize,
     final_alpha: f64,
-    /// Predictions, the last one first.
+    /// The last predictions, newest first.
     history: Vec<Tensor<4>>,
-    /// The sample that the first step is taken from twice.
+    /// The sample from which the first step is taken twice.
     first: Option<Tensor<4>>,
     calls: usize,
 }
 
 impl Pndm {
-    /// Plans `steps` steps, which are one more call.
+    /// Plans `steps` steps, which visit one timestep more.
     pub(crate) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, ModelError> {
         if config.prediction_type == PredictionType::Sample {
             return Err(ModelError::InvalidRequest {
                 field: "scheduler",
                 value: "PNDM".to_string(),
-                expected: "it extrapolates noise, and this model predicts pictures".to_string(),
+                expected: "it extrapolates noise, and this model predicts images".to_string(),
+            });
+        }
+        if config.rescale_betas_zero_snr {
+            // Formula (9) divides by the root of `abar`, which is 0 at the last timestep. The class
+            // `PNDMScheduler` has no such field and would sample on another schedule than the model's.
+            return Err(ModelError::InvalidRequest {
+                field: "scheduler",
+                value: "PNDM".to_string(),
+                expected: "this model has zero terminal SNR, which PNDM divides by: use DDIM, Euler or DPM-Solver++"
+                    .to_string(),
             });
         }
         let schedule = NoiseSchedule::new(config);
         let spacing = config.spacing(SamplerKind::Pndm);
         let mut timesteps = rounded(spaced(spacing, schedule.len(), steps, config.steps_offset));
-        // A lone timestep is visited once.
+        // A single timestep is visited once.
         if let Some(second) = timesteps.get(1).copied() {
             timesteps.insert(1, second);
         }
@@ -60,7 +72,7 @@ impl Pndm {
         })
     }
 
-    /// Formula (9): from timestep `t` to `next`, or beyond the first one.
+    /// Formula (9): the step from timestep `t` to `next`, or to the final `abar` without one.
     fn transfer(
         &self,
         sample: Tensor<4>,
@@ -86,8 +98,8 @@ impl Sampler for Pndm {
         &self.timesteps
     }
 
-    fn levels(&self, call: usize) -> (f64, f64) {
-        self.schedule.levels(self.timesteps[call] as usize)
+    fn alpha_and_sigma(&self, call: usize) -> (f64, f64) {
+        self.schedule.alpha_and_sigma(self.timesteps[call] as usize)
     }
 
     fn step(

@@ -1,15 +1,15 @@
-//! Which timesteps a plan visits, and the noise at each: by numpy's arithmetic.
+//! The timesteps that a sampler visits and their noise levels, in numpy's arithmetic.
 //!
-//! Table 2 of arXiv 2305.08891 has the three spacings. Karras' sigmas (arXiv 2206.00364, formula 5)
-//! are spaced evenly in their seventh root instead, and give timesteps between the trained ones.
+//! The three spacings are those of table 2 of arXiv 2305.08891. Karras' sigmas (arXiv 2206.00364, formula 5)
+//! are evenly spaced in their seventh root instead, and give timesteps between the trained ones.
 
-use crate::scheduler::beta::NoiseSchedule;
-use crate::scheduler::config::TimestepSpacing;
+use super::config::TimestepSpacing;
+use super::noise_schedule::NoiseSchedule;
 
 /// The timesteps of `steps` steps through `total`, noisiest first.
 ///
-/// `offset` is added to those of leading spacing. Linspace is not rounded: Euler's method asks
-/// between two timesteps; the others round.
+/// `offset` is added to timesteps of leading spacing. Linspace is not rounded: Euler's method visits points
+/// between two timesteps, and the other samplers round.
 pub(crate) fn spaced(
     spacing: TimestepSpacing,
     total: usize,
@@ -32,23 +32,25 @@ pub(crate) fn spaced(
     }
 }
 
-/// Multiples of a stride, and an offset.
+/// Multiples of `stride` plus `offset`, largest first.
 pub(crate) fn leading(stride: usize, steps: usize, offset: usize) -> Vec<f64> {
     (0..steps).rev().map(|i| (i * stride + offset) as f64).collect()
 }
 
-/// Whole timesteps.
+/// Rounds timesteps to whole numbers, halves to even.
 pub(crate) fn rounded(timesteps: Vec<f64>) -> Vec<f64> {
     timesteps.into_iter().map(f64::round_ties_even).collect()
 }
 
-/// The noise of every trained timestep relative to its picture, `sqrt((1 - abar) / abar)`, rounded
-/// to f32 as in diffusers: a timestep that is looked up by its noise can be cut to the one below.
+/// The noise level `sqrt((1 - abar) / abar)` of every trained timestep.
+///
+/// The level is rounded to f32 as in diffusers. Otherwise a timestep that is looked up by its noise level may
+/// be truncated to the one below.
 pub(crate) fn sigmas(schedule: &NoiseSchedule) -> Vec<f64> {
     let last = schedule.len() - 1;
     (0..=last)
         .map(|t| match schedule.alpha_cumprod(t) {
-            // A schedule that ends in pure noise has no ratio there; diffusers' stand-in.
+            // With zero terminal SNR the ratio is infinite; diffusers uses this value.
             0.0 => 2f64.powi(-24),
             abar => abar,
         })
@@ -56,14 +58,14 @@ pub(crate) fn sigmas(schedule: &NoiseSchedule) -> Vec<f64> {
         .collect()
 }
 
-/// `sigmas` between two timesteps: `numpy.interp`.
+/// Interpolates `sigmas` between two timesteps, as `numpy.interp`.
 pub(crate) fn interpolate(sigmas: &[f64], t: f64) -> f64 {
     let low = (t.floor() as usize).min(sigmas.len() - 1);
     let high = (low + 1).min(sigmas.len() - 1);
     sigmas[low] + (t - low as f64) * (sigmas[high] - sigmas[low])
 }
 
-/// Noise levels from `max` to `min`, evenly in their seventh root.
+/// Noise levels from `max` to `min`, evenly spaced in their seventh root.
 pub(crate) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
     const RHO: f64 = 7.0;
     let (from, to) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
@@ -73,7 +75,7 @@ pub(crate) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The timestep at which `sigmas`, increasing, have this noise: linear in its logarithm.
+/// The timestep at which increasing `sigmas` have the noise level `sigma`, interpolated in the logarithm.
 pub(crate) fn timestep_of(sigmas: &[f64], sigma: f64) -> f64 {
     let ln = |sigma: &f64| f64::from((*sigma as f32).ln());
     let log = sigma.max(1e-10).ln();

@@ -1,8 +1,8 @@
-//! One resolution of the UNet on the way down, at the bottom, and on the way up.
+//! The blocks of the UNet: one resolution each, down, in the middle or up.
 //!
-//! Mirrors diffusers' `(CrossAttn)DownBlock2D`, `UNetMidBlock2DCrossAttn` and
-//! `(CrossAttn)UpBlock2D`. A block without attention is one whose `attentions` is empty, as in the
-//! checkpoint, where it merely has no such keys. What they do, and in which order, is in `stages`.
+//! A block without attention has empty `attentions`, as its checkpoint has no such keys. The file `segments`
+//! says what the blocks compute and in which order. Mirrors diffusers' `(CrossAttn)DownBlock2D`,
+//! `UNetMidBlock2DCrossAttn` and `(CrossAttn)UpBlock2D`.
 
 use burn::module::Module;
 use burn::tensor::Device;
@@ -11,7 +11,7 @@ use crate::unet::config::UnetConfig;
 use crate::unet::resnet::{Downsample, ResnetBlock, ResnetConfig, Upsample};
 use crate::unet::transformer::{SpatialTransformer, TransformerConfig};
 
-/// What all blocks of a UNet share, and what they are made of.
+/// Makes the layers that all blocks of a UNet consist of.
 pub(crate) struct BlockBuilder<'a> {
     pub(crate) config: &'a UnetConfig,
     pub(crate) device: &'a Device,
@@ -29,7 +29,7 @@ impl BlockBuilder<'_> {
         .init(self.device)
     }
 
-    /// A transformer for the resolution `level`, counted from the outermost.
+    /// Makes the transformer of resolution `level`, counted from the outermost.
     pub(crate) fn transformer(&self, level: usize) -> SpatialTransformer {
         TransformerConfig {
             channels: self.config.block_out_channels[level],
@@ -44,33 +44,33 @@ impl BlockBuilder<'_> {
     }
 }
 
-/// A resolution on the way down.
+/// A down block: one resolution of the UNet's encoder.
 #[derive(Module, Debug)]
 pub struct DownBlock {
-    /// One transformer for each residual block, or none.
+    /// Transformers, one for each residual block, or none.
     pub attentions: Vec<SpatialTransformer>,
-    /// The residual blocks.
+    /// Residual blocks.
     pub resnets: Vec<ResnetBlock>,
-    /// One layer, or none at the lowest resolution.
+    /// Downsampling layer. Empty at the lowest resolution.
     pub downsamplers: Vec<Downsample>,
 }
 
-/// The lowest resolution: a transformer between two residual blocks.
+/// The middle block: a transformer between two residual blocks at the lowest resolution.
 #[derive(Module, Debug)]
 pub struct MidBlock {
-    /// The transformer.
+    /// Transformers, one less than residual blocks.
     pub attentions: Vec<SpatialTransformer>,
-    /// The residual blocks, one more than transformers.
+    /// Residual blocks.
     pub resnets: Vec<ResnetBlock>,
 }
 
-/// A resolution on the way up.
+/// An up block: one resolution of the UNet's decoder.
 #[derive(Module, Debug)]
 pub struct UpBlock {
-    /// One transformer for each residual block, or none.
+    /// Transformers, one for each residual block, or none.
     pub attentions: Vec<SpatialTransformer>,
-    /// The residual blocks, each joined by a skip connection.
+    /// Residual blocks, each with a skip connection from a down block.
     pub resnets: Vec<ResnetBlock>,
-    /// One layer, or none at the highest resolution.
+    /// Upsampling layer. Empty at the highest resolution.
     pub upsamplers: Vec<Upsample>,
 }

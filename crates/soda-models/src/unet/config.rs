@@ -1,23 +1,27 @@
 //! The UNet's `config.json`.
 //!
-//! Defaults are those of diffusers' constructor, since an exporter may leave a field out.
+//! The defaults are those of diffusers' constructor, since an exporter may leave a field out.
 
 use serde::{Deserialize, Deserializer};
 
-use crate::config::{ConfigFile, Refusal};
+use crate::config::{ConfigFile, InvalidField};
 
-/// One number for all blocks, or one for each.
+/// One number for all blocks, or one number for each block.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum PerBlock {
-    /// The same for every block.
+    /// The number of every block.
     All(usize),
-    /// One number for each down block, outermost first.
+    /// The numbers of the down blocks, outermost first.
     Each(Vec<usize>),
 }
 
 impl PerBlock {
     /// The number of block `index`, counted from the outermost.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such block.
     pub fn get(&self, index: usize) -> usize {
         match self {
             Self::All(value) => *value,
@@ -33,58 +37,58 @@ impl PerBlock {
     }
 }
 
-/// A resolution of the way down.
+/// The kind of a down block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum DownBlockType {
     /// Residual blocks only.
     DownBlock2D,
-    /// Each residual block is followed by a transformer over pixels and text.
+    /// Residual blocks, each followed by a transformer over pixels and text.
     CrossAttnDownBlock2D,
 }
 
-/// A resolution of the way up.
+/// The kind of an up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum UpBlockType {
     /// Residual blocks only.
     UpBlock2D,
-    /// Each residual block is followed by a transformer over pixels and text.
+    /// Residual blocks, each followed by a transformer over pixels and text.
     CrossAttnUpBlock2D,
 }
 
-/// What is added to the timestep embedding.
+/// The kind of the addition to the timestep embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdditionEmbedType {
-    /// SDXL: the pooled text, and six numbers about sizes and crops.
+    /// SDXL's addition: the pooled text, and six numbers about sizes and crops.
     TextTime,
 }
 
-/// Some exporters write null where diffusers means no.
+/// Reads null as false, since some exporters write null for the default.
 fn null_is_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(false))
 }
 
-/// The fields of a `UNet2DConditionModel` that this port honours.
+/// The fields of a `UNet2DConditionModel` that are honoured.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UnetConfig {
     /// Side of the latents that the model was trained on.
     pub sample_size: usize,
-    /// Channels of the latents.
+    /// Channels of the input: those of the latents, and for inpainting those of mask and masked image.
     pub in_channels: usize,
     /// Channels of the prediction.
     pub out_channels: usize,
-    /// Cosines before sines in the timestep embedding.
+    /// Whether cosines come before sines in the timestep embedding.
     pub flip_sin_to_cos: bool,
-    /// Shift of the embedding's frequencies.
+    /// Shift of the timestep embedding's frequencies.
     pub freq_shift: f64,
-    /// The way down, outermost first.
+    /// Kinds of the down blocks, outermost first.
     pub down_block_types: Vec<DownBlockType>,
-    /// The way up, innermost first.
+    /// Kinds of the up blocks, innermost first.
     pub up_block_types: Vec<UpBlockType>,
     /// Channels of each resolution, outermost first.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of a down block; an up block has one more.
+    /// Residual blocks of a down block. An up block has one more.
     pub layers_per_block: PerBlock,
     /// Groups of the group norms.
     pub norm_num_groups: usize,
@@ -92,22 +96,22 @@ pub struct UnetConfig {
     pub norm_eps: f64,
     /// Width of the text's hidden states.
     pub cross_attention_dim: PerBlock,
-    /// Transformer layers in each transformer.
+    /// Transformer blocks of each transformer.
     pub transformer_layers_per_block: PerBlock,
-    /// Whether the projections around the transformer layers are stored as matrices (SD 2, SDXL)
-    /// or as 1x1 convolutions (SD 1).
+    /// Whether the projections around the transformer blocks are linear layers (SD 2, SDXL) or 1x1
+    /// convolutions (SD 1).
     pub use_linear_projection: bool,
-    /// Whether attention's scores are computed in f32 whatever the weights are: SD 2's overflow
-    /// in f16.
+    /// Whether attention scores are computed in f32 whatever the dtype of the weights is. SD 2's scores
+    /// overflow in f16.
     #[serde(deserialize_with = "null_is_false")]
     pub upcast_attention: bool,
-    /// What the timestep embedding is told beside the timestep.
+    /// Kind of the addition to the timestep embedding. `None` for all models but SDXL.
     pub addition_embed_type: Option<AdditionEmbedType>,
     /// Sinusoids of each of SDXL's time ids.
     pub addition_time_embed_dim: Option<usize>,
-    /// Width of SDXL's pooled text and of the sinusoids of its time ids together.
+    /// Width of SDXL's pooled text and of the sinusoids of all time ids together.
     pub projection_class_embeddings_input_dim: Option<usize>,
-    /// The number of *heads*, in spite of its name: a slip that diffusers keeps for the sake of
+    /// Number of attention *heads*, in spite of its name. diffusers keeps the wrong name for the sake of
     /// published configs.
     pub attention_head_dim: PerBlock,
 }
@@ -150,12 +154,12 @@ impl Default for UnetConfig {
 }
 
 impl UnetConfig {
-    /// That of Stable Diffusion 1.5.
+    /// The config of Stable Diffusion 1.5.
     pub fn sd15() -> Self {
         Self { cross_attention_dim: PerBlock::All(768), ..Self::default() }
     }
 
-    /// That of Stable Diffusion XL.
+    /// The config of Stable Diffusion XL.
     pub fn sdxl() -> Self {
         use {DownBlockType::*, UpBlockType::*};
         Self {
@@ -174,7 +178,7 @@ impl UnetConfig {
         }
     }
 
-    /// Attention heads of resolution `index`, counted from the outermost.
+    /// Number of attention heads of resolution `index`, counted from the outermost.
     pub fn heads(&self, index: usize) -> usize {
         self.attention_head_dim.get(index)
     }
@@ -186,12 +190,12 @@ impl UnetConfig {
 }
 
 impl ConfigFile for UnetConfig {
-    const WHAT: &'static str = "the UNet's config.json";
+    const DESCRIPTION: &'static str = "the UNet's config.json";
 
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[
+    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[
         ("act_fn", "\"silu\""),
         ("act_fn", "\"swish\""),
-        // Read only by kinds of `addition_embed_type` that are refused.
+        // Only refused kinds of `addition_embed_type` read this field.
         ("addition_embed_type_num_heads", "64"),
         ("attention_type", "\"default\""),
         ("center_input_sample", "false"),
@@ -209,7 +213,7 @@ impl ConfigFile for UnetConfig {
         ("mid_block_only_cross_attention", "false"),
         ("mid_block_scale_factor", "1"),
         ("mid_block_type", "\"UNetMidBlock2DCrossAttn\""),
-        // diffusers refuses the true name of `attention_head_dim`, too.
+        // diffusers refuses `num_attention_heads`, the true name of `attention_head_dim`, too.
         ("num_attention_heads", "null"),
         ("num_class_embeds", "null"),
         ("only_cross_attention", "false"),
@@ -224,9 +228,10 @@ impl ConfigFile for UnetConfig {
         ("timestep_post_act", "null"),
     ];
 
-    fn check(&self) -> Result<(), Refusal> {
+    fn validate(&self) -> Result<(), InvalidField> {
         let blocks = self.block_out_channels.len();
-        let refuse = |field, value: String, supported| Err(Refusal { field, value, supported });
+        let refuse =
+            |field, value: String, supported| Err(InvalidField { field, value, supported });
         if blocks == 0 {
             return refuse("block_out_channels", "[]".into(), "at least one block");
         }

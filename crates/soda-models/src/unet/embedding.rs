@@ -4,21 +4,27 @@
 //! w_i = exp(-ln(10000) i / (d/2 - shift)),   e(t) = [cos(t w), sin(t w)]
 //! ```
 //!
-//! From "Attention Is All You Need" (arXiv 1706.03762) by way of DDPM (arXiv 2006.11239). Mirrors
-//! diffusers' `Timesteps` and `TimestepEmbedding`.
+//! From "Attention Is All You Need" (arXiv 1706.03762) and DDPM (arXiv 2006.11239). Mirrors diffusers'
+//! `Timesteps` and `TimestepEmbedding`.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::attention::project;
+use crate::layers::project;
 
-/// Sinusoids of timesteps, whole or not: `[b]` to `[b, channels]`.
+/// Embeds timesteps `[b]` as sinusoids `[b, channels]`. Timesteps need not be whole.
 ///
-/// `flip` puts the cosines first. The frequencies are computed on the host in f32 and in PyTorch's
-/// order of operations: at t = 999 the last bit of a frequency is 6e-5 of a radian.
-pub fn sinusoids(timestep: Tensor<1>, channels: usize, flip: bool, shift: f64) -> Tensor<2> {
+/// `flip` puts the cosines first, and `shift` shifts the frequencies. The frequencies are computed on the
+/// host in f32 and in PyTorch's order of operations. At t = 999 the last bit of a frequency is 6e-5 of a
+/// radian.
+pub fn sinusoidal_embedding(
+    timestep: Tensor<1>,
+    channels: usize,
+    flip: bool,
+    shift: f64,
+) -> Tensor<2> {
     let device = timestep.device();
     let half = channels / 2;
     let frequencies: Vec<f32> = (0..half)
@@ -30,17 +36,17 @@ pub fn sinusoids(timestep: Tensor<1>, channels: usize, flip: bool, shift: f64) -
     Tensor::cat(if flip { vec![cos, sin] } else { vec![sin, cos] }, 1)
 }
 
-/// The MLP over the sinusoids.
+/// The MLP after the sinusoids.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedding {
-    /// Sinusoids to embedding.
+    /// Linear layer from sinusoids to embedding.
     pub linear_1: Linear,
-    /// Embedding to embedding.
+    /// Linear layer from embedding to embedding.
     pub linear_2: Linear,
 }
 
 impl TimestepEmbedding {
-    /// An untrained embedding from `channels` sinusoids to `width` features.
+    /// Makes an MLP with random weights, from `channels` sinusoids to `width` features.
     pub fn init(channels: usize, width: usize, device: &Device) -> Self {
         Self {
             linear_1: LinearConfig::new(channels, width).init(device),
@@ -48,7 +54,7 @@ impl TimestepEmbedding {
         }
     }
 
-    /// `[b, channels]` to `[b, width]`.
+    /// Embeds sinusoids `[b, channels]` as `[b, width]`.
     pub fn forward(&self, sinusoids: Tensor<2>) -> Tensor<2> {
         project(&self.linear_2, silu(project(&self.linear_1, sinusoids)))
     }

@@ -1,17 +1,25 @@
-//! The denoising UNet, one concept a file.
+//! The denoising UNet of Stable Diffusion.
 
-pub mod attention;
-pub mod blocks;
-pub mod condition;
-pub mod config;
-pub mod embedding;
-pub mod model;
-pub mod projection;
-pub mod resnet;
-pub mod stages;
-pub mod transformer;
+mod attention;
+mod blocks;
+mod config;
+mod embedding;
+mod forward;
+mod model;
+mod projection;
+pub(crate) mod resnet;
+mod segments;
+mod trainable;
+mod transformer;
 
-pub use condition::{AddedCondition, Condition, Timestep};
-pub use config::UnetConfig;
+pub use attention::{Attention, AttentionConfig};
+pub use blocks::{DownBlock, MidBlock, UpBlock};
+pub use config::{AdditionEmbedType, DownBlockType, PerBlock, UnetConfig, UpBlockType};
+pub use embedding::{TimestepEmbedding, sinusoidal_embedding};
 pub use model::Unet;
-pub use stages::{Stage, StageInput};
+pub use projection::Projection;
+pub use resnet::{Downsample, ResnetBlock, ResnetConfig, Upsample};
+pub use segments::{Segment, SegmentInput};
+pub use transformer::{
+    FeedForward, GeGlu, SpatialTransformer, TransformerBlock, TransformerConfig,
+};

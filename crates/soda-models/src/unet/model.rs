@@ -1,8 +1,7 @@
-//! The denoiser: a UNet over latents, conditioned on a timestep and on text.
+//! The modules of the UNet: a denoiser of latents, conditioned on a timestep and on text.
 //!
-//! Latent Diffusion (arXiv 2112.10752); mirrors diffusers' `UNet2DConditionModel`. The fields are
-//! the checkpoint's keys. It knows nothing of adapters: those change the attention projections
-//! from outside.
+//! The fields are the checkpoint's keys. The UNet knows nothing of adapters, which change its weights from
+//! outside. Mirrors diffusers' `UNet2DConditionModel` of Latent Diffusion (arXiv 2112.10752).
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
@@ -10,33 +9,34 @@ use burn::nn::{GroupNorm, GroupNormConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
+use crate::condition::{AddedCondition, Timestep};
 use crate::unet::blocks::{BlockBuilder, DownBlock, MidBlock, UpBlock};
-use crate::unet::condition::{AddedCondition, Condition, Timestep};
 use crate::unet::config::{DownBlockType, UnetConfig, UpBlockType};
-use crate::unet::embedding::{TimestepEmbedding, sinusoids};
+use crate::unet::embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::unet::resnet::{Downsample, Upsample, conv3x3};
-use crate::unet::stages::Trained;
+use crate::unet::trainable::Trainable;
 
-/// The denoiser.
+/// The UNet of Stable Diffusion. [`UnetConfig::init`] makes one, and [`crate::weights::load`] loads its
+/// weights.
 #[derive(Module, Debug)]
 pub struct Unet {
-    /// Latents to features.
+    /// Convolution from latents to features.
     pub conv_in: Conv2d,
-    /// MLP over the timestep's sinusoids.
+    /// MLP of the timestep's sinusoids.
     pub time_embedding: TimestepEmbedding,
-    /// MLP over SDXL's pooled text and time ids.
+    /// MLP of SDXL's pooled text and time ids.
     pub add_embedding: Option<TimestepEmbedding>,
-    /// The way down, outermost first.
+    /// Down blocks, outermost first.
     pub down_blocks: Vec<DownBlock>,
-    /// The way up, innermost first.
+    /// Up blocks, innermost first.
     pub up_blocks: Vec<UpBlock>,
-    /// The lowest resolution.
+    /// The middle block.
     pub mid_block: MidBlock,
-    /// Norm of the last features.
+    /// Group norm of the last features.
     pub conv_norm_out: GroupNorm,
-    /// Features to the prediction.
+    /// Convolution from features to the prediction.
     pub conv_out: Conv2d,
-    /// Cosines before sines in the timestep's sinusoids.
+    /// Whether cosines come before sines in the timestep's sinusoids.
     pub flip_sin_to_cos: bool,
     /// Shift of the sinusoids' frequencies.
     pub freq_shift: f64,
@@ -45,7 +45,7 @@ pub struct Unet {
 }
 
 impl UnetConfig {
-    /// An untrained UNet.
+    /// Makes a UNet with random weights.
     pub fn init(&self, device: &Device) -> Unet {
         let channels = &self.block_out_channels;
         let levels = channels.len();
@@ -71,7 +71,7 @@ impl UnetConfig {
             }
         });
 
-        // The way up visits the levels in reverse; `skip` is the width that the way down left.
+        // The up blocks visit the levels in reverse; `skip` is the width of the skip connection.
         let up_blocks = (0..levels).rev().enumerate().map(|(i, level)| {
             let below = channels[(level + 1).min(levels - 1)];
             let above = channels[level.saturating_sub(1)];
@@ -121,55 +121,27 @@ impl UnetConfig {
 }
 
 impl Unet {
-    /// Predicts the noise (or velocity) in noisy latents.
-    ///
-    /// `sample`: `[b, c, h, w]`; `timestep`: `[b]`, one for each sample; `condition`: the text
-    /// `[b, m, d]`, and for SDXL what belongs to it. Returns `[b, c, h, w]`.
-    ///
-    /// # Panics
-    ///
-    /// If the UNet is SDXL's and the condition has no [`AddedCondition`].
-    ///
-    /// [`AddedCondition`]: crate::unet::AddedCondition
-    #[track_caller]
-    pub fn forward(
-        &self,
-        sample: Tensor<4>,
-        timestep: impl Into<Timestep>,
-        condition: impl Into<Condition>,
-    ) -> Tensor<4> {
-        let Condition { text, added } = condition.into();
-        let time = self.embed_time(timestep.into(), added);
-        let (mut x, mut skips) = (sample, Vec::new());
-        for stage in self.stages() {
-            let input = stage.input(x, &mut skips);
-            x = stage.forward(input, &time, &text);
-            if stage.leaves_skip() {
-                skips.push(x.clone());
-            }
-        }
-        x
-    }
-
-    /// Whether training changes what [`embed_time`](Self::embed_time) gives; as
-    /// [`Stage::trains`](crate::unet::Stage::trains).
-    pub fn trains_time(&self) -> bool {
-        let mut found = Trained(false);
+    /// Whether the result of [`embed_time`](Self::embed_time) depends on trainable parameters. See
+    /// [`Segment::is_trainable`](crate::unet::Segment::is_trainable).
+    pub fn time_embedding_is_trainable(&self) -> bool {
+        let mut found = Trainable(false);
         self.time_embedding.visit(&mut found);
         self.add_embedding.visit(&mut found);
         found.0
     }
 
-    /// What the residual blocks are told, `[b, e]`, after the silu that each of them starts with.
+    /// Embeds timestep and added condition, `[b, e]`, and applies the silu with which each residual block
+    /// starts.
     ///
     /// # Panics
     ///
-    /// As [`forward`](Self::forward).
+    /// If the UNet is SDXL's and `added` is `None`.
     #[track_caller]
     pub fn embed_time(&self, timestep: Timestep, added: Option<AddedCondition>) -> Tensor<2> {
         let dtype = self.time_embedding.linear_1.weight.val().dtype();
         let sinusoids = |values, channels| {
-            sinusoids(values, channels, self.flip_sin_to_cos, self.freq_shift).cast(dtype)
+            sinusoidal_embedding(values, channels, self.flip_sin_to_cos, self.freq_shift)
+                .cast(dtype)
         };
         let time = sinusoids(timestep.0, self.conv_norm_out.num_channels);
         let mut time = self.time_embedding.forward(time);

@@ -1,9 +1,8 @@
-//! The projections around a transformer's layers: matrices in SD 2 and SDXL, 1x1 convolutions in
-//! SD 1. On tokens the two are the same product.
+//! The projections around a transformer's blocks: linear layers in SD 2 and SDXL, 1x1 convolutions in SD 1.
 //!
-//! burn's derive gives an enum's variant a level of its own in a parameter's path, but the
-//! checkpoint's key is `proj_in.weight` for both. So [`Module`] is implemented by hand, and every
-//! method hands on to the layer.
+//! On tokens both are the same matrix product. The derive macro of burn gives each variant of an enum its own
+//! level in a parameter's path, but the checkpoint's key is `proj_in.weight` for both. So [`Module`] is
+//! implemented by hand, and every method delegates to the layer.
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
@@ -11,21 +10,22 @@ use burn::module::{
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::linear_plus;
+use soda_kernels::linear_residual;
 
-use crate::unet::attention::project_plus;
+use crate::layers::project_residual;
 
-/// A pointwise projection, stored in one of two forms.
+/// A pointwise projection in one of two forms.
 #[derive(Debug, Clone)]
 pub enum Projection {
-    /// A matrix.
+    /// A linear layer.
     Linear(Linear),
-    /// A convolution of kernel 1.
+    /// A 1x1 convolution.
     Conv(Conv2d),
 }
 
 impl Projection {
-    /// An untrained projection of `channels` to as many.
+    /// Makes a projection with random weights from `channels` to `channels`: a linear layer if `linear`, else
+    /// a convolution.
     pub fn init(channels: usize, linear: bool, device: &Device) -> Self {
         if linear {
             Self::Linear(LinearConfig::new(channels, channels).init(device))
@@ -34,23 +34,23 @@ impl Projection {
         }
     }
 
-    /// Tokens `[b, n, c]` to the same, with `rest` added to them.
-    pub fn forward(&self, tokens: Tensor<3>, rest: Option<Tensor<3>>) -> Tensor<3> {
+    /// Projects tokens `[b, n, c]` and adds an optional `residual` `[b, n, c]`. Returns `[b, n, c]`.
+    pub fn forward(&self, tokens: Tensor<3>, residual: Option<Tensor<3>>) -> Tensor<3> {
         match self {
-            Self::Linear(layer) => project_plus(layer, tokens, rest),
+            Self::Linear(layer) => project_residual(layer, tokens, residual),
             // A matrix product, without im2col.
             Self::Conv(layer) => {
                 let weight = layer.weight.val();
                 let [channels_out, channels_in, _, _] = weight.dims();
                 let weight = || weight.reshape([channels_out, channels_in]).transpose();
                 let bias = layer.bias.as_ref().map(|bias| bias.val());
-                linear_plus(tokens, weight, bias, rest)
+                linear_residual(tokens, weight, bias, residual)
             }
         }
     }
 }
 
-/// An expression of the layer, whichever it is.
+/// Evaluates an expression of the layer.
 macro_rules! of_layer {
     ($projection:expr, $layer:ident => $value:expr) => {
         match $projection {
@@ -60,7 +60,7 @@ macro_rules! of_layer {
     };
 }
 
-/// The projection whose layer is a function of the layer.
+/// Makes a projection of the same form from an expression of the layer.
 macro_rules! with_layer {
     ($projection:expr, $layer:ident => $value:expr) => {
         match $projection {

@@ -1,4 +1,4 @@
-//! The residual block of the UNet and of the autoencoder, and the changes of resolution.
+//! The residual block of the UNet and of the autoencoder, and the layers that change the resolution.
 //!
 //! ```text
 //! h = conv1(silu(norm1(x))) + time_emb_proj(silu(t))
@@ -13,9 +13,9 @@ use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{conv2d, conv2d_plus, group_norm, linear};
+use soda_kernels::{conv2d, conv2d_residual, group_norm, linear};
 
-/// A convolution of kernel 3 that keeps the size.
+/// Makes a 3x3 convolution that keeps the size.
 pub(crate) fn conv3x3(channels_in: usize, channels_out: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([channels_in, channels_out], [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
@@ -27,9 +27,9 @@ pub(crate) fn conv3x3(channels_in: usize, channels_out: usize, device: &Device) 
 pub struct ResnetConfig {
     /// Channels of the input.
     pub channels_in: usize,
-    /// Channels of the output; another number adds a 1x1 convolution to the shortcut.
+    /// Channels of the output. If they differ from the input's, the shortcut has a 1x1 convolution.
     pub channels_out: usize,
-    /// Width of the timestep embedding; the autoencoder has none.
+    /// Width of the timestep embedding. `None` in the autoencoder.
     pub time_embed_dim: Option<usize>,
     /// Groups of the group norms.
     pub groups: usize,
@@ -38,7 +38,7 @@ pub struct ResnetConfig {
 }
 
 impl ResnetConfig {
-    /// An untrained block.
+    /// Makes a block with random weights.
     pub fn init(&self, device: &Device) -> ResnetBlock {
         let norm = |channels| {
             GroupNormConfig::new(self.groups, channels).with_epsilon(self.eps).init(device)
@@ -58,43 +58,45 @@ impl ResnetConfig {
     }
 }
 
-/// Two convolutions around a skip connection.
+/// Two convolutions with a residual connection.
 #[derive(Module, Debug)]
 pub struct ResnetBlock {
-    /// Norm of the input.
+    /// Group norm of the input.
     pub norm1: GroupNorm,
     /// First convolution.
     pub conv1: Conv2d,
-    /// The timestep's bias for each channel.
+    /// Projection of the timestep embedding to a bias for each channel.
     pub time_emb_proj: Option<Linear>,
-    /// Norm between the convolutions.
+    /// Group norm between the convolutions.
     pub norm2: GroupNorm,
     /// Second convolution.
     pub conv2: Conv2d,
-    /// Adapts the number of channels of the skip connection.
+    /// 1x1 convolution of the residual connection, if the number of channels changes.
     pub conv_shortcut: Option<Conv2d>,
 }
 
 impl ResnetBlock {
-    /// `x`: `[b, c, h, w]`; `time`: `[b, e]`, the embedding after its silu.
+    /// Computes the block for `x` `[b, c, h, w]`. Returns `[b, c', h, w]`.
     ///
-    /// The silu is the caller's, who can compute it once for all blocks.
+    /// `time` `[b, e]` is the timestep embedding after its silu, which the caller computes once for all
+    /// blocks.
     pub fn forward(&self, x: Tensor<4>, time: Option<&Tensor<2>>) -> Tensor<4> {
         let time = self.time_emb_proj.as_ref().zip(time).map(|(project, time)| {
             let bias = project.bias.as_ref().map(|bias| bias.val());
             linear(time.clone(), project.weight.val(), bias)
         });
         let normed = group_norm(&self.norm1, x.clone(), true);
-        let hidden = group_norm(&self.norm2, conv2d_plus(&self.conv1, normed, time, None), true);
-        let rest = match &self.conv_shortcut {
+        let hidden =
+            group_norm(&self.norm2, conv2d_residual(&self.conv1, normed, time, None), true);
+        let residual = match &self.conv_shortcut {
             Some(conv) => conv2d(conv, x),
             None => x,
         };
-        conv2d_plus(&self.conv2, hidden, None, Some(rest))
+        conv2d_residual(&self.conv2, hidden, None, Some(residual))
     }
 }
 
-/// Halves the resolution by a convolution of stride 2.
+/// A convolution of stride 2 that halves the resolution.
 #[derive(Module, Debug)]
 pub struct Downsample {
     /// The convolution.
@@ -102,9 +104,9 @@ pub struct Downsample {
 }
 
 impl Downsample {
-    /// An untrained layer; `padding` is (top, left, bottom, right).
+    /// Makes a layer with random weights. `padding` is `[top, left, bottom, right]`.
     ///
-    /// The UNet pads by one on each side, the autoencoder only below and to the right.
+    /// The UNet pads one pixel on each side, the autoencoder only at the bottom and at the right.
     pub fn init(channels: usize, padding: [usize; 4], device: &Device) -> Self {
         let [top, left, bottom, right] = padding;
         let conv = Conv2dConfig::new([channels, channels], [3, 3])
@@ -114,13 +116,13 @@ impl Downsample {
         Self { conv }
     }
 
-    /// `[b, c, h, w]` to `[b, c, h/2, w/2]`.
+    /// Maps `[b, c, h, w]` to `[b, c, h/2, w/2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         conv2d(&self.conv, x)
     }
 }
 
-/// Repeats pixels to a larger size, then convolves.
+/// Nearest-neighbour upsampling to a given size, then a convolution.
 #[derive(Module, Debug)]
 pub struct Upsample {
     /// The convolution.
@@ -128,15 +130,14 @@ pub struct Upsample {
 }
 
 impl Upsample {
-    /// An untrained layer.
+    /// Makes a layer with random weights.
     pub fn init(channels: usize, device: &Device) -> Self {
         Self { conv: conv3x3(channels, channels, device) }
     }
 
-    /// `[b, c, h, w]` to `[b, c, size[0], size[1]]`.
+    /// Maps `[b, c, h, w]` to `[b, c, size[0], size[1]]`.
     ///
-    /// The size is that of the skip connection to be joined, which is not twice `h` where the way
-    /// down rounded.
+    /// `size` is that of the skip connection, which is not twice `h` and `w` if downsampling rounded.
     pub fn forward(&self, x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
         let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
         conv2d(&self.conv, interpolate(x, options))

@@ -1,8 +1,8 @@
-//! The transformer of the UNet: pixels as tokens, self-attention, cross-attention to the text and a
-//! gated feed-forward layer, each around a skip connection.
+//! The transformer of the UNet: pixels as tokens, self-attention, cross-attention to the text and a gated
+//! feed-forward layer, each with a residual connection.
 //!
-//! Mirrors diffusers' `Transformer2DModel`, `BasicTransformerBlock` and `FeedForward` with `GEGLU`
-//! (arXiv 2002.05202).
+//! Mirrors diffusers' `Transformer2DModel`, `BasicTransformerBlock` and `FeedForward` with `GEGLU` (arXiv
+//! 2002.05202).
 
 use burn::module::Module;
 use burn::nn::{
@@ -10,12 +10,13 @@ use burn::nn::{
     LinearConfig,
 };
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{geglu_biased, group_norm, layer_norm, linear_through};
+use soda_kernels::{geglu_with_bias, group_norm, layer_norm, linear_deferred};
 
-use crate::unet::attention::{Attention, AttentionConfig, project_plus};
+use crate::layers::project_residual;
+use crate::unet::attention::{Attention, AttentionConfig};
 use crate::unet::projection::Projection;
 
-/// Epsilon of the layer norms, which diffusers has as a constant.
+/// Epsilon of the layer norms, a constant in diffusers.
 const NORM_EPS: f64 = 1e-5;
 
 /// The sizes of a transformer.
@@ -25,24 +26,24 @@ pub struct TransformerConfig {
     pub channels: usize,
     /// Width of the text's hidden states.
     pub context: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: usize,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub layers: usize,
     /// Groups of the group norm.
     pub groups: usize,
-    /// Whether the projections are matrices; otherwise they are 1x1 convolutions.
+    /// Whether the projections are linear layers. Otherwise they are 1x1 convolutions.
     pub linear: bool,
-    /// Whether attention's scores are computed in f32.
+    /// Whether attention scores are computed in f32.
     pub upcast: bool,
 }
 
 impl TransformerConfig {
-    /// An untrained transformer.
+    /// Makes a transformer with random weights.
     pub fn init(&self, device: &Device) -> SpatialTransformer {
         let project = || Projection::init(self.channels, self.linear, device);
         SpatialTransformer {
-            // diffusers has this epsilon as a constant, apart from the config's `norm_eps`.
+            // A constant in diffusers, apart from the config's `norm_eps`.
             norm: GroupNormConfig::new(self.groups, self.channels).with_epsilon(1e-6).init(device),
             proj_in: project(),
             transformer_blocks: (0..self.layers).map(|_| self.block(device)).collect(),
@@ -67,21 +68,21 @@ impl TransformerConfig {
     }
 }
 
-/// Transformer blocks between two pointwise projections, around a skip connection.
+/// Transformer blocks between two pointwise projections, with a residual connection.
 #[derive(Module, Debug)]
 pub struct SpatialTransformer {
-    /// Norm of the input.
+    /// Group norm of the input.
     pub norm: GroupNorm,
-    /// Projection into the blocks.
+    /// Projection before the blocks.
     pub proj_in: Projection,
-    /// The blocks.
+    /// The transformer blocks.
     pub transformer_blocks: Vec<TransformerBlock>,
-    /// Projection out of the blocks.
+    /// Projection after the blocks.
     pub proj_out: Projection,
 }
 
 impl SpatialTransformer {
-    /// `x`: `[b, c, h, w]`; `text`: `[b, m, context]`; returns `[b, c, h, w]`.
+    /// Computes the transformer for `x` `[b, c, h, w]` and `text` `[b, m, context]`. Returns `[b, c, h, w]`.
     pub fn forward(&self, x: Tensor<4>, text: &Tensor<3>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         let normed = group_norm(&self.norm, x.clone(), false);
@@ -96,25 +97,25 @@ impl SpatialTransformer {
     }
 }
 
-/// Self-attention, cross-attention and feed-forward.
+/// Self-attention, cross-attention and feed-forward layer, each with a residual connection.
 #[derive(Module, Debug)]
 pub struct TransformerBlock {
-    /// Norm before self-attention.
+    /// Layer norm before self-attention.
     pub norm1: LayerNorm,
     /// Self-attention.
     pub attn1: Attention,
-    /// Norm before cross-attention.
+    /// Layer norm before cross-attention.
     pub norm2: LayerNorm,
     /// Cross-attention to the text.
     pub attn2: Attention,
-    /// Norm before the feed-forward layer.
+    /// Layer norm before the feed-forward layer.
     pub norm3: LayerNorm,
     /// Feed-forward layer.
     pub ff: FeedForward,
 }
 
 impl TransformerBlock {
-    /// `x`: `[b, n, c]`; `text`: `[b, m, context]`; returns `[b, n, c]`.
+    /// Computes the block for `x` `[b, n, c]` and `text` `[b, m, context]`. Returns `[b, n, c]`.
     pub fn forward(&self, x: Tensor<3>, text: &Tensor<3>) -> Tensor<3> {
         let normed = layer_norm(&self.norm1, NORM_EPS, x.clone());
         let x = self.attn1.forward(normed.clone(), normed, x);
@@ -123,15 +124,15 @@ impl TransformerBlock {
     }
 }
 
-/// The feed-forward layer, four times as wide inside.
+/// The gated feed-forward layer, four times as wide inside.
 #[derive(Module, Debug)]
 pub struct FeedForward {
-    /// Gated projection, dropout, projection: keys `net.0.proj` and `net.2`.
+    /// GEGLU projection, dropout and linear layer, with the keys `net.0.proj` and `net.2`.
     pub net: (GeGlu, Dropout, Linear),
 }
 
 impl FeedForward {
-    /// An untrained layer.
+    /// Makes a layer with random weights.
     pub fn init(width: usize, device: &Device) -> Self {
         let inner = 4 * width;
         let gated = GeGlu { proj: LinearConfig::new(width, 2 * inner).init(device) };
@@ -139,23 +140,23 @@ impl FeedForward {
         Self { net: (gated, DropoutConfig::new(0.0).init(), out) }
     }
 
-    /// `[b, n, c]` to `[b, n, c]`, with `rest` added to it.
-    pub fn forward(&self, x: Tensor<3>, rest: Tensor<3>) -> Tensor<3> {
-        project_plus(&self.net.2, self.net.0.forward(x), Some(rest))
+    /// Computes the layer for `x` `[b, n, c]` and adds `residual` `[b, n, c]`. Returns `[b, n, c]`.
+    pub fn forward(&self, x: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
+        project_residual(&self.net.2, self.net.0.forward(x), Some(residual))
     }
 }
 
 /// A linear layer whose second half gates the first: `a * gelu(b)`.
 #[derive(Module, Debug)]
 pub struct GeGlu {
-    /// Both halves in one matrix.
+    /// Linear layer with both halves in one matrix.
     pub proj: Linear,
 }
 
 impl GeGlu {
-    /// `[b, n, c]` to `[b, n, 4c]`.
+    /// Maps `[b, n, c]` to `[b, n, 4c]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let bias = self.proj.bias.as_ref().map(|bias| bias.val());
-        geglu_biased(linear_through(x, || self.proj.weight.val(), None), bias)
+        geglu_with_bias(linear_deferred(x, || self.proj.weight.val(), None), bias)
     }
 }

@@ -2,47 +2,47 @@
 
 use serde::Deserialize;
 
-use crate::config::{ConfigFile, Refusal};
+use crate::config::{ConfigFile, InvalidField};
 
-/// A resolution of the encoder; the one type that Stable Diffusion uses.
+/// The kind of an encoder block. Stable Diffusion uses one kind only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum EncoderBlockType {
     /// Residual blocks, then a convolution of stride 2.
     DownEncoderBlock2D,
 }
 
-/// A resolution of the decoder; the one type that Stable Diffusion uses.
+/// The kind of a decoder block. Stable Diffusion uses one kind only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum DecoderBlockType {
-    /// Residual blocks, then an upsampling convolution.
+    /// Residual blocks, then upsampling with a convolution.
     UpDecoderBlock2D,
 }
 
-/// The fields of an `AutoencoderKL` that this port honours; the defaults are diffusers'.
+/// The fields of an `AutoencoderKL` that are honoured. The defaults are diffusers'.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VaeConfig {
-    /// Channels of a picture.
+    /// Channels of an image.
     pub in_channels: usize,
-    /// Channels of a decoded picture.
+    /// Channels of a decoded image.
     pub out_channels: usize,
-    /// The encoder's blocks, one for each resolution.
+    /// Kinds of the encoder blocks, one for each resolution.
     pub down_block_types: Vec<EncoderBlockType>,
-    /// The decoder's blocks, one for each resolution.
+    /// Kinds of the decoder blocks, one for each resolution.
     pub up_block_types: Vec<DecoderBlockType>,
     /// Channels of each resolution, outermost first.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of an encoder block; a decoder block has one more.
+    /// Residual blocks of an encoder block. A decoder block has one more.
     pub layers_per_block: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
     /// Groups of the group norms.
     pub norm_num_groups: usize,
-    /// Side of the pictures that the model was trained on.
+    /// Side of the images that the model was trained on, in pixels.
     pub sample_size: usize,
-    /// What latents are multiplied by to give them unit variance.
+    /// Factor that gives latents unit variance.
     pub scaling_factor: f64,
-    /// Whether it overflows in f16, so that it stays in f32 where the rest of the model is f16.
+    /// Whether the autoencoder overflows in f16 and is loaded as f32 then.
     pub force_upcast: bool,
 }
 
@@ -65,16 +65,16 @@ impl Default for VaeConfig {
 }
 
 impl VaeConfig {
-    /// Pixels along one side of a latent.
-    pub fn downscale(&self) -> usize {
+    /// The number of pixels for each latent along one side.
+    pub fn downscale_factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
 }
 
 impl ConfigFile for VaeConfig {
-    const WHAT: &'static str = "the autoencoder's config.json";
+    const DESCRIPTION: &'static str = "the autoencoder's config.json";
 
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[
+    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[
         ("act_fn", "\"silu\""),
         ("act_fn", "\"swish\""),
         ("latents_mean", "null"),
@@ -86,8 +86,9 @@ impl ConfigFile for VaeConfig {
         ("use_quant_conv", "true"),
     ];
 
-    fn check(&self) -> Result<(), Refusal> {
-        let refuse = |field, value: String, supported| Err(Refusal { field, value, supported });
+    fn validate(&self) -> Result<(), InvalidField> {
+        let refuse =
+            |field, value: String, supported| Err(InvalidField { field, value, supported });
         if self.block_out_channels.is_empty() {
             return refuse("block_out_channels", "[]".into(), "at least one block");
         }

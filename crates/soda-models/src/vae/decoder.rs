@@ -1,4 +1,4 @@
-//! Latents to pictures. Mirrors diffusers' `Decoder`.
+//! The decoder: latents to images. Mirrors diffusers' `Decoder`.
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
@@ -10,32 +10,32 @@ use crate::unet::resnet::{ResnetBlock, Upsample, conv3x3};
 use crate::vae::config::VaeConfig;
 use crate::vae::mid::{EPS, MidBlock, resnet};
 
-/// A resolution of the decoder.
+/// A decoder block: one resolution.
 #[derive(Module, Debug)]
 pub struct DecoderBlock {
-    /// The residual blocks.
+    /// Residual blocks.
     pub resnets: Vec<ResnetBlock>,
-    /// One layer, or none at the highest resolution.
+    /// Upsampling layer. Empty at the highest resolution.
     pub upsamplers: Vec<Upsample>,
 }
 
-/// The decoder.
+/// The decoder of the autoencoder.
 #[derive(Module, Debug)]
 pub struct Decoder {
-    /// Latents to features.
+    /// Convolution from latents to features.
     pub conv_in: Conv2d,
-    /// The resolutions, innermost first.
+    /// Decoder blocks, innermost first.
     pub up_blocks: Vec<DecoderBlock>,
-    /// The lowest resolution.
+    /// The middle block.
     pub mid_block: MidBlock,
-    /// Norm of the last features.
+    /// Group norm of the last features.
     pub conv_norm_out: GroupNorm,
-    /// Features to a picture.
+    /// Convolution from features to an image.
     pub conv_out: Conv2d,
 }
 
 impl Decoder {
-    /// An untrained decoder.
+    /// Makes a decoder with random weights.
     pub fn init(config: &VaeConfig, device: &Device) -> Self {
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
         let last = channels.len() - 1;
@@ -57,7 +57,7 @@ impl Decoder {
         }
     }
 
-    /// Latents `[b, c, h', w']`, after the `post_quant_conv`, to pictures `[b, 3, h, w]`.
+    /// Decodes latents `[b, c, h', w']`, after `post_quant_conv`, to images `[b, 3, h, w]`.
     pub fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
         let mut x = self.mid_block.forward(conv2d(&self.conv_in, latents));
         for block in &self.up_blocks {

@@ -1,4 +1,4 @@
-//! Pictures to the moments of a distribution of latents. Mirrors diffusers' `Encoder`.
+//! The encoder: images to the moments of a distribution of latents. Mirrors diffusers' `Encoder`.
 
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
@@ -10,32 +10,32 @@ use crate::unet::resnet::{Downsample, ResnetBlock, conv3x3};
 use crate::vae::config::VaeConfig;
 use crate::vae::mid::{EPS, MidBlock, resnet};
 
-/// A resolution of the encoder.
+/// An encoder block: one resolution.
 #[derive(Module, Debug)]
 pub struct EncoderBlock {
-    /// The residual blocks.
+    /// Residual blocks.
     pub resnets: Vec<ResnetBlock>,
-    /// One layer, or none at the lowest resolution.
+    /// Downsampling layer. Empty at the lowest resolution.
     pub downsamplers: Vec<Downsample>,
 }
 
-/// The encoder.
+/// The encoder of the autoencoder.
 #[derive(Module, Debug)]
 pub struct Encoder {
-    /// Pictures to features.
+    /// Convolution from images to features.
     pub conv_in: Conv2d,
-    /// The resolutions, outermost first.
+    /// Encoder blocks, outermost first.
     pub down_blocks: Vec<EncoderBlock>,
-    /// The lowest resolution.
+    /// The middle block.
     pub mid_block: MidBlock,
-    /// Norm of the last features.
+    /// Group norm of the last features.
     pub conv_norm_out: GroupNorm,
-    /// Features to moments.
+    /// Convolution from features to moments.
     pub conv_out: Conv2d,
 }
 
 impl Encoder {
-    /// An untrained encoder.
+    /// Makes an encoder with random weights.
     pub fn init(config: &VaeConfig, device: &Device) -> Self {
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
         let last = channels.len() - 1;
@@ -46,7 +46,7 @@ impl Encoder {
                     .map(|i| resnet(if i == 0 { from } else { to }, to, groups, device))
                     .collect(),
                 downsamplers: (level < last)
-                    // Only below and to the right: the autoencoder's quirk since VQGAN.
+                    // Padding at the bottom and at the right only, as in VQGAN.
                     .then(|| Downsample::init(to, [0, 0, 1, 1], device))
                     .into_iter()
                     .collect(),
@@ -63,9 +63,9 @@ impl Encoder {
         }
     }
 
-    /// `[b, 3, h, w]` to moments `[b, 2c, h', w']`, before the `quant_conv`.
-    pub fn forward(&self, pictures: Tensor<4>) -> Tensor<4> {
-        let mut x = conv2d(&self.conv_in, pictures);
+    /// Encodes images `[b, 3, h, w]` to moments `[b, 2c, h', w']`, before `quant_conv`.
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<4> {
+        let mut x = conv2d(&self.conv_in, images);
         for block in &self.down_blocks {
             x = block.resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
             x = block.downsamplers.iter().fold(x, |x, layer| layer.forward(x));

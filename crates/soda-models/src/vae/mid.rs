@@ -1,4 +1,4 @@
-//! The lowest resolution of the encoder and of the decoder: residual, attention, residual.
+//! The middle block of encoder and decoder, at the lowest resolution.
 //!
 //! Mirrors diffusers' `UNetMidBlock2D` and the single-headed `Attention` with a group norm.
 
@@ -7,35 +7,35 @@ use burn::nn::{Dropout, DropoutConfig, GroupNorm, GroupNormConfig, Linear, Linea
 use burn::tensor::{Device, Tensor};
 use soda_kernels::group_norm;
 
-use crate::unet::attention::{multi_head, project};
-use crate::unet::resnet::{ResnetBlock, ResnetConfig};
+use crate::layers::{multi_head, project};
+use crate::unet::{ResnetBlock, ResnetConfig};
 
-/// Epsilon of every group norm in the autoencoder; a constant in diffusers too.
+/// Epsilon of every group norm in the autoencoder, a constant in diffusers.
 pub(crate) const EPS: f64 = 1e-6;
 
-/// A residual block of the autoencoder, which has no timestep.
+/// Makes a residual block without timestep.
 pub(crate) fn resnet(from: usize, to: usize, groups: usize, device: &Device) -> ResnetBlock {
     ResnetConfig { channels_in: from, channels_out: to, time_embed_dim: None, groups, eps: EPS }
         .init(device)
 }
 
-/// Attention of every pixel over all pixels, around a skip connection.
+/// Single-headed self-attention of pixels, with a residual connection.
 #[derive(Module, Debug)]
 pub struct PixelAttention {
-    /// Norm of the input.
+    /// Group norm of the input.
     pub group_norm: GroupNorm,
-    /// Queries.
+    /// Query projection.
     pub to_q: Linear,
-    /// Keys.
+    /// Key projection.
     pub to_k: Linear,
-    /// Values.
+    /// Value projection.
     pub to_v: Linear,
-    /// Output projection; a pair because its key is `to_out.0`, the dropout being `to_out.1`.
+    /// Output projection and dropout. The pair gives the projection its key `to_out.0`.
     pub to_out: (Linear, Dropout),
 }
 
 impl PixelAttention {
-    /// An untrained layer.
+    /// Makes a layer with random weights.
     pub fn init(channels: usize, groups: usize, device: &Device) -> Self {
         let linear = || LinearConfig::new(channels, channels).init(device);
         Self {
@@ -47,7 +47,7 @@ impl PixelAttention {
         }
     }
 
-    /// `[b, c, h, w]` to the same.
+    /// Computes the layer for `x` `[b, c, h, w]`. Returns the same shape.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         let normed = group_norm(&self.group_norm, x.clone(), false);
@@ -63,14 +63,14 @@ impl PixelAttention {
 /// An attention layer between two residual blocks.
 #[derive(Module, Debug)]
 pub struct MidBlock {
-    /// The attention layer.
+    /// Attention layers, one less than residual blocks.
     pub attentions: Vec<PixelAttention>,
-    /// The residual blocks, one more than attention layers.
+    /// Residual blocks.
     pub resnets: Vec<ResnetBlock>,
 }
 
 impl MidBlock {
-    /// An untrained block.
+    /// Makes a block with random weights.
     pub fn init(channels: usize, groups: usize, device: &Device) -> Self {
         Self {
             attentions: vec![PixelAttention::init(channels, groups, device)],
@@ -78,7 +78,7 @@ impl MidBlock {
         }
     }
 
-    /// `[b, c, h, w]` to the same.
+    /// Computes the block for `x` `[b, c, h, w]`. Returns the same shape.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let mut x = self.resnets[0].forward(x, None);
         for (attention, resnet) in self.attentions.iter().zip(&self.resnets[1..]) {

@@ -1,12 +1,15 @@
-//! The autoencoder between pictures and latents, one concept a file.
+//! The autoencoder between images and latents.
 
-pub mod config;
-pub mod decoder;
-pub mod encoder;
-pub mod mid;
-pub mod model;
-pub mod tiling;
+mod config;
+mod decoder;
+mod encoder;
+mod mid;
+mod model;
+mod tiling;
 
-pub use config::VaeConfig;
+pub use config::{DecoderBlockType, EncoderBlockType, VaeConfig};
+pub use decoder::{Decoder, DecoderBlock};
+pub use encoder::{Encoder, EncoderBlock};
+pub use mid::{MidBlock, PixelAttention};
 pub use model::{LatentDistribution, Vae};
 pub use tiling::Tiling;

@@ -1,7 +1,7 @@
-//! The autoencoder: pictures in [-1, 1] to a Gaussian over latents, and back.
+//! The autoencoder: images in [-1, 1] to a Gaussian over latents, and latents to images.
 //!
-//! "Auto-Encoding Variational Bayes" (arXiv 1312.6114) as in Latent Diffusion (arXiv 2112.10752);
-//! mirrors diffusers' `AutoencoderKL` and `DiagonalGaussianDistribution`.
+//! "Auto-Encoding Variational Bayes" (arXiv 1312.6114) as in Latent Diffusion (arXiv 2112.10752). Mirrors
+//! diffusers' `AutoencoderKL` and `DiagonalGaussianDistribution`.
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -12,23 +12,23 @@ use crate::vae::config::VaeConfig;
 use crate::vae::decoder::Decoder;
 use crate::vae::encoder::Encoder;
 
-/// The autoencoder.
+/// The autoencoder. [`VaeConfig::init`] makes one, and [`crate::weights::load`] loads its weights.
 #[derive(Module, Debug)]
 pub struct Vae {
-    /// Pictures to moments.
+    /// The encoder from images to moments.
     pub encoder: Encoder,
-    /// Latents to pictures.
+    /// The decoder from latents to images.
     pub decoder: Decoder,
-    /// Mixes the moments.
+    /// 1x1 convolution of the moments.
     pub quant_conv: Conv2d,
-    /// Mixes the latents.
+    /// 1x1 convolution of the latents.
     pub post_quant_conv: Conv2d,
-    /// What latents are multiplied by for the denoiser, which wants unit variance.
+    /// Factor that gives latents unit variance, as the denoiser needs it.
     pub scaling_factor: f64,
 }
 
 impl VaeConfig {
-    /// An untrained autoencoder.
+    /// Makes an autoencoder with random weights.
     pub fn init(&self, device: &Device) -> Vae {
         let conv1x1 = |channels| Conv2dConfig::new([channels; 2], [1, 1]).init(device);
         Vae {
@@ -41,12 +41,13 @@ impl VaeConfig {
     }
 }
 
-/// A Gaussian over latents with independent components, both tensors `[b, c, h', w']`.
+/// The posterior of an image: a Gaussian over latents with independent components. Both tensors are `[b, c,
+/// h', w']`.
 #[derive(Debug, Clone)]
 pub struct LatentDistribution {
-    /// The mean.
+    /// Mean of the latents.
     pub mean: Tensor<4>,
-    /// The logarithm of the variance.
+    /// Logarithm of the variance.
     pub logvar: Tensor<4>,
 }
 
@@ -55,12 +56,12 @@ impl LatentDistribution {
         let channels = moments.dims()[1] / 2;
         Self {
             mean: moments.clone().narrow(1, 0, channels),
-            // The bounds are diffusers'; the variance stays a positive f32 within them.
+            // The bounds are diffusers'. Within them the variance is a positive f32.
             logvar: moments.narrow(1, channels, channels).clamp(-30.0, 20.0),
         }
     }
 
-    /// `mean + std noise`, `noise` being `[b, c, h', w']` of unit variance.
+    /// Samples latents, `mean + std noise`. `noise` is `[b, c, h', w']` of unit variance.
     pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
         self.mean.clone() + self.std() * noise
     }
@@ -70,24 +71,24 @@ impl LatentDistribution {
         self.logvar.clone().mul_scalar(0.5).exp()
     }
 
-    /// The likeliest latents: the mean.
+    /// The mode of the posterior, which is its mean, `[b, c, h', w']`.
     pub fn mode(&self) -> Tensor<4> {
         self.mean.clone()
     }
 }
 
 impl Vae {
-    /// Pictures `[b, 3, h, w]` in [-1, 1] to a distribution of unscaled latents.
-    pub fn encode(&self, pictures: Tensor<4>) -> LatentDistribution {
-        LatentDistribution::from_moments(self.moments(pictures))
+    /// Encodes images `[b, 3, h, w]` in [-1, 1] to the posterior of unscaled latents.
+    pub fn encode(&self, images: Tensor<4>) -> LatentDistribution {
+        LatentDistribution::from_moments(self.moments(images))
     }
 
-    /// Mean and logarithm of the variance, `[b, 2c, h', w']`.
-    pub(crate) fn moments(&self, pictures: Tensor<4>) -> Tensor<4> {
-        conv2d(&self.quant_conv, self.encoder.forward(pictures))
+    /// Encodes images to mean and logarithm of the variance, `[b, 2c, h', w']`.
+    pub(crate) fn moments(&self, images: Tensor<4>) -> Tensor<4> {
+        conv2d(&self.quant_conv, self.encoder.forward(images))
     }
 
-    /// Unscaled latents `[b, c, h', w']` to pictures `[b, 3, h, w]` in about [-1, 1].
+    /// Decodes unscaled latents `[b, c, h', w']` to images `[b, 3, h, w]` in about [-1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         self.decoder.forward(conv2d(&self.post_quant_conv, latents))
     }

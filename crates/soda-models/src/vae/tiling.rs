@@ -1,15 +1,16 @@
-//! Large pictures in tiles that overlap: memory that depends on the tile, not on the picture.
+//! Tiled encoding and decoding: the memory depends on the tile, not on the image.
 //!
-//! Each tile is coded alone; where two overlap, the later one fades in linearly over the earlier
-//! one. The group norms see a tile instead of the picture, so the result differs a little from
-//! that of the whole. Mirrors the tiling of diffusers' `AutoencoderKL`.
+//! Each tile is computed alone. Where two tiles overlap, the later one fades in linearly over the earlier
+//! one. The group norms see a tile instead of the image, so that the result differs a little from the whole.
+//!
+//! Mirrors the tiling of diffusers' `AutoencoderKL`.
 
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::vae::config::VaeConfig;
 use crate::vae::model::{LatentDistribution, Vae};
 
-/// How much of two neighbouring tiles is the same.
+/// The overlap of two neighbouring tiles, as a share of their side.
 const OVERLAP: f64 = 0.25;
 
 /// The size of the tiles.
@@ -22,31 +23,31 @@ pub struct Tiling {
 }
 
 impl VaeConfig {
-    /// Tiles of the size that the autoencoder was trained on, at least of one latent.
+    /// Tiles of the size that the autoencoder was trained on, at least one latent wide.
     pub fn tiling(&self) -> Tiling {
-        let latents = (self.sample_size / self.downscale()).max(1);
-        Tiling { pixels: latents * self.downscale(), latents }
+        let latents = (self.sample_size / self.downscale_factor()).max(1);
+        Tiling { pixels: latents * self.downscale_factor(), latents }
     }
 }
 
 impl Tiling {
-    /// Whether an array of this height and width is larger than a tile.
+    /// Whether a tensor of this shape is larger than a tile of side `side`.
     fn cuts(side: usize, [_, _, height, width]: [usize; 4]) -> bool {
         height > side || width > side
     }
 }
 
 impl Vae {
-    /// [`Vae::encode`] in tiles; a picture that fits into one tile is not cut.
-    pub fn encode_tiled(&self, pictures: Tensor<4>, tiling: &Tiling) -> LatentDistribution {
-        if !Tiling::cuts(tiling.pixels, pictures.dims()) {
-            return self.encode(pictures);
+    /// Encodes images as [`Vae::encode`], in tiles. An image that fits into one tile is not divided.
+    pub fn encode_tiled(&self, images: Tensor<4>, tiling: &Tiling) -> LatentDistribution {
+        if !Tiling::cuts(tiling.pixels, images.dims()) {
+            return self.encode(images);
         }
         let moments = |tile| self.moments(tile);
-        LatentDistribution::from_moments(tiled(pictures, tiling.pixels, tiling.latents, moments))
+        LatentDistribution::from_moments(tiled(images, tiling.pixels, tiling.latents, moments))
     }
 
-    /// [`Vae::decode`] in tiles; latents that fit into one tile are not cut.
+    /// Decodes latents as [`Vae::decode`], in tiles. Latents that fit into one tile are not divided.
     pub fn decode_tiled(&self, latents: Tensor<4>, tiling: &Tiling) -> Tensor<4> {
         if !Tiling::cuts(tiling.latents, latents.dims()) {
             return self.decode(latents);
@@ -55,7 +56,7 @@ impl Vae {
     }
 }
 
-/// Applies `code` to tiles of side `from`, which it turns into tiles of side `to`, and joins them.
+/// Applies `code` to tiles of side `from`, which gives tiles of side `to`, and blends them.
 fn tiled(x: Tensor<4>, from: usize, to: usize, code: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
     let [_, _, height, width] = x.dims();
     let part = |side: usize, share: f64| (side as f64 * share) as usize;
@@ -88,7 +89,7 @@ fn tiled(x: Tensor<4>, from: usize, to: usize, code: impl Fn(Tensor<4>) -> Tenso
     Tensor::cat(rows, 2)
 }
 
-/// The first `extent` lines of `tile` along `axis`, faded in over the last ones of `before`.
+/// Fades the first `extent` lines of `tile` along `axis` in over the last lines of `before`.
 fn fade_in(before: &Tensor<4>, tile: Tensor<4>, axis: usize, extent: usize) -> Tensor<4> {
     let (length, earlier) = (tile.dims()[axis], before.dims()[axis]);
     let extent = extent.min(length).min(earlier);
@@ -105,7 +106,7 @@ fn fade_in(before: &Tensor<4>, tile: Tensor<4>, axis: usize, extent: usize) -> T
     Tensor::cat(vec![mixed, tile.narrow(axis, extent, length - extent)], axis)
 }
 
-/// `0, 1/n, ..., (n - 1)/n` along `axis`.
+/// The weights `0, 1/n, ..., (n - 1)/n` along `axis`.
 fn ramp(axis: usize, n: usize, device: &Device) -> Tensor<4> {
     let values: Vec<f32> = (0..n).map(|i| i as f32 / n as f32).collect();
     let mut shape = [1; 4];

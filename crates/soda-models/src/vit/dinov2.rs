@@ -1,16 +1,18 @@
-//! DINOv2 (Oquab et al., arXiv 2304.07193): a vision transformer with layer scale, whose positions
-//! are interpolated to the size of the picture; and with registers (Darcet et al., arXiv 2309.16588), tokens that
-//! stand for no patch. Mirrors transformers' `Dinov2Model` and `Dinov2WithRegistersModel`.
+//! DINOv2 (Oquab et al., arXiv 2304.07193): a vision transformer with layer scale and interpolated positions.
+//!
+//! One variant has registers (Darcet et al., arXiv 2309.16588): tokens that belong to no patch. Mirrors
+//! transformers' `Dinov2Model` and `Dinov2WithRegistersModel`.
 
 use burn::tensor::Device;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{Parts, VitConfig, VitModel};
-use crate::clip::encoder::Activation;
-use crate::clip::pretrained::{fields, picture_fits};
-use crate::config::{ConfigFile, Refusal};
+use super::config::VitConfig;
+use super::model::{Dinov2Parts, VitModel};
+use crate::clip::Activation;
+use crate::config::pretrained::{check_vision_sizes, fields};
+use crate::config::{ConfigFile, InvalidField};
 
 /// The `config.json` of a `Dinov2Model` or a `Dinov2WithRegistersModel`.
 #[derive(Debug, Clone, Deserialize)]
@@ -18,27 +20,27 @@ use crate::config::{ConfigFile, Refusal};
 pub struct Dinov2Config {
     /// Width of the hidden states.
     pub hidden_size: usize,
-    /// Width inside the MLPs, in widths of the hidden states.
+    /// Width inside the MLPs, as a multiple of `hidden_size`.
     pub mlp_ratio: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// Channels of a picture.
+    /// Channels of an image.
     pub num_channels: usize,
-    /// Side of a picture of training; others are read too.
+    /// Side of an image in training, in pixels. Other sizes are accepted.
     pub image_size: usize,
-    /// Side of a patch.
+    /// Side of a patch, in pixels.
     pub patch_size: usize,
-    /// Nonlinearity of the MLPs.
+    /// Activation function of the MLPs.
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
-    /// Whether queries, keys and values have a bias.
+    /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// Whether the MLPs are gated ([`Activation::SwiGlu`]), as the giant model's are.
+    /// Whether the MLPs are gated ([`Activation::SwiGlu`]), as in the giant model.
     pub use_swiglu_ffn: bool,
-    /// Registers, of the model that has them.
+    /// Number of registers. `None` for the model without registers.
     pub num_register_tokens: Option<usize>,
 }
 
@@ -63,7 +65,7 @@ impl Default for Dinov2Config {
 
 impl<'de> Deserialize<'de> for Dinov2Config {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Of training, and of the model as another one's backbone.
+        // Settings of training, and of the model as a backbone of another one.
         let others = [
             "drop_path_rate",
             "layerscale_value",
@@ -80,16 +82,16 @@ impl<'de> Deserialize<'de> for Dinov2Config {
 }
 
 impl ConfigFile for Dinov2Config {
-    const WHAT: &'static str = VitConfig::WHAT;
+    const DESCRIPTION: &'static str = VitConfig::DESCRIPTION;
 
-    const NEUTRAL: &'static [(&'static str, &'static str)] = &[];
+    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[];
 
-    fn check(&self) -> Result<(), Refusal> {
+    fn validate(&self) -> Result<(), InvalidField> {
         if self.mlp_ratio == 0 {
             let (value, supported) = ("0".to_string(), "a ratio above zero");
-            return Err(Refusal { field: "mlp_ratio", value, supported });
+            return Err(InvalidField { field: "mlp_ratio", value, supported });
         }
-        picture_fits(
+        check_vision_sizes(
             [self.hidden_size, self.num_attention_heads],
             [self.image_size, self.patch_size, self.num_channels],
         )
@@ -97,11 +99,12 @@ impl ConfigFile for Dinov2Config {
 }
 
 impl Dinov2Config {
-    /// An untrained model.
+    /// Makes a model with random weights.
     pub fn init(&self, device: &Device) -> VitModel {
         let inner = self.hidden_size * self.mlp_ratio;
         let (inner, hidden_act) = if self.use_swiglu_ffn {
-            // Two thirds, since there are three matrices then and not two; up to a multiple of 8.
+            // Two thirds of the width, since a gated MLP has three matrices instead of two; rounded up to a
+            // multiple of 8.
             ((inner * 2 / 3).next_multiple_of(8), Activation::SwiGlu)
         } else {
             (inner, self.hidden_act)
@@ -118,6 +121,6 @@ impl Dinov2Config {
             layer_norm_eps: self.layer_norm_eps,
             qkv_bias: self.qkv_bias,
         };
-        vit.build(Parts { layer_scale: true, registers: self.num_register_tokens }, device)
+        vit.build(Dinov2Parts { layer_scale: true, registers: self.num_register_tokens }, device)
     }
 }

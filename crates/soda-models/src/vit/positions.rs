@@ -1,22 +1,25 @@
-//! Position embeddings for pictures of another size than that of training.
+//! Interpolation of position embeddings to another image size than that of training.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use soda_kernels::matmul;
 
-/// Which of PyTorch's two bicubic interpolations.
+/// One of PyTorch's two bicubic interpolations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
-    /// `a = -3/4`, the border repeated.
+    /// `antialias=False`: `a = -3/4`, with the border repeated.
     Plain,
-    /// `antialias=True`: `a = -1/2`, widened where the grid shrinks, cut off at the border.
+    /// `antialias=True`: `a = -1/2`, widened if the grid shrinks, and cut off at the border.
     Smoothed,
 }
 
-/// The positions of a grid of `height` x `width` patches, `[1, 1 + height width, d]`, from those of
-/// the square grid of training, `[1, 1 + s s, d]`: the class token's stays, the others are
-/// interpolated, `P' = R_h P R_wᵀ` in each of the `d` channels.
+/// Interpolates position embeddings to a grid of `height` x `width` patches, `P' = R_h P R_wᵀ` in each
+/// channel.
 ///
-/// As `interpolate_pos_encoding` of transformers' `Dinov2Model` and, smoothed, `Dinov2WithRegistersModel`.
+/// `positions` is `[1, 1 + s s, d]` of a square grid, with the class token first. The class token's position
+/// is kept. Returns `[1, 1 + height width, d]`.
+///
+/// Mirrors `interpolate_pos_encoding` of transformers' `Dinov2Model` and, with antialiasing, of
+/// `Dinov2WithRegistersModel`.
 pub(super) fn resample(
     positions: Tensor<3>,
     [height, width]: [usize; 2],
@@ -38,7 +41,7 @@ pub(super) fn resample(
 }
 
 impl Kernel {
-    /// Interpolation of `from` samples at `to` places, pixel centres aligned, `[to, from]`.
+    /// The interpolation matrix `[to, from]`, with pixel centres aligned.
     fn matrix(self, from: usize, to: usize, device: &Device) -> Tensor<2> {
         let mut weights = vec![0.0; to * from];
         for (i, row) in weights.chunks_exact_mut(from).enumerate() {

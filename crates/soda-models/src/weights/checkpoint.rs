@@ -1,4 +1,4 @@
-//! The tensors of a network, in one file or in several, under the names that the network has.
+//! The tensors of a network in one weight file or several, under the network's keys.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -15,19 +15,19 @@ use regex::Regex;
 use safetensors::Dtype;
 use serde::Deserialize;
 
-use crate::error::ModelError;
+use crate::error::{ConfigError, ModelError, WeightsError};
+use crate::weights::keys::{BUFFERS, KEY_RENAMES, checkpoint_key};
 use crate::weights::safetensors::{Entry, open};
-use crate::weights::{BUFFERS, RENAMED, checkpoint_key};
 
-/// The largest index of shards that is read, in bytes.
+/// The largest index file that is read, in bytes.
 const LARGEST_INDEX: u64 = 64 << 20;
 
-/// Open weight files: what is in them is known, nothing is in memory yet.
+/// Open weight files. The headers are read; the tensors are read when a module is loaded.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// What was opened: a file, or the index of several.
+    /// The file that was opened: a weight file, or the index of several.
     pub path: PathBuf,
-    /// By the network's key.
+    /// The tensors by the network's keys.
     pub(crate) entries: BTreeMap<String, Entry>,
 }
 
@@ -37,12 +37,12 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, or a `*.safetensors.index*.json` and the files that it names.
+    /// Opens a safetensors file, or an index `*.safetensors.index*.json` with the files that it names.
     ///
     /// # Errors
     ///
-    /// A file that is missing, broken, or a pickle; an index that points outside its directory or
-    /// to tensors that are not where it says.
+    /// [`ModelError`] if a file is missing, broken or a pickle, or if an index names files outside its
+    /// directory or tensors that are not there.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let entries = match path.extension() {
             Some(extension) if extension == "json" => open_shards(path)?,
@@ -51,12 +51,16 @@ impl Checkpoint {
         Ok(Self { path: path.to_path_buf(), entries })
     }
 
-    /// Opens the weights called `stem` in `dir`: one file or several, of the `variant` asked for
-    /// (such as `fp16`), or without one the plain file, or else the only variant there is.
+    /// Opens the weights named `stem` in `dir`, in one file or several.
+    ///
+    /// `variant` selects files such as `fp16`. Without it the plain files are opened, or else the only
+    /// variant there is.
     ///
     /// # Errors
     ///
-    /// As [`Checkpoint::open`]; a directory that only has pickles is refused by name.
+    /// - The errors of [`Checkpoint::open`].
+    /// - [`ModelError::InvalidRequest`] if there are several variants and none is selected.
+    /// - [`WeightsError::Pickle`] if the directory has pickles only.
     pub fn find(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self, ModelError> {
         let plain = dir.join(format!("{stem}.safetensors"));
         let candidates = match variant {
@@ -93,18 +97,18 @@ impl Checkpoint {
             _ => {}
         }
         if let Some(pickle) = names.iter().find(|name| is_pickle(Path::new(name))) {
-            return Err(ModelError::Pickle { path: dir.join(pickle) });
+            return Err(WeightsError::Pickle { path: dir.join(pickle) }.into());
         }
         let [path, _] = candidates;
         Err(ModelError::Missing { path, what: "a weight file" })
     }
 
-    /// The same tensors under other keys: (regular expression, replacement), applied in order.
+    /// Renames the keys by (regular expression, replacement), applied in order.
     ///
     /// # Panics
     ///
     /// If a regular expression does not parse.
-    pub fn renamed(mut self, table: &[(&str, &str)]) -> Self {
+    pub fn with_renamed_keys(mut self, table: &[(&str, &str)]) -> Self {
         for (from, to) in table {
             let from = Regex::new(from).expect("a regular expression of a table");
             let renamed = self.entries.into_iter().map(|(key, entry)| {
@@ -116,27 +120,29 @@ impl Checkpoint {
         self
     }
 
-    /// Loads every weight of `module` in the precision `dtype`, and freezes the module.
+    /// Loads every weight of `module` as `dtype` and freezes the module.
     ///
-    /// Memory: the weights, and one tensor as it is in the file.
+    /// The memory is that of the weights plus one tensor as it is in the file.
     ///
     /// # Errors
     ///
-    /// A key that is missing or left over, a wrong shape, integers, a weight that is not finite.
+    /// [`ModelError::Weights`] for a key that is missing or unused, a wrong shape, an integer tensor or a
+    /// weight that is not finite.
     pub fn load_into<M: Module>(self, module: M, dtype: FloatDType) -> Result<M, ModelError> {
-        self.load_into_but(module, dtype, BTreeSet::new())
+        self.load_into_mixed(module, dtype, BTreeSet::new())
     }
 
-    /// The same with the parameters of the paths `exact` in f32.
+    /// Loads every weight of `module` as `dtype`, except those at the paths `keep_f32`, which are loaded as
+    /// f32.
     ///
     /// # Errors
     ///
-    /// Those of [`Checkpoint::load_into`].
-    pub fn load_into_but<M: Module>(
+    /// The errors of [`Checkpoint::load_into`].
+    pub fn load_into_mixed<M: Module>(
         self,
         module: M,
         dtype: FloatDType,
-        exact: BTreeSet<String>,
+        keep_f32: BTreeSet<String>,
     ) -> Result<M, ModelError> {
         let mut failure = Failure::default();
         let mut tensors = Vec::with_capacity(self.entries.len());
@@ -146,13 +152,13 @@ impl Checkpoint {
             }
             tensors.push(stored(key, entry, &failure)?);
         }
-        let cast = Cast { dtype, exact: Arc::new(exact) };
+        let cast = Cast { dtype, keep_f32: Arc::new(keep_f32) };
         let apply = |(mut module, tensors): (M, Vec<Stored>)| {
             let adapter = ScalarToVector.chain(PyTorchToBurnAdapter.chain(cast.clone()));
             let result = module.apply(tensors, None, Some(Box::new(adapter)), false);
             (module, result)
         };
-        // Weights outlive everything else, and keep no page of a pool that way.
+        // Weights live longer than all other tensors, and must not hold pages of the device's memory pools.
         let (module, result) = match module.devices().first() {
             Some(device) => device.memory_persistent_allocations((module, tensors), apply),
             None => apply((module, tensors)),
@@ -164,40 +170,43 @@ impl Checkpoint {
         Ok(module.no_grad())
     }
 
-    /// Turns burn-store's report into an error unless every tensor found its place.
+    /// Turns burn-store's report into an error, unless every tensor was loaded.
     fn check(&self, result: ApplyResult) -> Result<(), ModelError> {
         let path = self.path.clone();
         let in_file = |key: &String| self.entries.get(key).map_or(key, |entry| &entry.key).clone();
         if !result.missing.is_empty() {
             let keys = result.missing.iter().map(|(name, module)| checkpoint_key(name, module));
-            return Err(ModelError::MissingKeys { path, keys: keys.collect() });
+            return Err(WeightsError::MissingKeys { path, keys: keys.collect() }.into());
         }
         if !result.unused.is_empty() {
-            return Err(ModelError::UnusedKeys {
+            return Err(WeightsError::UnusedKeys {
                 path,
                 keys: result.unused.iter().map(in_file).collect(),
-            });
+            }
+            .into());
         }
         match result.errors.into_iter().next() {
             None => Ok(()),
             Some(ApplyError::ShapeMismatch { path: name, expected, found }) => {
                 let key = checkpoint_key(&name, "Norm");
                 let (mut expected, mut found) = (expected.to_vec(), found.to_vec());
-                // burn-store compares after the transposition; the person compares with the file.
+                // burn-store compares shapes after the transposition; the message has the shapes of the file.
                 if let Some(entry) = self.entries.get(&key)
                     && entry.shape != found
                 {
                     expected.reverse();
                     found.reverse();
                 }
-                Err(ModelError::Shape { path, key: in_file(&key), expected, found })
+                Err(WeightsError::Shape { path, key: in_file(&key), expected, found }.into())
             }
-            Some(other) => Err(ModelError::Safetensors { path, reason: other.to_string() }),
+            Some(other) => {
+                Err(WeightsError::Safetensors { path, reason: other.to_string() }.into())
+            }
         }
     }
 }
 
-/// Whether a file is named as PyTorch's pickles are.
+/// Whether a file has the extension of a PyTorch pickle.
 pub(crate) fn is_pickle(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     extension.is_some_and(|name| ["bin", "ckpt", "pt", "pth"].contains(&name))
@@ -206,14 +215,16 @@ pub(crate) fn is_pickle(path: &Path) -> bool {
 /// Opens the files of an index.
 fn open_shards(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     let io = |e| ModelError::io(path, "an index of weight files", e);
-    let broken = |reason: String| ModelError::Safetensors { path: path.to_path_buf(), reason };
+    let broken = |reason: String| {
+        ModelError::from(WeightsError::Safetensors { path: path.to_path_buf(), reason })
+    };
     let size = std::fs::metadata(path).map_err(io)?.len();
     if size > LARGEST_INDEX {
         return Err(broken(format!("an index of {size} bytes")));
     }
     let text = std::fs::read_to_string(path).map_err(io)?;
     let index: Index = serde_json::from_str(&text)
-        .map_err(|source| ModelError::Json { path: path.to_path_buf(), source })?;
+        .map_err(|source| ConfigError::Json { path: path.to_path_buf(), source })?;
     let dir = path.parent().unwrap_or(Path::new("."));
 
     let mut shards: BTreeMap<&String, BTreeMap<String, Entry>> = BTreeMap::new();
@@ -221,7 +232,7 @@ fn open_shards(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
         if shards.contains_key(name) {
             continue;
         }
-        // A name, not a path: an index comes from a stranger, and must not reach other folders.
+        // Only file names are accepted: an index may come from a stranger and must not reach other folders.
         let plain = Path::new(name).file_name().is_some_and(|file| file == name.as_str());
         if !plain || name.contains(['/', '\\']) {
             return Err(broken(format!("it points to {name:?}, which is no file beside it")));
@@ -240,12 +251,13 @@ fn open_shards(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     Ok(entries)
 }
 
-/// The first failure while tensors are read, which burn-store would report as a string.
+/// The first error while tensors are read. burn-store would report it as a string.
 #[derive(Debug, Clone, Default)]
 struct Failure(Arc<Mutex<Option<ModelError>>>);
 
 impl Failure {
-    fn set(&self, error: ModelError) -> PackError {
+    fn set(&self, error: impl Into<ModelError>) -> PackError {
+        let error = error.into();
         let reason = error.to_string();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         PackError::ValidationError(reason)
@@ -256,7 +268,7 @@ impl Failure {
     }
 }
 
-/// A tensor that burn-store reads when it finds its place.
+/// A tensor that burn-store reads when it loads the parameter.
 fn stored(key: &str, entry: &Entry, failure: &Failure) -> Result<Stored, ModelError> {
     let dtype = match entry.dtype {
         Dtype::F64 => DType::F64,
@@ -264,11 +276,12 @@ fn stored(key: &str, entry: &Entry, failure: &Failure) -> Result<Stored, ModelEr
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         other => {
-            return Err(ModelError::DType {
+            return Err(WeightsError::DType {
                 path: entry.source.path.clone(),
                 key: entry.key.clone(),
                 dtype: format!("{other:?}"),
-            });
+            }
+            .into());
         }
     };
     let mut dims = entry.shape.clone();
@@ -284,9 +297,9 @@ fn stored(key: &str, entry: &Entry, failure: &Failure) -> Result<Stored, ModelEr
         let mut data =
             TensorData::try_from_bytes(Bytes::from_bytes_vec(bytes), entry.shape.clone(), dtype)
                 .map_err(|e| invalid(e.to_string()))?;
-        // Refused here, where a tensor still has a name; later NaN is a black image.
+        // Checked here, where the tensor has a name. Later, NaN would be a black image.
         if let Some((index, value)) = first_bad(&data) {
-            return Err(failure.set(ModelError::NonFinite {
+            return Err(failure.set(WeightsError::NonFinite {
                 path: path.clone(),
                 key: entry.key.clone(),
                 index,
@@ -300,10 +313,10 @@ fn stored(key: &str, entry: &Entry, failure: &Failure) -> Result<Stored, ModelEr
     }))
 }
 
-/// The first element that is NaN or infinite, and its position.
+/// The position and value of the first element that is NaN or infinite.
 fn first_bad(data: &TensorData) -> Option<(usize, f64)> {
-    // All bits of the exponent are set. They lie in the upper two bytes of every type; comparing
-    // those is several times as fast as converting each element, and there are a billion.
+    // Such elements have all bits of the exponent set, which lie in the upper two bytes of every dtype.
+    // Comparing those is faster than converting a billion elements.
     let exponent: u16 = match data.dtype() {
         DType::F16 => 0x7c00,
         DType::BF16 | DType::F32 => 0x7f80,
@@ -316,7 +329,7 @@ fn first_bad(data: &TensorData) -> Option<(usize, f64)> {
     data.iter::<f64>().nth(index).map(|value| (index, value))
 }
 
-/// A matrix whose rows were stored as columns; `shape` is that of the result.
+/// Transposes a matrix. `shape` is that of the result.
 fn transposed(data: TensorData, shape: &[usize]) -> TensorData {
     let [rows, columns] = *shape else { return data };
     let (width, dtype) = (data.dtype().size(), data.dtype());
@@ -331,7 +344,7 @@ fn transposed(data: TensorData, shape: &[usize]) -> TensorData {
     TensorData::from_bytes_vec(out, shape.to_vec(), dtype)
 }
 
-/// A tensor without axes, which burn does not have, as one of a single number: CLIP's temperature.
+/// Reads a scalar, which burn does not have, as a vector of length 1: CLIP's `logit_scale`.
 #[derive(Debug, Clone)]
 struct ScalarToVector;
 
@@ -351,17 +364,17 @@ impl ModuleAdapter for ScalarToVector {
     }
 }
 
-/// To one precision, but for some paths.
+/// Casts to one dtype, except at some paths.
 #[derive(Debug, Clone)]
 struct Cast {
     dtype: FloatDType,
-    exact: Arc<BTreeSet<String>>,
+    keep_f32: Arc<BTreeSet<String>>,
 }
 
 impl ModuleAdapter for Cast {
     fn adapt(&self, tensor: Stored, context: burn_store::ModuleContext<'_>) -> Stored {
-        let exact = self.exact.contains(&tensor.name);
-        let dtype = if exact { FloatDType::F32 } else { self.dtype };
+        let keep_f32 = self.keep_f32.contains(&tensor.name);
+        let dtype = if keep_f32 { FloatDType::F32 } else { self.dtype };
         FloatCastAdapter::to(dtype.into()).adapt(tensor, context)
     }
 
@@ -370,10 +383,10 @@ impl ModuleAdapter for Cast {
     }
 }
 
-/// Opens a file under the names of [`RENAMED`], after further `renames`.
+/// Opens a file with its keys renamed by `renames` and then by [`KEY_RENAMES`].
 pub(crate) fn open_renamed(
     path: &Path,
     renames: &[(&str, &str)],
 ) -> Result<Checkpoint, ModelError> {
-    Ok(Checkpoint::open(path)?.renamed(renames).renamed(RENAMED))
+    Ok(Checkpoint::open(path)?.with_renamed_keys(renames).with_renamed_keys(KEY_RENAMES))
 }

@@ -1,32 +1,31 @@
-//! The names of the original checkpoints (Latent Diffusion's and OpenCLIP's), beside diffusers'.
+//! The keys of the original checkpoints (Latent Diffusion's and OpenCLIP's) and diffusers' keys for them.
 //!
-//! A [`Layout`] is a table of names for one network, made from its config, since the original
-//! numbers blocks in one row where diffusers has levels. It is read in both directions. Prefixes of
-//! layers are paired where the rest of the key is the same in both; whole keys where it is not.
+//! A [`Layout`] is the table of keys of one network and works in both directions. It is made from the config,
+//! since the original numbers all blocks in sequence where diffusers has levels. An entry is a prefix if the
+//! rest of the key is the same in both, and otherwise a whole key.
 
 use std::collections::BTreeMap;
 
-use crate::clip::text::ClipTextConfig;
-use crate::unet::UnetConfig;
-use crate::unet::config::{DownBlockType, UpBlockType};
+use crate::clip::ClipTextConfig;
+use crate::unet::{DownBlockType, UnetConfig, UpBlockType};
 use crate::vae::VaeConfig;
-use crate::weights::Checkpoint;
+use crate::weights::checkpoint::Checkpoint;
 use crate::weights::safetensors::Entry;
 
-/// How the original stores a tensor that diffusers stores another way.
+/// How the original stores a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// The same.
+    /// As diffusers does.
     Same,
-    /// A matrix as a 1x1 convolution.
+    /// A matrix, stored as a 1x1 convolution.
     Kernel,
-    /// A matrix with rows and columns exchanged.
+    /// A transposed matrix.
     Transposed,
-    /// Part of three that lie one above the other.
+    /// One of three tensors that are concatenated along the first axis.
     Third(usize),
 }
 
-/// A name here and there: a prefix of keys, or a whole key.
+/// A prefix of keys, or a whole key, in both namings.
 #[derive(Debug, Clone)]
 struct Pair {
     original: String,
@@ -34,13 +33,13 @@ struct Pair {
     form: Form,
 }
 
-/// The names of one network.
+/// The keys of one network.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    /// What all of the network's keys start with in the original, with the dot.
+    /// The prefix of all keys in the original, with the dot.
     pub(crate) prefix: &'static str,
     pairs: Vec<Pair>,
-    /// Keys of the original that diffusers has no use for.
+    /// Keys of the original that diffusers does not use.
     unread: Vec<String>,
 }
 
@@ -60,9 +59,9 @@ impl Layout {
         }
     }
 
-    /// The network's part of a single file, under diffusers' names.
+    /// Selects the network's tensors from a single file, under diffusers' keys.
     ///
-    /// What it has no name for keeps its own, and is reported when the network is loaded.
+    /// Unknown keys are kept and reported when the network is loaded.
     pub(crate) fn read(&self, file: &Checkpoint) -> Checkpoint {
         let mut names: BTreeMap<&str, Vec<&Pair>> = BTreeMap::new();
         for pair in &self.pairs {
@@ -88,7 +87,7 @@ impl Layout {
         Checkpoint { path: file.path.clone(), entries }
     }
 
-    /// The original's key of a diffusers key, and how it is stored there.
+    /// The original key of a diffusers key, and how the tensor is stored there.
     pub(crate) fn original(&self, key: &str) -> Option<(String, Form)> {
         prefixes(key).find_map(|(prefix, rest)| {
             let pair = self.pairs.iter().find(|pair| pair.diffusers == prefix)?;
@@ -96,7 +95,7 @@ impl Layout {
         })
     }
 
-    /// The UNet.
+    /// The layout of the UNet.
     pub(crate) fn unet(config: &UnetConfig) -> Self {
         let mut names = Self { prefix: "model.diffusion_model.", ..Self::default() };
         for (original, diffusers) in [
@@ -144,7 +143,7 @@ impl Layout {
                     names.pair(format!("{from}.1"), format!("{to}.attentions.{layer}"));
                 }
                 if layer == layers && i < last {
-                    // After the attention, where there is one.
+                    // The upsampling layer follows the attention, if there is one.
                     let place = 1 + usize::from(attention);
                     let up = format!("{to}.upsamplers.0.conv");
                     names.pair(format!("{from}.{place}.conv"), up);
@@ -167,7 +166,7 @@ impl Layout {
         self.pairs_of(original, diffusers, NAMES);
     }
 
-    /// The autoencoder.
+    /// The layout of the autoencoder.
     pub(crate) fn vae(config: &VaeConfig) -> Self {
         let mut names = Self { prefix: "first_stage_model.", ..Self::default() };
         names.pair("quant_conv", "quant_conv");
@@ -224,14 +223,14 @@ impl Layout {
         self.pairs_of(original, diffusers, NAMES);
     }
 
-    /// A text encoder that the original has in transformers' names too.
+    /// The layout of a text encoder whose original keys are transformers' own.
     pub(crate) fn clip(prefix: &'static str) -> Self {
         let mut names = Self { prefix, ..Self::default() };
         names.pair("text_model", "text_model");
         names
     }
 
-    /// A text encoder in OpenCLIP's names.
+    /// The layout of a text encoder in OpenCLIP's keys.
     pub(crate) fn open_clip(prefix: &'static str, config: &ClipTextConfig) -> Self {
         let mut names = Self { prefix, ..Self::default() };
         let to = "text_model";
@@ -267,21 +266,21 @@ impl Layout {
                 }
             }
         }
-        // SD 2 was trained on the states before the last layer, and diffusers leaves it out.
+        // SD 2 was trained on the states before the last layer, which diffusers leaves out.
         let beyond = config.num_hidden_layers;
         names.unread.push(format!("transformer.resblocks.{beyond}."));
         names
     }
 }
 
-/// The prefixes of a key that end at a dot, longest first, each with what follows.
+/// The prefixes of a key that end at a dot, longest first, each with the rest of the key.
 fn prefixes(key: &str) -> impl Iterator<Item = (&str, &str)> {
     let dots = key.match_indices('.').map(|(at, _)| at).collect::<Vec<_>>();
     std::iter::once(key.len()).chain(dots.into_iter().rev()).map(|at| key.split_at(at))
 }
 
-/// A tensor of the original as diffusers stores it. One whose shape has no such form is left as it
-/// is, and refused by its shape when it is loaded.
+/// An original tensor as diffusers stores it. A tensor of unexpected shape is returned unchanged, and is
+/// refused by its shape when it is loaded.
 fn as_diffusers(entry: &Entry, form: Form) -> Entry {
     let mut entry = entry.clone();
     match form {

@@ -1,8 +1,8 @@
-//! The container: a length, a JSON header, and the tensors' bytes one after the other.
+//! The safetensors container: a length, a JSON header, and the bytes of the tensors.
 //!
-//! Tensors are read from their position in the file when they are asked for, one at a time. Unlike
-//! a mapped file, whose pages count as memory and whose truncation by another program is a signal,
-//! this costs one tensor beside the network and fails with an error.
+//! Each tensor is read from its position in the file when it is needed. The memory is that of one tensor
+//! beside the network, and a failure is an error. The pages of a mapped file would count as memory, and its
+//! truncation would be a signal.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -14,13 +14,15 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
-use crate::error::ModelError;
+use crate::error::{ModelError, WeightsError};
 
-/// The longest header that is read, in bytes; SDXL's is 0.3 MB. A length is read before anything
-/// of the file is known to be right, so it must not decide how much memory is taken.
+/// The longest header that is read, in bytes. SDXL's has 0.3 MB.
+///
+/// The length is read before the file is known to be valid, so it must not decide how much memory is
+/// allocated.
 const LONGEST_HEADER: u64 = 64 << 20;
 
-/// What an archive (`torch.save`) or a bare pickle starts with.
+/// The first bytes of an archive (`torch.save`) and of a bare pickle.
 const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02"];
 
 /// An open file.
@@ -30,17 +32,17 @@ pub(crate) struct Source {
     file: Mutex<File>,
 }
 
-/// Where a tensor lies.
+/// The position and the type of a tensor in a file.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    /// Its key in the file, for messages.
+    /// The tensor's key in the file, for messages.
     pub(crate) key: String,
     pub(crate) source: Arc<Source>,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
     /// Position in the file, in bytes.
     begin: u64,
-    /// Whether it is stored `[columns, rows]`.
+    /// Whether a matrix is stored `[columns, rows]`.
     pub(crate) transposed: bool,
 }
 
@@ -57,10 +59,12 @@ struct Header {
 ///
 /// # Errors
 ///
-/// A file that is missing, a pickle, truncated, or whose header contradicts itself.
+/// [`ModelError`] for a file that is missing, truncated or a pickle, or whose header contradicts itself.
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     let io = |e| ModelError::io(path, "a weight file", e);
-    let broken = |reason: String| ModelError::Safetensors { path: path.to_path_buf(), reason };
+    let broken = |reason: String| {
+        ModelError::from(WeightsError::Safetensors { path: path.to_path_buf(), reason })
+    };
     let mut file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     if size < 8 {
@@ -69,13 +73,13 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(io)?;
     if PICKLES.iter().any(|magic| length.starts_with(magic)) {
-        return Err(ModelError::Pickle { path: path.to_path_buf() });
+        return Err(WeightsError::Pickle { path: path.to_path_buf() }.into());
     }
     let length = u64::from_le_bytes(length);
     if length > LONGEST_HEADER || length > size - 8 {
         return Err(broken(format!("its header claims {length} bytes of a file of {size}")));
     }
-    // The length was checked: it fits into memory and into the file.
+    // The length was checked above: it fits into memory and into the file.
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header).map_err(io)?;
     let header: Header =
@@ -107,7 +111,7 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
         };
         entries.insert(key, entry);
     }
-    // Overlapping tensors, or bytes that are no tensor's: a file that was cut or joined.
+    // Overlapping tensors, or bytes of no tensor, are signs of a damaged file.
     if covered != data {
         return Err(broken(format!("its tensors have {covered} bytes and it holds {data}")));
     }
@@ -115,14 +119,14 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
 }
 
 impl Entry {
-    /// The tensor's bytes, in the order of the file.
+    /// Reads the tensor's bytes, in the order of the file.
     ///
     /// # Errors
     ///
-    /// The system's reason.
+    /// The system's error.
     pub(crate) fn read(&self) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.bytes()];
-        // A panic while reading leaves only the position behind, which is set here.
+        // A panic during a read leaves only the position behind, which is set here.
         let mut file = self.source.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(self.begin))?;
         file.read_exact(&mut bytes)?;
@@ -133,7 +137,7 @@ impl Entry {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 
-    /// Part `index` of `parts` equal ones along the first axis.
+    /// The part `index` of `parts` equal parts along the first axis. `None` if the axis cannot be divided.
     pub(crate) fn part(&self, index: usize, parts: usize) -> Option<Self> {
         let rows = *self.shape.first()?;
         if !rows.is_multiple_of(parts) {

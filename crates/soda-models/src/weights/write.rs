@@ -1,4 +1,4 @@
-//! Writing safetensors: tensors are read from the network one at a time, while they are written.
+//! Writing safetensors files. Each tensor is read from the network while it is written.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -14,9 +14,9 @@ use crate::error::ModelError;
 pub(crate) struct Writable {
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
-    /// Whether it is written `[columns, rows]`.
+    /// Whether a matrix is written `[columns, rows]`.
     pub(crate) transposed: bool,
-    /// What it consists of, one above the other.
+    /// The tensors that are concatenated along the first axis, by position.
     pub(crate) parts: BTreeMap<usize, Stored>,
 }
 
@@ -33,7 +33,7 @@ impl Writable {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 
-    /// Rows of the network as columns of the file.
+    /// Transposes a matrix of the network for the file.
     fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
         let [rows, columns] = self.shape[..] else { return bytes.to_vec() };
         let width = self.dtype.bitsize() / 8;
@@ -48,8 +48,8 @@ impl Writable {
     }
 }
 
-/// safetensors has no way to say that a tensor could not be read, so the failure is left here, and
-/// the file is not kept.
+/// A tensor during writing. The safetensors crate cannot report that a tensor could not be read, so the
+/// failure is stored here and the file is discarded.
 struct Writing<'a> {
     tensor: &'a Writable,
     failure: &'a RefCell<Option<String>>,
@@ -84,7 +84,7 @@ pub(crate) fn write(tensors: &BTreeMap<String, Writable>, path: &Path) -> Result
     let staged = staged(folder.unwrap_or(Path::new("."))).map_err(io)?;
     let failure = RefCell::new(None);
     let views = tensors.iter().map(|(key, tensor)| (key, Writing { tensor, failure: &failure }));
-    // transformers refuses a file that does not say which framework's layout it has.
+    // transformers refuses a file that does not state its framework.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let written = safetensors::serialize_to_file(views, Some(metadata), staged.path());
     let failure = failure.into_inner().or(written.err().map(|e| e.to_string()));
@@ -95,7 +95,7 @@ pub(crate) fn write(tensors: &BTreeMap<String, Writable>, path: &Path) -> Result
     staged.persist(path).map(drop).map_err(|e| io(e.error))
 }
 
-/// A temporary file that others may read as far as the user's settings allow.
+/// A temporary file with the permissions of an ordinary file.
 fn staged(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! Reference files, and weights that are a formula of their key.
+//! Reference files, and weights that a formula computes from their keys.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "every test uses a part of it")]
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 pub(crate) struct Fixture(Vec<u8>);
 
 impl Fixture {
-    /// One of this crate's, whichever crate's tests ask for it.
+    /// Reads a fixture of soda-models. Tests of other crates use it too.
     pub(crate) fn read(name: &str) -> Self {
         let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../soda-models/tests/fixtures");
         Self::open(&Path::new(fixtures).join(format!("{name}.safetensors")))
@@ -28,7 +28,7 @@ impl Fixture {
         SafeTensors::deserialize(&self.0).unwrap()
     }
 
-    /// The names of the tensors that start with `prefix`, without it.
+    /// The names of the tensors that start with `prefix`, without the prefix.
     pub(crate) fn names(&self, prefix: &str) -> Vec<String> {
         let file = self.file();
         let mut names: Vec<String> =
@@ -74,7 +74,7 @@ impl Fixture {
     }
 }
 
-/// Writes the pipeline of a fixture as diffusers would.
+/// Writes the pipeline of a fixture in diffusers' layout.
 pub(crate) fn write_pipeline(fixture: &Fixture, dir: &Path) {
     let toybox = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"));
     let configs: BTreeMap<String, Value> =
@@ -103,7 +103,7 @@ pub(crate) fn write_pipeline(fixture: &Fixture, dir: &Path) {
     }
 }
 
-/// Writes the weights of the formula for these keys and shapes.
+/// Writes the weights that the formula gives for these keys and shapes.
 pub(crate) fn write_weights(path: &Path, keys: &BTreeMap<String, Vec<usize>>) {
     let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = keys
         .iter()
@@ -117,7 +117,7 @@ pub(crate) fn write_weights(path: &Path, keys: &BTreeMap<String, Vec<usize>>) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// `count` numbers in [-1, 1): SplitMix64 from the FNV-1a hash of `name`, as docs/reference has it.
+/// `count` numbers in [-1, 1): SplitMix64 from the FNV-1a hash of `name`, as in `docs/parity`.
 pub(crate) fn uniform(name: &str, count: usize) -> Vec<f32> {
     let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
@@ -132,7 +132,7 @@ pub(crate) fn uniform(name: &str, count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A weight of the formula.
+/// The weight of the formula for a key and a shape.
 pub(crate) fn weight(name: &str, shape: &[usize]) -> Vec<f32> {
     let u = uniform(name, shape.iter().product());
     let matrix = (3.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt() as f32;
@@ -146,7 +146,7 @@ pub(crate) fn weight(name: &str, shape: &[usize]) -> Vec<f32> {
         .collect()
 }
 
-/// An input of the formula, of unit variance.
+/// An input of unit variance from the formula.
 pub(crate) fn value<const D: usize>(name: &str, shape: [usize; D], device: &Device) -> Tensor<D> {
     let scale = 3f64.sqrt() as f32;
     let values: Vec<f32> =
@@ -154,17 +154,13 @@ pub(crate) fn value<const D: usize>(name: &str, shape: [usize; D], device: &Devi
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// max |a - b| / max |b|.
+/// Asserts that `max |ours - theirs| <= tolerance * max |theirs|`. Fails on NaN.
 #[track_caller]
 pub(crate) fn check(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    let largest = theirs.iter().fold(0.0, |max: f32, b| max.max(b.abs()));
-    let distance = ours.iter().zip(theirs).fold(0.0, |max: f32, (a, b)| max.max((a - b).abs()));
-    let error = distance / largest;
-    assert!(error <= tolerance, "{what}: relative error {error:e} exceeds {tolerance:e}");
+    soda_testing::assert_close(what, ours, theirs, tolerance.into());
 }
 
-/// [`check`] of a tensor, with its shape.
+/// Asserts that tensor and reference agree in shape and values. See [`check`].
 #[track_caller]
 pub(crate) fn check_tensor<const D: usize>(
     what: &str,
@@ -177,7 +173,7 @@ pub(crate) fn check_tensor<const D: usize>(
     check(what, &ours.into_data().iter::<f32>().collect::<Vec<_>>(), &theirs, tolerance);
 }
 
-/// Holds every `grad.*` of the fixture against the gradients of `module`.
+/// Compares the gradients of `module` with every `grad.*` of the fixture.
 #[track_caller]
 pub(crate) fn check_gradients<M: Module>(
     module: &M,

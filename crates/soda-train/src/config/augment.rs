@@ -1,24 +1,27 @@
-//! Settings of what is varied in the data.
+//! Settings of data augmentation.
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// The variants of an example that a run learns from. Nothing is varied by default.
+/// The variants of each example that a run trains on. The default is one variant: the centre crop and the
+/// caption as written.
 ///
-/// All of them are encoded once, before the first step; a step draws among them.
+/// All variants are encoded once, before the first step. Each step draws among them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
-    /// Crops of a picture that is not square: 1 is the centre, more are as many at random places.
+    /// Number of crops of an image whose aspect ratio differs from the training size. 1 is the centre crop; a
+    /// larger number is that many random crops.
     pub crops: usize,
-    /// Whether each is learnt mirrored as well.
+    /// Whether the mirror image of each crop is trained on as well.
     pub flip: bool,
-    /// The part of the samples that is shown without caption, from 0 to 1.
+    /// The probability, from 0 to 1, that a sample's caption is replaced by the empty caption.
     pub caption_dropout: f64,
-    /// Orders of a caption's comma-separated tags: 1 is as written, more are as many random ones.
+    /// Number of orders of a caption's comma-separated tags. 1 is the written order; a larger number is at
+    /// most that many random orders.
     pub tag_orders: usize,
-    /// Tags at the start that keep their place, such as the one with the identifier.
+    /// Number of tags at the start that keep their place, such as the one with the identifier.
     pub keep_tags: usize,
 }
 
@@ -29,8 +32,8 @@ impl Default for AugmentConfig {
 }
 
 impl AugmentConfig {
-    pub(super) fn check(&self) -> Result<(), TrainError> {
-        let refuse = |field, range| Err(TrainError::OutOfRange { field, range });
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         match () {
             () if self.crops == 0 => refuse("augment.crops", "at least 1"),
             () if self.tag_orders == 0 => refuse("augment.tag_orders", "at least 1"),

@@ -1,22 +1,23 @@
-//! Settings of the sizes that pictures are learnt at.
+//! Settings of aspect-ratio buckets.
 
 use serde::{Deserialize, Serialize};
 
-/// Aspect-ratio buckets: a picture is learnt at the size that is nearest to it in aspect ratio, among those of
-/// about the base's own number of pixels.
+/// Aspect-ratio buckets: training sizes with about the base model's number of pixels and various aspect
+/// ratios.
 ///
-/// What a bucket can be depends on the base, so that these are checked with it.
+/// An image is trained at the size with the nearest aspect ratio. The allowed values depend on the base
+/// model, so that they are checked when it is loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BucketConfig {
-    /// Pixels between two sizes; a multiple of what the autoencoder takes for one latent, mostly 8.
+    /// Pixels between two sizes: a multiple of the autoencoder's downscaling factor, which is mostly 8.
     pub step: usize,
-    /// The least side, a multiple of `step`; half the base's side where it is left out.
+    /// The shortest side in pixels, a multiple of `step`. The default is half the base model's side.
     pub min_side: Option<usize>,
-    /// The largest side, a multiple of `step`; twice the base's side where it is left out.
+    /// The longest side in pixels, a multiple of `step`. The default is twice the base model's side.
     pub max_side: Option<usize>,
-    /// Whether pictures smaller than their bucket are enlarged; otherwise they get a smaller bucket of
-    /// their own, and those below one `step` are refused.
+    /// Whether images smaller than their bucket are upscaled. If not, they get a smaller bucket of their own,
+    /// and an image with a side below one `step` is an error.
     pub upscale: bool,
 }
 

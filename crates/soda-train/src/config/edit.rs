@@ -1,21 +1,35 @@
-//! Single settings, `optimizer.rotation_lr=1e-3`, and what was meant by one that is not known.
+//! Single settings such as `optimizer.rotation_lr=1e-3`, and suggestions for misspelt ones.
 
 use soda_adapters::MethodConfig;
 use toml::{Table, Value};
 
-use crate::error::TrainError;
+use crate::error::{ConfigError, TrainError};
 
-/// Sets one value in a table of settings: dots go down into tables that appear as needed. A value is TOML
-/// or else a string, so that `optimizer.schedule=constant` needs no quotes. `method=NAME` takes a
-/// method's own defaults; its settings follow as `method.rank=8`.
+/// Sets one value in a table of settings, such as `optimizer.rotation_lr=1e-3`.
 ///
-/// Whether the key is known shows in [`TrainConfig::from_table`](crate::TrainConfig::from_table).
+/// - Dots in the key descend into tables, which are created where they are missing.
+/// - The value is TOML, or else a string: `optimizer.schedule=constant` needs no quotes.
+/// - `method=NAME` inserts the method's default settings, which `method.rank=8` can change afterwards.
+///
+/// An unknown key is reported by [`TrainConfig::from_table`](crate::TrainConfig::from_table).
 ///
 /// # Errors
-/// No `key=value`, or an unknown method.
-pub fn set(table: &mut Table, assignment: &str) -> Result<(), TrainError> {
-    let wrong = || TrainError::Assignment(assignment.to_owned());
-    let (key, value) = assignment.split_once('=').ok_or_else(wrong)?;
+/// Returns an error if `assignment` is not `key=value` or names an unknown method.
+///
+/// ```
+/// use soda_train::{TrainConfig, apply_setting, preset};
+///
+/// let mut table = preset("sd15")?;
+/// for setting in ["base=models/sd15", "data=photos", "method=lora", "method.rank=8"] {
+///     apply_setting(&mut table, setting)?;
+/// }
+/// let config = TrainConfig::from_table(table)?;
+/// assert_eq!(config.steps, 1000);
+/// # Ok::<(), soda_train::TrainError>(())
+/// ```
+pub fn apply_setting(table: &mut Table, assignment: &str) -> Result<(), TrainError> {
+    let malformed = || ConfigError::Assignment(assignment.to_owned());
+    let (key, value) = assignment.split_once('=').ok_or_else(malformed)?;
     let (key, text) = (key.trim(), value.trim());
     let value = toml::from_str::<Table>(&format!("value = {text}"))
         .ok()
@@ -23,32 +37,32 @@ pub fn set(table: &mut Table, assignment: &str) -> Result<(), TrainError> {
         .unwrap_or_else(|| Value::String(text.to_owned()));
     let value = match value {
         Value::String(name) if key == "method" => Value::try_from(MethodConfig::preset(&name)?)
-            .map_err(|error| TrainError::WriteConfig { reason: error.to_string() })?,
+            .map_err(|error| ConfigError::Write { reason: error.to_string() })?,
         value => value,
     };
-    let mut parts: Vec<&str> = key.split('.').collect();
-    let last = parts.pop().filter(|last| !last.is_empty()).ok_or_else(wrong)?;
+    let mut tables: Vec<&str> = key.split('.').collect();
+    let last = tables.pop().filter(|last| !last.is_empty()).ok_or_else(malformed)?;
     let mut below = table;
-    for part in parts {
-        let entry = below.entry(part).or_insert_with(|| Value::Table(Table::new()));
-        below = entry.as_table_mut().ok_or_else(wrong)?;
+    for name in tables {
+        let entry = below.entry(name).or_insert_with(|| Value::Table(Table::new()));
+        below = entry.as_table_mut().ok_or_else(malformed)?;
     }
     below.insert(last.to_owned(), value);
     Ok(())
 }
 
-/// The parser's message, and the nearest of the names that it lists.
-pub(super) fn explain(message: &str) -> TrainError {
-    // serde's words: "unknown field `stepz`, expected one of `base`, `data`, ...".
+/// Adds to the parser's message the nearest of the names that the message lists.
+pub(super) fn explain(message: &str) -> ConfigError {
+    // The message of serde: "unknown field `stepz`, expected one of `base`, `data`, ...".
     let hint = message.find("unknown ").map_or_else(String::new, |start| {
         let mut quoted = message[start..].split('`').skip(1).step_by(2);
         let found = quoted.next().unwrap_or_default();
         nearest(found, quoted)
     });
-    TrainError::ReadConfig { reason: format!("{message}{hint}") }
+    ConfigError::Read { reason: format!("{message}{hint}") }
 }
 
-/// ", did you mean ...?", or nothing where nothing is near.
+/// The clause "; did you mean ...?" with the known name nearest to `found`. Empty if no name is near.
 pub(super) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> String {
     known
         .map(|name| (strsim::damerau_levenshtein(found, name), name))

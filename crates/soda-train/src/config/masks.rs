@@ -1,31 +1,31 @@
-//! Settings of the loss's masks.
+//! Settings of loss masks.
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// Where masks come from.
+/// The source of the masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MaskSource {
-    /// A grey picture a picture, white where it counts: `NAME.mask.png` or `NAME-masklabel.png` beside
-    /// it, or `masks/NAME.png`. Where there is none, all of the picture counts.
+    /// A greyscale file for each image, white where the loss counts: `NAME.mask.png` or `NAME-masklabel.png`
+    /// beside the image, or `masks/NAME.png`. An image without a mask counts everywhere.
     #[default]
     Files,
-    /// The picture's transparency: what is opaque counts.
+    /// The alpha channel of the image: opaque pixels count.
     Alpha,
 }
 
-/// How much each part of a picture counts in the loss.
+/// Masked loss: the weight of each part of an image in the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaskConfig {
-    /// Where masks come from.
+    /// The source of the masks.
     pub source: MaskSource,
-    /// What the black parts still count, from 0 to 1, so that they are not forgotten.
+    /// The weight of the black parts, from 0 to 1. A weight above 0 keeps them from being forgotten.
     pub unmasked_weight: f64,
-    /// Whether a picture counts as much as any other however small its white part is; otherwise its loss is
-    /// the mean over all of the picture, and small parts count little.
+    /// Whether the weights of an image are scaled to a mean of 1, so that an image with a small white part
+    /// counts as much as any other.
     pub normalize: bool,
 }
 
@@ -36,10 +36,10 @@ impl Default for MaskConfig {
 }
 
 impl MaskConfig {
-    pub(super) fn check(&self) -> Result<(), TrainError> {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
         if (0.0..=1.0).contains(&self.unmasked_weight) {
             return Ok(());
         }
-        Err(TrainError::OutOfRange { field: "masks.unmasked_weight", range: "from 0 to 1" })
+        Err(ConfigError::OutOfRange { field: "masks.unmasked_weight", range: "from 0 to 1" })
     }
 }

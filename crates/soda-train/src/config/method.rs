@@ -1,4 +1,4 @@
-//! A method in a configuration: `method = "dora"`, or a table with its settings.
+//! Deserializes a method from its name, `method = "dora"`, or from a table with its settings.
 
 use std::fmt;
 

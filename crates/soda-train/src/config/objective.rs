@@ -3,54 +3,57 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use soda_models::scheduler::{PredictionType, ScheduleChange};
+use soda_models::scheduler::{PredictionType, SchedulerOverrides};
 
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// What is minimised for one sample; the formulas are in `loss.rs`.
+/// The loss of one sample. `step/loss.rs` has the formulas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Loss {
-    /// The squared error.
+    /// The mean squared error of the prediction.
     #[default]
     Mse,
-    /// Direct Consistency Optimization: better than the frozen network, but no further than needed.
+    /// Direct Consistency Optimization (Lee et al., arXiv 2402.12004): a lower error than the frozen
+    /// network's, which counts less the lower it already is.
     Dco,
 }
 
-/// What a step minimises, and on which noise.
+/// The loss, its weights over the timesteps, and the noise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ObjectiveConfig {
-    /// The loss.
+    /// The loss of one sample.
     pub loss: Loss,
-    /// Of DCO: how soon a sample that is better than the frozen network stops counting.
+    /// β of DCO: the larger, the sooner a sample that is better than under the frozen network stops counting.
     pub dco_beta: f64,
-    /// Min-SNR weighting with this γ; without it all timesteps count alike.
+    /// γ of Min-SNR weighting (Hang et al., arXiv 2303.09556). Without it all timesteps have the same weight.
     pub min_snr_gamma: Option<f64>,
-    /// Strength of the noise that shifts whole channels.
+    /// Offset noise: the standard deviation of a shift of whole channels (Guttenberg, 2023).
     pub noise_offset: f64,
-    /// What the network is taught to predict: `epsilon` or `v`; without it what its base predicts.
+    /// The prediction type that is trained, `epsilon` or `v`. The default is the base model's.
     pub prediction: Option<PredictionType>,
-    /// Whether the last timestep becomes pure noise (arXiv 2305.08891), which needs `v`.
+    /// Whether the noise schedule is rescaled to zero terminal SNR (Lin et al., arXiv 2305.08891), which
+    /// needs `v`.
     pub zero_terminal_snr: bool,
-    /// The first timestep that is drawn, and the first that is no more; without it all are.
+    /// The range `[first, end]` of the trained timesteps, without `end`. The default is all of them.
     pub timesteps: Option<[usize; 2]>,
 }
 
-/// Prior preservation (DreamBooth, arXiv 2208.12242): pictures of the class among the subject's.
+/// Prior preservation (DreamBooth, Ruiz et al., arXiv 2208.12242): images of the class are trained on beside
+/// the subject's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriorConfig {
-    /// What the class is called, such as `a photo of a mug`.
+    /// The prompt and caption of the class images, such as `a photo of a mug`.
     pub prompt: String,
-    /// A folder of class pictures. Without it the base model draws them.
+    /// A folder of class images. Without it the base model generates them.
     #[serde(default)]
     pub data: Option<PathBuf>,
-    /// How many the base model draws.
+    /// Number of images that the base model generates.
     #[serde(default = "count")]
     pub count: usize,
-    /// Share of their loss beside the subject's.
+    /// The weight of their loss, where that of the subject's images is 1.
     #[serde(default = "weight")]
     pub weight: f64,
 }
@@ -78,16 +81,16 @@ impl Default for ObjectiveConfig {
 }
 
 impl ObjectiveConfig {
-    /// What is changed of the base's noise schedule.
-    pub(crate) fn change(&self) -> ScheduleChange {
-        ScheduleChange {
+    /// The changes of the base model's noise schedule.
+    pub(crate) fn scheduler_overrides(&self) -> SchedulerOverrides {
+        SchedulerOverrides {
             prediction_type: self.prediction,
             rescale_betas_zero_snr: self.zero_terminal_snr,
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), TrainError> {
-        let refuse = |field, range| Err(TrainError::OutOfRange { field, range });
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         let positive = |value: f64| value.is_finite() && value > 0.0;
         if !positive(self.dco_beta) {
             return refuse("objective.dco_beta", "more than 0");
@@ -101,10 +104,10 @@ impl ObjectiveConfig {
         self.check_timesteps(usize::MAX)
     }
 
-    /// Refuses a range that is empty or that the base model was not trained on.
-    pub(crate) fn check_timesteps(&self, trained: usize) -> Result<(), TrainError> {
+    /// Returns an error if the range is empty or exceeds the base model's `trained` timesteps.
+    pub(crate) fn check_timesteps(&self, trained: usize) -> Result<(), ConfigError> {
         match self.timesteps {
-            Some([first, end]) if first >= end || end > trained => Err(TrainError::OutOfRange {
+            Some([first, end]) if first >= end || end > trained => Err(ConfigError::OutOfRange {
                 field: "objective.timesteps",
                 range: "[first, end], first below end and end at most the base's number of timesteps",
             }),
@@ -114,8 +117,8 @@ impl ObjectiveConfig {
 }
 
 impl PriorConfig {
-    pub(super) fn check(&self) -> Result<(), TrainError> {
-        let refuse = |field, range| Err(TrainError::OutOfRange { field, range });
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         if self.count == 0 {
             return refuse("prior.count", "at least 1");
         }

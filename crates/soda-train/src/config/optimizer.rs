@@ -1,19 +1,20 @@
-//! Settings of the optimizer.
+//! Settings of the optimizers and their learning rates.
 
 use serde::{Deserialize, Serialize};
+use soda_optim::{AdapterOptimizerConfig, FlatOptimizer};
 
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// How the learning rates change over a run.
+/// The learning-rate schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Half a cosine from the full rate down to zero: the last steps settle instead of wandering.
+    /// Half a cosine from the full rate to zero.
     #[default]
     Cosine,
-    /// A straight line from the full rate down to zero.
+    /// A straight line from the full rate to zero.
     Linear,
-    /// The full rate throughout.
+    /// The full rate at all steps.
     Constant,
 }
 
@@ -29,39 +30,26 @@ impl Schedule {
     }
 }
 
-/// How everything flat moves: SODA's spectrum, LoRA's factors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FlatRule {
-    /// At the rate that is set.
-    #[default]
-    AdamW,
-    /// The same with moments of a byte a number, for adapters whose moments take room (LoRA, full).
-    #[serde(rename = "adamw-8bit")]
-    AdamW8,
-    /// At a rate that it finds itself; `spectrum_lr` is a factor on it, 1 unless there is a reason.
-    Prodigy,
-}
-
-/// Learning rates and clipping.
+/// Optimizers, learning rates, gradient clipping and the moving average.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// Learning rate of the rotations (momentum Stiefel Adam).
+    /// The learning rate of the rotations, which are trained on the Stiefel manifold.
     pub rotation_lr: f64,
-    /// The optimizer of everything flat.
-    pub flat: FlatRule,
-    /// Learning rate of everything flat: SODA's spectrum, LoRA's factors.
+    /// The optimizer of the flat parameters.
+    pub flat: FlatOptimizer,
+    /// The learning rate of the flat parameters: SODA's spectrum, LoRA's factors.
     pub spectrum_lr: f64,
-    /// Weight decay of the same, towards the base.
+    /// Weight decay of the flat parameters, which pulls the weights towards the base model.
     pub spectrum_weight_decay: f64,
-    /// Largest norm of the gradient over all parameters.
+    /// The norm to which the gradient over all parameters is clipped.
     pub max_grad_norm: f64,
-    /// How both rates change over the run.
+    /// The schedule of all learning rates.
     pub schedule: Schedule,
-    /// Steps in which both rates rise from zero, before the schedule begins.
+    /// Number of warm-up steps, in which the learning rates rise linearly before the schedule begins.
     pub warmup_steps: usize,
-    /// Decay of the moving average that becomes the adapter; without it the last values do.
+    /// Decay of the exponential moving average (EMA) of the parameters, which becomes the adapter. Without it
+    /// the last parameters do.
     pub ema_decay: Option<f64>,
 }
 
@@ -69,7 +57,7 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
             rotation_lr: 5e-3,
-            flat: FlatRule::default(),
+            flat: FlatOptimizer::default(),
             spectrum_lr: 5e-3,
             spectrum_weight_decay: 1e-4,
             max_grad_norm: 1.0,
@@ -81,22 +69,34 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// The factor on both learning rates at `step`, from 0, of `steps`.
+    /// The factor on the learning rates at `step`, from 0, of `steps`: warm-up, then the schedule.
     pub fn factor(&self, step: usize, steps: usize) -> f64 {
         if step < self.warmup_steps {
-            // From one part up, not from zero: a first step that moves nothing is a wasted one.
+            // The first factor is above zero, since a step at rate zero would be wasted.
             return (step + 1) as f64 / (self.warmup_steps + 1) as f64;
         }
         self.schedule.factor(step - self.warmup_steps, steps.saturating_sub(self.warmup_steps))
     }
 
-    pub(super) fn check(&self) -> Result<(), TrainError> {
-        let refuse = |field, range| Err(TrainError::OutOfRange { field, range });
+    /// The settings of the optimizer itself, without the schedule.
+    pub(crate) fn adapter_optimizer(&self) -> AdapterOptimizerConfig {
+        AdapterOptimizerConfig {
+            rotation_lr: self.rotation_lr,
+            flat_optimizer: self.flat,
+            flat_lr: self.spectrum_lr,
+            flat_weight_decay: self.spectrum_weight_decay,
+            max_grad_norm: self.max_grad_norm,
+            lr_warmup: self.warmup_steps > 0,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         let rate = |value: f64| value.is_finite() && value >= 0.0;
         match () {
             () if !rate(self.rotation_lr) => refuse("optimizer.rotation_lr", "0 or more"),
             () if !rate(self.spectrum_lr) => refuse("optimizer.spectrum_lr", "0 or more"),
-            () if self.flat == FlatRule::Prodigy && self.spectrum_lr < 0.1 => refuse(
+            () if self.flat == FlatOptimizer::Prodigy && self.spectrum_lr < 0.1 => refuse(
                 "optimizer.spectrum_lr",
                 "about 1 with Prodigy, which finds the rate itself; set optimizer.spectrum_lr=1",
             ),
@@ -115,32 +115,34 @@ impl OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Refuses a rate and an end that a part of the parameters cannot have of its own; `fields` are the names of the two
-    /// settings, `prodigy` says what to do where one estimate is of all parameters.
-    pub(super) fn check_own(
+    /// Checks the learning rate and the end of training of one parameter group.
+    ///
+    /// `fields` are the paths of the two settings. `prodigy` is the message if both optimizer and group
+    /// exclude each other, since Prodigy has one estimate for all parameters.
+    pub(super) fn check_group(
         &self,
         learning_rate: Option<f64>,
         stop_after: Option<f64>,
         fields: [&'static str; 2],
         prodigy: &'static str,
-    ) -> Result<(), TrainError> {
+    ) -> Result<(), ConfigError> {
         let [rate, end] = fields;
         if learning_rate.is_some_and(|rate| !rate.is_finite() || rate < 0.0) {
-            return Err(TrainError::OutOfRange { field: rate, range: "0 or more" });
+            return Err(ConfigError::OutOfRange { field: rate, range: "0 or more" });
         }
         if stop_after.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
             let range = "more than 0 and at most 1";
-            return Err(TrainError::OutOfRange { field: end, range });
+            return Err(ConfigError::OutOfRange { field: end, range });
         }
-        let own = learning_rate.is_some() || stop_after.is_some();
-        if own && self.flat == FlatRule::Prodigy {
-            return Err(TrainError::Conflict(prodigy));
+        let has_own = learning_rate.is_some() || stop_after.is_some();
+        if has_own && self.flat == FlatOptimizer::Prodigy {
+            return Err(ConfigError::Conflict(prodigy));
         }
         Ok(())
     }
 }
 
-/// Whether `step`, from 0, of `steps` is before their share after which something stands still.
+/// Whether `step`, from 0, of `steps` is within the first `share` of the steps. Always true without a share.
 pub(super) fn is_before(share: Option<f64>, step: usize, steps: usize) -> bool {
     share.is_none_or(|share| (step as f64) < share * steps as f64)
 }
@@ -150,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_rise_stand_and_fall() {
+    fn learning_rates_rise_and_then_never_rise_again() {
         for schedule in [Schedule::Cosine, Schedule::Linear, Schedule::Constant] {
             let config = OptimizerConfig { warmup_steps: 3, schedule, ..Default::default() };
             let factors: Vec<f64> = (0..13).map(|step| config.factor(step, 13)).collect();
@@ -159,7 +161,7 @@ mod tests {
         }
         let half = |schedule: Schedule| schedule.factor(5, 10);
         assert!((half(Schedule::Cosine) - 0.5).abs() < 1e-12 && half(Schedule::Linear) == 0.5);
-        // Warm-up longer than the run is a run of warm-up.
+        // A warm-up longer than the run never ends.
         let config = OptimizerConfig { warmup_steps: 9, ..Default::default() };
         assert!((0..5).all(|step| config.factor(step, 5) < 1.0));
     }

@@ -1,20 +1,21 @@
-//! Named starting points. What a preset does not name has the default that `soda config show` prints.
+//! Presets: named settings to start from. `soda config show` prints the defaults of all settings that a
+//! preset leaves out.
 
 use toml::Table;
 
-use super::edit::nearest;
-use crate::error::TrainError;
+use crate::config::edit::{apply_setting, nearest};
+use crate::error::{ConfigError, TrainError};
 
-/// A starting point for a base and a purpose.
+/// Settings for a base model and a purpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Preset {
-    /// Its name.
+    /// The name of the preset.
     pub name: &'static str,
-    /// What it is for, in a line.
+    /// The purpose of the preset in one line.
     pub about: &'static str,
-    /// Its method, as single settings.
+    /// The method, as settings for [`apply_setting`](crate::apply_setting).
     method: &'static [&'static str],
-    /// Its other settings, TOML.
+    /// The other settings, TOML.
     settings: &'static str,
 }
 
@@ -22,13 +23,13 @@ pub struct Preset {
 pub const PRESETS: &[Preset] = &[
     Preset {
         name: "toybox",
-        about: "the bundled 64-pixel model: 300 steps of five pictures, minutes on two cores",
+        about: "the bundled 64-pixel model: 300 steps of five images, minutes on two cores",
         method: &[],
         settings: "steps = 300\nbatch_size = 5\n[validation]\nevery = 50\n",
     },
     Preset {
         name: "sd15",
-        about: "a subject on Stable Diffusion 1.5: 1000 steps of one picture in f32, warm-up, moving average",
+        about: "a subject on Stable Diffusion 1.5: 1000 steps of one image in f32, warm-up, moving average",
         method: &[],
         settings: "\
 steps = 1000
@@ -47,7 +48,7 @@ guidance = 7.5
     },
     Preset {
         name: "sd15-8gb",
-        about: "the same for a card of 8 GB: LoRA of rank 16, bf16 (docs/guide-memory.md)",
+        about: "a subject on Stable Diffusion 1.5 with 8 GB of GPU memory: LoRA of rank 16, bf16",
         method: &["method=lora", "method.rank=16"],
         settings: "\
 steps = 1000
@@ -66,7 +67,7 @@ guidance = 7.5
     },
     Preset {
         name: "sdxl",
-        about: "a subject on SDXL, for a card of 24 GB: LoRA of rank 32, bf16 (docs/guide-memory.md)",
+        about: "a subject on SDXL with 24 GB of GPU memory: LoRA of rank 32, bf16",
         method: &["method=lora", "method.rank=32"],
         settings: "\
 steps = 1000
@@ -85,7 +86,7 @@ guidance = 5.0
     },
     Preset {
         name: "sdxl-12gb",
-        about: "the same for a card of 12 GB: rank 16, all networks in bf16, blocks recomputed, 8-bit AdamW",
+        about: "a subject on SDXL with 12 GB of GPU memory: rank 16, all networks in bf16, gradient checkpointing, 8-bit AdamW",
         method: &["method=lora", "method.rank=16"],
         settings: "\
 steps = 1000
@@ -107,7 +108,7 @@ guidance = 5.0
     },
     Preset {
         name: "paper",
-        about: "the released SODA recipe: DCO with beta 1000, constant rates, 1000 steps of one picture",
+        about: "the released SODA recipe: DCO with beta 1000, constant rates, 1000 steps of one image",
         method: &["method=soda-paper"],
         settings: "\
 steps = 1000
@@ -123,22 +124,22 @@ guidance = 7.5
     },
 ];
 
-/// The settings of a preset, without `base` and `data`.
+/// The settings of the preset `name`. `base` and `data` are missing and must be added.
 ///
 /// # Errors
-/// A name that is not there; the message lists those that are.
+/// Returns an error if the name is unknown. The message lists the known names.
 pub fn preset(name: &str) -> Result<Table, TrainError> {
     let names = || PRESETS.iter().map(|preset| preset.name);
-    let unknown = || TrainError::UnknownPreset {
+    let unknown = || ConfigError::UnknownPreset {
         found: name.to_owned(),
         hint: nearest(name, names()),
         known: names().collect::<Vec<_>>().join(", "),
     };
     let preset = PRESETS.iter().find(|preset| preset.name == name).ok_or_else(unknown)?;
     let mut table: Table = toml::from_str(preset.settings)
-        .map_err(|error| TrainError::ReadConfig { reason: error.to_string() })?;
+        .map_err(|error| ConfigError::Read { reason: error.to_string() })?;
     for setting in preset.method {
-        super::set(&mut table, setting)?;
+        apply_setting(&mut table, setting)?;
     }
     Ok(table)
 }

@@ -1,23 +1,24 @@
-//! Settings of text encoders that learn beside the UNet.
+//! Settings of text encoders that are trained beside the UNet.
 
 use serde::{Deserialize, Serialize};
 use soda_adapters::Targets;
 
 use crate::config::optimizer::{OptimizerConfig, is_before};
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// Adapters of the text encoders, of both in SDXL, by the method of the UNet's.
+/// Adapters of the text encoder, or of both text encoders of SDXL. They use the UNet's method.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TextEncoderConfig {
-    /// Whether they learn.
+    /// Whether the text encoders are trained.
     pub enabled: bool,
-    /// Their learning rate, of rotations and of everything flat; without it those of the UNet's adapter.
+    /// The learning rate of all their parameters. The default is the UNet adapter's learning rates.
     pub learning_rate: Option<f64>,
-    /// Which of their weights are adapted: `text-attention`, `text-attention+mlp`, or patterns over paths such as
+    /// Which weights are adapted: `text-attention`, `text-attention+mlp`, or patterns over paths such as
     /// `text_model.encoder.layers.0.self_attn.q_proj.weight`.
     pub targets: Targets,
-    /// The share of the steps after which they stand still; without it they learn to the end.
+    /// The share of the steps after which the text encoders are frozen. Without it they are trained to the
+    /// end.
     pub stop_after: Option<f64>,
 }
 
@@ -33,13 +34,13 @@ impl Default for TextEncoderConfig {
 }
 
 impl TextEncoderConfig {
-    /// Whether they learn in `step`, from 0, of `steps`.
-    pub fn learns_in(&self, step: usize, steps: usize) -> bool {
+    /// Whether the text encoders are trained at `step`, from 0, of `steps`.
+    pub fn trains_at(&self, step: usize, steps: usize) -> bool {
         self.enabled && is_before(self.stop_after, step, steps)
     }
 
-    pub(super) fn check(&self, optimizer: &OptimizerConfig) -> Result<(), TrainError> {
-        optimizer.check_own(
+    pub(super) fn check(&self, optimizer: &OptimizerConfig) -> Result<(), ConfigError> {
+        optimizer.check_group(
             self.learning_rate,
             self.stop_after,
             ["text_encoder.learning_rate", "text_encoder.stop_after"],

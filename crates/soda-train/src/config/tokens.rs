@@ -1,25 +1,28 @@
-//! Settings of new words, whose vectors learn beside the adapters (pivotal tuning: Roich et al., arXiv 2106.05744; of text,
-//! Textual Inversion, Gal et al., arXiv 2208.01618).
+//! Settings of textual inversion: new words of the vocabulary, whose embeddings are trained beside the
+//! adapters.
+//!
+//! Textual inversion is Gal et al., arXiv 2208.01618. Training embeddings together with weights is pivotal
+//! tuning (Roich et al., arXiv 2106.05744).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::optimizer::{OptimizerConfig, is_before};
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// New words of the vocabulary. Captions and prompts say them as any word.
+/// New words of the vocabulary. Captions and prompts use them as any other word.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokensConfig {
-    /// Vectors that each word stands for in a text encoder.
+    /// Number of embeddings for each word in a text encoder.
     pub vectors: usize,
-    /// Their learning rate; without it that of everything flat.
+    /// The learning rate of the embeddings. The default is `optimizer.spectrum_lr`.
     pub learning_rate: Option<f64>,
-    /// The share of the steps after which they stand still; without it they learn to the end.
+    /// The share of the steps after which the embeddings are frozen. Without it they are trained to the end.
     pub stop_after: Option<f64>,
-    /// Each new word, and the words that its vectors start from: those of `mug` for `"<mug>" = "mug"`. Where they are
-    /// empty, noise of the vocabulary's size.
+    /// Each new word, and the words whose embeddings it starts from: those of `mug` for `"<mug>" = "mug"`. An
+    /// empty text starts from noise of the vocabulary's magnitude.
     pub words: BTreeMap<String, String>,
 }
 
@@ -30,16 +33,16 @@ impl Default for TokensConfig {
 }
 
 impl TokensConfig {
-    /// Whether they learn in `step`, from 0, of `steps`.
-    pub fn learn_in(&self, step: usize, steps: usize) -> bool {
+    /// Whether the embeddings are trained at `step`, from 0, of `steps`.
+    pub fn trains_at(&self, step: usize, steps: usize) -> bool {
         !self.words.is_empty() && is_before(self.stop_after, step, steps)
     }
 
-    pub(super) fn check(&self, optimizer: &OptimizerConfig) -> Result<(), TrainError> {
+    pub(super) fn check(&self, optimizer: &OptimizerConfig) -> Result<(), ConfigError> {
         if self.vectors == 0 || self.vectors > 64 {
-            return Err(TrainError::OutOfRange { field: "tokens.vectors", range: "from 1 to 64" });
+            return Err(ConfigError::OutOfRange { field: "tokens.vectors", range: "from 1 to 64" });
         }
-        optimizer.check_own(
+        optimizer.check_group(
             self.learning_rate,
             self.stop_after,
             ["tokens.learning_rate", "tokens.stop_after"],

@@ -2,19 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TrainError;
+use crate::error::ConfigError;
 
-/// The loss on the same pictures, noise and timesteps every time: unlike the loss of the steps, its values
-/// can be compared.
+/// The validation loss: the loss on the same images, noise and timesteps at each measurement.
+///
+/// Its values can be compared with each other. Those of the training loss cannot, since every step draws
+/// other timesteps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ValidationConfig {
-    /// Steps between two measurements, beside one before the first and one after the last; 0 is none.
+    /// Steps between two measurements. There is also one before the first step and one after the last. 0
+    /// disables them.
     pub every: usize,
-    /// The part of the pictures that is not trained on but measured; at 0 the training pictures are, and
-    /// the loss says how well they are learnt, not how well others are.
+    /// The share of the images, from 0 up to but not including 1, that is measured instead of trained on. At
+    /// 0 the training images are measured, and the loss says how well they are learnt.
     pub held_out: f64,
-    /// Timesteps at which each picture is measured, evenly over those that are trained.
+    /// Number of timesteps at which each image is measured, evenly spaced over those that are trained.
     pub timesteps: usize,
 }
 
@@ -25,8 +28,8 @@ impl Default for ValidationConfig {
 }
 
 impl ValidationConfig {
-    pub(super) fn check(&self) -> Result<(), TrainError> {
-        let refuse = |field, range| Err(TrainError::OutOfRange { field, range });
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         match () {
             () if self.timesteps == 0 => refuse("validation.timesteps", "at least 1"),
             () if !(0.0..1.0).contains(&self.held_out) => {

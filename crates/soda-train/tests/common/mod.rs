@@ -1,4 +1,4 @@
-//! The fixture of six steps, and trainers of the bundled model.
+//! The fixture with six training steps, and trainers of the bundled model.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![allow(dead_code, reason = "no test file uses all of it")]
@@ -7,53 +7,58 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use soda_adapters::{Component, Method as _};
-use soda_models::pipeline::{Pipeline, TextIds, Word};
+use soda_adapters::Method as _;
+use soda_models::pipeline::{Pipeline, TokenEmbedding, TokenIds};
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::{config, weights};
-use soda_train::{Batch, Prompts, TrainConfig, Trainer, preset, set};
+use soda_pipeline::Component;
+use soda_train::{Batch, Prompts, TrainConfig, Trainer, apply_setting, preset};
 
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-pub(crate) fn unet(device: &Device) -> Unet {
+/// The denoiser of the bundled model.
+pub(crate) fn denoiser(device: &Device) -> Unet {
     let folder = path("../../examples/toybox/base/unet");
     let config: UnetConfig = config::read(&folder.join("config.json")).unwrap();
     weights::load(config.init(device), &folder.join("diffusion_pytorch_model.safetensors")).unwrap()
 }
 
+/// The preset `toybox` on a few layers, with `settings` applied.
 pub(crate) fn settings(settings: &[&str]) -> TrainConfig {
     let mut table = preset("toybox").unwrap();
     let targets = r#"targets=['mid_block\..*attn\d\.to_(q|k)\.weight$']"#;
     let common = ["base=b", "data=d", "batch_size=3", "optimizer.schedule=constant", targets];
     for setting in common.iter().chain(settings) {
-        set(&mut table, setting).unwrap();
+        apply_setting(&mut table, setting).unwrap();
     }
     let config = TrainConfig::from_table(table).unwrap();
     config.check().unwrap();
     config
 }
 
+/// A trainer of the denoiser alone.
 pub(crate) fn trainer<'a>(config: &'a TrainConfig, device: &Device) -> Trainer<'a> {
-    Trainer::new(unet_of(config, device), &config.method, config).unwrap()
+    Trainer::new(adapted_denoiser(config, device), &config.method, config).unwrap()
 }
 
-pub(crate) fn unet_of(config: &TrainConfig, device: &Device) -> Unet {
-    let unet = unet(device);
-    config.method.plan(&config.targets, &unet).unwrap().attach(unet)
+pub(crate) fn adapted_denoiser(config: &TrainConfig, device: &Device) -> Unet {
+    let denoiser = denoiser(device);
+    config.method.plan(&config.targets, &denoiser).unwrap().attach(denoiser)
 }
 
-/// Those of the text encoder in the fixture.
+/// The settings of the text encoder in the fixture.
 pub(crate) const TEXT: [&str; 2] = [
     r#"text_encoder.targets=['layers\.[02]\.self_attn\.(q|out)_proj\.weight$']"#,
     "text_encoder.learning_rate=1e-3",
 ];
 
-/// The word in the fixture; what it starts from comes from there.
+/// The settings of the new word in the fixture, which also has its first embedding.
 pub(crate) const WORD: [&str; 2] = [r#"tokens.words={"<mug>"=""}"#, "tokens.learning_rate=2e-3"];
 
-/// With the text encoder, which learns too where the settings say so, and with a new word that learns.
+/// A trainer of the denoiser with its text encoder, which has adapters if the settings ask for it. `word` is
+/// the first embedding of a new word.
 pub(crate) fn text_trainer<'a>(
     config: &'a TrainConfig,
     word: Option<Tensor<2>>,
@@ -61,20 +66,22 @@ pub(crate) fn text_trainer<'a>(
 ) -> Trainer<'a> {
     let mut pipeline = Pipeline::load(&path("../../examples/toybox/base"), device).unwrap();
     if let Some(first) = word {
-        pipeline.add_word(&Word { text: "<mug>".to_owned(), first, second: None }).unwrap();
+        pipeline
+            .add_token_embedding(&TokenEmbedding { token: "<mug>".to_owned(), first, second: None })
+            .unwrap();
     }
     let networks = pipeline.networks();
     let plan = config.method.plan(&config.targets, &networks.unet).unwrap();
-    let mut plan = plan.within(Component::Unet);
-    if let Some(text) = config.learning_text_encoder() {
+    let mut plan = plan.with_prefix(&Component::Unet.prefix());
+    if let Some(text) = config.trained_text_encoder() {
         let text = config.method.plan(&text.targets, &networks.text_encoder).unwrap();
-        plan = plan.and(text.within(Component::TextEncoder));
+        plan.extend(text.with_prefix(&Component::TextEncoder.prefix()));
     }
-    let networks = plan.attach(networks).with_learning_words();
+    let networks = plan.attach(networks).with_trainable_tokens();
     Trainer::new(networks, &config.method, config).unwrap()
 }
 
-/// The files of `docs/reference/training.py`.
+/// The tensors that `training.py` writes: shape and values by name.
 pub(crate) struct Fixture(pub(crate) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
 
 impl Fixture {
@@ -86,7 +93,7 @@ impl Fixture {
     fn entries(name: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         let bytes = std::fs::read(path(&format!("tests/fixtures/{name}.safetensors"))).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let numbers = |view: &safetensors::tensor::TensorView<'_>| {
+        let values = |view: &safetensors::tensor::TensorView<'_>| {
             let word = |bytes: &[u8]| -> [u8; 4] { bytes.try_into().unwrap() };
             view.data()
                 .chunks_exact(4)
@@ -98,7 +105,7 @@ impl Fixture {
         };
         let tensors = file.tensors();
         let entry = |(name, view): &(String, safetensors::tensor::TensorView<'_>)| {
-            (name.clone(), (view.shape().to_vec(), numbers(view)))
+            (name.clone(), (view.shape().to_vec(), values(view)))
         };
         tensors.iter().map(entry).collect()
     }
@@ -108,6 +115,7 @@ impl Fixture {
         Tensor::from_data(TensorData::new(values, shape), device)
     }
 
+    /// The samples of `step`, with encoded prompts.
     pub(crate) fn batch(&self, step: usize, device: &Device) -> Batch {
         let at = |name: &str| -> Tensor<4> {
             self.tensor::<5>(name, device).narrow(0, step, 1).squeeze_dim(0)
@@ -125,13 +133,15 @@ impl Fixture {
         }
     }
 
-    /// The same of which the text encoder is given tokens: `ids`, or `word_ids`, with a new word in them.
+    /// The samples of `step` with the tokens named `ids` or `word_ids`; the latter contain the new word.
     pub(crate) fn tokens(&self, ids: &str, step: usize, device: &Device) -> Batch {
         let ids: Tensor<2, Int> = self.tensor::<2>(ids, device).int();
-        let prompts = Prompts::Tokens { ids: TextIds { first: ids, second: None }, time_ids: None };
+        let prompts =
+            Prompts::Tokens { ids: TokenIds { first: ids, second: None }, time_ids: None };
         Batch { prompts, ..self.batch(step, device) }
     }
 
+    /// The tensors whose names start with `prefix`, by the rest of the name.
     pub(crate) fn under(&self, prefix: &str) -> BTreeMap<String, TensorData> {
         let entries = self.0.iter().filter_map(|(name, (shape, values))| {
             let name = name.strip_prefix(prefix)?;
@@ -142,5 +152,5 @@ impl Fixture {
     }
 }
 
-/// Where a network has the vectors of new words.
-pub(crate) const VECTORS: &str = "text_encoder.text_model.embeddings.new_tokens.vectors";
+/// The path of the embeddings of new words.
+pub(crate) const EMBEDDINGS: &str = "text_encoder.text_model.embeddings.new_tokens.vectors";

@@ -1,0 +1,191 @@
+//! Attaching adapters to a network, and removing them.
+//!
+//! An adapter is attached to the parameter that it adapts as a reparameterization of burn. The layer reads
+//! its weight and gets the adapted one, so that no layer changes. The base weight stays in place, frozen and
+//! shared with every clone of the module. Removing the adapters restores the base to the bit.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use burn::module::{
+    Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization, Reparameterizer,
+};
+use burn::tensor::{Device, Tensor};
+use soda_kernels::offer_product;
+
+use crate::adapter::Adapter;
+use crate::named_params::ADAPTER_SEGMENT;
+use crate::plan::Plan;
+use crate::weight::{from_matrix, to_matrix};
+
+impl<A: Adapter> Plan<A> {
+    /// Freezes `module` and attaches the adapters.
+    ///
+    /// The base is not copied: a clone of the module taken before still shares its weights.
+    /// `Module::materialize` of burn replaces the adapted weights by plain ones.
+    pub fn attach<M: Module>(self, module: M) -> M {
+        attach_all([(self, 1.0)], module)
+    }
+}
+
+/// Freezes `module` and attaches several plans, each with a weight: `W = W0 + Σ λᵢ (Wᵢ - W0)`.
+///
+/// A parameter that already has adapters keeps them and gets no others; call [`detach`] first.
+pub fn attach_all<A: Adapter, M: Module>(
+    plans: impl IntoIterator<Item = (Plan<A>, f64)>,
+    module: M,
+) -> M {
+    let mut by_path: BTreeMap<String, Attached<A>> = BTreeMap::new();
+    for (plan, weight) in plans {
+        for (path, adapter) in plan.adapters {
+            by_path.entry(path).or_default().weighted.push((weight, adapter));
+        }
+    }
+    module.apply_reparameterization(Attach(by_path))
+}
+
+/// Removes all adapters. The weights are those of the base, to the bit; they stay frozen.
+pub fn detach<M: Module>(module: M) -> M {
+    // Materializing a disabled adapter gives the base weight.
+    without_adapters(|| module.materialize())
+}
+
+/// Runs `f` with every adapter disabled on the calling thread: the base model from the same weights.
+///
+/// Classifier-free guidance and consistency losses compare with the base this way. Threads that `f` starts
+/// are not affected.
+pub fn without_adapters<T>(f: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            DISABLED.set(self.0);
+        }
+    }
+    // Also restored on unwinding, or a caught panic would leave the adapters of the thread disabled.
+    let _restore = Restore(DISABLED.replace(true));
+    f()
+}
+
+thread_local! {
+    static DISABLED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The adapters on one parameter, each with a weight.
+#[derive(Clone, Debug)]
+pub struct Attached<A> {
+    weighted: Vec<(f64, A)>,
+}
+
+impl<A> Attached<A> {
+    /// The weights and adapters.
+    pub fn weighted_adapters(&self) -> &[(f64, A)] {
+        &self.weighted
+    }
+
+    fn map_each(self, f: impl Fn(A) -> A) -> Self {
+        let map = |(weight, adapter)| (weight, f(adapter));
+        Self { weighted: self.weighted.into_iter().map(map).collect() }
+    }
+}
+
+impl<A> Default for Attached<A> {
+    fn default() -> Self {
+        Self { weighted: Vec::new() }
+    }
+}
+
+impl<A: Adapter> Reparameterization for Attached<A> {
+    const NAME: &'static str = ADAPTER_SEGMENT;
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        if DISABLED.get() {
+            return base;
+        }
+        let (dims, dtype) = (base.dims(), base.dtype());
+        if let [(1.0, adapter)] = self.weighted.as_slice()
+            && D == 2
+            // A linear layer of soda-kernels that is about to multiply with this weight takes the product
+            // instead.
+            && offer_product(|x| adapter.product(&x, &base.clone().reshape([dims[0], dims[1]])))
+        {
+            return base;
+        }
+        // Adapters compute in f32 for a network in any float type. An initial adapter returns the bits of the
+        // base, which both casts keep.
+        let w = to_matrix(base);
+        let adapted = match self.weighted.as_slice() {
+            [(1.0, adapter)] => adapter.apply(w),
+            weighted => weighted.iter().fold(w.clone(), |sum, (weight, adapter)| {
+                sum + (adapter.apply(w.clone()) - w.clone()).mul_scalar(*weight)
+            }),
+        };
+        from_matrix(adapted, dims, dtype)
+    }
+}
+
+/// The tensors of a single adapter follow the path segment `adapter`; those of several follow their number.
+impl<A: Adapter> Module for Attached<A> {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        if let [(_, adapter)] = self.weighted.as_slice() {
+            return adapter.visit(visitor);
+        }
+        for (index, (_, adapter)) in self.weighted.iter().enumerate() {
+            visitor.enter_module(&index.to_string(), ADAPTER_SEGMENT);
+            adapter.visit(visitor);
+            visitor.exit_module(&index.to_string(), ADAPTER_SEGMENT);
+        }
+    }
+
+    fn map<V: ModuleMapper>(self, mapper: &mut V) -> Self {
+        let several = self.weighted.len() > 1;
+        let map = |(index, (weight, adapter)): (usize, (f64, A))| {
+            if several {
+                mapper.enter_module(&index.to_string(), ADAPTER_SEGMENT);
+            }
+            let adapter = adapter.map(mapper);
+            if several {
+                mapper.exit_module(&index.to_string(), ADAPTER_SEGMENT);
+            }
+            (weight, adapter)
+        };
+        Self { weighted: self.weighted.into_iter().enumerate().map(map).collect() }
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.weighted.iter().fold(devices, |devices, (_, adapter)| adapter.collect_devices(devices))
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        self.map_each(|adapter| adapter.to_device(device))
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        self.map_each(|adapter| adapter.fork(device))
+    }
+
+    fn train(self) -> Self {
+        self.map_each(Module::train)
+    }
+
+    fn valid(&self) -> Self {
+        self.clone().map_each(|adapter| adapter.valid())
+    }
+
+    fn materialize(self) -> Self {
+        self.map_each(Module::materialize)
+    }
+}
+
+struct Attach<A>(BTreeMap<String, Attached<A>>);
+
+impl<A: Adapter> Reparameterizer for Attach<A> {
+    type Reparam = Attached<A>;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Attached<A>>) {
+        (param.set_require_grad(false), self.0.remove(path))
+    }
+}

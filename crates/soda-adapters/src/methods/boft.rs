@@ -1,0 +1,176 @@
+//! BOFT (Liu et al., ICLR 2024, arXiv 2311.06243): a butterfly of block-diagonal rotations, and a scale of
+//! each output.
+//!
+//! `Wᵀ = B_m ⋯ B_1 W0ᵀ diag(s)` with `B_i = P_i diag(R_1, R_2, …) P_iᵀ`. Each level mixes entries that the
+//! level before keeps in different blocks: after `m` levels an input reaches `2^(m-1)` blocks. The
+//! permutations `P_i` are those of PEFT.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use soda_kernels::matmul;
+use soda_linalg::LinalgError;
+
+use super::block_rotation::{BlockRotation, CayleyForm, nearest_divisor};
+use super::cost_model::CostModel;
+use crate::adapter::Adapter;
+use crate::error::AdapterError;
+use crate::method::Method;
+use crate::weight::{Weight, compute_dtype};
+
+/// Settings of BOFT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BoftConfig {
+    /// Size of the blocks. A width that is not a multiple of the size uses the divisor nearest to the size.
+    pub block_size: usize,
+    /// Levels of the butterfly. A width whose blocks cannot be paired that often has fewer.
+    pub levels: usize,
+}
+
+impl Default for BoftConfig {
+    fn default() -> Self {
+        Self { block_size: 8, levels: 2 }
+    }
+}
+
+const NAME: &str = "boft";
+
+impl Method for BoftConfig {
+    type Adapter = Boft;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn init(&self, _path: &str, weight: &Weight) -> Result<Boft, AdapterError> {
+        let refuse = |reason| Err(AdapterError::Config { method: NAME, reason });
+        if self.block_size < 2 {
+            return refuse("a block turns at least 2 entries");
+        }
+        if self.levels == 0 {
+            return refuse("a butterfly has at least one level");
+        }
+        let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
+        let [input, output] = w.dims();
+        let size = nearest_divisor(input, self.block_size);
+        // Level i pairs halves of blocks at distance 2^i, which needs blocks of even size and 2^i blocks.
+        let most = if size % 2 == 1 { 0 } else { (input / size).trailing_zeros() as usize };
+        let level = |level: usize| Level {
+            rotation: BlockRotation::identity(input, size, false, CayleyForm::Exact, None, &w),
+            permutation: (level > 0).then(|| Permutation::new(input, size, level, &w)),
+        };
+        let scale = Tensor::ones([output], (&w.device(), w.dtype()));
+        Ok(Boft {
+            levels: (0..self.levels.min(most + 1)).map(level).collect(),
+            scale: Param::from_tensor(scale),
+        })
+    }
+}
+
+/// The adapter of one weight: `B_m ⋯ B_1 w diag(s)` on the stored weight `[in, out]`.
+#[derive(Module, Debug)]
+pub struct Boft {
+    /// The levels `B_1, …, B_m`.
+    pub levels: Vec<Level>,
+    /// The scale `s` of the outputs, `[out]`.
+    pub scale: Param<Tensor<1>>,
+}
+
+/// One level of the butterfly: `P diag(R_1, …) Pᵀ`.
+#[derive(Module, Debug)]
+pub struct Level {
+    /// The block-diagonal rotation.
+    pub rotation: BlockRotation,
+    /// `P`; `None` for the identity.
+    permutation: Option<Permutation>,
+}
+
+/// A permutation of rows and its inverse.
+#[derive(Module, Debug)]
+struct Permutation {
+    forward: Tensor<1, Int>,
+    inverse: Tensor<1, Int>,
+}
+
+impl Permutation {
+    /// The permutation of a level, counted from 0: in each group of `2^level` blocks, the even half blocks
+    /// come first.
+    fn new(width: usize, size: usize, level: usize, like: &Tensor<2>) -> Self {
+        let (half, halves) = (size / 2, 2 << level);
+        let sources = (0..width).map(|at| {
+            let group = at - at % (half * halves);
+            let (half_block, within) = ((at - group) / half, at % half);
+            let from =
+                if half_block < halves / 2 { 2 * half_block } else { 2 * half_block - halves + 1 };
+            (group + from * half + within) as i64
+        });
+        let forward: Vec<i64> = sources.collect();
+        let mut inverse = vec![0; width];
+        for (to, from) in forward.iter().enumerate() {
+            inverse[*from as usize] = to as i64;
+        }
+        let upload = |index| Tensor::from_data(TensorData::new(index, [width]), &like.device());
+        Self { forward: upload(forward), inverse: upload(inverse) }
+    }
+}
+
+impl Adapter for Boft {
+    fn apply(&self, mut w: Tensor<2>) -> Tensor<2> {
+        for Level { rotation, permutation } in &self.levels {
+            w = match permutation {
+                None => rotation.left(w),
+                Some(permutation) => {
+                    let sorted = w.select(0, permutation.inverse.clone());
+                    rotation.left(sorted).select(0, permutation.forward.clone())
+                }
+            };
+        }
+        w * self.scale.val().unsqueeze_dim(0)
+    }
+
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let (rows, [input, output]) = (x.dims()[0], w.dims());
+        let cost = self.levels.iter().fold(CostModel::layer(rows, input, output), |cost, level| {
+            cost.and_rotation(rows, input, output, level.rotation.block_size())
+        });
+        if !cost.prefers_input(x) {
+            return None;
+        }
+        let mut rotated = x.clone().cast(self.scale.val().dtype());
+        for Level { rotation, permutation } in self.levels.iter().rev() {
+            rotated = match permutation {
+                None => rotation.right(rotated),
+                // Multiplication from the right permutes the columns by the inverse.
+                Some(permutation) => {
+                    let sorted = rotated.select(1, permutation.inverse.clone());
+                    rotation.right(sorted).select(1, permutation.forward.clone())
+                }
+            };
+        }
+        let y = matmul(rotated.cast(w.dtype()), w.clone());
+        let scale = self.scale.val().unsqueeze_dim(0);
+        Some((y.cast(scale.dtype()) * scale).cast(w.dtype()))
+    }
+
+    fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
+        let power = |level: Level| Ok(Level { rotation: level.rotation.power(t)?, ..level });
+        Ok(Self {
+            levels: self.levels.into_iter().map(power).collect::<Result<_, LinalgError>>()?,
+            scale: self.scale.map(|s| (s - 1.0).mul_scalar(t) + 1.0),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permutation_is_that_of_peft() {
+        // BOFTLayer.block_butterfly_perm(16, b=4 / 2, r=2, 1) of PEFT 0.21.
+        let permutation = Permutation::new(16, 4, 1, &Tensor::zeros([1, 1], &Default::default()));
+        let expected = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15];
+        assert_eq!(permutation.forward.into_data().iter::<i64>().collect::<Vec<_>>(), expected);
+    }
+}

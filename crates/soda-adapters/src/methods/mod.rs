@@ -1,0 +1,18 @@
+//! The methods, one file or folder each, the table that lists them, and what several of them share.
+
+mod block_rotation;
+mod cost_model;
+mod seeded_init;
+mod table;
+
+pub mod boft;
+pub mod dora;
+pub mod full;
+pub mod loha;
+pub mod lokr;
+pub mod lora;
+pub mod oft;
+pub mod soda;
+
+pub use block_rotation::{BlockRotation, CayleyForm};
+pub use table::{AnyAdapter, METHOD_PRESETS, MethodConfig, MethodPreset};

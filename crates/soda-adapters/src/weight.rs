@@ -1,0 +1,139 @@
+//! Weights as matrices: every method sees `[in, out]`, for linear layers and convolutions alike.
+//!
+//! burn stores the weight of a `Linear` as `[in, out]` and the kernel of a `Conv2d` as `[out, in, kh, kw]`.
+//! The kernel is read as `out x (in kh kw)`, so that a convolution is the linear map of its patches. LoRA's
+//! pair of convolutions (`kh x kw` down, `1 x 1` up) is then a low-rank product, as in PEFT and kohya's
+//! scripts.
+
+use burn::tensor::{DType, Tensor};
+use soda_kernels::{has_vendor_blas, with_stride_order};
+use soda_linalg::{LinalgError, Svd, SvdCache};
+
+use crate::error::{AdapterError, TargetError};
+use crate::named_params::NamedParam;
+
+/// One selected weight of a network, as a matrix.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// The weight, `[in, out]`, or `[in kh kw, out]` of a convolution, in the float type of the network.
+    pub matrix: Tensor<2>,
+    /// The shape in which burn stores the weight.
+    pub shape: Vec<usize>,
+    /// The decomposition, if it is already computed.
+    svd: Option<WeightSvd>,
+}
+
+/// The thin singular value decomposition of a weight, in the float type that adapters compute in.
+#[derive(Clone, Debug)]
+pub(crate) struct WeightSvd {
+    /// Decomposition of the matrix `[in, out]`.
+    pub(crate) svd: Svd,
+    /// Whether the factors were computed in f64 and rounded once, so that their product can replace the
+    /// weight.
+    pub(crate) exact: bool,
+}
+
+impl Weight {
+    /// Reads a stored parameter as a matrix.
+    ///
+    /// # Errors
+    /// [`TargetError::NotAMatrix`] for a rank other than 2 (linear) and 4 (convolution);
+    /// [`TargetError::OnAutodiffDevice`] for a parameter that tracks gradients.
+    pub fn from_param(param: &NamedParam) -> Result<Self, AdapterError> {
+        let matrix = match (param.matrix(), &param.shape[..]) {
+            (Some(matrix), _) => matrix,
+            (None, &[out, input, kh, kw]) => {
+                param.value().reshape([out, input * kh * kw]).transpose()
+            }
+            _ => {
+                let (path, shape) = (param.path.clone(), param.shape.clone());
+                return Err(TargetError::NotAMatrix { path, shape }.into());
+            }
+        };
+        if matrix.is_autodiff() {
+            return Err(TargetError::OnAutodiffDevice { path: param.path.clone() }.into());
+        }
+        Ok(Self { matrix, shape: param.shape.clone(), svd: None })
+    }
+
+    /// Number of entries of the convolution's window, `kh kw`; 1 for a linear layer.
+    pub fn window(&self) -> usize {
+        self.shape.get(2..).unwrap_or_default().iter().product()
+    }
+
+    /// Returns the decomposition, and computes it if the plan has not.
+    ///
+    /// # Errors
+    /// A weight that cannot be decomposed.
+    pub(crate) fn svd(&self) -> Result<WeightSvd, LinalgError> {
+        if let Some(svd) = &self.svd {
+            return Ok(svd.clone());
+        }
+        decompose_batch(&[self], None).remove(0)
+    }
+
+    /// Stores a computed decomposition.
+    pub(crate) fn with_svd(self, svd: WeightSvd) -> Self {
+        Self { svd: Some(svd), ..self }
+    }
+}
+
+/// Decomposes several weights at once, in their order. `cache` provides known decompositions and stores new
+/// ones.
+///
+/// Weights of a network in f32 are decomposed in f64 and rounded once, except on a GPU with a vendor's
+/// library.
+pub(crate) fn decompose_batch(
+    weights: &[&Weight],
+    cache: Option<&SvdCache>,
+) -> Vec<Result<WeightSvd, LinalgError>> {
+    let exact = |weight: &Weight| {
+        let matrix = &weight.matrix;
+        compute_dtype(matrix.dtype()) == matrix.dtype() && !has_vendor_blas(matrix)
+    };
+    // All weights of a network have the same float type and device.
+    let exact = weights.iter().all(|weight| exact(weight));
+    let cast = |weight: &&Weight| {
+        let matrix = weight.matrix.clone();
+        let dtype = compute_dtype(matrix.dtype());
+        matrix.cast(dtype)
+    };
+    let matrices: Vec<_> = weights.iter().map(cast).collect();
+    let found = match (cache, exact) {
+        (None, false) => Svd::thin_batch(&matrices),
+        (None, true) => Svd::thin_batch_via_f64(&matrices),
+        (Some(cache), false) => cache.thin_batch(&matrices),
+        (Some(cache), true) => cache.thin_batch_via_f64(&matrices),
+    };
+    found.into_iter().map(|svd| Ok(WeightSvd { svd: svd?, exact })).collect()
+}
+
+/// Converts a stored weight to its matrix `[in, out]`, in the float type that adapters compute in.
+///
+/// # Panics
+/// On a rank that [`Weight::from_param`] refuses. Nothing is attached to such a weight.
+pub(crate) fn to_matrix<const D: usize>(stored: Tensor<D>) -> Tensor<2> {
+    let dims = stored.dims();
+    let stored = stored.clone().cast(compute_dtype(stored.dtype()));
+    match dims[..] {
+        // A fixed memory order gives the same bits in every run.
+        [_, _] => with_stride_order(stored.reshape([dims[0], dims[1]]), [0, 1]),
+        _ => stored.reshape([dims[0] as i32, -1]).transpose(),
+    }
+}
+
+/// Converts a matrix `[in, out]` to the stored shape `dims` and float type: the inverse of [`to_matrix`].
+pub(crate) fn from_matrix<const D: usize>(
+    matrix: Tensor<2>,
+    dims: [usize; D],
+    dtype: DType,
+) -> Tensor<D> {
+    let matrix = if D == 2 { matrix } else { matrix.transpose() };
+    matrix.reshape(dims).cast(dtype)
+}
+
+/// The float type in which adapters of a network in `dtype` compute: f64 for f64 (tests of gradients), else
+/// f32.
+pub(crate) fn compute_dtype(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}

@@ -1,0 +1,132 @@
+//! Loads adapters onto base models: maps options to soda-pipeline, and shows progress and messages.
+
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use burn::module::Module as _;
+use burn::tensor::{Device, FloatDType};
+use soda_adapters::{AnyAdapter, Plan};
+use soda_linalg::SvdCache;
+use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_pipeline::{
+    AdapterFile, LoadAdapterOptions, MergeMode, MergeOptions, PipelineError, load_adapter,
+    merge_adapters,
+};
+use soda_train::Event;
+
+use crate::args::{MergeModeName, MergedArgs};
+use crate::progress::Progress;
+
+/// A base model and how it is loaded.
+pub(crate) struct BaseModel<'a> {
+    /// The directory of the base.
+    pub(crate) path: &'a Path,
+    pub(crate) options: LoadOptions,
+    pub(crate) cache: Option<SvdCache>,
+    pub(crate) device: &'a Device,
+}
+
+impl BaseModel<'_> {
+    /// Loads the base with one adapter. The returned plan has the adapter at `strength`, ready to be
+    /// attached.
+    pub(crate) fn load_plan(
+        &self,
+        adapter: &Path,
+        strength: f64,
+    ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
+        ensure!(strength.is_finite(), "--strength must be a finite number");
+        let file = AdapterFile::read(adapter)?;
+        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut progress = Progress::default();
+        let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
+        let options = LoadAdapterOptions {
+            strength,
+            cache: self.cache.as_ref(),
+            on_progress: Some(&mut on_progress),
+        };
+        let plan = load_adapter(&mut pipeline, &file, options)
+            .map_err(|error| with_precision_hint(error, self.options.dtype))?;
+        progress.finish();
+        print_match(&file, adapter, &progress);
+        Ok((pipeline, file, plan))
+    }
+
+    /// Loads the base with one adapter at `strength` merged into its weights.
+    pub(crate) fn load_merged(&self, adapter: &Path, strength: f64) -> Result<Pipeline> {
+        let (mut pipeline, _, plan) = self.load_plan(adapter, strength)?;
+        pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
+        Ok(pipeline)
+    }
+
+    /// Loads the base with two adapters merged into its weights.
+    fn load_two_merged(&self, subject: &Path, style: &Path, args: &MergedArgs) -> Result<Pipeline> {
+        let &[first, second] = args.weights.as_slice() else {
+            bail!("--weights takes two numbers")
+        };
+        ensure!(first.is_finite() && second.is_finite(), "--weights must be finite numbers");
+        ensure!((0.0..=1.0).contains(&args.restore), "--restore must be from 0 to 1");
+        let files = [AdapterFile::read(subject)?, AdapterFile::read(style)?];
+        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut progress = Progress::default();
+        let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
+        let options = MergeOptions {
+            mode: match args.mode {
+                MergeModeName::Residual => MergeMode::Residual,
+                MergeModeName::Geodesic => MergeMode::Geodesic { restore: args.restore },
+                MergeModeName::Compose => MergeMode::Compose,
+            },
+            cache: self.cache.as_ref(),
+            on_progress: Some(&mut on_progress),
+        };
+        merge_adapters(&mut pipeline, &[(&files[0], first), (&files[1], second)], options)?;
+        progress.finish();
+        for (file, path) in files.iter().zip([subject, style]) {
+            print_match(file, path, &progress);
+        }
+        Ok(pipeline)
+    }
+}
+
+/// Loads the base with the adapters of the options merged. Returns `None` if the options name no adapter.
+pub(crate) fn load_with_adapters(
+    args: &MergedArgs,
+    base: &Path,
+    device: &Device,
+) -> Result<Option<Pipeline>> {
+    let (options, cache) = (LoadOptions::default(), args.cache.open());
+    let base = BaseModel { path: base, options, cache, device };
+    match (&args.adapter, &args.subject, &args.style) {
+        (Some(adapter), _, _) => base.load_merged(adapter, args.strength).map(Some),
+        (None, Some(subject), Some(style)) => base.load_two_merged(subject, style, args).map(Some),
+        (None, _, _) => Ok(None),
+    }
+}
+
+fn show_decomposition(progress: &mut Progress, done: usize, total: usize) {
+    if !progress.is_shown() {
+        progress.show(Event::Stage { name: "decomposing" });
+    }
+    progress.show(Event::Progress { done, total, loss: None });
+}
+
+fn print_match(file: &AdapterFile, path: &Path, progress: &Progress) {
+    progress.print(&format!(
+        "{}: {}; all {} tensors matched",
+        path.display(),
+        file.summary(),
+        file.num_tensors()
+    ));
+}
+
+/// Adds a remedy if the adapter does not fit because the weights were loaded in half precision.
+fn with_precision_hint(error: PipelineError, dtype: FloatDType) -> anyhow::Error {
+    let rounded = dtype != FloatDType::F32 && error.is_other_base();
+    let error = anyhow::Error::from(error);
+    if !rounded {
+        return error;
+    }
+    error.context(format!(
+        "the weights of the base may be rounded in {dtype:?}, and an adapter needs the original weights; \
+         give --dtype f32, or fold it in with `soda merge` and use that model"
+    ))
+}

@@ -1,0 +1,15 @@
+//! Options that several commands share.
+
+mod adapter;
+mod argv;
+mod cache;
+mod device;
+mod merged;
+mod settings;
+
+pub(crate) use self::adapter::AdapterArg;
+pub(crate) use self::argv::{ToArgv, option, repeated};
+pub(crate) use self::cache::CacheArg;
+pub(crate) use self::device::DeviceArg;
+pub(crate) use self::merged::{MergeModeName, MergedArgs};
+pub(crate) use self::settings::SettingsArgs;

@@ -1,0 +1,179 @@
+//! The options of a training configuration.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use soda_adapters::soda::RotationConfig;
+use soda_adapters::{MethodConfig, Targets};
+use soda_train::{TrainConfig, apply_setting, preset};
+
+/// The sources of a training configuration: a preset or a file, then `--set`, then the other options.
+#[derive(Debug, Args)]
+pub(crate) struct SettingsArgs {
+    /// Start from this configuration; other options override it
+    #[arg(long, value_name = "TOML")]
+    pub(crate) config: Option<PathBuf>,
+    /// Start from a preset (`soda config presets` lists them) [default: toybox]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(crate) preset: Option<String>,
+    /// Any setting of `soda config show`, such as optimizer.rotation_lr=1e-3; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// The base model: a diffusers directory, or a name on a hub
+    #[arg(long, value_name = "DIR|NAME")]
+    pub(crate) base: Option<PathBuf>,
+    /// The folder of training images
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Evaluation models (clip/ and dino/); scores are given only with them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) judges: Option<PathBuf>,
+    /// Caption of images that have none
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Optimizer steps
+    #[arg(long)]
+    pub(crate) steps: Option<usize>,
+    /// Images per step
+    #[arg(long)]
+    pub(crate) batch_size: Option<usize>,
+    /// Seed of data order, noise and samples
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Learning rate of the rotations
+    #[arg(long, value_name = "LR")]
+    pub(crate) rotation_lr: Option<f64>,
+    /// Learning rate of the spectrum, and of every parameter that is no rotation
+    #[arg(long, value_name = "LR")]
+    pub(crate) spectrum_lr: Option<f64>,
+    /// Adapted weights: a preset (attention, cross-attention, attention+ff, all-linear, conv) or a
+    /// regular expression over weight paths; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) target: Vec<String>,
+    /// How weights are adapted: soda, soda-qr, svdiff, lora, dora, oft, ... (a wrong name lists all)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) method: Option<String>,
+    /// Train adapters of the text encoders besides those of the denoiser (docs/guide-text-encoder.md)
+    #[arg(long)]
+    pub(crate) train_text_encoder: bool,
+    /// Train the text encoders with this learning rate instead of that of the denoiser
+    #[arg(long, value_name = "LR")]
+    pub(crate) text_encoder_lr: Option<f64>,
+    /// Textual inversion: a new word, and the words that its embedding starts from, as in `<mug>=mug`; may be
+    /// given several times (docs/guide-words.md)
+    #[arg(long, value_name = "WORD=WORDS")]
+    pub(crate) token: Vec<String>,
+    /// Learning rate of the new words instead of --spectrum-lr
+    #[arg(long, value_name = "LR", requires = "token")]
+    pub(crate) token_lr: Option<f64>,
+    /// The trigger words, which replace `[trigger]` in captions and prompts
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) trigger: Option<String>,
+    /// Number of Kronecker factors of each rotation
+    #[arg(long, value_name = "M", conflicts_with = "no_rotation")]
+    pub(crate) factors: Option<usize>,
+    /// Train the spectrum only (SVDiff)
+    #[arg(long, conflicts_with = "no_spectrum")]
+    pub(crate) no_rotation: bool,
+    /// Train the rotations only
+    #[arg(long)]
+    pub(crate) no_spectrum: bool,
+    /// Prompt of images before and after the training; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) sample: Vec<String>,
+}
+
+impl SettingsArgs {
+    /// Makes the configuration: defaults, then the file or the preset, then the options.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an unknown setting, or a setting of another method.
+    pub(crate) fn train_config(&self) -> Result<TrainConfig> {
+        let mut config = TrainConfig::from_table(self.table()?)?;
+        self.override_rates(&mut config);
+        config.steps = self.steps.unwrap_or(config.steps);
+        config.batch_size = self.batch_size.unwrap_or(config.batch_size);
+        config.seed = self.seed.unwrap_or(config.seed);
+        if !self.target.is_empty() {
+            config.targets = Targets(self.target.clone());
+        }
+        if !self.sample.is_empty() {
+            config.samples.prompts.clone_from(&self.sample);
+        }
+        config.trigger = self.trigger.clone().or(config.trigger);
+        for word in &self.token {
+            let (word, like) = word.split_once('=').unwrap_or((word, ""));
+            let tokens = config.tokens.get_or_insert_default();
+            tokens.words.insert(word.to_owned(), like.to_owned());
+            tokens.learning_rate = self.token_lr.or(tokens.learning_rate);
+        }
+        self.override_soda(&mut config)?;
+        Ok(config)
+    }
+
+    /// The options that are settings of the TOML form.
+    fn table(&self) -> Result<toml::Table> {
+        let mut table = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+                // The text is parsed as a configuration, so that an error names its line.
+                let config =
+                    TrainConfig::from_toml(&text).with_context(|| path.display().to_string())?;
+                toml::Table::try_from(config)?
+            }
+            None => preset(self.preset.as_deref().unwrap_or("toybox"))?,
+        };
+        for (key, path) in [("base", &self.base), ("data", &self.data), ("judges", &self.judges)] {
+            if let Some(path) = path {
+                let path = path.to_str().with_context(|| format!("--{key} is no UTF-8"))?;
+                table.insert(key.to_owned(), path.into());
+            }
+        }
+        if let Some(prompt) = &self.prompt {
+            table.insert("prompt".to_owned(), prompt.as_str().into());
+        }
+        if let Some(name) = &self.method {
+            apply_setting(&mut table, &format!("method={name}"))?;
+        }
+        for setting in &self.set {
+            apply_setting(&mut table, setting)?;
+        }
+        if !(table.contains_key("base") && table.contains_key("data")) {
+            anyhow::bail!("give --config, or --base and --data");
+        }
+        Ok(table)
+    }
+
+    fn override_rates(&self, config: &mut TrainConfig) {
+        let optimizer = &mut config.optimizer;
+        optimizer.rotation_lr = self.rotation_lr.unwrap_or(optimizer.rotation_lr);
+        optimizer.spectrum_lr = self.spectrum_lr.unwrap_or(optimizer.spectrum_lr);
+        if self.train_text_encoder || self.text_encoder_lr.is_some() {
+            let text_encoder = config.text_encoder.get_or_insert_default();
+            text_encoder.enabled = true;
+            text_encoder.learning_rate = self.text_encoder_lr.or(text_encoder.learning_rate);
+        }
+    }
+
+    fn override_soda(&self, config: &mut TrainConfig) -> Result<()> {
+        if self.factors.is_none() && !self.no_rotation && !self.no_spectrum {
+            return Ok(());
+        }
+        let MethodConfig::Soda(soda) = &mut config.method else {
+            anyhow::bail!("--factors, --no-rotation and --no-spectrum are settings of SODA");
+        };
+        if let Some(factors) = self.factors {
+            soda.rotation =
+                Some(RotationConfig { factors, ..soda.rotation.take().unwrap_or_default() });
+        }
+        if self.no_rotation {
+            soda.rotation = None;
+        }
+        if self.no_spectrum {
+            soda.spectrum = None;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! `soda` commands that run as child processes of a comparison.
+//!
+//! A run in a process of its own cannot take others down with it, and its peak memory can be measured.
+
+use std::ffi::OsString;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+/// The environment of the child processes.
+#[derive(Debug)]
+pub(crate) struct ChildPool {
+    /// The number of child processes that run at once. Each gets its share of the cores.
+    pub(crate) jobs: usize,
+    /// The CUDA devices that the children are spread over; if empty, each sees all of them.
+    pub(crate) gpus: Vec<u32>,
+}
+
+impl ChildPool {
+    /// Runs this program with `argv` as the child of a worker. Returns its peak memory in bytes, where the
+    /// system reports it.
+    ///
+    /// # Errors
+    /// The child cannot be started or fails. The message is what the child wrote to standard error.
+    pub(crate) fn run(&self, argv: &[OsString], worker: usize) -> Result<Option<u64>> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut command = Command::new(program);
+        command
+            .args(argv)
+            .env("RAYON_NUM_THREADS", (cores / self.jobs).max(1).to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if let Some(gpu) = self.gpus.get(worker % self.gpus.len().max(1)) {
+            command.env("CUDA_VISIBLE_DEVICES", gpu.to_string());
+        }
+        wait(command)
+    }
+}
+
+/// Waits for the command to succeed and polls its peak memory.
+fn wait(mut command: Command) -> Result<Option<u64>> {
+    let mut child = command.spawn().context("cannot start a child process")?;
+    let mut peak = None;
+    while child.try_wait()?.is_none() {
+        peak = peak.max(peak_memory(child.id()));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", message.trim().trim_start_matches("error: "));
+    }
+    Ok(peak)
+}
+
+/// Linux's `VmHWM`: the largest resident set size of the process so far, in bytes.
+fn peak_memory(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

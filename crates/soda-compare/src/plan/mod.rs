@@ -1,0 +1,10 @@
+//! The plan of a comparison: arms x data sets x seeds, read from TOML and checked.
+
+mod check;
+mod comparison_plan;
+mod config;
+mod data_set;
+
+pub use comparison_plan::ComparisonPlan;
+pub use config::{ArmConfig, ComparisonConfig, RunGrid};
+pub use data_set::DataSetConfig;

@@ -1,0 +1,264 @@
+//! [`Kernels`] and [`KernelGradients`] for the CubeCL backend: libraries and kernels where they take the
+//! operands.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, FloatDType};
+
+use super::launch::attention::Attention;
+use super::launch::group_norm::GroupNorm;
+use super::launch::{
+    bias_residual, cast_pair, concat_channels, geglu, layer_norm, scale_columns, softmax,
+};
+use super::support::{Cube, cublas_takes, kernels_take, on_cuda, row_kernels_take};
+use super::{cublas, cublaslt, cudnn, dlopen};
+use crate::backend::{AttentionGradient, KernelGradients, Kernels};
+use crate::fallback;
+
+type Float = FloatTensor<Cube>;
+
+impl Kernels for Cube {
+    // Rows of scores then begin at multiples of 16 bytes, without which cuBLAS has no fast product.
+    const HALF_KEY_MULTIPLE: usize = 8;
+
+    fn matmul(lhs: Float, rhs: Float) -> Float {
+        if cublas_takes(&lhs) && lhs.dtype == rhs.dtype {
+            return cublas::matmul(lhs, rhs);
+        }
+        Self::float_matmul(lhs, rhs)
+    }
+
+    fn addmm(lhs: Float, rhs: Float, addend: Float) -> Float {
+        if cublas_takes(&lhs) && [&rhs, &addend].iter().all(|x| x.dtype == lhs.dtype) {
+            if cublas::adds_in_place(&addend) {
+                return cublas::addmm_in_place(lhs, rhs, addend);
+            }
+            if cublaslt::takes([&lhs, &rhs, &addend]) {
+                return cublaslt::addmm(lhs, rhs, &addend);
+            }
+        }
+        Self::float_add(Self::matmul(lhs, rhs), addend)
+    }
+
+    fn matmul_to_f32(lhs: Float, rhs: Float) -> Float {
+        let half = matches!(lhs.dtype, DType::F16 | DType::BF16) && lhs.dtype == rhs.dtype;
+        if half && cublas_takes(&lhs) {
+            return cublas::matmul_to_f32(lhs, rhs);
+        }
+        fallback::low_rank::matmul_to_f32::<Self>(lhs, rhs)
+    }
+
+    fn cast_pair(a: Float, b: Float, dtype: FloatDType) -> (Float, Float) {
+        let to = DType::from(dtype);
+        let narrower = matches!(to, DType::F16 | DType::BF16);
+        if narrower && kernels_take(&a) && a.dtype == DType::F32 && b.dtype == DType::F32 {
+            return cast_pair::f32_to_half(a, b, to);
+        }
+        fallback::low_rank::cast_pair::<Self>(a, b, dtype)
+    }
+
+    fn conv2d_forward(x: Float, weight: Float, options: ConvOptions<2>) -> Float {
+        if on_cuda(&x) && x.dtype == weight.dtype && dlopen::cudnn_present() {
+            return cudnn::forward(x, weight, &options);
+        }
+        Self::conv2d(x, weight, None, options)
+    }
+
+    fn attention_forward(q: Float, k: Float, v: Float, scale: f64) -> Float {
+        match Attention::new(&q, &k, &v, scale) {
+            Some(attention) => attention.forward([q, k, v], None),
+            None => fallback::attention::forward::<Self>(q, k, v, scale),
+        }
+    }
+
+    fn masked_softmax(scores: Float, keys: usize) -> Float {
+        if row_kernels_take(&scores) {
+            return softmax::masked_softmax(scores, keys);
+        }
+        fallback::attention::masked_softmax::<Self>(scores, keys)
+    }
+
+    fn group_norm_forward(
+        x: Float,
+        gamma: Float,
+        beta: Float,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> (Float, Option<Float>) {
+        if kernels_take(&x) && x.dtype == gamma.dtype {
+            let norm = GroupNorm { groups, eps: eps as f32, silu };
+            let (y, stats) = norm.forward(x, gamma, beta);
+            return (y, Some(stats));
+        }
+        (fallback::norm::group_norm::<Self>(x, gamma, beta, groups, eps, silu), None)
+    }
+
+    fn layer_norm_forward(x: Float, gamma: Float, beta: Float, eps: f64) -> Float {
+        if row_kernels_take(&x) && x.dtype == gamma.dtype {
+            return layer_norm::layer_norm(x, gamma, beta, eps as f32);
+        }
+        Self::layer_norm(x, gamma, Some(beta), eps)
+    }
+
+    fn geglu(x: Float) -> Float {
+        if kernels_take(&x) {
+            return geglu::geglu(x, None);
+        }
+        fallback::geglu::forward::<Self>(x)
+    }
+
+    fn geglu_with_bias(x: Float, bias: Float) -> Float {
+        if kernels_take(&x) && bias.dtype == x.dtype {
+            return geglu::geglu(x, Some(bias));
+        }
+        Self::geglu(fallback::geglu::add_bias::<Self>(x, bias))
+    }
+
+    fn add_bias(x: Float, bias: Float) -> Float {
+        if kernels_take(&x) && bias.dtype == x.dtype {
+            return bias_residual::bias_residual(x, bias, None);
+        }
+        fallback::bias_residual::add_bias::<Self>(x, bias)
+    }
+
+    fn add_bias_residual(x: Float, bias: Float, residual: Float) -> Float {
+        if kernels_take(&x) && bias.dtype == x.dtype && residual.dtype == x.dtype {
+            return bias_residual::bias_residual(x, bias, Some(residual));
+        }
+        Self::float_add(fallback::bias_residual::add_bias::<Self>(x, bias), residual)
+    }
+
+    fn concat_channels(a: Float, b: Float) -> Float {
+        if kernels_take(&a) && a.dtype == b.dtype {
+            return concat_channels::concat_channels(a, b);
+        }
+        Self::float_cat(vec![a, b], 1)
+    }
+
+    fn scale_columns(l: Float, gain: Float, floor: Float) -> Float {
+        if kernels_take(&l) && gain.dtype == DType::F32 {
+            return scale_columns::scale_columns(l, gain, floor);
+        }
+        fallback::scale_columns::forward::<Self>(l, gain, floor)
+    }
+
+    fn scale_columns_gradient(l: Float, dy: Float, gain: Float, floor: Float) -> Float {
+        if kernels_take(&l) && gain.dtype == DType::F32 {
+            return scale_columns::gradient(l, dy, gain, floor);
+        }
+        fallback::scale_columns::gradient::<Self>(l, dy, gain, floor)
+    }
+}
+
+impl KernelGradients for Cube {
+    fn attention_saving(q: Float, k: Float, v: Float, scale: f64) -> (Float, Option<Float>) {
+        let Some(attention) = Attention::new(&q, &k, &v, scale) else {
+            return fallback::attention::forward_saving::<Self>(q, k, v, scale);
+        };
+        let logsumexp = attention.empty_logsumexp(&q);
+        (attention.forward([q, k, v], Some(&logsumexp)), Some(logsumexp))
+    }
+
+    fn attention_gradient(
+        [q, k, v]: [Float; 3],
+        saved: Option<[Float; 2]>,
+        grad: Float,
+        scale: f64,
+        wanted: [bool; 3],
+    ) -> AttentionGradient<Self> {
+        let Some([value, saved]) = saved else {
+            return fallback::attention::gradient::<Self>([q, k, v], grad, None, scale, wanted);
+        };
+        // The same operands as in the forward pass, so `saved` is the log-sum-exp if the kernels take them.
+        let Some(attention) = Attention::new(&q, &k, &v, scale) else {
+            let weights = Some(saved);
+            return fallback::attention::gradient::<Self>([q, k, v], grad, weights, scale, wanted);
+        };
+        let [dq, dk, dv] = attention.gradient([q, k, v], grad, value, &saved);
+        (wanted[0].then_some(dq), wanted[1].then_some(dk), wanted[2].then_some(dv))
+    }
+
+    fn softmax_gradient(p: Float, dp: Float) -> Float {
+        if row_kernels_take(&p) {
+            return softmax::gradient(p, dp);
+        }
+        fallback::attention::softmax_gradient::<Self>(p, dp)
+    }
+
+    fn conv2d_input_gradient(
+        grad: Float,
+        weight: Float,
+        size: [usize; 2],
+        options: ConvOptions<2>,
+    ) -> Float {
+        if on_cuda(&grad) && grad.dtype == weight.dtype && dlopen::cudnn_present() {
+            return cudnn::input_gradient(grad, weight, size, &options);
+        }
+        flipped_convolution(grad, weight, size, options)
+    }
+
+    fn group_norm_gradient(
+        x: Float,
+        dy: Float,
+        gamma: Float,
+        beta: Float,
+        stats: Option<Float>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> Float {
+        match stats {
+            Some(stats) => {
+                let norm = GroupNorm { groups, eps: eps as f32, silu };
+                norm.gradient(x, dy, gamma, beta, stats)
+            }
+            None => {
+                fallback::norm::group_norm_gradient::<Self>(x, dy, gamma, beta, groups, eps, silu)
+            }
+        }
+    }
+
+    fn layer_norm_gradient(x: Float, dy: Float, gamma: Float, eps: f64) -> Float {
+        if row_kernels_take(&x) && x.dtype == gamma.dtype {
+            return layer_norm::gradient(x, dy, gamma, eps as f32);
+        }
+        fallback::norm::layer_norm_gradient::<Self>(x, dy, gamma, eps)
+    }
+
+    fn geglu_gradient(x: Float, bias: Option<Float>, dy: Float) -> Float {
+        if kernels_take(&x) && bias.as_ref().is_none_or(|bias| bias.dtype == x.dtype) {
+            return geglu::gradient(x, bias, dy);
+        }
+        fallback::geglu::gradient::<Self>(x, bias, dy)
+    }
+
+    fn split_channels(dy: Float, channels: usize) -> (Float, Float) {
+        if kernels_take(&dy) {
+            return concat_channels::split_channels(dy, channels);
+        }
+        fallback::concat_channels::split_channels::<Self>(dy, channels)
+    }
+}
+
+/// The gradient of a convolution by its input without cuDNN: a forward convolution with the flipped kernel.
+///
+/// Only the kernel of the forward pass is compiled that way. A stride or a large padding takes a transposed
+/// convolution.
+fn flipped_convolution(
+    dy: Float,
+    weight: Float,
+    size: [usize; 2],
+    options: ConvOptions<2>,
+) -> Float {
+    let [_, _, kh, kw] = weight.shape().dims();
+    let padding = options.padding_begin();
+    if options.stride != [1, 1] || padding[0] >= kh || padding[1] >= kw {
+        return fallback::conv::transposed::<Cube>(dy, weight, size, options);
+    }
+    let weight = Cube::float_flip(Cube::float_swap_dims(weight, 0, 1), &[2, 3]);
+    let padding = [kh - 1 - padding[0], kw - 1 - padding[1]];
+    Cube::conv2d_forward(dy, weight, ConvOptions::new([1, 1], padding, [1, 1], 1))
+}

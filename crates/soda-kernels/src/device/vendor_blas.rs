@@ -1,0 +1,14 @@
+//! Whether matrix products go to a library of the device's vendor.
+
+use burn::tensor::Tensor;
+
+use crate::cuda;
+
+/// Whether [`matmul`](crate::matmul) computes float32 products on the device of `x` with the vendor's BLAS
+/// (cuBLAS).
+///
+/// Such a product keeps all digits of float32 at the full speed of the device. burn's own kernels may round
+/// the factors to TF32.
+pub fn has_vendor_blas<const D: usize>(x: &Tensor<D>) -> bool {
+    cuda::has_blas(x)
+}

@@ -1,0 +1,60 @@
+//! GEGLU and its gradient.
+
+use std::ops::Range;
+
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::Slice;
+
+use crate::backend::{KernelGradients, Kernels};
+
+/// [`Kernels::geglu`].
+pub(crate) fn forward<B: Kernels>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let [a, b] = halves::<B>(x);
+    B::float_mul(a, B::gelu(b))
+}
+
+/// [`KernelGradients::geglu_gradient`].
+pub(crate) fn gradient<B: KernelGradients>(
+    x: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    dy: FloatTensor<B>,
+) -> FloatTensor<B> {
+    if let Some(bias) = bias {
+        return B::geglu_gradient(add_bias::<B>(x, bias), None, dy);
+    }
+    let last = x.rank() - 1;
+    let [a, b] = halves::<B>(x);
+    let erf = B::float_erf(B::float_mul_scalar(b.clone(), std::f64::consts::FRAC_1_SQRT_2.into()));
+    let cdf = B::float_mul_scalar(B::float_add_scalar(erf, 1.0.into()), 0.5.into());
+    let exponent = B::float_mul_scalar(B::float_mul(b.clone(), b.clone()), (-0.5).into());
+    let peak = (2.0 * std::f64::consts::PI).sqrt().recip();
+    let density = B::float_mul_scalar(B::float_exp(exponent), peak.into());
+    let da = B::float_mul(dy.clone(), B::float_mul(b.clone(), cdf.clone()));
+    let slope = B::float_add(cdf, B::float_mul(b, density));
+    let db = B::float_mul(dy, B::float_mul(a, slope));
+    B::float_cat(vec![da, db], last)
+}
+
+/// The sum `x + bias`, with the bias along the last axis.
+pub(crate) fn add_bias<B: Kernels>(x: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    let mut shape = x.shape();
+    let last = shape.num_dims() - 1;
+    for axis in 0..last {
+        shape[axis] = 1;
+    }
+    B::float_add(x, B::float_reshape(bias, shape))
+}
+
+/// The two halves of the last axis.
+fn halves<B: Kernels>(x: FloatTensor<B>) -> [FloatTensor<B>; 2] {
+    let shape = x.shape();
+    let last = shape.num_dims() - 1;
+    let half = shape[last] / 2;
+    let slice = |range: Range<usize>| {
+        let mut slices = vec![Slice::full(); last];
+        slices.push(Slice::from(range));
+        B::float_slice(x.clone(), &slices)
+    };
+    [slice(0..half), slice(half..2 * half)]
+}

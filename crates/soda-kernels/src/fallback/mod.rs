@@ -1,0 +1,34 @@
+//! The kernels in burn's own operations, for any backend: the defaults of [`Kernels`](crate::Kernels) and
+//! [`KernelGradients`](crate::KernelGradients).
+
+pub(crate) mod attention;
+pub(crate) mod bias_residual;
+pub(crate) mod concat_channels;
+pub(crate) mod conv;
+pub(crate) mod geglu;
+pub(crate) mod low_rank;
+pub(crate) mod norm;
+pub(crate) mod scale_columns;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::{DType, FloatDType};
+
+/// Swaps the last two axes.
+pub(crate) fn transposed<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
+    let rank = matrix.rank();
+    B::float_swap_dims(matrix, rank - 2, rank - 1)
+}
+
+/// Casts `x` to `dtype`. A tensor of that dtype is returned as it is.
+pub(crate) fn cast<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if x.dtype() == dtype { x } else { B::float_cast(x, dtype.into()) }
+}
+
+/// Casts half precision to float32. Other dtypes stay.
+pub(crate) fn at_least_f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => B::float_cast(x, FloatDType::F32),
+        _ => x,
+    }
+}

@@ -1,0 +1,105 @@
+//! Group norm and layer norm, and their gradients by the input.
+//!
+//! Statistics are in float32 whatever the dtype of the network.
+
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::FloatTensor;
+
+use super::{at_least_f32, cast};
+use crate::backend::{KernelGradients, Kernels};
+
+/// [`Kernels::group_norm_forward`].
+pub(crate) fn group_norm<B: Kernels>(
+    x: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let [batch, channels, height, width] = shape.dims();
+    let rows = [batch * groups, channels / groups * height * width];
+    let maps = [batch, channels, height * width];
+    let (xhat, _) = normalized::<B>(B::float_reshape(at_least_f32::<B>(x), rows.into()), eps);
+    let z = affine::<B>(B::float_reshape(xhat, maps.into()), gamma, beta, [1, channels, 1]);
+    let y = if silu { B::float_mul(z.clone(), B::sigmoid(z)) } else { z };
+    cast::<B>(B::float_reshape(y, shape), dtype)
+}
+
+/// [`KernelGradients::group_norm_gradient`].
+pub(crate) fn group_norm_gradient<B: KernelGradients>(
+    x: FloatTensor<B>,
+    dy: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let [batch, channels, height, width] = shape.dims();
+    let rows = [batch * groups, channels / groups * height * width];
+    let maps = [batch, channels, height * width];
+    let (xhat, rstd) = normalized::<B>(B::float_reshape(at_least_f32::<B>(x), rows.into()), eps);
+    let mut dz = B::float_reshape(at_least_f32::<B>(dy), maps.into());
+    if silu {
+        // s (1 + z (1 - s)) = s + y (1 - s) with y = z s
+        let z = B::float_reshape(xhat.clone(), maps.into());
+        let z = affine::<B>(z, gamma.clone(), beta, [1, channels, 1]);
+        let s = B::sigmoid(z.clone());
+        let y = B::float_mul(z, s.clone());
+        let slope = B::float_add(s.clone(), B::float_sub(y.clone(), B::float_mul(y, s)));
+        dz = B::float_mul(dz, slope);
+    }
+    let gamma = B::float_reshape(at_least_f32::<B>(gamma), [1, channels, 1].into());
+    let g = B::float_reshape(B::float_mul(dz, gamma), rows.into());
+    let dx = input_gradient::<B>(g, xhat, rstd);
+    cast::<B>(B::float_reshape(dx, shape), dtype)
+}
+
+/// [`KernelGradients::layer_norm_gradient`].
+pub(crate) fn layer_norm_gradient<B: KernelGradients>(
+    x: FloatTensor<B>,
+    dy: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    eps: f64,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let width = gamma.shape()[0];
+    let rows = [shape.num_elements() / width.max(1), width];
+    let (xhat, rstd) = normalized::<B>(B::float_reshape(at_least_f32::<B>(x), rows.into()), eps);
+    let dy = B::float_reshape(at_least_f32::<B>(dy), rows.into());
+    let g = B::float_mul(dy, B::float_reshape(at_least_f32::<B>(gamma), [1, width].into()));
+    cast::<B>(B::float_reshape(input_gradient::<B>(g, xhat, rstd), shape), dtype)
+}
+
+/// `xhat` and `rstd` of the rows of a matrix.
+fn normalized<B: Kernels>(x: FloatTensor<B>, eps: f64) -> (FloatTensor<B>, FloatTensor<B>) {
+    let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 1));
+    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), 1);
+    let rstd = B::float_recip(B::float_sqrt(B::float_add_scalar(variance, eps.into())));
+    (B::float_mul(centred, rstd.clone()), rstd)
+}
+
+/// `rstd (g - mean(g) - xhat mean(g xhat))`.
+fn input_gradient<B: Kernels>(
+    g: FloatTensor<B>,
+    xhat: FloatTensor<B>,
+    rstd: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let along = B::float_mean_dim(B::float_mul(g.clone(), xhat.clone()), 1);
+    let centred = B::float_sub(g.clone(), B::float_mean_dim(g, 1));
+    B::float_mul(B::float_sub(centred, B::float_mul(xhat, along)), rstd)
+}
+
+/// `gamma xhat + beta`, with the parameters reshaped to `shape`.
+fn affine<B: Kernels>(
+    xhat: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    shape: [usize; 3],
+) -> FloatTensor<B> {
+    let [gamma, beta] = [gamma, beta].map(|p| B::float_reshape(at_least_f32::<B>(p), shape.into()));
+    B::float_add(B::float_mul(xhat, gamma), beta)
+}

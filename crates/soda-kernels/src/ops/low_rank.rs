@@ -1,0 +1,114 @@
+//! A linear layer with a low-rank update, as LoRA trains it, as one operation.
+//!
+//! ```text
+//! h = x A      y = x W + h B          g = dy B'      dx = dy W' + g A'      dA = x' g      dB = h' dy
+//! ```
+//!
+//! Both products of either pass are accumulated in one buffer, instead of written apart and added by a third
+//! operation. The gradients by `A` and `B` are summed in float32 and not rounded to half precision.
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Dispatch, TensorMetadata};
+use burn::tensor::{DType, Tensor};
+
+use crate::backend::Kernels;
+use crate::fallback::low_rank::{LowRank, forward};
+use crate::fallback::{cast, transposed};
+
+/// The LoRA layer `x w + (x a) b` for `x` `[rows, in]`, `w` `[in, out]`, `a` `[in, r]` and `b` `[r, out]`.
+///
+/// `x` and `w` have one dtype. The factors are rounded to it; their gradients have the dtypes of the factors.
+/// See Hu et al., "LoRA", arXiv 2106.09685.
+///
+/// # Panics
+/// If the shapes do not fit.
+#[track_caller]
+pub fn linear_low_rank(x: Tensor<2>, w: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let ([_, input], [_, output], rank) = (x.dims(), w.dims(), a.dims()[1]);
+    let sizes = [w.dims()[0], a.dims()[0], b.dims()[0], b.dims()[1]];
+    assert_eq!(sizes, [input, input, rank, output], "linear_low_rank: the shapes do not fit");
+    let [x, w, a, b] = [x, w, a, b].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::linear_low_rank(x, w, a, b))
+}
+
+#[derive(Debug)]
+struct LinearLowRank;
+
+/// The state of the backward pass.
+#[derive(Clone, Debug)]
+struct Saved<T> {
+    x: Option<NodeId>,
+    w: Option<NodeId>,
+    /// `a` and `b` in the dtype of `x`.
+    factors: [T; 2],
+    /// The dtypes of `a` and `b`.
+    dtypes: [DType; 2],
+    h: Option<T>,
+}
+
+/// Records [`Kernels::linear_low_rank`] on the tape.
+pub(crate) fn record<B: Kernels, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    w: FloatTensor<Autodiff<B, C>>,
+    a: FloatTensor<Autodiff<B, C>>,
+    b: FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = [x.node(), w.node(), a.node(), b.node()];
+    match Backward::<B, 4>::prepare::<C>(LinearLowRank, nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let x_saved = (w.is_tracked() || a.is_tracked()).then(|| prep.checkpoint(&x));
+            let (x_tracked, b_tracked) = (x.is_tracked(), b.is_tracked());
+            let w_saved = x_tracked.then(|| prep.checkpoint(&w));
+            let dtypes = [a.dtype(), b.dtype()];
+            let [x, w, a, b] = [x, w, a, b].map(|tensor| tensor.into_primitive());
+            let LowRank { y, factors, h } = forward::<B>(x, w, a, b);
+            let h = b_tracked.then_some(h);
+            prep.finish(Saved { x: x_saved, w: w_saved, factors, dtypes, h }, y)
+        }
+        OpsKind::UnTracked(prep) => {
+            let [x, w, a, b] = [x, w, a, b].map(|tensor| tensor.into_primitive());
+            prep.finish(forward::<B>(x, w, a, b).y)
+        }
+    }
+}
+
+impl<B: Kernels> Backward<B, 4> for LinearLowRank {
+    type State = Saved<FloatTensor<B>>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 4>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let Saved { x, w, factors: [a, b], dtypes, h } = ops.state;
+        let [x_id, w_id, a_id, b_id] = ops.parents.map(|node| node.map(|node| node.id));
+        let mut saved = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let (x, w) = (x.map(&mut saved), w.map(&mut saved));
+        if let (Some(id), Some(h)) = (b_id, h) {
+            let db = B::matmul_to_f32(transposed::<B>(h), dy.clone());
+            grads.register::<B>(id, cast::<B>(db, dtypes[1]));
+        }
+        if let (Some(id), Some(x)) = (w_id, &x) {
+            grads.register::<B>(id, B::matmul(transposed::<B>(x.clone()), dy.clone()));
+        }
+        if x_id.is_none() && a_id.is_none() {
+            return;
+        }
+        let g = B::matmul(dy.clone(), transposed::<B>(b));
+        if let (Some(id), Some(x)) = (a_id, x) {
+            let da = B::matmul_to_f32(transposed::<B>(x), g.clone());
+            grads.register::<B>(id, cast::<B>(da, dtypes[0]));
+        }
+        if let (Some(id), Some(w)) = (x_id, w) {
+            let dx = B::matmul(dy, transposed::<B>(w));
+            grads.register::<B>(id, B::addmm(g, transposed::<B>(a), dx));
+        }
+    }
+}

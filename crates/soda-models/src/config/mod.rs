@@ -1,0 +1,13 @@
+//! Reading `config.json` files: every field is honoured or refused, none is ignored.
+//!
+//! diffusers' configs list every argument of a constructor, most of them at the value that switches a feature
+//! off. A reader that skipped unknown fields would load a model whose feature is *on*, and generate other
+//! images.
+//!
+//! So a config struct lists the fields that it honours. A table lists the other fields with the values at
+//! which they have no effect.
+
+mod file;
+pub(crate) mod pretrained;
+
+pub use file::{ConfigFile, InvalidField, read};

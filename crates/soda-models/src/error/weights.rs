@@ -1,0 +1,106 @@
+//! Errors of weight files.
+
+use std::path::PathBuf;
+
+/// Why a weight file was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The file is truncated or is not a safetensors file.
+    #[error("{} is no valid safetensors file ({reason}): download or export it again", .path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason.
+        reason: String,
+    },
+
+    /// The file is a pickle, which runs code when it is read.
+    #[error(
+        "{} is a pickle, which can run any code when it is read: convert it in Python, with from_pretrained(...).save_pretrained(..., safe_serialization=True) or from_single_file",
+        .path.display()
+    )]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// The file holds another kind of model than the one asked for.
+    #[error("{} cannot be read as this model: {reason}", .path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+
+    /// The file lacks tensors that the network needs.
+    #[error(
+        "{} lacks {} of the network's tensors ({}): it belongs to another model or to another config.json",
+        .path.display(), .keys.len(), first_keys(.keys)
+    )]
+    MissingKeys {
+        /// The file.
+        path: PathBuf,
+        /// The missing keys, as the checkpoint names them.
+        keys: Vec<String>,
+    },
+
+    /// The file holds tensors that the network does not have.
+    #[error(
+        "{} holds {} tensors that the network has no place for ({}): it belongs to another model or to another config.json",
+        .path.display(), .keys.len(), first_keys(.keys)
+    )]
+    UnusedKeys {
+        /// The file.
+        path: PathBuf,
+        /// The unused keys, as the checkpoint names them.
+        keys: Vec<String>,
+    },
+
+    /// A tensor has another shape than the config asks for.
+    #[error(
+        "{}: `{key}` has the shape {found:?} where config.json asks for {expected:?}: the two do not belong together",
+        .path.display()
+    )]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The shape that the config asks for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+
+    /// A tensor has an element type that is not a float.
+    #[error("{}: `{key}` is stored as {dtype}: only float weights are read; export the model as float16 or float32", .path.display())]
+    DType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The element type found.
+        dtype: String,
+    },
+
+    /// A weight is NaN or infinite.
+    #[error("{}: `{key}` contains a {value} at position {index}: the weights are damaged; download or export the file again", .path.display())]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The position of the first bad element, in row-major order.
+        index: usize,
+        /// The first bad element.
+        value: f64,
+    },
+}
+
+/// The first three keys as text. A list of hundreds of keys would hide the rest of the message.
+fn first_keys(keys: &[String]) -> String {
+    let shown = keys.iter().take(3).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    if keys.len() > 3 { format!("{shown}, ...") } else { shown }
+}

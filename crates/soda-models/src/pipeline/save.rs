@@ -1,0 +1,149 @@
+//! Saving a directory in diffusers' layout.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::FloatDType;
+use serde_json::json;
+
+use super::json;
+use super::load::{DIFFUSERS, TRANSFORMERS, model_index};
+use super::model::Pipeline;
+use super::textual_inversion;
+use crate::clip::ClipTextModel;
+use crate::config;
+use crate::error::{ConfigError, ModelError};
+use crate::scheduler::SchedulerConfig;
+use crate::tokenizer::Tokenizer;
+use crate::weights;
+
+impl Pipeline {
+    /// Saves a directory that diffusers and [`Pipeline::load`] read, as f32. Merged weights are therefore not
+    /// rounded.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`Pipeline::save_as`].
+    pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
+        self.save_as(dir, FloatDType::F32)
+    }
+
+    /// Saves a directory that diffusers and [`Pipeline::load`] read, with weights of `dtype`.
+    ///
+    /// Configs and tokenizers are copied from [`Pipeline::source`], and the weights are those in memory. The
+    /// directory appears whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Io`] if `dir` exists already or the system refuses to write. [`ModelError`] for files of
+    /// the source that cannot be read.
+    pub fn save_as(&self, dir: &Path, dtype: FloatDType) -> Result<(), ModelError> {
+        let io = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| ModelError::Io { path, source }
+        };
+        if dir.exists() {
+            return Err(io(dir)(std::io::ErrorKind::AlreadyExists.into()));
+        }
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(io(parent))?;
+        // The staging folder is beside the target, since a rename cannot cross file systems. It is removed
+        // when this function returns.
+        let staging =
+            tempfile::Builder::new().prefix(".soda-").tempdir_in(parent).map_err(io(parent))?;
+        // One level down, since the temporary folder itself is closed to other users.
+        let to = &staging.path().join("model");
+        fs::create_dir(to).map_err(io(to))?;
+
+        fs::write(to.join("model_index.json"), self.model_index()?).map_err(io(to))?;
+        for part in self.parts() {
+            let (from, to) = (self.source.join(part), to.join(part));
+            fs::create_dir(&to).map_err(io(&to))?;
+            for entry in fs::read_dir(&from).map_err(io(&from))? {
+                let name = entry.map_err(io(&from))?.file_name();
+                let file = from.join(&name);
+                let settings = file.extension().is_some_and(|e| e == "json" || e == "txt");
+                // An index of shards would mislead beside weights that are written as one file.
+                let index = name.to_string_lossy().contains(".safetensors.index.");
+                if settings && !index {
+                    fs::copy(&file, to.join(&name)).map_err(io(&file))?;
+                }
+            }
+        }
+        self.write_schedule(&to.join("scheduler/scheduler_config.json"))?;
+        let save = |part: &str, stem: &str| to.join(part).join(format!("{stem}.safetensors"));
+        let save_text = |tokenizer: &Tokenizer, encoder: &ClipTextModel, suffix: &str| {
+            let encoder = encoder.clone().with_merged_tokens();
+            let [own, of_tokenizer] =
+                ["text_encoder", "tokenizer"].map(|part| format!("{part}{suffix}"));
+            textual_inversion::save(tokenizer, &encoder, &to.join(of_tokenizer), &to.join(&own))?;
+            weights::save(&encoder, &save(&own, TRANSFORMERS), dtype)
+        };
+        save_text(&self.tokenizer, &self.text_encoder, "")?;
+        if let Some(second) = &self.second_text_encoder {
+            save_text(&second.tokenizer, &second.text_encoder, "_2")?;
+        }
+        weights::save(&self.denoiser, &save("unet", DIFFUSERS), dtype)?;
+        weights::save(&self.vae, &save("vae", DIFFUSERS), dtype)?;
+        fs::rename(to, dir).map_err(io(dir))
+    }
+
+    /// Writes what a fine-tune has changed of the schedule into the copied config.
+    fn write_schedule(&self, path: &Path) -> Result<(), ModelError> {
+        let (file, own): (SchedulerConfig, _) = (config::read(path)?, &self.scheduler);
+        if file.prediction_type == own.prediction_type
+            && file.rescale_betas_zero_snr == own.rescale_betas_zero_snr
+        {
+            return Ok(());
+        }
+        json::edit(path, |file| {
+            file.insert("prediction_type".to_owned(), json!(own.prediction_type));
+            file.insert("rescale_betas_zero_snr".to_owned(), json!(own.rescale_betas_zero_snr));
+            if own.rescale_betas_zero_snr {
+                file.insert("timestep_spacing".to_owned(), json!("trailing"));
+                file.insert("_class_name".to_owned(), json!(own.class));
+                for (field, value) in
+                    [("clip_sample", own.clip_sample), ("set_alpha_to_one", own.set_alpha_to_one)]
+                {
+                    if let Some(value) = value {
+                        file.insert(field.to_owned(), json!(value));
+                    }
+                }
+            }
+        })
+    }
+
+    /// The names of the directory's folders.
+    fn parts(&self) -> &'static [&'static str] {
+        const PARTS: &[&str] = &[
+            "scheduler",
+            "tokenizer",
+            "text_encoder",
+            "unet",
+            "vae",
+            "tokenizer_2",
+            "text_encoder_2",
+        ];
+        if self.second_text_encoder.is_some() { PARTS } else { &PARTS[..5] }
+    }
+
+    /// The source's `model_index.json` without the parts that are not written, such as a safety checker.
+    /// diffusers would look for them.
+    fn model_index(&self) -> Result<String, ModelError> {
+        let path = self.source.join("model_index.json");
+        let mut index = model_index(&self.source)?;
+        for (part, class) in &mut index {
+            if class.is_array() && !self.parts().contains(&part.as_str()) {
+                *class = json!([null, null]);
+            }
+        }
+        if self.second_text_encoder.is_none() {
+            index.insert("requires_safety_checker".to_string(), json!(false));
+        }
+        serde_json::to_string_pretty(&index)
+            .map_err(|source| ConfigError::Json { path, source }.into())
+    }
+}

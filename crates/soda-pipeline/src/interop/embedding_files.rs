@@ -1,0 +1,125 @@
+//! Embeddings (Textual Inversion) in the files of other tools.
+//!
+//! | layout | tensor names | written by | token |
+//! |---|---|---|---|
+//! | diffusers | the token | `save_textual_inversion` | the tensor name |
+//! | kohya, SD 1.x and 2.x | `emb_params` | `train_textual_inversion.py` | the file name |
+//! | kohya, OneTrainer, SDXL | `clip_l`, `clip_g` | `sdxl_train_textual_inversion.py` | the file name |
+//! | bundled with a LoRA | `bundle_emb.<token>.string_to_param.*`, `bundle_emb.<token>.clip_l` | LyCORIS, OneTrainer | in the tensor name |
+//!
+//! The vectors are `[k, width]`, or `[width]` for a single vector.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::TensorData;
+
+use crate::component::Component;
+use crate::error::{FormatError, PipelineError};
+use crate::file::EmbeddingVectors;
+use crate::safetensors_file::SafetensorsFile;
+
+/// Prefix of embeddings in a LoRA's file.
+const BUNDLE: &str = "bundle_emb.";
+
+/// Tensor names in files that are named after the token.
+const NAMES: &[(&str, Component)] = &[
+    ("emb_params", Component::TextEncoder),
+    ("string_to_param.*", Component::TextEncoder),
+    ("clip_l", Component::TextEncoder),
+    ("clip_g", Component::TextEncoder2),
+];
+
+/// Returns token and text encoder of a tensor with the name `key` in the file `path`; `None` for another
+/// tensor.
+///
+/// `alone` means that the file has no other tensor, as diffusers' files.
+pub(super) fn parse(key: &str, path: &Path, alone: bool) -> Option<(String, Component)> {
+    let encoder = |name: &str| {
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, component)| *component)
+    };
+    if let Some((token, name)) = key.strip_prefix(BUNDLE).and_then(|rest| rest.split_once('.')) {
+        return Some((token.to_owned(), encoder(name)?));
+    }
+    match encoder(key) {
+        Some(component) => {
+            let stem = path.file_stem().and_then(|stem| stem.to_str())?;
+            Some((stem.to_owned(), component))
+        }
+        None if alone => Some((key.to_owned(), Component::TextEncoder)),
+        None => None,
+    }
+}
+
+/// Converts the vectors of an embedding to `[k, width]`; `None` for another rank.
+pub(super) fn vectors(data: TensorData) -> Option<TensorData> {
+    match *data.shape().as_slice() {
+        [width] => Some(TensorData::new(data.iter::<f32>().collect(), [1, width])),
+        [_, _] => Some(data),
+        _ => None,
+    }
+}
+
+/// Writes each embedding as `<token>.safetensors` into `folder`, and returns the paths.
+///
+/// Embeddings for one text encoder are in diffusers' layout, which A1111 and ComfyUI read too. Embeddings for
+/// two text encoders are in the layout of kohya's scripts.
+///
+/// # Errors
+/// [`PipelineError::Format`] with the reason from the operating system.
+pub fn write_embeddings(
+    embeddings: &BTreeMap<String, EmbeddingVectors>,
+    folder: &Path,
+) -> Result<Vec<PathBuf>, PipelineError> {
+    let io = |source| FormatError::Io { action: "create", path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(io)?;
+    let write = |(token, vectors): (&String, &EmbeddingVectors)| {
+        let one_encoder = vectors.len() == 1;
+        let name = |component: &Component| match NAMES[2..]
+            .iter()
+            .find(|(_, encoder)| encoder == component)
+        {
+            Some((name, _)) if !one_encoder => (*name).to_owned(),
+            _ => token.clone(),
+        };
+        let tensors =
+            vectors.iter().map(|(component, data)| (name(component), data.clone())).collect();
+        let path = folder.join(format!("{}.safetensors", file_stem(token)));
+        SafetensorsFile { tensors, metadata: HashMap::new() }.write(&path)?;
+        Ok(path)
+    };
+    embeddings.iter().map(write).collect()
+}
+
+/// Removes the characters that some file systems refuse: `<mug>` becomes `mug`, the name in A1111 and
+/// ComfyUI.
+fn file_stem(token: &str) -> String {
+    let allowed = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    let stem: String = token.chars().filter(|c| allowed(*c)).collect();
+    if stem.is_empty() { "word".to_owned() } else { stem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn embeddings_are_found_in_every_layout() {
+        let path = Path::new("folder/mug.safetensors");
+        let [first, second] = [Component::TextEncoder, Component::TextEncoder2];
+        for (key, alone, expected) in [
+            ("<mug>", true, Some(("<mug>", first))),
+            ("<mug>", false, None),
+            ("emb_params", true, Some(("mug", first))),
+            ("clip_l", false, Some(("mug", first))),
+            ("clip_g", false, Some(("mug", second))),
+            ("bundle_emb.<cup>.string_to_param.*", false, Some(("<cup>", first))),
+            ("bundle_emb.cup.clip_g", false, Some(("cup", second))),
+            ("bundle_emb.cup.step", false, None),
+        ] {
+            let expected =
+                expected.map(|(token, component): (&str, _)| (token.to_owned(), component));
+            assert_eq!(parse(key, path, alone), expected, "{key}");
+        }
+    }
+}

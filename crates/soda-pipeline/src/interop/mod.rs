@@ -1,0 +1,43 @@
+//! Adapter files of other tools: reading ([`import`]) and writing ([`write_peft`] and the others).
+//!
+//! | format | names of the UNet's tensors | read | written |
+//! |---|---|---|---|
+//! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` | LoRA, DoRA, OFT | LoRA, DoRA, OFT, exactly |
+//! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight`, `….processor.to_q_lora.down.weight` | LoRA, DoRA | LoRA |
+//! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, names of SDXL's original code | LoRA, DoRA | LoRA |
+//! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1` | LoHa, LoKr | |
+//! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` | | any method, exactly |
+//!
+//! | format | names of the first text encoder | of the second |
+//! |---|---|---|
+//! | PEFT | a directory `text_encoder` beside `unet` | `text_encoder_2` |
+//! | diffusers | `text_encoder.` | `text_encoder_2.` |
+//! | kohya, LyCORIS | `lora_te_`; with two text encoders `lora_te1_` | `lora_te2_` |
+//!
+//! Embeddings (Textual Inversion) in files of their own or in a LoRA's file:
+//!
+//! | format | names | read | written |
+//! |---|---|---|---|
+//! | diffusers' Textual Inversion | `<token>` | yes | for one text encoder |
+//! | kohya's scripts | `emb_params`; `clip_l` and `clip_g` | yes | for two text encoders |
+//! | bundled with a LoRA | `bundle_emb.<token>.…` | yes | |
+//!
+//! An adapter that is not a LoRA becomes one by a truncated SVD of its delta ([`compress_to_lora`]). Each
+//! layer has the rank that its error budget needs, and a report of its error.
+
+mod compress;
+mod convert;
+mod embedding_files;
+mod export;
+mod import;
+mod key_names;
+mod layer_tensors;
+mod lycoris;
+mod peft_config;
+mod sgm_names;
+mod weight_names;
+
+pub use compress::{CompressedLora, CompressionBudget, LayerReport, LoraLayer, compress_to_lora};
+pub use embedding_files::write_embeddings;
+pub use export::{write_diff, write_diffusers, write_kohya, write_peft};
+pub use import::{Imported, import};

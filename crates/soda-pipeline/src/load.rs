@@ -1,0 +1,124 @@
+//! Loading an adapter onto a pipeline.
+
+use burn::module::Module as _;
+use soda_adapters::{AnyAdapter, Plan, PlanOptions};
+use soda_linalg::SvdCache;
+use soda_models::pipeline::Pipeline;
+use soda_models::scheduler::SchedulerOverrides;
+
+use crate::error::PipelineError;
+use crate::file::AdapterFile;
+use crate::textual_inversion::add_embeddings;
+
+/// Options of [`load_adapter`] and [`fuse_adapter`].
+pub struct LoadAdapterOptions<'a> {
+    /// Strength of the adapter: 0 is the base, 1 is the trained adapter. Rotations move along their geodesic.
+    pub strength: f64,
+    /// Cache of the base's decompositions.
+    pub cache: Option<&'a SvdCache>,
+    /// Called with the number of decomposed weights and of all weights of a network.
+    pub on_progress: Option<&'a mut dyn FnMut(usize, usize)>,
+}
+
+impl Default for LoadAdapterOptions<'_> {
+    fn default() -> Self {
+        Self { strength: 1.0, cache: None, on_progress: None }
+    }
+}
+
+/// Loads an adapter onto the pipeline that it was trained on.
+///
+/// The pipeline gets the noise schedule and the embeddings of the adapter. The returned plan has the adapters
+/// of all networks at the given strength, by paths of `pipeline.networks()`. Attach it to keep the adapters
+/// separate from the base, or call [`fuse_adapter`] instead.
+///
+/// ```no_run
+/// use burn::tensor::Device;
+/// use soda_models::pipeline::Pipeline;
+/// use soda_pipeline::{AdapterFile, LoadAdapterOptions, load_adapter};
+///
+/// let mut pipeline = Pipeline::load("models/toy".as_ref(), &Device::default())?;
+/// let adapter = AdapterFile::read("mug.safetensors".as_ref())?;
+/// let plan = load_adapter(&mut pipeline, &adapter, LoadAdapterOptions::default())?;
+/// pipeline.set_networks(plan.attach(pipeline.networks()));
+/// # Ok::<(), soda_pipeline::PipelineError>(())
+/// ```
+///
+/// # Errors
+/// [`PipelineError::DoesNotFit`] for an adapter of another base. Other variants for a strength that is not
+/// finite, an unknown noise schedule, and an embedding that the pipeline refuses. After an error, the
+/// pipeline may have the noise schedule and some embeddings of the adapter: read it again.
+pub fn load_adapter(
+    pipeline: &mut Pipeline,
+    adapter: &AdapterFile,
+    options: LoadAdapterOptions<'_>,
+) -> Result<Plan<AnyAdapter>, PipelineError> {
+    let LoadAdapterOptions { strength, cache, on_progress } = options;
+    if !strength.is_finite() {
+        return Err(PipelineError::InvalidOption {
+            option: "strength",
+            expected: "a finite number",
+            found: strength,
+        });
+    }
+    configure_pipeline(pipeline, adapter)?;
+    let mut options = PlanOptions { cache, on_progress, ..PlanOptions::default() };
+    Ok(plan_on(pipeline, adapter, &mut options)?.at_strength(strength)?)
+}
+
+/// Loads an adapter and replaces the weights of the pipeline by the adapted ones, as diffusers' `fuse_lora`.
+///
+/// # Errors
+/// As [`load_adapter`].
+pub fn fuse_adapter(
+    pipeline: &mut Pipeline,
+    adapter: &AdapterFile,
+    options: LoadAdapterOptions<'_>,
+) -> Result<(), PipelineError> {
+    let plan = load_adapter(pipeline, adapter, options)?;
+    pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
+    Ok(())
+}
+
+/// Gives the pipeline the noise schedule and the embeddings of an adapter, without its networks' adapters.
+///
+/// # Errors
+/// An unknown noise schedule, and an embedding that the pipeline refuses.
+pub fn configure_pipeline(
+    pipeline: &mut Pipeline,
+    adapter: &AdapterFile,
+) -> Result<(), PipelineError> {
+    apply_schedule(pipeline, adapter)?;
+    add_embeddings(pipeline, &adapter.embeddings, &adapter.display_name())
+}
+
+/// Applies the changes of the noise schedule that an adapter was trained with.
+pub(crate) fn apply_schedule(
+    pipeline: &mut Pipeline,
+    adapter: &AdapterFile,
+) -> Result<(), PipelineError> {
+    let schedule = &adapter.header.schedule;
+    if schedule.is_null() {
+        return Ok(());
+    }
+    let overrides: SchedulerOverrides =
+        serde_json::from_value(schedule.clone()).map_err(|source| {
+            PipelineError::UnknownSchedule { adapter: adapter.display_name(), source }
+        })?;
+    pipeline.scheduler = pipeline.scheduler.clone().with_overrides(overrides)?;
+    Ok(())
+}
+
+/// Plans an adapter on the networks of a pipeline. The error names both.
+pub(crate) fn plan_on(
+    pipeline: &Pipeline,
+    adapter: &AdapterFile,
+    options: &mut PlanOptions<'_>,
+) -> Result<Plan<AnyAdapter>, PipelineError> {
+    adapter.plan_with(&pipeline.networks(), options).map_err(|source| PipelineError::DoesNotFit {
+        adapter: adapter.display_name(),
+        trained_on: adapter.header.base.clone(),
+        base: pipeline.source.display().to_string(),
+        source: Box::new(source),
+    })
+}

@@ -1,0 +1,37 @@
+//! The setting of the precision of the networks.
+//!
+//! Decompositions use the weights in f32, and adapters stay in f32. Only the frozen base model and its
+//! activations are cast.
+
+use burn::tensor::{Device, FloatDType};
+use serde::{Deserialize, Serialize};
+
+/// The floating-point type in which a network computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16: the range of f32 with eight bits of mantissa, in half the memory.
+    Bf16,
+    /// Half precision: eleven bits of mantissa and a range from 6e-8 to 65504, for devices without bf16. The
+    /// loss is scaled ([`LossScale`](crate::LossScale)) and steps whose gradients overflow are skipped.
+    F16,
+}
+
+impl Precision {
+    /// The burn dtype.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+            Self::F16 => FloatDType::F16,
+        }
+    }
+
+    /// Whether `device` computes in this precision.
+    pub(crate) fn is_supported(self, device: &Device) -> bool {
+        device.supports_dtype(self.dtype())
+    }
+}

@@ -1,0 +1,259 @@
+//! A cache on disk of latents and encoded captions, so that later runs need not encode them again.
+//!
+//! The name of a file is the SHA-256 of everything that determines its content:
+//!
+//! - the weights and settings of the encoder,
+//! - for latents the pixels of the image, the crop and the size,
+//! - for captions the tokens.
+//!
+//! An entry has the computed values to the bit and does not depend on other entries, so that a run with a
+//! full cache gives the same result as a run without one. An entry that does not match its digest is computed
+//! again. The device is not part of the name, although devices differ by rounding.
+//!
+//! The folder may be that of [`soda_linalg::SvdCache`].
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use image::RgbImage;
+use rayon::prelude::*;
+use sha2::{Digest as _, Sha256};
+use soda_adapters::named_params;
+use soda_models::pipeline::Pipeline;
+
+use crate::data::augment::ImageVariant;
+use crate::data::encoded_caption::EncodedCaption;
+use crate::data::latents::Posterior;
+use crate::error::TrainError;
+use crate::output::files::{create_folder, write_file};
+use crate::output::tensor_file::{Tensors, from_bytes, hex, to_bytes};
+
+/// The version of the encoding, part of every key. It changes when the same images or tokens would be encoded
+/// differently.
+const VERSION: &str = "soda-encode-1";
+
+/// A cache of the latents and encoded captions of one base model, in a folder.
+#[derive(Debug)]
+pub struct EncodeCache {
+    folder: PathBuf,
+    /// Identifies the autoencoder.
+    vae: String,
+    /// Identifies the text encoders.
+    text: String,
+    hits: AtomicUsize,
+    misses: AtomicUsize,
+}
+
+impl EncodeCache {
+    /// Opens the cache of the base model `pipeline` in `folder`, which is created with the first entry.
+    /// Hashes all weights of the encoders.
+    pub fn new(folder: PathBuf, pipeline: &Pipeline) -> Self {
+        let vae = &pipeline.vae;
+        let second =
+            pipeline.second_text_encoder.as_ref().map(|second| fingerprint(&second.text_encoder));
+        Self {
+            folder,
+            vae: format!(
+                "{} {} {}",
+                fingerprint(&vae.encoder),
+                fingerprint(&vae.quant_conv),
+                vae.scaling_factor
+            ),
+            text: format!("{} {}", fingerprint(&pipeline.text_encoder), second.unwrap_or_default()),
+            hits: AtomicUsize::new(0),
+            misses: AtomicUsize::new(0),
+        }
+    }
+
+    /// The number of hits and of misses.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+
+    /// The latents of a variant of the image with this hash, computed by `make` if they are missing.
+    pub(crate) fn posterior(
+        &self,
+        image_hash: &str,
+        variant: &ImageVariant,
+        device: &Device,
+        make: impl FnOnce() -> Posterior,
+    ) -> Result<Posterior, TrainError> {
+        let key = self.key(&[&self.vae, image_hash, &variant.cache_key()]);
+        let unpack = |tensors: &Tensors| {
+            let [mean, std] = ["mean", "std"].map(|name| tensor(tensors, name, device));
+            Some(Posterior { mean: mean?, std: std? })
+        };
+        let pack = |Posterior { mean, std }: &Posterior| {
+            Tensors::from([entry("mean", mean), entry("std", std)])
+        };
+        self.get(&format!("{key}.latents"), unpack, pack, make)
+    }
+
+    /// The encoded caption with these tokens, computed by `make` if it is missing.
+    pub(crate) fn caption(
+        &self,
+        tokens: &str,
+        device: &Device,
+        make: impl FnOnce() -> EncodedCaption,
+    ) -> Result<EncodedCaption, TrainError> {
+        let key = self.key(&[&self.text, tokens]);
+        let unpack = |tensors: &Tensors| {
+            let pooled = match tensors.contains_key("pooled") {
+                true => Some(tensor(tensors, "pooled", device)?),
+                false => None,
+            };
+            Some(EncodedCaption { hidden: tensor(tensors, "states", device)?, pooled })
+        };
+        let pack = |EncodedCaption { hidden, pooled }: &EncodedCaption| {
+            let pooled = pooled.as_ref().map(|pooled| entry("pooled", pooled));
+            [entry("states", hidden)].into_iter().chain(pooled).collect()
+        };
+        self.get(&format!("{key}.text"), unpack, pack, make)
+    }
+
+    /// The SHA-256 of the version and the lengths and texts of `parts`, in hexadecimal digits.
+    fn key(&self, parts: &[&str]) -> String {
+        let mut hash = Sha256::new();
+        hash.update(VERSION);
+        for part in parts {
+            hash.update(format!(" {} ", part.len()));
+            hash.update(part);
+        }
+        hex(hash)
+    }
+
+    /// The content of the file `name`. If it is missing or damaged, the result of `make` is written and
+    /// returned.
+    fn get<T>(
+        &self,
+        name: &str,
+        unpack: impl Fn(&Tensors) -> Option<T>,
+        pack: impl Fn(&T) -> Tensors,
+        make: impl FnOnce() -> T,
+    ) -> Result<T, TrainError> {
+        let path = self.folder.join(name);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(TrainError::io("read", &path)(error)),
+        };
+        // The header repeats the name, so that a renamed file is not taken for the entry.
+        let stored = bytes.and_then(|bytes| from_bytes(&bytes));
+        let stored = stored.filter(|(header, _)| header == name);
+        if let Some(value) = stored.and_then(|(_, tensors)| unpack(&tensors)) {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(value);
+        }
+        let value = make();
+        let refuse = |error: safetensors::SafeTensorError| {
+            TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
+        };
+        let bytes = to_bytes(name.to_owned(), &pack(&value)).map_err(refuse)?;
+        create_folder(&self.folder)?;
+        write_file(&path, &bytes)?;
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        Ok(value)
+    }
+}
+
+impl fmt::Display for EncodeCache {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (hits, misses) = self.counts();
+        write!(formatter, "{hits} encodings found, {misses} made, in {}", self.folder.display())
+    }
+}
+
+/// The SHA-256 of the size and the pixels of an image, in hexadecimal digits.
+pub(crate) fn image_hash(image: &RgbImage) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!("{:?} ", image.dimensions()));
+    hash.update(image.as_raw());
+    hex(hash)
+}
+
+/// Identifies a network by its settings and all its weights.
+fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
+    let weights: Vec<_> = named_params(module)
+        .into_par_iter()
+        .map(|param| {
+            let data = param.value().into_data();
+            let mut hash = Sha256::new();
+            hash.update(format!("{} {:?} {:?} ", param.path, param.shape, data.dtype()));
+            hash.update(data.as_bytes());
+            hash.finalize()
+        })
+        .collect();
+    let mut hash = Sha256::new();
+    // The settings that are not weights, such as the activation function.
+    hash.update(module.to_string());
+    weights.iter().for_each(|weight| hash.update(weight));
+    hex(hash)
+}
+
+/// A named tensor of a file.
+fn entry<const D: usize>(name: &str, tensor: &Tensor<D>) -> (String, TensorData) {
+    (name.to_owned(), tensor.to_data())
+}
+
+/// The tensor of this name, if it has this rank and is in f32.
+fn tensor<const D: usize>(tensors: &Tensors, name: &str, device: &Device) -> Option<Tensor<D>> {
+    let data = tensors.get(name)?;
+    let fits = data.shape().len() == D && data.dtype() == DType::F32;
+    fits.then(|| Tensor::from_data(data.clone(), device))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn toybox(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+    }
+
+    #[test]
+    fn pooled_embeddings_are_cached_if_there_are_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::default();
+        let pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
+        let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
+        let make = |pooled: bool| EncodedCaption {
+            hidden: soda_models::noise::randn(0, 0, [1, 3, 4], &device),
+            pooled: pooled.then(|| soda_models::noise::randn(0, 1, [1, 5], &device)),
+        };
+        for (tokens, pooled) in [("[1]", true), ("[2]", false)] {
+            let data = |text: EncodedCaption| {
+                (text.hidden.into_data(), text.pooled.map(Tensor::into_data))
+            };
+            let made = data(cache.caption(tokens, &device, || make(pooled)).unwrap());
+            let found = cache.caption(tokens, &device, || panic!("encoded again")).unwrap();
+            assert_eq!(data(found), made);
+            assert_eq!(made.1.is_some(), pooled);
+        }
+        assert_eq!(cache.counts(), (2, 2));
+        // The error of a folder that cannot be created has its name.
+        let cache = EncodeCache::new(toybox("base/model_index.json").join("cache"), &pipeline);
+        let message = cache.caption("[1]", &device, || make(true)).unwrap_err().to_string();
+        assert!(message.contains("model_index.json"), "{message}");
+    }
+
+    #[test]
+    fn networks_with_other_weights_or_settings_have_other_keys() {
+        let device = Device::default();
+        let mut pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
+        let cache = |pipeline: &Pipeline| EncodeCache::new(PathBuf::new(), pipeline);
+        let before = cache(&pipeline);
+        pipeline.text_encoder.text_model.eos_token += 1;
+        let moved = |weight: Tensor<4>| weight.add_scalar(1e-3);
+        pipeline.vae.quant_conv.weight = pipeline.vae.quant_conv.weight.clone().map(moved);
+        let after = cache(&pipeline);
+        assert_ne!(before.vae, after.vae);
+        assert_ne!(before.text, after.text, "{}", pipeline.text_encoder);
+    }
+}

@@ -1,0 +1,105 @@
+//! All captions of a data set: encoded once, or as tokens for text encoders that are trained.
+
+use std::collections::HashMap;
+
+use burn::tensor::{DType, Device, Int, Tensor};
+use soda_models::condition::{AddedCondition, Condition};
+use soda_models::pipeline::{Pipeline, TokenIds};
+
+use crate::data::cache::EncodeCache;
+use crate::data::encoded_caption::EncodedCaption;
+use crate::data::prompts::Prompts;
+use crate::error::TrainError;
+
+/// A list of `m` captions.
+#[derive(Clone, Debug)]
+pub(crate) enum Captions {
+    /// The hidden states of the text encoder, `[m, 77, width]`, and the pooled embeddings of SDXL, `[m, p]`.
+    Encoded { hidden: Tensor<3>, pooled: Option<Tensor<2>> },
+    /// Token ids, which are encoded in each step.
+    Tokens(TokenIds),
+}
+
+impl Captions {
+    /// Encodes each distinct caption once, as far as `cache` lacks it.
+    ///
+    /// Captions are encoded one by one: sums in a batch have another order, and the result must not depend on
+    /// the captions that a cache has.
+    pub(crate) fn encode(
+        pipeline: &Pipeline,
+        captions: &[String],
+        cache: Option<&EncodeCache>,
+    ) -> Result<Self, TrainError> {
+        let mut known: HashMap<&str, EncodedCaption> = HashMap::new();
+        let (mut all_hidden, mut all_pooled) = (Vec::new(), Vec::new());
+        for caption in captions {
+            if !known.contains_key(caption.as_str()) {
+                let make = || encode(pipeline, caption);
+                let encoded = match cache {
+                    Some(cache) => {
+                        cache.caption(&token_key(pipeline, caption), &pipeline.device, make)?
+                    }
+                    None => make(),
+                };
+                known.insert(caption, encoded);
+            }
+            let EncodedCaption { hidden, pooled } = known[caption.as_str()].clone();
+            all_hidden.push(hidden);
+            all_pooled.extend(pooled);
+        }
+        let pooled = (!all_pooled.is_empty()).then(|| Tensor::cat(all_pooled, 0));
+        Ok(Self::Encoded { hidden: Tensor::cat(all_hidden, 0), pooled })
+    }
+
+    /// The number of captions.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Encoded { hidden, .. } => hidden.dims()[0],
+            Self::Tokens(ids) => ids.first.dims()[0],
+        }
+    }
+
+    /// The device of the captions.
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Self::Encoded { hidden, .. } => hidden.device(),
+            Self::Tokens(ids) => ids.first.device(),
+        }
+    }
+
+    /// The captions with these indices, `[b]`. SDXL needs `time_ids`, `[b, 6]`, as well.
+    pub(crate) fn select(
+        &self,
+        indices: Tensor<1, Int>,
+        time_ids: impl FnOnce() -> Tensor<2>,
+    ) -> Prompts {
+        match self {
+            Self::Encoded { hidden, pooled } => {
+                let added = pooled.clone().map(|pooled| AddedCondition {
+                    pooled: pooled.select(0, indices.clone()),
+                    time_ids: time_ids(),
+                });
+                Condition { text: hidden.clone().select(0, indices), added }.into()
+            }
+            Self::Tokens(ids) => Prompts::Tokens {
+                ids: ids.select(&indices),
+                time_ids: ids.second.is_some().then(time_ids),
+            },
+        }
+    }
+}
+
+/// Encodes one caption in f32.
+fn encode(pipeline: &Pipeline, caption: &String) -> EncodedCaption {
+    let size = [pipeline.image_size(); 2];
+    let condition = pipeline.condition(std::slice::from_ref(caption), 0, size);
+    let Condition { text: hidden, added } = condition.cast(DType::F32);
+    EncodedCaption { hidden, pooled: added.map(|added| added.pooled) }
+}
+
+/// The token ids of a caption in all text encoders, as part of a cache key.
+fn token_key(pipeline: &Pipeline, caption: &str) -> String {
+    let second =
+        pipeline.second_text_encoder.as_ref().map(|second| second.tokenizer.encode(caption).ids);
+    format!("{:?} {second:?}", pipeline.tokenizer.encode(caption).ids)
+}

@@ -1,0 +1,145 @@
+//! Class images for prior preservation (DreamBooth, arXiv 2208.12242, 3.3): read from a folder, or generated
+//! by the base model before training.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use soda_models::pipeline::{GenerateConfig, Pipeline};
+
+use crate::config::{PriorConfig, TrainConfig};
+use crate::data::cache::EncodeCache;
+use crate::data::dataset::{Dataset, Example};
+use crate::data::encode::{EncodeConfig, EncodeOptions};
+use crate::data::encoded_dataset::EncodedDataset;
+use crate::error::TrainError;
+use crate::event::Event;
+use crate::output::run_folder::RunFolder;
+
+/// The number of images in a batch. Finished batches are kept if the run is stopped.
+const BATCH: usize = 8;
+/// Added to the run's seed, so that class images have other noise than samples.
+const SEED_SHIFT: u64 = 0x5eed_c1a5;
+
+/// Reads or generates the class images and encodes them. `None` without prior preservation.
+pub(crate) fn encode(
+    pipeline: &Pipeline,
+    config: &TrainConfig,
+    folder: &RunFolder,
+    cache: Option<&EncodeCache>,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<EncodedDataset>, TrainError> {
+    let Some(prior) = &config.prior else { return Ok(None) };
+    let examples = match &prior.data {
+        Some(data) => Dataset::read(data, Some(&prior.prompt))?.examples,
+        None => generate(pipeline, prior, config, folder, BATCH, stop, on_event)?,
+    };
+    on_event(Event::Stage { name: "encoding class images" });
+    let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
+    let options = EncodeOptions { cache, on_progress: Some(progress) };
+    let encode = EncodeConfig::from_train_config(config).without_augmentation().without_masks();
+    EncodedDataset::new(pipeline, &examples, &encode, options).map(Some)
+}
+
+/// Generates the class images that the run's folder lacks, `batch` at a time.
+fn generate(
+    pipeline: &Pipeline,
+    prior: &PriorConfig,
+    config: &TrainConfig,
+    folder: &RunFolder,
+    batch: usize,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<Example>, TrainError> {
+    folder.create_subfolder(RunFolder::CLASS_IMAGES)?;
+    let name = |index: usize| format!("{}/{index:04}.png", RunFolder::CLASS_IMAGES);
+    on_event(Event::Stage { name: "generating class images" });
+    for first in (0..prior.count).step_by(batch) {
+        let here = first..(first + batch).min(prior.count);
+        if here.clone().all(|index| folder.file(&name(index)).is_file()) {
+            continue;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrainError::Stopped { step: 0, folder: folder.path().to_owned() });
+        }
+        let request = GenerateConfig {
+            prompts: vec![prior.prompt.clone(); here.len()],
+            seed: config.seed.wrapping_add(SEED_SHIFT).wrapping_add(first as u64),
+            shards: config.shards.unwrap_or(1),
+            ..GenerateConfig::default()
+        };
+        let images = pipeline.generate(&request, &mut |done, total| {
+            let (done, total) = (first * total + done * here.len(), prior.count * total);
+            on_event(Event::Progress { done, total, loss: None });
+        })?;
+        for (index, image) in here.zip(&images) {
+            folder.write_png(&name(index), image)?;
+        }
+    }
+    let example = |index| Example {
+        image: folder.file(&name(index)),
+        caption: prior.prompt.clone(),
+        repeats: 1,
+    };
+    Ok((0..prior.count).map(example).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::path::Path;
+
+    use burn::tensor::Device;
+    use soda_models::image::read_rgb;
+
+    use super::*;
+    use crate::config::{apply_setting, preset};
+
+    fn config(shards: usize) -> TrainConfig {
+        let mut table = preset("toybox").unwrap();
+        let shards = format!("shards={shards}");
+        for setting in ["base=b", "data=d", "prior.prompt=a mug", "prior.count=3", &shards] {
+            apply_setting(&mut table, setting).unwrap();
+        }
+        TrainConfig::from_table(table).unwrap()
+    }
+
+    /// Threads change the rounding of a pixel by at most 1 of 255. A run that was stopped between two images
+    /// keeps those that it has.
+    #[test]
+    fn class_images_are_the_same_with_any_number_of_threads_and_after_a_stop() {
+        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let pipeline = Pipeline::load(&toybox, &Device::default()).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let go = AtomicBool::new(false);
+        let mut all = Vec::new();
+        for shards in [1, 2] {
+            let config = config(shards);
+            let folder = RunFolder::create(root.path(), None, "run").unwrap();
+            let prior = config.prior.clone().unwrap();
+            let mut progress = Vec::new();
+            let examples = generate(&pipeline, &prior, &config, &folder, 2, &go, &mut |event| {
+                if let Event::Progress { done, total, .. } = event {
+                    progress.push((done, total));
+                }
+            });
+            assert_eq!(progress.last(), Some(&(3 * 30, 3 * 30)));
+            assert!(progress.windows(2).all(|pair| pair[0] < pair[1]));
+            let examples = examples.unwrap();
+            assert!(examples.iter().all(|example| example.caption == "a mug"));
+            let read = |example: &Example| read_rgb(&example.image).unwrap().into_raw();
+            all.push(examples.iter().map(read).collect::<Vec<_>>());
+
+            std::fs::remove_file(&examples[2].image).unwrap();
+            let stop = AtomicBool::new(true);
+            let stopped =
+                generate(&pipeline, &prior, &config, &folder, 2, &stop, &mut |_| ()).unwrap_err();
+            assert!(stopped.to_string().contains("--resume"), "{stopped}");
+            generate(&pipeline, &prior, &config, &folder, 2, &go, &mut |_| ()).unwrap();
+            assert_eq!(read(&examples[2]), all[all.len() - 1][2]);
+        }
+        let pairs = all[0].iter().flatten().zip(all[1].iter().flatten());
+        let worst = pairs.map(|(one, many)| one.abs_diff(*many)).max();
+        assert!(worst.is_some_and(|worst| worst <= 1), "{worst:?}");
+    }
+}

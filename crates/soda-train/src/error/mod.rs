@@ -1,0 +1,146 @@
+//! The errors of a run, in groups. Each is one sentence that names the thing and the remedy.
+
+mod checkpoint;
+mod config;
+mod data;
+mod run_folder;
+
+use std::path::{Path, PathBuf};
+
+use soda_adapters::AdapterError;
+use soda_models::ModelError;
+use soda_optim::OptimError;
+use soda_pipeline::PipelineError;
+
+pub use checkpoint::CheckpointError;
+pub use config::ConfigError;
+pub use data::DataError;
+pub use run_folder::RunFolderError;
+
+/// Why a run was refused, stopped or failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A base model, judge or image that cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// An adapter that cannot be planned, attached or written.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// An adapter file that cannot be written.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// An optimizer setting or a stored optimizer state that cannot be used.
+    #[error(transparent)]
+    Optim(#[from] OptimError),
+    /// Settings that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A data folder that cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint from which the run cannot be resumed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A run's folder that cannot be created or resumed.
+    #[error(transparent)]
+    RunFolder(#[from] RunFolderError),
+    /// A file or folder that cannot be read or written.
+    #[error("cannot {action} {path}: {source}{hint}", path = path.display(), hint = hint(source.kind()))]
+    Io {
+        /// The attempted action as a verb, such as "read".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason of the operating system.
+        source: std::io::Error,
+    },
+    /// An image that cannot be encoded, or a grid of samples that cannot be decoded.
+    #[error("cannot write picture {path}: {reason}", path = path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// The message of the encoder or decoder.
+        reason: String,
+    },
+    /// A loss or a gradient that became NaN or infinite.
+    #[error(
+        "loss or gradient became {value} at step {step}{kept}; lower the learning rates",
+        kept = .kept.as_ref().map_or_else(String::new, |path| format!(
+            ", the last adapter that gave a finite loss is in {}",
+            path.display()
+        ))
+    )]
+    Diverged {
+        /// The step, from 1.
+        step: usize,
+        /// The loss, or the norm of the gradient.
+        value: f32,
+        /// The file of the last adapter that gave a finite loss.
+        kept: Option<PathBuf>,
+    },
+    /// No loss scale keeps the gradients of f16 finite.
+    #[error(
+        "the gradients of step {step} overflow f16 at any loss scale{kept}; set `precision = \"bf16\"` or \
+         \"f32\", or lower the learning rates",
+        kept = .kept.as_ref().map_or_else(String::new, |path| format!(
+            ", the adapter before it is in {}",
+            path.display()
+        ))
+    )]
+    ScaleCollapsed {
+        /// The step, from 1.
+        step: usize,
+        /// The file of the adapter before this step.
+        kept: Option<PathBuf>,
+    },
+    /// The run was asked to stop.
+    #[error(
+        "stopped after step {step}; `soda train --resume {folder}` goes on",
+        folder = .folder.display()
+    )]
+    Stopped {
+        /// The number of finished steps.
+        step: usize,
+        /// The run's folder.
+        folder: PathBuf,
+    },
+}
+
+/// The remedy for a refusal of the operating system, as the end of the sentence.
+fn hint(kind: std::io::ErrorKind) -> &'static str {
+    use std::io::ErrorKind;
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "; make room, and `soda train --resume` goes on from the newest checkpoint"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
+            "; choose another folder, such as with `--runs`"
+        }
+        _ => "",
+    }
+}
+
+impl TrainError {
+    /// Adds the file of the last good adapter to the error of a failed training. `None` for all other errors.
+    pub(crate) fn keeping(&self, path: &Path) -> Option<Self> {
+        let kept = Some(path.to_owned());
+        match *self {
+            Self::Diverged { step, value, .. } => Some(Self::Diverged { step, value, kept }),
+            Self::ScaleCollapsed { step, .. } => Some(Self::ScaleCollapsed { step, kept }),
+            _ => None,
+        }
+    }
+
+    /// Makes a [`TrainError::Io`] of an error of the operating system, for `map_err`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Makes a [`TrainError::Image`] of an error of an image encoder or decoder, for `map_err`.
+    pub(crate) fn image(path: &Path) -> impl FnOnce(image::ImageError) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Image { path, reason: error.to_string() }
+    }
+}

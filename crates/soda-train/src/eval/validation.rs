@@ -1,0 +1,124 @@
+//! The validation loss: the squared error of fixed images at fixed noise and timesteps, weighted by masks if
+//! there are any.
+
+use burn::tensor::{Int, Tensor};
+use soda_models::noise::{generator, randn_with};
+use soda_models::pipeline::Networks;
+use soda_models::scheduler::ForwardProcess;
+
+use crate::config::TrainConfig;
+use crate::data::batch::Batch;
+use crate::data::encoded_dataset::{EncodedDataset, Rows};
+use crate::data::rng;
+use crate::step::loss::squared_error;
+
+/// The batches on which the validation loss is measured.
+pub(crate) struct Validation {
+    batches: Vec<Batch>,
+}
+
+impl Validation {
+    /// Prepares the first variant of every example at `config.validation.timesteps` timesteps.
+    ///
+    /// The range of trained timesteps is cut into as many parts of equal length, and the middle of each is
+    /// used. The latents are the mode of their distribution and the noise is a function of the seed.
+    pub(crate) fn new(
+        data: &EncodedDataset,
+        schedule: &ForwardProcess,
+        config: &TrainConfig,
+    ) -> Self {
+        let rows = data.first_rows();
+        let (device, count) = (data.device(), rows.iter().map(Rows::len).sum::<usize>());
+        let [first, end] =
+            config.objective.timesteps.unwrap_or([0, schedule.num_train_timesteps()]);
+        let parts = config.validation.timesteps;
+        let mut batches = Vec::new();
+        for part in 0..parts {
+            let t = first + (end - first) * (2 * part + 1) / (2 * parts);
+            let mut noise = generator(config.seed, rng::VALIDATION + part as u64);
+            for rows in &rows {
+                let (latents, samples) = (data.mode(rows), rows.len());
+                let noise = randn_with(&mut noise, latents.dims(), &device);
+                let timesteps = Tensor::<1, Int>::full([samples], t as i64, &device);
+                let batch = Batch {
+                    noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
+                    target: schedule.target(latents, noise, timesteps.clone()),
+                    prompts: data.prompts(rows),
+                    weight: Tensor::full([samples], 1.0 / (count * parts) as f64, &device),
+                    timesteps: timesteps.float(),
+                    mask: data.mask(rows),
+                };
+                batches.extend(batch.split(samples.div_ceil(config.batch_size)));
+            }
+        }
+        Self { batches }
+    }
+
+    /// The validation loss of `networks`: the mean over images and timesteps.
+    pub(crate) fn loss(&self, networks: &Networks) -> f32 {
+        self.batches.iter().map(|batch| squared_error(networks, batch)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::path::Path;
+
+    use soda_models::noise::randn;
+    use soda_models::pipeline::Pipeline;
+
+    use super::*;
+    use crate::config::{apply_setting, preset};
+    use crate::data::dataset::Dataset;
+    use crate::data::encode::{EncodeConfig, EncodeOptions};
+
+    /// The reference is the definition, sample by sample. The tolerance of 1e-5 allows for the order of sums
+    /// in batches.
+    #[test]
+    fn the_loss_is_the_mean_over_the_samples() {
+        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
+        let mut table = preset("toybox").unwrap();
+        for setting in [
+            "base=b",
+            "data=d",
+            "batch_size=2",
+            "validation.timesteps=2",
+            "objective.timesteps=[100, 500]",
+        ] {
+            apply_setting(&mut table, setting).unwrap();
+        }
+        let config = TrainConfig::from_table(table).unwrap();
+        let device = Default::default();
+        let pipeline = Pipeline::load(&toybox.join("base"), &device).unwrap();
+        let examples = Dataset::read(&toybox.join("subjects/castle_mug"), None).unwrap().examples;
+        let encode = EncodeConfig::from_train_config(&config);
+        let data =
+            EncodedDataset::new(&pipeline, &examples[..3], &encode, EncodeOptions::default())
+                .unwrap();
+        let schedule = pipeline.forward_process();
+        let validation = Validation::new(&data, &schedule, &config);
+        let networks = pipeline.networks();
+        let found = validation.loss(&networks);
+        assert_eq!(found, Validation::new(&data, &schedule, &config).loss(&networks));
+
+        let mut sum = 0.0;
+        let latents = data.mode(&data.first_rows()[0]);
+        let text = data.prompts(&data.first_rows()[0]).encoded().unwrap().text;
+        for (share, t) in [(0, 200), (1, 400)] {
+            let noise: Tensor<4> =
+                randn(config.seed, rng::VALIDATION + share, latents.dims(), &device);
+            let alpha = schedule.schedule.snr(t) / (1.0 + schedule.schedule.snr(t));
+            for row in 0..3 {
+                let [x, e] = [&latents, &noise].map(|tensor| tensor.clone().narrow(0, row, 1));
+                let noisy = x.mul_scalar(alpha.sqrt()) + e.clone().mul_scalar((1.0 - alpha).sqrt());
+                let timestep = Tensor::<1>::full([1], t as f64, &device);
+                let told = text.clone().narrow(0, row, 1);
+                let error = pipeline.denoiser.forward(noisy, timestep, told) - e;
+                sum += error.square().mean().into_scalar::<f32>() / 6.0;
+            }
+        }
+        assert!((found - sum).abs() < 1e-5 * sum, "{found} for {sum}");
+    }
+}

@@ -1,0 +1,71 @@
+//! Safetensors files with a header and a digest, by which a damaged file is recognised.
+
+use std::collections::{BTreeMap, HashMap};
+
+use burn::tensor::{DType, TensorData};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use sha2::{Digest as _, Sha256};
+
+/// Tensors by name, in f32 or f64.
+pub(crate) type Tensors = BTreeMap<String, TensorData>;
+
+/// Encodes a header and tensors as the content of a file.
+///
+/// # Errors
+/// Returns the error of the safetensors format.
+pub(crate) fn to_bytes(
+    header: String,
+    tensors: &Tensors,
+) -> Result<Vec<u8>, safetensors::SafeTensorError> {
+    let mut views = BTreeMap::new();
+    for (name, data) in tensors {
+        let dtype = match data.dtype() {
+            DType::F64 => safetensors::Dtype::F64,
+            _ => safetensors::Dtype::F32,
+        };
+        let shape = data.shape().as_slice().to_vec();
+        views.insert(name.as_str(), TensorView::new(dtype, shape, data.as_bytes())?);
+    }
+    let digest = digest(&header, views.iter().map(|(name, view)| (*name, view.data())));
+    let metadata = HashMap::from([("header".to_owned(), header), ("digest".to_owned(), digest)]);
+    safetensors::serialize(views, Some(metadata))
+}
+
+/// Decodes the header and the tensors of a file. `None` if the bytes differ from those that were written.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Option<(String, Tensors)> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).ok()?;
+    let metadata = metadata.metadata().clone()?;
+    let header = metadata.get("header")?;
+    let file = SafeTensors::deserialize(bytes).ok()?;
+    let views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+    let found = digest(header, views.iter().map(|(name, view)| (name.as_str(), view.data())));
+    if metadata.get("digest") != Some(&found) {
+        return None;
+    }
+    let tensor = |(name, view): (String, TensorView<'_>)| {
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+        (name, data)
+    };
+    Some((header.clone(), views.into_iter().map(tensor).collect()))
+}
+
+/// The SHA-256 of the header, the names and the values, in hexadecimal digits.
+fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(header);
+    for (name, bytes) in tensors {
+        hash.update(name);
+        hash.update(bytes);
+    }
+    hex(hash)
+}
+
+/// The hexadecimal digits of a hash.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,103 @@
+//! The base model at the start of a run: in the precisions of the settings, with the noise schedule and the
+//! new words.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::Device;
+use soda_models::pipeline::{DenoiserPrecision, LoadOptions, Pipeline};
+use soda_models::unet::UnetConfig;
+use soda_pipeline::TARGET_PRESETS;
+
+use crate::config::Precision;
+use crate::config::TrainConfig;
+use crate::data::rng;
+use crate::error::TrainError;
+
+/// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have
+/// the precisions of the settings.
+///
+/// # Errors
+/// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.
+pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, TrainError> {
+    let exact = match config.precision {
+        Precision::F32 => BTreeSet::new(),
+        Precision::Bf16 | Precision::F16 => {
+            let unet: UnetConfig =
+                soda_models::config::read(&config.base.join("unet/config.json"))?;
+            config.targets.matching_paths(&unet.init(device), TARGET_PRESETS)?
+        }
+    };
+    let options = LoadOptions {
+        dtype: config.encoder_precision.dtype(),
+        denoiser: Some(DenoiserPrecision { dtype: config.precision.dtype(), keep_f32: exact }),
+        ..LoadOptions::default()
+    };
+    let mut pipeline = Pipeline::load_with(&config.base, &options, device)?;
+    pipeline.scheduler =
+        pipeline.scheduler.with_overrides(config.objective.scheduler_overrides())?;
+    add_words(config, &mut pipeline)?;
+    Ok(pipeline)
+}
+
+/// Adds the new words of the settings to the vocabulary.
+fn add_words(config: &TrainConfig, pipeline: &mut Pipeline) -> Result<(), TrainError> {
+    let Some(tokens) = config.trained_tokens() else { return Ok(()) };
+    for (index, (word, like)) in tokens.words.iter().enumerate() {
+        let stream = rng::WORD + index as u64;
+        let word = pipeline.init_token_embedding(word, like, tokens.vectors, (config.seed, stream));
+        pipeline.add_token_embedding(&word)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::path::Path;
+
+    use burn::tensor::DType;
+    use soda_adapters::named_params;
+
+    use super::*;
+    use crate::config::{apply_setting, preset};
+
+    /// Adapters of a half-precision network have the fingerprint of the f32 base: adapted weights are read in
+    /// f32. All other weights are read in half precision.
+    #[test]
+    fn adapted_weights_are_read_in_f32_and_all_others_in_half_precision() {
+        let device = Device::default();
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let loaded = |settings: &[&str]| {
+            let mut table = preset("toybox").unwrap();
+            let base = format!("base={}", base.display());
+            for setting in [base.as_str(), "data=d"].iter().chain(settings) {
+                apply_setting(&mut table, setting).unwrap();
+            }
+            let config = TrainConfig::from_table(table).unwrap();
+            let pipeline = load(&config, &device).unwrap();
+            let weights =
+                config.targets.select_within(&pipeline.denoiser, "", TARGET_PRESETS).unwrap();
+            let expected =
+                config.targets.matching_paths(&pipeline.denoiser, TARGET_PRESETS).unwrap();
+            assert_eq!(weights.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+            let hash = soda_adapters::fingerprint(&weights);
+            (config, pipeline, hash)
+        };
+        let half = ["precision=bf16", "encoder_precision=bf16"];
+        let (_, single, expected) = loaded(&[]);
+        let (config, half, hash) = loaded(&half);
+        assert_eq!(hash, expected);
+
+        assert_eq!(single.vae.quant_conv.weight.val().dtype(), DType::F32);
+        assert_eq!(half.vae.quant_conv.weight.val().dtype(), DType::BF16);
+        let adapted = config.targets.matching_paths(&half.denoiser, TARGET_PRESETS).unwrap();
+        for param in named_params(&half.denoiser) {
+            let exact = adapted.contains(&param.path);
+            let wanted = if exact { DType::F32 } else { DType::BF16 };
+            assert_eq!(param.value().dtype(), wanted, "{}", param.path);
+        }
+        let unet = config.precision.cast_denoiser(half.denoiser);
+        assert!(named_params(&unet).iter().all(|param| param.value().dtype() == DType::BF16));
+    }
+}

@@ -1,0 +1,101 @@
+//! The metrics of all steps of a run, for `loss.csv` and the charts of the report.
+
+use std::fmt::Write as _;
+
+use crate::step::metrics::StepMetrics;
+
+/// The validation after some steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ValidationMetrics {
+    /// The number of finished steps.
+    pub step: usize,
+    /// The validation loss.
+    pub loss: f32,
+    /// The largest `|QᵀQ - I|` over all factors of rotations.
+    pub orthogonality: f32,
+}
+
+impl ValidationMetrics {
+    /// The values with their names in `loss.csv` and TensorBoard.
+    pub(crate) fn named(&self) -> [(&'static str, f32); 2] {
+        [("validation_loss", self.loss), ("orthogonality", self.orthogonality)]
+    }
+}
+
+/// The metrics of all finished steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// One entry for each step.
+    pub steps: Vec<StepMetrics>,
+    /// One entry for each validation, in the order of the steps.
+    pub validation: Vec<ValidationMetrics>,
+}
+
+impl History {
+    /// The table of `loss.csv`, one line for each step. A validation is on the line of the step that it
+    /// follows; the validation of the base model is on a line of step 0.
+    pub(crate) fn csv(&self) -> String {
+        let names = StepMetrics::default().named().map(|(name, _)| name).join(",");
+        let mut text = format!("step,{names},validation_loss,orthogonality\n");
+        let validation = |step: usize| {
+            let validation = self.validation.iter().find(|metrics| metrics.step == step);
+            validation.map_or_else(
+                || ",".to_owned(),
+                |metrics| format!("{},{}", metrics.loss, metrics.orthogonality),
+            )
+        };
+        // Writing to a String cannot fail.
+        if self.validation.first().is_some_and(|first| first.step == 0) {
+            let _ = writeln!(text, "0{}{}", ",".repeat(StepMetrics::COUNT + 1), validation(0));
+        }
+        for (index, values) in self.steps.iter().map(StepMetrics::named).enumerate() {
+            let (step, validation) = (index + 1, validation(index + 1));
+            let values = values.map(|(_, value)| value.to_string()).join(",");
+            let _ = writeln!(text, "{step},{values},{validation}");
+        }
+        text
+    }
+
+    /// The loss of every step.
+    pub fn losses(&self) -> Vec<f32> {
+        self.steps.iter().map(|step| step.loss).collect()
+    }
+}
+
+/// The number of steps in a running mean. The loss of a step depends mostly on the sampled timestep.
+pub(crate) const WINDOW: usize = 20;
+
+/// The mean of each value and up to `WINDOW - 1` values before it.
+pub(crate) fn running_mean(values: &[f32]) -> Vec<f32> {
+    (0..values.len())
+        .map(|end| {
+            let window = &values[(end + 1).saturating_sub(WINDOW)..=end];
+            window.iter().sum::<f32>() / window.len() as f32
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_mean_of_a_constant_is_the_constant_and_it_lags_behind_a_step() {
+        assert_eq!(running_mean(&[2.0; 50]), vec![2.0; 50]);
+        let mut step = vec![0.0; 30];
+        step.extend([1.0; 30]);
+        let mean = running_mean(&step);
+        assert_eq!((mean[29], mean[30], mean[49]), (0.0, 0.05, 1.0));
+    }
+
+    #[test]
+    fn the_table_has_each_validation_on_the_line_of_its_step() {
+        let step = |loss| StepMetrics::from_values([loss, 2.0, 0.5, 0.25, 0.125, 0.0625]);
+        let measured = |(step, loss)| ValidationMetrics { step, loss, orthogonality: 0.125 };
+        let validation = [(0, 0.75), (2, 0.5)].map(measured).to_vec();
+        let history = History { steps: vec![step(1.0), step(0.5)], validation };
+        let expected = "step,loss,grad_norm,rotation_lr,flat_lr,text_lr,token_lr,validation_loss,orthogonality\n\
+                        0,,,,,,,0.75,0.125\n1,1,2,0.5,0.25,0.125,0.0625,,\n2,0.5,2,0.5,0.25,0.125,0.0625,0.5,0.125\n";
+        assert_eq!(history.csv(), expected);
+    }
+}

@@ -1,0 +1,9 @@
+//! A whole run: base model, all steps, checkpoints, report.
+
+pub(crate) mod base_model;
+pub(crate) mod checkpoint;
+pub(crate) mod history;
+pub(crate) mod personalisation;
+pub(crate) mod report;
+pub(crate) mod summary;
+pub(crate) mod training_loop;

@@ -1,0 +1,425 @@
+//! A whole run: check everything, sample, train, sample again, score, report.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use serde_json::{Value, json};
+use soda_adapters::{AnyAdapter, Plan, named_params};
+use soda_linalg::SvdCache;
+use soda_models::metrics::Judges;
+use soda_models::pipeline::{Pipeline, model_name};
+use soda_models::scheduler::SchedulerOverrides;
+use soda_pipeline::{AdapterFile, Header};
+
+use crate::config::TrainConfig;
+use crate::data::cache::EncodeCache;
+use crate::data::dataset::{Dataset, Example, expand_trigger};
+use crate::data::encode::{EncodeConfig, EncodeOptions, buckets_for};
+use crate::data::encoded_dataset::EncodedDataset;
+use crate::data::masks;
+use crate::data::prior;
+use crate::error::{ConfigError, RunFolderError, TrainError};
+use crate::eval::dataset_images::DatasetImages;
+use crate::eval::sampling::{SampledImages, Sampler, evaluation_prompts};
+use crate::eval::scores::RunScores;
+use crate::eval::snapshots::read_snapshots;
+use crate::eval::validation::Validation;
+use crate::event::Event;
+use crate::output::run_folder::RunFolder;
+use crate::output::tensorboard::Events;
+use crate::run::base_model;
+use crate::run::history::{History, running_mean};
+use crate::run::report::{ReportImages, loss_chart, report};
+use crate::run::summary::RunSummary;
+use crate::run::training_loop::{TRAINING, TrainedRun, TrainingLoop, orthogonality_defect};
+use crate::step::adapted_networks::{AdaptedNetworks, check_targets, trained_networks};
+use crate::step::trainer::{StepData, Trainer};
+
+/// A checked run. All inputs have been read; nothing has been written.
+pub struct Personalisation {
+    config: TrainConfig,
+    dataset: Dataset,
+    pipeline: Pipeline,
+    judges: Option<Judges>,
+    cache: Option<PathBuf>,
+    with_graph: bool,
+}
+
+/// The folder that a run writes to.
+pub enum RunTarget<'a> {
+    /// A new folder `root/name`, see [`RunFolder::create`].
+    New {
+        /// The folder of all runs.
+        root: &'a Path,
+        /// The run's name; without one it is the name of the data folder and a number.
+        name: Option<&'a str>,
+    },
+    /// The folder of a stopped run, which continues from its newest checkpoint.
+    Resumed(RunFolder),
+}
+
+impl RunTarget<'_> {
+    /// Opens the folder; a new one gets the settings of the run.
+    fn open(self, config: &TrainConfig) -> Result<RunFolder, TrainError> {
+        match self {
+            Self::Resumed(folder) => Ok(folder),
+            Self::New { root, name } => {
+                let stem = config.data.file_name().and_then(|name| name.to_str()).unwrap_or("run");
+                let folder = RunFolder::create(root, name, stem)?;
+                let config = with_absolute_paths(config)?;
+                folder.write(RunFolder::CONFIG, config.to_toml()?.as_bytes())?;
+                Ok(folder)
+            }
+        }
+    }
+}
+
+impl Personalisation {
+    /// Checks the settings and reads the base model, the judges and the data set.
+    ///
+    /// # Errors
+    /// A setting, a file or a model that cannot be used.
+    pub fn new(mut config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
+        config.check()?;
+        for precision in [config.precision, config.encoder_precision] {
+            if !precision.is_supported(device) {
+                return Err(ConfigError::UnsupportedPrecision(format!("{precision:?}")).into());
+            }
+        }
+        let mut dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
+        if let Some(trigger) = &config.trigger {
+            dataset = dataset.with_trigger(trigger);
+            let prompts = config.samples.prompts.iter();
+            config.samples.prompts =
+                prompts.map(|prompt| expand_trigger(prompt, trigger)).collect();
+        }
+        let judges =
+            config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
+        let pipeline = base_model::load(&config, device)?;
+        // Unknown targets are an error of the settings, reported before any image is generated.
+        check_targets(&config, &pipeline)?;
+        config.objective.check_timesteps(pipeline.forward_process().num_train_timesteps())?;
+        buckets_for(&pipeline, config.buckets.as_ref())?;
+        if let Some(masks) = &config.masks {
+            let images = dataset.examples.iter().map(|example| example.image.as_path());
+            masks::check(masks, &config.data, images)?;
+        }
+        Ok(Self { config, dataset, pipeline, judges, cache: None, with_graph: false })
+    }
+
+    /// Keeps what depends on the base model and the data alone in the folder `cache`: singular value
+    /// decompositions, latents and text states.
+    pub fn with_cache(self, cache: Option<PathBuf>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// Replays training steps from a CUDA graph, see [`Trainer::with_graph`].
+    pub fn with_graph(self) -> Self {
+        Self { with_graph: true, ..self }
+    }
+
+    /// Reads a stopped run. Pass both results on: `run.run(RunTarget::Resumed(folder), ..)`.
+    ///
+    /// # Errors
+    /// A folder without a run, a run that another process works on, a finished run; all errors of
+    /// [`Personalisation::new`].
+    pub fn resume(folder: &Path, device: &Device) -> Result<(Self, RunFolder), TrainError> {
+        let folder = RunFolder::open(folder)?;
+        if folder.file(RunFolder::REPORT).exists() {
+            return Err(RunFolderError::Finished(folder.path().to_owned()).into());
+        }
+        let path = folder.file(RunFolder::CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+        Ok((Self::new(TrainConfig::from_toml(&text)?, device)?, folder))
+    }
+
+    /// Does the run. Setting `stop` from another thread stores a checkpoint and ends the run.
+    ///
+    /// # Errors
+    /// A name that is taken, an image that cannot be read, a loss that is not finite, a full disk;
+    /// [`TrainError::Stopped`] after `stop` was set.
+    pub fn run(
+        self,
+        target: RunTarget<'_>,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<RunSummary, TrainError> {
+        let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph } = self;
+        config.samples.prompts = evaluation_prompts(&config, &dataset);
+        let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
+
+        let svd_cache = cache.as_ref().map(SvdCache::new);
+        on_event(Event::Stage { name: "encoding" });
+        let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
+        let (data, validation) =
+            encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;
+        if let Some(masks) = config.masks.as_ref().filter(|_| !data.is_masked()) {
+            return Err(masks::no_masks(masks, &config.data).into());
+        }
+        describe_data(&config, &data, &dataset, on_event);
+        let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
+        let folder = target.open(&config)?;
+
+        let (adapted, plan) = plan_adapters(&config, &pipeline, svd_cache.as_ref(), on_event)?;
+        let num_layers = plan.paths().len();
+        pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
+        // The class images come from the network in its final precision. Before the cast only a part of it
+        // has that.
+        let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
+        if let Some(cache) = &cache {
+            on_event(Event::Note(&format!("cache: {cache}")));
+        }
+        let networks = trained_networks(&config, &pipeline);
+        let schedule = pipeline.forward_process();
+        let reference = images.reference(&dataset, &config.samples.prompts);
+        let mut sampler = Sampler {
+            base_unrelated: Vec::new(),
+            pipeline: &mut pipeline,
+            config: &config,
+            folder: &folder,
+            judges: judges.as_ref(),
+            reference: &reference,
+        };
+        let before = sampler.sample("sampling before", on_event)?;
+        sampler.base_unrelated.clone_from(&before.unrelated);
+
+        let networks = plan.attach(networks).with_trainable_tokens();
+        let trainer = Trainer::new(networks, &config.method, &config)?;
+        let trainer = if with_graph { trainer.with_graph() } else { trainer };
+        on_event(Event::Stage { name: TRAINING });
+        let header = header(&config, &dataset);
+        let tensorboard = folder.file(RunFolder::TENSORBOARD);
+        let mut events = config.tensorboard.then(|| Events::create(&tensorboard)).transpose()?;
+        let training = TrainingLoop {
+            config: &config,
+            folder: &folder,
+            header: &header,
+            adapted: &adapted,
+            data: StepData { data: &data, prior: prior.as_ref(), schedule: &schedule },
+            validation,
+            events: events.as_mut(),
+        };
+        let trained = training.run(trainer, &mut sampler, stop, on_event)?;
+
+        let orthogonality = orthogonality_defect(&config.method, &named_params(&trained.networks));
+        let adapter = adapter_file(&config, header, &adapted, &trained, &sampler);
+        write_training_results(&folder, &adapter, &trained.history)?;
+        let TrainedRun { networks, history, seconds } = trained;
+        let after = sampler.sample_with(networks.materialize(), "sampling after", on_event)?;
+        images.write(&folder, &before, &after)?;
+        let held_out: Vec<String> = held_out.iter().map(Example::name).collect();
+        let scores = score(&sampler, &before, &after, held_out.clone(), events.as_mut(), on_event)?;
+
+        let summary = RunSummary {
+            name: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            folder: folder.path().to_owned(),
+            examples: dataset.examples.len(),
+            held_out,
+            prompts: config.samples.prompts.clone(),
+            history,
+            seconds,
+            num_layers,
+            num_params: adapter.num_params(),
+            orthogonality,
+            before: scores.as_ref().map(|scores| scores.before),
+            after: scores.as_ref().map(|scores| scores.after),
+            truth: scores.and_then(|scores| scores.truth),
+            buckets: config.buckets.is_some().then(|| bucket_sizes(&data)),
+            settings: with_absolute_paths(&config)?.to_toml()?,
+            config,
+        };
+        let images = ReportImages {
+            training: &images.training,
+            before: &before,
+            after: &after,
+            truth: &reference.truth,
+        };
+        finish(&folder, &summary, &images)?;
+        Ok(summary)
+    }
+}
+
+/// Encodes the training images and, where the settings ask for it, the validation.
+fn encode(
+    config: &TrainConfig,
+    pipeline: &Pipeline,
+    dataset: &Dataset,
+    held_out: &[Example],
+    cache: Option<&EncodeCache>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<(EncodedDataset, Option<Validation>), TrainError> {
+    let mut encode = |examples: &[Example], encode: &EncodeConfig| {
+        let on_progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
+        EncodedDataset::new(
+            pipeline,
+            examples,
+            encode,
+            EncodeOptions { cache, on_progress: Some(on_progress) },
+        )
+    };
+    let settings = EncodeConfig::from_train_config(config);
+    let data = encode(&dataset.examples, &settings)?;
+    let schedule = pipeline.forward_process();
+    let validation = match (config.validation.every, held_out) {
+        (0, _) => None,
+        (_, []) => Some(Validation::new(&data, &schedule, config)),
+        (_, held_out) => {
+            let held_out = encode(held_out, &settings.without_augmentation())?;
+            Some(Validation::new(&held_out, &schedule, config))
+        }
+    };
+    Ok((data, validation))
+}
+
+/// Reports problems of the data, and how it is used.
+fn describe_data(
+    config: &TrainConfig,
+    data: &EncodedDataset,
+    dataset: &Dataset,
+    on_event: &mut dyn FnMut(Event<'_>),
+) {
+    for caption in &data.truncated_captions {
+        on_event(Event::Warning(&format!(
+            "a caption is too long for the text encoder and was cut: {caption}"
+        )));
+    }
+    if let Some(first) = data.upscaled.first() {
+        on_event(Event::Warning(&format!(
+            "{} of {} pictures are smaller than what they are learnt at and are enlarged, such as {}",
+            data.upscaled.len(),
+            dataset.examples.len(),
+            first.display()
+        )));
+    }
+    for path in &dataset.unsupported {
+        on_event(Event::Warning(&format!(
+            "{} is passed over: save it as PNG, JPEG, WebP, BMP or TIFF",
+            path.display()
+        )));
+    }
+    let unused = dataset.examples.iter().filter(|e| masks::mask_file(&e.image).is_some()).count();
+    if config.masks.is_none() && unused > 0 {
+        let text = format!("{unused} of the pictures have masks, which only `masks={{}}` uses");
+        on_event(Event::Warning(&text));
+    }
+    if config.buckets.is_some() {
+        on_event(Event::Note(&format!("buckets: {}", bucket_sizes(data))));
+    }
+    if config.trains_text_encoder() {
+        on_event(Event::Note(
+            "text encoders or new words learn: captions are read in every step, and not kept in a cache",
+        ));
+    }
+}
+
+/// The number of images in each bucket.
+fn bucket_sizes(data: &EncodedDataset) -> String {
+    let bucket =
+        |([width, height], count): ([u32; 2], usize)| format!("{count} of {width} x {height}");
+    data.buckets().map(bucket).collect::<Vec<_>>().join(", ")
+}
+
+/// Decomposes the adapted weights.
+fn plan_adapters(
+    config: &TrainConfig,
+    pipeline: &Pipeline,
+    cache: Option<&SvdCache>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<(AdaptedNetworks, Plan<AnyAdapter>), TrainError> {
+    on_event(Event::Stage { name: "decomposing" });
+    let mut on_progress = |done, total| on_event(Event::Progress { done, total, loss: None });
+    // The networks must not outlive this function: their weights in f32 would stay beside the cast ones.
+    let networks = trained_networks(config, pipeline);
+    AdaptedNetworks::plan(config, &networks, cache, &mut on_progress)
+}
+
+/// The settings with paths that are valid from every folder.
+fn with_absolute_paths(config: &TrainConfig) -> Result<TrainConfig, TrainError> {
+    let absolute =
+        |path: &Path| std::path::absolute(path).map_err(TrainError::io("find the path of", path));
+    let mut config = config.clone();
+    config.base = absolute(&config.base)?;
+    config.data = absolute(&config.data)?;
+    config.judges = config.judges.as_deref().map(absolute).transpose()?;
+    if let Some(prior) = &mut config.prior {
+        prior.data = prior.data.as_deref().map(absolute).transpose()?;
+    }
+    Ok(config)
+}
+
+/// The header of the adapter's file, without the summary of the training.
+fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
+    let words = config.trained_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
+    let new = words.filter(|word| !dataset.trigger.iter().any(|trigger| trigger.contains(*word)));
+    let change = config.objective.scheduler_overrides();
+    Header {
+        base: model_name(&config.base),
+        trigger: dataset.trigger.iter().chain(new).cloned().collect(),
+        schedule: if change == SchedulerOverrides::default() { Value::Null } else { json!(change) },
+        training: json!({}),
+    }
+}
+
+/// The adapter's file, with all settings and the final loss in its header.
+fn adapter_file(
+    config: &TrainConfig,
+    header: Header,
+    adapted: &AdaptedNetworks,
+    trained: &TrainedRun,
+    sampler: &Sampler<'_>,
+) -> AdapterFile {
+    let TrainedRun { networks, history, seconds } = trained;
+    let training = json!({
+        "config": config,
+        "final_loss": running_mean(&history.losses()).last(),
+        "seconds": seconds,
+    });
+    let header = Header { training, ..header };
+    adapted.adapter_file(header, networks, sampler.pipeline.token_embeddings(networks))
+}
+
+fn write_training_results(
+    folder: &RunFolder,
+    adapter: &AdapterFile,
+    history: &History,
+) -> Result<(), TrainError> {
+    adapter.write(&folder.file(RunFolder::ADAPTER))?;
+    folder.write(RunFolder::LOSS_CSV, history.csv().as_bytes())?;
+    folder.write(RunFolder::LOSS_CHART, loss_chart(history).as_bytes())
+}
+
+/// Scores the samples and writes the scores. `None` without judges.
+fn score(
+    sampler: &Sampler<'_>,
+    before: &SampledImages,
+    after: &SampledImages,
+    held_out: Vec<String>,
+    events: Option<&mut Events>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<RunScores>, TrainError> {
+    on_event(Event::Stage { name: "judging" });
+    let (Some(before), Some(after)) = (sampler.score(before)?, sampler.score(after)?) else {
+        return Ok(None);
+    };
+    let scores = RunScores { before, after, truth: sampler.score_truth()?, held_out };
+    if let Some(events) = events {
+        events.scalars(0, &scores.before.named())?;
+        events.scalars(sampler.config.steps, &scores.after.named())?;
+    }
+    scores.write(sampler.folder)?;
+    Ok(Some(scores))
+}
+
+/// Writes the report and removes the checkpoints.
+fn finish(
+    folder: &RunFolder,
+    summary: &RunSummary,
+    images: &ReportImages<'_>,
+) -> Result<(), TrainError> {
+    let report = report(summary, images, &read_snapshots(folder)?)?;
+    folder.write(RunFolder::REPORT, report.as_bytes())?;
+    // The report marks the run as finished: no run will continue from a checkpoint.
+    folder.remove_subfolder(RunFolder::CHECKPOINTS)
+}

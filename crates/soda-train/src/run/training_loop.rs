@@ -1,0 +1,267 @@
+//! All training steps of a run, with validation, snapshots and checkpoints in between.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::module::Module as _;
+use burn::tensor::Tensor;
+use soda_adapters::{Geometry, Method, NamedParam, named_params};
+use soda_linalg::stiefel::orthogonality_error;
+use soda_models::pipeline::Networks;
+use soda_pipeline::Header;
+
+use crate::config::TrainConfig;
+use crate::error::{CheckpointError, TrainError};
+use crate::eval::sampling::Sampler;
+use crate::eval::validation::Validation;
+use crate::event::Event;
+use crate::output::run_folder::RunFolder;
+use crate::output::tensorboard::Events;
+use crate::run::checkpoint::Checkpoint;
+use crate::run::history::{History, ValidationMetrics};
+use crate::step::adapted_networks::AdaptedNetworks;
+use crate::step::metrics::StepMetrics;
+use crate::step::trainer::{StepData, Trainer};
+
+/// The name of the stage.
+pub(crate) const TRAINING: &str = "training";
+
+/// Everything that the training steps of a run need.
+pub(crate) struct TrainingLoop<'a> {
+    pub(crate) config: &'a TrainConfig,
+    pub(crate) folder: &'a RunFolder,
+    pub(crate) header: &'a Header,
+    pub(crate) adapted: &'a AdaptedNetworks,
+    pub(crate) data: StepData<'a>,
+    /// The validation, if the settings ask for it.
+    pub(crate) validation: Option<Validation>,
+    /// TensorBoard's event file, if the settings ask for it.
+    pub(crate) events: Option<&'a mut Events>,
+}
+
+/// The result of all steps.
+pub(crate) struct TrainedRun {
+    /// The adapted networks on a plain device.
+    pub(crate) networks: Networks,
+    pub(crate) history: History,
+    /// The duration of the steps in seconds.
+    pub(crate) seconds: f64,
+}
+
+/// The progress of the loop.
+struct Progress<'a> {
+    trainer: Trainer<'a>,
+    history: History,
+    seconds: f64,
+}
+
+impl<'a> TrainingLoop<'a> {
+    /// Runs to the last step, from the newest checkpoint if there is one.
+    pub(crate) fn run(
+        mut self,
+        trainer: Trainer<'a>,
+        sampler: &mut Sampler<'_>,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<TrainedRun, TrainError> {
+        let digest = self.data.digest();
+        let mut progress = self.restore(trainer, &digest, on_event)?;
+        let total = self.config.steps;
+        if progress.history.steps.is_empty() {
+            self.validate(&mut progress)?;
+        }
+        while progress.trainer.steps_done() < total {
+            let metrics = self.step(&mut progress, sampler)?;
+            let done = progress.trainer.steps_done();
+            self.report_step(&progress, metrics, on_event)?;
+            if is_due(self.config.validation.every, done) || done == total {
+                self.validate(&mut progress)?;
+            }
+            if is_due(self.config.samples.every, done) && done < total {
+                self.snapshot(&progress, sampler, on_event)?;
+            }
+            let stop = stop.load(Ordering::Relaxed) && done < total;
+            if stop || is_due(self.config.checkpoints.every, done) {
+                self.write_checkpoint(&progress, &digest)?;
+            }
+            if stop {
+                let folder = self.folder.path().to_owned();
+                return Err(TrainError::Stopped { step: done, folder });
+            }
+        }
+        let Progress { trainer, history, seconds } = progress;
+        Ok(TrainedRun { networks: trainer.networks(), history, seconds })
+    }
+
+    /// The state of the newest checkpoint; that of `trainer` if there is no checkpoint.
+    fn restore(
+        &self,
+        trainer: Trainer<'a>,
+        digest: &str,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Progress<'a>, TrainError> {
+        let checkpoints = self.folder.file(RunFolder::CHECKPOINTS);
+        let newest = Checkpoint::newest(&checkpoints, |damaged| {
+            on_event(Event::Warning(&damaged.to_string()));
+        })?;
+        let Some(Checkpoint { state, history, seconds, data }) = newest else {
+            return Ok(Progress { trainer, history: History::default(), seconds: 0.0 });
+        };
+        if data != digest {
+            return Err(CheckpointError::OtherData(self.config.data.clone()).into());
+        }
+        let trainer = trainer.restored(state);
+        let trainer = trainer.ok_or(CheckpointError::OtherSettings(checkpoints))?;
+        Ok(Progress { trainer, history, seconds })
+    }
+
+    /// Does one step. If the step fails, writes the last adapter that gave a finite loss.
+    fn step(
+        &self,
+        progress: &mut Progress<'_>,
+        sampler: &Sampler<'_>,
+    ) -> Result<StepMetrics, TrainError> {
+        let started = Instant::now();
+        let metrics = match progress.trainer.step(&self.data) {
+            Err(error) => {
+                let path = self.folder.file(RunFolder::ADAPTER);
+                let Some(error) = error.keeping(&path) else { return Err(error) };
+                let networks = progress.trainer.last_finite();
+                let words = sampler.pipeline.token_embeddings(&networks);
+                self.adapted.adapter_file(self.header.clone(), &networks, words).write(&path)?;
+                return Err(error);
+            }
+            Ok(metrics) => metrics,
+        };
+        progress.seconds += started.elapsed().as_secs_f64();
+        progress.history.steps.push(metrics);
+        Ok(metrics)
+    }
+
+    /// Sends the metrics of the newest step to the caller and to TensorBoard.
+    fn report_step(
+        &mut self,
+        progress: &Progress<'_>,
+        metrics: StepMetrics,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let (done, total) = (progress.trainer.steps_done(), self.config.steps);
+        if let Some(scale) =
+            progress.trainer.loss_scale().filter(|_| !metrics.grad_norm.is_finite())
+        {
+            let text = format!(
+                "step {done} overflowed f16 and was passed over; the loss scale is {} now",
+                scale.value
+            );
+            on_event(Event::Note(&text));
+        }
+        if let Some(events) = &mut self.events {
+            events.scalars(done, &metrics.named())?;
+        }
+        on_event(Event::Progress { done, total, loss: Some(metrics.loss) });
+        Ok(())
+    }
+
+    /// Measures the validation loss and the orthogonality.
+    fn validate(&mut self, progress: &mut Progress<'_>) -> Result<(), TrainError> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let networks = progress.trainer.networks();
+        let metrics = ValidationMetrics {
+            step: progress.trainer.steps_done(),
+            loss: validation.loss(&networks),
+            orthogonality: orthogonality_defect(&self.config.method, &named_params(&networks)),
+        };
+        if let Some(events) = &mut self.events {
+            events.scalars(metrics.step, &metrics.named())?;
+        }
+        progress.history.validation.push(metrics);
+        Ok(())
+    }
+
+    /// Samples the prompts with the current adapter and writes the grid.
+    fn snapshot(
+        &mut self,
+        progress: &Progress<'_>,
+        sampler: &mut Sampler<'_>,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let trainer = &progress.trainer;
+        // The adapters are constant while sampling: merging them once saves their cost in every denoising
+        // step.
+        let networks = trainer.networks().materialize();
+        let snapshot = sampler.snapshot(networks, trainer.steps_done(), on_event)?;
+        if let Some(events) = &mut self.events {
+            snapshot.write_events(events)?;
+        }
+        on_event(Event::Stage { name: TRAINING });
+        Ok(())
+    }
+
+    fn write_checkpoint(&self, progress: &Progress<'_>, digest: &str) -> Result<(), TrainError> {
+        let checkpoint = Checkpoint {
+            state: progress.trainer.state(),
+            history: progress.history.clone(),
+            seconds: progress.seconds,
+            data: digest.to_owned(),
+        };
+        let folder = self.folder.file(RunFolder::CHECKPOINTS);
+        checkpoint.write(&folder, self.config.checkpoints.keep)
+    }
+}
+
+/// The largest `|QᵀQ - I|` over all factors on the Stiefel manifold: 0 without factors, NaN if a factor has
+/// NaN or cannot be read.
+pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam]) -> f32 {
+    let factors = params.iter().filter(|param| method.geometry(&param.path) == Geometry::Stiefel);
+    let defect = |param: &NamedParam| {
+        let q: Tensor<2> = param.value().reshape([param.shape[0], param.shape[1]]);
+        defect(&q).map_or(f32::NAN, |defect| defect as f32)
+    };
+    // `f32::max` would lose NaN.
+    let largest = |a: f32, b: f32| if a.is_nan() || a >= b { a } else { b };
+    factors.map(defect).fold(0.0, largest)
+}
+
+/// Whether an action with this interval in steps is due after `done` steps. An interval of 0 means never.
+fn is_due(interval: usize, done: usize) -> bool {
+    interval > 0 && done.is_multiple_of(interval)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use burn::tensor::Device;
+    use soda_adapters::soda::SodaConfig;
+
+    use super::*;
+
+    /// One factor with NaN must not vanish behind factors that are orthogonal.
+    #[test]
+    fn the_orthogonality_defect_keeps_nan() {
+        use burn::nn::LinearConfig;
+        use soda_adapters::{Targets, map_params};
+
+        let device = Device::default();
+        let method = SodaConfig::default();
+        let layer = LinearConfig::new(12, 12).init(&device);
+        let plan = method.plan(&Targets(vec!["weight$".to_owned()]), &layer).unwrap();
+        let layer = plan.attach(layer);
+        let is_factor = |param: &NamedParam| method.geometry(&param.path) == Geometry::Stiefel;
+        let factors = named_params(&layer).into_iter().filter(is_factor).count();
+        assert!(factors > 1, "{factors} factors");
+        assert!(orthogonality_defect(&method, &named_params(&layer)) <= 1e-5);
+        for spoiled in 0..factors {
+            let mut index = 0;
+            let layer = map_params(layer.clone(), |param| {
+                index += usize::from(is_factor(param));
+                let spoil = is_factor(param) && index == spoiled + 1;
+                spoil.then(|| param.value().mul_scalar(f32::NAN))
+            });
+            assert!(
+                orthogonality_defect(&method, &named_params(&layer)).is_nan(),
+                "factor {spoiled}"
+            );
+        }
+    }
+}

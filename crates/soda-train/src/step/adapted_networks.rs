@@ -1,0 +1,105 @@
+//! The adapted networks of a run: which weights are adapted, and the adapter file.
+
+use burn::module::Module;
+use soda_adapters::{
+    AdapterError, AdapterState, AnyAdapter, Method as _, Plan, PlanOptions, Recipe, Targets,
+};
+use soda_linalg::SvdCache;
+use soda_models::pipeline::{Networks, Pipeline, TokenEmbedding};
+use soda_pipeline::{AdapterFile, Component, Header, TARGET_PRESETS, embedding_vectors};
+
+use crate::config::TrainConfig;
+use crate::error::TrainError;
+
+/// The networks that the settings train: all of the pipeline, or the denoiser alone.
+pub(crate) fn trained_networks(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
+    match config.trains_text_encoder() {
+        true => pipeline.networks(),
+        false => pipeline.denoiser.clone().into(),
+    }
+}
+
+/// Refuses targets that match no weight of a network.
+pub(crate) fn check_targets(config: &TrainConfig, pipeline: &Pipeline) -> Result<(), TrainError> {
+    let Networks { unet, text_encoder, text_encoder_2 } = trained_networks(config, pipeline);
+    config.targets.select_within(&unet, "", TARGET_PRESETS)?;
+    if let Some(text) = config.trained_text_encoder() {
+        for encoder in [text_encoder, text_encoder_2].into_iter().flatten() {
+            text.targets.select_within(&encoder, "", TARGET_PRESETS)?;
+        }
+    }
+    Ok(())
+}
+
+/// The recipe of each adapted network.
+#[derive(Debug, Default)]
+pub(crate) struct AdaptedNetworks(Vec<(Component, Recipe)>);
+
+impl AdaptedNetworks {
+    /// Prepares the adapters of `networks`, which are [`trained_networks`]. `on_progress` gets the number of
+    /// finished decompositions and their total.
+    pub(crate) fn plan(
+        config: &TrainConfig,
+        networks: &Networks,
+        cache: Option<&SvdCache>,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(Self, Plan<AnyAdapter>), TrainError> {
+        let (mut adapted, mut all) = (Self::default(), Plan::default());
+        let Networks { unet, text_encoder, text_encoder_2 } = networks;
+        let mut add = |planned: Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError>| {
+            let (component, recipe, plan) = planned?;
+            adapted.0.push((component, recipe));
+            all.extend(plan.with_prefix(&component.prefix()));
+            Ok::<_, AdapterError>(())
+        };
+        let targets = &config.targets;
+        add(plan_of(Component::Unet, unet, config, targets, cache, on_progress))?;
+        let encoders =
+            [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
+        for (component, encoder) in encoders {
+            if let (Some(text), Some(encoder)) = (config.trained_text_encoder(), encoder) {
+                let targets = &text.targets;
+                add(plan_of(component, encoder, config, targets, cache, on_progress))?;
+            }
+        }
+        Ok((adapted, all))
+    }
+
+    /// The file with the adapters of `networks` and the embeddings of new tokens.
+    pub(crate) fn adapter_file(
+        &self,
+        header: Header,
+        networks: &Networks,
+        embeddings: impl IntoIterator<Item = TokenEmbedding>,
+    ) -> AdapterFile {
+        let capture = |component, recipe| match component {
+            Component::Unet => AdapterState::capture(recipe, &networks.unet),
+            Component::TextEncoder => AdapterState::capture(recipe, &networks.text_encoder),
+            Component::TextEncoder2 => AdapterState::capture(recipe, &networks.text_encoder_2),
+        };
+        let file = self.0.iter().fold(AdapterFile::new(header), |file, (component, recipe)| {
+            file.with_adapter(*component, capture(*component, recipe.clone()))
+        });
+        AdapterFile { embeddings: embeddings.into_iter().map(embedding_vectors).collect(), ..file }
+    }
+}
+
+fn plan_of<N: Module>(
+    component: Component,
+    network: &N,
+    config: &TrainConfig,
+    targets: &Targets,
+    cache: Option<&SvdCache>,
+    on_progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError> {
+    let method = config.method.clone();
+    let recipe = Recipe::with_presets(method, targets.clone(), network, TARGET_PRESETS)?;
+    let mut options = PlanOptions {
+        presets: TARGET_PRESETS,
+        cache,
+        on_progress: Some(on_progress),
+        ..PlanOptions::default()
+    };
+    let plan = config.method.plan_with(targets, network, &mut options)?;
+    Ok((component, recipe, plan))
+}

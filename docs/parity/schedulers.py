@@ -1,0 +1,117 @@
+"""Reference trajectories of every sampler.
+
+Writes crates/soda-models/tests/fixtures/schedulers.safetensors, which tests/schedulers.rs compares
+with: timesteps, noise levels, and the sample after each step, for a network that is a formula of
+its input and its timestep, and noise that is a formula of the call (models.py's `value`).
+
+    pip install torch diffusers safetensors
+    python docs/parity/schedulers.py
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+from safetensors.torch import save_file
+
+sys.path.append(str(Path(__file__).parent))
+from models import FIXTURES, value
+
+SHAPE = (1, 4, 2, 3)
+# Latent Diffusion's schedule.
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SPACINGS = ["leading", "trailing", "linspace"]
+V, ZERO = {"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}
+
+
+def cases():
+    """(class, steps, fields)."""
+    for spacing in SPACINGS:
+        space = {"timestep_spacing": spacing, "steps_offset": 1 if spacing == "leading" else 0}
+        for kind in ["epsilon", "v_prediction", "sample"]:
+            fields = {**space, "prediction_type": kind}
+            yield DDIMScheduler, 7, {**fields, "clip_sample": False}
+            yield DDPMScheduler, 6, {**fields, "clip_sample": False}
+            yield EulerDiscreteScheduler, 7, fields
+            yield DPMSolverMultistepScheduler, 8, fields
+            if kind != "sample":
+                yield EulerAncestralDiscreteScheduler, 7, fields
+                yield PNDMScheduler, 8, {**fields, "skip_prk_steps": True}
+        yield EulerDiscreteScheduler, 9, {**space, "use_karras_sigmas": True}
+        yield DPMSolverMultistepScheduler, 9, {**space, "use_karras_sigmas": True}
+    # Clipping is on where a config does not say; a schedule of images.
+    yield DDIMScheduler, 5, {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+    yield DDIMScheduler, 5, {"set_alpha_to_one": False, "clip_sample": True, "clip_sample_range": 0.7}
+    yield DDPMScheduler, 5, {"beta_schedule": "squaredcos_cap_v2"}
+    yield PNDMScheduler, 2, {"skip_prk_steps": True, "set_alpha_to_one": True}
+    yield EulerDiscreteScheduler, 5, {"final_sigmas_type": "sigma_min", **V}
+    yield EulerDiscreteScheduler, 1, {"timestep_spacing": "trailing"}
+    for zero in [DDIMScheduler, DDPMScheduler]:
+        yield zero, 6, {**V, **ZERO, "timestep_spacing": "trailing", "clip_sample": False}
+    for zero in [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler]:
+        yield zero, 6, {**V, **ZERO, "timestep_spacing": "trailing"}
+    for order in [1, 2, 3]:
+        for algorithm in ["dpmsolver++", "sde-dpmsolver++"]:
+            fields = {"solver_order": order, "algorithm_type": algorithm}
+            yield DPMSolverMultistepScheduler, 6, fields
+            yield DPMSolverMultistepScheduler, 16, fields
+            heun = {**fields, "solver_type": "heun", "final_sigmas_type": "sigma_min"}
+            yield DPMSolverMultistepScheduler, 6, {**heun, "lower_order_final": False}
+    yield DPMSolverMultistepScheduler, 16, {"euler_at_final": True, "final_sigmas_type": "sigma_min"}
+    yield DPMSolverMultistepScheduler, 7, {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
+
+
+def main() -> None:
+    out, table = {}, []
+    for index, (kind, steps, fields) in enumerate(cases()):
+        # What a file says: the class and what differs from its defaults, or all of it.
+        config = {"_class_name": kind.__name__, **BETAS, **fields}
+        scheduler = kind.from_config(config)
+        saved = config if index % 2 else json.loads(scheduler.to_json_string())
+        scheduler.set_timesteps(steps)
+        call = 0
+
+        def randn(shape, **_):
+            return value(f"noise.{call}", *shape)
+
+        sys.modules[kind.__module__].randn_tensor = randn
+        bias = value("network", *SHAPE)
+        sample = value("start", *SHAPE) * scheduler.init_noise_sigma
+        timesteps, trajectory = scheduler.timesteps, []
+        if hasattr(scheduler, "set_begin_index"):
+            # Left alone, it starts at the second of two equal timesteps.
+            scheduler.set_begin_index(0)
+        for call, t in enumerate(timesteps):
+            seen = scheduler.scale_model_input(sample, t)
+            prediction = seen * 0.6 + bias * (0.2 + 0.0005 * t.float())
+            sample = scheduler.step(prediction, t, sample).prev_sample
+            trajectory.append(sample)
+        out[f"{index}.timesteps"] = timesteps.float()
+        out[f"{index}.steps"] = torch.cat(trajectory)
+        if kind not in [DDIMScheduler, DDPMScheduler, PNDMScheduler]:
+            out[f"{index}.sigmas"] = scheduler.sigmas
+        # A picture noised in the middle of the plan.
+        scheduler = kind.from_config(config)
+        scheduler.set_timesteps(steps)
+        middle = len(timesteps) // 2
+        noisy = scheduler.add_noise(value("start", *SHAPE), bias, timesteps[middle : middle + 1])
+        out[f"{index}.noisy"] = noisy
+        out[f"{index}.sigma"] = torch.tensor([float(scheduler.init_noise_sigma)])
+        table.append({"config": saved, "steps": steps})
+    out = {key: tensor.float().contiguous() for key, tensor in out.items()}
+    path = FIXTURES / "schedulers.safetensors"
+    save_file(out, path, {"cases": json.dumps(table)})
+    print(f"{len(table)} cases, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

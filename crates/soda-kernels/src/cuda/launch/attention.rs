@@ -32,7 +32,7 @@ const SM90_WIDTHS: [usize; 2] = [48, 64];
 const SM90_SHARED: usize = 8 * 64 * 128 + 6 * 64 * 4 + 1024;
 
 /// The kernels for an attention, and its sizes.
-pub(in crate::cuda) struct Attention {
+pub(crate) struct Attention {
     image: Image,
     sm90: bool,
     batch: usize,
@@ -46,12 +46,7 @@ pub(in crate::cuda) struct Attention {
 impl Attention {
     /// The attention `softmax(scale q k') v` for `[b, heads, n, d]` and `[b, heads, m, d]`. `None` if no
     /// kernel takes it.
-    pub(in crate::cuda) fn new(
-        q: &CubeTensor,
-        k: &CubeTensor,
-        v: &CubeTensor,
-        scale: f64,
-    ) -> Option<Self> {
+    pub(crate) fn new(q: &CubeTensor, k: &CubeTensor, v: &CubeTensor, scale: f64) -> Option<Self> {
         let ([batch, heads, queries, width], [_, _, keys, _]) =
             (q.shape().dims::<4>(), k.shape().dims::<4>());
         let half = q.dtype != DType::F32 && [k, v].iter().all(|x| x.dtype == q.dtype);
@@ -72,12 +67,12 @@ impl Attention {
     }
 
     /// Room for the log-sum-exp (base 2) of each query's scores, `[b, heads, n]`.
-    pub(in crate::cuda) fn empty_logsumexp(&self, q: &CubeTensor) -> CubeTensor {
+    pub(crate) fn empty_logsumexp(&self, q: &CubeTensor) -> CubeTensor {
         empty(q, vec![self.batch, self.heads, self.queries], DType::F32)
     }
 
     /// The attention `[b, heads, n, d]`. Writes the log-sum-exp of each query if there is room for it.
-    pub(in crate::cuda) fn forward(
+    pub(crate) fn forward(
         &self,
         qkv: [CubeTensor; 3],
         logsumexp: Option<&CubeTensor>,
@@ -100,7 +95,7 @@ impl Attention {
     }
 
     /// The gradients by q, k and v, from the value and the log-sum-exp of [`Attention::forward`].
-    pub(in crate::cuda) fn gradient(
+    pub(crate) fn gradient(
         &self,
         qkv: [CubeTensor; 3],
         grad: CubeTensor,

@@ -13,7 +13,7 @@ use crate::cuda::support::empty_like;
 /// it.
 ///
 /// Each bias row applies to a `k`-th of the rows of `x`.
-pub(in crate::cuda) fn bias_residual(
+pub(crate) fn bias_residual(
     x: CubeTensor,
     bias: CubeTensor,
     residual: Option<CubeTensor>,

@@ -10,11 +10,7 @@ use crate::cuda::stream;
 use crate::cuda::support::empty;
 
 /// Casts two tensors of float32 to the half precision `to`.
-pub(in crate::cuda) fn f32_to_half(
-    a: CubeTensor,
-    b: CubeTensor,
-    to: DType,
-) -> (CubeTensor, CubeTensor) {
+pub(crate) fn f32_to_half(a: CubeTensor, b: CubeTensor, to: DType) -> (CubeTensor, CubeTensor) {
     let [a, b] = [a, b].map(into_contiguous);
     let [x, y] = [&a, &b].map(|from| empty(from, from.shape().to_vec(), to));
     let [n, m] = [&a, &b].map(|from| from.shape().num_elements());

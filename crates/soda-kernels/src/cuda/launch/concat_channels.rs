@@ -11,7 +11,7 @@ use crate::cuda::stream;
 use crate::cuda::support::empty;
 
 /// Concatenates two maps `[b, c, h, w]` along the channels. The result is stored channels last.
-pub(in crate::cuda) fn concat_channels(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+pub(crate) fn concat_channels(a: CubeTensor, b: CubeTensor) -> CubeTensor {
     let [a, b] = [a, b].map(|map| into_contiguous(permute_nchw_to_nhwc(map)));
     let ([batch, height, width, first], [_, _, _, second]) =
         (a.shape().dims::<4>(), b.shape().dims::<4>());
@@ -26,7 +26,7 @@ pub(in crate::cuda) fn concat_channels(a: CubeTensor, b: CubeTensor) -> CubeTens
 }
 
 /// Splits a map `[b, c, h, w]` into its first `channels` channels and the others.
-pub(in crate::cuda) fn split_channels(y: CubeTensor, channels: usize) -> (CubeTensor, CubeTensor) {
+pub(crate) fn split_channels(y: CubeTensor, channels: usize) -> (CubeTensor, CubeTensor) {
     let y = into_contiguous(permute_nchw_to_nhwc(y));
     let [batch, height, width, all] = y.shape().dims::<4>();
     let map = |channels| empty(&y, vec![batch, height, width, channels], y.dtype);

@@ -10,7 +10,7 @@ use crate::cuda::stream;
 use crate::cuda::support::{empty, empty_like};
 
 /// Computes `a gelu(b)` for rows `(a, b)`, after the bias is added to the rows.
-pub(in crate::cuda) fn geglu(x: CubeTensor, bias: Option<CubeTensor>) -> CubeTensor {
+pub(crate) fn geglu(x: CubeTensor, bias: Option<CubeTensor>) -> CubeTensor {
     let (x, bias) = (into_contiguous(x), bias.map(into_contiguous));
     let mut shape = x.shape().to_vec();
     let last = shape.len() - 1;
@@ -28,11 +28,7 @@ pub(in crate::cuda) fn geglu(x: CubeTensor, bias: Option<CubeTensor>) -> CubeTen
 }
 
 /// The gradient of [`geglu`] by `x`.
-pub(in crate::cuda) fn gradient(
-    x: CubeTensor,
-    bias: Option<CubeTensor>,
-    dy: CubeTensor,
-) -> CubeTensor {
+pub(crate) fn gradient(x: CubeTensor, bias: Option<CubeTensor>, dy: CubeTensor) -> CubeTensor {
     let (x, dy, bias) = (into_contiguous(x), into_contiguous(dy), bias.map(into_contiguous));
     let shape = dy.shape();
     let (c, n) = (shape[shape.num_dims() - 1], shape.num_elements());

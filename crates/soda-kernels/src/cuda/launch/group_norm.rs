@@ -15,15 +15,15 @@ const SUM_THREADS: usize = 512;
 const PIXELS_PER_THREAD: usize = 4;
 
 /// A group norm on `[b, c, h, w]`, followed by SiLU if `silu`.
-pub(in crate::cuda) struct GroupNorm {
-    pub(in crate::cuda) groups: usize,
-    pub(in crate::cuda) eps: f32,
-    pub(in crate::cuda) silu: bool,
+pub(crate) struct GroupNorm {
+    pub(crate) groups: usize,
+    pub(crate) eps: f32,
+    pub(crate) silu: bool,
 }
 
 impl GroupNorm {
     /// The value, and mean and inverse standard deviation of each group.
-    pub(in crate::cuda) fn forward(
+    pub(crate) fn forward(
         &self,
         x: CubeTensor,
         gamma: CubeTensor,
@@ -55,7 +55,7 @@ impl GroupNorm {
     }
 
     /// The gradient by `x`, with the statistics `stats` of [`GroupNorm::forward`].
-    pub(in crate::cuda) fn gradient(
+    pub(crate) fn gradient(
         &self,
         x: CubeTensor,
         dy: CubeTensor,

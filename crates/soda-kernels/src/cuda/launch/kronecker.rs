@@ -9,7 +9,7 @@ use super::multi_tensor::{cat, split};
 
 /// The kernels for a Kronecker product.
 #[derive(Clone, Copy)]
-pub(in crate::cuda) enum Kronecker {
+pub(crate) enum Kronecker {
     /// Three factors on rows of half precision, which each warp keeps in registers.
     ThreeHalf(Kronecker3Half),
     /// Up to four factors on groups of rows in shared memory.
@@ -19,7 +19,7 @@ pub(in crate::cuda) enum Kronecker {
 impl Kronecker {
     /// The kernels for square factors `a` of these sizes, stored transposed or not, on these rows. `None` if
     /// there are none.
-    pub(in crate::cuda) fn new(
+    pub(crate) fn new(
         rows: &[&CubeTensor],
         a: &[CubeTensor],
         sizes: &[usize],
@@ -31,7 +31,7 @@ impl Kronecker {
     }
 
     /// Multiplies the rows `x` with `A1 ⊗ … ⊗ Am`.
-    pub(in crate::cuda) fn forward(self, x: CubeTensor, a: Vec<CubeTensor>) -> CubeTensor {
+    pub(crate) fn forward(self, x: CubeTensor, a: Vec<CubeTensor>) -> CubeTensor {
         match self {
             Self::ThreeHalf(kernel) => kernel.forward(x, a),
             Self::Groups(kernel) => kernel.forward(x, cat(a)),
@@ -39,7 +39,7 @@ impl Kronecker {
     }
 
     /// The gradients by `x` if `with_dx` and by the factors, and [`Kronecker::forward`] if `with_product`.
-    pub(in crate::cuda) fn gradient(
+    pub(crate) fn gradient(
         self,
         x: CubeTensor,
         a: Vec<CubeTensor>,

@@ -26,7 +26,7 @@ const SUM_ENTRIES: usize = 32;
 
 /// The kernels for three sizes. They are compiled for each triple of sizes, of which a network has a few.
 #[derive(Clone, Copy)]
-pub(in crate::cuda) struct Kronecker3Half {
+pub(crate) struct Kronecker3Half {
     image: Image,
     sizes: [usize; 3],
     transposed: bool,

@@ -25,7 +25,7 @@ const TARGET: Target = Target::AtLeast((8, 0));
 
 /// The kernels for factors of given sizes.
 #[derive(Clone, Copy)]
-pub(in crate::cuda) struct KroneckerGroups {
+pub(crate) struct KroneckerGroups {
     image: Image,
     /// The sizes of the factors, one in each byte.
     sizes: u64,

@@ -10,7 +10,7 @@ use crate::cuda::stream;
 use crate::cuda::support::empty_like;
 
 /// Layer norm over the last axis.
-pub(in crate::cuda) fn layer_norm(
+pub(crate) fn layer_norm(
     x: CubeTensor,
     gamma: CubeTensor,
     beta: CubeTensor,
@@ -33,12 +33,7 @@ pub(in crate::cuda) fn layer_norm(
 }
 
 /// The gradient of layer norm by `x`.
-pub(in crate::cuda) fn gradient(
-    x: CubeTensor,
-    dy: CubeTensor,
-    gamma: CubeTensor,
-    eps: f32,
-) -> CubeTensor {
+pub(crate) fn gradient(x: CubeTensor, dy: CubeTensor, gamma: CubeTensor, eps: f32) -> CubeTensor {
     let [x, dy, gamma] = [x, dy, gamma].map(into_contiguous);
     let (dx, in_blocks) = (empty_like(&x), kernel!("layer_norm_gradient", x.dtype));
     let in_warps = kernel!("layer_norm_gradient_in_warps", x.dtype);

@@ -14,7 +14,7 @@ const THREADS: usize = 256;
 const BYTES_PER_THREAD: usize = 64;
 
 /// Concatenates tensors of one dtype into a vector.
-pub(in crate::cuda) fn cat(tensors: Vec<CubeTensor>) -> CubeTensor {
+pub(crate) fn cat(tensors: Vec<CubeTensor>) -> CubeTensor {
     let tensors: Vec<_> = tensors.into_iter().map(into_contiguous).collect();
     let total = tensors.iter().map(|x| x.shape().num_elements()).sum();
     let out = empty(&tensors[0], vec![total], tensors[0].dtype);
@@ -36,7 +36,7 @@ pub(in crate::cuda) fn cat(tensors: Vec<CubeTensor>) -> CubeTensor {
 }
 
 /// Splits a vector into vectors of these lengths.
-pub(in crate::cuda) fn split(x: CubeTensor, lengths: &[usize]) -> Vec<CubeTensor> {
+pub(crate) fn split(x: CubeTensor, lengths: &[usize]) -> Vec<CubeTensor> {
     let x = into_contiguous(x);
     let parts: Vec<_> = lengths.iter().map(|&n| empty(&x, vec![n], x.dtype)).collect();
     let mut offset = 0;
@@ -57,7 +57,7 @@ pub(in crate::cuda) fn split(x: CubeTensor, lengths: &[usize]) -> Vec<CubeTensor
 }
 
 /// Copies each second tensor into the memory of the first, which is contiguous and has the same size.
-pub(in crate::cuda) fn overwrite(pairs: Vec<(CubeTensor, CubeTensor)>) {
+pub(crate) fn overwrite(pairs: Vec<(CubeTensor, CubeTensor)>) {
     let pairs: Vec<_> = pairs.into_iter().map(|(to, from)| (to, into_contiguous(from))).collect();
     for pairs in pairs.chunks(COPIES) {
         let sizes: Vec<_> = pairs.iter().map(|(_, from)| bytes(from)).collect();

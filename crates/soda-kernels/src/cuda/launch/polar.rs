@@ -16,10 +16,10 @@ const MAX_MATRICES: usize = 65_535;
 const CAPABILITY: (i32, i32) = (8, 0);
 
 /// The high and the low TF32 part of a batch of matrices.
-pub(in crate::cuda) type Split = [CubeTensor; 2];
+pub(crate) type Split = [CubeTensor; 2];
 
 /// Whether the steps take the iterate `[b, m, n]`.
-pub(in crate::cuda) fn takes(x: &CubeTensor) -> bool {
+pub(crate) fn takes(x: &CubeTensor) -> bool {
     let fits = x.shape()[0] <= MAX_MATRICES && x.shape().num_elements() > 0;
     let capable = nvrtc::compute_capability().is_some_and(|found| found >= CAPABILITY);
     fits && capable && x.dtype == DType::F32 && kernels_take(x) && dlopen::cublas_present()
@@ -27,7 +27,7 @@ pub(in crate::cuda) fn takes(x: &CubeTensor) -> bool {
 
 /// The next iterate `X (a I + b G + c G²)` from the split `X` and `G = XᵀX` `[b, n, n]`: split, whole, and
 /// its Gram matrices.
-pub(in crate::cuda) fn step(
+pub(crate) fn step(
     x: Split,
     gram: CubeTensor,
     [a, b, c]: [f64; 3],
@@ -47,7 +47,7 @@ fn gram_of(x: &Split) -> CubeTensor {
 }
 
 /// Splits `X + d I`. `d` is 0 if the matrices `X` `[b, m, n]` are not square.
-pub(in crate::cuda) fn split(x: CubeTensor, d: f64) -> Split {
+pub(crate) fn split(x: CubeTensor, d: f64) -> Split {
     let x = into_contiguous(x);
     let [count, rows, n] = x.shape().dims();
     let (high, low) = (empty_like(&x), empty_like(&x));

@@ -9,11 +9,7 @@ use crate::cuda::stream;
 use crate::cuda::support::empty_like;
 
 /// The matrix `l diag(max(gain, floor))`.
-pub(in crate::cuda) fn scale_columns(
-    l: CubeTensor,
-    gain: CubeTensor,
-    floor: CubeTensor,
-) -> CubeTensor {
+pub(crate) fn scale_columns(l: CubeTensor, gain: CubeTensor, floor: CubeTensor) -> CubeTensor {
     let [l, gain, floor] = [l, gain, floor].map(into_contiguous);
     let (y, name) = (empty_like(&l), kernel!("scale_columns", l.dtype));
     let (k, n) = (gain.shape().num_elements(), l.shape().num_elements());
@@ -27,7 +23,7 @@ pub(in crate::cuda) fn scale_columns(
 }
 
 /// The gradient of [`scale_columns`] by the gain.
-pub(in crate::cuda) fn gradient(
+pub(crate) fn gradient(
     l: CubeTensor,
     dy: CubeTensor,
     gain: CubeTensor,

@@ -9,7 +9,7 @@ use crate::cuda::stream;
 use crate::cuda::support::empty_like;
 
 /// Softmax over the first `keys` entries of the last axis. The others become 0.
-pub(in crate::cuda) fn masked_softmax(x: CubeTensor, keys: usize) -> CubeTensor {
+pub(crate) fn masked_softmax(x: CubeTensor, keys: usize) -> CubeTensor {
     let x = into_contiguous(x);
     let (y, name) = (empty_like(&x), kernel!("softmax", x.dtype));
     let rows = Rows::of(&x);
@@ -21,7 +21,7 @@ pub(in crate::cuda) fn masked_softmax(x: CubeTensor, keys: usize) -> CubeTensor 
 }
 
 /// The gradient of softmax from its value `p`.
-pub(in crate::cuda) fn gradient(p: CubeTensor, dp: CubeTensor) -> CubeTensor {
+pub(crate) fn gradient(p: CubeTensor, dp: CubeTensor) -> CubeTensor {
     let (p, dp) = (into_contiguous(p), into_contiguous(dp));
     let (dx, name) = (empty_like(&p), kernel!("softmax_gradient", p.dtype));
     let rows = Rows::of(&p);

@@ -53,9 +53,9 @@ pub struct Tokenizer {
     unknown: u32,
     max_length: usize,
     /// All ids of an added token that has several, by its first id.
-    several: HashMap<u32, Vec<u32>>,
+    expansions: HashMap<u32, Vec<u32>>,
     /// The tokens that were added after loading, with their ids.
-    words: Vec<(String, Range<u32>)>,
+    added: Vec<(String, Range<u32>)>,
 }
 
 impl Tokenizer {
@@ -93,51 +93,51 @@ impl Tokenizer {
             pad: id(&settings.pad)?,
             unknown: id(&settings.unknown)?,
             max_length: settings.max_length,
-            several: several(&inner),
-            words: Vec::new(),
+            expansions: expansions(&inner),
+            added: Vec::new(),
             inner,
         })
     }
 
-    /// Adds `word` as a new token with `vectors` embeddings and returns their ids, which follow all others.
+    /// Adds the new `token` with `num_vectors` embedding vectors and returns their ids, which follow all others.
     ///
     /// Encoding finds the token in any case. A token that starts or ends with a letter or digit is found as a
     /// whole word only.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Token`] if `word` is empty, contains white space, or is in the vocabulary already.
+    /// [`ModelError::Token`] if `token` is empty, contains white space, or is in the vocabulary already.
     ///
     /// # Panics
     ///
-    /// If `vectors` is 0.
-    pub fn add_token(&mut self, word: &str, vectors: usize) -> Result<Range<u32>, ModelError> {
-        assert!(vectors > 0, "a word stands for at least one token");
+    /// If `num_vectors` is 0.
+    pub fn add_token(&mut self, token: &str, num_vectors: usize) -> Result<Range<u32>, ModelError> {
+        assert!(num_vectors > 0, "a token has at least one vector");
         let refuse =
-            |reason: &str| ModelError::Token { token: word.to_owned(), reason: reason.to_owned() };
-        if word.is_empty() || word.contains(char::is_whitespace) {
-            return Err(refuse("a new word is one word, without spaces"));
+            |reason: &str| ModelError::Token { token: token.to_owned(), reason: reason.to_owned() };
+        if token.is_empty() || token.contains(char::is_whitespace) {
+            return Err(refuse("a new token is one word, without spaces"));
         }
-        let names: Vec<String> = (0..vectors).map(|index| numbered(word, index)).collect();
+        let names: Vec<String> = (0..num_vectors).map(|index| vector_name(token, index)).collect();
         if let Some(taken) = names.iter().find(|name| self.inner.token_to_id(name).is_some()) {
             let reason =
-                format!("the vocabulary has {taken} as a token; choose another, such as <{word}>");
+                format!("the vocabulary has {taken} as a token; choose another, such as <{token}>");
             return Err(refuse(&reason));
         }
         let next = self.vocab_size();
         let plain = |name: &String| AddedToken::from(name.as_str(), false);
         let tokens: Vec<_> =
-            names.iter().map(|name| plain(name).single_word(is_plain(word))).collect();
+            names.iter().map(|name| plain(name).single_word(matches_whole_word(token))).collect();
         self.inner.add_tokens(tokens).map_err(|error| refuse(&error.to_string()))?;
-        self.several = several(&self.inner);
-        let ids = next..next + vectors as u32;
-        self.words.push((word.to_owned(), ids.clone()));
+        self.expansions = expansions(&self.inner);
+        let ids = next..next + num_vectors as u32;
+        self.added.push((token.to_owned(), ids.clone()));
         Ok(ids)
     }
 
     /// The tokens that were [added](Self::add_token), with their ids.
     pub fn added_tokens(&self) -> &[(String, Range<u32>)] {
-        &self.words
+        &self.added
     }
 
     /// A token beyond the vocabulary that the merges build, read from the directory or
@@ -221,25 +221,25 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, false);
         // Only a model without an unknown token can fail, and `from_dir` refuses such a model.
         let encoding = encoding.expect("a byte-pair model with an unknown token encodes any text");
-        let all = |id: &u32| self.several.get(id).cloned().unwrap_or_else(|| vec![*id]);
+        let all = |id: &u32| self.expansions.get(id).cloned().unwrap_or_else(|| vec![*id]);
         encoding.get_ids().iter().flat_map(all).collect()
     }
 }
 
 /// Whether `word` might be part of another word, as `sks` is of `asks`. Such a token is matched as a whole
 /// word only.
-pub(crate) fn is_plain(word: &str) -> bool {
+pub(crate) fn matches_whole_word(word: &str) -> bool {
     let of_words = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     of_words(word.chars().next()) || of_words(word.chars().next_back())
 }
 
 /// The name of the embedding `index` of a token. diffusers numbers them from the second on.
-pub(crate) fn numbered(word: &str, index: usize) -> String {
+pub(crate) fn vector_name(word: &str, index: usize) -> String {
     if index == 0 { word.to_owned() } else { format!("{word}_{index}") }
 }
 
 /// The ids of all added tokens that have more than one, by their first id.
-fn several(inner: &tokenizers::Tokenizer) -> HashMap<u32, Vec<u32>> {
+fn expansions(inner: &tokenizers::Tokenizer) -> HashMap<u32, Vec<u32>> {
     let added: HashMap<String, u32> = inner
         .get_added_tokens_decoder()
         .into_iter()
@@ -247,7 +247,7 @@ fn several(inner: &tokenizers::Tokenizer) -> HashMap<u32, Vec<u32>> {
         .map(|(id, token)| (token.content, id))
         .collect();
     let of = |word: &String| -> Vec<u32> {
-        (0..).map_while(|index| added.get(&numbered(word, index)).copied()).collect()
+        (0..).map_while(|index| added.get(&vector_name(word, index)).copied()).collect()
     };
     let all = added.iter().map(|(word, id)| (*id, of(word)));
     all.filter(|(_, ids)| ids.len() > 1).collect()

@@ -14,7 +14,7 @@ use super::networks::Networks;
 use crate::clip::ClipTextModel;
 use crate::error::ModelError;
 use crate::noise::{generator, randn_with};
-use crate::tokenizer::{Tokenizer, is_plain, numbered};
+use crate::tokenizer::{Tokenizer, matches_whole_word, vector_name};
 
 /// A new token and its embeddings.
 #[derive(Debug, Clone)]
@@ -74,8 +74,8 @@ impl Pipeline {
     ///
     /// [`ModelError::Token`] if the vocabulary has the token already, or if the embeddings do not fit the
     /// text encoders.
-    pub fn add_token_embedding(&mut self, word: &TokenEmbedding) -> Result<(), ModelError> {
-        let refuse = |reason: String| ModelError::Token { token: word.token.clone(), reason };
+    pub fn add_token_embedding(&mut self, embedding: &TokenEmbedding) -> Result<(), ModelError> {
+        let refuse = |reason: String| ModelError::Token { token: embedding.token.clone(), reason };
         let check = |encoder: &ClipTextModel, vectors: &Tensor<2>| {
             let [_, width] = encoder.text_model.embeddings.token_embedding.weight.dims();
             let [count, found] = vectors.dims();
@@ -88,8 +88,8 @@ impl Pipeline {
             }
         };
         // Everything is checked first, so that a token is in all vocabularies or in none.
-        check(&self.text_encoder, &word.first)?;
-        match (&self.second_text_encoder, &word.second) {
+        check(&self.text_encoder, &embedding.first)?;
+        match (&self.second_text_encoder, &embedding.second) {
             (Some(second), Some(vectors)) => check(&second.text_encoder, vectors)?,
             (None, None) => {}
             (Some(_), None) => {
@@ -103,9 +103,19 @@ impl Pipeline {
                 ));
             }
         }
-        add(&mut self.tokenizer, &mut self.text_encoder, &word.token, word.first.clone())?;
-        if let (Some(second), Some(vectors)) = (&mut self.second_text_encoder, &word.second) {
-            add(&mut second.tokenizer, &mut second.text_encoder, &word.token, vectors.clone())?;
+        add(
+            &mut self.tokenizer,
+            &mut self.text_encoder,
+            &embedding.token,
+            embedding.first.clone(),
+        )?;
+        if let (Some(second), Some(vectors)) = (&mut self.second_text_encoder, &embedding.second) {
+            add(
+                &mut second.tokenizer,
+                &mut second.text_encoder,
+                &embedding.token,
+                vectors.clone(),
+            )?;
         }
         Ok(())
     }
@@ -125,15 +135,15 @@ impl Pipeline {
             .second_text_encoder
             .as_ref()
             .map(|second| vectors(&second.tokenizer, networks.text_encoder_2.as_ref()));
-        let words = self.tokenizer.added_tokens().iter().zip(first).enumerate();
-        let word = |(index, ((text, _), first)): (usize, (&(String, Range<u32>), Tensor<2>))| {
+        let added = self.tokenizer.added_tokens().iter().zip(first).enumerate();
+        let token = |(index, ((text, _), first)): (usize, (&(String, Range<u32>), Tensor<2>))| {
             TokenEmbedding {
                 token: text.clone(),
                 first,
                 second: second.as_ref().and_then(|second| second.get(index).cloned()),
             }
         };
-        words.map(word).collect()
+        added.map(token).collect()
     }
 }
 
@@ -165,10 +175,10 @@ impl Networks {
 fn add(
     tokenizer: &mut Tokenizer,
     encoder: &mut ClipTextModel,
-    word: &str,
+    token: &str,
     vectors: Tensor<2>,
 ) -> Result<(), ModelError> {
-    let ids = tokenizer.add_token(word, vectors.dims()[0])?;
+    let ids = tokenizer.add_token(token, vectors.dims()[0])?;
     let embeddings = &mut encoder.text_model.embeddings;
     let dtype = embeddings.token_embedding.weight.val().dtype();
     embeddings.add(ids.start as usize, vectors.cast(dtype));
@@ -183,16 +193,16 @@ pub(super) fn save(
     tokenizer_dir: &Path,
     encoder_dir: &Path,
 ) -> Result<(), ModelError> {
-    let words = tokenizer.added_tokens();
-    if words.is_empty() {
+    let added = tokenizer.added_tokens();
+    if added.is_empty() {
         return Ok(());
     }
     // The name of each token, its id, and its matching rules.
-    let tokens = words.iter().flat_map(|(word, ids)| {
+    let tokens = added.iter().flat_map(|(token, ids)| {
         ids.clone().enumerate().map(move |(index, id)| {
-            let content = numbered(word, index);
+            let content = vector_name(token, index);
             let rules = json!({
-                "content": content, "single_word": is_plain(word), "lstrip": false, "rstrip": false,
+                "content": content, "single_word": matches_whole_word(token), "lstrip": false, "rstrip": false,
                 "normalized": true, "special": false,
             });
             (content, id, rules)

@@ -174,7 +174,7 @@ impl Adapter for Lokr {
 
 #[cfg(test)]
 mod tests {
-    use super::factorization;
+    use super::*;
 
     #[test]
     fn factorization_is_that_of_lycoris() {

@@ -10,8 +10,10 @@ use crate::config::augment::AugmentConfig;
 use crate::config::buckets::BucketConfig;
 use crate::config::checkpointing::GradientCheckpointing;
 use crate::config::checkpoints::CheckpointConfig;
+use crate::config::edit;
 use crate::config::loss_scale::LossScaleConfig;
 use crate::config::masks::MaskConfig;
+use crate::config::method;
 use crate::config::objective::{Loss, ObjectiveConfig, PriorConfig};
 use crate::config::optimizer::OptimizerConfig;
 use crate::config::precision::Precision;
@@ -19,7 +21,6 @@ use crate::config::samples::SampleConfig;
 use crate::config::text_encoder::TextEncoderConfig;
 use crate::config::tokens::TokensConfig;
 use crate::config::validation::ValidationConfig;
-use crate::config::{edit, method};
 use crate::error::{ConfigError, TrainError};
 
 /// All settings of a run. Together with the files that they name, they determine its result.
@@ -83,10 +84,10 @@ pub struct TrainConfig {
     /// Loss scaling, with `precision = "f16"` only.
     #[serde(default)]
     pub loss_scale: Option<LossScaleConfig>,
-    /// Gradient checkpointing: `none`, or `block` to recompute the activations inside the UNet's blocks.
+    /// Gradient checkpointing: `none`, or `block` to recompute the activations inside the denoiser's blocks.
     #[serde(default)]
     pub checkpointing: GradientCheckpointing,
-    /// The weights of the UNet that are adapted.
+    /// The weights of the denoiser that are adapted.
     #[serde(default = "attention")]
     pub targets: Targets,
     /// The adapter method. In TOML its name is enough.

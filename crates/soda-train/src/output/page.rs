@@ -29,8 +29,8 @@ const STYLE: &str = "\
     .sample{flex:0 1 calc(var(--columns)*264px)}\
     .row{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,256px);gap:.5em}\
     .row img{width:100%;display:block}\
-    .thumbnails{display:grid;grid-template-columns:repeat(auto-fill,minmax(80px,128px));gap:.5em}\
-    .thumbnails img{width:100%}\
+    .thumbnails{display:grid;grid-template-columns:repeat(auto-fill,minmax(100px,1fr));gap:.5em}\
+    .thumbnails img{width:128px}\
     .strip{overflow-x:auto}.strip img{max-width:none;height:8.5em}\
     .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:1.5em 1em}\
     .charts svg{width:100%}\

@@ -55,7 +55,7 @@ pub fn color(index: usize) -> RGBColor {
 /// one remains legible at the width of a phone.
 const SIZE: (u32, u32) = (520, 300);
 /// Font of axes and legends, whose glyphs are about `GLYPH` pixels wide.
-const FONT: (&str, u32) = ("sans-serif", 14);
+const FONT: (&str, u32) = ("sans-serif", 17);
 const GLYPH: u32 = 8;
 /// Pixels from one row of the legend to the next.
 const LEGEND_ROW: u32 = 20;

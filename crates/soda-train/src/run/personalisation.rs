@@ -155,9 +155,6 @@ impl Personalisation {
         let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
         let (data, validation) =
             encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;
-        if let Some(masks) = config.masks.as_ref().filter(|_| !data.is_masked()) {
-            return Err(masks::no_masks(masks, &config.data).into());
-        }
         describe_data(&config, &data, &dataset, on_event);
         let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         let folder = target.open(&config)?;
@@ -165,8 +162,7 @@ impl Personalisation {
         let (adapted, plan) = plan_adapters(&config, &pipeline, svd_cache.as_ref(), on_event)?;
         let num_layers = plan.paths().len();
         pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
-        // The class images come from the network in its final precision. Before the cast only a part of it
-        // has that.
+        // Class images need the final precision, which before the cast only a part of the network has.
         let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
@@ -241,7 +237,8 @@ impl Personalisation {
     }
 }
 
-/// Encodes the training images and, where the settings ask for it, the validation.
+/// Encodes the training images and, where the settings ask for it, the validation. Refuses settings with
+/// masks for images without any.
 fn encode(
     config: &TrainConfig,
     pipeline: &Pipeline,
@@ -270,6 +267,9 @@ fn encode(
             Some(Validation::new(&held_out, &schedule, config))
         }
     };
+    if let Some(masks) = config.masks.as_ref().filter(|_| !data.is_masked()) {
+        return Err(masks::no_masks(masks, &config.data).into());
+    }
     Ok((data, validation))
 }
 

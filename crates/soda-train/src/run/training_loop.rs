@@ -213,13 +213,13 @@ impl<'a> TrainingLoop<'a> {
 /// NaN or cannot be read.
 pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam]) -> f32 {
     let factors = params.iter().filter(|param| method.geometry(&param.path) == Geometry::Stiefel);
-    let defect = |param: &NamedParam| {
+    let error = |param: &NamedParam| {
         let q: Tensor<2> = param.value().reshape([param.shape[0], param.shape[1]]);
-        defect(&q).map_or(f32::NAN, |defect| defect as f32)
+        orthogonality_error(&q).map_or(f32::NAN, |error| error as f32)
     };
     // `f32::max` would lose NaN.
     let largest = |a: f32, b: f32| if a.is_nan() || a >= b { a } else { b };
-    factors.map(defect).fold(0.0, largest)
+    factors.map(error).fold(0.0, largest)
 }
 
 /// Whether an action with this interval in steps is due after `done` steps. An interval of 0 means never.

@@ -95,13 +95,14 @@ fn validation_caption(summary: &RunSummary) -> String {
 
 /// The learning rates of the parameter groups that are trained.
 fn learning_rates(history: &History) -> Vec<Line> {
-    let rates: [(&str, fn(&StepMetrics) -> f32); 4] = [
+    type LearningRate = fn(&StepMetrics) -> f32;
+    let rates: [(&str, LearningRate); 4] = [
         ("rotations", |step| step.rotation_lr),
         ("flat parameters", |step| step.flat_lr),
         ("text encoders", |step| step.text_lr),
         ("new words", |step| step.token_lr),
     ];
-    let used = |rate: fn(&StepMetrics) -> f32| history.steps.iter().any(|step| rate(step) > 0.0);
+    let used = |rate: LearningRate| history.steps.iter().any(|step| rate(step) > 0.0);
     let mut lines: Vec<Line> = Vec::new();
     for (name, rate) in rates.into_iter().filter(|(_, rate)| used(*rate)) {
         let line = step_line(name, history.steps.iter().map(rate));

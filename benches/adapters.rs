@@ -8,7 +8,7 @@
 //! | a method alone | the crate's choice between weight and input for the size |
 //! | `_weight` | forms the effective weight |
 //! | `_input` | applies the adapter to the layer's input |
-//! | `_input_exact` | applies it to the input as in half precision, with the exact product of the base weight |
+//! | `_input_exact` | applies it as in half precision, with the exact product of the base weight |
 //! | `_dense` | SODA's formula as written, with rotation and weight as dense matrices |
 
 use burn::module::{Module, Param};

@@ -2,8 +2,11 @@
 //! and without block checkpointing, for random weights of a named architecture and batch 1.
 //!
 //! ```text
-//! cargo bench --bench checkpointing --profile dev -- <sd15|sdxl> <side of the latents> <method> <f32|bf16|f16> [none|block]
+//! cargo bench --bench checkpointing --profile dev -- ARCH SIDE METHOD DTYPE [CHECKPOINTING]
 //! ```
+//!
+//! `ARCH` is `sd15` or `sdxl`, `SIDE` the side of the latents, `DTYPE` one of `f32`, `bf16` and `f16`, and
+//! `CHECKPOINTING` one of `none` and `block`.
 
 use std::time::Instant;
 

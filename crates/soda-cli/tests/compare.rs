@@ -63,7 +63,10 @@ fn the_dreambooth_plan_needs_only_its_folders() {
     // No image can be held out of a data set of one image.
     std::fs::remove_file(folder.path().join("dreambooth/dataset/vase/00.jpg")).unwrap();
     let (usable, said) = check(folder.path(), &plan);
-    assert!(!usable && said.contains("dreambooth/dataset/vase cannot be used for training"), "{said}");
+    assert!(
+        !usable && said.contains("dreambooth/dataset/vase cannot be used for training"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Import and export of LoRA files with parts for the text encoders, against diffusers 0.42 and PEFT 0.21.
 //!
-//! `docs/reference/lora_files.py` writes the files and the expected outputs.
+//! `docs/parity/lora_files.py` writes the files and the expected outputs.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

@@ -12,10 +12,8 @@ use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
 use crate::fallback;
-
-/// The gradients of attention by q, k and v, each of which is absent if it was not wanted.
-pub type AttentionGradient<B> =
-    (Option<FloatTensor<B>>, Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+use crate::fallback::attention::AttentionGradient;
+use crate::fallback::steps::{BackwardSteps, ForwardSteps};
 
 /// Forward operations that a backend may implement better than burn does.
 ///
@@ -259,5 +257,49 @@ pub trait KernelGradients: Kernels {
         channels: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         fallback::concat_channels::split_channels::<Self>(dy, channels)
+    }
+}
+
+impl<B: Kernels> ForwardSteps for B {
+    const KEY_MULTIPLE: usize = B::HALF_KEY_MULTIPLE;
+
+    fn product(lhs: FloatTensor<B>, rhs: FloatTensor<B>) -> FloatTensor<B> {
+        <B as Kernels>::matmul(lhs, rhs)
+    }
+
+    fn product_sum(
+        lhs: FloatTensor<B>,
+        rhs: FloatTensor<B>,
+        addend: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        B::addmm(lhs, rhs, addend)
+    }
+
+    fn cast_both(
+        a: FloatTensor<B>,
+        b: FloatTensor<B>,
+        dtype: FloatDType,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        B::cast_pair(a, b, dtype)
+    }
+
+    fn attention_weights(scores: FloatTensor<B>, keys: usize) -> FloatTensor<B> {
+        B::masked_softmax(scores, keys)
+    }
+}
+
+impl<B: KernelGradients> BackwardSteps for B {
+    const MAX_SAVED: usize = B::MAX_SAVED_SCORES;
+
+    fn attention([q, k, v]: [FloatTensor<B>; 3], scale: f64) -> FloatTensor<B> {
+        B::attention_forward(q, k, v, scale)
+    }
+
+    fn attention_weights_gradient(p: FloatTensor<B>, dp: FloatTensor<B>) -> FloatTensor<B> {
+        B::softmax_gradient(p, dp)
+    }
+
+    fn plain_geglu_gradient(x: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+        B::geglu_gradient(x, None, dy)
     }
 }

@@ -61,13 +61,14 @@ mod device;
 mod fallback;
 mod ops;
 
-pub use backend::{AttentionGradient, KernelGradients, Kernels};
+pub use backend::{KernelGradients, Kernels};
 pub use device::graph::CapturedGraph;
 #[cfg(feature = "persistence")]
 pub use device::kernel_cache::enable_kernel_cache;
 pub use device::memory::{MemoryUsage, deep_copy, memory_usage, persistent};
 pub use device::memory_format::{to_preferred_memory_format, with_stride_order};
 pub use device::vendor_blas::has_vendor_blas;
+pub use fallback::attention::AttentionGradient;
 pub use ops::attention::attention;
 pub use ops::concat_channels::concat_channels;
 pub use ops::conv::{conv2d, conv2d_residual};

@@ -99,7 +99,9 @@ impl Tokenizer {
         })
     }
 
-    /// Adds the new `token` with `num_vectors` embedding vectors and returns their ids, which follow all others.
+    /// Adds the new `token` with `num_vectors` embedding vectors and returns their ids.
+    ///
+    /// The new ids follow all others.
     ///
     /// Encoding finds the token in any case. A token that starts or ends with a letter or digit is found as a
     /// whole word only.

@@ -6,9 +6,10 @@
 //! | form | rotation | used by |
 //! |---|---|---|
 //! | exact | `(I - Q)(I + Q)⁻¹` | PEFT with `use_cayley_neumann=False`, BOFT |
-//! | Neumann | `(I + Q)(I + Q + … + Q^p)`, `p = max(terms - 2, 2)` | PEFT's default; orthogonal for small `Q` only |
+//! | Neumann | `(I + Q)(I + Q + … + Q^p)`, `p = max(terms - 2, 2)` | PEFT by default |
 //!
-//! The two forms rotate in opposite directions. This is the convention of PEFT, and adapter files hold `Q`.
+//! The Neumann form is orthogonal for small `Q` only. The two forms rotate in opposite directions. This is
+//! the convention of PEFT, and adapter files hold `Q`.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};

@@ -54,14 +54,14 @@ pub(crate) struct SettingsArgs {
     /// How weights are adapted: soda, soda-qr, svdiff, lora, dora, oft, ... (a wrong name lists all)
     #[arg(long, value_name = "NAME")]
     pub(crate) method: Option<String>,
-    /// Train adapters of the text encoders besides those of the denoiser (docs/guide-text-encoder.md)
+    /// Train adapters of the text encoders besides those of the denoiser (docs/guide/text-encoder.md)
     #[arg(long)]
     pub(crate) train_text_encoder: bool,
     /// Train the text encoders with this learning rate instead of that of the denoiser
     #[arg(long, value_name = "LR")]
     pub(crate) text_encoder_lr: Option<f64>,
     /// Textual inversion: a new word, and the words that its embedding starts from, as in `<mug>=mug`; may be
-    /// given several times (docs/guide-words.md)
+    /// given several times (docs/guide/textual-inversion.md)
     #[arg(long, value_name = "WORD=WORDS")]
     pub(crate) token: Vec<String>,
     /// Learning rate of the new words instead of --spectrum-lr

@@ -27,8 +27,9 @@ use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
 use self::tensor::{FlexTensor, all_f32};
-use crate::backend::{AttentionGradient, KernelGradients, Kernels};
+use crate::backend::{KernelGradients, Kernels};
 use crate::fallback;
+use crate::fallback::attention::AttentionGradient;
 
 impl Kernels for Flex {
     fn matmul(lhs: FlexTensor, rhs: FlexTensor) -> FlexTensor {

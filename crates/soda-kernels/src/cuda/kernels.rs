@@ -14,8 +14,9 @@ use super::launch::{
 };
 use super::support::{Cube, cublas_takes, kernels_take, on_cuda, row_kernels_take};
 use super::{cublas, cublaslt, cudnn, dlopen};
-use crate::backend::{AttentionGradient, KernelGradients, Kernels};
+use crate::backend::{KernelGradients, Kernels};
 use crate::fallback;
+use crate::fallback::attention::AttentionGradient;
 
 type Float = FloatTensor<Cube>;
 

@@ -5,18 +5,22 @@
 
 use std::ops::Range;
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, Slice};
 
+use super::steps::{BackwardSteps, ForwardSteps};
 use super::transposed;
-use crate::backend::{AttentionGradient, KernelGradients, Kernels};
+
+/// The gradients of attention by q, k and v, each of which is absent if it was not wanted.
+pub type AttentionGradient<B> =
+    (Option<FloatTensor<B>>, Option<FloatTensor<B>>, Option<FloatTensor<B>>);
 
 /// The largest number of attention weights in memory at once, unless one head alone has more.
 const MAX_SCORES_AT_ONCE: usize = 1 << 27;
 
-/// [`Kernels::attention_forward`].
-pub(crate) fn forward<B: Kernels>(
+/// `Kernels::attention_forward`.
+pub(crate) fn forward<B: ForwardSteps>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
@@ -26,28 +30,28 @@ pub(crate) fn forward<B: Kernels>(
     let [k, v] = [k, v].map(pad_keys::<B>);
     let parts = HeadChunks::of::<B>(&q, &k).map(|heads| {
         let [q, k, v] = [&q, &k, &v].map(|x| slice_heads::<B>(x, &heads));
-        B::matmul(weights::<B>(q, k, scale, keys), v)
+        B::product(weights::<B>(q, k, scale, keys), v)
     });
     concat_heads::<B>(parts.collect())
 }
 
-/// [`KernelGradients::attention_saving`]: saves the attention weights if they are few.
-pub(crate) fn forward_saving<B: KernelGradients>(
+/// `KernelGradients::attention_saving`: saves the attention weights if they are few.
+pub(crate) fn forward_saving<B: BackwardSteps>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
     scale: f64,
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
-    if HeadChunks::total::<B>(&q, &k) > B::MAX_SAVED_SCORES {
-        return (B::attention_forward(q, k, v, scale), None);
+    if HeadChunks::total::<B>(&q, &k) > B::MAX_SAVED {
+        return (B::attention([q, k, v], scale), None);
     }
     let keys = k.shape()[2];
     let weights = weights::<B>(q, pad_keys::<B>(k), scale, keys);
-    (B::matmul(weights.clone(), pad_keys::<B>(v)), Some(weights))
+    (B::product(weights.clone(), pad_keys::<B>(v)), Some(weights))
 }
 
-/// [`KernelGradients::attention_gradient`] with the saved attention weights `saved`, if there are any.
-pub(crate) fn gradient<B: KernelGradients>(
+/// `KernelGradients::attention_gradient` with the saved attention weights `saved`, if there are any.
+pub(crate) fn gradient<B: BackwardSteps>(
     [q, k, v]: [FloatTensor<B>; 3],
     grad: FloatTensor<B>,
     saved: Option<FloatTensor<B>>,
@@ -64,17 +68,17 @@ pub(crate) fn gradient<B: KernelGradients>(
             None => weights::<B>(q.clone(), k.clone(), scale, keys),
         };
         if wanted[2] {
-            found[2].push(B::matmul(transposed::<B>(p.clone()), grad.clone()));
+            found[2].push(B::product(transposed::<B>(p.clone()), grad.clone()));
         }
         if wanted[0] || wanted[1] {
-            let dp = B::matmul(grad, transposed::<B>(v));
-            let ds = B::softmax_gradient(p, dp);
+            let dp = B::product(grad, transposed::<B>(v));
+            let ds = B::attention_weights_gradient(p, dp);
             let scaled = |x| B::float_mul_scalar(x, scale.into());
             if wanted[0] {
-                found[0].push(scaled(B::matmul(ds.clone(), k)));
+                found[0].push(scaled(B::product(ds.clone(), k)));
             }
             if wanted[1] {
-                found[1].push(scaled(B::matmul(transposed::<B>(ds), q)));
+                found[1].push(scaled(B::product(transposed::<B>(ds), q)));
             }
         }
     }
@@ -86,8 +90,8 @@ pub(crate) fn gradient<B: KernelGradients>(
     (dq, dk.map(unpad_keys), dv.map(unpad_keys))
 }
 
-/// [`Kernels::masked_softmax`].
-pub(crate) fn masked_softmax<B: Kernels>(scores: FloatTensor<B>, keys: usize) -> FloatTensor<B> {
+/// `Kernels::masked_softmax`.
+pub(crate) fn masked_softmax<B: Backend>(scores: FloatTensor<B>, keys: usize) -> FloatTensor<B> {
     let (last, all) = (scores.rank() - 1, scores.shape()[scores.rank() - 1]);
     if keys == all {
         return B::softmax(scores, last);
@@ -97,8 +101,8 @@ pub(crate) fn masked_softmax<B: Kernels>(scores: FloatTensor<B>, keys: usize) ->
     zero_pad::<B>(B::softmax(B::float_slice(scores, &unmasked), last), last, all)
 }
 
-/// [`KernelGradients::softmax_gradient`].
-pub(crate) fn softmax_gradient<B: Kernels>(
+/// `KernelGradients::softmax_gradient`.
+pub(crate) fn softmax_gradient<B: Backend>(
     p: FloatTensor<B>,
     dp: FloatTensor<B>,
 ) -> FloatTensor<B> {
@@ -108,7 +112,7 @@ pub(crate) fn softmax_gradient<B: Kernels>(
 }
 
 /// The attention weights `softmax(scale q k')`, zero beyond the first `keys` keys, which are not padding.
-fn weights<B: Kernels>(
+fn weights<B: ForwardSteps>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     scale: f64,
@@ -116,18 +120,18 @@ fn weights<B: Kernels>(
 ) -> FloatTensor<B> {
     // Scaling q instead of the scores touches d numbers a query instead of m.
     let q = B::float_mul_scalar(q, scale.into());
-    B::masked_softmax(B::matmul(q, transposed::<B>(k)), keys)
+    B::attention_weights(B::product(q, transposed::<B>(k)), keys)
 }
 
 /// Pads keys or values `[b, heads, m, d]` in half precision to the multiple of keys that the backend prefers.
-fn pad_keys<B: Kernels>(x: FloatTensor<B>) -> FloatTensor<B> {
+fn pad_keys<B: ForwardSteps>(x: FloatTensor<B>) -> FloatTensor<B> {
     let keys = x.shape()[2];
     let half = matches!(x.dtype(), DType::BF16 | DType::F16);
-    zero_pad::<B>(x, 2, if half { keys.next_multiple_of(B::HALF_KEY_MULTIPLE) } else { keys })
+    zero_pad::<B>(x, 2, if half { keys.next_multiple_of(B::KEY_MULTIPLE) } else { keys })
 }
 
 /// Appends zeros along `axis` up to `length` entries.
-fn zero_pad<B: Kernels>(x: FloatTensor<B>, axis: usize, length: usize) -> FloatTensor<B> {
+fn zero_pad<B: Backend>(x: FloatTensor<B>, axis: usize, length: usize) -> FloatTensor<B> {
     let mut shape = x.shape();
     if shape[axis] == length {
         return x;
@@ -146,12 +150,12 @@ struct HeadChunks {
 
 impl HeadChunks {
     /// The number of attention weights of all heads.
-    fn total<B: Kernels>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> usize {
+    fn total<B: Backend>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> usize {
         let ([batch, heads, n, _], [_, _, m, _]) = (q.shape().dims(), k.shape().dims());
         batch * heads * n * m
     }
 
-    fn of<B: Kernels>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> Self {
+    fn of<B: Backend>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> Self {
         let [_, heads, _, _] = q.shape().dims::<4>();
         let per_head = Self::total::<B>(q, k) / heads.max(1);
         let step = (MAX_SCORES_AT_ONCE / per_head.max(1)).clamp(1, heads.max(1));
@@ -170,7 +174,7 @@ impl Iterator for HeadChunks {
 }
 
 /// A range of heads of `[b, heads, ..]`. The range of all heads returns the tensor itself.
-fn slice_heads<B: Kernels>(x: &FloatTensor<B>, heads: &Range<usize>) -> FloatTensor<B> {
+fn slice_heads<B: Backend>(x: &FloatTensor<B>, heads: &Range<usize>) -> FloatTensor<B> {
     let [_, all, _, _] = x.shape().dims::<4>();
     if *heads == (0..all) {
         return x.clone();
@@ -179,7 +183,7 @@ fn slice_heads<B: Kernels>(x: &FloatTensor<B>, heads: &Range<usize>) -> FloatTen
 }
 
 /// Concatenates chunks of heads.
-fn concat_heads<B: Kernels>(mut parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+fn concat_heads<B: Backend>(mut parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
     match parts.len() {
         1 => parts.remove(0),
         _ => B::float_cat(parts, 1),

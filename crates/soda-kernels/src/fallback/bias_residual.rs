@@ -1,12 +1,10 @@
 //! A bias added to the rows of a tensor.
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 
-use crate::backend::Kernels;
-
-/// [`Kernels::add_bias`].
-pub(crate) fn add_bias<B: Kernels>(x: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+/// `Kernels::add_bias`.
+pub(crate) fn add_bias<B: Backend>(x: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
     let (shape, [k, c]) = (x.shape(), bias.shape().dims());
     let rows = shape.num_elements() / (k * c);
     let x = B::float_reshape(x, [k, rows, c].into());

@@ -2,14 +2,12 @@
 
 use std::ops::Range;
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
 
-use crate::backend::KernelGradients;
-
-/// [`KernelGradients::split_channels`].
-pub(crate) fn split_channels<B: KernelGradients>(
+/// `KernelGradients::split_channels`.
+pub(crate) fn split_channels<B: Backend>(
     dy: FloatTensor<B>,
     channels: usize,
 ) -> (FloatTensor<B>, FloatTensor<B>) {

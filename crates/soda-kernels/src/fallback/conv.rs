@@ -1,13 +1,11 @@
 //! The gradient of a convolution by its input.
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 
-use crate::backend::KernelGradients;
-
-/// [`KernelGradients::conv2d_input_gradient`] as a transposed convolution, which is the fastest way on a CPU.
-pub(crate) fn transposed<B: KernelGradients>(
+/// `KernelGradients::conv2d_input_gradient` as a transposed convolution, which is the fastest way on a CPU.
+pub(crate) fn transposed<B: Backend>(
     dy: FloatTensor<B>,
     weight: FloatTensor<B>,
     size: [usize; 2],

@@ -2,26 +2,24 @@
 
 use std::ops::Range;
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
 
-use crate::backend::{KernelGradients, Kernels};
-
-/// [`Kernels::geglu`].
-pub(crate) fn forward<B: Kernels>(x: FloatTensor<B>) -> FloatTensor<B> {
+/// `Kernels::geglu`.
+pub(crate) fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [a, b] = halves::<B>(x);
     B::float_mul(a, B::gelu(b))
 }
 
-/// [`KernelGradients::geglu_gradient`].
-pub(crate) fn gradient<B: KernelGradients>(
+/// `KernelGradients::geglu_gradient`.
+pub(crate) fn gradient<B: BackwardSteps>(
     x: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
     dy: FloatTensor<B>,
 ) -> FloatTensor<B> {
     if let Some(bias) = bias {
-        return B::geglu_gradient(add_bias::<B>(x, bias), None, dy);
+        return B::plain_geglu_gradient(add_bias::<B>(x, bias), dy);
     }
     let last = x.rank() - 1;
     let [a, b] = halves::<B>(x);
@@ -37,7 +35,7 @@ pub(crate) fn gradient<B: KernelGradients>(
 }
 
 /// The sum `x + bias`, with the bias along the last axis.
-pub(crate) fn add_bias<B: Kernels>(x: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn add_bias<B: Backend>(x: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
     let mut shape = x.shape();
     let last = shape.num_dims() - 1;
     for axis in 0..last {
@@ -47,7 +45,7 @@ pub(crate) fn add_bias<B: Kernels>(x: FloatTensor<B>, bias: FloatTensor<B>) -> F
 }
 
 /// The two halves of the last axis.
-fn halves<B: Kernels>(x: FloatTensor<B>) -> [FloatTensor<B>; 2] {
+fn halves<B: Backend>(x: FloatTensor<B>) -> [FloatTensor<B>; 2] {
     let shape = x.shape();
     let last = shape.num_dims() - 1;
     let half = shape[last] / 2;

@@ -1,14 +1,14 @@
 //! A linear layer with a low-rank update, and the products and casts that it is made of.
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::FloatDType;
 
+use super::steps::ForwardSteps;
 use super::{at_least_f32, cast};
-use crate::backend::Kernels;
 
 /// The value `y = x w + (x a) b` and the intermediates of its gradient.
-pub(crate) struct LowRank<B: Kernels> {
+pub(crate) struct LowRank<B: Backend> {
     pub(crate) y: FloatTensor<B>,
     /// `a` and `b` in the dtype of `x`.
     pub(crate) factors: [FloatTensor<B>; 2],
@@ -16,21 +16,21 @@ pub(crate) struct LowRank<B: Kernels> {
     pub(crate) h: FloatTensor<B>,
 }
 
-/// [`Kernels::linear_low_rank`] with its intermediates.
-pub(crate) fn forward<B: Kernels>(
+/// `Kernels::linear_low_rank` with its intermediates.
+pub(crate) fn forward<B: ForwardSteps>(
     x: FloatTensor<B>,
     w: FloatTensor<B>,
     a: FloatTensor<B>,
     b: FloatTensor<B>,
 ) -> LowRank<B> {
-    let (a, b) = B::cast_pair(a, b, x.dtype().into());
-    let h = B::matmul(x.clone(), a.clone());
-    let y = B::addmm(h.clone(), b.clone(), B::matmul(x, w));
+    let (a, b) = B::cast_both(a, b, x.dtype().into());
+    let h = B::product(x.clone(), a.clone());
+    let y = B::product_sum(h.clone(), b.clone(), B::product(x, w));
     LowRank { y, factors: [a, b], h }
 }
 
-/// [`Kernels::cast_pair`].
-pub(crate) fn cast_pair<B: Kernels>(
+/// `Kernels::cast_pair`.
+pub(crate) fn cast_pair<B: Backend>(
     a: FloatTensor<B>,
     b: FloatTensor<B>,
     dtype: FloatDType,
@@ -38,10 +38,10 @@ pub(crate) fn cast_pair<B: Kernels>(
     (cast::<B>(a, dtype.into()), cast::<B>(b, dtype.into()))
 }
 
-/// [`Kernels::matmul_to_f32`]: the product is rounded to its own dtype before the cast.
-pub(crate) fn matmul_to_f32<B: Kernels>(
+/// `Kernels::matmul_to_f32`: the product is rounded to its own dtype before the cast.
+pub(crate) fn matmul_to_f32<B: ForwardSteps>(
     lhs: FloatTensor<B>,
     rhs: FloatTensor<B>,
 ) -> FloatTensor<B> {
-    at_least_f32::<B>(B::matmul(lhs, rhs))
+    at_least_f32::<B>(B::product(lhs, rhs))
 }

@@ -9,6 +9,7 @@ pub(crate) mod geglu;
 pub(crate) mod low_rank;
 pub(crate) mod norm;
 pub(crate) mod scale_columns;
+pub(crate) mod steps;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};

@@ -2,14 +2,13 @@
 //!
 //! Statistics are in float32 whatever the dtype of the network.
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
 
 use super::{at_least_f32, cast};
-use crate::backend::{KernelGradients, Kernels};
 
-/// [`Kernels::group_norm_forward`].
-pub(crate) fn group_norm<B: Kernels>(
+/// `Kernels::group_norm_forward`.
+pub(crate) fn group_norm<B: Backend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
@@ -27,8 +26,8 @@ pub(crate) fn group_norm<B: Kernels>(
     cast::<B>(B::float_reshape(y, shape), dtype)
 }
 
-/// [`KernelGradients::group_norm_gradient`].
-pub(crate) fn group_norm_gradient<B: KernelGradients>(
+/// `KernelGradients::group_norm_gradient`.
+pub(crate) fn group_norm_gradient<B: Backend>(
     x: FloatTensor<B>,
     dy: FloatTensor<B>,
     gamma: FloatTensor<B>,
@@ -58,8 +57,8 @@ pub(crate) fn group_norm_gradient<B: KernelGradients>(
     cast::<B>(B::float_reshape(dx, shape), dtype)
 }
 
-/// [`KernelGradients::layer_norm_gradient`].
-pub(crate) fn layer_norm_gradient<B: KernelGradients>(
+/// `KernelGradients::layer_norm_gradient`.
+pub(crate) fn layer_norm_gradient<B: Backend>(
     x: FloatTensor<B>,
     dy: FloatTensor<B>,
     gamma: FloatTensor<B>,
@@ -75,7 +74,7 @@ pub(crate) fn layer_norm_gradient<B: KernelGradients>(
 }
 
 /// `xhat` and `rstd` of the rows of a matrix.
-fn normalized<B: Kernels>(x: FloatTensor<B>, eps: f64) -> (FloatTensor<B>, FloatTensor<B>) {
+fn normalized<B: Backend>(x: FloatTensor<B>, eps: f64) -> (FloatTensor<B>, FloatTensor<B>) {
     let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 1));
     let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), 1);
     let rstd = B::float_recip(B::float_sqrt(B::float_add_scalar(variance, eps.into())));
@@ -83,7 +82,7 @@ fn normalized<B: Kernels>(x: FloatTensor<B>, eps: f64) -> (FloatTensor<B>, Float
 }
 
 /// `rstd (g - mean(g) - xhat mean(g xhat))`.
-fn input_gradient<B: Kernels>(
+fn input_gradient<B: Backend>(
     g: FloatTensor<B>,
     xhat: FloatTensor<B>,
     rstd: FloatTensor<B>,
@@ -94,7 +93,7 @@ fn input_gradient<B: Kernels>(
 }
 
 /// `gamma xhat + beta`, with the parameters reshaped to `shape`.
-fn affine<B: Kernels>(
+fn affine<B: Backend>(
     xhat: FloatTensor<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,

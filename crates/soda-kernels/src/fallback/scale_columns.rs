@@ -1,14 +1,13 @@
 //! A matrix times a diagonal matrix whose entries are clamped from below, and the gradient by the diagonal.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor};
-use burn::backend::{TensorMetadata, get_or_init_device_settings};
+use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::Shape;
 
 use super::cast;
-use crate::backend::Kernels;
 
-/// [`Kernels::scale_columns`].
-pub(crate) fn forward<B: Kernels>(
+/// `Kernels::scale_columns`.
+pub(crate) fn forward<B: Backend>(
     l: FloatTensor<B>,
     gain: FloatTensor<B>,
     floor: FloatTensor<B>,
@@ -19,8 +18,8 @@ pub(crate) fn forward<B: Kernels>(
     B::float_mul(l, clamped)
 }
 
-/// [`Kernels::scale_columns_gradient`].
-pub(crate) fn gradient<B: Kernels>(
+/// `Kernels::scale_columns_gradient`.
+pub(crate) fn gradient<B: Backend>(
     l: FloatTensor<B>,
     dy: FloatTensor<B>,
     gain: FloatTensor<B>,
@@ -33,7 +32,7 @@ pub(crate) fn gradient<B: Kernels>(
 }
 
 /// Where `gain <= floor`. NaN is above its floor, so that it stays visible in the result.
-fn at_floor<B: Kernels>(gain: FloatTensor<B>, floor: &FloatTensor<B>) -> BoolTensor<B> {
+fn at_floor<B: Backend>(gain: FloatTensor<B>, floor: &FloatTensor<B>) -> BoolTensor<B> {
     let dtype = get_or_init_device_settings::<B>(&gain.device()).bool_dtype;
     B::float_lower_equal(gain, floor.clone(), dtype)
 }

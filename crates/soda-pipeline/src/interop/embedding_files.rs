@@ -5,7 +5,9 @@
 //! | diffusers | the token | `save_textual_inversion` | the tensor name |
 //! | kohya, SD 1.x and 2.x | `emb_params` | `train_textual_inversion.py` | the file name |
 //! | kohya, OneTrainer, SDXL | `clip_l`, `clip_g` | `sdxl_train_textual_inversion.py` | the file name |
-//! | bundled with a LoRA | `bundle_emb.<token>.string_to_param.*`, `bundle_emb.<token>.clip_l` | LyCORIS, OneTrainer | in the tensor name |
+//! | in a LoRA file | `bundle_emb.<token>.` and a name | LyCORIS, OneTrainer | in the tensor name |
+//!
+//! The names after `bundle_emb.<token>.` are `string_to_param.*`, `clip_l` and `clip_g`.
 //!
 //! The vectors are `[k, width]`, or `[width]` for a single vector.
 

@@ -1,12 +1,21 @@
 //! Adapter files of other tools: reading ([`import`]) and writing ([`write_peft`] and the others).
 //!
-//! | format | names of the UNet's tensors | read | written |
-//! |---|---|---|---|
-//! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` | LoRA, DoRA, OFT | LoRA, DoRA, OFT, exactly |
-//! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight`, `….processor.to_q_lora.down.weight` | LoRA, DoRA | LoRA |
-//! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, names of SDXL's original code | LoRA, DoRA | LoRA |
-//! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1` | LoHa, LoKr | |
-//! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` | | any method, exactly |
+//! | format | names of the UNet's tensors |
+//! |---|---|
+//! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` |
+//! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight` |
+//! | diffusers LoRA, old | `unet.<module>.processor.to_q_lora.down.weight` |
+//! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, names of SDXL's original code |
+//! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1` |
+//! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` |
+//!
+//! | format | read | written |
+//! |---|---|---|
+//! | PEFT directory | LoRA, DoRA, OFT | LoRA, DoRA, OFT, exactly |
+//! | diffusers LoRA | LoRA, DoRA | LoRA |
+//! | kohya LoRA | LoRA, DoRA | LoRA |
+//! | LyCORIS | LoHa, LoKr | |
+//! | LyCORIS `diff` | | any method, exactly |
 //!
 //! | format | names of the first text encoder | of the second |
 //! |---|---|---|

@@ -48,8 +48,8 @@ impl Example {
 ///
 /// The caption of an image is the first of these that exists:
 ///
-/// 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the imagefolder
-///    format of Hugging Face datasets),
+/// 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the format
+///    imagefolder of Hugging Face datasets),
 /// 2. the text file beside it, `00.txt` (kohya's format),
 /// 3. the name of its folder after the number, if it is in a folder such as `10_sks mug` (kohya's format,
 ///    where the number is the number of repeats),

@@ -1,0 +1,49 @@
+//! The operations that fallbacks are composed of and that a backend may implement better than burn does.
+//!
+//! `backend.rs` implements both traits for every backend, so that a fallback needs no import from there.
+
+use burn::backend::Backend;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::FloatDType;
+
+/// Operations of the forward pass.
+pub(crate) trait ForwardSteps: Backend {
+    /// Attention in half precision pads the keys with zeros to a multiple of this number.
+    const KEY_MULTIPLE: usize;
+
+    /// The matrix product `lhs rhs`.
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The sum `lhs rhs + addend`.
+    fn product_sum(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// Casts two tensors to `dtype`.
+    fn cast_both(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        dtype: FloatDType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The softmax over the last axis of `scores`, zero beyond the first `keys` entries.
+    fn attention_weights(scores: FloatTensor<Self>, keys: usize) -> FloatTensor<Self>;
+}
+
+/// Operations of the backward pass.
+pub(crate) trait BackwardSteps: ForwardSteps {
+    /// The largest number of attention weights that the forward pass saves.
+    const MAX_SAVED: usize;
+
+    /// Attention that saves nothing for its gradient.
+    fn attention(qkv: [FloatTensor<Self>; 3], scale: f64) -> FloatTensor<Self>;
+
+    /// The gradient of softmax from its value `p` and the gradient `dp` of that value.
+    fn attention_weights_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>)
+    -> FloatTensor<Self>;
+
+    /// The gradient of GEGLU without a bias by its input.
+    fn plain_geglu_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+}

@@ -295,8 +295,8 @@ fn preprocessing_matches_transformers() {
     let photos = [photo.clone(), image::imageops::rotate270(&photo)];
     // The resized bytes are equal, so that only the normalisation rounds.
     let pixels = |name: &str, ours| check(name, &values(ours), &fixture.floats(name), 1e-6);
-    pixels("photo.clip_processor", judges.clip_processor.preprocess(&photos[..1], &judges.device));
-    pixels("photo.dino_processor", judges.dino_processor.preprocess(&photos[..1], &judges.device));
+    pixels("photo.clip_pixels", judges.clip_processor.preprocess(&photos[..1], &judges.device));
+    pixels("photo.dino_pixels", judges.dino_processor.preprocess(&photos[..1], &judges.device));
     let clip = judges.clip_image_features(&photos).concat();
     check("photo.clip", &clip, &fixture.floats("photo.clip"), TOLERANCE);
     let dino = judges.dino_features(&photos).concat();

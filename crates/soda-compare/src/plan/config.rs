@@ -18,7 +18,7 @@ use crate::evaluation::{MergeConfig, StrengthConfig};
 /// ```
 /// # fn main() -> Result<(), soda_compare::CompareError> {
 /// let config = soda_compare::ComparisonConfig::from_toml(
-///     "[train]\nbase = 'models/toy'\nsteps = 100\n\
+///     "[train]\nbase = 'models/toy'\nsteps = 100\nbatch_size = 4\n\
 ///      [score]\ndata = ['photos/mug', 'photos/dog']\nseeds = [0, 1, 2]\n\
 ///      [[arm]]\nname = 'soda'\n[[arm]]\nname = 'lora'\ntrain.method = 'lora'",
 /// )?;

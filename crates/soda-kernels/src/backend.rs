@@ -291,7 +291,7 @@ impl<B: Kernels> ForwardSteps for B {
 impl<B: KernelGradients> BackwardSteps for B {
     const MAX_SAVED: usize = B::MAX_SAVED_SCORES;
 
-    fn attention([q, k, v]: [FloatTensor<B>; 3], scale: f64) -> FloatTensor<B> {
+    fn unsaved_attention([q, k, v]: [FloatTensor<B>; 3], scale: f64) -> FloatTensor<B> {
         B::attention_forward(q, k, v, scale)
     }
 

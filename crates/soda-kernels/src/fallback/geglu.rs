@@ -6,6 +6,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
 
+use super::steps::BackwardSteps;
+
 /// `Kernels::geglu`.
 pub(crate) fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [a, b] = halves::<B>(x);

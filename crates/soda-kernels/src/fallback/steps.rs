@@ -38,7 +38,7 @@ pub(crate) trait BackwardSteps: ForwardSteps {
     const MAX_SAVED: usize;
 
     /// Attention that saves nothing for its gradient.
-    fn attention(qkv: [FloatTensor<Self>; 3], scale: f64) -> FloatTensor<Self>;
+    fn unsaved_attention(qkv: [FloatTensor<Self>; 3], scale: f64) -> FloatTensor<Self>;
 
     /// The gradient of softmax from its value `p` and the gradient `dp` of that value.
     fn attention_weights_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>)

@@ -3,8 +3,8 @@
 //! The libraries are NVIDIA's and are loaded at run time if the machine has them; every machine with PyTorch
 //! does. A build needs nothing of CUDA.
 //!
-//! All calls work on the backend's own buffers, in the order of its
-//! stream. What no library or kernel takes, and every call on a machine without them, goes to burn's kernels.
+//! All calls work on the backend's own buffers, in the order of its stream. Burn's kernels do what no library
+//! or kernel takes, and everything on a machine without them.
 //!
 //! | module | contents |
 //! |---|---|
@@ -12,6 +12,8 @@
 //! | `tensors` | the functions on tensors that the rest of the crate calls, apart from those traits |
 //! | `graph` | capture and replay of CUDA graphs |
 //! | `cublas`, `cublaslt`, `cudnn` | calls of the libraries |
+//! | `cublaslt_plan`, `cudnn_plan` | descriptors and chosen algorithms, kept for each shape |
+//! | `driver` | calls of the driver, and its errors |
 //! | `dlopen` | whether a library is there |
 //! | `handles` | handles and workspaces of the libraries, for each stream |
 //! | `matrices` | how the matrices of a tensor are stored, as the libraries take it |
@@ -23,8 +25,11 @@
 
 mod cublas;
 mod cublaslt;
+mod cublaslt_plan;
 mod cudnn;
+mod cudnn_plan;
 mod dlopen;
+mod driver;
 mod graph;
 mod handles;
 mod kernels;

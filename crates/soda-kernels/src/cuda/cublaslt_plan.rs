@@ -86,7 +86,8 @@ impl Plan {
         // SAFETY: all descriptors are alive; the preference is not used afterwards.
         let chosen = unsafe {
             let (sum, wish) = (sum, preference);
-            let chosen = result::get_matmul_algo_heuristic(handle, operation, rhs, lhs, sum, sum, wish);
+            let chosen =
+                result::get_matmul_algo_heuristic(handle, operation, rhs, lhs, sum, sum, wish);
             result::destroy_matmul_pref(preference)?;
             chosen?
         };

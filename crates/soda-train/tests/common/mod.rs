@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use soda_adapters::Method as _;
+use soda_adapters::{Method as _, PlanOptions};
 use soda_models::pipeline::{Pipeline, TokenEmbedding, TokenIds};
 use soda_models::unet::{Unet, UnetConfig};
 use soda_models::{config, weights};
-use soda_pipeline::Component;
+use soda_pipeline::{Component, TARGET_PRESETS};
 use soda_train::{Batch, Prompts, TrainConfig, Trainer, apply_setting, preset};
 
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -71,10 +71,12 @@ pub(crate) fn text_trainer<'a>(
             .unwrap();
     }
     let networks = pipeline.networks();
-    let plan = config.method.plan(&config.targets, &networks.unet).unwrap();
+    let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
+    let plan = config.method.plan_with(&config.targets, &networks.unet, &mut options).unwrap();
     let mut plan = plan.with_prefix(&Component::Unet.prefix());
     if let Some(text) = config.trained_text_encoder() {
-        let text = config.method.plan(&text.targets, &networks.text_encoder).unwrap();
+        let text =
+            config.method.plan_with(&text.targets, &networks.text_encoder, &mut options).unwrap();
         plan.extend(text.with_prefix(&Component::TextEncoder.prefix()));
     }
     let networks = plan.attach(networks).with_trainable_tokens();

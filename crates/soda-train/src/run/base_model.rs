@@ -97,7 +97,7 @@ mod tests {
             let wanted = if exact { DType::F32 } else { DType::BF16 };
             assert_eq!(param.value().dtype(), wanted, "{}", param.path);
         }
-        let unet = config.precision.cast_denoiser(half.denoiser);
-        assert!(named_params(&unet).iter().all(|param| param.value().dtype() == DType::BF16));
+        let denoiser = config.precision.cast_denoiser(half.denoiser);
+        assert!(named_params(&denoiser).iter().all(|param| param.value().dtype() == DType::BF16));
     }
 }

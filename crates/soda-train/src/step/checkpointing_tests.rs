@@ -41,11 +41,11 @@ fn sd15() -> Value {
 
 /// A denoiser with adapters away from their start: there the first factor of LoRA has no gradient.
 fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> Unet {
-    let unet = filled(architecture.init(device));
+    let denoiser = filled(architecture.init(device));
     let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
-    let plan = config.method.plan_with(&config.targets, &unet, &mut options).unwrap();
-    let unet = plan.attach(unet);
-    random(unet, 1.0, |_| 0.05)
+    let plan = config.method.plan_with(&config.targets, &denoiser, &mut options).unwrap();
+    let denoiser = plan.attach(denoiser);
+    random(denoiser, 1.0, |_| 0.05)
 }
 
 /// Two images with different weights, as for prior preservation.
@@ -96,7 +96,7 @@ fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
                     let case = format!("{name} {method} {loss} {targets}");
                     let all = [method, loss, &targets, "objective.dco_beta=10"];
                     let plain = settings(&all);
-                    let unet = adapted(&architecture, &plain, &device);
+                    let denoiser = adapted(&architecture, &plain, &device);
                     let block = TrainConfig {
                         checkpointing: GradientCheckpointing::Block,
                         ..plain.clone()
@@ -128,7 +128,7 @@ fn the_gradient_by_the_condition_is_the_same() {
     for architecture in [sd15(), sdxl()] {
         let architecture: UnetConfig = serde_json::from_value(architecture).unwrap();
         let batch = batch(&architecture, &device);
-        let unet = adapted(&architecture, &settings(&["method=lora"]), &device);
+        let denoiser = adapted(&architecture, &settings(&["method=lora"]), &device);
         let condition = batch.prompts.clone().encoded().unwrap();
         let [plain, block] =
             [GradientCheckpointing::None, GradientCheckpointing::Block].map(|checkpointing| {
@@ -139,7 +139,7 @@ fn the_gradient_by_the_condition_is_the_same() {
                     wants_condition_gradient: true,
                 };
                 let found =
-                    checkpointing.backward(&unet, inputs, |prediction| prediction.square().mean());
+                    checkpointing.backward(&denoiser, inputs, |prediction| prediction.square().mean());
                 found.condition.unwrap()
             });
         let whole = norm(plain.text.clone());
@@ -158,7 +158,7 @@ fn a_frozen_network_has_a_loss_and_no_gradients() {
     let architecture: UnetConfig = serde_json::from_value(sd15()).unwrap();
     let batch = batch(&architecture, &device);
     let config = settings(&["checkpointing=block"]);
-    let unet = architecture.init(&device).no_grad();
-    let (loss, found) = gradients(&unet.into(), &batch, &config, 1.0);
+    let denoiser = architecture.init(&device).no_grad();
+    let (loss, found) = gradients(&denoiser.into(), &batch, &config, 1.0);
     assert!(loss.is_finite() && found.is_empty());
 }

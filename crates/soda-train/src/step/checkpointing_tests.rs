@@ -101,7 +101,7 @@ fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
                         checkpointing: GradientCheckpointing::Block,
                         ..plain.clone()
                     };
-                    let networks = unet.into();
+                    let networks = denoiser.into();
                     let (expected, plain) = gradients(&networks, &batch, &plain, 1.0);
                     let (loss, block) = gradients(&networks, &batch, &block, 1.0);
                     assert!((loss - expected).abs() <= TOLERANCE * expected.abs(), "{case}");

@@ -138,8 +138,8 @@ fn the_gradient_by_the_condition_is_the_same() {
                     condition: condition.clone(),
                     wants_condition_gradient: true,
                 };
-                let found =
-                    checkpointing.backward(&denoiser, inputs, |prediction| prediction.square().mean());
+                let found = checkpointing
+                    .backward(&denoiser, inputs, |prediction| prediction.square().mean());
                 found.condition.unwrap()
             });
         let whole = norm(plain.text.clone());

@@ -36,7 +36,7 @@ impl Pipeline {
     /// # Errors
     ///
     /// [`ModelError::Io`] if `dir` exists already or the system refuses to write. [`ModelError`] for files of
-    /// the source that cannot be read.
+    /// the source that cannot be read, and for a weight that is not finite as `dtype`.
     pub fn save_as(&self, dir: &Path, dtype: FloatDType) -> Result<(), ModelError> {
         let io = |path: &Path| {
             let path = path.to_path_buf();
@@ -45,6 +45,7 @@ impl Pipeline {
         if dir.exists() {
             return Err(io(dir)(std::io::ErrorKind::AlreadyExists.into()));
         }
+        self.check_writable(dir, dtype)?;
         let parent = match dir.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -89,6 +90,16 @@ impl Pipeline {
         weights::save(&self.denoiser, &save("unet", DIFFUSERS), dtype)?;
         weights::save(&self.vae, &save("vae", DIFFUSERS), dtype)?;
         fs::rename(to, dir).map_err(io(dir))
+    }
+
+    /// Refuses weights that are not finite as `dtype`, before anything is written.
+    fn check_writable(&self, dir: &Path, dtype: FloatDType) -> Result<(), ModelError> {
+        weights::check_writable(&self.denoiser, &dir.join("unet"), dtype)?;
+        weights::check_writable(&self.text_encoder, &dir.join("text_encoder"), dtype)?;
+        if let Some(second) = &self.second_text_encoder {
+            weights::check_writable(&second.text_encoder, &dir.join("text_encoder_2"), dtype)?;
+        }
+        weights::check_writable(&self.vae, &dir.join("vae"), dtype)
     }
 
     /// Writes what a fine-tune has changed of the schedule into the copied config.

@@ -8,7 +8,8 @@ use std::path::Path;
 use burn_store::burn_pack::Tensor as Stored;
 use safetensors::{Dtype, View};
 
-use crate::error::ModelError;
+use crate::error::{ModelError, WeightsError};
+use crate::weights::finite::first_non_finite;
 
 /// A tensor to be written.
 pub(crate) struct Writable {
@@ -75,6 +76,27 @@ impl View for Writing<'_> {
     fn data_len(&self) -> usize {
         self.tensor.len()
     }
+}
+
+/// Refuses tensors with a value that is NaN or infinite, by the name of the first.
+///
+/// A merge at an absurd strength gives such values, and so does a dtype that cannot hold them. A file with
+/// them could not be loaded again.
+pub(crate) fn check_finite(
+    tensors: &BTreeMap<String, Writable>,
+    path: &Path,
+) -> Result<(), ModelError> {
+    for (key, tensor) in tensors {
+        let bytes = tensor.bytes().map_err(|reason| ModelError::Io {
+            path: path.to_path_buf(),
+            source: std::io::Error::other(reason),
+        })?;
+        if let Some(index) = first_non_finite(tensor.dtype, &bytes) {
+            let (path, key) = (path.to_path_buf(), key.clone());
+            return Err(WeightsError::NotWritten { path, key, index, dtype: tensor.dtype }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file whole or not at all: beside its place, synced, then renamed.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
+use soda_models::input_file::{self, SizeLimit};
 use soda_optim::OptimizerState;
 
 use crate::error::{CheckpointError, TrainError};
@@ -106,7 +107,8 @@ impl Checkpoint {
     /// # Errors
     /// A file that cannot be read, is damaged, or was written by another version of soda.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
-        let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
+        let bytes =
+            input_file::read(path, SizeLimit::TENSORS).map_err(TrainError::io("read", path))?;
         let damaged = || CheckpointError::Damaged { path: path.to_owned() };
         let (header, tensors) = tensor_file::from_bytes(&bytes).ok_or_else(damaged)?;
         let Version { version } = serde_json::from_str(&header).map_err(|_| damaged())?;

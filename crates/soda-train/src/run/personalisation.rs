@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use serde_json::{Value, json};
 use soda_adapters::{AnyAdapter, Plan, named_params};
 use soda_linalg::SvdCache;
+use soda_models::input_file::{SizeLimit, read_text};
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 use soda_models::scheduler::SchedulerOverrides;
@@ -131,7 +132,7 @@ impl Personalisation {
             return Err(RunFolderError::Finished(folder.path().to_owned()).into());
         }
         let path = folder.file(RunFolder::CONFIG);
-        let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+        let text = read_text(&path, SizeLimit::LIST).map_err(TrainError::io("read", &path))?;
         Ok((Self::new(TrainConfig::from_toml(&text)?, device)?, folder))
     }
 

@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "soda-pipeline",
         ],
     ),
-    ("soda-compare", &["soda-optim", "soda-train"]),
+    ("soda-compare", &["soda-models", "soda-optim", "soda-train"]),
     (
         "soda-cli",
         &[

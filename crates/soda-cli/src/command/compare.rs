@@ -10,6 +10,7 @@ use soda_compare::{
     StrengthPath, Task, TaskEvent, downsampled, execute, peft_jsonl, report, score_table,
     strength_table,
 };
+use soda_models::input_file::{SizeLimit, read_text};
 use soda_pipeline::AdapterFile;
 use soda_train::{Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, write_file};
 
@@ -55,7 +56,7 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    let text = std::fs::read_to_string(&args.plan)
+    let text = read_text(&args.plan, SizeLimit::SETTINGS)
         .with_context(|| format!("cannot read the plan {}", args.plan.display()))?;
     let named = || args.plan.display().to_string();
     let plan =
@@ -206,7 +207,7 @@ impl Worker<'_> {
         let folder = self.fresh_folder(&evaluation.id)?;
         self.pool.run(&self.evaluate_args(evaluation, &folder)?.to_argv(), worker)?;
         let path = folder.join(RunFolder::SCORES);
-        let text = std::fs::read_to_string(&path)
+        let text = read_text(&path, SizeLimit::LIST)
             .with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
@@ -289,7 +290,7 @@ fn read_metrics(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result
     let adapter: AdapterFile = AdapterFile::read(&path)?;
     let seconds = adapter.header.training["seconds"].as_f64().unwrap_or_default();
     let path_of_losses = folder.join(RunFolder::LOSS_CSV);
-    let losses = std::fs::read_to_string(&path_of_losses)
+    let losses = read_text(&path_of_losses, SizeLimit::LIST)
         .with_context(|| format!("cannot read {}", path_of_losses.display()))?;
     let losses: Vec<f32> =
         losses.lines().filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();

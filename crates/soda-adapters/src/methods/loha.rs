@@ -45,8 +45,8 @@ impl Method for LohaConfig {
     }
 
     fn init(&self, path: &str, weight: &Weight) -> Result<Loha, AdapterError> {
-        let scale = low_rank_scale(NAME, self.rank, self.alpha)?;
         check_most(NAME, self.rank, MAX_PRODUCT_RANK, "the rank is at most 4096")?;
+        let scale = low_rank_scale(NAME, self.rank, self.alpha)?;
         let ([input, output], r) = (weight.matrix.dims(), self.rank);
         let init = SeededInit::new(self.seed, path, weight);
         // The initial values of LyCORIS: one zero factor makes the delta zero.

@@ -64,7 +64,7 @@ fn remove_if_abandoned(path: &Path) {
     options.read(true).write(kind.is_file());
     crate::lock::no_follow(&mut options);
     let Ok(file) = options.open(path) else { return };
-    // The lock is held while the leftover is removed: an owner that created it a moment ago sees that it lost.
+    // The lock is held while the leftover is removed: an owner that created it a moment ago sees its loss.
     if file.try_lock().is_ok() {
         let _ = if kind.is_dir() { remove_dir_all(path) } else { remove_file(path) };
     }

@@ -81,6 +81,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => command::bench::run(args),
         Command::Convert(args) => command::convert::run(args),
     };
+    device::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -91,7 +91,8 @@ impl Pipeline {
         fs::rename(to, dir).map_err(io(dir))
     }
 
-    /// Writes what a fine-tune has changed of the schedule into the copied config.
+    /// Writes what a fine-tune or a mark has changed of the schedule into the copied config. The rest of the
+    /// config is kept as it is, also what is not implemented.
     fn write_schedule(&self, path: &Path) -> Result<(), ModelError> {
         let (file, own): (SchedulerConfig, _) = (config::read(path)?, &self.scheduler);
         if file.prediction_type == own.prediction_type
@@ -99,11 +100,14 @@ impl Pipeline {
         {
             return Ok(());
         }
+        let other_class = file.class != own.class || file.replaced != own.replaced;
         json::edit(path, |file| {
             file.insert("prediction_type".to_owned(), json!(own.prediction_type));
             file.insert("rescale_betas_zero_snr".to_owned(), json!(own.rescale_betas_zero_snr));
             if own.rescale_betas_zero_snr {
                 file.insert("timestep_spacing".to_owned(), json!("trailing"));
+            }
+            if other_class {
                 file.insert("_class_name".to_owned(), json!(own.class));
                 for (field, value) in
                     [("clip_sample", own.clip_sample), ("set_alpha_to_one", own.set_alpha_to_one)]
@@ -139,6 +143,13 @@ impl Pipeline {
             if class.is_array() && !self.parts().contains(&part.as_str()) {
                 *class = json!([null, null]);
             }
+        }
+        // diffusers takes the class from here, and not from the scheduler's config.
+        let file: SchedulerConfig =
+            config::read(&self.source.join("scheduler/scheduler_config.json"))?;
+        if file.class != self.scheduler.class || file.replaced != self.scheduler.replaced {
+            let class = self.scheduler.class.class_name();
+            index.insert("scheduler".to_string(), json!(["diffusers", class]));
         }
         if self.second_text_encoder.is_none() {
             index.insert("requires_safety_checker".to_string(), json!(false));

@@ -13,6 +13,7 @@
 //! [`KEY_RENAMES`] lists keys that older exporters wrote otherwise.
 
 pub(crate) mod checkpoint;
+mod find;
 mod keys;
 pub(crate) mod ldm;
 mod module;

@@ -72,9 +72,15 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     }
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(io)?;
-    if PICKLES.iter().any(|magic| length.starts_with(magic)) {
+    // The length of a header can have the bytes of a pickle's: 640 is 0x80 0x02. Only a header goes on with
+    // an object.
+    let mut brace = [0; 1];
+    let follows = file.read(&mut brace).map_err(io)?;
+    let is_object = follows == 1 && brace == *b"{";
+    if !is_object && PICKLES.iter().any(|magic| length.starts_with(magic)) {
         return Err(WeightsError::Pickle { path: path.to_path_buf() }.into());
     }
+    file.seek(SeekFrom::Start(8)).map_err(io)?;
     let length = u64::from_le_bytes(length);
     if length > LONGEST_HEADER || length > size - 8 {
         return Err(broken(format!("its header claims {length} bytes of a file of {size}")));

@@ -8,8 +8,8 @@ mod common;
 use burn::tensor::{Device, Tensor};
 use common::{Fixture, check, value};
 use serde::Deserialize;
-use soda_models::{ModelError, config};
 use soda_models::scheduler::{NoiseSchedule, PredictionType, SamplerKind, SchedulerConfig};
+use soda_models::{ModelError, config};
 
 /// Timesteps are whole or f32, and noise levels take a few f32 operations.
 const PLAN: f32 = 1e-5;
@@ -240,7 +240,9 @@ fn classes_that_are_not_implemented_keep_the_noise_schedule() {
         "solver_type": "logrho", "algorithm_type": "sa", "predict_x0": 7, "disable_corrector": "x",
         "solver_order": 9, "tau_func": null, "original_inference_steps": "many", "thresholding": true,
     });
-    for class in ["DPMSolverSinglestepScheduler", "SASolverScheduler", "TCDScheduler", "MyScheduler"] {
+    for class in
+        ["DPMSolverSinglestepScheduler", "SASolverScheduler", "TCDScheduler", "MyScheduler"]
+    {
         let config = of_class(class, settings.clone());
         assert_eq!(config.replaced.as_deref(), Some(class));
         assert_eq!(NoiseSchedule::new(&config).alphas_cumprod, abar, "{class}");

@@ -22,8 +22,8 @@ pub trait ConfigFile: DeserializeOwned {
     /// file and skipped.
     const HAS_CLASS_NAME: bool = false;
 
-    /// Rewrites the fields before they are parsed, such as those of older files. Fields that start with `_` are
-    /// not the file's any more, except `_class_name`.
+    /// Rewrites the fields before they are parsed, such as those of older files. Fields that start with `_`
+    /// are not the file's any more, except `_class_name`.
     ///
     /// # Errors
     ///

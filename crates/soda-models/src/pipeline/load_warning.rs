@@ -55,7 +55,10 @@ impl fmt::Display for LoadWarning {
             ),
             Self::UnreadTensors { file, count, first } => {
                 let file = file.display();
-                write!(f, "{count} tensors of {file} belong to no network and are left out: {first}")
+                write!(
+                    f,
+                    "{count} tensors of {file} belong to no network and are left out: {first}"
+                )
             }
         }
     }

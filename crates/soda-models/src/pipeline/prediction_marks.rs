@@ -19,7 +19,8 @@ const V_PRED: &str = "v_pred";
 const ZTSNR: &str = "ztsnr";
 
 /// Marks of other processes than diffusion by betas, which the networks could not reverse.
-const OTHER_PROCESSES: &[&str] = &["edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"];
+const OTHER_PROCESSES: &[&str] =
+    &["edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"];
 
 /// Prefixes of the keys in original checkpoints that a pipeline has no use for: the noise schedule, which the
 /// configs have, and the training's averages.
@@ -95,7 +96,8 @@ impl Pipeline {
         if self.scheduler.prediction_type != PredictionType::Sample {
             return Ok(());
         }
-        let reason = "a single file cannot say that the denoiser predicts images: write a directory";
+        let reason =
+            "a single file cannot say that the denoiser predicts images: write a directory";
         Err(WeightsError::Mismatch { path: file.to_path_buf(), reason: reason.to_string() }.into())
     }
 }

@@ -59,8 +59,8 @@ impl Layouts {
 impl Pipeline {
     /// Loads a single file of SD 1, SD 2 or SDXL, as `dtype`.
     ///
-    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout. The marks `v_pred` and
-    /// `ztsnr` of the file override its noise schedule, with a warning.
+    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout. The marks `v_pred`
+    /// and `ztsnr` of the file override its noise schedule, with a warning.
     ///
     /// # Errors
     ///
@@ -101,8 +101,8 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Saves all networks as one file of `dtype`, in the keys of the original checkpoints. The marks `v_pred` and
-    /// `ztsnr` say what the denoiser predicts.
+    /// Saves all networks as one file of `dtype`, in the keys of the original checkpoints. The marks `v_pred`
+    /// and `ztsnr` say what the denoiser predicts.
     ///
     /// # Errors
     ///

@@ -56,8 +56,7 @@ const UNREAD: &[&str] = &[
 ];
 
 /// The samplers that choose their noise levels.
-const OF_LEVELS: &[SamplerKind] =
-    &[Euler, DpmSolver, UniPc, Deis, Lms, Heun, Dpm2, Dpm2Ancestral];
+const OF_LEVELS: &[SamplerKind] = &[Euler, DpmSolver, UniPc, Deis, Lms, Heun, Dpm2, Dpm2Ancestral];
 
 /// Settings that are not implemented: the field, the JSON values at which it has no effect, and the samplers
 /// that read it.

@@ -69,8 +69,9 @@ impl SchedulerConfig {
             return Err(ModelError::InvalidRequest {
                 field: "steps",
                 value: steps.to_string(),
-                expected: "with leading spacing this sampler takes fewer steps than there are timesteps"
-                    .to_string(),
+                expected:
+                    "with leading spacing this sampler takes fewer steps than there are timesteps"
+                        .to_string(),
             });
         }
         // An offset can point beyond the schedule. diffusers would fail in its first step.
@@ -91,7 +92,9 @@ impl SchedulerConfig {
         let refuse = |field, t: usize, lacks| ModelError::InvalidRequest {
             field,
             value: format!("{:e}", schedule.alpha_cumprod(t)),
-            expected: format!("with these betas timestep {t} has no {lacks}, so nothing can be drawn"),
+            expected: format!(
+                "with these betas timestep {t} has no {lacks}, so nothing can be drawn"
+            ),
         };
         if schedule.alpha_cumprod(0) >= 1.0 {
             return Err(refuse("beta_start", 0, "noise"));

@@ -71,12 +71,9 @@ impl SamplerKind {
             | Self::DpmSolver
             | Self::UniPc
             | Self::Lcm => true,
-            Self::Pndm
-            | Self::Deis
-            | Self::Lms
-            | Self::Heun
-            | Self::Dpm2
-            | Self::Dpm2Ancestral => false,
+            Self::Pndm | Self::Deis | Self::Lms | Self::Heun | Self::Dpm2 | Self::Dpm2Ancestral => {
+                false
+            }
         }
     }
 }

@@ -102,9 +102,8 @@ fn weights(r: &[f64], k: f64, b: f64) -> Vec<f64> {
 fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
     let n = rows.len();
     for column in 0..n {
-        let largest = (column..n).max_by(|a, b| {
-            rows[*a][column].abs().total_cmp(&rows[*b][column].abs())
-        });
+        let largest =
+            (column..n).max_by(|a, b| rows[*a][column].abs().total_cmp(&rows[*b][column].abs()));
         rows.swap(column, largest.unwrap_or(column));
         let pivot = rows[column].clone();
         for (i, row) in rows.iter_mut().enumerate() {

@@ -10,14 +10,14 @@ use soda_compare::EvaluationScores;
 use soda_files::StagedFolder;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{GenerateConfig, Pipeline};
+use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline};
 use soda_train::{
     Dataset, DatasetImages, Event, Example, RunFolder, expand_trigger, score, write_file, write_png,
 };
 
 use crate::adapter_loading::load_with_adapters;
 use crate::args::{DeviceArg, MergedArgs, ToArgv as _, option, repeated};
-use crate::base_model::find_base;
+use crate::base_model::{find_base, load_base, warn_of_sampler};
 use crate::device::shards;
 use crate::progress::{Progress, print_result};
 
@@ -121,8 +121,9 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let base = find_base(&args.base, None)?;
     let pipeline = match load_with_adapters(&args.merged, &base, &device)? {
         Some(pipeline) => pipeline,
-        None => Pipeline::load(&base, &device)?,
+        None => load_base(&base, &LoadOptions::default(), &device)?,
     };
+    warn_of_sampler(&pipeline, &Progress::default());
     let prompts = match (&given[..], &data.eval_prompts[..]) {
         ([], []) => anyhow::bail!("{} has no prompts to draw; give --prompt", args.data.display()),
         ([], own) => own.to_vec(),

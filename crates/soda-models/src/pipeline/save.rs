@@ -94,7 +94,8 @@ impl Pipeline {
         weights::check_writable(&self.vae, &dir.join("vae"), dtype)
     }
 
-    /// Writes what a fine-tune has changed of the schedule into the copied config.
+    /// Writes what a fine-tune or a mark has changed of the schedule into the copied config. The rest of the
+    /// config is kept as it is, also what is not implemented.
     fn write_schedule(&self, path: &Path) -> Result<(), ModelError> {
         let (file, own): (SchedulerConfig, _) = (config::read(path)?, &self.scheduler);
         if file.prediction_type == own.prediction_type
@@ -102,11 +103,14 @@ impl Pipeline {
         {
             return Ok(());
         }
+        let other_class = file.class != own.class || file.replaced != own.replaced;
         json::edit(path, |file| {
             file.insert("prediction_type".to_owned(), json!(own.prediction_type));
             file.insert("rescale_betas_zero_snr".to_owned(), json!(own.rescale_betas_zero_snr));
             if own.rescale_betas_zero_snr {
                 file.insert("timestep_spacing".to_owned(), json!("trailing"));
+            }
+            if other_class {
                 file.insert("_class_name".to_owned(), json!(own.class));
                 for (field, value) in
                     [("clip_sample", own.clip_sample), ("set_alpha_to_one", own.set_alpha_to_one)]
@@ -142,6 +146,13 @@ impl Pipeline {
             if class.is_array() && !self.parts().contains(&part.as_str()) {
                 *class = json!([null, null]);
             }
+        }
+        // diffusers takes the class from here, and not from the scheduler's config.
+        let file: SchedulerConfig =
+            config::read(&self.source.join("scheduler/scheduler_config.json"))?;
+        if file.class != self.scheduler.class || file.replaced != self.scheduler.replaced {
+            let class = self.scheduler.class.class_name();
+            index.insert("scheduler".to_string(), json!(["diffusers", class]));
         }
         if self.second_text_encoder.is_none() {
             index.insert("requires_safety_checker".to_string(), json!(false));

@@ -171,6 +171,7 @@ impl Personalisation {
 
         let svd_cache = cache.as_ref().map(SvdCache::new);
         on_event(Event::Stage { name: "encoding" });
+        base_model::describe(&pipeline, on_event);
         let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
         let (data, validation) =
             encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;

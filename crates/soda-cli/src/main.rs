@@ -67,6 +67,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    child::end_with_parent();
     let result = match Args::parse().command {
         Command::Train(args) => command::train::run(*args),
         Command::Config(args) => command::config::run(*args),

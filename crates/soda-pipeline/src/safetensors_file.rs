@@ -2,7 +2,6 @@
 //! writes tensors.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write as _;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
@@ -78,33 +77,10 @@ impl SafetensorsFile {
     }
 }
 
-/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it to `path`.
+/// Writes `bytes` to `path` whole or not at all.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
-    let folder =
-        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = temporary_file().tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|source| FormatError::Io { action: "write", path: path.to_owned(), source })
-}
-
-/// A temporary file that other users may read, up to the umask, as any new file. The default is the owner
-/// alone.
-#[cfg(unix)]
-fn temporary_file() -> tempfile::Builder<'static, 'static> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mut builder = tempfile::Builder::new();
-    builder.permissions(std::fs::Permissions::from_mode(0o666));
-    builder
-}
-
-#[cfg(not(unix))]
-fn temporary_file() -> tempfile::Builder<'static, 'static> {
-    tempfile::Builder::new()
+    let io = |source| FormatError::Io { action: "write", path: path.to_owned(), source };
+    soda_files::write(path, bytes).map_err(io)
 }
 
 /// The refusal of the reader in this crate's words.

@@ -1,6 +1,7 @@
 //! `soda compare`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -11,6 +12,7 @@ use soda_compare::{
     strength_table,
 };
 use soda_models::input_file::{SizeLimit, read_text};
+use soda_files::Lock;
 use soda_pipeline::AdapterFile;
 use soda_train::{Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, write_file};
 
@@ -77,6 +79,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let runs_folder = out.join("runs");
     std::fs::create_dir_all(&runs_folder)
         .with_context(|| format!("cannot create {}", runs_folder.display()))?;
+    let _lock = lock(out)?;
     let mut results = ResultsFile::open(&out.join("results.jsonl"))?;
     let mut evaluation_results = ResultsFile::open(&out.join("probes.jsonl"))?;
 
@@ -90,6 +93,11 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let train = |index: usize, run: &Run| worker.train(run, index);
     let evaluate = |index: usize, evaluation: &Evaluation| worker.evaluate(evaluation, index);
     let searched = execute_all("searching", &plan.search_runs(), jobs, &mut results, train);
+    let waiting = plan.waiting_arms(&results);
+    let searched = match &waiting[..] {
+        [] => searched,
+        arms => searched.with_context(|| unscored(arms)),
+    };
     let runs = plan.score_runs(&results);
     let scored = execute_all("training", &runs, jobs, &mut results, train);
     let evaluations = plan.evaluations(&runs, &results);
@@ -110,6 +118,30 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     print_strengths(&evaluations, &evaluation_results);
     print_result(&format!("see {}", out.join("report.html").display()));
     searched.and(scored).and(evaluated)
+}
+
+/// The time that the processes of a killed comparison have to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Locks the folder of the results against a second comparison.
+fn lock(out: &Path) -> Result<Lock> {
+    let lock = Lock::wait(&out.join(".lock"), PATIENCE)
+        .with_context(|| format!("cannot lock {}", out.join(".lock").display()))?;
+    lock.with_context(|| {
+        format!("another comparison is working on {}; wait for it, or stop it", out.display())
+    })
+}
+
+/// Why the runs of these arms are not scored.
+fn unscored(arms: &[&str]) -> String {
+    format!(
+        "{} not scored before all its candidates have run; take a candidate that always fails out of the \
+         plan",
+        match arms {
+            [arm] => format!("arm `{arm}` is"),
+            arms => format!("each of the arms `{}` is", arms.join("`, `")),
+        }
+    )
 }
 
 /// Prints the number of runs and the missing folders. Reads data sets as a run does before it opens an image.
@@ -183,10 +215,7 @@ impl Worker<'_> {
     /// The folder of a task. Removes what an interrupted attempt left there.
     fn fresh_folder(&self, id: &str) -> Result<PathBuf> {
         let folder = self.folder.join(id);
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
+        RunFolder::remove(&folder)?;
         Ok(folder)
     }
 

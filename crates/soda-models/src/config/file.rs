@@ -23,6 +23,16 @@ pub trait ConfigFile: DeserializeOwned {
     /// file and skipped.
     const HAS_CLASS_NAME: bool = false;
 
+    /// Rewrites the fields before they are parsed, such as those of older files. Fields that start with `_`
+    /// are not the file's any more, except `_class_name`.
+    ///
+    /// # Errors
+    ///
+    /// The first field whose value is refused.
+    fn prepare(_fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
+        Ok(())
+    }
+
     /// Checks what types cannot express.
     ///
     /// # Errors
@@ -72,6 +82,13 @@ pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
     fields.retain(|field, _| {
         !field.starts_with('_') || (C::HAS_CLASS_NAME && field == "_class_name")
     });
+    let unsupported = |refusal: InvalidField| ConfigError::UnsupportedField {
+        path: path.to_path_buf(),
+        field: refusal.field.to_string(),
+        value: refusal.value,
+        supported: refusal.supported.to_string(),
+    };
+    C::prepare(&mut fields).map_err(unsupported)?;
     for (field, _) in C::NO_EFFECT {
         let Some(value) = fields.remove(*field) else { continue };
         let neutral = || C::NO_EFFECT.iter().filter(|row| row.0 == *field).map(|row| row.1);
@@ -93,12 +110,7 @@ pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
             None => ConfigError::Json { path, source },
         }
     })?;
-    config.validate().map_err(|refusal| ConfigError::UnsupportedField {
-        path: path.to_path_buf(),
-        field: refusal.field.to_string(),
-        value: refusal.value,
-        supported: refusal.supported.to_string(),
-    })?;
+    config.validate().map_err(unsupported)?;
     Ok(config)
 }
 

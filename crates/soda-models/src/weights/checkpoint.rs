@@ -53,58 +53,6 @@ impl Checkpoint {
         Ok(Self { path: path.to_path_buf(), entries })
     }
 
-    /// Opens the weights named `stem` in `dir`, in one file or several.
-    ///
-    /// `variant` selects files such as `fp16`. Without it the plain files are opened, or else the only
-    /// variant there is.
-    ///
-    /// # Errors
-    ///
-    /// - The errors of [`Checkpoint::open`].
-    /// - [`ModelError::InvalidRequest`] if there are several variants and none is selected.
-    /// - [`WeightsError::Pickle`] if the directory has pickles only.
-    pub fn find(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self, ModelError> {
-        let plain = dir.join(format!("{stem}.safetensors"));
-        let candidates = match variant {
-            Some(name) => [
-                dir.join(format!("{stem}.{name}.safetensors")),
-                dir.join(format!("{stem}.safetensors.index.{name}.json")),
-            ],
-            None => [plain.clone(), dir.join(format!("{stem}.safetensors.index.json"))],
-        };
-        if let Some(found) = candidates.iter().find(|path| path.is_file()) {
-            return Self::open(found);
-        }
-        let names: Vec<String> = std::fs::read_dir(dir)
-            .map_err(|e| ModelError::io(dir, "a directory of weights", e))?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| name.starts_with(stem))
-            .collect();
-        let whole = |name: &&String| {
-            let (start, end) = (format!("{stem}."), ".safetensors");
-            let index = format!("{stem}.safetensors.index.");
-            (name.starts_with(&start) && name.ends_with(end))
-                || (name.starts_with(&index) && name.ends_with(".json"))
-        };
-        let mut variants = names.iter().filter(whole);
-        match (variant, variants.next(), variants.next()) {
-            (None, Some(only), None) => return Self::open(&dir.join(only)),
-            (None, Some(one), Some(other)) => {
-                return Err(ModelError::InvalidRequest {
-                    field: "variant",
-                    value: "not given".to_string(),
-                    expected: format!("{} has several: {one}, {other}", dir.display()),
-                });
-            }
-            _ => {}
-        }
-        if let Some(pickle) = names.iter().find(|name| is_pickle(Path::new(name))) {
-            return Err(WeightsError::Pickle { path: dir.join(pickle) }.into());
-        }
-        let [path, _] = candidates;
-        Err(ModelError::Missing { path, what: "a weight file" })
-    }
-
     /// Renames the keys by (regular expression, replacement), applied in order.
     ///
     /// # Panics

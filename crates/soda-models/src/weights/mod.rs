@@ -14,6 +14,7 @@
 
 pub(crate) mod checkpoint;
 mod finite;
+mod find;
 mod keys;
 pub(crate) mod ldm;
 mod module;

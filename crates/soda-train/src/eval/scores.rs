@@ -183,7 +183,7 @@ mod tests {
         let held_out = vec!["00.png".to_owned()];
         let written = RunScores { before, after, truth: None, held_out };
         let root = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(root.path(), Some("run"), "run").unwrap();
+        let folder = RunFolder::create(root.path(), Some("run"), "run", "").unwrap();
         written.write(&folder).unwrap();
         assert_eq!(RunScores::read(folder.path()).unwrap(), written);
         std::fs::write(folder.file(RunFolder::SCORES), "{").unwrap();

@@ -63,7 +63,9 @@ fn message(output: &Output) -> String {
 
 fn checkpoints(run: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    files.map(|file| file.path()).filter(|path| path.extension().is_some()).collect()
+    // A file that is still being written has another extension.
+    let is_complete = |path: &PathBuf| path.extension().is_some_and(|name| name == "safetensors");
+    files.map(|file| file.path()).filter(is_complete).collect()
 }
 
 #[test]

@@ -115,7 +115,7 @@ const BREAKS: &[Break] = &[
             bytes.extend(header.as_bytes());
             fs::write(dir.join(UNET), bytes).unwrap();
         },
-        &["claims the bytes"],
+        &["claims the shape"],
     ),
     (
         "a page of a web server",

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{ConfigError, ModelError};
+use crate::input_file::{SizeLimit, read_text};
 
 /// A struct that mirrors a `config.json`.
 ///
@@ -70,8 +71,8 @@ pub struct InvalidField {
 /// # Ok::<(), soda_models::ModelError>(())
 /// ```
 pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| ModelError::io(path, C::DESCRIPTION, e))?;
+    let text = read_text(path, SizeLimit::SETTINGS)
+        .map_err(|e| ModelError::io(path, C::DESCRIPTION, e))?;
     let json = |source| ConfigError::Json { path: path.to_path_buf(), source };
     // Python writes a `lambda_min_clipped` of minus infinity, which is not JSON, for no bound.
     let text = text.replace(": -Infinity", ": null");

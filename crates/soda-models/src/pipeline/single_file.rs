@@ -18,7 +18,7 @@ use crate::error::{ModelError, WeightsError};
 use crate::unet::UnetConfig;
 use crate::vae::VaeConfig;
 use crate::weights::ldm::{Form, Layout};
-use crate::weights::write::{Writable, write};
+use crate::weights::write::{Writable, check_finite, write};
 use crate::weights::{Checkpoint, file_dtype, to_pytorch};
 
 /// The families of original checkpoints, which differ in their text encoders.
@@ -108,6 +108,7 @@ impl Pipeline {
     ///
     /// - [`ModelError::Token`] if the vocabulary has new tokens, which such a file cannot hold.
     /// - [`WeightsError::UnusedKeys`] for a network that has no original layout.
+    /// - [`WeightsError::NotWritten`] for a weight that is not finite as `dtype`.
     /// - [`WeightsError::Mismatch`] for a denoiser that predicts images.
     /// - [`ModelError::Io`] if the system refuses to write.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
@@ -135,6 +136,7 @@ impl Pipeline {
         }
         collect(&self.denoiser, &names.unet, dtype, file, &mut tensors)?;
         collect(&self.vae, &names.vae, dtype, file, &mut tensors)?;
+        check_finite(&tensors, file)?;
         self.mark(&mut tensors);
         write(&tensors, file)
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::class;
 use super::sampler_kind::SamplerKind;
+use crate::config::bounds::TIMESTEPS;
 use crate::config::{ConfigFile, InvalidField};
 
 /// The growth of the forward process's variances `beta`.
@@ -235,6 +236,8 @@ impl ConfigFile for SchedulerConfig {
             let value = self.num_train_timesteps.to_string();
             return refuse("num_train_timesteps", value, "at least 2");
         }
+        TIMESTEPS.check("num_train_timesteps", self.num_train_timesteps)?;
+        TIMESTEPS.check("steps_offset", self.steps_offset)?;
         let beta = 0.0..1.0;
         if !beta.contains(&self.beta_start) || self.beta_start == 0.0 {
             return refuse("beta_start", self.beta_start.to_string(), "a number between 0 and 1");

@@ -20,7 +20,8 @@ pub(crate) struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Reads a file with tensors in F32, F16 or BF16, and widens them to f32.
+    /// Reads a file with tensors in F32, F16, BF16 or F64, and converts them to f32. A single number may be an
+    /// integer, as `α` of some tools.
     ///
     /// # Errors
     /// [`FormatError`] for a file that cannot be read or is not a safetensors file, for a tensor of another
@@ -110,10 +111,17 @@ fn widen(key: &str, view: &TensorView<'_>) -> Result<TensorData, FormatError> {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
+        Dtype::F64 => DType::F64,
+        Dtype::I64 if is_number(view) => DType::I64,
+        Dtype::I32 if is_number(view) => DType::I32,
         other => {
             return Err(FormatError::DType { key: key.to_owned(), found: other.to_string() });
         }
     };
     let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
     Ok(data.convert_dtype(DType::F32))
+}
+
+fn is_number(view: &TensorView<'_>) -> bool {
+    view.shape().iter().all(|size| *size == 1)
 }

@@ -43,6 +43,10 @@ impl Method for LohaConfig {
         NAME
     }
 
+    fn needs_its_base(&self) -> bool {
+        false
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Loha, AdapterError> {
         let scale = low_rank_scale(NAME, self.rank, self.alpha)?;
         let ([input, output], r) = (weight.matrix.dims(), self.rank);

@@ -20,8 +20,8 @@ pub(crate) struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Reads a file with tensors in F32, F16, BF16 or F64, and converts them to f32. A single number may be an
-    /// integer, as `α` of some tools.
+    /// Reads a file with tensors in F32, F16, BF16 or F64, and converts them to f32. A single number may be
+    /// an integer, as `α` of some tools.
     ///
     /// # Errors
     /// [`FormatError`] for a file that cannot be read or is not a safetensors file, for a tensor of another

@@ -23,8 +23,8 @@ The embedding of a new word (textual inversion) is an adapter too. The word is i
 is the file's name.")]
 pub(crate) struct ImportArgs {
     /// An adapter file of diffusers, kohya, LyCORIS or OneTrainer (LoRA, DoRA, LoHa, LoKr, OFT, diff); a
-    /// textual inversion file of diffusers or kohya; a PEFT directory; or a directory with one PEFT directory per network: unet, text_encoder,
-    /// text_encoder_2
+    /// textual inversion file of diffusers or kohya; a PEFT directory; or a directory with one PEFT
+    /// directory per network: unet, text_encoder, text_encoder_2
     pub(crate) path: PathBuf,
     /// The base model it is for: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]

@@ -40,9 +40,10 @@ pub struct Imported {
 
 /// Reads an adapter of another tool for a base model with the name `base`.
 ///
-/// `path` is a PEFT directory, an adapter file of diffusers, kohya's scripts, LyCORIS or OneTrainer, or a file
-/// with an embedding. A PEFT directory is for one network, or has a directory for each network. `networks` is
-/// a module with a field for each network. Directories and fields have the names of [`Component`].
+/// `path` is a PEFT directory, an adapter file of diffusers, kohya's scripts, LyCORIS or OneTrainer, or a
+/// file with an embedding. A PEFT directory is for one network, or has a directory for each network.
+/// `networks` is a module with a field for each network. Directories and fields have the names of
+/// [`Component`].
 ///
 /// ```no_run
 /// use burn::tensor::Device;

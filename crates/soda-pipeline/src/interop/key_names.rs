@@ -227,7 +227,8 @@ pub(super) fn parse(key: &str) -> Option<TensorName> {
     Some(TensorName { component, module: ModuleName::Dotted(module.to_owned()), role })
 }
 
-/// Removes the adapter's name, which a state dict of PEFT has before the last part: `x.lora_A.default.weight`.
+/// Removes the adapter's name, which a state dict of PEFT has before the last part, as in
+/// `x.lora_A.default.weight`.
 fn without_adapter_name(key: String) -> String {
     for part in [".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".oft_R."] {
         if let Some((module, rest)) = key.rsplit_once(part)

@@ -9,10 +9,9 @@ use soda_adapters::{
 };
 use soda_kernels::matmul;
 
-use super::super::key_names::Role;
-use super::super::layer_tensors::{LayerTensors, Parameters, to_tensor};
-use super::LayerForm;
 use crate::error::InteropError;
+use crate::interop::key_names::Role;
+use crate::interop::layer_tensors::{LayerTensors, Parameters, to_tensor};
 
 /// Reads LyCORIS' `diff`, a delta in torch's layout.
 pub(super) fn read(layer: &LayerTensors, weight: &Weight) -> Result<Tensor<2>, InteropError> {
@@ -48,55 +47,6 @@ pub(super) fn adapted_delta(
         Some(adapter) => adapter.apply(w.clone()) - w,
         None => w.zeros_like(),
     })
-}
-
-/// Gives a form the magnitude that the file has beside it.
-///
-/// `W = m (W0 + ΔW) / |W0 + ΔW|`, with norms and magnitudes of the outputs or of the input channels. LoRA's
-/// method has those of the outputs; anything else becomes a delta.
-pub(super) fn with_magnitude(
-    form: LayerForm,
-    layer: &LayerTensors,
-    weight: &Weight,
-) -> Result<LayerForm, InteropError> {
-    let ([input, output], window) = (weight.matrix.dims(), weight.window());
-    let (role, name) = match (layer.has(Role::Magnitude), layer.has(Role::DoraScale)) {
-        (false, false) => return Ok(form),
-        (true, _) => (Role::Magnitude, "magnitude"),
-        (false, true) => (Role::DoraScale, "dora_scale"),
-    };
-    let data = layer.required(role, name)?;
-    let (count, channels) = (data.num_elements(), input / window);
-    // LyCORIS has `[out, 1, …]` or `[1, in, …]`; PEFT has one magnitude for each output in any shape.
-    let first = data.shape().as_slice().first().copied();
-    let by_output = count == output && (role == Role::Magnitude || first == Some(output));
-    let by_input = role == Role::DoraScale && count == channels && first == Some(1);
-    if !by_output && !by_input {
-        let expected = format!("[{output}, 1] or [1, {channels}]");
-        return Err(layer.misfit(role, &expected));
-    }
-    match form {
-        LayerForm::LowRank(mut low_rank) if by_output => {
-            let values: Vec<f32> = data.iter().collect();
-            low_rank.magnitude = Some(TensorData::new(values, [output]));
-            Ok(LayerForm::LowRank(low_rank))
-        }
-        LayerForm::Rotation(_) => Err(layer.unsupported("magnitude beside a rotation")),
-        form => {
-            let w = weight.matrix.clone().cast(DType::F32);
-            let direction = w.clone() + form.delta(layer.weight(), weight)?;
-            let device = w.device();
-            let adapted = if by_output {
-                directed(direction, to_tensor(data, [1, output], &device))
-            } else {
-                // The rows of a channel are those of its window.
-                let rows = direction.reshape([channels, window * output]).transpose();
-                let scaled = directed(rows, to_tensor(data, [1, channels], &device));
-                scaled.transpose().reshape([input, output])
-            };
-            Ok(LayerForm::Delta(adapted - w))
-        }
-    }
 }
 
 /// Gives the columns of a matrix the norms `magnitude` `[1, cols]`. A column of zeros stays as it is.

@@ -6,14 +6,14 @@ use soda_adapters::lokr::factorization;
 use soda_kernels::matmul;
 use soda_linalg::kron;
 
-use super::super::key_names::Role;
-use super::super::layer_tensors::{LayerTensors, Parameters, to_host};
-use super::super::peft_config::PeftConfig;
 use super::delta::tucker;
 use crate::error::InteropError;
+use crate::interop::key_names::Role;
+use crate::interop::layer_tensors::{LayerTensors, Parameters, to_host};
+use crate::interop::peft_config::PeftConfig;
 
 /// A LoKr of one weight, with the scale in `W2`.
-pub(in super::super) struct Kronecker {
+pub(crate) struct Kronecker {
     /// `W1`, `[out_1, in_1]`.
     first: Tensor<2>,
     /// `W2`, `[out_2, in_2 kh kw]`.
@@ -66,7 +66,7 @@ impl Kronecker {
     }
 
     /// Whether LyCORIS' setting `factor` gives the sizes of this layer.
-    pub(in super::super) fn has_factor(&self, factor: Option<usize>) -> bool {
+    pub(crate) fn has_factor(&self, factor: Option<usize>) -> bool {
         let ([rows, cols], [more_rows, more_cols]) = (self.first.dims(), self.second.dims());
         let side =
             |small: usize, large: usize| factorization(small * large, factor) == (small, large);
@@ -74,13 +74,13 @@ impl Kronecker {
     }
 
     /// The larger side of `W1`, above which no `factor` can be.
-    pub(in super::super) fn largest_factor(&self) -> usize {
+    pub(crate) fn largest_factor(&self) -> usize {
         let [rows, cols] = self.first.dims();
         rows.max(cols)
     }
 
     /// The tensors by their names in an adapter.
-    pub(in super::super) fn parameters(&self) -> Parameters {
+    pub(crate) fn parameters(&self) -> Parameters {
         let whole = |matrix: &Tensor<2>| to_host(matrix.clone());
         vec![("w1.whole".into(), whole(&self.first)), ("w2.whole".into(), whole(&self.second))]
     }

@@ -5,14 +5,14 @@ use soda_adapters::lora::{LoraConfig, LoraInit};
 use soda_adapters::{MethodConfig, Weight};
 use soda_kernels::matmul;
 
-use super::super::key_names::Role;
-use super::super::layer_tensors::{LayerTensors, Parameters, to_host, to_tensor};
-use super::super::peft_config::{PeftConfig, PeftInit};
 use super::delta::{adapted_delta, directed};
 use crate::error::InteropError;
+use crate::interop::key_names::Role;
+use crate::interop::layer_tensors::{LayerTensors, Parameters, to_host, to_tensor};
+use crate::interop::peft_config::{PeftConfig, PeftInit};
 
 /// A LoRA or DoRA of one weight: `w + s a b`.
-pub(in super::super) struct LowRank {
+pub(crate) struct LowRank {
     /// `a`, `[in, r]`.
     a: Tensor<2>,
     /// `b`, `[r, out]`.
@@ -20,9 +20,9 @@ pub(in super::super) struct LowRank {
     /// `s`.
     scale: f64,
     /// Whether the leading singular triples are taken off the weight.
-    pub(in super::super) pissa: bool,
+    pub(crate) pissa: bool,
     /// DoRA's magnitudes of the outputs, `[out]`.
-    pub(in super::super) magnitude: Option<TensorData>,
+    pub(crate) magnitude: Option<TensorData>,
 }
 
 impl LowRank {
@@ -63,7 +63,7 @@ impl LowRank {
     }
 
     /// Holds a delta `[in, out]` exactly, with the identity as one factor.
-    pub(in super::super) fn whole(delta: Tensor<2>) -> Self {
+    pub(crate) fn whole(delta: Tensor<2>) -> Self {
         let [input, output] = delta.dims();
         let eye = |size| Tensor::<2>::eye(size, &delta.device()).cast(delta.dtype());
         let (a, b) = if output <= input {
@@ -81,17 +81,17 @@ impl LowRank {
     }
 
     /// The number of columns of `a`.
-    pub(in super::super) fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.a.dims()[1]
     }
 
     /// `s` times the rank, as methods count `α`.
-    pub(in super::super) fn alpha(&self) -> f64 {
+    pub(crate) fn alpha(&self) -> f64 {
         self.scale * self.rank() as f64
     }
 
     /// The tensors by their names in an adapter.
-    pub(in super::super) fn parameters(&self) -> Parameters {
+    pub(crate) fn parameters(&self) -> Parameters {
         let mut parameters =
             vec![("a".into(), to_host(self.a.clone())), ("b".into(), to_host(self.b.clone()))];
         if let Some(magnitude) = &self.magnitude {

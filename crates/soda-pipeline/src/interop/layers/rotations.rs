@@ -14,19 +14,18 @@ use soda_adapters::oft::OftConfig;
 use soda_adapters::soda::Side;
 use soda_adapters::{CayleyForm, MethodConfig, Weight};
 
-use super::super::key_names::Role;
-use super::super::layer_tensors::{LayerTensors, Parameters, to_tensor};
-use super::super::peft_config::{PeftConfig, PeftOft};
-use super::LayerForm;
 use super::delta::adapted_delta;
 use crate::error::InteropError;
+use crate::interop::key_names::Role;
+use crate::interop::layer_tensors::{LayerTensors, Parameters, to_tensor};
+use crate::interop::peft_config::{PeftConfig, PeftOft};
 
 /// An OFT or BOFT of one weight.
-pub(in super::super) struct Rotation {
+pub(crate) struct Rotation {
     /// The method with the block size of this weight.
-    pub(in super::super) method: MethodConfig,
+    pub(crate) method: MethodConfig,
     /// The tensors by their names in an adapter.
-    pub(in super::super) parameters: Parameters,
+    pub(crate) parameters: Parameters,
 }
 
 impl Rotation {
@@ -36,28 +35,32 @@ impl Rotation {
     }
 }
 
-/// Reads the tensors of an OFT. With a factor of each output it is a delta.
+/// Reads the tensors of an OFT.
 pub(super) fn read_oft(
     layer: &LayerTensors,
     config: Option<&PeftConfig>,
     weight: &Weight,
-) -> Result<LayerForm, InteropError> {
-    let kohya = layer.has(Role::KohyaOftBlocks);
-    if layer.has(Role::Skew) {
-        // OneTrainer has the default settings of PEFT, and the block size is that of the tensors.
-        let default = PeftOft { oft_block_size: 0, ..PeftOft::default() };
-        let config = match config {
-            Some(PeftConfig::Oft(config)) => config,
-            _ => &default,
-        };
-        return Ok(LayerForm::Rotation(packed(layer, config, weight)?));
+) -> Result<Rotation, InteropError> {
+    if !layer.has(Role::Skew) {
+        let kohya = layer.has(Role::KohyaOftBlocks);
+        let role = if kohya { Role::KohyaOftBlocks } else { Role::OftBlocks };
+        return square_blocks(layer, role, weight);
     }
-    let role = if kohya { Role::KohyaOftBlocks } else { Role::OftBlocks };
-    let rotation = square_blocks(layer, role, weight)?;
-    if !layer.has(Role::Rescale) {
-        return Ok(LayerForm::Rotation(rotation));
+    // OneTrainer has the default settings of PEFT, and the block size is that of the tensors.
+    let default = PeftOft { oft_block_size: 0, ..PeftOft::default() };
+    match config {
+        Some(PeftConfig::Oft(config)) => packed(layer, config, weight),
+        _ => packed(layer, &default, weight),
     }
+}
+
+/// Reads LyCORIS' OFT with a factor of each output, as `ΔWᵀ`.
+pub(super) fn rescaled_delta(
+    layer: &LayerTensors,
+    weight: &Weight,
+) -> Result<Tensor<2>, InteropError> {
     let outputs = weight.matrix.dims()[1];
+    let rotation = square_blocks(layer, Role::OftBlocks, weight)?;
     let factors = layer.required(Role::Rescale, "rescale")?;
     if factors.num_elements() != outputs {
         return Err(layer.misfit(Role::Rescale, &format!("[{outputs}, 1]")));
@@ -65,7 +68,7 @@ pub(super) fn read_oft(
     let factors = to_tensor(factors, [1, outputs], &weight.matrix.device());
     let w = weight.matrix.clone().cast(DType::F32);
     let rotated = w.clone() + rotation.delta(layer.weight(), weight)?;
-    Ok(LayerForm::Delta(rotated * factors - w))
+    Ok(rotated * factors - w)
 }
 
 /// Reads the packed entries of PEFT and OneTrainer.

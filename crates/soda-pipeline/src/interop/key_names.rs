@@ -1,6 +1,5 @@
 //! Tensor names of other tools: the network, the module and the role of a tensor.
 
-use super::sgm_names::from_sgm;
 use crate::component::Component;
 
 /// The meaning of a tensor name.
@@ -141,7 +140,7 @@ pub(super) fn parse(key: &str) -> Option<TensorName> {
         .iter()
         .find_map(|(prefix, component)| Some((module.strip_prefix(prefix)?, *component)));
     if let Some((flat, component)) = flat {
-        let module = ModuleName::Flat(from_sgm(flat));
+        let module = ModuleName::Flat(flat.to_owned());
         return Some(TensorName { component: Some(component), module, role });
     }
     let module = module.strip_prefix(PEFT).unwrap_or(module);

@@ -38,6 +38,8 @@ mod compress;
 mod convert;
 mod embedding_files;
 mod export;
+mod export_peft;
+mod export_settings;
 mod import;
 mod key_names;
 mod layer_tensors;
@@ -46,7 +48,11 @@ mod peft_config;
 mod sgm_names;
 mod weight_names;
 
-pub use compress::{CompressedLora, CompressionBudget, LayerReport, LoraLayer, compress_to_lora};
+pub use compress::{
+    AlphaRule, CompressedLora, CompressionBudget, LayerReport, LoraLayer, compress_to_lora,
+};
 pub use embedding_files::write_embeddings;
-pub use export::{write_diff, write_diffusers, write_kohya, write_peft};
+pub use export::{write_diff, write_diffusers, write_kohya};
+pub use export_peft::{round_for_peft, write_peft};
+pub use export_settings::ExportSettings;
 pub use import::{Imported, import};

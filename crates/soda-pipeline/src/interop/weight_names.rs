@@ -6,6 +6,7 @@ use burn::module::Module;
 use soda_adapters::named_params;
 
 use super::key_names::{ModuleName, TEXT_MODEL, flatten};
+use super::sgm_names::SgmNames;
 use crate::component::Component;
 
 /// Finds weights by component and module name.
@@ -15,11 +16,17 @@ impl WeightNames {
     /// Lists the matrices and kernels of `networks`, a module with a field for each component.
     pub(super) fn from_networks<M: Module>(networks: &M) -> Self {
         let mut names = HashMap::new();
+        let sgm = SgmNames::from_networks(networks);
         let params = named_params(networks).into_iter();
         for param in params.filter(|param| matches!(param.shape.len(), 2 | 4)) {
             let Some((component, weight)) = Component::split_path(&param.path) else { continue };
             let Some(module) = weight.strip_suffix(".weight") else { continue };
-            for name in [Some(module), module.strip_prefix(TEXT_MODEL)].into_iter().flatten() {
+            let original = match component {
+                Component::Unet => sgm.original(module),
+                Component::TextEncoder | Component::TextEncoder2 => None,
+            };
+            let known = [Some(module), module.strip_prefix(TEXT_MODEL), original.as_deref()];
+            for name in known.into_iter().flatten() {
                 names.insert((component, flatten(name)), weight.to_owned());
                 names.insert((component, name.to_owned()), weight.to_owned());
             }

@@ -248,7 +248,7 @@ fn parameters(path: &Path) -> String {
     let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
     let reader = png::Decoder::new(file).read_info().unwrap();
     let info = reader.info();
-    let plain = info.uncompressed_latin1_text.iter();
+    let mut plain = info.uncompressed_latin1_text.iter();
     let plain = plain.find(|chunk| chunk.keyword == "parameters");
     plain.map(|chunk| chunk.text.clone()).unwrap()
 }

@@ -29,7 +29,6 @@ pub mod interop;
 mod load;
 mod merge;
 mod safetensors_file;
-mod staging;
 mod target_presets;
 mod textual_inversion;
 

@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
 
+use super::staging::write_folder;
 use crate::component::Component;
 use crate::error::PipelineError;
 use crate::file::EmbeddingVectors;
 use crate::safetensors_file::SafetensorsFile;
-use crate::staging::write_folder;
 
 /// Prefix of embeddings in a LoRA's file.
 const BUNDLE: &str = "bundle_emb.";

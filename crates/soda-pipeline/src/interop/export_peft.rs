@@ -13,10 +13,10 @@ use super::compress::{AlphaRule, CompressedLora, LoraLayer, frobenius_norm, roun
 use super::export::{component_and_module, down, up, with_shape};
 use super::key_names::{PEFT, TEXT_MODEL};
 use super::peft_config::{Modules, PeftConfig, PeftLora, PeftOft, TENSORS};
+use super::staging::write_folder;
 use crate::component::Component;
 use crate::error::{FormatError, InteropError, PipelineError};
 use crate::safetensors_file::SafetensorsFile;
-use crate::staging::write_folder;
 
 /// Writes a directory for `PeftModel.from_pretrained`.
 ///

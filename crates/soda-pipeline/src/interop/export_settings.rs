@@ -2,7 +2,7 @@
 //!
 //! | key | value | read by |
 //! |---|---|---|
-//! | `ss_base_model_version`, `ss_v2` | the family of the base | A1111, which shows a LoRA for its family only |
+//! | `ss_base_model_version`, `ss_v2` | the family of the base | A1111, which shows no other LoRAs |
 //! | `ss_network_module`, `_dim`, `_alpha`, `_args` | the adapter, in kohya's words | kohya's scripts |
 //! | `sshs_model_hash`, `sshs_legacy_hash` | checksums of the tensors | A1111, Civitai |
 //! | `modelspec.*` | Stability's Model Metadata Standard 1.0.1 | ComfyUI, SwarmUI |

@@ -46,6 +46,7 @@ mod layer_tensors;
 mod lycoris;
 mod peft_config;
 mod sgm_names;
+mod staging;
 mod weight_names;
 
 pub use compress::{

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 use soda_adapters::{Adapter, AdapterError, Plan, Targets, Weight};
 use soda_linalg::Svd;
@@ -69,8 +69,8 @@ impl CompressedLora {
     /// Rounds the factors to those of a file of `dtype` with this `alpha`, and measures the errors of the
     /// result.
     ///
-    /// `plan` is the one that the LoRA was made of. A value that `dtype` cannot hold gives an error of
-    /// infinity or NaN; the functions that write files refuse it.
+    /// `plan` is the one that the LoRA was made of. A value that `dtype` cannot hold stays as it is; the
+    /// functions that write files refuse it.
     pub fn round<A: Adapter>(&mut self, plan: &Plan<A>, dtype: FloatDType, alpha: AlphaRule) {
         let largest = self.largest_rank();
         let (mut error, mut total) = (0.0, 0.0);
@@ -95,10 +95,15 @@ impl CompressedLora {
     }
 }
 
-/// Rounds a tensor to `dtype`. The result is in f32.
+/// Rounds a tensor to `dtype`. The result is in f32. A value that `dtype` cannot hold stays as it is, so that
+/// writing it can name it.
 pub(super) fn round<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
     let device = tensor.device();
-    let data = tensor.into_data().convert_dtype(dtype.into()).convert_dtype(DType::F32);
+    let data = tensor.into_data();
+    let rounded = data.clone().convert_dtype(dtype.into());
+    let values = data.iter::<f32>().zip(rounded.iter::<f32>());
+    let values = values.map(|(value, near)| if near.is_finite() { near } else { value });
+    let data = TensorData::new(values.collect::<Vec<f32>>(), data.shape().clone());
     Tensor::from_data(data, &device)
 }
 

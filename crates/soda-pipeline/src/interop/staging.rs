@@ -50,7 +50,11 @@ mod tests {
         });
         assert!(failed.is_err() && names().is_empty(), "{:?}", names());
 
-        write_folder(&folder, |inside| Ok(file(inside))).expect("a new folder");
+        let written = write_folder(&folder, |inside| {
+            file(inside);
+            Ok(())
+        });
+        written.expect("a new folder");
         assert_eq!(names(), ["adapter"]);
         assert!(folder.join("first").is_file());
         let error = write_folder(&folder, |_| Ok(())).expect_err("it exists").to_string();

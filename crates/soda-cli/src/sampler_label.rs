@@ -41,7 +41,7 @@ pub(crate) fn sampler_label(
         label = match (config.solver_order, config.solver_type) {
             (3, _) => "DPM++ 3M SDE".to_owned(),
             (_, SolverType::Heun) => "DPM++ 2M SDE Heun".to_owned(),
-            (_, SolverType::Midpoint) => "DPM++ 2M SDE".to_owned(),
+            _ => "DPM++ 2M SDE".to_owned(),
         };
     }
     let schedule = match (has_karras && config.use_karras_sigmas, multistep) {

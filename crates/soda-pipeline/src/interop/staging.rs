@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
+use soda_files::StagedFolder;
+
 use crate::error::{FormatError, PipelineError};
 
 /// Fills a new folder by `write` and gives it the name `folder`.
 ///
-/// `write` gets a staging folder beside `folder`, since a rename cannot cross file systems. After an error
-/// nothing is left.
+/// `write` gets a staging folder. After an error nothing is left.
 ///
 /// # Errors
 /// The error of `write`, or [`FormatError::Io`] if `folder` exists or the operating system refuses.
-pub(crate) fn write_folder<T>(
+pub(super) fn write_folder<T>(
     folder: &Path,
     write: impl FnOnce(&Path) -> Result<T, PipelineError>,
 ) -> Result<T, PipelineError> {
@@ -19,15 +20,9 @@ pub(crate) fn write_folder<T>(
     if folder.symlink_metadata().is_ok() {
         return Err(io(std::io::ErrorKind::AlreadyExists.into()).into());
     }
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).map_err(io)?;
-    let staging = tempfile::Builder::new().prefix(".soda-").tempdir_in(parent).map_err(io)?;
-    // One level down, since the temporary folder itself is closed to other users.
-    let inside = staging.path().join("export");
-    std::fs::create_dir(&inside).map_err(io)?;
-    let written = write(&inside)?;
-    std::fs::rename(&inside, folder).map_err(io)?;
+    let staging = StagedFolder::new(folder).map_err(io)?;
+    let written = write(staging.path())?;
+    staging.commit().map_err(io)?;
     Ok(written)
 }
 

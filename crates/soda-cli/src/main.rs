@@ -9,6 +9,7 @@ mod child;
 mod command;
 mod device;
 mod progress;
+mod sampler_label;
 mod synthetic;
 
 use std::process::ExitCode;

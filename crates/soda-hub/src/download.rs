@@ -33,8 +33,8 @@ impl Source<'_> {
     /// The last failure, after the repetitions of what may pass.
     pub(crate) fn download(&self, file: &str, report: &mut Report<'_>) -> Result<PathBuf, Failure> {
         let repetitions = |failure: &Failure| match failure {
-            Failure::BrokenOff { .. } => REPETITIONS,
-            Failure::Silent { .. } | Failure::Mismatch { resumed: true, .. } => 1,
+            Failure::BrokenOff { .. } | Failure::Mismatch { resumed: true, .. } => REPETITIONS,
+            Failure::Silent { .. } => 1,
             failure if failure.is_busy() => REPETITIONS,
             _ => 0,
         };

@@ -36,6 +36,7 @@ const PERMITS: &[Permit] = &[
             "fs::remove_",
         ],
         places: &[
+            "crates/soda-hub/src/cache/",
             "crates/soda-linalg/src/svd/cache_file.rs",
             "crates/soda-models/src/pipeline/json.rs",
             "crates/soda-models/src/pipeline/save.rs",

@@ -37,8 +37,8 @@ impl Hub {
     ///
     /// - [`HubError::NoCacheDir`] if neither a cache is set nor the user has a home directory.
     /// - [`HubError::InvalidVariable`] if a variable has an impossible value.
-    /// - [`HubError::Io`] if the cache folder is relative and the current directory cannot be found, or if the
-    ///   file of the token cannot be read.
+    /// - [`HubError::Io`] if the cache folder is relative and the current directory cannot be found, or if
+    ///   the file of the token cannot be read.
     pub fn from_env() -> Result<Self, HubError> {
         read(|name| std::env::var_os(name))
     }

@@ -95,7 +95,8 @@ pub enum HubError {
 
     /// The connection ended before the file did.
     #[error(
-        "the transfer of {file} of {repo_id} broke off after {done} of {size} bytes: run the command again to resume"
+        "the transfer of {file} of {repo_id} broke off after {}: run the command again to resume",
+        bytes(*.done, *.size)
     )]
     BrokenOff {
         /// The repo id.
@@ -104,8 +105,8 @@ pub enum HubError {
         file: String,
         /// The bytes that arrived.
         done: u64,
-        /// The bytes of the whole file.
-        size: String,
+        /// The bytes of the whole file, if the server announced them.
+        size: Option<u64>,
     },
 
     /// The bytes differ from what the hub announced. They are not kept.
@@ -267,6 +268,13 @@ pub enum HubError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+}
+
+fn bytes(done: u64, size: Option<u64>) -> String {
+    match size {
+        Some(size) => format!("{done} of {size} bytes"),
+        None => format!("{done} bytes"),
+    }
 }
 
 fn describe(variant: Option<&str>) -> String {

@@ -49,6 +49,9 @@ impl Failure {
             Self::Status { status, code, retry_after, .. } => {
                 Self::Status { status, code, retry_after, file: Some(name.to_owned()) }
             }
+            Self::BrokenOff { done, size, .. } => {
+                Self::BrokenOff { what: name.to_owned(), done, size }
+            }
             other => other,
         }
     }
@@ -101,12 +104,9 @@ impl Failure {
                 HubError::Download { repo_id, endpoint, reason: format!("its status is {status}") }
             }
             Self::NotAHub { host, reason } => HubError::NotAHub { repo_id, host, reason },
-            Self::BrokenOff { what, done, size } => HubError::BrokenOff {
-                repo_id,
-                file: what,
-                done,
-                size: size.map_or("an unknown number of".to_owned(), |size| size.to_string()),
-            },
+            Self::BrokenOff { what: file, done, size } => {
+                HubError::BrokenOff { repo_id, file, done, size }
+            }
             Self::Mismatch { file, reason, .. } => {
                 HubError::Mismatch { repo_id, endpoint, file, reason }
             }
@@ -128,7 +128,7 @@ pub(crate) fn of_request(host: &str, error: &ureq::Error, silence: u64) -> Failu
             Failure::NotAHub { host, reason: shown(&error.to_string()) }
         }
         ureq::Error::Io(source) if is_end(source) => {
-            Failure::BrokenOff { what: "an answer".to_owned(), done: 0, size: None }
+            Failure::BrokenOff { what: "the answer".to_owned(), done: 0, size: None }
         }
         ureq::Error::Io(source) => Failure::Unreachable { host, reason: source.to_string() },
         other => Failure::Unreachable { host, reason: shown(&other.to_string()) },

@@ -10,8 +10,8 @@
 //! | snapshot | the folder of the cache with the files of one commit |
 //! | variant | a suffix of weight files, such as `fp16` |
 //!
-//! A hub is not trusted. Its names are checked before they become paths, and its files are checked by length
-//! and digest before they get their names. The access token goes to the endpoint's own origin only. Every wait
+//! A hub is not trusted. Its names are checked before they become paths. Its files are checked by length and
+//! digest before they get their names. The access token goes to the endpoint's own origin only. Every wait
 //! has a limit.
 //!
 //! No other crate of the workspace opens a network connection.

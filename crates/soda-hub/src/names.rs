@@ -30,6 +30,8 @@ pub(crate) fn etag_name(etag: &str) -> Option<&str> {
     let etag = etag.trim();
     let etag = etag.strip_prefix("W/").unwrap_or(etag);
     let name = etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(etag);
+    // Some servers put the mark of a weak tag inside of the quotes.
+    let name = name.strip_prefix("W/").unwrap_or(name);
     let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     (is_file_name(name) && name.bytes().all(is_allowed)).then_some(name)
 }
@@ -72,6 +74,7 @@ mod tests {
     fn etags_lose_their_quotes() {
         assert_eq!(etag_name("\"ab-12\""), Some("ab-12"));
         assert_eq!(etag_name("W/\"ab_1.2\""), Some("ab_1.2"));
+        assert_eq!(etag_name("\"W/ab\""), Some("ab"));
         assert_eq!(etag_name("ab"), Some("ab"));
         for etag in ["", "\"\"", "\"..\"", "\"../x\"", "/x", "\"a/b\"", "\"é\"", "\"a b\"", "\"a"]
         {

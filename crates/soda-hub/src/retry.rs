@@ -10,7 +10,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause that a server can ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// Calls `attempt` until it succeeds, or has failed more often than `repetitions` allows for its last failure.
+/// Calls `attempt` until it succeeds, or until `repetitions` of its last failure allows no further call.
 ///
 /// # Errors
 ///

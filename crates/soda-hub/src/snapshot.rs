@@ -28,8 +28,8 @@ impl Hub {
     ///
     /// - [`HubError::InvalidRepoId`] if `repo_id` has another form ([`is_repo_id`](crate::is_repo_id)).
     /// - [`HubError::InvalidVariable`] if the endpoint is no URL, or the token cannot be sent.
-    /// - [`HubError::RepoNotFound`], [`HubError::RevisionNotFound`] or [`HubError::AccessDenied`] if the server
-    ///   refuses the repository.
+    /// - [`HubError::RepoNotFound`], [`HubError::RevisionNotFound`] or [`HubError::AccessDenied`] if the
+    ///   server refuses the repository.
     /// - [`HubError::Unreachable`], [`HubError::Silent`], [`HubError::NotAHub`], [`HubError::BrokenOff`] or
     ///   [`HubError::Download`] if a request fails after its repetitions.
     /// - [`HubError::Mismatch`] if a file has another length or digest than announced.

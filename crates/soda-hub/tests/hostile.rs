@@ -163,7 +163,10 @@ fn a_redirect_that_leads_nowhere_is_one_sentence() {
             None => Reply::new(302, b""),
         });
         let message = fails_inside(&of_file);
-        assert!(message.contains("not as a hub does"), "{message}");
+        // These two lead to other URLs of the hub, which it does not have.
+        let is_other = matches!(location, Some("*" | "?x=1"));
+        let expected = if is_other { "404" } else { "not as a hub does" };
+        assert!(message.contains(expected), "{message}");
         assert!(of_file.requests().len() <= 20, "{}", of_file.requests().len());
     }
 }
@@ -171,7 +174,7 @@ fn a_redirect_that_leads_nowhere_is_one_sentence() {
 #[test]
 fn a_silent_server_is_not_waited_for() {
     let forever = Duration::from_secs(60);
-    let half = move |reply: Reply| Reply { linger: forever, ..reply.cut(1000) };
+    let half = move |reply: Reply| Reply { linger: forever, ..reply.cut(100) };
     let servers = [
         // No head of an answer.
         serve_but(move |request| {
@@ -224,7 +227,7 @@ fn what_is_no_hub_is_described() {
     check(Reply::new(200, &vec![b' '; 17 << 20]), "more than 16777216 bytes");
     check(Reply::new(200, b"{}").with("Content-Encoding", "gzip"), "as gzip");
     check(Reply::new(404, b"no"), "(404): check the spelling");
-    check(Reply::new(404, b"").with("X-Error-Code", "RevisionNotFound"), "after @");
+    check(Reply::new(404, b"").with("X-Error-Code", "RevisionNotFound"), "what follows @");
     check(Reply::new(401, b""), "HF_TOKEN");
     check(Reply::new(403, b""), "accept its terms");
     check(Reply::new(500, b"no").with("Retry-After", "0"), "its status is 500");

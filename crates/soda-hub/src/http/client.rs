@@ -201,11 +201,11 @@ impl Answer {
         size: Option<u64>,
         receive: &mut dyn FnMut(&[u8]) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
-        if let Some(encoding) = self.header(CONTENT_ENCODING.as_str()) {
-            if !encoding.trim().eq_ignore_ascii_case("identity") {
-                let reason = format!("it encodes {what} as {}", shown(encoding));
-                return Err(self.not_a_hub(reason));
-            }
+        if let Some(encoding) = self.header(CONTENT_ENCODING.as_str())
+            && !encoding.trim().eq_ignore_ascii_case("identity")
+        {
+            let reason = format!("it encodes {what} as {}", shown(encoding));
+            return Err(self.not_a_hub(reason));
         }
         let silent = Failure::Silent { host: self.url.host(), seconds: self.silence.as_secs() };
         let mut pace = Pace::new(self.silence);

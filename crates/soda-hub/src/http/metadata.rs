@@ -75,11 +75,11 @@ impl<'a> Hops<'a> {
     ) -> Result<(), String> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         if is_own {
-            if let Some(commit) = text("X-Repo-Commit") {
-                if !commit.trim().eq_ignore_ascii_case(self.commit) {
-                    let commit = shown(commit);
-                    return Err(format!("its X-Repo-Commit is {commit}, not {}", self.commit));
-                }
+            if let Some(commit) = text("X-Repo-Commit")
+                && !commit.trim().eq_ignore_ascii_case(self.commit)
+            {
+                let commit = shown(commit);
+                return Err(format!("its X-Repo-Commit is {commit}, not {}", self.commit));
             }
             if let Some(etag) = text("X-Linked-Etag") {
                 self.linked_etag = Some(etag.to_owned());
@@ -111,7 +111,7 @@ impl<'a> Hops<'a> {
     pub(crate) fn finish(self) -> Result<FileMetadata, String> {
         let etag = self.linked_etag.or(self.etag).ok_or("its answer has no ETag")?;
         let Some(name) = etag_name(&etag) else {
-            return Err(format!("its ETag is no plain name: \"{}\"", shown(&etag)));
+            return Err(format!("its ETag is no plain name: {}", shown(&etag)));
         };
         let size = self.linked_size.or(self.size);
         match size.filter(|size| *size > MAX_SIZE) {
@@ -155,7 +155,10 @@ mod tests {
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-    fn finish(hops: &[(bool, u16, &[(&str, &str)])]) -> Result<(String, Option<u64>), String> {
+    /// Whether an answer is the hub's own, its status, and its header fields.
+    type Hop<'a> = (bool, u16, &'a [(&'a str, &'a str)]);
+
+    fn finish(hops: &[Hop<'_>]) -> Result<(String, Option<u64>), String> {
         let mut found = Hops::new(COMMIT);
         for (is_own, status, fields) in hops {
             let mut headers = HeaderMap::new();

@@ -150,8 +150,9 @@ impl Source<'_> {
             200 if partial.length() > 0 => partial.restart()?,
             200 => {}
             206 => {
-                // Some servers send the status 206 and no range for a whole file.
-                let start = range.as_ref().map_or(Some(0), |range| range.start);
+                // Some servers leave the range out. A digest tells whether they sent the right one.
+                let unsaid = if is_known { partial.length() } else { 0 };
+                let start = range.as_ref().map_or(Some(unsaid), |range| range.start);
                 if start != Some(partial.length()) {
                     return Err(answer.not_a_hub("it sends another range than the one asked for"));
                 }

@@ -61,7 +61,10 @@ fn other_bytes_than_announced_are_not_kept() {
                 _ => Reply { length: None, ..reply.cut(0) },
             }),
         ),
-        ("broke off after", Box::new(|_, reply| reply.cut(5000))),
+        (
+            "broke off after 20000 of 200000",
+            Box::new(|_, reply| reply.cut(5000).without("Content-Range")),
+        ),
         ("encodes", Box::new(|_, reply| reply.with("Content-Encoding", "gzip"))),
         (
             "another range",

@@ -138,7 +138,12 @@ impl Answer {
 
     fn into_success(self) -> Result<Self, Failure> {
         if matches!(self.status, 200 | 206 | 416) {
-            return Ok(self);
+            return match self.header(CONTENT_ENCODING.as_str()) {
+                Some(encoding) if !encoding.trim().eq_ignore_ascii_case("identity") => {
+                    Err(self.not_a_hub(format!("it encodes its answer as {}", shown(encoding))))
+                }
+                _ => Ok(self),
+            };
         }
         Err(Failure::Status {
             status: self.status,
@@ -193,7 +198,6 @@ impl Answer {
     ///
     /// - [`Failure::Silent`] if a period of silence brings next to nothing.
     /// - [`Failure::BrokenOff`] if the connection ends early.
-    /// - [`Failure::NotAHub`] if the body is encoded.
     /// - Those of `receive`.
     pub(crate) fn read_to(
         mut self,
@@ -201,12 +205,6 @@ impl Answer {
         size: Option<u64>,
         receive: &mut dyn FnMut(&[u8]) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
-        if let Some(encoding) = self.header(CONTENT_ENCODING.as_str())
-            && !encoding.trim().eq_ignore_ascii_case("identity")
-        {
-            let reason = format!("it encodes {what} as {}", shown(encoding));
-            return Err(self.not_a_hub(reason));
-        }
         let silent = Failure::Silent { host: self.url.host(), seconds: self.silence.as_secs() };
         let mut pace = Pace::new(self.silence);
         let mut buffer = vec![0; 64 << 10];

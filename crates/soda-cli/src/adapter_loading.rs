@@ -15,6 +15,7 @@ use soda_pipeline::{
 use soda_train::Event;
 
 use crate::args::{MergeModeName, MergedArgs};
+use crate::base_model::load_base;
 use crate::progress::Progress;
 
 /// A base model and how it is loaded.
@@ -36,7 +37,7 @@ impl BaseModel<'_> {
     ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
         ensure!(strength.is_finite(), "--strength must be a finite number");
         let file = AdapterFile::read(adapter)?;
-        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
         let options = LoadAdapterOptions {
@@ -66,7 +67,7 @@ impl BaseModel<'_> {
         ensure!(first.is_finite() && second.is_finite(), "--weights must be finite numbers");
         ensure!((0.0..=1.0).contains(&args.restore), "--restore must be from 0 to 1");
         let files = [AdapterFile::read(subject)?, AdapterFile::read(style)?];
-        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
         let options = MergeOptions {

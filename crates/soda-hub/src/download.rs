@@ -110,13 +110,20 @@ impl Source<'_> {
             report(file, as_usize(partial.length()), total);
             let limit = size.unwrap_or(limit);
             let mut is_longer = false;
-            answer.read_to(file, size, &mut |bytes| {
+            let read = answer.read_to(file, size, &mut |bytes| {
                 is_longer = partial.length() + bytes.len() as u64 > limit;
                 if !is_longer {
                     partial.write(bytes)?;
                     report(file, as_usize(partial.length()), total);
                 }
                 Ok(!is_longer)
+            });
+            read.map_err(|failure| match failure {
+                // The bytes of earlier answers count.
+                Failure::BrokenOff { what, size, .. } => {
+                    Failure::BrokenOff { what, done: partial.length(), size }
+                }
+                other => other,
             })?;
             if is_longer {
                 let (file, resumed) = (file.to_owned(), partial.is_resumed());

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use soda_models::input_file::{SizeLimit, read_text};
 
 use crate::component::Component;
 use crate::error::{FormatError, InteropError, PipelineError};
@@ -121,7 +122,7 @@ impl PeftConfig {
     /// Reads `adapter_config.json` of a directory.
     pub(super) fn read(folder: &Path) -> Result<Self, PipelineError> {
         let path = folder.join(CONFIG);
-        let text = std::fs::read_to_string(&path).map_err(|source| FormatError::Io {
+        let text = read_text(&path, SizeLimit::SETTINGS).map_err(|source| FormatError::Io {
             action: "read",
             path: path.clone(),
             source,

@@ -11,8 +11,8 @@ use soda_compare::{
     StrengthPath, Task, TaskEvent, downsampled, execute, peft_jsonl, report, score_table,
     strength_table,
 };
-use soda_models::input_file::{SizeLimit, read_text};
 use soda_files::Lock;
+use soda_models::input_file::{SizeLimit, read_text};
 use soda_pipeline::AdapterFile;
 use soda_train::{Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, write_file};
 

@@ -13,8 +13,8 @@
 //! [`KEY_RENAMES`] lists keys that older exporters wrote otherwise.
 
 pub(crate) mod checkpoint;
-mod finite;
 mod find;
+mod finite;
 mod keys;
 pub(crate) mod ldm;
 mod module;

@@ -16,6 +16,7 @@ use soda_pipeline::{
 use soda_train::Event;
 
 use crate::args::{MergeModeName, MergedArgs};
+use crate::base_model::load_base;
 use crate::progress::Progress;
 
 /// A base model and how it is loaded.
@@ -37,7 +38,7 @@ impl BaseModel<'_> {
     ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
         ensure!(strength.is_finite(), "--strength must be a finite number");
         let file = AdapterFile::read(adapter)?;
-        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
         let mut other_base = false;
@@ -73,7 +74,7 @@ impl BaseModel<'_> {
         ensure!(first.is_finite() && second.is_finite(), "--weights must be finite numbers");
         ensure!((0.0..=1.0).contains(&args.restore), "--restore must be from 0 to 1");
         let files = [AdapterFile::read(subject)?, AdapterFile::read(style)?];
-        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
         let mut other_base = false;

@@ -67,6 +67,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    child::end_with_parent();
     let result = match Args::parse().command {
         Command::Train(args) => command::train::run(*args),
         Command::Config(args) => command::config::run(*args),
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => command::bench::run(args),
         Command::Convert(args) => command::convert::run(args),
     };
+    device::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

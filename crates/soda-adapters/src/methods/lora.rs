@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::{linear_low_rank, matmul};
 use soda_linalg::LinalgError;
 
+use super::bounds::{MAX_RANK, check_most};
 use super::cost_model::{CostModel, product_dtype};
 use super::dora::Magnitude;
 use super::seeded_init::SeededInit;
@@ -99,6 +100,7 @@ impl LoraConfig {
         if rank == 0 {
             return Err(AdapterError::Config { method: NAME, reason: "the rank is at least 1" });
         }
+        check_most(NAME, rank, MAX_RANK, "the rank is at most 1000000")?;
         let alpha = longest_match(&self.alpha_pattern, path)?.or(self.alpha).unwrap_or(rank as f64);
         if !alpha.is_finite() {
             return Err(AdapterError::Config { method: NAME, reason: "alpha is a finite number" });

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use soda_adapters::soda::RotationConfig;
 use soda_adapters::{MethodConfig, Targets};
+use soda_models::input_file::{SizeLimit, read_text};
 use soda_train::{TrainConfig, apply_setting, preset};
 
 /// The sources of a training configuration: a preset or a file, then `--set`, then the other options.
@@ -116,7 +117,7 @@ impl SettingsArgs {
     fn table(&self) -> Result<toml::Table> {
         let mut table = match &self.config {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
+                let text = read_text(path, SizeLimit::SETTINGS)
                     .with_context(|| format!("cannot read the configuration {}", path.display()))?;
                 // The text is parsed as a configuration, so that an error names its line.
                 let config =

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
+use soda_models::input_file::{SizeLimit, read_text};
 use soda_train::{PRESETS, Personalisation, TrainConfig};
 
 use crate::args::{DeviceArg, SettingsArgs};
@@ -51,7 +52,7 @@ pub(crate) fn run(args: ConfigArgs) -> Result<()> {
             print_result(config.to_toml()?.trim_end());
         }
         ConfigAction::Check { config: path, device } => {
-            let text = std::fs::read_to_string(&path)
+            let text = read_text(&path, SizeLimit::SETTINGS)
                 .with_context(|| format!("cannot read the configuration {}", path.display()))?;
             let named = || path.display().to_string();
             let config = TrainConfig::from_toml(&text).with_context(named)?;

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use soda_models::pipeline::{Pipeline, model_name};
+use soda_models::pipeline::{LoadOptions, model_name};
 use soda_pipeline::configure_pipeline;
 use soda_pipeline::interop::{Imported, import};
 
 use crate::args::DeviceArg;
-use crate::base_model::find_base;
+use crate::base_model::{find_base, load_base};
 use crate::progress::{Progress, print_result};
 
 #[derive(Debug, Args)]
@@ -42,7 +42,8 @@ pub(crate) struct ImportArgs {
 pub(crate) fn run(args: ImportArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
     let base = find_base(&args.base, None)?;
-    let mut pipeline = Pipeline::load(&base, &args.device.device.open()?)?;
+    let device = args.device.device.open()?;
+    let mut pipeline = load_base(&base, &LoadOptions::default(), &device)?;
     let name = model_name(&base);
     let Imported { mut file, matched, unmatched, unread, absent } =
         import(&args.path, &pipeline.networks(), &name)

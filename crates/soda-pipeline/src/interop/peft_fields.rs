@@ -1,8 +1,9 @@
 //! Reading PEFT's configurations: every field is used, has no part in the numbers, or is refused by name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
+
+use soda_models::input_file::{SizeLimit, read_text};
 
 use super::ordered_json::Json;
 use super::pattern_table::PatternTable;
@@ -13,9 +14,6 @@ use crate::error::{FormatError, InteropError, PipelineError};
 /// Metadata key of diffusers 0.35 and later with the configuration of each network, as JSON with names such
 /// as `unet.lora_alpha`.
 const DIFFUSERS_METADATA: &str = "lora_adapter_metadata";
-
-/// The largest configuration that is read, in bytes. One with a pattern for every layer of SDXL has 100 kB.
-const MOST_BYTES: u64 = 16 << 20;
 
 /// Fields without a part in the numbers of a trained adapter, in any value.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -64,16 +62,11 @@ impl PeftConfig {
     pub(super) fn read(folder: &Path) -> Result<Self, PipelineError> {
         let path = folder.join(CONFIG);
         let io = |source| FormatError::Io { action: "read", path: path.clone(), source };
-        let mut text = String::new();
-        let file = std::fs::File::open(&path).map_err(io)?;
-        file.take(MOST_BYTES + 1).read_to_string(&mut text).map_err(io)?;
-        let reason = match text.len() as u64 > MOST_BYTES {
-            true => format!("it has more than {MOST_BYTES} bytes"),
-            false => match serde_json::from_str(&text) {
-                Ok(Json::Object(fields)) => return Ok(Fields { path, fields }.into_config()?),
-                Ok(_) => "it is no JSON object".to_owned(),
-                Err(error) => error.to_string(),
-            },
+        let text = read_text(&path, SizeLimit::SETTINGS).map_err(io)?;
+        let reason = match serde_json::from_str(&text) {
+            Ok(Json::Object(fields)) => return Ok(Fields { path, fields }.into_config()?),
+            Ok(_) => "it is no JSON object".to_owned(),
+            Err(error) => error.to_string(),
         };
         Err(InteropError::PeftConfig { path, reason }.into())
     }

@@ -14,6 +14,9 @@ const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"
 /// Image formats that are not supported.
 const UNSUPPORTED: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "svg", "dng"];
 
+/// The most samples of an epoch.
+const MAX_EPOCH: usize = 10_000_000;
+
 /// The placeholder of the trigger in captions and prompts (ai-toolkit's format).
 const PLACEHOLDER: &str = "[trigger]";
 
@@ -185,7 +188,23 @@ fn read_examples(
     if examples.is_empty() {
         return Err(DataError::Empty(folder.to_owned()).into());
     }
+    check_epoch(folder, &examples)?;
     Ok(examples)
+}
+
+/// Refuses repeats that make an epoch absurdly long. The order of an epoch is a list in memory.
+fn check_epoch(folder: &Path, examples: &[Example]) -> Result<(), TrainError> {
+    let samples = examples.iter().try_fold(0, |sum: usize, example| {
+        sum.checked_add(example.repeats).filter(|samples| *samples <= MAX_EPOCH)
+    });
+    let largest = || examples.iter().max_by_key(|example| example.repeats);
+    match (samples, largest()) {
+        (None, Some(Example { image, .. })) => {
+            let (folder, image) = (folder.to_owned(), image.clone());
+            Err(DataError::Repeats { folder, image, most: MAX_EPOCH }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The paths in a folder, sorted: the order of a directory listing differs between machines, and that of the
@@ -226,7 +245,7 @@ fn read_folder(
                     .or_else(|| prompt.map(str::to_owned))
                     .ok_or_else(|| DataError::NoCaption(image.clone()))?,
             };
-            examples.push(Example { image, caption, repeats: repeats * own });
+            examples.push(Example { image, caption, repeats: repeats.saturating_mul(own) });
         }
     }
     if let Some((name, entry)) = metadata.into_iter().next() {
@@ -305,6 +324,22 @@ mod tests {
         let found: Vec<_> = data.examples.iter().map(|e| (e.caption.as_str(), e.repeats)).collect();
         assert_eq!(found, [("listed", 3), ("sks mug", 10), ("beside", 2)]);
         assert_eq!(data.unsupported, [folder.path().join("b.heic")]);
+    }
+
+    #[test]
+    fn repeats_of_absurd_epochs_are_refused_by_the_folder() {
+        for (folder_repeats, own) in
+            [(1, 1 << 40), (1, usize::MAX), (usize::MAX / 2, 4), (4_000, 2_501), (10_000_001, 1)]
+        {
+            let line = format!(r#"{{"file_name": "a.png", "text": "x", "repeats": {own}}}"#);
+            let folder = folder(&[]);
+            let inside = folder.path().join(format!("{folder_repeats}_x"));
+            std::fs::create_dir(&inside).unwrap();
+            std::fs::write(inside.join("a.png"), "").unwrap();
+            std::fs::write(inside.join("metadata.jsonl"), line).unwrap();
+            let error = Dataset::read(folder.path(), None).unwrap_err().to_string();
+            assert!(error.contains("repeats") && error.contains("a.png"), "{error}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use soda_models::input_file::{SizeLimit, read_text};
 
 use crate::error::{DataError, TrainError};
 
@@ -24,10 +25,10 @@ pub(super) fn read_metadata(folder: &Path) -> Result<BTreeMap<String, MetadataEn
     }
     let path = folder.join("metadata.jsonl");
     let mut entries = BTreeMap::new();
-    if !path.is_file() {
+    if !path.exists() {
         return Ok(entries);
     }
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+    let text = read_text(&path, SizeLimit::LIST).map_err(TrainError::io("read", &path))?;
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let invalid =
             |reason: String| DataError::Metadata { path: path.clone(), line: index + 1, reason };
@@ -45,10 +46,10 @@ pub(super) fn read_metadata(folder: &Path) -> Result<BTreeMap<String, MetadataEn
 /// The caption in the text file beside an image.
 pub(super) fn read_caption_file(image: &Path) -> Result<Option<String>, TrainError> {
     let path = image.with_extension("txt");
-    if !path.is_file() {
+    if !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+    let text = read_text(&path, SizeLimit::CAPTION).map_err(TrainError::io("read", &path))?;
     Ok(Some(text.trim().to_owned()))
 }
 
@@ -66,8 +67,9 @@ impl SubjectFile {
     pub(super) fn read(folder: &Path) -> Result<Self, TrainError> {
         for name in ["subject.json", "style.json"] {
             let path = folder.join(name);
-            if path.is_file() {
-                let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+            if path.exists() {
+                let text =
+                    read_text(&path, SizeLimit::SETTINGS).map_err(TrainError::io("read", &path))?;
                 return serde_json::from_str(&text).map_err(|error| {
                     let (line, reason) = (error.line(), error.to_string());
                     DataError::Metadata { path, line, reason }.into()

@@ -31,6 +31,21 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// The repeats of the images make an epoch too long.
+    #[error(
+        "the repeats in {folder} make an epoch of more than {most} samples, most of them of {image}: \
+         lower `repeats` in metadata.jsonl, or the number in the folder's name",
+        folder = folder.display(),
+        image = image.display()
+    )]
+    Repeats {
+        /// The data folder.
+        folder: PathBuf,
+        /// The image with the most repeats.
+        image: PathBuf,
+        /// The most samples of an epoch.
+        most: usize,
+    },
     /// A mask that does not fit its image.
     #[error("mask {path} {reason}", path = path.display())]
     Mask {

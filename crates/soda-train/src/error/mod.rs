@@ -112,7 +112,7 @@ fn hint(kind: std::io::ErrorKind) -> &'static str {
     use std::io::ErrorKind;
     match kind {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            "; make room, and `soda train --resume` goes on from the newest checkpoint"
+            "; make room and start again; a run that has a checkpoint goes on with `soda train --resume`"
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
             "; choose another folder, such as with `--runs`"

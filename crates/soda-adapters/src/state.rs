@@ -132,10 +132,30 @@ impl<M: Method> AdapterState<M> {
         let weights = targets.select_within(module, options.prefix, options.presets)?;
         let found = fingerprint(&weights);
         if found != *base_hash {
-            let short = |hash: &str| hash.chars().take(12).collect();
-            let (expected, found) = (short(base_hash), short(&found));
-            return Err(StateError::OtherBase { expected, found }.into());
+            match &mut options.on_other_base {
+                Some(on_other_base) if !method.needs_its_base() => on_other_base(),
+                _ => {
+                    let short = |hash: &str| hash.chars().take(12).collect();
+                    let (expected, found) = (short(base_hash), short(&found));
+                    return Err(StateError::OtherBase { expected, found }.into());
+                }
+            }
         }
+        self.plan_selected(weights, options)
+    }
+
+    /// Makes a plan of the trained adapters for weights that the caller has selected, of whatever base.
+    ///
+    /// Prefix and presets of the options are not used.
+    ///
+    /// # Errors
+    /// As [`AdapterState::plan_with`], except for another base.
+    pub fn plan_selected(
+        &self,
+        weights: BTreeMap<String, Weight>,
+        options: &mut PlanOptions<'_>,
+    ) -> Result<Plan<M::Adapter>, AdapterError> {
+        let method = &self.recipe.method;
         let mut plan = plan_weights(method.needs_svd(), weights, options, |path, weight| {
             let adapter = method.init(path, weight)?;
             // Before the next weight's, so that the memory of a wrong description is that of one adapter.

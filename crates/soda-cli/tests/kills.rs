@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use soda_pipeline::AdapterFile;
 
-#[path = "common/mod.rs"]
-mod common;
-
-use common::toybox;
+/// A path in `examples/toybox`.
+fn toybox(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+}
 
 /// A number of the environment.
 fn number(name: &str, default: u64) -> u64 {

@@ -336,6 +336,9 @@ fn shards_variants_and_dtypes_load_the_same_model() {
     let [warning] = &mixed.warnings[..] else { panic!("{:?}", mixed.warnings) };
     assert!(warning.to_string().contains("text_encoder, unet"), "{warning}");
     let error = load("bf16").unwrap_err().to_string();
+    assert!(error.contains("bf16"), "{error}");
+    let options = LoadOptions { variant: Some("bf16".to_owned()), ..LoadOptions::default() };
+    let error = Pipeline::load_with(copy().path(), &options, &device).unwrap_err().to_string();
     assert!(error.contains("bf16") && error.contains("no part"), "{error}");
 
     // Several files of the only variant are found by their index.

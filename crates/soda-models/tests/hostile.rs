@@ -127,6 +127,9 @@ fn a_network_much_larger_than_its_file_is_not_built() {
     assert!(error.contains("text_encoder") && error.contains("numbers"), "{error}");
 }
 
+/// A change of a `tokenizer.json`.
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 #[test]
 fn tokenizers_that_would_panic_are_refused_by_field() {
     let token = json!({
@@ -134,7 +137,7 @@ fn tokenizers_that_would_panic_are_refused_by_field() {
         "normalized": false, "special": false,
     });
     let replace = json!({"type": "Replace", "pattern": {"String": ""}, "content": "ab"});
-    let changes: [(&str, &dyn Fn(&mut Value)); 5] = [
+    let changes: [(&str, Change<'_>); 5] = [
         ("added_tokens", &|file| file["added_tokens"].as_array_mut().unwrap().push(token.clone())),
         ("model.vocab", &|file| file["model"]["vocab"]["zzq"] = json!(u32::MAX)),
         ("model.merges", &|file| {

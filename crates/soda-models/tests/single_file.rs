@@ -37,9 +37,11 @@ fn single_files_have_the_original_keys_and_lose_nothing() {
         let file = dir.path().join("single.safetensors");
         pipeline.save_single_file(&file, FloatDType::F32).unwrap();
         let mut ours = shapes(&file);
-        // The mark of a model that predicts the velocity, which diffusers' converters lack.
+        // The marks of a model that predicts the velocity, which diffusers' converters lack.
         let v = pipeline.scheduler.prediction_type == PredictionType::VPrediction;
         assert_eq!(ours.remove("v_pred"), v.then(|| vec![0]), "{family}");
+        let zero = pipeline.scheduler.rescale_betas_zero_snr;
+        assert_eq!(ours.remove("ztsnr"), zero.then(|| vec![0]), "{family}");
         assert_eq!(ours, theirs, "{family}");
 
         let again =

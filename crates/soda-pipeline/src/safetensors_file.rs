@@ -21,7 +21,8 @@ pub(crate) struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Reads a file with tensors in F32, F16 or BF16, and widens them to f32.
+    /// Reads a file with tensors in F32, F16, BF16 or F64, and converts them to f32. A single number may be
+    /// an integer, as `α` of some tools.
     ///
     /// # Errors
     /// [`FormatError`] for a file that cannot be read or is not a safetensors file, for a tensor of another
@@ -31,7 +32,7 @@ impl SafetensorsFile {
         let metadata = file.metadata().clone().into_iter().collect();
         let mut tensors = BTreeMap::new();
         for (key, dtype, shape) in file.tensors() {
-            let dtype = float_dtype(key, dtype)?;
+            let dtype = number_dtype(key, dtype, shape)?;
             let bytes = file.read(key).map_err(|source| FormatError::Io {
                 action: "read",
                 path: path.to_owned(),
@@ -157,12 +158,16 @@ fn refusal(path: &Path, error: ModelError) -> FormatError {
     }
 }
 
-/// The type of a tensor whose values are widened to f32.
-fn float_dtype(key: &str, dtype: Dtype) -> Result<DType, FormatError> {
+/// The type of a tensor whose values are converted to f32. A single number may be an integer.
+fn number_dtype(key: &str, dtype: Dtype, shape: &[usize]) -> Result<DType, FormatError> {
+    let is_number = shape.iter().all(|size| *size == 1);
     match dtype {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F64 => Ok(DType::F64),
+        Dtype::I64 if is_number => Ok(DType::I64),
+        Dtype::I32 if is_number => Ok(DType::I32),
         other => Err(FormatError::DType { key: key.to_owned(), found: other.to_string() }),
     }
 }

@@ -53,6 +53,7 @@ const PERMITS: &[Permit] = &[
         places: &[
             "crates/soda-cli/src/child.rs",
             "crates/soda-cli/src/command/bench.rs",
+            "crates/soda-files/src/",
             "crates/soda-hub/src/",
             "crates/soda-linalg/src/svd/cache_file.rs",
             "crates/soda-models/src/input_file.rs",

@@ -44,6 +44,10 @@ impl Method for LohaConfig {
         NAME
     }
 
+    fn needs_its_base(&self) -> bool {
+        false
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Loha, AdapterError> {
         check_most(NAME, self.rank, MAX_PRODUCT_RANK, "the rank is at most 4096")?;
         let scale = low_rank_scale(NAME, self.rank, self.alpha)?;

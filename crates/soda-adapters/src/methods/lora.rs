@@ -28,6 +28,7 @@ use super::seeded_init::SeededInit;
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, TargetError};
 use crate::method::Method;
+use crate::path_pattern::matches_one_path;
 use crate::rotation_merge::MergeRule;
 use crate::weight::{Weight, compute_dtype};
 
@@ -122,6 +123,10 @@ impl Method for LoraConfig {
         self.init == LoraInit::Pissa
     }
 
+    fn needs_its_base(&self) -> bool {
+        self.init == LoraInit::Pissa || self.dora
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Lora, AdapterError> {
         let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
         let [input, output] = w.dims();
@@ -160,9 +165,13 @@ fn longest_match<T: Copy>(
 ) -> Result<Option<T>, AdapterError> {
     let mut found: Option<(usize, T)> = None;
     for (pattern, value) in patterns {
-        let regex =
-            Regex::new(pattern).map_err(|error| TargetError::invalid_pattern(pattern, &error))?;
-        if regex.is_match(path) && found.is_none_or(|(length, _)| pattern.len() > length) {
+        let matches = match matches_one_path(pattern, path) {
+            Some(matches) => matches,
+            None => Regex::new(pattern)
+                .map_err(|error| TargetError::invalid_pattern(pattern, &error))?
+                .is_match(path),
+        };
+        if matches && found.is_none_or(|(length, _)| pattern.len() > length) {
             found = Some((pattern.len(), *value));
         }
     }

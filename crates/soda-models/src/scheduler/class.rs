@@ -84,7 +84,7 @@ const EQUATIONS: &[(&str, &str)] =
 ///
 /// # Errors
 ///
-/// A class of another process than diffusion by betas, such as flow matching.
+/// A class that diffusers does not have, or of another process than diffusion by betas.
 pub(super) fn resolve(fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
     // Files from before diffusers 0.10.
     if let Some(noise) = fields.remove("predict_epsilon") {
@@ -137,14 +137,12 @@ fn set_class_defaults(class: &str, fields: &mut Map<String, Value>) {
 /// Replaces an unknown class by the nearest sampler, and drops the settings of the class.
 fn replace_class(class: String, fields: &mut Map<String, Value>) -> Result<String, InvalidField> {
     let known = NEAREST.iter().find(|(name, _)| *name == class).map(|(_, kind)| *kind);
-    // Flow matching and others have no betas. CogVideoX shifts its schedule by a field of its own.
-    let has_betas = fields.contains_key("beta_schedule") && !fields.contains_key("snr_shift_scale");
-    let Some(kind) = known.or(has_betas.then_some(Ddim)) else {
+    let Some(kind) = known else {
         return Err(InvalidField {
             field: "_class_name",
             value: class,
-            supported: "a scheduler with a `beta_schedule`; this model is of another kind, such as \
-                        flow matching",
+            supported: "a class of diffusers with a `beta_schedule`, such as DDIMScheduler; other \
+                        processes, such as flow matching, are not",
         });
     };
     fields.retain(|field, _| OF_THE_MODEL.contains(&field.as_str()));

@@ -110,7 +110,7 @@ fn check_added(tokens: &[Value]) -> Result<(), String> {
     let any_strips = tokens.iter().any(strips);
     for token in tokens {
         let content = token["content"].as_str().unwrap_or_default();
-        if !token["id"].as_u64().is_some_and(|id| id < MAX_TOKENS) {
+        if token["id"].as_u64().is_none_or(|id| id >= MAX_TOKENS) {
             let id = &token["id"];
             return Err(format!(
                 "`added_tokens` gives {content:?} the id {id}; ids are below {MAX_TOKENS}"

@@ -152,12 +152,8 @@ fn files_for_sdxl_have_the_names_and_metadata_that_other_tools_expect() {
 }
 
 #[test]
-fn a_file_of_kohyas_names_for_sdxl_is_read_back() {
+fn files_of_kohyas_names_for_sdxl_are_read_back() {
     let desk = Desk::new("sdxl");
-    desk.export("kohya", &["--error", "0"]);
-    let import = ["import", "out.safetensors", "--base", &desk.base, "--out", "b.st"];
-    let said = run(desk.root(), &import);
-    assert!(said.contains(", 0 names left out"), "{said}");
     let unet = |adapter: &str, out: &str| -> Vec<f32> {
         run(desk.root(), &["merge", "--base", &desk.base, "--adapter", adapter, "--out", out]);
         let file = desk.path(out).join("unet/diffusion_pytorch_model.safetensors");
@@ -170,9 +166,16 @@ fn a_file_of_kohyas_names_for_sdxl_is_read_back() {
         };
         tensors.into_iter().flat_map(|(_, tensor)| floats(tensor.data())).collect()
     };
-    let (ours, again) = (unet("a.st", "first"), unet("b.st", "second"));
-    let error = soda_testing::relative_error(&again, &ours);
-    assert!(error < 1e-7, "{error:e}");
+    let ours = unet("a.st", "first");
+    for format in ["kohya", "diff"] {
+        desk.export(format, &["--error", "0"]);
+        let (adapter, merged) = (format!("{format}.st"), format!("{format}-merged"));
+        let import = ["import", "out.safetensors", "--base", &desk.base, "--out", &adapter];
+        let said = run(desk.root(), &import);
+        assert!(said.contains(", 0 names left out"), "{said}");
+        let error = soda_testing::relative_error(&unet(&adapter, &merged), &ours);
+        assert!(error < 1e-7, "{format}: {error:e}");
+    }
 }
 
 #[test]

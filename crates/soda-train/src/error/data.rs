@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// The most samples of an epoch, repeats counted.
+pub(crate) const MAX_SAMPLES: usize = 10_000_000;
+
 /// A data folder whose images, captions or masks cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +18,44 @@ pub enum DataError {
         path = .0.display()
     )]
     Empty(PathBuf),
+    /// The data folder has images in folders only that are not read.
+    #[error(
+        "{path} holds no picture that is read: {reason}",
+        path = path.display()
+    )]
+    OnlySkipped {
+        /// The data folder.
+        path: PathBuf,
+        /// The first folder with images and why it is not read.
+        reason: String,
+    },
+    /// A named pipe, a socket or a device in the place of a file.
+    #[error("{path} is no regular file; remove it from the data folder", path = .0.display())]
+    NotAFile(PathBuf),
+    /// A text file that is neither UTF-8 nor UTF-16 with a byte order mark.
+    #[error("{path} is {encoding}: save it as UTF-8", path = path.display())]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// The encoding that the file seems to have.
+        encoding: &'static str,
+    },
+    /// A text file that is too large to be one.
+    #[error("{path} is larger than 1 GiB, which no text file needs; remove it", path = .0.display())]
+    TooLarge(PathBuf),
+    /// Repeats of an image or of a folder that make an epoch absurdly long.
+    #[error(
+        "{path} is to be repeated {repeats} times, and an epoch may have {max} samples; the number before `_` in \
+         the name of a folder and `repeats` in metadata.jsonl are repeats: rename the folder or lower them",
+        path = path.display(),
+        max = MAX_SAMPLES
+    )]
+    Repeats {
+        /// The image with the most repeats.
+        path: PathBuf,
+        /// The number of its repeats.
+        repeats: usize,
+    },
     /// An image without a caption.
     #[error(
         "{path} has no caption: put a line for it in metadata.jsonl, a .txt file beside it, or give `--prompt`",

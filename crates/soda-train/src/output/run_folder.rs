@@ -44,14 +44,30 @@ impl RunFolder {
     /// The folder of the checkpoints of an unfinished run.
     pub const CHECKPOINTS: &str = "checkpoints";
 
+    /// Checks that `name` is the plain name of a folder, which leads nowhere else.
+    ///
+    /// # Errors
+    /// Returns [`RunFolderError::Name`] for an empty name, `.`, `..`, or a name with `/`, `\` or a control
+    /// character.
+    pub fn check_name(name: &str) -> Result<(), RunFolderError> {
+        let dots = ["", ".", ".."].contains(&name.trim());
+        if dots || name.contains(['/', '\\']) || name.contains(char::is_control) {
+            return Err(RunFolderError::Name(name.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Creates and locks `root/name`, or without a name the first free `root/<stem>-<number>`.
     ///
     /// Creating a folder is atomic: if two runs ask for one name, one of them gets it.
     ///
     /// # Errors
-    /// Returns [`RunFolderError::Exists`] if the name is taken, or [`TrainError::Io`] if the folder cannot be
+    /// Returns [`RunFolderError::Name`] if the name is no plain name, [`RunFolderError::Exists`] if it is taken, or [`TrainError::Io`] if the folder cannot be
     /// created.
     pub fn create(root: &Path, name: Option<&str>, stem: &str) -> Result<Self, TrainError> {
+        if let Some(name) = name {
+            Self::check_name(name)?;
+        }
         create_folder(root)?;
         if let Some(name) = name {
             let path = root.join(name);
@@ -65,9 +81,11 @@ impl RunFolder {
                 }
             };
         }
+        // The name of a data folder may have characters that a run's name has not.
+        let stem = stem.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_");
         let mut number = 1;
         loop {
-            match Self::create(root, Some(&format!("{stem}-{number}")), stem) {
+            match Self::create(root, Some(&format!("{stem}-{number}")), &stem) {
                 Err(TrainError::RunFolder(RunFolderError::Exists(_))) => number += 1,
                 result => return result,
             }
@@ -155,6 +173,21 @@ mod tests {
         assert!(matches!(create(Some("a")), Err(TrainError::RunFolder(RunFolderError::Exists(_)))));
         assert!(create(None).unwrap().path().ends_with("mug-1"));
         assert!(create(None).unwrap().path().ends_with("mug-2"));
+    }
+
+    #[test]
+    fn a_name_leads_nowhere_else() {
+        let root = tempfile::tempdir().unwrap();
+        let runs = root.path().join("runs");
+        for name in ["", " ", ".", "..", "a/b", "a\\b", "/a", "../a", "a\nb", "\u{1b}[2J"] {
+            let error = RunFolder::create(&runs, Some(name), "mug").unwrap_err();
+            assert!(matches!(error, TrainError::RunFolder(RunFolderError::Name(_))), "{name:?}");
+            assert!(!error.to_string().contains(char::is_control), "{error}");
+        }
+        assert!(!runs.exists(), "the folder of the runs was created for a wrong name");
+        for name in ["a..b", "...", ".a", "é 1:2"] {
+            RunFolder::create(&runs, Some(name), "mug").unwrap();
+        }
     }
 
     #[test]

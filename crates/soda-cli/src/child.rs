@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::remedy::CHILD;
+
 /// The environment of the child processes.
 #[derive(Debug)]
 pub(crate) struct ChildPool {
@@ -29,6 +31,7 @@ impl ChildPool {
         let mut command = Command::new(program);
         command
             .args(argv)
+            .env(CHILD, "1")
             .env("RAYON_NUM_THREADS", (cores / self.jobs).max(1).to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -51,7 +54,9 @@ fn wait(mut command: Command) -> Result<Option<u64>> {
     let output = child.wait_with_output()?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
-        bail!("{}", message.trim().trim_start_matches("error: "));
+        let lines: Vec<_> =
+            message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        bail!("{}", lines.join("; ").trim_start_matches("error: "));
     }
     Ok(peak)
 }

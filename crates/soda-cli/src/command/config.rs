@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
-use soda_train::{PRESETS, Personalisation, TrainConfig};
+use soda_train::{PRESETS, Personalisation, TrainConfig, read_text};
 
 use crate::args::{DeviceArg, SettingsArgs};
 use crate::progress::print_result;
@@ -47,14 +47,11 @@ pub(crate) fn run(args: ConfigArgs) -> Result<()> {
             settings.base.get_or_insert_with(|| "path/to/base".into());
             settings.data.get_or_insert_with(|| "path/to/images".into());
             let config = settings.train_config()?;
-            config.check()?;
-            print_result(config.to_toml()?.trim_end());
+            config.to_toml()?.lines().for_each(print_result);
         }
         ConfigAction::Check { config: path, device } => {
-            let text = std::fs::read_to_string(&path)
-                .with_context(|| format!("cannot read the configuration {}", path.display()))?;
             let named = || path.display().to_string();
-            let config = TrainConfig::from_toml(&text).with_context(named)?;
+            let config = TrainConfig::from_toml(&read_text(&path)?).with_context(named)?;
             Personalisation::new(config, &device.device.open()?).with_context(named)?;
             print_result(&format!("{}: nothing is wrong with it", path.display()));
         }

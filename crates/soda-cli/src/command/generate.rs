@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
+use soda_models::ModelError;
 use soda_models::image::{png_with_parameters, read_rgb};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_train::{Event, write_file};
 
 use crate::adapter_loading::BaseModel;
-use crate::args::{AdapterArg, CacheArg, DeviceArg};
+use crate::args::{AdapterArg, CacheArg, DeviceArg, finite, seed};
 use crate::base_model::find_base;
 use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
+use crate::usage::{UsageError, require};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -43,13 +45,13 @@ pub(crate) struct GenerateArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) count: u32,
     /// Seed of the initial noise
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub(crate) seed: u64,
     /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
     /// Scale of classifier-free guidance; 1 turns it off
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = finite)]
     pub(crate) guidance: f64,
     /// The sampler; by default the model's own
     #[arg(long, value_enum)]
@@ -58,16 +60,16 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) karras: bool,
     /// Width of the images in pixels; by default that of the model's training
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) width: Option<u32>,
     /// Height of the images in pixels; by default that of the model's training
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) height: Option<u32>,
     /// Image-to-image: the image to start from instead of noise alone
     #[arg(long, value_name = "FILE")]
     pub(crate) init: Option<PathBuf>,
     /// Image-to-image: how much of the image is replaced, above 0 and up to 1
-    #[arg(long, default_value_t = 0.6, requires = "init")]
+    #[arg(long, default_value_t = 0.6, value_parser = finite, requires = "init")]
     pub(crate) strength_of_init: f64,
     /// Number of final layers of the text encoder that are skipped
     #[arg(long, default_value_t = 0)]
@@ -79,7 +81,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
     /// Variant of the model's files, such as fp16
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) variant: Option<String>,
     #[command(flatten)]
     pub(crate) adapter: AdapterArg,
@@ -123,12 +125,15 @@ impl SamplerName {
 }
 
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
-    ensure!(args.guidance.is_finite(), "--guidance must be a finite number");
     let karras = [SamplerName::Euler, SamplerName::Dpm, SamplerName::DpmSde].map(Some);
-    ensure!(
+    require(
         !args.karras || karras.contains(&args.scheduler),
-        "--karras needs --scheduler euler, dpm++ or dpm++-sde"
-    );
+        "--karras needs --scheduler euler, dpm++ or dpm++-sde",
+    )?;
+    require(
+        args.strength_of_init > 0.0 && args.strength_of_init <= 1.0,
+        "--strength-of-init must be above 0 and at most 1",
+    )?;
     let device = args.device.device.open()?;
     let files = output_files(&args)?;
     let init_image = match &args.init {
@@ -160,6 +165,11 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     progress.show(Event::Stage { name: "generating" });
     let images = pipeline.generate(&config, &mut |done, total| {
         progress.show(Event::Progress { done, total, loss: None });
+    });
+    // All settings of a request are options.
+    let images = images.map_err(|error| match error {
+        ModelError::InvalidRequest { .. } => UsageError::new(error).into(),
+        error => anyhow::Error::from(error),
     })?;
     progress.finish();
     for ((index, file), image) in files.iter().enumerate().zip(&images) {

@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 
-/// Writes control characters in `line` as escapes such as `\u{1b}`, and those that change the order of the text
-/// or end a line in Unicode.
+/// Writes control characters in `line` as escapes such as `\u{1b}`, and those that change the order of the
+/// text or end a line in Unicode.
 pub(crate) fn escape(line: &str) -> Cow<'_, str> {
     if !line.contains(is_hidden) {
         return Cow::Borrowed(line);

@@ -101,7 +101,9 @@ pub(crate) fn print_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", escape(line));
 }
 
-/// Prints an error, its causes and the remedy on one line. Leaves out a cause whose text the line already has.
+/// Prints an error, its causes and the remedy on one line.
+///
+/// Leaves out a cause whose text the line has already.
 pub(crate) fn print_error(error: &anyhow::Error, remedy: &str) {
     let mut line = String::from("error");
     for cause in error.chain().map(ToString::to_string) {

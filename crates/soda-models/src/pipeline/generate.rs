@@ -100,8 +100,8 @@ impl Pipeline {
         self.generate_unless(request, &AtomicBool::new(false), progress)
     }
 
-    /// Generates one image for each prompt, as [`Pipeline::generate`] does. Setting `stop` from another thread
-    /// ends the work before the next denoising step.
+    /// Generates one image for each prompt, as [`Pipeline::generate`] does. Setting `stop` from another
+    /// thread ends the work before the next denoising step.
     ///
     /// # Errors
     ///

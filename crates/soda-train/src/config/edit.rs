@@ -62,8 +62,8 @@ pub(super) fn explain(message: &str) -> ConfigError {
     ConfigError::Read { reason: format!("{message}{hint}") }
 }
 
-/// The place and the message of a TOML error in one line, such as "line 5, column 1: unknown field `stepz`". The
-/// error itself displays as several lines with an excerpt.
+/// The place and the message of a TOML error in one line, such as "line 5, column 1: unknown field `stepz`".
+/// The error itself displays as several lines with an excerpt.
 pub fn toml_message(error: &toml::de::Error) -> String {
     let text = error.to_string();
     // "TOML parse error at line 5, column 1", the excerpt, the message.

@@ -51,8 +51,8 @@ pub struct TrainConfig {
     /// The folder of the evaluation models (`clip/` and `dino/`). Without it samples are not scored.
     #[serde(default)]
     pub judges: Option<PathBuf>,
-    /// The seed of the data order, the timesteps, the noise and the initial noise of samples. In TOML it may be
-    /// a string, as seeds from 2^63 up are.
+    /// The seed of the data order, the timesteps, the noise and the initial noise of samples. In TOML it may
+    /// be a string, as seeds from 2^63 up are.
     #[serde(default, with = "seed")]
     pub seed: u64,
     /// Number of optimizer steps.

@@ -62,8 +62,8 @@ impl RunFolder {
     /// Creating a folder is atomic: if two runs ask for one name, one of them gets it.
     ///
     /// # Errors
-    /// Returns [`RunFolderError::Name`] if the name is no plain name, [`RunFolderError::Exists`] if it is taken, or [`TrainError::Io`] if the folder cannot be
-    /// created.
+    /// Returns [`RunFolderError::Name`] if the name is no plain name, [`RunFolderError::Exists`] if it is taken,
+    /// or [`TrainError::Io`] if the folder cannot be created.
     pub fn create(root: &Path, name: Option<&str>, stem: &str) -> Result<Self, TrainError> {
         if let Some(name) = name {
             Self::check_name(name)?;

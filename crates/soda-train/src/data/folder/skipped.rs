@@ -35,9 +35,9 @@ pub enum Skipped {
 impl fmt::Display for Skipped {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let images = |count: &usize| match count {
-            1 => "1 picture".to_owned(),
-            MAX_LOOKED_AT.. => "thousands of pictures".to_owned(),
-            count => format!("{count} pictures"),
+            1 => "1 picture is".to_owned(),
+            MAX_LOOKED_AT.. => "thousands of pictures are".to_owned(),
+            count => format!("{count} pictures are"),
         };
         match self {
             Self::Format(path) => write!(
@@ -52,16 +52,16 @@ impl fmt::Display for Skipped {
             ),
             Self::NoRepeats(path, count) => write!(
                 formatter,
-                "{} in {} are left out, because its name says 0 repeats",
-                images(count),
-                path.display()
+                "{}: {} left out, because the name of the folder says 0 repeats",
+                path.display(),
+                images(count)
             ),
             Self::Unnamed(path, count) => write!(
                 formatter,
-                "{} in {} are not read: name the folder by repeats and caption, such as `3_sks mug`, or name \
-                 its pictures in metadata.jsonl",
-                images(count),
-                path.display()
+                "{}: {} not read; name the folder by repeats and caption, such as `3_sks mug`, or name its \
+                 pictures in metadata.jsonl",
+                path.display(),
+                images(count)
             ),
         }
     }

@@ -68,9 +68,9 @@ fn folders_that_are_not_read_are_named() {
     assert_eq!(examples, [("red mug".to_owned(), 2)]);
     let expected = [
         ("metadata.csv", "is not read"),
-        ("2_red mug/more", "1 picture in"),
-        ("-1_x", "1 picture in"),
-        ("0_unused thing", "2 pictures in"),
+        ("2_red mug/more", "1 picture is"),
+        ("-1_x", "1 picture is"),
+        ("0_unused thing", "2 pictures are"),
         ("more", "such as `3_sks mug`"),
     ];
     for (path, text) in expected {
@@ -101,11 +101,12 @@ fn metadata_names_images_in_folders() {
     ]);
     let found: Vec<_> = examples.iter().map(|(text, n)| (text.as_str(), *n)).collect();
     assert_eq!(found, [("here", 1), ("outer", 3), ("own", 3), ("mug", 3), ("nested", 2)]);
-    assert!(skipped.len() == 1 && skipped[0].contains("1 picture in"), "{skipped:?}");
+    assert!(skipped.len() == 1 && skipped[0].contains("1 picture is"), "{skipped:?}");
 
     let line = |name: &str| format!(r#"{{"file_name": "{name}", "text": "x"}}"#);
     let check = |name: &str, needle: &str| {
-        let files = [("a/0.png", ""), ("0.png", ""), ("metadata.jsonl", &line(name))];
+        let files =
+            [("a/0.png", ""), ("0.png", ""), ("0.txt", "x"), ("metadata.jsonl", &*line(name))];
         refused(&files, &["metadata.jsonl, line 1", needle]);
     };
     check("a/1.png", "there is no picture a/1.png");

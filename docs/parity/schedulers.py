@@ -1,8 +1,9 @@
 """Reference trajectories of every sampler.
 
-Writes crates/soda-models/tests/fixtures/schedulers.safetensors, which tests/schedulers.rs compares
-with: timesteps, noise levels, and the sample after each step, for a network that is a formula of
-its input and its timestep, and noise that is a formula of the call (models.py's `value`).
+Writes crates/soda-models/tests/fixtures/{schedulers,multistep,second-order}.safetensors, which
+tests/schedulers.rs compares with: timesteps, noise levels, and the sample after each step, for a
+network that is a formula of its input and its timestep, and noise that is a formula of the call
+(models.py's `value`).
 
     pip install torch diffusers safetensors
     python docs/parity/schedulers.py
@@ -16,10 +17,17 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from safetensors.torch import save_file
 
@@ -70,13 +78,80 @@ def cases():
     yield DPMSolverMultistepScheduler, 7, {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
 
 
+def spaces():
+    """The spacings, with their offsets."""
+    for spacing in SPACINGS:
+        yield {"timestep_spacing": spacing, "steps_offset": 1 if spacing == "leading" else 0}
+
+
+def multistep_cases():
+    """(class, steps, fields) of DEIS and UniPC."""
+    solvers = [DEISMultistepScheduler, UniPCMultistepScheduler]
+    low = {"final_sigmas_type": "sigma_min"}
+    for solver in solvers:
+        for space in spaces():
+            for kind in ["epsilon", "v_prediction", "sample"]:
+                yield solver, 7, {**space, "prediction_type": kind}
+            yield solver, 9, {**space, "use_karras_sigmas": True}
+        for order in [1, 2, 3]:
+            final = low if solver is UniPCMultistepScheduler else {}
+            yield solver, 6, {"solver_order": order}
+            yield solver, 16, {"solver_order": order, "use_karras_sigmas": True, **V}
+            yield solver, 7, {"solver_order": order, "lower_order_final": False, **final}
+        yield solver, 1, {}
+        yield solver, 2, {"timestep_spacing": "trailing"}
+        # What another class has left in the file.
+        yield solver, 5, {"solver_type": "midpoint"}
+    for order in [1, 2, 3]:
+        # diffusers' last step to noise level 0 is NaN with these.
+        yield UniPCMultistepScheduler, 7, {"solver_order": order, "solver_type": "bh1", **low}
+        for kind in ["epsilon", "v_prediction", "sample"]:
+            noise = {"solver_order": order, "prediction_type": kind, "predict_x0": False}
+            yield UniPCMultistepScheduler, 6, {**noise, **low}
+    yield UniPCMultistepScheduler, 6, {"disable_corrector": [0, 3], "solver_order": 3}
+    yield UniPCMultistepScheduler, 6, {"use_karras_sigmas": True, **low}
+    yield UniPCMultistepScheduler, 6, {**V, **ZERO, "timestep_spacing": "trailing"}
+
+
+def second_order_cases():
+    """(class, steps, fields) of LMS, Heun, DPM2 and LCM."""
+    twice = [HeunDiscreteScheduler, KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler]
+    for space in spaces():
+        for kind in ["epsilon", "v_prediction", "sample"]:
+            fields = {**space, "prediction_type": kind}
+            yield LMSDiscreteScheduler, 7, fields
+            yield HeunDiscreteScheduler, 4, fields
+            if kind != "sample":
+                yield KDPM2DiscreteScheduler, 4, fields
+                yield KDPM2AncestralDiscreteScheduler, 4, fields
+        yield LMSDiscreteScheduler, 9, {**space, "use_karras_sigmas": True}
+        for solver in twice:
+            yield solver, 4, {**space, "use_karras_sigmas": True, **V}
+    yield HeunDiscreteScheduler, 4, {"clip_sample": True, "clip_sample_range": 0.7}
+    for solver in [LMSDiscreteScheduler, *twice]:
+        yield solver, 1, {"timestep_spacing": "trailing"}
+        yield solver, 3, {"beta_schedule": "linear"}
+    for kind in ["epsilon", "v_prediction", "sample"]:
+        yield LCMScheduler, 4, {"prediction_type": kind}
+    yield LCMScheduler, 1, {}
+    yield LCMScheduler, 7, {"original_inference_steps": 20, "timestep_scaling": 1.0}
+    yield LCMScheduler, 3, {**V, **ZERO, "clip_sample": True}
+
+
 def main() -> None:
+    write("schedulers", cases())
+    write("multistep", multistep_cases())
+    write("second-order", second_order_cases())
+
+
+def write(name: str, rows) -> None:
     out, table = {}, []
-    for index, (kind, steps, fields) in enumerate(cases()):
+    for index, (kind, steps, fields) in enumerate(rows):
         # What a file says: the class and what differs from its defaults, or all of it.
         config = {"_class_name": kind.__name__, **BETAS, **fields}
         scheduler = kind.from_config(config)
-        saved = config if index % 2 else json.loads(scheduler.to_json_string())
+        full = index % (2 if name == "schedulers" else 7) == 0
+        saved = json.loads(scheduler.to_json_string()) if full else config
         scheduler.set_timesteps(steps)
         call = 0
 
@@ -97,18 +172,24 @@ def main() -> None:
             trajectory.append(sample)
         out[f"{index}.timesteps"] = timesteps.float()
         out[f"{index}.steps"] = torch.cat(trajectory)
-        if kind not in [DDIMScheduler, DDPMScheduler, PNDMScheduler]:
-            out[f"{index}.sigmas"] = scheduler.sigmas
+        if hasattr(scheduler, "sigmas"):
+            out[f"{index}.sigmas"] = scheduler.sigmas[: len(timesteps)]
+        if hasattr(scheduler, "sigmas_interpol"):
+            # Every second call is halfway to the next noise level. The classes count differently.
+            first = 0 if kind is KDPM2AncestralDiscreteScheduler else 1
+            halves = scheduler.sigmas_interpol[first::2][: len(timesteps) // 2]
+            out[f"{index}.sigmas"][1::2] = halves
         # A picture noised in the middle of the plan.
         scheduler = kind.from_config(config)
         scheduler.set_timesteps(steps)
         middle = len(timesteps) // 2
+        middle -= middle % getattr(kind, "order", 1)
         noisy = scheduler.add_noise(value("start", *SHAPE), bias, timesteps[middle : middle + 1])
         out[f"{index}.noisy"] = noisy
         out[f"{index}.sigma"] = torch.tensor([float(scheduler.init_noise_sigma)])
         table.append({"config": saved, "steps": steps})
     out = {key: tensor.float().contiguous() for key, tensor in out.items()}
-    path = FIXTURES / "schedulers.safetensors"
+    path = FIXTURES / f"{name}.safetensors"
     save_file(out, path, {"cases": json.dumps(table)})
     print(f"{len(table)} cases, {path.stat().st_size} bytes")
 

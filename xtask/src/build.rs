@@ -7,7 +7,7 @@ use crate::run::{Outcome, cargo_program, root};
 
 /// The first line of a build of everything; measured with `cargo build --timings` on two idle cores.
 const FIRST: &str =
-    "Building soda and its dependencies once; this takes about nine minutes on two cores.";
+    "Building soda and its dependencies once; this takes 9 to 17 minutes on two cores.";
 
 /// The first line of a build after a change.
 const AGAIN: &str = "Building soda again after a change.";

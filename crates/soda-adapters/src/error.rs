@@ -119,8 +119,8 @@ impl TargetError {
 pub enum StateError {
     /// The adapter was trained on another base model.
     #[error(
-        "the adapter was trained on base {expected}, this model is {found}: its rotations and spectral \
-         shifts mean nothing here; load the base it was trained on"
+        "the adapter was trained on base {expected}, this model is {found}, and its method needs its own base; \
+         load that, or `soda export` the adapter there as kohya and `soda import` it here"
     )]
     OtherBase {
         /// Hash of the base that the adapter was trained on, the first 12 digits.

@@ -49,6 +49,7 @@ mod fingerprint;
 mod method;
 mod methods;
 mod named_params;
+mod path_pattern;
 mod plan;
 mod rotation_merge;
 mod state;

@@ -48,6 +48,14 @@ pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + '
         false
     }
 
+    /// Whether a trained adapter has its meaning on the base that it was trained on alone.
+    ///
+    /// A change that is added to a weight, as LoRA's, can be added to the weight of a fine-tuned base too.
+    /// The default is `true`.
+    fn needs_its_base(&self) -> bool {
+        true
+    }
+
     /// The geometry of the trainable tensor at this path of a network or of an adapter.
     fn geometry(&self, path: &str) -> Geometry {
         let _ = path;

@@ -37,11 +37,22 @@ pub struct PlanOptions<'a> {
     pub cache: Option<&'a SvdCache>,
     /// Called with the number of decomposed weights and of all weights, by a method that decomposes.
     pub on_progress: Option<&'a mut dyn FnMut(usize, usize)>,
+    /// Called if the base is another than that of a trained state. The plan is then made all the same.
+    ///
+    /// A method that [needs its base](crate::Method::needs_its_base) is an error in any case, and any method
+    /// is without this function.
+    pub on_other_base: Option<&'a mut dyn FnMut()>,
 }
 
 impl Default for PlanOptions<'_> {
     fn default() -> Self {
-        Self { prefix: "", presets: TargetPreset::GENERIC, cache: None, on_progress: None }
+        Self {
+            prefix: "",
+            presets: TargetPreset::GENERIC,
+            cache: None,
+            on_progress: None,
+            on_other_base: None,
+        }
     }
 }
 

@@ -132,12 +132,35 @@ impl<M: Method> AdapterState<M> {
         let weights = targets.select_within(module, options.prefix, options.presets)?;
         let found = fingerprint(&weights);
         if found != *base_hash {
-            let short = |hash: &str| hash.chars().take(12).collect();
-            let (expected, found) = (short(base_hash), short(&found));
-            return Err(StateError::OtherBase { expected, found }.into());
+            match &mut options.on_other_base {
+                Some(on_other_base) if !method.needs_its_base() => on_other_base(),
+                _ => {
+                    let short = |hash: &str| hash.chars().take(12).collect();
+                    let (expected, found) = (short(base_hash), short(&found));
+                    return Err(StateError::OtherBase { expected, found }.into());
+                }
+            }
         }
+        self.plan_selected(weights, options)
+    }
+
+    /// Makes a plan of the trained adapters for weights that the caller has selected, of whatever base.
+    ///
+    /// Prefix and presets of the options are not used.
+    ///
+    /// # Errors
+    /// As [`AdapterState::plan_with`], except for another base.
+    pub fn plan_selected(
+        &self,
+        weights: BTreeMap<String, Weight>,
+        options: &mut PlanOptions<'_>,
+    ) -> Result<Plan<M::Adapter>, AdapterError> {
+        let method = &self.recipe.method;
         let mut plan = plan_weights(method.needs_svd(), weights, options, |path, weight| {
-            method.init(path, weight)
+            let adapter = method.init(path, weight)?;
+            // Before the next weight's, so that the memory of a wrong description is that of one adapter.
+            self.check_shapes(path, &adapter)?;
+            Ok(adapter)
         })?;
         self.check(&plan)?;
         for (weight, adapter) in &mut plan.adapters {
@@ -175,7 +198,31 @@ impl<M: Method> AdapterState<M> {
             rotations.entry(rotation).or_default().insert(index, *size);
         }
         let sizes = rotations.into_values().map(|sizes| sizes.into_values().collect::<Vec<_>>());
-        sizes.map(|sizes| (sizes.iter().product(), sizes)).collect()
+        // The shapes are those of a file, and may be of no width at all.
+        let width = |sizes: &[usize]| {
+            sizes.iter().try_fold(1, |width: usize, size| width.checked_mul(*size))
+        };
+        sizes.filter_map(|sizes| Some((width(&sizes)?, sizes))).collect()
+    }
+
+    /// Checks the shapes of the tensors that an adapter has.
+    fn check_shapes(&self, weight: &str, adapter: &M::Adapter) -> Result<(), StateError> {
+        for NamedParam { path, shape, .. } in named_params(adapter) {
+            let key = self.recipe.method.tensor_name(weight, &path);
+            let Some(data) = self.tensors.get(&key) else {
+                return Err(StateError::Keys {
+                    missing: 1,
+                    missing_example: format!(" (such as {key})"),
+                    unknown: 0,
+                    unknown_example: String::new(),
+                });
+            };
+            let found = data.shape().as_slice().to_vec();
+            if found != shape {
+                return Err(StateError::Shape { key, found, expected: shape });
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the tensors are those of the planned adapters, in name, shape and orthogonality.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{AdapterError, TargetError};
 use crate::named_params::{ADAPTER_SEGMENT, NamedParam, named_params};
+use crate::path_pattern::matches_one_path;
 use crate::weight::Weight;
 
 /// A name for a target pattern.
@@ -147,7 +148,8 @@ impl ModuleVisitor for CollectRanks {
 
 struct Pattern<'a> {
     given: &'a str,
-    regex: Regex,
+    /// The compiled expression; `None` for a pattern of one path.
+    regex: Option<Regex>,
     rank: Option<usize>,
 }
 
@@ -155,15 +157,21 @@ impl<'a> Pattern<'a> {
     fn new(given: &'a str, presets: &[TargetPreset]) -> Result<Self, TargetError> {
         let preset = presets.iter().find(|preset| preset.name == given);
         let expression = preset.map_or(given, |preset| preset.pattern);
-        let regex =
-            Regex::new(expression).map_err(|error| TargetError::invalid_pattern(given, &error))?;
+        let compile =
+            || Regex::new(expression).map_err(|error| TargetError::invalid_pattern(given, &error));
+        let one_path = preset.is_none() && matches_one_path(given, "").is_some();
+        let regex = if one_path { None } else { Some(compile()?) };
         Ok(Self { given, regex, rank: preset.and_then(|preset| preset.rank) })
     }
 
     fn matches(&self, path: &str, rank: usize) -> bool {
         // A rank of 2 does not tell a linear layer from an embedding table, which is no factor of a product.
         let table = path.ends_with("_embedding.weight");
-        self.regex.is_match(path) && self.rank.is_none_or(|wanted| wanted == rank && !table)
+        let matches = match &self.regex {
+            Some(regex) => regex.is_match(path),
+            None => matches_one_path(self.given, path) == Some(true),
+        };
+        matches && self.rank.is_none_or(|wanted| wanted == rank && !table)
     }
 
     fn unmatched(&self, params: &[NamedParam]) -> TargetError {

@@ -1,5 +1,6 @@
 //! Loads adapters onto base models: maps options to soda-pipeline, and shows progress and messages.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -15,6 +16,7 @@ use soda_pipeline::{
 use soda_train::Event;
 
 use crate::args::{MergeModeName, MergedArgs};
+use crate::base_model::load_base;
 use crate::progress::Progress;
 
 /// A base model and how it is loaded.
@@ -35,17 +37,23 @@ impl BaseModel<'_> {
         strength: f64,
     ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
         let file = AdapterFile::read(adapter)?;
-        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
+        let mut other_base = false;
+        let mut on_other_base = || other_base = true;
         let options = LoadAdapterOptions {
             strength,
             cache: self.cache.as_ref(),
             on_progress: Some(&mut on_progress),
+            on_other_base: Some(&mut on_other_base),
         };
         let plan = load_adapter(&mut pipeline, &file, options)
             .map_err(|error| with_precision_hint(error, self.options.dtype))?;
         progress.finish();
+        if other_base {
+            self.warn_of_other_base(&[&file], &progress);
+        }
         print_match(&file, adapter, &progress);
         Ok((pipeline, file, plan))
     }
@@ -62,9 +70,11 @@ impl BaseModel<'_> {
         args.check()?;
         let (first, second) = (args.weights[0], args.weights[1]);
         let files = [AdapterFile::read(subject)?, AdapterFile::read(style)?];
-        let mut pipeline = Pipeline::load_with(self.path, &self.options, self.device)?;
+        let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
+        let mut other_base = false;
+        let mut on_other_base = || other_base = true;
         let options = MergeOptions {
             mode: match args.mode {
                 MergeModeName::Residual => MergeMode::Residual,
@@ -73,13 +83,28 @@ impl BaseModel<'_> {
             },
             cache: self.cache.as_ref(),
             on_progress: Some(&mut on_progress),
+            on_other_base: Some(&mut on_other_base),
         };
         merge_adapters(&mut pipeline, &[(&files[0], first), (&files[1], second)], options)?;
         progress.finish();
+        if other_base {
+            self.warn_of_other_base(&[&files[0], &files[1]], &progress);
+        }
         for (file, path) in files.iter().zip([subject, style]) {
             print_match(file, path, &progress);
         }
         Ok(pipeline)
+    }
+
+    /// Warns that the weights of the base are not those that an adapter was made for.
+    fn warn_of_other_base(&self, files: &[&AdapterFile], progress: &Progress) {
+        let bases: BTreeSet<_> = files.iter().map(|file| file.header.base.as_str()).collect();
+        let bases = Vec::from_iter(bases).join(" and ");
+        progress.warn(&format!(
+            "the weights of {} are not those that the adapter was made for ({bases}): another model, a \
+             fine-tune, or another --dtype; the change is added to them as it is",
+            self.path.display()
+        ));
     }
 }
 

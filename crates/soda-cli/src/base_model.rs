@@ -1,8 +1,40 @@
-//! Finds a base model by its path or by its name on a hub.
+//! Finds a base model by its path or by its name on a hub, and loads it.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use burn::tensor::Device;
+use soda_models::pipeline::{LoadOptions, Pipeline};
+
+use crate::progress::Progress;
+
+/// Loads a model directory, and prints what is unusual about it.
+///
+/// # Errors
+/// A file is missing, broken or not supported.
+pub(crate) fn load_base(base: &Path, options: &LoadOptions, device: &Device) -> Result<Pipeline> {
+    let pipeline = Pipeline::load_with(base, options, device)?;
+    print_warnings(&pipeline, &Progress::default());
+    Ok(pipeline)
+}
+
+/// Prints what is unusual about a model.
+pub(crate) fn print_warnings(pipeline: &Pipeline, progress: &Progress) {
+    for warning in &pipeline.warnings {
+        progress.warn(&warning.to_string());
+    }
+}
+
+/// Prints which sampler draws if the model's own is not implemented.
+pub(crate) fn warn_of_sampler(pipeline: &Pipeline, progress: &Progress) {
+    if let Some(replaced) = &pipeline.scheduler.replaced {
+        progress.warn(&format!(
+            "the model's sampler, {replaced}, is not implemented; {} draws, the nearest to it: give \
+             --scheduler to `soda generate` to choose another",
+            pipeline.scheduler.class.class_name()
+        ));
+    }
+}
 
 /// Returns the directory or file of `base`: the path if it exists, otherwise the model of this name on the
 /// hub.
@@ -15,7 +47,7 @@ use anyhow::Result;
 pub(crate) fn find_base(base: &Path, variant: Option<&str>) -> Result<PathBuf> {
     let name = base.to_str().filter(|name| !base.exists() && soda_hub::is_repo_id(name));
     let Some(name) = name else { return Ok(base.to_owned()) };
-    let mut progress = crate::progress::Progress::default();
+    let mut progress = Progress::default();
     let found =
         soda_hub::Hub::from_env()?.snapshot_download(name, variant, &mut |file, done, total| {
             progress.transfer(file, done, total)

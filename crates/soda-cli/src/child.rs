@@ -1,6 +1,8 @@
 //! `soda` commands that run as child processes of a comparison.
 //!
-//! A run in a process of its own cannot take others down with it, and its peak memory can be measured.
+//! A run in a process of its own cannot take others down with it, and its peak memory can be measured. A
+//! child ends with its parent: its standard input is a pipe that the parent never writes to, and that the
+//! system closes when the parent ends, however it does.
 
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
@@ -9,6 +11,21 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::remedy::CHILD;
+
+/// The environment variable by which a parent asks its child to end with it.
+const ENDS_WITH_PARENT: &str = "SODA_ENDS_WITH_PARENT";
+
+/// Ends this process as soon as its parent ends, if the parent asked for it.
+pub(crate) fn end_with_parent() {
+    if std::env::var_os(ENDS_WITH_PARENT).is_none() {
+        return;
+    }
+    std::thread::spawn(|| {
+        // Returns at the end of the pipe.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        std::process::exit(1);
+    });
+}
 
 /// The environment of the child processes.
 #[derive(Debug)]
@@ -33,7 +50,8 @@ impl ChildPool {
             .args(argv)
             .env(CHILD, "1")
             .env("RAYON_NUM_THREADS", (cores / self.jobs).max(1).to_string())
-            .stdin(Stdio::null())
+            .env(ENDS_WITH_PARENT, "1")
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         if let Some(gpu) = self.gpus.get(worker % self.gpus.len().max(1)) {

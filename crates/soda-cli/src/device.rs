@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
@@ -80,12 +81,32 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+/// The device of this process.
+static OPENED: OnceLock<Device> = OnceLock::new();
+
+/// Waits until the device of this process has done all that is queued on it.
+///
+/// The CUDA driver closes while a process ends. An operation that an error left in the queue would run
+/// after that, and panic.
+pub(crate) fn finish() {
+    if let Some(device) = OPENED.get() {
+        // A failure here is of results that nobody reads any more.
+        let _ = device.sync();
+    }
+}
+
 impl DeviceChoice {
-    /// Opens the device.
+    /// Opens the device of this process.
     ///
     /// # Errors
     /// This build lacks the backend, or the machine has no GPU with this index.
     pub(crate) fn open(self) -> Result<Device> {
+        let device = self.find()?;
+        OPENED.get_or_init(|| device.clone());
+        Ok(device)
+    }
+
+    fn find(self) -> Result<Device> {
         #[cfg(feature = "persistence")]
         soda_kernels::enable_kernel_cache();
         match self {

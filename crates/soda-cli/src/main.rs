@@ -97,6 +97,7 @@ fn parse_args(argv: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Args
 }
 
 fn main() -> ExitCode {
+    child::end_with_parent();
     let args = parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let failed = match &args.command {
         _ if std::env::var_os(CHILD).is_some() => Failed::Child,
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => command::bench::run(args),
         Command::Convert(args) => command::convert::run(args),
     };
+    device::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

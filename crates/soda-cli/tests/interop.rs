@@ -172,6 +172,12 @@ fn an_imported_file_gives_the_images_of_the_merged_model() {
     // The bundled weights are f16, which bf16 rounds.
     draw(&base, "half", &["--adapter", "kohya.st", "--dtype", "f16"]);
     let rounded = ["generate", "--base", &base, "--prompt", PROMPT, "--adapter", "kohya.st"];
+    let said = run(folder, &[&rounded[..], &["--dtype", "bf16", "--out", "rounded"]].concat());
+    assert!(said.contains("are not those that the adapter was made for"), "{said}");
+    let dora = "/../soda-pipeline/tests/fixtures/foreign/dora_out.safetensors";
+    let dora = format!("{}{dora}", env!("CARGO_MANIFEST_DIR"));
+    run(folder, &["import", &dora, "--base", &base, "--out", "dora.st"]);
+    let rounded = ["generate", "--base", &base, "--prompt", PROMPT, "--adapter", "dora.st"];
     let message = refused(folder, &[&rounded[..], &["--dtype", "bf16", "--out", "no"]].concat());
     assert!(message.contains("give --dtype f32, or fold it in with `soda merge`"), "{message}");
 
@@ -191,7 +197,7 @@ fn an_export_with_text_encoders_imports_as_the_same_adapter() {
         let base = base.to_str().unwrap();
         let file = fixture(family, "kohya.safetensors");
         run(folder, &["import", file.to_str().unwrap(), "--base", base, "--out", "a.st"]);
-        for format in ["kohya", "diffusers", "peft"] {
+        for format in ["kohya", "diffusers", "peft", "diff"] {
             let (again, merged) = (format!("{format}.st"), format!("{format}-merged"));
             let export = ["export", "--base", base, "--adapter", "a.st", "--format", format];
             run(folder, &[&export[..], &["--out", format]].concat());
@@ -201,13 +207,9 @@ fn an_export_with_text_encoders_imports_as_the_same_adapter() {
             let pipeline = Pipeline::load(&folder.join(merged), &Device::default()).unwrap();
             compare(&pipeline, &expected(family), "kohya.1");
         }
-        run(
-            folder,
-            &["export", "--base", base, "--adapter", "a.st", "--format", "diff", "--out", "d"],
-        );
         let encoder = if family == "sdxl" { "te1" } else { "te" };
         let name = format!("lora_{encoder}_text_model_encoder_layers_1_mlp_fc2.diff");
-        let bytes = std::fs::read(folder.join("d")).unwrap();
+        let bytes = std::fs::read(folder.join("diff")).unwrap();
         assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(&name).is_ok());
         if family == "sdxl" {
             std::fs::remove_dir_all(base).unwrap();

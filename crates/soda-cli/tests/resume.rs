@@ -63,7 +63,9 @@ fn message(output: &Output) -> String {
 
 fn checkpoints(run: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    files.map(|file| file.path()).filter(|path| path.extension().is_some()).collect()
+    // A file that is still being written has another extension.
+    let is_complete = |path: &PathBuf| path.extension().is_some_and(|name| name == "safetensors");
+    files.map(|file| file.path()).filter(is_complete).collect()
 }
 
 #[test]
@@ -114,6 +116,58 @@ fn a_killed_and_resumed_run_gives_the_same_bits() {
 
     let again = soda(folder).args(["train", "--resume", "runs/killed"]).output().unwrap();
     assert!(message(&again).contains("is finished"), "{}", message(&again));
+}
+
+/// The steps of such a run would be of two runs: the first ones on one base model or with one learning rate,
+/// the others with another.
+#[test]
+fn a_run_goes_on_with_its_own_base_and_settings_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut child = train(folder, "killed", MANY_STEPS).spawn().unwrap();
+    let run = folder.join("runs/killed");
+    while checkpoints(&run).is_empty() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let config = std::fs::read_to_string(run.join("config.toml")).unwrap();
+    let resumed = |from: &str, to: &str| {
+        let changed = config.replacen(from, to, 1);
+        assert_ne!(changed, config, "{from}");
+        std::fs::write(run.join("config.toml"), changed).unwrap();
+        let output = soda(folder).args(["train", "--resume", "runs/killed"]).output().unwrap();
+        assert!(!output.status.success(), "{from} -> {to} is accepted");
+        message(&output)
+    };
+    let said = resumed("min_snr_gamma = 5.0", "min_snr_gamma = 4.0");
+    assert!(said.contains("`objective.min_snr_gamma` = 5.0"), "{said}");
+
+    let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+    let other = folder.join("other");
+    copy(&toybox, &other);
+    let schedule = other.join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&schedule).unwrap();
+    let changed = text.replacen("\"beta_end\": 0.012", "\"beta_end\": 0.011", 1);
+    assert_ne!(changed, text);
+    std::fs::write(&schedule, changed).unwrap();
+    let base = std::path::absolute(&toybox).unwrap();
+    let said = resumed(base.to_str().unwrap(), other.to_str().unwrap());
+    assert!(said.contains("`scheduler` of the base model"), "{said}");
+}
+
+/// Copies a folder, and what is in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            std::fs::write(to, std::fs::read(&path).unwrap()).unwrap();
+        }
+    }
 }
 
 /// `cargo test --workspace --test resume -- --ignored`: kills ten processes at random moments after a

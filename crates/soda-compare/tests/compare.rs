@@ -246,11 +246,36 @@ fn a_failed_run_stops_no_other_and_is_executed_again() {
     let failures = execute(&search, 1, &mut results, fail, |_| ()).unwrap();
     assert_eq!(failures.len(), 1);
     assert_eq!(failures[0].reason, "out of luck");
-    let chosen = plan.score_runs(&results);
-    assert!(chosen.iter().all(|run| run.config.steps != 30), "a failed candidate is not chosen");
+    // The failed candidate may be the best: the arm waits, and the other arm does not.
+    assert_eq!(plan.waiting_arms(&results), ["two"]);
+    assert!(plan.score_runs(&results).iter().all(|run| run.arm == "one"));
     assert!(
         execute(&search, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap().is_empty()
     );
+    assert!(plan.waiting_arms(&results).is_empty());
+    let scored = plan.score_runs(&results);
+    assert_eq!(scored.iter().filter(|run| run.arm == "two").count(), 4);
+    assert!(scored.iter().all(|run| run.arm != "two" || run.config.steps == 30));
+}
+
+/// A candidate that has run and diverged in the scores was tried: it is passed over, and nothing waits.
+#[test]
+fn a_candidate_without_a_finite_score_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
+    let plan = plan(PLAN).unwrap();
+    let spoilt = |_: usize, run: &Run| {
+        let mut metrics = metrics(run);
+        if run.config.steps == 30 {
+            metrics.after.truth_dino = Some(f32::NAN);
+        }
+        Ok(metrics)
+    };
+    execute(&plan.search_runs(), 1, &mut results, spoilt, |_| ()).unwrap();
+    assert!(plan.waiting_arms(&results).is_empty());
+    let scored = plan.score_runs(&results);
+    assert!(scored.iter().all(|run| run.config.steps != 30));
+    assert_eq!(scored.iter().filter(|run| run.arm == "two").count(), 4);
 }
 
 #[test]

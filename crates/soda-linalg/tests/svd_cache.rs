@@ -12,6 +12,7 @@ use std::{env, fs, thread};
 
 use burn::tensor::Tensor;
 use common::{Noise, entries, tensor_f32};
+use sha2::{Digest as _, Sha256};
 use soda_linalg::{LinalgError, Svd, SvdCache};
 
 fn equal_bits(a: &Svd, b: &Svd) -> bool {
@@ -87,9 +88,11 @@ fn a_file_is_used_instead_of_a_computation() {
     cache.thin(a).unwrap();
     let path = folder.path().join(&files(folder.path())[0]);
     let mut bytes = fs::read(&path).unwrap();
-    // The last entry of vt.
-    let at = bytes.len() - 4;
-    bytes[at..].copy_from_slice(&42f32.to_ne_bytes());
+    // The last entry of vt, before the digest of all that precedes it.
+    let end = bytes.len() - 32;
+    bytes[end - 4..end].copy_from_slice(&42f32.to_ne_bytes());
+    let digest = Sha256::digest(&bytes[..end]);
+    bytes[end..].copy_from_slice(&digest);
     fs::write(&path, bytes).unwrap();
     let vt: Vec<f32> = cache.thin(a).unwrap().vt.try_to_vec_as().unwrap();
     assert_eq!(vt.last(), Some(&42.0));
@@ -109,6 +112,14 @@ fn a_damaged_file_is_replaced() {
         fs::write(&path, broken).unwrap();
         assert!(equal_bits(&svd, &cache.thin(a).unwrap()));
         assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+    // One bit of a number, or of the digest: the length and the header are right.
+    for at in (0..bytes.len()).step_by(11).chain([bytes.len() - 1]) {
+        let mut broken = bytes.clone();
+        broken[at] ^= 1;
+        fs::write(&path, broken).unwrap();
+        assert!(equal_bits(&svd, &cache.thin(a).unwrap()), "byte {at}");
+        assert_eq!(fs::read(&path).unwrap(), bytes, "byte {at}");
     }
 }
 

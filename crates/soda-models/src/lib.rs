@@ -15,6 +15,7 @@
 //! | [`noise`] | seeded noise that is the same on every backend | `torch.randn` |
 //! | [`batch_shards`] | a batch spread over CPU threads | |
 //! | [`config`], [`weights`] | reading of `config.json` and of safetensors files | |
+//! | [`input_file`] | files from outside, which are regular and of bounded size | |
 //!
 //! **Invariant:** this crate knows nothing of adapters or training. A network is a plain burn module whose
 //! field names are the checkpoint's keys. Functions take a `&Device` and return tensors.
@@ -25,6 +26,7 @@ pub mod condition;
 pub mod config;
 mod error;
 pub mod image;
+pub mod input_file;
 mod layers;
 pub mod metrics;
 pub mod noise;

@@ -115,7 +115,7 @@ const BREAKS: &[Break] = &[
             bytes.extend(header.as_bytes());
             fs::write(dir.join(UNET), bytes).unwrap();
         },
-        &["claims the bytes"],
+        &["claims the shape"],
     ),
     (
         "a page of a web server",
@@ -326,9 +326,35 @@ fn shards_variants_and_dtypes_load_the_same_model() {
     assert_eq!(generate(&Pipeline::load(dir.path(), &device).unwrap()), expected);
     shard(dir.path());
     assert_eq!(generate(&Pipeline::load(dir.path(), &device).unwrap()), expected);
-    let options = LoadOptions { variant: Some("fp16".to_owned()), ..LoadOptions::default() };
-    let error = Pipeline::load_with(dir.path(), &options, &device).unwrap_err().to_string();
-    assert!(error.contains("fp16"), "{error}");
+    // The other parts are read from their plain files, as in diffusers, and a warning names them.
+    let load = |variant: &str| {
+        let options = LoadOptions { variant: Some(variant.to_owned()), ..LoadOptions::default() };
+        Pipeline::load_with(dir.path(), &options, &device)
+    };
+    let mixed = load("fp16").unwrap();
+    assert_eq!(generate(&mixed), expected);
+    let [warning] = &mixed.warnings[..] else { panic!("{:?}", mixed.warnings) };
+    assert!(warning.to_string().contains("text_encoder, unet"), "{warning}");
+    let error = load("bf16").unwrap_err().to_string();
+    assert!(error.contains("bf16"), "{error}");
+    let options = LoadOptions { variant: Some("bf16".to_owned()), ..LoadOptions::default() };
+    let error = Pipeline::load_with(copy().path(), &options, &device).unwrap_err().to_string();
+    assert!(error.contains("bf16") && error.contains("no part"), "{error}");
+
+    // Several files of the only variant are found by their index.
+    let unet = dir.path().join("unet");
+    let index = unet.join("diffusion_pytorch_model.safetensors.index.json");
+    let text = fs::read_to_string(&index).unwrap().replace("model-0000", "model.fp16-0000");
+    fs::remove_file(&index).unwrap();
+    fs::write(unet.join("diffusion_pytorch_model.safetensors.index.fp16.json"), text).unwrap();
+    for part in 1..=2 {
+        let name =
+            |variant| format!("diffusion_pytorch_model{variant}-0000{part}-of-00002.safetensors");
+        fs::rename(unet.join(name("")), unet.join(name(".fp16"))).unwrap();
+    }
+    let only = Pipeline::load(dir.path(), &device).unwrap();
+    assert_eq!(generate(&only), expected);
+    assert_eq!(only.warnings.len(), 2, "{:?}", only.warnings);
 
     // Half precision gives a close image. The bounds are mean errors in grey levels.
     for (dtype, levels) in [(FloatDType::F16, 2.0), (FloatDType::BF16, 8.0)] {

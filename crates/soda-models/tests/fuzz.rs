@@ -1,20 +1,26 @@
-//! Arbitrary bytes for every loader: the result is a value or an error, never a panic.
+//! Damaged files for every loader: the result is a value or an error, without a panic, a hang or much memory.
+//! `CONTRIBUTING.md` says how to run the long form.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
-use proptest::prelude::*;
-use soda_models::clip::ClipTextConfig;
-use soda_models::config;
-use soda_models::scheduler::SchedulerConfig;
+use peak_alloc::PeakAlloc;
+use serde_json::Value;
+use soda_models::clip::{ClipConfig, ClipTextConfig};
+use soda_models::config::{self, ConfigFile};
+use soda_models::image::{ImageProcessor, read_mask, read_rgb_and_alpha};
+use soda_models::scheduler::{ForwardProcess, SchedulerConfig};
 use soda_models::tokenizer::Tokenizer;
 use soda_models::unet::UnetConfig;
 use soda_models::vae::VaeConfig;
-use soda_models::weights::Checkpoint;
+use soda_models::vit::{Dinov2Config, VitConfig};
+use soda_models::weights::{self, Checkpoint, SafetensorsReader};
+use soda_testing::fuzz;
 
-const UNET: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base/unet/config.json");
+const TOYBOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox");
+const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pictures");
 
 /// A small safetensors file with two tensors, to be damaged.
 fn small() -> Vec<u8> {
@@ -26,74 +32,144 @@ fn small() -> Vec<u8> {
     safetensors::serialize(tensors, None).unwrap()
 }
 
-#[derive(Clone, Debug)]
-enum Damage {
-    Set(usize, u8),
-    Cut(usize),
-    Insert(usize, Vec<u8>),
+/// The most memory in MB. A picture of the largest size takes most of it, while it is decoded.
+const MOST_MEMORY: f32 = 2500.0;
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// Runs the harness on a file of a temporary folder and checks the memory.
+fn fuzz_file(name: &str, seeds: &[Vec<u8>], short: u64, mut reader: impl FnMut(&Path)) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    fuzz(name, seeds, short, |input| {
+        fs::write(&path, input).unwrap();
+        reader(&path);
+    });
+    assert!(MEMORY.peak_usage_as_mb() < MOST_MEMORY, "{} MB", MEMORY.peak_usage_as_mb());
 }
 
-fn damage() -> impl Strategy<Value = Vec<Damage>> {
-    let at = 0usize..400;
-    let one = prop_oneof![
-        4 => (at.clone(), any::<u8>()).prop_map(|(at, byte)| Damage::Set(at, byte)),
-        1 => at.clone().prop_map(Damage::Cut),
-        1 => (at, prop::collection::vec(any::<u8>(), 1..20)).prop_map(|(at, b)| Damage::Insert(at, b)),
+fn toybox(path: &str) -> Vec<u8> {
+    fs::read(Path::new(TOYBOX).join(path)).unwrap()
+}
+
+#[test]
+fn no_bytes_make_a_weight_file_panic() {
+    // Keys of the network below, and of none.
+    let clip = ClipTextConfig {
+        vocab_size: 4,
+        hidden_size: 4,
+        intermediate_size: 4,
+        num_hidden_layers: 1,
+        num_attention_heads: 1,
+        max_position_embeddings: 4,
+        ..Default::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("whole.safetensors");
+    weights::save(&clip.init(&Device::default()), &path, FloatDType::F16).unwrap();
+    fuzz_file("model.safetensors", &[small(), fs::read(&path).unwrap()], 1500, |path| {
+        if let Ok(file) = SafetensorsReader::open(path) {
+            let keys: Vec<_> = file.tensors().map(|(key, ..)| key.to_owned()).collect();
+            keys.iter().for_each(|key| drop(file.read(key)));
+        }
+        if let Ok(file) = Checkpoint::open(path) {
+            let _ = file.load_into(clip.init(&Device::default()), FloatDType::F32);
+        }
+    });
+}
+
+/// Reads a config and builds its network.
+fn build<C: ConfigFile, N>(path: &Path, init: impl Fn(&C, &Device) -> N) {
+    if let Ok(config) = config::read::<C>(path) {
+        drop(init(&config, &Device::default()));
+    }
+}
+
+#[test]
+fn no_bytes_make_a_config_panic() {
+    let seeds = [
+        "base/unet/config.json",
+        "base/vae/config.json",
+        "base/text_encoder/config.json",
+        "eval/clip/config.json",
+        "eval/dino/config.json",
+        "eval/clip/preprocessor_config.json",
+        "eval/dino/preprocessor_config.json",
+        "base/scheduler/scheduler_config.json",
     ];
-    prop::collection::vec(one, 0..6)
+    let photo = image::RgbImage::new(40, 3);
+    fuzz_file("config.json", &seeds.map(toybox), 800, |path| {
+        build::<UnetConfig, _>(path, UnetConfig::init);
+        build::<VaeConfig, _>(path, |config, device| (config.init(device), config.tiling()));
+        build::<ClipTextConfig, _>(path, ClipTextConfig::init);
+        build::<ClipConfig, _>(path, ClipConfig::init);
+        build::<VitConfig, _>(path, VitConfig::init);
+        build::<Dinov2Config, _>(path, Dinov2Config::init);
+        build::<ImageProcessor, _>(path, |processor, device| {
+            processor.preprocess(std::slice::from_ref(&photo), device)
+        });
+        build::<SchedulerConfig, _>(path, |config, _| {
+            let samplers = [1, 4, 50].map(|steps| config.sampler(None, steps).map(drop));
+            (samplers, ForwardProcess::new(config))
+        });
+    });
 }
 
-fn damaged(mut bytes: Vec<u8>, damage: &[Damage]) -> Vec<u8> {
-    for damage in damage {
-        let place = |at: usize| at % (bytes.len() + 1);
-        match damage {
-            Damage::Set(at, byte) => {
-                let at = place(*at);
-                if let Some(old) = bytes.get_mut(at) {
-                    *old = *byte;
-                }
+#[test]
+fn no_bytes_make_a_tokenizer_panic() {
+    let texts = [
+        "a red mug",
+        "",
+        "  A\u{301} <mug>\n\u{1f600} 'll 12 x",
+        "<|endoftext|><|startoftext|> zz",
+    ];
+    let read = |dir: &Path| {
+        let Ok(mut tokenizer) = Tokenizer::from_dir(dir) else { return };
+        let _ = tokenizer.add_token("<mug>", 2);
+        texts.iter().for_each(|text| drop((tokenizer.encode(text), tokenizer.single_token(text))));
+        let _ = (tokenizer.vocab_size(), tokenizer.extra_token());
+    };
+    // Fewer merges than the toybox has, so that damage meets all other fields.
+    let mut whole: Value =
+        serde_json::from_slice(&toybox("base/tokenizer/tokenizer.json")).unwrap();
+    whole["model"]["merges"].as_array_mut().unwrap().truncate(4);
+    let vocabulary = whole["model"]["vocab"].as_object().unwrap().clone();
+    let kept =
+        vocabulary.into_iter().filter(|(token, id)| token.len() < 4 || id.as_u64() > Some(780));
+    whole["model"]["vocab"] = Value::Object(kept.collect());
+    let whole = serde_json::to_vec(&whole).unwrap();
+    fuzz_file("tokenizer.json", &[whole], 500, |path| read(path.parent().unwrap()));
+
+    for name in ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"] {
+        let all = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+        let seed = toybox(&format!("base/tokenizer/{name}"));
+        let mut others = true;
+        fuzz_file(name, &[seed], 40, |path| {
+            let dir = path.parent().unwrap();
+            for other in all.iter().filter(|other| others && **other != name) {
+                fs::write(dir.join(other), toybox(&format!("base/tokenizer/{other}"))).unwrap();
             }
-            Damage::Cut(at) => {
-                let at = place(*at);
-                bytes.truncate(at);
-            }
-            Damage::Insert(at, more) => {
-                let at = place(*at);
-                bytes.splice(at..at, more.iter().copied());
-            }
-        }
+            others = false;
+            read(dir);
+        });
     }
-    bytes
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    /// No bytes in a weight file, a config or a tokenizer make a loader panic.
-    #[test]
-    fn no_bytes_make_a_loader_panic(damage in damage(), noise in prop::collection::vec(any::<u8>(), 0..200)) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("model.safetensors");
-        fs::write(&path, damaged(small(), &damage)).unwrap();
-        if let Ok(file) = Checkpoint::open(&path) {
-            // The tensors belong to no network, so that keys or shapes are refused.
-            let clip = ClipTextConfig {
-                vocab_size: 4, hidden_size: 4, intermediate_size: 4, num_hidden_layers: 1,
-                num_attention_heads: 1, max_position_embeddings: 4, ..Default::default()
-            };
-            prop_assert!(file.load_into(clip.init(&Device::default()), FloatDType::F32).is_err());
-        }
-        fs::write(&path, &noise).unwrap();
-        prop_assert!(Checkpoint::open(&path).is_err());
-
-        let unet = fs::read(UNET).unwrap();
-        let path = dir.path().join("config.json");
-        fs::write(&path, damaged(unet, &damage)).unwrap();
-        let _: Result<UnetConfig, _> = config::read(&path);
-        let _: Result<VaeConfig, _> = config::read(&path);
-        let _: Result<SchedulerConfig, _> = config::read(&path);
-        fs::write(dir.path().join("vocab.json"), &noise).unwrap();
-        fs::write(dir.path().join("merges.txt"), &noise).unwrap();
-        prop_assert!(Tokenizer::from_dir(dir.path()).is_err());
+#[test]
+fn no_bytes_make_a_picture_panic() {
+    let photo = image::RgbImage::from_fn(9, 7, |x, y| image::Rgb([x as u8 * 20, y as u8 * 30, 99]));
+    let encode = |format| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image::DynamicImage::from(photo.clone()).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    };
+    use image::ImageFormat::{Bmp, Jpeg, Png, Tiff, WebP};
+    let mut seeds: Vec<_> = [Bmp, Jpeg, Png, Tiff, WebP].map(encode).into();
+    for name in ["animated.png", "animated.webp", "cmyk.jpg"] {
+        seeds.push(fs::read(Path::new(PICTURES).join(name)).unwrap());
     }
+    fuzz_file("picture.png", &seeds, 1500, |path| {
+        let _ = (read_rgb_and_alpha(path), read_mask(path));
+    });
 }

@@ -216,3 +216,22 @@ fn a_file_has_the_sha256_that_sha256sum_prints() {
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     );
 }
+
+/// A header of 640 bytes begins with the bytes of a pickle.
+#[test]
+fn a_header_whose_length_looks_like_a_pickle_is_read() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let mut bytes = 640u64.to_le_bytes().to_vec();
+    bytes.extend(format!("{header:640}").into_bytes());
+    bytes.extend(1f32.to_le_bytes());
+    assert_eq!(bytes[..2], *b"\x80\x02");
+    std::fs::write(&path, &bytes).unwrap();
+    weights::Checkpoint::open(&path).unwrap();
+
+    bytes[8] = b'c';
+    std::fs::write(&path, &bytes).unwrap();
+    let error = weights::Checkpoint::open(&path).unwrap_err();
+    assert!(matches!(error, ModelError::Weights(WeightsError::Pickle { .. })), "{error}");
+}

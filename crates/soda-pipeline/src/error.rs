@@ -211,9 +211,9 @@ pub enum FormatError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InteropError {
-    /// A configuration of PEFT is not of a supported method, or is broken.
+    /// A configuration of PEFT is broken.
     #[error(
-        "{path} is no configuration of PEFT's LORA or OFT that this build can read: {reason}",
+        "{path} is no configuration of PEFT that this build can read: {reason}",
         path = path.display()
     )]
     PeftConfig {
@@ -221,6 +221,82 @@ pub enum InteropError {
         path: PathBuf,
         /// The reason from the parser.
         reason: String,
+    },
+    /// A field of a PEFT configuration has a value that is not supported.
+    #[error("{path}: `{field}` is {value}: {remedy}", path = path.display())]
+    PeftField {
+        /// The file.
+        path: PathBuf,
+        /// The name of the field.
+        field: String,
+        /// Its value.
+        value: String,
+        /// Why it is refused, and the remedy.
+        remedy: &'static str,
+    },
+    /// The file is for a base of another architecture.
+    #[error(
+        "{path} is for {file}, and the base is {base}; import it on a base of its own kind",
+        path = path.display()
+    )]
+    OtherArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// The architecture of the file, such as `SDXL`.
+        file: &'static str,
+        /// The architecture of the base.
+        base: String,
+    },
+    /// A tensor of the file has another shape than its weight needs.
+    #[error(
+        "{key} has shape {found:?}, and {weight} of this base needs {expected}; is the file for another base?"
+    )]
+    TensorShape {
+        /// Name of the tensor.
+        key: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Path of the weight.
+        weight: String,
+        /// The shape that is needed.
+        expected: String,
+    },
+    /// Two tensors of the file have one meaning.
+    #[error("{first} and {second} are the same tensor of {weight}; remove one of them")]
+    SameRole {
+        /// Path of the weight.
+        weight: String,
+        /// Name of the one tensor.
+        first: String,
+        /// Name of the other tensor.
+        second: String,
+    },
+    /// The file has tensors of two methods for one weight.
+    #[error(
+        "{key} is of another method than the other tensors of {weight}; merge it into a model with the tool \
+         that made it"
+    )]
+    MixedLayer {
+        /// Path of the weight.
+        weight: String,
+        /// Name of the tensor.
+        key: String,
+    },
+    /// The file has no tensor of a method for a weight, but one that goes with them.
+    #[error("the file has {key} for {weight}, without the tensors it belongs to; it is incomplete")]
+    LoneTensor {
+        /// Path of the weight.
+        weight: String,
+        /// Name of the tensor.
+        key: String,
+    },
+    /// The tensors of a layer do not give an adapter of their method.
+    #[error("the tensors for {weight} do not fit their method")]
+    Layer {
+        /// Path of the weight.
+        weight: String,
+        /// The reason.
+        source: Box<AdapterError>,
     },
     /// The settings of a method have no equivalent in the other format.
     #[error("the {method} configuration is unusable: {reason}")]
@@ -233,7 +309,7 @@ pub enum InteropError {
     /// No tensor of the file belongs to a weight of the networks.
     #[error(
         "nothing in {path} belongs to a weight of this base (it holds names like {example}); \
-         is it for another base, or of a method other than LoRA, DoRA, OFT, LoHa and LoKr?",
+         is it for another base, or of a method other than LoRA, DoRA, LoHa, LoKr, OFT, BOFT and diff?",
         path = path.display()
     )]
     NothingMatched {

@@ -106,6 +106,10 @@ impl<M: Method> AdapterFile<M> {
                     Some(on_progress) => Some(&mut **on_progress),
                     None => None,
                 },
+                on_other_base: match &mut options.on_other_base {
+                    Some(on_other_base) => Some(&mut **on_other_base),
+                    None => None,
+                },
             };
             let plan = state.plan_with(networks, &mut options)?;
             all.extend(plan.with_prefix(&prefix));

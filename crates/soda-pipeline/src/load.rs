@@ -18,15 +18,20 @@ pub struct LoadAdapterOptions<'a> {
     pub cache: Option<&'a SvdCache>,
     /// Called with the number of decomposed weights and of all weights of a network.
     pub on_progress: Option<&'a mut dyn FnMut(usize, usize)>,
+    /// Called if the pipeline's weights are not those that the adapter was made for, once for each network.
+    ///
+    /// LoRA, LoHa, LoKr and full deltas are then loaded all the same. Without this function they are refused,
+    /// as other methods are in any case.
+    pub on_other_base: Option<&'a mut dyn FnMut()>,
 }
 
 impl Default for LoadAdapterOptions<'_> {
     fn default() -> Self {
-        Self { strength: 1.0, cache: None, on_progress: None }
+        Self { strength: 1.0, cache: None, on_progress: None, on_other_base: None }
     }
 }
 
-/// Loads an adapter onto the pipeline that it was trained on.
+/// Loads an adapter onto the pipeline that it was trained on, or a fine-tune of it.
 ///
 /// The pipeline gets the noise schedule and the embeddings of the adapter. The returned plan has the adapters
 /// of all networks at the given strength, by paths of `pipeline.networks()`. Attach it to keep the adapters
@@ -45,7 +50,8 @@ impl Default for LoadAdapterOptions<'_> {
 /// ```
 ///
 /// # Errors
-/// [`PipelineError::DoesNotFit`] for an adapter of another base. Other variants for a strength that is not
+/// [`PipelineError::DoesNotFit`] for an adapter of another base, see
+/// [`LoadAdapterOptions::on_other_base`]. Other variants for a strength that is not
 /// finite, an unknown noise schedule, and an embedding that the pipeline refuses. After an error, the
 /// pipeline may have the noise schedule and some embeddings of the adapter: read it again.
 pub fn load_adapter(
@@ -53,7 +59,7 @@ pub fn load_adapter(
     adapter: &AdapterFile,
     options: LoadAdapterOptions<'_>,
 ) -> Result<Plan<AnyAdapter>, PipelineError> {
-    let LoadAdapterOptions { strength, cache, on_progress } = options;
+    let LoadAdapterOptions { strength, cache, on_progress, on_other_base } = options;
     if !strength.is_finite() {
         return Err(PipelineError::InvalidOption {
             option: "strength",
@@ -62,7 +68,7 @@ pub fn load_adapter(
         });
     }
     configure_pipeline(pipeline, adapter)?;
-    let mut options = PlanOptions { cache, on_progress, ..PlanOptions::default() };
+    let mut options = PlanOptions { cache, on_progress, on_other_base, ..PlanOptions::default() };
     Ok(plan_on(pipeline, adapter, &mut options)?.at_strength(strength)?)
 }
 

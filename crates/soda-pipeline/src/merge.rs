@@ -36,6 +36,9 @@ pub struct MergeOptions<'a> {
     pub cache: Option<&'a SvdCache>,
     /// Called with the number of decomposed weights and of all weights of a network.
     pub on_progress: Option<&'a mut dyn FnMut(usize, usize)>,
+    /// Called if the pipeline's weights are not those that an adapter was made for, as
+    /// [`LoadAdapterOptions::on_other_base`](crate::LoadAdapterOptions::on_other_base).
+    pub on_other_base: Option<&'a mut dyn FnMut()>,
 }
 
 /// Merges weighted adapters into the weights of the pipeline that they were trained on.
@@ -67,7 +70,7 @@ pub fn merge_adapters(
     adapters: &[(&AdapterFile, f64)],
     options: MergeOptions<'_>,
 ) -> Result<(), PipelineError> {
-    let MergeOptions { mode, cache, on_progress } = options;
+    let MergeOptions { mode, cache, on_progress, on_other_base } = options;
     check_options(adapters, mode)?;
     let Some((first, _)) = adapters.first() else { return Ok(()) };
     check_schedules(adapters)?;
@@ -76,7 +79,7 @@ pub fn merge_adapters(
     for ((adapter, _), embeddings) in adapters.iter().zip(&embeddings) {
         add_embeddings(pipeline, embeddings, &adapter.display_name())?;
     }
-    let mut options = PlanOptions { cache, on_progress, ..PlanOptions::default() };
+    let mut options = PlanOptions { cache, on_progress, on_other_base, ..PlanOptions::default() };
     let plans = adapters
         .iter()
         .map(|(adapter, weight)| Ok((plan_on(pipeline, adapter, &mut options)?, *weight)))

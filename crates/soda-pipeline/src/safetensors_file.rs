@@ -2,11 +2,12 @@
 //! writes tensors.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write as _;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
+use soda_models::weights::SafetensorsReader;
+use soda_models::{ModelError, WeightsError};
 
 use crate::error::FormatError;
 
@@ -20,28 +21,29 @@ pub(crate) struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Reads a file with tensors in F32, F16 or BF16, and widens them to f32.
+    /// Reads a file with tensors in F32, F16, BF16 or F64, and converts them to f32. A single number may be
+    /// an integer, as `α` of some tools.
     ///
     /// # Errors
     /// [`FormatError`] for a file that cannot be read or is not a safetensors file, for a tensor of another
     /// type, and for a tensor with NaN or infinity.
     pub(crate) fn read(path: &Path) -> Result<Self, FormatError> {
-        let io = |source| FormatError::Io { action: "read", path: path.to_owned(), source };
-        let bytes = std::fs::read(path).map_err(io)?;
-        let malformed = |error: safetensors::SafeTensorError| FormatError::Malformed {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        };
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
-        let metadata = metadata.metadata().clone().unwrap_or_default();
-        let file = SafeTensors::deserialize(&bytes).map_err(malformed)?;
+        let file = SafetensorsReader::open(path).map_err(|error| refusal(path, error))?;
+        let metadata = file.metadata().clone().into_iter().collect();
         let mut tensors = BTreeMap::new();
-        for (key, view) in file.tensors() {
-            let data = widen(&key, &view)?;
+        for (key, dtype, shape) in file.tensors() {
+            let dtype = number_dtype(key, dtype, shape)?;
+            let bytes = file.read(key).map_err(|source| FormatError::Io {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            })?;
+            let data = TensorData::from_bytes_vec(bytes, shape.to_vec(), dtype);
+            let data = data.convert_dtype(DType::F32);
             if data.iter::<f32>().any(|value| !value.is_finite()) {
-                return Err(FormatError::NonFinite { key });
+                return Err(FormatError::NonFinite { key: key.to_owned() });
             }
-            tensors.insert(key, data);
+            tensors.insert(key.to_owned(), data);
         }
         Ok(Self { tensors, metadata })
     }
@@ -76,44 +78,40 @@ impl SafetensorsFile {
     }
 }
 
-/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it to `path`.
+/// Writes `bytes` to `path` whole or not at all.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
-    let folder =
-        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = temporary_file().tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|source| FormatError::Io { action: "write", path: path.to_owned(), source })
+    let io = |source| FormatError::Io { action: "write", path: path.to_owned(), source };
+    soda_files::write(path, bytes).map_err(io)
 }
 
-/// A temporary file that other users may read, up to the umask, as any new file. The default is the owner
-/// alone.
-#[cfg(unix)]
-fn temporary_file() -> tempfile::Builder<'static, 'static> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mut builder = tempfile::Builder::new();
-    builder.permissions(std::fs::Permissions::from_mode(0o666));
-    builder
-}
-
-#[cfg(not(unix))]
-fn temporary_file() -> tempfile::Builder<'static, 'static> {
-    tempfile::Builder::new()
-}
-
-fn widen(key: &str, view: &TensorView<'_>) -> Result<TensorData, FormatError> {
-    let dtype = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => {
-            return Err(FormatError::DType { key: key.to_owned(), found: other.to_string() });
+/// The refusal of the reader in this crate's words.
+fn refusal(path: &Path, error: ModelError) -> FormatError {
+    let path = path.to_owned();
+    let io = |path, source| FormatError::Io { action: "read", path, source };
+    match error {
+        ModelError::Io { path, source } => io(path, source),
+        ModelError::Missing { path, .. } => io(path, std::io::ErrorKind::NotFound.into()),
+        ModelError::Weights(WeightsError::Safetensors { reason, .. }) => {
+            FormatError::Malformed { path, reason }
         }
-    };
-    let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-    Ok(data.convert_dtype(DType::F32))
+        ModelError::Weights(WeightsError::Pickle { .. }) => {
+            let reason = "it is a pickle, which can run any code when it is read".to_owned();
+            FormatError::Malformed { path, reason }
+        }
+        other => FormatError::Malformed { path, reason: other.to_string() },
+    }
+}
+
+/// The type of a tensor whose values are converted to f32. A single number may be an integer.
+fn number_dtype(key: &str, dtype: Dtype, shape: &[usize]) -> Result<DType, FormatError> {
+    let is_number = shape.iter().all(|size| *size == 1);
+    match dtype {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F64 => Ok(DType::F64),
+        Dtype::I64 if is_number => Ok(DType::I64),
+        Dtype::I32 if is_number => Ok(DType::I32),
+        other => Err(FormatError::DType { key: key.to_owned(), found: other.to_string() }),
+    }
 }

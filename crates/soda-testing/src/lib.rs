@@ -1,7 +1,11 @@
-//! Numeric comparisons for the tests of the workspace. Each one fails on NaN and on empty input.
+//! Helpers of the workspace's tests: numeric comparisons that fail on NaN and on empty input, and [`fuzz`].
 //!
 //! `f32::max` returns the other operand when one is NaN, so `fold(0.0, f32::max)` over differences reports 0
 //! for an all-NaN output. These functions return NaN instead, and `error <= tolerance` is false for NaN.
+
+mod fuzz;
+
+pub use fuzz::{Mutator, fuzz};
 
 /// The largest absolute value, NaN if any value is NaN.
 ///

@@ -88,6 +88,7 @@ pub use output::files::{write_file, write_png};
 pub use output::run_folder::RunFolder;
 pub use output::{page, plot};
 pub use run::checkpoint::Checkpoint;
+pub use run::fingerprint::RunFingerprint;
 pub use run::history::{History, ValidationMetrics};
 pub use run::personalisation::{Personalisation, RunTarget};
 pub use run::summary::RunSummary;

@@ -5,16 +5,21 @@ use super::{Faults, tree::Tree};
 /// Each crate, and the crates of the workspace that its code may use.
 const LAYERS: &[(&str, &[&str])] = &[
     ("soda-testing", &[]),
+    ("soda-files", &[]),
     ("soda-hub", &[]),
     ("soda-kernels", &[]),
-    ("soda-linalg", &["soda-kernels"]),
-    ("soda-models", &["soda-kernels"]),
+    ("soda-linalg", &["soda-files", "soda-kernels"]),
+    ("soda-models", &["soda-files", "soda-kernels"]),
     ("soda-adapters", &["soda-kernels", "soda-linalg"]),
     ("soda-optim", &["soda-kernels", "soda-linalg", "soda-adapters"]),
-    ("soda-pipeline", &["soda-kernels", "soda-linalg", "soda-models", "soda-adapters"]),
+    (
+        "soda-pipeline",
+        &["soda-files", "soda-kernels", "soda-linalg", "soda-models", "soda-adapters"],
+    ),
     (
         "soda-train",
         &[
+            "soda-files",
             "soda-kernels",
             "soda-linalg",
             "soda-models",
@@ -23,10 +28,11 @@ const LAYERS: &[(&str, &[&str])] = &[
             "soda-pipeline",
         ],
     ),
-    ("soda-compare", &["soda-optim", "soda-train"]),
+    ("soda-compare", &["soda-models", "soda-optim", "soda-train"]),
     (
         "soda-cli",
         &[
+            "soda-files",
             "soda-hub",
             "soda-kernels",
             "soda-linalg",

@@ -12,6 +12,7 @@ use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use super::block_rotation::{BlockRotation, CayleyForm, nearest_divisor};
+use super::bounds::{MAX_BLOCK, MAX_TERMS, check_most};
 use super::cost_model::CostModel;
 use crate::adapter::Adapter;
 use crate::error::AdapterError;
@@ -51,6 +52,8 @@ impl Method for BoftConfig {
         if self.levels == 0 {
             return refuse("a butterfly has at least one level");
         }
+        check_most(NAME, self.block_size, MAX_BLOCK, "the block size is at most 4096")?;
+        check_most(NAME, self.levels, MAX_TERMS, "a butterfly has at most 100 levels")?;
         let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
         let [input, output] = w.dims();
         let size = nearest_divisor(input, self.block_size);

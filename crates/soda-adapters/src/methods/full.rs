@@ -23,6 +23,10 @@ impl Method for FullConfig {
         "full"
     }
 
+    fn needs_its_base(&self) -> bool {
+        false
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Full, AdapterError> {
         let zeros = SeededInit::new(0, path, weight).zeros(weight.matrix.dims());
         Ok(Full { delta: Param::from_tensor(zeros), strength: 1.0 })

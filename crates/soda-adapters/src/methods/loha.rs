@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
+use super::bounds::{MAX_PRODUCT_RANK, MAX_RANK, check_most};
 use super::seeded_init::SeededInit;
 use crate::adapter::Adapter;
 use crate::error::AdapterError;
@@ -43,7 +44,12 @@ impl Method for LohaConfig {
         NAME
     }
 
+    fn needs_its_base(&self) -> bool {
+        false
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Loha, AdapterError> {
+        check_most(NAME, self.rank, MAX_PRODUCT_RANK, "the rank is at most 4096")?;
         let scale = low_rank_scale(NAME, self.rank, self.alpha)?;
         let ([input, output], r) = (weight.matrix.dims(), self.rank);
         let init = SeededInit::new(self.seed, path, weight);
@@ -67,6 +73,9 @@ pub(crate) fn low_rank_scale(
     let scale = alpha.unwrap_or(rank as f64) / rank as f64;
     match rank {
         0 => Err(AdapterError::Config { method, reason: "the rank is at least 1" }),
+        _ if rank > MAX_RANK => {
+            Err(AdapterError::Config { method, reason: "the rank is at most 1000000" })
+        }
         _ if !scale.is_finite() => {
             Err(AdapterError::Config { method, reason: "alpha is a finite number" })
         }

@@ -52,6 +52,10 @@ impl Method for LokrConfig {
         NAME
     }
 
+    fn needs_its_base(&self) -> bool {
+        false
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Lokr, AdapterError> {
         let scale = low_rank_scale(NAME, self.rank, self.alpha)?;
         if self.factor == Some(0) {

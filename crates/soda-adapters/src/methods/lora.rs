@@ -21,12 +21,14 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::{linear_low_rank, matmul};
 use soda_linalg::LinalgError;
 
+use super::bounds::{MAX_RANK, check_most};
 use super::cost_model::{CostModel, product_dtype};
 use super::dora::Magnitude;
 use super::seeded_init::SeededInit;
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, TargetError};
 use crate::method::Method;
+use crate::path_pattern::matches_one_path;
 use crate::rotation_merge::MergeRule;
 use crate::weight::{Weight, compute_dtype};
 
@@ -98,6 +100,7 @@ impl LoraConfig {
         if rank == 0 {
             return Err(AdapterError::Config { method: NAME, reason: "the rank is at least 1" });
         }
+        check_most(NAME, rank, MAX_RANK, "the rank is at most 1000000")?;
         let alpha = longest_match(&self.alpha_pattern, path)?.or(self.alpha).unwrap_or(rank as f64);
         if !alpha.is_finite() {
             return Err(AdapterError::Config { method: NAME, reason: "alpha is a finite number" });
@@ -118,6 +121,10 @@ impl Method for LoraConfig {
 
     fn needs_svd(&self) -> bool {
         self.init == LoraInit::Pissa
+    }
+
+    fn needs_its_base(&self) -> bool {
+        self.init == LoraInit::Pissa || self.dora
     }
 
     fn init(&self, path: &str, weight: &Weight) -> Result<Lora, AdapterError> {
@@ -158,9 +165,13 @@ fn longest_match<T: Copy>(
 ) -> Result<Option<T>, AdapterError> {
     let mut found: Option<(usize, T)> = None;
     for (pattern, value) in patterns {
-        let regex =
-            Regex::new(pattern).map_err(|error| TargetError::invalid_pattern(pattern, &error))?;
-        if regex.is_match(path) && found.is_none_or(|(length, _)| pattern.len() > length) {
+        let matches = match matches_one_path(pattern, path) {
+            Some(matches) => matches,
+            None => Regex::new(pattern)
+                .map_err(|error| TargetError::invalid_pattern(pattern, &error))?
+                .is_match(path),
+        };
+        if matches && found.is_none_or(|(length, _)| pattern.len() > length) {
             found = Some((pattern.len(), *value));
         }
     }

@@ -1,6 +1,7 @@
 //! The methods, one file or folder each, the table that lists them, and what several of them share.
 
 mod block_rotation;
+pub(crate) mod bounds;
 mod cost_model;
 mod seeded_init;
 mod table;

@@ -10,6 +10,7 @@ use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use super::block_rotation::{BlockRotation, CayleyForm, nearest_divisor};
+use super::bounds::{MAX_BLOCK, MAX_TERMS, check_most};
 use super::cost_model::CostModel;
 use super::soda::Side;
 use crate::adapter::Adapter;
@@ -61,6 +62,10 @@ impl Method for OftConfig {
         let refuse = |reason| Err(AdapterError::Config { method: NAME, reason });
         if self.block_size < 2 {
             return refuse("a block turns at least 2 entries");
+        }
+        check_most(NAME, self.block_size, MAX_BLOCK, "the block size is at most 4096")?;
+        if let CayleyForm::Neumann { terms } = self.cayley {
+            check_most(NAME, terms, MAX_TERMS, "a Neumann series has at most 100 terms")?;
         }
         if matches!(self.cayley, CayleyForm::Neumann { terms: ..3 }) {
             return refuse("a Neumann series has at least 3 terms");

@@ -68,6 +68,10 @@ macro_rules! methods {
                 match self { $(Self::$variant(config) => $crate::Method::needs_svd(config),)+ }
             }
 
+            fn needs_its_base(&self) -> bool {
+                match self { $(Self::$variant(config) => $crate::Method::needs_its_base(config),)+ }
+            }
+
             fn geometry(&self, path: &str) -> $crate::Geometry {
                 match self { $(Self::$variant(config) => $crate::Method::geometry(config, path),)+ }
             }

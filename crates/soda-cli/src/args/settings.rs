@@ -6,6 +6,7 @@ use anyhow::{Context as _, Error, Result};
 use clap::Args;
 use soda_adapters::soda::RotationConfig;
 use soda_adapters::{MethodConfig, Targets};
+use soda_models::input_file::SizeLimit;
 use soda_train::{TrainConfig, apply_setting, preset, read_text};
 
 use super::number::{finite, seed};
@@ -129,7 +130,7 @@ impl SettingsArgs {
     fn file(&self) -> Result<Option<TrainConfig>> {
         let Some(path) = &self.config else { return Ok(None) };
         // The text is parsed as a configuration, so that an error names its line.
-        let config = TrainConfig::from_toml(&read_text(path)?);
+        let config = TrainConfig::from_toml(&read_text(path, SizeLimit::SETTINGS)?);
         config.map(Some).with_context(|| path.display().to_string())
     }
 

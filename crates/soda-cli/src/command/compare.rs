@@ -1,6 +1,7 @@
 //! `soda compare`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -10,6 +11,8 @@ use soda_compare::{
     StrengthPath, Task, TaskEvent, downsampled, execute, peft_jsonl, report, score_table,
     strength_table,
 };
+use soda_files::Lock;
+use soda_models::input_file::SizeLimit;
 use soda_pipeline::AdapterFile;
 use soda_train::{
     Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, read_text, write_file,
@@ -61,7 +64,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let one_choice =
         args.gpus.is_empty() || args.device.device == args.device.device.without_index();
     require(one_choice, "--gpus and --device both choose a GPU; give --device without an index")?;
-    let text = read_text(&args.plan)?;
+    let text = read_text(&args.plan, SizeLimit::SETTINGS)?;
     let named = || args.plan.display().to_string();
     let plan =
         ComparisonConfig::from_toml(&text).and_then(ComparisonConfig::check).with_context(named)?;
@@ -76,6 +79,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let runs_folder = out.join("runs");
     std::fs::create_dir_all(&runs_folder)
         .with_context(|| format!("cannot create {}", runs_folder.display()))?;
+    let _lock = lock(out)?;
     let mut results = ResultsFile::open(&out.join("results.jsonl"))?;
     let mut evaluation_results = ResultsFile::open(&out.join("probes.jsonl"))?;
 
@@ -89,6 +93,11 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let train = |index: usize, run: &Run| worker.train(run, index);
     let evaluate = |index: usize, evaluation: &Evaluation| worker.evaluate(evaluation, index);
     let searched = execute_all("searching", &plan.search_runs(), jobs, &mut results, train);
+    let waiting = plan.waiting_arms(&results);
+    let searched = match &waiting[..] {
+        [] => searched,
+        arms => searched.with_context(|| unscored(arms)),
+    };
     let runs = plan.score_runs(&results);
     let scored = execute_all("training", &runs, jobs, &mut results, train);
     let evaluations = plan.evaluations(&runs, &results);
@@ -109,6 +118,30 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     print_strengths(&evaluations, &evaluation_results);
     print_result(&format!("see {}", out.join("report.html").display()));
     searched.and(scored).and(evaluated)
+}
+
+/// The time that the processes of a killed comparison have to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Locks the folder of the results against a second comparison.
+fn lock(out: &Path) -> Result<Lock> {
+    let lock = Lock::wait(&out.join(".lock"), PATIENCE)
+        .with_context(|| format!("cannot lock {}", out.join(".lock").display()))?;
+    lock.with_context(|| {
+        format!("another comparison is working on {}; wait for it, or stop it", out.display())
+    })
+}
+
+/// Why the runs of these arms are not scored.
+fn unscored(arms: &[&str]) -> String {
+    format!(
+        "{} not scored before all its candidates have run; take a candidate that always fails out of the \
+         plan",
+        match arms {
+            [arm] => format!("arm `{arm}` is"),
+            arms => format!("each of the arms `{}` is", arms.join("`, `")),
+        }
+    )
 }
 
 /// Prints the number of runs and the missing folders. Reads data sets as a run does before it opens an image.
@@ -182,10 +215,7 @@ impl Worker<'_> {
     /// The folder of a task. Removes what an interrupted attempt left there.
     fn fresh_folder(&self, id: &str) -> Result<PathBuf> {
         let folder = self.folder.join(id);
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
+        RunFolder::remove(&folder)?;
         Ok(folder)
     }
 
@@ -206,7 +236,7 @@ impl Worker<'_> {
         let folder = self.fresh_folder(&evaluation.id)?;
         self.pool.run(&self.evaluate_args(evaluation, &folder)?.to_argv(), worker)?;
         let path = folder.join(RunFolder::SCORES);
-        let text = std::fs::read_to_string(&path)
+        let text = read_text(&path, SizeLimit::LIST)
             .with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
@@ -289,7 +319,7 @@ fn read_metrics(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result
     let adapter: AdapterFile = AdapterFile::read(&path)?;
     let seconds = adapter.header.training["seconds"].as_f64().unwrap_or_default();
     let path_of_losses = folder.join(RunFolder::LOSS_CSV);
-    let losses = std::fs::read_to_string(&path_of_losses)
+    let losses = read_text(&path_of_losses, SizeLimit::LIST)
         .with_context(|| format!("cannot read {}", path_of_losses.display()))?;
     let losses: Vec<f32> =
         losses.lines().filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();

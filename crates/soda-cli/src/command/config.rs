@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
+use soda_models::input_file::SizeLimit;
 use soda_train::{PRESETS, Personalisation, TrainConfig, read_text};
 
 use crate::args::{DeviceArg, SettingsArgs};
@@ -50,8 +51,9 @@ pub(crate) fn run(args: ConfigArgs) -> Result<()> {
             config.to_toml()?.lines().for_each(print_result);
         }
         ConfigAction::Check { config: path, device } => {
+            let text = read_text(&path, SizeLimit::SETTINGS)?;
             let named = || path.display().to_string();
-            let config = TrainConfig::from_toml(&read_text(&path)?).with_context(named)?;
+            let config = TrainConfig::from_toml(&text).with_context(named)?;
             Personalisation::new(config, &device.device.open()?).with_context(named)?;
             print_result(&format!("{}: nothing is wrong with it", path.display()));
         }

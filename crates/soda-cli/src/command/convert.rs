@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 
-use crate::base_model::find_base;
+use crate::base_model::{find_base, print_warnings};
 use crate::device::{Precision, host};
 use crate::progress::{Progress, print_result};
 use crate::usage::{UsageError, require};
@@ -56,6 +56,7 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
         let options = LoadOptions { dtype, variant: args.variant, ..LoadOptions::default() };
         Pipeline::load_with(&base, &options, &device)?
     };
+    print_warnings(&pipeline, &progress);
     progress.show(Event::Stage { name: "writing" });
     if args.out.extension().is_some_and(|extension| extension == "safetensors") {
         pipeline.save_single_file(&args.out, dtype)?;

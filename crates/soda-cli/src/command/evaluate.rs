@@ -7,16 +7,17 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use image::RgbImage;
 use soda_compare::EvaluationScores;
+use soda_files::StagedFolder;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{GenerateConfig, Pipeline};
+use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline};
 use soda_train::{
     Dataset, DatasetImages, Event, Example, RunFolder, expand_trigger, score, write_file, write_png,
 };
 
 use crate::adapter_loading::load_with_adapters;
 use crate::args::{DeviceArg, MergedArgs, ToArgv as _, finite, option, repeated, seed};
-use crate::base_model::find_base;
+use crate::base_model::{find_base, load_base, warn_of_sampler};
 use crate::device::shards;
 use crate::progress::{Progress, print_result};
 use crate::usage::{UsageError, require};
@@ -31,7 +32,7 @@ Examples:
       --subject mug.safetensors --style chalk.safetensors --mode geodesic \\
       --prompt \"a sks mug on a beach in zwx style\" --out scores/chalk-mug
 
-Writes three files:
+Writes three files, all of them or none:
   samples.png    the images of --data, then the generated images
   unrelated.png  the images of --unrelated by the base, then by the adapted model
   scores.json")]
@@ -125,8 +126,9 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let base = find_base(&args.base, None)?;
     let pipeline = match load_with_adapters(&args.merged, &base, &device)? {
         Some(pipeline) => pipeline,
-        None => Pipeline::load(&base, &device)?,
+        None => load_base(&base, &LoadOptions::default(), &device)?,
     };
+    warn_of_sampler(&pipeline, &Progress::default());
     let prompts = match (&given[..], &data.eval_prompts[..]) {
         ([], []) => {
             let folder = args.data.display();
@@ -163,17 +165,20 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let style_clip_i = style.map(|scores| scores.iter().sum::<f32>() / scores.len().max(1) as f32);
     progress.finish();
 
-    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    write_png(&out.join(RunFolder::SAMPLES_GRID), &grid(&[reference.subject, samples]))?;
+    let cannot = || format!("cannot create {}", out.display());
+    let staged = StagedFolder::new(out).with_context(cannot)?;
+    let file = |name: &str| staged.path().join(name);
+    write_png(&file(RunFolder::SAMPLES_GRID), &grid(&[reference.subject, samples]))?;
     if !unrelated.is_empty() {
-        write_png(&out.join(RunFolder::UNRELATED_GRID), &grid(&[unrelated_base, unrelated]))?;
+        write_png(&file(RunFolder::UNRELATED_GRID), &grid(&[unrelated_base, unrelated]))?;
     }
     let held_out = held_out.iter().map(Example::name).collect();
     let identifier = data.identifier;
-    let file = EvaluationScores { prompts, identifier, held_out, scores, style_clip_i };
-    let text = format!("{:#}\n", serde_json::to_value(&file)?);
-    write_file(&out.join(RunFolder::SCORES), text.as_bytes())?;
-    print_scores(&file);
+    let result = EvaluationScores { prompts, identifier, held_out, scores, style_clip_i };
+    let text = format!("{:#}\n", serde_json::to_value(&result)?);
+    write_file(&file(RunFolder::SCORES), text.as_bytes())?;
+    staged.commit().with_context(cannot)?;
+    print_scores(&result);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use soda_train::{Event, write_file};
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{AdapterArg, CacheArg, DeviceArg, finite, seed};
-use crate::base_model::find_base;
+use crate::base_model::{find_base, load_base, warn_of_sampler};
 use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
 use crate::usage::{UsageError, require};
@@ -56,7 +56,8 @@ pub(crate) struct GenerateArgs {
     /// The sampler; by default the model's own
     #[arg(long, value_enum)]
     pub(crate) scheduler: Option<SamplerName>,
-    /// Use the noise schedule of Karras et al.; for euler, dpm++ and dpm++-sde
+    /// Use the noise schedule of Karras et al.; for the samplers euler, dpm++, dpm++-sde, unipc, deis, lms,
+    /// heun, dpm2 and dpm2-a
     #[arg(long)]
     pub(crate) karras: bool,
     /// Width of the images in pixels; by default that of the model's training
@@ -109,6 +110,21 @@ pub(crate) enum SamplerName {
     /// DPM-Solver++ 2M with new noise after each step
     #[value(name = "dpm++-sde")]
     DpmSde,
+    /// UniPC
+    #[value(name = "unipc")]
+    UniPc,
+    Deis,
+    Lms,
+    /// Heun's method, with two calls of the denoiser in a step
+    Heun,
+    /// DPM-Solver-2, with two calls of the denoiser in a step
+    #[value(name = "dpm2")]
+    Dpm2,
+    /// DPM-Solver-2 with new noise after each step
+    #[value(name = "dpm2-a")]
+    Dpm2A,
+    /// For latent consistency models
+    Lcm,
 }
 
 impl SamplerName {
@@ -120,15 +136,26 @@ impl SamplerName {
             Self::Euler => SamplerKind::Euler,
             Self::EulerA => SamplerKind::EulerAncestral,
             Self::Dpm | Self::DpmSde => SamplerKind::DpmSolver,
+            Self::UniPc => SamplerKind::UniPc,
+            Self::Deis => SamplerKind::Deis,
+            Self::Lms => SamplerKind::Lms,
+            Self::Heun => SamplerKind::Heun,
+            Self::Dpm2 => SamplerKind::Dpm2,
+            Self::Dpm2A => SamplerKind::Dpm2Ancestral,
+            Self::Lcm => SamplerKind::Lcm,
         }
+    }
+
+    /// Whether the sampler reads `--karras`.
+    fn takes_karras(self) -> bool {
+        !matches!(self, Self::Ddpm | Self::Ddim | Self::Pndm | Self::EulerA | Self::Lcm)
     }
 }
 
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
-    let karras = [SamplerName::Euler, SamplerName::Dpm, SamplerName::DpmSde].map(Some);
     require(
-        !args.karras || karras.contains(&args.scheduler),
-        "--karras needs --scheduler euler, dpm++ or dpm++-sde",
+        !args.karras || args.scheduler.is_some_and(SamplerName::takes_karras),
+        "--karras needs --scheduler euler, dpm++, dpm++-sde, unipc, deis, lms, heun, dpm2 or dpm2-a",
     )?;
     require(
         args.strength_of_init > 0.0 && args.strength_of_init <= 1.0,
@@ -146,6 +173,9 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let pipeline = load_pipeline(&args, &device)?;
     let mut progress = Progress::default();
     warn_of_truncation(&args, &pipeline, &progress);
+    if args.scheduler.is_none() {
+        warn_of_sampler(&pipeline, &progress);
+    }
     let side = pipeline.image_size();
     let [height, width] = [args.height, args.width].map(|s| s.map_or(side, |s| s as usize));
     let repeated = |prompt: &String| std::iter::repeat_n(prompt.clone(), args.count as usize);
@@ -210,7 +240,7 @@ fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
             let base = BaseModel { path: &base, options, cache: args.cache.open(), device };
             base.load_merged(adapter, args.adapter.strength)?
         }
-        None => Pipeline::load_with(&base, &options, device)?,
+        None => load_base(&base, &options, device)?,
     };
     let scheduler = &mut pipeline.scheduler;
     scheduler.use_karras_sigmas |= args.karras;

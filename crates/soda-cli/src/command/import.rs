@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use soda_models::pipeline::{Pipeline, model_name};
+use soda_models::pipeline::{LoadOptions, model_name};
 use soda_pipeline::configure_pipeline;
 use soda_pipeline::interop::{Imported, import};
 
 use crate::args::DeviceArg;
-use crate::base_model::find_base;
+use crate::base_model::{find_base, load_base};
 use crate::progress::{Progress, print_result};
 
 #[derive(Debug, Args)]
@@ -22,9 +22,9 @@ Examples:
 The embedding of a new word (textual inversion) is an adapter too. The word is in the file, or
 is the file's name.")]
 pub(crate) struct ImportArgs {
-    /// A LoRA, LoHa or LoKr file of diffusers, kohya or LyCORIS; a textual inversion file of diffusers or
-    /// kohya; a PEFT directory; or a directory with one PEFT directory per network: unet, text_encoder,
-    /// text_encoder_2
+    /// An adapter file of diffusers, kohya, LyCORIS or OneTrainer (LoRA, DoRA, LoHa, LoKr, OFT, diff); a
+    /// textual inversion file of diffusers or kohya; a PEFT directory; or a directory with one PEFT
+    /// directory per network: unet, text_encoder, text_encoder_2
     pub(crate) path: PathBuf,
     /// The base model it is for: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -42,9 +42,10 @@ pub(crate) struct ImportArgs {
 pub(crate) fn run(args: ImportArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
     let base = find_base(&args.base, None)?;
-    let mut pipeline = Pipeline::load(&base, &args.device.device.open()?)?;
+    let device = args.device.device.open()?;
+    let mut pipeline = load_base(&base, &LoadOptions::default(), &device)?;
     let name = model_name(&base);
-    let Imported { mut file, matched, unmatched, absent } =
+    let Imported { mut file, matched, unmatched, unread, absent } =
         import(&args.path, &pipeline.networks(), &name)
             .with_context(|| format!("cannot import {}", args.path.display()))?;
     file.header.trigger = args.trigger;
@@ -55,13 +56,23 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     configure_pipeline(&mut pipeline, &file)?;
     file.write(&args.out)?;
     let progress = Progress::default();
-    for name in &unmatched {
-        progress.warn(&format!("{name} is of no weight of this base and was left out"));
+    if let Some(example) = unmatched.first() {
+        progress.warn(&format!(
+            "{} are of no weight of this base (such as {example}) and were left out",
+            count(unmatched.len())
+        ));
+    }
+    if let Some(example) = unread.first() {
+        progress.warn(&format!(
+            "{} are of a kind that is not read (such as {example}; changes of biases and of normalization \
+             layers are among them) and were left out, so that the result is not all that the file holds",
+            count(unread.len())
+        ));
     }
     for (component, names) in &absent {
         progress.warn(&format!(
-"{} tensors are for a {component} (such as {}), which this base does not have, and were left out",
-            names.len(),
+            "{} are for a {component} (such as {}), which this base does not have, and were left out",
+            count(names.len()),
             names[0]
         ));
     }
@@ -70,7 +81,11 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
         args.out.display(),
         file.summary(),
         matched.len(),
-        unmatched.len() + absent.values().map(Vec::len).sum::<usize>()
+        unmatched.len() + unread.len() + absent.values().map(Vec::len).sum::<usize>()
     ));
     Ok(())
+}
+
+fn count(tensors: usize) -> String {
+    format!("{tensors} tensor{}", if tensors == 1 { "" } else { "s" })
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
+use soda_models::input_file::{SizeLimit, read_text};
+use soda_models::weights::SafetensorsReader;
 use soda_pipeline::{AdapterFile, FormatError, PipelineError};
 
 use crate::base_model::find_base;
@@ -89,18 +91,12 @@ fn print_field(depth: usize, key: &str, value: &Value) {
 
 /// Prints the metadata and the tensors of a safetensors file.
 fn print_tensors(path: &Path) -> Result<()> {
-    let header = safetensors_header(path)?;
-    if let Some(Value::Object(metadata)) = header.get("__metadata__") {
-        for (key, value) in metadata {
-            print_result(&format!("  {key} = {value}"));
-        }
+    let file = SafetensorsReader::open(path)?;
+    for (key, value) in file.metadata() {
+        print_result(&format!("  {key} = {value:?}"));
     }
-    for (key, value) in header.iter().filter(|(key, _)| *key != "__metadata__") {
-        print_result(&format!(
-            "  {key} {} {}",
-            value["dtype"].as_str().unwrap_or("?"),
-            value["shape"]
-        ));
+    for (key, dtype, shape) in file.tensors() {
+        print_result(&format!("  {key} {dtype} {}", json!(shape)));
     }
     Ok(())
 }
@@ -145,43 +141,19 @@ fn print_directory(path: &Path) -> Result<()> {
 
 /// Counts the tensors of a file, and their values by dtype.
 fn count_values(path: &Path) -> Result<String> {
-    let header = safetensors_header(path)?;
-    let mut values: BTreeMap<String, u64> = BTreeMap::new();
-    let mut count = 0;
-    for (_, tensor) in header.iter().filter(|(key, _)| *key != "__metadata__") {
-        count += 1;
-        let elements = tensor["shape"]
-            .as_array()
-            .map_or(0, |shape| shape.iter().filter_map(Value::as_u64).product());
-        *values.entry(tensor["dtype"].as_str().unwrap_or("?").to_owned()).or_default() += elements;
+    let file = SafetensorsReader::open(path)?;
+    let mut values: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, dtype, shape) in file.tensors() {
+        // The header was checked: the products fit, and their sum is at most the size of the file.
+        *values.entry(dtype.to_string()).or_default() += shape.iter().product::<usize>();
     }
+    let count = file.tensors().count();
     let values: Vec<_> = values.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
     Ok(format!(": {count} tensors, {}", values.join(" + ")))
 }
 
-/// The size limit of a safetensors header, in bytes.
-const MAX_HEADER: u64 = 100_000_000;
-
-/// Reads only the header, which is a few kilobytes of a 7 GB checkpoint.
-fn safetensors_header(path: &Path) -> Result<serde_json::Map<String, Value>> {
-    use std::io::Read as _;
-    let not_safetensors = || format!("{} is not a safetensors file", path.display());
-    let mut file =
-        std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let length = file.metadata()?.len();
-    let mut size = [0; 8];
-    file.read_exact(&mut size).with_context(not_safetensors)?;
-    let size = u64::from_le_bytes(size);
-    if size > length.saturating_sub(8).min(MAX_HEADER) {
-        bail!(not_safetensors());
-    }
-    let mut header = Vec::new();
-    file.take(size).read_to_end(&mut header).with_context(not_safetensors)?;
-    serde_json::from_slice(&header).with_context(not_safetensors)
-}
-
 fn read_json(path: &Path) -> Result<Value> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = read_text(path, SizeLimit::SETTINGS)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
 }

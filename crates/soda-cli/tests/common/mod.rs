@@ -11,6 +11,7 @@ pub(crate) fn toybox(name: &str) -> PathBuf {
 }
 
 /// Runs `soda` in `folder`.
+#[allow(dead_code, reason = "not every test file runs commands to their end")]
 pub(crate) fn soda(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_soda")).args(args).current_dir(folder).output().unwrap()
 }

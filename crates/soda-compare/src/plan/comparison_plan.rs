@@ -87,9 +87,9 @@ impl ComparisonPlan {
 
     /// The scored runs, with the settings that the `results` of [`ComparisonPlan::search_runs`] choose.
     ///
-    /// A candidate with a missing run is not chosen; among equals the first is. All arms are trained on one
-    /// data set and seed before the next. An interrupted comparison is therefore a smaller comparison of
-    /// all arms.
+    /// An arm has none before all its candidates have run: a choice among fewer could be another. Among equal
+    /// candidates the first is chosen. All arms are trained on one data set and seed before the next. An
+    /// interrupted comparison is therefore a smaller comparison of all arms.
     pub fn score_runs(&self, results: &ResultsFile<RunResult>) -> Vec<Run> {
         let arm_runs = |arm: &Arm| {
             let chosen = self.chosen(arm, results)?;
@@ -105,6 +105,16 @@ impl ComparisonPlan {
         runs.into_iter().map(|(_, run)| run).collect()
     }
 
+    /// The arms whose candidates have not all run, by the `results` of [`ComparisonPlan::search_runs`].
+    /// [`ComparisonPlan::score_runs`] leaves them out.
+    pub fn waiting_arms(&self, results: &ResultsFile<RunResult>) -> Vec<&str> {
+        let waiting = self
+            .arms
+            .iter()
+            .filter(|arm| arm.candidates.len() > 1 && self.search_scores(arm, results).is_none());
+        waiting.map(|arm| arm.name.as_str()).collect()
+    }
+
     /// The evaluations of those `runs` that `results` has.
     pub fn evaluations(&self, runs: &[Run], results: &ResultsFile<RunResult>) -> Vec<Evaluation> {
         let strength = self.strength.iter().flat_map(|config| config.evaluations(runs, results));
@@ -113,21 +123,34 @@ impl ComparisonPlan {
     }
 
     fn chosen<'a>(&self, arm: &'a Arm, results: &ResultsFile<RunResult>) -> Option<&'a Candidate> {
-        let (Some(grid), [_, _, ..]) = (&self.search, &arm.candidates[..]) else {
+        if arm.candidates.len() < 2 {
             return arm.candidates.first();
-        };
+        }
         let mut best: Option<(f64, &Candidate)> = None;
-        for candidate in &arm.candidates {
-            let runs = grid_runs(&arm.name, &candidate.search, &grid.seeds);
-            let scores: Option<Vec<f64>> =
-                runs.iter().map(|run| results.get(&run.id)?.selection_score()).collect();
-            let Some(scores) = scores else { continue };
-            let mean = scores.iter().sum::<f64>() / scores.len() as f64;
-            if best.is_none_or(|(most, _)| mean > most) {
+        for (mean, candidate) in self.search_scores(arm, results)?.into_iter().zip(&arm.candidates)
+        {
+            // A mean that is not finite is never chosen.
+            if mean.is_finite() && best.is_none_or(|(most, _)| mean > most) {
                 best = Some((mean, candidate));
             }
         }
         best.map(|(_, candidate)| candidate)
+    }
+
+    /// The mean selection score of each candidate, NaN if one of its runs has no finite score. `None` if a
+    /// run of any candidate is missing.
+    fn search_scores(&self, arm: &Arm, results: &ResultsFile<RunResult>) -> Option<Vec<f64>> {
+        let grid = self.search.as_ref()?;
+        let mean = |candidate: &Candidate| {
+            let runs = grid_runs(&arm.name, &candidate.search, &grid.seeds);
+            let scores: Option<Vec<f64>> = runs
+                .iter()
+                .map(|run| Some(results.get(&run.id)?.selection_score().unwrap_or(f64::NAN)))
+                .collect();
+            let scores = scores?;
+            Some(scores.iter().sum::<f64>() / scores.len() as f64)
+        };
+        arm.candidates.iter().map(mean).collect()
     }
 }
 

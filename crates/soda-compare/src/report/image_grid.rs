@@ -6,6 +6,7 @@ use std::path::Path;
 use image::imageops::{self, FilterType};
 use image::{ImageError, RgbImage};
 use maud::{Markup, html};
+use soda_models::image::read_rgb;
 use soda_train::RunFolder;
 use soda_train::page::{jpeg_data_uri, png_data_uri};
 
@@ -34,7 +35,10 @@ pub(super) fn grid_rows(
         path: path.to_owned(),
         reason: error.to_string(),
     };
-    let grid = image::open(path).map_err(unusable)?.to_rgb8();
+    let grid = read_rgb(path).map_err(|error| CompareError::Image {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
     let (part, downsampled) = cut(&grid, rows, wanted);
     // JPEG takes a tenth of the bytes for photographs. Small images stay as they are.
     if downsampled { jpeg_data_uri(&part) } else { png_data_uri(&part) }.map_err(unusable)

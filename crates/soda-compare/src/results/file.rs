@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use soda_models::input_file::{SizeLimit, read_text};
 
 use crate::error::CompareError;
 
@@ -31,7 +32,7 @@ impl<R: StoredResult> ResultsFile<R> {
     /// # Errors
     /// The file cannot be read or written, or a complete line does not parse.
     pub fn open(path: &Path) -> Result<Self, CompareError> {
-        let text = match std::fs::read_to_string(path) {
+        let text = match read_text(path, SizeLimit::LIST) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             text => text.map_err(CompareError::io("read", path))?,
         };

@@ -14,8 +14,6 @@ const MIN_ENTRIES: usize = 1 << 20;
 /// The number of entries of a chunk. A few chunks fit into a core's second-level cache. The products on one
 /// chunk are too small for the backend to use several cores, so that the chunks are spread over the cores.
 const CHUNK_ENTRIES: usize = 1 << 15;
-/// The least number of entries of a chunk that is worth a task.
-const MIN_TASK_ENTRIES: usize = 1 << 13;
 /// The least number of columns of a chunk, below which matrix products are slow.
 const MIN_COLUMNS: usize = 64;
 
@@ -29,10 +27,13 @@ pub(super) fn chunk_for_cache(x: &Tensor<3>) -> Option<(usize, usize)> {
     (is_worthwhile && is_in_host_memory(x)).then_some((axis, length))
 }
 
-/// The axis and the length of a chunk for one task per thread, if the rows of `x` are worth the tasks.
+/// The axis and the length of a chunk for tasks on several threads, if the rows of `x` are worth the tasks.
+///
+/// The length does not depend on the number of threads: gradients are sums over the chunks, and would have
+/// other bits on another machine.
 pub(super) fn chunk_for_threads(x: &Tensor<3>) -> Option<(usize, usize)> {
     let [before, width, after] = x.dims();
-    let length = before.div_ceil(rayon::current_num_threads());
-    let is_worthwhile = after == 1 && length < before && length * width >= MIN_TASK_ENTRIES;
+    let length = (CHUNK_ENTRIES / width.max(1)).max(1);
+    let is_worthwhile = after == 1 && length < before;
     (is_worthwhile && is_in_host_memory(x)).then_some((0, length))
 }

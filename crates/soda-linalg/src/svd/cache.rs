@@ -25,8 +25,8 @@ const TAG_VIA_F64: &Tag = b"sodasvr1";
 /// files.
 ///
 /// A file is written under a temporary name, synced and renamed. Several processes can share a folder, and
-/// none reads a part of a file. A damaged file, or one of a machine with another byte order, is computed
-/// again and replaced.
+/// none reads a part of a file. A file holds a digest of its numbers. A damaged file, or one of a machine
+/// with another byte order, is computed again and replaced.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

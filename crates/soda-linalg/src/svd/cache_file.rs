@@ -1,22 +1,25 @@
 //! One file of the decomposition cache. No other file of this crate writes to disk.
 //!
-//! The file is a header (tag, rows, columns, bytes of an entry), then the entries of `u`, `s` and `vt`.
-//! Numbers are in the byte order of the machine.
+//! The file is a header (tag, rows, columns, bytes of an entry), the entries of `u`, `s` and `vt`, and the
+//! SHA-256 of all of these. Numbers are in the byte order of the machine.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{DType, Device, Element, Tensor, TensorData, TensorReadError};
 use bytemuck::Pod;
+use sha2::{Digest, Sha256};
+use soda_files::StagedFile;
 
 use super::factors::Svd;
 use crate::error::LinalgError;
 
 /// The name and version of a decomposition algorithm, the first bytes of a file.
 pub(super) type Tag = [u8; 8];
+
+/// The length of a digest in bytes.
+const DIGEST_LEN: usize = 32;
 
 /// The factors of a decomposition in host memory.
 pub(super) struct StoredFactors {
@@ -40,8 +43,8 @@ impl StoredFactors {
         }
     }
 
-    /// Reads the factors of a matrix `[rows, cols]`. `None` if the file is absent, or its length or header is
-    /// wrong.
+    /// Reads the factors of a matrix `[rows, cols]`. `None` if the file is absent, or its length, header or
+    /// digest is wrong.
     pub(super) fn read<T: Element + Pod>(
         path: &Path,
         tag: &Tag,
@@ -54,7 +57,8 @@ impl StoredFactors {
         };
         let k = rows.min(cols);
         let expected = header(tag, [rows, cols], T::dtype());
-        let length = expected.len() + (rows * k + k + k * cols) * size_of::<T>();
+        let entries = (rows * k + k + k * cols) * size_of::<T>();
+        let length = expected.len() + entries + DIGEST_LEN;
         if file.metadata()?.len() != length as u64 {
             return Ok(None);
         }
@@ -65,35 +69,36 @@ impl StoredFactors {
         }
         let u = read_entries::<T, 2>(&mut file, [rows, k])?;
         let s = read_entries::<T, 1>(&mut file, [k])?;
-        Ok(Some(Self { u, s, vt: read_entries::<T, 2>(&mut file, [k, cols])? }))
+        let stored = Self { u, s, vt: read_entries::<T, 2>(&mut file, [k, cols])? };
+        let mut digest = [0; DIGEST_LEN];
+        file.read_exact(&mut digest)?;
+        Ok((stored.digest(&expected) == digest).then_some(stored))
     }
 
-    /// Writes the factors to a temporary file beside `path` and renames it.
+    /// Writes the factors to `path` whole or not at all.
     pub(super) fn write(&self, path: &Path, tag: &Tag) -> io::Result<()> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        // The temporary name is unique among processes and threads.
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_extension(format!("{}-{count}.tmp", process::id()));
-        let written = self.write_to(&temporary, tag).and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            // The first error is the one to report.
-            let _ = fs::remove_file(&temporary);
+        let (dims, dtype) = ([self.u.shape()[0], self.vt.shape()[1]], self.u.dtype());
+        let header = header(tag, dims, dtype);
+        let mut staged = StagedFile::new(path)?;
+        staged.file().write_all(&header)?;
+        for factor in [&self.u, &self.s, &self.vt] {
+            staged.file().write_all(factor.as_bytes())?;
         }
-        written
+        staged.file().write_all(&self.digest(&header))?;
+        staged.commit()
     }
 
-    fn write_to(&self, path: &Path, tag: &Tag) -> io::Result<()> {
-        let (dims, dtype) = ([self.u.shape()[0], self.vt.shape()[1]], self.u.dtype());
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(&header(tag, dims, dtype))?;
+    /// The SHA-256 of the header and of all entries.
+    fn digest(&self, header: &[u8]) -> [u8; DIGEST_LEN] {
+        let mut hash = Sha256::new();
+        hash.update(header);
         for factor in [&self.u, &self.s, &self.vt] {
-            file.write_all(factor.as_bytes())?;
+            hash.update(factor.as_bytes());
         }
-        // Before the rename: otherwise a crash could leave an empty file under the final name.
-        file.sync_all()
+        hash.finalize().into()
     }
 }
 

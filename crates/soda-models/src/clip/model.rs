@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::text::{ClipTextConfig, TextTransformer};
 use super::vision::{ClipVisionConfig, VisionTransformer};
+use crate::config::bounds::WIDTH;
 use crate::config::pretrained::fields;
 use crate::config::{ConfigFile, InvalidField};
 use crate::layers::project;
@@ -66,6 +67,7 @@ impl ConfigFile for ClipConfig {
     const NO_EFFECT: &'static [(&'static str, &'static str)] = &[];
 
     fn validate(&self) -> Result<(), InvalidField> {
+        WIDTH.check("projection_dim", self.projection_dim)?;
         self.text_config.validate()?;
         self.vision_config.validate()
     }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::encoder::{Activation, Encoder, EncoderConfig};
 use super::text_embeddings::TextEmbeddings;
+use crate::config::bounds::{LAYERS, POSITIONS, TOKENS, WIDTH};
 use crate::config::pretrained::{fields, heads_fit};
 use crate::config::{ConfigFile, InvalidField};
 use crate::layers::project;
@@ -105,6 +106,20 @@ impl ConfigFile for ClipTextConfig {
         let refuse = |field, value: usize, supported| {
             Err(InvalidField { field, value: value.to_string(), supported })
         };
+        LAYERS.check("num_hidden_layers", self.num_hidden_layers)?;
+        WIDTH.check_fields(&[
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("projection_dim", self.projection_dim.unwrap_or(0)),
+        ])?;
+        POSITIONS.check("max_position_embeddings", self.max_position_embeddings)?;
+        TOKENS.check_fields(&[
+            ("vocab_size", self.vocab_size),
+            ("eos_token_id", self.eos_token_id),
+        ])?;
+        if self.vocab_size == 0 {
+            return refuse("vocab_size", 0, "the number of tokens");
+        }
         if !heads_fit(self.hidden_size, self.num_attention_heads) {
             let supported = "a number of heads that divides `hidden_size`";
             return refuse("num_attention_heads", self.num_attention_heads, supported);

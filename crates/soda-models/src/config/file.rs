@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{ConfigError, ModelError};
+use crate::input_file::{SizeLimit, read_text};
 
 /// A struct that mirrors a `config.json`.
 ///
@@ -21,6 +22,16 @@ pub trait ConfigFile: DeserializeOwned {
     /// Whether `_class_name` is a field of the struct. Other fields that start with `_` are notes about the
     /// file and skipped.
     const HAS_CLASS_NAME: bool = false;
+
+    /// Rewrites the fields before they are parsed, such as those of older files. Fields that start with `_`
+    /// are not the file's any more, except `_class_name`.
+    ///
+    /// # Errors
+    ///
+    /// The first field whose value is refused.
+    fn prepare(_fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
+        Ok(())
+    }
 
     /// Checks what types cannot express.
     ///
@@ -60,8 +71,8 @@ pub struct InvalidField {
 /// # Ok::<(), soda_models::ModelError>(())
 /// ```
 pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| ModelError::io(path, C::DESCRIPTION, e))?;
+    let text = read_text(path, SizeLimit::SETTINGS)
+        .map_err(|e| ModelError::io(path, C::DESCRIPTION, e))?;
     let json = |source| ConfigError::Json { path: path.to_path_buf(), source };
     // Python writes a `lambda_min_clipped` of minus infinity, which is not JSON, for no bound.
     let text = text.replace(": -Infinity", ": null");
@@ -71,6 +82,13 @@ pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
     fields.retain(|field, _| {
         !field.starts_with('_') || (C::HAS_CLASS_NAME && field == "_class_name")
     });
+    let unsupported = |refusal: InvalidField| ConfigError::UnsupportedField {
+        path: path.to_path_buf(),
+        field: refusal.field.to_string(),
+        value: refusal.value,
+        supported: refusal.supported.to_string(),
+    };
+    C::prepare(&mut fields).map_err(unsupported)?;
     for (field, _) in C::NO_EFFECT {
         let Some(value) = fields.remove(*field) else { continue };
         let neutral = || C::NO_EFFECT.iter().filter(|row| row.0 == *field).map(|row| row.1);
@@ -92,12 +110,7 @@ pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
             None => ConfigError::Json { path, source },
         }
     })?;
-    config.validate().map_err(|refusal| ConfigError::UnsupportedField {
-        path: path.to_path_buf(),
-        field: refusal.field.to_string(),
-        value: refusal.value,
-        supported: refusal.supported.to_string(),
-    })?;
+    config.validate().map_err(unsupported)?;
     Ok(config)
 }
 

@@ -7,6 +7,7 @@
 //! So a config struct lists the fields that it honours. A table lists the other fields with the values at
 //! which they have no effect.
 
+pub(crate) mod bounds;
 mod file;
 pub(crate) mod pretrained;
 

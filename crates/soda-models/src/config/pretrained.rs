@@ -8,6 +8,7 @@
 use serde::de::{Deserialize, Deserializer, Error};
 use serde_json::{Map, Value};
 
+use super::bounds::{LAYERS, PIXELS, POSITION_TABLE, WIDTH};
 use super::file::InvalidField;
 
 /// Fields that no forward pass of these networks reads, whatever their value.
@@ -111,14 +112,17 @@ pub(crate) fn heads_fit(width: usize, heads: usize) -> bool {
     heads > 0 && width > 0 && width.is_multiple_of(heads)
 }
 
-/// Checks the sizes of an image encoder: `[width, heads]` and `[image, patch, channels]`.
+/// Checks the sizes of an image encoder: `[width, heads, layers]` and `[image, patch, channels]`.
 pub(crate) fn check_vision_sizes(
-    [width, heads]: [usize; 2],
+    [width, heads, layers]: [usize; 3],
     [image, patch, channels]: [usize; 3],
 ) -> Result<(), InvalidField> {
     let refuse = |field, value: usize, supported| {
         Err(InvalidField { field, value: value.to_string(), supported })
     };
+    LAYERS.check("num_hidden_layers", layers)?;
+    WIDTH.check("hidden_size", width)?;
+    PIXELS.check("image_size", image)?;
     if !heads_fit(width, heads) {
         let supported = "a number of heads that divides `hidden_size`";
         return refuse("num_attention_heads", heads, supported);
@@ -126,6 +130,7 @@ pub(crate) fn check_vision_sizes(
     if patch == 0 || image < patch {
         return refuse("patch_size", patch, "a patch that fits into `image_size`");
     }
+    POSITION_TABLE.check("image_size", (image / patch).pow(2) * width)?;
     if channels != 3 {
         return refuse("num_channels", channels, "3: red, green and blue");
     }

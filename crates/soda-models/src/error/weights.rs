@@ -97,6 +97,30 @@ pub enum WeightsError {
         /// The first bad element.
         value: f64,
     },
+
+    /// A weight would be written as NaN or infinity.
+    #[error(
+        "{} was not written: `{key}` would not be finite in {dtype} at position {index}; {}",
+        .path.display(), finite_remedy(*.dtype)
+    )]
+    NotWritten {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The position of the first bad element, in row-major order of the file.
+        index: usize,
+        /// The element type of the file.
+        dtype: safetensors::Dtype,
+    },
+}
+
+/// How a weight becomes finite that is not in `dtype`.
+fn finite_remedy(dtype: safetensors::Dtype) -> &'static str {
+    match dtype {
+        safetensors::Dtype::F16 => "write it as bf16 or f32",
+        _ => "lower the strength of its adapters",
+    }
 }
 
 /// The first three keys as text. A list of hundreds of keys would hide the rest of the message.

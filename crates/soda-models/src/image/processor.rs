@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::resample::{Filter, resize};
 use super::tensor::planes;
+use crate::config::bounds::JUDGED;
 use crate::config::pretrained::fields;
 use crate::config::{ConfigFile, InvalidField};
 
@@ -56,6 +57,15 @@ pub enum ImageSize {
     },
 }
 
+impl ImageSize {
+    fn largest(self) -> u32 {
+        match self {
+            Self::Bare(edge) | Self::ShortestEdge { shortest_edge: edge } => edge,
+            Self::Exact { height, width } => height.max(width),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for ImageProcessor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Class names, and arguments of the Python functions.
@@ -93,11 +103,21 @@ impl ConfigFile for ImageProcessor {
     fn validate(&self) -> Result<(), InvalidField> {
         let refuse =
             |field, value: String, supported| Err(InvalidField { field, value, supported });
+        for (field, size) in [("size", Some(self.size)), ("crop_size", self.crop_size)] {
+            JUDGED.check(field, size.map_or(0, |size| size.largest() as usize))?;
+        }
         if self.filter().is_none() {
             let supported = "1 (Lanczos), 2 (bilinear) or 3 (bicubic)";
             return refuse("resample", self.resample.to_string(), supported);
         }
-        if self.image_std.contains(&0.0) {
+        let finite = |values: &[f32; 3]| values.iter().all(|value| value.is_finite());
+        if !self.rescale_factor.is_finite() {
+            return refuse("rescale_factor", self.rescale_factor.to_string(), "a finite number");
+        }
+        if !finite(&self.image_mean) {
+            return refuse("image_mean", format!("{:?}", self.image_mean), "finite numbers");
+        }
+        if !finite(&self.image_std) || self.image_std.contains(&0.0) {
             return refuse("image_std", format!("{:?}", self.image_std), "deviations above zero");
         }
         let (least_width, least_height) = self.edges(1, 1);
@@ -148,6 +168,9 @@ impl ImageProcessor {
 
     /// Resizes and crops one image to its final size.
     fn frame(&self, image: &RgbImage) -> RgbImage {
+        // A strip would grow to billions of pixels, of which only the centre is kept.
+        let strip = self.do_center_crop.then(|| centre(image)).flatten();
+        let image = strip.as_ref().unwrap_or(image);
         let (width, height) = self.edges(image.width(), image.height());
         let image = match self.filter() {
             Some(filter) => resize(image, width, height, filter),
@@ -191,6 +214,19 @@ impl ImageProcessor {
             _ => None,
         }
     }
+}
+
+/// The longest edge that is resized, as a multiple of the shorter one.
+const LONGEST: u32 = 16;
+
+/// The centre of an image that is longer than [`LONGEST`]. `None` for other images.
+fn centre(image: &RgbImage) -> Option<RgbImage> {
+    let (width, height) = image.dimensions();
+    let [new_width, new_height] =
+        [width.min(height.saturating_mul(LONGEST)), height.min(width.saturating_mul(LONGEST))];
+    let (x, y) = ((width - new_width) / 2, (height - new_height) / 2);
+    let crop = || imageops::crop_imm(image, x, y, new_width, new_height).to_image();
+    ((new_width, new_height) != (width, height)).then(crop)
 }
 
 fn per_byte() -> f32 {

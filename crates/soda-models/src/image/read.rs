@@ -1,7 +1,6 @@
 //! Reading image files.
 
-use std::fs::File;
-use std::io::BufReader;
+use std::io::Cursor;
 use std::path::Path;
 
 use image::{
@@ -11,12 +10,19 @@ use image::{
 
 use super::jpeg;
 use crate::error::{ImageError, ModelError};
+use crate::input_file::{self, SizeLimit};
 
 /// The largest number of pixels that is read. It is more than any camera takes, and at most 2 GB while it is
 /// decoded.
 ///
 /// The limit is checked before the pixels are decoded, since a file of a few bytes can claim to be larger.
 pub const MAX_PIXELS: u64 = 150_000_000;
+
+/// The number of pixels that a file of any length may have. A single colour takes no space.
+const PLAUSIBLE_PIXELS: u64 = 1 << 24;
+
+/// The most pixels of a byte in larger images. Deflate, which PNG and TIFF use, packs 8,256 of one bit.
+const PIXELS_PER_BYTE: u64 = 1 << 14;
 
 /// Reads an image file of any format that the `image` crate was built with, as upright, opaque 8-bit RGB.
 ///
@@ -68,19 +74,19 @@ pub fn read_mask(path: &Path) -> Result<GrayImage, ModelError> {
 /// Decodes an image file and turns the image upright.
 fn read(path: &Path) -> Result<DynamicImage, ModelError> {
     let io = |e| ModelError::io(path, "an image", e);
-    let file = File::open(path).map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
-    if metadata.is_file() && metadata.len() == 0 {
+    let bytes = input_file::read(path, SizeLimit::IMAGE).map_err(io)?;
+    if bytes.is_empty() {
         return Err(ImageError::Empty { path: path.to_path_buf() }.into());
     }
     // The format is guessed from the content: photos travel under wrong extensions.
-    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(io)?;
+    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(io)?;
     let broken = |source: DecodeError| ImageError::Decode { path: path.to_path_buf(), source };
     let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
     let mut decoder = reader.into_decoder().map_err(broken)?;
     // The size is known from the first bytes, before memory for the pixels is allocated.
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS {
         return Err(ImageError::TooLarge {
             path: path.to_path_buf(),
             width,
@@ -89,9 +95,12 @@ fn read(path: &Path) -> Result<DynamicImage, ModelError> {
         }
         .into());
     }
+    if pixels > PLAUSIBLE_PIXELS && pixels > PIXELS_PER_BYTE * bytes.len() as u64 {
+        return Err(ImageError::Truncated { path: path.to_path_buf() }.into());
+    }
     let orientation = decoder.orientation().map_err(broken)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
-    if is_jpeg && !jpeg::has_end(&std::fs::read(path).map_err(io)?) {
+    if is_jpeg && !jpeg::has_end(&bytes) {
         return Err(ImageError::Truncated { path: path.to_path_buf() }.into());
     }
     image.apply_orientation(orientation);

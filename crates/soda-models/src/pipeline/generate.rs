@@ -259,7 +259,8 @@ impl Pipeline {
         let calls = (request.steps, sampler.timesteps().len());
         let begin = request.init_image.as_ref().map_or(0, |init| {
             let again = (request.steps as f64 * init.strength) as usize;
-            (calls.0 - again.clamp(1, calls.0)).min(calls.1 - 1)
+            let skipped = calls.0 - again.clamp(1, calls.0);
+            (skipped * sampler.calls_per_step()).min(calls.1 - 1)
         });
         Ok((sampler, begin))
     }

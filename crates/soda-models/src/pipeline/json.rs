@@ -6,10 +6,12 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{ConfigError, ModelError};
+use crate::input_file::{SizeLimit, read_text};
 
 /// Reads a JSON object. `what` describes the file for the error of a missing file.
 pub(super) fn read(path: &Path, what: &'static str) -> Result<Map<String, Value>, ModelError> {
-    let text = fs::read_to_string(path).map_err(|e| ModelError::io(path, what, e))?;
+    // Some of the files are those of a tokenizer.
+    let text = read_text(path, SizeLimit::TOKENIZER).map_err(|e| ModelError::io(path, what, e))?;
     let json = |source| ConfigError::Json { path: path.to_path_buf(), source };
     Ok(serde_json::from_str(&text).map_err(json)?)
 }

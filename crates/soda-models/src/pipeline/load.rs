@@ -7,6 +7,7 @@ use burn::tensor::{Device, FloatDType};
 use serde_json::{Map, Value};
 
 use super::json;
+use super::load_warning::LoadWarning;
 use super::model::{Pipeline, SecondTextEncoder};
 use crate::clip::{ClipTextConfig, ClipTextModel, TEXT_KEY_RENAMES};
 use crate::config;
@@ -26,8 +27,8 @@ pub(super) const DIFFUSERS: &str = "diffusion_pytorch_model";
 pub struct LoadOptions {
     /// The dtype of the weights in memory. An autoencoder that overflows in f16 stays in f32.
     pub dtype: FloatDType,
-    /// The variant of the weight files, such as `fp16`. `None` for the plain files, or else for the only
-    /// variant there is.
+    /// The variant of the weight files, such as `fp16`. Parts without it are read from their plain files.
+    /// `None` for the plain files, or else for the only variant there is.
     pub variant: Option<String>,
     /// The dtype of the denoiser's weights, if it differs.
     pub denoiser: Option<DenoiserPrecision>,
@@ -170,6 +171,55 @@ pub(crate) struct Parts {
     pub(crate) vae: Checkpoint,
 }
 
+/// The weight files of a directory that are opened, by the rule of diffusers: a part without the variant is
+/// read from its plain files.
+struct Found<'a> {
+    dir: &'a Path,
+    variant: Option<&'a str>,
+    /// The parts with the variant, and those without it.
+    varied: usize,
+    plain: Vec<String>,
+    warnings: Vec<LoadWarning>,
+}
+
+impl<'a> Found<'a> {
+    fn new(dir: &'a Path, variant: Option<&'a str>) -> Self {
+        Self { dir, variant, varied: 0, plain: Vec::new(), warnings: Vec::new() }
+    }
+
+    fn open(&mut self, part: &str, stem: &str) -> Result<Checkpoint, ModelError> {
+        let dir = self.dir.join(part);
+        let variant = self.variant.filter(|name| Checkpoint::exists(&dir, stem, Some(name)));
+        match (self.variant, variant) {
+            (Some(_), Some(_)) => self.varied += 1,
+            // The request is not met, and the error names the file that it asked for.
+            (Some(_), None) if !Checkpoint::exists(&dir, stem, None) => {
+                return Checkpoint::find(&dir, stem, self.variant);
+            }
+            (Some(_), None) => self.plain.push(part.to_string()),
+            (None, _) => {}
+        }
+        let weights = Checkpoint::find(&dir, stem, variant)?;
+        if self.variant.is_none() && !Checkpoint::exists(&dir, stem, None) {
+            self.warnings.push(LoadWarning::OnlyVariant { file: weights.path.clone() });
+        }
+        Ok(weights)
+    }
+
+    /// The warnings of all parts.
+    fn warnings(mut self) -> Result<Vec<LoadWarning>, ModelError> {
+        let Some(variant) = self.variant.map(str::to_string) else { return Ok(self.warnings) };
+        if self.varied == 0 {
+            let expected = format!("no part of {} has it; leave it out", self.dir.display());
+            return Err(ModelError::InvalidRequest { field: "variant", value: variant, expected });
+        }
+        if !self.plain.is_empty() {
+            self.warnings.push(LoadWarning::MixedVariants { variant, plain: self.plain });
+        }
+        Ok(self.warnings)
+    }
+}
+
 impl Pipeline {
     /// Loads a directory in diffusers' layout, as f32.
     ///
@@ -187,25 +237,27 @@ impl Pipeline {
     ///
     /// - The errors of [`Pipeline::load`].
     /// - [`ModelError::UnsupportedPrecision`] if the device does not compute in the dtype.
+    /// - [`ModelError::InvalidRequest`] if no part has the requested variant.
     pub fn load_with(
         dir: &Path,
         options: &LoadOptions,
         device: &Device,
     ) -> Result<Self, ModelError> {
         let configs = Configs::read(dir)?;
-        let find = |part: &str, stem: &str| {
-            Checkpoint::find(&dir.join(part), stem, options.variant.as_deref())
-        };
+        let mut found = Found::new(dir, options.variant.as_deref());
         let parts = Parts {
-            text: find("text_encoder", TRANSFORMERS)?,
+            text: found.open("text_encoder", TRANSFORMERS)?,
             text_2: match configs.text_2 {
-                Some(_) => Some(find("text_encoder_2", TRANSFORMERS)?),
+                Some(_) => Some(found.open("text_encoder_2", TRANSFORMERS)?),
                 None => None,
             },
-            unet: find("unet", DIFFUSERS)?,
-            vae: find("vae", DIFFUSERS)?,
+            unet: found.open("unet", DIFFUSERS)?,
+            vae: found.open("vae", DIFFUSERS)?,
         };
-        Self::assemble(dir, configs, parts, options, device)
+        let warnings = found.warnings()?;
+        let mut pipeline = Self::assemble(dir, configs, parts, options, device)?;
+        pipeline.warnings = warnings;
+        Ok(pipeline)
     }
 
     /// Makes a pipeline of configs and open weight files.
@@ -254,6 +306,7 @@ impl Pipeline {
             denoiser_config: configs.unet,
             vae_config: configs.vae,
             source: source.to_path_buf(),
+            warnings: Vec::new(),
             device: device.clone(),
         })
     }

@@ -11,9 +11,11 @@
 mod generate;
 mod json;
 mod load;
+mod load_warning;
 mod model;
 mod model_name;
 mod networks;
+mod prediction_marks;
 mod prompt;
 mod save;
 mod single_file;
@@ -21,6 +23,7 @@ mod textual_inversion;
 
 pub use generate::{GenerateConfig, InitImage};
 pub use load::{DenoiserPrecision, LoadOptions};
+pub use load_warning::LoadWarning;
 pub use model::{Pipeline, SecondTextEncoder};
 pub use model_name::model_name;
 pub use networks::Networks;

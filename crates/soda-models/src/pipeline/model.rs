@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
+use super::load_warning::LoadWarning;
 use crate::clip::ClipTextModel;
 use crate::scheduler::{ForwardProcess, SchedulerConfig};
 use crate::tokenizer::Tokenizer;
@@ -46,6 +47,8 @@ pub struct Pipeline {
     pub vae_config: VaeConfig,
     /// The directory from which configs and tokenizers were read. [`Pipeline::save`] copies them from there.
     pub source: PathBuf,
+    /// What was unusual about the files that were read.
+    pub warnings: Vec<LoadWarning>,
     /// The device of all networks.
     pub device: Device,
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::FloatDType;
 use serde_json::json;
+use soda_files::StagedFolder;
 
 use super::json;
 use super::load::{DIFFUSERS, TRANSFORMERS, model_index};
@@ -13,6 +14,7 @@ use super::textual_inversion;
 use crate::clip::ClipTextModel;
 use crate::config;
 use crate::error::{ConfigError, ModelError};
+use crate::input_file::{SizeLimit, read};
 use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights;
@@ -36,7 +38,7 @@ impl Pipeline {
     /// # Errors
     ///
     /// [`ModelError::Io`] if `dir` exists already or the system refuses to write. [`ModelError`] for files of
-    /// the source that cannot be read.
+    /// the source that cannot be read, and for a weight that is not finite as `dtype`.
     pub fn save_as(&self, dir: &Path, dtype: FloatDType) -> Result<(), ModelError> {
         let io = |path: &Path| {
             let path = path.to_path_buf();
@@ -45,19 +47,9 @@ impl Pipeline {
         if dir.exists() {
             return Err(io(dir)(std::io::ErrorKind::AlreadyExists.into()));
         }
-        let parent = match dir.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(parent).map_err(io(parent))?;
-        // The staging folder is beside the target, since a rename cannot cross file systems. It is removed
-        // when this function returns.
-        let staging =
-            tempfile::Builder::new().prefix(".soda-").tempdir_in(parent).map_err(io(parent))?;
-        // One level down, since the temporary folder itself is closed to other users.
-        let to = &staging.path().join("model");
-        fs::create_dir(to).map_err(io(to))?;
-
+        self.check_writable(dir, dtype)?;
+        let staged = StagedFolder::new(dir).map_err(io(dir))?;
+        let to = staged.path();
         fs::write(to.join("model_index.json"), self.model_index()?).map_err(io(to))?;
         for part in self.parts() {
             let (from, to) = (self.source.join(part), to.join(part));
@@ -69,7 +61,9 @@ impl Pipeline {
                 // An index of shards would mislead beside weights that are written as one file.
                 let index = name.to_string_lossy().contains(".safetensors.index.");
                 if settings && !index {
-                    fs::copy(&file, to.join(&name)).map_err(io(&file))?;
+                    // A copy of the bytes alone: the permissions of the source may forbid later edits.
+                    let bytes = read(&file, SizeLimit::TOKENIZER).map_err(io(&file))?;
+                    fs::write(to.join(&name), bytes).map_err(io(&to))?;
                 }
             }
         }
@@ -88,10 +82,21 @@ impl Pipeline {
         }
         weights::save(&self.denoiser, &save("unet", DIFFUSERS), dtype)?;
         weights::save(&self.vae, &save("vae", DIFFUSERS), dtype)?;
-        fs::rename(to, dir).map_err(io(dir))
+        staged.commit().map_err(io(dir))
     }
 
-    /// Writes what a fine-tune has changed of the schedule into the copied config.
+    /// Refuses weights that are not finite as `dtype`, before anything is written.
+    fn check_writable(&self, dir: &Path, dtype: FloatDType) -> Result<(), ModelError> {
+        weights::check_writable(&self.denoiser, &dir.join("unet"), dtype)?;
+        weights::check_writable(&self.text_encoder, &dir.join("text_encoder"), dtype)?;
+        if let Some(second) = &self.second_text_encoder {
+            weights::check_writable(&second.text_encoder, &dir.join("text_encoder_2"), dtype)?;
+        }
+        weights::check_writable(&self.vae, &dir.join("vae"), dtype)
+    }
+
+    /// Writes what a fine-tune or a mark has changed of the schedule into the copied config. The rest of the
+    /// config is kept as it is, also what is not implemented.
     fn write_schedule(&self, path: &Path) -> Result<(), ModelError> {
         let (file, own): (SchedulerConfig, _) = (config::read(path)?, &self.scheduler);
         if file.prediction_type == own.prediction_type
@@ -99,11 +104,14 @@ impl Pipeline {
         {
             return Ok(());
         }
+        let other_class = file.class != own.class || file.replaced != own.replaced;
         json::edit(path, |file| {
             file.insert("prediction_type".to_owned(), json!(own.prediction_type));
             file.insert("rescale_betas_zero_snr".to_owned(), json!(own.rescale_betas_zero_snr));
             if own.rescale_betas_zero_snr {
                 file.insert("timestep_spacing".to_owned(), json!("trailing"));
+            }
+            if other_class {
                 file.insert("_class_name".to_owned(), json!(own.class));
                 for (field, value) in
                     [("clip_sample", own.clip_sample), ("set_alpha_to_one", own.set_alpha_to_one)]
@@ -139,6 +147,13 @@ impl Pipeline {
             if class.is_array() && !self.parts().contains(&part.as_str()) {
                 *class = json!([null, null]);
             }
+        }
+        // diffusers takes the class from here, and not from the scheduler's config.
+        let file: SchedulerConfig =
+            config::read(&self.source.join("scheduler/scheduler_config.json"))?;
+        if file.class != self.scheduler.class || file.replaced != self.scheduler.replaced {
+            let class = self.scheduler.class.class_name();
+            index.insert("scheduler".to_string(), json!(["diffusers", class]));
         }
         if self.second_text_encoder.is_none() {
             index.insert("requires_safety_checker".to_string(), json!(false));

@@ -18,7 +18,7 @@ use crate::error::{ModelError, WeightsError};
 use crate::unet::UnetConfig;
 use crate::vae::VaeConfig;
 use crate::weights::ldm::{Form, Layout};
-use crate::weights::write::{Writable, write};
+use crate::weights::write::{Writable, check_finite, write};
 use crate::weights::{Checkpoint, file_dtype, to_pytorch};
 
 /// The families of original checkpoints, which differ in their text encoders.
@@ -59,10 +59,12 @@ impl Layouts {
 impl Pipeline {
     /// Loads a single file of SD 1, SD 2 or SDXL, as `dtype`.
     ///
-    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout.
+    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout. The marks `v_pred`
+    /// and `ztsnr` of the file override its noise schedule, with a warning.
     ///
     /// # Errors
     ///
+    /// - [`ModelError::InvalidRequest`] for the mark `ztsnr` on a model that predicts noise.
     /// - [`WeightsError::Mismatch`] for a file of no known family, or of another family than the directory.
     /// - The errors of [`Pipeline::load`].
     pub fn load_single_file(
@@ -94,15 +96,20 @@ impl Pipeline {
             vae: names.vae.read(&checkpoint),
         };
         let options = LoadOptions { dtype, ..LoadOptions::default() };
-        Self::assemble(source, configs, parts, &options, device)
+        let mut pipeline = Self::assemble(source, configs, parts, &options, device)?;
+        pipeline.follow_marks(&checkpoint)?;
+        Ok(pipeline)
     }
 
-    /// Saves all networks as one file of `dtype`, in the keys of the original checkpoints.
+    /// Saves all networks as one file of `dtype`, in the keys of the original checkpoints. The marks `v_pred`
+    /// and `ztsnr` say what the denoiser predicts.
     ///
     /// # Errors
     ///
     /// - [`ModelError::Token`] if the vocabulary has new tokens, which such a file cannot hold.
     /// - [`WeightsError::UnusedKeys`] for a network that has no original layout.
+    /// - [`WeightsError::NotWritten`] for a weight that is not finite as `dtype`.
+    /// - [`WeightsError::Mismatch`] for a denoiser that predicts images.
     /// - [`ModelError::Io`] if the system refuses to write.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
         let second =
@@ -113,6 +120,7 @@ impl Pipeline {
                 .to_string();
             return Err(ModelError::Token { token, reason });
         }
+        self.check_markable(file)?;
         let configs = Configs::read(&self.source)?;
         let family = match (&self.second_text_encoder, self.denoiser_config.use_linear_projection) {
             (Some(_), _) => Family::Sdxl,
@@ -128,6 +136,8 @@ impl Pipeline {
         }
         collect(&self.denoiser, &names.unet, dtype, file, &mut tensors)?;
         collect(&self.vae, &names.vae, dtype, file, &mut tensors)?;
+        check_finite(&tensors, file)?;
+        self.mark(&mut tensors);
         write(&tensors, file)
     }
 }
@@ -138,6 +148,8 @@ fn family_of(checkpoint: &Checkpoint) -> Option<Family> {
         ("conditioner.embedders.1.model.ln_final.weight", Family::Sdxl),
         ("cond_stage_model.model.ln_final.weight", Family::Sd2),
         ("cond_stage_model.transformer.text_model.final_layer_norm.weight", Family::Sd1),
+        // Without `text_model.`, as some converters write it.
+        ("cond_stage_model.transformer.final_layer_norm.weight", Family::Sd1),
     ]
     .into_iter()
     .find(|(key, _)| checkpoint.entries.contains_key(*key))

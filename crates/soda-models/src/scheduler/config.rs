@@ -5,8 +5,11 @@
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::class;
 use super::sampler_kind::SamplerKind;
+use crate::config::bounds::TIMESTEPS;
 use crate::config::{ConfigFile, InvalidField};
 
 /// The growth of the forward process's variances `beta`.
@@ -54,16 +57,25 @@ pub enum AlgorithmType {
     /// The stochastic differential equation, with fresh noise in each step.
     #[serde(rename = "sde-dpmsolver++")]
     SdeDpmSolverPlusPlus,
+    /// The only value of DEIS, which DPM-Solver++ takes for `dpmsolver++`.
+    #[serde(rename = "deis")]
+    Deis,
 }
 
-/// The rule of DPM-Solver++'s second order.
+/// The rule of a multistep solver. Each class takes the rules of others for its default, as in diffusers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
-    /// The midpoint rule.
+    /// The midpoint rule, the default of DPM-Solver++'s second order.
     Midpoint,
-    /// Heun's rule.
+    /// Heun's rule, for DPM-Solver++'s second order.
     Heun,
+    /// `B(h) = h` of UniPC.
+    Bh1,
+    /// `B(h) = e^h - 1` of UniPC, its default.
+    Bh2,
+    /// Polynomials in the logarithm of the noise level, the only rule of DEIS.
+    Logrho,
 }
 
 /// The spacing of the timesteps that a sampler visits (arXiv 2305.08891, table 2).
@@ -85,6 +97,11 @@ pub struct SchedulerConfig {
     /// The sampler that wrote the config, which is the model's default sampler.
     #[serde(rename = "_class_name")]
     pub class: SamplerKind,
+    /// What the file names in place of `class` and is not implemented: a class, or a class with a setting.
+    ///
+    /// `class` is the nearest sampler, and draws something else. Everything but drawing is not affected.
+    #[serde(rename = "_replaced")]
+    pub replaced: Option<String>,
     /// Number of timesteps of the forward process.
     pub num_train_timesteps: usize,
     /// Variance of the first timestep.
@@ -111,22 +128,29 @@ pub struct SchedulerConfig {
     pub clip_sample: Option<bool>,
     /// The largest magnitude of a clipped `x0`.
     pub clip_sample_range: f64,
-    /// Whether PNDM skips its Runge-Kutta steps. Those are not implemented, so that PNDM needs true.
-    pub skip_prk_steps: bool,
-    /// Whether Euler and DPM-Solver++ use the noise levels of Karras et al. (arXiv 2206.00364).
+    /// Whether the sampler uses the noise levels of Karras et al. (arXiv 2206.00364). DDPM, DDIM, PNDM, LCM
+    /// and Euler with fresh noise do not read it.
     pub use_karras_sigmas: bool,
-    /// Noise level after the last step of Euler and DPM-Solver++.
+    /// Noise level after the last step of Euler, DPM-Solver++ and UniPC.
     pub final_sigmas_type: FinalSigmasType,
-    /// Order of DPM-Solver++, 1 to 3.
+    /// Order of DPM-Solver++, UniPC and DEIS, 1 to 3.
     pub solver_order: usize,
     /// Equation of DPM-Solver++.
     pub algorithm_type: AlgorithmType,
-    /// Rule of DPM-Solver++'s second order.
+    /// Rule of DPM-Solver++ and UniPC.
     pub solver_type: SolverType,
-    /// Whether DPM-Solver++ ends with lower orders if there are fewer than 15 steps.
+    /// Whether a run ends with lower orders: UniPC, and DPM-Solver++ and DEIS with fewer than 15 steps.
     pub lower_order_final: bool,
     /// Whether the last step of DPM-Solver++ has order 1.
     pub euler_at_final: bool,
+    /// Whether UniPC extrapolates predictions of the image, and not of the noise.
+    pub predict_x0: bool,
+    /// Steps of UniPC whose results are not corrected, counted from 0.
+    pub disable_corrector: Vec<usize>,
+    /// Number of steps that an LCM was distilled at, which bounds those of its sampler.
+    pub original_inference_steps: usize,
+    /// Factor of the timestep in LCM's boundary condition.
+    pub timestep_scaling: f64,
 }
 
 impl Default for SchedulerConfig {
@@ -136,6 +160,7 @@ impl Default for SchedulerConfig {
             beta_start: 0.0001,
             beta_end: 0.02,
             class: SamplerKind::Ddim,
+            replaced: None,
             beta_schedule: BetaSchedule::Linear,
             trained_betas: None,
             rescale_betas_zero_snr: false,
@@ -145,7 +170,6 @@ impl Default for SchedulerConfig {
             set_alpha_to_one: None,
             clip_sample: None,
             clip_sample_range: 1.0,
-            skip_prk_steps: false,
             use_karras_sigmas: false,
             final_sigmas_type: FinalSigmasType::Zero,
             solver_order: 2,
@@ -153,6 +177,10 @@ impl Default for SchedulerConfig {
             solver_type: SolverType::Midpoint,
             lower_order_final: true,
             euler_at_final: false,
+            predict_x0: true,
+            disable_corrector: Vec::new(),
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
         }
     }
 }
@@ -161,11 +189,16 @@ impl SchedulerConfig {
     /// The spacing of the timesteps that a sampler visits: the config's, or else the default of `kind`.
     pub fn spacing(&self, kind: SamplerKind) -> TimestepSpacing {
         self.timestep_spacing.unwrap_or(match kind {
-            SamplerKind::Ddpm | SamplerKind::Ddim | SamplerKind::Pndm => TimestepSpacing::Leading,
-            SamplerKind::Euler | SamplerKind::EulerAncestral | SamplerKind::DpmSolver => {
-                TimestepSpacing::Linspace
+            SamplerKind::Ddpm | SamplerKind::Ddim | SamplerKind::Pndm | SamplerKind::Lcm => {
+                TimestepSpacing::Leading
             }
+            _ => TimestepSpacing::Linspace,
         })
+    }
+
+    /// Whether DPM-Solver++ rounds the timesteps of Karras' noise levels. Otherwise it truncates them.
+    pub(crate) fn rounds_karras_timesteps(&self) -> bool {
+        self.beta_schedule != BetaSchedule::SquaredcosCapV2
     }
 
     /// Clips a predicted `x0`, `[b, c, h, w]`, if the config says so.
@@ -182,35 +215,19 @@ impl SchedulerConfig {
 impl ConfigFile for SchedulerConfig {
     const DESCRIPTION: &'static str = "the scheduler's scheduler_config.json";
 
+    // `class.rs` has the settings of samplers. These two would make it the schedule of another process.
     const NO_EFFECT: &'static [(&'static str, &'static str)] = &[
-        // Read only together with `thresholding`.
-        ("dynamic_thresholding_ratio", "0.995"),
-        ("sample_max_value", "1.0"),
-        ("thresholding", "false"),
-        ("variance_type", "\"fixed_small\""),
-        ("variance_type", "null"),
-        // Settings of Euler.
-        ("interpolation_type", "\"linear\""),
-        ("sigma_max", "null"),
-        ("sigma_min", "null"),
-        ("timestep_type", "\"discrete\""),
-        ("use_beta_sigmas", "false"),
-        ("use_beta_sigmas", "null"),
-        ("use_exponential_sigmas", "false"),
-        ("use_exponential_sigmas", "null"),
-        // Settings of DPM-Solver++.
-        ("flow_shift", "1.0"),
-        ("flow_shift", "null"),
-        ("lambda_min_clipped", "null"),
-        ("time_shift_type", "\"exponential\""),
         ("use_dynamic_shifting", "false"),
+        ("use_dynamic_shifting", "null"),
         ("use_flow_sigmas", "false"),
         ("use_flow_sigmas", "null"),
-        ("use_lu_lambdas", "false"),
-        ("use_lu_lambdas", "null"),
     ];
 
     const HAS_CLASS_NAME: bool = true;
+
+    fn prepare(fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
+        class::resolve(fields)
+    }
 
     fn validate(&self) -> Result<(), InvalidField> {
         let refuse =
@@ -219,6 +236,8 @@ impl ConfigFile for SchedulerConfig {
             let value = self.num_train_timesteps.to_string();
             return refuse("num_train_timesteps", value, "at least 2");
         }
+        TIMESTEPS.check("num_train_timesteps", self.num_train_timesteps)?;
+        TIMESTEPS.check("steps_offset", self.steps_offset)?;
         let beta = 0.0..1.0;
         if !beta.contains(&self.beta_start) || self.beta_start == 0.0 {
             return refuse("beta_start", self.beta_start.to_string(), "a number between 0 and 1");
@@ -241,15 +260,19 @@ impl ConfigFile for SchedulerConfig {
             let supported = "false, or the prediction_type v_prediction or sample";
             return refuse("rescale_betas_zero_snr", "true".into(), supported);
         }
-        if self.class == SamplerKind::Pndm && !self.skip_prk_steps {
-            return refuse("skip_prk_steps", "false".into(), "true");
-        }
         if !(1..=3).contains(&self.solver_order) {
             return refuse("solver_order", self.solver_order.to_string(), "1, 2 or 3");
         }
         if self.clip_sample_range <= 0.0 {
             let value = self.clip_sample_range.to_string();
             return refuse("clip_sample_range", value, "a positive number");
+        }
+        if self.original_inference_steps == 0 {
+            return refuse("original_inference_steps", "0".into(), "a positive number");
+        }
+        if !(self.timestep_scaling > 0.0 && self.timestep_scaling <= 1e6) {
+            let value = self.timestep_scaling.to_string();
+            return refuse("timestep_scaling", value, "a number above 0 and up to 1e6");
         }
         Ok(())
     }

@@ -2,12 +2,18 @@
 //!
 //! [`SchedulerConfig::sampler`] makes a [`Sampler`] of a `scheduler_config.json`.
 
+mod class;
 mod config;
 mod ddim;
 mod ddpm;
-mod dpm_solver;
+mod dpm2;
 mod euler;
 mod forward_process;
+mod heun;
+mod lcm;
+mod level_plan;
+mod lms;
+mod multistep;
 mod noise_schedule;
 mod overrides;
 mod pndm;

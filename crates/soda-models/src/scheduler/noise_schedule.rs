@@ -74,12 +74,7 @@ impl NoiseSchedule {
         let (signal, sigma) = self.alpha_and_sigma(t);
         let x0 =
             self.prediction_type.predicted_x0(prediction.clone(), sample.clone(), signal, sigma);
-        let noise = match self.prediction_type {
-            PredictionType::Epsilon => prediction,
-            PredictionType::VPrediction => prediction.mul_scalar(signal) + sample.mul_scalar(sigma),
-            PredictionType::Sample => (sample - prediction.mul_scalar(signal)).div_scalar(sigma),
-        };
-        (x0, noise)
+        (x0, self.prediction_type.predicted_noise(prediction, sample, signal, sigma))
     }
 }
 
@@ -100,6 +95,22 @@ impl PredictionType {
                 sample.mul_scalar(alpha / square) - prediction.mul_scalar(sigma / square.sqrt())
             }
             Self::Sample => prediction,
+        }
+    }
+
+    /// The noise that a `prediction` implies for `sample = alpha x0 + sigma noise` of unit variance. All are
+    /// `[b, c, h, w]`.
+    pub fn predicted_noise(
+        self,
+        prediction: Tensor<4>,
+        sample: Tensor<4>,
+        alpha: f64,
+        sigma: f64,
+    ) -> Tensor<4> {
+        match self {
+            Self::Epsilon => prediction,
+            Self::VPrediction => prediction.mul_scalar(alpha) + sample.mul_scalar(sigma),
+            Self::Sample => (sample - prediction.mul_scalar(alpha)).div_scalar(sigma),
         }
     }
 }

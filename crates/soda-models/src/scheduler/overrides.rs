@@ -25,7 +25,8 @@ impl SchedulerConfig {
     /// Applies overrides to the config.
     ///
     /// With zero terminal SNR the timestep spacing becomes trailing, so that samplers visit the last
-    /// timestep. The sampler PNDM is replaced by DDIM, since PNDM divides by the terminal SNR.
+    /// timestep. DDIM replaces PNDM, which divides by the terminal SNR, and every sampler whose class in
+    /// diffusers does not know such schedules.
     ///
     /// # Errors
     ///
@@ -35,8 +36,9 @@ impl SchedulerConfig {
         if overrides.rescale_betas_zero_snr {
             self.rescale_betas_zero_snr = true;
             self.timestep_spacing = Some(TimestepSpacing::Trailing);
-            if self.class == SamplerKind::Pndm {
-                // DDIM is PNDM's first order. PNDM's defaults are kept.
+            if !self.class.has_zero_snr() || self.replaced.is_some() {
+                // DDIM is the first order of the others. PNDM's defaults are kept.
+                self.replaced = None;
                 self.class = SamplerKind::Ddim;
                 self.clip_sample = self.clip_sample.or(Some(false));
                 self.set_alpha_to_one = self.set_alpha_to_one.or(Some(false));
@@ -62,7 +64,7 @@ mod tests {
     #[test]
     fn zero_terminal_snr_replaces_pndm_by_ddim() {
         let class = SamplerKind::Pndm;
-        let pndm = SchedulerConfig { class, skip_prk_steps: true, ..SchedulerConfig::default() };
+        let pndm = SchedulerConfig { class, ..SchedulerConfig::default() };
         let change = SchedulerOverrides {
             prediction_type: Some(PredictionType::VPrediction),
             rescale_betas_zero_snr: true,

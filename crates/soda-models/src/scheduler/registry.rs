@@ -1,10 +1,15 @@
 //! From a scheduler's config to a sampler.
 
-use super::config::SchedulerConfig;
+use super::config::{SchedulerConfig, TimestepSpacing};
 use super::ddim::Ddim;
 use super::ddpm::Ddpm;
-use super::dpm_solver::DpmSolver;
+use super::dpm2::Dpm2;
 use super::euler::Euler;
+use super::heun::Heun;
+use super::lcm::Lcm;
+use super::lms::Lms;
+use super::multistep::{Deis, DpmSolver, UniPc};
+use super::noise_schedule::NoiseSchedule;
 use super::pndm::Pndm;
 use super::sampler::Sampler;
 use super::sampler_kind::SamplerKind;
@@ -24,8 +29,9 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// [`ModelError::InvalidRequest`] if `steps` does not fit the schedule, or if the sampler does not
-    /// support the model. PNDM supports neither models that predict images nor zero terminal SNR.
+    /// [`ModelError::InvalidRequest`] if `steps` does not fit the schedule, if the schedule has a timestep of
+    /// no noise or no image, or if the sampler does not support the model. PNDM supports neither models that
+    /// predict images nor zero terminal SNR, and DPM2 no models that predict images.
     pub fn sampler(
         &self,
         kind: Option<SamplerKind>,
@@ -39,6 +45,7 @@ impl SchedulerConfig {
                 expected: format!("it must be between 1 and {total}"),
             });
         }
+        self.check_schedule()?;
         let kind = kind.unwrap_or(self.class);
         let sampler: Box<dyn Sampler> = match kind {
             SamplerKind::Ddpm => Box::new(Ddpm::new(self, steps)),
@@ -47,7 +54,26 @@ impl SchedulerConfig {
             SamplerKind::Euler => Box::new(Euler::new(self, steps, false)),
             SamplerKind::EulerAncestral => Box::new(Euler::new(self, steps, true)),
             SamplerKind::DpmSolver => Box::new(DpmSolver::new(self, steps)),
+            SamplerKind::UniPc => Box::new(UniPc::new(self, steps)),
+            SamplerKind::Deis => Box::new(Deis::new(self, steps)),
+            SamplerKind::Lms => Box::new(Lms::new(self, steps)),
+            SamplerKind::Heun => Box::new(Heun::new(self, steps)),
+            SamplerKind::Dpm2 => Box::new(Dpm2::new(self, steps, false)?),
+            SamplerKind::Dpm2Ancestral => Box::new(Dpm2::new(self, steps, true)?),
+            SamplerKind::Lcm => Box::new(Lcm::new(self, steps)?),
         };
+        // With as many steps as timesteps, leading spacing would visit a single one.
+        let multistep = [SamplerKind::DpmSolver, SamplerKind::UniPc, SamplerKind::Deis];
+        let leading = self.spacing(kind) == TimestepSpacing::Leading;
+        if steps == total && leading && multistep.contains(&kind) {
+            return Err(ModelError::InvalidRequest {
+                field: "steps",
+                value: steps.to_string(),
+                expected:
+                    "with leading spacing this sampler takes fewer steps than there are timesteps"
+                        .to_string(),
+            });
+        }
         // An offset can point beyond the schedule. diffusers would fail in its first step.
         if sampler.timesteps().iter().any(|t| *t >= total as f64 || *t < 0.0) {
             let offset = self.steps_offset;
@@ -58,5 +84,26 @@ impl SchedulerConfig {
             });
         }
         Ok(sampler)
+    }
+    /// Refuses a schedule whose noise levels are 0 or infinite, which all samplers divide by.
+    fn check_schedule(&self) -> Result<(), ModelError> {
+        let schedule = NoiseSchedule::new(self);
+        let last = schedule.len() - 1;
+        let refuse = |field, t: usize, lacks| ModelError::InvalidRequest {
+            field,
+            value: format!("{:e}", schedule.alpha_cumprod(t)),
+            expected: format!(
+                "with these betas timestep {t} has no {lacks}, so nothing can be drawn"
+            ),
+        };
+        if schedule.alpha_cumprod(0) >= 1.0 {
+            return Err(refuse("beta_start", 0, "noise"));
+        }
+        // The last timestep of a rescaled schedule is meant to be pure noise.
+        let checked = if self.rescale_betas_zero_snr { last - 1 } else { last };
+        if schedule.alpha_cumprod(checked) <= 0.0 {
+            return Err(refuse("beta_end", checked, "signal"));
+        }
+        Ok(())
     }
 }

@@ -24,6 +24,11 @@ pub trait Sampler: std::fmt::Debug {
         noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4>;
 
+    /// The number of calls in a step of the plan. Sampling starts at a multiple of it.
+    fn calls_per_step(&self) -> usize {
+        1
+    }
+
     /// The standard deviation of the noise from which sampling starts.
     fn init_noise_sigma(&self) -> f64 {
         1.0

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Deserializer};
 
+use crate::config::bounds::{LATENTS, LAYERS, LEVELS, WIDTH};
 use crate::config::{ConfigFile, InvalidField};
 
 /// One number for all blocks, or one number for each block.
@@ -26,6 +27,14 @@ impl PerBlock {
         match self {
             Self::All(value) => *value,
             Self::Each(values) => values[index],
+        }
+    }
+
+    /// The numbers, one if all are the same.
+    fn values(&self) -> &[usize] {
+        match self {
+            Self::All(value) => std::slice::from_ref(value),
+            Self::Each(values) => values,
         }
     }
 
@@ -235,6 +244,24 @@ impl ConfigFile for UnetConfig {
         if blocks == 0 {
             return refuse("block_out_channels", "[]".into(), "at least one block");
         }
+        LEVELS.check("block_out_channels", blocks)?;
+        WIDTH.check_all("block_out_channels", &self.block_out_channels)?;
+        WIDTH.check_all("cross_attention_dim", self.cross_attention_dim.values())?;
+        WIDTH.check_fields(&[
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("addition_time_embed_dim", self.addition_time_embed_dim.unwrap_or(0)),
+            (
+                "projection_class_embeddings_input_dim",
+                self.projection_class_embeddings_input_dim.unwrap_or(0),
+            ),
+        ])?;
+        LATENTS.check("sample_size", self.sample_size)?;
+        LAYERS.check_all("layers_per_block", self.layers_per_block.values())?;
+        LAYERS.check_all(
+            "transformer_layers_per_block",
+            self.transformer_layers_per_block.values(),
+        )?;
         if self.down_block_types.len() != blocks {
             let value = format!("{} blocks", self.down_block_types.len());
             return refuse("down_block_types", value, "as many blocks as `block_out_channels`");
@@ -253,6 +280,13 @@ impl ConfigFile for UnetConfig {
                 let supported = "one positive number, or one for each block";
                 return refuse(field, format!("{numbers:?}"), supported);
             }
+        }
+        let layers =
+            |level| self.layers_per_block.get(level) * self.transformer_layers_per_block.get(level);
+        let layers: usize = (0..blocks).map(layers).sum();
+        if layers > LAYERS.most() {
+            let supported = "at most 256 layers in all blocks of one direction";
+            return refuse("transformer_layers_per_block", format!("{layers} in all"), supported);
         }
         for (index, channels) in self.block_out_channels.iter().enumerate() {
             let groups = self.norm_num_groups;

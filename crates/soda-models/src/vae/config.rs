@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::config::bounds::{LAYERS, LEVELS, PIXELS, WIDTH};
 use crate::config::{ConfigFile, InvalidField};
 
 /// The kind of an encoder block. Stable Diffusion uses one kind only.
@@ -93,6 +94,15 @@ impl ConfigFile for VaeConfig {
             return refuse("block_out_channels", "[]".into(), "at least one block");
         }
         let blocks = self.block_out_channels.len();
+        LEVELS.check("block_out_channels", blocks)?;
+        LAYERS.check("layers_per_block", self.layers_per_block)?;
+        WIDTH.check_all("block_out_channels", &self.block_out_channels)?;
+        WIDTH.check_fields(&[
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+        ])?;
+        PIXELS.check("sample_size", self.sample_size)?;
         let supported = "as many blocks as `block_out_channels`";
         if self.down_block_types.len() != blocks {
             let value = format!("{} blocks", self.down_block_types.len());

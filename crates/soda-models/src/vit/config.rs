@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::clip::Activation;
+use crate::config::bounds::WIDTH;
 use crate::config::pretrained::{check_vision_sizes, fields};
 use crate::config::{ConfigFile, InvalidField};
 
@@ -66,8 +67,9 @@ impl ConfigFile for VitConfig {
     const NO_EFFECT: &'static [(&'static str, &'static str)] = &[];
 
     fn validate(&self) -> Result<(), InvalidField> {
+        WIDTH.check("intermediate_size", self.intermediate_size)?;
         check_vision_sizes(
-            [self.hidden_size, self.num_attention_heads],
+            [self.hidden_size, self.num_attention_heads, self.num_hidden_layers],
             [self.image_size, self.patch_size, self.num_channels],
         )
     }

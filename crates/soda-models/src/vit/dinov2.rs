@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::config::VitConfig;
 use super::model::{Dinov2Parts, VitModel};
 use crate::clip::Activation;
+use crate::config::bounds::{REGISTERS, WIDTH};
 use crate::config::pretrained::{check_vision_sizes, fields};
 use crate::config::{ConfigFile, InvalidField};
 
@@ -91,8 +92,11 @@ impl ConfigFile for Dinov2Config {
             let (value, supported) = ("0".to_string(), "a ratio above zero");
             return Err(InvalidField { field: "mlp_ratio", value, supported });
         }
+        let registers = self.num_register_tokens.unwrap_or(0);
+        REGISTERS.check("num_register_tokens", registers)?;
+        WIDTH.check("mlp_ratio", self.mlp_ratio.saturating_mul(self.hidden_size))?;
         check_vision_sizes(
-            [self.hidden_size, self.num_attention_heads],
+            [self.hidden_size, self.num_attention_heads, self.num_hidden_layers],
             [self.image_size, self.patch_size, self.num_channels],
         )
     }

@@ -16,11 +16,13 @@ use safetensors::Dtype;
 use serde::Deserialize;
 
 use crate::error::{ConfigError, ModelError, WeightsError};
+use crate::input_file::{SizeLimit, read_text};
+use crate::weights::finite::first_non_finite;
 use crate::weights::keys::{BUFFERS, KEY_RENAMES, checkpoint_key};
-use crate::weights::safetensors::{Entry, open};
+use crate::weights::safetensors::{Entry, SafetensorsReader};
 
-/// The largest index file that is read, in bytes.
-const LARGEST_INDEX: u64 = 64 << 20;
+/// The number of weights that may be missing until they are listed.
+const SMALL_NETWORK: usize = 1 << 24;
 
 /// Open weight files. The headers are read; the tensors are read when a module is loaded.
 #[derive(Debug)]
@@ -46,61 +48,9 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let entries = match path.extension() {
             Some(extension) if extension == "json" => open_shards(path)?,
-            _ => open(path)?,
+            _ => SafetensorsReader::open(path)?.into_entries(),
         };
         Ok(Self { path: path.to_path_buf(), entries })
-    }
-
-    /// Opens the weights named `stem` in `dir`, in one file or several.
-    ///
-    /// `variant` selects files such as `fp16`. Without it the plain files are opened, or else the only
-    /// variant there is.
-    ///
-    /// # Errors
-    ///
-    /// - The errors of [`Checkpoint::open`].
-    /// - [`ModelError::InvalidRequest`] if there are several variants and none is selected.
-    /// - [`WeightsError::Pickle`] if the directory has pickles only.
-    pub fn find(dir: &Path, stem: &str, variant: Option<&str>) -> Result<Self, ModelError> {
-        let plain = dir.join(format!("{stem}.safetensors"));
-        let candidates = match variant {
-            Some(name) => [
-                dir.join(format!("{stem}.{name}.safetensors")),
-                dir.join(format!("{stem}.safetensors.index.{name}.json")),
-            ],
-            None => [plain.clone(), dir.join(format!("{stem}.safetensors.index.json"))],
-        };
-        if let Some(found) = candidates.iter().find(|path| path.is_file()) {
-            return Self::open(found);
-        }
-        let names: Vec<String> = std::fs::read_dir(dir)
-            .map_err(|e| ModelError::io(dir, "a directory of weights", e))?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| name.starts_with(stem))
-            .collect();
-        let whole = |name: &&String| {
-            let (start, end) = (format!("{stem}."), ".safetensors");
-            let index = format!("{stem}.safetensors.index.");
-            (name.starts_with(&start) && name.ends_with(end))
-                || (name.starts_with(&index) && name.ends_with(".json"))
-        };
-        let mut variants = names.iter().filter(whole);
-        match (variant, variants.next(), variants.next()) {
-            (None, Some(only), None) => return Self::open(&dir.join(only)),
-            (None, Some(one), Some(other)) => {
-                return Err(ModelError::InvalidRequest {
-                    field: "variant",
-                    value: "not given".to_string(),
-                    expected: format!("{} has several: {one}, {other}", dir.display()),
-                });
-            }
-            _ => {}
-        }
-        if let Some(pickle) = names.iter().find(|name| is_pickle(Path::new(name))) {
-            return Err(WeightsError::Pickle { path: dir.join(pickle) }.into());
-        }
-        let [path, _] = candidates;
-        Err(ModelError::Missing { path, what: "a weight file" })
     }
 
     /// Renames the keys by (regular expression, replacement), applied in order.
@@ -144,6 +94,7 @@ impl Checkpoint {
         dtype: FloatDType,
         keep_f32: BTreeSet<String>,
     ) -> Result<M, ModelError> {
+        self.check_size(&module)?;
         let mut failure = Failure::default();
         let mut tensors = Vec::with_capacity(self.entries.len());
         for (key, entry) in &self.entries {
@@ -168,6 +119,21 @@ impl Checkpoint {
         }
         self.check(result)?;
         Ok(module.no_grad())
+    }
+
+    /// Refuses a network that is much larger than the file.
+    ///
+    /// Its weights would be initialised before the report says which of them the file lacks.
+    fn check_size<M: Module>(&self, module: &M) -> Result<(), ModelError> {
+        let stored: usize = self.entries.values().map(Entry::elements).sum();
+        let needed = module.num_params();
+        if needed / 4 <= stored + SMALL_NETWORK {
+            return Ok(());
+        }
+        let reason = format!(
+            "config.json describes a network of {needed} numbers, and the file has {stored}"
+        );
+        Err(WeightsError::Mismatch { path: self.path.clone(), reason }.into())
     }
 
     /// Turns burn-store's report into an error, unless every tensor was loaded.
@@ -218,11 +184,7 @@ fn open_shards(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
     let broken = |reason: String| {
         ModelError::from(WeightsError::Safetensors { path: path.to_path_buf(), reason })
     };
-    let size = std::fs::metadata(path).map_err(io)?.len();
-    if size > LARGEST_INDEX {
-        return Err(broken(format!("an index of {size} bytes")));
-    }
-    let text = std::fs::read_to_string(path).map_err(io)?;
+    let text = read_text(path, SizeLimit::INDEX).map_err(io)?;
     let index: Index = serde_json::from_str(&text)
         .map_err(|source| ConfigError::Json { path: path.to_path_buf(), source })?;
     let dir = path.parent().unwrap_or(Path::new("."));
@@ -237,7 +199,7 @@ fn open_shards(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
         if !plain || name.contains(['/', '\\']) {
             return Err(broken(format!("it points to {name:?}, which is no file beside it")));
         }
-        shards.insert(name, open(&dir.join(name))?);
+        shards.insert(name, SafetensorsReader::open(&dir.join(name))?.into_entries());
     }
     let mut entries = BTreeMap::new();
     for (key, name) in &index.weight_map {
@@ -298,7 +260,7 @@ fn stored(key: &str, entry: &Entry, failure: &Failure) -> Result<Stored, ModelEr
             TensorData::try_from_bytes(Bytes::from_bytes_vec(bytes), entry.shape.clone(), dtype)
                 .map_err(|e| invalid(e.to_string()))?;
         // Checked here, where the tensor has a name. Later, NaN would be a black image.
-        if let Some((index, value)) = first_bad(&data) {
+        if let Some((index, value)) = first_bad(entry.dtype, &data) {
             return Err(failure.set(WeightsError::NonFinite {
                 path: path.clone(),
                 key: entry.key.clone(),
@@ -314,18 +276,8 @@ fn stored(key: &str, entry: &Entry, failure: &Failure) -> Result<Stored, ModelEr
 }
 
 /// The position and value of the first element that is NaN or infinite.
-fn first_bad(data: &TensorData) -> Option<(usize, f64)> {
-    // Such elements have all bits of the exponent set, which lie in the upper two bytes of every dtype.
-    // Comparing those is faster than converting a billion elements.
-    let exponent: u16 = match data.dtype() {
-        DType::F16 => 0x7c00,
-        DType::BF16 | DType::F32 => 0x7f80,
-        _ => 0x7ff0,
-    };
-    let width = data.dtype().size();
-    let index = data.as_bytes().chunks_exact(width).position(|bytes| {
-        u16::from_le_bytes([bytes[width - 2], bytes[width - 1]]) & exponent == exponent
-    })?;
+fn first_bad(dtype: Dtype, data: &TensorData) -> Option<(usize, f64)> {
+    let index = first_non_finite(dtype, data.as_bytes())?;
     data.iter::<f64>().nth(index).map(|value| (index, value))
 }
 

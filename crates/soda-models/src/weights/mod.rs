@@ -13,6 +13,8 @@
 //! [`KEY_RENAMES`] lists keys that older exporters wrote otherwise.
 
 pub(crate) mod checkpoint;
+mod find;
+mod finite;
 mod keys;
 pub(crate) mod ldm;
 mod module;
@@ -22,6 +24,7 @@ pub(crate) mod write;
 
 pub use checkpoint::Checkpoint;
 pub use keys::KEY_RENAMES;
-pub(crate) use module::{file_dtype, to_pytorch};
+pub(crate) use module::{check_writable, file_dtype, to_pytorch};
 pub use module::{load, load_renamed, save};
+pub use safetensors::SafetensorsReader;
 pub use sha256::sha256;

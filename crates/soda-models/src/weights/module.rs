@@ -12,7 +12,7 @@ use burn_store::{
 };
 
 use super::checkpoint::open_renamed;
-use super::write::{Writable, write};
+use super::write::{Writable, check_finite, write};
 use crate::error::ModelError;
 
 /// Loads every weight of `module` from a safetensors file, as f32, and freezes the module.
@@ -66,6 +66,23 @@ pub fn load_renamed<M: Module>(
 ///
 /// [`ModelError::Io`] if the system refuses to write.
 pub fn save<M: Module>(module: &M, path: &Path, dtype: FloatDType) -> Result<(), ModelError> {
+    write(&writables(module, dtype), path)
+}
+
+/// Checks that a module's weights are finite as `dtype`, before [`save`] writes them to `path`.
+///
+/// # Errors
+///
+/// [`WeightsError::NotWritten`](crate::WeightsError::NotWritten), which names the first other weight.
+pub(crate) fn check_writable<M: Module>(
+    module: &M,
+    path: &Path,
+    dtype: FloatDType,
+) -> Result<(), ModelError> {
+    check_finite(&writables(module, dtype), path)
+}
+
+fn writables<M: Module>(module: &M, dtype: FloatDType) -> BTreeMap<String, Writable> {
     let tensors = module.collect(None, Some(Box::new(to_pytorch(dtype))), false);
     let tensors = tensors.into_iter().map(|tensor| {
         let writable = Writable {
@@ -76,7 +93,7 @@ pub fn save<M: Module>(module: &M, path: &Path, dtype: FloatDType) -> Result<(),
         };
         (writable.parts[&0].name.clone(), writable)
     });
-    write(&tensors.collect(), path)
+    tensors.collect()
 }
 
 /// The safetensors name of a dtype.

@@ -4,9 +4,9 @@
 //! beside the network, and a failure is an error. The pages of a mapped file would count as memory, and its
 //! truncation would be a signal.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Error, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,12 +15,16 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
 use crate::error::{ModelError, WeightsError};
+use crate::input_file;
 
 /// The longest header that is read, in bytes. SDXL's has 0.3 MB.
 ///
 /// The length is read before the file is known to be valid, so it must not decide how much memory is
 /// allocated.
 const LONGEST_HEADER: u64 = 64 << 20;
+
+/// The most bits that a tensor without elements would have if its empty dimension were 1.
+const LARGEST_EMPTY: u64 = 1 << 24;
 
 /// The first bytes of an archive (`torch.save`) and of a bare pickle.
 const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02"];
@@ -48,74 +52,144 @@ pub(crate) struct Entry {
 
 #[derive(Deserialize)]
 struct Header {
-    #[serde(rename = "__metadata__")]
-    #[expect(dead_code, reason = "it is no tensor")]
-    metadata: Option<HashMap<String, String>>,
+    #[serde(rename = "__metadata__", default)]
+    metadata: Option<BTreeMap<String, String>>,
     #[serde(flatten)]
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-/// Reads the header of a file.
+/// An open safetensors file. Its header is checked, and each tensor is read when it is asked for.
 ///
-/// # Errors
+/// ```no_run
+/// use soda_models::weights::SafetensorsReader;
 ///
-/// [`ModelError`] for a file that is missing, truncated or a pickle, or whose header contradicts itself.
-pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, Entry>, ModelError> {
-    let io = |e| ModelError::io(path, "a weight file", e);
-    let broken = |reason: String| {
-        ModelError::from(WeightsError::Safetensors { path: path.to_path_buf(), reason })
-    };
-    let mut file = File::open(path).map_err(io)?;
-    let size = file.metadata().map_err(io)?.len();
-    if size < 8 {
-        return Err(broken(format!("it has {size} bytes")));
-    }
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(io)?;
-    if PICKLES.iter().any(|magic| length.starts_with(magic)) {
-        return Err(WeightsError::Pickle { path: path.to_path_buf() }.into());
-    }
-    let length = u64::from_le_bytes(length);
-    if length > LONGEST_HEADER || length > size - 8 {
-        return Err(broken(format!("its header claims {length} bytes of a file of {size}")));
-    }
-    // The length was checked above: it fits into memory and into the file.
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(io)?;
-    let header: Header =
-        serde_json::from_slice(&header).map_err(|e| broken(format!("its header: {e}")))?;
+/// let file = SafetensorsReader::open("adapter.safetensors".as_ref())?;
+/// for (key, dtype, shape) in file.tensors() {
+///     println!("{key} {dtype} {shape:?}");
+/// }
+/// # Ok::<(), soda_models::ModelError>(())
+/// ```
+#[derive(Debug)]
+pub struct SafetensorsReader {
+    metadata: BTreeMap<String, String>,
+    entries: BTreeMap<String, Entry>,
+}
 
-    let (data, source) =
-        (size - 8 - length, Arc::new(Source { path: path.to_path_buf(), file: Mutex::new(file) }));
-    let mut covered = 0;
-    let mut entries = BTreeMap::new();
-    for (key, info) in header.tensors {
-        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        let bits = info
-            .shape
-            .iter()
-            .try_fold(info.dtype.bitsize() as u64, |bits, n| bits.checked_mul(*n as u64));
-        let fits = end.checked_sub(begin).is_some_and(|length| bits == length.checked_mul(8));
-        if !fits || end > data {
-            let reason = format!("`{key}` claims the bytes {begin} to {end} of {data}");
-            return Err(broken(reason));
-        }
-        covered += end - begin;
-        let entry = Entry {
-            key: key.clone(),
-            source: source.clone(),
-            dtype: info.dtype,
-            shape: info.shape,
-            begin: 8 + length + begin,
-            transposed: false,
+impl SafetensorsReader {
+    /// Opens a file and checks its header: the tensors follow one another and fill the file.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] for a file that is missing, no regular file, truncated or a pickle, or whose header
+    /// contradicts itself.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let io = |e| ModelError::io(path, "a weight file", e);
+        let broken = |reason: String| {
+            ModelError::from(WeightsError::Safetensors { path: path.to_path_buf(), reason })
         };
-        entries.insert(key, entry);
+        let mut file = input_file::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        if size < 8 {
+            return Err(broken(format!("it has {size} bytes")));
+        }
+        let mut start = [0; 8];
+        file.read_exact(&mut start).map_err(io)?;
+        let length = u64::from_le_bytes(start);
+        if length > LONGEST_HEADER || length > size - 8 {
+            // A header of 640 bytes begins with the bytes of a pickle too.
+            if PICKLES.iter().any(|magic| start.starts_with(magic)) {
+                return Err(WeightsError::Pickle { path: path.to_path_buf() }.into());
+            }
+            return Err(broken(format!("its header claims {length} bytes of a file of {size}")));
+        }
+        // The length was checked above: it fits into memory and into the file.
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        let header: Header =
+            serde_json::from_slice(&header).map_err(|e| broken(format!("its header: {e}")))?;
+        let source = Arc::new(Source { path: path.to_path_buf(), file: Mutex::new(file) });
+        let entries = entries(header.tensors, &source, 8 + length, size - 8 - length);
+        Ok(Self {
+            metadata: header.metadata.unwrap_or_default(),
+            entries: entries.map_err(broken)?,
+        })
+    }
+
+    /// The texts of the header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Key, element type and shape of each tensor, by key.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
+        self.entries.iter().map(|(key, entry)| (key.as_str(), entry.dtype, &entry.shape[..]))
+    }
+
+    /// Reads the bytes of a tensor, in the order of the file. The result is empty if there is no such key.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    pub fn read(&self, key: &str) -> std::io::Result<Vec<u8>> {
+        self.entries.get(key).map_or_else(|| Ok(Vec::new()), Entry::read)
+    }
+
+    /// The tensors by key.
+    pub(crate) fn into_entries(self) -> BTreeMap<String, Entry> {
+        self.entries
+    }
+}
+
+/// The tensors of a header, whose bytes begin at `start` and fill `data` bytes.
+fn entries(
+    tensors: BTreeMap<String, TensorInfo>,
+    source: &Arc<Source>,
+    start: u64,
+    data: u64,
+) -> Result<BTreeMap<String, Entry>, String> {
+    let mut ranges = Vec::with_capacity(tensors.len());
+    let mut entries = BTreeMap::new();
+    for (key, TensorInfo { dtype, shape, data_offsets }) in tensors {
+        let (begin, end) = (data_offsets.0 as u64, data_offsets.1 as u64);
+        let bits = checked_bits(dtype, &shape)
+            .ok_or_else(|| format!("`{key}` claims the shape {shape:?}, which no file can hold"))?;
+        let fits = end.checked_sub(begin).is_some_and(|length| length.checked_mul(8) == Some(bits));
+        if !fits || end > data {
+            return Err(format!("`{key}` claims the bytes {begin} to {end} of {data}"));
+        }
+        ranges.push((begin, end, key.clone()));
+        let (begin, transposed) = (start + begin, false);
+        let (source, name) = (source.clone(), key.clone());
+        entries.insert(key, Entry { key: name, source, dtype, shape, begin, transposed });
     }
     // Overlapping tensors, or bytes of no tensor, are signs of a damaged file.
+    ranges.sort_unstable();
+    let mut covered = 0;
+    for (begin, end, key) in ranges {
+        if begin != covered {
+            return Err(format!(
+                "`{key}` begins at {begin}, and the tensor before ends at {covered}"
+            ));
+        }
+        covered = end;
+    }
     if covered != data {
-        return Err(broken(format!("its tensors have {covered} bytes and it holds {data}")));
+        return Err(format!("its tensors have {covered} bytes and it holds {data}"));
     }
     Ok(entries)
+}
+
+/// The size of a tensor in bits. `None` if its shape is out of range.
+///
+/// A tensor without elements takes no space, whatever its other dimensions are. They are bounded too, since
+/// readers take ranks and widths from them.
+fn checked_bits(dtype: Dtype, shape: &[usize]) -> Option<u64> {
+    let mut others = shape.iter().filter(|n| **n > 0).map(|n| *n as u64);
+    let others = others.try_fold(dtype.bitsize() as u64, u64::checked_mul)?;
+    match shape.contains(&0) {
+        true => (others <= LARGEST_EMPTY).then_some(0),
+        false => (others <= i64::MAX as u64).then_some(others),
+    }
 }
 
 impl Entry {
@@ -125,7 +199,14 @@ impl Entry {
     ///
     /// The system's error.
     pub(crate) fn read(&self) -> std::io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.bytes()];
+        let length = self.bytes();
+        let mut bytes = Vec::new();
+        // The file has that many bytes, but the memory may not. An error is better than an abort.
+        bytes.try_reserve_exact(length).map_err(|_| {
+            let reason = format!("the {length} bytes of `{}` do not fit into memory", self.key);
+            Error::new(ErrorKind::OutOfMemory, reason)
+        })?;
+        bytes.resize(length, 0);
         // A panic during a read leaves only the position behind, which is set here.
         let mut file = self.source.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(self.begin))?;
@@ -133,8 +214,13 @@ impl Entry {
         Ok(bytes)
     }
 
+    /// The number of elements.
+    pub(crate) fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+        self.elements() * self.dtype.bitsize() / 8
     }
 
     /// The part `index` of `parts` equal parts along the first axis. `None` if the axis cannot be divided.

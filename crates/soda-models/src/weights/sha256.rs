@@ -14,7 +14,7 @@ use crate::error::ModelError;
 /// [`ModelError::Missing`] or [`ModelError::Io`] if the file cannot be read.
 pub fn sha256(path: &Path) -> Result<String, ModelError> {
     let io = |e| ModelError::io(path, "a weight file", e);
-    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut file = crate::input_file::open(path).map_err(io)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

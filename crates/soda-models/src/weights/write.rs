@@ -7,8 +7,10 @@ use std::path::Path;
 
 use burn_store::burn_pack::Tensor as Stored;
 use safetensors::{Dtype, View};
+use soda_files::StagedFile;
 
-use crate::error::ModelError;
+use crate::error::{ModelError, WeightsError};
+use crate::weights::finite::first_non_finite;
 
 /// A tensor to be written.
 pub(crate) struct Writable {
@@ -77,11 +79,31 @@ impl View for Writing<'_> {
     }
 }
 
+/// Refuses tensors with a value that is NaN or infinite, by the name of the first.
+///
+/// A merge at an absurd strength gives such values, and so does a dtype that cannot hold them. A file with
+/// them could not be loaded again.
+pub(crate) fn check_finite(
+    tensors: &BTreeMap<String, Writable>,
+    path: &Path,
+) -> Result<(), ModelError> {
+    for (key, tensor) in tensors {
+        let bytes = tensor.bytes().map_err(|reason| ModelError::Io {
+            path: path.to_path_buf(),
+            source: std::io::Error::other(reason),
+        })?;
+        if let Some(index) = first_non_finite(tensor.dtype, &bytes) {
+            let (path, key) = (path.to_path_buf(), key.clone());
+            return Err(WeightsError::NotWritten { path, key, index, dtype: tensor.dtype }.into());
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file whole or not at all: beside its place, synced, then renamed.
 pub(crate) fn write(tensors: &BTreeMap<String, Writable>, path: &Path) -> Result<(), ModelError> {
     let io = |source| ModelError::Io { path: path.to_path_buf(), source };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let staged = staged(folder.unwrap_or(Path::new("."))).map_err(io)?;
+    let staged = StagedFile::new(path).map_err(io)?;
     let failure = RefCell::new(None);
     let views = tensors.iter().map(|(key, tensor)| (key, Writing { tensor, failure: &failure }));
     // transformers refuses a file that does not state its framework.
@@ -91,17 +113,5 @@ pub(crate) fn write(tensors: &BTreeMap<String, Writable>, path: &Path) -> Result
     if let Some(reason) = failure {
         return Err(io(std::io::Error::other(reason)));
     }
-    staged.as_file().sync_all().map_err(io)?;
-    staged.persist(path).map(drop).map_err(|e| io(e.error))
-}
-
-/// A temporary file with the permissions of an ordinary file.
-fn staged(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder.prefix(".soda-").tempfile_in(folder)
+    staged.commit().map_err(io)
 }

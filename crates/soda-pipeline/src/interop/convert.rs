@@ -1,119 +1,177 @@
-//! Conversion of the tensors of other tools to methods of `soda-adapters`.
+//! Conversion of a network's layers to one method of `soda-adapters`.
+//!
+//! An adapter state has one method for a network. Files of other tools may have a method, a rank and a factor
+//! for each layer. Layers of one method that holds them all keep it. Otherwise the layers that are no LoRA
+//! become whole deltas:
+//!
+//! | layers of the file | method |
+//! |---|---|
+//! | LoRA, each of its own rank and `α` | `lora` |
+//! | DoRA; PiSSA | `lora` with this setting |
+//! | LoHa, each of its own rank | `loha` |
+//! | LoKr with the sizes of one `factor` | `lokr` |
+//! | OFT or BOFT of one block size | `oft`, `boft` |
+//! | LoRA, and others | `lora`, the others with the identity as one factor |
+//! | anything else | `full` |
 
 use std::collections::BTreeMap;
 
 use burn::tensor::TensorData;
-use soda_adapters::lora::LoraConfig;
-use soda_adapters::oft::OftConfig;
-use soda_adapters::{CayleyForm, Method as _, MethodConfig, Weight};
+use soda_adapters::full::FullConfig;
+use soda_adapters::loha::LohaConfig;
+use soda_adapters::lokr::LokrConfig;
+use soda_adapters::lora::{LoraConfig, LoraInit};
+use soda_adapters::{Method as _, MethodConfig, Weight};
 
-use super::key_names::Role;
-use super::layer_tensors::{Converted, Layers, required};
-use super::lycoris;
-use super::peft_config::{PeftConfig, PeftLora, PeftOft};
+use super::layer_tensors::{Layers, Parameters, to_host};
+use super::layers::{Hadamard, Kronecker, LayerForm, LowRank, Rotation};
+use super::peft_config::PeftConfig;
 use crate::error::InteropError;
+
+/// A method with its settings, and its tensors by their names in an adapter state.
+pub(super) type Converted = (MethodConfig, BTreeMap<String, TensorData>);
+
+/// A rank above that of any layer, with which LoKr stores both matrices whole.
+const WHOLE: usize = 1 << 20;
 
 /// Converts the tensors of a network to a method and its tensors.
 ///
 /// # Errors
-/// [`InteropError`] for incomplete layers, and for tensors and settings that no method has.
+/// [`InteropError`] for incomplete layers, and for tensors and settings that are not supported.
 pub(super) fn convert(
     layers: &Layers,
     config: Option<&PeftConfig>,
     weights: &BTreeMap<String, Weight>,
 ) -> Result<Converted, InteropError> {
-    for (weight, tensors) in layers {
-        for (role, tensor) in
-            [(Role::Core, "core of a Tucker decomposition"), (Role::Scalar, "trained scalar")]
-        {
-            if tensors.contains_key(&role) {
-                return Err(InteropError::UnsupportedTensor { weight: weight.clone(), tensor });
-            }
-        }
+    let mut forms = BTreeMap::new();
+    for (path, layer) in layers {
+        let Some(weight) = weights.get(path) else { continue };
+        forms.insert(path.as_str(), LayerForm::new(layer, config, weight)?);
     }
-    let any = |roles: &[Role]| {
-        layers.values().any(|tensors| roles.iter().any(|role| tensors.contains_key(role)))
-    };
-    match config {
-        None if any(&[Role::HadaW1A]) => lycoris::loha(layers),
-        None if any(&[Role::LokrW1, Role::LokrW1A]) => lycoris::lokr(layers, weights),
-        None => lora(layers, None),
-        Some(PeftConfig::Lora(config)) => lora(layers, Some(config)),
-        Some(PeftConfig::Oft(config)) => oft(layers, config),
+    if let Some(converted) = of_one_method(&forms) {
+        return Ok(converted);
     }
-}
-
-/// Converts LoRA and DoRA. Each layer has its own rank, and its `α` gives the scale.
-fn lora(layers: &Layers, config: Option<&PeftLora>) -> Result<Converted, InteropError> {
-    let mut method = LoraConfig {
-        dora: layers.values().any(|tensors| tensors.contains_key(&Role::Magnitude)),
-        ..LoraConfig::default()
+    let adds = |form: &LayerForm| {
+        matches!(form, LayerForm::LowRank(LowRank { magnitude: None, pissa: false, .. }))
     };
-    let mut parameters = Vec::new();
-    for (weight, tensors) in layers {
-        let tensor = |role, name| required(weight, tensors, role, name);
-        let (down, up) = (tensor(Role::Down, "A (down)")?, tensor(Role::Up, "B (up)")?);
-        let rank = down.shape().as_slice().first().copied().unwrap_or_default();
-        let module = weight.trim_end_matches(".weight");
-        let scale = match (tensors.get(&Role::Alpha), config) {
-            (Some(alpha), _) => {
-                alpha.iter::<f64>().next().unwrap_or(rank as f64) / rank.max(1) as f64
-            }
-            (None, Some(config)) => config.scale(module, rank),
-            // Without metadata, diffusers' files hold the scale in `B`.
-            (None, None) => 1.0,
+    if !forms.values().any(adds) {
+        return full(&forms, weights);
+    }
+    let mut low_rank = BTreeMap::new();
+    for (path, form) in forms {
+        let form = match form {
+            LayerForm::LowRank(form @ LowRank { magnitude: None, pissa: false, .. }) => form,
+            form => LowRank::whole(form.delta(path, &weights[path])?),
         };
-        let pattern = format!("^{}$", regex::escape(weight));
-        method.rank_pattern.insert(pattern.clone(), rank);
-        method.alpha_pattern.insert(pattern, scale * rank as f64);
-        parameters.push((weight, "a", transposed(down, rank)));
-        parameters.push((weight, "b", transposed(up, up.num_elements() / rank.max(1))));
-        if method.dora {
-            let magnitude = tensor(Role::Magnitude, "magnitude")?;
-            let values: Vec<f32> = magnitude.iter().collect();
-            let length = values.len();
-            parameters.push((weight, "magnitude.value", TensorData::new(values, [length])));
+        low_rank.insert(path, form);
+    }
+    let low_rank = low_rank.iter().map(|(path, form)| (*path, form));
+    Ok(lora(&low_rank.collect(), false, LoraInit::default()))
+}
+
+/// Converts layers of one method that holds them all; `None` for others.
+fn of_one_method(forms: &BTreeMap<&str, LayerForm>) -> Option<Converted> {
+    let low_rank = all(forms, |form| match form {
+        LayerForm::LowRank(form) => Some(form),
+        _ => None,
+    });
+    if let Some(layers) = low_rank {
+        let first = *layers.values().next()?;
+        let (dora, pissa) = (first.magnitude.is_some(), first.pissa);
+        let alike = |layer: &&LowRank| layer.magnitude.is_some() == dora && layer.pissa == pissa;
+        let init = if pissa { LoraInit::Pissa } else { LoraInit::default() };
+        return layers.values().all(alike).then(|| lora(&layers, dora, init));
+    }
+    let hadamard = all(forms, |form| match form {
+        LayerForm::Hadamard(form) => Some(form),
+        _ => None,
+    });
+    if let Some(layers) = hadamard {
+        return Some(loha(&layers));
+    }
+    let kronecker = all(forms, |form| match form {
+        LayerForm::Kronecker(form) => Some(form),
+        _ => None,
+    });
+    if let Some(layers) = kronecker {
+        return lokr(&layers);
+    }
+    let rotations = all(forms, |form| match form {
+        LayerForm::Rotation(form) => Some(form),
+        _ => None,
+    });
+    rotations.and_then(|layers| rotations_of_one_size(&layers))
+}
+
+/// The layers as one form; `None` if a layer has another form.
+fn all<'a, T>(
+    forms: &'a BTreeMap<&'a str, LayerForm>,
+    form: impl Fn(&'a LayerForm) -> Option<&'a T>,
+) -> Option<BTreeMap<&'a str, &'a T>> {
+    forms.iter().map(|(path, layer)| Some((*path, form(layer)?))).collect()
+}
+
+/// Converts LoRA and DoRA. Each layer has its own rank and `α`.
+fn lora(layers: &BTreeMap<&str, &LowRank>, dora: bool, init: LoraInit) -> Converted {
+    let mut method = LoraConfig { dora, init, ..LoraConfig::default() };
+    for (path, layer) in layers {
+        let pattern = format!("^{}$", regex::escape(path));
+        method.rank_pattern.insert(pattern.clone(), layer.rank());
+        method.alpha_pattern.insert(pattern, layer.alpha());
+    }
+    named(method.into(), layers.iter().map(|(path, layer)| (*path, layer.parameters())))
+}
+
+/// Converts LoHa, with zeros up to the largest rank of the layers.
+fn loha(layers: &BTreeMap<&str, &Hadamard>) -> Converted {
+    let rank = layers.values().map(|layer| layer.rank()).max().unwrap_or(1);
+    let method = LohaConfig { rank, ..LohaConfig::default() };
+    named(method.into(), layers.iter().map(|(path, layer)| (*path, layer.parameters(rank))))
+}
+
+/// Converts LoKr. The file does not have LyCORIS' setting `factor`: the value that gives the sizes is found
+/// by trial, and `None` is returned if there is none.
+fn lokr(layers: &BTreeMap<&str, &Kronecker>) -> Option<Converted> {
+    let most = layers.values().map(|layer| layer.largest_factor()).max().unwrap_or(1);
+    let factor = std::iter::once(None)
+        .chain((1..=most).map(Some))
+        .find(|factor| layers.values().all(|layer| layer.has_factor(*factor)))?;
+    let method = LokrConfig { rank: WHOLE, factor, ..LokrConfig::default() };
+    let parameters = layers.iter().map(|(path, layer)| (*path, layer.parameters()));
+    Some(named(method.into(), parameters))
+}
+
+/// Converts OFT and BOFT of one block size.
+fn rotations_of_one_size(layers: &BTreeMap<&str, &Rotation>) -> Option<Converted> {
+    let method = &layers.values().next()?.method;
+    let parameters = layers.iter().map(|(path, layer)| (*path, layer.parameters.clone()));
+    let one_size = layers.values().all(|layer| layer.method == *method);
+    one_size.then(|| named(method.clone(), parameters))
+}
+
+/// Converts layers of whatever method to their deltas.
+fn full(
+    forms: &BTreeMap<&str, LayerForm>,
+    weights: &BTreeMap<String, Weight>,
+) -> Result<Converted, InteropError> {
+    let mut deltas: Vec<(&str, Parameters)> = Vec::new();
+    for (path, form) in forms {
+        let delta = form.delta(path, &weights[*path])?;
+        deltas.push((path, vec![("delta".into(), to_host(delta))]));
+    }
+    Ok(named(FullConfig {}.into(), deltas.into_iter()))
+}
+
+/// Names the tensors of all layers as in an adapter state.
+fn named<'a>(
+    method: MethodConfig,
+    layers: impl Iterator<Item = (&'a str, Parameters)>,
+) -> Converted {
+    let mut tensors = BTreeMap::new();
+    for (path, parameters) in layers {
+        for (name, data) in parameters {
+            tensors.insert(method.tensor_name(path, &name), data);
         }
     }
-    let method = MethodConfig::from(method);
-    let tensors =
-        parameters.into_iter().map(|(weight, name, data)| (method.tensor_name(weight, name), data));
-    let tensors = tensors.collect();
-    Ok((method, tensors))
-}
-
-/// Converts PEFT's OFT, which has the same parameters.
-fn oft(layers: &Layers, config: &PeftOft) -> Result<Converted, InteropError> {
-    if config.oft_block_size == 0 {
-        // With `r` blocks, the block size differs from layer to layer.
-        return Err(InteropError::Settings {
-            method: "oft",
-            reason: "an import needs `oft_block_size`; a number of blocks `r` is not supported",
-        });
-    }
-    let method = MethodConfig::from(OftConfig {
-        block_size: config.oft_block_size,
-        cayley: if config.use_cayley_neumann {
-            CayleyForm::Neumann { terms: config.num_cayley_neumann_terms }
-        } else {
-            CayleyForm::Exact
-        },
-        block_share: config.block_share,
-        constraint: config.coft.then_some(config.eps),
-        ..OftConfig::default()
-    });
-    let mut tensors = BTreeMap::new();
-    for (weight, layer) in layers {
-        let skew = required(weight, layer, Role::Skew, "oft_R")?;
-        tensors.insert(method.tensor_name(weight, "rotation.skew"), skew.clone());
-    }
-    Ok((method, tensors))
-}
-
-/// Reads a tensor `[rows, …]` as a matrix, and transposes it on the host.
-fn transposed(data: &TensorData, rows: usize) -> TensorData {
-    let values: Vec<f32> = data.iter().collect();
-    let cols = values.len() / rows.max(1);
-    let at = |index: usize| values[(index % rows) * cols + index / rows];
-    TensorData::new((0..rows * cols).map(at).collect::<Vec<f32>>(), [cols, rows])
+    (method, tensors)
 }

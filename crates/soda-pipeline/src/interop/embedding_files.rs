@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 
+use super::key_names::is_of_adapter;
 use crate::component::Component;
 use crate::error::{FormatError, PipelineError};
 use crate::file::EmbeddingVectors;
@@ -48,7 +49,7 @@ pub(super) fn parse(key: &str, path: &Path, alone: bool) -> Option<(String, Comp
             let stem = path.file_stem().and_then(|stem| stem.to_str())?;
             Some((stem.to_owned(), component))
         }
-        None if alone => Some((key.to_owned(), Component::TextEncoder)),
+        None if alone && !is_of_adapter(key) => Some((key.to_owned(), Component::TextEncoder)),
         None => None,
     }
 }
@@ -112,6 +113,8 @@ mod tests {
         for (key, alone, expected) in [
             ("<mug>", true, Some(("<mug>", first))),
             ("<mug>", false, None),
+            ("lora_unet_conv_in.diff", true, None),
+            ("unet.conv_in.weight", true, None),
             ("emb_params", true, Some(("mug", first))),
             ("clip_l", false, Some(("mug", first))),
             ("clip_g", false, Some(("mug", second))),

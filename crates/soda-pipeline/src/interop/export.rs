@@ -204,7 +204,7 @@ fn lora_config(
         r,
         lora_alpha: r as f64,
         alpha_pattern: others.iter().map(|(name, rank)| (name.clone(), *rank as f64)).collect(),
-        rank_pattern: others,
+        rank_pattern: others.into_iter().collect(),
         use_dora,
         target_modules,
         ..PeftLora::default()

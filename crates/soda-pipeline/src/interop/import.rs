@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use burn::tensor::TensorData;
 use serde_json::json;
 
-use soda_adapters::{AdapterState, Recipe, Targets};
+use soda_adapters::{AdapterState, PlanOptions, Recipe, Targets};
 
+use super::architecture::{Architecture, text_width};
 use super::convert::convert;
 use super::embedding_files;
-use super::key_names::{TensorName, parse};
-use super::layer_tensors::Layers;
+use super::key_names::{ModuleName, Role, parse};
+use super::layer_tensors::{LayerTensors, Layers};
 use super::peft_config::{CONFIG, PeftConfig, TENSORS};
 use super::weight_names::WeightNames;
 use crate::component::Component;
@@ -29,15 +31,19 @@ pub struct Imported {
     pub matched: Vec<String>,
     /// Tensor names of the file that belong to no weight of the networks and were ignored.
     pub unmatched: Vec<String>,
+    /// Tensor names of the file that were ignored because no method here holds their kind: changes of biases
+    /// and of normalization layers, and names that are not known.
+    pub unread: Vec<String>,
     /// Tensor names of the file that were ignored because the base lacks their network.
     pub absent: BTreeMap<Component, Vec<String>>,
 }
 
 /// Reads an adapter of another tool for a base model with the name `base`.
 ///
-/// `path` is a PEFT directory, a LoRA, LoHa or LoKr file of diffusers, kohya's scripts or LyCORIS, or a file
-/// with an embedding. A PEFT directory is for one network, or has a directory for each network. `networks` is
-/// a module with a field for each network. Directories and fields have the names of [`Component`].
+/// `path` is a PEFT directory, an adapter file of diffusers, kohya's scripts, LyCORIS or OneTrainer, or a
+/// file with an embedding. A PEFT directory is for one network, or has a directory for each network.
+/// `networks` is a module with a field for each network. Directories and fields have the names of
+/// [`Component`].
 ///
 /// ```no_run
 /// use burn::tensor::Device;
@@ -52,66 +58,137 @@ pub struct Imported {
 ///
 /// # Errors
 /// [`PipelineError::Format`] for a file that cannot be read. [`PipelineError::Interop`] for a file in which
-/// nothing belongs to `networks`, for incomplete layers, and for settings that no method has.
-/// [`PipelineError::Adapter`] for tensors that do not fit their weights.
+/// nothing belongs to `networks` or that is for another architecture, for incomplete layers, for tensors that
+/// do not fit their weights, and for settings that no method has.
 pub fn import<M: Module>(path: &Path, networks: &M, base: &str) -> Result<Imported, PipelineError> {
     let weight_names = WeightNames::from_networks(networks);
-    let mut layers: BTreeMap<Component, (Layers, Option<PeftConfig>)> = BTreeMap::new();
-    let mut embeddings: BTreeMap<String, EmbeddingVectors> = BTreeMap::new();
-    let mut unmatched = Vec::new();
-    let mut absent: BTreeMap<Component, Vec<String>> = BTreeMap::new();
-    for Source { file, config, component } in sources(path)? {
-        let SafetensorsFile { tensors, metadata } = SafetensorsFile::read(&file)?;
-        let configs = PeftConfig::from_diffusers_metadata(&file, &metadata)?;
-        let alone = tensors.len() == 1;
-        for (key, data) in tensors {
-            let parsed = parse(&key);
-            if parsed.is_none()
-                && let Some((token, component)) = embedding_files::parse(&key, &file, alone)
-                && let Some(vectors) = embedding_files::vectors(data.clone())
-            {
-                embeddings.entry(token).or_default().insert(component, vectors);
-                continue;
-            }
-            let component = parsed.as_ref().and_then(|name| name.component).or(component);
-            let found = parsed.and_then(|TensorName { module, role, .. }| {
-                let (component, weight) = weight_names.find(component, &module)?;
-                Some((component, weight, role))
-            });
-            let Some((component, weight, role)) = found else {
-                match component.filter(|component| !weight_names.has(*component)) {
-                    Some(component) => absent.entry(component).or_default().push(key),
-                    None => unmatched.push(key),
-                }
-                continue;
-            };
-            let (layers, settings) = layers.entry(component).or_default();
-            *settings = config.as_ref().or(configs.get(&component)).cloned();
-            layers.entry(weight.to_owned()).or_default().insert(role, data);
-        }
+    let mut contents = Contents::default();
+    for source in sources(path)? {
+        contents.read(&source, &weight_names)?;
     }
+    contents.check_architecture(path, &weight_names)?;
+    let Contents { networks: layers, embeddings, unmatched, unread, absent, .. } = contents;
     if layers.is_empty() && embeddings.is_empty() {
-        let example = unmatched.first().or(absent.values().flatten().next()).cloned();
+        let names = [unmatched.first(), absent.values().flatten().next(), unread.first()];
         return Err(InteropError::NothingMatched {
             path: path.to_owned(),
-            example: example.unwrap_or_default(),
+            example: names.into_iter().flatten().next().cloned().unwrap_or_default(),
         }
         .into());
     }
     let training = json!({ "imported": path.file_name().map(|name| name.to_string_lossy()) });
     let header = Header { base: base.to_owned(), training, ..Header::default() };
     let (mut file, mut matched) = (AdapterFile::new(header), Vec::new());
-    for (component, (layers, config)) in layers {
+    for (component, Network { layers, config }) in layers {
         let targets = Targets::from_paths(layers.keys().map(String::as_str));
         let weights = targets.select_within(networks, &component.prefix(), &[])?;
         let (method, tensors) = convert(&layers, config.as_ref(), &weights)?;
         let recipe = Recipe::from_weights(method, targets, &weights);
-        file = file.with_adapter(component, AdapterState { recipe, tensors });
+        let state = AdapterState { recipe, tensors };
+        // The hash of the weights is their own: only the tensors are checked.
+        state.plan_selected(weights, &mut PlanOptions::default())?;
+        file = file.with_adapter(component, state);
         matched.extend(layers.keys().map(|weight| component.path(weight)));
     }
-    file.plan(networks)?;
     file.embeddings = embeddings;
-    Ok(Imported { file, matched, unmatched, absent })
+    Ok(Imported { file, matched, unmatched, unread, absent })
+}
+
+/// The tensors of the files, by what they belong to.
+#[derive(Default)]
+struct Contents {
+    networks: BTreeMap<Component, Network>,
+    embeddings: BTreeMap<String, EmbeddingVectors>,
+    unmatched: Vec<String>,
+    unread: Vec<String>,
+    absent: BTreeMap<Component, Vec<String>>,
+    /// The architecture that the files are for, if they say so.
+    architecture: Option<Architecture>,
+}
+
+/// The tensors for a network.
+#[derive(Default)]
+struct Network {
+    layers: Layers,
+    config: Option<PeftConfig>,
+}
+
+impl Contents {
+    /// Adds the tensors of a file.
+    fn read(&mut self, source: &Source, names: &WeightNames) -> Result<(), PipelineError> {
+        let Source { file, config, component } = source;
+        let SafetensorsFile { tensors, metadata } = SafetensorsFile::read(file)?;
+        let mut configs = PeftConfig::from_diffusers_metadata(file, &metadata)?;
+        let architecture = Architecture::of_file(&metadata, tensors.keys());
+        self.architecture = self.architecture.or(architecture);
+        let alone = tensors.len() == 1;
+        for (key, data) in tensors {
+            let Some(parsed) = parse(&key) else {
+                self.read_unparsed(key, data, file, alone);
+                continue;
+            };
+            let component = parsed.component.or(*component);
+            if component.is_some_and(|component| !names.has(component)) {
+                self.absent.entry(component.unwrap_or(Component::Unet)).or_default().push(key);
+                continue;
+            }
+            if parsed.role == Role::Vector {
+                self.unread.push(key);
+                continue;
+            }
+            let Some((component, weight)) = names.find(component, &parsed.module) else {
+                self.unmatched.push(key);
+                continue;
+            };
+            let network = self.networks.entry(component).or_default();
+            if network.config.is_none() {
+                network.config = config.clone().or_else(|| configs.remove(&component));
+            }
+            let (ModuleName::Dotted(module) | ModuleName::Flat(module)) = &parsed.module;
+            let layers = &mut network.layers;
+            let new = || LayerTensors::new(weight, module);
+            layers.entry(weight.to_owned()).or_insert_with(new).insert(parsed.role, key, data)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a tensor whose name is not of an adapter.
+    fn read_unparsed(&mut self, key: String, data: TensorData, file: &Path, alone: bool) {
+        if let Some((token, component)) = embedding_files::parse(&key, file, alone)
+            && let Some(vectors) = embedding_files::vectors(data)
+        {
+            self.embeddings.entry(token).or_default().insert(component, vectors);
+        } else {
+            self.unread.push(key);
+        }
+    }
+
+    /// Refuses a file that is for a base of another architecture than that of the networks.
+    fn check_architecture(&self, path: &Path, names: &WeightNames) -> Result<(), InteropError> {
+        let layers = self.networks.get(&Component::Unet).map(|network| &network.layers);
+        let of_file = layers.and_then(text_width);
+        let of_base = names.text_width();
+        let by_width = of_file.filter(|width| Some(*width) != of_base);
+        let found = self.architecture.or(by_width.and_then(Architecture::of_text_width));
+        let two_encoders = names.has(Component::TextEncoder2);
+        match found {
+            Some(found) if !found.fits(two_encoders, of_base) => {
+                let width = of_base
+                    .map_or_else(String::new, |width| format!(" (with text states of {width})"));
+                let kind = match (two_encoders, of_base.and_then(Architecture::of_text_width)) {
+                    (true, _) => "SDXL",
+                    (false, Some(base)) => base.name(),
+                    (false, None) => "a model with one text encoder",
+                };
+                Err(InteropError::OtherArchitecture {
+                    path: path.to_owned(),
+                    file: found.name(),
+                    base: format!("{kind}{width}"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A file of tensors.

@@ -32,10 +32,28 @@ pub(super) enum Role {
     Up,
     /// `α`, a number.
     Alpha,
-    /// DoRA's magnitude.
+    /// The middle convolution of a LoRA in Tucker form.
+    Mid,
+    /// The bias that PEFT's `lora_bias` trains beside `B`.
+    UpBias,
+    /// DoRA's magnitude of each output, as PEFT stores it.
     Magnitude,
-    /// OFT's packed skew-symmetric blocks.
+    /// DoRA's magnitude of each output or each input, as LyCORIS stores it.
+    DoraScale,
+    /// OFT's packed skew-symmetric blocks, of PEFT and OneTrainer.
     Skew,
+    /// OneTrainer's mark that the packed blocks are divided by the root of their size.
+    ScaledSkew,
+    /// OFT's square blocks, of LyCORIS.
+    OftBlocks,
+    /// OFT's square blocks, of kohya's scripts, which have another rule for `α`.
+    KohyaOftBlocks,
+    /// The factor of each output beside LyCORIS' OFT.
+    Rescale,
+    /// BOFT's square blocks, of PEFT.
+    BoftBlocks,
+    /// BOFT's scale of each output, of PEFT.
+    BoftScale,
     /// LoHa's `W1a`.
     HadaW1A,
     /// LoHa's `W1b`.
@@ -56,8 +74,18 @@ pub(super) enum Role {
     LokrW2A,
     /// The second factor of LoKr's `W2`.
     LokrW2B,
-    /// The core of a Tucker decomposition, which no method of `soda-adapters` has.
-    Core,
+    /// The core of the Tucker decomposition of LoHa's first product.
+    HadaT1,
+    /// The core of the Tucker decomposition of LoHa's second product.
+    HadaT2,
+    /// The core of the Tucker decomposition of LoKr's `W1`, which LyCORIS does not use.
+    LokrT1,
+    /// The core of the Tucker decomposition of LoKr's `W2`.
+    LokrT2,
+    /// The delta of a weight, whole.
+    Diff,
+    /// A change of a bias or of a normalization layer, which no method of `soda-adapters` has.
+    Vector,
     /// The trained scalar of LyCORIS, which no method of `soda-adapters` has.
     Scalar,
 }
@@ -72,10 +100,16 @@ const SUFFIXES: &[(&str, Role)] = &[
     (".lora_up.weight", Role::Up),
     (".lora_linear_layer.down.weight", Role::Down),
     (".lora_linear_layer.up.weight", Role::Up),
+    (".lora_B.bias", Role::UpBias),
     (".lora_magnitude_vector.weight", Role::Magnitude),
     (".lora_magnitude_vector", Role::Magnitude),
-    (".dora_scale", Role::Magnitude),
+    (".dora_scale", Role::DoraScale),
     (".oft_R.weight", Role::Skew),
+    (".oft_R.scaled_oft", Role::ScaledSkew),
+    (".oft_blocks", Role::OftBlocks),
+    (".rescale", Role::Rescale),
+    (".boft_R", Role::BoftBlocks),
+    (".boft_s", Role::BoftScale),
     (".alpha", Role::Alpha),
     (".hada_w1_a", Role::HadaW1A),
     (".hada_w1_b", Role::HadaW1B),
@@ -87,21 +121,41 @@ const SUFFIXES: &[(&str, Role)] = &[
     (".lokr_w2", Role::LokrW2),
     (".lokr_w2_a", Role::LokrW2A),
     (".lokr_w2_b", Role::LokrW2B),
-    (".lora_mid.weight", Role::Core),
-    (".hada_t1", Role::Core),
-    (".hada_t2", Role::Core),
-    (".lokr_t1", Role::Core),
-    (".lokr_t2", Role::Core),
+    (".lora_mid.weight", Role::Mid),
+    (".hada_t1", Role::HadaT1),
+    (".hada_t2", Role::HadaT2),
+    (".lokr_t1", Role::LokrT1),
+    (".lokr_t2", Role::LokrT2),
+    (".diff", Role::Diff),
+    (".diff_b", Role::Vector),
+    (".w_norm", Role::Vector),
+    (".b_norm", Role::Vector),
     (".scalar", Role::Scalar),
 ];
 
-/// Prefixes of kohya's tensor names.
-const KOHYA: &[(&str, Component)] = &[
-    ("lora_unet_", Component::Unet),
-    ("lora_te_", Component::TextEncoder),
-    ("lora_te1_", Component::TextEncoder),
-    ("lora_te2_", Component::TextEncoder2),
+/// Prefixes of flat module names, with the network if they name it.
+const FLAT: &[(&str, Option<Component>)] = &[
+    ("lora_unet_", Some(Component::Unet)),
+    ("lora_te_", Some(Component::TextEncoder)),
+    ("lora_te1_", Some(Component::TextEncoder)),
+    ("lora_te2_", Some(Component::TextEncoder2)),
+    (KOHYA_OFT, Some(Component::Unet)),
+    // The default of LyCORIS' own wrapper, for whatever network.
+    ("lycoris_", None),
 ];
+/// Prefix of OFT's tensor names in kohya's scripts.
+const KOHYA_OFT: &str = "oft_unet_";
+
+/// Prefixes of dotted module names other than those of diffusers.
+const DOTTED: &[(&str, Component)] = &[
+    // ComfyUI's and OneTrainer's names.
+    ("diffusion_model.", Component::Unet),
+    ("clip_l.", Component::TextEncoder),
+    ("clip_g.", Component::TextEncoder2),
+];
+
+/// Beginnings of tensor names that are of an adapter, and never the token of an embedding.
+const ADAPTER_PREFIXES: &[&str] = &["lora_", "oft_", "lycoris_", "unet.", "text_encoder"];
 /// Prefix of PEFT's tensor names.
 pub(super) const PEFT: &str = "base_model.model.";
 
@@ -131,17 +185,38 @@ pub(super) fn kohya_prefix(component: Component, two_encoders: bool) -> &'static
     }
 }
 
+/// Whether a tensor name is of an adapter, be its kind known or not.
+pub(super) fn is_of_adapter(key: &str) -> bool {
+    let starts = |prefix: &&str| key.starts_with(prefix);
+    ADAPTER_PREFIXES.iter().chain(&[PEFT]).any(starts)
+        || DOTTED.iter().any(|(prefix, _)| key.starts_with(prefix))
+        || [".weight", ".bias"].iter().any(|suffix| key.ends_with(suffix))
+        || SUFFIXES.iter().any(|(suffix, _)| key.ends_with(suffix))
+}
+
 /// Parses a tensor name; `None` for an unknown one.
 pub(super) fn parse(key: &str) -> Option<TensorName> {
     let renamed = BEFORE_PEFT.iter().find(|(old, _)| key.contains(old));
     let key = renamed.map_or_else(|| key.to_owned(), |(old, new)| key.replace(old, new));
+    let key = without_adapter_name(key);
     let (module, role) =
         SUFFIXES.iter().find_map(|(suffix, role)| Some((key.strip_suffix(suffix)?, *role)))?;
-    let flat = KOHYA
+    let flat = FLAT
+        .iter()
+        .find_map(|(prefix, component)| Some((*prefix, module.strip_prefix(prefix)?, *component)));
+    if let Some((prefix, flat, component)) = flat {
+        let role = match role {
+            Role::OftBlocks if prefix == KOHYA_OFT => Role::KohyaOftBlocks,
+            role => role,
+        };
+        return Some(TensorName { component, module: ModuleName::Flat(from_sgm(flat)), role });
+    }
+    let dotted = DOTTED
         .iter()
         .find_map(|(prefix, component)| Some((module.strip_prefix(prefix)?, *component)));
-    if let Some((flat, component)) = flat {
-        let module = ModuleName::Flat(from_sgm(flat));
+    if let Some((module, component)) = dotted {
+        // The original names of Stability's code have dots too.
+        let module = ModuleName::Flat(from_sgm(&flatten(module)));
         return Some(TensorName { component: Some(component), module, role });
     }
     let module = module.strip_prefix(PEFT).unwrap_or(module);
@@ -150,6 +225,23 @@ pub(super) fn parse(key: &str) -> Option<TensorName> {
         None => (None, module),
     };
     Some(TensorName { component, module: ModuleName::Dotted(module.to_owned()), role })
+}
+
+/// Removes the adapter's name, which a state dict of PEFT has before the last part, as in
+/// `x.lora_A.default.weight`.
+fn without_adapter_name(key: String) -> String {
+    for part in [".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".oft_R."] {
+        if let Some((module, rest)) = key.rsplit_once(part)
+            && let Some((name, last @ ("weight" | "bias"))) = rest.split_once('.')
+            && !name.is_empty()
+        {
+            return format!("{module}{part}{last}");
+        }
+    }
+    match key.strip_suffix(".default") {
+        Some(key) => key.to_owned(),
+        None => key,
+    }
 }
 
 /// Replaces the dots of a module's path by underscores, as in kohya's files.
@@ -173,10 +265,27 @@ mod tests {
             ("unet.mid_block.to_q.lora.up.weight", unet, dotted("mid_block.to_q"), Role::Up),
             ("lora_unet_mid_block_to_q.alpha", unet, flat("mid_block_to_q"), Role::Alpha),
             ("lora_unet_mid_block_to_q.lokr_w2_a", unet, flat("mid_block_to_q"), Role::LokrW2A),
-            ("lora_unet_conv_in.lora_mid.weight", unet, flat("conv_in"), Role::Core),
+            ("lora_unet_conv_in.lora_mid.weight", unet, flat("conv_in"), Role::Mid),
             ("lora_te_text_model_x.lora_up.weight", first, flat("text_model_x"), Role::Up),
-            ("lora_te1_text_model_x.dora_scale", first, flat("text_model_x"), Role::Magnitude),
+            ("lora_te1_text_model_x.dora_scale", first, flat("text_model_x"), Role::DoraScale),
             ("lora_te2_text_model_x.alpha", second, flat("text_model_x"), Role::Alpha),
+            ("lycoris_mid_block_to_q.lokr_w1", none, flat("mid_block_to_q"), Role::LokrW1),
+            ("oft_unet_x.oft_blocks", unet, flat("x"), Role::KohyaOftBlocks),
+            ("lora_unet_x.oft_blocks", unet, flat("x"), Role::OftBlocks),
+            (
+                "unet.mid_block.to_q.lora_A.default.weight",
+                unet,
+                dotted("mid_block.to_q"),
+                Role::Down,
+            ),
+            ("unet.mid_block.to_q.lora_B.x_1.weight", unet, dotted("mid_block.to_q"), Role::Up),
+            ("base_model.model.conv.hada_w1_a.default", none, dotted("conv"), Role::HadaW1A),
+            (
+                "diffusion_model.middle_block.1.proj_out.lora_up.weight",
+                unet,
+                flat("mid_block_attentions_0_proj_out"),
+                Role::Up,
+            ),
             (
                 "unet.x.attn1.processor.to_out_lora.up.weight",
                 unet,
@@ -205,5 +314,11 @@ mod tests {
             assert_eq!(parse(key), Some(TensorName { component, module, role }), "{key}");
         }
         assert_eq!(parse("lora_unet_x.bias"), None);
+        for key in ["lora_unet_x.bias", "lora_unet_x.diff", "unet.x.foo", "x.hada_w1_a"] {
+            assert!(is_of_adapter(key), "{key}");
+        }
+        for token in ["<mug>", "sks", "emb_params", "clip_l", "my.word"] {
+            assert!(!is_of_adapter(token), "{token}");
+        }
     }
 }

@@ -6,16 +6,21 @@
 //! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight` |
 //! | diffusers LoRA, old | `unet.<module>.processor.to_q_lora.down.weight` |
 //! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, names of SDXL's original code |
-//! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1` |
+//! | kohya OFT | `oft_unet_<module with _ for .>.oft_blocks` |
+//! | LyCORIS | `lora_unet_<module with _ for .>.hada_w1_a`, `….lokr_w1`, `….oft_blocks`; `lycoris_` |
+//! | OneTrainer OFT | `lora_unet_<module with _ for .>.oft_R.weight` |
 //! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` |
 //!
 //! | format | read | written |
 //! |---|---|---|
-//! | PEFT directory | LoRA, DoRA, OFT | LoRA, DoRA, OFT, exactly |
+//! | PEFT directory | LoRA, DoRA, PiSSA, OFT, BOFT, LoHa, LoKr | LoRA, DoRA, OFT, exactly |
 //! | diffusers LoRA | LoRA, DoRA | LoRA |
-//! | kohya LoRA | LoRA, DoRA | LoRA |
-//! | LyCORIS | LoHa, LoKr | |
-//! | LyCORIS `diff` | | any method, exactly |
+//! | kohya LoRA | LoRA, DoRA, OFT | LoRA |
+//! | LyCORIS | LoRA, LoHa, LoKr, each with DoRA's magnitude, and OFT | |
+//! | LyCORIS `diff` | yes | any method, exactly |
+//!
+//! Every tensor and every field of a configuration is used, listed in [`Imported`], or refused by name. A
+//! network has one method here. Layers of other methods than the rest become whole deltas.
 //!
 //! | format | names of the first text encoder | of the second |
 //! |---|---|---|
@@ -34,6 +39,7 @@
 //! An adapter that is not a LoRA becomes one by a truncated SVD of its delta ([`compress_to_lora`]). Each
 //! layer has the rank that its error budget needs, and a report of its error.
 
+mod architecture;
 mod compress;
 mod convert;
 mod embedding_files;
@@ -41,8 +47,11 @@ mod export;
 mod import;
 mod key_names;
 mod layer_tensors;
-mod lycoris;
+mod layers;
+mod ordered_json;
+mod pattern_table;
 mod peft_config;
+mod peft_fields;
 mod sgm_names;
 mod weight_names;
 

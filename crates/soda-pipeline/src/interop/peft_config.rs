@@ -2,14 +2,12 @@
 //!
 //! A PEFT directory has it as `adapter_config.json`. diffusers keeps it in the metadata of a LoRA's file.
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
-use crate::component::Component;
-use crate::error::{FormatError, InteropError, PipelineError};
+use super::pattern_table::PatternTable;
+use crate::error::{InteropError, PipelineError};
 use crate::safetensors_file::write_atomically;
 
 /// File name of the configuration in a PEFT directory.
@@ -17,43 +15,57 @@ pub(super) const CONFIG: &str = "adapter_config.json";
 /// File name of the tensors in a PEFT directory.
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
-/// Metadata key of diffusers 0.35 and later with the configuration of each network, as JSON with names such
-/// as `unet.lora_alpha`.
-const DIFFUSERS_METADATA: &str = "lora_adapter_metadata";
-
 /// The version whose rules the files follow. Without it, PEFT assumes a version before 0.18 with another
 /// Neumann series.
 const VERSION: &str = "0.21.0";
 
 /// The configuration of a PEFT adapter, by method.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(tag = "peft_type")]
 pub(super) enum PeftConfig {
     #[serde(rename = "LORA")]
     Lora(PeftLora),
     #[serde(rename = "OFT")]
     Oft(PeftOft),
+    #[serde(rename = "LOHA")]
+    Loha(PeftLycoris),
+    #[serde(rename = "LOKR")]
+    Lokr(PeftLycoris),
+    /// All settings of a BOFT are in the shapes of its tensors.
+    #[serde(rename = "BOFT")]
+    Boft,
 }
 
 /// PEFT's `LoraConfig`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct PeftLora {
     pub(super) r: usize,
     pub(super) lora_alpha: f64,
-    pub(super) rank_pattern: BTreeMap<String, usize>,
-    pub(super) alpha_pattern: BTreeMap<String, f64>,
+    pub(super) rank_pattern: PatternTable<usize>,
+    pub(super) alpha_pattern: PatternTable<f64>,
     pub(super) use_rslora: bool,
     pub(super) use_dora: bool,
+    /// Whether initial values were taken off the base.
+    #[serde(skip)]
+    pub(super) init: PeftInit,
     pub(super) target_modules: Modules,
     pub(super) bias: Option<String>,
     pub(super) task_type: Option<String>,
     pub(super) peft_version: Option<String>,
 }
 
+/// What the initial values of a LoRA do to the base.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum PeftInit {
+    /// Nothing.
+    #[default]
+    OnBase,
+    /// The leading singular triples are taken off.
+    Pissa,
+}
+
 /// PEFT's `OFTConfig`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct PeftOft {
     pub(super) r: usize,
     pub(super) oft_block_size: usize,
@@ -68,18 +80,21 @@ pub(super) struct PeftOft {
     pub(super) peft_version: Option<String>,
 }
 
-/// PEFT's `target_modules`: a list of modules, or one regular expression.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Modules {
-    List(Vec<String>),
-    Pattern(String),
+/// PEFT's `LoHaConfig` and `LoKrConfig`.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PeftLycoris {
+    pub(super) r: usize,
+    pub(super) alpha: f64,
+    pub(super) rank_pattern: PatternTable<usize>,
+    pub(super) alpha_pattern: PatternTable<f64>,
 }
 
-impl Default for Modules {
-    fn default() -> Self {
-        Self::List(Vec::new())
-    }
+/// PEFT's `target_modules`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Modules {
+    /// The names of the modules.
+    List(Vec<String>),
 }
 
 impl Default for PeftLora {
@@ -87,11 +102,12 @@ impl Default for PeftLora {
         Self {
             r: 8,
             lora_alpha: 8.0,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: PatternTable::default(),
+            alpha_pattern: PatternTable::default(),
             use_rslora: false,
             use_dora: false,
-            target_modules: Modules::default(),
+            init: PeftInit::default(),
+            target_modules: Modules::List(Vec::new()),
             bias: Some("none".to_owned()),
             task_type: None,
             peft_version: Some(VERSION.to_owned()),
@@ -109,7 +125,7 @@ impl Default for PeftOft {
             block_share: false,
             use_cayley_neumann: true,
             num_cayley_neumann_terms: 5,
-            target_modules: Modules::default(),
+            target_modules: Modules::List(Vec::new()),
             bias: Some("none".to_owned()),
             task_type: None,
             peft_version: Some(VERSION.to_owned()),
@@ -118,41 +134,6 @@ impl Default for PeftOft {
 }
 
 impl PeftConfig {
-    /// Reads `adapter_config.json` of a directory.
-    pub(super) fn read(folder: &Path) -> Result<Self, PipelineError> {
-        let path = folder.join(CONFIG);
-        let text = std::fs::read_to_string(&path).map_err(|source| FormatError::Io {
-            action: "read",
-            path: path.clone(),
-            source,
-        })?;
-        serde_json::from_str(&text)
-            .map_err(|error| InteropError::PeftConfig { path, reason: error.to_string() }.into())
-    }
-
-    /// Reads the configurations that diffusers keeps in the metadata of the file at `path`. Older files have
-    /// none.
-    pub(super) fn from_diffusers_metadata(
-        path: &Path,
-        metadata: &HashMap<String, String>,
-    ) -> Result<BTreeMap<Component, Self>, InteropError> {
-        let Some(text) = metadata.get(DIFFUSERS_METADATA) else { return Ok(BTreeMap::new()) };
-        let unreadable = |error: serde_json::Error| InteropError::PeftConfig {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        };
-        let mut networks: BTreeMap<Component, Map<String, Value>> = BTreeMap::new();
-        for (name, value) in serde_json::from_str::<Map<String, Value>>(text).map_err(unreadable)? {
-            let Some((component, field)) = Component::split_path(&name) else { continue };
-            networks.entry(component).or_default().insert(field.to_owned(), value);
-        }
-        let config = |(component, mut fields): (Component, Map<String, Value>)| {
-            fields.entry("peft_type").or_insert_with(|| json!("LORA"));
-            Ok((component, serde_json::from_value(Value::Object(fields)).map_err(unreadable)?))
-        };
-        networks.into_iter().map(config).collect()
-    }
-
     /// Writes `adapter_config.json` into a directory.
     pub(super) fn write(&self, folder: &Path) -> Result<(), PipelineError> {
         let path = folder.join(CONFIG);
@@ -164,45 +145,21 @@ impl PeftConfig {
 }
 
 impl PeftLora {
-    /// The scale of a module with this rank. A pattern matches the end of the module's path, as in PEFT.
+    /// The scale of a module with this rank.
     pub(super) fn scale(&self, module: &str, rank: usize) -> f64 {
-        let ends = |pattern: &&String| {
-            let pattern = pattern.trim_start_matches('^').trim_end_matches('$');
-            module == pattern || module.ends_with(&format!(".{pattern}"))
-        };
-        let alpha = self.alpha_pattern.keys().find(ends).map(|key| self.alpha_pattern[key]);
         let root = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        alpha.unwrap_or(self.lora_alpha) / root
+        self.alpha_pattern.get(module).unwrap_or(self.lora_alpha) / root
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl PeftLycoris {
+    /// The rank of a module, which is not in the shapes of two whole matrices.
+    pub(super) fn rank(&self, module: &str) -> usize {
+        self.rank_pattern.get(module).unwrap_or(self.r)
+    }
 
-    #[test]
-    fn each_network_in_the_metadata_has_its_own_settings() {
-        let read = |text: &str| {
-            let metadata = HashMap::from([(DIFFUSERS_METADATA.to_owned(), text.to_owned())]);
-            PeftConfig::from_diffusers_metadata(Path::new("a.safetensors"), &metadata)
-        };
-        let networks = read(
-            r#"{"unet.r": 4, "unet.lora_alpha": 2, "text_encoder.r": 2, "text_encoder.lora_alpha": 4,
-                "text_encoder.alpha_pattern": {"mlp.fc1": 1.0}, "text_encoder.peft_type": "LORA"}"#,
-        );
-        let networks = networks.expect("two configurations");
-        let scale = |component, module| match &networks[&component] {
-            PeftConfig::Lora(config) => config.scale(module, config.r),
-            PeftConfig::Oft(_) => panic!("no OFT"),
-        };
-        assert_eq!(scale(Component::Unet, "x.to_q"), 0.5);
-        assert_eq!(scale(Component::TextEncoder, "x.mlp.fc1"), 0.5);
-        assert_eq!(scale(Component::TextEncoder, "x.mlp.fc2"), 2.0);
-
-        // Tensors of another method, read as a LoRA, would have another scale.
-        for (text, named) in [(r#"{"unet.peft_type": "LOKR"}"#, "LOKR"), ("[]", "invalid type")] {
-            let error = read(text).expect_err("no LoRA").to_string();
-            assert!(error.contains(named) && error.contains("a.safetensors"), "{error}");
-        }
+    /// The scale of a module with this rank.
+    pub(super) fn scale(&self, module: &str, rank: usize) -> f64 {
+        self.alpha_pattern.get(module).unwrap_or(self.alpha) / rank.max(1) as f64
     }
 }

@@ -22,6 +22,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 use soda_adapters::named_params;
+use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::Pipeline;
 
 use crate::data::augment::ImageVariant;
@@ -135,7 +136,7 @@ impl EncodeCache {
         make: impl FnOnce() -> T,
     ) -> Result<T, TrainError> {
         let path = self.folder.join(name);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match input_file::read(&path, SizeLimit::TENSORS) {
             Ok(bytes) => Some(bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(TrainError::io("read", &path)(error)),

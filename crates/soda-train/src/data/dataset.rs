@@ -241,6 +241,22 @@ mod tests {
     }
 
     #[test]
+    fn repeats_of_absurd_epochs_are_refused_by_the_folder() {
+        for (folder_repeats, own) in
+            [(1, 1 << 40), (1, usize::MAX), (usize::MAX / 2, 4), (4_000, 2_501), (10_000_001, 1)]
+        {
+            let line = format!(r#"{{"file_name": "a.png", "text": "x", "repeats": {own}}}"#);
+            let folder = folder(&[]);
+            let inside = folder.path().join(format!("{folder_repeats}_x"));
+            std::fs::create_dir(&inside).unwrap();
+            std::fs::write(inside.join("a.png"), "").unwrap();
+            std::fs::write(inside.join("metadata.jsonl"), line).unwrap();
+            let error = Dataset::read(folder.path(), None).unwrap_err().to_string();
+            assert!(error.contains("repeats") && error.contains("a.png"), "{error}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_file_and_the_fault() {
         let check = |files: &[(&str, &str)], needle: &str| {
             let folder = folder(files);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use soda_models::input_file::SizeLimit;
 use unicode_normalization_alignments::UnicodeNormalization as _;
 
 use crate::data::text_file::read_text;
@@ -37,10 +38,10 @@ impl Metadata {
         }
         let path = folder.join("metadata.jsonl");
         let mut metadata = Self { path, ..Self::default() };
-        if !metadata.path.is_file() {
+        if !metadata.path.exists() {
             return Ok(metadata);
         }
-        let text = read_text(&metadata.path)?;
+        let text = read_text(&metadata.path, SizeLimit::LIST)?;
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let number = index + 1;
             let invalid = |reason: String| metadata.invalid(number, reason);
@@ -162,8 +163,8 @@ pub(super) fn read_caption_file(image: &Path) -> Result<Option<String>, TrainErr
         .flat_map(|stem| ["txt", "TXT"].map(|end| image.with_file_name(format!("{stem}.{end}"))));
     // A name that is no UTF-8 has one form only.
     let mut all = beside.chain([image.with_extension("txt")]);
-    let Some(path) = all.find(|path| path.is_file()) else { return Ok(None) };
-    Ok(Some(read_text(&path)?.trim().to_owned()))
+    let Some(path) = all.find(|path| path.exists()) else { return Ok(None) };
+    Ok(Some(read_text(&path, SizeLimit::CAPTION)?.trim().to_owned()))
 }
 
 /// The content of `subject.json` or `style.json`.
@@ -180,8 +181,8 @@ impl SubjectFile {
     pub(super) fn read(folder: &Path) -> Result<Self, TrainError> {
         for name in ["subject.json", "style.json"] {
             let path = folder.join(name);
-            if path.is_file() {
-                let text = read_text(&path)?;
+            if path.exists() {
+                let text = read_text(&path, SizeLimit::SETTINGS)?;
                 return serde_json::from_str(&text).map_err(|error| {
                     let (line, reason) = (error.line(), error.to_string());
                     DataError::Metadata { path, line, reason }.into()

@@ -121,7 +121,7 @@ mod tests {
         let mut all = Vec::new();
         for shards in [1, 2] {
             let config = config(shards);
-            let folder = RunFolder::create(root.path(), None, "run").unwrap();
+            let folder = RunFolder::create(root.path(), None, "run", "").unwrap();
             let prior = config.prior.clone().unwrap();
             let mut progress = Vec::new();
             let examples = generate(&pipeline, &prior, &config, &folder, 2, &go, &mut |event| {

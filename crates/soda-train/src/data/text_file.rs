@@ -1,37 +1,30 @@
 //! Text files that people write: UTF-8 or UTF-16, with or without a byte order mark.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
+
+use soda_models::input_file::{self, SizeLimit};
 
 use crate::error::{DataError, TrainError};
 
-/// The largest text file that is read, in bytes. A list of a million captions has a quarter of it.
-const MAX_BYTES: u64 = 1 << 30;
-
-/// Reads a text file: UTF-8, or UTF-16 with a byte order mark. The mark is no part of the text.
+/// Reads a regular text file that is not larger than `limit`: UTF-8, or UTF-16 with a byte order mark. The mark is no part of the text.
 ///
 /// Editors and shells of Windows write both marks: Notepad that of UTF-8, `>` of PowerShell that of UTF-16.
 ///
 /// # Errors
-/// Returns [`DataError::Encoding`] for another encoding, [`DataError::TooLarge`] for a file above 1 GiB, or
-/// [`TrainError::Io`] if the file cannot be read.
+/// Returns [`DataError::Encoding`] for another encoding, or [`TrainError::Io`] for a file that cannot be read
+/// or is too large.
 ///
 /// ```
+/// use soda_models::input_file::SizeLimit;
+///
 /// let folder = tempfile::tempdir()?;
 /// let path = folder.path().join("00.txt");
 /// std::fs::write(&path, "\u{feff}a photo of a mug")?;
-/// assert_eq!(soda_train::read_text(&path)?, "a photo of a mug");
+/// assert_eq!(soda_train::read_text(&path, SizeLimit::CAPTION)?, "a photo of a mug");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn read_text(path: &Path) -> Result<String, TrainError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(TrainError::io("read", path))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(DataError::TooLarge(path.to_owned()).into());
-    }
+pub fn read_text(path: &Path, limit: SizeLimit) -> Result<String, TrainError> {
+    let bytes = input_file::read(path, limit).map_err(TrainError::io("read", path))?;
     decode(bytes).map_err(|encoding| DataError::Encoding { path: path.to_owned(), encoding }.into())
 }
 
@@ -120,7 +113,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0.txt");
         std::fs::write(&path, b"caf\xe9").unwrap();
-        let message = read_text(&path).unwrap_err().to_string();
+        let message = read_text(&path, SizeLimit::CAPTION).unwrap_err().to_string();
         assert!(message.contains("0.txt is Latin-1") && message.contains("UTF-8"), "{message}");
     }
 }

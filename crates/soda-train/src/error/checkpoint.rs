@@ -24,6 +24,31 @@ pub enum CheckpointError {
         /// The version of its format.
         version: u32,
     },
+    /// A setting that decides the result differs from the one that the run began with.
+    #[error(
+        "the run began with `{key}` = {begun}, and its config.toml has {found} now; put it back, or start a \
+         new run"
+    )]
+    OtherSetting {
+        /// The key of the setting in TOML.
+        key: String,
+        /// The value at the start.
+        begun: String,
+        /// The value now.
+        found: String,
+    },
+    /// A part of the base model differs from the one that the run began with.
+    #[error(
+        "`{part}` of the base model {base} is not the one that the run began with; put it back, or start a \
+         new run",
+        base = .base.display()
+    )]
+    OtherBase {
+        /// The base model.
+        base: PathBuf,
+        /// The name of the part's folder.
+        part: String,
+    },
     /// The checkpoints in this folder belong to another configuration than the run's `config.toml`.
     #[error(
         "the checkpoints in {path} belong to other settings; config.toml was changed, put it back",

@@ -2,9 +2,6 @@
 
 use std::path::PathBuf;
 
-/// The most samples of an epoch, repeats counted.
-pub(crate) const MAX_SAMPLES: usize = 10_000_000;
-
 /// A data folder whose images, captions or masks cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,9 +26,6 @@ pub enum DataError {
         /// The first folder with images and why it is not read.
         reason: String,
     },
-    /// A named pipe, a socket or a device in the place of a file.
-    #[error("{path} is no regular file; remove it from the data folder", path = .0.display())]
-    NotAFile(PathBuf),
     /// A text file that is neither UTF-8 nor UTF-16 with a byte order mark.
     #[error("{path} is {encoding}: save it as UTF-8", path = path.display())]
     Encoding {
@@ -39,22 +33,6 @@ pub enum DataError {
         path: PathBuf,
         /// The encoding that the file seems to have.
         encoding: &'static str,
-    },
-    /// A text file that is too large to be one.
-    #[error("{path} is larger than 1 GiB, which no text file needs; remove it", path = .0.display())]
-    TooLarge(PathBuf),
-    /// Repeats of an image or of a folder that make an epoch absurdly long.
-    #[error(
-        "{path} is to be repeated {repeats} times, and an epoch may have {max} samples; the number before `_` in \
-         the name of a folder and `repeats` in metadata.jsonl are repeats: rename the folder or lower them",
-        path = path.display(),
-        max = MAX_SAMPLES
-    )]
-    Repeats {
-        /// The image with the most repeats.
-        path: PathBuf,
-        /// The number of its repeats.
-        repeats: usize,
     },
     /// An image without a caption.
     #[error(
@@ -71,6 +49,21 @@ pub enum DataError {
         line: usize,
         /// What is wrong.
         reason: String,
+    },
+    /// The repeats of the images make an epoch too long.
+    #[error(
+        "the repeats in {folder} make an epoch of more than {most} samples, most of them of {image}: \
+         lower `repeats` in metadata.jsonl, or the number in the folder's name",
+        folder = folder.display(),
+        image = image.display()
+    )]
+    Repeats {
+        /// The data folder.
+        folder: PathBuf,
+        /// The image with the most repeats.
+        image: PathBuf,
+        /// The most samples of an epoch.
+        most: usize,
     },
     /// A mask that does not fit its image.
     #[error("mask {path} {reason}", path = path.display())]

@@ -15,7 +15,6 @@ use soda_pipeline::PipelineError;
 pub use checkpoint::CheckpointError;
 pub use config::ConfigError;
 pub use data::DataError;
-pub(crate) use data::MAX_SAMPLES;
 pub use run_folder::RunFolderError;
 
 /// Why a run was refused, stopped or failed.

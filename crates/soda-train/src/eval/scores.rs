@@ -14,6 +14,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use soda_models::input_file::{SizeLimit, read_text};
 use soda_models::metrics::Judges;
 
 use crate::error::{DataError, TrainError};
@@ -99,7 +100,7 @@ impl RunScores {
     /// Returns an error if the run has no scores, because it had no judges, or if the file does not parse.
     pub fn read(folder: &Path) -> Result<Self, TrainError> {
         let path = folder.join(RunFolder::SCORES);
-        let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+        let text = read_text(&path, SizeLimit::LIST).map_err(TrainError::io("read", &path))?;
         serde_json::from_str(&text).map_err(|error| {
             let (line, reason) = (error.line(), error.to_string());
             DataError::Metadata { path, line, reason }.into()
@@ -182,7 +183,7 @@ mod tests {
         let held_out = vec!["00.png".to_owned()];
         let written = RunScores { before, after, truth: None, held_out };
         let root = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(root.path(), Some("run"), "run").unwrap();
+        let folder = RunFolder::create(root.path(), Some("run"), "run", "").unwrap();
         written.write(&folder).unwrap();
         assert_eq!(RunScores::read(folder.path()).unwrap(), written);
         std::fs::write(folder.file(RunFolder::SCORES), "{").unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use soda_models::input_file::{self, SizeLimit, read_text};
 
 use crate::error::{DataError, TrainError};
 use crate::eval::scores::Scores;
@@ -80,8 +81,9 @@ pub(crate) fn write_snapshot(
 /// Reads all snapshots of a run's folder, in the order of the steps.
 pub(crate) fn read_snapshots(folder: &RunFolder) -> Result<Vec<Snapshot>, TrainError> {
     let read = |(step, path): (usize, PathBuf)| {
+        let png =
+            input_file::read(&path, SizeLimit::IMAGE).map_err(TrainError::io("read", &path))?;
         let size = image::image_dimensions(&path).map_err(TrainError::image(&path))?;
-        let png = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
         Ok(Snapshot { step, png, size, scores: read_scores(&path)? })
     };
     grids(folder.path())?.into_iter().map(read).collect()
@@ -123,7 +125,7 @@ fn read_scores(grid: &Path) -> Result<Option<Scores>, TrainError> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+    let text = read_text(&path, SizeLimit::LIST).map_err(TrainError::io("read", &path))?;
     let file: ScoreFile = serde_json::from_str(&text).map_err(|error| {
         let (line, reason) = (error.line(), error.to_string());
         DataError::Metadata { path, line, reason }

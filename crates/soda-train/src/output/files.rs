@@ -1,6 +1,5 @@
 //! Files and folders. A file is written whole or not at all.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use image::{ImageError, ImageFormat, RgbImage};
@@ -21,15 +20,7 @@ use crate::error::TrainError;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(TrainError::io("write", path))
+    soda_files::write(path, bytes).map_err(TrainError::io("write", path))
 }
 
 /// Writes `image` to `path` as PNG, whole or not at all.

@@ -1,12 +1,19 @@
 //! The folder of one run, `runs/<name>/`, and the names of the files in it.
 
-use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use image::RgbImage;
+use soda_files::{Lock, StagedFolder, remove_leftovers};
 
 use crate::error::{RunFolderError, TrainError};
 use crate::output::files::{create_folder, write_file, write_png};
+
+/// The name of the lock.
+const LOCK: &str = ".lock";
+/// The time that a process has to end before its run's folder is removed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The folder of one run, locked by one process at a time.
 ///
@@ -15,7 +22,7 @@ use crate::output::files::{create_folder, write_file, write_png};
 pub struct RunFolder {
     path: PathBuf,
     /// Held while the run goes on. The operating system releases it however the process ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl RunFolder {
@@ -57,42 +64,61 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Creates and locks `root/name`, or without a name the first free `root/<stem>-<number>`.
+    /// Creates and locks `root/name` with `settings` as its [`RunFolder::CONFIG`]. Without a name it is the
+    /// first free `root/<stem>-<number>`.
     ///
-    /// Creating a folder is atomic: if two runs ask for one name, one of them gets it.
+    /// The folder appears with its settings or not at all. If two runs ask for one name, one of them gets it.
+    /// The name of a folder without settings and without content, which an earlier version could leave, is
+    /// free.
     ///
     /// # Errors
     /// Returns [`RunFolderError::Name`] if the name is no plain name, [`RunFolderError::Exists`] if it is taken,
     /// or [`TrainError::Io`] if the folder cannot be created.
-    pub fn create(root: &Path, name: Option<&str>, stem: &str) -> Result<Self, TrainError> {
+    pub fn create(
+        root: &Path,
+        name: Option<&str>,
+        stem: &str,
+        settings: &str,
+    ) -> Result<Self, TrainError> {
         if let Some(name) = name {
             Self::check_name(name)?;
         }
-        create_folder(root)?;
-        if let Some(name) = name {
-            let path = root.join(name);
-            return match std::fs::create_dir(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    Err(RunFolderError::Exists(path).into())
-                }
-                result => {
-                    result.map_err(TrainError::io("create", &path))?;
-                    Self::lock(path)
-                }
-            };
-        }
         // The name of a data folder may have characters that a run's name has not.
         let stem = stem.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_");
+        let first = root.join(name.map_or_else(|| format!("{stem}-1"), str::to_owned));
+        let staged = StagedFolder::new(&first).map_err(TrainError::io("create", &first))?;
+        write_file(&staged.path().join(Self::CONFIG), settings.as_bytes())?;
+        // The run is locked before it has its name. Windows renames no folder with an open file in it.
+        let mut locked = match cfg!(windows) {
+            true => None,
+            false => Some(Self::lock(staged.path().to_owned())?),
+        };
         let mut number = 1;
         loop {
-            match Self::create(root, Some(&format!("{stem}-{number}")), &stem) {
-                Err(TrainError::RunFolder(RunFolderError::Exists(_))) => number += 1,
-                result => return result,
+            let path = match name {
+                Some(_) => first.clone(),
+                None => root.join(format!("{stem}-{number}")),
+            };
+            remove_if_empty(&path);
+            match staged.commit_to(&path) {
+                Ok(()) => {
+                    return match locked.take() {
+                        Some(folder) => Ok(Self { path, ..folder }),
+                        None => Self::lock(path),
+                    };
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    if name.is_some() {
+                        return Err(RunFolderError::Exists(path).into());
+                    }
+                    number += 1;
+                }
+                Err(error) => return Err(TrainError::io("create", &path)(error)),
             }
         }
     }
 
-    /// Locks the folder of a run that was stopped.
+    /// Locks the folder of a run that was stopped, and removes what a killed process left half written.
     ///
     /// # Errors
     /// Returns [`RunFolderError::NoRun`] if there is no run, or [`RunFolderError::Busy`] if another process
@@ -101,18 +127,35 @@ impl RunFolder {
         if !path.join(Self::CONFIG).is_file() {
             return Err(RunFolderError::NoRun(path.to_owned()).into());
         }
-        Self::lock(path.to_owned())
+        let folder = Self::lock(path.to_owned())?;
+        remove_leftovers(path);
+        for name in [Self::SNAPSHOTS, Self::CLASS_IMAGES, Self::CHECKPOINTS] {
+            remove_leftovers(&folder.file(name));
+        }
+        Ok(folder)
+    }
+
+    /// Removes the folder of a run at `path` with its content, if it exists. A process that works on it has
+    /// some seconds to end.
+    ///
+    /// # Errors
+    /// Returns [`RunFolderError::Busy`] if another process goes on working on it, or [`TrainError::Io`] if
+    /// something cannot be removed.
+    pub fn remove(path: &Path) -> Result<(), TrainError> {
+        if !path.is_dir() {
+            return Ok(());
+        }
+        let file = path.join(LOCK);
+        let lock = Lock::wait(&file, PATIENCE).map_err(TrainError::io("lock", &file))?;
+        let Some(_lock) = lock else { return Err(RunFolderError::Busy(path.to_owned()).into()) };
+        std::fs::remove_dir_all(path).map_err(TrainError::io("remove", path))
     }
 
     fn lock(path: PathBuf) -> Result<Self, TrainError> {
-        let file = path.join(".lock");
-        let lock = File::create(&file).map_err(TrainError::io("create", &file))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(RunFolderError::Busy(path).into()),
-            Err(TryLockError::Error(source)) => {
-                Err(TrainError::Io { action: "lock", path: file, source })
-            }
+        let file = path.join(LOCK);
+        match Lock::try_new(&file).map_err(TrainError::io("lock", &file))? {
+            Some(lock) => Ok(Self { path, _lock: lock }),
+            None => Err(RunFolderError::Busy(path).into()),
         }
     }
 
@@ -159,20 +202,69 @@ impl RunFolder {
     }
 }
 
+/// Removes a folder that has no content but a lock that no process holds.
+fn remove_if_empty(path: &Path) {
+    let names =
+        |entries: std::fs::ReadDir| entries.flatten().all(|entry| entry.file_name() == LOCK);
+    if !std::fs::read_dir(path).is_ok_and(names) {
+        return;
+    }
+    // A folder that another process works on, or that cannot be removed, keeps its name.
+    let lock = path.join(LOCK);
+    if lock.is_file() && matches!(Lock::try_new(&lock), Ok(Some(_))) {
+        let _ = std::fs::remove_file(&lock);
+    }
+    let _ = std::fs::remove_dir(path);
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use super::*;
 
+    fn create(root: &Path, name: Option<&str>) -> Result<RunFolder, TrainError> {
+        RunFolder::create(root, name, "mug", "seed = 1\n")
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
     #[test]
     fn a_name_is_created_once_and_numbers_increase() {
         let root = tempfile::tempdir().unwrap();
-        let create = |name| RunFolder::create(root.path(), name, "mug");
+        let create = |name| create(root.path(), name);
         assert!(create(Some("a")).is_ok());
         assert!(matches!(create(Some("a")), Err(TrainError::RunFolder(RunFolderError::Exists(_)))));
         assert!(create(None).unwrap().path().ends_with("mug-1"));
         assert!(create(None).unwrap().path().ends_with("mug-2"));
+        assert_eq!(names(root.path()), ["a", "mug-1", "mug-2"]);
+        assert_eq!(names(&root.path().join("mug-2")), [".lock", RunFolder::CONFIG]);
+    }
+
+    /// A run that ended before it had settings could be neither resumed nor begun again under its name.
+    #[test]
+    fn the_name_of_a_folder_without_settings_is_free() {
+        let root = tempfile::tempdir().unwrap();
+        for (name, file) in [("empty", None), ("dead", Some(LOCK)), ("full", Some("photo.png"))] {
+            std::fs::create_dir(root.path().join(name)).unwrap();
+            if let Some(file) = file {
+                std::fs::write(root.path().join(name).join(file), "").unwrap();
+            }
+        }
+        assert!(create(root.path(), Some("empty")).is_ok());
+        assert!(create(root.path(), Some("dead")).is_ok());
+        assert!(create(root.path(), Some("full")).is_err());
+        let path = root.path().join("locked");
+        std::fs::create_dir(&path).unwrap();
+        let _lock = Lock::try_new(&path.join(LOCK)).unwrap().unwrap();
+        assert!(create(root.path(), Some("locked")).is_err());
+        assert_eq!(names(root.path()), ["dead", "empty", "full", "locked"]);
     }
 
     #[test]
@@ -180,31 +272,56 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let runs = root.path().join("runs");
         for name in ["", " ", ".", "..", "a/b", "a\\b", "/a", "../a", "a\nb", "\u{1b}[2J"] {
-            let error = RunFolder::create(&runs, Some(name), "mug").unwrap_err();
+            let error = RunFolder::create(&runs, Some(name), "mug", "").unwrap_err();
             assert!(matches!(error, TrainError::RunFolder(RunFolderError::Name(_))), "{name:?}");
             assert!(!error.to_string().contains(char::is_control), "{error}");
         }
         assert!(!runs.exists(), "the folder of the runs was created for a wrong name");
         for name in ["a..b", "...", ".a", "é 1:2"] {
-            RunFolder::create(&runs, Some(name), "mug").unwrap();
+            RunFolder::create(&runs, Some(name), "mug", "").unwrap();
         }
     }
 
     #[test]
     fn a_folder_is_locked_by_one_process() {
         let root = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(root.path(), Some("a"), "mug").unwrap();
+        let folder = create(root.path(), Some("a")).unwrap();
         let path = folder.path().to_owned();
-        assert!(matches!(
-            RunFolder::open(&path),
-            Err(TrainError::RunFolder(RunFolderError::NoRun(_)))
-        ));
-        folder.write(RunFolder::CONFIG, b"").unwrap();
-        assert!(matches!(
-            RunFolder::open(&path),
-            Err(TrainError::RunFolder(RunFolderError::Busy(_)))
-        ));
+        let open = || RunFolder::open(&path);
+        assert!(matches!(open(), Err(TrainError::RunFolder(RunFolderError::Busy(_)))));
         drop(folder);
-        assert!(RunFolder::open(&path).is_ok());
+        assert!(open().is_ok());
+        std::fs::remove_file(path.join(RunFolder::CONFIG)).unwrap();
+        assert!(matches!(open(), Err(TrainError::RunFolder(RunFolderError::NoRun(_)))));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_resumed_run_removes_what_a_killed_process_left() {
+        let root = tempfile::tempdir().unwrap();
+        let path = create(root.path(), Some("a")).unwrap().path().to_owned();
+        let half = ".soda-0123456789abcdef.tmp";
+        std::fs::create_dir(path.join(RunFolder::CHECKPOINTS)).unwrap();
+        for name in [half.to_owned(), format!("{}/{half}", RunFolder::CHECKPOINTS)] {
+            std::fs::write(path.join(name), "half").unwrap();
+        }
+        drop(RunFolder::open(&path).unwrap());
+        assert_eq!(names(&path), [".lock", "checkpoints", RunFolder::CONFIG]);
+        assert!(names(&path.join(RunFolder::CHECKPOINTS)).is_empty());
+    }
+
+    #[test]
+    fn a_folder_is_removed_when_no_process_works_on_it() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = create(root.path(), Some("a")).unwrap();
+        let path = folder.path().to_owned();
+        let release = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            drop(folder);
+        });
+        RunFolder::remove(&path).unwrap();
+        release.join().unwrap();
+        RunFolder::remove(&path).unwrap();
+        assert!(!path.exists());
     }
 }

@@ -46,12 +46,14 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Option<(String, Tensors)> {
     let tensor = |(name, view): (String, TensorView<'_>)| {
         let dtype = match view.dtype() {
             safetensors::Dtype::F64 => DType::F64,
-            _ => DType::F32,
+            safetensors::Dtype::F32 => DType::F32,
+            // No file of this crate has another type.
+            _ => return None,
         };
         let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
-        (name, data)
+        Some((name, data))
     };
-    Some((header.clone(), views.into_iter().map(tensor).collect()))
+    Some((header.clone(), views.into_iter().map(tensor).collect::<Option<_>>()?))
 }
 
 /// The SHA-256 of the header, the names and the values, in hexadecimal digits.

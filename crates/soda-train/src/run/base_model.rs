@@ -12,6 +12,7 @@ use crate::config::Precision;
 use crate::config::TrainConfig;
 use crate::data::rng;
 use crate::error::TrainError;
+use crate::event::Event;
 
 /// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have
 /// the precisions of the settings.
@@ -37,6 +38,20 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
         pipeline.scheduler.with_overrides(config.objective.scheduler_overrides())?;
     add_words(config, &mut pipeline)?;
     Ok(pipeline)
+}
+
+/// Reports what is unusual about the base model, and which sampler draws in place of its own.
+pub(crate) fn describe(pipeline: &Pipeline, on_event: &mut dyn FnMut(Event<'_>)) {
+    for warning in &pipeline.warnings {
+        on_event(Event::Warning(&warning.to_string()));
+    }
+    if let Some(replaced) = &pipeline.scheduler.replaced {
+        on_event(Event::Warning(&format!(
+            "the base's sampler, {replaced}, is not implemented; {} draws the samples, the nearest \
+             to it",
+            pipeline.scheduler.class.class_name()
+        )));
+    }
 }
 
 /// Adds the new words of the settings to the vocabulary.

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
+use soda_models::input_file::{self, SizeLimit};
 use soda_optim::OptimizerState;
 
 use crate::error::{CheckpointError, TrainError};
 use crate::output::files::{create_folder, remove_file, write_file};
 use crate::output::tensor_file;
+use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, ValidationMetrics};
 use crate::step::loss_scale::LossScale;
 use crate::step::metrics::StepMetrics;
@@ -29,6 +31,8 @@ pub struct Checkpoint {
     pub seconds: f64,
     /// A hash of the training data.
     pub data: String,
+    /// The base model and the settings of the run.
+    pub fingerprint: RunFingerprint,
 }
 
 /// The part of a checkpoint that is not tensors, JSON.
@@ -38,6 +42,7 @@ struct Header {
     step: usize,
     seconds: f64,
     data: String,
+    fingerprint: RunFingerprint,
     counts: BTreeMap<String, u64>,
     #[serde(default)]
     scale: Option<LossScale>,
@@ -46,8 +51,8 @@ struct Header {
 }
 
 /// The version of the format. In version 5 paths start with the network's name, and the step metrics include
-/// the learning rates of text encoders and new words.
-const VERSION: u32 = 5;
+/// the learning rates of text encoders and new words. Version 6 has the fingerprint of the run.
+const VERSION: u32 = 6;
 
 /// The field that headers of all versions have.
 #[derive(Deserialize)]
@@ -106,7 +111,8 @@ impl Checkpoint {
     /// # Errors
     /// A file that cannot be read, is damaged, or was written by another version of soda.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
-        let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
+        let bytes =
+            input_file::read(path, SizeLimit::TENSORS).map_err(TrainError::io("read", path))?;
         let damaged = || CheckpointError::Damaged { path: path.to_owned() };
         let (header, tensors) = tensor_file::from_bytes(&bytes).ok_or_else(damaged)?;
         let Version { version } = serde_json::from_str(&header).map_err(|_| damaged())?;
@@ -145,6 +151,7 @@ impl Checkpoint {
             step: *step,
             seconds: self.seconds,
             data: self.data.clone(),
+            fingerprint: self.fingerprint.clone(),
             counts: optimizer.counts.clone(),
             scale: *loss_scale,
             validation: validation.iter().map(|metrics| metrics.step).collect(),
@@ -154,7 +161,12 @@ impl Checkpoint {
     }
 
     fn from_parts(header: Header, tensors: tensor_file::Tensors) -> Self {
-        let mut checkpoint = Self { seconds: header.seconds, data: header.data, ..Self::default() };
+        let mut checkpoint = Self {
+            seconds: header.seconds,
+            data: header.data,
+            fingerprint: header.fingerprint,
+            ..Self::default()
+        };
         checkpoint.state.step = header.step;
         checkpoint.state.loss_scale = header.scale;
         checkpoint.state.optimizer = OptimizerState { counts: header.counts, ..Default::default() };
@@ -226,6 +238,7 @@ mod tests {
             },
             seconds: 1.5,
             data: "digest".to_owned(),
+            fingerprint: RunFingerprint::default(),
         }
     }
 

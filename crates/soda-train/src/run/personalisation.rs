@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use serde_json::{Value, json};
 use soda_adapters::{AnyAdapter, Plan, named_params};
 use soda_linalg::SvdCache;
+use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 use soda_models::scheduler::SchedulerOverrides;
@@ -32,6 +33,8 @@ use crate::event::{Event, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::base_model;
+use crate::run::checkpoint::Checkpoint;
+use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, running_mean};
 use crate::run::report::{ReportImages, loss_chart, report};
 use crate::run::summary::RunSummary;
@@ -63,16 +66,30 @@ pub enum RunTarget<'a> {
 }
 
 impl RunTarget<'_> {
+    /// The newest checkpoint of a stopped run, of the same base model and settings.
+    fn checkpoint(
+        &self,
+        fingerprint: &RunFingerprint,
+        config: &TrainConfig,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Option<Checkpoint>, TrainError> {
+        let Self::Resumed(folder) = self else { return Ok(None) };
+        let damaged = |error: &TrainError| on_event(Event::Warning(&error.to_string()));
+        let newest = Checkpoint::newest(&folder.file(RunFolder::CHECKPOINTS), damaged)?;
+        if let Some(checkpoint) = &newest {
+            fingerprint.check_against(&checkpoint.fingerprint, config)?;
+        }
+        Ok(newest)
+    }
+
     /// Opens the folder; a new one gets the settings of the run.
     fn open(self, config: &TrainConfig) -> Result<RunFolder, TrainError> {
         match self {
             Self::Resumed(folder) => Ok(folder),
             Self::New { root, name } => {
                 let stem = config.data.file_name().and_then(|name| name.to_str()).unwrap_or("run");
-                let folder = RunFolder::create(root, name, stem)?;
-                let config = with_absolute_paths(config)?;
-                folder.write(RunFolder::CONFIG, config.to_toml()?.as_bytes())?;
-                Ok(folder)
+                let settings = with_absolute_paths(config)?.to_toml()?;
+                RunFolder::create(root, name, stem, &settings)
             }
         }
     }
@@ -133,7 +150,7 @@ impl Personalisation {
             return Err(RunFolderError::Finished(folder.path().to_owned()).into());
         }
         let path = folder.file(RunFolder::CONFIG);
-        let text = read_text(&path)?;
+        let text = read_text(&path, SizeLimit::LIST)?;
         Ok((Self::new(TrainConfig::from_toml(&text)?, device)?, folder))
     }
 
@@ -152,9 +169,12 @@ impl Personalisation {
         let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph } = self;
         config.samples.prompts = evaluation_prompts(&config, &dataset);
         let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
+        let fingerprint = RunFingerprint::new(&config, &pipeline, &dataset)?;
+        let checkpoint = target.checkpoint(&fingerprint, &config, on_event)?;
 
         let svd_cache = cache.as_ref().map(SvdCache::new);
         on_event(Event::Stage { name: "encoding" });
+        base_model::describe(&pipeline, on_event);
         let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
         let (data, validation) =
             encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;
@@ -199,9 +219,10 @@ impl Personalisation {
             adapted: &adapted,
             data: StepData { data: &data, prior: prior.as_ref(), schedule: &schedule },
             validation,
+            fingerprint: &fingerprint,
             events: events.as_mut(),
         };
-        let trained = training.run(trainer, &mut sampler, stop, on_event)?;
+        let trained = training.run(trainer, checkpoint, &mut sampler, stop, on_event)?;
 
         let orthogonality = orthogonality_defect(&config.method, &named_params(&trained.networks));
         let adapter = adapter_file(&config, header, &adapted, &trained, &sampler);

@@ -19,6 +19,7 @@ use crate::event::{Event, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::checkpoint::Checkpoint;
+use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, ValidationMetrics};
 use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::metrics::StepMetrics;
@@ -33,6 +34,8 @@ pub(crate) struct TrainingLoop<'a> {
     pub(crate) data: StepData<'a>,
     /// The validation, if the settings ask for it.
     pub(crate) validation: Option<Validation>,
+    /// The base model and the settings, for checkpoints.
+    pub(crate) fingerprint: &'a RunFingerprint,
     /// TensorBoard's event file, if the settings ask for it.
     pub(crate) events: Option<&'a mut Events>,
 }
@@ -54,16 +57,17 @@ struct Progress<'a> {
 }
 
 impl<'a> TrainingLoop<'a> {
-    /// Runs to the last step, from the newest checkpoint if there is one.
+    /// Runs to the last step, from `checkpoint` if there is one.
     pub(crate) fn run(
         mut self,
         trainer: Trainer<'a>,
+        checkpoint: Option<Checkpoint>,
         sampler: &mut Sampler<'_>,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<TrainedRun, TrainError> {
         let digest = self.data.digest();
-        let mut progress = self.restore(trainer, &digest, on_event)?;
+        let mut progress = self.restore(trainer, checkpoint, &digest)?;
         let total = self.config.steps;
         if progress.history.steps.is_empty() {
             self.validate(&mut progress)?;
@@ -101,25 +105,23 @@ impl<'a> TrainingLoop<'a> {
         Ok(TrainedRun { networks: trainer.networks(), history, seconds })
     }
 
-    /// The state of the newest checkpoint; that of `trainer` if there is no checkpoint.
+    /// The state of the checkpoint; that of `trainer` if there is no checkpoint.
     fn restore(
         &self,
         trainer: Trainer<'a>,
+        checkpoint: Option<Checkpoint>,
         digest: &str,
-        on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Progress<'a>, TrainError> {
-        let checkpoints = self.folder.file(RunFolder::CHECKPOINTS);
-        let newest = Checkpoint::newest(&checkpoints, |damaged| {
-            on_event(Event::Warning(&damaged.to_string()));
-        })?;
-        let Some(Checkpoint { state, history, seconds, data }) = newest else {
+        let Some(Checkpoint { state, history, seconds, data, .. }) = checkpoint else {
             return Ok(Progress { trainer, history: History::default(), seconds: 0.0 });
         };
         if data != digest {
             return Err(CheckpointError::OtherData(self.config.data.clone()).into());
         }
         let trainer = trainer.restored(state);
-        let trainer = trainer.ok_or(CheckpointError::OtherSettings(checkpoints))?;
+        let checkpoints =
+            || CheckpointError::OtherSettings(self.folder.file(RunFolder::CHECKPOINTS));
+        let trainer = trainer.ok_or_else(checkpoints)?;
         Ok(Progress { trainer, history, seconds })
     }
 
@@ -216,6 +218,7 @@ impl<'a> TrainingLoop<'a> {
             history: progress.history.clone(),
             seconds: progress.seconds,
             data: digest.to_owned(),
+            fingerprint: self.fingerprint.clone(),
         };
         let folder = self.folder.file(RunFolder::CHECKPOINTS);
         checkpoint.write(&folder, self.config.checkpoints.keep)

@@ -8,6 +8,7 @@ use super::rotation::Rotation;
 use super::spectrum::Spectrum;
 use crate::error::AdapterError;
 use crate::method::{Geometry, Method};
+use crate::methods::bounds::{MAX_PRODUCT_RANK, MAX_TERMS, MAX_WIDTH};
 use crate::methods::seeded_init::SeededInit;
 use crate::weight::{Weight, compute_dtype};
 
@@ -70,6 +71,13 @@ impl SodaConfig {
         if self.rotation.as_ref().is_some_and(|rotation| rotation.factors == 0) {
             return refuse("a rotation has at least one factor");
         }
+        if self.rotation.as_ref().is_some_and(|rotation| rotation.factors > MAX_TERMS) {
+            return refuse("a rotation has at most 100 factors");
+        }
+        let mut sizes = self.rotation.iter().flat_map(|rotation| &rotation.sizes);
+        if sizes.any(|sizes| product(sizes).is_none_or(|width| width > MAX_WIDTH)) {
+            return refuse("sizes of factors are those of widths up to 1048576");
+        }
         let mut sizes = self.rotation.iter().flat_map(|rotation| &rotation.sizes);
         if sizes.any(|sizes| sizes.is_empty() || sizes.contains(&0)) {
             return refuse("sizes of factors are lists of numbers of 1 or more");
@@ -79,15 +87,23 @@ impl SodaConfig {
                 refuse("the spectrum's start must be a finite number")
             }
             Some(Shift::LowRank { rank: 0, .. }) => refuse("a low-rank shift has rank 1 or more"),
+            Some(Shift::LowRank { rank, .. }) if rank > MAX_PRODUCT_RANK => {
+                refuse("a low-rank shift has at most rank 4096")
+            }
             _ => Ok(()),
         }
     }
 }
 
+/// The width that factors of these sizes are for. `None` if it is out of range.
+fn product(sizes: &[usize]) -> Option<usize> {
+    sizes.iter().try_fold(1, |width: usize, size| width.checked_mul(*size))
+}
+
 impl RotationConfig {
     /// Returns the sizes of the Kronecker factors of a width.
     fn sizes_of(&self, width: usize) -> Result<Vec<usize>, LinalgError> {
-        let named = self.sizes.iter().find(|sizes| sizes.iter().product::<usize>() == width);
+        let named = self.sizes.iter().find(|sizes| product(sizes) == Some(width));
         named.map_or_else(|| factor_sizes(width, self.factors), |sizes| Ok(sizes.clone()))
     }
 }

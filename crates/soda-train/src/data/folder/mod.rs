@@ -15,8 +15,10 @@ use self::skipped::MAX_LOOKED_AT;
 pub use self::skipped::{DataFolder, Skipped};
 use crate::data::masks;
 use crate::data::metadata::{Metadata, MetadataEntry, read_caption_file};
-use crate::error::{DataError, MAX_SAMPLES, TrainError};
+use crate::error::{DataError, TrainError};
 
+/// The most samples of an epoch, repeats counted. The order of an epoch is a list in memory.
+const MAX_SAMPLES: usize = 10_000_000;
 /// Files of Hugging Face datasets that could hold captions and are not read.
 const OTHER_METADATA: &[&str] = &["metadata.csv", "metadata.parquet"];
 /// The names of folders in a data folder that have a purpose of their own.
@@ -125,10 +127,6 @@ impl FolderContents {
         image: PathBuf,
         entry: Option<MetadataEntry>,
     ) -> Result<(), TrainError> {
-        // A broken link is kept, since reading it gives an error that names it.
-        if std::fs::metadata(&image).is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(DataError::NotAFile(image).into());
-        }
         let own = entry.as_ref().and_then(|entry| entry.repeats).unwrap_or(1);
         let caption = match entry {
             Some(entry) => entry.text,
@@ -203,8 +201,8 @@ impl FolderContents {
         };
         let samples = self.examples.iter().map(|example| example.repeats);
         if samples.fold(0, usize::saturating_add) > MAX_SAMPLES {
-            let (path, repeats) = (most.image.clone(), most.repeats);
-            return Err(DataError::Repeats { path, repeats });
+            let image = most.image.clone();
+            return Err(DataError::Repeats { folder: path, image, most: MAX_SAMPLES });
         }
         Ok(())
     }

@@ -10,29 +10,20 @@
 //! prompt contains the first name, and encoding expands it to all of them, as diffusers'
 //! `maybe_convert_prompt` does.
 
-use std::collections::{BTreeMap, HashMap};
+mod checks;
+mod files;
+
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use serde_json::Value;
-use tokenizers::models::ModelWrapper;
-use tokenizers::models::bpe::BPE;
-use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, Model, SplitDelimiterBehavior};
+use tokenizers::AddedToken;
+use tokenizers::processors::PostProcessorWrapper;
 
+use self::files::{Settings, check_model, from_tokenizer_json, from_vocabulary, refuse};
 use crate::clip::ClipTextConfig;
-use crate::error::{ConfigError, ModelError};
-
-/// The pattern of a word in OpenAI's CLIP. Special tokens stay whole.
-const WORDS: &str =
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-
-/// The number of positions of CLIP's text encoder, for a tokenizer that does not state it.
-const MAX_LENGTH: usize = 77;
+use crate::error::ModelError;
 
 /// The token ids of one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,11 +63,13 @@ impl Tokenizer {
         let settings = Settings::read(dir)?;
         let whole = dir.join("tokenizer.json");
         let mut inner = if whole.exists() {
-            tokenizers::Tokenizer::from_file(&whole).map_err(|e| refuse(&whole, e))?
+            from_tokenizer_json(&whole)?
         } else {
             from_vocabulary(dir, &settings)?
         };
         check_model(dir, &inner)?;
+        // The ids are those of the words alone. A post-processor would add other tokens or move offsets.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         // Truncation and padding happen below. A file that also did them would hide that a prompt was
         // truncated.
         inner.with_padding(None);
@@ -151,7 +144,11 @@ impl Tokenizer {
 
     /// The size of the vocabulary: one more than the largest id.
     pub fn vocab_size(&self) -> u32 {
-        self.inner.get_vocab(true).into_values().max().map_or(0, |largest| largest + 1)
+        self.inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |largest| largest.saturating_add(1))
     }
 
     /// Encodes one prompt. A prompt that is too long is truncated, and the end token is kept.
@@ -253,146 +250,4 @@ fn expansions(inner: &tokenizers::Tokenizer) -> HashMap<u32, Vec<u32>> {
     };
     let all = added.iter().map(|(word, id)| (*id, of(word)));
     all.filter(|(_, ids)| ids.len() > 1).collect()
-}
-
-/// The contents of the tokenizer's JSON files beside the vocabulary.
-struct Settings {
-    start: AddedToken,
-    end: AddedToken,
-    pad: AddedToken,
-    unknown: AddedToken,
-    /// Tokens that were added to the vocabulary, by id.
-    added: BTreeMap<u32, AddedToken>,
-    max_length: usize,
-}
-
-impl Settings {
-    fn read(dir: &Path) -> Result<Self, ModelError> {
-        let config = read_json(&dir.join("tokenizer_config.json"))?;
-        let decoder = config.get("added_tokens_decoder").and_then(Value::as_object);
-        // transformers reads the older file only if the newer one lists no added tokens, and then the older
-        // one wins. Stable Diffusion 2's pad token "!" is right in the older file alone.
-        let map = match decoder {
-            Some(_) => Value::Null,
-            None => read_json(&dir.join("special_tokens_map.json"))?,
-        };
-        let special = |name: &str, default: &str| {
-            let value = map.get(name).or_else(|| config.get(name));
-            value.and_then(token).unwrap_or_else(|| AddedToken::from(default, true))
-        };
-
-        let mut added = BTreeMap::new();
-        for (id, value) in decoder.into_iter().flatten() {
-            if let (Ok(id), Some(token)) = (id.parse(), token(value)) {
-                let special = value.get("special").and_then(Value::as_bool).unwrap_or(false);
-                added.insert(id, token.special(special));
-            }
-        }
-        let listed = read_json(&dir.join("added_tokens.json"))?;
-        for (content, id) in listed.as_object().into_iter().flatten() {
-            let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else { continue };
-            added.entry(id).or_insert_with(|| AddedToken::from(content.as_str(), false));
-        }
-
-        let max_length = match config.get("model_max_length").and_then(Value::as_f64) {
-            // transformers writes 1e30 if no length is set.
-            Some(length) if length < 1e6 => length as usize,
-            _ => MAX_LENGTH,
-        };
-        if max_length < 3 {
-            let reason =
-                format!("model_max_length is {max_length}, which leaves no room for words");
-            return Err(refuse(&dir.join("tokenizer_config.json"), reason));
-        }
-        Ok(Self {
-            start: special("bos_token", "<|startoftext|>"),
-            end: special("eos_token", "<|endoftext|>"),
-            pad: special("pad_token", "<|endoftext|>"),
-            unknown: special("unk_token", "<|endoftext|>"),
-            added,
-            max_length,
-        })
-    }
-}
-
-/// Refuses a model that is not byte-pair encoding, or whose unknown token is not in the vocabulary.
-fn check_model(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<(), ModelError> {
-    let ModelWrapper::BPE(model) = inner.get_model() else {
-        return Err(refuse(dir, "its model is not byte-pair encoding"));
-    };
-    match model.get_unk_token() {
-        Some(unknown) if model.token_to_id(unknown).is_none() => {
-            Err(refuse(dir, format!("the unknown token {unknown} is not in the vocabulary")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Parses a token: a string, or an object with matching rules.
-fn token(value: &Value) -> Option<AddedToken> {
-    let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
-    let content = value.as_str().or_else(|| value.get("content")?.as_str())?;
-    let token = AddedToken::from(content, true)
-        .normalized(flag("normalized"))
-        .single_word(flag("single_word"))
-        .lstrip(flag("lstrip"))
-        .rstrip(flag("rstrip"));
-    Some(token)
-}
-
-/// Builds the processing steps of `CLIPTokenizer` around `vocab.json` and `merges.txt`. Directories from
-/// before `tokenizer.json` have no other files.
-fn from_vocabulary(dir: &Path, settings: &Settings) -> Result<tokenizers::Tokenizer, ModelError> {
-    let path = |name: &str, what: &'static str| {
-        let path = dir.join(name);
-        std::fs::metadata(&path).map_err(|e| ModelError::io(&path, what, e))?;
-        path.to_str()
-            .map(str::to_string)
-            .ok_or_else(|| refuse(&path, "its path is not valid UTF-8: move the model elsewhere"))
-    };
-    let vocabulary = path("vocab.json", "the tokenizer's vocabulary (or a tokenizer.json)")?;
-    let merges = path("merges.txt", "the tokenizer's merges")?;
-    let fail = |e: tokenizers::Error| refuse(dir, e);
-
-    let model = BPE::from_file(&vocabulary, &merges)
-        .unk_token(settings.unknown.content.clone())
-        .end_of_word_suffix("</w>".into())
-        .build()
-        .map_err(fail)?;
-    let mut inner = tokenizers::Tokenizer::new(model);
-
-    let spaces = replace::ReplacePattern::Regex(r"\s+".into());
-    let spaces = Replace::new(spaces, " ").map_err(fail)?;
-    inner
-        .with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))
-        .map_err(fail)?;
-    let words = SplitPattern::Regex(WORDS.into());
-    let words = Split::new(words, SplitDelimiterBehavior::Removed, true).map_err(fail)?;
-    let bytes = ByteLevel::default().add_prefix_space(false);
-    inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
-
-    let Settings { start, end, pad, unknown, added, .. } = settings;
-    inner.add_special_tokens([start, end, pad, unknown].map(Clone::clone)).map_err(fail)?;
-    for (id, token) in added {
-        inner.add_tokens([token.clone()]).map_err(fail)?;
-        if inner.token_to_id(&token.content) != Some(*id) {
-            let reason = format!("the added token {} cannot have the id {id}", token.content);
-            return Err(refuse(dir, reason));
-        }
-    }
-    Ok(inner)
-}
-
-/// Reads an optional JSON file. The result is null if the file does not exist.
-fn read_json(path: &Path) -> Result<Value, ModelError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text)
-            .map_err(|source| ConfigError::Json { path: path.to_path_buf(), source }.into()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(e) => Err(ModelError::io(path, "a tokenizer file", e)),
-    }
-}
-
-fn refuse(path: &Path, reason: impl ToString) -> ModelError {
-    ModelError::Tokenizer { path: path.to_path_buf(), reason: reason.to_string() }
 }

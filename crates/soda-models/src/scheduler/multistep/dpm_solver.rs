@@ -14,70 +14,33 @@
 
 use burn::tensor::Tensor;
 
-use super::config::{
-    AlgorithmType, BetaSchedule, FinalSigmasType, SchedulerConfig, SolverType, TimestepSpacing,
-};
-use super::noise_schedule::NoiseSchedule;
-use super::sampler::Sampler;
-use super::sampler_kind::SamplerKind;
-use super::spacing::{interpolate, karras, leading, rounded, sigmas, spaced, timestep_of};
+use super::history::{History, STILL};
+use super::plan::{Plan, shares};
+use crate::scheduler::config::{AlgorithmType, FinalSigmasType, SchedulerConfig, SolverType};
+use crate::scheduler::sampler::Sampler;
+use crate::scheduler::sampler_kind::SamplerKind;
 
 /// Runs with fewer steps end with lower orders if the config says `lower_order_final`.
-const FEW: usize = 15;
+pub(super) const FEW: usize = 15;
 
-/// The noise levels of a DPM-Solver++ run and its last predictions.
+/// The noise levels of a DPM-Solver++ run and its last predictions of the image.
 #[derive(Debug, Clone)]
 pub(crate) struct DpmSolver {
-    timesteps: Vec<f64>,
-    /// The noise level `sigma / alpha` at each step, and after the last one.
-    sigmas: Vec<f64>,
+    plan: Plan,
     config: SchedulerConfig,
-    /// The last predictions of the image, newest first.
-    predictions: Vec<Tensor<4>>,
-    /// The number of steps so far, which bounds the order.
-    calls: usize,
+    history: History,
 }
 
 impl DpmSolver {
     /// Plans `steps` steps.
     pub(crate) fn new(config: &SchedulerConfig, steps: usize) -> Self {
-        let all = sigmas(&NoiseSchedule::new(config));
-        let total = all.len();
-        let mut timesteps = match config.spacing(SamplerKind::DpmSolver) {
-            TimestepSpacing::Trailing => {
-                spaced(TimestepSpacing::Trailing, total, steps, config.steps_offset)
-            }
-            // One timestep more, so that the last visited one is not 0.
-            TimestepSpacing::Linspace => {
-                let mut all = spaced(TimestepSpacing::Linspace, total, steps + 1, 0);
-                all.pop();
-                rounded(all)
-            }
-            TimestepSpacing::Leading => {
-                let mut all = leading(total / (steps + 1), steps + 1, config.steps_offset);
-                all.pop();
-                all
-            }
-        };
-        let mut plan: Vec<f64> = timesteps.iter().map(|t| interpolate(&all, *t)).collect();
-        if config.use_karras_sigmas {
-            plan = karras(all[total - 1], all[0], steps);
-            timesteps = plan.iter().map(|sigma| timestep_of(&all, *sigma)).collect();
-            if config.beta_schedule != BetaSchedule::SquaredcosCapV2 {
-                timesteps = rounded(timesteps);
-            }
-            timesteps.iter_mut().for_each(|t| *t = t.trunc());
-        }
-        plan.push(match config.final_sigmas_type {
-            FinalSigmasType::SigmaMin => all[0],
-            FinalSigmasType::Zero => 0.0,
-        });
-        Self { timesteps, sigmas: plan, config: config.clone(), predictions: Vec::new(), calls: 0 }
+        let plan = Plan::new(config, SamplerKind::DpmSolver, steps, config.final_sigmas_type);
+        Self { plan, config: config.clone(), history: History::new(3) }
     }
 
     /// The order of a step: lower without enough predictions, and at the end of the run.
     fn order(&self, call: usize) -> usize {
-        let steps = self.timesteps.len();
+        let steps = self.plan.timesteps.len();
         let lower = self.config.lower_order_final && steps < FEW;
         let zero = self.config.final_sigmas_type == FinalSigmasType::Zero;
         let allowed = if call + 1 == steps && (self.config.euler_at_final || lower || zero) {
@@ -87,27 +50,17 @@ impl DpmSolver {
         } else {
             3
         };
-        self.config.solver_order.min(self.calls + 1).min(allowed)
+        self.config.solver_order.min(self.history.len()).min(allowed)
     }
-
-    fn lambda(&self, call: usize) -> f64 {
-        -self.sigmas[call].ln()
-    }
-}
-
-/// `(alpha, sigma)` of a sample of unit variance, from the noise level `sigma / alpha`.
-fn shares(sigma: f64) -> (f64, f64) {
-    let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
-    (alpha, sigma * alpha)
 }
 
 impl Sampler for DpmSolver {
     fn timesteps(&self) -> &[f64] {
-        &self.timesteps
+        &self.plan.timesteps
     }
 
     fn alpha_and_sigma(&self, call: usize) -> (f64, f64) {
-        shares(self.sigmas[call])
+        shares(self.plan.sigmas[call])
     }
 
     fn step(
@@ -117,40 +70,43 @@ impl Sampler for DpmSolver {
         sample: Tensor<4>,
         noise: &mut dyn FnMut() -> Tensor<4>,
     ) -> Tensor<4> {
-        let (alpha_s, sigma_s) = shares(self.sigmas[call]);
+        let (alpha_s, sigma_s) = shares(self.plan.sigmas[call]);
         let x0 =
             self.config.prediction_type.predicted_x0(prediction, sample.clone(), alpha_s, sigma_s);
-        self.predictions.insert(0, x0);
-        self.predictions.truncate(3);
+        self.history.push(self.plan.sigmas[call], x0);
         let order = self.order(call);
-        self.calls += 1;
 
-        if self.sigmas[call + 1] == 0.0 {
+        if self.plan.sigmas[call + 1] == 0.0 {
             // `lambda` is infinite at sigma 0. The limit of the step is `alpha D0` with `alpha = 1`.
-            return self.predictions[0].clone();
+            return self.history.prediction(0);
         }
-        let (alpha, sigma) = shares(self.sigmas[call + 1]);
-        let h = self.lambda(call + 1) - self.lambda(call);
+        let (alpha, sigma) = shares(self.plan.sigmas[call + 1]);
+        let lambda = self.plan.lambda(call);
+        let h = self.plan.lambda(call + 1) - lambda;
+        if h.abs() < STILL {
+            return sample;
+        }
         let sde = self.config.algorithm_type == AlgorithmType::SdeDpmSolverPlusPlus;
         let k = if sde { 2.0 * h } else { h };
         let decay = (-k).exp();
 
-        let m = |i: usize| self.predictions[i].clone();
+        let m = |i: usize| self.history.prediction(i);
         let mut next = sample.mul_scalar(sigma / sigma_s * (h - k).exp())
             + m(0).mul_scalar(alpha * (1.0 - decay));
         if order >= 2 {
-            let r0 = (self.lambda(call) - self.lambda(call - 1)) / h;
+            let r0 = (lambda - self.history.lambda(1)) / h;
             let d1_0 = (m(0) - m(1)).div_scalar(r0);
             // The integral of the linear part. The midpoint rule is an approximation of it.
             let linear = 1.0 - (1.0 - decay) / k;
             if order == 2 {
                 let c1 = match self.config.solver_type {
-                    SolverType::Midpoint => 0.5 * (1.0 - decay),
                     SolverType::Heun => linear,
+                    // diffusers takes the rules of other classes for the midpoint rule.
+                    _ => 0.5 * (1.0 - decay),
                 };
                 next = next + d1_0.mul_scalar(alpha * c1);
             } else {
-                let r1 = (self.lambda(call - 1) - self.lambda(call - 2)) / h;
+                let r1 = (self.history.lambda(1) - self.history.lambda(2)) / h;
                 let d1_1 = (m(1) - m(2)).div_scalar(r1);
                 let difference = d1_0.clone() - d1_1;
                 let d1 = d1_0 + difference.clone().mul_scalar(r0 / (r0 + r1));

@@ -1,0 +1,15 @@
+//! Files and folders that appear whole or not at all, and locks.
+//!
+//! A staged file or folder lies beside its target, is synchronised and is renamed when it is complete. Its
+//! permissions are those that the user's umask gives to any new file.
+//!
+//! A killed process leaves its staged files and folders. The next process that writes to the same folder
+//! removes those whose owner is gone, see [`remove_leftovers`].
+
+mod leftovers;
+mod lock;
+mod staged;
+
+pub use leftovers::remove_leftovers;
+pub use lock::Lock;
+pub use staged::{StagedFile, StagedFolder, write};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 use burn::module::Module as _;
 use burn::tensor::{Device, FloatDType};
 use soda_adapters::{AnyAdapter, Plan};
@@ -36,7 +36,6 @@ impl BaseModel<'_> {
         adapter: &Path,
         strength: f64,
     ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
-        ensure!(strength.is_finite(), "--strength must be a finite number");
         let file = AdapterFile::read(adapter)?;
         let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();
@@ -68,11 +67,8 @@ impl BaseModel<'_> {
 
     /// Loads the base with two adapters merged into its weights.
     fn load_two_merged(&self, subject: &Path, style: &Path, args: &MergedArgs) -> Result<Pipeline> {
-        let &[first, second] = args.weights.as_slice() else {
-            bail!("--weights takes two numbers")
-        };
-        ensure!(first.is_finite() && second.is_finite(), "--weights must be finite numbers");
-        ensure!((0.0..=1.0).contains(&args.restore), "--restore must be from 0 to 1");
+        args.check()?;
+        let (first, second) = (args.weights[0], args.weights[1]);
         let files = [AdapterFile::read(subject)?, AdapterFile::read(style)?];
         let mut pipeline = load_base(self.path, &self.options, self.device)?;
         let mut progress = Progress::default();

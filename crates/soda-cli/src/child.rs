@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::remedy::CHILD;
+
 /// The environment variable by which a parent asks its child to end with it.
 const ENDS_WITH_PARENT: &str = "SODA_ENDS_WITH_PARENT";
 
@@ -46,6 +48,7 @@ impl ChildPool {
         let mut command = Command::new(program);
         command
             .args(argv)
+            .env(CHILD, "1")
             .env("RAYON_NUM_THREADS", (cores / self.jobs).max(1).to_string())
             .env(ENDS_WITH_PARENT, "1")
             .stdin(Stdio::piped())
@@ -69,7 +72,9 @@ fn wait(mut command: Command) -> Result<Option<u64>> {
     let output = child.wait_with_output()?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);
-        bail!("{}", message.trim().trim_start_matches("error: "));
+        let lines: Vec<_> =
+            message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        bail!("{}", lines.join("; ").trim_start_matches("error: "));
     }
     Ok(peak)
 }

@@ -1,6 +1,6 @@
 //! `soda`: parameter-efficient fine-tuning of Stable Diffusion from the command line.
 //!
-//! Exit codes: 0 success, 1 failure, 2 invalid command line.
+//! Exit codes: 0 success, 1 failure, 2 invalid command line, 130 interrupted.
 
 mod adapter_loading;
 mod args;
@@ -8,13 +8,16 @@ mod base_model;
 mod child;
 mod command;
 mod device;
+mod escape;
 mod progress;
+mod remedy;
 mod sampler_label;
 mod synthetic;
+mod usage;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::command::bench::BenchArgs;
 use crate::command::compare::CompareArgs;
@@ -27,6 +30,8 @@ use crate::command::import::ImportArgs;
 use crate::command::inspect::InspectArgs;
 use crate::command::merge::MergeArgs;
 use crate::command::train::TrainArgs;
+use crate::remedy::{CHILD, Failed, remedy};
+use crate::usage::UsageError;
 
 /// Training allocates and frees the tensors of the autodiff graph in every step. The system's allocator
 /// returns such blocks to the system each time, which costs page faults.
@@ -67,9 +72,40 @@ enum Command {
     Bench(BenchArgs),
 }
 
+/// The exit code of a command line that has to be typed in another way, as clap has it.
+const USAGE: u8 = 2;
+
+/// The options of all commands. An option that takes a value takes a negative number.
+fn command_line() -> clap::Command {
+    fn with_negative_numbers(command: clap::Command) -> clap::Command {
+        let names: Vec<String> =
+            command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
+        let command = command.mut_args(|arg| {
+            let takes_value = arg.get_action().takes_values() && !arg.is_positional();
+            if takes_value { arg.allow_negative_numbers(true) } else { arg }
+        });
+        names
+            .into_iter()
+            .fold(command, |command, name| command.mut_subcommand(name, with_negative_numbers))
+    }
+    with_negative_numbers(Args::command())
+}
+
+fn parse_args(argv: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Args, clap::Error> {
+    let mut command = command_line();
+    let matches = command.try_get_matches_from_mut(argv)?;
+    Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 fn main() -> ExitCode {
     child::end_with_parent();
-    let result = match Args::parse().command {
+    let args = parse_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let failed = match &args.command {
+        _ if std::env::var_os(CHILD).is_some() => Failed::Child,
+        Command::Train(_) => Failed::Train,
+        _ => Failed::Other,
+    };
+    let result = match args.command {
         Command::Train(args) => command::train::run(*args),
         Command::Config(args) => command::config::run(*args),
         Command::Generate(args) => command::generate::run(args),
@@ -86,8 +122,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::print_error(&error);
-            ExitCode::FAILURE
+            progress::print_error(&error, remedy(&error, failed));
+            let is_usage = error.chain().any(|cause| cause.is::<UsageError>());
+            if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -97,20 +134,39 @@ mod tests {
     use std::ffi::OsString;
     use std::path::Path;
 
-    use clap::CommandFactory as _;
-
     use super::*;
     use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs};
     use crate::device::DeviceChoice;
 
     fn parse(argv: Vec<OsString>) -> Option<Command> {
         let argv = [OsString::from("soda")].into_iter().chain(argv);
-        Args::try_parse_from(argv).ok().map(|args| args.command)
+        parse_args(argv).ok().map(|args| args.command)
     }
 
     #[test]
     fn the_options_are_consistent() {
-        Args::command().debug_assert();
+        command_line().debug_assert();
+    }
+
+    /// Every option of every command that takes a value takes `-1` as one: it is read, or refused by name.
+    #[test]
+    fn a_negative_number_is_no_option() {
+        fn check(command: &clap::Command, path: &[String]) {
+            for below in command.get_subcommands() {
+                check(below, &[path, &[below.get_name().to_owned()]].concat());
+            }
+            let options = command.get_arguments().filter_map(clap::Arg::get_long);
+            for name in options.filter(|name| !["help", "version"].contains(name)) {
+                let argv = [path, &[format!("--{name}"), "-1".to_owned()]].concat();
+                let flag = command
+                    .get_arguments()
+                    .any(|arg| arg.get_long() == Some(name) && !arg.get_action().takes_values());
+                let Err(error) = parse_args(argv.iter().map(OsString::from)) else { continue };
+                let unknown = error.kind() == clap::error::ErrorKind::UnknownArgument;
+                assert!(flag || !unknown, "{argv:?}: {error}");
+            }
+        }
+        check(&command_line(), &["soda".to_owned()]);
     }
 
     /// `soda compare` starts `soda evaluate` by a command line. It must give the options it was made from.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use soda_train::Event;
 
+use crate::escape::escape;
+
 /// A progress bar that shows one stage at a time.
 #[derive(Default)]
 pub(crate) struct Progress {
@@ -45,10 +47,10 @@ impl Progress {
     /// Shows the progress of a download, in bytes.
     #[cfg(feature = "hub")]
     pub(crate) fn transfer(&mut self, file: &str, done: usize, total: usize) {
-        if self.bar.as_ref().is_none_or(|bar| bar.prefix() != file) {
+        if self.bar.as_ref().is_none_or(|bar| bar.prefix() != escape(file)) {
             self.finish();
             let bar = ProgressBar::new(total as u64).with_style(style(BYTES));
-            self.bar = Some(bar.with_prefix(file.to_owned()));
+            self.bar = Some(bar.with_prefix(escape(file).into_owned()));
         }
         if let Some(bar) = &self.bar {
             bar.set_position(done as u64);
@@ -81,9 +83,10 @@ impl Progress {
     }
 }
 
-/// Prints a line of the result on standard output. Ends the process if it cannot be written.
+/// Prints a line of the result on standard output, with control characters escaped. Ends the process if it
+/// cannot be written.
 pub(crate) fn print_result(line: &str) {
-    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+    if let Err(error) = writeln!(std::io::stdout(), "{}", escape(line)) {
         // The reader of a pipe, such as `head`, may close it early.
         if error.kind() == ErrorKind::BrokenPipe {
             std::process::exit(0);
@@ -93,13 +96,15 @@ pub(crate) fn print_result(line: &str) {
     }
 }
 
-/// Prints a line on standard error. Ignores a closed stream.
-fn print_stderr(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+/// Prints a line on standard error, with control characters escaped. Ignores a closed stream.
+pub(crate) fn print_stderr(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", escape(line));
 }
 
-/// Prints an error and its causes on one line. Leaves out a cause whose text the line already has.
-pub(crate) fn print_error(error: &anyhow::Error) {
+/// Prints an error, its causes and the remedy on one line.
+///
+/// Leaves out a cause whose text the line has already.
+pub(crate) fn print_error(error: &anyhow::Error, remedy: &str) {
     let mut line = String::from("error");
     for cause in error.chain().map(ToString::to_string) {
         if !line.contains(&cause) {
@@ -107,6 +112,7 @@ pub(crate) fn print_error(error: &anyhow::Error) {
             line.push_str(&cause);
         }
     }
+    line.push_str(remedy);
     print_stderr(&line);
 }
 

@@ -161,7 +161,7 @@ fn a_missing_model_is_named() {
 
 #[test]
 fn invalid_options_are_usage_errors() {
-    refused(&["train"], 1, "--config");
+    refused(&["train"], 2, "--config");
     refused(&["train", "--resume", "a", "--steps", "3"], 2, "--steps");
     refused(&["paint"], 2, "paint");
     let generate = ["generate", "--base", "x", "--prompt", "a", "--device"];
@@ -227,8 +227,8 @@ fn bad_settings_are_named() {
     let paths = ["train", "--base", base.to_str().unwrap(), "--data", data.to_str().unwrap()];
     let with = |more: &[&'static str]| [&paths[..], more].concat();
     refused(&with(&["--target", "to_nowhere"]), 1, "`to_nowhere` matches no weight");
-    refused(&with(&["--batch-size", "0"]), 1, "batch_size");
-    refused(&with(&["--rotation-lr", "NaN"]), 1, "rotation_lr");
+    refused(&with(&["--batch-size", "0"]), 2, "batch_size");
+    refused(&with(&["--rotation-lr", "NaN"]), 2, "rotation-lr");
     refused(&with(&["--no-rotation", "--no-spectrum"]), 2, "--no-spectrum");
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("c.toml");
@@ -236,9 +236,9 @@ fn bad_settings_are_named() {
         .unwrap();
     let output = soda(folder.path(), &["train", "--config", config.to_str().unwrap()]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("did you mean `steps`"));
-    refused(&with(&["--set", "optimizer.rotation_rl=1"]), 1, "did you mean `rotation_lr`");
+    refused(&with(&["--set", "optimizer.rotation_rl=1"]), 2, "did you mean `rotation_lr`");
     refused(&with(&["--set", "objective.timesteps=[0, 5000]"]), 1, "objective.timesteps");
-    refused(&with(&["--preset", "toybx"]), 1, "did you mean `toybox`");
+    refused(&with(&["--preset", "toybx"]), 2, "did you mean `toybox`");
     refused(&["train", "--resume", "/no/such/run"], 1, "/no/such/run holds no run");
 }
 

@@ -156,3 +156,80 @@ fn a_nan_loss_keeps_the_last_valid_adapter() {
     let drawn = soda(bench.folder.path(), &all);
     assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
 }
+
+/// Sends a signal to a child.
+fn signal(child: &Child, name: &str) {
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+}
+
+/// Waits for the end of the child for at most a minute, and returns its exit code.
+fn end(child: &mut Child) -> Option<i32> {
+    for _ in 0..600 {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    child.kill().unwrap();
+    panic!("the command did not end");
+}
+
+/// Ctrl-C before the first step is heard between two denoising steps, and a message says so.
+#[test]
+fn ctrl_c_is_heard_while_samples_are_drawn() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Stdio;
+    let bench = Bench::new();
+    // Later settings override earlier ones: 900 denoising steps.
+    let slow = ["--steps", "2", "--set", "samples.steps=900", "--cache", "cache"];
+    let mut child = bench.train("", &slow).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    // The run says what the cache gave just before it draws.
+    assert!(lines.any(|line| line.starts_with("cache: ")));
+    std::thread::sleep(Duration::from_millis(500));
+    signal(&child, "-INT");
+    let code = end(&mut child);
+    let message = lines.collect::<Vec<_>>().join("\n");
+    assert_eq!(code, Some(1), "{message}");
+    assert!(message.contains("stopping after this step"), "{message}");
+    assert!(message.contains("--resume runs/a"), "{message}");
+    assert!(!bench.path("runs/a/adapter.safetensors").exists(), "{message}");
+
+    let config = bench.path("runs/a/config.toml");
+    let text = std::fs::read_to_string(&config).unwrap().replace("steps = 900", "steps = 1");
+    std::fs::write(&config, text).unwrap();
+    let resumed = bench.resume();
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+}
+
+/// A named pipe in the place of a configuration or a picture is refused, and nothing waits for it.
+#[test]
+fn a_named_pipe_is_refused() {
+    let bench = Bench::new();
+    for (pipe, args) in [
+        ("pipe.toml", &["--config", "pipe.toml"][..]),
+        ("mug/99.png", &["--steps", "1", "--prompt", "a mug"]),
+    ] {
+        let path = bench.path(pipe);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let mut child = bench.train("", args).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        end(&mut child);
+        refused(&child.wait_with_output().unwrap(), &[pipe, "a named pipe"]);
+    }
+}
+
+#[test]
+fn a_full_disk_has_the_remedy_of_the_command() {
+    let bench = Bench::new();
+    let script = "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_soda"), "generate", "--prompt", "x"])
+        .args(["--steps", "1", "--out", "g", "--base"])
+        .arg(toybox("base"))
+        .current_dir(bench.folder.path())
+        .output()
+        .unwrap();
+    refused(&output, &["cannot write g/seed0-00.png", "make room, and give the command again"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("--resume"));
+}

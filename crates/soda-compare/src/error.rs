@@ -42,8 +42,8 @@ pub enum CompareError {
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The plan is not valid TOML, or has unknown or missing fields.
-    #[error("the plan is unusable: {0}")]
-    Parse(#[source] toml::de::Error),
+    #[error("the plan is unusable: {}", soda_train::toml_message(.0))]
+    Parse(toml::de::Error),
     /// A list of the plan is empty.
     #[error("the plan's `{0}` is empty; name at least one")]
     EmptyList(&'static str),

@@ -69,14 +69,16 @@ pub use config::{
     AugmentConfig, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss, LossScaleConfig,
     MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision, Preset,
     PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
-    ValidationConfig, apply_setting, preset,
+    ValidationConfig, apply_setting, preset, toml_message,
 };
 pub use data::batch::Batch;
 pub use data::cache::EncodeCache;
-pub use data::dataset::{Dataset, Example, expand_trigger};
+pub use data::dataset::{Dataset, expand_trigger};
 pub use data::encode::{EncodeConfig, EncodeOptions};
 pub use data::encoded_dataset::EncodedDataset;
+pub use data::folder::{DataFolder, Example, Skipped};
 pub use data::prompts::Prompts;
+pub use data::text_file::read_text;
 pub use error::{CheckpointError, ConfigError, DataError, RunFolderError, TrainError};
 pub use eval::dataset_images::DatasetImages;
 pub use eval::scores::{RunScores, ScoreReference, Scores, drift, score};

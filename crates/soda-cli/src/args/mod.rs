@@ -5,6 +5,7 @@ mod argv;
 mod cache;
 mod device;
 mod merged;
+mod number;
 mod settings;
 
 pub(crate) use self::adapter::AdapterArg;
@@ -12,4 +13,5 @@ pub(crate) use self::argv::{ToArgv, option, repeated};
 pub(crate) use self::cache::CacheArg;
 pub(crate) use self::device::DeviceArg;
 pub(crate) use self::merged::{MergeModeName, MergedArgs};
+pub(crate) use self::number::{finite, seed};
 pub(crate) use self::settings::SettingsArgs;

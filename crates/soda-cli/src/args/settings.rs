@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use clap::Args;
 use soda_adapters::soda::RotationConfig;
 use soda_adapters::{MethodConfig, Targets};
-use soda_models::input_file::{SizeLimit, read_text};
-use soda_train::{TrainConfig, apply_setting, preset};
+use soda_models::input_file::SizeLimit;
+use soda_train::{TrainConfig, apply_setting, preset, read_text};
+
+use super::number::{finite, seed};
+use crate::usage::{UsageError, require};
 
 /// The sources of a training configuration: a preset or a file, then `--set`, then the other options.
 #[derive(Debug, Args)]
@@ -40,13 +43,13 @@ pub(crate) struct SettingsArgs {
     #[arg(long)]
     pub(crate) batch_size: Option<usize>,
     /// Seed of data order, noise and samples
-    #[arg(long)]
+    #[arg(long, value_parser = seed)]
     pub(crate) seed: Option<u64>,
     /// Learning rate of the rotations
-    #[arg(long, value_name = "LR")]
+    #[arg(long, value_name = "LR", value_parser = finite)]
     pub(crate) rotation_lr: Option<f64>,
     /// Learning rate of the spectrum, and of every parameter that is no rotation
-    #[arg(long, value_name = "LR")]
+    #[arg(long, value_name = "LR", value_parser = finite)]
     pub(crate) spectrum_lr: Option<f64>,
     /// Adapted weights: a preset (attention, cross-attention, attention+ff, all-linear, conv) or a
     /// regular expression over weight paths; may be given several times
@@ -59,14 +62,14 @@ pub(crate) struct SettingsArgs {
     #[arg(long)]
     pub(crate) train_text_encoder: bool,
     /// Train the text encoders with this learning rate instead of that of the denoiser
-    #[arg(long, value_name = "LR")]
+    #[arg(long, value_name = "LR", value_parser = finite)]
     pub(crate) text_encoder_lr: Option<f64>,
     /// Textual inversion: a new word, and the words that its embedding starts from, as in `<mug>=mug`; may be
     /// given several times (docs/guide/textual-inversion.md)
     #[arg(long, value_name = "WORD=WORDS")]
     pub(crate) token: Vec<String>,
     /// Learning rate of the new words instead of --spectrum-lr
-    #[arg(long, value_name = "LR", requires = "token")]
+    #[arg(long, value_name = "LR", value_parser = finite, requires = "token")]
     pub(crate) token_lr: Option<f64>,
     /// The trigger words, which replace `[trigger]` in captions and prompts
     #[arg(long, value_name = "WORDS")]
@@ -89,9 +92,12 @@ impl SettingsArgs {
     /// Makes the configuration: defaults, then the file or the preset, then the options.
     ///
     /// # Errors
-    /// A file that cannot be read, an unknown setting, or a setting of another method.
+    /// A file that cannot be read or that is wrong by itself. A [`UsageError`] for an unknown setting, one that
+    /// is out of its range, or a setting of another method.
     pub(crate) fn train_config(&self) -> Result<TrainConfig> {
-        let mut config = TrainConfig::from_table(self.table()?)?;
+        let file = self.file()?;
+        let table = self.table(file.as_ref())?;
+        let mut config = TrainConfig::from_table(table).map_err(UsageError::new)?;
         self.override_rates(&mut config);
         config.steps = self.steps.unwrap_or(config.steps);
         config.batch_size = self.batch_size.unwrap_or(config.batch_size);
@@ -110,21 +116,30 @@ impl SettingsArgs {
             tokens.learning_rate = self.token_lr.or(tokens.learning_rate);
         }
         self.override_soda(&mut config)?;
-        Ok(config)
+        let Err(error) = config.check() else { return Ok(config) };
+        // The file is to blame if it is wrong without the options too.
+        match (file.map(|file| file.check()), &self.config) {
+            (Some(Err(own)), Some(path)) if own.to_string() == error.to_string() => {
+                Err(Error::from(error).context(path.display().to_string()))
+            }
+            _ => Err(UsageError::new(error).into()),
+        }
     }
 
-    /// The options that are settings of the TOML form.
-    fn table(&self) -> Result<toml::Table> {
-        let mut table = match &self.config {
-            Some(path) => {
-                let text = read_text(path, SizeLimit::SETTINGS)
-                    .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-                // The text is parsed as a configuration, so that an error names its line.
-                let config =
-                    TrainConfig::from_toml(&text).with_context(|| path.display().to_string())?;
-                toml::Table::try_from(config)?
-            }
-            None => preset(self.preset.as_deref().unwrap_or("toybox"))?,
+    /// Reads the configuration file, if one is given.
+    fn file(&self) -> Result<Option<TrainConfig>> {
+        let Some(path) = &self.config else { return Ok(None) };
+        // The text is parsed as a configuration, so that an error names its line.
+        let config = TrainConfig::from_toml(&read_text(path, SizeLimit::SETTINGS)?);
+        config.map(Some).with_context(|| path.display().to_string())
+    }
+
+    /// The options that are settings of the TOML form, over those of the file.
+    fn table(&self, file: Option<&TrainConfig>) -> Result<toml::Table> {
+        let name = self.preset.as_deref().unwrap_or("toybox");
+        let mut table = match file {
+            Some(config) => toml::Table::try_from(config)?,
+            None => preset(name).map_err(UsageError::new)?,
         };
         for (key, path) in [("base", &self.base), ("data", &self.data), ("judges", &self.judges)] {
             if let Some(path) = path {
@@ -136,14 +151,13 @@ impl SettingsArgs {
             table.insert("prompt".to_owned(), prompt.as_str().into());
         }
         if let Some(name) = &self.method {
-            apply_setting(&mut table, &format!("method={name}"))?;
+            apply_setting(&mut table, &format!("method={name}")).map_err(UsageError::new)?;
         }
         for setting in &self.set {
-            apply_setting(&mut table, setting)?;
+            apply_setting(&mut table, setting).map_err(UsageError::new)?;
         }
-        if !(table.contains_key("base") && table.contains_key("data")) {
-            anyhow::bail!("give --config, or --base and --data");
-        }
+        let complete = table.contains_key("base") && table.contains_key("data");
+        require(complete, "give --config, or --base and --data")?;
         Ok(table)
     }
 
@@ -158,12 +172,14 @@ impl SettingsArgs {
         }
     }
 
-    fn override_soda(&self, config: &mut TrainConfig) -> Result<()> {
+    fn override_soda(&self, config: &mut TrainConfig) -> Result<(), UsageError> {
         if self.factors.is_none() && !self.no_rotation && !self.no_spectrum {
             return Ok(());
         }
         let MethodConfig::Soda(soda) = &mut config.method else {
-            anyhow::bail!("--factors, --no-rotation and --no-spectrum are settings of SODA");
+            return Err(UsageError::new(
+                "--factors, --no-rotation and --no-spectrum are settings of SODA",
+            ));
         };
         if let Some(factors) = self.factors {
             soda.rotation =

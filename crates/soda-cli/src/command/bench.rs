@@ -5,9 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use burn::module::Module as _;
 use burn::tensor::{Device, FloatDType};
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, PlanOptions, Targets};
@@ -21,6 +22,7 @@ use crate::args::DeviceArg;
 use crate::device::Precision;
 use crate::progress::print_result;
 use crate::synthetic::{RandomBatch, RandomWeights};
+use crate::usage::UsageError;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -36,13 +38,13 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "soda")]
     pub(crate) method: String,
     /// Rank of a LoRA
-    #[arg(long)]
+    #[arg(long, value_parser = positive())]
     pub(crate) rank: Option<usize>,
     /// Images per step
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) batch: usize,
     /// Side of the latents, an eighth of the image's side; by default that of the network's training
-    #[arg(long)]
+    #[arg(long, value_parser = positive())]
     pub(crate) latents: Option<usize>,
     /// Precision of the network; adapters are f32
     #[arg(long, value_enum, default_value_t)]
@@ -51,7 +53,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) checkpointing: CheckpointingName,
     /// Number of timed steps, after three steps of warm-up
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = positive())]
     pub(crate) steps: usize,
     /// Launch every operation of every step, as on a device without graph capture
     #[arg(long)]
@@ -94,17 +96,21 @@ impl From<CheckpointingName> for GradientCheckpointing {
     }
 }
 
+/// Counts from 1 to a million: more fit into no memory and no day.
+fn positive() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1_000_000)
+}
+
 /// The number of steps before the timed ones. They compile kernels and grow memory pools.
 const WARM_UP: usize = 3;
 
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let start = Instant::now();
-    ensure!(args.batch > 0 && args.steps > 0, "--batch and --steps are at least 1");
+    let method = method(&args)?;
     let device = args.device.device.open()?;
     let latents = args.latents.unwrap_or(args.arch.latents());
     let dtype = FloatDType::from(args.dtype);
     let config = args.arch.config()?;
-    let method = method(&args)?;
 
     let denoiser = to_preferred_memory_format(config.init(&device).map(&mut RandomWeights(dtype)));
     device.sync().context("the device does not run")?;
@@ -163,11 +169,13 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
 }
 
 /// The settings of `--method`, with `--rank`.
-fn method(args: &BenchArgs) -> Result<MethodConfig> {
-    let mut method = MethodConfig::preset(&args.method)?;
+fn method(args: &BenchArgs) -> Result<MethodConfig, UsageError> {
+    let mut method = MethodConfig::preset(&args.method).map_err(UsageError::new)?;
     match (&mut method, args.rank) {
         (MethodConfig::Lora(lora), Some(rank)) => lora.rank = rank,
-        (_, Some(_)) => anyhow::bail!("--rank belongs to the methods of the LoRA family"),
+        (_, Some(_)) => {
+            return Err(UsageError::new("--rank belongs to the methods of the LoRA family"));
+        }
         (_, None) => {}
     }
     Ok(method)

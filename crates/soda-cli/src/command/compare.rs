@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use soda_compare::{
     ComparisonConfig, ComparisonPlan, Evaluation, EvaluationKind, EvaluationResult,
@@ -12,9 +12,11 @@ use soda_compare::{
     strength_table,
 };
 use soda_files::Lock;
-use soda_models::input_file::{SizeLimit, read_text};
+use soda_models::input_file::SizeLimit;
 use soda_pipeline::AdapterFile;
-use soda_train::{Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, write_file};
+use soda_train::{
+    Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, read_text, write_file,
+};
 
 use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs};
 use crate::base_model::{find_base, is_path_or_name};
@@ -22,6 +24,7 @@ use crate::child::ChildPool;
 use crate::command::evaluate::EvaluateArgs;
 use crate::command::train::train_argv;
 use crate::progress::{Progress, print_result};
+use crate::usage::require;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -58,8 +61,10 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    let text = read_text(&args.plan, SizeLimit::SETTINGS)
-        .with_context(|| format!("cannot read the plan {}", args.plan.display()))?;
+    let one_choice =
+        args.gpus.is_empty() || args.device.device == args.device.device.without_index();
+    require(one_choice, "--gpus and --device both choose a GPU; give --device without an index")?;
+    let text = read_text(&args.plan, SizeLimit::SETTINGS)?;
     let named = || args.plan.display().to_string();
     let plan =
         ComparisonConfig::from_toml(&text).and_then(ComparisonConfig::check).with_context(named)?;
@@ -67,11 +72,6 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         Some(out) if !args.check => out,
         _ => return check(&plan),
     };
-    ensure!(
-        args.gpus.is_empty() || args.device.device == args.device.device.without_index(),
-        "--gpus and --device {} both choose a GPU; give --device without an index",
-        args.device.device
-    );
     // Base models are downloaded here once, and not by several runs at the same time.
     for base in plan.bases() {
         find_base(base, None)?;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
-use soda_models::input_file::{SizeLimit, read_text};
-use soda_train::{PRESETS, Personalisation, TrainConfig};
+use soda_models::input_file::SizeLimit;
+use soda_train::{PRESETS, Personalisation, TrainConfig, read_text};
 
 use crate::args::{DeviceArg, SettingsArgs};
 use crate::progress::print_result;
@@ -48,12 +48,10 @@ pub(crate) fn run(args: ConfigArgs) -> Result<()> {
             settings.base.get_or_insert_with(|| "path/to/base".into());
             settings.data.get_or_insert_with(|| "path/to/images".into());
             let config = settings.train_config()?;
-            config.check()?;
-            print_result(config.to_toml()?.trim_end());
+            config.to_toml()?.lines().for_each(print_result);
         }
         ConfigAction::Check { config: path, device } => {
-            let text = read_text(&path, SizeLimit::SETTINGS)
-                .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+            let text = read_text(&path, SizeLimit::SETTINGS)?;
             let named = || path.display().to_string();
             let config = TrainConfig::from_toml(&text).with_context(named)?;
             Personalisation::new(config, &device.device.open()?).with_context(named)?;

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 
 use crate::base_model::{find_base, print_warnings};
 use crate::device::{Precision, host};
 use crate::progress::{Progress, print_result};
+use crate::usage::{UsageError, require};
 use soda_train::Event;
 
 #[derive(Debug, Args)]
@@ -34,7 +35,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_enum, default_value_t)]
     dtype: Precision,
     /// Variant of the directory's files, such as fp16
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     variant: Option<String>,
 }
 
@@ -47,10 +48,11 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
     progress.show(Event::Stage { name: "reading" });
     let dtype = args.dtype.into();
     let pipeline = if base.is_file() {
-        let config = args.config.context("a single file has no tokenizer: give --config DIR")?;
+        let missing = || UsageError::new("a single file has no tokenizer: give --config DIR");
+        let config = args.config.ok_or_else(missing)?;
         Pipeline::load_single_file(&base, &config, dtype, &device)?
     } else {
-        ensure!(args.config.is_none(), "--config is for a single file; a directory has its own");
+        require(args.config.is_none(), "--config is for a single file; a directory has its own")?;
         let options = LoadOptions { dtype, variant: args.variant, ..LoadOptions::default() };
         Pipeline::load_with(&base, &options, &device)?
     };

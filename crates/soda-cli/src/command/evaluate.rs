@@ -16,10 +16,11 @@ use soda_train::{
 };
 
 use crate::adapter_loading::load_with_adapters;
-use crate::args::{DeviceArg, MergedArgs, ToArgv as _, option, repeated};
+use crate::args::{DeviceArg, MergedArgs, ToArgv as _, finite, option, repeated, seed};
 use crate::base_model::{find_base, load_base, warn_of_sampler};
 use crate::device::shards;
 use crate::progress::{Progress, print_result};
+use crate::usage::{UsageError, require};
 
 #[derive(Clone, Debug, PartialEq, Args)]
 #[command(after_help = "\
@@ -50,7 +51,7 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "WORDS")]
     pub(crate) trigger: Option<String>,
     /// Compare with the fraction of the images that a run with this --seed holds out (validation.held_out)
-    #[arg(long, value_name = "PART", default_value_t = 0.0)]
+    #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = finite)]
     pub(crate) held_out: f64,
     /// A folder of images of a style, which are compared by CLIP-I only
     #[arg(long, value_name = "DIR")]
@@ -65,13 +66,13 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) unrelated: Vec<String>,
     /// Seed of the initial noise
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub(crate) seed: u64,
     /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
     /// Scale of classifier-free guidance; 1 turns it off
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = finite)]
     pub(crate) guidance: f64,
     /// The directory to write; it must not exist
     #[arg(long, value_name = "DIR")]
@@ -104,18 +105,22 @@ impl EvaluateArgs {
 
 pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let out = &args.out;
+    args.merged.check()?;
+    require((0.0..1.0).contains(&args.held_out), "--held-out must be from 0 up to, but not, 1")?;
     ensure!(!out.exists(), "{} exists; evaluate writes a new directory", out.display());
-    ensure!(args.guidance.is_finite(), "--guidance must be a finite number");
     let device = args.device.device.open()?;
     // Captions are not used, so that images without one are accepted.
     let read = |folder: &PathBuf| Dataset::read(folder, Some(""));
     let (mut data, style) = (read(&args.data)?, args.like.as_ref().map(read).transpose()?);
+    let mut progress = Progress::default();
+    for skipped in data.skipped.iter().chain(style.iter().flat_map(|style| &style.skipped)) {
+        progress.warn(&skipped.to_string());
+    }
     let mut given = args.prompt.clone();
     if let Some(trigger) = &args.trigger {
         data = data.with_trigger(trigger);
         given.iter_mut().for_each(|prompt| *prompt = expand_trigger(prompt, trigger));
     }
-    ensure!((0.0..1.0).contains(&args.held_out), "--held-out must be from 0 up to, but not, 1");
     let held_out = data.hold_out(args.held_out, args.seed)?;
     let judges = Judges::load(&args.judges, &device)?;
     let base = find_base(&args.base, None)?;
@@ -125,7 +130,11 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     };
     warn_of_sampler(&pipeline, &Progress::default());
     let prompts = match (&given[..], &data.eval_prompts[..]) {
-        ([], []) => anyhow::bail!("{} has no prompts to draw; give --prompt", args.data.display()),
+        ([], []) => {
+            let folder = args.data.display();
+            let sentence = format!("{folder} has no prompts to draw; give --prompt");
+            return Err(UsageError::new(sentence).into());
+        }
         ([], own) => own.to_vec(),
         (given, _) => given.to_vec(),
     };
@@ -134,7 +143,6 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let style_images =
         style.as_ref().map(|style| DatasetImages::read(style, &[], side)).transpose()?;
 
-    let mut progress = Progress::default();
     let config = GenerateConfig {
         prompts: prompts.iter().chain(&args.unrelated).cloned().collect(),
         steps: args.steps as usize,

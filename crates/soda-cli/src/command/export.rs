@@ -11,10 +11,11 @@ use soda_pipeline::interop::{
 };
 
 use crate::adapter_loading::BaseModel;
-use crate::args::{CacheArg, DeviceArg};
+use crate::args::{CacheArg, DeviceArg, finite};
 use crate::base_model::find_base;
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
+use crate::usage::require;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -43,7 +44,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_enum)]
     pub(crate) format: ExportFormat,
     /// Largest relative error of a layer
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, value_parser = finite)]
     pub(crate) error: f64,
     /// Largest rank of a layer, whatever its error
     #[arg(long, value_name = "R", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
@@ -52,7 +53,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<Precision>,
     /// Strength of the adapter: 0 is the base, 1 the trained adapter
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = finite)]
     pub(crate) strength: f64,
     /// The file to write (for peft and embeddings, the directory); it must not exist
     #[arg(long, value_name = "PATH")]
@@ -89,11 +90,13 @@ impl ExportFormat {
 }
 
 pub(crate) fn run(args: ExportArgs) -> Result<()> {
+    require(args.error >= 0.0, "--error must be a number from 0 (lossless) up")?;
+    // PEFT has no field for the strength of these methods. Only the LoRA formats can express it.
+    require(
+        args.format != ExportFormat::Peft || args.strength == 1.0,
+        "PEFT keeps adapters as they were trained; leave --strength to it, or export as kohya",
+    )?;
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
-    ensure!(
-        args.error.is_finite() && args.error >= 0.0,
-        "--error must be a number from 0 (lossless) up"
-    );
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
     let base = BaseModel {
@@ -146,11 +149,6 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
             write_diffusers(&lora, &settings, &args.out)?;
         }
         ExportFormat::Peft => {
-            // PEFT has no field for the strength of these methods. Only the LoRA formats can express it.
-            ensure!(
-                args.strength == 1.0,
-                "PEFT keeps adapters as they were trained; leave --strength to it, or export as kohya"
-            );
             let methods = file
                 .adapters
                 .iter()

@@ -6,17 +6,19 @@ use anyhow::{Context as _, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use soda_models::ModelError;
 use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_train::{Event, write_file};
 
 use crate::adapter_loading::BaseModel;
-use crate::args::{AdapterArg, CacheArg, DeviceArg};
+use crate::args::{AdapterArg, CacheArg, DeviceArg, finite, seed};
 use crate::base_model::{find_base, load_base, warn_of_sampler};
 use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
+use crate::usage::{UsageError, require};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -45,13 +47,13 @@ pub(crate) struct GenerateArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) count: u32,
     /// Seed of the initial noise
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub(crate) seed: u64,
     /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
     /// Scale of classifier-free guidance; 1 turns it off
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = finite)]
     pub(crate) guidance: f64,
     /// The sampler; by default the model's own
     #[arg(long, value_enum)]
@@ -61,16 +63,16 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) karras: bool,
     /// Width of the images in pixels; by default that of the model's training
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) width: Option<u32>,
     /// Height of the images in pixels; by default that of the model's training
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) height: Option<u32>,
     /// Image-to-image: the image to start from instead of noise alone
     #[arg(long, value_name = "FILE")]
     pub(crate) init: Option<PathBuf>,
     /// Image-to-image: how much of the image is replaced, above 0 and up to 1
-    #[arg(long, default_value_t = 0.6, requires = "init")]
+    #[arg(long, default_value_t = 0.6, value_parser = finite, requires = "init")]
     pub(crate) strength_of_init: f64,
     /// Number of final layers of the text encoder that are skipped
     #[arg(long, default_value_t = 0)]
@@ -82,7 +84,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
     /// Variant of the model's files, such as fp16
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) variant: Option<String>,
     #[command(flatten)]
     pub(crate) adapter: AdapterArg,
@@ -153,11 +155,14 @@ impl SamplerName {
 }
 
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
-    ensure!(args.guidance.is_finite(), "--guidance must be a finite number");
-    ensure!(
+    require(
         !args.karras || args.scheduler.is_some_and(SamplerName::takes_karras),
-        "--karras needs --scheduler euler, dpm++, dpm++-sde, unipc, deis, lms, heun, dpm2 or dpm2-a"
-    );
+        "--karras needs --scheduler euler, dpm++, dpm++-sde, unipc, deis, lms, heun, dpm2 or dpm2-a",
+    )?;
+    require(
+        args.strength_of_init > 0.0 && args.strength_of_init <= 1.0,
+        "--strength-of-init must be above 0 and at most 1",
+    )?;
     let device = args.device.device.open()?;
     let files = output_files(&args)?;
     let init_image = match &args.init {
@@ -192,6 +197,11 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     progress.show(Event::Stage { name: "generating" });
     let images = pipeline.generate(&config, &mut |done, total| {
         progress.show(Event::Progress { done, total, loss: None });
+    });
+    // All settings of a request are options.
+    let images = images.map_err(|error| match error {
+        ModelError::InvalidRequest { .. } => UsageError::new(error).into(),
+        error => anyhow::Error::from(error),
     })?;
     progress.finish();
     for ((index, file), image) in files.iter().enumerate().zip(&images) {

@@ -118,21 +118,23 @@ fn print_directory(path: &Path) -> Result<()> {
     for part in entries {
         let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let class = index[&name][1].as_str().unwrap_or("not in the index").to_owned();
-        let mut line = format!("  {name:<14} {class}");
+        let line = format!("  {name:<14} {class}");
         let mut files: Vec<_> = std::fs::read_dir(&part)?
             .filter_map(Result::ok)
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
             .collect();
         files.sort();
-        for file in &files {
-            if files.len() > 1 {
-                let name = file.file_name().unwrap_or_default().to_string_lossy();
-                line.push_str(&format!("\n    {name}"));
+        match &files[..] {
+            [file] => print_result(&format!("{line}{}", count_values(file)?)),
+            files => {
+                print_result(&line);
+                for file in files {
+                    let name = file.file_name().unwrap_or_default().to_string_lossy();
+                    print_result(&format!("    {name}{}", count_values(file)?));
+                }
             }
-            line.push_str(&count_values(file)?);
         }
-        print_result(&line);
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::adapter_loading::load_with_adapters;
 use crate::args::{DeviceArg, MergedArgs};
 use crate::base_model::find_base;
 use crate::progress::print_result;
+use crate::usage::require;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -37,6 +38,9 @@ pub(crate) struct MergeArgs {
 }
 
 pub(crate) fn run(args: MergeArgs) -> Result<()> {
+    args.merged.check()?;
+    let any = args.merged.adapter.is_some() || args.merged.subject.is_some();
+    require(any, "give --adapter, or --subject and --style")?;
     ensure!(!args.out.exists(), "{} exists; merge writes a new directory", args.out.display());
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use soda_train::{Personalisation, RunFolder, RunSummary, RunTarget};
+use soda_train::{Event, Personalisation, RunFolder, RunFolderError, RunSummary, RunTarget};
 
 use crate::args::{CacheArg, DeviceArg, SettingsArgs, ToArgv as _, option};
 use crate::base_model::find_base;
 use crate::device::shards;
-use crate::progress::{Progress, print_result};
+use crate::progress::{Progress, print_result, print_stderr};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -29,7 +29,7 @@ Examples:
 
 A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
 scores.json and report.html. Captions come from metadata.jsonl, .txt files beside the images, or --prompt.
-Ctrl-C stores a checkpoint and stops; a second Ctrl-C stops at once.")]
+Ctrl-C stores a checkpoint and stops after the step; a second Ctrl-C stops at once.")]
 pub(crate) struct TrainArgs {
     /// Resume an interrupted run with its own settings
     #[arg(
@@ -39,14 +39,14 @@ pub(crate) struct TrainArgs {
             "config", "preset", "set", "base", "data", "judges", "prompt", "name", "steps",
             "batch_size", "seed", "rotation_lr", "spectrum_lr", "target", "method", "factors",
             "no_rotation", "no_spectrum", "sample", "train_text_encoder", "text_encoder_lr",
-            "token", "token_lr", "trigger",
+            "token", "token_lr", "trigger", "runs",
         ],
     )]
     pub(crate) resume: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
     /// Name of the run; by default the name of the data folder and a number
-    #[arg(long)]
+    #[arg(long, value_parser = run_name)]
     pub(crate) name: Option<String>,
     /// Folder of the runs
     #[arg(long, value_name = "DIR", default_value = "runs")]
@@ -72,10 +72,13 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
             (Personalisation::new(config, &device)?, target)
         }
     };
-    let stop = on_interrupt()?;
+    let interrupt = Interrupt::listen()?;
     let mut progress = Progress::default();
     let job = job.with_cache(args.cache.cache).with_graph();
-    let summary = job.run(target, &stop, &mut |event| progress.show(event));
+    let summary = job.run(target, &interrupt.stop, &mut |event| {
+        interrupt.observe(event);
+        progress.show(event);
+    });
     progress.finish();
     print_summary(&summary?);
     Ok(())
@@ -96,18 +99,47 @@ pub(crate) fn train_argv(
     argv
 }
 
-/// A flag that the first Ctrl-C sets. The second one ends the process.
-fn on_interrupt() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        if set.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(stop)
+/// Reads the name of a run.
+fn run_name(text: &str) -> Result<String, RunFolderError> {
+    RunFolder::check_name(text)?;
+    Ok(text.to_owned())
 }
+
+/// What Ctrl-C, a hangup and a request to terminate do to a run.
+struct Interrupt {
+    /// Asks the run to store what it has and to stop.
+    stop: Arc<AtomicBool>,
+    /// Whether the run looks at `stop` in its current stage.
+    is_stoppable: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// The first signal sets `stop`, if the run looks at it. Otherwise, and a second time, a signal ends the
+    /// process: nothing is lost before the first step, and a file that cannot be read to its end, such as a
+    /// named pipe, must not keep the process.
+    fn listen() -> Result<Self> {
+        let [stop, is_stoppable] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (set, may_set) = (Arc::clone(&stop), Arc::clone(&is_stoppable));
+        ctrlc::set_handler(move || {
+            if !may_set.load(Ordering::Relaxed) || set.swap(true, Ordering::Relaxed) {
+                std::process::exit(INTERRUPTED);
+            }
+            print_stderr("stopping after this step; Ctrl-C again stops at once");
+        })
+        .context("cannot listen for Ctrl-C")?;
+        Ok(Self { stop, is_stoppable })
+    }
+
+    /// Follows the stages of the run.
+    fn observe(&self, event: Event<'_>) {
+        if let Some(is_stoppable) = event.begins_stoppable_stage() {
+            self.is_stoppable.store(is_stoppable, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The exit code of shells for a command that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
 
 fn print_summary(summary: &RunSummary) {
     print_result(&format!(

@@ -74,6 +74,10 @@ pub enum ModelError {
         reason: String,
     },
 
+    /// Generating was stopped by its caller.
+    #[error("generating was stopped")]
+    Stopped,
+
     /// A setting has a value that cannot be used.
     #[error("`{field}` is {value}, but {expected}")]
     InvalidRequest {

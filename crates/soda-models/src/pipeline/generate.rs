@@ -8,6 +8,8 @@
 //! 2108.01073): noise is added to the initial image up to a timestep in the middle, and sampling starts
 //! there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use burn::tensor::{FloatDType, Tensor};
 use image::RgbImage;
 
@@ -95,6 +97,21 @@ impl Pipeline {
         request: &GenerateConfig,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<RgbImage>, ModelError> {
+        self.generate_unless(request, &AtomicBool::new(false), progress)
+    }
+
+    /// Generates one image for each prompt, as [`Pipeline::generate`] does. Setting `stop` from another
+    /// thread ends the work before the next denoising step.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Stopped`] after `stop` was set; all errors of [`Pipeline::generate`].
+    pub fn generate_unless(
+        &self,
+        request: &GenerateConfig,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<RgbImage>, ModelError> {
         let size = self.check(request)?;
         let (sampler, begin) = self.plan(request)?;
         let at_once = (PIXELS_AT_ONCE / (size[0] * size[1])).clamp(1, PROMPTS_AT_ONCE);
@@ -107,7 +124,7 @@ impl Pipeline {
             let indices: Vec<usize> = (first..first + prompts.len()).collect();
             let noise = indices.iter().map(|i| self.noise(request.seed, *i, size)).collect();
             let part = GenerateConfig { prompts: prompts.to_vec(), ..request.clone() };
-            let latents = self.sample(&part, &indices, Tensor::cat(noise, 0), &mut |_| {
+            let latents = self.sample(&part, &indices, Tensor::cat(noise, 0), stop, &mut |_| {
                 done += 1;
                 progress(done, total);
             })?;
@@ -138,7 +155,7 @@ impl Pipeline {
     ) -> Result<Tensor<4>, ModelError> {
         self.check(request)?;
         let indices: Vec<usize> = (0..request.prompts.len()).collect();
-        self.sample(request, &indices, noise, observe)
+        self.sample(request, &indices, noise, &AtomicBool::new(false), observe)
     }
 
     /// Denoises the images with the given indices. See [`Pipeline::denoise`].
@@ -147,6 +164,7 @@ impl Pipeline {
         request: &GenerateConfig,
         indices: &[usize],
         noise: Tensor<4>,
+        stop: &AtomicBool,
         observe: &mut dyn FnMut(&Tensor<4>),
     ) -> Result<Tensor<4>, ModelError> {
         let count = indices.len();
@@ -175,6 +193,9 @@ impl Pipeline {
         let mask = self.paint_all(size, count);
         let timesteps = sampler.timesteps()[begin..].to_vec();
         for (call, t) in timesteps.into_iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(ModelError::Stopped);
+            }
             let call = begin + call;
             let input = sampler.scale_model_input(call, latents.clone());
             let input = match &mask {

@@ -62,6 +62,20 @@ pub(super) fn explain(message: &str) -> ConfigError {
     ConfigError::Read { reason: format!("{message}{hint}") }
 }
 
+/// The place and the message of a TOML error in one line, such as "line 5, column 1: unknown field `stepz`".
+/// The error itself displays as several lines with an excerpt.
+pub fn toml_message(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    // "TOML parse error at line 5, column 1", the excerpt, the message.
+    let place =
+        text.lines().next().and_then(|line| line.split_once(" at ")).map(|(_, place)| place);
+    let message = error.message().lines().collect::<Vec<_>>().join("; ");
+    match place {
+        Some(place) if error.span().is_some() => format!("{place}: {message}"),
+        _ => message,
+    }
+}
+
 /// The clause "; did you mean ...?" with the known name nearest to `found`. Empty if no name is near.
 pub(super) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> String {
     known

@@ -18,6 +18,7 @@ use crate::config::objective::{Loss, ObjectiveConfig, PriorConfig};
 use crate::config::optimizer::OptimizerConfig;
 use crate::config::precision::Precision;
 use crate::config::samples::SampleConfig;
+use crate::config::seed;
 use crate::config::text_encoder::TextEncoderConfig;
 use crate::config::tokens::TokensConfig;
 use crate::config::validation::ValidationConfig;
@@ -50,8 +51,9 @@ pub struct TrainConfig {
     /// The folder of the evaluation models (`clip/` and `dino/`). Without it samples are not scored.
     #[serde(default)]
     pub judges: Option<PathBuf>,
-    /// The seed of the data order, the timesteps, the noise and the initial noise of samples.
-    #[serde(default)]
+    /// The seed of the data order, the timesteps, the noise and the initial noise of samples. In TOML it may
+    /// be a string, as seeds from 2^63 up are.
+    #[serde(default, with = "seed")]
     pub seed: u64,
     /// Number of optimizer steps.
     pub steps: usize,
@@ -148,7 +150,7 @@ impl TrainConfig {
     /// Returns an error if the syntax is wrong or a field is unknown or missing. The message has the place
     /// and, for an unknown field, the nearest known one.
     pub fn from_toml(text: &str) -> Result<Self, TrainError> {
-        toml::from_str(text).map_err(|source| edit::explain(source.to_string().trim_end()).into())
+        toml::from_str(text).map_err(|source| edit::explain(&edit::toml_message(&source)).into())
     }
 
     /// Reads a configuration from a table, such as a [`preset`](crate::preset) with a few settings changed by

@@ -251,8 +251,8 @@ mod tests {
 
     use super::*;
     use crate::config::{apply_setting, preset};
-    use crate::data::dataset::Example;
     use crate::data::encode::{EncodeConfig, EncodeOptions};
+    use crate::data::folder::Example;
 
     /// Images of several shapes, some with masks, and class images without: each batch has one shape, and the
     /// weights of samples and latents are as configured.

@@ -9,9 +9,9 @@ use soda_models::pipeline::Pipeline;
 
 use crate::config::AugmentConfig;
 use crate::data::cache::EncodeCache;
-use crate::data::dataset::Example;
 use crate::data::encode::{EncodeConfig, EncodeOptions};
 use crate::data::encoded_dataset::EncodedDataset;
+use crate::data::folder::Example;
 
 fn toybox(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)

@@ -1,21 +1,14 @@
 //! A data set on disk: a folder of images with captions, and what the folder has for evaluation.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::seq::SliceRandom;
 use soda_models::noise::generator;
 
-use crate::data::masks;
-use crate::data::metadata::{SubjectFile, read_caption_file, read_metadata};
+use crate::data::folder::{DataFolder, Example, FolderContents, Skipped};
+use crate::data::metadata::SubjectFile;
 use crate::data::rng;
-use crate::error::{ConfigError, DataError, TrainError};
-
-const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
-/// Image formats that are not supported.
-const UNSUPPORTED: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "svg", "dng"];
-
-/// The most samples of an epoch.
-const MAX_EPOCH: usize = 10_000_000;
+use crate::error::{ConfigError, TrainError};
 
 /// The placeholder of the trigger in captions and prompts (ai-toolkit's format).
 const PLACEHOLDER: &str = "[trigger]";
@@ -29,30 +22,12 @@ pub fn expand_trigger(text: &str, trigger: &str) -> String {
     text.replace(PLACEHOLDER, trigger)
 }
 
-/// A training image and its caption.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Example {
-    /// The image file.
-    pub image: PathBuf,
-    /// The caption, with the identifier.
-    pub caption: String,
-    /// The number of times that an epoch has the example.
-    pub repeats: usize,
-}
-
-impl Example {
-    /// The name of the image file.
-    pub fn name(&self) -> String {
-        self.image.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    }
-}
-
 /// The examples of a data folder and its settings for evaluation. No image is opened yet.
 ///
 /// The caption of an image is the first of these that exists:
 ///
 /// 1. its line in `metadata.jsonl`, `{"file_name": "00.png", "text": "a photo of a sks mug"}` (the format
-///    imagefolder of Hugging Face datasets),
+///    imagefolder of Hugging Face datasets, in which `file_name` may lead into a folder),
 /// 2. the text file beside it, `00.txt` (kohya's format),
 /// 3. the name of its folder after the number, if it is in a folder such as `10_sks mug` (kohya's format,
 ///    where the number is the number of repeats),
@@ -66,7 +41,8 @@ impl Example {
 /// | `subject.json` or `style.json` | `identifier`, `class`, `phrase` and `eval_prompts`, all optional |
 /// | `truth/` | a folder of the same format with the ground truth of the evaluation prompts |
 ///
-/// A line of `metadata.jsonl` may have `"repeats": 3`, so that an epoch has the image three times.
+/// A line of `metadata.jsonl` may have `"repeats": 3`, so that an epoch has the image three times. Text files
+/// are UTF-8, or UTF-16 with a byte order mark. Files and folders whose names begin with a dot are not read.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The training examples by file name. There is at least one.
@@ -79,8 +55,10 @@ pub struct Dataset {
     pub eval_prompts: Vec<String>,
     /// The ground truth of the evaluation prompts, if the folder has it.
     pub truth: Vec<Example>,
-    /// Image files of unsupported formats, which are skipped.
-    pub unsupported: Vec<PathBuf>,
+    /// The folders of the examples, with their repeats.
+    pub folders: Vec<DataFolder>,
+    /// Files and folders that are not read. Each displays as a warning with the remedy.
+    pub skipped: Vec<Skipped>,
 }
 
 impl Dataset {
@@ -91,13 +69,17 @@ impl Dataset {
     ///
     /// - The folder is missing or has no images.
     /// - An image has no caption.
-    /// - A metadata file does not parse, or names a missing file.
+    /// - A metadata file does not parse, or names a missing file or one outside of the folder.
+    /// - A caption is neither UTF-8 nor UTF-16 with a byte order mark.
+    /// - An epoch would have more than ten million samples.
     pub fn read(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
-        let mut unsupported = Vec::new();
-        let examples = read_examples(folder, prompt, &mut unsupported)?;
+        let FolderContents { examples, folders, mut skipped } =
+            FolderContents::read(folder, prompt)?;
         let truth_folder = folder.join("truth");
         let truth = if truth_folder.is_dir() {
-            read_examples(&truth_folder, None, &mut unsupported)?
+            let truth = FolderContents::read(&truth_folder, None)?;
+            skipped.extend(truth.skipped);
+            truth.examples
         } else {
             Vec::new()
         };
@@ -114,8 +96,25 @@ impl Dataset {
             trigger,
             eval_prompts: subject.eval_prompts,
             truth,
-            unsupported,
+            folders,
+            skipped,
         })
+    }
+
+    /// Says which folders are read with how many repeats. `None` for a folder of images without repeats.
+    pub fn describe_folders(&self) -> Option<String> {
+        if self.folders.len() < 2 && self.folders.iter().all(|folder| folder.repeats == 1) {
+            return None;
+        }
+        let describe = |folder: &DataFolder| {
+            let name = folder.path.file_name().unwrap_or(folder.path.as_os_str());
+            let times = match folder.repeats {
+                1 => "once".to_owned(),
+                repeats => format!("{repeats} times each"),
+            };
+            format!("{} of {}, {times}", folder.images, name.to_string_lossy())
+        };
+        Some(self.folders.iter().map(describe).collect::<Vec<_>>().join("; "))
     }
 
     /// Replaces `[trigger]` in all captions and evaluation prompts by `trigger`. If the folder names no
@@ -167,96 +166,6 @@ impl Dataset {
         // Only whole words are removed, since the identifier may be part of another word.
         prompt.split_whitespace().filter(|word| word != identifier).collect::<Vec<_>>().join(" ")
     }
-}
-
-/// The examples of a folder and of its subfolders with a number of repeats, by name.
-fn read_examples(
-    folder: &Path,
-    prompt: Option<&str>,
-    unsupported: &mut Vec<PathBuf>,
-) -> Result<Vec<Example>, TrainError> {
-    if !folder.is_dir() {
-        return Err(DataError::NoFolder(folder.to_owned()).into());
-    }
-    let mut examples = read_folder(folder, prompt, 1, unsupported)?;
-    for path in list(folder)?.into_iter().filter(|path| path.is_dir()) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let Some((repeats, words)) = name.split_once('_') else { continue };
-        let Ok(repeats) = repeats.parse::<usize>() else { continue };
-        examples.extend(read_folder(&path, Some(words), repeats.max(1), unsupported)?);
-    }
-    if examples.is_empty() {
-        return Err(DataError::Empty(folder.to_owned()).into());
-    }
-    check_epoch(folder, &examples)?;
-    Ok(examples)
-}
-
-/// Refuses repeats that make an epoch absurdly long. The order of an epoch is a list in memory.
-fn check_epoch(folder: &Path, examples: &[Example]) -> Result<(), TrainError> {
-    let samples = examples.iter().try_fold(0, |sum: usize, example| {
-        sum.checked_add(example.repeats).filter(|samples| *samples <= MAX_EPOCH)
-    });
-    let largest = || examples.iter().max_by_key(|example| example.repeats);
-    match (samples, largest()) {
-        (None, Some(Example { image, .. })) => {
-            let (folder, image) = (folder.to_owned(), image.clone());
-            Err(DataError::Repeats { folder, image, most: MAX_EPOCH }.into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The paths in a folder, sorted: the order of a directory listing differs between machines, and that of the
-/// examples must not.
-fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
-    let entries = std::fs::read_dir(folder).map_err(TrainError::io("read", folder))?;
-    let paths = entries.map(|entry| Ok(entry.map_err(TrainError::io("read", folder))?.path()));
-    let mut paths = paths.collect::<Result<Vec<_>, TrainError>>()?;
-    paths.sort();
-    Ok(paths)
-}
-
-/// The examples of one folder, without its subfolders.
-fn read_folder(
-    folder: &Path,
-    prompt: Option<&str>,
-    repeats: usize,
-    unsupported: &mut Vec<PathBuf>,
-) -> Result<Vec<Example>, TrainError> {
-    let mut metadata = read_metadata(folder)?;
-    let mut examples = Vec::new();
-    for image in list(folder)? {
-        let extension = image.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
-        let Some(extension) = extension else { continue };
-        let name = image.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if masks::is_mask(name) {
-            continue;
-        }
-        if UNSUPPORTED.contains(&extension.as_str()) {
-            metadata.remove(name);
-            unsupported.push(image);
-        } else if EXTENSIONS.contains(&extension.as_str()) {
-            let entry = metadata.remove(name);
-            let own = entry.as_ref().and_then(|entry| entry.repeats).unwrap_or(1);
-            let caption = match entry {
-                Some(entry) => entry.text,
-                None => read_caption_file(&image)?
-                    .or_else(|| prompt.map(str::to_owned))
-                    .ok_or_else(|| DataError::NoCaption(image.clone()))?,
-            };
-            examples.push(Example { image, caption, repeats: repeats.saturating_mul(own) });
-        }
-    }
-    if let Some((name, entry)) = metadata.into_iter().next() {
-        return Err(DataError::Metadata {
-            path: folder.join("metadata.jsonl"),
-            line: entry.line,
-            reason: format!("there is no picture {name} in the folder"),
-        }
-        .into());
-    }
-    Ok(examples)
 }
 
 #[cfg(test)]
@@ -315,7 +224,7 @@ mod tests {
             ("b.heic", ""),
             ("metadata.jsonl", r#"{"file_name": "a.png", "text": "listed", "repeats": 3}"#),
         ]);
-        for (name, file) in [("10_sks mug", "c.png"), ("2_sks mug", "d.jpg"), ("notes", "e.png")] {
+        for (name, file) in [("10_sks mug", "c.png"), ("2_sks mug", "d.jpg"), ("notes", "e.txt")] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
             std::fs::write(folder.path().join(name).join(file), "").unwrap();
         }
@@ -323,7 +232,12 @@ mod tests {
         let data = Dataset::read(folder.path(), None).unwrap();
         let found: Vec<_> = data.examples.iter().map(|e| (e.caption.as_str(), e.repeats)).collect();
         assert_eq!(found, [("listed", 3), ("sks mug", 10), ("beside", 2)]);
-        assert_eq!(data.unsupported, [folder.path().join("b.heic")]);
+        assert_eq!(data.skipped, [Skipped::Format(folder.path().join("b.heic"))]);
+        let folders = data.describe_folders().unwrap();
+        assert!(
+            folders
+                .ends_with(", once; 1 of 10_sks mug, 10 times each; 1 of 2_sks mug, 2 times each")
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ use soda_models::image::read_mask;
 
 use crate::config::{MaskConfig, MaskSource};
 use crate::data::augment::ImageVariant;
+use crate::data::metadata::normal_forms;
 use crate::error::{DataError, TrainError};
 
 /// Suffixes of the names of masks beside their images: those of soda and of OneTrainer.
@@ -31,12 +32,14 @@ pub(crate) fn is_mask(name: &str) -> bool {
     SUFFIXES.iter().any(|end| name.ends_with(end))
 }
 
-/// The mask file of an image, if there is one.
+/// The mask file of an image, if there is one. Its name may have another Unicode normal form.
 pub(crate) fn mask_file(image: &Path) -> Option<PathBuf> {
     let (folder, stem) = (image.parent()?, image.file_stem()?.to_str()?);
-    let beside = SUFFIXES.iter().map(|end| folder.join(format!("{stem}{end}")));
-    let mut all = beside.chain([folder.join(FOLDER).join(format!("{stem}.png"))]);
-    all.find(|path| path.is_file())
+    normal_forms(stem).into_iter().find_map(|stem| {
+        let beside = SUFFIXES.iter().map(|end| folder.join(format!("{stem}{end}")));
+        let mut all = beside.chain([folder.join(FOLDER).join(format!("{stem}.png"))]);
+        all.find(|path| path.is_file())
+    })
 }
 
 /// Returns an error if the data set has no masks, as far as that is known without reading images.

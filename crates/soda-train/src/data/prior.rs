@@ -1,17 +1,18 @@
 //! Class images for prior preservation (DreamBooth, arXiv 2208.12242, 3.3): read from a folder, or generated
 //! by the base model before training.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use soda_models::pipeline::{GenerateConfig, Pipeline};
 
 use crate::config::{PriorConfig, TrainConfig};
 use crate::data::cache::EncodeCache;
-use crate::data::dataset::{Dataset, Example};
+use crate::data::dataset::Dataset;
 use crate::data::encode::{EncodeConfig, EncodeOptions};
 use crate::data::encoded_dataset::EncodedDataset;
+use crate::data::folder::Example;
 use crate::error::TrainError;
-use crate::event::Event;
+use crate::event::{CLASS_IMAGES, Event};
 use crate::output::run_folder::RunFolder;
 
 /// The number of images in a batch. Finished batches are kept if the run is stopped.
@@ -30,7 +31,13 @@ pub(crate) fn encode(
 ) -> Result<Option<EncodedDataset>, TrainError> {
     let Some(prior) = &config.prior else { return Ok(None) };
     let examples = match &prior.data {
-        Some(data) => Dataset::read(data, Some(&prior.prompt))?.examples,
+        Some(data) => {
+            let dataset = Dataset::read(data, Some(&prior.prompt))?;
+            for skipped in &dataset.skipped {
+                on_event(Event::Warning(&skipped.to_string()));
+            }
+            dataset.examples
+        }
         None => generate(pipeline, prior, config, folder, BATCH, stop, on_event)?,
     };
     on_event(Event::Stage { name: "encoding class images" });
@@ -52,14 +59,11 @@ fn generate(
 ) -> Result<Vec<Example>, TrainError> {
     folder.create_subfolder(RunFolder::CLASS_IMAGES)?;
     let name = |index: usize| format!("{}/{index:04}.png", RunFolder::CLASS_IMAGES);
-    on_event(Event::Stage { name: "generating class images" });
+    on_event(Event::Stage { name: CLASS_IMAGES });
     for first in (0..prior.count).step_by(batch) {
         let here = first..(first + batch).min(prior.count);
         if here.clone().all(|index| folder.file(&name(index)).is_file()) {
             continue;
-        }
-        if stop.load(Ordering::Relaxed) {
-            return Err(TrainError::Stopped { step: 0, folder: folder.path().to_owned() });
         }
         let request = GenerateConfig {
             prompts: vec![prior.prompt.clone(); here.len()],
@@ -67,10 +71,12 @@ fn generate(
             shards: config.shards.unwrap_or(1),
             ..GenerateConfig::default()
         };
-        let images = pipeline.generate(&request, &mut |done, total| {
+        let mut on_step = |done, total| {
             let (done, total) = (first * total + done * here.len(), prior.count * total);
             on_event(Event::Progress { done, total, loss: None });
-        })?;
+        };
+        let images = pipeline.generate_unless(&request, stop, &mut on_step);
+        let images = images.map_err(TrainError::sampling(folder.path()))?;
         for (index, image) in here.zip(&images) {
             folder.write_png(&name(index), image)?;
         }

@@ -15,6 +15,25 @@ pub enum DataError {
         path = .0.display()
     )]
     Empty(PathBuf),
+    /// The data folder has images in folders only that are not read.
+    #[error(
+        "{path} holds no picture that is read: {reason}",
+        path = path.display()
+    )]
+    OnlySkipped {
+        /// The data folder.
+        path: PathBuf,
+        /// The first folder with images and why it is not read.
+        reason: String,
+    },
+    /// A text file that is neither UTF-8 nor UTF-16 with a byte order mark.
+    #[error("{path} is {encoding}: save it as UTF-8", path = path.display())]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// The encoding that the file seems to have.
+        encoding: &'static str,
+    },
     /// An image without a caption.
     #[error(
         "{path} has no caption: put a line for it in metadata.jsonl, a .txt file beside it, or give `--prompt`",

@@ -46,7 +46,7 @@ pub enum TrainError {
     #[error(transparent)]
     RunFolder(#[from] RunFolderError),
     /// A file or folder that cannot be read or written.
-    #[error("cannot {action} {path}: {source}{hint}", path = path.display(), hint = hint(source.kind()))]
+    #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {
         /// The attempted action as a verb, such as "read".
         action: &'static str,
@@ -94,6 +94,15 @@ pub enum TrainError {
         /// The file of the adapter before this step.
         kept: Option<PathBuf>,
     },
+    /// The run was asked to stop while it generated images.
+    #[error(
+        "stopped while pictures were drawn; `soda train --resume {folder}` goes on",
+        folder = .folder.display()
+    )]
+    StoppedSampling {
+        /// The run's folder.
+        folder: PathBuf,
+    },
     /// The run was asked to stop.
     #[error(
         "stopped after step {step}; `soda train --resume {folder}` goes on",
@@ -105,20 +114,6 @@ pub enum TrainError {
         /// The run's folder.
         folder: PathBuf,
     },
-}
-
-/// The remedy for a refusal of the operating system, as the end of the sentence.
-fn hint(kind: std::io::ErrorKind) -> &'static str {
-    use std::io::ErrorKind;
-    match kind {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            "; make room and start again; a run that has a checkpoint goes on with `soda train --resume`"
-        }
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
-            "; choose another folder, such as with `--runs`"
-        }
-        _ => "",
-    }
 }
 
 impl TrainError {
@@ -136,6 +131,14 @@ impl TrainError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// The error of generating images for the run in `folder`, for `map_err`.
+    pub(crate) fn sampling(folder: &Path) -> impl FnOnce(ModelError) -> Self {
+        move |error| match error {
+            ModelError::Stopped => Self::StoppedSampling { folder: folder.to_owned() },
+            error => error.into(),
+        }
     }
 
     /// Makes a [`TrainError::Image`] of an error of an image encoder or decoder, for `map_err`.

@@ -9,6 +9,9 @@ pub enum RunFolderError {
     /// A folder of this name exists.
     #[error("{path} already holds a run; give another `--name`, or remove it", path = .0.display())]
     Exists(PathBuf),
+    /// A name that is no plain name of a folder.
+    #[error("`{}` cannot name a run: give a name without `/`, `\\` and control characters, other than `.` and `..`", .0.escape_debug())]
+    Name(String),
     /// The folder holds no run.
     #[error("{path} holds no run: there is no config.toml in it", path = .0.display())]
     NoRun(PathBuf),

@@ -5,7 +5,8 @@ use std::path::Path;
 use image::RgbImage;
 use soda_models::image::{grid, read_rgb, resize_center_crop};
 
-use crate::data::dataset::{Dataset, Example};
+use crate::data::dataset::Dataset;
+use crate::data::folder::Example;
 use crate::error::TrainError;
 use crate::eval::sampling::SampledImages;
 use crate::eval::scores::ScoreReference;

@@ -1,5 +1,7 @@
 //! Samples of the evaluation prompts: before, during and after training.
 
+use std::sync::atomic::AtomicBool;
+
 use image::RgbImage;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
@@ -10,7 +12,7 @@ use crate::data::dataset::Dataset;
 use crate::error::TrainError;
 use crate::eval::scores::{ScoreReference, Scores, score};
 use crate::eval::snapshots::{Snapshot, write_snapshot};
-use crate::event::Event;
+use crate::event::{Event, SAMPLING};
 use crate::output::run_folder::RunFolder;
 
 /// Samples the prompts of `config.samples`, always from the same initial noise, and scores them.
@@ -23,6 +25,8 @@ pub(crate) struct Sampler<'a> {
     /// The evaluation models. Without them samples are not scored.
     pub(crate) judges: Option<&'a Judges>,
     pub(crate) reference: &'a ScoreReference,
+    /// Ends the sampling before the next denoising step.
+    pub(crate) stop: &'a AtomicBool,
 }
 
 /// One sample of each prompt.
@@ -35,6 +39,9 @@ pub(crate) struct SampledImages {
 
 impl Sampler<'_> {
     /// Samples with the pipeline's own networks. `stage` names the work in events.
+    ///
+    /// # Errors
+    /// Returns [`TrainError::StoppedSampling`] after `stop` was set, or an error of the pipeline.
     pub(crate) fn sample(
         &self,
         stage: &str,
@@ -50,9 +57,9 @@ impl Sampler<'_> {
             ..GenerateConfig::default()
         };
         on_event(Event::Stage { name: stage });
-        let mut images = self.pipeline.generate(&generate, &mut |done, total| {
-            on_event(Event::Progress { done, total, loss: None });
-        })?;
+        let mut on_step = |done, total| on_event(Event::Progress { done, total, loss: None });
+        let images = self.pipeline.generate_unless(&generate, self.stop, &mut on_step);
+        let mut images = images.map_err(TrainError::sampling(self.folder.path()))?;
         let unrelated = images.split_off(samples.prompts.len());
         Ok(SampledImages { images, unrelated })
     }
@@ -97,7 +104,7 @@ impl Sampler<'_> {
         step: usize,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Snapshot, TrainError> {
-        let sampled = self.sample_with(networks, "sampling", on_event)?;
+        let sampled = self.sample_with(networks, SAMPLING, on_event)?;
         let scores = self.score(&sampled)?;
         write_snapshot(self.folder, step, &grid(&[sampled.images]), scores)
     }

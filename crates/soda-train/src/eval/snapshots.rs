@@ -51,6 +51,15 @@ impl Snapshot {
     }
 }
 
+/// The name of the image grid after `step` steps, in the run's folder.
+pub(crate) fn snapshot_grid(step: usize) -> String {
+    file_name(step, "png")
+}
+
+fn file_name(step: usize, extension: &str) -> String {
+    format!("{}/{step:08}.{extension}", RunFolder::SNAPSHOTS)
+}
+
 /// Writes the image grid of `step`, and its scores if there are any.
 pub(crate) fn write_snapshot(
     folder: &RunFolder,
@@ -59,7 +68,7 @@ pub(crate) fn write_snapshot(
     scores: Option<Scores>,
 ) -> Result<Snapshot, TrainError> {
     folder.create_subfolder(RunFolder::SNAPSHOTS)?;
-    let name = |extension| format!("{}/{step:08}.{extension}", RunFolder::SNAPSHOTS);
+    let name = |extension| file_name(step, extension);
     if let Some(scores) = scores {
         let text = serde_json::json!(ScoreFile { scores });
         folder.write(&name("json"), format!("{text:#}\n").as_bytes())?;

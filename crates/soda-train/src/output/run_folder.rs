@@ -51,6 +51,19 @@ impl RunFolder {
     /// The folder of the checkpoints of an unfinished run.
     pub const CHECKPOINTS: &str = "checkpoints";
 
+    /// Checks that `name` is the plain name of a folder, which leads nowhere else.
+    ///
+    /// # Errors
+    /// Returns [`RunFolderError::Name`] for an empty name, `.`, `..`, or a name with `/`, `\` or a control
+    /// character.
+    pub fn check_name(name: &str) -> Result<(), RunFolderError> {
+        let dots = ["", ".", ".."].contains(&name.trim());
+        if dots || name.contains(['/', '\\']) || name.contains(char::is_control) {
+            return Err(RunFolderError::Name(name.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Creates and locks `root/name` with `settings` as its [`RunFolder::CONFIG`]. Without a name it is the
     /// first free `root/<stem>-<number>`.
     ///
@@ -59,14 +72,19 @@ impl RunFolder {
     /// free.
     ///
     /// # Errors
-    /// Returns [`RunFolderError::Exists`] if the name is taken, or [`TrainError::Io`] if the folder cannot be
-    /// created.
+    /// Returns [`RunFolderError::Name`] if the name is no plain name, [`RunFolderError::Exists`] if it is taken,
+    /// or [`TrainError::Io`] if the folder cannot be created.
     pub fn create(
         root: &Path,
         name: Option<&str>,
         stem: &str,
         settings: &str,
     ) -> Result<Self, TrainError> {
+        if let Some(name) = name {
+            Self::check_name(name)?;
+        }
+        // The name of a data folder may have characters that a run's name has not.
+        let stem = stem.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_");
         let first = root.join(name.map_or_else(|| format!("{stem}-1"), str::to_owned));
         let staged = StagedFolder::new(&first).map_err(TrainError::io("create", &first))?;
         write_file(&staged.path().join(Self::CONFIG), settings.as_bytes())?;
@@ -247,6 +265,21 @@ mod tests {
         let _lock = Lock::try_new(&path.join(LOCK)).unwrap().unwrap();
         assert!(create(root.path(), Some("locked")).is_err());
         assert_eq!(names(root.path()), ["dead", "empty", "full", "locked"]);
+    }
+
+    #[test]
+    fn a_name_leads_nowhere_else() {
+        let root = tempfile::tempdir().unwrap();
+        let runs = root.path().join("runs");
+        for name in ["", " ", ".", "..", "a/b", "a\\b", "/a", "../a", "a\nb", "\u{1b}[2J"] {
+            let error = RunFolder::create(&runs, Some(name), "mug", "").unwrap_err();
+            assert!(matches!(error, TrainError::RunFolder(RunFolderError::Name(_))), "{name:?}");
+            assert!(!error.to_string().contains(char::is_control), "{error}");
+        }
+        assert!(!runs.exists(), "the folder of the runs was created for a wrong name");
+        for name in ["a..b", "...", ".a", "é 1:2"] {
+            RunFolder::create(&runs, Some(name), "mug", "").unwrap();
+        }
     }
 
     #[test]

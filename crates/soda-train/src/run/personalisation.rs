@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use serde_json::{Value, json};
 use soda_adapters::{AnyAdapter, Plan, named_params};
 use soda_linalg::SvdCache;
-use soda_models::input_file::{SizeLimit, read_text};
+use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 use soda_models::scheduler::SchedulerOverrides;
@@ -16,18 +16,20 @@ use soda_pipeline::{AdapterFile, Header};
 
 use crate::config::TrainConfig;
 use crate::data::cache::EncodeCache;
-use crate::data::dataset::{Dataset, Example, expand_trigger};
+use crate::data::dataset::{Dataset, expand_trigger};
 use crate::data::encode::{EncodeConfig, EncodeOptions, buckets_for};
 use crate::data::encoded_dataset::EncodedDataset;
+use crate::data::folder::Example;
 use crate::data::masks;
 use crate::data::prior;
+use crate::data::text_file::read_text;
 use crate::error::{ConfigError, RunFolderError, TrainError};
 use crate::eval::dataset_images::DatasetImages;
 use crate::eval::sampling::{SampledImages, Sampler, evaluation_prompts};
 use crate::eval::scores::RunScores;
 use crate::eval::snapshots::read_snapshots;
 use crate::eval::validation::Validation;
-use crate::event::Event;
+use crate::event::{Event, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::base_model;
@@ -36,7 +38,7 @@ use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, running_mean};
 use crate::run::report::{ReportImages, loss_chart, report};
 use crate::run::summary::RunSummary;
-use crate::run::training_loop::{TRAINING, TrainedRun, TrainingLoop, orthogonality_defect};
+use crate::run::training_loop::{TrainedRun, TrainingLoop, orthogonality_defect};
 use crate::step::adapted_networks::{AdaptedNetworks, check_targets, trained_networks};
 use crate::step::trainer::{StepData, Trainer};
 
@@ -148,15 +150,16 @@ impl Personalisation {
             return Err(RunFolderError::Finished(folder.path().to_owned()).into());
         }
         let path = folder.file(RunFolder::CONFIG);
-        let text = read_text(&path, SizeLimit::LIST).map_err(TrainError::io("read", &path))?;
+        let text = read_text(&path, SizeLimit::LIST)?;
         Ok((Self::new(TrainConfig::from_toml(&text)?, device)?, folder))
     }
 
-    /// Does the run. Setting `stop` from another thread stores a checkpoint and ends the run.
+    /// Does the run. Setting `stop` from another thread stores a checkpoint and ends the run, after the
+    /// current training step or the current denoising step of samples.
     ///
     /// # Errors
     /// A name that is taken, an image that cannot be read, a loss that is not finite, a full disk;
-    /// [`TrainError::Stopped`] after `stop` was set.
+    /// [`TrainError::Stopped`] or [`TrainError::StoppedSampling`] after `stop` was set.
     pub fn run(
         self,
         target: RunTarget<'_>,
@@ -197,8 +200,9 @@ impl Personalisation {
             folder: &folder,
             judges: judges.as_ref(),
             reference: &reference,
+            stop,
         };
-        let before = sampler.sample("sampling before", on_event)?;
+        let before = sampler.sample(SAMPLING_BEFORE, on_event)?;
         sampler.base_unrelated.clone_from(&before.unrelated);
 
         let networks = plan.attach(networks).with_trainable_tokens();
@@ -224,7 +228,7 @@ impl Personalisation {
         let adapter = adapter_file(&config, header, &adapted, &trained, &sampler);
         write_training_results(&folder, &adapter, &trained.history)?;
         let TrainedRun { networks, history, seconds } = trained;
-        let after = sampler.sample_with(networks.materialize(), "sampling after", on_event)?;
+        let after = sampler.sample_with(networks.materialize(), SAMPLING_AFTER, on_event)?;
         images.write(&folder, &before, &after)?;
         let held_out: Vec<String> = held_out.iter().map(Example::name).collect();
         let scores = score(&sampler, &before, &after, held_out.clone(), events.as_mut(), on_event)?;
@@ -243,6 +247,7 @@ impl Personalisation {
             before: scores.as_ref().map(|scores| scores.before),
             after: scores.as_ref().map(|scores| scores.after),
             truth: scores.and_then(|scores| scores.truth),
+            folders: dataset.describe_folders(),
             buckets: config.buckets.is_some().then(|| bucket_sizes(&data)),
             settings: with_absolute_paths(&config)?.to_toml()?,
             config,
@@ -314,11 +319,11 @@ fn describe_data(
             first.display()
         )));
     }
-    for path in &dataset.unsupported {
-        on_event(Event::Warning(&format!(
-            "{} is passed over: save it as PNG, JPEG, WebP, BMP or TIFF",
-            path.display()
-        )));
+    for skipped in &dataset.skipped {
+        on_event(Event::Warning(&skipped.to_string()));
+    }
+    if let Some(folders) = dataset.describe_folders() {
+        on_event(Event::Note(&format!("folders: {folders}")));
     }
     let unused = dataset.examples.iter().filter(|e| masks::mask_file(&e.image).is_some()).count();
     if config.masks.is_none() && unused > 0 {

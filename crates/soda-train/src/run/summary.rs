@@ -16,6 +16,8 @@ pub struct RunSummary {
     pub config: TrainConfig,
     /// The number of training images.
     pub examples: usize,
+    /// The folders of the training images and their repeats as text, if there are several or with repeats.
+    pub folders: Option<String>,
     /// The number of images in each bucket as text, if the run has buckets.
     pub buckets: Option<String>,
     /// The file names of the images that were held out for validation.

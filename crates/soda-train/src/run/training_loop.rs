@@ -13,8 +13,9 @@ use soda_pipeline::Header;
 use crate::config::TrainConfig;
 use crate::error::{CheckpointError, TrainError};
 use crate::eval::sampling::Sampler;
+use crate::eval::snapshots::snapshot_grid;
 use crate::eval::validation::Validation;
-use crate::event::Event;
+use crate::event::{Event, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::checkpoint::Checkpoint;
@@ -23,9 +24,6 @@ use crate::run::history::{History, ValidationMetrics};
 use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::metrics::StepMetrics;
 use crate::step::trainer::{StepData, Trainer};
-
-/// The name of the stage.
-pub(crate) const TRAINING: &str = "training";
 
 /// Everything that the training steps of a run need.
 pub(crate) struct TrainingLoop<'a> {
@@ -74,6 +72,11 @@ impl<'a> TrainingLoop<'a> {
         if progress.history.steps.is_empty() {
             self.validate(&mut progress)?;
         }
+        // A run that was stopped while it drew these samples has stored the step without them.
+        let done = progress.trainer.steps_done();
+        if done < total && is_due(self.config.samples.every, done) && !self.has_snapshot(done) {
+            self.snapshot(&progress, sampler, on_event)?;
+        }
         while progress.trainer.steps_done() < total {
             let metrics = self.step(&mut progress, sampler)?;
             let done = progress.trainer.steps_done();
@@ -81,13 +84,18 @@ impl<'a> TrainingLoop<'a> {
             if is_due(self.config.validation.every, done) || done == total {
                 self.validate(&mut progress)?;
             }
+            let mut sampled = Ok(());
             if is_due(self.config.samples.every, done) && done < total {
-                self.snapshot(&progress, sampler, on_event)?;
+                sampled = self.snapshot(&progress, sampler, on_event);
             }
+            let stopped = matches!(sampled, Err(TrainError::StoppedSampling { .. }));
             let stop = stop.load(Ordering::Relaxed) && done < total;
-            if stop || is_due(self.config.checkpoints.every, done) {
+            // The last step is stored as well, since drawing its samples may be stopped.
+            let last = done == total;
+            if stop || stopped || last || is_due(self.config.checkpoints.every, done) {
                 self.write_checkpoint(&progress, &digest)?;
             }
+            sampled?;
             if stop {
                 let folder = self.folder.path().to_owned();
                 return Err(TrainError::Stopped { step: done, folder });
@@ -178,6 +186,11 @@ impl<'a> TrainingLoop<'a> {
         }
         progress.history.validation.push(metrics);
         Ok(())
+    }
+
+    /// Whether the samples after `step` steps are in the run's folder.
+    fn has_snapshot(&self, step: usize) -> bool {
+        step == 0 || self.folder.file(&snapshot_grid(step)).is_file()
     }
 
     /// Samples the prompts with the current adapter and writes the grid.

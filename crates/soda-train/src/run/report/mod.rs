@@ -95,6 +95,7 @@ fn overview(summary: &RunSummary) -> Markup {
             (count(config.steps, "step")) " of " (config.batch_size * config.accumulation) ", "
             (summary.num_params) " trained parameters on " (count(summary.num_layers, "layer")) ", "
             (format!("{:.0}", summary.seconds)) " s of training."
+            @if let Some(folders) = &summary.folders { " Images by folder: " (folders) "." }
             @if let Some(buckets) = &summary.buckets { " Images by size: " (buckets) "." }
         }
     }
@@ -165,6 +166,7 @@ mod tests {
             name: "mug-1".to_owned(),
             folder: PathBuf::from("runs/mug-1"),
             examples: 2,
+            folders: None,
             buckets: None,
             held_out: Vec::new(),
             prompts: prompts.iter().map(|&prompt| prompt.to_owned()).collect(),

@@ -1,0 +1,74 @@
+//! The remedy for a refusal of the operating system, which differs between commands.
+
+use std::io::ErrorKind;
+
+/// The variable that a comparison sets for the commands that it starts. It repeats them itself.
+pub(crate) const CHILD: &str = "SODA_CHILD";
+
+/// The command line that failed, as far as remedies differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// `soda train`.
+    Train,
+    /// A command that a comparison started.
+    Child,
+    /// Another command.
+    Other,
+}
+
+/// The end of the sentence of `error`: what to do, or nothing.
+pub(crate) fn remedy(error: &anyhow::Error, failed: Failed) -> &'static str {
+    let reasons = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    match reasons.map(std::io::Error::kind).next() {
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
+            match failed {
+                Failed::Train => {
+                    "; make room, and `soda train --resume` goes on from the newest checkpoint"
+                }
+                Failed::Child => "; make room",
+                Failed::Other => "; make room, and give the command again",
+            }
+        }
+        Some(
+            ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::NotADirectory
+            | ErrorKind::AlreadyExists,
+        ) if is_of_writing(error) => match failed {
+            Failed::Train => "; choose another folder, such as with `--runs`",
+            Failed::Child => "; choose another folder",
+            Failed::Other => "; choose another place with `--out`",
+        },
+        _ => "",
+    }
+}
+
+/// Whether a file or a folder could not be written. A message of every crate begins with the verb then.
+fn is_of_writing(error: &anyhow::Error) -> bool {
+    let verbs = ["cannot write", "cannot create"];
+    error.chain().any(|cause| verbs.iter().any(|verb| cause.to_string().starts_with(verb)))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, Error};
+
+    use super::*;
+
+    fn remedies(kind: ErrorKind, context: &'static str) -> [&'static str; 3] {
+        let error = Err::<(), _>(std::io::Error::from(kind)).context(context);
+        let error: Error = error.err().unwrap_or_else(|| Error::msg("no error"));
+        [Failed::Train, Failed::Child, Failed::Other].map(|failed| remedy(&error, failed))
+    }
+
+    #[test]
+    fn the_remedy_fits_the_command() {
+        let [train, child, other] = remedies(ErrorKind::StorageFull, "cannot write a.png");
+        assert!(train.contains("--resume") && other.contains("the command again"));
+        assert_eq!(child, "; make room");
+        let [train, _, other] = remedies(ErrorKind::PermissionDenied, "cannot create out");
+        assert!(train.contains("--runs") && other.contains("--out"));
+        assert_eq!(remedies(ErrorKind::PermissionDenied, "cannot read a.png"), [""; 3]);
+        assert_eq!(remedies(ErrorKind::NotFound, "cannot write a.png"), [""; 3]);
+    }
+}

@@ -1,0 +1,277 @@
+//! Mistakes on the command line, negative numbers, and text of strangers on the terminal.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::path::Path;
+use std::process::Output;
+
+use common::{soda, toybox};
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs each command line in an empty folder. It must end with `code` and a message that has the words, and
+/// write nothing.
+#[track_caller]
+fn all_end_with(code: i32, cases: &[(&str, &str)]) {
+    let (base, data, judges) = (toybox("base"), toybox("subjects/castle_mug"), toybox("eval"));
+    for (line, needle) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let args: Vec<&str> = line
+            .split(' ')
+            .map(|word| match word {
+                "BASE" => base.to_str().unwrap(),
+                "DATA" => data.to_str().unwrap(),
+                "JUDGES" => judges.to_str().unwrap(),
+                "EMPTY" => "",
+                word => word,
+            })
+            .collect();
+        let output = soda(folder.path(), &args);
+        let message = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{line}: {message}");
+        assert!(message.contains(needle), "{line}: `{needle}` is not in: {message}");
+        assert!(!message.contains("panicked"), "{line}: {message}");
+        let written = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(written, 0, "{line} wrote something");
+    }
+}
+
+#[test]
+fn every_usage_mistake_of_train_and_config_ends_with_2() {
+    all_end_with(
+        2,
+        &[
+            ("train --steps 3", "--base and --data"),
+            ("train --base x --data y --set nonsense", "key=value"),
+            ("train --base x --data y --set stepz=3", "did you mean `steps`"),
+            ("train --base x --data y --batch-size 0", "batch_size"),
+            ("train --base x --data y --batch-size -1", "--batch-size"),
+            ("train --base x --data y --steps many", "--steps"),
+            ("train --base x --data y --seed -1", "a whole number from 0"),
+            ("train --base x --data y --set seed=-1", "a whole number from 0"),
+            ("train --base x --data y --rotation-lr inf", "finite"),
+            ("train --base x --data y --rotation-lr -1", "rotation_lr"),
+            ("train --base x --data y --text-encoder-lr -1", "text_encoder.learning_rate"),
+            ("train --base x --data y --token-lr 1", "--token"),
+            ("train --base x --data y --method lora --factors 3", "settings of SODA"),
+            ("train --base x --data y --no-rotation --factors 3", "--factors"),
+            ("train --base x --data y --set validation.held_out=1", "validation.held_out"),
+            ("train --base x --data y --set objective.loss=dcx", "did you mean `dco`"),
+            ("train --base x --data y --name EMPTY", "cannot name a run"),
+            ("train --base x --data y --name ..", "cannot name a run"),
+            ("train --base x --data y --name a/b", "cannot name a run"),
+            ("train --base x --data y --name ../a", "cannot name a run"),
+            ("train --base x --data y --runs EMPTY", "--runs"),
+            ("train --base EMPTY --data y", "--base"),
+            ("train --base x --data y --device cuda:-1", "cuda:N"),
+            ("train --resume a --runs b", "--runs"),
+            ("train --resume a --name b", "--name"),
+            ("config show --method nosuch", "nosuch"),
+            ("config show --preset nosuch", "nosuch"),
+            ("config show --preset sdxl --config x.toml", "--config"),
+            ("config show --set stepz=3", "did you mean `steps`"),
+            ("config show --set method.rnk=3 --method lora", "rnk"),
+            ("config show --batch-size 0", "batch_size"),
+            ("config", "Usage"),
+            ("config check", "CONFIG"),
+        ],
+    );
+}
+
+#[test]
+fn every_usage_mistake_of_the_other_commands_ends_with_2() {
+    all_end_with(
+        2,
+        &[
+            ("generate --base BASE --prompt x --karras", "--karras needs --scheduler"),
+            ("generate --base BASE --prompt x --guidance nan", "finite"),
+            ("generate --base BASE --prompt x --seed -1", "no number stands for a random one"),
+            ("generate --base BASE --prompt x --seed 1.5", "a whole number from 0"),
+            ("generate --base BASE --prompt x --width 0", "--width"),
+            ("generate --base BASE --prompt x --steps 1 --width 7", "7"),
+            ("generate --base BASE --prompt x --count 0", "--count"),
+            ("generate --base BASE --prompt x --clip-skip -1", "--clip-skip"),
+            ("generate --base BASE --prompt x --clip-skip 99 --steps 1", "99"),
+            ("generate --base BASE --prompt x --variant EMPTY", "--variant"),
+            ("generate --base BASE --prompt x --strength-of-init 0.5", "--init"),
+            ("generate --base BASE --prompt x --init i.png --strength-of-init -1", "above 0"),
+            ("generate --base BASE --prompt x --out EMPTY", "--out"),
+            ("generate --base BASE", "--prompt"),
+            ("merge --base BASE --out q", "--adapter"),
+            ("merge --base BASE --subject a --style b --weights 1 --out q", "two numbers"),
+            ("merge --base BASE --subject a --style b --weights 1,nan --out q", "finite"),
+            ("merge --base BASE --subject a --style b --weights --out q", "Usage"),
+            ("merge --base BASE --subject a --out q", "--style"),
+            ("merge --base BASE --adapter a --weights 1,1 --out q", "--subject"),
+            ("merge --base BASE --adapter a --mode compose --out q", "--subject"),
+            ("merge --base BASE --subject a --style b --restore 2 --out q", "from 0 to 1"),
+            ("merge --base BASE --subject a --style b --restore 1 --out q", "--mode geodesic"),
+            ("merge --base BASE --adapter a --subject b --style c --out q", "--subject"),
+            ("convert --base BASE --config x --out y", "--config is for a single file"),
+            ("convert --base BASE --out EMPTY", "--out"),
+            ("evaluate --base BASE --judges JUDGES --data DATA --held-out 2 --out e", "--held-out"),
+            (
+                "evaluate --base BASE --judges JUDGES --data DATA --held-out -1 --out e",
+                "--held-out",
+            ),
+            ("evaluate --base BASE --judges JUDGES --data DATA --guidance nan --out e", "finite"),
+            ("evaluate --base BASE --judges JUDGES --data DATA --strength 1 --out e", "--adapter"),
+            ("export --base BASE --adapter x --format kohya --error nan --out z", "finite"),
+            ("export --base BASE --adapter x --format kohya --error -1 --out z", "--error"),
+            ("export --base BASE --adapter x --format kohya --max-rank 0 --out z", "--max-rank"),
+            ("export --base BASE --adapter x --format peft --strength 0.5 --out z", "PEFT"),
+            ("export --base BASE --adapter x --format lora --out z", "lora"),
+            ("import x --base BASE", "--out"),
+            ("inspect", "PATH"),
+            ("compare", "TOML"),
+            ("compare x.toml", "--out"),
+            ("compare x.toml --out q --gpus 0 --device cuda:1", "both choose a GPU"),
+            ("compare x.toml --out q --jobs 0", "--jobs"),
+            ("bench --batch 0", "--batch"),
+            ("bench --steps 0", "--steps"),
+            ("bench --latents 0", "--latents"),
+            ("bench --rank 0 --method lora", "--rank"),
+            ("bench --rank 4", "LoRA family"),
+            ("bench --method nosuch", "nosuch"),
+        ],
+    );
+}
+
+/// A file that is missing or wrong is no usage mistake.
+#[test]
+fn what_the_files_are_to_blame_for_ends_with_1() {
+    all_end_with(
+        1,
+        &[
+            ("train --config no/such.toml", "no/such.toml"),
+            ("generate --base no/such --prompt x --guidance -3", "no/such"),
+            ("generate --base BASE --prompt x --adapter no/such --strength -1", "no/such"),
+            ("merge --base BASE --subject no/a --style b --weights -0.5,1 --out q", "no/a"),
+            ("convert --base no/such --out y", "no/such"),
+            ("import no/such --base BASE --out y", "no/such"),
+        ],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    let text = "base = 'b'\ndata = 'd'\nsteps = 1\nbatch_size = 0\n";
+    let check = |text: &str, args: &[&str], code: i32, needle: &str| {
+        std::fs::write(&path, text).unwrap();
+        let output = soda(folder.path(), &[&["train", "--config", "c.toml"], args].concat());
+        let message = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{message}");
+        assert!(message.contains(needle), "{message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+    };
+    check(text, &[], 1, "c.toml: `batch_size`");
+    check(text, &["--batch-size", "1", "--set", "augment.crops=0"], 2, "augment.crops");
+    check(
+        &text.replace("= 0", "= 1\nstepz = 2"),
+        &[],
+        1,
+        "line 5, column 1: unknown field `stepz`",
+    );
+    check("base = 'b", &[], 1, "line 1");
+}
+
+/// A short run of one layer.
+fn train(folder: &Path, args: &[&str]) -> Output {
+    let (base, data) = (toybox("base"), toybox("subjects/castle_mug"));
+    let short = [
+        "train",
+        "--steps",
+        "1",
+        "--batch-size",
+        "1",
+        "--set",
+        "samples.steps=1",
+        "--sample",
+        "a",
+        "--set",
+        "validation.every=0",
+    ];
+    let target = ["--target", r"mid_block.*attn2\.to_q\.weight$", "--method", "lora"];
+    let paths = ["--base", base.to_str().unwrap(), "--data", data.to_str().unwrap()];
+    soda(folder, &[&short[..], &target, &paths, args].concat())
+}
+
+#[test]
+fn the_largest_seed_is_read_everywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let largest = "18446744073709551615";
+    let one = train(folder.path(), &["--name", "one", "--seed", largest]);
+    assert!(one.status.success(), "{}", said(&one));
+    let two = ["train", "--config", "runs/one/config.toml", "--name", "two"];
+    let two = soda(folder.path(), &two);
+    assert!(two.status.success(), "{}", said(&two));
+    let three = train(folder.path(), &["--name", "three", "--set", &format!("seed={largest}")]);
+    assert!(three.status.success(), "{}", said(&three));
+    let losses = ["one", "two", "three"].map(|name| {
+        std::fs::read_to_string(folder.path().join("runs").join(name).join("loss.csv")).unwrap()
+    });
+    assert!(losses[0] == losses[1] && losses[0] == losses[2], "{losses:?}");
+    let other = train(folder.path(), &["--name", "four", "--seed", "9223372036854775808"]);
+    assert!(other.status.success(), "{}", said(&other));
+    let check = soda(folder.path(), &["config", "check", "runs/four/config.toml"]);
+    assert!(check.status.success(), "{}", said(&check));
+}
+
+/// A safetensors file with this header and data.
+fn write_safetensors(path: &Path, header: &str, data: &[u8]) {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn control_characters_of_files_are_escaped() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = |output: &Output| {
+        let text = [&output.stdout[..], &output.stderr[..]].concat();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.chars().all(|char| char == '\n' || !char.is_control()), "{text:?}");
+        text
+    };
+    let header = r#"{"__metadata__":{"format":"pt","x":"\u001b]0;owned\u0007\u001b[2J"},
+        "k\u001b[31m\nfake":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#;
+    write_safetensors(&folder.path().join("a.safetensors"), header, &[]);
+    let output = soda(folder.path(), &["inspect", "a.safetensors"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let text = plain(&output);
+    assert!(text.contains("\\u{1b}[31m\\nfake"), "{text}");
+
+    // An adapter whose metadata fakes a second line, for another base.
+    let run = train(folder.path(), &["--name", "one"]);
+    assert!(run.status.success(), "{}", said(&run));
+    let adapter = folder.path().join("runs/one/adapter.safetensors");
+    let bytes = std::fs::read(&adapter).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    let metadata = &mut header["__metadata__"];
+    metadata["base"] = "\u{1b}[2Jred\nerror: all is well".into();
+    let parts = metadata["parts"].as_str().unwrap();
+    let mut parts: serde_json::Value = serde_json::from_str(parts).unwrap();
+    parts["unet"]["base_hash"] = "x".into();
+    metadata["parts"] = parts.to_string().into();
+    write_safetensors(&folder.path().join("b.safetensors"), &header.to_string(), &bytes[end..]);
+    let base = toybox("base");
+    let draw = ["generate", "--prompt", "x", "--steps", "1", "--out", "g", "--adapter"];
+    let draw = [&draw[..], &["b.safetensors", "--base", base.to_str().unwrap()]].concat();
+    let output = soda(folder.path(), &draw);
+    assert_eq!(output.status.code(), Some(1));
+    let text = plain(&output);
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    let text = plain(&soda(folder.path(), &["inspect", "b.safetensors"]));
+    assert!(!text.lines().any(|line| line.starts_with("error")), "{text}");
+
+    // Names of files in warnings and errors.
+    std::fs::create_dir_all(folder.path().join("d/more\u{1b}[2J")).unwrap();
+    std::fs::write(folder.path().join("d/more\u{1b}[2J/0.png"), "").unwrap();
+    let args = ["train", "--data", "d", "--base", base.to_str().unwrap()];
+    let text = plain(&soda(folder.path(), &args));
+    assert!(text.contains("more\\u{1b}[2J"), "{text}");
+}

@@ -216,7 +216,8 @@ fn a_layer_with_a_magnitude_beside_one_without_is_read() {
 fn names_and_types_that_tools_write_are_read() {
     let pipeline = pipeline();
     let square = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
-    let names: [(&str, fn(&str) -> String); 4] = [
+    type KeyOfPart = fn(&str) -> String;
+    let names: [(&str, KeyOfPart); 4] = [
         ("lycoris_", |part| format!("lycoris_{SQUARE}.lora_{part}.weight")),
         ("default", |part| {
             let part = if part == "down" { "A" } else { "B" };
@@ -364,5 +365,4 @@ fn as_many_layers_as_those_of_sdxl_take_no_two_seconds() {
     let took = start.elapsed();
     assert_eq!(imported.matched.len(), 722);
     assert!(took < Duration::from_secs(2), "{took:?}");
-    println!("import of 722 modules: {took:?}");
 }

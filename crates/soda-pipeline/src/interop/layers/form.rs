@@ -14,6 +14,10 @@ use crate::interop::layer_tensors::{LayerTensors, to_tensor};
 use crate::interop::peft_config::PeftConfig;
 
 /// The adapter of one weight.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a layer has one form, and its size is that of tensors"
+)]
 pub(crate) enum LayerForm {
     LowRank(LowRank),
     Hadamard(Hadamard),

@@ -11,6 +11,7 @@ mod device;
 mod escape;
 mod progress;
 mod remedy;
+mod sampler_label;
 mod synthetic;
 mod usage;
 

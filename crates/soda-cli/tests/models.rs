@@ -60,8 +60,9 @@ fn an_image_has_its_generation_settings() {
     assert_eq!((info.width, info.height), (96, 64));
     let text = info.utf8_text[0].get_text().unwrap();
     for part in [
-        "a r\u{f6}d mug\nNegative prompt: blue\nSteps: 2, Sampler: dpm++, CFG scale: 5, Seed: 0",
-        "Size: 96x64, Model: base, Schedule type: Karras",
+        "a r\u{f6}d mug\nNegative prompt: blue\nSteps: 2, Sampler: DPM++ 2M, Schedule type: Karras, \
+         CFG scale: 5, Seed: 0",
+        "Size: 96x64, Model: base",
     ] {
         assert!(text.contains(part), "{text}");
     }

@@ -1,6 +1,5 @@
 //! Downloads diffusers pipelines from the Hugging Face Hub into the cache of Python's `huggingface_hub`.
 //!
-//! The `hf-hub` crate does the transfers and lays out the cache (`models--owner--name/snapshots/COMMIT/`).
 //! This crate chooses which files of a repository a pipeline needs: `model_index.json`, configs, tokenizers,
 //! and the safetensors weights of one variant. A file that the cache holds is not downloaded again.
 //!
@@ -10,6 +9,10 @@
 //! | revision | a branch, a tag or a commit; `main` if none is given |
 //! | snapshot | the folder of the cache with the files of one commit |
 //! | variant | a suffix of weight files, such as `fp16` |
+//!
+//! A hub is not trusted. Its names are checked before they become paths. Its files are checked by length and
+//! digest before they get their names. The access token goes to the endpoint's own origin only. Every wait
+//! has a limit.
 //!
 //! No other crate of the workspace opens a network connection.
 //!
@@ -25,12 +28,23 @@
 //! # Ok::<(), soda_hub::HubError>(())
 //! ```
 
+mod cache;
+mod download;
+mod environment;
 mod error;
+mod failure;
+mod http;
 mod hub;
+mod listing;
+mod names;
 mod pipeline_files;
-mod progress;
 mod repo_id;
+mod retry;
 mod snapshot;
+mod weight_files;
+
+#[cfg(test)]
+mod fuzz;
 
 pub use error::HubError;
 pub use hub::Hub;

@@ -4,36 +4,54 @@
 //! no feature extractor. A path that the server lists is requested only if it is a known subfolder and a
 //! plain file name, without further separators.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use crate::error::HubError;
+use crate::names::is_file_name;
+use crate::weight_files::Component;
 
 /// The file that names the components of a pipeline.
 pub(crate) const MODEL_INDEX: &str = "model_index.json";
 
-/// The subfolders of a pipeline, and the stem of their weight files.
-const SUBFOLDERS: &[(&str, Option<&str>)] = &[
-    ("scheduler", None),
-    ("tokenizer", None),
-    ("tokenizer_2", None),
-    ("text_encoder", Some("model")),
-    ("text_encoder_2", Some("model")),
-    ("unet", Some("diffusion_pytorch_model")),
-    ("vae", Some("diffusion_pytorch_model")),
-];
+/// The most files of a pipeline. Large models have some dozens of shards.
+const MAX_FILES: usize = 1000;
 
-/// The file name extensions of Python pickles.
-const PICKLE_EXTENSIONS: &[&str] = &[".bin", ".ckpt", ".pt", ".pth"];
+/// A subfolder that a pipeline can have.
+struct Subfolder {
+    name: &'static str,
+    /// The stem of its weight files.
+    stem: Option<&'static str>,
+    /// A file that it has in every pipeline.
+    config: Option<&'static str>,
+}
+
+const SUBFOLDERS: &[Subfolder] = &[
+    Subfolder { name: "scheduler", stem: None, config: Some("scheduler_config.json") },
+    Subfolder { name: "tokenizer", stem: None, config: None },
+    Subfolder { name: "tokenizer_2", stem: None, config: None },
+    Subfolder { name: "text_encoder", stem: Some("model"), config: Some("config.json") },
+    Subfolder { name: "text_encoder_2", stem: Some("model"), config: Some("config.json") },
+    Subfolder { name: "unet", stem: Some("diffusion_pytorch_model"), config: Some("config.json") },
+    Subfolder { name: "vae", stem: Some("diffusion_pytorch_model"), config: Some("config.json") },
+];
 
 /// Selects the files of `listed` that the pipeline of `model_index` needs.
 ///
-/// `listed` are paths in the repository. Without a variant, the weights without a suffix are selected, or
-/// else the only variant there is. A local pipeline directory is read by the same rule.
+/// `listed` are paths in the repository. A variant is selected as diffusers does it: each component that has
+/// it gives its weights of that variant, and every other component its plain ones. Without a variant, the
+/// plain weights are selected, or else the only variant there is. A local pipeline directory is read by the
+/// same rule.
 ///
 /// # Errors
 ///
 /// - [`HubError::InvalidModelIndex`] if `model_index` is not a JSON object.
-/// - [`HubError::PickleOnly`] or [`HubError::NoWeights`] if a subfolder has no safetensors of the variant.
+/// - [`HubError::MissingFile`] if a component has no configuration.
+/// - [`HubError::NoVariant`] if no component has the variant.
+/// - [`HubError::PickleOnly`], [`HubError::NoWeights`] or [`HubError::MissingShards`] if a component has no
+///   safetensors to select.
+/// - [`HubError::TooManyFiles`] if there are more than a thousand.
 pub(crate) fn required_files(
     repo_id: &str,
     model_index: &[u8],
@@ -42,97 +60,79 @@ pub(crate) fn required_files(
 ) -> Result<Vec<String>, HubError> {
     let model_index: Map<String, Value> = serde_json::from_slice(model_index)
         .map_err(|source| HubError::InvalidModelIndex { repo_id: repo_id.to_owned(), source })?;
-    let mut files = Vec::new();
-    for (subfolder, stem) in SUBFOLDERS {
-        // `["diffusers", "AutoencoderKL"]`, or `[null, null]` for a component that was left out.
-        if model_index.get(*subfolder).and_then(|class| class.get(1)).is_none_or(Value::is_null) {
-            continue;
-        }
-        let in_subfolder = |path: &String| -> Option<String> {
-            let (folder, file) = path.split_once('/')?;
-            let is_plain = !file.contains(['/', '\\']) && !file.starts_with('.');
-            (folder == *subfolder && is_plain).then(|| file.to_owned())
-        };
-        let present: Vec<String> = listed.iter().filter_map(in_subfolder).collect();
-        let is_config = |file: &&String| {
-            (file.ends_with(".json") || file.ends_with(".txt")) && !file.contains(".safetensors.")
-        };
-        let mut required: Vec<String> = present.iter().filter(is_config).cloned().collect();
-        if let Some(stem) = stem {
-            required.extend(weight_files(repo_id, subfolder, &present, stem, variant)?);
-        }
-        files.extend(required.into_iter().map(|file| format!("{subfolder}/{file}")));
-    }
-    Ok(files)
-}
-
-/// Selects the weights of one variant among the files of a subfolder: one file, or a shard index and its
-/// shards.
-fn weight_files(
-    repo_id: &str,
-    subfolder: &str,
-    present: &[String],
-    stem: &str,
-    variant: Option<&str>,
-) -> Result<Vec<String>, HubError> {
-    let entry_files: Vec<(Option<&str>, &String)> =
-        present.iter().filter_map(|file| Some((entry_variant(file, stem)?, file))).collect();
-    let exact = entry_files.iter().find(|(found, _)| *found == variant);
-    let selected = exact.or_else(|| match (variant, &entry_files[..]) {
-        (None, [only]) => Some(only),
-        _ => None,
-    });
-    let Some((variant_found, file)) = selected else {
-        let is_pickle = |file: &String| PICKLE_EXTENSIONS.iter().any(|end| file.ends_with(end));
-        let (repo_id, subfolder) = (repo_id.to_owned(), subfolder.to_owned());
-        if entry_files.is_empty() && present.iter().any(is_pickle) {
-            return Err(HubError::PickleOnly { repo_id, subfolder });
-        }
-        return Err(HubError::NoWeights {
-            repo_id,
-            subfolder,
-            variant: variant.map(str::to_owned),
-            found: entry_files.into_iter().map(|(_, file)| file.clone()).collect(),
-        });
+    // `["diffusers", "AutoencoderKL"]`, or `[null, null]` for a component that was left out.
+    let is_present = |subfolder: &&Subfolder| {
+        let class = model_index.get(subfolder.name).and_then(|class| class.get(1));
+        class.is_some_and(|class| !class.is_null())
     };
-    let mut files = vec![(*file).clone()];
-    if file.ends_with(".json") {
-        files.extend(present.iter().filter(|file| is_shard(file, stem, *variant_found)).cloned());
+    let subfolders: Vec<(&Subfolder, Vec<String>)> = SUBFOLDERS
+        .iter()
+        .filter(is_present)
+        .map(|subfolder| (subfolder, files_in(listed, subfolder.name)))
+        .collect();
+    let mut components = Vec::new();
+    for (subfolder, files) in &subfolders {
+        if let Some(stem) = subfolder.stem {
+            components.push(Component { repo_id, subfolder: subfolder.name, stem, files });
+        }
     }
-    Ok(files)
+    if let Some(variant) = variant {
+        check_variant(repo_id, variant, &components)?;
+    }
+
+    let mut required = Vec::new();
+    for (subfolder, files) in &subfolders {
+        if let Some(config) = subfolder.config.filter(|config| !files.iter().any(|f| f == config)) {
+            let file = format!("{}/{config}", subfolder.name);
+            return Err(HubError::MissingFile { repo_id: repo_id.to_owned(), file });
+        }
+        let configs = files.iter().filter(|file| is_config(file));
+        required.extend(configs.map(|file| format!("{}/{file}", subfolder.name)));
+    }
+    for component in &components {
+        let weights = component.weights(variant)?.into_iter();
+        required.extend(weights.map(|file| format!("{}/{file}", component.subfolder)));
+    }
+    match required.len() {
+        count if count > MAX_FILES => {
+            Err(HubError::TooManyFiles { repo_id: repo_id.to_owned(), count, limit: MAX_FILES })
+        }
+        _ => Ok(required),
+    }
 }
 
-/// Returns the variant of a file that leads to all weights: the whole weights, or an index of shards.
+/// The plain names of the files that are directly in a subfolder.
+fn files_in(listed: &[String], subfolder: &str) -> Vec<String> {
+    let in_subfolder = |path: &String| {
+        let (folder, file) = path.split_once('/')?;
+        (folder == subfolder && is_file_name(file)).then(|| file.to_owned())
+    };
+    listed.iter().filter_map(in_subfolder).collect()
+}
+
+/// Whether a file is a configuration or a vocabulary, and not an index of shards.
+fn is_config(file: &str) -> bool {
+    (file.ends_with(".json") || file.ends_with(".txt")) && !file.contains(".index.")
+}
+
+/// # Errors
 ///
-/// The outer `None` means that `file` is neither, the inner that it has no variant.
-fn entry_variant<'a>(file: &'a str, stem: &str) -> Option<Option<&'a str>> {
-    let rest = file.strip_prefix(stem)?;
-    let middle = match rest.strip_prefix(".safetensors.index") {
-        Some(rest) => rest.strip_suffix(".json")?,
-        None => rest.strip_suffix(".safetensors")?,
-    };
-    match middle {
-        "" => Some(None),
-        middle => {
-            let variant = middle.strip_prefix('.')?;
-            (!variant.contains("-of-")).then_some(Some(variant))
-        }
+/// [`HubError::NoVariant`] if no component has the variant.
+fn check_variant(
+    repo_id: &str,
+    variant: &str,
+    components: &[Component<'_>],
+) -> Result<(), HubError> {
+    let found: BTreeSet<&str> =
+        components.iter().flat_map(|component| component.variants()).flatten().collect();
+    if found.contains(variant) {
+        return Ok(());
     }
-}
-
-/// Returns whether `file` is a shard of `variant`, as `model.fp16-00001-of-00002` or
-/// `model-00001-of-00002.fp16`.
-fn is_shard(file: &str, stem: &str, variant: Option<&str>) -> bool {
-    let middle = file.strip_prefix(stem).and_then(|rest| rest.strip_suffix(".safetensors"));
-    let Some(middle) = middle.filter(|middle| middle.contains("-of-")) else { return false };
-    match variant {
-        None => !middle.contains('.'),
-        Some(variant) => {
-            let before = middle.strip_prefix('.').and_then(|rest| rest.strip_prefix(variant));
-            let after = middle.strip_suffix(variant).and_then(|rest| rest.strip_suffix('.'));
-            before.is_some_and(|rest| rest.starts_with('-')) || after.is_some()
-        }
-    }
+    Err(HubError::NoVariant {
+        repo_id: repo_id.to_owned(),
+        variant: variant.to_owned(),
+        found: found.into_iter().map(str::to_owned).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -180,24 +180,43 @@ mod tests {
     }
 
     #[test]
-    fn an_index_selects_the_shards_of_its_variant() {
-        let shards = [
-            "unet/diffusion_pytorch_model.safetensors.index.json",
-            "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
-            "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
-            "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
-            "unet/diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
-            "unet/diffusion_pytorch_model-00001-of-00001.fp16.safetensors",
-        ];
-        assert_eq!(select(&shards, None).unwrap(), shards[..3]);
-        assert_eq!(select(&shards, Some("fp16")).unwrap(), shards[3..]);
+    fn a_variant_is_mixed_with_the_plain_files_of_other_components() {
+        let index = r#"{"unet": ["diffusers", "A"], "vae": ["diffusers", "B"]}"#;
+        let listed = [
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+        ]
+        .map(str::to_owned);
+        let select = |variant| required_files("a/b", index.as_bytes(), &listed, variant);
+        let mixed = ["unet/config.json", "vae/config.json", &listed[1], &listed[4]];
+        assert_eq!(select(Some("fp16")).unwrap(), mixed);
+        let plain = ["unet/config.json", "vae/config.json", &listed[2], &listed[4]];
+        assert_eq!(select(None).unwrap(), plain);
+        let error = select(Some("bf16")).unwrap_err().to_string();
+        assert!(error.contains("bf16") && error.contains("fp16"), "{error}");
+    }
+
+    #[test]
+    fn only_a_whole_pipeline_of_few_files_is_selected() {
+        let index = r#"{"tokenizer": ["transformers", "CLIPTokenizer"]}"#;
+        let listed: Vec<String> = (0..200_000).map(|i| format!("tokenizer/x{i}.json")).collect();
+        let count = |listed: &[String]| required_files("a/b", index.as_bytes(), listed, None);
+        assert_eq!(count(&listed[..1000]).unwrap().len(), 1000);
+        assert!(count(&listed).unwrap_err().to_string().contains("200000 files"));
+        let unsafe_names = ["tokenizer/../../x.json", "/tokenizer/x.json", "tokenizer/..\\x.json"];
+        assert!(count(&unsafe_names.map(str::to_owned)).unwrap().is_empty());
+        let error = required_files("a/b", MODEL_INDEX.as_bytes(), &[], None).unwrap_err();
+        assert!(error.to_string().contains("scheduler/scheduler_config.json"), "{error}");
     }
 
     #[test]
     fn errors_name_the_missing_weights() {
         let error = |listed: &[&str], variant| select(listed, variant).unwrap_err().to_string();
         let fp8 = error(LISTED, Some("fp8"));
-        assert!(fp8.contains("fp8") && fp8.contains("fp16.safetensors"), "{fp8}");
+        assert!(fp8.contains("fp8") && fp8.contains("fp16"), "{fp8}");
         let pickle = error(&LISTED[..1], None);
         assert!(pickle.contains("unet") && pickle.contains("save_pretrained"), "{pickle}");
         let several = error(&[LISTED[1], LISTED[3]], None);

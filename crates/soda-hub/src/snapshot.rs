@@ -2,118 +2,158 @@
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
-use hf_hub::{Cache, Repo, RepoType};
-
+use crate::cache::{RepoCache, damage_of};
+use crate::download::Source;
 use crate::error::HubError;
+use crate::failure::Failure;
+use crate::http::{Client, Url};
+use crate::hub::Hub;
+use crate::listing::Listing;
 use crate::pipeline_files::{MODEL_INDEX, required_files};
-use crate::progress::FileProgress;
+use crate::repo_id::split_revision;
 
-/// How often a broken transfer is resumed before it fails.
-const RETRIES: usize = 3;
+impl Hub {
+    /// Returns the local folder of a diffusers pipeline, after downloading the files that the cache lacks.
+    ///
+    /// `repo_id` is `owner/name` or `owner/name@revision`. `variant` selects weight files such as
+    /// `model.fp16.safetensors` in every component that has them, and the plain files of the others. `None`
+    /// selects the files without a suffix, or the only variant there is.
+    /// `progress` is called with a file's path in the repository, the bytes downloaded so far, and its size
+    /// in bytes, which is 0 as long as it is unknown.
+    ///
+    /// A repository in the cache is still looked up on the server, because its branch may have moved. If the
+    /// server cannot be reached or is out of order, the cached snapshot is returned.
+    ///
+    /// # Errors
+    ///
+    /// - [`HubError::InvalidRepoId`] if `repo_id` has another form ([`is_repo_id`](crate::is_repo_id)).
+    /// - [`HubError::InvalidVariable`] if the endpoint is no URL, or the token cannot be sent.
+    /// - [`HubError::RepoNotFound`], [`HubError::RevisionNotFound`] or [`HubError::AccessDenied`] if the
+    ///   server refuses the repository.
+    /// - [`HubError::Unreachable`], [`HubError::Silent`], [`HubError::NotAHub`], [`HubError::BrokenOff`] or
+    ///   [`HubError::Download`] if a request fails after its repetitions.
+    /// - [`HubError::Mismatch`] if a file has another length or digest than announced.
+    /// - [`HubError::NotCached`] or [`HubError::Damaged`] if the hub is offline and the cache lacks a file.
+    /// - [`HubError::NotDiffusers`], [`HubError::InvalidModelIndex`], [`HubError::MissingFile`] or
+    ///   [`HubError::TooManyFiles`] if the repository is not a pipeline.
+    /// - [`HubError::PickleOnly`], [`HubError::NoVariant`], [`HubError::NoWeights`] or
+    ///   [`HubError::MissingShards`] if it has no safetensors of the variant.
+    /// - [`HubError::Locked`] or [`HubError::Io`] if the cache cannot be used.
+    pub fn snapshot_download(
+        &self,
+        repo_id: &str,
+        variant: Option<&str>,
+        progress: &mut dyn FnMut(&str, usize, usize),
+    ) -> Result<PathBuf, HubError> {
+        let (name, revision) = split_revision(repo_id)?;
+        let request = SnapshotRequest { hub: self, repo_id, name, revision, variant };
+        if self.offline { request.cached() } else { request.download(progress) }
+    }
+}
 
 /// A request for the files of one repository at one revision.
-pub(crate) struct SnapshotRequest<'a> {
-    pub(crate) endpoint: &'a str,
-    pub(crate) token: Option<&'a str>,
-    pub(crate) cache_dir: &'a Path,
+struct SnapshotRequest<'a> {
+    hub: &'a Hub,
     /// The repo id as the user gave it, with its revision; error messages show it.
-    pub(crate) repo_id: &'a str,
+    repo_id: &'a str,
     /// `owner/name`.
-    pub(crate) name: &'a str,
-    pub(crate) revision: &'a str,
-    pub(crate) variant: Option<&'a str>,
+    name: &'a str,
+    revision: &'a str,
+    variant: Option<&'a str>,
 }
 
 impl SnapshotRequest<'_> {
-    /// The snapshot folder in the cache, if it holds every file that the variant needs.
-    pub(crate) fn cached(&self) -> Option<PathBuf> {
-        let index = self.cache().repo(self.repo(self.revision)).get(MODEL_INDEX)?;
-        let snapshot = index.parent()?;
-        let listed = list_files(snapshot).ok()?;
-        required_files(self.repo_id, &std::fs::read(&index).ok()?, &listed, self.variant).ok()?;
-        Some(snapshot.to_owned())
+    /// Returns the snapshot folder in the cache.
+    ///
+    /// # Errors
+    ///
+    /// [`HubError::NotCached`] or [`HubError::Damaged`] unless it holds every file that the variant needs.
+    fn cached(&self) -> Result<PathBuf, HubError> {
+        let not_cached = || HubError::NotCached {
+            repo_id: self.repo_id.to_owned(),
+            cache_dir: self.hub.cache_dir.clone(),
+        };
+        let cache = self.cache();
+        let commit = cache.commit_of(self.revision).ok_or_else(not_cached)?;
+        let snapshot = cache.snapshot(&commit);
+        let check = |file: &str| match damage_of(&snapshot.join(file)) {
+            Ok(None) => Ok(()),
+            Ok(Some(reason)) => Err(HubError::Damaged {
+                repo_id: self.repo_id.to_owned(),
+                path: snapshot.join(file),
+                reason,
+            }),
+            Err(_) => Err(not_cached()),
+        };
+        check(MODEL_INDEX)?;
+        let index = std::fs::read(snapshot.join(MODEL_INDEX)).map_err(|_| not_cached())?;
+        let listed = list_files(&snapshot).map_err(|_| not_cached())?;
+        let required = required_files(self.repo_id, &index, &listed, self.variant);
+        for file in required.map_err(|_| not_cached())? {
+            check(&file)?;
+        }
+        Ok(snapshot)
     }
 
     /// Downloads the files that the cache lacks, and returns the snapshot folder.
-    pub(crate) fn download(
-        &self,
-        progress: &mut dyn FnMut(&str, usize, usize),
-    ) -> Result<PathBuf, HubError> {
-        let api = self.api()?;
-        let info = api.repo(self.repo(self.revision)).info().map_err(|e| self.hub_error(e))?;
-        let listed: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
-        if !listed.iter().any(|file| file == MODEL_INDEX) {
+    ///
+    /// # Errors
+    ///
+    /// As [`Hub::snapshot_download`].
+    fn download(&self, progress: &mut dyn FnMut(&str, usize, usize)) -> Result<PathBuf, HubError> {
+        let client = self.client()?;
+        let endpoint = client.endpoint().shown();
+        let named = |failure: Failure| failure.into_error(self.repo_id, &endpoint);
+        let listing = match Listing::request(&client, self.name, self.revision) {
+            Ok(listing) => listing,
+            Err(failure) if failure.is_outage() => {
+                return self.cached().map_err(|_| named(failure));
+            }
+            Err(failure) => return Err(named(failure)),
+        };
+        if !listing.files.iter().any(|file| file == MODEL_INDEX) {
             return Err(HubError::NotDiffusers(self.repo_id.to_owned()));
         }
 
         // Files are requested by commit: a branch that moves during the download would mix two versions.
         // The branch's ref in the cache is written last, when all files are present.
-        let cache = self.cache();
-        let snapshot = cache.repo(self.repo(&info.sha)).pointer_path(&info.sha);
-        let repo = api.repo(self.repo(&info.sha));
+        let (cache, commit) = (self.cache(), listing.commit.as_str());
+        let source = Source { client: &client, cache: &cache, name: self.name, commit };
+        let snapshot = cache.snapshot(commit);
         let mut get = |file: &str| {
             let path = snapshot.join(file);
-            if path.is_file() {
-                return Ok(path);
+            match damage_of(&path) {
+                Ok(None) => Ok(path),
+                _ => source.download(file, &mut *progress).map_err(named),
             }
-            let progress = FileProgress::new(file, &mut *progress);
-            repo.download_with_progress(file, progress).map_err(|e| self.hub_error(e))
         };
         let index = get(MODEL_INDEX)?;
         let index = std::fs::read(&index).map_err(|source| HubError::Io { path: index, source })?;
-        for file in required_files(self.repo_id, &index, &listed, self.variant)? {
+        for file in required_files(self.repo_id, &index, &listing.files, self.variant)? {
             get(&file)?;
         }
-        cache
-            .repo(self.repo(self.revision))
-            .create_ref(&info.sha)
-            .map_err(|source| HubError::Io { path: self.cache_dir.to_owned(), source })?;
+        cache.write_ref(self.revision, commit).map_err(named)?;
         Ok(snapshot)
     }
 
-    fn cache(&self) -> Cache {
-        Cache::new(self.cache_dir.to_owned())
+    fn cache(&self) -> RepoCache {
+        RepoCache::new(&self.hub.cache_dir, self.name)
     }
 
-    /// The repository at `revision`, which is a branch, a tag or a commit.
-    fn repo(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.name.to_owned(), RepoType::Model, revision.to_owned())
-    }
-
-    fn api(&self) -> Result<Api, HubError> {
-        let mut api = ApiBuilder::from_cache(self.cache())
-            .with_progress(false)
-            .with_retries(RETRIES)
-            .with_endpoint(self.endpoint.to_owned())
-            .with_user_agent("soda", env!("CARGO_PKG_VERSION"));
-        if let Some(token) = self.token {
-            api = api.with_token(Some(token.to_owned()));
+    fn client(&self) -> Result<Client, HubError> {
+        let endpoint = Url::parse(&self.hub.endpoint).filter(|url| !url.has_query());
+        let endpoint = endpoint.ok_or(HubError::InvalidVariable {
+            name: "HF_ENDPOINT",
+            expected: "write the URL of a hub, such as https://huggingface.co",
+        })?;
+        let token = self.hub.token.as_deref();
+        if token.is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(HubError::InvalidVariable {
+                name: "HF_TOKEN",
+                expected: "a token consists of ASCII letters, digits and signs",
+            });
         }
-        api.build().map_err(|e| self.hub_error(e))
-    }
-
-    /// Translates a failure of hf-hub into an error that names the repository and the remedy.
-    fn hub_error(&self, error: ApiError) -> HubError {
-        let (repo_id, endpoint) = (self.repo_id.to_owned(), self.endpoint.to_owned());
-        let source = match error {
-            ApiError::TooManyRetries(last) => return self.hub_error(*last),
-            ApiError::IoError(source) => {
-                return HubError::Io { path: self.cache_dir.to_owned(), source };
-            }
-            ApiError::RequestError(source) => source,
-            other => return HubError::Download { repo_id, endpoint, reason: other.to_string() },
-        };
-        match *source {
-            // The Hub also answers 401 for a repository that does not exist, so as not to reveal private
-            // names.
-            ureq::Error::StatusCode(401 | 403) => HubError::AccessDenied { repo_id, endpoint },
-            ureq::Error::StatusCode(404) => HubError::RepoNotFound { repo_id, endpoint },
-            ureq::Error::StatusCode(status) => {
-                HubError::Download { repo_id, endpoint, reason: format!("the status is {status}") }
-            }
-            other => HubError::Unreachable { repo_id, endpoint, reason: other.to_string() },
-        }
+        Ok(Client::new(endpoint, token, self.hub.silence))
     }
 }
 

@@ -5,6 +5,7 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use server::{TOKEN, serve, toybox_repo, unreachable_endpoint};
 use soda_hub::{Hub, HubError, is_repo_id};
@@ -14,7 +15,13 @@ fn download(hub: &Hub, repo_id: &str) -> Result<std::path::PathBuf, HubError> {
 }
 
 fn hub(endpoint: &str, home: &Path) -> Hub {
-    Hub { endpoint: endpoint.to_owned(), token: None, cache_dir: home.join("hub"), offline: false }
+    Hub {
+        endpoint: endpoint.to_owned(),
+        token: None,
+        cache_dir: home.join("hub"),
+        offline: false,
+        silence: Duration::from_secs(10),
+    }
 }
 
 #[test]

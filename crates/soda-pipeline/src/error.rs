@@ -205,6 +205,16 @@ pub enum FormatError {
         /// Name of the tensor.
         key: String,
     },
+    /// A tensor holds a value that the type of the file cannot hold.
+    #[error("tensor {key} holds {value:e}, which {dtype} cannot hold; export it as bf16 or f32")]
+    OutOfRange {
+        /// Name of the tensor.
+        key: String,
+        /// The value.
+        value: f32,
+        /// The type of the file, such as `f16`.
+        dtype: &'static str,
+    },
 }
 
 /// An error of converting a file of another tool, or to one.

@@ -53,30 +53,86 @@ impl SafetensorsFile {
     /// # Errors
     /// [`FormatError::Io`] with the reason from the operating system.
     pub(crate) fn write(&self, path: &Path) -> Result<(), FormatError> {
-        let bytes: Vec<(&String, Vec<u8>, Vec<usize>)> = self
-            .tensors
-            .iter()
-            .map(|(key, data)| {
-                let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-                (key, bytes, data.shape().as_slice().to_vec())
-            })
-            .collect();
-        let malformed = |error: safetensors::SafeTensorError| FormatError::Malformed {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        };
-        let views = bytes
-            .iter()
-            .map(|(key, bytes, shape)| {
-                Ok((key, TensorView::new(Dtype::F32, shape.clone(), bytes)?))
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(malformed)?;
-        let bytes =
-            safetensors::serialize(views, Some(self.metadata.clone())).map_err(malformed)?;
-        write_atomically(path, &bytes)
+        write_atomically(path, &encode(&self.tensors, &self.metadata, DType::F32, path)?)
+    }
+
+    /// Writes the tensors as `dtype`, F32, F16 or BF16. Tensors without axes are F32. `path` never holds an
+    /// incomplete file.
+    ///
+    /// # Errors
+    /// [`FormatError::NonFinite`] and [`FormatError::OutOfRange`] with the name of a tensor, and
+    /// [`FormatError::Io`] with the reason from the operating system.
+    pub(crate) fn write_as(&self, path: &Path, dtype: DType) -> Result<(), FormatError> {
+        for (key, data) in &self.tensors {
+            if data.iter::<f32>().any(|value| !value.is_finite()) {
+                return Err(FormatError::NonFinite { key: key.clone() });
+            }
+            let rounded = data.clone().convert_dtype(dtype);
+            let beyond = data.iter::<f32>().zip(rounded.iter::<f32>());
+            if let Some((value, _)) = beyond.into_iter().find(|(_, rounded)| !rounded.is_finite()) {
+                let dtype = dtype.name();
+                return Err(FormatError::OutOfRange { key: key.clone(), value, dtype });
+            }
+        }
+        write_atomically(path, &encode(&self.tensors, &self.metadata, dtype, path)?)
     }
 }
+
+/// The bytes of a file at `path` with these tensors as `dtype`. Tensors without axes are F32.
+///
+/// The same contents give the same bytes.
+pub(crate) fn encode(
+    tensors: &BTreeMap<String, TensorData>,
+    metadata: &HashMap<String, String>,
+    dtype: DType,
+    path: &Path,
+) -> Result<Vec<u8>, FormatError> {
+    let malformed = |reason: String| FormatError::Malformed { path: path.to_owned(), reason };
+    let tensors: Vec<(&String, Dtype, TensorData)> = tensors
+        .iter()
+        .map(|(key, data)| {
+            // A number such as `α` is exact in f32, and takes no room.
+            let dtype = if data.shape().as_slice().is_empty() { DType::F32 } else { dtype };
+            let stored = match dtype {
+                DType::F16 => Dtype::F16,
+                DType::BF16 => Dtype::BF16,
+                _ => Dtype::F32,
+            };
+            (key, stored, data.clone().convert_dtype(dtype))
+        })
+        .collect();
+    let views = tensors
+        .iter()
+        .map(|(key, dtype, data)| {
+            Ok((key, TensorView::new(*dtype, data.shape().as_slice().to_vec(), data.as_bytes())?))
+        })
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|error| malformed(error.to_string()))?;
+    let mut bytes = safetensors::serialize(views, Some(metadata.clone()))
+        .map_err(|error| malformed(error.to_string()))?;
+    sort_metadata(&mut bytes).map_err(|error| malformed(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// Sorts the metadata in the header of a file, which the safetensors crate writes in random order.
+fn sort_metadata(bytes: &mut [u8]) -> serde_json::Result<()> {
+    let Some((length, rest)) = bytes.split_first_chunk_mut::<8>() else { return Ok(()) };
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let Some(header) = rest.get_mut(..length) else { return Ok(()) };
+    let mut fields: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header)?;
+    let Some(metadata) = fields.remove(METADATA) else { return Ok(()) };
+    let metadata: BTreeMap<String, String> = serde_json::from_value(metadata)?;
+    let sorted = serde_json::to_string(&metadata)?;
+    // The field comes first, and its order does not change its length.
+    let begin = format!("{{\"{METADATA}\":").len();
+    if let Some(place) = header.get_mut(begin..begin + sorted.len()) {
+        place.copy_from_slice(sorted.as_bytes());
+    }
+    Ok(())
+}
+
+/// The field of a header with the metadata.
+const METADATA: &str = "__metadata__";
 
 /// Writes `bytes` to `path` whole or not at all.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {

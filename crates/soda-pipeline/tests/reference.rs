@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use common::{Input, Net, Networks, gradients, targets, values};
 use safetensors::SafeTensors;
 use soda_adapters::boft::BoftConfig;
@@ -378,8 +378,8 @@ fn files_written_for_peft_are_those_of_peft() {
         let plan = state.plan(&net).unwrap();
         let compressed = compress_to_lora(&plan, &net, CompressionBudget::default()).unwrap();
         let written = folder.path().join(case);
-        write_peft(&[(Component::Unet, &state.recipe.method)].into(), &plan, &compressed, &written)
-            .unwrap();
+        let methods = [(Component::Unet, &state.recipe.method)].into();
+        write_peft(&methods, &plan, &compressed, FloatDType::F32, &written).unwrap();
 
         let (theirs, ours) = (
             vectors(theirs.join("adapter_model.safetensors")),

@@ -37,6 +37,7 @@ const PERMITS: &[Permit] = &[
         ],
         places: &[
             "crates/soda-files/src/",
+            "crates/soda-hub/src/cache/",
             "crates/soda-linalg/src/svd/cache_file.rs",
             "crates/soda-models/src/pipeline/json.rs",
             "crates/soda-models/src/pipeline/save.rs",

@@ -6,13 +6,14 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use soda_models::pipeline::LoadOptions;
 use soda_pipeline::interop::{
-    CompressedLora, CompressionBudget, compress_to_lora, write_diff, write_diffusers,
-    write_embeddings, write_kohya, write_peft,
+    AlphaRule, CompressedLora, CompressionBudget, ExportSettings, compress_to_lora, round_for_peft,
+    write_diff, write_diffusers, write_embeddings, write_kohya, write_peft,
 };
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
 use crate::base_model::find_base;
+use crate::device::Precision;
 use crate::progress::{Progress, print_result};
 use crate::usage::require;
 
@@ -28,6 +29,9 @@ kohya and diffusers files are LoRAs. The delta of each layer is truncated to the
 |delta - LoRA| / |delta| <= --error; the output lists the error of every layer. diff keeps full deltas. peft
 keeps LoRA, DoRA and OFT as they are; an adapter with text encoders gets a directory for each network.
 embeddings writes the new words of textual inversion, one file per word; no other format holds them.
+
+kohya and diffusers files are f16, as most LoRAs are, unless --error 0 asks for all digits. diff and peft are
+exact, and f32. --dtype chooses otherwise; the errors that are listed are those of the file as it is written.
 For a whole checkpoint, use `soda merge`.")]
 pub(crate) struct ExportArgs {
     /// The base model: a diffusers directory, or a name on a hub
@@ -45,6 +49,9 @@ pub(crate) struct ExportArgs {
     /// Largest rank of a layer, whatever its error
     #[arg(long, value_name = "R", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_rank: Option<usize>,
+    /// Precision of the file: by default f16 for kohya and diffusers, f32 for the others and for --error 0
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<Precision>,
     /// Strength of the adapter: 0 is the base, 1 the trained adapter
     #[arg(long, default_value_t = 1.0, value_parser = finite)]
     pub(crate) strength: f64,
@@ -72,6 +79,16 @@ pub(crate) enum ExportFormat {
     Embeddings,
 }
 
+impl ExportFormat {
+    /// The precision of a file with this relative error.
+    fn default_dtype(self, error: f64) -> Precision {
+        match self {
+            Self::Kohya | Self::Diffusers if error > 0.0 => Precision::F16,
+            _ => Precision::F32,
+        }
+    }
+}
+
 pub(crate) fn run(args: ExportArgs) -> Result<()> {
     require(args.error >= 0.0, "--error must be a number from 0 (lossless) up")?;
     // PEFT has no field for the strength of these methods. Only the LoRA formats can express it.
@@ -90,6 +107,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
     if args.format == ExportFormat::Embeddings {
+        ensure!(args.dtype.is_none(), "new words are written as they are; leave out --dtype");
         ensure!(
             !file.embeddings.is_empty(),
             "{} has no new words; those of a run are `tokens.words`",
@@ -105,24 +123,39 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
             "the word {word} is not in this file: export it with --format embeddings beside it"
         ));
     }
-    let (networks, two_encoders) = (pipeline.networks(), pipeline.second_text_encoder.is_some());
+    let networks = pipeline.networks();
+    let dtype = args.dtype.unwrap_or_else(|| args.format.default_dtype(args.error)).into();
+    let mut settings = ExportSettings::new(&pipeline);
+    settings.title = args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    settings.trigger.clone_from(&file.header.trigger);
+    settings.dtype = dtype;
     if args.format == ExportFormat::Diff {
-        write_diff(&plan, &networks, two_encoders, &args.out)?;
-        print_result(&format!("{}: {} deltas, exact", args.out.display(), plan.paths().len()));
+        let error = write_diff(&plan, &networks, &settings, &args.out)?;
+        let precision =
+            if error == 0.0 { "exact".to_owned() } else { format!("relative error {error:.2e}") };
+        let (out, deltas) = (args.out.display(), plan.paths().len());
+        print_result(&format!("{out}: {deltas} deltas, {precision}"));
         return Ok(());
     }
     let budget = CompressionBudget { error: args.error, max_rank: args.max_rank };
-    let lora = compress_to_lora(&plan, &networks, budget)?;
+    let mut lora = compress_to_lora(&plan, &networks, budget)?;
     match args.format {
-        ExportFormat::Kohya => write_kohya(&lora, &file.header.trigger, two_encoders, &args.out)?,
-        ExportFormat::Diffusers => write_diffusers(&lora, &args.out)?,
+        ExportFormat::Kohya => {
+            lora.round(&plan, dtype, AlphaRule::LargestRank);
+            write_kohya(&lora, &settings, &args.out)?;
+        }
+        ExportFormat::Diffusers => {
+            lora.round(&plan, dtype, AlphaRule::OwnRank);
+            write_diffusers(&lora, &settings, &args.out)?;
+        }
         ExportFormat::Peft => {
             let methods = file
                 .adapters
                 .iter()
                 .map(|(component, adapter)| (*component, &adapter.recipe.method))
                 .collect();
-            write_peft(&methods, &plan, &lora, &args.out)?;
+            write_peft(&methods, &plan, &lora, dtype, &args.out)?;
+            round_for_peft(&mut lora, &plan, dtype);
         }
         ExportFormat::Diff | ExportFormat::Embeddings => {}
     }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
+use serde_json::json;
 use soda_models::ModelError;
-use soda_models::image::{png_with_parameters, read_rgb};
+use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_train::{Event, write_file};
@@ -16,6 +17,7 @@ use crate::args::{AdapterArg, CacheArg, DeviceArg, finite, seed};
 use crate::base_model::{find_base, load_base, warn_of_sampler};
 use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
+use crate::sampler_label::sampler_label;
 use crate::usage::{UsageError, require};
 
 #[derive(Debug, Args)]
@@ -268,36 +270,35 @@ fn parameters(
     index: usize,
     pipeline: &Pipeline,
 ) -> String {
-    let mut text = config.prompts[index].clone();
-    if !config.negative_prompt.is_empty() {
-        text += &format!("\nNegative prompt: {}", config.negative_prompt);
-    }
-    let sampler = match args.scheduler.and_then(|name| name.to_possible_value()) {
-        Some(name) => name.get_name().to_owned(),
-        None => format!("{:?}", pipeline.scheduler.class),
-    };
+    let class = config.sampler.map_or_else(|| json!(pipeline.scheduler.class), |kind| json!(kind));
+    let (sampler, schedule) = sampler_label(&class, &pipeline.scheduler);
     let name = |path: &std::path::Path| {
         path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     };
     let [height, width] = config.size.unwrap_or_default();
-    text += &format!(
-        "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Picture: {index}, Size: {width}x{height}, Model: {}",
-        config.steps,
-        config.guidance_scale,
-        config.seed,
-        model_name(&pipeline.source),
-    );
-    if pipeline.scheduler.use_karras_sigmas {
-        text += ", Schedule type: Karras";
+    let optional = |name, value: Option<String>| value.map(|value| (name, value));
+    let init = config.init_image.as_ref().map(|init_image| init_image.strength.to_string());
+    let adapter = args.adapter.adapter.as_ref();
+    let adapter = adapter.map(|file| format!("{} {}", name(file), args.adapter.strength));
+    let skipped = (config.clip_skip > 0).then(|| (config.clip_skip + 1).to_string());
+    let fields = [
+        Some(("Steps", config.steps.to_string())),
+        Some(("Sampler", sampler)),
+        optional("Schedule type", schedule.map(str::to_owned)),
+        Some(("CFG scale", config.guidance_scale.to_string())),
+        Some(("Seed", config.seed.to_string())),
+        Some(("Picture", index.to_string())),
+        Some(("Size", format!("{width}x{height}"))),
+        Some(("Model", model_name(&pipeline.source))),
+        optional("Clip skip", skipped),
+        optional("Denoising strength", init),
+        optional("Adapter", adapter),
+        Some(("Version", format!("soda {}", env!("CARGO_PKG_VERSION")))),
+    ];
+    GenerationParameters {
+        prompt: config.prompts[index].clone(),
+        negative_prompt: config.negative_prompt.clone(),
+        fields: fields.into_iter().flatten().collect(),
     }
-    if config.clip_skip > 0 {
-        text += &format!(", Clip skip: {}", config.clip_skip + 1);
-    }
-    if let Some(init_image) = &config.init_image {
-        text += &format!(", Denoising strength: {}", init_image.strength);
-    }
-    if let Some(adapter) = &args.adapter.adapter {
-        text += &format!(", Adapter: {} {}", name(adapter), args.adapter.strength);
-    }
-    text + &format!(", Version: soda {}", env!("CARGO_PKG_VERSION"))
+    .to_string()
 }

@@ -5,6 +5,7 @@
 mod crop;
 mod grid;
 mod jpeg;
+mod parameters;
 mod png;
 mod processor;
 mod read;
@@ -13,6 +14,7 @@ mod tensor;
 
 pub use crop::{Crop, resize_center_crop, resize_crop};
 pub use grid::grid;
+pub use parameters::GenerationParameters;
 pub use png::png_with_parameters;
 pub use processor::{ImageProcessor, ImageSize};
 pub use read::{MAX_PIXELS, read_mask, read_rgb, read_rgb_and_alpha};

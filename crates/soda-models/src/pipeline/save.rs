@@ -14,7 +14,7 @@ use super::textual_inversion;
 use crate::clip::ClipTextModel;
 use crate::config;
 use crate::error::{ConfigError, ModelError};
-use crate::input_file::{SizeLimit, read};
+use crate::input_file::{self, SizeLimit};
 use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights;
@@ -62,7 +62,7 @@ impl Pipeline {
                 let index = name.to_string_lossy().contains(".safetensors.index.");
                 if settings && !index {
                     // A copy of the bytes alone: the permissions of the source may forbid later edits.
-                    let bytes = read(&file, SizeLimit::TOKENIZER).map_err(io(&file))?;
+                    let bytes = input_file::read(&file, SizeLimit::TOKENIZER).map_err(io(&file))?;
                     fs::write(to.join(&name), bytes).map_err(io(&to))?;
                 }
             }

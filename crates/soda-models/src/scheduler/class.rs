@@ -166,7 +166,8 @@ fn replace_settings(kind: SamplerKind, fields: &mut Map<String, Value>) -> Optio
     }
     for (field, neutral, readers) in NOT_IMPLEMENTED {
         let Some(value) = fields.remove(*field) else { continue };
-        let off = neutral.iter().any(|text| *text == value.to_string());
+        let text = value.to_string();
+        let off = neutral.contains(&text.as_str());
         if !off && readers.contains(&kind) {
             note(field, &value);
         }

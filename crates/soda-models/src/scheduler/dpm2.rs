@@ -60,13 +60,13 @@ impl Dpm2 {
         let visited = if karras { rounded(plan.timesteps) } else { plan.timesteps };
         let mut levels = Vec::with_capacity(steps);
         let mut timesteps = Vec::with_capacity(2 * steps);
-        for step in 0..steps {
+        for (step, timestep) in visited.into_iter().enumerate() {
             let (sigma, next) = (plan.sigmas[step], plan.sigmas[step + 1]);
             let down = if ancestral { next * next / sigma } else { next };
             let up = (next * next - down * down).max(0.0).sqrt();
             let middle = (sigma * down).sqrt();
             levels.push(Levels { sigma, middle, down, up });
-            timesteps.push(visited[step]);
+            timesteps.push(timestep);
             timesteps.push(timestep_of(&plan.trained, middle));
         }
         timesteps.pop();
@@ -78,7 +78,7 @@ impl Dpm2 {
     /// The noise level of the sample at a call.
     fn sigma(&self, call: usize) -> f64 {
         let levels = self.levels[call / 2];
-        if call % 2 == 0 { levels.sigma } else { levels.middle }
+        if call.is_multiple_of(2) { levels.sigma } else { levels.middle }
     }
 }
 

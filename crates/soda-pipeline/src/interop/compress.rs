@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 use soda_adapters::{Adapter, AdapterError, Plan, Targets, Weight};
 use soda_linalg::Svd;
@@ -27,6 +27,15 @@ impl Default for CompressionBudget {
     fn default() -> Self {
         Self { error: 0.05, max_rank: None }
     }
+}
+
+/// The `α` of a LoRA's layers in a file. A layer's delta is `α / r` times the product of its factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlphaRule {
+    /// All layers have the largest rank as `α`, as [`write_kohya`](super::write_kohya) writes it.
+    LargestRank,
+    /// The `α` of a layer is its rank, as in the other formats.
+    OwnRank,
 }
 
 /// A LoRA that approximates an adapter, with its error.
@@ -49,6 +58,53 @@ pub struct LoraLayer {
     pub b: Tensor<2>,
     /// The weight of the base.
     pub weight: Weight,
+}
+
+impl CompressedLora {
+    /// The largest rank of a layer.
+    pub fn largest_rank(&self) -> usize {
+        self.layers.values().map(|layer| layer.a.dims()[1]).max().unwrap_or(1)
+    }
+
+    /// Rounds the factors to those of a file of `dtype` with this `alpha`, and measures the errors of the
+    /// result.
+    ///
+    /// `plan` is the one that the LoRA was made of. A value that `dtype` cannot hold stays as it is; the
+    /// functions that write files refuse it.
+    pub fn round<A: Adapter>(&mut self, plan: &Plan<A>, dtype: FloatDType, alpha: AlphaRule) {
+        let largest = self.largest_rank();
+        let (mut error, mut total) = (0.0, 0.0);
+        for report in &mut self.reports {
+            let found = (self.layers.get_mut(&report.path), plan.adapters().get(&report.path));
+            let (Some(layer), Some(adapter)) = found else { continue };
+            let scale = match alpha {
+                AlphaRule::LargestRank => report.rank as f64 / largest as f64,
+                AlphaRule::OwnRank => 1.0,
+            };
+            layer.a = round(layer.a.clone(), dtype);
+            layer.b = round(layer.b.clone().mul_scalar(scale), dtype).div_scalar(scale);
+            let w = layer.weight.matrix.clone().cast(DType::F32);
+            let delta = adapter.apply(w.clone()) - w;
+            let lost = delta.clone() - layer.a.clone().matmul(layer.b.clone());
+            let (lost, norm) = (frobenius_norm(lost), frobenius_norm(delta));
+            report.error = if lost == 0.0 { 0.0 } else { lost / norm };
+            error += lost.powi(2);
+            total += norm.powi(2);
+        }
+        self.error = if error == 0.0 { 0.0 } else { (error / total).sqrt() };
+    }
+}
+
+/// Rounds a tensor to `dtype`. The result is in f32. A value that `dtype` cannot hold stays as it is, so that
+/// writing it can name it.
+pub(super) fn round<const D: usize>(tensor: Tensor<D>, dtype: FloatDType) -> Tensor<D> {
+    let device = tensor.device();
+    let data = tensor.into_data();
+    let rounded = data.clone().convert_dtype(dtype.into());
+    let values = data.iter::<f32>().zip(rounded.iter::<f32>());
+    let values = values.map(|(value, near)| if near.is_finite() { near } else { value });
+    let data = TensorData::new(values.collect::<Vec<f32>>(), data.shape().clone());
+    Tensor::from_data(data, &device)
 }
 
 /// Rank and error of one layer.
@@ -151,6 +207,6 @@ fn truncate(
     Ok((a, b, error(rank)))
 }
 
-fn frobenius_norm(a: Tensor<2>) -> f64 {
+pub(super) fn frobenius_norm(a: Tensor<2>) -> f64 {
     a.square().sum().sqrt().into_scalar::<f64>()
 }

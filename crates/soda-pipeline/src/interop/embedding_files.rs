@@ -14,11 +14,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 
 use super::key_names::is_of_adapter;
+use super::staging::write_folder;
 use crate::component::Component;
-use crate::error::{FormatError, PipelineError};
+use crate::error::PipelineError;
 use crate::file::EmbeddingVectors;
 use crate::safetensors_file::SafetensorsFile;
 
@@ -63,35 +64,47 @@ pub(super) fn vectors(data: TensorData) -> Option<TensorData> {
     }
 }
 
-/// Writes each embedding as `<token>.safetensors` into `folder`, and returns the paths.
+/// Writes each embedding as `<token>.safetensors` into a new `folder`, and returns the paths.
 ///
 /// Embeddings for one text encoder are in diffusers' layout, which A1111 and ComfyUI read too. Embeddings for
-/// two text encoders are in the layout of kohya's scripts.
+/// two text encoders are in the layout of kohya's scripts. The folder appears whole or not at all.
 ///
 /// # Errors
-/// [`PipelineError::Format`] with the reason from the operating system.
+/// [`PipelineError::Format`] for a `folder` that exists, or with the reason from the operating system.
 pub fn write_embeddings(
     embeddings: &BTreeMap<String, EmbeddingVectors>,
     folder: &Path,
 ) -> Result<Vec<PathBuf>, PipelineError> {
-    let io = |source| FormatError::Io { action: "create", path: folder.to_owned(), source };
-    std::fs::create_dir_all(folder).map_err(io)?;
-    let write = |(token, vectors): (&String, &EmbeddingVectors)| {
-        let one_encoder = vectors.len() == 1;
-        let name = |component: &Component| match NAMES[2..]
-            .iter()
-            .find(|(_, encoder)| encoder == component)
-        {
-            Some((name, _)) if !one_encoder => (*name).to_owned(),
-            _ => token.clone(),
-        };
-        let tensors =
-            vectors.iter().map(|(component, data)| (name(component), data.clone())).collect();
-        let path = folder.join(format!("{}.safetensors", file_stem(token)));
-        SafetensorsFile { tensors, metadata: HashMap::new() }.write(&path)?;
-        Ok(path)
-    };
-    embeddings.iter().map(write).collect()
+    write_folder(folder, |staging| {
+        let mut stems: Vec<String> = Vec::new();
+        for (token, vectors) in embeddings {
+            let one_encoder = vectors.len() == 1;
+            let name = |component: &Component| match NAMES[2..]
+                .iter()
+                .find(|(_, encoder)| encoder == component)
+            {
+                Some((name, _)) if !one_encoder => (*name).to_owned(),
+                _ => token.clone(),
+            };
+            let tensors =
+                vectors.iter().map(|(component, data)| (name(component), data.clone())).collect();
+            let stem = new_stem(token, &stems);
+            let path = staging.join(format!("{stem}.safetensors"));
+            SafetensorsFile { tensors, metadata: HashMap::new() }.write_as(&path, DType::F32)?;
+            stems.push(stem);
+        }
+        Ok(stems.iter().map(|stem| folder.join(format!("{stem}.safetensors"))).collect())
+    })
+}
+
+/// The name of a token's file, with a number if an earlier token has the name already. Some file systems
+/// ignore case.
+fn new_stem(token: &str, taken: &[String]) -> String {
+    let stem = file_stem(token);
+    let is_free =
+        |name: &String| taken.iter().all(|other| other.to_lowercase() != name.to_lowercase());
+    let numbered = (2..).map(|number| format!("{stem}-{number}"));
+    std::iter::once(stem.clone()).chain(numbered).find(is_free).unwrap_or(stem)
 }
 
 /// Removes the characters that some file systems refuse: `<mug>` becomes `mug`, the name in A1111 and
@@ -125,6 +138,23 @@ mod tests {
             let expected =
                 expected.map(|(token, component): (&str, _)| (token.to_owned(), component));
             assert_eq!(parse(key, path, alone), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn words_with_the_same_letters_have_files_of_their_own() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let vectors = |value: f32| -> EmbeddingVectors {
+            [(Component::TextEncoder, TensorData::from([[value]]))].into()
+        };
+        let words = [("<mug>", 1.0), ("Mug", 2.0), ("mug", 3.0)];
+        let embeddings =
+            words.map(|(word, value)| (word.to_owned(), vectors(value))).into_iter().collect();
+        let paths = write_embeddings(&embeddings, &root.path().join("words")).expect("new files");
+        assert_eq!(paths.len(), 3);
+        for (path, (word, value)) in paths.iter().zip(words) {
+            let file = SafetensorsFile::read(path).expect("a file of a word");
+            assert_eq!(file.tensors[word], TensorData::from([[value]]), "{}", path.display());
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Tensor names of other tools: the network, the module and the role of a tensor.
 
-use super::sgm_names::from_sgm;
 use crate::component::Component;
 
 /// The meaning of a tensor name.
@@ -209,14 +208,14 @@ pub(super) fn parse(key: &str) -> Option<TensorName> {
             Role::OftBlocks if prefix == KOHYA_OFT => Role::KohyaOftBlocks,
             role => role,
         };
-        return Some(TensorName { component, module: ModuleName::Flat(from_sgm(flat)), role });
+        return Some(TensorName { component, module: ModuleName::Flat(flat.to_owned()), role });
     }
     let dotted = DOTTED
         .iter()
         .find_map(|(prefix, component)| Some((module.strip_prefix(prefix)?, *component)));
     if let Some((module, component)) = dotted {
         // The original names of Stability's code have dots too.
-        let module = ModuleName::Flat(from_sgm(&flatten(module)));
+        let module = ModuleName::Flat(flatten(module));
         return Some(TensorName { component: Some(component), module, role });
     }
     let module = module.strip_prefix(PEFT).unwrap_or(module);

@@ -44,6 +44,8 @@ mod compress;
 mod convert;
 mod embedding_files;
 mod export;
+mod export_peft;
+mod export_settings;
 mod import;
 mod key_names;
 mod layer_tensors;
@@ -53,9 +55,14 @@ mod pattern_table;
 mod peft_config;
 mod peft_fields;
 mod sgm_names;
+mod staging;
 mod weight_names;
 
-pub use compress::{CompressedLora, CompressionBudget, LayerReport, LoraLayer, compress_to_lora};
+pub use compress::{
+    AlphaRule, CompressedLora, CompressionBudget, LayerReport, LoraLayer, compress_to_lora,
+};
 pub use embedding_files::write_embeddings;
-pub use export::{write_diff, write_diffusers, write_kohya, write_peft};
+pub use export::{write_diff, write_diffusers, write_kohya};
+pub use export_peft::{round_for_peft, write_peft};
+pub use export_settings::ExportSettings;
 pub use import::{Imported, import};

@@ -7,6 +7,7 @@ use soda_adapters::named_params;
 
 use super::architecture::is_on_text;
 use super::key_names::{ModuleName, TEXT_MODEL, flatten};
+use super::sgm_names::SgmNames;
 use crate::component::Component;
 
 /// Finds weights by component and module name.
@@ -21,6 +22,7 @@ impl WeightNames {
     pub(super) fn from_networks<M: Module>(networks: &M) -> Self {
         let mut names =
             Self { weights: HashMap::new(), components: BTreeSet::new(), text_width: None };
+        let sgm = SgmNames::from_networks(networks);
         let params = named_params(networks).into_iter();
         for param in params.filter(|param| matches!(param.shape.len(), 2 | 4)) {
             let Some((component, weight)) = Component::split_path(&param.path) else { continue };
@@ -30,7 +32,12 @@ impl WeightNames {
                 // burn stores the weight of a linear layer as `[in, out]`.
                 names.text_width = param.shape.first().copied();
             }
-            for name in [Some(module), module.strip_prefix(TEXT_MODEL)].into_iter().flatten() {
+            let original = match component {
+                Component::Unet => sgm.original(module),
+                Component::TextEncoder | Component::TextEncoder2 => None,
+            };
+            let known = [Some(module), module.strip_prefix(TEXT_MODEL), original.as_deref()];
+            for name in known.into_iter().flatten() {
                 names.weights.insert((component, flatten(name)), weight.to_owned());
                 names.weights.insert((component, name.to_owned()), weight.to_owned());
             }

@@ -92,8 +92,8 @@ impl SettingsArgs {
     /// Makes the configuration: defaults, then the file or the preset, then the options.
     ///
     /// # Errors
-    /// A file that cannot be read or that is wrong by itself. A [`UsageError`] for an unknown setting, one that
-    /// is out of its range, or a setting of another method.
+    /// A file that cannot be read or that is wrong by itself. A [`UsageError`] for an unknown setting, one
+    /// that is out of its range, or a setting of another method.
     pub(crate) fn train_config(&self) -> Result<TrainConfig> {
         let file = self.file()?;
         let table = self.table(file.as_ref())?;

@@ -6,7 +6,8 @@ use soda_models::input_file::{self, SizeLimit};
 
 use crate::error::{DataError, TrainError};
 
-/// Reads a regular text file that is not larger than `limit`: UTF-8, or UTF-16 with a byte order mark. The mark is no part of the text.
+/// Reads a regular text file that is not larger than `limit`: UTF-8, or UTF-16 with a byte order mark.
+/// The mark is no part of the text.
 ///
 /// Editors and shells of Windows write both marks: Notepad that of UTF-8, `>` of PowerShell that of UTF-16.
 ///

@@ -72,8 +72,8 @@ impl RunFolder {
     /// free.
     ///
     /// # Errors
-    /// Returns [`RunFolderError::Name`] if the name is no plain name, [`RunFolderError::Exists`] if it is taken,
-    /// or [`TrainError::Io`] if the folder cannot be created.
+    /// Returns [`RunFolderError::Name`] if the name is no plain name, [`RunFolderError::Exists`] if it is
+    /// taken, or [`TrainError::Io`] if the folder cannot be created.
     pub fn create(
         root: &Path,
         name: Option<&str>,

@@ -154,8 +154,7 @@ impl Personalisation {
         Ok((Self::new(TrainConfig::from_toml(&text)?, device)?, folder))
     }
 
-    /// Does the run. Setting `stop` from another thread stores a checkpoint and ends the run, after the
-    /// current training step or the current denoising step of samples.
+    /// Does the run. Setting `stop` from another thread ends it after the current step, with a checkpoint.
     ///
     /// # Errors
     /// A name that is taken, an image that cannot be read, a loss that is not finite, a full disk;

@@ -6,8 +6,8 @@
 use crate::error::AdapterError;
 
 /// Ranks that cost no memory, because a layer's sides bound them. A rank far above the sides asks LyCORIS for
-/// whole matrices.
-pub(crate) const MAX_RANK: usize = 1_000_000;
+/// whole matrices; imported files of LoKr have just this rank.
+pub(crate) const MAX_RANK: usize = 1 << 20;
 /// Ranks of matrices that have this rank on every layer.
 pub(crate) const MAX_PRODUCT_RANK: usize = 4_096;
 /// Sizes of the blocks of a rotation.

@@ -74,7 +74,7 @@ pub(crate) fn low_rank_scale(
     match rank {
         0 => Err(AdapterError::Config { method, reason: "the rank is at least 1" }),
         _ if rank > MAX_RANK => {
-            Err(AdapterError::Config { method, reason: "the rank is at most 1000000" })
+            Err(AdapterError::Config { method, reason: "the rank is at most 1048576" })
         }
         _ if !scale.is_finite() => {
             Err(AdapterError::Config { method, reason: "alpha is a finite number" })

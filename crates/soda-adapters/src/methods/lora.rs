@@ -100,7 +100,7 @@ impl LoraConfig {
         if rank == 0 {
             return Err(AdapterError::Config { method: NAME, reason: "the rank is at least 1" });
         }
-        check_most(NAME, rank, MAX_RANK, "the rank is at most 1000000")?;
+        check_most(NAME, rank, MAX_RANK, "the rank is at most 1048576")?;
         let alpha = longest_match(&self.alpha_pattern, path)?.or(self.alpha).unwrap_or(rank as f64);
         if !alpha.is_finite() {
             return Err(AdapterError::Config { method: NAME, reason: "alpha is a finite number" });

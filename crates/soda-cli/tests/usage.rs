@@ -245,7 +245,7 @@ fn control_characters_of_files_are_escaped() {
     assert!(text.contains("\\u{1b}[31m\\nfake"), "{text}");
 
     // An adapter whose metadata fakes a second line, for another base.
-    let run = train(folder.path(), &["--name", "one"]);
+    let run = train(folder.path(), &["--name", "one", "--set", "method=soda"]);
     assert!(run.status.success(), "{}", said(&run));
     let adapter = folder.path().join("runs/one/adapter.safetensors");
     let bytes = std::fs::read(&adapter).unwrap();

@@ -129,6 +129,10 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     settings.title = args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     settings.trigger.clone_from(&file.header.trigger);
     settings.dtype = dtype;
+    // The date is that of the adapter, so that an export gives the same bytes at any time.
+    if let Ok(created) = args.adapter.metadata().and_then(|file| file.modified()) {
+        settings.created = created;
+    }
     if args.format == ExportFormat::Diff {
         let error = write_diff(&plan, &networks, &settings, &args.out)?;
         let precision =

@@ -30,7 +30,7 @@ pub struct ExportSettings {
     pub title: String,
     /// The words that the subject was trained with.
     pub trigger: Vec<String>,
-    /// The time of creation.
+    /// The time at which the adapter was made. [`ExportSettings::new`] takes the present.
     pub created: SystemTime,
     /// The type of the tensors: F32, F16 or BF16.
     pub dtype: FloatDType,

@@ -290,7 +290,7 @@ fn what_cannot_be_applied_is_refused_by_name() {
         (format!("lora_unet_{SQUARE}.{name}"), part)
     });
     let message = refused(&loha, &[]);
-    assert!(message.contains("hada_w1_b has shape [4294967295"), "{message}");
+    assert!(message.contains("hada_w1_b` claims the shape [4294967295"), "{message}");
 
     let butterfly = [(format!("lora_unet_{SQUARE}.oft_blocks"), noise(1, &[2, 4, 16, 16], 1.0))];
     assert!(refused(&butterfly, &[]).contains("BOFT"));

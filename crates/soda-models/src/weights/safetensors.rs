@@ -95,16 +95,21 @@ impl SafetensorsReader {
         let mut start = [0; 8];
         file.read_exact(&mut start).map_err(io)?;
         let length = u64::from_le_bytes(start);
+        let looks_like_pickle = PICKLES.iter().any(|magic| start.starts_with(magic));
+        let pickle = || Err(WeightsError::Pickle { path: path.to_path_buf() }.into());
         if length > LONGEST_HEADER || length > size - 8 {
-            // A header of 640 bytes begins with the bytes of a pickle too.
-            if PICKLES.iter().any(|magic| start.starts_with(magic)) {
-                return Err(WeightsError::Pickle { path: path.to_path_buf() }.into());
+            if looks_like_pickle {
+                return pickle();
             }
             return Err(broken(format!("its header claims {length} bytes of a file of {size}")));
         }
         // The length was checked above: it fits into memory and into the file.
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(io)?;
+        // A length of 640 has the first bytes of a pickle. Only a header goes on with an object.
+        if looks_like_pickle && header.first() != Some(&b'{') {
+            return pickle();
+        }
         let header: Header =
             serde_json::from_slice(&header).map_err(|e| broken(format!("its header: {e}")))?;
         let source = Arc::new(Source { path: path.to_path_buf(), file: Mutex::new(file) });

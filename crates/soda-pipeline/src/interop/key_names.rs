@@ -282,7 +282,7 @@ mod tests {
             (
                 "diffusion_model.middle_block.1.proj_out.lora_up.weight",
                 unet,
-                flat("mid_block_attentions_0_proj_out"),
+                flat("middle_block_1_proj_out"),
                 Role::Up,
             ),
             (

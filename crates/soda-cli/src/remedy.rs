@@ -23,7 +23,7 @@ pub(crate) fn remedy(error: &anyhow::Error, failed: Failed) -> &'static str {
         Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
             match failed {
                 Failed::Train => {
-                    "; make room, and `soda train --resume` goes on from the newest checkpoint"
+                    "; make room, and give the command again, or `soda train --resume` if there is a checkpoint"
                 }
                 Failed::Child => "; make room",
                 Failed::Other => "; make room, and give the command again",

@@ -232,6 +232,22 @@ pub enum InteropError {
         /// The reason from the parser.
         reason: String,
     },
+    /// A file has tensors with PEFT's names, and the configuration with their scale is not beside it.
+    #[error(
+        "{path} has PEFT's names, and their scale is in adapter_config.json, which is not beside it; \
+         give the directory that has both",
+        path = path.display()
+    )]
+    NoPeftConfig {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is an adapter of SODA.
+    #[error("{path} is an adapter of SODA already; give it to `--adapter` as it is", path = path.display())]
+    OwnFormat {
+        /// The file.
+        path: PathBuf,
+    },
     /// A field of a PEFT configuration has a value that is not supported.
     #[error("{path}: `{field}` is {value}: {remedy}", path = path.display())]
     PeftField {

@@ -71,6 +71,11 @@ pub(crate) fn to_metadata<M: Method>(
     metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// Whether the metadata of a file is that of an adapter of SODA, in any version.
+pub(crate) fn is_own_format(metadata: &HashMap<String, String>) -> bool {
+    metadata.get("format").is_some_and(|format| format == FORMAT)
+}
+
 /// Reads the metadata of the file at `path`.
 ///
 /// # Errors

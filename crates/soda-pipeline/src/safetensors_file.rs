@@ -28,11 +28,30 @@ impl SafetensorsFile {
     /// [`FormatError`] for a file that cannot be read or is not a safetensors file, for a tensor of another
     /// type, and for a tensor with NaN or infinity.
     pub(crate) fn read(path: &Path) -> Result<Self, FormatError> {
+        Ok(Self::read_where(path, |_| true)?.0)
+    }
+
+    /// [`SafetensorsFile::read`] of a file that may have tensors of other types. Those whose name `is_known`
+    /// does not hold for are left out, and their names are returned.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::read`].
+    pub(crate) fn read_where(
+        path: &Path,
+        is_known: impl Fn(&str) -> bool,
+    ) -> Result<(Self, Vec<String>), FormatError> {
         let file = SafetensorsReader::open(path).map_err(|error| refusal(path, error))?;
         let metadata = file.metadata().clone().into_iter().collect();
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut others) = (BTreeMap::new(), Vec::new());
         for (key, dtype, shape) in file.tensors() {
-            let dtype = number_dtype(key, dtype, shape)?;
+            let dtype = match number_dtype(key, dtype, shape) {
+                Ok(dtype) => dtype,
+                Err(_) if !is_known(key) => {
+                    others.push(key.to_owned());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let bytes = file.read(key).map_err(|source| FormatError::Io {
                 action: "read",
                 path: path.to_owned(),
@@ -45,7 +64,7 @@ impl SafetensorsFile {
             }
             tensors.insert(key.to_owned(), data);
         }
-        Ok(Self { tensors, metadata })
+        Ok((Self { tensors, metadata }, others))
     }
 
     /// Writes all tensors as F32. `path` never holds an incomplete file.
@@ -146,7 +165,8 @@ fn refusal(path: &Path, error: ModelError) -> FormatError {
     let io = |path, source| FormatError::Io { action: "read", path, source };
     match error {
         ModelError::Io { path, source } => io(path, source),
-        ModelError::Missing { path, .. } => io(path, std::io::ErrorKind::NotFound.into()),
+        // The code has the system's own words, "No such file or directory", on Unix and on Windows.
+        ModelError::Missing { path, .. } => io(path, std::io::Error::from_raw_os_error(2)),
         ModelError::Weights(WeightsError::Safetensors { reason, .. }) => {
             FormatError::Malformed { path, reason }
         }
@@ -168,6 +188,9 @@ fn number_dtype(key: &str, dtype: Dtype, shape: &[usize]) -> Result<DType, Forma
         Dtype::F64 => Ok(DType::F64),
         Dtype::I64 if is_number => Ok(DType::I64),
         Dtype::I32 if is_number => Ok(DType::I32),
+        Dtype::I16 if is_number => Ok(DType::I16),
+        Dtype::I8 if is_number => Ok(DType::I8),
+        Dtype::U8 if is_number => Ok(DType::U8),
         other => Err(FormatError::DType { key: key.to_owned(), found: other.to_string() }),
     }
 }

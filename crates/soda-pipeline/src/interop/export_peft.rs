@@ -166,7 +166,7 @@ fn lora_config(
         lora_alpha: r as f64,
         alpha_pattern: others.iter().map(|(name, rank)| (name.clone(), *rank as f64)).collect(),
         rank_pattern: others.into_iter().collect(),
-        use_dora,
+        use_dora: Some(use_dora),
         target_modules,
         ..PeftLora::default()
     }

@@ -12,14 +12,14 @@ use soda_adapters::{AdapterState, PlanOptions, Recipe, Targets};
 use super::architecture::{Architecture, text_width};
 use super::convert::convert;
 use super::embedding_files;
-use super::key_names::{ModuleName, Role, parse};
+use super::key_names::{ModuleName, PEFT, Role, parse};
 use super::layer_tensors::{LayerTensors, Layers};
 use super::peft_config::{CONFIG, PeftConfig, TENSORS};
 use super::weight_names::WeightNames;
 use crate::component::Component;
 use crate::error::{InteropError, PipelineError};
 use crate::file::{AdapterFile, EmbeddingVectors};
-use crate::header::Header;
+use crate::header::{Header, is_own_format};
 use crate::safetensors_file::SafetensorsFile;
 
 /// The result of an [`import`].
@@ -43,7 +43,7 @@ pub struct Imported {
 /// `path` is a PEFT directory, an adapter file of diffusers, kohya's scripts, LyCORIS or OneTrainer, or a
 /// file with an embedding. A PEFT directory is for one network, or has a directory for each network.
 /// `networks` is a module with a field for each network. Directories and fields have the names of
-/// [`Component`].
+/// [`Component`]. The file of tensors in a PEFT directory stands for the directory.
 ///
 /// ```no_run
 /// use burn::tensor::Device;
@@ -117,8 +117,16 @@ impl Contents {
     /// Adds the tensors of a file.
     fn read(&mut self, source: &Source, names: &WeightNames) -> Result<(), PipelineError> {
         let Source { file, config, component } = source;
-        let SafetensorsFile { tensors, metadata } = SafetensorsFile::read(file)?;
+        let read = SafetensorsFile::read_where(file, |key| parse(key).is_some())?;
+        let (SafetensorsFile { tensors, metadata }, mut others) = read;
+        self.unread.append(&mut others);
+        if is_own_format(&metadata) {
+            return Err(InteropError::OwnFormat { path: file.clone() }.into());
+        }
         let mut configs = PeftConfig::from_diffusers_metadata(file, &metadata)?;
+        if config.is_none() && configs.is_empty() && lacks_scale(tensors.keys()) {
+            return Err(InteropError::NoPeftConfig { path: file.clone() }.into());
+        }
         let architecture = Architecture::of_file(&metadata, tensors.keys());
         self.architecture = self.architecture.or(architecture);
         let alone = tensors.len() == 1;
@@ -191,6 +199,12 @@ impl Contents {
     }
 }
 
+/// Whether tensor names are PEFT's and without `α`. The scale is in the configuration then.
+fn lacks_scale<'a>(mut keys: impl Iterator<Item = &'a String> + Clone) -> bool {
+    let has_alpha = keys.clone().any(|key| key.ends_with(".alpha"));
+    !has_alpha && keys.any(|key| key.starts_with(PEFT))
+}
+
 /// A file of tensors.
 struct Source {
     file: PathBuf,
@@ -207,6 +221,10 @@ fn sources(path: &Path) -> Result<Vec<Source>, PipelineError> {
         Ok(Source { file: folder.join(TENSORS), config, component })
     };
     if !path.is_dir() {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        if path.file_name().is_some_and(|name| name == TENSORS) && folder.join(CONFIG).is_file() {
+            return Ok(vec![peft(folder, named_after(folder))?]);
+        }
         return Ok(vec![Source { file: path.to_owned(), config: None, component: None }]);
     }
     let folders = Component::ALL.map(|component| (path.join(component.name()), component));
@@ -216,5 +234,11 @@ fn sources(path: &Path) -> Result<Vec<Source>, PipelineError> {
         .collect::<Result<_, _>>()?;
     // A directory without folders is for one network. If it is no PEFT directory, the error names its
     // configuration.
-    if sources.is_empty() { Ok(vec![peft(path, None)?]) } else { Ok(sources) }
+    if sources.is_empty() { Ok(vec![peft(path, named_after(path))?]) } else { Ok(sources) }
+}
+
+/// The network that a directory has the name of. Both text encoders of SDXL have modules of the same names.
+fn named_after(folder: &Path) -> Option<Component> {
+    let name = folder.file_name()?;
+    Component::ALL.into_iter().find(|component| name == component.name())
 }

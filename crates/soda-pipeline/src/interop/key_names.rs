@@ -151,6 +151,9 @@ const DOTTED: &[(&str, Component)] = &[
     ("diffusion_model.", Component::Unet),
     ("clip_l.", Component::TextEncoder),
     ("clip_g.", Component::TextEncoder2),
+    // Names of ComfyUI's node that saves a LoRA.
+    ("text_encoders.clip_l.transformer.", Component::TextEncoder),
+    ("text_encoders.clip_g.transformer.", Component::TextEncoder2),
 ];
 
 /// Beginnings of tensor names that are of an adapter, and never the token of an embedding.
@@ -276,6 +279,12 @@ mod tests {
                 unet,
                 dotted("mid_block.to_q"),
                 Role::Down,
+            ),
+            (
+                "text_encoders.clip_g.transformer.text_model.x.lora_up.weight",
+                second,
+                flat("text_model_x"),
+                Role::Up,
             ),
             ("unet.mid_block.to_q.lora_B.x_1.weight", unet, dotted("mid_block.to_q"), Role::Up),
             ("base_model.model.conv.hada_w1_a.default", none, dotted("conv"), Role::HadaW1A),

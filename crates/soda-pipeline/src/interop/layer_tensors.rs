@@ -70,6 +70,11 @@ impl LayerTensors {
         self.tensors.iter().find(other).map(|(_, (key, _))| key.as_str())
     }
 
+    /// The shape of a tensor, empty if the file does not have it.
+    pub(super) fn shape(&self, role: Role) -> &[usize] {
+        self.tensors.get(&role).map_or(&[], |(_, data)| data.shape().as_slice())
+    }
+
     /// The size of the second axis of a tensor, if the file has it as a matrix.
     pub(super) fn second_axis(&self, role: Role) -> Option<usize> {
         let (_, data) = self.tensors.get(&role)?;

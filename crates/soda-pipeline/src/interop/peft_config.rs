@@ -44,7 +44,11 @@ pub(super) struct PeftLora {
     pub(super) rank_pattern: PatternTable<usize>,
     pub(super) alpha_pattern: PatternTable<f64>,
     pub(super) use_rslora: bool,
-    pub(super) use_dora: bool,
+    /// `None` for a configuration without this field.
+    pub(super) use_dora: Option<bool>,
+    /// Whether the configuration has `r`. Without it, the rank is that of the tensors.
+    #[serde(skip)]
+    pub(super) has_rank: bool,
     /// Whether initial values were taken off the base.
     #[serde(skip)]
     pub(super) init: PeftInit,
@@ -105,7 +109,8 @@ impl Default for PeftLora {
             rank_pattern: PatternTable::default(),
             alpha_pattern: PatternTable::default(),
             use_rslora: false,
-            use_dora: false,
+            use_dora: Some(false),
+            has_rank: true,
             init: PeftInit::default(),
             target_modules: Modules::List(Vec::new()),
             bias: Some("none".to_owned()),
@@ -145,6 +150,39 @@ impl PeftConfig {
 }
 
 impl PeftLora {
+    /// Checks that PEFT would make tensors of this rank for a module.
+    ///
+    /// # Errors
+    /// [`InteropError::Settings`] for another rank, whose scale PEFT would not have.
+    pub(super) fn check_rank(&self, module: &str, rank: usize) -> Result<(), InteropError> {
+        let expected = self.rank_pattern.get(module).or(self.has_rank.then_some(self.r));
+        if expected.is_none_or(|expected| expected == rank) {
+            return Ok(());
+        }
+        let reason = "`r` or `rank_pattern` is another rank than that of the tensors; \
+                      save the adapter again with the tool that made it";
+        Err(InteropError::Settings { method: "LORA", reason })
+    }
+
+    /// Checks that a layer has a magnitude if the configuration says so, and none if it denies it.
+    ///
+    /// # Errors
+    /// [`InteropError::Settings`].
+    pub(super) fn check_magnitude(&self, has_magnitude: bool) -> Result<(), InteropError> {
+        let reason = match (self.use_dora, has_magnitude) {
+            (Some(true), false) => {
+                "`use_dora` is true, and a layer has no magnitude; \
+                 save the adapter again with the tool that made it"
+            }
+            (Some(false), true) => {
+                "`use_dora` is false, and a layer has a magnitude; \
+                 set it to true, or remove the magnitudes"
+            }
+            _ => return Ok(()),
+        };
+        Err(InteropError::Settings { method: "LORA", reason })
+    }
+
     /// The scale of a module with this rank.
     pub(super) fn scale(&self, module: &str, rank: usize) -> f64 {
         let root = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };

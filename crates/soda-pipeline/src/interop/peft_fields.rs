@@ -138,13 +138,15 @@ impl Fields {
             return Err(self.refused("lora_bias", &Json::Bool(true), remedy));
         }
         self.take("peft_version");
+        let r = self.size("r")?;
         Ok(PeftLora {
-            r: self.size("r")?.unwrap_or(default.r),
+            r: r.unwrap_or(default.r),
+            has_rank: r.is_some(),
             lora_alpha: self.number("lora_alpha")?.unwrap_or(default.lora_alpha),
             rank_pattern: self.table("rank_pattern", size)?,
             alpha_pattern: self.table("alpha_pattern", number)?,
             use_rslora: self.flag("use_rslora")?.unwrap_or(default.use_rslora),
-            use_dora: self.flag("use_dora")?.unwrap_or(default.use_dora),
+            use_dora: self.flag("use_dora")?,
             init: self.init()?,
             ..default
         })

@@ -98,6 +98,9 @@ impl LayerForm {
             Family::Oft if layer.has(Role::Rescale) => {
                 Self::Delta(rotations::rescaled_delta(layer, weight)?)
             }
+            Family::Oft if rotations::rotates_nothing(layer, weight) => {
+                Self::Delta(weight.matrix.zeros_like().cast(DType::F32))
+            }
             Family::Oft => Self::Rotation(rotations::read_oft(layer, config, weight)?),
             Family::Boft => Self::Rotation(rotations::read_boft(layer, weight)?),
             Family::Diff => Self::Delta(delta::read(layer, weight)?),

@@ -49,6 +49,10 @@ impl LowRank {
             Some(PeftConfig::Lora(config)) => Some(config),
             _ => None,
         };
+        if let Some(config) = config {
+            config.check_rank(layer.module(), rank)?;
+            config.check_magnitude(layer.has(Role::Magnitude))?;
+        }
         let scale = match (layer.number(Role::Alpha)?, config) {
             (Some(alpha), _) => alpha / rank as f64,
             (None, Some(config)) => config.scale(layer.module(), rank),

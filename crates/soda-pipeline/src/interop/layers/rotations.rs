@@ -54,20 +54,32 @@ pub(super) fn read_oft(
     }
 }
 
+/// Whether a layer has LyCORIS' or kohya's blocks of one row, each the rotation by nothing.
+///
+/// LyCORIS makes them for as few outputs as `conv_out` has.
+pub(super) fn rotates_nothing(layer: &LayerTensors, weight: &Weight) -> bool {
+    let outputs = weight.matrix.dims()[1];
+    [Role::OftBlocks, Role::KohyaOftBlocks].iter().any(|role| layer.shape(*role) == [outputs, 1, 1])
+}
+
 /// Reads LyCORIS' OFT with a factor of each output, as `ΔWᵀ`.
 pub(super) fn rescaled_delta(
     layer: &LayerTensors,
     weight: &Weight,
 ) -> Result<Tensor<2>, InteropError> {
     let outputs = weight.matrix.dims()[1];
-    let rotation = square_blocks(layer, Role::OftBlocks, weight)?;
     let factors = layer.required(Role::Rescale, "rescale")?;
     if factors.num_elements() != outputs {
         return Err(layer.misfit(Role::Rescale, &format!("[{outputs}, 1]")));
     }
     let factors = to_tensor(factors, [1, outputs], &weight.matrix.device());
     let w = weight.matrix.clone().cast(DType::F32);
-    let rotated = w.clone() + rotation.delta(layer.weight(), weight)?;
+    let rotated = if rotates_nothing(layer, weight) {
+        w.clone()
+    } else {
+        let rotation = square_blocks(layer, Role::OftBlocks, weight)?;
+        w.clone() + rotation.delta(layer.weight(), weight)?
+    };
     Ok(rotated * factors - w)
 }
 

@@ -120,7 +120,15 @@ const BREAKS: &[Break] = &[
     (
         "a page of a web server",
         |dir| fs::write(dir.join(UNET), "<html>404</html>").unwrap(),
-        &["header"],
+        &["it is a web page", "download"],
+    ),
+    (
+        "a pointer of Git LFS",
+        |dir| {
+            let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+            fs::write(dir.join(UNET), pointer).unwrap();
+        },
+        &["Git LFS", "git lfs pull"],
     ),
     (
         "a pickle under another name",

@@ -168,6 +168,28 @@ fn files_that_are_not_safetensors_are_refused() {
     assert!(matches!(error, ModelError::Missing { .. }), "{error}");
 }
 
+/// A later version of diffusers writes an argument that this one does not know, and that was not given.
+#[test]
+fn an_unknown_config_field_that_is_unset_is_passed_over() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("config.json");
+    let text = std::fs::read_to_string(unet_dir().join("config.json")).unwrap();
+    let expected: UnetConfig = config::read(&unet_dir().join("config.json")).unwrap();
+    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    for field in ["invented_in_2027", "invented_in_2028"] {
+        json.insert(field.to_owned(), serde_json::Value::Null);
+    }
+    std::fs::write(&path, serde_json::to_string(&json).unwrap()).unwrap();
+    let found: UnetConfig = config::read(&path).unwrap();
+    assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+    for value in [serde_json::json!(false), serde_json::json!([])] {
+        json.insert("invented_in_2028".to_owned(), value);
+        std::fs::write(&path, serde_json::to_string(&json).unwrap()).unwrap();
+        let error = config::read::<UnetConfig>(&path).unwrap_err().to_string();
+        assert!(error.contains("invented_in_2028"), "{error}");
+    }
+}
+
 #[test]
 fn config_fields_are_honoured_or_refused_by_name() {
     let dir = TempDir::new().unwrap();

@@ -103,15 +103,32 @@ pub fn read<C: ConfigFile>(path: &Path) -> Result<C, ModelError> {
         }
     }
 
-    let config: C = serde_json::from_value(Value::Object(fields.clone())).map_err(|source| {
+    let config: C = loop {
+        let source = match serde_json::from_value(Value::Object(fields.clone())) {
+            Ok(config) => break config,
+            Err(source) => source,
+        };
         let path = path.to_path_buf();
         match culprit::<C>(&fields, &source) {
-            Some(field) => ConfigError::Field { path, field, source },
-            None => ConfigError::Json { path, source },
+            // A later version of diffusers writes its new arguments, most of them as unset.
+            Some(field) if is_unset_and_unknown(&fields, &field, &source) => {
+                fields.remove(&field);
+            }
+            Some(field) => return Err(ConfigError::Field { path, field, source }.into()),
+            None => return Err(ConfigError::Json { path, source }.into()),
         }
-    })?;
+    };
     config.validate().map_err(unsupported)?;
     Ok(config)
+}
+
+/// Whether a field is none of the struct's, and `null`: an argument that was not given.
+fn is_unset_and_unknown(
+    fields: &Map<String, Value>,
+    field: &str,
+    error: &serde_json::Error,
+) -> bool {
+    fields.get(field) == Some(&Value::Null) && error.to_string().starts_with("unknown field")
 }
 
 /// The field at which parsing failed.

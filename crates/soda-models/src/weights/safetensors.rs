@@ -101,7 +101,13 @@ impl SafetensorsReader {
             if looks_like_pickle {
                 return pickle();
             }
-            return Err(broken(format!("its header claims {length} bytes of a file of {size}")));
+            return Err(broken(match &start {
+                b"version " => {
+                    "it is a pointer of Git LFS, and `git lfs pull` gets the file".into()
+                }
+                [b'<', ..] => "it is a web page".into(),
+                _ => format!("its header claims {length} bytes of a file of {size}"),
+            }));
         }
         // The length was checked above: it fits into memory and into the file.
         let mut header = vec![0; length as usize];

@@ -24,6 +24,9 @@ use crate::config::tokens::TokensConfig;
 use crate::config::validation::ValidationConfig;
 use crate::error::{ConfigError, TrainError};
 
+/// The most samples of a step, which are listed in memory before they are drawn.
+const MAX_STEP_SAMPLES: usize = 1_000_000;
+
 /// All settings of a run. Together with the files that they name, they determine its result.
 ///
 /// ```
@@ -192,6 +195,12 @@ impl TrainConfig {
         if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError::OutOfRange { field, range: "at least 1" }.into());
         }
+        let samples = self.batch_size.checked_mul(self.accumulation);
+        if samples.is_none_or(|samples| samples > MAX_STEP_SAMPLES) {
+            let field = "batch_size";
+            let range = "at most a million samples in a step, `accumulation` counted";
+            return Err(ConfigError::OutOfRange { field, range }.into());
+        }
         if !self.samples.guidance.is_finite() {
             let field = "samples.guidance";
             return Err(ConfigError::OutOfRange { field, range: "a finite number" }.into());
@@ -335,6 +344,8 @@ mod tests {
         for (setting, field) in [
             ("batch_size=0", "batch_size"),
             ("accumulation=0", "accumulation"),
+            ("accumulation=1000001", "`batch_size` must be at most a million samples"),
+            ("batch_size=9223372036854775807", "at most a million samples"),
             ("optimizer.rotation_lr=nan", "optimizer.rotation_lr"),
             ("optimizer.ema_decay=1.5", "optimizer.ema_decay"),
             ("optimizer.flat=prodigy", "optimizer.spectrum_lr"),

@@ -158,11 +158,13 @@ pub(super) fn normal_forms(name: &str) -> Vec<String> {
 pub(super) fn read_caption_file(image: &Path) -> Result<Option<String>, TrainError> {
     let stem = image.file_stem().and_then(|stem| stem.to_str());
     let forms = stem.map_or_else(Vec::new, normal_forms);
-    let beside = forms
-        .iter()
-        .flat_map(|stem| ["txt", "TXT"].map(|end| image.with_file_name(format!("{stem}.{end}"))));
+    // kohya's scripts write `.caption` by default. Where both are, the one of most tools counts.
+    let ends = ["txt", "TXT", "caption"];
+    let beside = ends.iter().flat_map(|end| {
+        forms.iter().map(move |stem| image.with_file_name(format!("{stem}.{end}")))
+    });
     // A name that is no UTF-8 has one form only.
-    let mut all = beside.chain([image.with_extension("txt")]);
+    let mut all = beside.chain(["txt", "caption"].map(|end| image.with_extension(end)));
     let Some(path) = all.find(|path| path.exists()) else { return Ok(None) };
     Ok(Some(read_text(&path, SizeLimit::CAPTION)?.trim().to_owned()))
 }

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use crate::data::metadata::composed;
 use crate::error::TrainError;
 
-const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
+/// `jfif` and `jpe` are JPEG files, as Windows names some that are saved from a browser.
+const EXTENSIONS: &[&str] = &["png", "jpg", "jpeg", "jfif", "jpe", "webp", "bmp", "tif", "tiff"];
 /// Image formats that are not supported.
-const UNSUPPORTED: &[&str] = &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "svg", "dng"];
+const UNSUPPORTED: &[&str] =
+    &["gif", "heic", "heif", "avif", "jxl", "jp2", "psd", "svg", "dng", "tga"];
 
 /// The paths in a folder without hidden ones, sorted: the order of a directory listing differs between
 /// machines, and that of the examples must not.

@@ -19,8 +19,15 @@ use crate::error::{DataError, TrainError};
 
 /// The most samples of an epoch, repeats counted. The order of an epoch is a list in memory.
 const MAX_SAMPLES: usize = 10_000_000;
-/// Files of Hugging Face datasets that could hold captions and are not read.
-const OTHER_METADATA: &[&str] = &["metadata.csv", "metadata.parquet"];
+/// Files of Hugging Face datasets and of kohya's scripts that could hold captions and are not read.
+const OTHER_METADATA: &[&str] = &[
+    "metadata.csv",
+    "metadata.parquet",
+    "meta_cap.json",
+    "meta_clean.json",
+    "meta_cap_dd.json",
+    "meta_lat.json",
+];
 /// The names of folders in a data folder that have a purpose of their own.
 const RESERVED: &[&str] = &["masks", "truth", "__MACOSX"];
 
@@ -190,11 +197,9 @@ impl FolderContents {
     fn check(&self, folder: &Path) -> Result<(), DataError> {
         let path = folder.to_owned();
         let Some(most) = self.examples.iter().max_by_key(|example| example.repeats) else {
-            let mut folders = self
-                .skipped
-                .iter()
-                .filter(|skipped| matches!(skipped, Skipped::NoRepeats(..) | Skipped::Unnamed(..)));
-            return Err(match folders.next() {
+            let mut with_images =
+                self.skipped.iter().filter(|skipped| !matches!(skipped, Skipped::Captions(..)));
+            return Err(match with_images.next() {
                 Some(skipped) => DataError::OnlySkipped { path, reason: skipped.to_string() },
                 None => DataError::Empty(path),
             });

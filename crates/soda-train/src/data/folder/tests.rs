@@ -159,3 +159,27 @@ fn absurd_repeats_are_refused() {
     let listed = r#"{"file_name": "a.png", "text": "x", "repeats": 10000000}"#;
     assert_eq!(read(&[("a.png", ""), ("metadata.jsonl", listed)]).0[0].1, MAX_SAMPLES);
 }
+
+/// kohya's scripts read `.caption` files by default, and Windows saves JPEG files as `.jfif`.
+#[test]
+fn captions_and_images_of_kohya_and_windows_are_read() {
+    let (mut examples, skipped) = read(&[
+        ("0.png", ""),
+        ("0.caption", "a mug\r\n"),
+        ("1.jfif", ""),
+        ("1.txt", "a cup"),
+        ("1.caption", "another"),
+        ("2.JPE", ""),
+        ("2.caption", "a bowl"),
+    ]);
+    examples.sort();
+    assert_eq!(examples, ["a bowl", "a cup", "a mug"].map(|caption| (caption.to_owned(), 1)));
+    assert!(skipped.is_empty(), "{skipped:?}");
+}
+
+#[test]
+fn images_and_captions_that_cannot_be_read_are_named() {
+    refused(&[("0.avif", ""), ("0.txt", "a mug")], &["no picture that is read", "0.avif"]);
+    let (_, skipped) = read(&[("0.png", ""), ("0.txt", "a mug"), ("meta_cap.json", "{}")]);
+    assert!(skipped.len() == 1 && skipped[0].contains("meta_cap.json is not read"), "{skipped:?}");
+}

@@ -19,7 +19,11 @@ pub(crate) enum Failed {
 /// The end of the sentence of `error`: what to do, or nothing.
 pub(crate) fn remedy(error: &anyhow::Error, failed: Failed) -> &'static str {
     let reasons = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-    match reasons.map(std::io::Error::kind).next() {
+    // A limit of this program on the files that it reads is no refusal of the operating system.
+    let of_system = |error: &&std::io::Error| {
+        error.kind() != ErrorKind::FileTooLarge || error.raw_os_error().is_some()
+    };
+    match reasons.filter(of_system).map(std::io::Error::kind).next() {
         Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
             match failed {
                 Failed::Train => {
@@ -70,5 +74,7 @@ mod tests {
         assert!(train.contains("--runs") && other.contains("--out"));
         assert_eq!(remedies(ErrorKind::PermissionDenied, "cannot read a.png"), [""; 3]);
         assert_eq!(remedies(ErrorKind::NotFound, "cannot write a.png"), [""; 3]);
+        // The kind without a code is that of a file which this program refuses to read.
+        assert_eq!(remedies(ErrorKind::FileTooLarge, "cannot read a.json"), [""; 3]);
     }
 }

@@ -1,7 +1,7 @@
 //! `soda generate` and `soda convert`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base");
@@ -96,4 +96,113 @@ fn invalid_generation_settings_are_reported_in_one_line() {
         let error = fail(dir.path(), &[&draw[..], more].concat());
         assert!(error.contains(named) && error.trim_end().lines().count() == 1, "{error}");
     }
+}
+
+/// A copy of the bundled model, to be changed.
+fn copied_base(folder: &Path) -> PathBuf {
+    let copy = folder.join("model");
+    for part in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
+        std::fs::create_dir_all(copy.join(part)).unwrap();
+        for entry in std::fs::read_dir(Path::new(BASE).join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::write(copy.join(part).join(path.file_name().unwrap()), read(&path)).unwrap();
+        }
+    }
+    std::fs::write(copy.join("model_index.json"), read(&Path::new(BASE).join("model_index.json")))
+        .unwrap();
+    copy
+}
+
+/// The fields of a model's `scheduler_config.json`.
+fn schedule(model: &Path) -> serde_json::Map<String, serde_json::Value> {
+    let path = model.join("scheduler/scheduler_config.json");
+    serde_json::from_slice(&read(&path)).unwrap()
+}
+
+/// Draws with `args`, and returns the pixels and what was said.
+#[track_caller]
+fn draw(folder: &Path, out: &str, args: &[&str]) -> (Vec<u8>, String) {
+    let draw = ["generate", "--prompt", "a mug", "--steps", "2", "--out", out];
+    let output = soda(folder, &[&draw[..], args].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{args:?}: {said}");
+    let file = std::fs::File::open(folder.join(out).join("seed0-00.png")).unwrap();
+    let mut reader = png::Decoder::new(std::io::BufReader::new(file)).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut pixels).unwrap();
+    (pixels, said)
+}
+
+/// The class of a sampler decides what draws by default, and nothing else of a model.
+#[test]
+fn a_model_with_another_sampler_is_used_and_converted() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let model = copied_base(folder);
+    let (plain, _) = draw(folder, "plain", &["--base", BASE, "--scheduler", "ddim"]);
+    let fields = schedule(&model);
+    for (class, settings) in [
+        ("DEISMultistepScheduler", r#"{"solver_type": "logrho", "algorithm_type": "deis"}"#),
+        ("HeunDiscreteScheduler", r#"{"use_karras_sigmas": true}"#),
+        ("DPMSolverSinglestepScheduler", r#"{"predict_x0": true, "solver_order": 2}"#),
+        ("TCDScheduler", r#"{"original_inference_steps": 50}"#),
+        ("DDIMScheduler", r#"{"predict_epsilon": true, "a_later_argument": null}"#),
+    ] {
+        let mut fields = fields.clone();
+        fields.insert("_class_name".to_owned(), class.into());
+        let settings: serde_json::Map<_, _> = serde_json::from_str(settings).unwrap();
+        fields.extend(settings);
+        let text = serde_json::to_string(&fields).unwrap();
+        std::fs::write(model.join("scheduler/scheduler_config.json"), text).unwrap();
+        let (pixels, _) = draw(folder, class, &["--base", "model", "--scheduler", "ddim"]);
+        assert!(pixels == plain, "{class} draws another picture with ddim");
+        let copy = format!("{class}-copy");
+        run(folder, &["convert", "--base", "model", "--out", &copy]);
+        let kept = &schedule(&folder.join(copy))["_class_name"];
+        assert_eq!(kept, class, "the copy has another sampler");
+        if class == "TCDScheduler" {
+            let (_, said) = draw(folder, "own", &["--base", "model"]);
+            assert!(said.contains(class) && said.contains("--scheduler"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_variant_that_some_parts_have_is_read_with_plain_files_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let model = copied_base(folder);
+    let unet = |name: &str| model.join("unet").join(name);
+    let plain = unet("diffusion_pytorch_model.safetensors");
+    std::fs::rename(plain, unet("diffusion_pytorch_model.fp16.safetensors")).unwrap();
+    let (expected, _) = draw(folder, "plain", &["--base", BASE]);
+    let (pixels, said) = draw(folder, "mixed", &["--base", "model", "--variant", "fp16"]);
+    assert!(pixels == expected);
+    assert!(said.contains("plain files of text_encoder, vae"), "{said}");
+    let (pixels, said) = draw(folder, "unsaid", &["--base", "model"]);
+    assert!(pixels == expected && said.contains("fp16"), "{said}");
+    let other = ["generate", "--base", "model", "--prompt", "a", "--variant", "bf16"];
+    assert!(fail(folder, &other).contains("no part of model has it"));
+}
+
+/// NoobAI and others mark v-prediction and zero terminal SNR by empty tensors, as A1111 reads them.
+#[test]
+fn marks_of_prediction_in_a_single_file_are_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    run(folder, &["convert", "--base", BASE, "--out", "plain.safetensors"]);
+    let bytes = read(&folder.join("plain.safetensors"));
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let empty = || safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![0], &[]);
+    let marks = ["v_pred", "ztsnr"].map(|name| (name.to_owned(), empty().unwrap()));
+    let marked = safetensors::serialize(file.tensors().into_iter().chain(marks), None).unwrap();
+    std::fs::write(folder.join("marked.safetensors"), marked).unwrap();
+    let convert = ["convert", "--base", "marked.safetensors", "--config", BASE, "--out", "model"];
+    let output = soda(folder, &convert);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("v_pred"), "{said}");
+    let fields = schedule(&folder.join("model"));
+    assert_eq!(fields["prediction_type"], "v_prediction");
+    assert_eq!(fields["rescale_betas_zero_snr"], true);
+    assert_eq!(fields["timestep_spacing"], "trailing");
 }

@@ -118,6 +118,26 @@ fn a_killed_and_resumed_run_gives_the_same_bits() {
     assert!(message(&again).contains("is finished"), "{}", message(&again));
 }
 
+/// `shards` alone decides in which order sums are made, so that a run may go on on another machine.
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut results = Vec::new();
+    for threads in ["1", "2", "3", "5"] {
+        let mut command = train(folder, threads, 5);
+        let output = command.env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(output.status.success(), "{}", message(&output));
+        let run = folder.join("runs").join(threads);
+        let adapter: AdapterFile = AdapterFile::read(&run.join("adapter.safetensors")).unwrap();
+        results.push((std::fs::read_to_string(run.join("loss.csv")).unwrap(), adapter));
+    }
+    for (losses, adapter) in &results[1..] {
+        assert_eq!(losses, &results[0].0);
+        assert!(adapter.tensors().eq(results[0].1.tensors()));
+    }
+}
+
 /// The steps of such a run would be of two runs: the first ones on one base model or with one learning rate,
 /// the others with another.
 #[test]
@@ -154,6 +174,15 @@ fn a_run_goes_on_with_its_own_base_and_settings_only() {
     let base = std::path::absolute(&toybox).unwrap();
     let said = resumed(base.to_str().unwrap(), other.to_str().unwrap());
     assert!(said.contains("`scheduler` of the base model"), "{said}");
+    std::fs::write(&schedule, text).unwrap();
+    // A weight that no adapter is on.
+    let weights = other.join("unet/diffusion_pytorch_model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let middle = bytes.len() / 4 * 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let said = resumed(base.to_str().unwrap(), other.to_str().unwrap());
+    assert!(said.contains("`unet` of the base model"), "{said}");
 }
 
 /// Copies a folder, and what is in it.

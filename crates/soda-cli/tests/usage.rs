@@ -50,6 +50,7 @@ fn every_usage_mistake_of_train_and_config_ends_with_2() {
             ("train --base x --data y --set stepz=3", "did you mean `steps`"),
             ("train --base x --data y --batch-size 0", "batch_size"),
             ("train --base x --data y --batch-size -1", "--batch-size"),
+            ("train --base x --data y --set accumulation=99999999", "a million samples"),
             ("train --base x --data y --steps many", "--steps"),
             ("train --base x --data y --seed -1", "a whole number from 0"),
             ("train --base x --data y --set seed=-1", "a whole number from 0"),
@@ -125,6 +126,11 @@ fn every_usage_mistake_of_the_other_commands_ends_with_2() {
             ("export --base BASE --adapter x --format kohya --max-rank 0 --out z", "--max-rank"),
             ("export --base BASE --adapter x --format peft --strength 0.5 --out z", "PEFT"),
             ("export --base BASE --adapter x --format lora --out z", "lora"),
+            ("export --base BASE --adapter x --format embeddings --dtype f16 --out z", "--dtype"),
+            ("export --base BASE --adapter x --format kohya --out z.ckpt", "no pickle"),
+            ("export --base BASE --adapter x --format peft --out z.safetensors", "directories"),
+            ("merge --base BASE --adapter x --out z.Safetensors", "merge writes a directory"),
+            ("convert --base BASE --out z.ckpt", "no pickle"),
             ("import x --base BASE", "--out"),
             ("inspect", "PATH"),
             ("compare", "TOML"),
@@ -153,6 +159,7 @@ fn what_the_files_are_to_blame_for_ends_with_1() {
             ("merge --base BASE --subject no/a --style b --weights -0.5,1 --out q", "no/a"),
             ("convert --base no/such --out y", "no/such"),
             ("import no/such --base BASE --out y", "no/such"),
+            ("inspect no.safetensors", "No such file or directory"),
         ],
     );
     let folder = tempfile::tempdir().unwrap();

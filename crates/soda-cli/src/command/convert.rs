@@ -9,7 +9,7 @@ use soda_models::pipeline::{LoadOptions, Pipeline};
 use crate::base_model::{find_base, print_warnings};
 use crate::device::{Precision, host};
 use crate::progress::{Progress, print_result};
-use crate::usage::{UsageError, require};
+use crate::usage::{UsageError, has_suffix, require, require_safetensors_name};
 use soda_train::Event;
 
 #[derive(Debug, Args)]
@@ -40,6 +40,7 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: ConvertArgs) -> Result<()> {
+    require_safetensors_name(&args.out)?;
     ensure!(!args.out.exists(), "{} exists; give another --out or remove it", args.out.display());
     // The weights are only read and written, which needs no GPU.
     let device = host();
@@ -58,7 +59,7 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
     };
     print_warnings(&pipeline, &progress);
     progress.show(Event::Stage { name: "writing" });
-    if args.out.extension().is_some_and(|extension| extension == "safetensors") {
+    if has_suffix(&args.out, "safetensors") {
         pipeline.save_single_file(&args.out, dtype)?;
     } else {
         pipeline.save_as(&args.out, dtype)?;

@@ -15,7 +15,7 @@ use crate::args::{CacheArg, DeviceArg, finite};
 use crate::base_model::find_base;
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
-use crate::usage::require;
+use crate::usage::{require, require_folder_name, require_safetensors_name};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -96,6 +96,17 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         args.format != ExportFormat::Peft || args.strength == 1.0,
         "PEFT keeps adapters as they were trained; leave --strength to it, or export as kohya",
     )?;
+    let words = args.format == ExportFormat::Embeddings;
+    require(
+        !words || args.dtype.is_none(),
+        "new words are written as they are; leave out --dtype",
+    )?;
+    if words || args.format == ExportFormat::Peft {
+        let folder = "peft and embeddings are directories: give --out without a file's suffix";
+        require_folder_name(&args.out, folder)?;
+    } else {
+        require_safetensors_name(&args.out)?;
+    }
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
@@ -106,8 +117,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         device: &device,
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
-    if args.format == ExportFormat::Embeddings {
-        ensure!(args.dtype.is_none(), "new words are written as they are; leave out --dtype");
+    if words {
         ensure!(
             !file.embeddings.is_empty(),
             "{} has no new words; those of a run are `tokens.words`",

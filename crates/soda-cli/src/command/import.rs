@@ -58,20 +58,20 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     let progress = Progress::default();
     if let Some(example) = unmatched.first() {
         progress.warn(&format!(
-            "{} are of no weight of this base (such as {example}) and were left out",
+            "{} of no weight of this base (such as {example}), and left out",
             count(unmatched.len())
         ));
     }
     if let Some(example) = unread.first() {
         progress.warn(&format!(
-            "{} are of a kind that is not read (such as {example}; changes of biases and of normalization \
-             layers are among them) and were left out, so that the result is not all that the file holds",
+            "{} of a kind that is not read (such as {example}; changes of biases and of normalization \
+             layers are among them), which is left out, so that the result is not all that the file holds",
             count(unread.len())
         ));
     }
     for (component, names) in &absent {
         progress.warn(&format!(
-            "{} are for a {component} (such as {}), which this base does not have, and were left out",
+            "{} for a {component} (such as {}), which this base does not have, and left out",
             count(names.len()),
             names[0]
         ));
@@ -87,5 +87,8 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
 }
 
 fn count(tensors: usize) -> String {
-    format!("{tensors} tensor{}", if tensors == 1 { "" } else { "s" })
+    match tensors {
+        1 => "1 tensor is".to_owned(),
+        tensors => format!("{tensors} tensors are"),
+    }
 }

@@ -9,7 +9,7 @@ use crate::adapter_loading::load_with_adapters;
 use crate::args::{DeviceArg, MergedArgs};
 use crate::base_model::find_base;
 use crate::progress::print_result;
-use crate::usage::require;
+use crate::usage::{require, require_folder_name};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -41,6 +41,8 @@ pub(crate) fn run(args: MergeArgs) -> Result<()> {
     args.merged.check()?;
     let any = args.merged.adapter.is_some() || args.merged.subject.is_some();
     require(any, "give --adapter, or --subject and --style")?;
+    let folder = "merge writes a directory: give --out without a file's suffix; `soda convert` makes a single file of it";
+    require_folder_name(&args.out, folder)?;
     ensure!(!args.out.exists(), "{} exists; merge writes a new directory", args.out.display());
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;

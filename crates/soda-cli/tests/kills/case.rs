@@ -44,6 +44,15 @@ pub(crate) enum Harm {
     Moment(Duration),
 }
 
+/// What became of a command with a harm in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Killed,
+    Failed,
+    /// It succeeded: the harm came too late, or in a cleaning up.
+    Succeeded,
+}
+
 /// A command that was not harmed.
 pub(crate) struct Undisturbed {
     pub(crate) files: Tree,
@@ -95,7 +104,7 @@ impl Case {
         Undisturbed { files, calls, took }
     }
 
-    /// Harms the command and gives it again. Returns whether the harm came before its end.
+    /// Harms the command and gives it again.
     ///
     /// # Errors
     /// The law that is broken.
@@ -105,7 +114,7 @@ impl Case {
         work: &Path,
         harm: Harm,
         whole: &Undisturbed,
-    ) -> Result<bool, String> {
+    ) -> Result<End, String> {
         self.prepare(work);
         let old = tree(work);
         let mut command = self.command(work, &self.args);
@@ -127,14 +136,15 @@ impl Case {
             let mut found = tree(work);
             found.retain(|path, _| !is_staged(path));
             let differs = difference(&found, &whole.files);
-            return differs.map_or(Ok(false), |what| Err(format!("it succeeded, and {what}")));
+            return differs
+                .map_or(Ok(End::Succeeded), |what| Err(format!("it succeeded, and {what}")));
         }
         if !killed {
             self.check_message(&output, harm)?;
         }
         self.check_rest(work, &old, whole)?;
         self.again(work, whole)?;
-        Ok(true)
+        Ok(if killed { End::Killed } else { End::Failed })
     }
 
     /// A failed command says why in one sentence.

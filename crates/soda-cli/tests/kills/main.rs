@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use case::{Case, Harm, Process};
+use case::{Case, End, Harm, Process};
 use soda_pipeline::AdapterFile;
 use soda_testing::{Fault, Faults};
 
@@ -112,7 +112,8 @@ impl Home {
         let mut broken = Vec::new();
         for case in cases {
             let whole = case.finish(&self.faults, &work);
-            let (mut draw, mut harmed) = (Draw::new(case.name), 0);
+            let mut draw = Draw::new(case.name);
+            let mut ends = Vec::new();
             let count = number("SODA_KILLS", default);
             for index in 0..count as usize {
                 let harm = match index % 5 {
@@ -123,7 +124,7 @@ impl Home {
                     ),
                 };
                 match case.harm(&self.faults, &work, harm, &whole) {
-                    Ok(before_its_end) => harmed += u64::from(before_its_end),
+                    Ok(end) => ends.push(end),
                     Err(law) => {
                         let at = match harm {
                             Harm::Call(number, _) => &whole.calls[number - 1],
@@ -133,9 +134,13 @@ impl Home {
                     }
                 }
             }
+            let number = |end: End| ends.iter().filter(|found| **found == end).count();
             report(&format!(
-                "{}: {harmed} of {count} harms before its end, {} changes of files",
+                "{}: {} killed, {} failed, {} succeeded of {count}; {} changes of files",
                 case.name,
+                number(End::Killed),
+                number(End::Failed),
+                number(End::Succeeded),
                 whole.calls.len()
             ));
         }

@@ -19,6 +19,7 @@ const STAGES: &[Stage] = &[
     ("tidy", || tidy(&[])),
     ("xtask", || cargo(&["test", "--package", "xtask"])),
     ("test", || test(&[])),
+    ("fuzz", fuzz),
     ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("doc", || {
         cargo_with(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])
@@ -64,6 +65,14 @@ fn table(times: &[(&str, Duration)]) -> String {
     };
     let sum = line("together", times.iter().map(|(_, time)| *time).sum());
     times.iter().map(|(name, time)| line(name, *time)).collect::<String>() + &sum
+}
+
+/// Gives damaged inputs to every reader, ten seconds each.
+fn fuzz() -> Outcome {
+    const SECONDS: &[(&str, &str)] = &[("SODA_FUZZ_SECONDS", "10")];
+    cargo_with(&["test", "--workspace", "--test", "fuzz"], SECONDS)?;
+    // The readers of soda-hub are private, and so are their tests.
+    cargo_with(&["test", "--workspace", "--lib", "--", "fuzz::"], SECONDS)
 }
 
 /// Lints the code that only builds with a GPU backend, with all backends in one binary.

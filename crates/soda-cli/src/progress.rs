@@ -102,18 +102,21 @@ pub(crate) fn print_stderr(line: &str) {
 }
 
 /// Prints an error, its causes and the remedy on one line.
-///
-/// Leaves out a cause whose text the line has already.
 pub(crate) fn print_error(error: &anyhow::Error, remedy: &str) {
-    let mut line = String::from("error");
+    print_stderr(&format!("error: {}", sentence(error, remedy)));
+}
+
+/// An error, its causes and the remedy. Leaves out a cause whose text the sentence has already.
+pub(crate) fn sentence(error: &anyhow::Error, remedy: &str) -> String {
+    let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if !line.contains(&cause) {
-            line.push_str(": ");
+            let separator = if line.is_empty() { "" } else { ": " };
+            line.push_str(separator);
             line.push_str(&cause);
         }
     }
-    line.push_str(remedy);
-    print_stderr(&line);
+    line + remedy
 }
 
 /// The bar of a stage with a known length.

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use soda_compare::{ComparisonConfig, ResultsFile, RunResult};
+use soda_compare::{ComparisonConfig, EvaluationResult, ResultsFile, RunResult, StoredResult};
 use soda_testing::fuzz;
 
 #[test]
@@ -22,14 +22,35 @@ fn no_bytes_make_a_plan_panic() {
     });
 }
 
-#[test]
-fn no_bytes_make_a_results_file_panic() {
+/// Damages the lines of finished tasks. The harness would find nothing in lines that are all refused.
+fn fuzz_results<R: StoredResult>(name: &str, line: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("results.jsonl");
-    let line =
-        "{\"arm\": \"a\", \"data\": \"d\", \"seed\": 1, \"clip_t\": 0.25, \"seconds\": 3e2}\n";
-    fuzz("results.jsonl", &[line.repeat(3).into_bytes()], 400, |input| {
+    let path = folder.path().join(name);
+    let seed = format!("{line}\n").repeat(3).into_bytes();
+    std::fs::write(&path, &seed).unwrap();
+    ResultsFile::<R>::open(&path).unwrap();
+    fuzz(name, &[seed], 400, |input| {
         std::fs::write(&path, input).unwrap();
-        let _ = ResultsFile::<RunResult>::open(&path).map(drop);
+        let _ = ResultsFile::<R>::open(&path).map_err(|error| error.to_string());
     });
+}
+
+const SCORES: &str = r#"{"clip_t": 0.25, "clip_i": 0.7, "dino": 0.5}"#;
+
+#[test]
+fn no_bytes_make_the_results_of_runs_panic() {
+    let line = format!(
+        r#"{{"id": "a", "arm": "a", "data": "d", "seed": 1, "before": {SCORES},
+        "after": {SCORES}, "truth": null, "trace": [], "losses": [0.5], "num_params": 7,
+        "file_size": 9, "seconds_per_step": 3e2, "peak_memory": null}}"#
+    );
+    fuzz_results::<RunResult>("results.jsonl", &line.replace('\n', " "));
+}
+
+#[test]
+fn no_bytes_make_the_results_of_evaluations_panic() {
+    let line = format!(
+        r#"{{"id": "e", "series": "a", "at": [0.5], "scores": {SCORES}, "style_clip_i": 0.3}}"#
+    );
+    fuzz_results::<EvaluationResult>("probes.jsonl", &line);
 }

@@ -102,6 +102,22 @@ impl StagedFolder {
         &self.path
     }
 
+    /// The path that `path`, of something in the folder, has once the folder is committed.
+    ///
+    /// Messages name it, since nobody knows the path before.
+    ///
+    /// ```
+    /// let folder = tempfile::tempdir()?;
+    /// let staged = soda_files::StagedFolder::new(&folder.path().join("model"))?;
+    /// let path = staged.path().join("config.json");
+    /// assert_eq!(staged.committed(&path), folder.path().join("model/config.json"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn committed(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(&self.path)
+            .map_or_else(|_| path.to_owned(), |rest| self.target.join(rest))
+    }
+
     /// Renames the folder to its target.
     ///
     /// # Errors

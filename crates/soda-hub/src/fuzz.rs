@@ -1,88 +1,48 @@
-//! Mutated answers of a hub: whatever it sends is a value or an error, and no path leaves the cache.
+//! Damaged answers of a hub: each gives a value or an error, and no path leaves the cache. `CONTRIBUTING.md`
+//! says how to run the long form.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::{Component, Path};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use soda_testing::{Mutator, fuzz};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::http::{Hops, Url, range_of, target};
+use crate::http::{Client, Hops, Url, file_metadata, range_of, target};
 use crate::listing::Listing;
 use crate::names::{etag_name, is_commit};
 use crate::pipeline_files::required_files;
 
-/// How often each answer is mutated.
-const ROUNDS: usize = 5000;
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// SplitMix64, so that a failure can be repeated.
-struct Random(u64);
+const LIST: &str = r#"{"id":"a/b","sha":"0123456789abcdef0123456789abcdef01234567","siblings":[
+    {"rfilename":"model_index.json"},{"rfilename":"unet/config.json"},
+    {"rfilename":"unet/diffusion_pytorch_model.safetensors.index.json"},
+    {"rfilename":"unet/diffusion_pytorch_model-00001-of-00002.safetensors"},
+    {"rfilename":"unet/diffusion_pytorch_model-00002-of-00002.safetensors"},
+    {"rfilename":"tokenizer/vocab.json"},{"rfilename":"tokenizer/merges.txt"}]}"#;
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+const INDEX: &str = r#"{"unet":["diffusers","A"],"tokenizer":["transformers","B"]}"#;
 
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-}
-
-/// Texts that are dangerous somewhere.
-const PIECES: &[&str] = &[
-    "..",
-    "/",
-    "\\",
-    "../../",
-    "\0",
-    "\n",
-    "\"",
-    "{",
-    "[",
-    "]",
-    "}",
-    ":",
-    "%2e",
-    "-1",
-    "1e400",
-    "null",
-    "18446744073709551616",
-    "file:///",
-    "//",
-    "@",
-    "#",
-    "?",
-    "*",
-    "W/",
-    "-of-",
-    ".safetensors",
-    "é",
-    "\u{202e}",
+/// The heads of answers: metadata, a part of a file, a redirect to another host.
+const HEADS: [&str; 2] = [
+    "206\n\
+     ETag: W/\"5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03\"\n\
+     X-Repo-Commit: 0123456789abcdef0123456789abcdef01234567\n\
+     Content-Range: bytes 0-0/14611712\nContent-Length: 1",
+    "302\n\
+     X-Linked-Etag: \"5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03\"\n\
+     X-Linked-Size: 14611712\n\
+     X-Repo-Commit: 0123456789abcdef0123456789abcdef01234567\n\
+     Content-Length: 14611712",
 ];
 
-/// Returns `text` with some bytes changed, removed or repeated, and pieces put in.
-fn mutated(text: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut text = text.to_vec();
-    for _ in 0..=random.below(4) {
-        let at = random.below(text.len());
-        match random.below(5) {
-            0 if !text.is_empty() => text[at] = random.next() as u8,
-            1 if !text.is_empty() => drop(text.remove(at)),
-            2 => text.truncate(at),
-            3 => {
-                let end = at + random.below(text.len() - at);
-                let part = text[at..end].to_vec();
-                text.splice(at..at, part);
-            }
-            _ => {
-                let piece = PIECES[random.below(PIECES.len())];
-                text.splice(at..at, piece.bytes());
-            }
-        }
-    }
-    text
+/// More choices for an input, which it determines.
+fn choices(input: &[u8]) -> Mutator {
+    Mutator::new(input.iter().fold(7, |sum, byte| sum * 31 % 0xffff_fffb + u64::from(*byte)))
 }
 
 /// Whether a relative path stays in its folder on every system.
@@ -91,79 +51,121 @@ fn stays(path: &str) -> bool {
     !path.contains(['\\', ':', '\0']) && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
+/// Runs the harness. Some inputs must be accepted: it would find nothing in answers that are all refused.
+fn fuzz_answers(name: &str, seeds: &[&str], mut accepts: impl FnMut(&[u8]) -> bool) {
+    let seeds: Vec<Vec<u8>> = seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect();
+    let (mut inputs, mut accepted) = (0, 0);
+    fuzz(name, &seeds, 5000, |input| {
+        inputs += 1;
+        accepted += usize::from(accepts(input));
+    });
+    assert!(inputs < 1000 || accepted > inputs / 100, "{accepted} of {inputs}");
+}
+
 #[test]
-fn a_mutated_list_names_no_path_outside() {
-    let list = br#"{"id":"a/b","sha":"0123456789abcdef0123456789abcdef01234567","siblings":[
-        {"rfilename":"model_index.json"},{"rfilename":"unet/config.json"},
-        {"rfilename":"unet/diffusion_pytorch_model.safetensors.index.json"},
-        {"rfilename":"unet/diffusion_pytorch_model-00001-of-00002.safetensors"},
-        {"rfilename":"unet/diffusion_pytorch_model-00002-of-00002.safetensors"},
-        {"rfilename":"tokenizer/vocab.json"},{"rfilename":"tokenizer/merges.txt"}]}"#;
-    let index = br#"{"unet":["diffusers","A"],"tokenizer":["transformers","B"]}"#;
-    let (mut random, mut selected) = (Random(1), 0);
-    for _ in 0..ROUNDS {
-        let Ok(listing) = Listing::parse(&mutated(list, &mut random)) else { continue };
+fn a_damaged_list_names_no_path_outside() {
+    fuzz_answers("hub list", &[LIST], |input| {
+        let Ok(listing) = Listing::parse(input) else { return false };
         assert!(is_commit(&listing.commit));
-        let index = if random.below(4) == 0 { mutated(index, &mut random) } else { index.to_vec() };
-        let variant = [None, Some("fp16")][random.below(2)];
-        if let Ok(files) = required_files("a/b", &index, &listing.files, variant) {
+        let mut choices = choices(input);
+        let index = match choices.below(4) {
+            0 => choices.damage(INDEX.as_bytes()),
+            _ => INDEX.as_bytes().to_vec(),
+        };
+        let variant = [None, Some("fp16")][choices.below(2)];
+        let files = required_files("a/b", &index, &listing.files, variant);
+        let files = files.map_err(|error| error.to_string());
+        files.is_ok_and(|files| {
             assert!(files.iter().all(|file| stays(file)), "{files:?}");
-            selected += 1;
+            true
+        })
+    });
+}
+
+/// The status and the header fields of a text with a line for each.
+fn head(input: &[u8]) -> (u16, HeaderMap) {
+    let mut lines = input.split(|byte| *byte == b'\n');
+    let status = lines.next().and_then(|line| std::str::from_utf8(line).ok()?.parse().ok());
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.insert(name, value);
         }
     }
-    assert!(selected > ROUNDS / 100, "{selected}");
+    (status.unwrap_or(200), headers)
 }
 
 #[test]
-fn mutated_headers_give_plain_names() {
-    let commit = "0123456789abcdef0123456789abcdef01234567";
-    let fields = [
-        ("ETag", "W/\"5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03\""),
-        ("X-Linked-Etag", "\"5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03\""),
-        ("X-Linked-Size", "14611712"),
-        ("X-Repo-Commit", commit),
-        ("Content-Range", "bytes 0-0/14611712"),
-        ("Content-Length", "14611712"),
-    ];
-    let (mut random, mut accepted) = (Random(2), 0);
-    for _ in 0..ROUNDS {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let value = match random.below(4) {
-                0 => mutated(value.as_bytes(), &mut random),
-                1 => continue,
-                _ => value.as_bytes().to_vec(),
-            };
-            if let Ok(value) = HeaderValue::from_bytes(&value) {
-                headers.insert(name.parse::<HeaderName>().unwrap(), value);
-            }
+fn damaged_headers_give_plain_names() {
+    fuzz_answers("hub headers", &HEADS, |input| {
+        let (status, headers) = head(input);
+        let mut choices = choices(input);
+        let mut hops = Hops::new(COMMIT);
+        let mut added = hops.add(choices.below(4) > 0, status, &headers);
+        // A second answer, of the host that has the file.
+        if added.is_ok() && choices.below(2) == 0 {
+            let (status, headers) = head(&choices.damage(HEADS[0].as_bytes()));
+            added = hops.add(false, status, &headers);
         }
-        let mut hops = Hops::new(commit);
-        let status = [200, 206, 302, 416][random.below(4)];
-        let added = hops.add(random.below(2) == 0, status, &headers);
-        if let Ok(metadata) = added.and_then(|()| hops.finish()) {
+        added.and_then(|()| hops.finish()).is_ok_and(|metadata| {
             assert!(stays(&metadata.etag) && etag_name(&metadata.etag).is_some());
-            accepted += 1;
-        }
-    }
-    assert!(accepted > ROUNDS / 100, "{accepted}");
+            true
+        })
+    });
 }
 
 #[test]
-fn mutated_redirects_stay_on_the_web() {
+fn damaged_redirects_stay_on_the_web() {
     let from = Url::parse("https://hub.co:8443/a/b?c=d").unwrap();
     let locations = ["https://cdn.co/x?y=z#f", "/x/../y", "../../z", "//cdn.co/x", "?q", "x y"];
-    let (mut random, mut followed) = (Random(3), 0);
-    for _ in 0..ROUNDS {
-        let location = locations[random.below(locations.len())];
-        let location = mutated(location.as_bytes(), &mut random);
-        range_of(&String::from_utf8_lossy(&location));
-        let Ok(value) = HeaderValue::from_bytes(&location) else { continue };
+    fuzz_answers("hub redirect", &locations, |input| {
+        range_of(&String::from_utf8_lossy(input));
+        let Ok(value) = HeaderValue::from_bytes(input) else { return false };
         let headers = HeaderMap::from_iter([(ureq::http::header::LOCATION, value)]);
-        if let Ok(url) = target(&from, &headers) {
+        target(&from, &headers).is_ok_and(|url| {
             assert_eq!(url.origin().scheme, "https");
-            followed += 1;
+            true
+        })
+    });
+}
+
+/// Whole answers as bytes on a connection, from a server that then closes it.
+#[test]
+fn a_damaged_answer_is_refused_or_read() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let answer = Arc::new(Mutex::new(Vec::new()));
+    let shared = Arc::clone(&answer);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // The request is read, or closing would discard the answer.
+            let _ = stream.read(&mut [0; 4096]);
+            let bytes = shared.lock().unwrap().clone();
+            let _ = stream.write_all(&bytes);
         }
-    }
-    assert!(followed > ROUNDS / 100, "{followed}");
+    });
+    let client = Client::new(endpoint.clone(), None, Duration::from_secs(1));
+    let url = endpoint.with_path("a/b/resolve/main/x").unwrap();
+    let chunked = format!("{:x}\r\n{LIST}\r\n0\r\n\r\n", LIST.len());
+    let lengths = ["Content-Length: 583", "ETag: \"ab\"\r\nContent-Range: bytes 0-0/7"];
+    let mut seeds = lengths.map(|length| format!("HTTP/1.1 206 Part\r\n{length}\r\n\r\n{LIST}"));
+    seeds[0] = seeds[0].replace("583", &LIST.len().to_string());
+    let chunked = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}");
+    let seeds = [&seeds[0], &seeds[1], &chunked].map(|seed| seed.as_bytes().to_vec());
+    fuzz("hub answer", &seeds, 500, |input| {
+        // Another host must not be asked, wherever the damage leads.
+        if input.to_ascii_lowercase().windows(8).any(|part| part == b"location") {
+            return;
+        }
+        *answer.lock().unwrap() = input.to_vec();
+        let read = client.get(&url, &[], |_| false).and_then(|answer| answer.into_bytes("x", 999));
+        if let Ok(bytes) = read {
+            assert!(bytes.len() <= 999);
+            let _ = Listing::parse(&bytes);
+        }
+        let _ = file_metadata(&client, &url, COMMIT).map(|metadata| assert!(stays(&metadata.etag)));
+    });
 }

@@ -1,5 +1,5 @@
 //! Arbitrary shapes and bit patterns give an error or a result, and no panic. `PROPTEST_CASES` sets the
-//! number of cases.
+//! number of cases. Damaged files of the cache give the decomposition all the same.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,15 +8,17 @@ mod common;
 use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
 use soda_linalg::optim::{
     Pogo, PogoConfig, RiemannianAdam, RiemannianAdamConfig, RiemannianSgd, RiemannianSgdConfig,
     StiefelAdam, StiefelAdamConfig, StiefelSgd, StiefelSgdConfig,
 };
 use soda_linalg::stiefel::{self, Retraction};
 use soda_linalg::{
-    KroneckerMatrix, Lq, Polar, Qr, Svd, SymmetricEigen, kron_left, kron_right, rotation_exp,
-    rotation_log, rotation_power,
+    KroneckerMatrix, Lq, Polar, Qr, Svd, SvdCache, SymmetricEigen, kron_left, kron_right,
+    rotation_exp, rotation_log, rotation_power,
 };
+use soda_testing::fuzz;
 
 /// A matrix of ordinary numbers, with some arbitrary f32 bit patterns.
 fn matrix() -> impl Strategy<Value = Tensor<2>> {
@@ -98,4 +100,27 @@ proptest! {
             assert_eq!(gradient.unwrap().dims(), w.dims());
         }
     }
+}
+
+/// A damaged file is computed again and replaced. One whose digest is right as well gives its numbers, as
+/// long as they have the shapes of the matrix.
+#[test]
+fn no_bytes_make_the_cache_of_decompositions_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = SvdCache::new(folder.path());
+    let entries: Vec<f32> = (0..35).map(|i| ((i * i) as f32).sin()).collect();
+    let a = Tensor::<2>::from_data(TensorData::new(entries, [5, 7]), &Device::default());
+    let whole = cache.thin(&a).unwrap().s.to_data();
+    let path = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let seed = std::fs::read(&path).unwrap();
+    fuzz("cached decomposition", std::slice::from_ref(&seed), 500, |input| {
+        std::fs::write(&path, input).unwrap();
+        assert_eq!(cache.thin(&a).unwrap().s.to_data(), whole);
+        assert!(std::fs::read(&path).unwrap() == seed, "the file is not replaced");
+        let Some(end) = input.len().checked_sub(32) else { return };
+        let digest = Sha256::digest(&input[..end]);
+        std::fs::write(&path, [&input[..end], &digest[..]].concat()).unwrap();
+        assert_eq!(cache.thin(&a).unwrap().s.dims(), [5]);
+        std::fs::write(&path, &seed).unwrap();
+    });
 }

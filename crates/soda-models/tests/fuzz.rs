@@ -2,15 +2,19 @@
 //! `CONTRIBUTING.md` says how to run the long form.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
+use common::{Fixture, write_pipeline};
 use peak_alloc::PeakAlloc;
-use serde_json::Value;
+use serde_json::{Value, json};
 use soda_models::clip::{ClipConfig, ClipTextConfig};
 use soda_models::config::{self, ConfigFile};
 use soda_models::image::{ImageProcessor, read_mask, read_rgb_and_alpha};
+use soda_models::pipeline::Pipeline;
 use soda_models::scheduler::{ForwardProcess, SchedulerConfig};
 use soda_models::tokenizer::Tokenizer;
 use soda_models::unet::UnetConfig;
@@ -76,6 +80,79 @@ fn no_bytes_make_a_weight_file_panic() {
         if let Ok(file) = Checkpoint::open(path) {
             let _ = file.load_into(clip.init(&Device::default()), FloatDType::F32);
         }
+    });
+}
+
+/// The parts of a model in several files, and the index of them.
+#[test]
+fn no_bytes_make_an_index_of_weights_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = |number| dir.path().join(format!("model-0000{number}-of-00002.safetensors"));
+    let clip = ClipTextConfig {
+        vocab_size: 4,
+        hidden_size: 4,
+        intermediate_size: 4,
+        num_hidden_layers: 1,
+        num_attention_heads: 1,
+        max_position_embeddings: 4,
+        ..Default::default()
+    };
+    weights::save(&clip.init(&Device::default()), &shard(1), FloatDType::F16).unwrap();
+    fs::write(shard(2), small()).unwrap();
+    let keys = |number| {
+        let file = SafetensorsReader::open(&shard(number)).unwrap();
+        let name = format!("model-0000{number}-of-00002.safetensors");
+        let keys: Vec<_> = file.tensors().map(|(key, ..)| (key.to_owned(), json!(name))).collect();
+        keys
+    };
+    let map: serde_json::Map<_, _> = keys(1).into_iter().chain(keys(2)).collect();
+    let index = json!({"metadata": {"total_size": 1000}, "weight_map": map}).to_string();
+    let path = dir.path().join("model.safetensors.index.json");
+    fuzz("index.json", &[index.into_bytes()], 500, |input| {
+        fs::write(&path, input).unwrap();
+        if let Ok(file) = Checkpoint::find(dir.path(), "model", None) {
+            let _ = file.load_into(clip.init(&Device::default()), FloatDType::F32);
+        }
+    });
+}
+
+/// A tiny pipeline in diffusers' layout.
+fn tiny(family: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_pipeline(&Fixture::read(&format!("pipeline-{family}")), dir.path());
+    dir
+}
+
+/// A file of all networks in the original keys, read with the configs of its family and of another one.
+#[test]
+fn no_bytes_make_a_single_file_panic() {
+    let device = Device::default();
+    let dirs = ["sd15", "sd21", "sdxl"].map(tiny);
+    let load = |path: &Path, configs: &Path| {
+        Pipeline::load_single_file(path, configs, FloatDType::F32, &device)
+    };
+    let seeds = dirs.each_ref().map(|dir| {
+        let file = dir.path().join("single.safetensors");
+        let pipeline = Pipeline::load(dir.path(), &device).unwrap();
+        pipeline.save_single_file(&file, FloatDType::F16).unwrap();
+        load(&file, dir.path()).unwrap();
+        fs::read(&file).unwrap()
+    });
+    fuzz_file("single file", &seeds, 60, |path| {
+        for dir in &dirs {
+            let _ = load(path, dir.path()).map_err(|error| error.to_string());
+        }
+    });
+}
+
+#[test]
+fn no_bytes_make_a_model_index_panic() {
+    let dir = tiny("sdxl");
+    let path = dir.path().join("model_index.json");
+    let seed = fs::read(&path).unwrap();
+    fuzz("model_index.json", &[seed], 40, |input| {
+        fs::write(&path, input).unwrap();
+        let _ = Pipeline::load(dir.path(), &Device::default()).map_err(|error| error.to_string());
     });
 }
 

@@ -15,8 +15,9 @@ use peak_alloc::PeakAlloc;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use soda_adapters::{AdapterState, METHOD_PRESETS, Method as _, MethodConfig};
+use soda_models::pipeline::Pipeline;
 use soda_pipeline::interop::import;
-use soda_pipeline::{AdapterFile, Component, Header};
+use soda_pipeline::{AdapterFile, Component, Header, configure_pipeline};
 use soda_testing::fuzz;
 
 #[global_allocator]
@@ -139,11 +140,61 @@ fn dialects() -> Vec<Vec<u8>> {
         ),
         foreign(&[("lora_unet_to_q.diff", &[20, 12]), ("lora_unet_conv.diff", &[6, 4, 3, 3])], &[]),
         foreign(&[("lora_unet_to_q.oft_blocks", &[2, 6, 6])], &[]),
-        // Textual Inversion
-        foreign(&[("emb_params", &[2, 8])], &[]),
-        foreign(&[("clip_l", &[2, 8]), ("clip_g", &[2, 8])], &[]),
-        foreign(&[("bundle_emb.mug.string_to_param.*", &[2, 8])], &[]),
     ]
+}
+
+/// The embeddings of textual inversion go into the vocabulary of a model.
+#[test]
+fn no_file_of_embeddings_makes_the_import_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mug.safetensors");
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+    let pipeline = Pipeline::load(&base, &Device::default()).unwrap();
+    let width = pipeline.text_encoder.text_model.embeddings.token_embedding.weight.dims()[1];
+    let networks = pipeline.networks();
+    let read = |path: &Path| {
+        let file = match AdapterFile::read(path) {
+            Ok(file) => file,
+            Err(_) => import(path, &networks, "net").map_err(|error| error.to_string())?.file,
+        };
+        let mut pipeline = Pipeline {
+            tokenizer: pipeline.tokenizer.clone(),
+            text_encoder: pipeline.text_encoder.clone(),
+            second_text_encoder: None,
+            denoiser: pipeline.denoiser.clone(),
+            vae: pipeline.vae.clone(),
+            scheduler: pipeline.scheduler.clone(),
+            denoiser_config: pipeline.denoiser_config.clone(),
+            vae_config: pipeline.vae_config.clone(),
+            source: pipeline.source.clone(),
+            warnings: Vec::new(),
+            device: pipeline.device.clone(),
+        };
+        configure_pipeline(&mut pipeline, &file).map_err(|error| error.to_string())
+    };
+    let schedule = json!({"prediction_type": "v_prediction", "rescale_betas_zero_snr": true});
+    let mut own: AdapterFile = AdapterFile::new(Header { schedule, ..Header::default() });
+    let vectors = TensorData::new(vec![0.1f32; 2 * width], [2, width]);
+    own.embeddings.insert("<mug>".to_owned(), [(Component::TextEncoder, vectors)].into());
+    own.write(&path).unwrap();
+    let seeds = [
+        std::fs::read(&path).unwrap(),
+        foreign(&[("emb_params", &[2, width])], &[]),
+        foreign(&[("<mug>", &[width])], &[]),
+        foreign(&[("clip_l", &[2, width]), ("clip_g", &[2, 8])], &[]),
+        foreign(&[("bundle_emb.mug.string_to_param.*", &[2, width])], &[]),
+    ];
+    let imported = seeds.iter().filter(|seed| {
+        std::fs::write(&path, seed).unwrap();
+        read(&path).is_ok()
+    });
+    assert!(imported.count() >= 3);
+    MEMORY.reset_peak_usage();
+    fuzz("embeddings", &seeds, 150, |input| {
+        std::fs::write(&path, input).unwrap();
+        let _ = read(&path);
+    });
+    assert!(MEMORY.peak_usage_as_mb() < MOST_MEMORY, "{} MB", MEMORY.peak_usage_as_mb());
 }
 
 #[test]

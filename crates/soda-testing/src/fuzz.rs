@@ -1,172 +1,45 @@
 //! Fuzzing in process: seeds are damaged by a deterministic generator and given to a reader.
 //!
-//! `cargo test` runs a short form. `SODA_FUZZ=1000000` sets the inputs of each reader, and
-//! `SODA_FUZZ_FROM=104252 SODA_FUZZ=1` repeats one of them.
+//! `cargo test` runs a short form. These variables of the environment choose another one:
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `SODA_FUZZ=1000000` | the inputs of each reader |
+//! | `SODA_FUZZ_SECONDS=10` | the time for each reader, instead of a number of inputs |
+//! | `SODA_FUZZ_FROM=104252` | the number of the first input |
+//! | `SODA_FUZZ_TARGET=picture` | the only reader that is run |
+//!
+//! An input may take ten seconds, and the process 3000 MiB of memory. Another thread watches both: a reader
+//! that hangs ends the tests with the number of its input.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-/// The longest time that a reader may take for one input.
-const LONGEST: Duration = Duration::from_secs(10);
+use crate::mutator::Mutator;
+use crate::watch::{LONGEST, Watch, repeat, say};
 
-/// Numbers at which readers overflow, allocate without bound, or divide by zero.
-const NUMBERS: &[&str] = &[
-    "0",
-    "1",
-    "2",
-    "3",
-    "-1",
-    "7",
-    "255",
-    "1e308",
-    "-1e308",
-    "1e-320",
-    "0.5",
-    "65536",
-    "1000000",
-    "16777216",
-    "2147483648",
-    "4294967295",
-    "4294967296",
-    "1099511627776",
-    "9007199254740993",
-    "4611686018427387904",
-    "9223372036854775807",
-    "18446744073709551615",
-    "99999999999999999999999999",
-    "null",
-    "[]",
-];
-
-/// A generator of damaged inputs. The same number gives the same inputs.
-#[derive(Debug)]
-pub struct Mutator {
-    state: u64,
-}
-
-impl Mutator {
-    /// Makes the generator of input `number`.
-    pub fn new(number: u64) -> Self {
-        Self { state: number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d }
-    }
-
-    /// A number below `end`, or 0 if `end` is 0. The generator is SplitMix64.
-    pub fn below(&mut self, end: usize) -> usize {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % (end as u64).max(1)) as usize
-    }
-
-    /// Damages `seed` in one to four places: bits, bytes, lengths, and numbers and names of a text.
-    ///
-    /// The header of a safetensors file is damaged as a text, and keeps its right length.
-    pub fn damage(&mut self, seed: &[u8]) -> Vec<u8> {
-        if let Some((header, data)) = split_safetensors(seed)
-            && self.below(4) > 0
-        {
-            let header = self.damage_text(header.to_vec());
-            let length = (header.len() as u64).to_le_bytes();
-            return [&length[..], &header, data].concat();
-        }
-        match std::str::from_utf8(seed).is_ok() && self.below(4) > 0 {
-            true => self.damage_text(seed.to_vec()),
-            false => self.damage_bytes(seed.to_vec()),
-        }
-    }
-
-    fn damage_text(&mut self, mut text: Vec<u8>) -> Vec<u8> {
-        for _ in 0..=self.below(4) {
-            match self.below(6) {
-                0..3 => self.replace_number(&mut text),
-                3 => self.repeat_string(&mut text),
-                4 => self.remove(&mut text),
-                _ => text = self.damage_bytes(text),
-            }
-        }
-        text
-    }
-
-    fn damage_bytes(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
-        for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len());
-            match self.below(8) {
-                0..3 => {
-                    let bit = 1 << self.below(8);
-                    bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= bit);
-                }
-                3..5 => {
-                    let value = [0, 1, 0x7f, 0x80, 0xff, b'{', b'"', b'\n'][self.below(8)];
-                    bytes.get_mut(at).into_iter().for_each(|byte| *byte = value);
-                }
-                5 => bytes.truncate(at),
-                6 => {
-                    let more: Vec<u8> =
-                        (0..=self.below(8)).map(|_| self.below(256) as u8).collect();
-                    bytes.splice(at..at, more);
-                }
-                _ => self.remove(&mut bytes),
-            }
-        }
-        bytes
-    }
-
-    /// Replaces a run of digits by one of [`NUMBERS`].
-    fn replace_number(&mut self, text: &mut Vec<u8>) {
-        let run = self.run(text, |byte| byte.is_ascii_digit());
-        let number = NUMBERS[self.below(NUMBERS.len())];
-        text.splice(run, number.bytes());
-    }
-
-    /// Replaces a word by another word of the text.
-    fn repeat_string(&mut self, text: &mut Vec<u8>) {
-        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.';
-        let word = self.run(text, is_word);
-        let word = text[word].to_vec();
-        let other = self.run(text, is_word);
-        text.splice(other, word);
-    }
-
-    fn remove(&mut self, bytes: &mut Vec<u8>) {
-        let start = self.below(bytes.len());
-        let end = (start + 1 + self.below(24)).min(bytes.len());
-        bytes.drain(start.min(end)..end);
-    }
-
-    /// The next run of bytes of a kind after a random place. Empty if there is none.
-    fn run(&mut self, text: &[u8], is_part: impl Fn(u8) -> bool) -> std::ops::Range<usize> {
-        let from = self.below(text.len());
-        let rest = text.get(from..).unwrap_or_default();
-        let start = from + rest.iter().position(|byte| is_part(*byte)).unwrap_or(rest.len());
-        let length = text[start..].iter().take_while(|byte| is_part(**byte)).count();
-        start..start + length
-    }
-}
-
-/// The header and the data of a safetensors file.
-fn split_safetensors(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first_chunk::<8>()?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-    (rest.first() == Some(&b'{')).then(|| rest.split_at_checked(length)).flatten()
-}
-
-/// Gives damaged seeds to `reader`: `short` of them, or as many as `SODA_FUZZ` says.
+/// Gives damaged seeds to `reader`: `short` of them, or as many as the environment says.
 ///
 /// # Panics
 /// If the reader panics or takes more than ten seconds, with the number of the input. Also without seeds.
+/// A reader that does not return, or takes more than 3000 MiB, ends the process (memory: on Linux).
 pub fn fuzz(name: &str, seeds: &[Vec<u8>], short: u64, mut reader: impl FnMut(&[u8])) {
     assert!(!seeds.is_empty(), "{name}: there are no seeds");
-    let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let (from, count) =
-        (setting("SODA_FUZZ_FROM").unwrap_or(0), setting("SODA_FUZZ").unwrap_or(short));
-    for number in from..from + count {
+    let plan = Plan::from_env(short);
+    if !plan.includes(name) {
+        return;
+    }
+    let watch = Watch::start(name, plan.from);
+    let started = Instant::now();
+    let mut number = plan.from;
+    while plan.goes_on(number, started) {
         let mut mutator = Mutator::new(number);
         let seed = &seeds[mutator.below(seeds.len())];
         let input = mutator.damage(seed);
         let start = Instant::now();
+        watch.begin(number);
         let result = catch_unwind(AssertUnwindSafe(|| reader(&input)));
-        let again = format!("repeat it with SODA_FUZZ_FROM={number} SODA_FUZZ=1");
+        let again = repeat(name, number);
         if let Err(panic) = result {
             let reason = panic.downcast_ref::<String>().cloned();
             let reason = reason.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -177,33 +50,64 @@ pub fn fuzz(name: &str, seeds: &[Vec<u8>], short: u64, mut reader: impl FnMut(&[
         }
         let took = start.elapsed();
         assert!(took <= LONGEST, "{name}: input {number} takes {took:?}; {again}");
+        number += 1;
+    }
+    watch.end();
+    if plan.is_long {
+        let (count, seconds) = (number - plan.from, started.elapsed().as_secs_f64());
+        let rate = count as f64 / seconds.max(1e-9);
+        say(&format!("fuzz {name}: {count} inputs in {seconds:.1} s, {rate:.0} a second"));
+    }
+}
+
+/// Which inputs are tried.
+struct Plan {
+    from: u64,
+    count: u64,
+    seconds: Option<Duration>,
+    target: Option<String>,
+    is_long: bool,
+}
+
+impl Plan {
+    fn from_env(short: u64) -> Self {
+        Self::new(short, |name| std::env::var(name).ok())
+    }
+
+    /// # Panics
+    /// If a variable is no number: a mistyped one would make the long form a short one.
+    fn new(short: u64, variable: impl Fn(&str) -> Option<String>) -> Self {
+        let number = |name: &str| {
+            variable(name)
+                .map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name}={text}")))
+        };
+        let count = number("SODA_FUZZ");
+        let seconds = number("SODA_FUZZ_SECONDS").filter(|_| count.is_none());
+        Self {
+            from: number("SODA_FUZZ_FROM").unwrap_or(0),
+            count: count.unwrap_or(short),
+            seconds: seconds.map(Duration::from_secs),
+            target: variable("SODA_FUZZ_TARGET"),
+            is_long: count.is_some() || seconds.is_some(),
+        }
+    }
+
+    fn includes(&self, name: &str) -> bool {
+        self.target.as_ref().is_none_or(|target| target == name)
+    }
+
+    fn goes_on(&self, number: u64, started: Instant) -> bool {
+        match self.seconds {
+            Some(seconds) => started.elapsed() < seconds,
+            None => number - self.from < self.count,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn inputs_are_reproducible_and_differ() {
-        let seed = br#"{"a": 12, "b": [3, 4]}"#;
-        let inputs: Vec<_> = (0..100).map(|number| Mutator::new(number).damage(seed)).collect();
-        let again: Vec<_> = (0..100).map(|number| Mutator::new(number).damage(seed)).collect();
-        assert_eq!(inputs, again);
-        let same = inputs.iter().filter(|input| input[..] == seed[..]).count();
-        assert!(same < 20, "{same} inputs are not damaged");
-        assert!(inputs.iter().any(|input| input.ends_with(b"}") && input.len() > seed.len()));
-        // No input and no empty input makes the generator itself panic.
-        (0..1000).for_each(|number| drop(Mutator::new(number).damage(b"")));
-    }
-
-    #[test]
-    fn the_header_of_a_safetensors_file_keeps_its_length() {
-        let seed = [&17u64.to_le_bytes()[..], br#"{"a": [1, 2, 33]}"#, &[0; 8]].concat();
-        let whole = |input: &Vec<u8>| split_safetensors(input).is_some_and(|(_, d)| d == [0; 8]);
-        let kept = (0..200).map(|number| Mutator::new(number).damage(&seed)).filter(whole).count();
-        assert!(kept > 50, "{kept}");
-    }
+    use crate::watch::{LOOK, MOST_MEMORY};
 
     #[test]
     fn a_panic_is_reported_with_its_input() {
@@ -213,5 +117,61 @@ mod tests {
         let panic = panic.expect_err("some inputs are longer");
         let reason = panic.downcast_ref::<String>().expect("a message");
         assert!(reason.contains("too long") && reason.contains("SODA_FUZZ_FROM="), "{reason}");
+    }
+
+    #[test]
+    fn the_environment_chooses_inputs() {
+        let plan = |variables: &[(&str, &str)]| {
+            Plan::new(7, |name| {
+                let found = variables.iter().find(|(variable, _)| *variable == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let now = Instant::now();
+        let short = plan(&[]);
+        assert!(short.goes_on(6, now) && !short.goes_on(7, now) && !short.is_long);
+        let some = plan(&[("SODA_FUZZ", "2"), ("SODA_FUZZ_FROM", "5"), ("SODA_FUZZ_SECONDS", "9")]);
+        assert!(some.goes_on(6, now) && !some.goes_on(7, now) && some.is_long);
+        let timed = plan(&[("SODA_FUZZ_SECONDS", "3600")]);
+        assert!(timed.goes_on(1 << 40, now) && timed.is_long);
+        assert!(!plan(&[("SODA_FUZZ_SECONDS", "0")]).goes_on(0, now));
+        assert!(short.includes("a") && !plan(&[("SODA_FUZZ_TARGET", "b")]).includes("a"));
+        assert!(catch_unwind(|| plan(&[("SODA_FUZZ", "1e6")])).is_err());
+    }
+
+    /// A hang must end the process of the tests, which only another process can see.
+    #[test]
+    fn a_reader_that_hangs_or_fills_the_memory_ends_the_process() {
+        const WHAT: &str = "SODA_FUZZ_TRIAL";
+        let trial = "fuzz::tests::a_reader_that_hangs_or_fills_the_memory_ends_the_process";
+        let seeds = [b"1234".to_vec()];
+        match std::env::var(WHAT).as_deref() {
+            Ok("hang") => fuzz("a trial", &seeds, 1, |_| {
+                loop {
+                    std::thread::sleep(LOOK);
+                }
+            }),
+            Ok(_) => fuzz("a trial", &seeds, 1000, |_| {
+                let much = vec![1u8; ((MOST_MEMORY + 30) << 20) as usize];
+                assert!(std::hint::black_box(&much).len() > 1);
+            }),
+            Err(_) => {
+                let trials: &[_] = match cfg!(target_os = "linux") {
+                    true => &[("hang", "does not return"), ("memory", "MiB")],
+                    false => &[("hang", "does not return")],
+                };
+                for (what, reason) in trials {
+                    let mut again =
+                        std::process::Command::new(std::env::current_exe().expect("it"));
+                    again.args(["--exact", trial]).env(WHAT, what);
+                    for name in ["SODA_FUZZ", "SODA_FUZZ_SECONDS", "SODA_FUZZ_TARGET"] {
+                        again.env_remove(name);
+                    }
+                    let output = again.output().expect("this program runs");
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    assert!(!output.status.success() && said.contains(reason), "{what}: {said}");
+                }
+            }
+        }
     }
 }

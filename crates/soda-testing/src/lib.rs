@@ -1,11 +1,19 @@
-//! Helpers of the workspace's tests: numeric comparisons that fail on NaN and on empty input, and [`fuzz`].
+//! Helpers of the workspace's tests: numeric comparisons that fail on NaN and on empty input, [`fuzz`], and
+//! [`Faults`] at a chosen change of a file.
 //!
 //! `f32::max` returns the other operand when one is NaN, so `fold(0.0, f32::max)` over differences reports 0
 //! for an all-NaN output. These functions return NaN instead, and `error <= tolerance` is false for NaN.
 
+#[cfg(target_os = "linux")]
+mod faults;
 mod fuzz;
+mod mutator;
+mod watch;
 
-pub use fuzz::{Mutator, fuzz};
+#[cfg(target_os = "linux")]
+pub use faults::{Fault, Faults};
+pub use fuzz::fuzz;
+pub use mutator::Mutator;
 
 /// The largest absolute value, NaN if any value is NaN.
 ///

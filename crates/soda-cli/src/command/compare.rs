@@ -23,7 +23,8 @@ use crate::base_model::{find_base, is_path_or_name};
 use crate::child::ChildPool;
 use crate::command::evaluate::EvaluateArgs;
 use crate::command::train::train_argv;
-use crate::progress::{Progress, print_result};
+use crate::progress::{Progress, print_result, sentence};
+use crate::remedy::{Failed, remedy};
 use crate::usage::require;
 
 #[derive(Debug, Args)]
@@ -185,7 +186,10 @@ fn execute_all<T: Task>(
     }
     let mut progress = Progress::default();
     progress.show(Event::Stage { name: stage });
-    let act = |worker, task: &T| act(worker, task).map_err(|error| format!("{error:#}"));
+    let act = |worker, task: &T| {
+        // A full disk has the same remedy in this process as in those that it starts.
+        act(worker, task).map_err(|error| sentence(&error, remedy(&error, Failed::Child)))
+    };
     let failures = execute(tasks, jobs, results, act, |event| match event {
         TaskEvent::Started(_) => {}
         TaskEvent::Finished { done, total, .. } => {

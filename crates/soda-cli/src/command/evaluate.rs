@@ -12,7 +12,8 @@ use soda_models::image::grid;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline};
 use soda_train::{
-    Dataset, DatasetImages, Event, Example, RunFolder, expand_trigger, score, write_file, write_png,
+    Dataset, DatasetImages, Event, Example, RunFolder, TrainError, expand_trigger, score,
+    write_file, write_png,
 };
 
 use crate::adapter_loading::load_with_adapters;
@@ -168,15 +169,18 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let cannot = || format!("cannot create {}", out.display());
     let staged = StagedFolder::new(out).with_context(cannot)?;
     let file = |name: &str| staged.path().join(name);
-    write_png(&file(RunFolder::SAMPLES_GRID), &grid(&[reference.subject, samples]))?;
+    let named = |error: TrainError| error.named(|path| staged.committed(path));
+    let pictures = grid(&[reference.subject, samples]);
+    write_png(&file(RunFolder::SAMPLES_GRID), &pictures).map_err(named)?;
     if !unrelated.is_empty() {
-        write_png(&file(RunFolder::UNRELATED_GRID), &grid(&[unrelated_base, unrelated]))?;
+        let pictures = grid(&[unrelated_base, unrelated]);
+        write_png(&file(RunFolder::UNRELATED_GRID), &pictures).map_err(named)?;
     }
     let held_out = held_out.iter().map(Example::name).collect();
     let identifier = data.identifier;
     let result = EvaluationScores { prompts, identifier, held_out, scores, style_clip_i };
     let text = format!("{:#}\n", serde_json::to_value(&result)?);
-    write_file(&file(RunFolder::SCORES), text.as_bytes())?;
+    write_file(&file(RunFolder::SCORES), text.as_bytes()).map_err(named)?;
     staged.commit().with_context(cannot)?;
     print_scores(&result);
     Ok(())

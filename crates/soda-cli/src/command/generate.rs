@@ -1,13 +1,14 @@
 //! `soda generate`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use soda_models::ModelError;
 use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
+use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_train::{Event, write_file};
@@ -194,6 +195,11 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         tiling: args.tiling,
         shards: shards(&device),
     };
+    let texts: Vec<String> =
+        (0..files.len()).map(|index| parameters(&args, &config, index, &pipeline)).collect();
+    for (file, text) in files.iter().zip(&texts).filter(|(file, _)| file.exists()) {
+        ensure!(has_text(&read_picture(file)?, text), exists(file));
+    }
     progress.show(Event::Stage { name: "generating" });
     let images = pipeline.generate(&config, &mut |done, total| {
         progress.show(Event::Progress { done, total, loss: None });
@@ -204,29 +210,45 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         error => anyhow::Error::from(error),
     })?;
     progress.finish();
-    for ((index, file), image) in files.iter().enumerate().zip(&images) {
-        let text = parameters(&args, &config, index, &pipeline);
-        let bytes = png_with_parameters(image, &text)
+    for ((file, text), image) in files.iter().zip(&texts).zip(&images) {
+        let bytes = png_with_parameters(image, text)
             .with_context(|| format!("{} cannot be encoded", file.display()))?;
-        write_file(file, &bytes)?;
+        if file.exists() {
+            ensure!(read_picture(file)? == bytes, exists(file));
+        } else {
+            write_file(file, &bytes)?;
+        }
         print_result(&file.display().to_string());
     }
     Ok(())
 }
 
-/// The files to write. Fails before any computation if one of them exists.
+/// The files to write. Fails before any computation if all of them exist.
+///
+/// Some of them can exist: the command goes on where it was killed. They have to be its own pictures.
 fn output_files(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
     let count = args.prompt.len() * args.count as usize;
     let file = |index| args.out.join(format!("seed{}-{index:02}.png", args.seed));
     let files: Vec<PathBuf> = (0..count).map(file).collect();
-    for file in &files {
-        ensure!(
-            !file.exists(),
-            "{} exists; give another --out or --seed, or remove it",
-            file.display()
-        );
+    let is_new = files.iter().any(|file| !file.exists());
+    match files.first() {
+        Some(first) if !is_new => bail!(exists(first)),
+        _ => Ok(files),
     }
-    Ok(files)
+}
+
+fn exists(file: &Path) -> String {
+    format!("{} exists; give another --out or --seed, or remove it", file.display())
+}
+
+fn read_picture(file: &Path) -> Result<Vec<u8>> {
+    input_file::read(file, SizeLimit::IMAGE)
+        .with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// Whether a picture has the text with its settings, which the file holds as it is.
+fn has_text(picture: &[u8], text: &str) -> bool {
+    picture.windows(text.len().max(1)).any(|part| part == text.as_bytes())
 }
 
 /// Loads the base, merges the adapter and applies the options of the sampler.

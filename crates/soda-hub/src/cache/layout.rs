@@ -86,7 +86,7 @@ impl RepoCache {
     ///
     /// # Errors
     ///
-    /// [`Failure::Io`] if neither can be made.
+    /// [`Failure::Io`] if neither can be made, or if the disk is full.
     pub(crate) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<PathBuf, Failure> {
         let path = self.snapshot(commit).join(name);
         if let Some(folder) = path.parent() {
@@ -99,10 +99,12 @@ impl RepoCache {
             Ok(()) => Ok(path),
             // Another process made the link in the meantime.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(path),
-            Err(_) => {
+            // The blob stays where it is as long as links can be made: other snapshots may lead to it.
+            Err(error) if lacks_links(&error) => {
                 std::fs::rename(self.blob(etag), &path).map_err(Failure::io(&path))?;
                 Ok(path)
             }
+            Err(error) => Err(Failure::io(&path)(error)),
         }
     }
 
@@ -121,6 +123,19 @@ fn remove_if_present(path: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::io(path)(error)),
         _ => Ok(()),
     }
+}
+
+/// Whether the error of a link says that the file system, or the user, can make none at all. A full disk says
+/// something else.
+#[cfg(unix)]
+fn lacks_links(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied)
+}
+
+/// Windows has several errors for users without the privilege.
+#[cfg(not(unix))]
+fn lacks_links(error: &std::io::Error) -> bool {
+    error.kind() != ErrorKind::StorageFull
 }
 
 #[cfg(unix)]

@@ -15,6 +15,9 @@ mod lock;
 mod partial;
 mod whole;
 
+#[cfg(test)]
+mod fuzz;
+
 pub(crate) use digest::Digest;
 pub(crate) use layout::RepoCache;
 pub(crate) use partial::Partial;

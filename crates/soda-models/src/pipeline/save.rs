@@ -19,6 +19,12 @@ use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights;
 
+/// The error of the file or folder at `path`.
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ModelError {
+    let path = path.to_path_buf();
+    move |source| ModelError::Io { path, source }
+}
+
 impl Pipeline {
     /// Saves a directory that diffusers and [`Pipeline::load`] read, as f32. Merged weights are therefore not
     /// rounded.
@@ -40,16 +46,22 @@ impl Pipeline {
     /// [`ModelError::Io`] if `dir` exists already or the system refuses to write. [`ModelError`] for files of
     /// the source that cannot be read, and for a weight that is not finite as `dtype`.
     pub fn save_as(&self, dir: &Path, dtype: FloatDType) -> Result<(), ModelError> {
-        let io = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| ModelError::Io { path, source }
-        };
         if dir.exists() {
             return Err(io(dir)(std::io::ErrorKind::AlreadyExists.into()));
         }
         self.check_writable(dir, dtype)?;
         let staged = StagedFolder::new(dir).map_err(io(dir))?;
-        let to = staged.path();
+        self.fill(staged.path(), dtype).map_err(|error| match error {
+            ModelError::Io { path, source } => {
+                ModelError::Io { path: staged.committed(&path), source }
+            }
+            other => other,
+        })?;
+        staged.commit().map_err(io(dir))
+    }
+
+    /// Writes all files into the empty folder `to`.
+    fn fill(&self, to: &Path, dtype: FloatDType) -> Result<(), ModelError> {
         fs::write(to.join("model_index.json"), self.model_index()?).map_err(io(to))?;
         for part in self.parts() {
             let (from, to) = (self.source.join(part), to.join(part));
@@ -81,8 +93,7 @@ impl Pipeline {
             save_text(&second.tokenizer, &second.text_encoder, "_2")?;
         }
         weights::save(&self.denoiser, &save("unet", DIFFUSERS), dtype)?;
-        weights::save(&self.vae, &save("vae", DIFFUSERS), dtype)?;
-        staged.commit().map_err(io(dir))
+        weights::save(&self.vae, &save("vae", DIFFUSERS), dtype)
     }
 
     /// Refuses weights that are not finite as `dtype`, before anything is written.

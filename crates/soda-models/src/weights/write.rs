@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn_store::burn_pack::Tensor as Stored;
-use safetensors::{Dtype, View};
+use safetensors::{Dtype, SafeTensorError, View};
 use soda_files::StagedFile;
 
 use crate::error::{ModelError, WeightsError};
@@ -109,9 +109,13 @@ pub(crate) fn write(tensors: &BTreeMap<String, Writable>, path: &Path) -> Result
     // transformers refuses a file that does not state its framework.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let written = safetensors::serialize_to_file(views, Some(metadata), staged.path());
-    let failure = failure.into_inner().or(written.err().map(|e| e.to_string()));
-    if let Some(reason) = failure {
+    if let Some(reason) = failure.into_inner() {
         return Err(io(std::io::Error::other(reason)));
     }
-    staged.commit().map_err(io)
+    match written {
+        Ok(()) => staged.commit().map_err(io),
+        // The kind of the system's error tells what to do about it.
+        Err(SafeTensorError::IoError(source)) => Err(io(source)),
+        Err(other) => Err(io(std::io::Error::other(other.to_string()))),
+    }
 }

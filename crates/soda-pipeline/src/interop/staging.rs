@@ -21,7 +21,12 @@ pub(super) fn write_folder<T>(
         return Err(io(std::io::ErrorKind::AlreadyExists.into()).into());
     }
     let staging = StagedFolder::new(folder).map_err(io)?;
-    let written = write(staging.path())?;
+    let written = write(staging.path()).map_err(|error| match error {
+        PipelineError::Format(FormatError::Io { action, path, source }) => {
+            FormatError::Io { action, path: staging.committed(&path), source }.into()
+        }
+        other => other,
+    })?;
     staging.commit().map_err(io)?;
     Ok(written)
 }

@@ -133,6 +133,15 @@ impl TrainError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// The error with another name for the file or folder that it is of.
+    #[must_use]
+    pub fn named(self, name: impl FnOnce(&Path) -> PathBuf) -> Self {
+        match self {
+            Self::Io { action, path, source } => Self::Io { action, path: name(&path), source },
+            other => other,
+        }
+    }
+
     /// The error of generating images for the run in `folder`, for `map_err`.
     pub(crate) fn sampling(folder: &Path) -> impl FnOnce(ModelError) -> Self {
         move |error| match error {

@@ -87,11 +87,12 @@ impl RunFolder {
         let stem = stem.replace(|c: char| c.is_control() || ['/', '\\'].contains(&c), "_");
         let first = root.join(name.map_or_else(|| format!("{stem}-1"), str::to_owned));
         let staged = StagedFolder::new(&first).map_err(TrainError::io("create", &first))?;
-        write_file(&staged.path().join(Self::CONFIG), settings.as_bytes())?;
+        let named = |error: TrainError| error.named(|path| staged.committed(path));
+        write_file(&staged.path().join(Self::CONFIG), settings.as_bytes()).map_err(named)?;
         // The run is locked before it has its name. Windows renames no folder with an open file in it.
         let mut locked = match cfg!(windows) {
             true => None,
-            false => Some(Self::lock(staged.path().to_owned())?),
+            false => Some(Self::lock(staged.path().to_owned()).map_err(named)?),
         };
         let mut number = 1;
         loop {

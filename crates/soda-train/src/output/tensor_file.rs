@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 /// Tensors by name, in f32 or f64.
 pub(crate) type Tensors = BTreeMap<String, TensorData>;
 
-/// Encodes a header and tensors as the content of a file.
+/// Encodes a header and tensors as the content of a file. The same contents give the same bytes.
 ///
 /// # Errors
 /// Returns the error of the safetensors format.
@@ -28,8 +28,16 @@ pub(crate) fn to_bytes(
         views.insert(name.as_str(), TensorView::new(dtype, shape, data.as_bytes())?);
     }
     let digest = digest(&header, views.iter().map(|(name, view)| (*name, view.data())));
-    let metadata = HashMap::from([("header".to_owned(), header), ("digest".to_owned(), digest)]);
-    safetensors::serialize(views, Some(metadata))
+    let metadata = BTreeMap::from([("header".to_owned(), header), ("digest".to_owned(), digest)]);
+    let sorted = serde_json::to_string(&metadata)?;
+    let metadata: HashMap<String, String> = metadata.into_iter().collect();
+    let mut bytes = safetensors::serialize(views, Some(metadata))?;
+    // The safetensors crate writes the metadata first and in random order, which does not change its length.
+    let begin = size_of::<u64>() + "{\"__metadata__\":".len();
+    if let Some(place) = bytes.get_mut(begin..begin + sorted.len()) {
+        place.copy_from_slice(sorted.as_bytes());
+    }
+    Ok(bytes)
 }
 
 /// Decodes the header and the tensors of a file. `None` if the bytes differ from those that were written.
@@ -70,4 +78,22 @@ fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) 
 /// The hexadecimal digits of a hash.
 pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    #[test]
+    fn the_same_contents_give_the_same_bytes() {
+        let tensors = || Tensors::from([("a".to_owned(), TensorData::from([1f32, -0.0]))]);
+        let header = "{\"quoted\": \"\\\"é\"}".to_owned();
+        let bytes = to_bytes(header.clone(), &tensors()).unwrap();
+        assert_eq!(from_bytes(&bytes), Some((header.clone(), tensors())));
+        for _ in 0..20 {
+            assert_eq!(to_bytes(header.clone(), &tensors()).unwrap(), bytes);
+        }
+    }
 }

@@ -128,8 +128,7 @@ impl Personalisation {
         Ok(Self { config, dataset, pipeline, judges, cache: None, with_graph: false })
     }
 
-    /// Keeps what depends on the base model and the data alone in the folder `cache`: singular value
-    /// decompositions, latents and text states.
+    /// Keeps singular value decompositions, latents and text states in the folder `cache`.
     pub fn with_cache(self, cache: Option<PathBuf>) -> Self {
         Self { cache, ..self }
     }
@@ -142,11 +141,12 @@ impl Personalisation {
     /// Reads a stopped run. Pass both results on: `run.run(RunTarget::Resumed(folder), ..)`.
     ///
     /// # Errors
-    /// A folder without a run, a run that another process works on, a finished run; all errors of
-    /// [`Personalisation::new`].
+    /// Those of [`Personalisation::new`]; a folder without a run; a run that is in use or finished.
     pub fn resume(folder: &Path, device: &Device) -> Result<(Self, RunFolder), TrainError> {
         let folder = RunFolder::open(folder)?;
         if folder.file(RunFolder::REPORT).exists() {
+            // The run may have been killed before it removed them itself.
+            folder.remove_subfolder(RunFolder::CHECKPOINTS)?;
             return Err(RunFolderError::Finished(folder.path().to_owned()).into());
         }
         let path = folder.file(RunFolder::CONFIG);

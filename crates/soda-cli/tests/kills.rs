@@ -9,6 +9,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +20,7 @@ use soda_pipeline::AdapterFile;
 
 /// A path in `examples/toybox`.
 fn toybox(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+    soda_testing::workspace_path("examples/toybox").join(name)
 }
 
 /// A number of the environment.
@@ -42,7 +44,7 @@ impl Moments {
 }
 
 fn soda(folder: &Path, args: &[String]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+    let mut command = Command::new(common::program());
     command.args(args).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }

@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::sync::LazyLock;
 
-const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base");
+mod common;
 
-fn soda(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_soda")).current_dir(folder).args(args).output().unwrap()
-}
+use common::{soda, toybox};
+
+static BASE: LazyLock<String> = LazyLock::new(|| toybox("base").to_str().unwrap().to_owned());
 
 #[track_caller]
 fn run(folder: &Path, args: &[&str]) {
@@ -32,17 +32,17 @@ fn read(path: &Path) -> Vec<u8> {
 fn a_model_is_the_same_after_both_conversions() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    run(folder, &["convert", "--base", BASE, "--out", "one.safetensors", "--dtype", "f16"]);
-    let back = ["convert", "--base", "one.safetensors", "--config", BASE, "--out", "again"];
+    run(folder, &["convert", "--base", &BASE, "--out", "one.safetensors", "--dtype", "f16"]);
+    let back = ["convert", "--base", "one.safetensors", "--config", &BASE, "--out", "again"];
     run(folder, &[&back[..], &["--dtype", "f16"]].concat());
     // The bundled weights are f16, so that no bit is lost.
     for part in ["unet", "vae"] {
         let file = format!("{part}/diffusion_pytorch_model.safetensors");
-        let (ours, theirs) = (folder.join("again").join(&file), Path::new(BASE).join(&file));
+        let (ours, theirs) = (folder.join("again").join(&file), Path::new(&*BASE).join(&file));
         assert!(read(&ours) == read(&theirs), "{part}");
     }
 
-    assert!(fail(folder, &["convert", "--base", BASE, "--out", "again"]).contains("exists"));
+    assert!(fail(folder, &["convert", "--base", &BASE, "--out", "again"]).contains("exists"));
     let lacks = fail(folder, &["convert", "--base", "one.safetensors", "--out", "third"]);
     assert!(lacks.contains("--config"), "{lacks}");
 }
@@ -51,7 +51,7 @@ fn a_model_is_the_same_after_both_conversions() {
 fn an_image_has_its_generation_settings() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    let draw = ["generate", "--base", BASE, "--steps", "2", "--prompt", "a r\u{f6}d mug"];
+    let draw = ["generate", "--base", &BASE, "--steps", "2", "--prompt", "a r\u{f6}d mug"];
     let more = ["--scheduler", "dpm++", "--karras", "--width", "96", "--negative", "blue"];
     run(folder, &[&draw[..], &more].concat());
     let file = std::fs::File::open(folder.join("seed0-00.png")).unwrap();
@@ -73,7 +73,7 @@ fn an_image_has_its_generation_settings() {
     for (seed, strength) in [("1", "0.1"), ("2", "1.0")] {
         let init = ["--init", start.to_str().unwrap(), "--strength-of-init", strength];
         let rest = ["--width", "96", "--seed", seed, "--steps", "10"];
-        let draw = ["generate", "--base", BASE, "--prompt", "a blue ball"];
+        let draw = ["generate", "--base", &BASE, "--prompt", "a blue ball"];
         run(folder, &[&draw[..], &init, &rest].concat());
         let read = |path: &Path| soda_models::image::read_rgb(path).unwrap();
         let (a, b) = (read(&start), read(&folder.join(format!("seed{seed}-00.png"))));
@@ -85,7 +85,7 @@ fn an_image_has_its_generation_settings() {
 #[test]
 fn invalid_generation_settings_are_reported_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
-    let draw = ["generate", "--base", BASE, "--prompt", "a mug", "--steps", "2"];
+    let draw = ["generate", "--base", &BASE, "--prompt", "a mug", "--steps", "2"];
     for (more, named) in [
         (&["--width", "70"][..], "multiples of 4"),
         (&["--karras"], "--karras"),

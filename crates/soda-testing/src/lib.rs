@@ -1,11 +1,14 @@
-//! Helpers of the workspace's tests: numeric comparisons that fail on NaN and on empty input, and [`fuzz`].
+//! Helpers of the workspace's tests: numeric comparisons that fail on NaN and on empty input, [`fuzz`], and
+//! [`workspace_path`].
 //!
 //! `f32::max` returns the other operand when one is NaN, so `fold(0.0, f32::max)` over differences reports 0
 //! for an all-NaN output. These functions return NaN instead, and `error <= tolerance` is false for NaN.
 
 mod fuzz;
+mod paths;
 
 pub use fuzz::{Mutator, fuzz};
+pub use paths::workspace_path;
 
 /// The largest absolute value, NaN if any value is NaN.
 ///

@@ -68,11 +68,15 @@ run_part() {
     esac
     seconds=$(echo "$(date +%s.%N) $start" | awk '{ printf "%.1f", $1 - $2 }')
     echo "$code $passed $failed $ignored" >"$list.result"
+    # Written part by part, so that a run that is stopped leaves a log.
+    { printf '\n==== %s\n' "$part"; cat "$list.out"; } >"$list.log"
+    cat "$list.log" >>"$LOG"
     printf '%-44s %3d passed %3d failed %3d ignored %7s s  %s\n' \
         "${part##*@}" "$passed" "$failed" "$ignored" "$seconds" "$word"
 }
 export -f run_part
-export here
+export here LOG
+: >"$LOG"
 
 begin=$(date +%s)
 # The command line's tests take longest, so they start first. One of them fills the GPU, so it runs alone.
@@ -81,11 +85,6 @@ alone=suite@soda_cli::full_device.list
     grep -v "/$alone$" | xargs -d '\n' -r -P "$JOBS" -I '{}' bash -c 'run_part "$1"' run '{}'
 [ ! -e "$parts/$alone" ] || run_part "$parts/$alone"
 
-: >"$LOG"
-for list in "$parts"/*.list; do
-    printf '\n==== %s\n' "$(basename "$list" .list)" >>"$LOG"
-    cat "$list.out" >>"$LOG"
-done
 failures=$(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p; s/^test \(.*\) has been running.*/\1/p' "$LOG" | sort -u)
 if grep -qv '^0 ' "$parts"/*.result; then
     echo

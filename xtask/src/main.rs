@@ -2,6 +2,7 @@
 
 mod build;
 mod ci;
+mod gpu;
 mod paper;
 mod run;
 mod tidy;
@@ -16,6 +17,8 @@ cargo xtask <command>
   paper [options]   every method on the bundled subjects, a night on four cores (the options of
                     `soda compare`); --quick is a small part of it, in minutes
   test  [options]   run all tests (the options of `cargo test`)
+  test-gpu          run all tests on a GPU: [--backend cuda|wgpu] [PART OF A NAME], or pack them for a machine
+                    without cargo: --pack FILE.tar.xz [--without-data]
   ci    [stages]    everything that must pass before a change lands, cheapest first
   tidy  [checks]    the promises of docs/ARCHITECTURE.md and CONTRIBUTING.md, as checks
 ";
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
         "train" => train::train(&rest),
         "paper" => paper::paper(&rest),
         "test" => ci::test(&rest),
+        "test-gpu" => gpu::test_gpu(&rest),
         "ci" => ci::ci(&rest),
         "tidy" => tidy::tidy(&rest),
         "" | "help" | "--help" | "-h" => {

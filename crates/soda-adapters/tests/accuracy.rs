@@ -6,8 +6,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::path::Path;
-
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -108,8 +106,8 @@ fn rounding_errors_are_those_of_the_plain_product_on_trained_weights() {
         // A GPU with a vendor's library always adds the shift to the plain product.
         return;
     }
-    let file = "../../examples/toybox/base/unet/diffusion_pytorch_model.safetensors";
-    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let file = "examples/toybox/base/unet/diffusion_pytorch_model.safetensors";
+    let bytes = std::fs::read(soda_testing::workspace_path(file)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let mut names: Vec<_> = file.names();
     names.sort_unstable();

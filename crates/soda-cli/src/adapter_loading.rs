@@ -62,7 +62,7 @@ impl BaseModel<'_> {
     pub(crate) fn load_merged(&self, adapter: &Path, strength: f64) -> Result<Pipeline> {
         let (mut pipeline, _, plan) = self.load_plan(adapter, strength)?;
         pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
-        Ok(pipeline)
+        Ok(pipeline.in_drawing_format())
     }
 
     /// Loads the base with two adapters merged into its weights.
@@ -93,7 +93,7 @@ impl BaseModel<'_> {
         for (file, path) in files.iter().zip([subject, style]) {
             print_match(file, path, &progress);
         }
-        Ok(pipeline)
+        Ok(pipeline.in_drawing_format())
     }
 
     /// Warns that the weights of the base are not those that an adapter was made for.

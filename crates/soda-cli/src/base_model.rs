@@ -18,6 +18,18 @@ pub(crate) fn load_base(base: &Path, options: &LoadOptions, device: &Device) -> 
     Ok(pipeline)
 }
 
+/// Loads a model directory to draw with it, as [`load_base`].
+///
+/// # Errors
+/// As [`load_base`].
+pub(crate) fn load_base_to_draw(
+    base: &Path,
+    options: &LoadOptions,
+    device: &Device,
+) -> Result<Pipeline> {
+    Ok(load_base(base, options, device)?.in_drawing_format())
+}
+
 /// Prints what is unusual about a model.
 pub(crate) fn print_warnings(pipeline: &Pipeline, progress: &Progress) {
     for warning in &pipeline.warnings {

@@ -110,7 +110,7 @@ impl DeviceChoice {
         #[cfg(feature = "persistence")]
         soda_kernels::enable_kernel_cache();
         match self {
-            Self::Auto => Ok(best()),
+            Self::Auto => best(),
             #[cfg(feature = "cpu")]
             Self::Cpu => Ok(Device::flex()),
             #[cfg(feature = "wgpu")]
@@ -118,9 +118,7 @@ impl DeviceChoice {
             #[cfg(feature = "wgpu")]
             Self::Wgpu(Some(index)) => nth(burn::tensor::DeviceType::Wgpu, index, "wgpu"),
             #[cfg(feature = "cuda")]
-            Self::Cuda(None) => Ok(Device::cuda(0)),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(Some(index)) => nth(burn::tensor::DeviceType::Cuda, index, "CUDA"),
+            Self::Cuda(index) => cuda(index.unwrap_or(0)),
             #[allow(unreachable_patterns, reason = "a build with every backend lacks none")]
             Self::Cpu | Self::Wgpu(_) | Self::Cuda(_) => {
                 let choice = self.to_string();
@@ -147,6 +145,10 @@ impl DeviceChoice {
 fn nth(backend: burn::tensor::DeviceType, index: usize, name: &str) -> Result<Device> {
     let mut found = Device::enumerate(backend).into_vec();
     anyhow::ensure!(
+        !found.is_empty(),
+        "this machine has no {name} device, or no driver that shows it; give another --device"
+    );
+    anyhow::ensure!(
         index < found.len(),
         "there is no {name} device {index}: this machine has {}, counted from 0",
         found.len()
@@ -154,24 +156,59 @@ fn nth(backend: burn::tensor::DeviceType, index: usize, name: &str) -> Result<De
     Ok(found.swap_remove(index))
 }
 
+/// Returns the CUDA device `index`, if this machine has what its kernels need.
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<Device> {
+    let device = nth(burn::tensor::DeviceType::Cuda, index, "CUDA")?;
+    match soda_kernels::missing_for_cuda() {
+        None => Ok(device),
+        Some(missing) => anyhow::bail!(
+            "the CUDA device needs {missing}, which this machine lacks; install the CUDA toolkit, or give \
+             another --device"
+        ),
+    }
+}
+
 /// The best device: an NVIDIA GPU, another GPU, then the processor, of the backends in this build.
 ///
 /// A build with one backend uses that backend. burn's environment variable `BURN_DEVICE` overrides the
 /// choice.
-fn best() -> Device {
+fn best() -> Result<Device> {
     if BACKENDS.len() > 1 && std::env::var_os("BURN_DEVICE").is_none() {
         #[cfg(feature = "cuda")]
-        if !Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec().is_empty() {
-            return Device::cuda(0);
+        if let Ok(device) = cuda(0) {
+            return Ok(device);
         }
         #[cfg(feature = "wgpu")]
         if has_gpu() {
-            return Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+            return Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice));
         }
         #[cfg(feature = "cpu")]
-        return Device::flex();
+        return Ok(Device::flex());
     }
-    Device::default()
+    check_variable(std::env::var("BURN_DEVICE").ok().as_deref())?;
+    let device = Device::default();
+    #[cfg(feature = "cuda")]
+    if device == Device::cuda(0) {
+        return cuda(0);
+    }
+    Ok(device)
+}
+
+/// Refuses a value of `BURN_DEVICE` that names none of this build's backends; burn would panic.
+fn check_variable(value: Option<&str>) -> Result<()> {
+    let names: Vec<&str> = BACKENDS
+        .iter()
+        .map(|name| name.trim_end_matches("[:N]"))
+        .map(|name| if name == "cpu" { "flex" } else { name })
+        .collect();
+    match value {
+        Some(value) if !names.contains(&value.to_lowercase().as_str()) => anyhow::bail!(
+            "the environment variable BURN_DEVICE is `{value}`, and this soda has {}",
+            names.join(", ")
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Whether wgpu finds a GPU. A software rasterizer (lavapipe, llvmpipe, WARP) is slower than the CPU backend.
@@ -241,6 +278,15 @@ mod tests {
     #[test]
     fn the_default_device_opens() {
         assert!(DeviceChoice::default().open().is_ok());
+    }
+
+    #[test]
+    fn the_variable_names_a_backend_of_the_build() {
+        assert!(check_variable(None).is_ok());
+        let error = check_variable(Some("abacus")).map_err(|error| error.to_string());
+        assert!(error.is_err_and(|error| error.contains("BURN_DEVICE is `abacus`")));
+        #[cfg(feature = "cpu")]
+        assert!(check_variable(Some("Flex")).is_ok());
     }
 
     #[test]

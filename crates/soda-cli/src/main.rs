@@ -9,6 +9,7 @@ mod child;
 mod command;
 mod device;
 mod escape;
+mod out_of_memory;
 mod progress;
 mod remedy;
 mod sampler_label;
@@ -30,6 +31,7 @@ use crate::command::import::ImportArgs;
 use crate::command::inspect::InspectArgs;
 use crate::command::merge::MergeArgs;
 use crate::command::train::TrainArgs;
+use crate::out_of_memory::catch_out_of_memory;
 use crate::remedy::{CHILD, Failed, remedy};
 use crate::usage::UsageError;
 
@@ -105,7 +107,7 @@ fn main() -> ExitCode {
         Command::Train(_) => Failed::Train,
         _ => Failed::Other,
     };
-    let result = match args.command {
+    let result = catch_out_of_memory(|| match args.command {
         Command::Train(args) => command::train::run(*args),
         Command::Config(args) => command::config::run(*args),
         Command::Generate(args) => command::generate::run(args),
@@ -117,7 +119,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => command::compare::run(&args),
         Command::Bench(args) => command::bench::run(args),
         Command::Convert(args) => command::convert::run(args),
-    };
+    });
     device::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,

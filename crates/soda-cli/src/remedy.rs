@@ -1,6 +1,8 @@
-//! The remedy for a refusal of the operating system, which differs between commands.
+//! The remedy for a refusal of the operating system or of a device, which differs between commands.
 
 use std::io::ErrorKind;
+
+use crate::out_of_memory::OutOfDeviceMemory;
 
 /// The variable that a comparison sets for the commands that it starts. It repeats them itself.
 pub(crate) const CHILD: &str = "SODA_CHILD";
@@ -18,6 +20,15 @@ pub(crate) enum Failed {
 
 /// The end of the sentence of `error`: what to do, or nothing.
 pub(crate) fn remedy(error: &anyhow::Error, failed: Failed) -> &'static str {
+    if error.is::<OutOfDeviceMemory>() {
+        return match failed {
+            Failed::Train => {
+                "; give a smaller --batch-size, `--set checkpointing=block` or `--set precision=bf16`"
+            }
+            Failed::Child => "",
+            Failed::Other => "; ask for fewer or smaller images at once, or give --device cpu",
+        };
+    }
     let reasons = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     // A limit of this program on the files that it reads is no refusal of the operating system.
     let of_system = |error: &&std::io::Error| {

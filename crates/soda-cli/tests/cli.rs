@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{soda, toybox};
+use common::{program, soda, toybox};
 
 /// Asserts that a command fails with exit code `code` and a message that contains `needle`, and writes
 /// nothing.
@@ -173,7 +173,7 @@ fn invalid_options_are_usage_errors() {
 #[test]
 fn a_closed_standard_output_is_no_panic() {
     let inspect = |stdout: Stdio| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+        let mut command = Command::new(program());
         command.arg("inspect").arg(toybox("base")).stdout(stdout).stderr(Stdio::piped());
         command.spawn().unwrap()
     };

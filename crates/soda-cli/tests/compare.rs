@@ -10,7 +10,7 @@ use common::{soda, toybox};
 use serde_json::Value;
 
 fn examples() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare")
+    soda_testing::workspace_path("examples/compare")
 }
 
 /// Runs `soda compare PLAN --check` in `folder`. Returns whether it succeeds, and its output.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::{soda, toybox};
+use common::{program, soda, toybox};
 use soda_pipeline::AdapterFile;
 
 /// A folder with a data set `mug` of images of three shapes.
@@ -36,7 +36,7 @@ impl Desk {
 
     /// A short run with the settings that interact with the data set.
     fn train(&self, name: &str, settings: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+        let mut command = Command::new(program());
         command.current_dir(self.folder.path()).args(["train", "--name", name, "--base"]);
         command.arg(toybox("base")).args(["--data", "mug", "--prompt", "a photo of a sks mug"]);
         command.args(["--steps", "4", "--batch-size", "2", "--sample", "a mug"]);

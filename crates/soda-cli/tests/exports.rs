@@ -19,8 +19,8 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest as _, Sha256};
 
 fn fixture(family: &str) -> Vec<u8> {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/lora");
-    std::fs::read(Path::new(fixtures).join(family).join("kohya.safetensors")).unwrap()
+    let fixtures = soda_testing::workspace_path("crates/soda-cli/tests/fixtures/lora");
+    std::fs::read(fixtures.join(family).join("kohya.safetensors")).unwrap()
 }
 
 /// A folder with `a.st`, an adapter of kohya's format imported for the base `base`.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::toybox;
+use common::{program, toybox};
 
 /// The longest time of a refusal. It is generous, since all tests share the machine.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Runs a command that must fail, and returns its sentence.
 #[track_caller]
 fn refused(folder: &Path, args: &[&str]) -> String {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_soda"))
+    let mut child = Command::new(program())
         .args(args)
         .current_dir(folder)
         .stdout(Stdio::null())

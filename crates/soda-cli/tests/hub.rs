@@ -2,16 +2,18 @@
 #![cfg(feature = "hub")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
 #[path = "../../soda-hub/tests/server/mod.rs"]
 mod server;
 
 use std::path::Path;
 use std::process::{Command, Output};
 
+use common::program;
 use server::{serve, toybox_repo, unreachable_endpoint};
 
 fn soda(folder: &Path, variables: &[(&str, &str)], args: &[&str]) -> Output {
-    let mut soda = Command::new(env!("CARGO_BIN_EXE_soda"));
+    let mut soda = Command::new(program());
     soda.current_dir(folder).args(args).env("HF_HOME", folder.join("home"));
     for name in ["HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"] {
         soda.env_remove(name);

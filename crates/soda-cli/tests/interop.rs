@@ -30,8 +30,7 @@ const SIDE: usize = 64;
 const TIME: f32 = 500.0;
 
 fn fixture(family: &str, name: &str) -> PathBuf {
-    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/lora");
-    Path::new(fixtures).join(family).join(name)
+    soda_testing::workspace_path("crates/soda-cli/tests/fixtures/lora").join(family).join(name)
 }
 
 fn expected(family: &str) -> Fixture {
@@ -174,9 +173,10 @@ fn an_imported_file_gives_the_images_of_the_merged_model() {
     let rounded = ["generate", "--base", &base, "--prompt", PROMPT, "--adapter", "kohya.st"];
     let said = run(folder, &[&rounded[..], &["--dtype", "bf16", "--out", "rounded"]].concat());
     assert!(said.contains("are not those that the adapter was made for"), "{said}");
-    let dora = "/../soda-pipeline/tests/fixtures/foreign/dora_out.safetensors";
-    let dora = format!("{}{dora}", env!("CARGO_MANIFEST_DIR"));
-    run(folder, &["import", &dora, "--base", &base, "--out", "dora.st"]);
+    let dora = soda_testing::workspace_path(
+        "crates/soda-pipeline/tests/fixtures/foreign/dora_out.safetensors",
+    );
+    run(folder, &["import", dora.to_str().unwrap(), "--base", &base, "--out", "dora.st"]);
     let rounded = ["generate", "--base", &base, "--prompt", PROMPT, "--adapter", "dora.st"];
     let message = refused(folder, &[&rounded[..], &["--dtype", "bf16", "--out", "no"]].concat());
     assert!(message.contains("give --dtype f32, or fold it in with `soda merge`"), "{message}");

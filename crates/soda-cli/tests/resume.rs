@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -15,7 +17,7 @@ const MANY_STEPS: usize = 120;
 const EVERY: usize = 2;
 
 fn soda(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+    let mut command = Command::new(common::program());
     command.current_dir(folder);
     command
 }
@@ -23,7 +25,7 @@ fn soda(folder: &Path) -> Command {
 /// A run with every feature that has state: text encoders trained for some steps, EMA, warm-up, gradient
 /// accumulation, prior preservation, shards and gradient checkpointing.
 fn train(folder: &Path, name: &str, steps: usize) -> Command {
-    let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
+    let toybox = soda_testing::workspace_path("examples/toybox");
     let mut command = soda(folder);
     command.args(["train", "--name", name, "--sample", "a mug", "--batch-size", "2"]);
     command.args(["--steps", &steps.to_string(), "--target", r"mid_block.*to_q\.weight$"]);
@@ -163,7 +165,7 @@ fn a_run_goes_on_with_its_own_base_and_settings_only() {
     let said = resumed("min_snr_gamma = 5.0", "min_snr_gamma = 4.0");
     assert!(said.contains("`objective.min_snr_gamma` = 5.0"), "{said}");
 
-    let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+    let toybox = soda_testing::workspace_path("examples/toybox/base");
     let other = folder.join("other");
     copy(&toybox, &other);
     let schedule = other.join("scheduler/scheduler_config.json");

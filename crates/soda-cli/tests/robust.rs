@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::Duration;
 
-use common::{soda, toybox};
+use common::{program, soda, toybox};
 use soda_pipeline::AdapterFile;
 
 /// A short run on a copy of the data, with a checkpoint at every step.
@@ -40,7 +40,7 @@ impl Bench {
     /// Runs `soda train` in a shell after the command `before`.
     fn train(&self, before: &str, more: &[&str]) -> Command {
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("{before} exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_soda")]);
+        command.args(["-c", &format!("{before} exec \"$0\" \"$@\""), program().to_str().unwrap()]);
         command.current_dir(self.folder.path()).args(["train", "--base"]).arg(toybox("base"));
         command.args(["--data", "mug", "--name", "a", "--sample", "a mug", "--batch-size", "1"]);
         command.args(["--target", r"mid_block.*to_q\.weight$", "--set", "samples.steps=1"]);
@@ -128,7 +128,7 @@ fn an_image_may_vanish_but_not_be_replaced() {
     std::fs::write(&image, "").unwrap();
     refused(&bench.resume(), &["02.png is an empty file"]);
     std::fs::rename(&elsewhere, &image).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_soda"))
+    let mut child = Command::new(program())
         .current_dir(bench.folder.path())
         .args(["train", "--resume", "runs/a"])
         .spawn()
@@ -224,7 +224,7 @@ fn a_full_disk_has_the_remedy_of_the_command() {
     let bench = Bench::new();
     let script = "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"";
     let output = Command::new("sh")
-        .args(["-c", script, env!("CARGO_BIN_EXE_soda"), "generate", "--prompt", "x"])
+        .args(["-c", script, program().to_str().unwrap(), "generate", "--prompt", "x"])
         .args(["--steps", "1", "--out", "g", "--base"])
         .arg(toybox("base"))
         .current_dir(bench.folder.path())

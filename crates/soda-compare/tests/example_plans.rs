@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use soda_compare::{CompareError, ComparisonConfig, ComparisonPlan};
 
@@ -13,7 +12,7 @@ fn plan(text: &str) -> Result<ComparisonPlan, CompareError> {
 
 #[test]
 fn the_example_plans_are_valid() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare");
+    let folder = soda_testing::workspace_path("examples/compare");
     let mut plans = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -26,7 +25,7 @@ fn the_example_plans_are_valid() {
 
 #[test]
 fn every_dreambooth_subject_is_prompted_by_its_class() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare/dreambooth.toml");
+    let path = soda_testing::workspace_path("examples/compare/dreambooth.toml");
     let plan = plan(&std::fs::read_to_string(path).unwrap()).unwrap();
     let subjects: BTreeSet<_> = plan.configs().map(|config| &config.data).collect();
     assert_eq!(subjects.len(), 30);

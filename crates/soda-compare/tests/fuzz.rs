@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::path::Path;
-
 use soda_compare::{ComparisonConfig, EvaluationResult, ResultsFile, RunResult, StoredResult};
 use soda_testing::fuzz;
 
 #[test]
 fn no_bytes_make_a_plan_panic() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compare");
+    let folder = soda_testing::workspace_path("examples/compare");
     let plans = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut seeds: Vec<_> = plans.map(|path| std::fs::read(path).unwrap()).collect();
     // A folder is listed in an order of its own.

@@ -62,11 +62,13 @@ mod fallback;
 mod ops;
 
 pub use backend::{KernelGradients, Kernels};
+#[cfg(feature = "cuda")]
+pub use cuda::missing_for_cuda;
 pub use device::graph::CapturedGraph;
 #[cfg(feature = "persistence")]
 pub use device::kernel_cache::enable_kernel_cache;
 pub use device::memory::{MemoryUsage, deep_copy, memory_usage, persistent};
-pub use device::memory_format::{to_preferred_memory_format, with_stride_order};
+pub use device::memory_format::{MemoryFormat, to_preferred_memory_format, with_stride_order};
 pub use device::vendor_blas::has_vendor_blas;
 pub use fallback::attention::AttentionGradient;
 pub use ops::attention::attention;

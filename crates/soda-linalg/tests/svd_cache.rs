@@ -183,9 +183,11 @@ fn child_process() {
 fn processes_share_a_cache() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("cache");
+    // The name as the harness has it: without the crate.
+    let (_, name) = concat!(module_path!(), "::child_process").split_once("::").unwrap();
     let child = || {
         Command::new(env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "child_process"])
+            .args(["--exact", "--ignored", name])
             .env(SHARED, &folder)
             .stdout(Stdio::piped())
             .spawn()

@@ -14,7 +14,7 @@ use soda_models::weights::{self, Checkpoint};
 use tempfile::TempDir;
 
 fn toybox() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"))
+    soda_testing::workspace_path("examples/toybox/base")
 }
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";

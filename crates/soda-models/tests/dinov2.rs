@@ -12,7 +12,7 @@ use soda_models::metrics::Judges;
 
 /// Writes the bundled CLIP and the tiny DINOv2 of a fixture, with images preprocessed to `size`.
 fn write(dir: &Path, name: &str, size: u32) {
-    let clip = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/eval/clip"));
+    let clip = soda_testing::workspace_path("examples/toybox/eval/clip");
     for (part, from) in [("clip", Some(clip)), ("dino", None)] {
         let to = dir.join(part);
         std::fs::create_dir_all(&to).unwrap();

@@ -23,8 +23,8 @@ use soda_models::vit::{Dinov2Config, VitConfig};
 use soda_models::weights::{self, Checkpoint, SafetensorsReader};
 use soda_testing::fuzz;
 
-const TOYBOX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox");
-const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pictures");
+const TOYBOX: &str = "examples/toybox";
+const PICTURES: &str = "crates/soda-models/tests/fixtures/pictures";
 
 /// A small safetensors file with two tensors, to be damaged.
 fn small() -> Vec<u8> {
@@ -54,7 +54,7 @@ fn fuzz_file(name: &str, seeds: &[Vec<u8>], short: u64, mut reader: impl FnMut(&
 }
 
 fn toybox(path: &str) -> Vec<u8> {
-    fs::read(Path::new(TOYBOX).join(path)).unwrap()
+    fs::read(soda_testing::workspace_path(TOYBOX).join(path)).unwrap()
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn no_bytes_make_a_picture_panic() {
     use image::ImageFormat::{Bmp, Jpeg, Png, Tiff, WebP};
     let mut seeds: Vec<_> = [Bmp, Jpeg, Png, Tiff, WebP].map(encode).into();
     for name in ["animated.png", "animated.webp", "cmyk.jpg"] {
-        seeds.push(fs::read(Path::new(PICTURES).join(name)).unwrap());
+        seeds.push(fs::read(soda_testing::workspace_path(PICTURES).join(name)).unwrap());
     }
     fuzz_file("picture.png", &seeds, 1500, |path| {
         let _ = (read_rgb_and_alpha(path), read_mask(path));

@@ -13,7 +13,7 @@ use soda_models::weights::SafetensorsReader;
 use tempfile::TempDir;
 
 fn toybox(part: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(part)
+    soda_testing::workspace_path("examples/toybox").join(part)
 }
 
 /// Copies a folder of folders, for a test to change.

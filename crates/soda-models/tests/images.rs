@@ -137,7 +137,7 @@ fn a_truncated_jpeg_is_refused() {
 /// JPEG decoders may round differently, each of three stages by one. Lossless formats may not.
 #[test]
 fn cmyk_and_animations_match_pillow() {
-    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures");
+    let fixtures = soda_testing::workspace_path("crates/soda-models/tests/fixtures/pictures");
     for (name, tolerance) in [("cmyk.jpg", 3), ("animated.webp", 0), ("animated.png", 0)] {
         let found = read_rgb(&fixtures.join(name)).unwrap();
         let expected = std::fs::read(fixtures.join(format!("{name}.rgb"))).unwrap();

@@ -22,7 +22,7 @@ const TOLERANCE: f32 = 2e-5;
 const SCORE_TOLERANCE: f32 = 1e-5;
 
 fn toybox() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox"))
+    soda_testing::workspace_path("examples/toybox")
 }
 
 /// A reference file in memory.
@@ -34,8 +34,9 @@ impl Fixture {
     }
 
     fn judges() -> Self {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/judges.safetensors");
-        Self::read(Path::new(path))
+        Self::read(&soda_testing::workspace_path(
+            "crates/soda-models/tests/fixtures/judges.safetensors",
+        ))
     }
 
     /// The shape and the bytes of a tensor.

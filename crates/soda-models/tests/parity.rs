@@ -14,7 +14,7 @@ use soda_models::pipeline::{GenerateConfig, Pipeline};
 const TOLERANCE: f64 = 2e-5;
 
 fn toybox() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox"))
+    soda_testing::workspace_path("examples/toybox")
 }
 
 /// Reads the reference tensor `name`.

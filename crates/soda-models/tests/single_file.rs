@@ -26,7 +26,7 @@ fn shapes(file: &Path) -> Shapes {
 
 #[test]
 fn single_files_have_the_original_keys_and_lose_nothing() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/single-file.json");
+    let path = soda_testing::workspace_path("crates/soda-models/tests/fixtures/single-file.json");
     let theirs: BTreeMap<String, Shapes> =
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let device = Device::default();
@@ -94,7 +94,7 @@ fn bundled_with(dir: &Path, rename: impl Fn(&str) -> String, marks: &[&str]) -> 
 }
 
 fn toybox() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"))
+    soda_testing::workspace_path("examples/toybox/base")
 }
 
 fn load(file: &Path, configs: &Path) -> Result<Pipeline, ModelError> {

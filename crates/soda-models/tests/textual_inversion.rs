@@ -13,7 +13,7 @@ use soda_models::pipeline::{Pipeline, TokenEmbedding};
 const TOLERANCE: f64 = 2e-5;
 
 fn base() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"))
+    soda_testing::workspace_path("examples/toybox/base")
 }
 
 fn read(path: &Path) -> (Vec<u8>, Vec<String>) {
@@ -31,8 +31,9 @@ struct Fixture {
 
 impl Fixture {
     fn read() -> Self {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/words.safetensors");
-        let (bytes, prompts) = read(Path::new(path));
+        let path =
+            soda_testing::workspace_path("crates/soda-models/tests/fixtures/words.safetensors");
+        let (bytes, prompts) = read(&path);
         Self { bytes, prompts }
     }
 

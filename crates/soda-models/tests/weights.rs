@@ -13,7 +13,7 @@ use soda_models::{config, weights};
 use tempfile::TempDir;
 
 fn unet_dir() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base/unet"))
+    soda_testing::workspace_path("examples/toybox/base/unet")
 }
 
 fn unet_file() -> PathBuf {

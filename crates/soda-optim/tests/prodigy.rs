@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -49,7 +48,7 @@ impl Net {
 }
 
 fn fixture() -> Fixture {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/prodigy.json");
+    let path = soda_testing::workspace_path("crates/soda-optim/tests/fixtures/prodigy.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

@@ -24,11 +24,11 @@ const SQUARE: &str = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q
 const WIDE: &str = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/foreign").join(name)
+    soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures/foreign").join(name)
 }
 
 fn pipeline() -> Pipeline {
-    let base = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+    let base = soda_testing::workspace_path("examples/toybox/base");
     Pipeline::load(&base, &Device::default()).unwrap()
 }
 

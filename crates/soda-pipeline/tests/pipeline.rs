@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::path::PathBuf;
-
 use burn::module::Module as _;
 use burn::tensor::{Device, Distribution, TensorData};
 use serde_json::json;
@@ -20,7 +18,7 @@ use soda_pipeline::{
 use soda_testing::{max_abs, relative_error};
 
 fn pipeline() -> Pipeline {
-    let base = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+    let base = soda_testing::workspace_path("examples/toybox/base");
     Pipeline::load(&base, &Device::default()).unwrap()
 }
 

@@ -34,7 +34,7 @@ const GRADIENT_TOLERANCE: f64 = 2e-5;
 type Vectors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../soda-adapters/tests/fixtures").join(name)
+    soda_testing::workspace_path("crates/soda-adapters/tests/fixtures").join(name)
 }
 
 fn vectors(path: PathBuf) -> Vectors {

@@ -1,5 +1,5 @@
 //! Helpers of the workspace's tests: numeric comparisons that fail on NaN and on empty input, [`fuzz`], and
-//! [`Faults`] at a chosen change of a file.
+//! [`Faults`] at a chosen change of a file, and [`workspace_path`].
 //!
 //! `f32::max` returns the other operand when one is NaN, so `fold(0.0, f32::max)` over differences reports 0
 //! for an all-NaN output. These functions return NaN instead, and `error <= tolerance` is false for NaN.
@@ -8,12 +8,14 @@
 mod faults;
 mod fuzz;
 mod mutator;
+mod paths;
 mod watch;
 
 #[cfg(target_os = "linux")]
 pub use faults::{Fault, Faults};
 pub use fuzz::fuzz;
 pub use mutator::Mutator;
+pub use paths::workspace_path;
 
 /// The largest absolute value, NaN if any value is NaN.
 ///

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::Device;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use soda_train::{Dataset, DatasetImages, ScoreReference, score};
 const TOLERANCE: f64 = 1e-4;
 
 fn toybox(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+    soda_testing::workspace_path("examples/toybox").join(name)
 }
 
 /// A bundled data set and the reference of its prompts.

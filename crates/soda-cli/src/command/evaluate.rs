@@ -18,7 +18,7 @@ use soda_train::{
 
 use crate::adapter_loading::load_with_adapters;
 use crate::args::{DeviceArg, MergedArgs, ToArgv as _, finite, option, repeated, seed};
-use crate::base_model::{find_base, load_base, warn_of_sampler};
+use crate::base_model::{find_base, load_base_to_draw, warn_of_sampler};
 use crate::device::shards;
 use crate::progress::{Progress, print_result};
 use crate::usage::{UsageError, require};
@@ -127,7 +127,7 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let base = find_base(&args.base, None)?;
     let pipeline = match load_with_adapters(&args.merged, &base, &device)? {
         Some(pipeline) => pipeline,
-        None => load_base(&base, &LoadOptions::default(), &device)?,
+        None => load_base_to_draw(&base, &LoadOptions::default(), &device)?,
     };
     warn_of_sampler(&pipeline, &Progress::default());
     let prompts = match (&given[..], &data.eval_prompts[..]) {
@@ -217,7 +217,7 @@ fn generate(
         Vec::new()
     } else {
         // The base draws all prompts, so that each prompt has the same noise.
-        draw(&Pipeline::load(base, &pipeline.device)?)?.split_off(num_prompts)
+        draw(&Pipeline::load(base, &pipeline.device)?.in_drawing_format())?.split_off(num_prompts)
     };
     Ok(Generated { samples, unrelated, unrelated_base })
 }

@@ -15,7 +15,7 @@ use soda_train::{Event, write_file};
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{AdapterArg, CacheArg, DeviceArg, finite, seed};
-use crate::base_model::{find_base, load_base, warn_of_sampler};
+use crate::base_model::{find_base, load_base_to_draw, warn_of_sampler};
 use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
@@ -264,7 +264,7 @@ fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
             let base = BaseModel { path: &base, options, cache: args.cache.open(), device };
             base.load_merged(adapter, args.adapter.strength)?
         }
-        None => load_base(&base, &options, device)?,
+        None => load_base_to_draw(&base, &options, device)?,
     };
     let scheduler = &mut pipeline.scheduler;
     scheduler.use_karras_sigmas |= args.karras;

@@ -1,17 +1,24 @@
 //! Runs the binary on the bundled model.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![allow(dead_code, reason = "not every test file uses all of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// A path in `examples/toybox`.
 pub(crate) fn toybox(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+    soda_testing::workspace_path("examples/toybox").join(name)
+}
+
+/// The program under test: the file that `SODA_PROGRAM` names, or the one that cargo built for the tests.
+pub(crate) fn program() -> PathBuf {
+    let built = option_env!("CARGO_BIN_EXE_soda").map(PathBuf::from);
+    let named = std::env::var_os("SODA_PROGRAM").map(PathBuf::from);
+    named.or(built).expect("SODA_PROGRAM names the program `soda`")
 }
 
 /// Runs `soda` in `folder`.
-#[allow(dead_code, reason = "not every test file runs commands to their end")]
 pub(crate) fn soda(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_soda")).args(args).current_dir(folder).output().unwrap()
+    Command::new(program()).args(args).current_dir(folder).output().unwrap()
 }

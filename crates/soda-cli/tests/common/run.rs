@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::soda;
+use super::common::soda;
 
 /// Runs `soda` with `args`. Returns its standard output and standard error.
 #[track_caller]

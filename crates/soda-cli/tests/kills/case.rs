@@ -76,7 +76,7 @@ impl Case {
     }
 
     fn command(&self, work: &Path, args: &[String]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+        let mut command = Command::new(crate::common::program());
         command.args(args).current_dir(work).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command.envs(self.env.iter().map(|(name, value)| (*name, value)));

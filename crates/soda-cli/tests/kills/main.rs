@@ -12,6 +12,8 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod case;
+#[path = "../common/mod.rs"]
+mod common;
 #[cfg(feature = "hub")]
 #[path = "../../../soda-hub/tests/server/mod.rs"]
 mod server;
@@ -27,8 +29,7 @@ use soda_testing::{Fault, Faults};
 
 /// A path in `examples/toybox`.
 fn toybox(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name);
-    path.canonicalize().unwrap().display().to_string()
+    common::toybox(name).canonicalize().unwrap().display().to_string()
 }
 
 /// A number of the environment.
@@ -168,7 +169,7 @@ fn strings(args: &[&str]) -> Vec<String> {
 }
 
 fn soda(folder: &Path, args: &[String]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_soda"));
+    let mut command = Command::new(common::program());
     command.args(args).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }

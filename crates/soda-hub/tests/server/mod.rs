@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
@@ -98,7 +97,7 @@ fn respond(mut stream: TcpStream, files: &Files, requests: &Requests) {
 
 /// The bundled model, with files that a pipeline does not need and one path that leaves the repository.
 pub(crate) fn toybox_repo() -> Files {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+    let base = soda_testing::workspace_path("examples/toybox/base");
     let mut files = Files::new();
     for entry in std::fs::read_dir(base).unwrap() {
         let path = entry.unwrap().path();

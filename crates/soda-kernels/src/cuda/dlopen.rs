@@ -2,7 +2,19 @@
 
 use std::sync::OnceLock;
 
-use cudarc::{cublas, cublaslt, cudnn};
+use cubecl_cuda::install::cuda_path;
+use cudarc::{cublas, cublaslt, cudnn, nvrtc};
+
+/// What this machine lacks of that without which no kernel is compiled. `None` if it has all of it.
+#[allow(unsafe_code, reason = "opens a library")]
+pub fn missing_for_cuda() -> Option<&'static str> {
+    // SAFETY: as for cuBLAS.
+    if !unsafe { nvrtc::sys::is_culib_present() } {
+        return Some("NVIDIA's compiler library NVRTC");
+    }
+    let has_headers = |folder: std::path::PathBuf| folder.join("include/cuda_fp16.h").is_file();
+    (!cuda_path().is_some_and(has_headers)).then_some("the headers of CUDA in CUDA_PATH")
+}
 
 /// Whether this machine has cuBLAS.
 #[allow(unsafe_code, reason = "opens a library")]

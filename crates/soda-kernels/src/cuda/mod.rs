@@ -42,6 +42,7 @@ mod stream;
 mod support;
 mod tensors;
 
+pub use dlopen::missing_for_cuda;
 pub(crate) use graph::Graph;
 pub(crate) use tensors::{
     Tf32Split, has_blas, kronecker_gradient, kronecker_product, multi_tensor_cat,

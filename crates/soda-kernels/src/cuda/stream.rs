@@ -23,7 +23,7 @@ use burn_cubecl::cubecl::device_handle::DeviceHandle;
 use burn_cubecl::cubecl::server::{BufferBinding, ServerStorage};
 use burn_cubecl::cubecl::{__private::Runtime, device::DeviceId};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl_server::stream::WriteScoped;
+use cubecl_server::stream::{FailureStore as _, WriteScoped};
 use cudarc::driver::{result, sys};
 
 use super::driver::{driver_error, is_capturing};
@@ -116,13 +116,17 @@ fn enqueue(
     // The resources are held until the calls are enqueued. Memory that is freed after that is reused in
     // stream order.
     let resources: Vec<_> =
-        bindings.into_iter().map(|binding| server.get_resource(binding, id)).collect();
+        bindings.iter().map(|binding| server.get_resource(binding.clone(), id)).collect();
     let mut addresses = Vec::with_capacity(resources.len());
     for resource in &resources {
         match resource {
             Ok(resource) => addresses.push(resource.resource().ptr),
-            // An earlier kernel failed. The backend reports that error to whoever reads its result.
-            Err(_) => return Ok(()),
+            // There was no memory, or an earlier kernel failed. The result of this task carries that error as
+            // well, so that the backend reports it to whoever reads a result.
+            Err(error) => {
+                server.write_streams().taint(error.clone(), bindings.iter());
+                return Ok(());
+            }
         }
     }
     CONTEXTS.with_borrow_mut(|contexts| {

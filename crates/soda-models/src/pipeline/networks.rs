@@ -1,11 +1,18 @@
 //! The networks of a pipeline that a fine-tune may change, as one module.
 
 use burn::module::Module;
+use soda_kernels::MemoryFormat;
 
 use super::model::Pipeline;
 use super::prompt::{TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
 use crate::unet::Unet;
+
+/// The memory format of a denoiser that draws.
+const DENOISER_FORMAT: MemoryFormat = MemoryFormat::Preferred;
+
+/// The memory format of a text encoder that draws. It has embeddings, whose rows are gathered.
+const TEXT_FORMAT: MemoryFormat = MemoryFormat::Contiguous;
 
 /// The denoiser and the text encoders, as one burn module.
 ///
@@ -23,6 +30,20 @@ pub struct Networks {
 }
 
 impl Networks {
+    /// Stores the weights of networks without adapters in the memory format in which they draw.
+    ///
+    /// Equal weights then give equal images: those of a run, of its adapter on the base, and of the merged
+    /// model, each of which comes in a format of its own.
+    pub fn in_drawing_format(self) -> Self {
+        let Self { unet, text_encoder, text_encoder_2 } = self;
+        let text = |encoder| TEXT_FORMAT.apply(encoder);
+        Self {
+            unet: DENOISER_FORMAT.apply(unet),
+            text_encoder: text_encoder.map(text),
+            text_encoder_2: text_encoder_2.map(text),
+        }
+    }
+
     /// Encodes token ids. `None` without a text encoder.
     pub fn encode_text(&self, ids: &TokenIds) -> Option<PromptEmbeds> {
         let encoder = self.text_encoder.as_ref()?;
@@ -48,6 +69,18 @@ impl Pipeline {
                 .as_ref()
                 .map(|second| second.text_encoder.clone()),
         }
+    }
+
+    /// Stores the networks, which have no adapters, as [`Networks::in_drawing_format`] does.
+    pub fn in_drawing_format(mut self) -> Self {
+        // Each network is moved, so that the memory of one weight is free for the next.
+        self.denoiser = DENOISER_FORMAT.apply(self.denoiser);
+        self.text_encoder = TEXT_FORMAT.apply(self.text_encoder);
+        if let Some(mut second) = self.second_text_encoder.take() {
+            second.text_encoder = TEXT_FORMAT.apply(second.text_encoder);
+            self.second_text_encoder = Some(second);
+        }
+        self
     }
 
     /// Replaces the pipeline's networks. Text encoders that `networks` lacks are kept.

@@ -16,8 +16,8 @@ pub(crate) struct Fixture(Vec<u8>);
 impl Fixture {
     /// Reads a fixture of soda-models. Tests of other crates use it too.
     pub(crate) fn read(name: &str) -> Self {
-        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../soda-models/tests/fixtures");
-        Self::open(&Path::new(fixtures).join(format!("{name}.safetensors")))
+        let fixtures = soda_testing::workspace_path("crates/soda-models/tests/fixtures");
+        Self::open(&fixtures.join(format!("{name}.safetensors")))
     }
 
     pub(crate) fn open(path: &Path) -> Self {
@@ -76,7 +76,7 @@ impl Fixture {
 
 /// Writes the pipeline of a fixture in diffusers' layout.
 pub(crate) fn write_pipeline(fixture: &Fixture, dir: &Path) {
-    let toybox = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/toybox/base"));
+    let toybox = soda_testing::workspace_path("examples/toybox/base");
     let configs: BTreeMap<String, Value> =
         serde_json::from_str(&fixture.metadata("configs")).unwrap();
     let keys: BTreeMap<String, BTreeMap<String, Vec<usize>>> =

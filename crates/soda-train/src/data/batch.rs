@@ -243,8 +243,6 @@ fn snr_weight(schedule: &ForwardProcess, objective: &ObjectiveConfig, t: usize) 
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::Path;
-
     use image::{Rgba, RgbaImage};
     use soda_models::pipeline::Pipeline;
     use soda_models::scheduler::SchedulerConfig;
@@ -284,7 +282,7 @@ mod tests {
             apply_setting(&mut table, setting).unwrap();
         }
         let config = TrainConfig::from_table(table).unwrap();
-        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let toybox = soda_testing::workspace_path("examples/toybox/base");
         let pipeline = Pipeline::load(&toybox, &Device::default()).unwrap();
         let encode = |examples: &[Example], config| {
             EncodedDataset::new(&pipeline, examples, &config, EncodeOptions::default()).unwrap()

@@ -210,12 +210,12 @@ fn tensor<const D: usize>(tensors: &Tensors, name: &str, device: &Device) -> Opt
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use super::*;
 
     fn toybox(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+        soda_testing::workspace_path("examples/toybox").join(name)
     }
 
     #[test]

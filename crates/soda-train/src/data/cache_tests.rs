@@ -14,7 +14,7 @@ use crate::data::encoded_dataset::EncodedDataset;
 use crate::data::folder::Example;
 
 fn toybox(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+    soda_testing::workspace_path("examples/toybox").join(name)
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {

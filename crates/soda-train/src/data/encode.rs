@@ -246,8 +246,6 @@ impl Encoder<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::Path;
-
     use burn::tensor::Device;
     use soda_models::image::{read_rgb, resize_center_crop, to_tensor};
     use soda_models::noise::generator;
@@ -256,7 +254,7 @@ mod tests {
     use crate::data::encoded_dataset::Rows;
 
     fn toybox(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox").join(name)
+        soda_testing::workspace_path("examples/toybox").join(name)
     }
 
     fn example(caption: &str, repeats: usize) -> Example {

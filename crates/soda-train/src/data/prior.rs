@@ -93,8 +93,6 @@ fn generate(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::Path;
-
     use burn::tensor::Device;
     use soda_models::image::read_rgb;
 
@@ -114,7 +112,7 @@ mod tests {
     /// keeps those that it has.
     #[test]
     fn class_images_are_the_same_with_any_number_of_threads_and_after_a_stop() {
-        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let toybox = soda_testing::workspace_path("examples/toybox/base");
         let pipeline = Pipeline::load(&toybox, &Device::default()).unwrap();
         let root = tempfile::tempdir().unwrap();
         let go = AtomicBool::new(false);

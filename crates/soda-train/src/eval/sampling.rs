@@ -64,7 +64,7 @@ impl Sampler<'_> {
         Ok(SampledImages { images, unrelated })
     }
 
-    /// Samples with `networks` instead of the pipeline's own.
+    /// Samples with `networks`, which have no adapters, instead of the pipeline's own.
     pub(crate) fn sample_with(
         &mut self,
         networks: Networks,
@@ -72,7 +72,7 @@ impl Sampler<'_> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<SampledImages, TrainError> {
         let own = self.pipeline.networks();
-        self.pipeline.set_networks(networks);
+        self.pipeline.set_networks(networks.in_drawing_format());
         let sampled = self.sample(stage, on_event);
         self.pipeline.set_networks(own);
         sampled

@@ -64,8 +64,6 @@ impl Validation {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::Path;
-
     use soda_models::noise::randn;
     use soda_models::pipeline::Pipeline;
 
@@ -78,7 +76,7 @@ mod tests {
     /// in batches.
     #[test]
     fn the_loss_is_the_mean_over_the_samples() {
-        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
+        let toybox = soda_testing::workspace_path("examples/toybox");
         let mut table = preset("toybox").unwrap();
         for setting in [
             "base=b",

@@ -69,8 +69,6 @@ fn add_words(config: &TrainConfig, pipeline: &mut Pipeline) -> Result<(), TrainE
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::Path;
-
     use burn::tensor::DType;
     use soda_adapters::named_params;
 
@@ -82,7 +80,7 @@ mod tests {
     #[test]
     fn adapted_weights_are_read_in_f32_and_all_others_in_half_precision() {
         let device = Device::default();
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+        let base = soda_testing::workspace_path("examples/toybox/base");
         let loaded = |settings: &[&str]| {
             let mut table = preset("toybox").unwrap();
             let base = format!("base={}", base.display());

@@ -164,8 +164,6 @@ fn network_hash<M: Module + fmt::Display>(module: &M) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use std::path::Path;
-
     use burn::tensor::Device;
 
     use super::*;
@@ -241,7 +239,7 @@ mod tests {
 
     #[test]
     fn each_part_of_the_base_model_is_named() {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox");
+        let base = soda_testing::workspace_path("examples/toybox");
         let dataset =
             Dataset::read(&base.join("subjects/castle_mug"), Some("a photo of a mug")).unwrap();
         let pipeline = Pipeline::load(&base.join("base"), &Device::default()).unwrap();

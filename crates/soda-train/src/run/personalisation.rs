@@ -184,6 +184,7 @@ impl Personalisation {
         let (adapted, plan) = plan_adapters(&config, &pipeline, svd_cache.as_ref(), on_event)?;
         let num_layers = plan.paths().len();
         pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
+        pipeline = pipeline.in_drawing_format();
         // Class images need the final precision, which before the cast only a part of the network has.
         let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
         if let Some(cache) = &cache {
@@ -251,12 +252,8 @@ impl Personalisation {
             settings: with_absolute_paths(&config)?.to_toml()?,
             config,
         };
-        let images = ReportImages {
-            training: &images.training,
-            before: &before,
-            after: &after,
-            truth: &reference.truth,
-        };
+        let (training, truth) = (&images.training, &reference.truth);
+        let images = ReportImages { training, before: &before, after: &after, truth };
         finish(&folder, &summary, &images)?;
         Ok(summary)
     }

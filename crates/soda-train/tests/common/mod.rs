@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use soda_adapters::{Method as _, PlanOptions};
@@ -15,12 +15,12 @@ use soda_pipeline::{Component, TARGET_PRESETS};
 use soda_train::{Batch, Prompts, TrainConfig, Trainer, apply_setting, preset};
 
 pub(crate) fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    soda_testing::workspace_path(name)
 }
 
 /// The denoiser of the bundled model.
 pub(crate) fn denoiser(device: &Device) -> Unet {
-    let folder = path("../../examples/toybox/base/unet");
+    let folder = path("examples/toybox/base/unet");
     let config: UnetConfig = config::read(&folder.join("config.json")).unwrap();
     weights::load(config.init(device), &folder.join("diffusion_pytorch_model.safetensors")).unwrap()
 }
@@ -64,7 +64,7 @@ pub(crate) fn text_trainer<'a>(
     word: Option<Tensor<2>>,
     device: &Device,
 ) -> Trainer<'a> {
-    let mut pipeline = Pipeline::load(&path("../../examples/toybox/base"), device).unwrap();
+    let mut pipeline = Pipeline::load(&path("examples/toybox/base"), device).unwrap();
     if let Some(first) = word {
         pipeline
             .add_token_embedding(&TokenEmbedding { token: "<mug>".to_owned(), first, second: None })
@@ -93,7 +93,9 @@ impl Fixture {
     }
 
     fn entries(name: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-        let bytes = std::fs::read(path(&format!("tests/fixtures/{name}.safetensors"))).unwrap();
+        let bytes =
+            std::fs::read(path(&format!("crates/soda-train/tests/fixtures/{name}.safetensors")))
+                .unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let values = |view: &safetensors::tensor::TensorView<'_>| {
             let word = |bytes: &[u8]| -> [u8; 4] { bytes.try_into().unwrap() };

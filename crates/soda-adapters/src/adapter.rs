@@ -41,6 +41,14 @@ pub trait Adapter: Module + Sync + 'static {
         None
     }
 
+    /// Computes again what follows from the base weight `w` `[in, out]` and the parameters, after a state has
+    /// replaced the parameters.
+    #[must_use]
+    fn rebased(self, w: &Tensor<2>) -> Self {
+        let _ = w;
+        self
+    }
+
     /// Merges weighted adapters of one weight into one adapter, or returns `None` if they have no common
     /// form.
     ///

@@ -38,6 +38,27 @@ pub enum AdapterError {
         /// The reason from the linear algebra.
         source: LinalgError,
     },
+    /// A method needs a [`Calibration`](crate::Calibration) that the plan was not given.
+    #[error(
+        "the {method} configuration places its parameters by the training data, and {path} was not \
+         calibrated; pass a calibration to the plan, or choose `subspace = \"principal\"`"
+    )]
+    NotCalibrated {
+        /// Name of the method.
+        method: &'static str,
+        /// Path of the weight.
+        path: String,
+    },
+    /// A probe did not see the rows of a layer: a convolution, or a weight that no layer multiplies with
+    /// rows.
+    #[error(
+        "`subspace = \"activations\"` needs the rows that a linear layer multiplies, which {path} does not \
+         show; choose `subspace = \"gradient\"`, or targets without convolutions"
+    )]
+    NoActivations {
+        /// Path of the weight.
+        path: String,
+    },
     /// Adapters of different forms cannot be merged into one adapter.
     #[error(
         "the adapters on {path} have no common form (different methods or settings, or a method without \

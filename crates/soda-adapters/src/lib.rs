@@ -44,6 +44,7 @@
 
 mod adapter;
 mod attached;
+mod directions;
 mod error;
 mod fingerprint;
 mod method;
@@ -51,13 +52,16 @@ mod methods;
 mod named_params;
 mod path_pattern;
 mod plan;
+mod probe;
 mod rotation_merge;
+mod seeded_init;
 mod state;
 mod targets;
 mod weight;
 
 pub use adapter::Adapter;
 pub use attached::{Attached, attach_all, detach, without_adapters};
+pub use directions::{Calibration, CalibrationRequest};
 pub use error::{AdapterError, StateError, TargetError};
 pub use fingerprint::fingerprint;
 pub use method::{Geometry, Method};
@@ -67,6 +71,7 @@ pub use methods::{
 };
 pub use named_params::{NamedParam, map_params, named_params};
 pub use plan::{Plan, PlanOptions};
+pub use probe::Probe;
 pub use rotation_merge::MergeRule;
 pub use state::{AdapterState, Recipe};
 pub use targets::{TargetPreset, Targets};

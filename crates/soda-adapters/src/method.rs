@@ -7,8 +7,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::adapter::Adapter;
+use crate::directions::{Calibration, CalibrationRequest};
 use crate::error::AdapterError;
 use crate::plan::{Plan, PlanOptions, plan_weights};
+use crate::probe::Probe;
 use crate::targets::Targets;
 use crate::weight::Weight;
 
@@ -46,6 +48,41 @@ pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + '
     /// A plan decomposes such weights many at a time, which is faster than one by one.
     fn needs_svd(&self) -> bool {
         false
+    }
+
+    /// Whether a plan of a trained state uses the decomposition too. The state may have what `init` takes
+    /// from it.
+    fn needs_svd_to_restore(&self) -> bool {
+        self.needs_svd()
+    }
+
+    /// What has to be measured on training data before [`init`](Self::init); `None` if the weight suffices.
+    fn calibration(&self) -> Option<CalibrationRequest> {
+        None
+    }
+
+    /// The settings with what they leave to the calibration of a network, such as the rank of each weight.
+    ///
+    /// # Errors
+    /// Settings that cannot be met.
+    fn calibrated(&self, calibration: &Calibration) -> Result<Self, AdapterError> {
+        let _ = calibration;
+        Ok(self.clone())
+    }
+
+    /// Makes the probe of one weight; `None` for a method without [`calibration`](Self::calibration).
+    ///
+    /// # Errors
+    /// As [`Method::init`].
+    fn probe(&self, path: &str, weight: &Weight) -> Result<Option<Probe>, AdapterError> {
+        let _ = (path, weight);
+        Ok(None)
+    }
+
+    /// Whether a parameter of an adapter is trained. The others are stored beside the trained ones.
+    fn is_trained(&self, parameter: &str) -> bool {
+        let _ = parameter;
+        true
     }
 
     /// Whether a trained adapter has its meaning on the base that it was trained on alone.
@@ -91,5 +128,27 @@ pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + '
     ) -> Result<Plan<Self::Adapter>, AdapterError> {
         let weights = targets.select_within(module, options.prefix, options.presets)?;
         plan_weights(self.needs_svd(), weights, options, |path, weight| self.init(path, weight))
+    }
+
+    /// Makes the probes of all targeted weights of `module`; none for a method without
+    /// [`calibration`](Self::calibration).
+    ///
+    /// # Errors
+    /// As [`Method::plan_with`].
+    fn plan_probes<M: Module>(
+        &self,
+        targets: &Targets,
+        module: &M,
+        options: &mut PlanOptions<'_>,
+    ) -> Result<Plan<Probe>, AdapterError> {
+        let Some(request) = self.calibration() else { return Ok(Plan::default()) };
+        let weights = targets.select_within(module, options.prefix, options.presets)?;
+        plan_weights(request.needs_svd, weights, options, |path, weight| {
+            let none = AdapterError::Config {
+                method: self.name(),
+                reason: "a method with a calibration makes a probe of every weight",
+            };
+            self.probe(path, weight)?.ok_or(none)
+        })
     }
 }

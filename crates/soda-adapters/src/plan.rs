@@ -10,6 +10,7 @@ use soda_kernels::has_vendor_blas;
 use soda_linalg::{LinalgError, SvdCache};
 
 use crate::adapter::Adapter;
+use crate::directions::Calibration;
 use crate::error::AdapterError;
 use crate::rotation_merge::MergeRule;
 use crate::targets::TargetPreset;
@@ -35,6 +36,8 @@ pub struct PlanOptions<'a> {
     pub presets: &'a [TargetPreset],
     /// Cache of decompositions, for methods with [`needs_svd`](crate::Method::needs_svd).
     pub cache: Option<&'a SvdCache>,
+    /// The directions of the weights, for methods with a [`calibration`](crate::Method::calibration).
+    pub calibration: Option<&'a Calibration>,
     /// Called with the number of decomposed weights and of all weights, by a method that decomposes.
     pub on_progress: Option<&'a mut dyn FnMut(usize, usize)>,
     /// Called if the base is another than that of a trained state. The plan is then made all the same.
@@ -50,6 +53,7 @@ impl Default for PlanOptions<'_> {
             prefix: "",
             presets: TargetPreset::GENERIC,
             cache: None,
+            calibration: None,
             on_progress: None,
             on_other_base: None,
         }
@@ -145,7 +149,16 @@ pub(crate) fn plan_weights<A: Adapter>(
     options: &mut PlanOptions<'_>,
     init: impl Fn(&str, &Weight) -> Result<A, AdapterError> + Sync,
 ) -> Result<Plan<A>, AdapterError> {
-    let mut selected: Vec<_> = selected.into_iter().collect();
+    let mut selected: Vec<_> = match options.calibration {
+        None => selected.into_iter().collect(),
+        Some(calibration) => selected
+            .into_iter()
+            .map(|(path, weight)| {
+                let directions = calibration.get(&path);
+                (path, weight.with_directions(directions))
+            })
+            .collect(),
+    };
     if !needs_svd {
         return Ok(Plan { adapters: init_all(selected, &init)? });
     }

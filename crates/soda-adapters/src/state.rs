@@ -6,6 +6,8 @@ use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Adapter as _;
+use crate::directions::Directions;
 use crate::error::{AdapterError, StateError};
 use crate::fingerprint::fingerprint;
 use crate::method::{Geometry, Method};
@@ -146,7 +148,7 @@ impl<M: Method> AdapterState<M> {
 
     /// Makes a plan of the trained adapters for weights that the caller has selected, of whatever base.
     ///
-    /// Prefix and presets of the options are not used.
+    /// Prefix, presets and calibration of the options are not used.
     ///
     /// # Errors
     /// As [`AdapterState::plan_with`], except for another base.
@@ -156,7 +158,14 @@ impl<M: Method> AdapterState<M> {
         options: &mut PlanOptions<'_>,
     ) -> Result<Plan<M::Adapter>, AdapterError> {
         let method = &self.recipe.method;
-        let mut plan = plan_weights(method.needs_svd(), weights, options, |path, weight| {
+        // A state has the directions of its weights.
+        let in_state =
+            |(path, weight): (String, Weight)| (path, weight.with_directions(Directions::InState));
+        let weights: BTreeMap<_, _> = weights.into_iter().map(in_state).collect();
+        options.calibration = None;
+        let bases = weights.clone();
+        let needs_svd = method.needs_svd_to_restore();
+        let mut plan = plan_weights(needs_svd, weights, options, |path, weight| {
             let adapter = method.init(path, weight)?;
             // Before the next weight's, so that the memory of a wrong description is that of one adapter.
             self.check_shapes(path, &adapter)?;
@@ -171,6 +180,9 @@ impl<M: Method> AdapterState<M> {
                 let data = TensorData::from(values.as_slice()).convert_dtype(old.dtype());
                 Some(Tensor::from_data(data, (&old.device(), old.dtype())))
             });
+            if let Some(base) = bases.get(weight) {
+                *adapter = adapter.clone().rebased(&base.matrix);
+            }
         }
         Ok(plan)
     }
@@ -184,10 +196,12 @@ impl<M: Method> AdapterState<M> {
 
     /// Number of trained values.
     pub fn num_params(&self) -> usize {
-        self.tensors.values().map(TensorData::num_elements).sum()
+        let trained = self.tensors.iter().filter(|(key, _)| self.recipe.method.is_trained(key));
+        trained.map(|(_, data)| data.num_elements()).sum()
     }
 
-    /// Sizes of the rotations' Kronecker factors, by the rotated width, which is their product.
+    /// Sizes of the rotations' Kronecker factors, by the rotated width, which is their product. Rotations in
+    /// subspaces have none.
     pub fn factor_sizes(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut rotations: BTreeMap<&str, BTreeMap<usize, usize>> = BTreeMap::new();
         for (key, data) in &self.tensors {
@@ -195,7 +209,9 @@ impl<M: Method> AdapterState<M> {
             let (Ok(index), Some(size)) = (index.parse(), data.shape().as_slice().first()) else {
                 continue;
             };
-            rotations.entry(rotation).or_default().insert(index, *size);
+            if !self.tensors.contains_key(&format!("{rotation}.basis")) {
+                rotations.entry(rotation).or_default().insert(index, *size);
+            }
         }
         let sizes = rotations.into_values().map(|sizes| sizes.into_values().collect::<Vec<_>>());
         // The shapes are those of a file, and may be of no width at all.
@@ -267,14 +283,15 @@ impl<M: Method> AdapterState<M> {
     }
 }
 
-/// `max |QᵀQ - I|` of a square matrix `[n, n]`, computed on the host. NaN if an entry is NaN.
+/// `max |QᵀQ - I|` of a matrix `[n, r]`, computed on the host. NaN if an entry is NaN.
 fn orthogonality_error(data: &TensorData) -> f32 {
-    let n = data.shape().as_slice().first().copied().unwrap_or_default();
+    let r = data.shape().as_slice().last().copied().unwrap_or_default();
     let q: Vec<f32> = data.iter::<f32>().collect();
+    let rows = || q.chunks_exact(r.max(1));
     let mut largest = 0f32;
-    for i in 0..n {
-        for j in 0..n {
-            let dot: f32 = (0..n).map(|row| q[row * n + i] * q[row * n + j]).sum();
+    for i in 0..r {
+        for j in i..r {
+            let dot: f32 = rows().map(|row| row[i] * row[j]).sum();
             let error = (dot - if i == j { 1.0 } else { 0.0 }).abs();
             // `f32::max` would drop NaN.
             largest = if error.is_nan() { return error } else { largest.max(error) };

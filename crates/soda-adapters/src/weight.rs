@@ -9,6 +9,7 @@ use burn::tensor::{DType, Tensor};
 use soda_kernels::{has_vendor_blas, with_stride_order};
 use soda_linalg::{LinalgError, Svd, SvdCache};
 
+use crate::directions::Directions;
 use crate::error::{AdapterError, TargetError};
 use crate::named_params::NamedParam;
 
@@ -21,6 +22,8 @@ pub struct Weight {
     pub shape: Vec<usize>,
     /// The decomposition, if it is already computed.
     svd: Option<WeightSvd>,
+    /// Directions for methods that are calibrated.
+    directions: Directions,
 }
 
 /// The thin singular value decomposition of a weight, in the float type that adapters compute in.
@@ -53,7 +56,8 @@ impl Weight {
         if matrix.is_autodiff() {
             return Err(TargetError::OnAutodiffDevice { path: param.path.clone() }.into());
         }
-        Ok(Self { matrix, shape: param.shape.clone(), svd: None })
+        let shape = param.shape.clone();
+        Ok(Self { matrix, shape, svd: None, directions: Directions::Unknown })
     }
 
     /// Number of entries of the convolution's window, `kh kw`; 1 for a linear layer.
@@ -70,6 +74,16 @@ impl Weight {
             return Ok(svd.clone());
         }
         decompose_batch(&[self], None).remove(0)
+    }
+
+    /// What is known of the weight's directions.
+    pub(crate) fn directions(&self) -> &Directions {
+        &self.directions
+    }
+
+    /// Stores what is known of the weight's directions.
+    pub(crate) fn with_directions(self, directions: Directions) -> Self {
+        Self { directions, ..self }
     }
 
     /// Stores a computed decomposition.

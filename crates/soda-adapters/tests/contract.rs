@@ -13,13 +13,14 @@ mod common;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use common::{Input, Net, difference, disturb, gradients, recipe, targets};
+use common::{Input, Net, difference, disturb, gradients, plan, recipe, targets};
 use soda_adapters::boft::BoftConfig;
 use soda_adapters::lokr::LokrConfig;
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::oft::OftConfig;
 use soda_adapters::soda::{
-    Basis, Parametrization, RotationConfig, Shift, Side, SodaConfig, SpectrumConfig,
+    Parametrization, RotationConfig, Selection, Shift, Side, SodaConfig, SpectrumConfig, Structure,
+    Subspace,
 };
 use soda_adapters::{
     AdapterState, CayleyForm, METHOD_PRESETS, Method as _, MethodConfig, NamedParam, attach_all,
@@ -44,6 +45,21 @@ fn methods() -> Vec<(String, MethodConfig)> {
         rotation: Some(RotationConfig { side, parametrization, ..RotationConfig::default() }),
         ..SodaConfig::default()
     };
+    let within = |subspace, side, parametrization, spectrum: SpectrumConfig| SodaConfig {
+        rotation: Some(RotationConfig {
+            structure: Structure::Subspace,
+            subspace: Some(subspace),
+            rank: Some(4),
+            side,
+            parametrization,
+            ..RotationConfig::default()
+        }),
+        spectrum: Some(spectrum),
+        calibration: None,
+    };
+    let whole = SpectrumConfig::default();
+    let leading = SpectrumConfig { rank: Some(3), ..SpectrumConfig::default() };
+    let selected = SpectrumConfig { select: Some(Selection::Gradient), ..leading.clone() };
     let oft = |cayley, block_share, constraint, side| OftConfig {
         block_size: 4,
         cayley,
@@ -51,13 +67,35 @@ fn methods() -> Vec<(String, MethodConfig)> {
         constraint,
         side,
     };
-    let low_rank = SpectrumConfig { basis: Basis::Svd, shift: Shift::LowRank { rank: 2, seed: 5 } };
+    let shift = Shift::LowRank { rank: 2, seed: 5 };
+    let low_rank = SpectrumConfig { shift, ..SpectrumConfig::default() };
     let more: Vec<(&str, MethodConfig)> = vec![
         ("output side", rotation(Side::Output, Parametrization::Stiefel).into()),
         ("both sides, Cayley", rotation(Side::Both, Parametrization::Cayley).into()),
+        (
+            "subspaces of both sides, Cayley",
+            within(Subspace::Gradient, Side::Both, Parametrization::Cayley, selected.clone())
+                .into(),
+        ),
+        (
+            "principal subspace, whole spectrum",
+            within(Subspace::Principal, Side::Input, Parametrization::Stiefel, whole).into(),
+        ),
+        (
+            "subspace of the output, unconstrained",
+            within(Subspace::Principal, Side::Output, Parametrization::Unconstrained, leading)
+                .into(),
+        ),
+        (
+            "Kronecker, truncated spectrum",
+            SodaConfig { spectrum: Some(selected), ..SodaConfig::default() }.into(),
+        ),
         ("uneven factors", uneven().into()),
         ("unconstrained", rotation(Side::Input, Parametrization::Unconstrained).into()),
-        ("svd low-rank", SodaConfig { rotation: None, spectrum: Some(low_rank) }.into()),
+        (
+            "svd low-rank",
+            SodaConfig { rotation: None, spectrum: Some(low_rank), calibration: None }.into(),
+        ),
         ("oft exact, shared, both sides", oft(CayleyForm::Exact, true, None, Side::Both).into()),
         ("coft", oft(CayleyForm::Neumann { terms: 5 }, false, Some(0.5), Side::Input).into()),
         (
@@ -114,7 +152,7 @@ fn an_initial_adapter_changes_no_bit_in_any_float_type() {
                 continue;
             }
             let (net, input) = (Net::new().cast(dtype), Input::new().cast(dtype));
-            let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
+            let adapted = plan(&method, &net).attach(net.clone());
             let (before, after) = (net.forward(&input), adapted.forward(&input));
             assert_eq!(after.dtype(), dtype);
             let changed = difference(after, before);
@@ -135,7 +173,7 @@ fn an_initial_adapter_on_the_input_side_changes_last_bits_at_most() {
                 continue;
             }
             let (net, input) = (Net::new().cast(dtype), Input::new().cast(dtype));
-            let adapted = method.plan(&targets(), &net).unwrap().attach(net.clone());
+            let adapted = plan(&method, &net).attach(net.clone());
             let x = input.k.narrow(0, 0, 2);
             let through = |net: &Net| {
                 soda_kernels::linear_deferred(x.clone(), || net.to_k.weight.val(), None)
@@ -170,7 +208,7 @@ fn gradients_are_central_differences_of_the_trained_tensors_only() {
     }
     for (name, method) in methods() {
         let (net, input) = (Net::new().cast(DType::F64), Input::new().cast(DType::F64));
-        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net));
+        let adapted = disturb(&method, plan(&method, &net).attach(net));
         let toward =
             Tensor::<2>::random([7, 9], Distribution::Normal(0.0, 1.0), &Device::default());
         let toward = toward.cast(DType::F64);
@@ -225,7 +263,7 @@ fn gradients_are_central_differences_of_the_trained_tensors_only() {
 fn materializing_is_applying_and_the_state_has_everything() {
     for (name, method) in methods() {
         let (net, input) = (Net::new(), Input::new());
-        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        let adapted = disturb(&method, plan(&method, &net).attach(net.clone()));
         let output = adapted.forward(&input);
         assert!(difference(output.clone(), net.forward(&input)) > 1e-2, "{name} was trained");
 
@@ -252,7 +290,7 @@ fn materializing_is_applying_and_the_state_has_everything() {
 fn strength_runs_from_the_base_to_the_adapter() {
     for (name, method) in methods() {
         let (net, input) = (Net::new(), Input::new());
-        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        let adapted = disturb(&method, plan(&method, &net).attach(net.clone()));
         let file = AdapterState::capture(recipe(&method, &net), &adapted);
         let at = |t: f64| {
             let plan = file.plan(&net).unwrap().at_strength(t).unwrap();
@@ -272,7 +310,7 @@ fn strength_runs_from_the_base_to_the_adapter() {
 fn powers_of_rotations_add() {
     let (net, input) = (Net::new(), Input::new());
     let method = MethodConfig::from(SodaConfig::rotation_only());
-    let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+    let adapted = disturb(&method, plan(&method, &net).attach(net.clone()));
     let plan = AdapterState::capture(recipe(&method, &net), &adapted).plan(&net).unwrap();
     let half = plan.clone().at_strength(0.5).unwrap();
     let quarter = half.at_strength(0.5).unwrap().attach(net.clone());
@@ -284,7 +322,7 @@ fn powers_of_rotations_add() {
 fn disabled_and_detached_adapters_are_the_base() {
     for (name, method) in methods() {
         let (net, input) = (Net::new(), Input::new());
-        let adapted = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        let adapted = disturb(&method, plan(&method, &net).attach(net.clone()));
         let (base, output) = (net.forward(&input), adapted.forward(&input));
 
         assert_eq!(difference(without_adapters(|| adapted.forward(&input)), base.clone()), 0.0);
@@ -315,7 +353,7 @@ fn several_adapters_add_their_weighted_deltas() {
     let (first, second) =
         (MethodConfig::from(SodaConfig::default()), MethodConfig::from(LoraConfig::default()));
     let file = |method: &MethodConfig| {
-        let adapted = disturb(method, method.plan(&targets(), &net).unwrap().attach(net.clone()));
+        let adapted = disturb(method, plan(method, &net).attach(net.clone()));
         (adapted.conv.weight.val(), AdapterState::capture(recipe(method, &net), &adapted))
     };
     let ((w1, first), (w2, second)) = (file(&first), file(&second));
@@ -359,7 +397,7 @@ fn the_sides_agree(rows: usize, least: usize) {
     let mut offered = 0;
     for (name, method) in methods() {
         let (net, input) = (Net::new().cast(DType::F64), Input::new().cast(DType::F64));
-        let net = disturb(&method, method.plan(&targets(), &net).unwrap().attach(net)).train();
+        let net = disturb(&method, plan(&method, &net).attach(net)).train();
         let x = input.k.clone().repeat_dim(0, rows).narrow(0, 0, rows);
         let x = x.autodiff().require_grad();
         let mut through = || {

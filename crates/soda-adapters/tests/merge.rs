@@ -11,7 +11,7 @@
 mod common;
 
 use burn::tensor::Tensor;
-use common::{Input, Net, difference, disturb, recipe, targets};
+use common::{Input, Net, difference, disturb, plan, recipe};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::oft::OftConfig;
 use soda_adapters::soda::SodaConfig;
@@ -22,11 +22,11 @@ use soda_adapters::{
 const GEODESIC: MergeRule = MergeRule::Geodesic { restore: 0.0 };
 
 fn trained(method: &MethodConfig, net: &Net) -> Plan<AnyAdapter> {
-    let adapted = disturb(method, method.plan(&targets(), net).unwrap().attach(net.clone()));
+    let adapted = disturb(method, plan(method, net).attach(net.clone()));
     AdapterState::capture(recipe(method, net), &adapted).plan(net).unwrap()
 }
 
-fn methods() -> [MethodConfig; 5] {
+fn methods() -> [MethodConfig; 6] {
     let oft = OftConfig { block_size: 4, cayley: CayleyForm::Exact, ..OftConfig::default() };
     [
         SodaConfig::default().into(),
@@ -34,6 +34,7 @@ fn methods() -> [MethodConfig; 5] {
         SodaConfig::rotation_only().into(),
         oft.into(),
         LoraConfig { rank: 3, ..LoraConfig::default() }.into(),
+        SodaConfig::subspace().into(),
     ]
 }
 
@@ -122,7 +123,7 @@ fn restoring_gives_the_sum_of_the_angles() {
 #[test]
 fn adapters_without_a_common_form_name_the_weight() {
     let net = Net::new();
-    let [soda, qr, _, oft, lora] = methods();
+    let [soda, qr, _, oft, lora, _] = methods();
     let dora = MethodConfig::from(LoraConfig::dora());
     for (first, second) in [(&soda, &qr), (&soda, &oft), (&lora, &oft), (&dora, &dora)] {
         let plans = [(trained(first, &net), 1.0), (trained(second, &net), 1.0)];

@@ -101,6 +101,7 @@ impl<M: Method> AdapterFile<M> {
             let mut options = PlanOptions {
                 prefix: &prefix,
                 presets: TARGET_PRESETS,
+                calibration: None,
                 cache: options.cache,
                 on_progress: match &mut options.on_progress {
                     Some(on_progress) => Some(&mut **on_progress),
@@ -119,7 +120,9 @@ impl<M: Method> AdapterFile<M> {
 
     /// Number of trained values, embeddings included.
     pub fn num_params(&self) -> usize {
-        self.tensors().map(|(_, data)| data.num_elements()).sum()
+        let states = self.adapters.values().map(AdapterState::num_params).sum::<usize>();
+        let vectors = self.embeddings.values().flat_map(BTreeMap::values);
+        states + vectors.map(TensorData::num_elements).sum::<usize>()
     }
 
     /// Number of tensors, embeddings included.

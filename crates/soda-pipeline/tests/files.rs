@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use burn::tensor::TensorData;
-use common::{Net, Networks, disturb, recipe, targets};
+use common::{Net, Networks, disturb, plan, recipe, targets};
 use serde_json::json;
 use soda_adapters::{AdapterState, METHOD_PRESETS, Method as _, MethodConfig};
 use soda_pipeline::{AdapterFile, Component, FormatError, Header, PipelineError};
@@ -23,7 +23,7 @@ fn header() -> Header {
 }
 
 fn trained(method: &MethodConfig, net: &Net) -> AdapterState {
-    let adapted = disturb(method, method.plan(&targets(), net).unwrap().attach(net.clone()));
+    let adapted = disturb(method, plan(method, net).attach(net.clone()));
     AdapterState::capture(recipe(method, net), &adapted)
 }
 

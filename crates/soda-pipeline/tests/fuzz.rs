@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Device, TensorData};
-use common::{Net, Networks, disturb, recipe, targets};
+use common::{Net, Networks, disturb, plan, recipe};
 use peak_alloc::PeakAlloc;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use soda_adapters::{AdapterState, METHOD_PRESETS, Method as _, MethodConfig};
+use soda_adapters::{AdapterState, METHOD_PRESETS, MethodConfig};
 use soda_models::pipeline::Pipeline;
 use soda_pipeline::interop::import;
 use soda_pipeline::{AdapterFile, Component, Header, configure_pipeline};
@@ -27,7 +27,7 @@ static MEMORY: PeakAlloc = PeakAlloc;
 const MOST_MEMORY: f32 = 1024.0;
 
 fn trained(method: &MethodConfig, net: &Net) -> AdapterState {
-    let adapted = disturb(method, method.plan(&targets(), net).unwrap().attach(net.clone()));
+    let adapted = disturb(method, plan(method, net).attach(net.clone()));
     AdapterState::capture(recipe(method, net), &adapted)
 }
 
@@ -148,7 +148,7 @@ fn dialects() -> Vec<Vec<u8>> {
 fn no_file_of_embeddings_makes_the_import_panic() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mug.safetensors");
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/toybox/base");
+    let base = soda_testing::workspace_path("examples/toybox/base");
     let pipeline = Pipeline::load(&base, &Device::default()).unwrap();
     let width = pipeline.text_encoder.text_model.embeddings.token_embedding.weight.dims()[1];
     let networks = pipeline.networks();

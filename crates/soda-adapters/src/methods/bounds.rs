@@ -14,6 +14,8 @@ pub(crate) const MAX_PRODUCT_RANK: usize = 4_096;
 pub(crate) const MAX_BLOCK: usize = 4_096;
 /// Sizes of a Kronecker factor, and widths that lists of sizes are for.
 pub(crate) const MAX_WIDTH: usize = 1 << 20;
+/// Samples of a calibration.
+pub(crate) const MAX_DRAWS: usize = 100_000;
 /// Terms of a series, factors of a product, levels of a butterfly.
 pub(crate) const MAX_TERMS: usize = 100;
 

@@ -5,10 +5,10 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use soda_linalg::LinalgError;
 
-use super::seeded_init::SeededInit;
 use crate::adapter::Adapter;
 use crate::error::AdapterError;
 use crate::method::Method;
+use crate::seeded_init::SeededInit;
 use crate::weight::Weight;
 
 /// Settings of full fine-tuning. There are none.

@@ -10,10 +10,10 @@ use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use super::bounds::{MAX_PRODUCT_RANK, MAX_RANK, check_most};
-use super::seeded_init::SeededInit;
 use crate::adapter::Adapter;
 use crate::error::AdapterError;
 use crate::method::Method;
+use crate::seeded_init::SeededInit;
 use crate::weight::Weight;
 
 /// Settings of LoHa.

@@ -11,10 +11,10 @@ use soda_linalg::{LinalgError, kron, kron_right};
 
 use super::cost_model::CostModel;
 use super::loha::low_rank_scale;
-use super::seeded_init::SeededInit;
 use crate::adapter::Adapter;
 use crate::error::AdapterError;
 use crate::method::Method;
+use crate::seeded_init::SeededInit;
 use crate::weight::Weight;
 
 /// Settings of LoKr.

@@ -24,12 +24,12 @@ use soda_linalg::LinalgError;
 use super::bounds::{MAX_RANK, check_most};
 use super::cost_model::{CostModel, product_dtype};
 use super::dora::Magnitude;
-use super::seeded_init::SeededInit;
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, TargetError};
 use crate::method::Method;
 use crate::path_pattern::matches_one_path;
 use crate::rotation_merge::MergeRule;
+use crate::seeded_init::SeededInit;
 use crate::weight::{Weight, compute_dtype};
 
 /// Settings of LoRA.

@@ -3,7 +3,8 @@
 mod block_rotation;
 pub(crate) mod bounds;
 mod cost_model;
-mod seeded_init;
+mod low_rank;
+
 mod table;
 
 pub mod boft;

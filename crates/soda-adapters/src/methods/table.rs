@@ -68,6 +68,41 @@ macro_rules! methods {
                 match self { $(Self::$variant(config) => $crate::Method::needs_svd(config),)+ }
             }
 
+            fn needs_svd_to_restore(&self) -> bool {
+                match self {
+                    $(Self::$variant(config) => $crate::Method::needs_svd_to_restore(config),)+
+                }
+            }
+
+            fn calibration(&self) -> Option<$crate::CalibrationRequest> {
+                match self { $(Self::$variant(config) => $crate::Method::calibration(config),)+ }
+            }
+
+            fn calibrated(
+                &self,
+                calibration: &$crate::Calibration,
+            ) -> Result<Self, $crate::AdapterError> {
+                match self {
+                    $(Self::$variant(config) => {
+                        $crate::Method::calibrated(config, calibration).map(Self::$variant)
+                    })+
+                }
+            }
+
+            fn probe(
+                &self,
+                path: &str,
+                weight: &$crate::Weight,
+            ) -> Result<Option<$crate::Probe>, $crate::AdapterError> {
+                match self { $(Self::$variant(config) => $crate::Method::probe(config, path, weight),)+ }
+            }
+
+            fn is_trained(&self, parameter: &str) -> bool {
+                match self {
+                    $(Self::$variant(config) => $crate::Method::is_trained(config, parameter),)+
+                }
+            }
+
             fn needs_its_base(&self) -> bool {
                 match self { $(Self::$variant(config) => $crate::Method::needs_its_base(config),)+ }
             }
@@ -100,6 +135,14 @@ macro_rules! methods {
 
             fn low_rank(&self) -> Option<(::burn::tensor::Tensor<2>, ::burn::tensor::Tensor<2>)> {
                 match self { $(Self::$variant(adapter) => $crate::Adapter::low_rank(adapter),)+ }
+            }
+
+            fn rebased(self, w: &::burn::tensor::Tensor<2>) -> Self {
+                match self {
+                    $(Self::$variant(adapter) => {
+                        Self::$variant($crate::Adapter::rebased(adapter, w))
+                    })+
+                }
             }
 
             fn merge(
@@ -203,6 +246,7 @@ pub type MethodPreset = (&'static str, fn() -> MethodConfig);
 /// Named settings for a command line: each method of a paper with its usual defaults.
 pub const METHOD_PRESETS: &[MethodPreset] = &[
     ("soda", || SodaConfig::default().into()),
+    ("soda-subspace", || SodaConfig::subspace().into()),
     ("soda-qr", || SodaConfig::qr().into()),
     ("soda-qr-low-rank", || SodaConfig::qr_low_rank(8).into()),
     ("soda-paper", || SodaConfig::paper().into()),

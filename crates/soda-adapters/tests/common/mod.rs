@@ -8,8 +8,11 @@ use std::collections::{HashMap, HashSet};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, Distribution, Gradients, Tensor};
-use soda_adapters::{Geometry, Method, Recipe, Targets, map_params, named_params};
+use burn::tensor::{DType, Device, Distribution, Gradients, Tensor, TensorData};
+use soda_adapters::{
+    Calibration, Geometry, Method, Plan, PlanOptions, Probe, Recipe, Targets, map_params,
+    named_params,
+};
 use soda_kernels::{conv2d, linear, matmul};
 use soda_testing::relative_error;
 
@@ -100,6 +103,36 @@ impl Input {
 
 pub(crate) fn targets() -> Targets {
     Targets(vec![r"^(to_.|conv)\.weight$".to_owned()])
+}
+
+/// The plan of a method. A method that is calibrated sees a random input.
+pub(crate) fn plan<M: Method>(method: &M, net: &Net) -> Plan<M::Adapter> {
+    let input = Input::new().cast(net.head.weight.val().dtype());
+    let calibration = calibrate(method, &targets(), net, &input);
+    let mut options = PlanOptions { calibration: calibration.as_ref(), ..PlanOptions::default() };
+    method.plan_with(&targets(), net, &mut options).unwrap()
+}
+
+/// Measures the directions on one input, if the method wants them.
+pub(crate) fn calibrate<M: Method>(
+    method: &M,
+    targets: &Targets,
+    net: &Net,
+    input: &Input,
+) -> Option<Calibration> {
+    method.calibration()?;
+    let probes = method.plan_probes(targets, net, &mut PlanOptions::default()).unwrap();
+    let probed = probes.clone().attach(net.clone()).train();
+    let output = probed.forward(&input.on_tape());
+    let grads = output.square().sum().backward();
+    let shapes: HashMap<_, _> =
+        named_params(&probed).into_iter().map(|param| (param.path, param.shape)).collect();
+    let data = |(path, grad): (String, Vec<f64>)| {
+        let data = TensorData::new(grad, shapes[&path].clone());
+        (path.replace(".adapter.", "."), data)
+    };
+    let grads = gradients(&probed, &grads).into_iter().map(data).collect();
+    Some(Probe::measure(probes.adapters(), &grads).unwrap())
 }
 
 pub(crate) fn recipe<M: Method>(method: &M, net: &Net) -> Recipe<M> {

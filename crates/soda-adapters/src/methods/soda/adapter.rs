@@ -3,12 +3,15 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use soda_kernels::matmul;
-use soda_linalg::{LinalgError, kron_left, kron_right};
+use soda_linalg::LinalgError;
 
+use super::change::{FrozenFactors, Parts};
 use super::rotation::Rotation;
 use super::spectrum::Spectrum;
+use super::truncated::TruncatedSpectrum;
 use crate::adapter::Adapter;
 use crate::methods::cost_model::CostModel;
+use crate::methods::low_rank::low_rank_product;
 use crate::rotation_merge::{MergeRule, merge_optional};
 
 /// The adapter of one weight: `Wᵀ = R (W0ᵀ + ΔS) R'` on the stored weight `[in, out]`.
@@ -18,20 +21,72 @@ pub struct Soda {
     pub rotation: Option<Rotation>,
     /// `R'` of the output; `None` for the identity.
     pub output_rotation: Option<Rotation>,
-    /// `ΔS`; `None` for zero.
+    /// `ΔS` of the whole spectrum; `None` for zero, or if it is truncated.
     pub spectrum: Option<Spectrum>,
+    /// `ΔS` of some singular values.
+    pub truncated_spectrum: Option<TruncatedSpectrum>,
+    /// The frozen part of the low-rank form, for rotations of subspaces without a shift of the whole
+    /// spectrum.
+    frozen: Option<FrozenFactors>,
+}
+
+impl Soda {
+    /// Puts the parts together for the base weight `w` `[in, out]`.
+    pub(super) fn new(
+        rotation: Option<Rotation>,
+        output_rotation: Option<Rotation>,
+        spectrum: Option<Spectrum>,
+        truncated_spectrum: Option<TruncatedSpectrum>,
+        w: &Tensor<2>,
+    ) -> Self {
+        Self { rotation, output_rotation, spectrum, truncated_spectrum, frozen: None }.rebased(w)
+    }
+
+    /// The parts of the low-rank form.
+    fn parts(&self) -> Parts<'_> {
+        Parts {
+            rotation: self.rotation.as_ref(),
+            output_rotation: self.output_rotation.as_ref(),
+            spectrum: self.truncated_spectrum.as_ref(),
+        }
+    }
+
+    /// The rotated product of rows, for rotations and shifts of any form.
+    fn rotated_product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+        let rotate = |x: Tensor<2>, rotation: &Option<Rotation>| match rotation {
+            Some(rotation) => rotation.rows(x),
+            None => x,
+        };
+        let x = rotate(x.clone(), &self.rotation);
+        let mut y = match &self.spectrum {
+            Some(spectrum) => spectrum.product(x.clone(), w),
+            None => matmul(x.clone(), w.clone()),
+        };
+        if let Some(spectrum) = &self.truncated_spectrum {
+            let left = spectrum.left.val();
+            let columns = matmul(x.cast(left.dtype()), left);
+            y = y.clone() + matmul(columns, spectrum.scaled_right().transpose()).cast(y.dtype());
+        }
+        rotate(y, &self.output_rotation)
+    }
 }
 
 impl Adapter for Soda {
     fn apply(&self, mut w: Tensor<2>) -> Tensor<2> {
+        if let Some((a, b)) = self.low_rank() {
+            return w + matmul(a, b);
+        }
         if let Some(spectrum) = &self.spectrum {
             w = spectrum.apply(w);
         }
+        if let Some(spectrum) = &self.truncated_spectrum {
+            w = w + matmul(spectrum.left.val(), spectrum.scaled_right().transpose());
+        }
         if let Some(rotation) = &self.rotation {
-            w = kron_left(&rotation.factors(), w);
+            w = rotation.columns(w);
         }
         if let Some(rotation) = &self.output_rotation {
-            w = kron_right(w, &rotation.factors());
+            w = rotation.rows(w);
         }
         w
     }
@@ -39,36 +94,35 @@ impl Adapter for Soda {
     fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let mut cost = CostModel::layer(rows, input, output);
-        let factors = |rotation: &Option<Rotation>| rotation.as_ref().map(Rotation::factors);
-        let (rotation, output_rotation) = (factors(&self.rotation), factors(&self.output_rotation));
-        if let (Some(factors), None, Some(spectrum)) = (&rotation, &output_rotation, &self.spectrum)
-            && let Some(y) = spectrum.fused_product(x, factors, w)
+        if let Some(frozen) = &self.frozen {
+            cost = cost.and_factors(rows, input, frozen.rank(), output);
+            let (a, b) = cost.prefers_input(x).then(|| frozen.factors(self.parts()))?;
+            return Some(low_rank_product(x, w, a, b));
+        }
+        if let (Some(rotation), None, Some(spectrum)) =
+            (&self.rotation, &self.output_rotation, &self.spectrum)
+            && rotation.basis.is_none()
+            && let Some(y) = spectrum.fused_product(x, &rotation.factors(), w)
         {
             return Some(y);
         }
-        let per_entry = |factors: &[Tensor<2>]| factors.iter().map(|factor| factor.dims()[0]).sum();
-        if let Some(factors) = &rotation {
-            cost = cost.and_rotation(rows, input, output, per_entry(factors));
+        if let Some(rotation) = &self.rotation {
+            cost = cost.and_rotation(rows, input, output, rotation.cost_per_entry());
         }
-        if let Some(factors) = &output_rotation {
-            cost = cost.and_rotation(rows, output, input, per_entry(factors));
+        if let Some(rotation) = &self.output_rotation {
+            cost = cost.and_rotation(rows, output, input, rotation.cost_per_entry());
         }
         if let Some(spectrum) = &self.spectrum {
             cost = spectrum.cost(cost, rows, w);
         }
-        if !cost.prefers_input(x) {
-            return None;
+        if let Some(spectrum) = &self.truncated_spectrum {
+            cost = cost.and_factors(rows, input, spectrum.s.val().dims()[0], output);
         }
-        let rotate = |x: Tensor<2>, factors: &Option<Vec<Tensor<2>>>| match factors {
-            Some(factors) => kron_right(x, factors),
-            None => x,
-        };
-        let x = rotate(x.clone(), &rotation);
-        let y = match &self.spectrum {
-            Some(spectrum) => spectrum.product(x, w),
-            None => matmul(x, w.clone()),
-        };
-        Some(rotate(y, &output_rotation))
+        cost.prefers_input(x).then(|| self.rotated_product(x, w))
+    }
+
+    fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
+        self.frozen.as_ref().map(|frozen| frozen.factors(self.parts()))
     }
 
     fn at_strength(self, t: f64) -> Result<Self, LinalgError> {
@@ -77,7 +131,17 @@ impl Adapter for Soda {
             rotation: power(self.rotation)?,
             output_rotation: power(self.output_rotation)?,
             spectrum: self.spectrum.map(|spectrum| spectrum.at_strength(t)),
+            truncated_spectrum: self.truncated_spectrum.map(|spectrum| spectrum.at_strength(t)),
+            frozen: self.frozen,
         })
+    }
+
+    fn rebased(self, w: &Tensor<2>) -> Self {
+        let frozen = match &self.spectrum {
+            None => FrozenFactors::new(self.parts(), w),
+            Some(_) => None,
+        };
+        Self { frozen, ..self }
     }
 
     fn merge(weighted: Vec<(f64, Self)>, rule: MergeRule) -> Result<Option<Self>, LinalgError> {
@@ -88,18 +152,22 @@ impl Adapter for Soda {
             return Ok(None);
         }
         let side = |select: fn(&Self) -> &Option<Rotation>| {
-            let factors =
-                |(weight, soda): &(f64, Self)| Some((*weight, select(soda).as_ref()?.factors()));
-            let rotations = weighted.iter().filter_map(factors).collect();
+            let rotation =
+                |(weight, soda): &'_ (f64, Self)| Some((*weight, select(soda).as_ref()?.clone()));
+            let rotations: Vec<_> = weighted.iter().filter_map(rotation).collect();
             merge_optional(rotations, |rotations| Rotation::merge(rotations, rule))
         };
         let spectra =
             weighted.iter().filter_map(|(weight, soda)| Some((*weight, soda.spectrum.clone()?)));
         let spectrum = Spectrum::merge(spectra.collect());
+        let truncated = weighted
+            .iter()
+            .filter_map(|(weight, soda)| Some((*weight, soda.truncated_spectrum.clone()?)));
+        let truncated_spectrum = TruncatedSpectrum::merge(truncated.collect());
         let rotations = (side(|soda| &soda.rotation)?, side(|soda| &soda.output_rotation)?);
         Ok(match (rotations, spectrum) {
             ((Some(rotation), Some(output_rotation)), Ok(spectrum)) => {
-                Some(Self { rotation, output_rotation, spectrum })
+                Some(Self { rotation, output_rotation, spectrum, truncated_spectrum, frozen: None })
             }
             _ => None,
         })

@@ -1,21 +1,59 @@
 //! The settings of SODA.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Settings of SODA: the rotation and the shift of the spectrum, each of which may be absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SodaConfig {
-    /// The Kronecker rotation; `None` for SVDiff.
+    /// The rotation; `None` for SVDiff.
     pub rotation: Option<RotationConfig>,
     /// The shift of the spectral part; `None` for the rotation alone.
     pub spectrum: Option<SpectrumConfig>,
+    /// How directions are measured; `None` for the defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationConfig>,
+}
+
+/// How directions are measured before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CalibrationConfig {
+    /// Number of samples, each with its own noise and timestep, rounded up to whole batches.
+    pub draws: usize,
+    /// Seed of the random matrices of the sketches.
+    pub seed: u64,
+}
+
+impl Default for CalibrationConfig {
+    fn default() -> Self {
+        Self { draws: 64, seed: 0 }
+    }
 }
 
 /// Settings of the rotation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RotationConfig {
+    /// The form of the rotation.
+    pub structure: Structure,
+    /// Where the subspace lies; only for [`Structure::Subspace`], and gradient if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subspace: Option<Subspace>,
+    /// The dimension `r` of the subspace. Without it a rotation has as many numbers as the Kronecker rotation
+    /// with these factors: `r = ⌊√Σ nᵢ²⌋`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// The numbers that the rotations of a network share: each weight and side gets the rank that its
+    /// gradient deserves, in place of one rank for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numbers: Option<usize>,
+    /// The ranks of weights by path, and of the output side by `<path>.output`. A calibration fills them from
+    /// `numbers`. A rank of 0 is no rotation.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ranks: BTreeMap<String, usize>,
     /// Number of Kronecker factors. A width with fewer prime factors has fewer.
     pub factors: usize,
     /// Sizes of the factors for the width that is their product. Other widths have the most even factors.
@@ -25,6 +63,30 @@ pub struct RotationConfig {
     pub side: Side,
     /// How the factors are kept orthogonal.
     pub parametrization: Parametrization,
+}
+
+/// The form of a rotation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Structure {
+    /// `R = R1 ⊗ … ⊗ Rm`, on the whole space.
+    #[default]
+    Kronecker,
+    /// `R = I + Q (Rr - I) Qᵀ`: a full rotation `Rr` `[r, r]` of a subspace with the frozen basis `Q`.
+    Subspace,
+}
+
+/// Where the subspace of a rotation lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subspace {
+    /// The leading directions of the loss's gradient by rotations, at the base model.
+    #[default]
+    Gradient,
+    /// The leading directions of the layer's input, or output.
+    Activations,
+    /// The leading singular vectors of the weight (PSOFT, arXiv 2505.11235).
+    Principal,
 }
 
 /// The side of a weight that is rotated.
@@ -74,6 +136,23 @@ pub struct SpectrumConfig {
     pub basis: Basis,
     /// The form of the shift.
     pub shift: Shift,
+    /// The number `k` of singular values that are shifted. Without it all of them are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// Which singular values are shifted; only with a rank, and the largest if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub select: Option<Selection>,
+}
+
+/// Which singular values are shifted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// The largest ones.
+    #[default]
+    Leading,
+    /// Those with the largest gradient `|uᵀ G v|` of the loss at the base model.
+    Gradient,
 }
 
 /// The decomposition of the stored weight `W0ᵀ`.
@@ -111,6 +190,7 @@ impl Default for SodaConfig {
         Self {
             rotation: Some(RotationConfig::default()),
             spectrum: Some(SpectrumConfig::default()),
+            calibration: None,
         }
     }
 }
@@ -118,6 +198,11 @@ impl Default for SodaConfig {
 impl Default for RotationConfig {
     fn default() -> Self {
         Self {
+            structure: Structure::default(),
+            subspace: None,
+            rank: None,
+            numbers: None,
+            ranks: BTreeMap::new(),
             factors: 3,
             sizes: Vec::new(),
             side: Side::default(),
@@ -135,14 +220,15 @@ impl Default for Shift {
 impl SodaConfig {
     /// SODA-QR with a diagonal shift.
     pub fn qr() -> Self {
-        let spectrum = SpectrumConfig { basis: Basis::Qr, shift: Shift::default() };
+        let spectrum = SpectrumConfig { basis: Basis::Qr, ..SpectrumConfig::default() };
         Self { spectrum: Some(spectrum), ..Self::default() }
     }
 
     /// SODA-QR with a shift of low rank.
     pub fn qr_low_rank(rank: usize) -> Self {
         let shift = Shift::LowRank { rank, seed: 0 };
-        Self { spectrum: Some(SpectrumConfig { basis: Basis::Qr, shift }), ..Self::default() }
+        let spectrum = SpectrumConfig { basis: Basis::Qr, shift, ..SpectrumConfig::default() };
+        Self { spectrum: Some(spectrum), ..Self::default() }
     }
 
     /// SODA-SVD with the initial `δ` and the factor sizes for SDXL of the paper's released code.
@@ -152,8 +238,17 @@ impl SodaConfig {
         let shift = Shift::Diagonal { init: 1e-3 };
         Self {
             rotation: Some(RotationConfig { sizes, ..RotationConfig::default() }),
-            spectrum: Some(SpectrumConfig { basis: Basis::Svd, shift }),
+            spectrum: Some(SpectrumConfig { shift, ..SpectrumConfig::default() }),
+            calibration: None,
         }
+    }
+
+    /// A rotation of the gradient's subspace, and the shift of as many singular values.
+    pub fn subspace() -> Self {
+        let rotation =
+            RotationConfig { structure: Structure::Subspace, ..RotationConfig::default() };
+        let spectrum = SpectrumConfig { rank: Some(16), ..SpectrumConfig::default() };
+        Self { rotation: Some(rotation), spectrum: Some(spectrum), calibration: None }
     }
 
     /// SVDiff: the shift of the spectrum alone.

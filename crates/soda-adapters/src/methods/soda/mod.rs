@@ -1,4 +1,4 @@
-//! SODA: a shift of the spectrum and a Kronecker rotation of the basis of a frozen weight.
+//! SODA: a shift of the spectrum and a rotation of the basis of a frozen weight.
 //!
 //! The two axes compose, and each can be left out:
 //!
@@ -8,18 +8,30 @@
 //! | input side | QR, diagonal or low-rank | SODA-QR (arXiv 2405.21050) |
 //! | none | SVD, diagonal | SVDiff (arXiv 2303.11305) |
 //! | any | none | Kronecker rotation alone |
+//! | subspace | SVD, `k` singular values | SODA in a subspace, a LoRA of rank `r + k` |
 //!
 //! The rotation may be on the input side, the output side or both. Its factors are trained on the Stiefel
 //! manifold or as Cayley transforms.
+//!
+//! A rotation has the form of a Kronecker product, or of a full rotation in a subspace of dimension `r`. The
+//! subspace is where the gradient of the loss lies, by a [calibration](crate::Probe); where the activations
+//! lie; or in the leading singular vectors.
 
 mod adapter;
+mod allocation;
+mod change;
 mod config;
 mod fused;
 mod method;
 mod rotation;
 mod spectrum;
+mod truncated;
 
 pub use adapter::Soda;
-pub use config::{Basis, Parametrization, RotationConfig, Shift, Side, SodaConfig, SpectrumConfig};
+pub use config::{
+    Basis, CalibrationConfig, Parametrization, RotationConfig, Selection, Shift, Side, SodaConfig,
+    SpectrumConfig, Structure, Subspace,
+};
 pub use rotation::Rotation;
 pub use spectrum::{LowRank, Spectrum};
+pub use truncated::TruncatedSpectrum;

@@ -23,7 +23,7 @@ use soda_linalg::{KroneckerRows, LinalgError, Qr, Svd, apply_autograd};
 use super::config::{Basis, Shift, SpectrumConfig};
 use super::fused::FusedLayer;
 use crate::methods::cost_model::{CostModel, product_dtype};
-use crate::methods::seeded_init::SeededInit;
+use crate::seeded_init::SeededInit;
 use crate::weight::{Weight, WeightSvd};
 
 /// A trainable shift of the spectral part of one weight, in a frozen basis.

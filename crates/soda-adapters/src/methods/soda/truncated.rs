@@ -1,0 +1,120 @@
+//! The shift of some singular values: `W0ᵀ + V_k diag(max(δ, -s_k)) U_kᵀ`.
+//!
+//! The `k` triples are stored with the adapter, so that nothing is decomposed where it is loaded, and the
+//! rest of the basis is never kept. The change has rank `k`.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor};
+use soda_kernels::scale_columns;
+
+use super::config::Selection;
+use crate::directions::Directions;
+use crate::weight::{Weight, WeightSvd};
+
+use soda_linalg::LinalgError;
+
+/// A trainable shift of `k` singular values of one weight.
+#[derive(Module, Debug)]
+pub struct TruncatedSpectrum {
+    /// `δ`, `[k]`, trainable.
+    pub delta: Param<Tensor<1>>,
+    /// `V_k`, `[in, k]`, frozen.
+    pub left: Param<Tensor<2>>,
+    /// `U_k`, `[out, k]`, frozen.
+    pub right: Param<Tensor<2>>,
+    /// `s_k`, `[k]`, frozen.
+    pub s: Param<Tensor<1>>,
+}
+
+impl TruncatedSpectrum {
+    /// Makes the initial shift of at most `k` singular values of `weight`. `w` is its matrix `[in, out]` in
+    /// the type that adapters compute in.
+    ///
+    /// # Errors
+    /// A weight that cannot be decomposed.
+    pub(crate) fn new(
+        k: usize,
+        selection: Selection,
+        start: f32,
+        weight: &Weight,
+        w: &Tensor<2>,
+    ) -> Result<Self, LinalgError> {
+        let [input, output] = w.dims();
+        let k = k.min(input).min(output);
+        let place = (&w.device(), w.dtype());
+        let delta = Tensor::full([k], start, place);
+        if let Directions::InState = weight.directions() {
+            let (left, right) =
+                (Tensor::zeros([input, k], place), Tensor::zeros([output, k], place));
+            return Ok(Self::from_parts(delta, left, right, Tensor::zeros([k], place)));
+        }
+        let WeightSvd { svd, .. } = weight.svd()?;
+        let chosen = match (selection, weight.directions()) {
+            (Selection::Gradient, Directions::Measured(directions)) => {
+                directions.spectrum.as_ref().map(|size| largest(size, k))
+            }
+            _ => None,
+        };
+        let (left, right, s) = (svd.u, svd.vt.transpose(), svd.s);
+        let (left, right, s) = match chosen {
+            Some(chosen) => (
+                left.select(1, chosen.clone()),
+                right.select(1, chosen.clone()),
+                s.select(0, chosen),
+            ),
+            None => (left.narrow(1, 0, k), right.narrow(1, 0, k), s.narrow(0, 0, k)),
+        };
+        // Copies: a view would keep the whole basis in memory.
+        let copy = soda_kernels::deep_copy::<2>;
+        Ok(Self::from_parts(delta, copy(left), copy(right), soda_kernels::deep_copy(s)))
+    }
+
+    fn from_parts(delta: Tensor<1>, left: Tensor<2>, right: Tensor<2>, s: Tensor<1>) -> Self {
+        Self {
+            delta: Param::from_tensor(delta),
+            left: Param::from_tensor(left).set_require_grad(false),
+            right: Param::from_tensor(right).set_require_grad(false),
+            s: Param::from_tensor(s).set_require_grad(false),
+        }
+    }
+
+    /// `U_k diag(max(δ, -s_k))`, `[out, k]`.
+    pub(crate) fn scaled_right(&self) -> Tensor<2> {
+        scale_columns(self.right.val(), self.delta.val(), self.s.val().neg())
+    }
+
+    /// Scales the shift by `t`.
+    pub(crate) fn at_strength(self, t: f64) -> Self {
+        Self { delta: self.delta.map(|delta| delta.mul_scalar(t)), ..self }
+    }
+
+    /// The weighted sum of several shifts: all their triples, side by side.
+    pub(crate) fn merge(weighted: Vec<(f64, Self)>) -> Option<Self> {
+        if weighted.len() < 2 {
+            return weighted.into_iter().next().map(|(weight, shift)| shift.at_strength(weight));
+        }
+        let vectors = |select: fn(&Self) -> &Param<Tensor<2>>| {
+            Tensor::cat(weighted.iter().map(|(_, shift)| select(shift).val()).collect(), 1)
+        };
+        let values = |select: fn(f64, &Self) -> Tensor<1>| {
+            Tensor::cat(weighted.iter().map(|(weight, shift)| select(*weight, shift)).collect(), 0)
+        };
+        Some(Self::from_parts(
+            values(|weight, shift| shift.delta.val().mul_scalar(weight)),
+            vectors(|shift| &shift.left),
+            vectors(|shift| &shift.right),
+            values(|_, shift| shift.s.val()),
+        ))
+    }
+}
+
+/// The places of the `k` largest values, in ascending order.
+fn largest(values: &Tensor<1>, k: usize) -> Tensor<1, Int> {
+    let host: Vec<f32> = values.clone().into_data().iter().collect();
+    let mut order: Vec<usize> = (0..host.len()).collect();
+    order.sort_by(|a, b| host[*b].total_cmp(&host[*a]));
+    order.truncate(k);
+    order.sort_unstable();
+    let order: Vec<i32> = order.into_iter().map(|place| place as i32).collect();
+    Tensor::from_ints(order.as_slice(), &values.device())
+}

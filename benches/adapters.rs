@@ -11,13 +11,15 @@
 //! | `_input_exact` | applies it as in half precision, with the exact product of the base weight |
 //! | `_dense` | SODA's formula as written, with rotation and weight as dense matrices |
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor, activation};
 use divan::{AllocProfiler, Bencher, black_box};
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::soda::SodaConfig;
-use soda_adapters::{Method as _, MethodConfig, Targets};
+use soda_adapters::{Method as _, MethodConfig, PlanOptions, Probe, Targets};
 use soda_kernels::linear_deferred;
 use soda_linalg::{Svd, factor_sizes, kron, kron_right};
 
@@ -84,8 +86,13 @@ fn attached(size: [usize; 3], method: impl Into<MethodConfig>) -> Layer {
     let [_, input, output] = size;
     let linear = LinearConfig::new(input, output).with_bias(false).init(&Device::default());
     let layer = Layer { linear };
-    let plan =
-        method.into().plan(&Targets(vec!["weight".to_owned()]), &layer).expect("a plain layer");
+    let (method, targets) = (method.into(), Targets(vec!["weight".to_owned()]));
+    let mut options = PlanOptions::default();
+    // The time does not depend on the directions, and those of a gradient of zero are as good as any.
+    let probes = method.plan_probes(&targets, &layer, &mut options).expect("a plain layer");
+    let calibration = Probe::measure(probes.adapters(), &BTreeMap::new()).expect("zeros");
+    options.calibration = Some(&calibration);
+    let plan = method.plan_with(&targets, &layer, &mut options).expect("a plain layer");
     plan.attach(layer).train()
 }
 
@@ -132,6 +139,11 @@ fn soda_weight(bencher: Bencher, size: [usize; 3]) {
 #[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
 fn soda(bencher: Bencher, size: [usize; 3]) {
     adapted(bencher, size, SodaConfig::default());
+}
+
+#[divan::bench(sample_count = 10, sample_size = 1, args = SIZES)]
+fn soda_subspace(bencher: Bencher, size: [usize; 3]) {
+    preset(bencher, size, "soda-subspace");
 }
 
 /// The tensors of SODA-SVD on one weight, with autodiff.

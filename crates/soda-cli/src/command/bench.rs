@@ -3,6 +3,7 @@
 //! A step is the forward pass, the backward pass to the adapter's parameters, and the optimizer. The
 //! network has a named architecture, random weights and an adapter on its attention.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -11,7 +12,7 @@ use burn::tensor::{Device, FloatDType};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use soda_adapters::{Method as _, MethodConfig, PlanOptions, Targets};
+use soda_adapters::{Method as _, MethodConfig, PlanOptions, Probe, Targets};
 use soda_kernels::{CapturedGraph, MemoryUsage, memory_usage, to_preferred_memory_format};
 use soda_models::unet::{Unet, UnetConfig};
 use soda_optim::{AdapterOptimizer, AdapterOptimizerConfig, BatchedParams};
@@ -119,6 +120,10 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let built = start.elapsed();
     let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
     let targets = Targets(vec!["attention".to_owned()]);
+    // The time does not depend on the directions, and those of a gradient of zero are as good as any.
+    let probes = method.plan_probes(&targets, &denoiser, &mut options)?;
+    let calibration = Probe::measure(probes.adapters(), &BTreeMap::new())?;
+    options.calibration = Some(&calibration);
     let plan = method.plan_with(&targets, &denoiser, &mut options)?;
     let planned = start.elapsed() - built;
     let denoiser = plan.attach(denoiser);

@@ -1,10 +1,12 @@
-//! A cache on disk of latents and encoded captions, so that later runs need not encode them again.
+//! A cache on disk of latents, encoded captions and calibrations, so that later runs need not compute them
+//! again.
 //!
 //! The name of a file is the SHA-256 of everything that determines its content:
 //!
 //! - the weights and settings of the encoder,
 //! - for latents the pixels of the image, the crop and the size,
-//! - for captions the tokens.
+//! - for captions the tokens,
+//! - for calibrations the base model, the training data and all settings but the optimizer's.
 //!
 //! An entry has the computed values to the bit and does not depend on other entries, so that a run with a
 //! full cache gives the same result as a run without one. An entry that does not match its digest is computed
@@ -90,7 +92,7 @@ impl EncodeCache {
         let pack = |Posterior { mean, std }: &Posterior| {
             Tensors::from([entry("mean", mean), entry("std", std)])
         };
-        self.get(&format!("{key}.latents"), unpack, pack, make)
+        self.get(&format!("{key}.latents"), unpack, pack, || Ok(make()))
     }
 
     /// The encoded caption with these tokens, computed by `make` if it is missing.
@@ -112,7 +114,21 @@ impl EncodeCache {
             let pooled = pooled.as_ref().map(|pooled| entry("pooled", pooled));
             [entry("states", hidden)].into_iter().chain(pooled).collect()
         };
-        self.get(&format!("{key}.text"), unpack, pack, make)
+        self.get(&format!("{key}.text"), unpack, pack, || Ok(make()))
+    }
+
+    /// The directions of a calibration that depends on `parts`, measured by `make` if they are missing.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written, and the errors of `make`.
+    pub(crate) fn calibration<T>(
+        &self,
+        parts: &[&str],
+        unpack: impl Fn(&Tensors) -> Option<T>,
+        pack: impl Fn(&T) -> Tensors,
+        make: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        self.get(&format!("{}.calibration", self.key(parts)), unpack, pack, make)
     }
 
     /// The SHA-256 of the version and the lengths and texts of `parts`, in hexadecimal digits.
@@ -133,7 +149,7 @@ impl EncodeCache {
         name: &str,
         unpack: impl Fn(&Tensors) -> Option<T>,
         pack: impl Fn(&T) -> Tensors,
-        make: impl FnOnce() -> T,
+        make: impl FnOnce() -> Result<T, TrainError>,
     ) -> Result<T, TrainError> {
         let path = self.folder.join(name);
         let bytes = match input_file::read(&path, SizeLimit::TENSORS) {
@@ -148,7 +164,7 @@ impl EncodeCache {
             self.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(value);
         }
-        let value = make();
+        let value = make()?;
         let refuse = |error: safetensors::SafeTensorError| {
             TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
         };

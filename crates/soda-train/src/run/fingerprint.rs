@@ -72,6 +72,15 @@ impl RunFingerprint {
         Ok(Self { base, settings: settings(config)? })
     }
 
+    /// A hash of everything that the gradients at the base model depend on, apart from the training data.
+    pub(crate) fn of_first_gradient(&self) -> String {
+        let matters = |key: &str| {
+            !["optimizer", "validation"].iter().any(|table| key.starts_with(&format!("{table}.")))
+        };
+        let settings: Vec<_> = self.settings.iter().filter(|(key, _)| matters(key)).collect();
+        text_hash(&format!("{:?} {settings:?}", self.base))
+    }
+
     /// Compares the run that is resumed, `self`, with the one that was begun.
     ///
     /// # Errors

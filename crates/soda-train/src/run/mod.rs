@@ -5,6 +5,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod fingerprint;
 pub(crate) mod history;
 pub(crate) mod personalisation;
+pub(crate) mod planning;
 pub(crate) mod report;
 pub(crate) mod summary;
 pub(crate) mod training_loop;

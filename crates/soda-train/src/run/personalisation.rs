@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use soda_adapters::{AnyAdapter, Plan, named_params};
+use soda_adapters::named_params;
 use soda_linalg::SvdCache;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
@@ -36,6 +36,7 @@ use crate::run::base_model;
 use crate::run::checkpoint::Checkpoint;
 use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, running_mean};
+use crate::run::planning::Planning;
 use crate::run::report::{ReportImages, loss_chart, report};
 use crate::run::summary::RunSummary;
 use crate::run::training_loop::{TrainedRun, TrainingLoop, orthogonality_defect};
@@ -181,7 +182,15 @@ impl Personalisation {
         let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         let folder = target.open(&config)?;
 
-        let (adapted, plan) = plan_adapters(&config, &pipeline, svd_cache.as_ref(), on_event)?;
+        let schedule = pipeline.forward_process();
+        let planning = Planning {
+            config: &config,
+            pipeline: &pipeline,
+            fingerprint: &fingerprint,
+            svd_cache: svd_cache.as_ref(),
+            cache: cache.as_ref(),
+        };
+        let (adapted, plan) = planning.plan(&data, &schedule, on_event)?;
         let num_layers = plan.paths().len();
         pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
         pipeline = pipeline.in_drawing_format();
@@ -191,7 +200,6 @@ impl Personalisation {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
         let networks = trained_networks(&config, &pipeline);
-        let schedule = pipeline.forward_process();
         let reference = images.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
             base_unrelated: Vec::new(),
@@ -341,20 +349,6 @@ fn bucket_sizes(data: &EncodedDataset) -> String {
     let bucket =
         |([width, height], count): ([u32; 2], usize)| format!("{count} of {width} x {height}");
     data.buckets().map(bucket).collect::<Vec<_>>().join(", ")
-}
-
-/// Decomposes the adapted weights.
-fn plan_adapters(
-    config: &TrainConfig,
-    pipeline: &Pipeline,
-    cache: Option<&SvdCache>,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<(AdaptedNetworks, Plan<AnyAdapter>), TrainError> {
-    on_event(Event::Stage { name: "decomposing" });
-    let mut on_progress = |done, total| on_event(Event::Progress { done, total, loss: None });
-    // The networks must not outlive this function: their weights in f32 would stay beside the cast ones.
-    let networks = trained_networks(config, pipeline);
-    AdaptedNetworks::plan(config, &networks, cache, &mut on_progress)
 }
 
 /// The settings with paths that are valid from every folder.

@@ -10,6 +10,7 @@ use soda_pipeline::{AdapterFile, Component, Header, TARGET_PRESETS, embedding_ve
 
 use crate::config::TrainConfig;
 use crate::error::TrainError;
+use crate::step::calibration::Calibrations;
 
 /// The networks that the settings train: all of the pipeline, or the denoiser alone.
 pub(crate) fn trained_networks(config: &TrainConfig, pipeline: &Pipeline) -> Networks {
@@ -41,25 +42,33 @@ impl AdaptedNetworks {
     pub(crate) fn plan(
         config: &TrainConfig,
         networks: &Networks,
+        calibrations: &Calibrations,
         cache: Option<&SvdCache>,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(Self, Plan<AnyAdapter>), TrainError> {
         let (mut adapted, mut all) = (Self::default(), Plan::default());
         let Networks { unet, text_encoder, text_encoder_2 } = networks;
-        let mut add = |planned: Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError>| {
-            let (component, recipe, plan) = planned?;
-            adapted.0.push((component, recipe));
-            all.extend(plan.with_prefix(&component.prefix()));
-            Ok::<_, AdapterError>(())
+        let mut options = PlanOptions {
+            presets: TARGET_PRESETS,
+            cache,
+            on_progress: Some(on_progress),
+            ..PlanOptions::default()
         };
-        let targets = &config.targets;
-        add(plan_of(Component::Unet, unet, config, targets, cache, on_progress))?;
+        let mut add =
+            |component: Component, planned: Result<(Recipe, Plan<AnyAdapter>), AdapterError>| {
+                let (recipe, plan) = planned?;
+                adapted.0.push((component, recipe));
+                all.extend(plan.with_prefix(&component.prefix()));
+                Ok::<_, AdapterError>(())
+            };
+        options.calibration = calibrations.get(Component::Unet);
+        add(Component::Unet, plan_of(unet, config, &config.targets, &mut options))?;
         let encoders =
             [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
         for (component, encoder) in encoders {
             if let (Some(text), Some(encoder)) = (config.trained_text_encoder(), encoder) {
-                let targets = &text.targets;
-                add(plan_of(component, encoder, config, targets, cache, on_progress))?;
+                options.calibration = calibrations.get(component);
+                add(component, plan_of(encoder, config, &text.targets, &mut options))?;
             }
         }
         Ok((adapted, all))
@@ -85,21 +94,15 @@ impl AdaptedNetworks {
 }
 
 fn plan_of<N: Module>(
-    component: Component,
     network: &N,
     config: &TrainConfig,
     targets: &Targets,
-    cache: Option<&SvdCache>,
-    on_progress: &mut dyn FnMut(usize, usize),
-) -> Result<(Component, Recipe, Plan<AnyAdapter>), AdapterError> {
-    let method = config.method.clone();
-    let recipe = Recipe::with_presets(method, targets.clone(), network, TARGET_PRESETS)?;
-    let mut options = PlanOptions {
-        presets: TARGET_PRESETS,
-        cache,
-        on_progress: Some(on_progress),
-        ..PlanOptions::default()
+    options: &mut PlanOptions<'_>,
+) -> Result<(Recipe, Plan<AnyAdapter>), AdapterError> {
+    let method = match options.calibration {
+        Some(calibration) => config.method.calibrated(calibration)?,
+        None => config.method.clone(),
     };
-    let plan = config.method.plan_with(targets, network, &mut options)?;
-    Ok((component, recipe, plan))
+    let plan = method.plan_with(targets, network, options)?;
+    Ok((Recipe::with_presets(method, targets.clone(), network, TARGET_PRESETS)?, plan))
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapted_networks;
 pub(crate) mod backward;
+pub(crate) mod calibration;
 #[cfg(test)]
 mod checkpointing_tests;
 pub(crate) mod graph;

@@ -15,6 +15,7 @@ use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
 use crate::data::prompts::{Prompts, condition};
 use crate::step::adapted_networks::AdaptedNetworks;
+use crate::step::calibration::Calibrations;
 use crate::step::loss::gradients;
 use crate::testing::{filled, norm, sdxl, settings};
 
@@ -67,7 +68,9 @@ fn adapted(more: &[&str], device: &Device) -> (TrainConfig, Networks) {
     let common = ["method=svdiff", "text_encoder.targets=['text-attention+mlp']"];
     let config = settings(&[&common, more].concat());
     let networks = networks(device);
-    let (_, plan) = AdaptedNetworks::plan(&config, &networks, None, &mut |_, _| ()).unwrap();
+    let (_, plan) =
+        AdaptedNetworks::plan(&config, &networks, &Calibrations::default(), None, &mut |_, _| ())
+            .unwrap();
     (config, plan.attach(networks))
 }
 

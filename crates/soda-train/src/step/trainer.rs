@@ -206,6 +206,23 @@ impl<'a> Trainer<'a> {
         Ok(self.move_parameters(loss, norm, &grads, trained))
     }
 
+    /// The sum of the gradients of `steps` steps, by path of the parameter. Nothing moves.
+    pub(crate) fn gradient_sum(
+        &mut self,
+        data: &StepData<'_>,
+        steps: usize,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> BTreeMap<String, TensorData> {
+        let StepData { data, prior, schedule } = *data;
+        let mut sum = self.params.scaled(0.0);
+        for step in 0..steps {
+            let batches = Batch::sample(data, prior, schedule, self.config, step);
+            sum = sum + self.accumulate(&batches).1;
+            on_progress(step + 1, steps);
+        }
+        sum.to_data()
+    }
+
     /// Stops tracking gradients of text encoders and embeddings whose training has ended.
     fn freeze_finished(&mut self, trained: TrainedGroups) {
         let Networks { text_encoder, text_encoder_2, .. } = &mut self.networks;

@@ -62,6 +62,11 @@ pub enum PlanError {
     /// An arm has several candidate settings, but the plan has no data sets to choose on.
     #[error("arm `{0}` has `search` settings; add a `[search]` table with `data` and `seeds`")]
     NoSearchData(String),
+    /// The rule of the search bounds the drift, which no run measures.
+    #[error(
+        "`search.choose.drift_at_most` needs unrelated prompts; set `samples.unrelated` in `[train]`"
+    )]
+    NoUnrelatedPrompts,
     /// A data set is used both to choose settings and to score.
     #[error("{path} is in `search.data` and in `score.data`; settings are not chosen on what is scored", path = .0.display())]
     SearchOnScoredData(PathBuf),

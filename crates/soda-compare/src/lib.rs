@@ -32,7 +32,9 @@ pub use evaluation::{
     StrengthConfig, StrengthPath, StrengthRow, strength_table,
 };
 pub use peft::peft_jsonl;
-pub use plan::{ArmConfig, ComparisonConfig, ComparisonPlan, DataSetConfig, RunGrid};
+pub use plan::{
+    ArmConfig, ChoiceConfig, ComparisonConfig, ComparisonPlan, DataSetConfig, RunGrid, SearchConfig,
+};
 pub use report::{ReportInput, report};
 pub use results::{
     ResultsFile, RunMetrics, RunResult, StoredResult, Task, TaskEvent, TaskFailure, downsampled,

@@ -2,66 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod common;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::{PLAN, metrics, plan};
 use soda_compare::{
-    AdjustedTest, CompareError, ComparisonConfig, ComparisonPlan, Evaluation, EvaluationKind,
-    EvaluationScores, PlanError, ReportInput, ResultsFile, Run, RunMetrics, RunResult, execute,
-    report, score_table, strength_table,
+    AdjustedTest, CompareError, Evaluation, EvaluationKind, EvaluationScores, PlanError,
+    ReportInput, ResultsFile, Run, RunMetrics, RunResult, execute, report, score_table,
+    strength_table,
 };
 use soda_train::{Scores, StepScores};
-
-const PLAN: &str = r#"
-[train]
-base = "toy"
-steps = 10
-batch_size = 2
-
-[score]
-data = ["subjects/a", "subjects/b"]
-seeds = [0, 1]
-
-[search]
-data = ["subjects/c"]
-seeds = [0]
-
-[[arm]]
-name = "one"
-
-[[arm]]
-name = "two"
-search = [{ steps = 20 }, { steps = 30 }, { steps = 40 }]
-"#;
-
-fn plan(text: &str) -> Result<ComparisonPlan, CompareError> {
-    ComparisonConfig::from_toml(text)?.check()
-}
-
-/// Metrics whose DINO score is best at 30 steps.
-fn metrics(run: &Run) -> RunMetrics {
-    let dino = 1.0 - (run.config.steps as f32 - 30.0).abs() / 100.0 + run.config.seed as f32 / 50.0;
-    let scores = |dino: f32| Scores {
-        clip_t: 0.5,
-        clip_i: 0.5,
-        dino,
-        truth_clip_i: Some(0.5),
-        truth_dino: Some(dino),
-        drift: None,
-        drift_dino: None,
-    };
-    RunMetrics {
-        before: scores(0.1),
-        after: scores(dino),
-        truth: Some(scores(1.0)),
-        trace: Vec::new(),
-        losses: (1..40).map(|step| 1.0 / step as f32).collect(),
-        num_params: 10,
-        file_size: 100,
-        seconds_per_step: 0.1,
-        peak_memory: None,
-    }
-}
 
 /// Writes the image grid of a run, as `soda train` does.
 fn write_samples(folder: &Path, run: &Run) {
@@ -83,7 +35,7 @@ fn settings_are_chosen_on_search_data_and_every_run_is_executed_once() {
     };
     for again in [false, true] {
         let mut results = ResultsFile::open(&path).unwrap();
-        let search = plan.search_runs();
+        let search = plan.search_runs(&results);
         assert_eq!(search.len(), 3, "an arm without candidates is not searched");
         assert!(execute(&search, 2, &mut results, train, |_| ()).unwrap().is_empty());
         let runs = plan.score_runs(&results);
@@ -137,7 +89,8 @@ data = ["styles/s"]
     let subjects = r#"["s/1", "s/2", "s/3", "s/4", "s/5", "s/6"]"#;
     let text = PLAN.replacen(r#"["subjects/a", "subjects/b"]"#, subjects, 1) + more;
     let plan = plan(&text).unwrap();
-    execute(&plan.search_runs(), 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
+    let search = plan.search_runs(&results);
+    execute(&search, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
     let runs = plan.score_runs(&results);
     execute(&runs, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
     let rows = score_table(&runs, &results);
@@ -184,7 +137,8 @@ fn finished_runs_are_evaluated_at_other_strengths_and_merged() {
         write_samples(folder.path(), run);
         Ok(metrics(run))
     };
-    execute(&plan.search_runs(), 2, &mut results, train, |_| ()).unwrap();
+    let search = plan.search_runs(&results);
+    execute(&search, 2, &mut results, train, |_| ()).unwrap();
     let runs = plan.score_runs(&results);
     assert_eq!(runs.len(), 10, "the arm of styles has its own data set");
     assert!(plan.evaluations(&runs, &results).is_empty(), "no run has finished");
@@ -234,57 +188,12 @@ fn finished_runs_are_evaluated_at_other_strengths_and_merged() {
 }
 
 #[test]
-fn a_failed_run_stops_no_other_and_is_executed_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
-    let plan = plan(PLAN).unwrap();
-    let search = plan.search_runs();
-    let fail = |_: usize, run: &Run| match run.config.steps {
-        30 => Err("out of luck".to_owned()),
-        _ => Ok(metrics(run)),
-    };
-    let failures = execute(&search, 1, &mut results, fail, |_| ()).unwrap();
-    assert_eq!(failures.len(), 1);
-    assert_eq!(failures[0].reason, "out of luck");
-    // The failed candidate may be the best: the arm waits, and the other arm does not.
-    assert_eq!(plan.waiting_arms(&results), ["two"]);
-    assert!(plan.score_runs(&results).iter().all(|run| run.arm == "one"));
-    assert!(
-        execute(&search, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap().is_empty()
-    );
-    assert!(plan.waiting_arms(&results).is_empty());
-    let scored = plan.score_runs(&results);
-    assert_eq!(scored.iter().filter(|run| run.arm == "two").count(), 4);
-    assert!(scored.iter().all(|run| run.arm != "two" || run.config.steps == 30));
-}
-
-/// A candidate that has run and diverged in the scores was tried: it is passed over, and nothing waits.
-#[test]
-fn a_candidate_without_a_finite_score_is_passed_over() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
-    let plan = plan(PLAN).unwrap();
-    let spoilt = |_: usize, run: &Run| {
-        let mut metrics = metrics(run);
-        if run.config.steps == 30 {
-            metrics.after.truth_dino = Some(f32::NAN);
-        }
-        Ok(metrics)
-    };
-    execute(&plan.search_runs(), 1, &mut results, spoilt, |_| ()).unwrap();
-    assert!(plan.waiting_arms(&results).is_empty());
-    let scored = plan.score_runs(&results);
-    assert!(scored.iter().all(|run| run.config.steps != 30));
-    assert_eq!(scored.iter().filter(|run| run.arm == "two").count(), 4);
-}
-
-#[test]
 fn an_incomplete_last_line_is_dropped_and_an_invalid_line_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.jsonl");
     let plan = plan(PLAN).unwrap();
-    let runs = plan.search_runs();
     let mut results = ResultsFile::open(&path).unwrap();
+    let runs = plan.search_runs(&results);
     execute(&runs, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
 
     let text = std::fs::read_to_string(&path).unwrap();
@@ -307,14 +216,14 @@ fn intermediate_scores_are_stored_and_may_be_absent() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.jsonl");
     let plan = plan(PLAN).unwrap();
-    let runs = plan.search_runs();
+    let mut results = ResultsFile::open(&path).unwrap();
+    let runs = plan.search_runs(&results);
     let train = |_: usize, run: &Run| {
         let metrics = metrics(run);
         let scored = StepScores { step: 10, scores: metrics.before };
         let trace = if run.config.steps == 20 { vec![scored] } else { vec![] };
         Ok(RunMetrics { trace, ..metrics })
     };
-    let mut results = ResultsFile::open(&path).unwrap();
     execute(&runs, 1, &mut results, train, |_| ()).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(text.matches("\"trace\":[{\"step\":10,\"scores\":{").count(), 1, "{text}");
@@ -389,7 +298,7 @@ fn settings_depend_on_the_data_set_and_an_arm_overrides_them() {
     let folder = tempfile::tempdir().unwrap();
     let mut results = ResultsFile::open(&folder.path().join("results.jsonl")).unwrap();
     let plan = plan(KINDS).unwrap();
-    let search = plan.search_runs();
+    let search = plan.search_runs(&results);
     assert!(search.iter().all(|run| run.config.trigger.as_deref() == Some("sks cat")));
     execute(&search, 1, &mut results, |_, run| Ok(metrics(run)), |_| ()).unwrap();
     let runs = plan.score_runs(&results);
@@ -440,6 +349,6 @@ fn a_worker_executes_one_task_at_a_time() {
         running[worker].fetch_sub(1, Ordering::SeqCst);
         Ok(metrics(run))
     };
-    let runs = plan(PLAN).unwrap().search_runs();
+    let runs = plan(PLAN).unwrap().search_runs(&results);
     assert!(execute(&runs, WORKERS, &mut results, train, |_| ()).unwrap().is_empty());
 }

@@ -29,7 +29,7 @@ fn every_dreambooth_subject_is_prompted_by_its_class() {
     let plan = plan(&std::fs::read_to_string(path).unwrap()).unwrap();
     let subjects: BTreeSet<_> = plan.configs().map(|config| &config.data).collect();
     assert_eq!(subjects.len(), 30);
-    assert_eq!((plan.search_runs().len(), plan.num_scored()), (4 * 33, 26 * 11));
+    assert_eq!((plan.num_searched(), plan.num_scored()), (4 * 33, 26 * 11));
     for config in plan.configs() {
         let trigger = config.trigger.as_deref().unwrap();
         assert!(trigger.starts_with("sks ") && !trigger.contains('{'), "{trigger}");

@@ -93,7 +93,11 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     };
     let train = |index: usize, run: &Run| worker.train(run, index);
     let evaluate = |index: usize, evaluation: &Evaluation| worker.evaluate(evaluation, index);
-    let searched = execute_all("searching", &plan.search_runs(), jobs, &mut results, train);
+    let mut searched = Ok(());
+    // The runs of a search may depend on the results of earlier ones.
+    while searched.is_ok() && !plan.search_is_finished(&results) {
+        searched = execute_all("searching", &plan.search_runs(&results), jobs, &mut results, train);
+    }
     let waiting = plan.waiting_arms(&results);
     let searched = match &waiting[..] {
         [] => searched,
@@ -150,7 +154,7 @@ fn check(plan: &ComparisonPlan) -> Result<()> {
     print_result(&format!(
         "{} arms: {} runs that choose settings, {} that are scored",
         plan.arms().count(),
-        plan.search_runs().len(),
+        plan.num_searched(),
         plan.num_scored(),
     ));
     let (folders, bases) = (plan.folders(), plan.bases());

@@ -6,7 +6,7 @@ use soda_train::TrainConfig;
 use toml::Table;
 
 use super::comparison_plan::{Arm, Candidate, ComparisonPlan};
-use super::config::{ArmConfig, ComparisonConfig, RunGrid};
+use super::config::{ArmConfig, ComparisonConfig, RunGrid, SearchConfig};
 use super::data_set::DataSetConfig;
 use crate::error::{CompareError, PlanError};
 
@@ -21,8 +21,17 @@ impl ComparisonConfig {
 
     fn resolve(self) -> Result<ComparisonPlan, PlanError> {
         check_grid(&self.score, "score.data", "score.seeds")?;
+        let choose = self.search.as_ref().map(|search| search.choose).unwrap_or_default();
+        for (name, bound) in [
+            ("search.choose.clip_t_at_least", choose.clip_t_at_least),
+            ("search.choose.drift_at_most", choose.drift_at_most),
+        ] {
+            if bound.is_some_and(|bound| !bound.is_finite()) {
+                return Err(PlanError::NotFinite(name));
+            }
+        }
         if let Some(search) = &self.search {
-            check_grid(search, "search.data", "search.seeds")?;
+            check_grid(&search.grid(), "search.data", "search.seeds")?;
             self.check_disjoint(search)?;
         }
         self.check_arms()?;
@@ -32,12 +41,20 @@ impl ComparisonConfig {
         let Self { train, kinds, score, search, arms, strength, merge } = self;
         let searched = search.as_ref().map(|search| &search.data[..]).unwrap_or_default();
         let shared = SharedSettings { train: &train, kinds: &kinds, scored: &score.data, searched };
-        let arms = arms.into_iter().map(|arm| shared.resolve(arm)).collect::<Result<_, _>>()?;
+        let arms: Vec<_> =
+            arms.into_iter().map(|arm| shared.resolve(arm)).collect::<Result<_, _>>()?;
+        if search.as_ref().is_some_and(|search| search.choose.drift_at_most.is_some()) {
+            let searched = arms.iter().flat_map(|arm| &arm.candidates);
+            let mut searched = searched.flat_map(|candidate| &candidate.search);
+            if searched.any(|config| config.samples.unrelated.is_empty()) {
+                return Err(PlanError::NoUnrelatedPrompts);
+            }
+        }
         Ok(ComparisonPlan { arms, score, search, strength, merge })
     }
 
     /// Settings must not be chosen on a data set that is scored.
-    fn check_disjoint(&self, search: &RunGrid) -> Result<(), PlanError> {
+    fn check_disjoint(&self, search: &SearchConfig) -> Result<(), PlanError> {
         let mut scored = self.score.data.iter().chain(self.arms.iter().flat_map(|arm| &arm.data));
         let searched = |data: &&DataSetConfig| {
             search.data.iter().any(|searched| searched.folder == data.folder)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use soda_train::TrainConfig;
 
-use super::config::RunGrid;
+use super::config::{RunGrid, SearchConfig};
 use crate::evaluation::{Evaluation, MergeConfig, StrengthConfig};
 use crate::results::{ResultsFile, RunResult};
 use crate::run::Run;
@@ -15,7 +15,7 @@ use crate::run::Run;
 pub struct ComparisonPlan {
     pub(super) arms: Vec<Arm>,
     pub(super) score: RunGrid,
-    pub(super) search: Option<RunGrid>,
+    pub(super) search: Option<SearchConfig>,
     pub(super) strength: Vec<StrengthConfig>,
     pub(super) merge: Vec<MergeConfig>,
 }
@@ -73,16 +73,36 @@ impl ComparisonPlan {
         &self.score
     }
 
-    /// The runs that choose settings: every candidate of every arm that has more than one.
-    pub fn search_runs(&self) -> Vec<Run> {
-        let Some(grid) = &self.search else { return Vec::new() };
-        let arms = self.arms.iter().filter(|arm| arm.candidates.len() > 1);
-        let runs =
-            |arm: &Arm, candidate: &Candidate| grid_runs(&arm.name, &candidate.search, &grid.seeds);
-        arms.flat_map(|arm| {
-            arm.candidates.iter().flat_map(|candidate| runs(arm, candidate)).collect::<Vec<_>>()
-        })
-        .collect()
+    /// The runs that choose settings and that `results` lacks or has: those of every candidate that is still
+    /// in the choice, for every arm with several. More may follow when these have run, see
+    /// [`ComparisonPlan::search_is_finished`].
+    pub fn search_runs(&self, results: &ResultsFile<RunResult>) -> Vec<Run> {
+        self.searched_arms().flat_map(|arm| self.search_state(arm, results).runs).collect()
+    }
+
+    /// Whether every arm has its settings, by the `results` of [`ComparisonPlan::search_runs`].
+    pub fn search_is_finished(&self, results: &ResultsFile<RunResult>) -> bool {
+        self.searched_arms().all(|arm| self.search_state(arm, results).chosen.is_some())
+    }
+
+    /// The number of runs that choose settings.
+    pub fn num_searched(&self) -> usize {
+        let Some(search) = &self.search else { return 0 };
+        let runs = search.data.len() * search.seeds.len();
+        let arm = |arm: &Arm| {
+            let rungs = Rungs::new(arm.candidates.len(), runs, search.halving);
+            let mut before = 0;
+            rungs
+                .map(|Rung { candidates, runs }| {
+                    candidates * (runs - std::mem::replace(&mut before, runs))
+                })
+                .sum::<usize>()
+        };
+        self.searched_arms().map(arm).sum()
+    }
+
+    fn searched_arms(&self) -> impl Iterator<Item = &Arm> {
+        self.arms.iter().filter(|arm| self.search.is_some() && arm.candidates.len() > 1)
     }
 
     /// The scored runs, with the settings that the `results` of [`ComparisonPlan::search_runs`] choose.
@@ -108,10 +128,8 @@ impl ComparisonPlan {
     /// The arms whose candidates have not all run, by the `results` of [`ComparisonPlan::search_runs`].
     /// [`ComparisonPlan::score_runs`] leaves them out.
     pub fn waiting_arms(&self, results: &ResultsFile<RunResult>) -> Vec<&str> {
-        let waiting = self
-            .arms
-            .iter()
-            .filter(|arm| arm.candidates.len() > 1 && self.search_scores(arm, results).is_none());
+        let arms = self.searched_arms();
+        let waiting = arms.filter(|arm| self.search_state(arm, results).chosen.is_none());
         waiting.map(|arm| arm.name.as_str()).collect()
     }
 
@@ -126,31 +144,84 @@ impl ComparisonPlan {
         if arm.candidates.len() < 2 {
             return arm.candidates.first();
         }
-        let mut best: Option<(f64, &Candidate)> = None;
-        for (mean, candidate) in self.search_scores(arm, results)?.into_iter().zip(&arm.candidates)
-        {
-            // A mean that is not finite is never chosen.
-            if mean.is_finite() && best.is_none_or(|(most, _)| mean > most) {
-                best = Some((mean, candidate));
-            }
-        }
-        best.map(|(_, candidate)| candidate)
+        // A choice among no candidate with finite scores chooses nothing.
+        arm.candidates.get(self.search_state(arm, results).chosen??)
     }
 
-    /// The mean selection score of each candidate, NaN if one of its runs has no finite score. `None` if a
-    /// run of any candidate is missing.
-    fn search_scores(&self, arm: &Arm, results: &ResultsFile<RunResult>) -> Option<Vec<f64>> {
-        let grid = self.search.as_ref()?;
-        let mean = |candidate: &Candidate| {
-            let runs = grid_runs(&arm.name, &candidate.search, &grid.seeds);
-            let scores: Option<Vec<f64>> = runs
+    /// Goes through the rungs of an arm's search as far as there are results.
+    fn search_state(&self, arm: &Arm, results: &ResultsFile<RunResult>) -> SearchState {
+        let mut state = SearchState { runs: Vec::new(), chosen: None };
+        let Some(search) = &self.search else { return state };
+        let mut left: Vec<usize> = (0..arm.candidates.len()).collect();
+        let total = search.data.len() * search.seeds.len();
+        for rung in Rungs::new(left.len(), total, search.halving) {
+            left.truncate(rung.candidates);
+            let runs_of = |candidate: &usize| {
+                let configs = &arm.candidates[*candidate].search;
+                let mut runs = grid_runs(&arm.name, configs, &search.seeds);
+                runs.truncate(rung.runs);
+                runs
+            };
+            let runs: Vec<Vec<Run>> = left.iter().map(runs_of).collect();
+            let found: Option<Vec<Vec<&RunResult>>> = runs
                 .iter()
-                .map(|run| Some(results.get(&run.id)?.selection_score().unwrap_or(f64::NAN)))
+                .map(|runs| runs.iter().map(|run| results.get(&run.id)).collect())
                 .collect();
-            let scores = scores?;
-            Some(scores.iter().sum::<f64>() / scores.len() as f64)
-        };
-        arm.candidates.iter().map(mean).collect()
+            let known: BTreeSet<String> =
+                state.runs.iter().map(|run: &Run| run.id.clone()).collect();
+            state
+                .runs
+                .extend(runs.iter().flatten().filter(|run| !known.contains(&run.id)).cloned());
+            let Some(found) = found else { return state };
+            left = search.choose.order(&found).into_iter().map(|at| left[at]).collect();
+        }
+        state.chosen = Some(left.first().copied());
+        state
+    }
+}
+
+/// How far the search of an arm has come.
+struct SearchState {
+    /// The runs so far, and those that come next.
+    runs: Vec<Run>,
+    /// The chosen candidate, after the last rung; `Some(None)` if no candidate has finite scores.
+    chosen: Option<Option<usize>>,
+}
+
+/// The steps of a search.
+struct Rungs {
+    candidates: usize,
+    runs: usize,
+    total: usize,
+    done: bool,
+}
+
+/// One step of a search: so many candidates, with so many runs each.
+struct Rung {
+    candidates: usize,
+    runs: usize,
+}
+
+impl Rungs {
+    /// All candidates with all `total` runs, or successive halving.
+    fn new(candidates: usize, total: usize, halving: bool) -> Self {
+        Self { candidates, runs: if halving { 1 } else { total }, total, done: false }
+    }
+}
+
+impl Iterator for Rungs {
+    type Item = Rung;
+
+    fn next(&mut self) -> Option<Rung> {
+        if self.done {
+            return None;
+        }
+        let rung = Rung { candidates: self.candidates, runs: self.runs };
+        self.done = self.runs == self.total || self.candidates <= 1;
+        self.candidates = self.candidates.div_ceil(3);
+        self.runs = (2 * self.runs).min(self.total);
+        self.done |= self.candidates <= 1;
+        Some(rung)
     }
 }
 

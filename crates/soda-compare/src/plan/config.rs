@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use toml::Table;
 
+use super::choice::ChoiceConfig;
 use super::data_set::DataSetConfig;
 use crate::error::{CompareError, PlanError};
 use crate::evaluation::{MergeConfig, StrengthConfig};
@@ -36,9 +37,9 @@ pub struct ComparisonConfig {
     pub kinds: BTreeMap<String, Table>,
     /// The data sets and seeds that are scored.
     pub score: RunGrid,
-    /// The data sets and seeds on which settings are chosen.
+    /// The data sets and seeds on which settings are chosen, and how.
     #[serde(default)]
-    pub search: Option<RunGrid>,
+    pub search: Option<SearchConfig>,
     /// The arms. The others are tested against the first.
     #[serde(rename = "arm")]
     pub arms: Vec<ArmConfig>,
@@ -58,6 +59,30 @@ pub struct RunGrid {
     pub data: Vec<DataSetConfig>,
     /// The seeds.
     pub seeds: Vec<u64>,
+}
+
+/// How settings are chosen among candidates.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchConfig {
+    /// The data sets.
+    pub data: Vec<DataSetConfig>,
+    /// The seeds.
+    pub seeds: Vec<u64>,
+    /// The rule that chooses.
+    #[serde(default)]
+    pub choose: ChoiceConfig,
+    /// Whether candidates are dropped before all their runs (successive halving, arXiv 1502.07943): all have
+    /// one run, the best third two, the best ninth four, and so on.
+    #[serde(default)]
+    pub halving: bool,
+}
+
+impl SearchConfig {
+    /// The data sets and seeds.
+    pub(crate) fn grid(&self) -> RunGrid {
+        RunGrid { data: self.data.clone(), seeds: self.seeds.clone() }
+    }
 }
 
 /// One arm of a comparison.

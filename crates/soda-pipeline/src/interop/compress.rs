@@ -10,6 +10,7 @@ use burn::module::Module;
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 use soda_adapters::{Adapter, AdapterError, Plan, Targets, Weight};
+use soda_kernels::matmul;
 use soda_linalg::Svd;
 
 use crate::error::PipelineError;
@@ -85,7 +86,7 @@ impl CompressedLora {
             layer.b = round(layer.b.clone().mul_scalar(scale), dtype).div_scalar(scale);
             let w = layer.weight.matrix.clone().cast(DType::F32);
             let delta = adapter.apply(w.clone()) - w;
-            let lost = delta.clone() - layer.a.clone().matmul(layer.b.clone());
+            let lost = delta.clone() - matmul(layer.a.clone(), layer.b.clone());
             let (lost, norm) = (frobenius_norm(lost), frobenius_norm(delta));
             report.error = if lost == 0.0 { 0.0 } else { lost / norm };
             error += lost.powi(2);

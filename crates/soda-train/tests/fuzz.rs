@@ -181,9 +181,9 @@ fn no_bytes_make_a_run_folder_panic() {
 #[test]
 fn no_bytes_make_an_encoding_panic() {
     let folder = tempfile::tempdir().unwrap();
-    let pipeline = Pipeline::load(&common::path("../../examples/toybox/base"), &Device::default());
+    let pipeline = Pipeline::load(&common::path("examples/toybox/base"), &Device::default());
     let pipeline = pipeline.unwrap();
-    let image = common::path("../../examples/toybox/subjects/castle_mug/00.png");
+    let image = common::path("examples/toybox/subjects/castle_mug/00.png");
     let examples = [Example { image, caption: "a mug".to_owned(), repeats: 1 }];
     let cache = EncodeCache::new(folder.path().to_owned(), &pipeline);
     let encode = || {

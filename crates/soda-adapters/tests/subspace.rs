@@ -223,6 +223,27 @@ fn a_gradient_of_zero_gives_orthonormal_directions() {
     }
 }
 
+/// A rank above the one for all has as many measured directions, and a rank of 0 is no rotation.
+#[test]
+fn ranks_of_single_weights_replace_the_one_for_all() {
+    let (net, mut method) = (Net::new(), subspaces(Subspace::Gradient, Side::Both, 2));
+    let rotation = method.rotation.as_mut().unwrap();
+    rotation.ranks = [("to_q.weight", 12), ("to_k.weight.output", 20), ("to_k.weight", 0)]
+        .map(|(path, rank)| (path.to_owned(), rank))
+        .into();
+    let plan = plan(&method, &net);
+    let rank = |rotation: &Option<Rotation>| {
+        rotation.as_ref().map(|rotation| rotation.basis.as_ref().unwrap().val().dims()[1])
+    };
+    let ranks = |path: &str| {
+        let soda = &plan.adapters()[path];
+        (rank(&soda.rotation), rank(&soda.output_rotation))
+    };
+    assert_eq!(ranks("to_q.weight"), (Some(12), Some(2)));
+    assert_eq!(ranks("to_k.weight"), (None, Some(20)));
+    assert_eq!(ranks("conv.weight"), (Some(2), Some(2)));
+}
+
 #[test]
 fn a_method_that_is_calibrated_says_so_without() {
     let method = subspaces(Subspace::Gradient, Side::Input, 2);

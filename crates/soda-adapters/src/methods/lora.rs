@@ -18,12 +18,13 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use soda_kernels::{linear_low_rank, matmul};
+use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use super::bounds::{MAX_RANK, check_most};
 use super::cost_model::{CostModel, product_dtype};
 use super::dora::Magnitude;
+use super::low_rank::low_rank_product;
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, TargetError};
 use crate::method::Method;
@@ -247,9 +248,8 @@ impl Adapter for Lora {
         }
         let dtype = product_dtype(x, self.a.val().dtype());
         let scaled = |b: Tensor<2>| if self.scale == 1.0 { b } else { b.mul_scalar(self.scale) };
-        if self.start.is_none() && self.magnitude.is_none() && dtype == w.dtype() {
-            let (a, b) = (self.a.val(), scaled(self.b.val()));
-            return Some(linear_low_rank(x.clone(), w.clone(), a, b));
+        if self.start.is_none() && self.magnitude.is_none() {
+            return Some(low_rank_product(x, w, self.a.val(), scaled(self.b.val())));
         }
         let rows = x.clone().cast(dtype);
         let low_rank_product = |a: Tensor<2>, b: Tensor<2>| {

@@ -209,3 +209,29 @@ impl AutogradFunction for RecordRows {
         (needs_dx.then_some(grad), vec![sketch.reshape([n * p])])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+    use soda_testing::relative_error;
+
+    use super::*;
+
+    /// On both paths the generator is `Y Ωᵀ - Ω Yᵀ`. Its symmetric part would have the same range, so that
+    /// the directions alone do not show it.
+    #[test]
+    fn a_sketch_rotates_by_a_skew_generator_on_rows_and_weights() {
+        let device = Device::default();
+        let random = || Tensor::<2>::random([5, 3], Distribution::Normal(0.0, 1.0), &device);
+        let (y, omega) = (random(), random());
+        let outer = matmul(y.clone(), omega.clone().transpose());
+        let expected = outer.clone() - outer.transpose();
+        let sketch = Sketch { y: Param::from_tensor(y), omega, of_activations: false };
+        let identity = Tensor::<2>::eye(5, &device);
+        let values = |x: Tensor<2>| x.into_data().iter::<f32>().collect::<Vec<_>>();
+        for rotated in [sketch.left(identity.clone()), sketch.rows(identity.clone())] {
+            let found = rotated - identity.clone();
+            assert!(relative_error(&values(found), &values(expected.clone())) < 1e-6);
+        }
+    }
+}

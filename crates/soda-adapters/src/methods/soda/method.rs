@@ -55,18 +55,18 @@ impl Method for SodaConfig {
         }
         self.check()?;
         let [input, output] = weight.matrix.dims();
-        let side = |width: usize, wanted: fn(Side) -> bool| -> Result<_, AdapterError> {
-            let rotation = self.rotation.as_ref().filter(|rotation| wanted(rotation.side));
-            let (Some(signal), Some(rotation)) = (self.signal(), rotation) else { return Ok(None) };
-            let rank = match rotation.numbers {
+        let side = |side: WeightSide, width: usize| -> Result<_, AdapterError> {
+            let rotation = self.rotation.as_ref().filter(|config| side.is_rotated(config.side));
+            let (Some(signal), Some(config)) = (self.signal(), rotation) else { return Ok(None) };
+            let rank = match config.numbers {
                 Some(_) => MAX_SHARED_RANK.min(width),
-                None => rotation.rank_of(width).map_err(decomposition(path))?,
+                None => config.rank_of(side, path, width).map_err(decomposition(path))?,
             };
-            Ok(Some((signal, rank)))
+            Ok((rank > 0).then_some((signal, rank)))
         };
         let settings = ProbeSettings {
-            input: side(input, Side::has_input)?,
-            output: side(output, Side::has_output)?,
+            input: side(WeightSide::Input, input)?,
+            output: side(WeightSide::Output, output)?,
             spectrum: self.selects_by_gradient(),
             seed: self.calibration.unwrap_or_default().seed,
         };
@@ -215,12 +215,10 @@ impl SodaConfig {
             let sizes = config.sizes_of(width).map_err(decomposition(path))?;
             return Ok(Some(Rotation::identity(&sizes, config.parametrization, w)));
         };
-        let shared = config.ranks.get(&side_key(path, side == WeightSide::Output)).copied();
-        let r = match shared {
-            Some(0) => return Ok(None),
-            Some(rank) => rank.min(width),
-            None => config.rank_of(width).map_err(decomposition(path))?,
-        };
+        let r = config.rank_of(side, path, width).map_err(decomposition(path))?;
+        if r == 0 {
+            return Ok(None);
+        }
         self.check_measured(path, weight, subspace != Subspace::Principal)?;
         let columns = match weight.directions() {
             Directions::InState => None,
@@ -330,10 +328,11 @@ fn product(sizes: &[usize]) -> Option<usize> {
 }
 
 impl RotationConfig {
-    /// Returns the dimension of the subspace of a width.
-    fn rank_of(&self, width: usize) -> Result<usize, LinalgError> {
+    /// Returns the dimension of the subspace of one side of the weight at `path`; 0 for no rotation.
+    fn rank_of(&self, side: WeightSide, path: &str, width: usize) -> Result<usize, LinalgError> {
+        let own = self.ranks.get(&side_key(path, side == WeightSide::Output)).copied();
         let squares = |sizes: Vec<usize>| sizes.iter().map(|size| size * size).sum::<usize>();
-        let rank = match self.rank {
+        let rank = match own.or(self.rank) {
             Some(rank) => rank,
             None => squares(self.sizes_of(width)?).isqrt(),
         };

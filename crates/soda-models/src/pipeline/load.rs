@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
 use serde_json::{Map, Value};
+use tracing::info_span;
 
 use super::json;
 use super::load_warning::LoadWarning;
@@ -243,7 +244,7 @@ impl Pipeline {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let configs = Configs::read(dir)?;
+        let configs = info_span!("configs").in_scope(|| Configs::read(dir))?;
         let mut found = Found::new(dir, options.variant.as_deref());
         let parts = Parts {
             text: found.open("text_encoder", TRANSFORMERS)?,
@@ -279,28 +280,30 @@ impl Pipeline {
         let load_text = |config: &ClipTextConfig, weights: Checkpoint| {
             weights.with_renamed_keys(TEXT_KEY_RENAMES).load_into(config.init(device), dtype)
         };
-        let text_encoder: ClipTextModel = load_text(&configs.text, parts.text)?;
+        let text_encoder: ClipTextModel =
+            info_span!("text_encoder").in_scope(|| load_text(&configs.text, parts.text))?;
         let second = match (&configs.text_2, configs.tokenizer_2.clone(), parts.text_2) {
             (Some(config), Some(tokenizer), Some(weights)) => Some(SecondTextEncoder {
                 tokenizer,
-                text_encoder: load_text(config, weights)?,
+                text_encoder: info_span!("text_encoder_2")
+                    .in_scope(|| load_text(config, weights))?,
                 force_zeros_for_empty_prompt: configs.force_zeros_for_empty_prompt,
             }),
             _ => None,
         };
-        let vae_dtype = configs.vae_dtype(dtype);
+        let denoiser = info_span!("unet").in_scope(|| {
+            let unet_init = configs.unet.init(device);
+            parts.unet.load_into_mixed(unet_init, unet.dtype, &unet.keep_f32)
+        })?;
+        let vae = info_span!("vae").in_scope(|| {
+            let weights = parts.vae.with_renamed_keys(weights::KEY_RENAMES);
+            weights.load_into(configs.vae.init(device), configs.vae_dtype(dtype))
+        })?;
         Ok(Self {
             text_encoder,
             second_text_encoder: second,
-            denoiser: parts.unet.load_into_mixed(
-                configs.unet.init(device),
-                unet.dtype,
-                unet.keep_f32,
-            )?,
-            vae: parts
-                .vae
-                .with_renamed_keys(weights::KEY_RENAMES)
-                .load_into(configs.vae.init(device), vae_dtype)?,
+            denoiser,
+            vae,
             tokenizer: configs.tokenizer,
             scheduler: configs.scheduler,
             denoiser_config: configs.unet,

@@ -9,6 +9,7 @@
 //! variants. The configs of a directory say which of them it is.
 
 mod generate;
+mod guided_denoiser;
 mod json;
 mod load;
 mod load_warning;

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use soda_kernels::MemoryFormat;
+use tracing::info_span;
 
 use super::model::Pipeline;
 use super::prompt::{TokenIds, states};
@@ -73,6 +74,7 @@ impl Pipeline {
 
     /// Stores the networks, which have no adapters, as [`Networks::in_drawing_format`] does.
     pub fn in_drawing_format(mut self) -> Self {
+        let _span = info_span!("memory format").entered();
         // Each network is moved, so that the memory of one weight is free for the next.
         self.denoiser = DENOISER_FORMAT.apply(self.denoiser);
         self.text_encoder = TEXT_FORMAT.apply(self.text_encoder);

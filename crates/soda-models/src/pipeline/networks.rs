@@ -1,7 +1,8 @@
 //! The networks of a pipeline that a fine-tune may change, as one module.
 
-use burn::module::Module;
-use soda_kernels::MemoryFormat;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, FloatDType, Tensor};
+use soda_kernels::{MemoryFormat, has_vendor_blas};
 use tracing::info_span;
 
 use super::model::Pipeline;
@@ -59,6 +60,15 @@ impl From<Unet> for Networks {
     }
 }
 
+/// Casts all weights to bf16.
+struct ToBf16;
+
+impl ModuleMapper for ToBf16 {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|weight| weight.cast(FloatDType::BF16))
+    }
+}
+
 impl Pipeline {
     /// The networks of the pipeline that a fine-tune may change.
     pub fn networks(&self) -> Networks {
@@ -82,7 +92,19 @@ impl Pipeline {
             second.text_encoder = TEXT_FORMAT.apply(second.text_encoder);
             self.second_text_encoder = Some(second);
         }
+        if self.draws_in_bf16() {
+            self.vae = self.vae.map(&mut ToBf16);
+        }
         self
+    }
+
+    /// Whether the autoencoder draws in bf16: beside networks in f16, in which its activations overflow, on a
+    /// device that multiplies bf16 many times as fast as f32. ComfyUI does the same.
+    fn draws_in_bf16(&self) -> bool {
+        self.vae_config.force_upcast
+            && self.denoiser_dtype() == DType::F16
+            && self.device.supports_dtype(FloatDType::BF16)
+            && has_vendor_blas(&self.vae.quant_conv.weight.val())
     }
 
     /// Replaces the pipeline's networks. Text encoders that `networks` lacks are kept.

@@ -199,6 +199,7 @@ impl Personalisation {
             fingerprint: &fingerprint,
             svd_cache: svd_cache.as_ref(),
             cache: cache.as_ref(),
+            with_graph,
         };
         let (adapted, plan) = planning.plan(&data, &schedule, on_event)?;
         let num_layers = plan.paths().len();

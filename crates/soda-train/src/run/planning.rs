@@ -23,6 +23,8 @@ pub(crate) struct Planning<'a> {
     pub(crate) fingerprint: &'a RunFingerprint,
     pub(crate) svd_cache: Option<&'a SvdCache>,
     pub(crate) cache: Option<&'a EncodeCache>,
+    /// Whether gradients are replayed from a CUDA graph.
+    pub(crate) with_graph: bool,
 }
 
 impl Planning<'_> {
@@ -67,7 +69,7 @@ impl Planning<'_> {
             let on_progress = &mut |done, total| {
                 on_event(Event::Progress { done, total, loss: None });
             };
-            probes.measure(self.config, networks, &data, on_progress)
+            probes.measure(self.config, networks, &data, self.with_graph, on_progress)
         };
         match self.cache {
             None => measure(),

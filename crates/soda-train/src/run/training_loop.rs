@@ -234,7 +234,9 @@ impl<'a> TrainingLoop<'a> {
 pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam]) -> f32 {
     let factors = params.iter().filter(|param| method.geometry(&param.path) == Geometry::Stiefel);
     let error = |param: &NamedParam| {
-        let q: Tensor<2> = param.value().reshape([param.shape[0], param.shape[1]]);
+        let &[.., n, m] = param.shape.as_slice() else { return f32::NAN };
+        let count = param.shape.iter().product::<usize>() / (n * m).max(1);
+        let q: Tensor<3> = param.value().reshape([count, n, m]);
         orthogonality_error(&q).map_or(f32::NAN, |error| error as f32)
     };
     // `f32::max` would lose NaN.

@@ -1,7 +1,7 @@
-//! Layers that several networks share: linear projections and multi-head attention.
+//! Layers that several networks share: linear projections, gates and multi-head attention.
 
 use burn::nn::Linear;
-use burn::tensor::activation::softmax;
+use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Bool, Tensor};
 use soda_kernels::{attention, linear_residual, matmul};
 
@@ -37,6 +37,13 @@ pub(crate) fn multi_head(
         }
     };
     out.swap_dims(1, 2).reshape([batch, queries, width])
+}
+
+/// The gate `silu(a) b` of the halves `a` and `b` of the last axis (Shazeer, arXiv 2002.05202).
+pub(crate) fn swiglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let half = x.dims()[D - 1] / 2;
+    let (a, b) = (x.clone().narrow(D - 1, 0, half), x.narrow(D - 1, half, half));
+    silu(a) * b
 }
 
 /// Applies a linear layer to tokens `[.., c]`.

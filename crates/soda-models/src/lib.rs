@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`pipeline`] | a whole model directory: text to images, image to images | `StableDiffusionPipeline` |
 //! | [`unet`] | the denoiser | `UNet2DConditionModel` |
+//! | [`flux2`] | the denoiser of FLUX.2 klein | `Flux2Transformer2DModel` |
 //! | [`condition`] | inputs of a denoiser beside the latents | `encoder_hidden_states`, `added_cond_kwargs` |
 //! | [`vae`] | images to latents and back | `AutoencoderKL` |
 //! | [`scheduler`] | noise schedules, training noise, samplers | `DDPMScheduler`, `DDIMScheduler`, ... |
@@ -25,10 +26,12 @@ pub mod clip;
 pub mod condition;
 pub mod config;
 mod error;
+pub mod flux2;
 pub mod image;
 pub mod input_file;
 mod layers;
 pub mod metrics;
+mod module_enum;
 pub mod noise;
 pub mod pipeline;
 pub mod scheduler;

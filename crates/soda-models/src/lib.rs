@@ -8,8 +8,9 @@
 //! | [`condition`] | inputs of a denoiser beside the latents | `encoder_hidden_states`, `added_cond_kwargs` |
 //! | [`vae`] | images to latents and back | `AutoencoderKL` |
 //! | [`scheduler`] | noise schedules, training noise, samplers | `DDPMScheduler`, `DDIMScheduler`, ... |
-//! | [`tokenizer`] | prompts to token ids | `CLIPTokenizer` |
+//! | [`tokenizer`] | prompts to token ids | `CLIPTokenizer`, `Qwen2Tokenizer` |
 //! | [`clip`] | token ids to prompt embeds; texts and images in one space | `CLIPTextModel`, `CLIPModel` |
+//! | [`qwen3`] | token ids to prompt embeds, of several layers of a language model | `Qwen3Model` |
 //! | [`vit`] | the vision transformers DINO and DINOv2 | `ViTModel`, `Dinov2Model` |
 //! | [`image`] | image files, tensors, Pillow's resampling | `CLIPImageProcessor`, `ViTImageProcessor` |
 //! | [`metrics`] | the scores CLIP-T, CLIP-I and DINO | |
@@ -34,6 +35,7 @@ pub mod metrics;
 mod module_enum;
 pub mod noise;
 pub mod pipeline;
+pub mod qwen3;
 pub mod scheduler;
 pub mod tokenizer;
 pub mod unet;

@@ -120,6 +120,15 @@ impl Configs {
             }
             .into())
         };
+        if self.scheduler.is_flow() {
+            return Err(ConfigError::UnsupportedField {
+                path: dir.join("scheduler/scheduler_config.json"),
+                field: "_class_name".to_owned(),
+                value: self.scheduler.class.class_name(),
+                supported: "the class of a model with a UNet; flow matching is not".to_owned(),
+            }
+            .into());
+        }
         let width = self.text.hidden_size + self.text_2.as_ref().map_or(0, |c| c.hidden_size);
         for level in 0..self.unet.block_out_channels.len() {
             let found = self.unet.cross_attention_dim.get(level);

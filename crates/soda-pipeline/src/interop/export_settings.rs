@@ -124,6 +124,7 @@ impl ExportSettings {
             PredictionType::Epsilon => "epsilon",
             PredictionType::VPrediction => "v",
             PredictionType::Sample => "sample",
+            PredictionType::Flow => "flow",
         };
         // A Boolean as Python prints it, which A1111 compares with.
         let v2 = if *family == Family::Sd2 { "True" } else { "False" };

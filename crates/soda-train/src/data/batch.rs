@@ -236,6 +236,8 @@ fn snr_weight(schedule: &ForwardProcess, objective: &ObjectiveConfig, t: usize) 
         PredictionType::Epsilon => snr.min(gamma) / snr,
         PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
         PredictionType::Sample => snr.min(gamma),
+        // |x0 - x̂0|² = σ² |v - v̂|² with σ = 1 / (1 + √SNR).
+        PredictionType::Flow => snr.min(gamma) / (1.0 + snr.sqrt()).powi(2),
     }
 }
 

@@ -6,6 +6,7 @@ use burn::module::{ModuleMapper, Param};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use soda_kernels::persistent;
 use soda_models::condition::{AddedCondition, Condition};
+use soda_models::pipeline::Denoiser;
 use soda_models::unet::{Unet, UnetConfig};
 use soda_optim::BatchedParams;
 use soda_train::{DenoiserInputs, GradientCheckpointing};
@@ -85,7 +86,7 @@ impl RandomBatch {
         checkpointing: GradientCheckpointing,
         on_forward: impl FnOnce(),
     ) -> BatchedParams {
-        let denoiser = parameters.write_to(denoiser.clone());
+        let denoiser = Denoiser::from(parameters.write_to(denoiser.clone()));
         let inputs = DenoiserInputs {
             noisy: self.noisy.clone(),
             timesteps: self.timesteps.clone(),

@@ -13,6 +13,7 @@ use peak_alloc::PeakAlloc;
 use serde_json::{Value, json};
 use soda_models::clip::{ClipConfig, ClipTextConfig};
 use soda_models::config::{self, ConfigFile};
+use soda_models::flux2::Flux2Config;
 use soda_models::image::{ImageProcessor, read_mask, read_rgb_and_alpha};
 use soda_models::pipeline::Pipeline;
 use soda_models::qwen3::{self, Qwen3Config};
@@ -183,10 +184,13 @@ fn no_bytes_make_a_config_panic() {
     ];
     let mut seeds = seeds.map(toybox).to_vec();
     seeds.push(toyflux("base/text_encoder/config.json"));
+    seeds.push(toyflux("base/transformer/config.json"));
+    seeds.push(toyflux("base/vae/config.json"));
     seeds.push(toyflux("base/scheduler/scheduler_config.json"));
     let photo = image::RgbImage::new(40, 3);
     fuzz_file("config.json", &seeds, 1000, |path| {
         build::<UnetConfig, _>(path, UnetConfig::init);
+        build::<Flux2Config, _>(path, Flux2Config::init);
         build::<VaeConfig, _>(path, |config, device| (config.init(device), config.tiling()));
         build::<ClipTextConfig, _>(path, ClipTextConfig::init);
         build::<ClipConfig, _>(path, ClipConfig::init);

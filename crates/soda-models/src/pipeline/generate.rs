@@ -36,7 +36,8 @@ pub struct GenerateConfig {
     pub negative_prompt: String,
     /// Number of sampling steps.
     pub steps: usize,
-    /// Scale of classifier-free guidance. At 1 and below there is no guidance, and half the work.
+    /// Scale of classifier-free guidance. At 1 and below there is no guidance, and half the work. A distilled
+    /// model draws without guidance at any scale.
     pub guidance_scale: f64,
     /// Seed of the noise. The noise of image `i` depends on `seed` and `i` alone.
     pub seed: u64,
@@ -113,7 +114,7 @@ impl Pipeline {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<RgbImage>, ModelError> {
         let size = self.check(request)?;
-        let (sampler, begin) = self.plan(request)?;
+        let (sampler, begin) = self.plan(request, size)?;
         let at_once = (PIXELS_AT_ONCE / (size[0] * size[1])).clamp(1, PROMPTS_AT_ONCE);
         let batches = request.prompts.len().div_ceil(at_once);
         let total = batches * (sampler.timesteps().len() - begin);
@@ -168,11 +169,11 @@ impl Pipeline {
         observe: &mut dyn FnMut(&Tensor<4>),
     ) -> Result<Tensor<4>, ModelError> {
         let count = indices.len();
-        let (mut sampler, begin) = self.plan(request)?;
         let shape = noise.dims();
-        let size = [shape[2], shape[3]].map(|side| side * self.vae_config.downscale_factor());
+        let size = [shape[2], shape[3]].map(|side| side * self.vae_config.pixels_per_patch());
+        let (mut sampler, begin) = self.plan(request, size)?;
 
-        let guided = request.guidance_scale > 1.0;
+        let guided = request.guidance_scale > 1.0 && !self.is_distilled;
         let shards = BatchShards::new(request.shards.min(if guided { 2 * count } else { count }))?;
         let condition = self.condition(&request.prompts, request.clip_skip, size);
         let condition = if guided {
@@ -181,7 +182,7 @@ impl Pipeline {
         } else {
             condition
         };
-        let condition = condition.cast(self.denoiser_dtype());
+        let condition = condition.cast(self.denoiser.dtype());
 
         let mut latents = match &request.init_image {
             None => noise.mul_scalar(sampler.init_noise_sigma()),
@@ -233,7 +234,7 @@ impl Pipeline {
         let count = input.dims()[0];
         let input = if guided { input.repeat_dim(0, 2) } else { input };
         let steps = Tensor::<1>::full([input.dims()[0]], t, &self.device);
-        let input = input.cast(self.denoiser_dtype());
+        let input = input.cast(self.denoiser.dtype());
         let (all, parts) = (input.dims()[0], shards.count().min(input.dims()[0]));
         let part = |i| {
             let rows = all * i / parts..all * (i + 1) / parts;
@@ -241,9 +242,10 @@ impl Pipeline {
             let steps = steps.clone().narrow(0, rows.start, rows.len());
             (self.denoiser.clone(), input, steps, condition.rows(rows))
         };
-        let done = shards.map((0..parts).map(part).collect(), |(unet, input, steps, condition)| {
-            unet.forward(input, steps, condition)
-        });
+        let done = shards
+            .map((0..parts).map(part).collect(), |(denoiser, input, steps, condition)| {
+                denoiser.forward(input, steps, condition)
+            });
         let prediction = Tensor::cat(done, 0).cast(FloatDType::F32);
         if !guided {
             return prediction;
@@ -254,8 +256,14 @@ impl Pipeline {
     }
 
     /// Makes the sampler, and the index of the first step, which is not 0 with an initial image.
-    fn plan(&self, request: &GenerateConfig) -> Result<(Box<dyn Sampler>, usize), ModelError> {
-        let sampler = self.scheduler.sampler(request.sampler, request.steps)?;
+    fn plan(
+        &self,
+        request: &GenerateConfig,
+        size: [usize; 2],
+    ) -> Result<(Box<dyn Sampler>, usize), ModelError> {
+        let [rows, columns] = size.map(|side| side / self.vae_config.pixels_per_patch());
+        let (kind, steps) = (request.sampler, request.steps);
+        let sampler = self.scheduler.sampler_for_tokens(kind, steps, rows * columns)?;
         let calls = (request.steps, sampler.timesteps().len());
         let begin = request.init_image.as_ref().map_or(0, |init| {
             let again = (request.steps as f64 * init.strength) as usize;
@@ -279,7 +287,7 @@ impl Pipeline {
     /// The further inputs of an inpainting UNet, `[n, 1 + c, h', w']`. They are a mask that covers
     /// everything, and the latents of the masked image, which is empty.
     fn paint_all(&self, [height, width]: [usize; 2], count: usize) -> Option<Tensor<4>> {
-        if self.denoiser_config.in_channels == self.vae_config.latent_channels {
+        if self.denoiser_config.in_channels() == self.vae_config.patch_channels() {
             return None;
         }
         let grey = Tensor::full([1, self.vae_config.in_channels, height, width], 0.5, &self.device);
@@ -325,8 +333,8 @@ impl Pipeline {
     }
 
     fn noise(&self, seed: u64, index: usize, size: [usize; 2]) -> Tensor<4> {
-        let [height, width] = size.map(|side| side / self.vae_config.downscale_factor());
-        let shape = [1, self.vae_config.latent_channels, height, width];
+        let [height, width] = size.map(|side| side / self.vae_config.pixels_per_patch());
+        let shape = [1, self.vae_config.patch_channels(), height, width];
         randn(seed, index as u64, shape, &self.device)
     }
 
@@ -340,19 +348,12 @@ impl Pipeline {
             return refuse("guidance", request.guidance_scale.to_string(), expected);
         }
         let size = request.size.unwrap_or([self.image_size(); 2]);
-        let unit = self.vae_config.downscale_factor();
+        let unit = self.vae_config.pixels_per_patch();
         if size.iter().any(|side| *side == 0 || !side.is_multiple_of(unit)) {
             let expected = format!("both sides must be positive multiples of {unit}");
             return refuse("size", format!("{}x{}", size[1], size[0]), expected);
         }
-        // SDXL skips the last layer by itself.
-        let layers = |encoder: &crate::clip::ClipTextModel| encoder.text_model.encoder.layers.len();
-        let (least, own) = match &self.second_text_encoder {
-            None => (layers(&self.text_encoder), 0),
-            Some(second) => (layers(&self.text_encoder).min(layers(&second.text_encoder)), 1),
-        };
-        if request.clip_skip + own >= least {
-            let expected = format!("the text encoder has {least} layers, of which one must stay");
+        if let Err(expected) = self.text.check_clip_skip(request.clip_skip) {
             return refuse("clip_skip", request.clip_skip.to_string(), expected);
         }
         if let Some(init) = &request.init_image {

@@ -61,7 +61,18 @@ pub fn load(
     variant: Option<&str>,
     device: &Device,
 ) -> Result<Qwen3TextModel, ModelError> {
-    let mut checkpoint = Checkpoint::find(dir, "model", variant)?.with_renamed_keys(KEY_RENAMES);
+    load_opened(Checkpoint::find(dir, "model", variant)?, config, states, dtype, device)
+}
+
+/// Loads open weight files as [`load`] does.
+pub(crate) fn load_opened(
+    checkpoint: Checkpoint,
+    config: &Qwen3Config,
+    states: &HiddenStates,
+    dtype: FloatDType,
+    device: &Device,
+) -> Result<Qwen3TextModel, ModelError> {
+    let mut checkpoint = checkpoint.with_renamed_keys(KEY_RENAMES);
     let skipped = skipped(config, states);
     checkpoint.entries.retain(|key, _| !skipped.contains(key));
     checkpoint.load_into(config.init(states, device), dtype)

@@ -15,4 +15,5 @@ pub use attention::Attention;
 pub use config::{HiddenStates, Qwen3Config, RopeParameters, RopeType};
 pub use layer::{DecoderLayer, Mlp};
 pub use load::load;
+pub(crate) use load::load_opened;
 pub use model::{LanguageModel, Qwen3TextModel};

@@ -30,6 +30,20 @@ impl ForwardProcess {
         self.schedule.len()
     }
 
+    /// The timesteps as the denoiser takes them, `[b]`, of timesteps `[b]` of the schedule.
+    ///
+    /// A model of flow matching takes its noise level, times the number of timesteps.
+    pub fn denoiser_timesteps(&self, timesteps: Tensor<1, Int>) -> Tensor<1> {
+        match &self.schedule.flow_sigmas {
+            None => timesteps.float(),
+            Some(sigmas) => {
+                let table = TensorData::new(sigmas.clone(), [sigmas.len()]);
+                let table = Tensor::<1>::from_data(table, &timesteps.device());
+                table.select(0, timesteps).mul_scalar(sigmas.len() as f64)
+            }
+        }
+    }
+
     /// Adds noise: `sqrt(abar_t) x0 + sqrt(1 - abar_t) noise`, or `(1 - sigma_t) x0 + sigma_t noise` for
     /// models of flow matching.
     ///
@@ -152,6 +166,9 @@ mod tests {
         assert!(distance(row(&noisy, 1), row(&noise, 1)) < 1e-6);
         assert!((flow.schedule.snr(499) - 1.0 / 9.0).abs() < 1e-6);
         assert_eq!(flow.schedule.snr(999), 0.0);
+        let times: Vec<f32> =
+            flow.denoiser_timesteps(ints([499, 999])).into_data().iter().collect();
+        assert_eq!(times, [750.0, 1000.0]);
         let target = flow.target(x0.clone(), noise.clone(), ints([3, 4]));
         assert_eq!(distance(target, noise - x0), 0.0);
     }

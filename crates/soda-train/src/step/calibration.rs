@@ -49,9 +49,9 @@ impl Probes {
         networks: &Networks,
         cache: Option<&SvdCache>,
     ) -> Result<Self, AdapterError> {
-        let Networks { unet, text_encoder, text_encoder_2 } = networks;
-        let unet = probes_of(unet, config, &config.targets, cache)?;
-        let mut probes = BTreeMap::from([(Component::Unet, unet)]);
+        let Networks { denoiser, text_encoder, text_encoder_2 } = networks;
+        let of_denoiser = probes_of(denoiser, config, &config.targets, cache)?;
+        let mut probes = BTreeMap::from([(Component::from(denoiser), of_denoiser)]);
         let encoders =
             [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
         for (component, encoder) in encoders {

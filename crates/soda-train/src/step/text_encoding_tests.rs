@@ -36,7 +36,7 @@ fn networks(device: &Device) -> Networks {
         ..ClipTextConfig::default()
     };
     filled(Networks {
-        unet: unet.init(device),
+        denoiser: unet.init(device).into(),
         text_encoder: Some(encoder(8, None).init(device)),
         text_encoder_2: Some(encoder(16, Some(12)).init(device)),
     })

@@ -68,8 +68,8 @@ impl Qwen3TextModel {
                 states.push(x.clone());
             }
         }
-        if let (Some(norm), Some(last)) = (&self.model.norm, states.pop()) {
-            states.push(rms_norm(norm, last));
+        if let (Some(norm), Some(last)) = (&self.model.norm, states.last_mut()) {
+            *last = rms_norm(norm, x);
         }
         Tensor::cat(self.states.iter().map(|state| states[*state].clone()).collect(), 2)
     }

@@ -78,7 +78,7 @@ impl Fixture {
         let expected = self.floats("states");
         let kept = expected.shape()[1];
         let expected = Tensor::<3>::from_data(expected, &pipeline.device);
-        let states = clip(&pipeline).text_encoder.forward(ids).narrow(1, 0, kept);
+        let states = clip(pipeline).text_encoder.forward(ids).narrow(1, 0, kept);
         let error = soda_testing::max_abs((states - expected).into_data().iter::<f32>());
         assert!(error < TOLERANCE, "{error:e}");
     }

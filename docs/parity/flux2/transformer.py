@@ -2,14 +2,14 @@
 
 Writes crates/soda-models/tests/fixtures/flux2-uneven.safetensors, which tests/toyflux.rs compares
 with. The file holds a tiny config, the keys of the checkpoint and the outputs. The weights and
-the inputs are a formula of their name, as in models.py.
+the inputs are a formula of their name, as in ../models.py.
 
 The transformer is written here in NumPy, in double precision, after diffusers'
 transformer_flux2.py. It first computes the vectors that diffusers itself computed for the bundled
 model (examples/toyflux/reference), and fails if they differ.
 
     pip install numpy safetensors
-    python docs/parity/flux2.py
+    python docs/parity/flux2/transformer.py
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FIXTURE = ROOT / "crates/soda-models/tests/fixtures/flux2-uneven.safetensors"
 TOYFLUX = ROOT / "examples/toyflux"
 

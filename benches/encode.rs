@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use divan::Bencher;
 use soda_models::clip::ClipTextConfig;
 use soda_models::image::{Crop, read_rgb, resize_crop};
-use soda_models::pipeline::Pipeline;
+use soda_models::pipeline::{DenoiserConfig, Pipeline};
 use soda_models::vae::VaeConfig;
 use soda_train::{EncodeCache, EncodeConfig, EncodeOptions, EncodedDataset, Example, write_png};
 
@@ -32,10 +32,13 @@ fn pipeline() -> Pipeline {
         num_attention_heads: 12,
         ..ClipTextConfig::default()
     };
-    pipeline.denoiser_config.sample_size = 64;
+    if let DenoiserConfig::Unet(config) = &mut pipeline.denoiser_config {
+        config.sample_size = 64;
+    }
     pipeline.vae = vae.init(&pipeline.device);
     pipeline.vae_config = vae;
-    pipeline.text_encoder = text.init(&pipeline.device);
+    let clip = pipeline.text.clip_mut().expect("the bundled model has CLIP");
+    clip.text_encoder = text.init(&pipeline.device);
     pipeline
 }
 

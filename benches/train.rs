@@ -81,9 +81,10 @@ fn step_with_text_encoder(bencher: Bencher) {
         .method
         .plan_with(&config.targets, &pipeline.denoiser, &mut plan_options())
         .expect("a plan");
+    let clip = pipeline.text.clip().expect("the bundled model has CLIP");
     let of_text = config
         .method
-        .plan_with(&text.targets, &pipeline.text_encoder, &mut plan_options())
+        .plan_with(&text.targets, &clip.text_encoder, &mut plan_options())
         .expect("a plan");
     let mut plan = plan.with_prefix(&Component::Unet.prefix());
     plan.extend(of_text.with_prefix(&Component::TextEncoder.prefix()));

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-FIXTURES = Path(__file__).resolve().parents[2] / "crates/soda-models/tests/fixtures"
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "crates/soda-models/tests/fixtures"
 
 
 def uniform(name: str, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Reference trajectories of every sampler.
 
-Writes crates/soda-models/tests/fixtures/{schedulers,multistep,second-order}.safetensors, which
-tests/schedulers.rs compares with: timesteps, noise levels, and the sample after each step, for a
+Writes crates/soda-models/tests/fixtures/{schedulers,multistep,second-order,flow}.safetensors, which
+tests/schedulers.rs and tests/flow.rs compare with: timesteps, noise levels, and the sample after each step, for a
 network that is a formula of its input and its timestep, and noise that is a formula of the call
 (models.py's `value`).
 
@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -21,6 +22,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
@@ -29,6 +31,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).parent))
@@ -142,6 +145,47 @@ def main() -> None:
     write("schedulers", cases())
     write("multistep", multistep_cases())
     write("second-order", second_order_cases())
+    write_flow()
+
+
+def flow_cases():
+    """(steps, image tokens, fields) of flow matching."""
+    dynamic = {"use_dynamic_shifting": True}
+    for tokens in [64, 256, 1024, 4096, 4300, 4301, 16384]:
+        yield 7, tokens, dynamic
+    for steps in [1, 2, 4, 50]:
+        yield steps, 1024, dynamic
+    for tokens in [64, 4096]:
+        yield 8, tokens, {**dynamic, "time_shift_type": "linear"}
+    for shift in [1.0, 3.0, 6.0, 0.5]:
+        yield 8, 1024, {"shift": shift}
+    yield 5, 1024, {"shift": 3.0, "num_train_timesteps": 500}
+    yield 1, 1024, {"shift": 3.0}
+
+
+def write_flow() -> None:
+    """Noise levels as the pipelines of FLUX.2 give them to the scheduler, and steps along them."""
+    out, table = {}, []
+    for index, (steps, tokens, fields) in enumerate(flow_cases()):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(fields)
+        saved = {**json.loads(scheduler.to_json_string()), "_class_name": type(scheduler).__name__}
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        mu = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu)
+        bias = value("network", *SHAPE)
+        sample = value("start", *SHAPE)
+        middle = scheduler.timesteps[steps // 2 : steps // 2 + 1]
+        out[f"{index}.noisy"] = scheduler.scale_noise(value("start", *SHAPE), middle, bias)
+        scheduler.set_begin_index(0)
+        trajectory = []
+        for t in scheduler.timesteps:
+            prediction = sample * 0.6 + bias * (0.2 + 0.0005 * t)
+            sample = scheduler.step(prediction, t, sample).prev_sample
+            trajectory.append(sample)
+        out[f"{index}.timesteps"] = scheduler.timesteps
+        out[f"{index}.steps"] = torch.cat(trajectory)
+        table.append({"config": saved, "steps": steps, "tokens": tokens})
+    save("flow", out, table)
 
 
 def write(name: str, rows) -> None:
@@ -188,6 +232,10 @@ def write(name: str, rows) -> None:
         out[f"{index}.noisy"] = noisy
         out[f"{index}.sigma"] = torch.tensor([float(scheduler.init_noise_sigma)])
         table.append({"config": saved, "steps": steps})
+    save(name, out, table)
+
+
+def save(name: str, out: dict, table: list) -> None:
     out = {key: tensor.float().contiguous() for key, tensor in out.items()}
     path = FIXTURES / f"{name}.safetensors"
     save_file(out, path, {"cases": json.dumps(table)})

@@ -20,6 +20,8 @@ const LABELS: &[(&str, &str, bool)] = &[
     ("KDPM2DiscreteScheduler", "DPM2", true),
     ("KDPM2AncestralDiscreteScheduler", "DPM2 a", true),
     ("LCMScheduler", "LCM", false),
+    // The noise levels are the model's own.
+    ("FlowMatchEulerDiscreteScheduler", "Euler", false),
 ];
 
 /// The sampler and the schedule type of a picture, in A1111's words.

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use serde_json::json;
 use soda_kernels::{linear_deferred, persistent};
 use soda_models::condition::{AddedCondition, Condition};
+use soda_models::pipeline::Denoiser;
 use soda_models::unet::{Unet, UnetConfig};
 use soda_optim::{AdapterGradients, BatchedParams};
 use soda_train::{DenoiserInputs, GradientCheckpointing};
@@ -193,7 +194,7 @@ impl RandomBatch {
         checkpointing: GradientCheckpointing,
         on_forward: impl FnOnce(),
     ) -> BatchedParams {
-        let denoiser = parameters.write_to(denoiser.clone());
+        let denoiser = Denoiser::from(parameters.write_to(denoiser.clone()));
         let inputs = DenoiserInputs {
             noisy: self.noisy.clone(),
             timesteps: self.timesteps.clone(),

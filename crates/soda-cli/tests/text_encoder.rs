@@ -88,8 +88,9 @@ fn both_text_encoders_of_sdxl_are_trained() {
     std::fs::create_dir(folder.join("base")).unwrap();
     write_pipeline(&Fixture::read("pipeline-sdxl"), &folder.join("base"));
     let file = train(folder, "base", &["--train-text-encoder", "--set", "checkpointing=block"]);
-    assert_eq!(file.adapters.keys().copied().collect::<Vec<_>>(), Component::ALL);
-    for component in Component::ALL {
+    let all = [Component::Unet, Component::TextEncoder, Component::TextEncoder2];
+    assert_eq!(file.adapters.keys().copied().collect::<Vec<_>>(), all);
+    for component in all {
         assert!(largest_change(&file, component) > 1e-3, "{component}");
     }
     let pipeline = Pipeline::load(&folder.join("base"), &Device::default()).unwrap();

@@ -33,6 +33,11 @@ const SUBFOLDERS: &[Subfolder] = &[
     Subfolder { name: "tokenizer_2", stem: None, config: None },
     Subfolder { name: "text_encoder", stem: Some("model"), config: Some("config.json") },
     Subfolder { name: "text_encoder_2", stem: Some("model"), config: Some("config.json") },
+    Subfolder {
+        name: "transformer",
+        stem: Some("diffusion_pytorch_model"),
+        config: Some("config.json"),
+    },
     Subfolder { name: "unet", stem: Some("diffusion_pytorch_model"), config: Some("config.json") },
     Subfolder { name: "vae", stem: Some("diffusion_pytorch_model"), config: Some("config.json") },
 ];
@@ -110,9 +115,10 @@ fn files_in(listed: &[String], subfolder: &str) -> Vec<String> {
     listed.iter().filter_map(in_subfolder).collect()
 }
 
-/// Whether a file is a configuration or a vocabulary, and not an index of shards.
+/// Whether a file is a configuration, a vocabulary or a chat template, and not an index of shards.
 fn is_config(file: &str) -> bool {
-    (file.ends_with(".json") || file.ends_with(".txt")) && !file.contains(".index.")
+    let known = [".json", ".txt", ".jinja"].iter().any(|extension| file.ends_with(extension));
+    known && !file.contains(".index.")
 }
 
 /// # Errors

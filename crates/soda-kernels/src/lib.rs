@@ -81,6 +81,6 @@ pub use ops::linear::linear;
 pub use ops::low_rank::linear_low_rank;
 pub use ops::matmul::{addmm, matmul};
 pub use ops::multi_tensor::{multi_tensor_cat, multi_tensor_split};
-pub use ops::norm::{group_norm, layer_norm};
+pub use ops::norm::{group_norm, layer_norm, layer_norm_without_affine};
 pub use ops::polar::PolarIteration;
 pub use ops::scale_columns::{scale_columns, scale_columns_gradient};

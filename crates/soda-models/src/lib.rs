@@ -1,14 +1,16 @@
-//! The networks of Stable Diffusion on burn, read from and written to directories in diffusers' layout.
+//! The networks of Stable Diffusion and FLUX.2 on burn, read from and written to diffusers' directories.
 //!
 //! | module | contents | mirrors |
 //! | --- | --- | --- |
-//! | [`pipeline`] | a whole model directory: text to images, image to images | `StableDiffusionPipeline` |
+//! | [`pipeline`] | a whole model directory, which draws | `StableDiffusionPipeline`, `Flux2KleinPipeline` |
 //! | [`unet`] | the denoiser | `UNet2DConditionModel` |
+//! | [`flux2`] | the denoiser of FLUX.2 klein | `Flux2Transformer2DModel` |
 //! | [`condition`] | inputs of a denoiser beside the latents | `encoder_hidden_states`, `added_cond_kwargs` |
-//! | [`vae`] | images to latents and back | `AutoencoderKL` |
+//! | [`vae`] | images to latents and back | `AutoencoderKL`, `AutoencoderKLFlux2` |
 //! | [`scheduler`] | noise schedules, training noise, samplers | `DDPMScheduler`, `DDIMScheduler`, ... |
-//! | [`tokenizer`] | prompts to token ids | `CLIPTokenizer` |
+//! | [`tokenizer`] | prompts to token ids | `CLIPTokenizer`, `Qwen2Tokenizer` |
 //! | [`clip`] | token ids to prompt embeds; texts and images in one space | `CLIPTextModel`, `CLIPModel` |
+//! | [`qwen3`] | token ids to prompt embeds, of several layers of a language model | `Qwen3Model` |
 //! | [`vit`] | the vision transformers DINO and DINOv2 | `ViTModel`, `Dinov2Model` |
 //! | [`image`] | image files, tensors, Pillow's resampling | `CLIPImageProcessor`, `ViTImageProcessor` |
 //! | [`metrics`] | the scores CLIP-T, CLIP-I and DINO | |
@@ -25,12 +27,15 @@ pub mod clip;
 pub mod condition;
 pub mod config;
 mod error;
+pub mod flux2;
 pub mod image;
 pub mod input_file;
 mod layers;
 pub mod metrics;
+mod module_enum;
 pub mod noise;
 pub mod pipeline;
+pub mod qwen3;
 pub mod scheduler;
 pub mod tokenizer;
 pub mod unet;

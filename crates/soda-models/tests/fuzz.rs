@@ -13,10 +13,12 @@ use peak_alloc::PeakAlloc;
 use serde_json::{Value, json};
 use soda_models::clip::{ClipConfig, ClipTextConfig};
 use soda_models::config::{self, ConfigFile};
+use soda_models::flux2::Flux2Config;
 use soda_models::image::{ImageProcessor, read_mask, read_rgb_and_alpha};
 use soda_models::pipeline::Pipeline;
+use soda_models::qwen3::{self, Qwen3Config};
 use soda_models::scheduler::{ForwardProcess, SchedulerConfig};
-use soda_models::tokenizer::Tokenizer;
+use soda_models::tokenizer::{QwenTokenizer, Thinking, Tokenizer};
 use soda_models::unet::UnetConfig;
 use soda_models::vae::VaeConfig;
 use soda_models::vit::{Dinov2Config, VitConfig};
@@ -24,6 +26,7 @@ use soda_models::weights::{self, Checkpoint, SafetensorsReader};
 use soda_testing::fuzz;
 
 const TOYBOX: &str = "examples/toybox";
+const TOYFLUX: &str = "examples/toyflux";
 const PICTURES: &str = "crates/soda-models/tests/fixtures/pictures";
 
 /// A small safetensors file with two tensors, to be damaged.
@@ -55,6 +58,10 @@ fn fuzz_file(name: &str, seeds: &[Vec<u8>], short: u64, mut reader: impl FnMut(&
 
 fn toybox(path: &str) -> Vec<u8> {
     fs::read(soda_testing::workspace_path(TOYBOX).join(path)).unwrap()
+}
+
+fn toyflux(path: &str) -> Vec<u8> {
+    fs::read(soda_testing::workspace_path(TOYFLUX).join(path)).unwrap()
 }
 
 #[test]
@@ -175,9 +182,15 @@ fn no_bytes_make_a_config_panic() {
         "eval/dino/preprocessor_config.json",
         "base/scheduler/scheduler_config.json",
     ];
+    let mut seeds = seeds.map(toybox).to_vec();
+    seeds.push(toyflux("base/text_encoder/config.json"));
+    seeds.push(toyflux("base/transformer/config.json"));
+    seeds.push(toyflux("base/vae/config.json"));
+    seeds.push(toyflux("base/scheduler/scheduler_config.json"));
     let photo = image::RgbImage::new(40, 3);
-    fuzz_file("config.json", &seeds.map(toybox), 800, |path| {
+    fuzz_file("config.json", &seeds, 1000, |path| {
         build::<UnetConfig, _>(path, UnetConfig::init);
+        build::<Flux2Config, _>(path, Flux2Config::init);
         build::<VaeConfig, _>(path, |config, device| (config.init(device), config.tiling()));
         build::<ClipTextConfig, _>(path, ClipTextConfig::init);
         build::<ClipConfig, _>(path, ClipConfig::init);
@@ -188,7 +201,12 @@ fn no_bytes_make_a_config_panic() {
         });
         build::<SchedulerConfig, _>(path, |config, _| {
             let samplers = [1, 4, 50].map(|steps| config.sampler(None, steps).map(drop));
-            (samplers, ForwardProcess::new(config))
+            let sized = [1, 4, 50].map(|n| config.sampler_for_tokens(None, n, 64).map(drop));
+            (samplers, sized, ForwardProcess::new(config))
+        });
+        build::<Qwen3Config, _>(path, |config, device| {
+            let states = [&[9, 18, 27][..], &[-2], &[0]].map(|states| config.hidden_states(states));
+            states.map(|states| states.map(|states| config.init(&states, device)))
         });
     });
 }
@@ -231,6 +249,58 @@ fn no_bytes_make_a_tokenizer_panic() {
             read(dir);
         });
     }
+}
+
+#[test]
+fn no_bytes_make_a_tokenizer_of_chats_panic() {
+    let texts =
+        ["a red mug", "", "  A\u{301} \u{1f600}\n\n 'll 12 x", "<|im_end|><|im_start|> <think>"];
+    let names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    // Fewer merges than toyflux has, so that damage meets all other fields.
+    let mut whole: Value =
+        serde_json::from_slice(&toyflux("base/tokenizer/tokenizer.json")).unwrap();
+    whole["model"]["merges"].as_array_mut().unwrap().truncate(4);
+    whole["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64() < Some(260));
+    let whole = serde_json::to_vec(&whole).unwrap();
+    for name in names {
+        let file = |name: &str| match name {
+            "tokenizer.json" => whole.clone(),
+            name => toyflux(&format!("base/tokenizer/{name}")),
+        };
+        let mut others = true;
+        fuzz_file(name, &[file(name)], if name == "tokenizer.json" { 500 } else { 60 }, |path| {
+            let dir = path.parent().unwrap();
+            for other in names.iter().filter(|other| others && **other != name) {
+                fs::write(dir.join(other), file(other)).unwrap();
+            }
+            if others {
+                fs::write(path, file(name)).unwrap();
+                QwenTokenizer::from_dir(dir).unwrap();
+            }
+            others = false;
+            let Ok(tokenizer) = QwenTokenizer::from_dir(dir) else { return };
+            for thinking in [Thinking::Enabled, Thinking::Disabled] {
+                drop(tokenizer.encode_batch(&texts, thinking, 512, &Device::default()));
+            }
+            let _ = (tokenizer.single_token("sks"), tokenizer.vocab_size());
+        });
+    }
+}
+
+#[test]
+fn no_bytes_make_the_weights_of_a_language_model_panic() {
+    let fixture = Fixture::read("qwen3");
+    let dir = tempfile::tempdir().unwrap();
+    let (config, path) = fixture.write_model(dir.path());
+    let config: Qwen3Config = config::read(&config).unwrap();
+    let states = config.hidden_states(&[1]).unwrap();
+    let device = Device::default();
+    let load = || qwen3::load(dir.path(), &config, &states, FloatDType::F32, None, &device);
+    load().unwrap();
+    fuzz("language model", &[fs::read(&path).unwrap()], 200, |input| {
+        fs::write(&path, input).unwrap();
+        let _ = load().map_err(|error| error.to_string());
+    });
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn prompts_give_the_same_token_ids_and_hidden_states() {
     let pipeline = pipeline(&device);
     let ids: Vec<i64> = prompts()
         .iter()
-        .flat_map(|prompt| pipeline.tokenizer.encode(prompt).ids)
+        .flat_map(|prompt| pipeline.text.token_ids(prompt).remove(0))
         .map(i64::from)
         .collect();
     assert_eq!(ids, reference_ids());

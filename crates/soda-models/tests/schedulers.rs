@@ -311,7 +311,7 @@ fn wrong_fields_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("scheduler_config.json");
     for (config, named) in [
-        (r#"{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}"#, "flow matching"),
+        (r#"{"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 3.0}"#, "other processes"),
         (r#"{"_class_name": 3}"#, "_class_name"),
         (r#"{"rescale_betas_zero_snr": true}"#, "rescale_betas_zero_snr"),
         (r#"{"use_flow_sigmas": true}"#, "use_flow_sigmas"),
@@ -322,6 +322,8 @@ fn wrong_fields_are_refused_by_name() {
         (r#"{"clip_sample_range": 0}"#, "clip_sample_range"),
         (r#"{"original_inference_steps": 0}"#, "original_inference_steps"),
         (r#"{"timestep_scaling": 1e300}"#, "timestep_scaling"),
+        (r#"{"use_dynamic_shifting": true}"#, "use_dynamic_shifting"),
+        (r#"{"_class_name": "EulerDiscreteScheduler", "shift": 3.0}"#, "shift"),
     ] {
         std::fs::write(&path, config).unwrap();
         let error = config::read::<SchedulerConfig>(&path).unwrap_err().to_string();

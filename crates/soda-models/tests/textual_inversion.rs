@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
-use soda_models::pipeline::{Pipeline, TokenEmbedding};
+use soda_models::pipeline::{ClipEncoders, Pipeline, TokenEmbedding};
 
 /// The tolerance of the text encoder without new tokens (`judges.rs`).
 const TOLERANCE: f64 = 2e-5;
@@ -78,10 +78,14 @@ impl Fixture {
         let expected = self.floats("states");
         let kept = expected.shape()[1];
         let expected = Tensor::<3>::from_data(expected, &pipeline.device);
-        let states = pipeline.text_encoder.forward(ids).narrow(1, 0, kept);
+        let states = clip(pipeline).text_encoder.forward(ids).narrow(1, 0, kept);
         let error = soda_testing::max_abs((states - expected).into_data().iter::<f32>());
         assert!(error < TOLERANCE, "{error:e}");
     }
+}
+
+fn clip(pipeline: &Pipeline) -> &ClipEncoders {
+    pipeline.text.clip().unwrap()
 }
 
 #[test]
@@ -99,11 +103,11 @@ fn a_saved_directory_has_the_new_tokens() {
     let saved = folder.path().join("model");
     fixture.pipeline(&device).save(&saved).unwrap();
     let again = Pipeline::load(&saved, &device).unwrap();
-    assert!(again.text_encoder.text_model.embeddings.new_tokens.is_none());
+    assert!(clip(&again).text_encoder.text_model.embeddings.new_tokens.is_none());
     fixture.check(&again);
     // A further token is added to the reloaded model and saved.
     let mut third = again;
-    let word = third.init_token_embedding("<cup>", "a <mug>", 4, (0, 0));
+    let word = third.init_token_embedding("<cup>", "a <mug>", 4, (0, 0)).unwrap();
     third.add_token_embedding(&word).unwrap();
     let saved = folder.path().join("again");
     third.save(&saved).unwrap();
@@ -111,7 +115,8 @@ fn a_saved_directory_has_the_new_tokens() {
     fixture.check(&third);
     // In a prompt the new token equals its initializer.
     let ids = |text: &str| -> Tensor<2, Int> { third.tokenize(&[text]).first };
-    let states = [ids("two <cup>"), ids("two a <mug>")].map(|ids| third.text_encoder.forward(ids));
+    let states =
+        [ids("two <cup>"), ids("two a <mug>")].map(|ids| clip(&third).text_encoder.forward(ids));
     let [one, other] = states.map(|states| states.into_data());
     one.assert_approx_eq::<f32>(&other, burn::tensor::Tolerance::absolute(1e-6));
 }
@@ -141,10 +146,10 @@ fn the_pooled_output_is_read_at_the_end_token() {
     let fixture = Fixture::read();
     let mut pipeline = fixture.pipeline(&Device::default());
     let ids = pipeline.tokenize(&fixture.prompts).first;
-    let known = pipeline.text_encoder.text_model.pooled(ids.clone());
+    let known = clip(&pipeline).text_encoder.text_model.pooled(ids.clone());
     // The end token of configs from before transformers 4.31.
-    pipeline.text_encoder.text_model.eos_token = 2;
-    let unreliable = pipeline.text_encoder.text_model.pooled(ids);
+    pipeline.text.clip_mut().unwrap().text_encoder.text_model.eos_token = 2;
+    let unreliable = clip(&pipeline).text_encoder.text_model.pooled(ids);
     assert_eq!(known.into_data(), unreliable.into_data());
 }
 
@@ -152,11 +157,11 @@ fn the_pooled_output_is_read_at_the_end_token() {
 fn tokens_match_in_any_case_and_as_whole_words() {
     let fixture = Fixture::read();
     let pipeline = fixture.pipeline(&Device::default());
-    let ids = |text: &str| pipeline.tokenizer.encode(text).ids;
+    let ids = |text: &str| clip(&pipeline).tokenizer.encode(text).ids;
     assert_eq!(ids("A <MUG> and a Zorb"), ids("a <mug> and a zorb"));
     let (words, parts) = (
-        pipeline.tokenizer.encode_without_special_tokens("zorb"),
-        pipeline.tokenizer.encode_without_special_tokens("zorbs"),
+        clip(&pipeline).tokenizer.encode_without_special_tokens("zorb"),
+        clip(&pipeline).tokenizer.encode_without_special_tokens("zorbs"),
     );
     assert_eq!(words.len(), 1);
     assert!(!parts.contains(&words[0]));
@@ -171,10 +176,10 @@ fn invalid_tokens_are_refused_by_name() {
         let vectors = Tensor::<2>::zeros(shape, &device);
         let second = second.then(|| vectors.clone());
         let word = TokenEmbedding { token: text.to_owned(), first: vectors, second };
-        let before = pipeline.tokenizer.vocab_size();
+        let before = clip(&pipeline).tokenizer.vocab_size();
         let message = pipeline.add_token_embedding(&word).unwrap_err().to_string();
         assert!(message.contains(needle), "{message}");
-        assert_eq!(pipeline.tokenizer.vocab_size(), before);
+        assert_eq!(clip(&pipeline).tokenizer.vocab_size(), before);
     };
     check("", [1, 160], false, "one word");
     check("a mug", [1, 160], false, "one word");
@@ -189,9 +194,9 @@ fn invalid_tokens_are_refused_by_name() {
 #[test]
 fn without_an_initializer_the_embedding_is_noise() {
     let pipeline = Pipeline::load(&base(), &Device::default()).unwrap();
-    let of = |seed| pipeline.init_token_embedding("<x>", "", 8, (seed, 1)).first;
+    let of = |seed| pipeline.init_token_embedding("<x>", "", 8, (seed, 1)).unwrap().first;
     let size = |x: Tensor<2>| x.square().mean().sqrt().into_scalar::<f32>();
-    let table = pipeline.text_encoder.text_model.embeddings.token_embedding.weight.val();
+    let table = clip(&pipeline).text_encoder.text_model.embeddings.token_embedding.weight.val();
     assert_eq!(of(1).into_data(), of(1).into_data());
     assert_ne!(of(1).into_data(), of(2).into_data());
     assert!((size(of(1)) / size(table) - 1.0).abs() < 0.1);

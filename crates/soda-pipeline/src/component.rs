@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use soda_models::pipeline::Denoiser;
 
 /// A network of a pipeline, by the name of its folder in diffusers' layout.
 ///
@@ -18,18 +19,31 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Component {
-    /// The denoiser.
+    /// The denoiser of Stable Diffusion.
     Unet,
     /// The text encoder, the first one of SDXL.
     TextEncoder,
     /// The second text encoder of SDXL.
     #[serde(rename = "text_encoder_2")]
     TextEncoder2,
+    /// The denoiser of FLUX.2.
+    Transformer,
+}
+
+/// The component of a pipeline's denoiser.
+impl From<&Denoiser> for Component {
+    fn from(denoiser: &Denoiser) -> Self {
+        match denoiser {
+            Denoiser::Unet(_) => Self::Unet,
+            Denoiser::Flux2(_) => Self::Transformer,
+        }
+    }
 }
 
 impl Component {
     /// All components, in ascending order.
-    pub const ALL: [Self; 3] = [Self::Unet, Self::TextEncoder, Self::TextEncoder2];
+    pub const ALL: [Self; 4] =
+        [Self::Unet, Self::TextEncoder, Self::TextEncoder2, Self::Transformer];
 
     /// The name in files and paths.
     pub fn name(self) -> &'static str {
@@ -37,6 +51,7 @@ impl Component {
             Self::Unet => "unet",
             Self::TextEncoder => "text_encoder",
             Self::TextEncoder2 => "text_encoder_2",
+            Self::Transformer => "transformer",
         }
     }
 
@@ -65,6 +80,7 @@ impl fmt::Display for Component {
             Self::Unet => "UNet",
             Self::TextEncoder => "text encoder",
             Self::TextEncoder2 => "second text encoder",
+            Self::Transformer => "transformer",
         })
     }
 }

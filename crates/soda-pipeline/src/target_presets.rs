@@ -1,4 +1,5 @@
-//! Named targets in the networks of Stable Diffusion, by the parameter names of diffusers and transformers.
+//! Named targets in the networks of Stable Diffusion and FLUX.2, by the parameter names of diffusers and
+//! transformers.
 
 use soda_adapters::TargetPreset;
 
@@ -6,16 +7,31 @@ use soda_adapters::TargetPreset;
 ///
 /// | name | weights |
 /// |---|---|
-/// | `attention` | all attention projections of a UNet |
+/// | `attention` | all attention projections of a denoiser |
 /// | `cross-attention` | the projections of cross-attention |
 /// | `attention+ff` | all attention projections and the feed-forward layers |
 /// | `all-linear`, `conv` | all linear layers; all convolutions |
 /// | `text-attention` | the attention projections of a text encoder |
 /// | `text-attention+mlp` | these projections and the feed-forward layers |
+///
+/// In the single blocks of FLUX.2 the projections of attention and feed-forward layer are one matrix, which
+/// counts as attention.
 pub const TARGET_PRESETS: &[TargetPreset] = &[
-    by_name("attention", r"\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
+    by_name(
+        "attention",
+        concat!(
+            r"\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out",
+            r"|to_qkv_mlp_proj|attn\.to_out)\.weight$"
+        ),
+    ),
     by_name("cross-attention", r"\.attn2\.(to_q|to_k|to_v|to_out\.0)\.weight$"),
-    by_name("attention+ff", r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)\.weight$"),
+    by_name(
+        "attention+ff",
+        concat!(
+            r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|add_q_proj|add_k_proj",
+            r"|add_v_proj|to_add_out|to_qkv_mlp_proj|attn\.to_out|linear_in|linear_out)\.weight$"
+        ),
+    ),
     TargetPreset::ALL_LINEAR,
     TargetPreset::CONV,
     by_name("text-attention", r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)\.weight$"),

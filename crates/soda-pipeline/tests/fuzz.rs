@@ -150,26 +150,15 @@ fn no_file_of_embeddings_makes_the_import_panic() {
     let path = folder.path().join("mug.safetensors");
     let base = soda_testing::workspace_path("examples/toybox/base");
     let pipeline = Pipeline::load(&base, &Device::default()).unwrap();
-    let width = pipeline.text_encoder.text_model.embeddings.token_embedding.weight.dims()[1];
+    let clip = pipeline.text.clip().unwrap();
+    let width = clip.text_encoder.text_model.embeddings.token_embedding.weight.dims()[1];
     let networks = pipeline.networks();
     let read = |path: &Path| {
         let file = match AdapterFile::read(path) {
             Ok(file) => file,
             Err(_) => import(path, &networks, "net").map_err(|error| error.to_string())?.file,
         };
-        let mut pipeline = Pipeline {
-            tokenizer: pipeline.tokenizer.clone(),
-            text_encoder: pipeline.text_encoder.clone(),
-            second_text_encoder: None,
-            denoiser: pipeline.denoiser.clone(),
-            vae: pipeline.vae.clone(),
-            scheduler: pipeline.scheduler.clone(),
-            denoiser_config: pipeline.denoiser_config.clone(),
-            vae_config: pipeline.vae_config.clone(),
-            source: pipeline.source.clone(),
-            warnings: Vec::new(),
-            device: pipeline.device.clone(),
-        };
+        let mut pipeline = pipeline.clone();
         configure_pipeline(&mut pipeline, &file).map_err(|error| error.to_string())
     };
     let schedule = json!({"prediction_type": "v_prediction", "rescale_betas_zero_snr": true});

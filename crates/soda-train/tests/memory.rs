@@ -9,6 +9,7 @@ use serde_json::json;
 use soda_adapters::{Method as _, MethodConfig, Targets, named_params};
 use soda_models::condition::Condition;
 use soda_models::noise::randn;
+use soda_models::pipeline::Denoiser;
 use soda_models::unet::UnetConfig;
 use soda_train::{DenoiserInputs, GradientCheckpointing};
 
@@ -35,7 +36,7 @@ fn checkpointed_blocks_hold_less_than_a_third() {
         .unwrap()
         .plan(&Targets(vec![r"\.(to_q|to_k|to_v|to_out\.0)\.weight$".to_owned()]), &denoiser)
         .unwrap();
-    let denoiser = plan.attach(denoiser);
+    let denoiser = Denoiser::from(plan.attach(denoiser));
     drop(named_params(&denoiser));
     let condition: Condition = randn::<3>(0, 2, [1, 8, 32], &device).into();
     let inputs = DenoiserInputs {

@@ -12,7 +12,7 @@ use soda_pipeline::interop::{
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
-use crate::base_model::find_base;
+use crate::base_model::{find_base, require_unet};
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
 use crate::usage::{require, require_folder_name, require_safetensors_name};
@@ -117,6 +117,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         device: &device,
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
+    require_unet(&pipeline)?;
     if words {
         ensure!(
             !file.embeddings.is_empty(),

@@ -54,9 +54,9 @@ pub(crate) struct GenerateArgs {
     /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
-    /// Scale of classifier-free guidance; 1 turns it off
-    #[arg(long, default_value_t = 5.0, value_parser = finite)]
-    pub(crate) guidance: f64,
+    /// Scale of classifier-free guidance; 1 turns it off; by default 5, and 4 for FLUX.2 klein
+    #[arg(long, value_parser = finite)]
+    pub(crate) guidance: Option<f64>,
     /// The sampler; by default the model's own
     #[arg(long, value_enum)]
     pub(crate) scheduler: Option<SamplerName>,
@@ -180,6 +180,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     if args.scheduler.is_none() {
         warn_of_sampler(&pipeline, &progress);
     }
+    warn_of_guidance(&args, &pipeline, &progress);
     let side = pipeline.image_size();
     let [height, width] = [args.height, args.width].map(|s| s.map_or(side, |s| s as usize));
     let repeated = |prompt: &String| std::iter::repeat_n(prompt.clone(), args.count as usize);
@@ -187,7 +188,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         prompts: args.prompt.iter().flat_map(repeated).collect(),
         negative_prompt: args.negative.clone(),
         steps: args.steps as usize,
-        guidance_scale: args.guidance,
+        guidance_scale: args.guidance.unwrap_or(pipeline.default_guidance_scale()),
         seed: args.seed,
         sampler: args.scheduler.map(SamplerName::kind),
         size: Some([height, width]),
@@ -284,6 +285,12 @@ fn warn_of_truncation(args: &GenerateArgs, pipeline: &Pipeline, progress: &Progr
                 "the prompt is too long for the text encoder and was cut: {start}..."
             ));
         }
+    }
+}
+
+fn warn_of_guidance(args: &GenerateArgs, pipeline: &Pipeline, progress: &Progress) {
+    if pipeline.is_distilled && args.guidance.is_some_and(|scale| scale > 1.0) {
+        progress.warn("--guidance has no effect, since the model is distilled to draw without it");
     }
 }
 

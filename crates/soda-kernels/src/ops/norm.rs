@@ -70,6 +70,19 @@ pub fn layer_norm<const D: usize>(layer: &LayerNorm, eps: f64, x: Tensor<D>) -> 
     }
 }
 
+/// Applies a layer norm without scale and shift to the last axis of `x`.
+pub fn layer_norm_without_affine<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let options = (&x.device(), x.dtype());
+    let width = [x.dims()[D - 1]];
+    let (gamma, beta) = (Tensor::<1>::ones(width, options), Tensor::<1>::zeros(width, options));
+    Tensor::from_dispatch(Dispatch::layer_norm_forward(
+        x.into_dispatch(),
+        gamma.into_dispatch(),
+        beta.into_dispatch(),
+        eps,
+    ))
+}
+
 /// A norm on the tape: over groups of channels, or over rows if `groups` is `None`.
 #[derive(Clone, Copy, Debug)]
 struct Norm {

@@ -13,11 +13,11 @@ use std::f64::consts::FRAC_1_SQRT_2;
 
 use burn::module::{Module, Param};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{Bool, Device, Tensor};
 use serde::Deserialize;
 
-use crate::layers::{multi_head, project};
+use crate::layers::{multi_head, project, swiglu};
 
 /// The activation function between the two layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -48,11 +48,7 @@ impl Activation {
                 let gate = (x.clone() * FRAC_1_SQRT_2).erf() + 1.0;
                 (x * 0.5) * gate
             }
-            Self::SwiGlu => {
-                let half = x.dims()[D - 1] / 2;
-                let (a, b) = (x.clone().narrow(D - 1, 0, half), x.narrow(D - 1, half, half));
-                silu(a) * b
-            }
+            Self::SwiGlu => swiglu(x),
         }
     }
 }

@@ -23,6 +23,9 @@ pub(crate) const LEVELS: Bound = Bound { most: 8, supported: "a list of at most 
 pub(crate) const WIDTH: Bound = Bound { most: 65_536, supported: "a width up to 65536" };
 /// Tokens of a vocabulary, and ids.
 pub(crate) const TOKENS: Bound = Bound { most: 1 << 20, supported: "a number up to 1048576" };
+/// Positions of a text encoder without a table of them.
+pub(crate) const ROTARY_POSITIONS: Bound =
+    Bound { most: 1 << 24, supported: "a length up to 16777216" };
 /// Positions of a text encoder.
 pub(crate) const POSITIONS: Bound = Bound { most: 65_536, supported: "a length up to 65536" };
 /// Sides of images, in pixels.

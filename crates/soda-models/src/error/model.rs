@@ -48,7 +48,7 @@ pub enum ModelError {
     },
 
     /// A tokenizer file was refused.
-    #[error("{} is no usable CLIP tokenizer: {reason}", .path.display())]
+    #[error("{} is no usable tokenizer: {reason}", .path.display())]
     Tokenizer {
         /// The file or directory.
         path: PathBuf,

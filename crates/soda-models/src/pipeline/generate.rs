@@ -37,7 +37,8 @@ pub struct GenerateConfig {
     pub negative_prompt: String,
     /// Number of sampling steps.
     pub steps: usize,
-    /// Scale of classifier-free guidance. At 1 and below there is no guidance, and half the work.
+    /// Scale of classifier-free guidance. At 1 and below there is no guidance, and half the work. A distilled
+    /// model draws without guidance at any scale.
     pub guidance_scale: f64,
     /// Seed of the noise. The noise of image `i` depends on `seed` and `i` alone.
     pub seed: u64,
@@ -64,13 +65,6 @@ pub struct InitImage {
     /// The share of the steps that are sampled, above 0 and at most 1. Near 0 the image is kept, at 1 nothing
     /// of it is left.
     pub strength: f64,
-}
-
-impl GenerateConfig {
-    /// Whether there is guidance.
-    fn is_guided(&self) -> bool {
-        self.guidance_scale > 1.0
-    }
 }
 
 impl Default for GenerateConfig {
@@ -121,7 +115,7 @@ impl Pipeline {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<RgbImage>, ModelError> {
         let size = self.check(request)?;
-        let (sampler, begin) = self.plan(request)?;
+        let (sampler, begin) = self.plan(request, size)?;
         let at_once = (PIXELS_AT_ONCE / (size[0] * size[1])).clamp(1, PROMPTS_AT_ONCE);
         let batches = request.prompts.len().div_ceil(at_once);
         let total = batches * (sampler.timesteps().len() - begin);
@@ -169,9 +163,14 @@ impl Pipeline {
         self.sample(request, &mut denoiser, &indices, noise, &AtomicBool::new(false), observe)
     }
 
+    /// Whether the images are guided. A distilled model has learnt the guidance.
+    fn guides(&self, request: &GenerateConfig) -> bool {
+        request.guidance_scale > 1.0 && !self.is_distilled
+    }
+
     /// The denoiser for about `calls` calls of a request.
     fn guided_denoiser(&self, request: &GenerateConfig, calls: usize) -> GuidedDenoiser {
-        let guidance = request.is_guided().then_some(request.guidance_scale);
+        let guidance = self.guides(request).then_some(request.guidance_scale);
         GuidedDenoiser::new(self.denoiser.clone(), guidance, calls)
     }
 
@@ -186,11 +185,11 @@ impl Pipeline {
         observe: &mut dyn FnMut(&Tensor<4>),
     ) -> Result<Tensor<4>, ModelError> {
         let count = indices.len();
-        let (mut sampler, begin) = self.plan(request)?;
         let shape = noise.dims();
-        let size = [shape[2], shape[3]].map(|side| side * self.vae_config.downscale_factor());
+        let size = [shape[2], shape[3]].map(|side| side * self.vae_config.pixels_per_patch());
+        let (mut sampler, begin) = self.plan(request, size)?;
 
-        let guided = request.is_guided();
+        let guided = self.guides(request);
         let shards = BatchShards::new(request.shards.min(if guided { 2 * count } else { count }))?;
         let span = info_span!("encode prompts").entered();
         let condition = self.condition(&request.prompts, request.clip_skip, size);
@@ -200,7 +199,7 @@ impl Pipeline {
         } else {
             condition
         };
-        let condition = condition.cast(self.denoiser_dtype());
+        let condition = condition.cast(self.denoiser.dtype());
         span.exit();
 
         let mut latents = match &request.init_image {
@@ -240,8 +239,14 @@ impl Pipeline {
     }
 
     /// Makes the sampler, and the index of the first step, which is not 0 with an initial image.
-    fn plan(&self, request: &GenerateConfig) -> Result<(Box<dyn Sampler>, usize), ModelError> {
-        let sampler = self.scheduler.sampler(request.sampler, request.steps)?;
+    fn plan(
+        &self,
+        request: &GenerateConfig,
+        size: [usize; 2],
+    ) -> Result<(Box<dyn Sampler>, usize), ModelError> {
+        let [rows, columns] = size.map(|side| side / self.vae_config.pixels_per_patch());
+        let (kind, steps) = (request.sampler, request.steps);
+        let sampler = self.scheduler.sampler_for_tokens(kind, steps, rows * columns)?;
         let calls = (request.steps, sampler.timesteps().len());
         let begin = request.init_image.as_ref().map_or(0, |init| {
             let again = (request.steps as f64 * init.strength) as usize;
@@ -265,7 +270,7 @@ impl Pipeline {
     /// The further inputs of an inpainting UNet, `[n, 1 + c, h', w']`. They are a mask that covers
     /// everything, and the latents of the masked image, which is empty.
     fn paint_all(&self, [height, width]: [usize; 2], count: usize) -> Option<Tensor<4>> {
-        if self.denoiser_config.in_channels == self.vae_config.latent_channels {
+        if self.denoiser_config.in_channels() == self.vae_config.patch_channels() {
             return None;
         }
         let grey = Tensor::full([1, self.vae_config.in_channels, height, width], 0.5, &self.device);
@@ -312,8 +317,8 @@ impl Pipeline {
     }
 
     fn noise(&self, seed: u64, index: usize, size: [usize; 2]) -> Tensor<4> {
-        let [height, width] = size.map(|side| side / self.vae_config.downscale_factor());
-        let shape = [1, self.vae_config.latent_channels, height, width];
+        let [height, width] = size.map(|side| side / self.vae_config.pixels_per_patch());
+        let shape = [1, self.vae_config.patch_channels(), height, width];
         randn(seed, index as u64, shape, &self.device)
     }
 
@@ -327,19 +332,12 @@ impl Pipeline {
             return refuse("guidance", request.guidance_scale.to_string(), expected);
         }
         let size = request.size.unwrap_or([self.image_size(); 2]);
-        let unit = self.vae_config.downscale_factor();
+        let unit = self.vae_config.pixels_per_patch();
         if size.iter().any(|side| *side == 0 || !side.is_multiple_of(unit)) {
             let expected = format!("both sides must be positive multiples of {unit}");
             return refuse("size", format!("{}x{}", size[1], size[0]), expected);
         }
-        // SDXL skips the last layer by itself.
-        let layers = |encoder: &crate::clip::ClipTextModel| encoder.text_model.encoder.layers.len();
-        let (least, own) = match &self.second_text_encoder {
-            None => (layers(&self.text_encoder), 0),
-            Some(second) => (layers(&self.text_encoder).min(layers(&second.text_encoder)), 1),
-        };
-        if request.clip_skip + own >= least {
-            let expected = format!("the text encoder has {least} layers, of which one must stay");
+        if let Err(expected) = self.text.check_clip_skip(request.clip_skip) {
             return refuse("clip_skip", request.clip_skip.to_string(), expected);
         }
         if let Some(init) = &request.init_image {

@@ -6,9 +6,9 @@
 use burn::tensor::{FloatDType, Tensor};
 use soda_kernels::{CapturedGraph, deep_copy};
 
+use super::denoiser::Denoiser;
 use crate::batch_shards::BatchShards;
 use crate::condition::{AddedCondition, Condition};
-use crate::unet::Unet;
 
 /// The fewest calls for which a graph is captured. A capture costs four calls.
 const CALLS_WORTH_A_GRAPH: usize = 10;
@@ -31,12 +31,12 @@ enum DenoiserGraph {
 
 impl GuidedDenoiser {
     /// Prepares about `calls` predictions with guidance of the scale `guidance`, if there is any.
-    pub(super) fn new(unet: Unet, guidance: Option<f64>, calls: usize) -> Self {
+    pub(super) fn new(denoiser: Denoiser, guidance: Option<f64>, calls: usize) -> Self {
         let graph = match calls {
             ..CALLS_WORTH_A_GRAPH => DenoiserGraph::Unsupported,
             _ => DenoiserGraph::Pending,
         };
-        Self { network: GuidedNetwork { unet, guidance }, graph }
+        Self { network: GuidedNetwork { denoiser, guidance }, graph }
     }
 
     /// The prediction for `input`, `[n, c, h, w]`, at the timestep `t`, as f32.
@@ -71,7 +71,7 @@ impl GuidedDenoiser {
 /// A denoiser, and the scale of its guidance.
 #[derive(Clone)]
 struct GuidedNetwork {
-    unet: Unet,
+    denoiser: Denoiser,
     guidance: Option<f64>,
 }
 
@@ -80,17 +80,18 @@ impl GuidedNetwork {
         let Inputs { input, steps, condition } = inputs;
         let count = input.dims()[0];
         let input = if self.guidance.is_some() { input.repeat_dim(0, 2) } else { input };
-        let input = input.cast(self.unet.conv_in.weight.val().dtype());
+        let input = input.cast(self.denoiser.dtype());
         let (all, parts) = (input.dims()[0], shards.count().min(input.dims()[0]));
         let part = |i| {
             let rows = all * i / parts..all * (i + 1) / parts;
             let input = input.clone().narrow(0, rows.start, rows.len());
             let steps = steps.clone().narrow(0, rows.start, rows.len());
-            (self.unet.clone(), input, steps, condition.rows(rows))
+            (self.denoiser.clone(), input, steps, condition.rows(rows))
         };
-        let done = shards.map((0..parts).map(part).collect(), |(unet, input, steps, condition)| {
-            unet.forward(input, steps, condition)
-        });
+        let done = shards
+            .map((0..parts).map(part).collect(), |(denoiser, input, steps, condition)| {
+                denoiser.forward(input, steps, condition)
+            });
         let prediction = Tensor::cat(done, 0).cast(FloatDType::F32);
         let Some(scale) = self.guidance else { return prediction };
         let empty = prediction.clone().narrow(0, 0, count);

@@ -5,13 +5,18 @@
 //! noise  -> (denoiser, guidance, sampler) at each timestep -> latents -> image
 //! ```
 //!
-//! Mirrors diffusers' `StableDiffusionPipeline`, `StableDiffusionXLPipeline` and their image-to-image
-//! variants. The configs of a directory say which of them it is.
+//! Mirrors diffusers' `StableDiffusionPipeline`, `StableDiffusionXLPipeline`, their image-to-image variants,
+//! and `Flux2KleinPipeline`. The `model_index.json` and the configs of a directory say which of them it is.
 
+mod denoiser;
+mod family;
+mod family_name;
+mod flux2_klein;
 mod generate;
 mod guided_denoiser;
 mod json;
 mod load;
+mod load_options;
 mod load_warning;
 mod model;
 mod model_name;
@@ -20,13 +25,16 @@ mod prediction_marks;
 mod prompt;
 mod save;
 mod single_file;
+mod stable_diffusion;
+mod text_encoders;
 mod textual_inversion;
 
+pub use denoiser::{Denoiser, DenoiserConfig};
 pub use generate::{GenerateConfig, InitImage};
-pub use load::{DenoiserPrecision, LoadOptions};
+pub use load_options::{DenoiserPrecision, LoadOptions};
 pub use load_warning::LoadWarning;
-pub use model::{Pipeline, SecondTextEncoder};
+pub use model::Pipeline;
 pub use model_name::model_name;
 pub use networks::Networks;
-pub use prompt::TokenIds;
+pub use text_encoders::{ClipEncoders, Qwen3Encoder, SecondTextEncoder, TextEncoders, TokenIds};
 pub use textual_inversion::TokenEmbedding;

@@ -4,14 +4,13 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
+use super::denoiser::{Denoiser, DenoiserConfig};
 use super::load_warning::LoadWarning;
-use crate::clip::ClipTextModel;
+use super::text_encoders::TextEncoders;
 use crate::scheduler::{ForwardProcess, SchedulerConfig};
-use crate::tokenizer::Tokenizer;
-use crate::unet::{Unet, UnetConfig};
 use crate::vae::{Vae, VaeConfig};
 
-/// The networks and settings of a Stable Diffusion model.
+/// The networks and settings of a model.
 ///
 /// The fields are public: a trainer takes the denoiser, adapts it and puts it back.
 ///
@@ -27,47 +26,46 @@ use crate::vae::{Vae, VaeConfig};
 /// images[0].save("mug.png").expect("a writable folder");
 /// # Ok::<(), soda_models::ModelError>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pipeline {
-    /// The tokenizer.
-    pub tokenizer: Tokenizer,
-    /// The text encoder.
-    pub text_encoder: ClipTextModel,
-    /// The second text encoder of SDXL.
-    pub second_text_encoder: Option<SecondTextEncoder>,
+    /// The text encoders with their tokenizers.
+    pub text: TextEncoders,
     /// The denoiser.
-    pub denoiser: Unet,
+    pub denoiser: Denoiser,
     /// The autoencoder between images and latents.
     pub vae: Vae,
     /// The config of the noise schedule and of the samplers.
     pub scheduler: SchedulerConfig,
     /// The config of the denoiser.
-    pub denoiser_config: UnetConfig,
+    pub denoiser_config: DenoiserConfig,
     /// The config of the autoencoder.
     pub vae_config: VaeConfig,
     /// The directory from which configs and tokenizers were read. [`Pipeline::save`] copies them from there.
     pub source: PathBuf,
+    /// Whether the model is distilled to draw in few steps and without guidance.
+    pub is_distilled: bool,
     /// What was unusual about the files that were read.
     pub warnings: Vec<LoadWarning>,
     /// The device of all networks.
     pub device: Device,
 }
 
-/// SDXL's second text encoder. Its hidden states are concatenated with those of the first one.
-#[derive(Debug)]
-pub struct SecondTextEncoder {
-    /// The tokenizer. Its padding differs from the first one's.
-    pub tokenizer: Tokenizer,
-    /// The text encoder, which also gives SDXL's pooled output.
-    pub text_encoder: ClipTextModel,
-    /// Whether an empty negative prompt is encoded as zeros instead of as an empty text.
-    pub force_zeros_for_empty_prompt: bool,
-}
-
 impl Pipeline {
     /// Side of the images that the model was trained on, in pixels.
     pub fn image_size(&self) -> usize {
-        self.denoiser_config.sample_size * self.vae_config.downscale_factor()
+        match self.denoiser_config.sample_size() {
+            Some(latents) => latents * self.vae_config.pixels_per_patch(),
+            None => self.vae_config.sample_size,
+        }
+    }
+
+    /// The scale of guidance that the model is usually drawn with.
+    pub fn default_guidance_scale(&self) -> f64 {
+        match self.denoiser {
+            _ if self.is_distilled => 1.0,
+            Denoiser::Unet(_) => 5.0,
+            Denoiser::Flux2(_) => 4.0,
+        }
     }
 
     /// The forward process that the denoiser was trained to reverse.
@@ -90,20 +88,16 @@ impl Pipeline {
         } else {
             self.vae.encode(images)
         };
-        latents.mode().cast(FloatDType::F32).mul_scalar(self.vae.scaling_factor)
+        self.vae.normalize(latents.mode())
     }
 
     /// Latents in the autoencoder's scale and dtype.
     pub(super) fn unscaled(&self, latents: Tensor<4>) -> Tensor<4> {
-        latents.div_scalar(self.vae.scaling_factor).cast(self.vae_dtype())
+        self.vae.denormalize(latents).cast(self.vae_dtype())
     }
 
     fn vae_dtype(&self) -> DType {
         self.vae.quant_conv.weight.val().dtype()
-    }
-
-    pub(super) fn denoiser_dtype(&self) -> DType {
-        self.denoiser.conv_in.weight.val().dtype()
     }
 }
 

@@ -1,13 +1,18 @@
 //! The networks of a pipeline that a fine-tune may change, as one module.
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+    Param,
+};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use soda_kernels::{MemoryFormat, has_vendor_blas};
 use tracing::info_span;
 
+use super::denoiser::Denoiser;
 use super::model::Pipeline;
-use super::prompt::{TokenIds, states};
+use super::text_encoders::{TextEncoders, TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
+use crate::flux2::Flux2Transformer;
 use crate::unet::Unet;
 
 /// The memory format of a denoiser that draws.
@@ -18,13 +23,12 @@ const TEXT_FORMAT: MemoryFormat = MemoryFormat::Contiguous;
 
 /// The denoiser and the text encoders, as one burn module.
 ///
-/// The fields are named as the directories of diffusers' layout. A parameter's path is therefore a directory
-/// and a key of its checkpoint, and adapter files contain these paths. The weights are shared with the
-/// pipeline's.
-#[derive(Module, Debug)]
+/// A parameter's path is a directory of diffusers' layout and a key of its checkpoint, and adapter files
+/// contain these paths. The weights are shared with the pipeline's.
+#[derive(Debug, Clone)]
 pub struct Networks {
-    /// The denoiser. The name of this field is the name of its directory.
-    pub unet: Unet,
+    /// The denoiser. Its path is the name of its directory.
+    pub denoiser: Denoiser,
     /// The text encoder. `None` if prompts are encoded in advance.
     pub text_encoder: Option<ClipTextModel>,
     /// The second text encoder of SDXL.
@@ -37,10 +41,10 @@ impl Networks {
     /// Equal weights then give equal images: those of a run, of its adapter on the base, and of the merged
     /// model, each of which comes in a format of its own.
     pub fn in_drawing_format(self) -> Self {
-        let Self { unet, text_encoder, text_encoder_2 } = self;
+        let Self { denoiser, text_encoder, text_encoder_2 } = self;
         let text = |encoder| TEXT_FORMAT.apply(encoder);
         Self {
-            unet: DENOISER_FORMAT.apply(unet),
+            denoiser: DENOISER_FORMAT.apply(denoiser),
             text_encoder: text_encoder.map(text),
             text_encoder_2: text_encoder_2.map(text),
         }
@@ -54,9 +58,23 @@ impl Networks {
 }
 
 /// Makes networks of a denoiser without text encoders.
+impl From<Denoiser> for Networks {
+    fn from(denoiser: Denoiser) -> Self {
+        Self { denoiser, text_encoder: None, text_encoder_2: None }
+    }
+}
+
+/// Makes networks of a UNet without text encoders.
 impl From<Unet> for Networks {
     fn from(unet: Unet) -> Self {
-        Self { unet, text_encoder: None, text_encoder_2: None }
+        Denoiser::from(unet).into()
+    }
+}
+
+/// Makes networks of a transformer without text encoders.
+impl From<Flux2Transformer> for Networks {
+    fn from(transformer: Flux2Transformer) -> Self {
+        Denoiser::from(transformer).into()
     }
 }
 
@@ -72,14 +90,13 @@ impl ModuleMapper for ToBf16 {
 impl Pipeline {
     /// The networks of the pipeline that a fine-tune may change.
     pub fn networks(&self) -> Networks {
-        Networks {
-            unet: self.denoiser.clone(),
-            text_encoder: Some(self.text_encoder.clone()),
-            text_encoder_2: self
-                .second_text_encoder
-                .as_ref()
-                .map(|second| second.text_encoder.clone()),
+        let mut networks = Networks::from(self.denoiser.clone());
+        if let Some(clip) = self.text.clip() {
+            networks.text_encoder = Some(clip.text_encoder.clone());
+            networks.text_encoder_2 =
+                clip.second.as_ref().map(|second| second.text_encoder.clone());
         }
+        networks
     }
 
     /// Stores the networks, which have no adapters, as [`Networks::in_drawing_format`] does.
@@ -87,11 +104,20 @@ impl Pipeline {
         let _span = info_span!("memory format").entered();
         // Each network is moved, so that the memory of one weight is free for the next.
         self.denoiser = DENOISER_FORMAT.apply(self.denoiser);
-        self.text_encoder = TEXT_FORMAT.apply(self.text_encoder);
-        if let Some(mut second) = self.second_text_encoder.take() {
-            second.text_encoder = TEXT_FORMAT.apply(second.text_encoder);
-            self.second_text_encoder = Some(second);
-        }
+        self.text = match self.text {
+            TextEncoders::Clip(mut clip) => {
+                clip.text_encoder = TEXT_FORMAT.apply(clip.text_encoder);
+                if let Some(mut second) = clip.second.take() {
+                    second.text_encoder = TEXT_FORMAT.apply(second.text_encoder);
+                    clip.second = Some(second);
+                }
+                TextEncoders::Clip(clip)
+            }
+            TextEncoders::Qwen3(mut qwen3) => {
+                qwen3.text_encoder = TEXT_FORMAT.apply(qwen3.text_encoder);
+                TextEncoders::Qwen3(qwen3)
+            }
+        };
         if self.draws_in_bf16() {
             self.vae = self.vae.map(&mut ToBf16);
         }
@@ -102,21 +128,122 @@ impl Pipeline {
     /// device that multiplies bf16 many times as fast as f32. ComfyUI does the same.
     fn draws_in_bf16(&self) -> bool {
         self.vae_config.force_upcast
-            && self.denoiser_dtype() == DType::F16
+            && self.denoiser.dtype() == DType::F16
             && self.device.supports_dtype(FloatDType::BF16)
             && has_vendor_blas(&self.vae.quant_conv.weight.val())
     }
 
     /// Replaces the pipeline's networks. Text encoders that `networks` lacks are kept.
     pub fn set_networks(&mut self, networks: Networks) {
-        let Networks { unet, text_encoder, text_encoder_2 } = networks;
-        self.denoiser = unet;
+        let Networks { denoiser, text_encoder, text_encoder_2 } = networks;
+        self.denoiser = denoiser;
+        let Some(clip) = self.text.clip_mut() else { return };
         if let Some(text_encoder) = text_encoder {
-            self.text_encoder = text_encoder;
+            clip.text_encoder = text_encoder;
         }
-        if let (Some(second), Some(text_encoder)) = (&mut self.second_text_encoder, text_encoder_2)
-        {
+        if let (Some(second), Some(text_encoder)) = (&mut clip.second, text_encoder_2) {
             second.text_encoder = text_encoder;
         }
+    }
+}
+
+/// The kind of container that visitors are told.
+const KIND: &str = "Struct:Networks";
+
+/// Written by hand, since the denoiser's path depends on what it is.
+impl Module for Networks {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        let devices = self.denoiser.collect_devices(devices);
+        self.text_encoder_2.collect_devices(self.text_encoder.collect_devices(devices))
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        Self {
+            denoiser: self.denoiser.fork(device),
+            text_encoder: self.text_encoder.fork(device),
+            text_encoder_2: self.text_encoder_2.fork(device),
+        }
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        Self {
+            denoiser: self.denoiser.to_device(device),
+            text_encoder: self.text_encoder.to_device(device),
+            text_encoder_2: self.text_encoder_2.to_device(device),
+        }
+    }
+
+    fn train(self) -> Self {
+        Self {
+            denoiser: self.denoiser.train(),
+            text_encoder: self.text_encoder.train(),
+            text_encoder_2: self.text_encoder_2.train(),
+        }
+    }
+
+    fn valid(&self) -> Self {
+        Self {
+            denoiser: self.denoiser.valid(),
+            text_encoder: self.text_encoder.valid(),
+            text_encoder_2: self.text_encoder_2.valid(),
+        }
+    }
+
+    fn materialize(self) -> Self {
+        Self {
+            denoiser: self.denoiser.materialize(),
+            text_encoder: self.text_encoder.materialize(),
+            text_encoder_2: self.text_encoder_2.materialize(),
+        }
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        let Self { denoiser, text_encoder, text_encoder_2 } = self;
+        visit_at(denoiser.folder(), denoiser, visitor);
+        visit_at("text_encoder", text_encoder, visitor);
+        visit_at("text_encoder_2", text_encoder_2, visitor);
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        Self {
+            denoiser: map_at(self.denoiser.folder(), self.denoiser, mapper),
+            text_encoder: map_at("text_encoder", self.text_encoder, mapper),
+            text_encoder_2: map_at("text_encoder_2", self.text_encoder_2, mapper),
+        }
+    }
+}
+
+fn visit_at<N: Module, V: ModuleVisitor>(name: &str, network: &N, visitor: &mut V) {
+    visitor.enter_module(name, KIND);
+    network.visit(visitor);
+    visitor.exit_module(name, KIND);
+}
+
+fn map_at<N: Module, M: ModuleMapper>(name: &str, network: N, mapper: &mut M) -> N {
+    mapper.enter_module(name, KIND);
+    let network = network.map(mapper);
+    mapper.exit_module(name, KIND);
+    network
+}
+
+impl ModuleDisplayDefault for Networks {
+    fn content(&self, content: Content) -> Option<Content> {
+        content
+            .add(self.denoiser.folder(), &self.denoiser)
+            .add("text_encoder", &self.text_encoder)
+            .add("text_encoder_2", &self.text_encoder_2)
+            .optional()
+    }
+
+    fn num_params(&self) -> usize {
+        Module::num_params(self)
+    }
+}
+
+impl ModuleDisplay for Networks {}
+
+impl std::fmt::Display for Networks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.format(burn::module::DisplaySettings::default()))
     }
 }

@@ -7,9 +7,11 @@ use burn::tensor::FloatDType;
 use serde_json::json;
 use soda_files::StagedFolder;
 
+use super::family::{DIFFUSERS, TRANSFORMERS};
+use super::family_name::model_index;
 use super::json;
-use super::load::{DIFFUSERS, TRANSFORMERS, model_index};
 use super::model::Pipeline;
+use super::text_encoders::TextEncoders;
 use super::textual_inversion;
 use crate::clip::ClipTextModel;
 use crate::config;
@@ -38,8 +40,9 @@ impl Pipeline {
 
     /// Saves a directory that diffusers and [`Pipeline::load`] read, with weights of `dtype`.
     ///
-    /// Configs and tokenizers are copied from [`Pipeline::source`], and the weights are those in memory. The
-    /// directory appears whole or not at all.
+    /// Configs and tokenizers are copied from [`Pipeline::source`], and the weights are those in memory. A
+    /// language model as text encoder is copied too, in its own dtype. The directory appears whole or not at
+    /// all.
     ///
     /// # Errors
     ///
@@ -69,7 +72,9 @@ impl Pipeline {
             for entry in fs::read_dir(&from).map_err(io(&from))? {
                 let name = entry.map_err(io(&from))?.file_name();
                 let file = from.join(&name);
-                let settings = file.extension().is_some_and(|e| e == "json" || e == "txt");
+                let settings = file
+                    .extension()
+                    .is_some_and(|e| ["json", "txt", "jinja"].iter().any(|known| e == *known));
                 // An index of shards would mislead beside weights that are written as one file.
                 let index = name.to_string_lossy().contains(".safetensors.index.");
                 if settings && !index {
@@ -88,20 +93,45 @@ impl Pipeline {
             textual_inversion::save(tokenizer, &encoder, &to.join(of_tokenizer), &to.join(&own))?;
             weights::save(&encoder, &save(&own, TRANSFORMERS), dtype)
         };
-        save_text(&self.tokenizer, &self.text_encoder, "")?;
-        if let Some(second) = &self.second_text_encoder {
-            save_text(&second.tokenizer, &second.text_encoder, "_2")?;
+        match &self.text {
+            // Only some layers are in memory, and nothing changes them.
+            TextEncoders::Qwen3(_) => self.copy_weights("text_encoder", to)?,
+            TextEncoders::Clip(clip) => {
+                save_text(&clip.tokenizer, &clip.text_encoder, "")?;
+                if let Some(second) = &clip.second {
+                    save_text(&second.tokenizer, &second.text_encoder, "_2")?;
+                }
+            }
         }
-        weights::save(&self.denoiser, &save("unet", DIFFUSERS), dtype)?;
+        weights::save(&self.denoiser, &save(self.denoiser.folder(), DIFFUSERS), dtype)?;
         weights::save(&self.vae, &save("vae", DIFFUSERS), dtype)
+    }
+
+    /// Copies the weight files of the folder `part` as they are, with an index of shards.
+    fn copy_weights(&self, part: &str, to: &Path) -> Result<(), ModelError> {
+        let from = self.source.join(part);
+        for entry in fs::read_dir(&from).map_err(io(&from))? {
+            let name = entry.map_err(io(&from))?.file_name();
+            if name.to_string_lossy().contains(".safetensors") {
+                let file = from.join(&name);
+                fs::copy(&file, to.join(part).join(&name)).map_err(io(&file))?;
+            }
+        }
+        Ok(())
     }
 
     /// Refuses weights that are not finite as `dtype`, before anything is written.
     fn check_writable(&self, dir: &Path, dtype: FloatDType) -> Result<(), ModelError> {
-        weights::check_writable(&self.denoiser, &dir.join("unet"), dtype)?;
-        weights::check_writable(&self.text_encoder, &dir.join("text_encoder"), dtype)?;
-        if let Some(second) = &self.second_text_encoder {
-            weights::check_writable(&second.text_encoder, &dir.join("text_encoder_2"), dtype)?;
+        weights::check_writable(&self.denoiser, &dir.join(self.denoiser.folder()), dtype)?;
+        match &self.text {
+            TextEncoders::Qwen3(_) => {}
+            TextEncoders::Clip(clip) => {
+                weights::check_writable(&clip.text_encoder, &dir.join("text_encoder"), dtype)?;
+                if let Some(second) = &clip.second {
+                    let part = dir.join("text_encoder_2");
+                    weights::check_writable(&second.text_encoder, &part, dtype)?;
+                }
+            }
         }
         weights::check_writable(&self.vae, &dir.join("vae"), dtype)
     }
@@ -136,17 +166,13 @@ impl Pipeline {
     }
 
     /// The names of the directory's folders.
-    fn parts(&self) -> &'static [&'static str] {
-        const PARTS: &[&str] = &[
-            "scheduler",
-            "tokenizer",
-            "text_encoder",
-            "unet",
-            "vae",
-            "tokenizer_2",
-            "text_encoder_2",
-        ];
-        if self.second_text_encoder.is_some() { PARTS } else { &PARTS[..5] }
+    fn parts(&self) -> Vec<&'static str> {
+        let mut parts =
+            vec!["scheduler", "tokenizer", "text_encoder", self.denoiser.folder(), "vae"];
+        if self.text.clip().is_some_and(|clip| clip.second.is_some()) {
+            parts.extend(["tokenizer_2", "text_encoder_2"]);
+        }
+        parts
     }
 
     /// The source's `model_index.json` without the parts that are not written, such as a safety checker.
@@ -166,7 +192,7 @@ impl Pipeline {
             let class = self.scheduler.class.class_name();
             index.insert("scheduler".to_string(), json!(["diffusers", class]));
         }
-        if self.second_text_encoder.is_none() {
+        if self.text.clip().is_some_and(|clip| clip.second.is_none()) {
             index.insert("requires_safety_checker".to_string(), json!(false));
         }
         serde_json::to_string_pretty(&index)

@@ -11,8 +11,12 @@ use burn::tensor::{Device, FloatDType};
 use burn_store::ModuleSnapshot;
 use burn_store::burn_pack::Tensor as Stored;
 
-use super::load::{Configs, LoadOptions, Parts};
+use super::family::Configs;
+use super::family_name::model_index;
+use super::load_options::LoadOptions;
 use super::model::Pipeline;
+use super::stable_diffusion::{StableDiffusionConfigs, StableDiffusionWeights};
+use super::text_encoders::ClipEncoders;
 use crate::clip::ClipTextConfig;
 use crate::error::{ModelError, WeightsError};
 use crate::unet::UnetConfig;
@@ -79,8 +83,8 @@ impl Pipeline {
             path: file.to_path_buf(),
             reason: "it has no text encoder where Stable Diffusion 1, 2 or XL has one".to_string(),
         })?;
-        let configs = Configs::read(source)?;
-        let Configs { text, text_2, unet, vae, .. } = &configs;
+        let configs = Configs::<StableDiffusionConfigs>::read(source, &model_index(source)?)?;
+        let StableDiffusionConfigs { text, text_2, unet, .. } = &configs.family;
         if (family == Family::Sdxl) != text_2.is_some() {
             let reason = format!(
                 "it is of another family than the configs of {}: one is SDXL, the other is not",
@@ -88,15 +92,15 @@ impl Pipeline {
             );
             return Err(WeightsError::Mismatch { path: file.to_path_buf(), reason }.into());
         }
-        let names = Layouts::new(family, text, text_2.as_ref(), unet, vae);
-        let parts = Parts {
+        let names = Layouts::new(family, text, text_2.as_ref(), unet, &configs.vae);
+        let weights = StableDiffusionWeights {
             text: names.text.read(&checkpoint),
             text_2: names.text_2.map(|names| names.read(&checkpoint)),
             unet: names.unet.read(&checkpoint),
-            vae: names.vae.read(&checkpoint),
         };
+        let vae = names.vae.read(&checkpoint);
         let options = LoadOptions { dtype, ..LoadOptions::default() };
-        let mut pipeline = Self::assemble(source, configs, parts, &options, device)?;
+        let mut pipeline = Self::assemble(source, configs, weights, vae, &options, device)?;
         pipeline.follow_marks(&checkpoint)?;
         Ok(pipeline)
     }
@@ -109,32 +113,39 @@ impl Pipeline {
     /// - [`ModelError::Token`] if the vocabulary has new tokens, which such a file cannot hold.
     /// - [`WeightsError::UnusedKeys`] for a network that has no original layout.
     /// - [`WeightsError::NotWritten`] for a weight that is not finite as `dtype`.
-    /// - [`WeightsError::Mismatch`] for a denoiser that predicts images.
+    /// - [`WeightsError::Mismatch`] for a denoiser that predicts images or is no UNet.
     /// - [`ModelError::Io`] if the system refuses to write.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
-        let second =
-            self.second_text_encoder.as_ref().and_then(|second| second.tokenizer.extra_token());
-        if let Some(token) = self.tokenizer.extra_token().or(second) {
-            let reason = "a single file has no vocabulary to put it in: write it with `soda export --format embeddings`, and \
-                          merge an adapter without it"
-                .to_string();
+        let (Some(clip), Some(unet)) = (self.text.clip(), self.denoiser.as_unet()) else {
+            let reason =
+                "only Stable Diffusion has single files here: write a directory".to_owned();
+            return Err(WeightsError::Mismatch { path: file.to_path_buf(), reason }.into());
+        };
+        let ClipEncoders { tokenizer, text_encoder, second } = clip;
+        let extra = second.as_ref().and_then(|second| second.tokenizer.extra_token());
+        if let Some(token) = tokenizer.extra_token().or(extra) {
+            let reason =
+                "a single file has no vocabulary to put it in: write it with `soda export \
+                          --format embeddings`, and merge an adapter without it"
+                    .to_string();
             return Err(ModelError::Token { token, reason });
         }
         self.check_markable(file)?;
-        let configs = Configs::read(&self.source)?;
-        let family = match (&self.second_text_encoder, self.denoiser_config.use_linear_projection) {
+        let configs =
+            Configs::<StableDiffusionConfigs>::read(&self.source, &model_index(&self.source)?)?;
+        let StableDiffusionConfigs { text, text_2, unet: unet_config, .. } = &configs.family;
+        let family = match (second, unet_config.use_linear_projection) {
             (Some(_), _) => Family::Sdxl,
             (None, true) => Family::Sd2,
             (None, false) => Family::Sd1,
         };
-        let Configs { text, text_2, unet, vae, .. } = &configs;
-        let names = Layouts::new(family, text, text_2.as_ref(), unet, vae);
+        let names = Layouts::new(family, text, text_2.as_ref(), unet_config, &configs.vae);
         let mut tensors = BTreeMap::new();
-        collect(&self.text_encoder, &names.text, dtype, file, &mut tensors)?;
-        if let (Some(second), Some(names)) = (&self.second_text_encoder, &names.text_2) {
+        collect(text_encoder, &names.text, dtype, file, &mut tensors)?;
+        if let (Some(second), Some(names)) = (second, &names.text_2) {
             collect(&second.text_encoder, names, dtype, file, &mut tensors)?;
         }
-        collect(&self.denoiser, &names.unet, dtype, file, &mut tensors)?;
+        collect(unet, &names.unet, dtype, file, &mut tensors)?;
         collect(&self.vae, &names.vae, dtype, file, &mut tensors)?;
         check_finite(&tensors, file)?;
         self.mark(&mut tensors);

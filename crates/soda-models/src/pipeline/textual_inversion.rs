@@ -33,13 +33,18 @@ impl Pipeline {
     /// The vectors are those of the tokens of `initializer`, repeated if there are fewer. If `initializer`
     /// has no tokens, the vectors are Gaussian noise of the embedding table's root mean square, drawn from
     /// the generator of `seed` and `stream`.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Token`] if the text encoder is not CLIP's.
     pub fn init_token_embedding(
         &self,
         token: &str,
         initializer: &str,
         num_vectors: usize,
         (seed, stream): (u64, u64),
-    ) -> TokenEmbedding {
+    ) -> Result<TokenEmbedding, ModelError> {
+        let clip = self.text.clip().ok_or_else(|| needs_clip(token))?;
         let mut noise = generator(seed, stream);
         let mut of = |tokenizer: &Tokenizer, encoder: &ClipTextModel| {
             let table = encoder.text_model.embeddings.token_embedding.weight.val();
@@ -60,12 +65,12 @@ impl Pipeline {
                 }
             }
         };
-        let second = self.second_text_encoder.as_ref();
-        TokenEmbedding {
+        let second = clip.second.as_ref();
+        Ok(TokenEmbedding {
             token: token.to_owned(),
-            first: of(&self.tokenizer, &self.text_encoder),
+            first: of(&clip.tokenizer, &clip.text_encoder),
             second: second.map(|second| of(&second.tokenizer, &second.text_encoder)),
-        }
+        })
     }
 
     /// Adds a new token to the vocabulary of every text encoder.
@@ -73,7 +78,7 @@ impl Pipeline {
     /// # Errors
     ///
     /// [`ModelError::Token`] if the vocabulary has the token already, or if the embeddings do not fit the
-    /// text encoders.
+    /// text encoders, which have to be CLIP's.
     pub fn add_token_embedding(&mut self, embedding: &TokenEmbedding) -> Result<(), ModelError> {
         let refuse = |reason: String| ModelError::Token { token: embedding.token.clone(), reason };
         let check = |encoder: &ClipTextModel, vectors: &Tensor<2>| {
@@ -87,9 +92,10 @@ impl Pipeline {
                 _ => Ok(()),
             }
         };
+        let clip = self.text.clip_mut().ok_or_else(|| needs_clip(&embedding.token))?;
         // Everything is checked first, so that a token is in all vocabularies or in none.
-        check(&self.text_encoder, &embedding.first)?;
-        match (&self.second_text_encoder, &embedding.second) {
+        check(&clip.text_encoder, &embedding.first)?;
+        match (&clip.second, &embedding.second) {
             (Some(second), Some(vectors)) => check(&second.text_encoder, vectors)?,
             (None, None) => {}
             (Some(_), None) => {
@@ -104,12 +110,12 @@ impl Pipeline {
             }
         }
         add(
-            &mut self.tokenizer,
-            &mut self.text_encoder,
+            &mut clip.tokenizer,
+            &mut clip.text_encoder,
             &embedding.token,
             embedding.first.clone(),
         )?;
-        if let (Some(second), Some(vectors)) = (&mut self.second_text_encoder, &embedding.second) {
+        if let (Some(second), Some(vectors)) = (&mut clip.second, &embedding.second) {
             add(
                 &mut second.tokenizer,
                 &mut second.text_encoder,
@@ -130,12 +136,13 @@ impl Pipeline {
             };
             tokenizer.added_tokens().iter().map(rows).collect()
         };
-        let first = vectors(&self.tokenizer, networks.text_encoder.as_ref());
-        let second = self
-            .second_text_encoder
+        let Some(clip) = self.text.clip() else { return Vec::new() };
+        let first = vectors(&clip.tokenizer, networks.text_encoder.as_ref());
+        let second = clip
+            .second
             .as_ref()
             .map(|second| vectors(&second.tokenizer, networks.text_encoder_2.as_ref()));
-        let added = self.tokenizer.added_tokens().iter().zip(first).enumerate();
+        let added = clip.tokenizer.added_tokens().iter().zip(first).enumerate();
         let token = |(index, ((text, _), first)): (usize, (&(String, Range<u32>), Tensor<2>))| {
             TokenEmbedding {
                 token: text.clone(),
@@ -170,6 +177,12 @@ impl Networks {
         }
         self
     }
+}
+
+fn needs_clip(token: &str) -> ModelError {
+    let reason =
+        "only CLIP's text encoders, those of Stable Diffusion, learn new tokens".to_owned();
+    ModelError::Token { token: token.to_owned(), reason }
 }
 
 fn add(

@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::config::PredictionType;
 use super::sampler_kind::SamplerKind::{self, *};
 use crate::config::InvalidField;
 
@@ -55,6 +56,45 @@ const UNREAD: &[&str] = &[
     "time_shift_type",
 ];
 
+/// Fields of flow matching that only FLUX.1's pipeline reads, for its own shift.
+const UNREAD_OF_FLOW: &[&str] =
+    &["base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift"];
+
+/// Settings of flow matching that are not implemented, each with the JSON values at which it has no effect.
+const FLOW_NOT_IMPLEMENTED: &[(&str, &[&str], &str)] = &[
+    ("invert_sigmas", &["false", "null"], "false"),
+    ("shift_terminal", &["null"], "null"),
+    ("stochastic_sampling", &["false", "null"], "false"),
+    ("use_beta_sigmas", &["false", "null"], "false"),
+    ("use_exponential_sigmas", &["false", "null"], "false"),
+    ("use_karras_sigmas", &["false", "null"], "false"),
+];
+
+/// Fields that flow matching does not have, since it has no betas.
+const NOT_OF_FLOW: &[&str] = &[
+    "algorithm_type",
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "clip_sample",
+    "clip_sample_range",
+    "disable_corrector",
+    "euler_at_final",
+    "final_sigmas_type",
+    "lower_order_final",
+    "original_inference_steps",
+    "predict_x0",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "solver_order",
+    "solver_type",
+    "steps_offset",
+    "timestep_scaling",
+    "timestep_spacing",
+    "trained_betas",
+];
+
 /// The samplers that choose their noise levels.
 const OF_LEVELS: &[SamplerKind] = &[Euler, DpmSolver, UniPc, Deis, Lms, Heun, Dpm2, Dpm2Ancestral];
 
@@ -84,7 +124,7 @@ const EQUATIONS: &[(&str, &str)] =
 ///
 /// # Errors
 ///
-/// A class that diffusers does not have, or of another process than diffusion by betas.
+/// A class that diffusers does not have, or of another process than diffusion by betas and flow matching.
 pub(super) fn resolve(fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
     // Files from before diffusers 0.10.
     if let Some(noise) = fields.remove("predict_epsilon") {
@@ -96,6 +136,12 @@ pub(super) fn resolve(fields: &mut Map<String, Value>) -> Result<(), InvalidFiel
         if fields.get(flag) == Some(&Value::Null) {
             fields.remove(flag);
         }
+    }
+    if fields.get("_class_name") == Some(&json!(FlowMatchEuler)) {
+        return resolve_flow(fields);
+    }
+    if fields.get("use_dynamic_shifting") == Some(&Value::Null) {
+        fields.remove("use_dynamic_shifting");
     }
     let class = match fields.get("_class_name") {
         Some(Value::String(class)) => class.strip_prefix("Flax").unwrap_or(class).to_owned(),
@@ -114,6 +160,26 @@ pub(super) fn resolve(fields: &mut Map<String, Value>) -> Result<(), InvalidFiel
     if let Some(replaced) = replaced {
         fields.insert("_replaced".to_owned(), json!(replaced));
     }
+    Ok(())
+}
+
+/// Rewrites the fields of flow matching.
+fn resolve_flow(fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
+    // An unset field has the default of its class.
+    fields.retain(|field, value| !(value.is_null() || UNREAD_OF_FLOW.contains(&field.as_str())));
+    for (field, neutral, supported) in FLOW_NOT_IMPLEMENTED {
+        let value = fields.remove(*field).unwrap_or_default().to_string();
+        if value != "null" && !neutral.contains(&value.as_str()) {
+            return Err(InvalidField { field, value, supported });
+        }
+    }
+    for field in NOT_OF_FLOW {
+        if let Some(value) = fields.get(*field) {
+            let supported = "no value: FlowMatchEulerDiscreteScheduler has no such field";
+            return Err(InvalidField { field, value: value.to_string(), supported });
+        }
+    }
+    fields.insert("prediction_type".to_owned(), json!(PredictionType::Flow));
     Ok(())
 }
 
@@ -141,8 +207,8 @@ fn replace_class(class: String, fields: &mut Map<String, Value>) -> Result<Strin
         return Err(InvalidField {
             field: "_class_name",
             value: class,
-            supported: "a class of diffusers with a `beta_schedule`, such as DDIMScheduler; other \
-                        processes, such as flow matching, are not",
+            supported: "a class of diffusers with a `beta_schedule`, such as DDIMScheduler, or \
+                        FlowMatchEulerDiscreteScheduler; other processes are not",
         });
     };
     fields.retain(|field, _| OF_THE_MODEL.contains(&field.as_str()));

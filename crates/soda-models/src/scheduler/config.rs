@@ -12,6 +12,9 @@ use super::sampler_kind::SamplerKind;
 use crate::config::bounds::TIMESTEPS;
 use crate::config::{ConfigFile, InvalidField};
 
+/// The largest shift of flow matching. Z-Image has 6.
+const MOST_SHIFT: f64 = 1000.0;
+
 /// The growth of the forward process's variances `beta`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -36,6 +39,19 @@ pub enum PredictionType {
     VPrediction,
     /// The image `x0`.
     Sample,
+    /// The velocity `eps - x0` of flow matching (arXiv 2210.02747), at `x = (1 - sigma) x0 + sigma eps`.
+    #[serde(rename = "flow_prediction")]
+    Flow,
+}
+
+/// How the noise levels of flow matching are shifted for the size of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeShiftType {
+    /// The odds of a noise level are multiplied by `e^mu`.
+    Exponential,
+    /// The odds of a noise level are multiplied by `mu`.
+    Linear,
 }
 
 /// The noise level after the last step.
@@ -151,6 +167,12 @@ pub struct SchedulerConfig {
     pub original_inference_steps: usize,
     /// Factor of the timestep in LCM's boundary condition.
     pub timestep_scaling: f64,
+    /// The factor of the odds of a noise level of flow matching, for images of every size.
+    pub shift: f64,
+    /// Whether the noise levels of flow matching depend on the size of the image, in place of `shift`.
+    pub use_dynamic_shifting: bool,
+    /// How the noise levels of flow matching depend on the size of the image.
+    pub time_shift_type: TimeShiftType,
 }
 
 impl Default for SchedulerConfig {
@@ -181,6 +203,9 @@ impl Default for SchedulerConfig {
             disable_corrector: Vec::new(),
             original_inference_steps: 50,
             timestep_scaling: 10.0,
+            shift: 1.0,
+            use_dynamic_shifting: false,
+            time_shift_type: TimeShiftType::Exponential,
         }
     }
 }
@@ -212,16 +237,46 @@ impl SchedulerConfig {
     }
 }
 
+impl SchedulerConfig {
+    /// Whether the model was trained by flow matching, and has noise levels in place of betas.
+    pub fn is_flow(&self) -> bool {
+        self.class == SamplerKind::FlowMatchEuler
+    }
+
+    /// Refuses fields of flow matching in other models, and those of other models in flow matching.
+    fn check_flow(&self) -> Result<(), InvalidField> {
+        let refuse =
+            |field, value: String, supported| Err(InvalidField { field, value, supported });
+        let flow = self.prediction_type == PredictionType::Flow;
+        if flow != self.is_flow() {
+            let value = format!("{:?}", self.prediction_type);
+            let supported = "flow_prediction with flow matching and another type otherwise";
+            return refuse("prediction_type", value, supported);
+        }
+        if flow && self.rescale_betas_zero_snr {
+            let supported = "false, since flow matching ends in pure noise already";
+            return refuse("rescale_betas_zero_snr", "true".into(), supported);
+        }
+        if !flow && (self.shift != 1.0 || self.use_dynamic_shifting) {
+            let (field, value) = match self.use_dynamic_shifting {
+                true => ("use_dynamic_shifting", "true".to_owned()),
+                false => ("shift", self.shift.to_string()),
+            };
+            return refuse(field, value, "no value, since only flow matching reads it");
+        }
+        if !(self.shift > 0.0 && self.shift <= MOST_SHIFT) {
+            return refuse("shift", self.shift.to_string(), "a number above 0 and up to 1000");
+        }
+        Ok(())
+    }
+}
+
 impl ConfigFile for SchedulerConfig {
     const DESCRIPTION: &'static str = "the scheduler's scheduler_config.json";
 
-    // `class.rs` has the settings of samplers. These two would make it the schedule of another process.
-    const NO_EFFECT: &'static [(&'static str, &'static str)] = &[
-        ("use_dynamic_shifting", "false"),
-        ("use_dynamic_shifting", "null"),
-        ("use_flow_sigmas", "false"),
-        ("use_flow_sigmas", "null"),
-    ];
+    // `class.rs` has the settings of samplers. This one would make it the schedule of another process.
+    const NO_EFFECT: &'static [(&'static str, &'static str)] =
+        &[("use_flow_sigmas", "false"), ("use_flow_sigmas", "null")];
 
     const HAS_CLASS_NAME: bool = true;
 
@@ -232,6 +287,7 @@ impl ConfigFile for SchedulerConfig {
     fn validate(&self) -> Result<(), InvalidField> {
         let refuse =
             |field, value: String, supported| Err(InvalidField { field, value, supported });
+        self.check_flow()?;
         if self.num_train_timesteps < 2 {
             let value = self.num_train_timesteps.to_string();
             return refuse("num_train_timesteps", value, "at least 2");

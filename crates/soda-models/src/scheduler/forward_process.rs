@@ -30,7 +30,22 @@ impl ForwardProcess {
         self.schedule.len()
     }
 
-    /// Adds noise: `sqrt(abar_t) x0 + sqrt(1 - abar_t) noise`.
+    /// The timesteps as the denoiser takes them, `[b]`, of timesteps `[b]` of the schedule.
+    ///
+    /// A model of flow matching takes its noise level, times the number of timesteps.
+    pub fn denoiser_timesteps(&self, timesteps: Tensor<1, Int>) -> Tensor<1> {
+        match &self.schedule.flow_sigmas {
+            None => timesteps.float(),
+            Some(sigmas) => {
+                let table = TensorData::new(sigmas.clone(), [sigmas.len()]);
+                let table = Tensor::<1>::from_data(table, &timesteps.device());
+                table.select(0, timesteps).mul_scalar(sigmas.len() as f64)
+            }
+        }
+    }
+
+    /// Adds noise: `sqrt(abar_t) x0 + sqrt(1 - abar_t) noise`, or `(1 - sigma_t) x0 + sigma_t noise` for
+    /// models of flow matching.
     ///
     /// `x0` and `noise` are `[b, c, h, w]`, and `timesteps` is `[b]`, one for each sample. Returns `[b, c, h,
     /// w]`.
@@ -51,6 +66,7 @@ impl ForwardProcess {
     /// | `Epsilon` | `noise` |
     /// | `VPrediction` | `sqrt(abar_t) noise - sqrt(1 - abar_t) x0` |
     /// | `Sample` | `x0` |
+    /// | `Flow` | `noise - x0` |
     ///
     /// `x0` and `noise` are `[b, c, h, w]`, and `timesteps` is `[b]`, one for each sample. Returns `[b, c, h,
     /// w]`.
@@ -58,6 +74,7 @@ impl ForwardProcess {
         match self.schedule.prediction_type {
             PredictionType::Epsilon => noise,
             PredictionType::Sample => x0,
+            PredictionType::Flow => noise - x0,
             PredictionType::VPrediction => {
                 let (signal, sigma) = self.signal_and_sigma(timesteps);
                 noise * signal - x0 * sigma
@@ -65,13 +82,20 @@ impl ForwardProcess {
         }
     }
 
-    /// `sqrt(abar_t)` and `sqrt(1 - abar_t)` of timesteps `[b]`, each `[b, 1, 1, 1]`.
+    /// The factors of image and noise at timesteps `[b]`, each `[b, 1, 1, 1]`.
     fn signal_and_sigma(&self, timesteps: Tensor<1, Int>) -> (Tensor<4>, Tensor<4>) {
-        let alphas = self.schedule.alphas_cumprod.clone();
-        let (count, steps) = (alphas.len(), timesteps.dims()[0]);
         let device = timesteps.device();
-        let alphas = Tensor::<1>::from_data(TensorData::new(alphas, [count]), &device);
-        let abar = alphas.select(0, timesteps).reshape([steps, 1, 1, 1]);
+        let at = |table: &[f32]| {
+            let steps = timesteps.dims()[0];
+            let table = TensorData::new(table.to_vec(), [table.len()]);
+            let table = Tensor::<1>::from_data(table, &device);
+            table.select(0, timesteps.clone()).reshape([steps, 1, 1, 1])
+        };
+        if let Some(sigmas) = &self.schedule.flow_sigmas {
+            let sigma: Tensor<4> = at(sigmas);
+            return (sigma.clone().neg().add_scalar(1.0), sigma);
+        }
+        let abar: Tensor<4> = at(&self.schedule.alphas_cumprod);
         // `1 - abar` is computed in f32, as in diffusers.
         (abar.clone().sqrt(), abar.neg().add_scalar(1.0).sqrt())
     }
@@ -83,9 +107,16 @@ mod tests {
 
     use super::*;
     use crate::noise::randn;
+    use crate::scheduler::sampler_kind::SamplerKind;
 
     fn process(prediction_type: PredictionType) -> ForwardProcess {
+        let class = match prediction_type {
+            PredictionType::Flow => SamplerKind::FlowMatchEuler,
+            _ => SamplerKind::Ddim,
+        };
         let config = SchedulerConfig {
+            class,
+            shift: 3.0,
             prediction_type,
             clip_sample: Some(false),
             ..SchedulerConfig::default()
@@ -104,7 +135,8 @@ mod tests {
     #[test]
     fn the_true_prediction_gives_x0_and_noise() {
         let device = Device::default();
-        for kind in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
+        use PredictionType::*;
+        for kind in [Epsilon, VPrediction, Sample, Flow] {
             let ddpm = process(kind);
             let x0 = randn::<4>(0, 0, [3, 4, 5, 5], &device);
             let noise = randn::<4>(0, 1, [3, 4, 5, 5], &device);
@@ -118,6 +150,27 @@ mod tests {
                 assert!(distance(noise_hat, noise.clone()) < 1e-4, "{kind:?} {t}");
             }
         }
+    }
+
+    #[test]
+    fn flow_matching_goes_straight_from_the_image_to_noise() {
+        let device = Device::default();
+        let flow = process(PredictionType::Flow);
+        let x0 = randn::<4>(1, 0, [2, 1, 2, 2], &device);
+        let noise = randn::<4>(1, 1, [2, 1, 2, 2], &device);
+        // The noise level 0.5 is 0.75 after a shift of 3, and the last one is 1.
+        let noisy = flow.add_noise(x0.clone(), noise.clone(), ints([499, 999]));
+        let middle = x0.clone().mul_scalar(0.25) + noise.clone().mul_scalar(0.75);
+        let row = |x: &Tensor<4>, i| x.clone().narrow(0, i, 1);
+        assert!(distance(row(&noisy, 0), row(&middle, 0)) < 1e-6);
+        assert!(distance(row(&noisy, 1), row(&noise, 1)) < 1e-6);
+        assert!((flow.schedule.snr(499) - 1.0 / 9.0).abs() < 1e-6);
+        assert_eq!(flow.schedule.snr(999), 0.0);
+        let times: Vec<f32> =
+            flow.denoiser_timesteps(ints([499, 999])).into_data().iter().collect();
+        assert_eq!(times, [750.0, 1000.0]);
+        let target = flow.target(x0.clone(), noise.clone(), ints([3, 4]));
+        assert_eq!(distance(target, noise - x0), 0.0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod ddim;
 mod ddpm;
 mod dpm2;
 mod euler;
+mod flow;
 mod forward_process;
 mod heun;
 mod lcm;
@@ -24,8 +25,9 @@ mod spacing;
 
 pub use config::{
     AlgorithmType, BetaSchedule, FinalSigmasType, PredictionType, SchedulerConfig, SolverType,
-    TimestepSpacing,
+    TimeShiftType, TimestepSpacing,
 };
+pub use flow::empirical_mu;
 pub use forward_process::ForwardProcess;
 pub use noise_schedule::NoiseSchedule;
 pub use overrides::SchedulerOverrides;

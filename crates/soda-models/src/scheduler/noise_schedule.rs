@@ -9,9 +9,10 @@
 use burn::tensor::Tensor;
 
 use super::config::{BetaSchedule, PredictionType, SchedulerConfig};
+use super::flow::shifted;
 
 /// The cumulative noise schedule of a model, indexed by training timestep.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NoiseSchedule {
     /// `abar_t`, the share of the image's variance, which decreases with `t`.
     ///
@@ -20,11 +21,30 @@ pub struct NoiseSchedule {
     pub alphas_cumprod: Vec<f32>,
     /// The quantity that the denoiser predicts.
     pub prediction_type: PredictionType,
+    /// The noise level of each timestep, for models of flow matching. The sample is `(1 - sigma) x0 + sigma
+    /// eps`, whose variance is not 1, and `abar` is the image's share of it.
+    pub flow_sigmas: Option<Vec<f32>>,
+}
+
+/// A run is recognised by this text, so that a schedule without `flow_sigmas` has that of older versions.
+impl std::fmt::Debug for NoiseSchedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = f.debug_struct("NoiseSchedule");
+        text.field("alphas_cumprod", &self.alphas_cumprod);
+        text.field("prediction_type", &self.prediction_type);
+        if let Some(sigmas) = &self.flow_sigmas {
+            text.field("flow_sigmas", sigmas);
+        }
+        text.finish()
+    }
 }
 
 impl NoiseSchedule {
     /// Makes the schedule of a config.
     pub fn new(config: &SchedulerConfig) -> Self {
+        if config.is_flow() {
+            return Self::of_flow(config);
+        }
         let mut betas = match &config.trained_betas {
             Some(betas) => betas.clone(),
             None => betas(config),
@@ -32,7 +52,28 @@ impl NoiseSchedule {
         if config.rescale_betas_zero_snr {
             rescale_to_zero_snr(&mut betas);
         }
-        Self { alphas_cumprod: cumprod(&betas), prediction_type: config.prediction_type }
+        Self {
+            alphas_cumprod: cumprod(&betas),
+            prediction_type: config.prediction_type,
+            flow_sigmas: None,
+        }
+    }
+
+    /// Makes the schedule of flow matching. Timestep `t` of `n` has the noise level `(t + 1) / n` before the
+    /// constant shift, as in diffusers.
+    fn of_flow(config: &SchedulerConfig) -> Self {
+        let count = config.num_train_timesteps;
+        let factor = if config.use_dynamic_shifting { 1.0 } else { config.shift };
+        let sigma = |t: usize| shifted((t + 1) as f64 / count as f64, factor);
+        let abar = |t: usize| {
+            let (signal, sigma) = (1.0 - sigma(t), sigma(t));
+            (signal * signal / (signal * signal + sigma * sigma)) as f32
+        };
+        Self {
+            alphas_cumprod: (0..count).map(abar).collect(),
+            prediction_type: config.prediction_type,
+            flow_sigmas: Some((0..count).map(|t| sigma(t) as f32).collect()),
+        }
     }
 
     /// Number of training timesteps.
@@ -52,13 +93,21 @@ impl NoiseSchedule {
 
     /// The signal-to-noise ratio `abar / (1 - abar)` at timestep `t`.
     pub fn snr(&self, t: usize) -> f64 {
+        if self.flow_sigmas.is_some() {
+            let (signal, sigma) = self.alpha_and_sigma(t);
+            return (signal / sigma).powi(2);
+        }
         let abar = self.alpha_cumprod(t);
         abar / (1.0 - abar)
     }
 
     /// `(alpha, sigma)` of a noisy sample `alpha x0 + sigma noise` at timestep `t`. Their squares add up to
-    /// 1.
+    /// 1, or the two themselves for models of flow matching.
     pub fn alpha_and_sigma(&self, t: usize) -> (f64, f64) {
+        if let Some(sigmas) = &self.flow_sigmas {
+            let sigma = f64::from(sigmas[t]);
+            return (1.0 - sigma, sigma);
+        }
         let abar = self.alpha_cumprod(t);
         (abar.sqrt(), (1.0 - abar).sqrt())
     }
@@ -95,11 +144,12 @@ impl PredictionType {
                 sample.mul_scalar(alpha / square) - prediction.mul_scalar(sigma / square.sqrt())
             }
             Self::Sample => prediction,
+            Self::Flow => sample - prediction.mul_scalar(sigma),
         }
     }
 
-    /// The noise that a `prediction` implies for `sample = alpha x0 + sigma noise` of unit variance. All are
-    /// `[b, c, h, w]`.
+    /// The noise that a `prediction` implies for `sample = alpha x0 + sigma noise`, of unit variance except
+    /// in flow matching. All are `[b, c, h, w]`.
     pub fn predicted_noise(
         self,
         prediction: Tensor<4>,
@@ -111,6 +161,7 @@ impl PredictionType {
             Self::Epsilon => prediction,
             Self::VPrediction => prediction.mul_scalar(alpha) + sample.mul_scalar(sigma),
             Self::Sample => (sample - prediction.mul_scalar(alpha)).div_scalar(sigma),
+            Self::Flow => sample + prediction.mul_scalar(alpha),
         }
     }
 }

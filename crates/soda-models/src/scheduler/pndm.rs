@@ -86,7 +86,7 @@ impl Pndm {
             PredictionType::VPrediction => {
                 e.mul_scalar(abar.sqrt()) + sample.clone().mul_scalar((1.0 - abar).sqrt())
             }
-            PredictionType::Epsilon | PredictionType::Sample => e,
+            PredictionType::Epsilon | PredictionType::Sample | PredictionType::Flow => e,
         };
         let scale = abar * (1.0 - abar_next).sqrt() + (abar * (1.0 - abar) * abar_next).sqrt();
         sample.mul_scalar((abar_next / abar).sqrt()) - e.mul_scalar((abar_next - abar) / scale)

@@ -5,6 +5,7 @@ use super::ddim::Ddim;
 use super::ddpm::Ddpm;
 use super::dpm2::Dpm2;
 use super::euler::Euler;
+use super::flow::FlowMatchEuler;
 use super::heun::Heun;
 use super::lcm::Lcm;
 use super::lms::Lms;
@@ -31,11 +32,37 @@ impl SchedulerConfig {
     ///
     /// [`ModelError::InvalidRequest`] if `steps` does not fit the schedule, if the schedule has a timestep of
     /// no noise or no image, or if the sampler does not support the model. PNDM supports neither models that
-    /// predict images nor zero terminal SNR, and DPM2 no models that predict images.
+    /// predict images nor zero terminal SNR, and DPM2 no models that predict images. Models of flow matching
+    /// have a sampler of their own, which may need the [size of the image](Self::sampler_for_tokens).
     pub fn sampler(
         &self,
         kind: Option<SamplerKind>,
         steps: usize,
+    ) -> Result<Box<dyn Sampler>, ModelError> {
+        self.plan(kind, steps, None)
+    }
+
+    /// Makes a sampler as [`sampler`](Self::sampler) does, for an image of `tokens` packed tokens.
+    ///
+    /// The noise levels of some models of flow matching depend on that number. Those of others do not.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`sampler`](Self::sampler).
+    pub fn sampler_for_tokens(
+        &self,
+        kind: Option<SamplerKind>,
+        steps: usize,
+        tokens: usize,
+    ) -> Result<Box<dyn Sampler>, ModelError> {
+        self.plan(kind, steps, Some(tokens))
+    }
+
+    fn plan(
+        &self,
+        kind: Option<SamplerKind>,
+        steps: usize,
+        tokens: Option<usize>,
     ) -> Result<Box<dyn Sampler>, ModelError> {
         let total = self.num_train_timesteps;
         if steps == 0 || steps > total {
@@ -45,8 +72,21 @@ impl SchedulerConfig {
                 expected: format!("it must be between 1 and {total}"),
             });
         }
-        self.check_schedule()?;
         let kind = kind.unwrap_or(self.class);
+        if self.is_flow() != (kind == SamplerKind::FlowMatchEuler) {
+            let (this, other) = match self.is_flow() {
+                true => ("flow matching", "FlowMatchEulerDiscreteScheduler"),
+                false => ("a noise schedule", "another scheduler"),
+            };
+            return Err(ModelError::InvalidRequest {
+                field: "scheduler",
+                value: kind.class_name(),
+                expected: format!("this model was trained by {this}: use {other}"),
+            });
+        }
+        if !self.is_flow() {
+            self.check_schedule()?;
+        }
         let sampler: Box<dyn Sampler> = match kind {
             SamplerKind::Ddpm => Box::new(Ddpm::new(self, steps)),
             SamplerKind::Ddim => Box::new(Ddim::new(self, steps)),
@@ -61,6 +101,7 @@ impl SchedulerConfig {
             SamplerKind::Dpm2 => Box::new(Dpm2::new(self, steps, false)?),
             SamplerKind::Dpm2Ancestral => Box::new(Dpm2::new(self, steps, true)?),
             SamplerKind::Lcm => Box::new(Lcm::new(self, steps)?),
+            SamplerKind::FlowMatchEuler => Box::new(FlowMatchEuler::new(self, steps, tokens)?),
         };
         // With as many steps as timesteps, leading spacing would visit a single one.
         let multistep = [SamplerKind::DpmSolver, SamplerKind::UniPc, SamplerKind::Deis];
@@ -75,7 +116,8 @@ impl SchedulerConfig {
             });
         }
         // An offset can point beyond the schedule. diffusers would fail in its first step.
-        if sampler.timesteps().iter().any(|t| *t >= total as f64 || *t < 0.0) {
+        let beyond = |t: &f64| *t >= total as f64 || *t < 0.0;
+        if !self.is_flow() && sampler.timesteps().iter().any(beyond) {
             let offset = self.steps_offset;
             return Err(ModelError::InvalidRequest {
                 field: "steps",

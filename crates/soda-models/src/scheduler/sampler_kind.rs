@@ -44,6 +44,9 @@ pub enum SamplerKind {
     /// The sampler of latent consistency models (arXiv 2310.04378).
     #[serde(rename = "LCMScheduler")]
     Lcm,
+    /// Euler's method for flow matching (arXiv 2210.02747, 2403.03206). Its models have no other sampler.
+    #[serde(rename = "FlowMatchEulerDiscreteScheduler")]
+    FlowMatchEuler,
 }
 
 impl SamplerKind {
@@ -71,9 +74,13 @@ impl SamplerKind {
             | Self::DpmSolver
             | Self::UniPc
             | Self::Lcm => true,
-            Self::Pndm | Self::Deis | Self::Lms | Self::Heun | Self::Dpm2 | Self::Dpm2Ancestral => {
-                false
-            }
+            Self::Pndm
+            | Self::Deis
+            | Self::Lms
+            | Self::Heun
+            | Self::Dpm2
+            | Self::Dpm2Ancestral
+            | Self::FlowMatchEuler => false,
         }
     }
 }

@@ -24,7 +24,7 @@ const WORDS: &str =
 const MAX_LENGTH: usize = 77;
 
 /// The longest prompt that a file may state, in tokens.
-const MOST_LENGTH: f64 = 65_536.0;
+pub(super) const MOST_LENGTH: f64 = 65_536.0;
 
 /// The contents of the tokenizer's JSON files beside the vocabulary.
 pub(super) struct Settings {
@@ -111,12 +111,16 @@ fn token(value: &Value) -> Option<AddedToken> {
     Some(token)
 }
 
-/// Reads a `tokenizer.json`.
-pub(super) fn from_tokenizer_json(path: &Path) -> Result<tokenizers::Tokenizer, ModelError> {
+/// Reads a `tokenizer.json`, whose content must also pass `check`.
+pub(super) fn from_tokenizer_json(
+    path: &Path,
+    check: impl FnOnce(&Value) -> Result<(), String>,
+) -> Result<tokenizers::Tokenizer, ModelError> {
     let text = read_text(path, SizeLimit::TOKENIZER)
         .map_err(|e| ModelError::io(path, "the tokenizer's tokenizer.json", e))?;
     let file = serde_json::from_str(&text).map_err(|e| refuse(path, e))?;
     checks::check_tokenizer(&file).map_err(|reason| refuse(path, reason))?;
+    check(&file).map_err(|reason| refuse(path, reason))?;
     tokenizers::Tokenizer::from_bytes(text).map_err(|e| refuse(path, e))
 }
 
@@ -175,7 +179,7 @@ pub(super) fn from_vocabulary(
 }
 
 /// Reads an optional JSON file. The result is null if the file does not exist.
-fn read_json(path: &Path) -> Result<Value, ModelError> {
+pub(super) fn read_json(path: &Path) -> Result<Value, ModelError> {
     match read_text(path, SizeLimit::TOKENIZER) {
         Ok(text) => parse(path, &text),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),

@@ -1,5 +1,6 @@
-//! CLIP's tokenizer: prompts to token ids by byte-pair encoding, as transformers' `CLIPTokenizer`.
+//! Prompts to token ids by byte-pair encoding: CLIP's [`Tokenizer`] and the [`QwenTokenizer`] of Qwen3.
 //!
+//! CLIP's is that of transformers' `CLIPTokenizer`.
 //! A prompt is normalised to NFC and lower case and split into words. Each word is split into the longest
 //! pieces that the merges build (Sennrich et al., arXiv 1508.07909).
 //!
@@ -10,8 +11,10 @@
 //! prompt contains the first name, and encoding expands it to all of them, as diffusers'
 //! `maybe_convert_prompt` does.
 
+mod chat_template;
 mod checks;
 mod files;
+mod qwen;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,6 +27,9 @@ use tokenizers::processors::PostProcessorWrapper;
 use self::files::{Settings, check_model, from_tokenizer_json, from_vocabulary, refuse};
 use crate::clip::ClipTextConfig;
 use crate::error::ModelError;
+
+pub use self::chat_template::Thinking;
+pub use self::qwen::{PaddedPrompts, QwenEncoding, QwenTokenizer};
 
 /// The token ids of one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +69,7 @@ impl Tokenizer {
         let settings = Settings::read(dir)?;
         let whole = dir.join("tokenizer.json");
         let mut inner = if whole.exists() {
-            from_tokenizer_json(&whole)?
+            from_tokenizer_json(&whole, |_| Ok(()))?
         } else {
             from_vocabulary(dir, &settings)?
         };

@@ -1,18 +1,14 @@
 //! The projections around a transformer's blocks: linear layers in SD 2 and SDXL, 1x1 convolutions in SD 1.
 //!
-//! On tokens both are the same matrix product. The derive macro of burn gives each variant of an enum its own
-//! level in a parameter's path, but the checkpoint's key is `proj_in.weight` for both. So [`Module`] is
-//! implemented by hand, and every method delegates to the layer.
+//! On tokens both are the same matrix product, and the checkpoint's key is `proj_in.weight` for both.
 
-use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
-};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use soda_kernels::linear_residual;
 
 use crate::layers::project_residual;
+use crate::module_enum::module_enum;
 
 /// A pointwise projection in one of two forms.
 #[derive(Debug, Clone)]
@@ -50,74 +46,4 @@ impl Projection {
     }
 }
 
-/// Evaluates an expression of the layer.
-macro_rules! of_layer {
-    ($projection:expr, $layer:ident => $value:expr) => {
-        match $projection {
-            Projection::Linear($layer) => $value,
-            Projection::Conv($layer) => $value,
-        }
-    };
-}
-
-/// Makes a projection of the same form from an expression of the layer.
-macro_rules! with_layer {
-    ($projection:expr, $layer:ident => $value:expr) => {
-        match $projection {
-            Projection::Linear($layer) => Projection::Linear($value),
-            Projection::Conv($layer) => Projection::Conv($value),
-        }
-    };
-}
-
-impl Module for Projection {
-    fn collect_devices(&self, devices: Devices) -> Devices {
-        of_layer!(self, layer => layer.collect_devices(devices))
-    }
-
-    fn fork(self, device: &Device) -> Self {
-        with_layer!(self, layer => layer.fork(device))
-    }
-
-    fn to_device(self, device: &Device) -> Self {
-        with_layer!(self, layer => layer.to_device(device))
-    }
-
-    fn train(self) -> Self {
-        with_layer!(self, layer => layer.train())
-    }
-
-    fn valid(&self) -> Self {
-        with_layer!(self, layer => layer.valid())
-    }
-
-    fn materialize(self) -> Self {
-        with_layer!(self, layer => layer.materialize())
-    }
-
-    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        of_layer!(self, layer => layer.visit(visitor));
-    }
-
-    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        with_layer!(self, layer => layer.map(mapper))
-    }
-}
-
-impl ModuleDisplayDefault for Projection {
-    fn content(&self, content: Content) -> Option<Content> {
-        of_layer!(self, layer => layer.content(content))
-    }
-
-    fn num_params(&self) -> usize {
-        of_layer!(self, layer => Module::num_params(layer))
-    }
-}
-
-impl ModuleDisplay for Projection {}
-
-impl std::fmt::Display for Projection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        of_layer!(self, layer => layer.fmt(f))
-    }
-}
+module_enum!(Projection { Linear, Conv });

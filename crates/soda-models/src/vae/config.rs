@@ -1,28 +1,54 @@
 //! The autoencoder's `config.json`.
 
+use burn::tensor::FloatDType;
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use crate::config::bounds::{LAYERS, LEVELS, PIXELS, WIDTH};
 use crate::config::{ConfigFile, InvalidField};
+use crate::vae::statistics::PATCH;
 
-/// The kind of an encoder block. Stable Diffusion uses one kind only.
+/// The class of an autoencoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum VaeClass {
+    /// The autoencoder of Stable Diffusion: latents are multiplied with a factor.
+    #[default]
+    #[serde(rename = "AutoencoderKL")]
+    Kl,
+    /// The autoencoder of FLUX.2: patches of latents are normalized by running statistics.
+    #[serde(rename = "AutoencoderKLFlux2")]
+    Flux2,
+}
+
+/// Fields of `AutoencoderKL` that FLUX.2's autoencoder does not have.
+const OF_KL: &[&str] = &["latents_mean", "latents_std", "scaling_factor", "shift_factor"];
+
+/// Fields of FLUX.2's autoencoder that `AutoencoderKL` does not have.
+const OF_FLUX2: &[&str] =
+    &["batch_norm_eps", "batch_norm_momentum", "decoder_block_out_channels", "patch_size"];
+
+/// The kind of an encoder block. All supported models use one kind only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum EncoderBlockType {
     /// Residual blocks, then a convolution of stride 2.
     DownEncoderBlock2D,
 }
 
-/// The kind of a decoder block. Stable Diffusion uses one kind only.
+/// The kind of a decoder block. All supported models use one kind only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum DecoderBlockType {
     /// Residual blocks, then upsampling with a convolution.
     UpDecoderBlock2D,
 }
 
-/// The fields of an `AutoencoderKL` that are honoured. The defaults are diffusers'.
+/// The fields of an `AutoencoderKL` or an `AutoencoderKLFlux2` that are honoured. The defaults are diffusers'
+/// for `AutoencoderKL`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VaeConfig {
+    /// The class.
+    #[serde(rename = "_class_name")]
+    pub class: VaeClass,
     /// Channels of an image.
     pub in_channels: usize,
     /// Channels of a decoded image.
@@ -41,8 +67,10 @@ pub struct VaeConfig {
     pub norm_num_groups: usize,
     /// Side of the images that the model was trained on, in pixels.
     pub sample_size: usize,
-    /// Factor that gives latents unit variance.
+    /// Factor that gives latents unit variance. 1 for FLUX.2's autoencoder, which has statistics instead.
     pub scaling_factor: f64,
+    /// Epsilon of the variance in FLUX.2's statistics.
+    pub batch_norm_eps: f64,
     /// Whether the autoencoder overflows in f16 and is loaded as f32 then.
     pub force_upcast: bool,
 }
@@ -50,6 +78,7 @@ pub struct VaeConfig {
 impl Default for VaeConfig {
     fn default() -> Self {
         Self {
+            class: VaeClass::Kl,
             in_channels: 3,
             out_channels: 3,
             down_block_types: vec![EncoderBlockType::DownEncoderBlock2D],
@@ -60,6 +89,7 @@ impl Default for VaeConfig {
             norm_num_groups: 32,
             sample_size: 32,
             scaling_factor: 0.18215,
+            batch_norm_eps: 1e-4,
             force_upcast: true,
         }
     }
@@ -70,6 +100,30 @@ impl VaeConfig {
     pub fn downscale_factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
+
+    /// The dtype of the autoencoder if the other networks are loaded as `dtype`.
+    pub fn dtype(&self, dtype: FloatDType) -> FloatDType {
+        // The activations of SDXL's autoencoder exceed 65504, the largest f16.
+        if dtype == FloatDType::F16 && self.force_upcast { FloatDType::F32 } else { dtype }
+    }
+
+    /// The number of latents along one side of a patch. The channels of a patch are those of its latents.
+    pub fn patch_size(&self) -> usize {
+        match self.class {
+            VaeClass::Kl => 1,
+            VaeClass::Flux2 => PATCH,
+        }
+    }
+
+    /// The number of pixels for each patch of latents along one side.
+    pub fn pixels_per_patch(&self) -> usize {
+        self.downscale_factor() * self.patch_size()
+    }
+
+    /// Channels of a patch of latents: those of the latents that a denoiser sees.
+    pub fn patch_channels(&self) -> usize {
+        self.latent_channels * self.patch_size().pow(2)
+    }
 }
 
 impl ConfigFile for VaeConfig {
@@ -78,14 +132,47 @@ impl ConfigFile for VaeConfig {
     const NO_EFFECT: &'static [(&'static str, &'static str)] = &[
         ("act_fn", "\"silu\""),
         ("act_fn", "\"swish\""),
+        ("decoder_block_out_channels", "null"),
         ("latents_mean", "null"),
         ("latents_std", "null"),
         ("mid_block_add_attention", "true"),
+        ("patch_size", "[2,2]"),
         ("shift_factor", "null"),
         ("shift_factor", "0"),
         ("use_post_quant_conv", "true"),
         ("use_quant_conv", "true"),
     ];
+
+    const HAS_CLASS_NAME: bool = true;
+
+    fn prepare(fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
+        let flux2 = fields.get("_class_name") == Some(&json!("AutoencoderKLFlux2"));
+        let (foreign, supported) = match flux2 {
+            true => (OF_KL, "no value, since AutoencoderKLFlux2 has no such field"),
+            false => (OF_FLUX2, "no value, since AutoencoderKL has no such field"),
+        };
+        for field in foreign {
+            if let Some(value) = fields.remove(*field).filter(|value| !value.is_null()) {
+                return Err(InvalidField { field, value: value.to_string(), supported });
+            }
+        }
+        if flux2 {
+            // The momentum is that of training.
+            fields.remove("batch_norm_momentum");
+            for (field, default) in [
+                ("block_out_channels", json!([128, 256, 512, 512])),
+                ("down_block_types", json!(vec!["DownEncoderBlock2D"; 4])),
+                ("up_block_types", json!(vec!["UpDecoderBlock2D"; 4])),
+                ("layers_per_block", json!(2)),
+                ("latent_channels", json!(32)),
+                ("sample_size", json!(1024)),
+                ("scaling_factor", json!(1.0)),
+            ] {
+                fields.entry(field).or_insert(default);
+            }
+        }
+        Ok(())
+    }
 
     fn validate(&self) -> Result<(), InvalidField> {
         let refuse =
@@ -118,6 +205,10 @@ impl ConfigFile for VaeConfig {
         }
         if self.scaling_factor == 0.0 || !self.scaling_factor.is_finite() {
             return refuse("scaling_factor", self.scaling_factor.to_string(), "a number but 0");
+        }
+        if !(self.batch_norm_eps > 0.0 && self.batch_norm_eps < 1.0) {
+            let value = self.batch_norm_eps.to_string();
+            return refuse("batch_norm_eps", value, "a number between 0 and 1");
         }
         Ok(())
     }

@@ -1,16 +1,17 @@
 //! The autoencoder: images in [-1, 1] to a Gaussian over latents, and latents to images.
 //!
 //! "Auto-Encoding Variational Bayes" (arXiv 1312.6114) as in Latent Diffusion (arXiv 2112.10752). Mirrors
-//! diffusers' `AutoencoderKL` and `DiagonalGaussianDistribution`.
+//! diffusers' `AutoencoderKL`, `AutoencoderKLFlux2` and `DiagonalGaussianDistribution`.
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use soda_kernels::conv2d;
 
-use crate::vae::config::VaeConfig;
+use crate::vae::config::{VaeClass, VaeConfig};
 use crate::vae::decoder::Decoder;
 use crate::vae::encoder::Encoder;
+use crate::vae::statistics::LatentStatistics;
 
 /// The autoencoder. [`VaeConfig::init`] makes one, and [`crate::weights::load`] loads its weights.
 #[derive(Module, Debug)]
@@ -23,7 +24,9 @@ pub struct Vae {
     pub quant_conv: Conv2d,
     /// 1x1 convolution of the latents.
     pub post_quant_conv: Conv2d,
-    /// Factor that gives latents unit variance, as the denoiser needs it.
+    /// The statistics of FLUX.2's latents.
+    pub bn: Option<LatentStatistics>,
+    /// Factor that gives latents unit variance, as the denoiser needs it. 1 if there are statistics.
     pub scaling_factor: f64,
 }
 
@@ -36,6 +39,9 @@ impl VaeConfig {
             decoder: Decoder::init(self, device),
             quant_conv: conv1x1(2 * self.latent_channels),
             post_quant_conv: conv1x1(self.latent_channels),
+            bn: (self.class == VaeClass::Flux2).then(|| {
+                LatentStatistics::init(self.patch_channels(), self.batch_norm_eps, device)
+            }),
             scaling_factor: self.scaling_factor,
         }
     }
@@ -81,6 +87,23 @@ impl Vae {
     /// Encodes images `[b, 3, h, w]` in [-1, 1] to the posterior of unscaled latents.
     pub fn encode(&self, images: Tensor<4>) -> LatentDistribution {
         LatentDistribution::from_moments(self.moments(images))
+    }
+
+    /// Scales latents `[b, c, h', w']` to those that a denoiser sees, `[b, c p², h' / p, w' / p]` with the
+    /// config's patch size `p`, as f32.
+    pub fn normalize(&self, latents: Tensor<4>) -> Tensor<4> {
+        match &self.bn {
+            Some(statistics) => statistics.normalize(latents),
+            None => latents.cast(FloatDType::F32).mul_scalar(self.scaling_factor),
+        }
+    }
+
+    /// The inverse of [`Vae::normalize`], as f32.
+    pub fn denormalize(&self, latents: Tensor<4>) -> Tensor<4> {
+        match &self.bn {
+            Some(statistics) => statistics.denormalize(latents),
+            None => latents.cast(FloatDType::F32).div_scalar(self.scaling_factor),
+        }
     }
 
     /// Encodes images to mean and logarithm of the variance, `[b, 2c, h', w']`.

@@ -11,9 +11,9 @@ pub const KEY_RENAMES: &[(&str, &str)] = &[
     (r"(mid_block\.attentions\.0)\.proj_attn\.", "$1.to_out.0."),
 ];
 
-/// Ends of keys that no forward pass reads: the numbers 0, 1, 2, ... of older exporters, and the mask token
-/// of DINOv2's training.
-pub(super) const BUFFERS: &[&str] = &["position_ids", "mask_token"];
+/// Ends of keys that no forward pass reads: the numbers 0, 1, 2, ... of older exporters, the mask token of
+/// DINOv2's training, and the batches that statistics of latents were taken of.
+pub(super) const BUFFERS: &[&str] = &["position_ids", "mask_token", "bn.num_batches_tracked"];
 
 /// The checkpoint's key of a burn parameter. Only the parameters of norms have other names.
 pub(super) fn checkpoint_key(name: &str, module: &str) -> String {

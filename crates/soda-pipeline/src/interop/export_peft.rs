@@ -110,7 +110,7 @@ fn peft_component(
         }
         let module = match component {
             Component::TextEncoder => module.strip_prefix(TEXT_MODEL).unwrap_or(module),
-            Component::Unet | Component::TextEncoder2 => module,
+            Component::Unet | Component::TextEncoder2 | Component::Transformer => module,
         };
         modules.push(module.to_owned());
         let name = format!("{PEFT}{module}");

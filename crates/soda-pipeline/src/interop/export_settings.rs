@@ -77,10 +77,12 @@ impl ExportSettings {
     /// The schedule of `pipeline` must be that of the adapter, as
     /// [`load_adapter`](crate::load_adapter) leaves it.
     pub fn new(pipeline: &Pipeline) -> Self {
-        let family = match &pipeline.second_text_encoder {
-            Some(_) => Family::Sdxl,
-            None if pipeline.denoiser_config.use_linear_projection => Family::Sd2,
-            None => Family::Sd1,
+        let two_encoders = pipeline.text.clip().is_some_and(|clip| clip.second.is_some());
+        let unet = pipeline.denoiser_config.as_unet();
+        let family = match two_encoders {
+            true => Family::Sdxl,
+            false if unet.is_some_and(|unet| unet.use_linear_projection) => Family::Sd2,
+            false => Family::Sd1,
         };
         let base = Base {
             family,
@@ -124,6 +126,7 @@ impl ExportSettings {
             PredictionType::Epsilon => "epsilon",
             PredictionType::VPrediction => "v",
             PredictionType::Sample => "sample",
+            PredictionType::Flow => "flow",
         };
         // A Boolean as Python prints it, which A1111 compares with.
         let v2 = if *family == Family::Sd2 { "True" } else { "False" };

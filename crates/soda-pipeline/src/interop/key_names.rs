@@ -138,6 +138,7 @@ const SUFFIXES: &[(&str, Role)] = &[
 /// Prefixes of flat module names, with the network if they name it.
 const FLAT: &[(&str, Option<Component>)] = &[
     ("lora_unet_", Some(Component::Unet)),
+    ("lora_transformer_", Some(Component::Transformer)),
     ("lora_te_", Some(Component::TextEncoder)),
     ("lora_te1_", Some(Component::TextEncoder)),
     ("lora_te2_", Some(Component::TextEncoder2)),
@@ -187,6 +188,7 @@ pub(super) fn kohya_prefix(component: Component, two_encoders: bool) -> &'static
         Component::TextEncoder if two_encoders => "lora_te1_",
         Component::TextEncoder => "lora_te_",
         Component::TextEncoder2 => "lora_te2_",
+        Component::Transformer => "lora_transformer_",
     }
 }
 

@@ -34,7 +34,7 @@ impl WeightNames {
             }
             let original = match component {
                 Component::Unet => sgm.original(module),
-                Component::TextEncoder | Component::TextEncoder2 => None,
+                Component::TextEncoder | Component::TextEncoder2 | Component::Transformer => None,
             };
             let known = [Some(module), module.strip_prefix(TEXT_MODEL), original.as_deref()];
             for name in known.into_iter().flatten() {

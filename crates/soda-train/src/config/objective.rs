@@ -38,6 +38,12 @@ pub struct ObjectiveConfig {
     pub zero_terminal_snr: bool,
     /// The range `[first, end]` of the trained timesteps, without `end`. The default is all of them.
     pub timesteps: Option<[usize; 2]>,
+    /// Mean and standard deviation of the logit of the timesteps, as a share of their range (Esser et al.,
+    /// arXiv 2403.03206). The default is a uniform density.
+    pub logit_normal: Option<[f64; 2]>,
+    /// The factor by which the odds of a timestep, as a share of the range, are multiplied. Above 1 noisier
+    /// timesteps are trained more. The default is 1.
+    pub timestep_shift: Option<f64>,
 }
 
 /// Prior preservation (DreamBooth, Ruiz et al., arXiv 2208.12242): images of the class are trained on beside
@@ -76,6 +82,8 @@ impl Default for ObjectiveConfig {
             prediction: None,
             zero_terminal_snr: false,
             timesteps: None,
+            logit_normal: None,
+            timestep_shift: None,
         }
     }
 }
@@ -100,6 +108,14 @@ impl ObjectiveConfig {
         }
         if !(self.noise_offset.is_finite() && self.noise_offset >= 0.0) {
             return refuse("objective.noise_offset", "0 or more");
+        }
+        let [mean, std] = self.logit_normal.unwrap_or([0.0, 1.0]);
+        if !(mean.abs() <= 20.0 && std > 0.0 && std <= 20.0) {
+            let range = "[mean, standard deviation], from -20 to 20 and above 0 to 20";
+            return refuse("objective.logit_normal", range);
+        }
+        if !self.timestep_shift.is_none_or(|shift| (1e-3..=1e3).contains(&shift)) {
+            return refuse("objective.timestep_shift", "from 0.001 to 1000");
         }
         self.check_timesteps(usize::MAX)
     }

@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use soda_models::noise::{generator, randn_with};
 use soda_models::scheduler::{ForwardProcess, PredictionType};
 
@@ -185,20 +186,20 @@ impl CleanSamples {
             .zip(&steps)
             .map(|(weight, &t)| (weight * snr_weight(schedule, objective, t as usize)) as f32)
             .collect();
-        let timesteps = Tensor::from_data(TensorData::new(steps, [count]), &device);
+        let timesteps: Tensor<1, Int> = Tensor::from_data(TensorData::new(steps, [count]), &device);
         let noise = sample_noise(latents.dims(), objective, generators, &device);
         Batch {
             noisy: schedule.add_noise(latents.clone(), noise.clone(), timesteps.clone()),
             target: schedule.target(latents, noise, timesteps.clone()),
             weight: Tensor::from_data(TensorData::new(weight, [count]), &device),
             prompts,
-            timesteps: timesteps.float(),
+            timesteps: schedule.denoiser_timesteps(timesteps),
             mask,
         }
     }
 }
 
-/// Draws `count` timesteps uniformly from the range that is trained.
+/// Draws `count` timesteps from the range that is trained.
 fn sample_timesteps(
     count: usize,
     schedule: &ForwardProcess,
@@ -206,7 +207,29 @@ fn sample_timesteps(
     rng: &mut impl Rng,
 ) -> Vec<i64> {
     let [first, end] = objective.timesteps.unwrap_or([0, schedule.num_train_timesteps()]);
-    (0..count).map(|_| rng.random_range(first as i64..end as i64)).collect()
+    let uniform = objective.logit_normal.is_none() && objective.timestep_shift.is_none();
+    let mut draw = || match uniform {
+        true => rng.random_range(first as i64..end as i64),
+        false => {
+            let share = sample_share(objective, rng);
+            (first + (share * (end - first) as f64) as usize).min(end - 1) as i64
+        }
+    };
+    (0..count).map(|_| draw()).collect()
+}
+
+/// Draws where a timestep lies in its range, from 0 to 1: uniformly or from a logit-normal density, then
+/// with shifted odds.
+fn sample_share(objective: &ObjectiveConfig, rng: &mut impl Rng) -> f64 {
+    let share = match objective.logit_normal {
+        Some([mean, std]) => {
+            let normal: f64 = rng.sample(StandardNormal);
+            1.0 / (1.0 + (-mean - std * normal).exp())
+        }
+        None => rng.random(),
+    };
+    let shift = objective.timestep_shift.unwrap_or(1.0);
+    shift * share / (1.0 + (shift - 1.0) * share)
 }
 
 /// Draws standard normal noise, plus a shift of whole channels (Guttenberg, "Diffusion with offset noise",
@@ -236,6 +259,8 @@ fn snr_weight(schedule: &ForwardProcess, objective: &ObjectiveConfig, t: usize) 
         PredictionType::Epsilon => snr.min(gamma) / snr,
         PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
         PredictionType::Sample => snr.min(gamma),
+        // |x0 - x̂0|² = σ² |v - v̂|² with σ = 1 / (1 + √SNR).
+        PredictionType::Flow => snr.min(gamma) / (1.0 + snr.sqrt()).powi(2),
     }
 }
 

@@ -25,7 +25,7 @@ use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 use soda_adapters::named_params;
 use soda_models::input_file::{self, SizeLimit};
-use soda_models::pipeline::Pipeline;
+use soda_models::pipeline::{Pipeline, TextEncoders};
 
 use crate::data::augment::ImageVariant;
 use crate::data::encoded_caption::EncodedCaption;
@@ -55,17 +55,23 @@ impl EncodeCache {
     /// Hashes all weights of the encoders.
     pub fn new(folder: PathBuf, pipeline: &Pipeline) -> Self {
         let vae = &pipeline.vae;
-        let second =
-            pipeline.second_text_encoder.as_ref().map(|second| fingerprint(&second.text_encoder));
+        let text = match &pipeline.text {
+            TextEncoders::Clip(clip) => {
+                let second = clip.second.as_ref().map(|second| fingerprint(&second.text_encoder));
+                format!("{} {}", fingerprint(&clip.text_encoder), second.unwrap_or_default())
+            }
+            TextEncoders::Qwen3(qwen3) => fingerprint(&qwen3.text_encoder),
+        };
         Self {
             folder,
             vae: format!(
-                "{} {} {}",
+                "{} {} {}{}",
                 fingerprint(&vae.encoder),
                 fingerprint(&vae.quant_conv),
-                vae.scaling_factor
+                vae.scaling_factor,
+                vae.bn.as_ref().map(fingerprint).unwrap_or_default()
             ),
-            text: format!("{} {}", fingerprint(&pipeline.text_encoder), second.unwrap_or_default()),
+            text,
             hits: AtomicUsize::new(0),
             misses: AtomicUsize::new(0),
         }
@@ -266,11 +272,11 @@ mod tests {
         let mut pipeline = Pipeline::load(&toybox("base"), &device).unwrap();
         let cache = |pipeline: &Pipeline| EncodeCache::new(PathBuf::new(), pipeline);
         let before = cache(&pipeline);
-        pipeline.text_encoder.text_model.eos_token += 1;
+        pipeline.text.clip_mut().unwrap().text_encoder.text_model.eos_token += 1;
         let moved = |weight: Tensor<4>| weight.add_scalar(1e-3);
         pipeline.vae.quant_conv.weight = pipeline.vae.quant_conv.weight.clone().map(moved);
         let after = cache(&pipeline);
         assert_ne!(before.vae, after.vae);
-        assert_ne!(before.text, after.text, "{}", pipeline.text_encoder);
+        assert_ne!(before.text, after.text);
     }
 }

@@ -99,7 +99,7 @@ fn encode(pipeline: &Pipeline, caption: &String) -> EncodedCaption {
 
 /// The token ids of a caption in all text encoders, as part of a cache key.
 fn token_key(pipeline: &Pipeline, caption: &str) -> String {
-    let second =
-        pipeline.second_text_encoder.as_ref().map(|second| second.tokenizer.encode(caption).ids);
-    format!("{:?} {second:?}", pipeline.tokenizer.encode(caption).ids)
+    let ids = pipeline.text.token_ids(caption);
+    let (first, second) = (ids.first().cloned().unwrap_or_default(), ids.get(1));
+    format!("{first:?} {second:?}")
 }

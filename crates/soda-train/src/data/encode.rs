@@ -118,7 +118,7 @@ pub(crate) fn buckets_for(
     pipeline: &Pipeline,
     config: Option<&BucketConfig>,
 ) -> Result<Buckets, ConfigError> {
-    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.downscale_factor())
+    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.pixels_per_patch())
 }
 
 /// Encodes examples one after the other.
@@ -196,7 +196,7 @@ impl Encoder<'_> {
         index: u64,
     ) -> Result<(), TrainError> {
         let Self { pipeline, config, cache, by_size, .. } = self;
-        let grid = pipeline.vae_config.downscale_factor() as u32;
+        let grid = pipeline.vae_config.pixels_per_patch() as u32;
         let cache = cache.map(|cache| (cache, image_hash(image)));
         let encode = |variant: &ImageVariant| {
             let make = || Posterior::encode(variant.apply(image), &pipeline.vae, &pipeline.device);

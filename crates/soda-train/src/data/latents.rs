@@ -12,7 +12,7 @@ use soda_models::vae::Vae;
 
 use crate::data::augment::ImageVariant;
 
-/// The posterior distribution of an image's latents, times the autoencoder's scaling factor.
+/// The posterior distribution of an image's latents, in the scale that the denoiser sees.
 #[derive(Clone, Debug)]
 pub(crate) struct Posterior {
     /// The mean, `[1, c, h, w]`.
@@ -27,8 +27,13 @@ impl Posterior {
         // Pixels of the autoencoder are in [-1, 1].
         let pixels = to_tensor(&[image], device).mul_scalar(2.0).sub_scalar(1.0);
         let posterior = vae.encode(pixels.cast(vae.quant_conv.weight.val().dtype()));
-        let scaled = |x: Tensor<4>| x.cast(FloatDType::F32).mul_scalar(vae.scaling_factor);
-        Self { std: scaled(posterior.std()), mean: scaled(posterior.mean) }
+        let mean = vae.normalize(posterior.mode());
+        let std = match &vae.bn {
+            None => posterior.std().cast(FloatDType::F32).mul_scalar(vae.scaling_factor),
+            // The trainers of FLUX.2 take the mode, on which its statistics were measured.
+            Some(_) => mean.zeros_like(),
+        };
+        Self { mean, std }
     }
 }
 

@@ -45,7 +45,7 @@ impl Validation {
                     target: schedule.target(latents, noise, timesteps.clone()),
                     prompts: data.prompts(rows),
                     weight: Tensor::full([samples], 1.0 / (count * parts) as f64, &device),
-                    timesteps: timesteps.float(),
+                    timesteps: schedule.denoiser_timesteps(timesteps),
                     mask: data.mask(rows),
                 };
                 batches.extend(batch.split(samples.div_ceil(config.batch_size)));

@@ -4,14 +4,12 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::Device;
-use soda_models::pipeline::{DenoiserPrecision, LoadOptions, Pipeline};
-use soda_models::unet::UnetConfig;
+use soda_models::pipeline::{DenoiserConfig, DenoiserPrecision, LoadOptions, Pipeline};
 use soda_pipeline::TARGET_PRESETS;
 
-use crate::config::Precision;
-use crate::config::TrainConfig;
+use crate::config::{GradientCheckpointing, Precision, TrainConfig};
 use crate::data::rng;
-use crate::error::TrainError;
+use crate::error::{ConfigError, TrainError};
 use crate::event::Event;
 
 /// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have
@@ -20,12 +18,12 @@ use crate::event::Event;
 /// # Errors
 /// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.
 pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, TrainError> {
+    let denoiser = DenoiserConfig::read(&config.base)?;
+    check_settings(config, &denoiser)?;
     let exact = match config.precision {
         Precision::F32 => BTreeSet::new(),
         Precision::Bf16 | Precision::F16 => {
-            let unet: UnetConfig =
-                soda_models::config::read(&config.base.join("unet/config.json"))?;
-            config.targets.matching_paths(&unet.init(device), TARGET_PRESETS)?
+            config.targets.matching_paths(&denoiser.init(device), TARGET_PRESETS)?
         }
     };
     let options = LoadOptions {
@@ -40,10 +38,36 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
     Ok(pipeline)
 }
 
+/// Refuses settings that a transformer does not have yet.
+fn check_settings(config: &TrainConfig, denoiser: &DenoiserConfig) -> Result<(), ConfigError> {
+    if denoiser.as_unet().is_some() {
+        return Ok(());
+    }
+    if config.trains_text_encoder() {
+        return Err(ConfigError::Conflict(
+            "text encoders and new words are trained with Stable Diffusion only: remove \
+             `text_encoder` and `tokens` for this base",
+        ));
+    }
+    if config.checkpointing != GradientCheckpointing::None {
+        return Err(ConfigError::Conflict(
+            "only a UNet has blocks that can be recomputed so far: set `checkpointing = \"none\"` for \
+             this base",
+        ));
+    }
+    Ok(())
+}
+
 /// Reports what is unusual about the base model, and which sampler draws in place of its own.
 pub(crate) fn describe(pipeline: &Pipeline, on_event: &mut dyn FnMut(Event<'_>)) {
     for warning in &pipeline.warnings {
         on_event(Event::Warning(&warning.to_string()));
+    }
+    if pipeline.is_distilled {
+        on_event(Event::Warning(
+            "the base is distilled to draw in few steps, which training undoes: train on the model \
+             that it was distilled from",
+        ));
     }
     if let Some(replaced) = &pipeline.scheduler.replaced {
         on_event(Event::Warning(&format!(
@@ -59,7 +83,8 @@ fn add_words(config: &TrainConfig, pipeline: &mut Pipeline) -> Result<(), TrainE
     let Some(tokens) = config.trained_tokens() else { return Ok(()) };
     for (index, (word, like)) in tokens.words.iter().enumerate() {
         let stream = rng::WORD + index as u64;
-        let word = pipeline.init_token_embedding(word, like, tokens.vectors, (config.seed, stream));
+        let word =
+            pipeline.init_token_embedding(word, like, tokens.vectors, (config.seed, stream))?;
         pipeline.add_token_embedding(&word)?;
     }
     Ok(())

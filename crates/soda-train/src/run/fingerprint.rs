@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use soda_adapters::named_params;
-use soda_models::pipeline::Pipeline;
+use soda_models::pipeline::{Pipeline, TextEncoders};
 
 use crate::config::TrainConfig;
 use crate::data::dataset::Dataset;
@@ -54,9 +54,8 @@ impl RunFingerprint {
         dataset: &Dataset,
     ) -> Result<Self, TrainError> {
         let mut base = BTreeMap::from([
-            ("unet".to_owned(), network_hash(&pipeline.denoiser)),
+            (pipeline.denoiser.folder().to_owned(), network_hash(&pipeline.denoiser)),
             ("vae".to_owned(), network_hash(&pipeline.vae)),
-            ("text_encoder".to_owned(), network_hash(&pipeline.text_encoder)),
             ("scheduler".to_owned(), text_hash(&format!("{:?}", pipeline.forward_process()))),
         ]);
         let tokens = |tokenizer: &soda_models::tokenizer::Tokenizer| {
@@ -64,10 +63,22 @@ impl RunFingerprint {
             let ids = captions.map(|example| tokenizer.encode(&example.caption).ids);
             text_hash(&format!("{:?}", ids.collect::<Vec<_>>()))
         };
-        base.insert("tokenizer".to_owned(), tokens(&pipeline.tokenizer));
-        if let Some(second) = &pipeline.second_text_encoder {
-            base.insert("text_encoder_2".to_owned(), network_hash(&second.text_encoder));
-            base.insert("tokenizer_2".to_owned(), tokens(&second.tokenizer));
+        match &pipeline.text {
+            TextEncoders::Clip(clip) => {
+                base.insert("text_encoder".to_owned(), network_hash(&clip.text_encoder));
+                base.insert("tokenizer".to_owned(), tokens(&clip.tokenizer));
+                if let Some(second) = &clip.second {
+                    base.insert("text_encoder_2".to_owned(), network_hash(&second.text_encoder));
+                    base.insert("tokenizer_2".to_owned(), tokens(&second.tokenizer));
+                }
+            }
+            TextEncoders::Qwen3(qwen3) => {
+                let captions = dataset.examples.iter();
+                let ids = captions.map(|example| pipeline.text.token_ids(&example.caption));
+                let ids = text_hash(&format!("{:?}", ids.collect::<Vec<_>>()));
+                base.insert("text_encoder".to_owned(), network_hash(&qwen3.text_encoder));
+                base.insert("tokenizer".to_owned(), ids);
+            }
         }
         Ok(Self { base, settings: settings(config)? })
     }
@@ -262,8 +273,9 @@ mod tests {
             other.check_against(&begun, &config).unwrap_err().to_string()
         };
         let message = refused(&|pipeline| {
-            let weight = &mut pipeline.denoiser.conv_in.weight;
-            *weight = weight.clone().map(|weight| weight.mul_scalar(1.0001));
+            let mut unet = pipeline.denoiser.as_unet().unwrap().clone();
+            unet.conv_in.weight = unet.conv_in.weight.map(|weight| weight.mul_scalar(1.0001));
+            pipeline.denoiser = unet.into();
         });
         assert!(message.contains("`unet`"), "{message}");
         let message = refused(&|pipeline| {
@@ -273,7 +285,9 @@ mod tests {
         assert!(message.contains("`vae`"), "{message}");
         let message = refused(&|pipeline| pipeline.scheduler.beta_end *= 1.1);
         assert!(message.contains("`scheduler`"), "{message}");
-        let message = refused(&|pipeline| pipeline.text_encoder.text_model.eos_token += 1);
+        let message = refused(&|pipeline| {
+            pipeline.text.clip_mut().unwrap().text_encoder.text_model.eos_token += 1;
+        });
         assert!(message.contains("`text_encoder`"), "{message}");
     }
 }

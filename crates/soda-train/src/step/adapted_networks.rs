@@ -24,8 +24,8 @@ pub(crate) fn trained_networks(config: &TrainConfig, pipeline: &Pipeline) -> Net
 
 /// Refuses targets that match no weight of a network.
 pub(crate) fn check_targets(config: &TrainConfig, pipeline: &Pipeline) -> Result<(), TrainError> {
-    let Networks { unet, text_encoder, text_encoder_2 } = trained_networks(config, pipeline);
-    config.targets.select_within(&unet, "", TARGET_PRESETS)?;
+    let Networks { denoiser, text_encoder, text_encoder_2 } = trained_networks(config, pipeline);
+    config.targets.select_within(&denoiser, "", TARGET_PRESETS)?;
     if let Some(text) = config.trained_text_encoder() {
         for encoder in [text_encoder, text_encoder_2].into_iter().flatten() {
             text.targets.select_within(&encoder, "", TARGET_PRESETS)?;
@@ -60,7 +60,7 @@ impl AdaptedNetworks {
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(Self, Plan<AnyAdapter>), TrainError> {
         let (mut adapted, mut all) = (Self::default(), Plan::default());
-        let Networks { unet, text_encoder, text_encoder_2 } = networks;
+        let Networks { denoiser, text_encoder, text_encoder_2 } = networks;
         let mut options = PlanOptions {
             presets: TARGET_PRESETS,
             cache,
@@ -74,8 +74,9 @@ impl AdaptedNetworks {
                 all.extend(plan.with_prefix(&component.prefix()));
                 Ok::<_, AdapterError>(())
             };
-        options.calibration = calibrations.get(Component::Unet);
-        add(Component::Unet, plan_of(unet, config, &config.targets, &mut options))?;
+        let component = Component::from(denoiser);
+        options.calibration = calibrations.get(component);
+        add(component, plan_of(denoiser, config, &config.targets, &mut options))?;
         let encoders =
             [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
         for (component, encoder) in encoders {
@@ -95,7 +96,9 @@ impl AdaptedNetworks {
         embeddings: impl IntoIterator<Item = TokenEmbedding>,
     ) -> AdapterFile {
         let capture = |component, recipe| match component {
-            Component::Unet => AdapterState::capture(recipe, &networks.unet),
+            Component::Unet | Component::Transformer => {
+                AdapterState::capture(recipe, &networks.denoiser)
+            }
             Component::TextEncoder => AdapterState::capture(recipe, &networks.text_encoder),
             Component::TextEncoder2 => AdapterState::capture(recipe, &networks.text_encoder_2),
         };

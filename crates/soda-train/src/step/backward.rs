@@ -18,6 +18,7 @@
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
 use soda_models::condition::{AddedCondition, Condition};
+use soda_models::pipeline::Denoiser;
 use soda_models::unet::Unet;
 use soda_optim::AdapterGradients;
 
@@ -64,20 +65,23 @@ impl GradientCheckpointing {
     /// w]`, which is on a tape, to a scalar `[1]`.
     pub fn backward(
         self,
-        denoiser: &Unet,
+        denoiser: &Denoiser,
         inputs: DenoiserInputs,
         loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
     ) -> LossAndGradients {
-        match self {
-            Self::None => single_tape(denoiser, inputs, loss),
-            Self::Block => tape_per_stage(denoiser, inputs, loss),
+        match (self, denoiser) {
+            (Self::Block, Denoiser::Unet(unet)) => tape_per_stage(unet, inputs, loss),
+            // A transformer has no stages yet, and the settings of a run refuse them.
+            (Self::None, _) | (Self::Block, Denoiser::Flux2(_)) => {
+                single_tape(denoiser, inputs, loss)
+            }
         }
     }
 }
 
 /// The gradients with one tape over the whole network.
 fn single_tape(
-    denoiser: &Unet,
+    denoiser: &Denoiser,
     inputs: DenoiserInputs,
     loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
 ) -> LossAndGradients {

@@ -49,9 +49,9 @@ impl Probes {
         networks: &Networks,
         cache: Option<&SvdCache>,
     ) -> Result<Self, AdapterError> {
-        let Networks { unet, text_encoder, text_encoder_2 } = networks;
-        let unet = probes_of(unet, config, &config.targets, cache)?;
-        let mut probes = BTreeMap::from([(Component::Unet, unet)]);
+        let Networks { denoiser, text_encoder, text_encoder_2 } = networks;
+        let of_denoiser = probes_of(denoiser, config, &config.targets, cache)?;
+        let mut probes = BTreeMap::from([(Component::from(denoiser), of_denoiser)]);
         let encoders =
             [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
         for (component, encoder) in encoders {
@@ -86,7 +86,7 @@ impl Probes {
         let steps = draws.div_ceil(config.batch_size * config.accumulation);
         // The gradients are those of the network that is trained, in its precision.
         let mut networks = networks.clone();
-        networks.unet = config.precision.cast_denoiser(networks.unet);
+        networks.denoiser = config.precision.cast_denoiser(networks.denoiser);
         let trainer = Trainer::new(all.attach(networks), &config.method, &config)?;
         let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
         let gradients = trainer.gradient_sum(data, steps, on_progress);

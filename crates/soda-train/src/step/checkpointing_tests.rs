@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use soda_adapters::{Method as _, PlanOptions};
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::noise::{generator, randn_with};
-use soda_models::unet::{Unet, UnetConfig};
+use soda_models::pipeline::Denoiser;
+use soda_models::unet::UnetConfig;
 use soda_pipeline::TARGET_PRESETS;
 
 use crate::config::{GradientCheckpointing, TrainConfig};
@@ -40,12 +41,12 @@ fn sd15() -> Value {
 }
 
 /// A denoiser with adapters away from their start: there the first factor of LoRA has no gradient.
-fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> Unet {
+fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> Denoiser {
     let denoiser = filled(architecture.init(device));
     let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
     let plan = config.method.plan_with(&config.targets, &denoiser, &mut options).unwrap();
     let denoiser = plan.attach(denoiser);
-    random(denoiser, 1.0, |_| 0.05)
+    random(denoiser, 1.0, |_| 0.05).into()
 }
 
 /// Two images with different weights, as for prior preservation.

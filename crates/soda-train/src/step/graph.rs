@@ -8,7 +8,6 @@ use burn::tensor::Tensor;
 use soda_kernels::CapturedGraph;
 use soda_models::pipeline::Networks;
 use soda_optim::BatchedParams;
-use soda_pipeline::Component;
 
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;
@@ -116,8 +115,8 @@ fn denoiser_gradients(
     inputs: &LossInputs,
     config: &TrainConfig,
 ) -> (Tensor<1>, BatchedParams, Option<ConditionGradient>) {
-    let LossAndGradients { loss, adapters, condition } = inputs.backward(&adapted.unet, config);
-    let adapters = adapters.with_prefix(Component::Unet.name());
+    let LossAndGradients { loss, adapters, condition } = inputs.backward(&adapted.denoiser, config);
+    let adapters = adapters.with_prefix(adapted.denoiser.folder());
     (loss, params.batch_gradients(adapters), condition)
 }
 

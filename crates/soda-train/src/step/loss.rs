@@ -13,10 +13,8 @@ use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{DType, Tensor};
 use soda_adapters::without_adapters;
 use soda_models::condition::Condition;
-use soda_models::pipeline::Networks;
-use soda_models::unet::Unet;
+use soda_models::pipeline::{Denoiser, Networks};
 use soda_optim::AdapterGradients;
-use soda_pipeline::Component;
 
 use crate::config::{Loss, ObjectiveConfig, TrainConfig};
 use crate::data::batch::Batch;
@@ -34,9 +32,10 @@ pub(crate) fn gradients(
 ) -> (f32, AdapterGradients) {
     let text = TextEncoding::new(networks, &batch.prompts);
     let inputs = LossInputs::new(networks, &batch.weighted(loss_scale), &text, config);
-    let LossAndGradients { loss, adapters, condition } = inputs.backward(&networks.unet, config);
+    let LossAndGradients { loss, adapters, condition } =
+        inputs.backward(&networks.denoiser, config);
     let text = condition.map(|gradient| text.backward(gradient)).unwrap_or_default();
-    let adapters = adapters.with_prefix(Component::Unet.name());
+    let adapters = adapters.with_prefix(networks.denoiser.folder());
     (loss.into_scalar::<f32>() / loss_scale, adapters + text)
 }
 
@@ -76,12 +75,12 @@ impl LossInputs {
     }
 
     /// The weighted sum of the samples' losses and its gradients. Reads nothing back from the device.
-    pub(crate) fn backward(&self, denoiser: &Unet, config: &TrainConfig) -> LossAndGradients {
+    pub(crate) fn backward(&self, denoiser: &Denoiser, config: &TrainConfig) -> LossAndGradients {
         let Self { batch, condition, reference_condition, wants_condition_gradient } = self;
         let inputs = |condition: &Condition| DenoiserInputs {
-            noisy: batch.noisy.clone().cast(dtype(denoiser)),
+            noisy: batch.noisy.clone().cast(denoiser.dtype()),
             timesteps: batch.timesteps.clone(),
-            condition: condition.clone().cast(dtype(denoiser)),
+            condition: condition.clone().cast(denoiser.dtype()),
             wants_condition_gradient: *wants_condition_gradient,
         };
         let reference = || {
@@ -114,7 +113,7 @@ impl LossInputs {
 ///
 /// It runs on the tape's device with nothing to track. There it uses the same kernels as the trained
 /// prediction; off the tape some kernels round differently, and the loss multiplies the difference by `β`.
-fn reference_prediction(denoiser: &Unet, inputs: DenoiserInputs) -> Tensor<4> {
+fn reference_prediction(denoiser: &Denoiser, inputs: DenoiserInputs) -> Tensor<4> {
     let DenoiserInputs { noisy, timesteps, condition, .. } = inputs;
     let (noisy, timesteps) = (Tensor::from_inner(noisy), Tensor::<1>::from_inner(timesteps));
     let denoiser = denoiser.clone().train().no_grad();
@@ -146,17 +145,13 @@ fn per_sample_loss(
 
 /// The weighted squared error of `batch`, without gradients.
 pub(crate) fn squared_error(networks: &Networks, batch: &Batch) -> f32 {
-    let denoiser = &networks.unet;
-    let condition = batch.prompts.condition(networks).cast(dtype(denoiser));
-    let noisy = batch.noisy.clone().cast(dtype(denoiser));
+    let denoiser = &networks.denoiser;
+    let condition = batch.prompts.condition(networks).cast(denoiser.dtype());
+    let noisy = batch.noisy.clone().cast(denoiser.dtype());
     let prediction = denoiser.forward(noisy, batch.timesteps.clone(), condition).cast(DType::F32);
     let errors = (prediction - batch.target.clone()).square();
     let errors = per_sample_mean(errors, batch.mask.clone());
     (errors * batch.weight.clone()).sum().into_scalar::<f32>()
-}
-
-fn dtype(denoiser: &Unet) -> DType {
-    denoiser.conv_in.weight.val().dtype()
 }
 
 /// The mean of each sample, `[b]`. `mask` `[b, 1, h, w]` multiplies `values` `[b, c, h, w]`.

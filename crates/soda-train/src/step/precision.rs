@@ -3,13 +3,12 @@
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
 use soda_kernels::{persistent, to_preferred_memory_format};
-use soda_models::unet::Unet;
 
 use crate::config::Precision;
 
 impl Precision {
     /// Casts a denoiser without adapters to this precision, in the memory format that its device prefers.
-    pub fn cast_denoiser(self, denoiser: Unet) -> Unet {
+    pub fn cast_denoiser<M: Module>(self, denoiser: M) -> M {
         to_preferred_memory_format(denoiser.map(&mut Cast(self.dtype())))
     }
 }

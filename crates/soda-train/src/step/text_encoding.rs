@@ -36,7 +36,7 @@ impl TextEncoding {
         let Prompts::Tokens { ids, time_ids } = prompts else { return without_tape() };
         // The denoiser encodes no text and stays off this tape.
         let on_tape = Networks {
-            unet: networks.unet.clone(),
+            denoiser: networks.denoiser.clone(),
             text_encoder: networks.text_encoder.clone().map(|encoder| encoder.train()),
             text_encoder_2: networks.text_encoder_2.clone().map(|encoder| encoder.train()),
         };

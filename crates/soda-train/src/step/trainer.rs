@@ -358,7 +358,7 @@ impl<'a> Trainer<'a> {
         {
             return None;
         }
-        let device = self.networks.unet.conv_in.weight.val().device();
+        let device = self.networks.denoiser.device();
         if let Some(ema) = &mut self.ema {
             ema.set_params(self.params.from_data(state.average).ok()?);
         }

@@ -72,7 +72,7 @@ pub(crate) fn text_trainer<'a>(
     }
     let networks = pipeline.networks();
     let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
-    let plan = config.method.plan_with(&config.targets, &networks.unet, &mut options).unwrap();
+    let plan = config.method.plan_with(&config.targets, &networks.denoiser, &mut options).unwrap();
     let mut plan = plan.with_prefix(&Component::Unet.prefix());
     if let Some(text) = config.trained_text_encoder() {
         let text =

@@ -1,0 +1,109 @@
+//! The block in which image and text share their weights, with attention and MLP side by side.
+//!
+//! ```text
+//! y = x + gate out(attention(n), swiglu(n))      n = norm(x) (1 + scale) + shift
+//! ```
+//!
+//! Both layers have one input and one output projection ("Scaling Vision Transformers to 22 Billion
+//! Parameters", arXiv 2302.05442). Mirrors diffusers' `Flux2SingleTransformerBlock` and
+//! `Flux2ParallelSelfAttention`.
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::{DType, Device, Tensor};
+
+use super::config::Flux2Config;
+use super::modulation::LayerModulation;
+use super::rotary::RotaryEmbedding;
+use crate::layers::{multi_head, project, swiglu};
+
+/// The largest f16.
+const LARGEST_F16: f32 = 65_504.0;
+
+/// Attention and MLP side by side.
+#[derive(Module, Debug)]
+pub struct SingleBlock {
+    /// Both layers.
+    pub attn: ParallelAttention,
+    /// Epsilon of the layer norm.
+    pub eps: f64,
+}
+
+impl SingleBlock {
+    /// Makes a block with random weights.
+    pub fn init(config: &Flux2Config, device: &Device) -> Self {
+        Self { attn: ParallelAttention::init(config, device), eps: config.eps }
+    }
+
+    /// Computes the block for tokens `x` `[b, n, c]`. Returns the same shape.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        modulation: &LayerModulation,
+        rotary: &RotaryEmbedding,
+    ) -> Tensor<3> {
+        let output = self.attn.forward(modulation.modulated(x.clone(), self.eps), rotary);
+        clamp_f16(modulation.add_gated(x, output))
+    }
+}
+
+/// Self-attention and an MLP with common projections.
+#[derive(Module, Debug)]
+pub struct ParallelAttention {
+    /// Projection to query, key, value, and the MLP's gate and values.
+    pub to_qkv_mlp_proj: Linear,
+    /// Norm of the queries.
+    pub norm_q: RmsNorm,
+    /// Norm of the keys.
+    pub norm_k: RmsNorm,
+    /// Output projection of attention and MLP.
+    pub to_out: Linear,
+    /// Number of heads.
+    pub heads: usize,
+}
+
+impl ParallelAttention {
+    /// Makes a layer with random weights.
+    pub fn init(config: &Flux2Config, device: &Device) -> Self {
+        let (width, inner) = (config.width(), config.mlp_width());
+        let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(device);
+        let norm =
+            || RmsNormConfig::new(config.attention_head_dim).with_epsilon(config.eps).init(device);
+        Self {
+            to_qkv_mlp_proj: linear(width, 3 * width + 2 * inner),
+            norm_q: norm(),
+            norm_k: norm(),
+            to_out: linear(width + inner, width),
+            heads: config.num_attention_heads,
+        }
+    }
+
+    fn forward(&self, x: Tensor<3>, rotary: &RotaryEmbedding) -> Tensor<3> {
+        let [batch, tokens, width] = x.dims();
+        let all = project(&self.to_qkv_mlp_proj, x);
+        let inner = all.dims()[2] - 3 * width;
+        let part = |index: usize| all.clone().narrow(2, index * width, width);
+        let rotated = |norm: &RmsNorm, x| {
+            let heads = norm.forward(heads_of(x, self.heads));
+            rotary.apply(heads).reshape([batch, tokens, width])
+        };
+        let (q, k) = (rotated(&self.norm_q, part(0)), rotated(&self.norm_k, part(1)));
+        let attended = multi_head(q, k, part(2), self.heads, None);
+        let mlp = swiglu(all.narrow(2, 3 * width, inner));
+        project(&self.to_out, Tensor::cat(vec![attended, mlp], 2))
+    }
+}
+
+/// Tokens `[b, n, c]` with the channels of each head, `[b, n, heads, c / heads]`.
+pub(super) fn heads_of(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [batch, tokens, width] = x.dims();
+    x.reshape([batch, tokens, heads, width / heads])
+}
+
+/// Keeps f16 tokens finite, as diffusers does. Other dtypes have the range.
+pub(super) fn clamp_f16(x: Tensor<3>) -> Tensor<3> {
+    match x.dtype() {
+        DType::F16 => x.clamp(-LARGEST_F16, LARGEST_F16),
+        _ => x,
+    }
+}

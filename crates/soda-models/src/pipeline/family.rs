@@ -1,0 +1,132 @@
+//! What differs between model families: text encoders and denoiser, with their files.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde_json::{Map, Value};
+
+use super::denoiser::{Denoiser, DenoiserConfig};
+use super::load_options::LoadOptions;
+use super::load_warning::LoadWarning;
+use super::text_encoders::TextEncoders;
+use crate::config;
+use crate::error::ModelError;
+use crate::scheduler::SchedulerConfig;
+use crate::vae::VaeConfig;
+use crate::weights::Checkpoint;
+
+/// The names of weight files, without variant and extension.
+pub(super) const TRANSFORMERS: &str = "model";
+pub(super) const DIFFUSERS: &str = "diffusion_pytorch_model";
+
+/// A model family: its parts beside autoencoder and scheduler, by their configs and tokenizers.
+pub(crate) trait Family: Sized {
+    /// The open weight files of its networks, with the networks' keys.
+    type Weights;
+
+    /// Reads everything but the weights. `index` is the directory's `model_index.json`.
+    fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError>;
+
+    /// Refuses parts that do not fit together.
+    fn check(
+        &self,
+        dir: &Path,
+        vae: &VaeConfig,
+        scheduler: &SchedulerConfig,
+    ) -> Result<(), ModelError>;
+
+    /// Opens the weight files.
+    fn open(&self, found: &mut Found<'_>) -> Result<Self::Weights, ModelError>;
+
+    /// Loads the networks.
+    fn load(
+        self,
+        weights: Self::Weights,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<LoadedNetworks, ModelError>;
+}
+
+/// The networks that differ between the families.
+pub(crate) struct LoadedNetworks {
+    pub(crate) text: TextEncoders,
+    pub(crate) denoiser: Denoiser,
+    pub(crate) denoiser_config: DenoiserConfig,
+    pub(crate) is_distilled: bool,
+}
+
+/// The configs and tokenizers of a model, checked to fit together.
+#[derive(Debug)]
+pub(crate) struct Configs<F> {
+    pub(crate) family: F,
+    pub(crate) vae: VaeConfig,
+    pub(crate) scheduler: SchedulerConfig,
+}
+
+impl<F: Family> Configs<F> {
+    /// Reads everything but the weights.
+    pub(crate) fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
+        let configs = Self {
+            family: F::read(dir, index)?,
+            vae: config::read(&dir.join("vae/config.json"))?,
+            scheduler: config::read(&dir.join("scheduler/scheduler_config.json"))?,
+        };
+        configs.family.check(dir, &configs.vae, &configs.scheduler)?;
+        Ok(configs)
+    }
+}
+
+/// The weight files of a directory that are opened, by the rule of diffusers: a part without the variant is
+/// read from its plain files.
+pub(crate) struct Found<'a> {
+    dir: &'a Path,
+    variant: Option<&'a str>,
+    /// The parts with the variant, and those without it.
+    varied: usize,
+    plain: Vec<String>,
+    warnings: Vec<LoadWarning>,
+}
+
+impl<'a> Found<'a> {
+    pub(super) fn new(dir: &'a Path, variant: Option<&'a str>) -> Self {
+        Self { dir, variant, varied: 0, plain: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// Opens the weights of the denoiser in the folder `part`.
+    pub(crate) fn open_denoiser(&mut self, part: &str) -> Result<Checkpoint, ModelError> {
+        self.open(part, DIFFUSERS)
+    }
+
+    /// Opens the weights in the folder `part`.
+    pub(crate) fn open(&mut self, part: &str, stem: &str) -> Result<Checkpoint, ModelError> {
+        let dir = self.dir.join(part);
+        let variant = self.variant.filter(|name| Checkpoint::exists(&dir, stem, Some(name)));
+        match (self.variant, variant) {
+            (Some(_), Some(_)) => self.varied += 1,
+            // The request is not met, and the error names the file that it asked for.
+            (Some(_), None) if !Checkpoint::exists(&dir, stem, None) => {
+                return Checkpoint::find(&dir, stem, self.variant);
+            }
+            (Some(_), None) => self.plain.push(part.to_string()),
+            (None, _) => {}
+        }
+        let weights = Checkpoint::find(&dir, stem, variant)?;
+        if self.variant.is_none() && !Checkpoint::exists(&dir, stem, None) {
+            self.warnings.push(LoadWarning::OnlyVariant { file: weights.path.clone() });
+        }
+        Ok(weights)
+    }
+
+    /// The warnings of all parts.
+    pub(super) fn warnings(mut self) -> Result<Vec<LoadWarning>, ModelError> {
+        let Some(variant) = self.variant.map(str::to_string) else { return Ok(self.warnings) };
+        if self.varied == 0 {
+            let expected = format!("no part of {} has it; leave it out", self.dir.display());
+            return Err(ModelError::InvalidRequest { field: "variant", value: variant, expected });
+        }
+        if !self.plain.is_empty() {
+            self.warnings.push(LoadWarning::MixedVariants { variant, plain: self.plain });
+        }
+        Ok(self.warnings)
+    }
+}

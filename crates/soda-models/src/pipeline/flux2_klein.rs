@@ -1,0 +1,136 @@
+//! The parts of a FLUX.2 klein model in diffusers' layout: a language model as text encoder, and a
+//! transformer. Mirrors diffusers' `Flux2KleinPipeline`.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde_json::{Map, Value};
+use tracing::info_span;
+
+use super::denoiser::{Denoiser, DenoiserConfig};
+use super::family::{Family, Found, LoadedNetworks, TRANSFORMERS};
+use super::load_options::{DenoiserPrecision, LoadOptions};
+use super::text_encoders::{Qwen3Encoder, TextEncoders};
+use crate::config;
+use crate::error::{ConfigError, ModelError};
+use crate::flux2::Flux2Config;
+use crate::qwen3::{self, HiddenStates, Qwen3Config};
+use crate::scheduler::{SamplerKind, SchedulerConfig};
+use crate::tokenizer::QwenTokenizer;
+use crate::vae::{VaeClass, VaeConfig};
+use crate::weights::Checkpoint;
+
+/// The configs and the tokenizer.
+#[derive(Debug)]
+pub(super) struct Flux2KleinConfigs {
+    text: Qwen3Config,
+    states: HiddenStates,
+    transformer: Flux2Config,
+    tokenizer: QwenTokenizer,
+    is_distilled: bool,
+}
+
+/// The open weight files of each network, with the networks' keys.
+pub(super) struct Flux2KleinWeights {
+    text: Checkpoint,
+    transformer: Checkpoint,
+}
+
+impl Family for Flux2KleinConfigs {
+    type Weights = Flux2KleinWeights;
+
+    fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
+        let text: Qwen3Config = config::read(&dir.join("text_encoder/config.json"))?;
+        let transformer = config::read(&dir.join(Denoiser::TRANSFORMER).join("config.json"))?;
+        let tokenizer_dir = dir.join("tokenizer");
+        let tokenizer = QwenTokenizer::from_dir(&tokenizer_dir)?;
+        tokenizer.check_fits(&tokenizer_dir, &text)?;
+        let states = text.hidden_states(HiddenStates::FLUX2_KLEIN)?;
+        let is_distilled = match index.get("is_distilled") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(is_distilled)) => *is_distilled,
+            Some(other) => {
+                return Err(ConfigError::UnsupportedField {
+                    path: dir.join("model_index.json"),
+                    field: "is_distilled".to_owned(),
+                    value: other.to_string(),
+                    supported: "true or false".to_owned(),
+                }
+                .into());
+            }
+        };
+        Ok(Self { text, states, transformer, tokenizer, is_distilled })
+    }
+
+    fn check(
+        &self,
+        dir: &Path,
+        vae: &VaeConfig,
+        scheduler: &SchedulerConfig,
+    ) -> Result<(), ModelError> {
+        let refuse = |part: &str, field: &str, value: String, supported: String| {
+            Err(ConfigError::UnsupportedField {
+                path: dir.join(part).join("config.json"),
+                field: field.to_string(),
+                value,
+                supported,
+            }
+            .into())
+        };
+        if !scheduler.is_flow() {
+            return Err(ConfigError::UnsupportedField {
+                path: dir.join("scheduler/scheduler_config.json"),
+                field: "_class_name".to_owned(),
+                value: scheduler.class.class_name(),
+                supported: SamplerKind::FlowMatchEuler.class_name(),
+            }
+            .into());
+        }
+        if vae.class != VaeClass::Flux2 {
+            let supported =
+                "AutoencoderKLFlux2, since the model is a Flux2KleinPipeline".to_owned();
+            return refuse("vae", "_class_name", "another class".to_owned(), supported);
+        }
+        let width = self.text.hidden_size * self.states.indices().len();
+        let found = self.transformer.joint_attention_dim;
+        if found != width {
+            let supported = format!("{width}, the width of three states of the text encoder");
+            let part = Denoiser::TRANSFORMER;
+            return refuse(part, "joint_attention_dim", found.to_string(), supported);
+        }
+        let (latents, found) = (vae.patch_channels(), self.transformer.in_channels);
+        if found != latents {
+            let supported = format!("{latents}, the channels of a patch of the latents");
+            return refuse(Denoiser::TRANSFORMER, "in_channels", found.to_string(), supported);
+        }
+        Ok(())
+    }
+
+    fn open(&self, found: &mut Found<'_>) -> Result<Self::Weights, ModelError> {
+        Ok(Flux2KleinWeights {
+            text: found.open("text_encoder", TRANSFORMERS)?,
+            transformer: found.open_denoiser(Denoiser::TRANSFORMER)?,
+        })
+    }
+
+    fn load(
+        self,
+        weights: Self::Weights,
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<LoadedNetworks, ModelError> {
+        let Self { text, states, transformer, tokenizer, is_distilled } = self;
+        let text_encoder = info_span!("text_encoder")
+            .in_scope(|| qwen3::load_opened(weights.text, &text, &states, options.dtype, device))?;
+        let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
+        let denoiser = info_span!("transformer").in_scope(|| {
+            weights.transformer.load_into_mixed(transformer.init(device), dtype, &keep_f32)
+        })?;
+        Ok(LoadedNetworks {
+            text: TextEncoders::Qwen3(Qwen3Encoder { tokenizer, text_encoder }),
+            denoiser: denoiser.into(),
+            denoiser_config: DenoiserConfig::Flux2(transformer),
+            is_distilled,
+        })
+    }
+}

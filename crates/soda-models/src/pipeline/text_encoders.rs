@@ -1,0 +1,268 @@
+//! The text encoders of a pipeline with their tokenizers.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Int, Tensor};
+
+use crate::clip::{ClipTextModel, HiddenLayer, PromptEmbeds};
+use crate::condition::{AddedCondition, Condition};
+use crate::qwen3::Qwen3TextModel;
+use crate::tokenizer::{PaddedPrompts, QwenTokenizer, Thinking, Tokenizer};
+
+/// The most tokens of a chat, to which prompts are padded. A tokenizer may have a smaller maximum.
+const LENGTH: usize = QwenTokenizer::PIPELINE_LENGTH;
+
+/// FLUX.2 klein was trained on answers without thoughts.
+const THINKING: Thinking = Thinking::Disabled;
+
+/// The text encoders of a model family.
+#[derive(Debug, Clone)]
+pub enum TextEncoders {
+    /// The one or two text encoders of Stable Diffusion.
+    Clip(ClipEncoders),
+    /// The language model that FLUX.2 klein takes hidden states of.
+    Qwen3(Qwen3Encoder),
+}
+
+/// The text encoders of Stable Diffusion.
+#[derive(Debug, Clone)]
+pub struct ClipEncoders {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The text encoder.
+    pub text_encoder: ClipTextModel,
+    /// The second text encoder of SDXL.
+    pub second: Option<SecondTextEncoder>,
+}
+
+/// SDXL's second text encoder. Its hidden states are concatenated with those of the first one.
+#[derive(Debug, Clone)]
+pub struct SecondTextEncoder {
+    /// The tokenizer. Its padding differs from the first one's.
+    pub tokenizer: Tokenizer,
+    /// The text encoder, which also gives SDXL's pooled output.
+    pub text_encoder: ClipTextModel,
+    /// Whether an empty negative prompt is encoded as zeros instead of as an empty text.
+    pub force_zeros_for_empty_prompt: bool,
+}
+
+/// The text encoder of FLUX.2 klein. A prompt is the first message of a chat.
+#[derive(Debug, Clone)]
+pub struct Qwen3Encoder {
+    /// The tokenizer.
+    pub tokenizer: QwenTokenizer,
+    /// The text encoder.
+    pub text_encoder: Qwen3TextModel,
+}
+
+/// Token ids of a batch of prompts, for all text encoders.
+#[derive(Debug, Clone)]
+pub struct TokenIds {
+    /// Token ids for the text encoder, `[b, n]`.
+    pub first: Tensor<2, Int>,
+    /// Token ids for SDXL's second text encoder, `[b, n]`.
+    pub second: Option<Tensor<2, Int>>,
+}
+
+impl TokenIds {
+    /// Applies `f` to each tensor.
+    fn map(self, f: impl Fn(Tensor<2, Int>) -> Tensor<2, Int>) -> Self {
+        Self { first: f(self.first), second: self.second.map(f) }
+    }
+
+    /// Selects a contiguous range of prompts.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        self.clone().map(|ids| ids.narrow(0, rows.start, rows.len()))
+    }
+
+    /// Selects the prompts with the given indices `[m]`.
+    #[must_use]
+    pub fn select(&self, indices: &Tensor<1, Int>) -> Self {
+        self.clone().map(|ids| ids.select(0, indices.clone()))
+    }
+
+    /// Concatenates the prompts of `self` and of `other`, in this order. Both must belong to one model.
+    #[must_use]
+    pub fn cat(self, other: Self) -> Self {
+        let cat = |a, b| Tensor::cat(vec![a, b], 0);
+        Self {
+            first: cat(self.first, other.first),
+            second: self.second.zip(other.second).map(|(a, b)| cat(a, b)),
+        }
+    }
+
+    /// Moves the ids to the autodiff device, for text encoders that are trained.
+    #[must_use]
+    pub fn autodiff(self) -> Self {
+        self.map(Tensor::from_inner)
+    }
+}
+
+/// Encodes token ids as the denoiser was trained on them. The pooled output is that of the last text encoder.
+pub(super) fn states(
+    first: &ClipTextModel,
+    second: Option<&ClipTextModel>,
+    ids: &TokenIds,
+    clip_skip: usize,
+) -> PromptEmbeds {
+    let (Some(second), Some(second_ids)) = (second, &ids.second) else {
+        return first.encode(ids.first.clone(), HiddenLayer { clip_skip, final_norm: true });
+    };
+    // SDXL uses the states before the last layer, without the final norm.
+    let layer = HiddenLayer { clip_skip: clip_skip + 1, final_norm: false };
+    let first = first.encode(ids.first.clone(), layer);
+    let second = second.encode(second_ids.clone(), layer);
+    let hidden = Tensor::cat(vec![first.hidden, second.hidden], 2);
+    PromptEmbeds { hidden, pooled: second.pooled }
+}
+
+impl ClipEncoders {
+    /// Tokenizes prompts. A prompt that is too long is truncated.
+    fn tokenize<S: AsRef<str>>(&self, prompts: &[S], device: &Device) -> TokenIds {
+        let second = self.second.as_ref();
+        TokenIds {
+            first: self.tokenizer.encode_batch(prompts, device),
+            second: second.map(|second| second.tokenizer.encode_batch(prompts, device)),
+        }
+    }
+
+    fn encode(&self, prompts: &[String], clip_skip: usize, device: &Device) -> PromptEmbeds {
+        let second = self.second.as_ref().map(|second| &second.text_encoder);
+        states(&self.text_encoder, second, &self.tokenize(prompts, device), clip_skip)
+    }
+
+    fn condition(
+        &self,
+        prompts: &[String],
+        clip_skip: usize,
+        [height, width]: [usize; 2],
+        device: &Device,
+    ) -> Condition {
+        let PromptEmbeds { hidden, pooled } = self.encode(prompts, clip_skip, device);
+        let added = self.second.as_ref().map(|_| {
+            let (height, width) = (height as f32, width as f32);
+            let ids = [[height, width, 0.0, 0.0, height, width]];
+            AddedCondition {
+                pooled,
+                time_ids: Tensor::from_floats(ids, device).repeat_dim(0, prompts.len()),
+            }
+        });
+        Condition { text: hidden, added }
+    }
+
+    /// The layers of the smallest text encoder, and how many of them are skipped in any case.
+    fn layers(&self) -> (usize, usize) {
+        let layers = |encoder: &ClipTextModel| encoder.text_model.encoder.layers.len();
+        match &self.second {
+            None => (layers(&self.text_encoder), 0),
+            // SDXL skips the last layer by itself.
+            Some(second) => (layers(&self.text_encoder).min(layers(&second.text_encoder)), 1),
+        }
+    }
+}
+
+impl Qwen3Encoder {
+    /// Encodes prompts as the denoiser was trained on them. It sees the padding as well.
+    fn encode(&self, prompts: &[String], device: &Device) -> Tensor<3> {
+        let PaddedPrompts { ids, mask } =
+            self.tokenizer.encode_batch(prompts, THINKING, LENGTH, device);
+        self.text_encoder.forward(ids, mask)
+    }
+}
+
+impl TextEncoders {
+    /// Tokenizes prompts. A prompt that is too long is truncated.
+    pub(super) fn tokenize<S: AsRef<str>>(&self, prompts: &[S], device: &Device) -> TokenIds {
+        match self {
+            Self::Clip(clip) => clip.tokenize(prompts, device),
+            Self::Qwen3(qwen3) => {
+                let tokenizer = &qwen3.tokenizer;
+                let PaddedPrompts { ids, .. } =
+                    tokenizer.encode_batch(prompts, THINKING, LENGTH, device);
+                TokenIds { first: ids, second: None }
+            }
+        }
+    }
+
+    /// Whether `prompt` is too long, so that its end does not reach the denoiser.
+    pub(super) fn is_truncated(&self, prompt: &str) -> bool {
+        match self {
+            Self::Clip(clip) => {
+                let second = clip.second.as_ref();
+                second.is_some_and(|second| second.tokenizer.encode(prompt).truncated)
+                    || clip.tokenizer.encode(prompt).truncated
+            }
+            Self::Qwen3(qwen3) => qwen3.tokenizer.encode(prompt, THINKING, LENGTH).truncated,
+        }
+    }
+
+    /// Makes the denoiser's condition of prompts, for images of `height` x `width` pixels. Panics if a text
+    /// encoder has no more than `clip_skip` layers.
+    pub(super) fn condition(
+        &self,
+        prompts: &[String],
+        clip_skip: usize,
+        size: [usize; 2],
+        device: &Device,
+    ) -> Condition {
+        match self {
+            Self::Clip(clip) => clip.condition(prompts, clip_skip, size, device),
+            Self::Qwen3(qwen3) => qwen3.encode(prompts, device).into(),
+        }
+    }
+
+    /// Whether an empty negative prompt is encoded as zeros.
+    pub(super) fn zeros_for_empty_prompt(&self) -> bool {
+        self.clip()
+            .and_then(|clip| clip.second.as_ref())
+            .is_some_and(|second| second.force_zeros_for_empty_prompt)
+    }
+
+    /// The text encoders of Stable Diffusion. `None` for other families.
+    pub fn clip(&self) -> Option<&ClipEncoders> {
+        match self {
+            Self::Clip(clip) => Some(clip),
+            Self::Qwen3(_) => None,
+        }
+    }
+
+    /// The text encoders of Stable Diffusion, to change them. `None` for other families.
+    pub fn clip_mut(&mut self) -> Option<&mut ClipEncoders> {
+        match self {
+            Self::Clip(clip) => Some(clip),
+            Self::Qwen3(_) => None,
+        }
+    }
+
+    /// The token ids of a prompt in each tokenizer.
+    pub fn token_ids(&self, prompt: &str) -> Vec<Vec<u32>> {
+        match self {
+            Self::Clip(clip) => {
+                let second = clip.second.as_ref().map(|second| &second.tokenizer);
+                let tokenizers = std::iter::once(&clip.tokenizer).chain(second);
+                tokenizers.map(|tokenizer| tokenizer.encode(prompt).ids).collect()
+            }
+            Self::Qwen3(qwen3) => vec![qwen3.tokenizer.encode(prompt, THINKING, LENGTH).ids],
+        }
+    }
+
+    /// Refuses to skip more layers than there are. Returns what is expected.
+    pub(super) fn check_clip_skip(&self, clip_skip: usize) -> Result<(), String> {
+        match self {
+            Self::Clip(clip) => {
+                let (layers, own) = clip.layers();
+                if clip_skip + own >= layers {
+                    return Err(format!(
+                        "the text encoder has {layers} layers, of which one must stay"
+                    ));
+                }
+                Ok(())
+            }
+            Self::Qwen3(_) if clip_skip > 0 => {
+                Err("it must be 0, since this model has no CLIP text encoder".to_owned())
+            }
+            Self::Qwen3(_) => Ok(()),
+        }
+    }
+}

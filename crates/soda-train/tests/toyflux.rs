@@ -1,0 +1,81 @@
+//! Runs on the bundled transformer: the adapter that is learnt, and what it draws.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::Device;
+use soda_models::pipeline::{GenerateConfig, Pipeline};
+use soda_pipeline::{AdapterFile, Component, LoadAdapterOptions, fuse_adapter};
+use soda_testing::{max_abs, workspace_path};
+use soda_train::{
+    Personalisation, RunFolder, RunTarget, TrainConfig, TrainError, apply_setting, preset,
+};
+
+fn config(settings: &[&str]) -> TrainConfig {
+    let mut table = preset("toybox").unwrap();
+    let base = format!("base={}", workspace_path("examples/toyflux/base").display());
+    let data = format!("data={}", workspace_path("examples/toybox/subjects/castle_mug").display());
+    let common = ["method=lora", "steps=3", "batch_size=2", "optimizer.spectrum_lr=1e-2"];
+    let short = ["samples.prompts=['a sks mug']", "samples.steps=1", "validation.every=1"];
+    for setting in [base.as_str(), &data].iter().chain(&common).chain(&short).chain(settings) {
+        apply_setting(&mut table, setting).unwrap();
+    }
+    TrainConfig::from_table(table).unwrap()
+}
+
+/// Trains in the folder `root`. Returns the adapter.
+fn train(root: &Path, name: &str, settings: &[&str]) -> AdapterFile {
+    let run = Personalisation::new(config(settings), &Device::default()).unwrap();
+    let target = RunTarget::New { root, name: Some(name) };
+    let summary = run.run(target, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    AdapterFile::read(&summary.folder.join(RunFolder::ADAPTER)).unwrap()
+}
+
+#[test]
+fn a_transformer_is_trained_and_draws_what_it_learnt() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = train(folder.path(), "run", &["objective.logit_normal=[0.0, 1.0]"]);
+    assert_eq!(file.adapters.keys().collect::<Vec<_>>(), [&Component::Transformer]);
+    // Both double blocks have eight projections, and the six single blocks two.
+    let part = &file.adapters[&Component::Transformer];
+    assert_eq!(part.num_weights(), 28);
+    let second = part.tensors.iter().filter(|(key, _)| key.ends_with(".b"));
+    let learnt = max_abs(second.flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()));
+    assert!(learnt > 1e-3, "{learnt}");
+    // Other timesteps give another adapter.
+    let other = train(folder.path(), "shifted", &["objective.timestep_shift=3.0"]);
+    assert_ne!(other.adapters[&Component::Transformer].tensors, part.tensors);
+
+    let base = workspace_path("examples/toyflux/base");
+    let mut pipeline = Pipeline::load(&base, &Device::default()).unwrap();
+    let request = GenerateConfig {
+        prompts: vec!["a sks mug".to_owned()],
+        steps: 2,
+        ..GenerateConfig::default()
+    };
+    let draw = |pipeline: &Pipeline| pipeline.generate(&request, &mut |_, _| {}).unwrap();
+    let plain = draw(&pipeline);
+    fuse_adapter(&mut pipeline, &file, LoadAdapterOptions::default()).unwrap();
+    let adapted = draw(&pipeline);
+    assert_ne!(adapted, plain);
+    let merged = folder.path().join("merged");
+    pipeline.save(&merged).unwrap();
+    assert_eq!(draw(&Pipeline::load(&merged, &Device::default()).unwrap()), adapted);
+}
+
+#[test]
+fn settings_that_a_transformer_lacks_are_refused() {
+    for (setting, needle) in [
+        ("checkpointing=block", "`checkpointing = \"none\"`"),
+        ("text_encoder.enabled=true", "`text_encoder`"),
+        ("tokens.words={'<mug>'='mug'}", "`tokens`"),
+        ("objective.prediction=epsilon", "prediction"),
+        ("objective.zero_terminal_snr=true", "prediction"),
+    ] {
+        let refused = Personalisation::new(config(&[setting]), &Device::default());
+        let message = refused.err().map(|error: TrainError| error.to_string()).unwrap_or_default();
+        assert!(message.contains(needle), "{setting}: {message:?}");
+    }
+}

@@ -25,6 +25,9 @@
 //! | LoKr | `W0 + s W1 ⊗ W2` | arXiv 2212.10650 | [`lokr`] |
 //! | OFT, COFT | `W0 Rᵀ`, `R` block-diagonal | arXiv 2306.07280, 2506.19847 | [`oft`] |
 //! | BOFT | `diag(s) W0 (B_m … B_1)ᵀ` | arXiv 2311.06243 | [`boft`] |
+//! | GSOFT | `diag(c) W0 Rᵀ`, `R` of two block-diagonal levels and a shuffle | arXiv 2406.10019 | [`soda`] |
+//! | PSOFT | `W0 (I + Q (diag(a) R diag(b) - I) Qᵀ)` | arXiv 2505.11235 | [`soda`] |
+//! | HRA | `W0 H_1 ⋯ H_r` | arXiv 2405.17484 | [`soda`] |
 //! | full fine-tuning | `W0 + Δ` | | [`full`] |
 //!
 //! ```

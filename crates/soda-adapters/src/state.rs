@@ -283,18 +283,20 @@ impl<M: Method> AdapterState<M> {
     }
 }
 
-/// `max |QᵀQ - I|` of a matrix `[n, r]`, computed on the host. NaN if an entry is NaN.
+/// `max |QᵀQ - I|` of a matrix `[n, r]` or a stack of them, computed on the host. NaN if an entry is NaN.
 fn orthogonality_error(data: &TensorData) -> f32 {
-    let r = data.shape().as_slice().last().copied().unwrap_or_default();
-    let q: Vec<f32> = data.iter::<f32>().collect();
-    let rows = || q.chunks_exact(r.max(1));
+    let axes = data.shape();
+    let &[.., n, r] = axes.as_slice() else { return f32::NAN };
+    let stack: Vec<f32> = data.iter::<f32>().collect();
     let mut largest = 0f32;
-    for i in 0..r {
-        for j in i..r {
-            let dot: f32 = rows().map(|row| row[i] * row[j]).sum();
-            let error = (dot - if i == j { 1.0 } else { 0.0 }).abs();
-            // `f32::max` would drop NaN.
-            largest = if error.is_nan() { return error } else { largest.max(error) };
+    for q in stack.chunks_exact((n * r).max(1)) {
+        for i in 0..r {
+            for j in i..r {
+                let dot: f32 = q.chunks_exact(r).map(|row| row[i] * row[j]).sum();
+                let error = (dot - if i == j { 1.0 } else { 0.0 }).abs();
+                // `f32::max` would drop NaN.
+                largest = if error.is_nan() { return error } else { largest.max(error) };
+            }
         }
     }
     largest

@@ -10,126 +10,21 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
+#[path = "common/methods.rs"]
+mod methods;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use common::{Input, Net, difference, disturb, gradients, plan, recipe, targets};
-use soda_adapters::boft::BoftConfig;
-use soda_adapters::lokr::LokrConfig;
+use methods::methods;
 use soda_adapters::lora::LoraConfig;
-use soda_adapters::oft::OftConfig;
-use soda_adapters::soda::{
-    Parametrization, RotationConfig, Selection, Shift, Side, SodaConfig, SpectrumConfig, Structure,
-    Subspace,
-};
+use soda_adapters::soda::SodaConfig;
 use soda_adapters::{
-    AdapterState, CayleyForm, METHOD_PRESETS, Method as _, MethodConfig, NamedParam, attach_all,
-    detach, map_params, named_params, without_adapters,
+    AdapterState, Method as _, MethodConfig, NamedParam, attach_all, detach, map_params,
+    named_params, without_adapters,
 };
 use soda_kernels::{has_vendor_blas, matmul};
 use soda_testing::max_abs;
-
-/// SODA with uneven sizes of the Kronecker factors.
-fn uneven() -> SodaConfig {
-    let sizes = vec![vec![2, 6], vec![3, 2, 2]];
-    let rotation = RotationConfig { sizes, ..RotationConfig::default() };
-    SodaConfig { rotation: Some(rotation), ..SodaConfig::default() }
-}
-
-/// Every preset whose initial adapter is the identity, and settings that no preset has.
-fn methods() -> Vec<(String, MethodConfig)> {
-    let named = METHOD_PRESETS.iter().filter(|(name, _)| *name != "soda-paper");
-    let mut methods: Vec<_> =
-        named.map(|(name, make)| ((*name).to_owned(), small(make()))).collect();
-    let rotation = |side, parametrization| SodaConfig {
-        rotation: Some(RotationConfig { side, parametrization, ..RotationConfig::default() }),
-        ..SodaConfig::default()
-    };
-    let within = |subspace, side, parametrization, spectrum: SpectrumConfig| SodaConfig {
-        rotation: Some(RotationConfig {
-            structure: Structure::Subspace,
-            subspace: Some(subspace),
-            rank: Some(4),
-            side,
-            parametrization,
-            ..RotationConfig::default()
-        }),
-        spectrum: Some(spectrum),
-        calibration: None,
-    };
-    let whole = SpectrumConfig::default();
-    let leading = SpectrumConfig { rank: Some(3), ..SpectrumConfig::default() };
-    let selected = SpectrumConfig { select: Some(Selection::Gradient), ..leading.clone() };
-    let oft = |cayley, block_share, constraint, side| OftConfig {
-        block_size: 4,
-        cayley,
-        block_share,
-        constraint,
-        side,
-    };
-    let shift = Shift::LowRank { rank: 2, seed: 5 };
-    let low_rank = SpectrumConfig { shift, ..SpectrumConfig::default() };
-    let more: Vec<(&str, MethodConfig)> = vec![
-        ("output side", rotation(Side::Output, Parametrization::Stiefel).into()),
-        ("both sides, Cayley", rotation(Side::Both, Parametrization::Cayley).into()),
-        (
-            "subspaces of both sides, Cayley",
-            within(Subspace::Gradient, Side::Both, Parametrization::Cayley, selected.clone())
-                .into(),
-        ),
-        (
-            "principal subspace, whole spectrum",
-            within(Subspace::Principal, Side::Input, Parametrization::Stiefel, whole).into(),
-        ),
-        (
-            "subspace of the output, unconstrained",
-            within(Subspace::Principal, Side::Output, Parametrization::Unconstrained, leading)
-                .into(),
-        ),
-        (
-            "Kronecker, truncated spectrum",
-            SodaConfig { spectrum: Some(selected), ..SodaConfig::default() }.into(),
-        ),
-        ("uneven factors", uneven().into()),
-        ("unconstrained", rotation(Side::Input, Parametrization::Unconstrained).into()),
-        (
-            "svd low-rank",
-            SodaConfig { rotation: None, spectrum: Some(low_rank), calibration: None }.into(),
-        ),
-        ("oft exact, shared, both sides", oft(CayleyForm::Exact, true, None, Side::Both).into()),
-        ("coft", oft(CayleyForm::Neumann { terms: 5 }, false, Some(0.5), Side::Input).into()),
-        (
-            "lokr both low-rank",
-            LokrConfig { rank: 1, decompose_both: true, ..LokrConfig::default() }.into(),
-        ),
-        ("boft deep", BoftConfig { block_size: 2, levels: 9 }.into()),
-        (
-            "rank-stabilised",
-            LoraConfig {
-                rank: 4,
-                alpha: Some(8.0),
-                rank_stabilized: true,
-                ..LoraConfig::default()
-            }
-            .into(),
-        ),
-    ];
-    methods.extend(more.into_iter().map(|(name, method)| (name.to_owned(), method)));
-    methods
-}
-
-/// Reduces ranks and block sizes to those of the small network.
-fn small(mut method: MethodConfig) -> MethodConfig {
-    match &mut method {
-        MethodConfig::Lora(lora) => lora.rank = 4,
-        MethodConfig::Loha(loha) => loha.rank = 2,
-        MethodConfig::Lokr(lokr) => lokr.rank = 2,
-        MethodConfig::Oft(oft) => oft.block_size = 4,
-        MethodConfig::Boft(boft) => boft.block_size = 2,
-        MethodConfig::Soda(_) | MethodConfig::Full(_) => {}
-    }
-    method
-}
 
 /// The largest relative change of an initial adapter.
 ///

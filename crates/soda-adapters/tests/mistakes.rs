@@ -26,7 +26,7 @@ fn unusable_targets_and_settings_are_named() {
     check(plan("bias"), "rank 4");
     check(method.plan(&Targets(Vec::new()), &net).map(drop), "all-linear, conv");
     check(method.plan(&targets(), &net.clone().train()).map(drop), "autodiff");
-    let nothing = SodaConfig { rotation: None, spectrum: None, calibration: None };
+    let nothing = SodaConfig { rotation: None, spectrum: None, ..SodaConfig::default() };
     check(nothing.plan(&targets(), &net).map(drop), "trains nothing");
     let lora = |lora: LoraConfig| lora.plan(&targets(), &net).map(drop);
     check(lora(LoraConfig { rank: 0, ..LoraConfig::default() }), "at least 1");

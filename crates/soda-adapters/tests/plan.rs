@@ -85,7 +85,7 @@ fn a_method_without_decompositions_reports_no_progress() {
 fn factors_have_the_configured_sizes() {
     let sizes = |sizes: Vec<Vec<usize>>| {
         let rotation = RotationConfig { factors: 2, sizes, ..RotationConfig::default() };
-        let method = SodaConfig { rotation: Some(rotation), spectrum: None, calibration: None };
+        let method = SodaConfig { rotation: Some(rotation), ..SodaConfig::rotation_only() };
         let (net, all) = (net(), Targets(vec![r"layers\.[01]\.weight$".to_owned()]));
         let plan = method.plan(&all, &net).map_err(|error| error.to_string())?;
         let recipe = Recipe::new(method, all, &net).unwrap();

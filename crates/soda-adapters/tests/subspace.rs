@@ -38,7 +38,7 @@ fn subspaces(subspace: Subspace, side: Side, rank: usize) -> SodaConfig {
             select: Some(Selection::Gradient),
             ..SpectrumConfig::default()
         }),
-        calibration: None,
+        ..SodaConfig::default()
     }
 }
 

@@ -14,6 +14,7 @@ use soda_pipeline::{
     merge_adapters,
 };
 use soda_train::Event;
+use tracing::info_span;
 
 use crate::args::{MergeModeName, MergedArgs};
 use crate::base_model::load_base;
@@ -48,7 +49,8 @@ impl BaseModel<'_> {
             on_progress: Some(&mut on_progress),
             on_other_base: Some(&mut on_other_base),
         };
-        let plan = load_adapter(&mut pipeline, &file, options)
+        let plan = info_span!("load adapter")
+            .in_scope(|| load_adapter(&mut pipeline, &file, options))
             .map_err(|error| with_precision_hint(error, self.options.dtype))?;
         progress.finish();
         if other_base {
@@ -61,7 +63,9 @@ impl BaseModel<'_> {
     /// Loads the base with one adapter at `strength` merged into its weights.
     pub(crate) fn load_merged(&self, adapter: &Path, strength: f64) -> Result<Pipeline> {
         let (mut pipeline, _, plan) = self.load_plan(adapter, strength)?;
-        pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
+        info_span!("merge adapter").in_scope(|| {
+            pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
+        });
         Ok(pipeline.in_drawing_format())
     }
 
@@ -85,7 +89,9 @@ impl BaseModel<'_> {
             on_progress: Some(&mut on_progress),
             on_other_base: Some(&mut on_other_base),
         };
+        let span = info_span!("merge adapter").entered();
         merge_adapters(&mut pipeline, &[(&files[0], first), (&files[1], second)], options)?;
+        span.exit();
         progress.finish();
         if other_base {
             self.warn_of_other_base(&[&files[0], &files[1]], &progress);

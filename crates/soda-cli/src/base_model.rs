@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use soda_models::pipeline::{LoadOptions, Pipeline};
+use tracing::info_span;
 
 use crate::progress::Progress;
 
@@ -13,6 +14,7 @@ use crate::progress::Progress;
 /// # Errors
 /// A file is missing, broken or not supported.
 pub(crate) fn load_base(base: &Path, options: &LoadOptions, device: &Device) -> Result<Pipeline> {
+    let _span = info_span!("load base").entered();
     let pipeline = Pipeline::load_with(base, options, device)?;
     print_warnings(&pipeline, &Progress::default());
     Ok(pipeline)

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
+use tracing::info_span;
 
 /// The value of `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +102,7 @@ impl DeviceChoice {
     /// # Errors
     /// This build lacks the backend, or the machine has no GPU with this index.
     pub(crate) fn open(self) -> Result<Device> {
+        let _span = info_span!("open device").entered();
         let device = self.find()?;
         OPENED.get_or_init(|| device.clone());
         Ok(device)
@@ -108,7 +110,9 @@ impl DeviceChoice {
 
     fn find(self) -> Result<Device> {
         #[cfg(feature = "persistence")]
-        soda_kernels::enable_kernel_cache();
+        if self != Self::Cpu && kernel_cache_has_room() {
+            soda_kernels::enable_kernel_cache();
+        }
         match self {
             Self::Auto => best(),
             #[cfg(feature = "cpu")]
@@ -167,6 +171,17 @@ fn cuda(index: usize) -> Result<Device> {
              another --device"
         ),
     }
+}
+
+/// Whether compiled kernels can be kept on disk. The cache of CubeCL panics where it cannot write.
+#[cfg(feature = "persistence")]
+fn kernel_cache_has_room() -> bool {
+    /// The kernels of all networks take 7 MB, and the database of the cache a copy while it writes.
+    const KERNELS: u64 = 16 << 20;
+    let folder = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from);
+    let folder = folder.filter(|folder| folder.is_absolute());
+    let home = || std::env::home_dir().map(|home| home.join(".cache"));
+    folder.or_else(home).is_some_and(|folder| soda_files::has_room(&folder, KERNELS))
 }
 
 /// The best device: an NVIDIA GPU, another GPU, then the processor, of the backends in this build.

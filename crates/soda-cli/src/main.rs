@@ -14,6 +14,7 @@ mod progress;
 mod remedy;
 mod sampler_label;
 mod synthetic;
+mod timings;
 mod usage;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ use crate::command::merge::MergeArgs;
 use crate::command::train::TrainArgs;
 use crate::out_of_memory::catch_out_of_memory;
 use crate::remedy::{CHILD, Failed, remedy};
+use crate::timings::Timings;
 use crate::usage::UsageError;
 
 /// Training allocates and frees the tensors of the autodiff graph in every step. The system's allocator
@@ -44,6 +46,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(name = "soda", version, max_term_width = 100)]
 struct Args {
+    /// Print where the time went, on standard error. Each stage waits for the device
+    #[arg(long, global = true)]
+    timings: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -107,6 +112,7 @@ fn main() -> ExitCode {
         Command::Train(_) => Failed::Train,
         _ => Failed::Other,
     };
+    let timings = args.timings.then(Timings::record);
     let result = catch_out_of_memory(|| match args.command {
         Command::Train(args) => command::train::run(*args),
         Command::Config(args) => command::config::run(*args),
@@ -121,6 +127,9 @@ fn main() -> ExitCode {
         Command::Convert(args) => command::convert::run(args),
     });
     device::finish();
+    if let Some(timings) = timings {
+        timings.print();
+    }
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,15 +1,69 @@
-//! A network with random weights and a random batch, for `soda bench`.
+//! Networks with random weights and random batches, for `soda bench`.
 //!
 //! The speed of a training step does not depend on the values of the weights.
 
-use burn::module::{ModuleMapper, Param};
+use anyhow::{Context as _, Result};
+use burn::module::{Module as _, ModuleMapper, Param};
+use burn::nn::Linear;
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
-use soda_kernels::persistent;
+use clap::ValueEnum;
+use serde_json::json;
+use soda_kernels::{linear_deferred, persistent};
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::pipeline::Denoiser;
 use soda_models::unet::{Unet, UnetConfig};
-use soda_optim::BatchedParams;
+use soda_optim::{AdapterGradients, BatchedParams};
 use soda_train::{DenoiserInputs, GradientCheckpointing};
+
+/// The value of `--arch`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Architecture {
+    /// The bundled network
+    #[default]
+    Toybox,
+    /// Stable Diffusion 1.5
+    Sd15,
+    /// Stable Diffusion XL
+    Sdxl,
+}
+
+impl Architecture {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Toybox => "toybox",
+            Self::Sd15 => "sd15",
+            Self::Sdxl => "sdxl",
+        }
+    }
+
+    /// The side of the latents in the network's training.
+    pub(crate) fn latents(self) -> usize {
+        match self {
+            Self::Toybox => 16,
+            Self::Sd15 => 64,
+            Self::Sdxl => 128,
+        }
+    }
+
+    pub(crate) fn config(self) -> Result<UnetConfig> {
+        let toybox = json!({
+            "block_out_channels": [64, 128, 160],
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": 1,
+            "norm_num_groups": 16,
+            "cross_attention_dim": 160,
+            "attention_head_dim": 4,
+        });
+        match self {
+            Self::Toybox => {
+                serde_json::from_value(toybox).context("the bundled network's configuration")
+            }
+            Self::Sd15 => Ok(UnetConfig::sd15()),
+            Self::Sdxl => Ok(UnetConfig::sdxl()),
+        }
+    }
+}
 
 /// Draws the weights of a network at random in one dtype. The network never exists in another dtype.
 pub(crate) struct RandomWeights(pub(crate) FloatDType);
@@ -31,6 +85,60 @@ impl ModuleMapper for RandomWeights {
         };
         let value = device.memory_persistent_allocations((), draw);
         Param::initialized(id, value.set_require_grad(false))
+    }
+}
+
+/// What `soda bench` trains: a network with adapters, and its batch.
+pub(crate) trait Workload: Clone + 'static {
+    /// The gradients by the adapters' parameters. Calls `on_forward` between the forward and the backward
+    /// pass.
+    fn gradients(&self, parameters: &BatchedParams, on_forward: impl FnOnce()) -> BatchedParams;
+}
+
+/// A denoiser.
+#[derive(Clone)]
+pub(crate) struct DenoiserStep {
+    pub(crate) denoiser: Unet,
+    pub(crate) batch: RandomBatch,
+    pub(crate) checkpointing: GradientCheckpointing,
+}
+
+impl Workload for DenoiserStep {
+    fn gradients(&self, parameters: &BatchedParams, on_forward: impl FnOnce()) -> BatchedParams {
+        self.batch.gradients(&self.denoiser, parameters, self.checkpointing, on_forward)
+    }
+}
+
+/// One linear layer without a bias, inside a network: its input has a gradient too.
+#[derive(Clone)]
+pub(crate) struct LayerStep {
+    layer: Linear,
+    /// `[rows, in]`
+    rows: Tensor<2>,
+    /// The gradient by the output, `[rows, out]`.
+    gradient: Tensor<2>,
+}
+
+impl LayerStep {
+    /// `layer` with adapters, and `rows` random rows in the dtype of its weight.
+    pub(crate) fn new(layer: Linear, rows: usize, dtype: FloatDType, device: &Device) -> Self {
+        let [inputs, outputs] = layer.weight.lazy_shape().dims();
+        Self {
+            layer,
+            rows: normal([rows, inputs], dtype, device),
+            gradient: normal([rows, outputs], dtype, device),
+        }
+    }
+}
+
+impl Workload for LayerStep {
+    fn gradients(&self, parameters: &BatchedParams, on_forward: impl FnOnce()) -> BatchedParams {
+        let taped = parameters.write_to(self.layer.clone()).train();
+        let rows = Tensor::<2>::from_inner(self.rows.clone()).require_grad();
+        let output = linear_deferred(rows, || taped.weight.val(), None);
+        let loss = (output * Tensor::from_inner(self.gradient.clone())).cast(FloatDType::F32).sum();
+        on_forward();
+        parameters.batch_gradients(AdapterGradients::collect(&taped, &loss.backward()))
     }
 }
 
@@ -79,7 +187,7 @@ impl RandomBatch {
     /// The gradients of the mean squared error of `denoiser` with these adapter parameters.
     ///
     /// Calls `on_forward` between the forward and the backward pass.
-    pub(crate) fn gradients(
+    fn gradients(
         &self,
         denoiser: &Unet,
         parameters: &BatchedParams,

@@ -170,6 +170,42 @@ fn invalid_options_are_usage_errors() {
     refused(&["generate", "--base", "x", "--prompt", "a", "--steps", "0"], 2, "--steps");
 }
 
+/// `--timings` stands before or after the subcommand, and prints a table of stages on standard error.
+#[test]
+fn timings_are_a_table_of_stages() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = toybox("base");
+    let generate = ["generate", "--base", base.to_str().unwrap(), "--prompt", "a", "--steps", "2"];
+    let table = |before: &[&str], after: &[&str]| {
+        let output = soda(folder.path(), &[before, &generate[..], after].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(table(&[], &[]), "");
+    for table in
+        [table(&["--timings"], &["--seed", "1"]), table(&[], &["--seed", "2", "--timings"])]
+    {
+        let stages: Vec<&str> =
+            table.lines().map(|line| line.trim_start().split("  ").next().unwrap()).collect();
+        for stage in
+            ["load base", "text_encoder", "unet", "vae", "encode prompts", "denoise", "decode"]
+        {
+            assert!(stages.contains(&stage), "{stage} is not in:\n{table}");
+        }
+        assert_eq!(stages[0], "stage");
+        let total = table.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(total[0], "total");
+        let seconds = |line: &str| line.split_whitespace().rev().nth(1).unwrap().parse::<f64>();
+        let sum: f64 = table
+            .lines()
+            .skip(1)
+            .filter(|line| !line.starts_with([' ', 't']))
+            .map(|line| seconds(line).unwrap())
+            .sum();
+        assert!(sum <= total[1].parse::<f64>().unwrap(), "{table}");
+    }
+}
+
 #[test]
 fn a_closed_standard_output_is_no_panic() {
     let inspect = |stdout: Stdio| {
@@ -227,6 +263,20 @@ fn bad_settings_are_named() {
     let paths = ["train", "--base", base.to_str().unwrap(), "--data", data.to_str().unwrap()];
     let with = |more: &[&'static str]| [&paths[..], more].concat();
     refused(&with(&["--target", "to_nowhere"]), 1, "`to_nowhere` matches no weight");
+    refused(&with(&["--target", "("]), 2, "`(` is not a regular expression");
+    refused(&with(&["--set", "targets=[]"]), 2, "no target pattern");
+    refused(&with(&["--factors", "0"]), 2, "at least one factor");
+    for (method, key, needle) in [
+        ("lora", "rank", "the rank is at least 1"),
+        ("loha", "rank", "the rank is at least 1"),
+        ("lokr", "factor", "the factor is at least 1"),
+        ("oft", "block_size", "at least 2"),
+        ("boft", "block_size", "at least 2"),
+        ("soda-subspace", "rotation.rank", "rank"),
+    ] {
+        let setting: &str = format!("method.{key}=0").leak();
+        refused(&with(&["--method", method, "--set", setting]), 2, needle);
+    }
     refused(&with(&["--batch-size", "0"]), 2, "batch_size");
     refused(&with(&["--rotation-lr", "NaN"]), 2, "rotation-lr");
     refused(&with(&["--no-rotation", "--no-spectrum"]), 2, "--no-spectrum");

@@ -139,3 +139,61 @@ fn an_export_of_a_subspace_is_exact() {
         assert!(error < 1e-5, "{format}: {error:.1e}");
     }
 }
+
+/// The bases of the subspaces of an adapter, by name: orthonormal columns `[n, r]`.
+fn directions(folder: &Path, name: &str) -> Vec<(String, Vec<f32>, [usize; 2])> {
+    let file = adapter(folder, name);
+    let found = file.tensors().filter(|(name, _)| name.ends_with(".basis"));
+    let found = found.map(|(name, data)| {
+        let shape = data.shape();
+        (name, data.iter::<f32>().collect(), [shape[0], shape[1]])
+    });
+    found.collect()
+}
+
+/// A frozen network in half precision has the gradients of that precision, and nearly the directions of f32:
+/// `‖Q₁ᵀ Q₂‖² / r` is the mean square of the cosines between two subspaces.
+#[test]
+fn a_network_in_half_precision_is_calibrated() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (subspace, target) in [
+        ("gradient", r"mid_block.*(to_[qk]|conv1)\.weight$"),
+        ("activations", r"mid_block.*to_[qk]\.weight$"),
+    ] {
+        let run = |precision: &str| {
+            let name = format!("{subspace}-{precision}");
+            let subspace = format!("method.rotation.subspace={subspace}");
+            let precision = format!("precision={precision}");
+            let (base, data) = (toybox("base"), toybox("subjects/castle_mug"));
+            let (base, data) = (base.to_str().unwrap(), data.to_str().unwrap());
+            let mut args = vec!["train", "--base", base, "--data", data, "--name", &name];
+            args.extend(["--steps", "1", "--sample", "a mug", "--target", target]);
+            for setting in ["method=soda-subspace", &subspace, "method.rotation.rank=2"] {
+                args.extend(["--set", setting]);
+            }
+            args.extend(["--set", &precision, "--set", "samples.steps=1"]);
+            succeed(folder, &args);
+            directions(folder, &name)
+        };
+        let exact = run("f32");
+        assert!(exact.len() > 3, "{} directions", exact.len());
+        for precision in ["bf16", "f16"] {
+            let half = run(precision);
+            assert_eq!(half.len(), exact.len());
+            for ((name, a, [n, r]), (_, b, _)) in exact.iter().zip(&half) {
+                let column = |q: &[f32], i| (0..*n).map(|row| q[row * r + i]).collect::<Vec<_>>();
+                let mut cosines = 0.0;
+                for i in 0..*r {
+                    for j in 0..*r {
+                        let pairs = column(a, i).into_iter().zip(column(b, j));
+                        let dot: f32 = pairs.map(|(x, y)| x * y).sum();
+                        cosines += dot * dot / *r as f32;
+                    }
+                }
+                // Independent subspaces of this size have 0.02.
+                assert!(cosines > 0.5, "{subspace}, {precision}, {name}: {cosines}");
+            }
+        }
+    }
+}

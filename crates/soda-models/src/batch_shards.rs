@@ -12,7 +12,7 @@ use crate::error::ModelError;
 /// The threads that compute the shards of a batch, one pool for each shard.
 ///
 /// Operations inside a shard share the threads of its pool and wait for no other shard.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct BatchShards {
     pools: Vec<ThreadPool>,
 }

@@ -22,7 +22,15 @@ pub struct ParamBatch {
     pub(crate) geometry: Geometry,
     pub(crate) key: BatchKey,
     /// In the order of the batch.
-    paths: Vec<String>,
+    params: Vec<BatchedParam>,
+}
+
+/// A parameter in a batch.
+#[derive(Debug)]
+struct BatchedParam {
+    path: String,
+    /// Number of matrices: more than 1 for a stack `[count, rows, cols]` on the Stiefel manifold.
+    count: usize,
 }
 
 impl ParamBatch {
@@ -60,16 +68,21 @@ impl BatchedParams {
         let mut buckets: BTreeMap<(bool, BatchKey), Vec<NamedParam>> = BTreeMap::new();
         for param in trainable_params(module) {
             let flat = method.geometry(&param.path) != Geometry::Stiefel;
-            let key = BatchKey { group: group(&param.path), shape: matrix_shape(&param) };
+            let shape = if flat { flat_shape(&param) } else { last_axes(&param) };
+            let key = BatchKey { group: group(&param.path), shape };
             buckets.entry((flat, key)).or_default().push(param);
         }
-        let path_and_value =
-            |param: NamedParam| (param.path.clone(), param.value().without_autodiff());
         let batch = |((flat, key), params): ((bool, BatchKey), Vec<NamedParam>)| {
             let geometry = if flat { Geometry::Euclidean } else { Geometry::Stiefel };
-            let (paths, values): (_, Vec<_>) = params.into_iter().map(path_and_value).unzip();
-            let value = concatenated(values, key.shape);
-            (ParamBatch { geometry, key, paths }, value)
+            let matrix: usize = key.shape.iter().product();
+            let entry = |param: NamedParam| {
+                let count = param.shape.iter().product::<usize>() / matrix.max(1);
+                let value = param.value().without_autodiff();
+                (BatchedParam { path: param.path, count }, value)
+            };
+            let (params, values): (Vec<_>, Vec<_>) = params.into_iter().map(entry).unzip();
+            let value = concatenated(&params, values, key.shape);
+            (ParamBatch { geometry, key, params }, value)
         };
         let (layout, values): (Vec<_>, _) = buckets.into_iter().map(batch).unzip();
         Self { layout: layout.into(), values }
@@ -86,9 +99,13 @@ impl BatchedParams {
     pub fn batch_gradients(&self, mut grads: AdapterGradients) -> Self {
         self.map(|batch, value| {
             let [_, rows, cols] = value.dims();
-            let zeros = || Tensor::zeros([rows * cols], (&value.device(), value.dtype()));
-            let gradient = |path: &String| grads.take(path).unwrap_or_else(zeros);
-            concatenated(batch.paths.iter().map(gradient).collect(), batch.key.shape)
+            let gradient = |BatchedParam { path, count }: &BatchedParam| {
+                let shape = [count * rows * cols];
+                let zeros = || Tensor::zeros(shape, (&value.device(), value.dtype()));
+                grads.take(path).unwrap_or_else(zeros)
+            };
+            let flat = batch.params.iter().map(gradient).collect();
+            concatenated(&batch.params, flat, batch.key.shape)
         })
     }
 
@@ -145,15 +162,15 @@ impl BatchedParams {
         let mut values = Vec::with_capacity(self.values.len());
         for (batch, value) in self.layout.iter().zip(&self.values) {
             let [_, rows, cols] = value.dims();
-            let mut flat = Vec::with_capacity(batch.paths.len());
-            for path in &batch.paths {
+            let mut flat = Vec::with_capacity(batch.params.len());
+            for BatchedParam { path, count } in &batch.params {
                 let data = stored.remove(path).ok_or_else(|| other(path, "is missing"))?;
-                if data.shape().as_slice() != [rows * cols] {
+                if data.shape().as_slice() != [count * rows * cols] {
                     return Err(other(path, "has another size"));
                 }
                 flat.push(Tensor::from_data(data, (&value.device(), value.dtype())));
             }
-            values.push(concatenated(flat, batch.key.shape));
+            values.push(concatenated(&batch.params, flat, batch.key.shape));
         }
         match stored.keys().next() {
             Some(path) => Err(other(path, "is no parameter of the module")),
@@ -185,9 +202,11 @@ impl BatchedParams {
     /// Paths and flat values of the single parameters.
     fn unbatched(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
         self.layout.iter().zip(&self.values).flat_map(|(batch, value)| {
-            let [count, rows, cols] = value.dims();
-            let values = multi_tensor_split(value.clone().flatten(0, 2), &vec![rows * cols; count]);
-            batch.paths.iter().map(String::as_str).zip(values)
+            let [_, rows, cols] = value.dims();
+            let sizes: Vec<_> =
+                batch.params.iter().map(|param| param.count * rows * cols).collect();
+            let values = multi_tensor_split(value.clone().flatten(0, 2), &sizes);
+            batch.params.iter().map(|param| param.path.as_str()).zip(values)
         })
     }
 }
@@ -213,14 +232,27 @@ pub fn trainable_params<N: Module>(module: &N) -> Vec<NamedParam> {
         .collect()
 }
 
-fn matrix_shape(param: &NamedParam) -> MatrixShape {
+/// A parameter as one matrix. Its last axis gives the columns.
+fn flat_shape(param: &NamedParam) -> MatrixShape {
     let cols = param.shape.last().copied().unwrap_or(1);
     let elements: usize = param.shape.iter().product();
     [elements / cols.max(1), cols]
 }
 
-/// Concatenates flat tensors of one size to `[count, rows, cols]`.
-fn concatenated(flat: Vec<Tensor<1>>, [rows, cols]: MatrixShape) -> Tensor<3> {
-    let count = flat.len();
+/// One matrix of a stack of matrices, which are its last two axes.
+fn last_axes(param: &NamedParam) -> MatrixShape {
+    match *param.shape.as_slice() {
+        [.., rows, cols] => [rows, cols],
+        _ => flat_shape(param),
+    }
+}
+
+/// Concatenates the flat tensors of parameters to `[count, rows, cols]`.
+fn concatenated(
+    params: &[BatchedParam],
+    flat: Vec<Tensor<1>>,
+    [rows, cols]: MatrixShape,
+) -> Tensor<3> {
+    let count = params.iter().map(|param| param.count).sum();
     multi_tensor_cat(flat).reshape([count, rows, cols])
 }

@@ -335,7 +335,7 @@ pub enum InteropError {
     /// No tensor of the file belongs to a weight of the networks.
     #[error(
         "nothing in {path} belongs to a weight of this base (it holds names like {example}); \
-         is it for another base, or of a method other than LoRA, DoRA, LoHa, LoKr, OFT, BOFT and diff?",
+         is it for another base, or of a method other than LoRA, DoRA, LoHa, LoKr, OFT, BOFT, HRA and diff?",
         path = path.display()
     )]
     NothingMatched {

@@ -264,6 +264,13 @@ fn absurd_settings_of_adapter_files_are_refused_by_name() {
         ("boft", json!({"block_size": u64::MAX}), "block size"),
         ("soda", json!({"rotation": {"sizes": [[huge, huge]]}}), "sizes"),
         ("soda", json!({"rotation": {"factors": u64::MAX}}), "factors"),
+        ("psoft", json!({"rotation": {"structure": "subspace", "rank": huge}}), "rank"),
+        ("hra", json!({"rotation": {"structure": "householder", "rank": huge}}), "rank"),
+        (
+            "gsoft",
+            json!({"rotation": {"structure": "group-and-shuffle", "block_size": huge}}),
+            "block_size",
+        ),
         (
             "soda-qr-low-rank",
             json!({"spectrum": {"basis": "qr", "shift": {"form": "low-rank", "rank": huge, "seed": 0}}}),

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, TensorView};
 use soda_adapters::Method as _;
-use soda_pipeline::interop::{Imported, import};
+use soda_pipeline::interop::{CompressionBudget, Imported, compress_to_lora, import, write_peft};
 use soda_pipeline::{Component, PipelineError};
 use soda_testing::relative_error;
 
@@ -149,6 +149,78 @@ fn tensors_that_contradict_their_configuration_are_refused() {
         let folder = directory(parts, &format!(r#"{{"peft_type": "LORA", {fields}}}"#));
         assert!(read(folder.path()).is_ok(), "{fields}");
     }
+}
+
+/// `W0 H_1 ⋯ H_r - W0` for a weight that is stored as `[6, 4]`, with PEFT's loop over the columns of `u`.
+fn change_by_reflections(weight: &[f32], u: &[f32], rank: usize) -> Vec<f32> {
+    let before: Vec<f64> = weight.iter().map(|value| f64::from(*value)).collect();
+    let mut w = before.clone();
+    for i in 0..rank {
+        let u: Vec<f64> = (0..6).map(|row| f64::from(u[row * rank + i])).collect();
+        let square: f64 = u.iter().map(|value| value * value).sum();
+        for output in 0..4 {
+            let dot: f64 = (0..6).map(|row| w[row * 4 + output] * u[row]).sum();
+            (0..6).for_each(|row| w[row * 4 + output] -= 2.0 * dot / square * u[row]);
+        }
+    }
+    w.iter().zip(before).map(|(after, before)| (after - before) as f32).collect()
+}
+
+#[test]
+fn reflections_of_hra_are_read_and_written() {
+    let parts = || {
+        let layer = |name| floats(name, &[6, 4]);
+        vec![layer("base_model.model.to_q.hra_u"), layer("base_model.model.to_out.hra_u")]
+    };
+    let config = r#"{"peft_type": "HRA", "r": 4, "apply_GS": false, "bias": "none"}"#;
+    let folder = directory(&parts(), config);
+    let imported = read(folder.path()).unwrap();
+    let networks = networks();
+    for (part, weight) in parts().iter().zip([to_q, to_out]) {
+        let u: Vec<f32> =
+            part.3.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let expected = change_by_reflections(&weight(&networks.unet), &u, 4);
+        let error = relative_error(&change(&imported, weight), &expected);
+        assert!(error < 2e-6, "{}: {error:.1e}", part.0);
+    }
+
+    let plan = imported.file.plan(&networks).unwrap();
+    let compressed = compress_to_lora(&plan, &networks, CompressionBudget::default()).unwrap();
+    let method = &imported.file.adapters[&Component::Unet].recipe.method;
+    let written = folder.path().join("written");
+    let methods = [(Component::Unet, method)].into();
+    write_peft(&methods, &plan, &compressed, FloatDType::F32, &written).unwrap();
+    let tensors = |folder: &Path| {
+        let bytes = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let parts = file.tensors().into_iter();
+        let parts = parts.map(|(name, view)| (name, view.shape().to_vec(), view.data().to_vec()));
+        parts.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(tensors(&written), tensors(folder.path()));
+    assert!(read(&written).unwrap().file.tensors().eq(imported.file.tensors()));
+
+    // Another strength is no product of these reflections any more, and becomes a LoRA.
+    let half = imported.file.plan(&networks).unwrap().at_strength(0.5).unwrap();
+    let compressed = compress_to_lora(&half, &networks, CompressionBudget::default()).unwrap();
+    let written = folder.path().join("half");
+    write_peft(&methods, &half, &compressed, FloatDType::F32, &written).unwrap();
+    let config = std::fs::read_to_string(written.join("adapter_config.json")).unwrap();
+    assert!(config.contains(r#""peft_type": "LORA""#), "{config}");
+}
+
+#[test]
+fn reflections_without_an_equivalent_are_refused_by_name() {
+    let hra = |shape: &[usize], fields: &str| {
+        let part = floats("base_model.model.to_q.hra_u", shape);
+        let folder = directory(&[part], &format!(r#"{{"peft_type": "HRA"{fields}}}"#));
+        refusal(folder.path())
+    };
+    assert!(hra(&[6, 3], "").contains("odd number of reflections"));
+    assert!(hra(&[6, 8], "").contains("to_q.hra_u has shape [6, 8]"));
+    assert!(hra(&[5, 2], "").contains("to_q.hra_u has shape [5, 2]"));
+    assert!(hra(&[6], "").contains("to_q.hra_u has shape [6]"));
+    assert!(hra(&[6, 2], r#", "apply_GS": true"#).contains("`apply_GS`"));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! permutations `P_i` are those of PEFT.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::LinalgError;
@@ -14,6 +14,7 @@ use soda_linalg::LinalgError;
 use super::block_rotation::{BlockRotation, CayleyForm, nearest_divisor};
 use super::bounds::{MAX_BLOCK, MAX_TERMS, check_most};
 use super::cost_model::CostModel;
+use super::permutation::Permutation;
 use crate::adapter::Adapter;
 use crate::error::AdapterError;
 use crate::method::Method;
@@ -61,7 +62,7 @@ impl Method for BoftConfig {
         let most = if size % 2 == 1 { 0 } else { (input / size).trailing_zeros() as usize };
         let level = |level: usize| Level {
             rotation: BlockRotation::identity(input, size, false, CayleyForm::Exact, None, &w),
-            permutation: (level > 0).then(|| Permutation::new(input, size, level, &w)),
+            permutation: (level > 0).then(|| permutation(input, size, level, &w)),
         };
         let scale = Tensor::ones([output], (&w.device(), w.dtype()));
         Ok(Boft {
@@ -86,36 +87,25 @@ pub struct Level {
     /// The block-diagonal rotation.
     pub rotation: BlockRotation,
     /// `P`; `None` for the identity.
+    #[module(skip)]
     permutation: Option<Permutation>,
 }
 
-/// A permutation of rows and its inverse.
-#[derive(Module, Debug)]
-struct Permutation {
-    forward: Tensor<1, Int>,
-    inverse: Tensor<1, Int>,
+/// The permutation of a level, counted from 0: in each group of `2^level` blocks, the even half blocks come
+/// first.
+fn permutation(width: usize, size: usize, level: usize, like: &Tensor<2>) -> Permutation {
+    Permutation::new(sources(width, size, level).collect(), like)
 }
 
-impl Permutation {
-    /// The permutation of a level, counted from 0: in each group of `2^level` blocks, the even half blocks
-    /// come first.
-    fn new(width: usize, size: usize, level: usize, like: &Tensor<2>) -> Self {
-        let (half, halves) = (size / 2, 2 << level);
-        let sources = (0..width).map(|at| {
-            let group = at - at % (half * halves);
-            let (half_block, within) = ((at - group) / half, at % half);
-            let from =
-                if half_block < halves / 2 { 2 * half_block } else { 2 * half_block - halves + 1 };
-            (group + from * half + within) as i64
-        });
-        let forward: Vec<i64> = sources.collect();
-        let mut inverse = vec![0; width];
-        for (to, from) in forward.iter().enumerate() {
-            inverse[*from as usize] = to as i64;
-        }
-        let upload = |index| Tensor::from_data(TensorData::new(index, [width]), &like.device());
-        Self { forward: upload(forward), inverse: upload(inverse) }
-    }
+fn sources(width: usize, size: usize, level: usize) -> impl Iterator<Item = usize> {
+    let (half, halves) = (size / 2, 2 << level);
+    (0..width).map(move |at| {
+        let group = at - at % (half * halves);
+        let (half_block, within) = ((at - group) / half, at % half);
+        let from =
+            if half_block < halves / 2 { 2 * half_block } else { 2 * half_block - halves + 1 };
+        group + from * half + within
+    })
 }
 
 impl Adapter for Boft {
@@ -123,10 +113,7 @@ impl Adapter for Boft {
         for Level { rotation, permutation } in &self.levels {
             w = match permutation {
                 None => rotation.left(w),
-                Some(permutation) => {
-                    let sorted = w.select(0, permutation.inverse.clone());
-                    rotation.left(sorted).select(0, permutation.forward.clone())
-                }
+                Some(permutation) => permutation.rows(rotation.left(permutation.inverse().rows(w))),
             };
         }
         w * self.scale.val().unsqueeze_dim(0)
@@ -144,10 +131,9 @@ impl Adapter for Boft {
         for Level { rotation, permutation } in self.levels.iter().rev() {
             rotated = match permutation {
                 None => rotation.right(rotated),
-                // Multiplication from the right permutes the columns by the inverse.
                 Some(permutation) => {
-                    let sorted = rotated.select(1, permutation.inverse.clone());
-                    rotation.right(sorted).select(1, permutation.forward.clone())
+                    let sorted = permutation.inverse().columns(rotated);
+                    permutation.columns(rotation.right(sorted))
                 }
             };
         }
@@ -172,8 +158,7 @@ mod tests {
     #[test]
     fn permutation_is_that_of_peft() {
         // BOFTLayer.block_butterfly_perm(16, b=4 / 2, r=2, 1) of PEFT 0.21.
-        let permutation = Permutation::new(16, 4, 1, &Tensor::zeros([1, 1], &Default::default()));
         let expected = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15];
-        assert_eq!(permutation.forward.into_data().iter::<i64>().collect::<Vec<_>>(), expected);
+        assert_eq!(sources(16, 4, 1).collect::<Vec<_>>(), expected);
     }
 }

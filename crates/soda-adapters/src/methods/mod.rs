@@ -4,7 +4,7 @@ mod block_rotation;
 pub(crate) mod bounds;
 mod cost_model;
 mod low_rank;
-
+mod permutation;
 mod table;
 
 pub mod boft;

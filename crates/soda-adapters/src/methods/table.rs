@@ -218,7 +218,7 @@ methods! {
     MethodConfig,
     /// The adapter of any method of this crate.
     AnyAdapter:
-    /// SODA, SVDiff, or a Kronecker rotation alone.
+    /// SODA, SVDiff, a rotation alone, GSOFT, PSOFT, or HRA.
     "soda" => Soda(SodaConfig),
     /// LoRA, rank-stabilized LoRA, PiSSA, or DoRA.
     "lora" => Lora(LoraConfig),
@@ -259,6 +259,10 @@ pub const METHOD_PRESETS: &[MethodPreset] = &[
     ("lokr", || LokrConfig::default().into()),
     ("oft", || OftConfig::default().into()),
     ("boft", || BoftConfig::default().into()),
+    ("soda-permuted", || SodaConfig::permuted().into()),
+    ("gsoft", || SodaConfig::gsoft().into()),
+    ("psoft", || SodaConfig::psoft().into()),
+    ("hra", || SodaConfig::hra().into()),
     ("full", || FullConfig::default().into()),
 ];
 

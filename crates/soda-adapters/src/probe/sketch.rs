@@ -138,7 +138,7 @@ impl Sketch {
 
     /// Computes `R w` for `w` `[n, m]`.
     fn left(&self, w: Tensor<2>) -> Tensor<2> {
-        let (y, omega) = (self.y.val(), self.omega.clone());
+        let (y, omega) = (self.y.val().cast(w.dtype()), self.omega.clone().cast(w.dtype()));
         let first = matmul(y.clone(), matmul(omega.clone().transpose(), w.clone()));
         let second = matmul(omega, matmul(y.transpose(), w.clone()));
         w + (first - second)

@@ -165,17 +165,19 @@ pub(crate) fn disturb<M: Method, N: Module>(method: &M, net: N) -> N {
         Some(match method.geometry(path) {
             Geometry::Euclidean => param.value() + noise,
             Geometry::Stiefel => {
-                let n = shapes[path][0];
-                let skew = noise.reshape([n, n]);
-                orthogonal(skew.clone() - skew.transpose()).reshape([n * n])
+                let shape = &shapes[path];
+                let (n, elements) = (shape[shape.len() - 1], shape.iter().product::<usize>());
+                let skew: Tensor<3> = noise.reshape([elements / (n * n), n, n]);
+                orthogonal(skew.clone() - skew.transpose()).reshape([elements])
             }
         })
     })
 }
 
-/// The Cayley transform `(I - A/2)⁻¹ (I + A/2)` of a small skew-symmetric `A`, by its power series.
-fn orthogonal(skew: Tensor<2>) -> Tensor<2> {
-    let identity = Tensor::<2>::eye(skew.dims()[0], &skew.device()).cast(skew.dtype());
+/// The Cayley transforms `(I - A/2)⁻¹ (I + A/2)` of small skew-symmetric `A`, by their power series.
+fn orthogonal(skew: Tensor<3>) -> Tensor<3> {
+    let identity = Tensor::<2>::eye(skew.dims()[2], &skew.device()).cast(skew.dtype());
+    let identity = skew.zeros_like() + identity.unsqueeze_dim(0);
     let half = skew.mul_scalar(0.5);
     let mut inverse = identity.clone();
     for _ in 0..60 {

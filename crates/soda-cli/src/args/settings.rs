@@ -126,6 +126,12 @@ impl SettingsArgs {
         }
     }
 
+    /// Whether the command line, rather than a file, says which adapters are trained.
+    pub(crate) fn describe_adapters(&self) -> bool {
+        let changed = !self.set.is_empty() || !self.target.is_empty();
+        self.config.is_none() || changed || self.method.is_some() || self.factors.is_some()
+    }
+
     /// Reads the configuration file, if one is given.
     fn file(&self) -> Result<Option<TrainConfig>> {
         let Some(path) = &self.config else { return Ok(None) };

@@ -1,20 +1,20 @@
 //! `soda bench`: the time and memory of a training step on this machine.
 //!
 //! A step is the forward pass, the backward pass to the adapter's parameters, and the optimizer. The
-//! network has a named architecture, random weights and an adapter on its attention.
+//! network has a named architecture, random weights and an adapter on its attention, or is one linear layer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use burn::module::Module as _;
+use burn::module::Module;
+use burn::nn::LinearConfig;
 use burn::tensor::{Device, FloatDType};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, PlanOptions, Probe, Targets};
 use soda_kernels::{CapturedGraph, MemoryUsage, memory_usage, to_preferred_memory_format};
-use soda_models::unet::{Unet, UnetConfig};
 use soda_optim::{AdapterOptimizer, AdapterOptimizerConfig, BatchedParams};
 use soda_pipeline::TARGET_PRESETS;
 use soda_train::GradientCheckpointing;
@@ -22,7 +22,9 @@ use soda_train::GradientCheckpointing;
 use crate::args::DeviceArg;
 use crate::device::Precision;
 use crate::progress::print_result;
-use crate::synthetic::{RandomBatch, RandomWeights};
+use crate::synthetic::{
+    Architecture, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
+};
 use crate::usage::UsageError;
 
 #[derive(Debug, Args)]
@@ -30,11 +32,18 @@ use crate::usage::UsageError;
 Examples:
   soda bench
   soda bench --arch sd15 --method lora --rank 32 --dtype bf16 --batch 4 --json
-  soda bench --arch sdxl --method lora --dtype bf16 --checkpointing block")]
+  soda bench --arch sdxl --method lora --dtype bf16 --checkpointing block
+  soda bench --layer 3072x27648 --method soda-subspace --dtype bf16")]
 pub(crate) struct BenchArgs {
     /// The architecture of the network
     #[arg(long, value_enum, default_value_t)]
     pub(crate) arch: Architecture,
+    /// One linear layer of these widths instead of a network
+    #[arg(long, value_name = "INxOUT", value_parser = layer, conflicts_with_all = ["arch", "latents", "checkpointing"])]
+    pub(crate) layer: Option<[usize; 2]>,
+    /// Rows of the layer's input for each image
+    #[arg(long, default_value_t = 4096, value_parser = positive(), requires = "layer")]
+    pub(crate) rows: usize,
     /// The method, by its name in a configuration
     #[arg(long, default_value = "soda")]
     pub(crate) method: String,
@@ -66,18 +75,6 @@ pub(crate) struct BenchArgs {
     pub(crate) device: DeviceArg,
 }
 
-/// The value of `--arch`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Architecture {
-    /// The bundled network
-    #[default]
-    Toybox,
-    /// Stable Diffusion 1.5
-    Sd15,
-    /// Stable Diffusion XL
-    Sdxl,
-}
-
 /// The value of `--checkpointing`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CheckpointingName {
@@ -102,6 +99,16 @@ fn positive() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1_000_000)
 }
 
+/// Reads the widths of a layer.
+fn layer(text: &str) -> Result<[usize; 2], String> {
+    /// The widest layer. Its weight alone would have 4 TB.
+    const MAX_WIDTH: usize = 1 << 20;
+    let width = |text: &str| text.parse().ok().filter(|width| (1..=MAX_WIDTH).contains(width));
+    let widths =
+        text.split_once('x').and_then(|(input, output)| Some([width(input)?, width(output)?]));
+    widths.ok_or_else(|| format!("give two widths from 1 to {MAX_WIDTH}, such as 1280x1280"))
+}
+
 /// The number of steps before the timed ones. They compile kernels and grow memory pools.
 const WARM_UP: usize = 3;
 
@@ -109,46 +116,37 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let start = Instant::now();
     let method = method(&args)?;
     let device = args.device.device.open()?;
-    let latents = args.latents.unwrap_or(args.arch.latents());
     let dtype = FloatDType::from(args.dtype);
-    let config = args.arch.config()?;
-
-    let denoiser = to_preferred_memory_format(config.init(&device).map(&mut RandomWeights(dtype)));
-    device.sync().context("the device does not run")?;
-    // The memory that drawing the weights took is no part of a step.
-    device.memory_cleanup();
-    let built = start.elapsed();
-    let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
-    let targets = Targets(vec!["attention".to_owned()]);
-    // The time does not depend on the directions, and those of a gradient of zero are as good as any.
-    let probes = method.plan_probes(&targets, &denoiser, &mut options)?;
-    let calibration = Probe::measure(probes.adapters(), &BTreeMap::new())?;
-    options.calibration = Some(&calibration);
-    let plan = method.plan_with(&targets, &denoiser, &mut options)?;
-    let planned = start.elapsed() - built;
-    let denoiser = plan.attach(denoiser);
-    let parameters = BatchedParams::new(&method, &denoiser);
-    let trained: usize = parameters.flattened().iter().map(|batch| batch.dims()[0]).sum();
     let checkpointing = GradientCheckpointing::from(args.checkpointing);
-    let mut trainer = Trainer {
-        batch: RandomBatch::new(&config, args.batch, latents, dtype, &device),
-        optimizer: AdapterOptimizer::new(&AdapterOptimizerConfig::default()),
-        denoiser,
-        parameters,
-        checkpointing,
-        device,
+    let (times, what) = match args.layer {
+        Some(widths) => {
+            let layer = LinearConfig::new(widths[0], widths[1]).with_bias(false).init(&device);
+            let adapted = Adapted::new(layer, "^weight$", &method, dtype, &device)?;
+            let rows = args.batch * args.rows;
+            let times =
+                adapted.time(&args, start, |layer| LayerStep::new(layer, rows, dtype, &device))?;
+            (times, json!({ "layer": widths, "rows": args.rows }))
+        }
+        None => {
+            let latents = args.latents.unwrap_or(args.arch.latents());
+            let config = args.arch.config()?;
+            let adapted = Adapted::new(config.init(&device), "attention", &method, dtype, &device)?;
+            let batch = || RandomBatch::new(&config, args.batch, latents, dtype, &device);
+            let step = |denoiser| DenoiserStep { denoiser, batch: batch(), checkpointing };
+            (
+                adapted.time(&args, start, step)?,
+                json!({ "arch": args.arch.name(), "latents": latents }),
+            )
+        }
     };
-    let steps = trainer.time_steps(start, args.steps, !args.unrecorded)?;
-    let stages = trainer.time_stages()?;
-    let after = memory_usage(&trainer.device);
+    let Times { built, planned, trained, steps, stages } = times;
+    let after = memory_usage(&device);
 
-    let report = json!({
+    let mut report = json!({
         "program": concat!("soda ", env!("CARGO_PKG_VERSION")),
-        "device": format!("{:?}", trainer.device),
-        "arch": args.arch.name(),
+        "device": format!("{device:?}"),
         "method": args.method,
         "batch": args.batch,
-        "latents": latents,
         "checkpointing": checkpointing,
         "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
         "trained": trained,
@@ -165,6 +163,9 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "in_use_mib": stages.memory.map(|m| (m.in_use + m.workspace) >> 20),
         "scratch_mib": after.map(|m| m.workspace >> 20),
     });
+    if let (Value::Object(report), Value::Object(what)) = (&mut report, what) {
+        report.extend(what);
+    }
     if args.json {
         print_result(&report.to_string());
     } else {
@@ -186,13 +187,82 @@ fn method(args: &BenchArgs) -> Result<MethodConfig, UsageError> {
     Ok(method)
 }
 
-/// The state of the timed training.
-struct Trainer {
-    denoiser: Unet,
+/// A network with random weights and its adapters.
+struct Adapted<'a, N> {
+    network: N,
     parameters: BatchedParams,
-    batch: RandomBatch,
+    built: Duration,
+    planned: Duration,
+    device: &'a Device,
+}
+
+/// All that is measured.
+struct Times {
+    /// Making the network.
+    built: Duration,
+    /// Making the adapters.
+    planned: Duration,
+    /// The number of trained parameters.
+    trained: usize,
+    steps: StepTimes,
+    stages: StageTimes,
+}
+
+impl<'a, N: Module> Adapted<'a, N> {
+    /// Draws the weights of `network`, and plans adapters of the weights that `target` names.
+    fn new(
+        network: N,
+        target: &str,
+        method: &MethodConfig,
+        dtype: FloatDType,
+        device: &'a Device,
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let network = to_preferred_memory_format(network.map(&mut RandomWeights(dtype)));
+        device.sync().context("the device does not run")?;
+        // The memory that drawing the weights took is no part of a step.
+        device.memory_cleanup();
+        let built = start.elapsed();
+        let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
+        let targets = Targets(vec![target.to_owned()]);
+        // The time does not depend on the directions, and those of a gradient of zero are as good as any.
+        let probes = method.plan_probes(&targets, &network, &mut options)?;
+        let calibration = Probe::measure(probes.adapters(), &BTreeMap::new())?;
+        options.calibration = Some(&calibration);
+        let plan = method.plan_with(&targets, &network, &mut options)?;
+        device.sync().context("the adapters cannot be made")?;
+        let planned = start.elapsed() - built;
+        let network = plan.attach(network);
+        let parameters = BatchedParams::new(method, &network);
+        Ok(Self { network, parameters, built, planned, device })
+    }
+
+    /// Times the steps of a workload on the network.
+    fn time<W: Workload>(
+        self,
+        args: &BenchArgs,
+        start: Instant,
+        workload: impl FnOnce(N) -> W,
+    ) -> Result<Times> {
+        let Self { network, parameters, built, planned, device } = self;
+        let trained = parameters.flattened().iter().map(|batch| batch.dims()[0]).sum();
+        let mut trainer = Trainer {
+            workload: workload(network),
+            optimizer: AdapterOptimizer::new(&AdapterOptimizerConfig::default()),
+            parameters,
+            device: device.clone(),
+        };
+        let steps = trainer.time_steps(start, args.steps, !args.unrecorded)?;
+        let stages = trainer.time_stages()?;
+        Ok(Times { built, planned, trained, steps, stages })
+    }
+}
+
+/// The state of the timed training.
+struct Trainer<W> {
+    workload: W,
+    parameters: BatchedParams,
     optimizer: AdapterOptimizer,
-    checkpointing: GradientCheckpointing,
     device: Device,
 }
 
@@ -214,7 +284,7 @@ struct StageTimes {
     memory: Option<MemoryUsage>,
 }
 
-impl Trainer {
+impl<W: Workload> Trainer<W> {
     /// Runs the warm-up and `steps` timed steps. `capture` allows graph capture.
     fn time_steps(&mut self, start: Instant, steps: usize, capture: bool) -> Result<StepTimes> {
         let mut graph = None;
@@ -243,16 +313,15 @@ impl Trainer {
     }
 
     fn gradients(&self, on_forward: impl FnOnce()) -> BatchedParams {
-        self.batch.gradients(&self.denoiser, &self.parameters, self.checkpointing, on_forward)
+        self.workload.gradients(&self.parameters, on_forward)
     }
 
     /// Captures the computation of the gradients as a graph, if the device supports it.
     fn capture(&self) -> Option<CapturedGraph<BatchedParams>> {
-        let (denoiser, layout) = (self.denoiser.clone(), self.parameters.clone());
-        let (batch, checkpointing) = (self.batch.clone(), self.checkpointing);
+        let (workload, layout) = (self.workload.clone(), self.parameters.clone());
         CapturedGraph::capture(self.parameters.flattened(), move |inputs| {
             let parameters = layout.with_flattened(inputs.iter().cloned());
-            batch.gradients(&denoiser, &parameters, checkpointing, || ())
+            workload.gradients(&parameters, || ())
         })
     }
 
@@ -297,6 +366,8 @@ fn print_table(report: &Value) {
         ("method", "method"),
         ("batch", "batch"),
         ("latents", "side of the latents"),
+        ("layer", "widths of the layer"),
+        ("rows", "rows for each image"),
         ("dtype", "dtype"),
         ("checkpointing", "gradient checkpointing"),
         ("device", "device"),
@@ -315,7 +386,8 @@ fn print_table(report: &Value) {
         ("scratch_mib", "  for libraries to work in, MiB"),
     ];
     for (key, label) in ROWS {
-        let value = match &report[key] {
+        let Some(value) = report.get(key) else { continue };
+        let value = match value {
             Value::String(text) => text.clone(),
             Value::Null => "not known on this system".to_owned(),
             value => value.to_string(),
@@ -333,42 +405,4 @@ fn peak_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib >> 10)
-}
-
-impl Architecture {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Toybox => "toybox",
-            Self::Sd15 => "sd15",
-            Self::Sdxl => "sdxl",
-        }
-    }
-
-    /// The side of the latents in the network's training.
-    fn latents(self) -> usize {
-        match self {
-            Self::Toybox => 16,
-            Self::Sd15 => 64,
-            Self::Sdxl => 128,
-        }
-    }
-
-    fn config(self) -> Result<UnetConfig> {
-        let toybox = json!({
-            "block_out_channels": [64, 128, 160],
-            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-            "layers_per_block": 1,
-            "norm_num_groups": 16,
-            "cross_attention_dim": 160,
-            "attention_head_dim": 4,
-        });
-        match self {
-            Self::Toybox => {
-                serde_json::from_value(toybox).context("the bundled network's configuration")
-            }
-            Self::Sd15 => Ok(UnetConfig::sd15()),
-            Self::Sdxl => Ok(UnetConfig::sdxl()),
-        }
-    }
 }

@@ -12,6 +12,7 @@ use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_train::{Event, write_file};
+use tracing::info_span;
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{AdapterArg, CacheArg, DeviceArg, finite, seed};
@@ -211,6 +212,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         error => anyhow::Error::from(error),
     })?;
     progress.finish();
+    let _span = info_span!("write images").entered();
     for ((file, text), image) in files.iter().zip(&texts).zip(&images) {
         let bytes = png_with_parameters(image, text)
             .with_context(|| format!("{} cannot be encoded", file.display()))?;

@@ -7,12 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use soda_train::{Event, Personalisation, RunFolder, RunFolderError, RunSummary, RunTarget};
+use soda_adapters::{AdapterError, TargetError};
+use soda_train::{
+    Event, Personalisation, RunFolder, RunFolderError, RunSummary, RunTarget, TrainError,
+};
 
 use crate::args::{CacheArg, DeviceArg, SettingsArgs, ToArgv as _, option};
 use crate::base_model::find_base;
 use crate::device::shards;
 use crate::progress::{Progress, print_result, print_stderr};
+use crate::usage::UsageError;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -69,7 +73,8 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
             config.base = find_base(&config.base, None)?;
             config.shards.get_or_insert(shards(&device));
             let target = RunTarget::New { root: &args.runs, name: args.name.as_deref() };
-            (Personalisation::new(config, &device)?, target)
+            let job = Personalisation::new(config, &device);
+            (job.map_err(|error| with_blame(error, &args.settings))?, target)
         }
     };
     let interrupt = Interrupt::listen()?;
@@ -80,8 +85,24 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         progress.show(event);
     });
     progress.finish();
-    print_summary(&summary?);
+    print_summary(&summary.map_err(|error| with_blame(error, &args.settings))?);
     Ok(())
+}
+
+/// Adapters that cannot be made are a mistake of the command line, if that describes them.
+fn with_blame(error: TrainError, settings: &SettingsArgs) -> anyhow::Error {
+    let of_adapters = matches!(
+        &error,
+        TrainError::Adapter(
+            AdapterError::Target(
+                TargetError::InvalidPattern { .. } | TargetError::NoPattern { .. }
+            ) | AdapterError::Config { .. }
+        )
+    );
+    match of_adapters && settings.describe_adapters() {
+        true => UsageError::new(error).into(),
+        false => error.into(),
+    }
 }
 
 /// The command line that trains the configuration file `config` as the run `name` in the folder `runs`.

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde_json::{Map, Value};
+use tracing::info_span;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{Family, Found, LoadedNetworks, TRANSFORMERS};
-use super::load_options::{DenoiserPrecision, LoadOptions};
+use super::family::{DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS};
 use super::text_encoders::{Qwen3Encoder, TextEncoders};
 use crate::config;
 use crate::error::{ConfigError, ModelError};
@@ -119,10 +119,12 @@ impl Family for Flux2KleinConfigs {
         device: &Device,
     ) -> Result<LoadedNetworks, ModelError> {
         let Self { text, states, transformer, tokenizer, is_distilled } = self;
-        let text_encoder = qwen3::load_opened(weights.text, &text, &states, options.dtype, device)?;
+        let text_encoder = info_span!("text_encoder")
+            .in_scope(|| qwen3::load_opened(weights.text, &text, &states, options.dtype, device))?;
         let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
-        let denoiser =
-            weights.transformer.load_into_mixed(transformer.init(device), dtype, keep_f32)?;
+        let denoiser = info_span!("transformer").in_scope(|| {
+            weights.transformer.load_into_mixed(transformer.init(device), dtype, &keep_f32)
+        })?;
         Ok(LoadedNetworks {
             text: TextEncoders::Qwen3(Qwen3Encoder { tokenizer, text_encoder }),
             denoiser: denoiser.into(),

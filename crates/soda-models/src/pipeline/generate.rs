@@ -10,12 +10,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::Tensor;
 use image::RgbImage;
+use tracing::info_span;
 
+use super::guided_denoiser::GuidedDenoiser;
 use super::model::{Pipeline, unit_scale};
 use crate::batch_shards::BatchShards;
-use crate::condition::Condition;
 use crate::error::{ImageError, ModelError};
 use crate::image::{resize_center_crop, to_images, to_tensor};
 use crate::noise::randn;
@@ -118,6 +119,7 @@ impl Pipeline {
         let at_once = (PIXELS_AT_ONCE / (size[0] * size[1])).clamp(1, PROMPTS_AT_ONCE);
         let batches = request.prompts.len().div_ceil(at_once);
         let total = batches * (sampler.timesteps().len() - begin);
+        let mut denoiser = self.guided_denoiser(request, total);
         let mut done = 0;
         let mut images = Vec::with_capacity(request.prompts.len());
         for (batch, prompts) in request.prompts.chunks(at_once).enumerate() {
@@ -125,7 +127,8 @@ impl Pipeline {
             let indices: Vec<usize> = (first..first + prompts.len()).collect();
             let noise = indices.iter().map(|i| self.noise(request.seed, *i, size)).collect();
             let part = GenerateConfig { prompts: prompts.to_vec(), ..request.clone() };
-            let latents = self.sample(&part, &indices, Tensor::cat(noise, 0), stop, &mut |_| {
+            let noise = Tensor::cat(noise, 0);
+            let latents = self.sample(&part, &mut denoiser, &indices, noise, stop, &mut |_| {
                 done += 1;
                 progress(done, total);
             })?;
@@ -156,13 +159,26 @@ impl Pipeline {
     ) -> Result<Tensor<4>, ModelError> {
         self.check(request)?;
         let indices: Vec<usize> = (0..request.prompts.len()).collect();
-        self.sample(request, &indices, noise, &AtomicBool::new(false), observe)
+        let mut denoiser = self.guided_denoiser(request, request.steps);
+        self.sample(request, &mut denoiser, &indices, noise, &AtomicBool::new(false), observe)
+    }
+
+    /// Whether a request has guidance.
+    fn is_guided(&self, request: &GenerateConfig) -> bool {
+        request.guidance_scale > 1.0 && !self.is_distilled
+    }
+
+    /// The denoiser for about `calls` calls of a request.
+    fn guided_denoiser(&self, request: &GenerateConfig, calls: usize) -> GuidedDenoiser {
+        let guidance = self.is_guided(request).then_some(request.guidance_scale);
+        GuidedDenoiser::new(self.denoiser.clone(), guidance, calls)
     }
 
     /// Denoises the images with the given indices. See [`Pipeline::denoise`].
     fn sample(
         &self,
         request: &GenerateConfig,
+        denoiser: &mut GuidedDenoiser,
         indices: &[usize],
         noise: Tensor<4>,
         stop: &AtomicBool,
@@ -173,8 +189,9 @@ impl Pipeline {
         let size = [shape[2], shape[3]].map(|side| side * self.vae_config.pixels_per_patch());
         let (mut sampler, begin) = self.plan(request, size)?;
 
-        let guided = request.guidance_scale > 1.0 && !self.is_distilled;
+        let guided = self.is_guided(request);
         let shards = BatchShards::new(request.shards.min(if guided { 2 * count } else { count }))?;
+        let span = info_span!("encode prompts").entered();
         let condition = self.condition(&request.prompts, request.clip_skip, size);
         let condition = if guided {
             let negative = self.negative(&request.negative_prompt, size);
@@ -183,6 +200,7 @@ impl Pipeline {
             condition
         };
         let condition = condition.cast(self.denoiser.dtype());
+        span.exit();
 
         let mut latents = match &request.init_image {
             None => noise.mul_scalar(sampler.init_noise_sigma()),
@@ -192,6 +210,7 @@ impl Pipeline {
             }
         };
         let mask = self.paint_all(size, count);
+        let _span = info_span!("denoise").entered();
         let timesteps = sampler.timesteps()[begin..].to_vec();
         for (call, t) in timesteps.into_iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
@@ -203,8 +222,7 @@ impl Pipeline {
                 Some(mask) => Tensor::cat(vec![input, mask.clone()], 1),
                 None => input,
             };
-            let prediction =
-                self.predict(input, t, &condition, guided, request.guidance_scale, &shards);
+            let prediction = denoiser.predict(input, t, &condition, &shards);
             let mut fresh = || {
                 // Stream `i` of the seed starts image `i`; the upper bits are the sampler's step.
                 let stream = |i: &usize| (*i as u64) | ((call as u64 + 1) << 32);
@@ -218,41 +236,6 @@ impl Pipeline {
             observe(&latents);
         }
         Ok(latents)
-    }
-
-    /// The denoiser's prediction for `input`. With guidance, the first half of `condition` is the negative
-    /// prompt's.
-    fn predict(
-        &self,
-        input: Tensor<4>,
-        t: f64,
-        condition: &Condition,
-        guided: bool,
-        guidance: f64,
-        shards: &BatchShards,
-    ) -> Tensor<4> {
-        let count = input.dims()[0];
-        let input = if guided { input.repeat_dim(0, 2) } else { input };
-        let steps = Tensor::<1>::full([input.dims()[0]], t, &self.device);
-        let input = input.cast(self.denoiser.dtype());
-        let (all, parts) = (input.dims()[0], shards.count().min(input.dims()[0]));
-        let part = |i| {
-            let rows = all * i / parts..all * (i + 1) / parts;
-            let input = input.clone().narrow(0, rows.start, rows.len());
-            let steps = steps.clone().narrow(0, rows.start, rows.len());
-            (self.denoiser.clone(), input, steps, condition.rows(rows))
-        };
-        let done = shards
-            .map((0..parts).map(part).collect(), |(denoiser, input, steps, condition)| {
-                denoiser.forward(input, steps, condition)
-            });
-        let prediction = Tensor::cat(done, 0).cast(FloatDType::F32);
-        if !guided {
-            return prediction;
-        }
-        let empty = prediction.clone().narrow(0, 0, count);
-        let prompted = prediction.narrow(0, count, count);
-        empty.clone() + (prompted - empty).mul_scalar(guidance)
     }
 
     /// Makes the sampler, and the index of the first step, which is not 0 with an initial image.
@@ -306,6 +289,7 @@ impl Pipeline {
         first: usize,
         tiling: bool,
     ) -> Result<Vec<RgbImage>, ModelError> {
+        let _span = info_span!("decode").entered();
         let [count, channels, height, width] = latents.dims();
         let bad = latents.clone().into_data().iter::<f32>().position(|value| !value.is_finite());
         if let Some(bad) = bad {

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde_json::{Map, Value};
+use tracing::info_span;
 
-use super::family::{Configs, DIFFUSERS, Family, Found, LoadedNetworks};
+use super::family::{Configs, DIFFUSERS, Family, Found, LoadOptions, LoadedNetworks};
 use super::family_name::{FamilyName, model_index};
 use super::flux2_klein::Flux2KleinConfigs;
-use super::load_options::LoadOptions;
 use super::model::Pipeline;
 use super::stable_diffusion::StableDiffusionConfigs;
 use crate::error::ModelError;
@@ -57,7 +57,7 @@ impl Pipeline {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let configs = Configs::<F>::read(dir, index)?;
+        let configs = info_span!("configs").in_scope(|| Configs::<F>::read(dir, index))?;
         let mut found = Found::new(dir, options.variant.as_deref());
         let weights = configs.family.open(&mut found)?;
         let vae = found.open("vae", DIFFUSERS)?;
@@ -80,12 +80,16 @@ impl Pipeline {
         let Configs { family, vae: vae_config, scheduler } = configs;
         let LoadedNetworks { text, denoiser, denoiser_config, is_distilled } =
             family.load(weights, options, device)?;
-        let vae = vae.with_renamed_keys(weights::KEY_RENAMES).load_into_mixed(
-            vae_config.init(device),
-            vae_config.dtype(options.dtype),
-            // Rounded statistics would shift all colours.
-            STATISTICS.iter().map(|path| (*path).to_owned()).collect(),
-        )?;
+        // Rounded statistics would shift all colours.
+        let exact = STATISTICS.iter().map(|path| (*path).to_owned()).collect();
+        let vae = info_span!("vae").in_scope(|| {
+            let dtype = vae_config.dtype(options.dtype);
+            vae.with_renamed_keys(weights::KEY_RENAMES).load_into_mixed(
+                vae_config.init(device),
+                dtype,
+                &exact,
+            )
+        })?;
         Ok(Self {
             text,
             denoiser,

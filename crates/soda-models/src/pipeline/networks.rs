@@ -2,9 +2,11 @@
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+    Param,
 };
-use burn::tensor::Device;
-use soda_kernels::MemoryFormat;
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use soda_kernels::{MemoryFormat, has_vendor_blas};
+use tracing::info_span;
 
 use super::denoiser::Denoiser;
 use super::model::Pipeline;
@@ -76,6 +78,15 @@ impl From<Flux2Transformer> for Networks {
     }
 }
 
+/// Casts all weights to bf16.
+struct ToBf16;
+
+impl ModuleMapper for ToBf16 {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|weight| weight.cast(FloatDType::BF16))
+    }
+}
+
 impl Pipeline {
     /// The networks of the pipeline that a fine-tune may change.
     pub fn networks(&self) -> Networks {
@@ -90,6 +101,7 @@ impl Pipeline {
 
     /// Stores the networks, which have no adapters, as [`Networks::in_drawing_format`] does.
     pub fn in_drawing_format(mut self) -> Self {
+        let _span = info_span!("memory format").entered();
         // Each network is moved, so that the memory of one weight is free for the next.
         self.denoiser = DENOISER_FORMAT.apply(self.denoiser);
         self.text = match self.text {
@@ -106,7 +118,19 @@ impl Pipeline {
                 TextEncoders::Qwen3(qwen3)
             }
         };
+        if self.draws_in_bf16() {
+            self.vae = self.vae.map(&mut ToBf16);
+        }
         self
+    }
+
+    /// Whether the autoencoder draws in bf16: beside networks in f16, in which its activations overflow, on a
+    /// device that multiplies bf16 many times as fast as f32. ComfyUI does the same.
+    fn draws_in_bf16(&self) -> bool {
+        self.vae_config.force_upcast
+            && self.denoiser.dtype() == DType::F16
+            && self.device.supports_dtype(FloatDType::BF16)
+            && has_vendor_blas(&self.vae.quant_conv.weight.val())
     }
 
     /// Replaces the pipeline's networks. Text encoders that `networks` lacks are kept.

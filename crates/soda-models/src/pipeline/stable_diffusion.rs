@@ -4,10 +4,10 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde_json::{Map, Value};
+use tracing::info_span;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{Family, Found, LoadedNetworks, TRANSFORMERS};
-use super::load_options::{DenoiserPrecision, LoadOptions};
+use super::family::{DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS};
 use super::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
 use crate::clip::{ClipTextConfig, ClipTextModel, TEXT_KEY_RENAMES};
 use crate::config;
@@ -154,17 +154,20 @@ impl Family for StableDiffusionConfigs {
             let weights = weights.with_renamed_keys(TEXT_KEY_RENAMES);
             weights.load_into(config.init(device), options.dtype)
         };
-        let text_encoder: ClipTextModel = load_text(&self.text, weights.text)?;
+        let text_encoder: ClipTextModel =
+            info_span!("text_encoder").in_scope(|| load_text(&self.text, weights.text))?;
         let second = match (&self.text_2, self.tokenizer_2, weights.text_2) {
             (Some(config), Some(tokenizer), Some(weights)) => Some(SecondTextEncoder {
                 tokenizer,
-                text_encoder: load_text(config, weights)?,
+                text_encoder: info_span!("text_encoder_2")
+                    .in_scope(|| load_text(config, weights))?,
                 force_zeros_for_empty_prompt: self.force_zeros_for_empty_prompt,
             }),
             _ => None,
         };
         let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
-        let unet = weights.unet.load_into_mixed(self.unet.init(device), dtype, keep_f32)?;
+        let unet = info_span!("unet")
+            .in_scope(|| weights.unet.load_into_mixed(self.unet.init(device), dtype, &keep_f32))?;
         let clip = ClipEncoders { tokenizer: self.tokenizer, text_encoder, second };
         Ok(LoadedNetworks {
             text: TextEncoders::Clip(clip),

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Error, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{Error, ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -33,7 +33,30 @@ const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02"];
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
-    file: Mutex<File>,
+    file: File,
+}
+
+impl Source {
+    /// Fills `bytes` from a position of the file. Several threads may read at once.
+    #[cfg(unix)]
+    fn read_exact_at(&self, bytes: &mut [u8], position: u64) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, position)
+    }
+
+    /// Fills `bytes` from a position of the file. Several threads may read at once.
+    #[cfg(windows)]
+    fn read_exact_at(&self, mut bytes: &mut [u8], mut position: u64) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            match std::os::windows::fs::FileExt::seek_read(&self.file, bytes, position)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                read => {
+                    bytes = &mut bytes[read..];
+                    position += read as u64;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The position and the type of a tensor in a file.
@@ -118,7 +141,7 @@ impl SafetensorsReader {
         }
         let header: Header =
             serde_json::from_slice(&header).map_err(|e| broken(format!("its header: {e}")))?;
-        let source = Arc::new(Source { path: path.to_path_buf(), file: Mutex::new(file) });
+        let source = Arc::new(Source { path: path.to_path_buf(), file });
         let entries = entries(header.tensors, &source, 8 + length, size - 8 - length);
         Ok(Self {
             metadata: header.metadata.unwrap_or_default(),
@@ -218,10 +241,7 @@ impl Entry {
             Error::new(ErrorKind::OutOfMemory, reason)
         })?;
         bytes.resize(length, 0);
-        // A panic during a read leaves only the position behind, which is set here.
-        let mut file = self.source.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(self.begin))?;
-        file.read_exact(&mut bytes)?;
+        self.source.read_exact_at(&mut bytes, self.begin)?;
         Ok(bytes)
     }
 

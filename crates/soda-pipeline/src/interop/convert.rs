@@ -10,7 +10,7 @@
 //! | DoRA; PiSSA | `lora` with this setting |
 //! | LoHa, each of its own rank | `loha` |
 //! | LoKr with the sizes of one `factor` | `lokr` |
-//! | OFT or BOFT of one block size | `oft`, `boft` |
+//! | OFT or BOFT of one block size; HRA of one rank | `oft`, `boft`, `soda` |
 //! | LoRA, and others | `lora`, the others with the identity as one factor |
 //! | anything else | `full` |
 
@@ -141,7 +141,7 @@ fn lokr(layers: &BTreeMap<&str, &Kronecker>) -> Option<Converted> {
     Some(named(method.into(), parameters))
 }
 
-/// Converts OFT and BOFT of one block size.
+/// Converts OFT and BOFT of one block size, and HRA of one rank.
 fn rotations_of_one_size(layers: &BTreeMap<&str, &Rotation>) -> Option<Converted> {
     let method = &layers.values().next()?.method;
     let parameters = layers.iter().map(|(path, layer)| (*path, layer.parameters.clone()));

@@ -12,7 +12,7 @@ use soda_adapters::{Adapter as _, AnyAdapter, CayleyForm, MethodConfig, Plan, ma
 use super::compress::{AlphaRule, CompressedLora, LoraLayer, frobenius_norm, round};
 use super::export::{component_and_module, down, up, with_shape};
 use super::key_names::{PEFT, TEXT_MODEL};
-use super::peft_config::{Modules, PeftConfig, PeftLora, PeftOft, TENSORS};
+use super::peft_config::{Modules, PeftConfig, PeftHra, PeftLora, PeftOft, TENSORS};
 use super::staging::write_folder;
 use crate::component::Component;
 use crate::error::{FormatError, InteropError, PipelineError};
@@ -20,10 +20,10 @@ use crate::safetensors_file::SafetensorsFile;
 
 /// Writes a directory for `PeftModel.from_pretrained`.
 ///
-/// LoRA, DoRA and OFT are written exactly, any other method as the LoRA `compressed`. An adapter of the UNet
-/// alone is one directory. With several networks, each has a directory by the name of its [`Component`].
-/// `methods` has the methods of the adapted networks. The tensors are written as `dtype`. The directory
-/// appears whole or not at all.
+/// LoRA, DoRA, OFT and HRA are written exactly, any other method as the LoRA `compressed`. An adapter of the
+/// UNet alone is one directory. With several networks, each has a directory by the name of its
+/// [`Component`]. `methods` has the methods of the adapted networks. The tensors are written as `dtype`. The
+/// directory appears whole or not at all.
 ///
 /// The names of the first text encoder are those of transformers 5.6 and later, without the module
 /// `text_model`. PEFT finds none of them in a model of an earlier version.
@@ -76,7 +76,8 @@ pub fn round_for_peft(compressed: &mut CompressedLora, plan: &Plan<AnyAdapter>, 
         let w = layer.weight.matrix.clone().cast(DType::F32);
         let adapted = adapter.apply(w.clone());
         let norm = frobenius_norm(adapted.clone() - w.clone());
-        if let AnyAdapter::Lora(_) | AnyAdapter::Oft(_) = adapter {
+        let is_hra = || number_of_reflections(component_and_module(&report.path).0, plan).is_some();
+        if matches!(adapter, AnyAdapter::Lora(_) | AnyAdapter::Oft(_)) || is_hra() {
             let rounded = map_params(adapter.clone(), |param| Some(round(param.value(), dtype)));
             let lost = frobenius_norm(rounded.apply(w) - adapted);
             report.error = if lost == 0.0 { 0.0 } else { lost / norm };
@@ -101,6 +102,7 @@ fn peft_component(
     let mut ranks = BTreeMap::new();
     let mut modules = Vec::new();
     let mut use_dora = false;
+    let reflections = number_of_reflections(component, plan);
     for (path, LoraLayer { a, b, weight }) in &compressed.layers {
         let (own, module) = component_and_module(path);
         if own != component {
@@ -118,6 +120,15 @@ fn peft_component(
                 let skew = rotation.skew.val();
                 let dims = skew.dims().to_vec();
                 tensors.insert(format!("{name}.oft_R.weight"), with_shape(skew, dims));
+                continue;
+            }
+            Some(AnyAdapter::Soda(soda)) if reflections.is_some() => {
+                let Some(vectors) = soda.rotation.as_ref().and_then(|r| r.reflections.as_ref())
+                else {
+                    continue;
+                };
+                let dims = vectors.val().dims().to_vec();
+                tensors.insert(format!("{name}.hra_u"), with_shape(vectors.val(), dims));
                 continue;
             }
             Some(AnyAdapter::Lora(lora)) => {
@@ -147,10 +158,41 @@ fn peft_component(
     }
     let config = match method {
         MethodConfig::Oft(config) => PeftConfig::Oft(oft_config(config, Modules::List(modules))?),
-        _ => PeftConfig::Lora(lora_config(ranks, use_dora, Modules::List(modules))),
+        _ => match reflections {
+            Some(r) => PeftConfig::Hra(PeftHra::new(r, Modules::List(modules))),
+            None => PeftConfig::Lora(lora_config(ranks, use_dora, Modules::List(modules))),
+        },
     };
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok((SafetensorsFile { tensors, metadata }, config))
+}
+
+/// The number of reflections of a network whose adapters are HRAs of one rank and nothing else.
+///
+/// `None` for others, for another strength, and if a layer has fewer inputs than reflections.
+fn number_of_reflections(component: Component, plan: &Plan<AnyAdapter>) -> Option<usize> {
+    let mut rank = None;
+    for (path, adapter) in plan.adapters() {
+        if component_and_module(path).0 != component {
+            continue;
+        }
+        let found = reflections_of(adapter)?;
+        if rank.replace(found).is_some_and(|other| other != found) {
+            return None;
+        }
+    }
+    rank
+}
+
+/// The number of reflections of an HRA.
+fn reflections_of(adapter: &AnyAdapter) -> Option<usize> {
+    let AnyAdapter::Soda(soda) = adapter else { return None };
+    let plain = soda.output_rotation.is_none()
+        && soda.spectrum.is_none()
+        && soda.truncated_spectrum.is_none()
+        && soda.output_scale.is_none();
+    let vectors = soda.rotation.as_ref()?.reflections.as_ref()?;
+    plain.then(|| vectors.val().dims()[1])
 }
 
 /// Makes PEFT's configuration of a LoRA. `B` has the scale, so that `α` is the rank of each layer.

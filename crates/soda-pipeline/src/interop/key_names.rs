@@ -53,6 +53,8 @@ pub(super) enum Role {
     BoftBlocks,
     /// BOFT's scale of each output, of PEFT.
     BoftScale,
+    /// HRA's vectors of reflections, of PEFT.
+    Reflections,
     /// LoHa's `W1a`.
     HadaW1A,
     /// LoHa's `W1b`.
@@ -109,6 +111,7 @@ const SUFFIXES: &[(&str, Role)] = &[
     (".rescale", Role::Rescale),
     (".boft_R", Role::BoftBlocks),
     (".boft_s", Role::BoftScale),
+    (".hra_u", Role::Reflections),
     (".alpha", Role::Alpha),
     (".hada_w1_a", Role::HadaW1A),
     (".hada_w1_b", Role::HadaW1B),
@@ -288,6 +291,7 @@ mod tests {
                 flat("text_model_x"),
                 Role::Up,
             ),
+            ("base_model.model.to_q.hra_u", none, dotted("to_q"), Role::Reflections),
             ("unet.mid_block.to_q.lora_B.x_1.weight", unet, dotted("mid_block.to_q"), Role::Up),
             ("base_model.model.conv.hada_w1_a.default", none, dotted("conv"), Role::HadaW1A),
             (

@@ -2,7 +2,7 @@
 //!
 //! | format | names of the UNet's tensors |
 //! |---|---|
-//! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight` |
+//! | PEFT directory | `base_model.model.<module>.lora_A.weight`, `….oft_R.weight`, `….hra_u` |
 //! | diffusers LoRA | `unet.<module>.lora_A.weight`, `….lora.down.weight` |
 //! | diffusers LoRA, old | `unet.<module>.processor.to_q_lora.down.weight` |
 //! | kohya LoRA | `lora_unet_<module with _ for .>.lora_down.weight`, names of SDXL's original code |
@@ -13,7 +13,7 @@
 //!
 //! | format | read | written |
 //! |---|---|---|
-//! | PEFT directory | LoRA, DoRA, PiSSA, OFT, BOFT, LoHa, LoKr | LoRA, DoRA, OFT, exactly |
+//! | PEFT directory | LoRA, DoRA, PiSSA, OFT, BOFT, LoHa, LoKr, HRA | LoRA, DoRA, OFT, HRA, exactly |
 //! | diffusers LoRA | LoRA, DoRA | LoRA |
 //! | kohya LoRA | LoRA, DoRA, OFT | LoRA |
 //! | LyCORIS | LoRA, LoHa, LoKr, each with DoRA's magnitude, and OFT | |

@@ -34,6 +34,8 @@ pub(super) enum PeftConfig {
     /// All settings of a BOFT are in the shapes of its tensors.
     #[serde(rename = "BOFT")]
     Boft,
+    #[serde(rename = "HRA")]
+    Hra(PeftHra),
 }
 
 /// PEFT's `LoraConfig`.
@@ -78,6 +80,18 @@ pub(super) struct PeftOft {
     pub(super) block_share: bool,
     pub(super) use_cayley_neumann: bool,
     pub(super) num_cayley_neumann_terms: usize,
+    pub(super) target_modules: Modules,
+    pub(super) bias: Option<String>,
+    pub(super) task_type: Option<String>,
+    pub(super) peft_version: Option<String>,
+}
+
+/// PEFT's `HRAConfig`. The number of reflections is also in the shapes of the tensors.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PeftHra {
+    pub(super) r: usize,
+    #[serde(rename = "apply_GS")]
+    pub(super) apply_gs: bool,
     pub(super) target_modules: Modules,
     pub(super) bias: Option<String>,
     pub(super) task_type: Option<String>,
@@ -131,6 +145,20 @@ impl Default for PeftOft {
             use_cayley_neumann: true,
             num_cayley_neumann_terms: 5,
             target_modules: Modules::List(Vec::new()),
+            bias: Some("none".to_owned()),
+            task_type: None,
+            peft_version: Some(VERSION.to_owned()),
+        }
+    }
+}
+
+impl PeftHra {
+    /// Without Gram-Schmidt, which makes other vectors of the trained ones.
+    pub(super) fn new(r: usize, target_modules: Modules) -> Self {
+        Self {
+            r,
+            apply_gs: false,
+            target_modules,
             bias: Some("none".to_owned()),
             task_type: None,
             peft_version: Some(VERSION.to_owned()),

@@ -7,7 +7,9 @@ use soda_models::input_file::{SizeLimit, read_text};
 
 use super::ordered_json::Json;
 use super::pattern_table::PatternTable;
-use super::peft_config::{CONFIG, PeftConfig, PeftInit, PeftLora, PeftLycoris, PeftOft};
+use super::peft_config::{
+    CONFIG, Modules, PeftConfig, PeftHra, PeftInit, PeftLora, PeftLycoris, PeftOft,
+};
 use crate::component::Component;
 use crate::error::{FormatError, InteropError, PipelineError};
 
@@ -121,8 +123,14 @@ impl Fields {
                 self.check_bias()?;
                 PeftConfig::Boft
             }
+            "HRA" => PeftConfig::Hra(self.hra()?),
+            "PSOFT" => {
+                let reason = "its rotations are in the basis of an SVD that is not in the file, and whose signs \
+                              differ from machine to machine; merge the adapter into its model with PEFT";
+                return Err(self.refused("peft_type", &Json::Text(method), reason));
+            }
             _ => {
-                let known = "LORA, OFT, LOHA, LOKR and BOFT are read; merge the adapter into its model with PEFT";
+                let known = "LORA, OFT, LOHA, LOKR, BOFT and HRA are read; merge the adapter into its model with PEFT";
                 return Err(self.refused("peft_type", &Json::Text(method), known));
             }
         };
@@ -196,6 +204,14 @@ impl Fields {
                 .unwrap_or(default.num_cayley_neumann_terms),
             ..default
         })
+    }
+
+    fn hra(&mut self) -> Result<PeftHra, InteropError> {
+        self.check_bias()?;
+        if self.flag("apply_GS")? == Some(true) {
+            return Err(self.refused("apply_GS", &Json::Bool(true), MERGE));
+        }
+        Ok(PeftHra::new(self.size("r")?.unwrap_or(8), Modules::List(Vec::new())))
     }
 
     fn lycoris(&mut self) -> Result<PeftLycoris, InteropError> {
@@ -396,6 +412,7 @@ mod tests {
             ("lora_alpha", r#""8""#),
             ("r", "-1"),
             ("peft_type", r#""VERA""#),
+            ("peft_type", r#""PSOFT""#),
             ("a_field_of_a_later_version", "1"),
         ] {
             let error = read(&format!(r#"{{"unet.{field}": {value}}}"#)).expect_err(field);

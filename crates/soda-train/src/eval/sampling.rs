@@ -6,6 +6,7 @@ use image::RgbImage;
 use soda_models::image::grid;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Networks, Pipeline};
+use tracing::info_span;
 
 use crate::config::TrainConfig;
 use crate::data::dataset::Dataset;
@@ -57,6 +58,7 @@ impl Sampler<'_> {
             ..GenerateConfig::default()
         };
         on_event(Event::Stage { name: stage });
+        let _span = info_span!("sample").entered();
         let mut on_step = |done, total| on_event(Event::Progress { done, total, loss: None });
         let images = self.pipeline.generate_unless(&generate, self.stop, &mut on_step);
         let mut images = images.map_err(TrainError::sampling(self.folder.path()))?;

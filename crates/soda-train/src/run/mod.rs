@@ -2,6 +2,7 @@
 
 pub(crate) mod base_model;
 pub(crate) mod checkpoint;
+mod data_notes;
 pub(crate) mod fingerprint;
 pub(crate) mod history;
 pub(crate) mod personalisation;

@@ -13,6 +13,7 @@ use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
 use soda_models::scheduler::SchedulerOverrides;
 use soda_pipeline::{AdapterFile, Header};
+use tracing::info_span;
 
 use crate::config::TrainConfig;
 use crate::data::cache::EncodeCache;
@@ -34,13 +35,16 @@ use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::base_model;
 use crate::run::checkpoint::Checkpoint;
+use crate::run::data_notes::{bucket_sizes, describe_data};
 use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, running_mean};
 use crate::run::planning::Planning;
 use crate::run::report::{ReportImages, loss_chart, report};
 use crate::run::summary::RunSummary;
 use crate::run::training_loop::{TrainedRun, TrainingLoop, orthogonality_defect};
-use crate::step::adapted_networks::{AdaptedNetworks, check_targets, trained_networks};
+use crate::step::adapted_networks::{
+    AdaptedNetworks, check_method, check_targets, trained_networks,
+};
 use crate::step::trainer::{StepData, Trainer};
 
 /// A checked run. All inputs have been read; nothing has been written.
@@ -108,18 +112,21 @@ impl Personalisation {
                 return Err(ConfigError::UnsupportedPrecision(format!("{precision:?}")).into());
             }
         }
-        let mut dataset = Dataset::read(&config.data, config.prompt.as_deref())?;
+        let mut dataset = info_span!("read data")
+            .in_scope(|| Dataset::read(&config.data, config.prompt.as_deref()))?;
         if let Some(trigger) = &config.trigger {
             dataset = dataset.with_trigger(trigger);
             let prompts = config.samples.prompts.iter();
             config.samples.prompts =
                 prompts.map(|prompt| expand_trigger(prompt, trigger)).collect();
         }
-        let judges =
-            config.judges.as_deref().map(|folder| Judges::load(folder, device)).transpose()?;
-        let pipeline = base_model::load(&config, device)?;
+        let load_judges =
+            |folder| info_span!("load judges").in_scope(|| Judges::load(folder, device));
+        let judges = config.judges.as_deref().map(load_judges).transpose()?;
+        let pipeline = info_span!("load base").in_scope(|| base_model::load(&config, device))?;
         // Unknown targets are an error of the settings, reported before any image is generated.
         check_targets(&config, &pipeline)?;
+        check_method(&config, device)?;
         config.objective.check_timesteps(pipeline.forward_process().num_train_timesteps())?;
         buckets_for(&pipeline, config.buckets.as_ref())?;
         if let Some(masks) = &config.masks {
@@ -169,17 +176,20 @@ impl Personalisation {
         let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph } = self;
         config.samples.prompts = evaluation_prompts(&config, &dataset);
         let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
-        let fingerprint = RunFingerprint::new(&config, &pipeline, &dataset)?;
+        let fingerprint = info_span!("fingerprint")
+            .in_scope(|| RunFingerprint::new(&config, &pipeline, &dataset))?;
         let checkpoint = target.checkpoint(&fingerprint, &config, on_event)?;
 
         let svd_cache = cache.as_ref().map(SvdCache::new);
         on_event(Event::Stage { name: "encoding" });
+        let span = info_span!("encode data").entered();
         base_model::describe(&pipeline, on_event);
         let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
         let (data, validation) =
             encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;
         describe_data(&config, &data, &dataset, on_event);
         let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
+        span.exit();
         let folder = target.open(&config)?;
 
         let schedule = pipeline.forward_process();
@@ -189,10 +199,13 @@ impl Personalisation {
             fingerprint: &fingerprint,
             svd_cache: svd_cache.as_ref(),
             cache: cache.as_ref(),
+            with_graph,
         };
         let (adapted, plan) = planning.plan(&data, &schedule, on_event)?;
         let num_layers = plan.paths().len();
+        let span = info_span!("cast").entered();
         pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
+        span.exit();
         pipeline = pipeline.in_drawing_format();
         // Class images need the final precision, which before the cast only a part of the network has.
         let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
@@ -213,9 +226,11 @@ impl Personalisation {
         let before = sampler.sample(SAMPLING_BEFORE, on_event)?;
         sampler.base_unrelated.clone_from(&before.unrelated);
 
+        let span = info_span!("attach").entered();
         let networks = plan.attach(networks).with_trainable_tokens();
         let trainer = Trainer::new(networks, &config.method, &config)?;
         let trainer = if with_graph { trainer.with_graph() } else { trainer };
+        span.exit();
         on_event(Event::Stage { name: TRAINING });
         let header = header(&config, &dataset);
         let tensorboard = folder.file(RunFolder::TENSORBOARD);
@@ -230,13 +245,18 @@ impl Personalisation {
             fingerprint: &fingerprint,
             events: events.as_mut(),
         };
+        let span = info_span!("train").entered();
         let trained = training.run(trainer, checkpoint, &mut sampler, stop, on_event)?;
 
+        span.exit();
+        let span = info_span!("write adapter").entered();
         let orthogonality = orthogonality_defect(&config.method, &named_params(&trained.networks));
         let adapter = adapter_file(&config, header, &adapted, &trained, &sampler);
         write_training_results(&folder, &adapter, &trained.history)?;
+        span.exit();
         let TrainedRun { networks, history, seconds } = trained;
-        let after = sampler.sample_with(networks.materialize(), SAMPLING_AFTER, on_event)?;
+        let networks = info_span!("materialize").in_scope(|| networks.materialize());
+        let after = sampler.sample_with(networks, SAMPLING_AFTER, on_event)?;
         images.write(&folder, &before, &after)?;
         let held_out: Vec<String> = held_out.iter().map(Example::name).collect();
         let scores = score(&sampler, &before, &after, held_out.clone(), events.as_mut(), on_event)?;
@@ -301,54 +321,6 @@ fn encode(
         return Err(masks::no_masks(masks, &config.data).into());
     }
     Ok((data, validation))
-}
-
-/// Reports problems of the data, and how it is used.
-fn describe_data(
-    config: &TrainConfig,
-    data: &EncodedDataset,
-    dataset: &Dataset,
-    on_event: &mut dyn FnMut(Event<'_>),
-) {
-    for caption in &data.truncated_captions {
-        on_event(Event::Warning(&format!(
-            "a caption is too long for the text encoder and was cut: {caption}"
-        )));
-    }
-    if let Some(first) = data.upscaled.first() {
-        on_event(Event::Warning(&format!(
-            "{} of {} pictures are smaller than what they are learnt at and are enlarged, such as {}",
-            data.upscaled.len(),
-            dataset.examples.len(),
-            first.display()
-        )));
-    }
-    for skipped in &dataset.skipped {
-        on_event(Event::Warning(&skipped.to_string()));
-    }
-    if let Some(folders) = dataset.describe_folders() {
-        on_event(Event::Note(&format!("folders: {folders}")));
-    }
-    let unused = dataset.examples.iter().filter(|e| masks::mask_file(&e.image).is_some()).count();
-    if config.masks.is_none() && unused > 0 {
-        let text = format!("{unused} of the pictures have masks, which only `masks={{}}` uses");
-        on_event(Event::Warning(&text));
-    }
-    if config.buckets.is_some() {
-        on_event(Event::Note(&format!("buckets: {}", bucket_sizes(data))));
-    }
-    if config.trains_text_encoder() {
-        on_event(Event::Note(
-            "text encoders or new words learn: captions are read in every step, and not kept in a cache",
-        ));
-    }
-}
-
-/// The number of images in each bucket.
-fn bucket_sizes(data: &EncodedDataset) -> String {
-    let bucket =
-        |([width, height], count): ([u32; 2], usize)| format!("{count} of {width} x {height}");
-    data.buckets().map(bucket).collect::<Vec<_>>().join(", ")
 }
 
 /// The settings with paths that are valid from every folder.
@@ -416,6 +388,7 @@ fn score(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<RunScores>, TrainError> {
     on_event(Event::Stage { name: "judging" });
+    let _span = info_span!("score").entered();
     let (Some(before), Some(after)) = (sampler.score(before)?, sampler.score(after)?) else {
         return Ok(None);
     };
@@ -434,6 +407,7 @@ fn finish(
     summary: &RunSummary,
     images: &ReportImages<'_>,
 ) -> Result<(), TrainError> {
+    let _span = info_span!("report").entered();
     let report = report(summary, images, &read_snapshots(folder)?)?;
     folder.write(RunFolder::REPORT, report.as_bytes())?;
     // The report marks the run as finished: no run will continue from a checkpoint.

@@ -4,6 +4,7 @@ use soda_adapters::{AnyAdapter, Method as _, Plan};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_models::scheduler::ForwardProcess;
+use tracing::info_span;
 
 use crate::config::TrainConfig;
 use crate::data::cache::EncodeCache;
@@ -22,6 +23,8 @@ pub(crate) struct Planning<'a> {
     pub(crate) fingerprint: &'a RunFingerprint,
     pub(crate) svd_cache: Option<&'a SvdCache>,
     pub(crate) cache: Option<&'a EncodeCache>,
+    /// Whether gradients are replayed from a CUDA graph.
+    pub(crate) with_graph: bool,
 }
 
 impl Planning<'_> {
@@ -36,6 +39,7 @@ impl Planning<'_> {
         let networks = trained_networks(self.config, self.pipeline);
         let calibrations = self.calibrate(&networks, data, schedule, on_event)?;
         on_event(Event::Stage { name: "decomposing" });
+        let _span = info_span!("decompose").entered();
         let mut on_progress = |done, total| on_event(Event::Progress { done, total, loss: None });
         AdaptedNetworks::plan(
             self.config,
@@ -58,13 +62,14 @@ impl Planning<'_> {
             return Ok(Calibrations::default());
         }
         on_event(Event::Stage { name: "calibrating" });
+        let _span = info_span!("calibrate").entered();
         let probes = Probes::plan(self.config, networks, self.svd_cache)?;
         let data = StepData { data, prior: None, schedule };
         let mut measure = || {
             let on_progress = &mut |done, total| {
                 on_event(Event::Progress { done, total, loss: None });
             };
-            probes.measure(self.config, networks, &data, on_progress)
+            probes.measure(self.config, networks, &data, self.with_graph, on_progress)
         };
         match self.cache {
             None => measure(),

@@ -9,6 +9,7 @@ use soda_adapters::{Geometry, Method, NamedParam, named_params};
 use soda_linalg::stiefel::orthogonality_error;
 use soda_models::pipeline::Networks;
 use soda_pipeline::Header;
+use tracing::info_span;
 
 use crate::config::TrainConfig;
 use crate::error::{CheckpointError, TrainError};
@@ -131,6 +132,7 @@ impl<'a> TrainingLoop<'a> {
         progress: &mut Progress<'_>,
         sampler: &Sampler<'_>,
     ) -> Result<StepMetrics, TrainError> {
+        let _span = info_span!("step").entered();
         let started = Instant::now();
         let metrics = match progress.trainer.step(&self.data) {
             Err(error) => {
@@ -175,6 +177,7 @@ impl<'a> TrainingLoop<'a> {
     /// Measures the validation loss and the orthogonality.
     fn validate(&mut self, progress: &mut Progress<'_>) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
+        let _span = info_span!("validate").entered();
         let networks = progress.trainer.networks();
         let metrics = ValidationMetrics {
             step: progress.trainer.steps_done(),
@@ -213,6 +216,7 @@ impl<'a> TrainingLoop<'a> {
     }
 
     fn write_checkpoint(&self, progress: &Progress<'_>, digest: &str) -> Result<(), TrainError> {
+        let _span = info_span!("write checkpoint").entered();
         let checkpoint = Checkpoint {
             state: progress.trainer.state(),
             history: progress.history.clone(),
@@ -230,7 +234,9 @@ impl<'a> TrainingLoop<'a> {
 pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam]) -> f32 {
     let factors = params.iter().filter(|param| method.geometry(&param.path) == Geometry::Stiefel);
     let error = |param: &NamedParam| {
-        let q: Tensor<2> = param.value().reshape([param.shape[0], param.shape[1]]);
+        let &[.., n, m] = param.shape.as_slice() else { return f32::NAN };
+        let count = param.shape.iter().product::<usize>() / (n * m).max(1);
+        let q: Tensor<3> = param.value().reshape([count, n, m]);
         orthogonality_error(&q).map_or(f32::NAN, |error| error as f32)
     };
     // `f32::max` would lose NaN.

@@ -1,6 +1,8 @@
 //! The adapted networks of a run: which weights are adapted, and the adapter file.
 
 use burn::module::Module;
+use burn::nn::LinearConfig;
+use burn::tensor::Device;
 use soda_adapters::{
     AdapterError, AdapterState, AnyAdapter, Method as _, Plan, PlanOptions, Recipe, Targets,
 };
@@ -30,6 +32,17 @@ pub(crate) fn check_targets(config: &TrainConfig, pipeline: &Pipeline) -> Result
         }
     }
     Ok(())
+}
+
+/// Refuses settings of a method that no layer can have, before the run has a folder: a plan of one small
+/// layer finds them.
+pub(crate) fn check_method(config: &TrainConfig, device: &Device) -> Result<(), TrainError> {
+    let layer = LinearConfig::new(8, 8).init(device);
+    match config.method.plan(&Targets(vec!["^weight$".to_owned()]), &layer) {
+        Err(error @ AdapterError::Config { .. }) => Err(error.into()),
+        // Other errors are of the layer, or of a plan without a calibration.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// The recipe of each adapted network.

@@ -62,7 +62,8 @@ impl Probes {
         Ok(Self(probes))
     }
 
-    /// Measures the directions on samples that no training step sees. `networks` are those of the plan.
+    /// Measures the directions on samples that no training step sees. `networks` are those of the plan, whose
+    /// adapted weights are in f32. `with_graph` replays the gradients from a CUDA graph.
     ///
     /// # Errors
     /// A gradient that is not finite.
@@ -71,6 +72,7 @@ impl Probes {
         config: &TrainConfig,
         networks: &Networks,
         data: &StepData<'_>,
+        with_graph: bool,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Calibrations, TrainError> {
         let mut config = TrainConfig { seed: config.seed ^ SEED, ..config.clone() };
@@ -82,8 +84,11 @@ impl Probes {
         }
         let draws = config.method.calibration().map_or(0, |request| request.draws);
         let steps = draws.div_ceil(config.batch_size * config.accumulation);
-        let networks = all.attach(networks.clone());
-        let mut trainer = Trainer::new(networks, &config.method, &config)?;
+        // The gradients are those of the network that is trained, in its precision.
+        let mut networks = networks.clone();
+        networks.denoiser = config.precision.cast_denoiser(networks.denoiser);
+        let trainer = Trainer::new(all.attach(networks), &config.method, &config)?;
+        let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
         let gradients = trainer.gradient_sum(data, steps, on_progress);
         let calibrate = |(component, probes): (&Component, &Plan<Probe>)| {
             let gradients = of_component(&gradients, *component);

@@ -88,7 +88,7 @@ fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
     let on_tape = |x: Tensor<4>| Tensor::<4>::from_inner(x);
     let inputs = condition(states, time_ids.clone().map(Tensor::from_inner));
     let timesteps = Tensor::<1>::from_inner(batch.timesteps.clone());
-    let prediction = taped.unet.forward(on_tape(batch.noisy.clone()), timesteps, inputs);
+    let prediction = taped.denoiser.forward(on_tape(batch.noisy.clone()), timesteps, inputs);
     let squares: Tensor<2> = (prediction - on_tape(batch.target.clone())).square().flatten(1, 3);
     let losses: Tensor<1> = squares.mean_dim(1).reshape([SAMPLES]);
     let loss = (losses * Tensor::from_inner(batch.weight.clone())).sum();

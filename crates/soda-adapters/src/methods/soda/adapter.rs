@@ -1,6 +1,6 @@
-//! SODA on one weight: the shift of the spectrum, then the rotations.
+//! SODA on one weight: the shift of the spectrum, then the rotations, then the scale of the outputs.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use soda_kernels::matmul;
 use soda_linalg::LinalgError;
@@ -14,7 +14,7 @@ use crate::methods::cost_model::CostModel;
 use crate::methods::low_rank::low_rank_product;
 use crate::rotation_merge::{MergeRule, merge_optional};
 
-/// The adapter of one weight: `Wᵀ = R (W0ᵀ + ΔS) R'` on the stored weight `[in, out]`.
+/// The adapter of one weight: `Wᵀ = R (W0ᵀ + ΔS) R' diag(c)` on the stored weight `[in, out]`.
 #[derive(Module, Debug)]
 pub struct Soda {
     /// `R` of the input; `None` for the identity.
@@ -25,8 +25,10 @@ pub struct Soda {
     pub spectrum: Option<Spectrum>,
     /// `ΔS` of some singular values.
     pub truncated_spectrum: Option<TruncatedSpectrum>,
+    /// `c`, `[out]`; `None` for ones.
+    pub output_scale: Option<Param<Tensor<1>>>,
     /// The frozen part of the low-rank form, for rotations of subspaces without a shift of the whole
-    /// spectrum.
+    /// spectrum or a scale.
     frozen: Option<FrozenFactors>,
 }
 
@@ -39,7 +41,22 @@ impl Soda {
         truncated_spectrum: Option<TruncatedSpectrum>,
         w: &Tensor<2>,
     ) -> Self {
-        Self { rotation, output_rotation, spectrum, truncated_spectrum, frozen: None }.rebased(w)
+        let (output_scale, frozen) = (None, None);
+        Self { rotation, output_rotation, spectrum, truncated_spectrum, output_scale, frozen }
+            .rebased(w)
+    }
+
+    /// Gives each output of the weight `w` `[in, out]` a scale of 1.
+    pub(super) fn with_output_scale(self, w: &Tensor<2>) -> Self {
+        let ones = Tensor::ones([w.dims()[1]], (&w.device(), w.dtype()));
+        Self { output_scale: Some(Param::from_tensor(ones)), frozen: None, ..self }
+    }
+
+    /// Multiplies the outputs `y` `[rows, out]` by their scale.
+    fn scaled(&self, y: Tensor<2>) -> Tensor<2> {
+        let Some(scale) = &self.output_scale else { return y };
+        let (scale, dtype) = (scale.val().unsqueeze_dim(0), y.dtype());
+        (y.cast(scale.dtype()) * scale).cast(dtype)
     }
 
     /// The parts of the low-rank form.
@@ -69,6 +86,37 @@ impl Soda {
         }
         rotate(y, &self.output_rotation)
     }
+
+    /// The product of rows before the scale of the outputs, if it is cheaper than forming the weight.
+    fn unscaled_product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        let (rows, [input, output]) = (x.dims()[0], w.dims());
+        let mut cost = CostModel::layer(rows, input, output);
+        if let Some(frozen) = &self.frozen {
+            cost = cost.and_factors(rows, input, frozen.rank(), output);
+            let (a, b) = cost.prefers_input(x).then(|| frozen.factors(self.parts()))?;
+            return Some(low_rank_product(x, w, a, b));
+        }
+        if let (Some(rotation), None, Some(spectrum)) =
+            (&self.rotation, &self.output_rotation, &self.spectrum)
+            && let Some(factors) = rotation.kronecker_factors()
+            && let Some(y) = spectrum.fused_product(x, &factors, w)
+        {
+            return Some(y);
+        }
+        if let Some(rotation) = &self.rotation {
+            cost = cost.and_rotation(rows, input, output, rotation.cost_per_entry());
+        }
+        if let Some(rotation) = &self.output_rotation {
+            cost = cost.and_rotation(rows, output, input, rotation.cost_per_entry());
+        }
+        if let Some(spectrum) = &self.spectrum {
+            cost = spectrum.cost(cost, rows, w);
+        }
+        if let Some(spectrum) = &self.truncated_spectrum {
+            cost = cost.and_factors(rows, input, spectrum.s.val().dims()[0], output);
+        }
+        cost.prefers_input(x).then(|| self.rotated_product(x, w))
+    }
 }
 
 impl Adapter for Soda {
@@ -88,37 +136,11 @@ impl Adapter for Soda {
         if let Some(rotation) = &self.output_rotation {
             w = rotation.rows(w);
         }
-        w
+        self.scaled(w)
     }
 
     fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
-        let (rows, [input, output]) = (x.dims()[0], w.dims());
-        let mut cost = CostModel::layer(rows, input, output);
-        if let Some(frozen) = &self.frozen {
-            cost = cost.and_factors(rows, input, frozen.rank(), output);
-            let (a, b) = cost.prefers_input(x).then(|| frozen.factors(self.parts()))?;
-            return Some(low_rank_product(x, w, a, b));
-        }
-        if let (Some(rotation), None, Some(spectrum)) =
-            (&self.rotation, &self.output_rotation, &self.spectrum)
-            && rotation.basis.is_none()
-            && let Some(y) = spectrum.fused_product(x, &rotation.factors(), w)
-        {
-            return Some(y);
-        }
-        if let Some(rotation) = &self.rotation {
-            cost = cost.and_rotation(rows, input, output, rotation.cost_per_entry());
-        }
-        if let Some(rotation) = &self.output_rotation {
-            cost = cost.and_rotation(rows, output, input, rotation.cost_per_entry());
-        }
-        if let Some(spectrum) = &self.spectrum {
-            cost = spectrum.cost(cost, rows, w);
-        }
-        if let Some(spectrum) = &self.truncated_spectrum {
-            cost = cost.and_factors(rows, input, spectrum.s.val().dims()[0], output);
-        }
-        cost.prefers_input(x).then(|| self.rotated_product(x, w))
+        self.unscaled_product(x, w).map(|y| self.scaled(y))
     }
 
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
@@ -132,14 +154,15 @@ impl Adapter for Soda {
             output_rotation: power(self.output_rotation)?,
             spectrum: self.spectrum.map(|spectrum| spectrum.at_strength(t)),
             truncated_spectrum: self.truncated_spectrum.map(|spectrum| spectrum.at_strength(t)),
+            output_scale: self.output_scale.map(|s| s.map(|s| (s - 1.0).mul_scalar(t) + 1.0)),
             frozen: self.frozen,
         })
     }
 
     fn rebased(self, w: &Tensor<2>) -> Self {
-        let frozen = match &self.spectrum {
-            None => FrozenFactors::new(self.parts(), w),
-            Some(_) => None,
+        let frozen = match (&self.spectrum, &self.output_scale) {
+            (None, None) => FrozenFactors::new(self.parts(), w),
+            _ => None,
         };
         Self { frozen, ..self }
     }
@@ -148,7 +171,7 @@ impl Adapter for Soda {
         // Unconstrained matrices are not rotations and have no logarithm.
         let rotations =
             weighted.iter().flat_map(|(_, soda)| [&soda.rotation, &soda.output_rotation]);
-        if rotations.flatten().any(|rotation| !rotation.matrices.is_empty()) {
+        if rotations.flatten().any(|rotation| rotation.is_unconstrained()) {
             return Ok(None);
         }
         let side = |select: fn(&Self) -> &Option<Rotation>| {
@@ -164,10 +187,23 @@ impl Adapter for Soda {
             .iter()
             .filter_map(|(weight, soda)| Some((*weight, soda.truncated_spectrum.clone()?)));
         let truncated_spectrum = TruncatedSpectrum::merge(truncated.collect());
+        let scales = weighted.iter().filter_map(|(weight, soda)| {
+            Some((soda.output_scale.as_ref()?.val() - 1.0).mul_scalar(*weight))
+        });
+        let change = scales.reduce(|a, b| a + b);
+        let output_scale = change.map(|change| Param::from_tensor(change + 1.0));
         let rotations = (side(|soda| &soda.rotation)?, side(|soda| &soda.output_rotation)?);
         Ok(match (rotations, spectrum) {
             ((Some(rotation), Some(output_rotation)), Ok(spectrum)) => {
-                Some(Self { rotation, output_rotation, spectrum, truncated_spectrum, frozen: None })
+                let frozen = None;
+                Some(Self {
+                    rotation,
+                    output_rotation,
+                    spectrum,
+                    truncated_spectrum,
+                    output_scale,
+                    frozen,
+                })
             }
             _ => None,
         })

@@ -15,6 +15,13 @@ pub struct SodaConfig {
     /// How directions are measured; `None` for the defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationConfig>,
+    /// Whether each output has a trained scale, which starts at 1, as in GSOFT and BOFT.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub output_scale: bool,
+}
+
+fn is_off(setting: &bool) -> bool {
+    !setting
 }
 
 /// How directions are measured before the first step.
@@ -42,8 +49,8 @@ pub struct RotationConfig {
     /// Where the subspace lies; only for [`Structure::Subspace`], and gradient if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subspace: Option<Subspace>,
-    /// The dimension `r` of the subspace. Without it a rotation has as many numbers as the Kronecker rotation
-    /// with these factors: `r = ⌊√Σ nᵢ²⌋`.
+    /// The dimension `r` of the subspace, or the number of reflections, which is even. Without it a subspace
+    /// has as many numbers as the Kronecker rotation with these factors: `r = ⌊√Σ nᵢ²⌋`. Reflections are 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
     /// The numbers that the rotations of a network share: each weight and side gets the rank that its
@@ -54,7 +61,19 @@ pub struct RotationConfig {
     /// `numbers`. A rank of 0 is no rotation.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub ranks: BTreeMap<String, usize>,
-    /// Number of Kronecker factors. A width with fewer prime factors has fewer.
+    /// Whether a rotation of a subspace has a trained scale on either side (PSOFT), and is no rotation then:
+    /// `I + Q (diag(a) Rr diag(b) - I) Qᵀ`.
+    #[serde(skip_serializing_if = "is_off")]
+    pub scales: bool,
+    /// Size of the blocks, for [`Structure::GroupAndShuffle`]; 32 if it is not given. A width that is not a
+    /// multiple of the size uses the divisor nearest to the size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<usize>,
+    /// Seed of the permutation of [`Structure::KroneckerPermuted`], or of the initial vectors of
+    /// [`Structure::Householder`]; 0 if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Number of Kronecker factors of each product. A width with fewer prime factors has fewer.
     pub factors: usize,
     /// Sizes of the factors for the width that is their product. Other widths have the most even factors.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -72,8 +91,14 @@ pub enum Structure {
     /// `R = R1 ⊗ … ⊗ Rm`, on the whole space.
     #[default]
     Kronecker,
+    /// `R = (A1 ⊗ … ⊗ Am) Pᵀ (B1 ⊗ … ⊗ Bm) P` with a fixed random permutation `P`.
+    KroneckerPermuted,
+    /// `R = diag(A1, …, Ab) Pᵀ diag(B1, …, Bb) P` with the perfect shuffle `P` (GSOFT, arXiv 2406.10019).
+    GroupAndShuffle,
     /// `R = I + Q (Rr - I) Qᵀ`: a full rotation `Rr` `[r, r]` of a subspace with the frozen basis `Q`.
     Subspace,
+    /// `R = Hr ⋯ H1` with reflections `Hᵢ = I - 2 uᵢ uᵢᵀ / ‖uᵢ‖²` (HRA, arXiv 2405.17484).
+    Householder,
 }
 
 /// Where the subspace of a rotation lies.
@@ -191,6 +216,7 @@ impl Default for SodaConfig {
             rotation: Some(RotationConfig::default()),
             spectrum: Some(SpectrumConfig::default()),
             calibration: None,
+            output_scale: false,
         }
     }
 }
@@ -203,6 +229,9 @@ impl Default for RotationConfig {
             rank: None,
             numbers: None,
             ranks: BTreeMap::new(),
+            scales: false,
+            block_size: None,
+            seed: None,
             factors: 3,
             sizes: Vec::new(),
             side: Side::default(),
@@ -239,7 +268,7 @@ impl SodaConfig {
         Self {
             rotation: Some(RotationConfig { sizes, ..RotationConfig::default() }),
             spectrum: Some(SpectrumConfig { shift, ..SpectrumConfig::default() }),
-            calibration: None,
+            ..Self::default()
         }
     }
 
@@ -248,7 +277,48 @@ impl SodaConfig {
         let rotation =
             RotationConfig { structure: Structure::Subspace, ..RotationConfig::default() };
         let spectrum = SpectrumConfig { rank: Some(16), ..SpectrumConfig::default() };
-        Self { rotation: Some(rotation), spectrum: Some(spectrum), calibration: None }
+        Self { rotation: Some(rotation), spectrum: Some(spectrum), ..Self::default() }
+    }
+
+    /// SODA-SVD with two Kronecker products of four factors and a permutation between them, which have about
+    /// as many numbers as one product of three.
+    pub fn permuted() -> Self {
+        let structure = Structure::KroneckerPermuted;
+        let rotation = RotationConfig { structure, factors: 4, ..RotationConfig::default() };
+        Self { rotation: Some(rotation), ..Self::default() }
+    }
+
+    /// GSOFT (arXiv 2406.10019): two levels of blocks with a shuffle, as Cayley transforms, and a scale of
+    /// each output.
+    pub fn gsoft() -> Self {
+        let rotation = RotationConfig {
+            structure: Structure::GroupAndShuffle,
+            parametrization: Parametrization::Cayley,
+            ..RotationConfig::default()
+        };
+        let rotation = Some(rotation);
+        Self { rotation, spectrum: None, output_scale: true, ..Self::default() }
+    }
+
+    /// PSOFT (arXiv 2505.11235) with the defaults of PEFT: a Cayley transform in the space of 32 leading
+    /// singular vectors, between two scales.
+    pub fn psoft() -> Self {
+        let rotation = RotationConfig {
+            structure: Structure::Subspace,
+            subspace: Some(Subspace::Principal),
+            rank: Some(32),
+            scales: true,
+            parametrization: Parametrization::Cayley,
+            ..RotationConfig::default()
+        };
+        Self { rotation: Some(rotation), spectrum: None, ..Self::default() }
+    }
+
+    /// HRA (arXiv 2405.17484) with the defaults of PEFT: eight reflections.
+    pub fn hra() -> Self {
+        let structure = Structure::Householder;
+        let rotation = RotationConfig { structure, rank: Some(8), ..RotationConfig::default() };
+        Self { rotation: Some(rotation), spectrum: None, ..Self::default() }
     }
 
     /// SVDiff: the shift of the spectrum alone.

@@ -6,8 +6,10 @@ use soda_linalg::{LinalgError, factor_sizes};
 
 use super::adapter::Soda;
 use super::allocation::{ranks, side_key};
+use super::checks::{NAME, product};
 use super::config::{
-    Basis, RotationConfig, Selection, Shift, Side, SodaConfig, SpectrumConfig, Structure, Subspace,
+    Basis, Parametrization, RotationConfig, Selection, Shift, Side, SodaConfig, SpectrumConfig,
+    Structure, Subspace,
 };
 use super::rotation::Rotation;
 use super::spectrum::Spectrum;
@@ -15,12 +17,17 @@ use super::truncated::TruncatedSpectrum;
 use crate::directions::{Calibration, CalibrationRequest, Directions};
 use crate::error::AdapterError;
 use crate::method::{Geometry, Method};
-use crate::methods::bounds::{MAX_DRAWS, MAX_PRODUCT_RANK, MAX_TERMS, MAX_WIDTH};
+use crate::methods::block_rotation::nearest_divisor;
+use crate::methods::permutation::Permutation;
 use crate::probe::{Probe, ProbeSettings, Signal};
 use crate::seeded_init::SeededInit;
 use crate::weight::{Weight, compute_dtype};
 
-const NAME: &str = "soda";
+/// Size of the blocks of a group-and-shuffle rotation, unless it is given: that of OFT.
+const BLOCK_SIZE: usize = 32;
+
+/// Number of reflections, unless it is given: that of PEFT's HRA.
+const REFLECTIONS: usize = 8;
 
 /// The largest rank of one side where the rotations of a network share a number of parameters.
 const MAX_SHARED_RANK: usize = 48;
@@ -126,19 +133,27 @@ impl Method for SodaConfig {
             },
         }
         let (input, output) = (rotation(WeightSide::Input)?, rotation(WeightSide::Output)?);
-        Ok(Soda::new(input, output, spectrum, truncated, &w))
+        let soda = Soda::new(input, output, spectrum, truncated, &w);
+        Ok(if self.output_scale { soda.with_output_scale(&w) } else { soda })
     }
 
     fn geometry(&self, path: &str) -> Geometry {
         // Generators of the Cayley transform and unconstrained matrices have other names, and are Euclidean.
-        // Frozen bases have orthonormal columns too.
-        const ORTHONORMAL: [&str; 4] = [
+        // Blocks have one name. Frozen bases have orthonormal columns too.
+        const ORTHONORMAL: [&str; 5] = [
             "rotation.factors.",
+            "rotation.permuted.0.factors.",
             "rotation.basis",
             "truncated_spectrum.left",
             "truncated_spectrum.right",
         ];
-        let is_orthonormal = ORTHONORMAL.iter().any(|name| path.contains(name));
+        const BLOCKS: [&str; 2] = ["rotation.blocks", "rotation.permuted.0.blocks"];
+        let on_manifold = |rotation: &RotationConfig| {
+            rotation.parametrization == Parametrization::Stiefel
+                && BLOCKS.iter().any(|name| path.ends_with(name))
+        };
+        let is_orthonormal = ORTHONORMAL.iter().any(|name| path.contains(name))
+            || self.rotation.as_ref().is_some_and(on_manifold);
         if is_orthonormal { Geometry::Stiefel } else { Geometry::Euclidean }
     }
 }
@@ -173,7 +188,7 @@ impl SodaConfig {
     }
 
     /// What the probes of the rotated sides measure.
-    fn signal(&self) -> Option<Signal> {
+    pub(super) fn signal(&self) -> Option<Signal> {
         match self.placement()? {
             Subspace::Gradient => Some(Signal::SkewGradient),
             Subspace::Activations => Some(Signal::Activations),
@@ -212,10 +227,12 @@ impl SodaConfig {
         let [input, output] = w.dims();
         let width = if side == WeightSide::Input { input } else { output };
         let Some(subspace) = self.placement() else {
-            let sizes = config.sizes_of(width).map_err(decomposition(path))?;
-            return Ok(Some(Rotation::identity(&sizes, config.parametrization, w)));
+            return whole_rotation(config, side, path, width, weight, w);
         };
-        let r = config.rank_of(side, path, width).map_err(decomposition(path))?;
+        let mut r = config.rank_of(side, path, width).map_err(decomposition(path))?;
+        if subspace == Subspace::Principal {
+            r = r.min(input).min(output);
+        }
         if r == 0 {
             return Ok(None);
         }
@@ -236,95 +253,48 @@ impl SodaConfig {
             Some(columns) => deep_copy(columns.narrow(1, 0, r.min(width))),
             None => Tensor::zeros([width, r], (&w.device(), w.dtype())),
         };
-        Ok(Some(Rotation::identity(&[r], config.parametrization, w).within(q)))
-    }
-
-    /// Checks the settings.
-    fn check(&self) -> Result<(), AdapterError> {
-        let refuse = |reason| Err(AdapterError::Config { method: NAME, reason });
-        if self.rotation.is_none() && self.spectrum.is_none() {
-            return refuse("it trains nothing; keep the rotation, the spectrum, or both");
-        }
-        if self.rotation.as_ref().is_some_and(|rotation| rotation.factors == 0) {
-            return refuse("a rotation has at least one factor");
-        }
-        if self.rotation.as_ref().is_some_and(|rotation| rotation.factors > MAX_TERMS) {
-            return refuse("a rotation has at most 100 factors");
-        }
-        let mut sizes = self.rotation.iter().flat_map(|rotation| &rotation.sizes);
-        if sizes.any(|sizes| product(sizes).is_none_or(|width| width > MAX_WIDTH)) {
-            return refuse("sizes of factors are those of widths up to 1048576");
-        }
-        let mut sizes = self.rotation.iter().flat_map(|rotation| &rotation.sizes);
-        if sizes.any(|sizes| sizes.is_empty() || sizes.contains(&0)) {
-            return refuse("sizes of factors are lists of numbers of 1 or more");
-        }
-        if let Some(rotation) = &self.rotation {
-            let subspace = rotation.structure == Structure::Subspace;
-            if !subspace && (rotation.subspace.is_some() || rotation.rank.is_some()) {
-                return refuse(
-                    "`rotation.subspace` and `rotation.rank` belong to `rotation.structure = \
-                     \"subspace\"`",
-                );
-            }
-            let shares = rotation.numbers.is_some() || !rotation.ranks.is_empty();
-            if shares && !(subspace && self.signal().is_some()) {
-                return refuse(
-                    "`rotation.numbers` and `rotation.ranks` belong to a subspace of the gradient or of \
-                     the activations",
-                );
-            }
-            if rotation.numbers.is_some() && rotation.rank.is_some() {
-                return refuse("`rotation.numbers` and `rotation.rank` exclude each other");
-            }
-            if rotation.ranks.values().any(|rank| *rank > MAX_PRODUCT_RANK) {
-                return refuse("the ranks of `rotation.ranks` are at most 4096");
-            }
-            if rotation.rank.is_some_and(|rank| !(1..=MAX_PRODUCT_RANK).contains(&rank)) {
-                return refuse("`rotation.rank` is between 1 and 4096");
-            }
-        }
-        if let Some(spectrum) = &self.spectrum {
-            let is_plain =
-                spectrum.basis == Basis::Svd && matches!(spectrum.shift, Shift::Diagonal { .. });
-            if spectrum.rank.is_some() && !is_plain {
-                return refuse(
-                    "`spectrum.rank` belongs to a diagonal shift in the basis of an SVD",
-                );
-            }
-            if spectrum.rank.is_some_and(|rank| !(1..=MAX_PRODUCT_RANK).contains(&rank)) {
-                return refuse("`spectrum.rank` is between 1 and 4096");
-            }
-            if spectrum.select.is_some() && spectrum.rank.is_none() {
-                return refuse("`spectrum.select` belongs to a `spectrum.rank`");
-            }
-        }
-        if let Some(calibration) = self.calibration {
-            if self.calibration().is_none() {
-                return refuse(
-                    "`calibration` belongs to directions of the gradient or of the activations",
-                );
-            }
-            if !(1..=MAX_DRAWS).contains(&calibration.draws) {
-                return refuse("`calibration.draws` is between 1 and 100000");
-            }
-        }
-        match self.spectrum.as_ref().map(|spectrum| spectrum.shift) {
-            Some(Shift::Diagonal { init }) if !init.is_finite() => {
-                refuse("the spectrum's start must be a finite number")
-            }
-            Some(Shift::LowRank { rank: 0, .. }) => refuse("a low-rank shift has rank 1 or more"),
-            Some(Shift::LowRank { rank, .. }) if rank > MAX_PRODUCT_RANK => {
-                refuse("a low-rank shift has at most rank 4096")
-            }
-            _ => Ok(()),
-        }
+        let rotation = Rotation::identity(&[r], config.parametrization, w).within(q);
+        Ok(Some(if config.scales { rotation.scaled(r, w) } else { rotation }))
     }
 }
 
-/// The width that factors of these sizes are for. `None` if it is out of range.
-fn product(sizes: &[usize]) -> Option<usize> {
-    sizes.iter().try_fold(1, |width: usize, size| width.checked_mul(*size))
+/// Makes the identity of a structure without a frozen basis; `None` for a width that is too small for two
+/// reflections.
+fn whole_rotation(
+    config: &RotationConfig,
+    side: WeightSide,
+    path: &str,
+    width: usize,
+    weight: &Weight,
+    w: &Tensor<2>,
+) -> Result<Option<Rotation>, AdapterError> {
+    let kronecker = || -> Result<Rotation, AdapterError> {
+        let sizes = config.sizes_of(width).map_err(decomposition(path))?;
+        Ok(Rotation::identity(&sizes, config.parametrization, w))
+    };
+    let seed = config.seed.unwrap_or_default();
+    Ok(Some(match config.structure {
+        Structure::Kronecker | Structure::Subspace => kronecker()?,
+        Structure::KroneckerPermuted => {
+            kronecker()?.then_permuted(kronecker()?, Permutation::random(width, seed, w))
+        }
+        Structure::GroupAndShuffle => {
+            let size = nearest_divisor(width, config.block_size.unwrap_or(BLOCK_SIZE));
+            let blocks = || Rotation::block_identity(width, size, config.parametrization, w);
+            blocks().then_permuted(blocks(), Permutation::shuffle(width, size, w))
+        }
+        Structure::Householder => {
+            let pairs = config.rank.unwrap_or(REFLECTIONS).min(width) / 2;
+            if pairs == 0 {
+                return Ok(None);
+            }
+            let init = SeededInit::new(seed, path, weight);
+            let name = if side == WeightSide::Input { "reflections" } else { "output_reflections" };
+            // As PEFT draws one vector of each pair. Only its direction counts.
+            let half = init.kaiming(name, [width, pairs, 1], pairs);
+            Rotation::from_reflections(half.repeat_dim(2, 2).reshape([width, 2 * pairs]))
+        }
+    }))
 }
 
 impl RotationConfig {

@@ -35,6 +35,7 @@ enum Family {
     Lokr,
     Oft,
     Boft,
+    Hra,
     Diff,
 }
 
@@ -53,6 +54,7 @@ const FAMILIES: &[(Family, &[Role])] = &[
     (Family::Oft, &[Role::OftBlocks, Role::Rescale]),
     (Family::Oft, &[Role::KohyaOftBlocks]),
     (Family::Boft, &[Role::BoftBlocks, Role::BoftScale]),
+    (Family::Hra, &[Role::Reflections]),
     (Family::Diff, &[Role::Diff]),
 ];
 
@@ -103,6 +105,7 @@ impl LayerForm {
             }
             Family::Oft => Self::Rotation(rotations::read_oft(layer, config, weight)?),
             Family::Boft => Self::Rotation(rotations::read_boft(layer, weight)?),
+            Family::Hra => Self::Rotation(rotations::read_hra(layer, weight)?),
             Family::Diff => Self::Delta(delta::read(layer, weight)?),
         };
         with_magnitude(form, layer, weight)
@@ -149,6 +152,7 @@ fn check_config(family: Family, config: Option<&PeftConfig>) -> Result<(), Inter
         Some(PeftConfig::Lokr(_)) => (family == Family::Lokr, "LOKR"),
         Some(PeftConfig::Oft(_)) => (family == Family::Oft, "OFT"),
         Some(PeftConfig::Boft) => (family == Family::Boft, "BOFT"),
+        Some(PeftConfig::Hra(_)) => (family == Family::Hra, "HRA"),
     };
     let reason =
         "its tensors are of another method; save the adapter again with the tool that made it";

@@ -5,7 +5,7 @@
 //! | [`LowRank`] | LoRA and DoRA, with LyCORIS' middle convolution; PEFT's PiSSA |
 //! | [`Hadamard`] | LoHa of LyCORIS and PEFT |
 //! | [`Kronecker`] | LoKr of LyCORIS and PEFT |
-//! | [`Rotation`] | OFT of PEFT, OneTrainer, LyCORIS and kohya's scripts; BOFT of PEFT |
+//! | [`Rotation`] | OFT of PEFT, OneTrainer, LyCORIS and kohya's scripts; BOFT and HRA of PEFT |
 //! | a delta | LyCORIS' `diff`; any of the above with a magnitude that its method does not have |
 
 mod delta;

@@ -1,17 +1,18 @@
-//! OFT of PEFT, OneTrainer, LyCORIS and kohya's scripts, and PEFT's BOFT.
+//! OFT of PEFT, OneTrainer, LyCORIS and kohya's scripts, and PEFT's BOFT and HRA.
 //!
 //! | dialect | tensors | rotation of the weight |
 //! |---|---|---|
 //! | PEFT, OneTrainer | `oft_R.weight`, packed `Q` | of inputs, Cayley by a Neumann series or exact |
 //! | LyCORIS, kohya | `oft_blocks`, `Q = X - Xᵀ` | of outputs, `W = Rᵀ W0` with `R = (I + Q)(I - Q)⁻¹` |
 //! | PEFT's BOFT | `boft_R`, `Q = (X - Xᵀ) / 2`, and `boft_s` | of inputs, with a scale of outputs |
+//! | PEFT's HRA | `hra_u`, the vectors of reflections | of inputs, `W = W0 H_1 ⋯ H_r` |
 
 use std::ops::Sub;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use soda_adapters::boft::BoftConfig;
 use soda_adapters::oft::OftConfig;
-use soda_adapters::soda::Side;
+use soda_adapters::soda::{RotationConfig, Side, SodaConfig, Structure};
 use soda_adapters::{CayleyForm, MethodConfig, Weight};
 
 use super::delta::adapted_delta;
@@ -20,7 +21,7 @@ use crate::interop::key_names::Role;
 use crate::interop::layer_tensors::{LayerTensors, Parameters, to_tensor};
 use crate::interop::peft_config::{PeftConfig, PeftOft};
 
-/// An OFT or BOFT of one weight.
+/// An OFT, BOFT or HRA of one weight.
 pub(crate) struct Rotation {
     /// The method with the block size of this weight.
     pub(crate) method: MethodConfig,
@@ -193,6 +194,33 @@ pub(super) fn read_boft(layer: &LayerTensors, weight: &Weight) -> Result<Rotatio
     let scale: Vec<f32> = scale.iter().collect();
     parameters.push(("scale".into(), TensorData::new(scale, [output])));
     Ok(Rotation { method: BoftConfig { block_size: size, levels }.into(), parameters })
+}
+
+/// Reads the vectors of PEFT's HRA.
+pub(super) fn read_hra(layer: &LayerTensors, weight: &Weight) -> Result<Rotation, InteropError> {
+    let input = weight.matrix.dims()[0];
+    let data = layer.required(Role::Reflections, "hra_u")?;
+    let &[rows, rank] = data.shape().as_slice() else {
+        return Err(layer.misfit(Role::Reflections, &format!("[{input}, r]")));
+    };
+    if rows != input || rank < 2 || rank > input {
+        return Err(layer.misfit(Role::Reflections, &format!("[{input}, r] with r from 2")));
+    }
+    if rank % 2 == 1 {
+        return Err(layer.unsupported("odd number of reflections (HRA)"));
+    }
+    let values: Vec<f32> = data.iter().collect();
+    let rotation = RotationConfig {
+        structure: Structure::Householder,
+        rank: Some(rank),
+        ..RotationConfig::default()
+    };
+    let method = SodaConfig { rotation: Some(rotation), ..SodaConfig::hra() };
+    let vectors = TensorData::new(values, [rows, rank]);
+    Ok(Rotation {
+        method: method.into(),
+        parameters: vec![("rotation.reflections".into(), vectors)],
+    })
 }
 
 /// The entries of `X - Xᵀ` above the diagonal, row by row.

@@ -1,0 +1,158 @@
+//! The denoiser's guided prediction, from a CUDA graph where the device can capture one.
+//!
+//! A call of the denoiser is a thousand launches or more. For a few images, most of them take the device less
+//! time than the host needs to issue the next. A captured call is one launch.
+
+use burn::tensor::{FloatDType, Tensor};
+use soda_kernels::{CapturedGraph, deep_copy};
+
+use super::denoiser::Denoiser;
+use crate::batch_shards::BatchShards;
+use crate::condition::{AddedCondition, Condition};
+
+/// The fewest calls for which a graph is captured. A capture costs four calls.
+const CALLS_WORTH_A_GRAPH: usize = 10;
+
+/// A denoiser with classifier-free guidance, for the calls of one request.
+pub(super) struct GuidedDenoiser {
+    network: GuidedNetwork,
+    graph: DenoiserGraph,
+}
+
+/// The denoiser's graph, which the first call captures.
+enum DenoiserGraph {
+    /// There was no call yet.
+    Pending,
+    /// The graph of one batch size. Batches of other sizes are computed without it.
+    Captured { shapes: Inputs, graph: CapturedGraph<Tensor<4>> },
+    /// The device captures no graphs, there are too few calls, or the denoiser is no UNet.
+    Unsupported,
+}
+
+impl GuidedDenoiser {
+    /// Prepares about `calls` predictions with guidance of the scale `guidance`, if there is any.
+    pub(super) fn new(denoiser: Denoiser, guidance: Option<f64>, calls: usize) -> Self {
+        // Graphs were tried with UNets only.
+        let graph = match denoiser {
+            Denoiser::Unet(_) if calls >= CALLS_WORTH_A_GRAPH => DenoiserGraph::Pending,
+            _ => DenoiserGraph::Unsupported,
+        };
+        Self { network: GuidedNetwork { denoiser, guidance }, graph }
+    }
+
+    /// The prediction for `input`, `[n, c, h, w]`, at the timestep `t`, as f32.
+    ///
+    /// `condition` has `n` samples. With guidance it has `2 n`, of which the first half is the negative
+    /// prompt's.
+    pub(super) fn predict(
+        &mut self,
+        input: Tensor<4>,
+        t: f64,
+        condition: &Condition,
+        shards: &BatchShards,
+    ) -> Tensor<4> {
+        let steps = Tensor::full([condition.text.dims()[0]], t, &input.device());
+        let inputs = Inputs { input, steps, condition: condition.clone() };
+        if let DenoiserGraph::Pending = self.graph {
+            self.graph = match inputs.capture(&self.network) {
+                Some(graph) => DenoiserGraph::Captured { shapes: inputs.clone(), graph },
+                None => DenoiserGraph::Unsupported,
+            };
+        }
+        match &mut self.graph {
+            DenoiserGraph::Captured { shapes, graph } if shapes.sizes() == inputs.sizes() => {
+                // The next replay overwrites the original, and a sampler keeps predictions.
+                deep_copy(graph.replay(inputs.flattened()).clone())
+            }
+            _ => self.network.predict(inputs, shards),
+        }
+    }
+}
+
+/// A denoiser, and the scale of its guidance.
+#[derive(Clone)]
+struct GuidedNetwork {
+    denoiser: Denoiser,
+    guidance: Option<f64>,
+}
+
+impl GuidedNetwork {
+    fn predict(&self, inputs: Inputs, shards: &BatchShards) -> Tensor<4> {
+        let Inputs { input, steps, condition } = inputs;
+        let count = input.dims()[0];
+        let input = if self.guidance.is_some() { input.repeat_dim(0, 2) } else { input };
+        let input = input.cast(self.denoiser.dtype());
+        let (all, parts) = (input.dims()[0], shards.count().min(input.dims()[0]));
+        let part = |i| {
+            let rows = all * i / parts..all * (i + 1) / parts;
+            let input = input.clone().narrow(0, rows.start, rows.len());
+            let steps = steps.clone().narrow(0, rows.start, rows.len());
+            (self.denoiser.clone(), input, steps, condition.rows(rows))
+        };
+        let done = shards
+            .map((0..parts).map(part).collect(), |(denoiser, input, steps, condition)| {
+                denoiser.forward(input, steps, condition)
+            });
+        let prediction = Tensor::cat(done, 0).cast(FloatDType::F32);
+        let Some(scale) = self.guidance else { return prediction };
+        let empty = prediction.clone().narrow(0, 0, count);
+        let prompted = prediction.narrow(0, count, count);
+        empty.clone() + (prompted - empty).mul_scalar(scale)
+    }
+}
+
+/// The inputs of one call.
+#[derive(Clone)]
+struct Inputs {
+    /// `[n, c, h, w]`
+    input: Tensor<4>,
+    /// One timestep for each sample of the condition.
+    steps: Tensor<1>,
+    condition: Condition,
+}
+
+impl Inputs {
+    /// Captures a call of `network` on inputs of these sizes.
+    fn capture(&self, network: &GuidedNetwork) -> Option<CapturedGraph<Tensor<4>>> {
+        let (network, shapes) = (network.clone(), self.clone());
+        let serial = BatchShards::default();
+        CapturedGraph::capture(self.flattened(), move |tensors| {
+            let mut tensors = tensors.iter().cloned();
+            let inputs = shapes.map(|x| tensors.next().unwrap_or(x));
+            network.predict(inputs, &serial)
+        })
+    }
+
+    /// Applies `f` to each tensor as a vector.
+    fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
+        fn apply<const D: usize>(
+            x: &Tensor<D>,
+            f: &mut impl FnMut(Tensor<1>) -> Tensor<1>,
+        ) -> Tensor<D> {
+            let shape = x.shape();
+            f(x.clone().reshape([shape.num_elements()])).reshape(shape)
+        }
+        let Condition { text, added } = &self.condition;
+        let input = apply(&self.input, &mut f);
+        let steps = apply(&self.steps, &mut f);
+        let text = apply(text, &mut f);
+        let added = added.as_ref().map(|added| AddedCondition {
+            pooled: apply(&added.pooled, &mut f),
+            time_ids: apply(&added.time_ids, &mut f),
+        });
+        Self { input, steps, condition: Condition { text, added } }
+    }
+
+    fn flattened(&self) -> Vec<Tensor<1>> {
+        let mut tensors = Vec::new();
+        let _ = self.map(|x| {
+            tensors.push(x.clone());
+            x
+        });
+        tensors
+    }
+
+    fn sizes(&self) -> Vec<usize> {
+        self.flattened().iter().map(|x| x.dims()[0]).collect()
+    }
+}

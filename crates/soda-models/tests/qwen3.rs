@@ -21,6 +21,9 @@ use soda_models::{ModelError, config};
 /// or a mask that is off by one gives at least 1e-3.
 const TOLERANCE: f32 = 2e-5;
 
+/// Keys and shapes of a checkpoint.
+type Keys = BTreeMap<String, Vec<usize>>;
+
 fn toyflux(path: &str) -> PathBuf {
     soda_testing::workspace_path("examples/toyflux").join(path)
 }
@@ -190,7 +193,7 @@ fn keys_that_are_missing_or_unknown_are_named() {
     let fixture = Fixture::read("qwen3");
     let dir = tempfile::tempdir().unwrap();
     let (_, file) = fixture.write_model(dir.path());
-    let with = |change: &dyn Fn(&mut BTreeMap<String, Vec<usize>>)| {
+    let with = |change: &dyn Fn(&mut Keys)| {
         let mut keys = fixture.keys();
         change(&mut keys);
         write_weights(&file, &keys);

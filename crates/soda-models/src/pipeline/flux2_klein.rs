@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 use tracing::info_span;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{Family, Found, LoadedNetworks, TRANSFORMERS};
-use super::load_options::{DenoiserPrecision, LoadOptions};
+use super::family::{DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS};
 use super::text_encoders::{Qwen3Encoder, TextEncoders};
 use crate::config;
 use crate::error::{ConfigError, ModelError};

@@ -25,16 +25,17 @@ enum DenoiserGraph {
     Pending,
     /// The graph of one batch size. Batches of other sizes are computed without it.
     Captured { shapes: Inputs, graph: CapturedGraph<Tensor<4>> },
-    /// The device captures no graphs, or there are too few calls.
+    /// The device captures no graphs, there are too few calls, or the denoiser is no UNet.
     Unsupported,
 }
 
 impl GuidedDenoiser {
     /// Prepares about `calls` predictions with guidance of the scale `guidance`, if there is any.
     pub(super) fn new(denoiser: Denoiser, guidance: Option<f64>, calls: usize) -> Self {
-        let graph = match calls {
-            ..CALLS_WORTH_A_GRAPH => DenoiserGraph::Unsupported,
-            _ => DenoiserGraph::Pending,
+        // Graphs were tried with UNets only.
+        let graph = match denoiser {
+            Denoiser::Unet(_) if calls >= CALLS_WORTH_A_GRAPH => DenoiserGraph::Pending,
+            _ => DenoiserGraph::Unsupported,
         };
         Self { network: GuidedNetwork { denoiser, guidance }, graph }
     }

@@ -6,10 +6,9 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 use tracing::info_span;
 
-use super::family::{Configs, DIFFUSERS, Family, Found, LoadedNetworks};
+use super::family::{Configs, DIFFUSERS, Family, Found, LoadOptions, LoadedNetworks};
 use super::family_name::{FamilyName, model_index};
 use super::flux2_klein::Flux2KleinConfigs;
-use super::load_options::LoadOptions;
 use super::model::Pipeline;
 use super::stable_diffusion::StableDiffusionConfigs;
 use crate::error::ModelError;

@@ -16,7 +16,6 @@ mod generate;
 mod guided_denoiser;
 mod json;
 mod load;
-mod load_options;
 mod load_warning;
 mod model;
 mod model_name;
@@ -30,8 +29,8 @@ mod text_encoders;
 mod textual_inversion;
 
 pub use denoiser::{Denoiser, DenoiserConfig};
+pub use family::{DenoiserPrecision, LoadOptions};
 pub use generate::{GenerateConfig, InitImage};
-pub use load_options::{DenoiserPrecision, LoadOptions};
 pub use load_warning::LoadWarning;
 pub use model::Pipeline;
 pub use model_name::model_name;

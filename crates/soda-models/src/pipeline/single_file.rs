@@ -11,9 +11,8 @@ use burn::tensor::{Device, FloatDType};
 use burn_store::ModuleSnapshot;
 use burn_store::burn_pack::Tensor as Stored;
 
-use super::family::Configs;
+use super::family::{Configs, LoadOptions};
 use super::family_name::model_index;
-use super::load_options::LoadOptions;
 use super::model::Pipeline;
 use super::stable_diffusion::{StableDiffusionConfigs, StableDiffusionWeights};
 use super::text_encoders::ClipEncoders;

@@ -7,8 +7,7 @@ use serde_json::{Map, Value};
 use tracing::info_span;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{Family, Found, LoadedNetworks, TRANSFORMERS};
-use super::load_options::{DenoiserPrecision, LoadOptions};
+use super::family::{DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS};
 use super::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
 use crate::clip::{ClipTextConfig, ClipTextModel, TEXT_KEY_RENAMES};
 use crate::config;

@@ -8,7 +8,7 @@ use burn::nn::{Linear, LinearConfig, RmsNorm};
 use burn::tensor::{Bool, Device, Tensor};
 
 use super::config::Qwen3Config;
-use super::layer::{norm, rms_norm};
+use super::norm::{norm, rms_norm};
 use super::rotary::Rotary;
 use crate::layers::{attend, project, project_residual};
 

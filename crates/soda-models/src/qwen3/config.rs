@@ -1,11 +1,9 @@
 //! The `config.json` of a Qwen3 model, and the hidden states that are read of it.
 
-use burn::tensor::Device;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::model::{LanguageModel, Qwen3TextModel};
 use crate::config::bounds::{LAYERS, ROTARY_POSITIONS, TOKENS, WIDTH};
 use crate::config::pretrained::fields;
 use crate::config::{ConfigFile, InvalidField};
@@ -231,15 +229,6 @@ impl Qwen3Config {
             }
         };
         indices.iter().map(resolve).collect::<Result<_, _>>().map(HiddenStates)
-    }
-
-    /// Makes a text encoder for `states` with random weights. It has the layers that these states need.
-    pub fn init(&self, states: &HiddenStates, device: &Device) -> Qwen3TextModel {
-        Qwen3TextModel {
-            model: LanguageModel::new(self, states, device),
-            states: states.indices().to_vec(),
-            theta: self.rope_parameters.rope_theta,
-        }
     }
 
     /// The number of heads of the keys and values.

@@ -5,16 +5,16 @@
 //! x = x + down(silu(gate(norm(x))) up(norm(x)))
 //! ```
 //!
-//! The norm is `w x / sqrt(mean(x²) + eps)` (RMSNorm, Zhang and Sennrich, arXiv 1910.07467), and the MLP is a
-//! SwiGLU (Shazeer, arXiv 2002.05202).
+//! The MLP is a SwiGLU (Shazeer, arXiv 2002.05202).
 
 use burn::module::Module;
-use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::nn::{Linear, LinearConfig, RmsNorm};
 use burn::tensor::activation::silu;
-use burn::tensor::{Bool, DType, Device, Tensor};
+use burn::tensor::{Bool, Device, Tensor};
 
 use super::attention::Attention;
 use super::config::Qwen3Config;
+use super::norm::{norm, rms_norm};
 use super::rotary::Rotary;
 use crate::layers::{project, project_residual};
 
@@ -83,18 +83,4 @@ impl Mlp {
         let gate = silu(project(&self.gate_proj, x.clone()));
         project_residual(&self.down_proj, gate * project(&self.up_proj, x), Some(residual))
     }
-}
-
-/// Makes a norm over `width` channels.
-pub(super) fn norm(width: usize, config: &Qwen3Config, device: &Device) -> RmsNorm {
-    RmsNormConfig::new(width).with_epsilon(config.rms_norm_eps).init(device)
-}
-
-/// Normalises the last axis of `x` in f32 and scales it in the dtype of `x`, as transformers does. burn's own
-/// forward pass divides in the dtype of `x`.
-pub(super) fn rms_norm<const D: usize>(layer: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
-    let dtype = x.dtype();
-    let x = x.cast(DType::F32);
-    let scale = x.clone().square().mean_dim(D - 1).add_scalar(layer.epsilon).sqrt().recip();
-    (x * scale).cast(dtype) * layer.gamma.val().unsqueeze()
 }

@@ -9,6 +9,7 @@ mod config;
 mod layer;
 mod load;
 mod model;
+mod norm;
 mod rotary;
 
 pub use attention::Attention;

@@ -5,7 +5,8 @@ use burn::nn::{Embedding, EmbeddingConfig, RmsNorm};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::config::{HiddenStates, Qwen3Config};
-use super::layer::{DecoderLayer, norm, rms_norm};
+use super::layer::DecoderLayer;
+use super::norm::{norm, rms_norm};
 use super::rotary::Rotary;
 
 /// The part of a Qwen3 model that its hidden states need, with the keys of a checkpoint.
@@ -30,8 +31,19 @@ pub struct LanguageModel {
     pub norm: Option<RmsNorm>,
 }
 
+impl Qwen3Config {
+    /// Makes a text encoder for `states` with random weights. It has the layers that these states need.
+    pub fn init(&self, states: &HiddenStates, device: &Device) -> Qwen3TextModel {
+        Qwen3TextModel {
+            model: LanguageModel::new(self, states, device),
+            states: states.indices().to_vec(),
+            theta: self.rope_parameters.rope_theta,
+        }
+    }
+}
+
 impl LanguageModel {
-    pub(super) fn new(config: &Qwen3Config, states: &HiddenStates, device: &Device) -> Self {
+    fn new(config: &Qwen3Config, states: &HiddenStates, device: &Device) -> Self {
         let layers = states.layers();
         let last = layers == config.num_hidden_layers;
         Self {

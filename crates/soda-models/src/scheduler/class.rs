@@ -6,7 +6,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::PredictionType;
 use super::sampler_kind::SamplerKind::{self, *};
 use crate::config::InvalidField;
 
@@ -179,7 +178,7 @@ fn resolve_flow(fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
             return Err(InvalidField { field, value: value.to_string(), supported });
         }
     }
-    fields.insert("prediction_type".to_owned(), json!(PredictionType::Flow));
+    fields.insert("prediction_type".to_owned(), json!("flow_prediction"));
     Ok(())
 }
 

@@ -77,8 +77,8 @@ impl QwenTokenizer {
         let path = dir.join("tokenizer_config.json");
         let config = read_json(&path)?;
         for (field, neutral) in NO_EFFECT {
-            let value = &config[field];
-            if !value.is_null() && value.to_string() != *neutral {
+            let value = config[field].to_string();
+            if !["null", neutral].contains(&value.as_str()) {
                 return Err(refuse(&path, format!("`{field}` is {value}: set it to {neutral}")));
             }
         }

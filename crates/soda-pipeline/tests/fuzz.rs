@@ -116,6 +116,8 @@ fn dialects() -> Vec<Vec<u8>> {
             ],
             &[("ss_network_dim", "2")],
         ),
+        // PEFT's HRA
+        foreign(&[("unet.to_q.hra_u", &[12, 4]), ("unet.conv.hra_u", &[36, 4])], &[]),
         // LyCORIS
         foreign(
             &[
@@ -237,6 +239,7 @@ fn no_peft_configuration_makes_the_import_panic() {
         config(json!({})),
         config(json!({"rank_pattern": {"to_q": 2}, "alpha_pattern": {"^to_q$": 8}})),
         config(json!({"peft_type": "OFT", "oft_block_size": 4, "num_cayley_neumann_terms": 5})),
+        config(json!({"peft_type": "HRA", "apply_GS": false})),
     ];
     fuzz("PEFT's adapter_config.json", &seeds, 500, |input| {
         std::fs::write(folder.path().join("adapter_config.json"), input).unwrap();

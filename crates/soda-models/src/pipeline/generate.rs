@@ -163,14 +163,14 @@ impl Pipeline {
         self.sample(request, &mut denoiser, &indices, noise, &AtomicBool::new(false), observe)
     }
 
-    /// Whether a request has guidance.
-    fn is_guided(&self, request: &GenerateConfig) -> bool {
+    /// Whether the images are guided. A distilled model has learnt the guidance.
+    fn guides(&self, request: &GenerateConfig) -> bool {
         request.guidance_scale > 1.0 && !self.is_distilled
     }
 
     /// The denoiser for about `calls` calls of a request.
     fn guided_denoiser(&self, request: &GenerateConfig, calls: usize) -> GuidedDenoiser {
-        let guidance = self.is_guided(request).then_some(request.guidance_scale);
+        let guidance = self.guides(request).then_some(request.guidance_scale);
         GuidedDenoiser::new(self.denoiser.clone(), guidance, calls)
     }
 
@@ -189,7 +189,7 @@ impl Pipeline {
         let size = [shape[2], shape[3]].map(|side| side * self.vae_config.pixels_per_patch());
         let (mut sampler, begin) = self.plan(request, size)?;
 
-        let guided = self.is_guided(request);
+        let guided = self.guides(request);
         let shards = BatchShards::new(request.shards.min(if guided { 2 * count } else { count }))?;
         let span = info_span!("encode prompts").entered();
         let condition = self.condition(&request.prompts, request.clip_skip, size);

@@ -81,15 +81,11 @@ impl Pipeline {
         let LoadedNetworks { text, denoiser, denoiser_config, is_distilled } =
             family.load(weights, options, device)?;
         // Rounded statistics would shift all colours.
-        let exact = STATISTICS.iter().map(|path| (*path).to_owned()).collect();
-        let vae = info_span!("vae").in_scope(|| {
-            let dtype = vae_config.dtype(options.dtype);
-            vae.with_renamed_keys(weights::KEY_RENAMES).load_into_mixed(
-                vae_config.init(device),
-                dtype,
-                &exact,
-            )
-        })?;
+        let keep_f32 = STATISTICS.iter().map(|path| (*path).to_owned()).collect();
+        let dtype = vae_config.dtype(options.dtype);
+        let vae = vae.with_renamed_keys(weights::KEY_RENAMES);
+        let vae = info_span!("vae")
+            .in_scope(|| vae.load_into_mixed(vae_config.init(device), dtype, &keep_f32))?;
         Ok(Self {
             text,
             denoiser,

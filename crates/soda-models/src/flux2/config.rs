@@ -128,7 +128,7 @@ impl ConfigFile for Flux2Config {
             let supported = "an even number of sinusoids";
             return refuse("timestep_guidance_channels", sinusoids.to_string(), supported);
         }
-        if !(self.mlp_ratio > 0.0) || self.mlp_width() == 0 || self.mlp_width() > WIDTH.most() {
+        if self.mlp_ratio <= 0.0 || self.mlp_width() == 0 || self.mlp_width() > WIDTH.most() {
             let supported = "a ratio that gives MLPs a width between 1 and 65536";
             return refuse("mlp_ratio", self.mlp_ratio.to_string(), supported);
         }

@@ -126,7 +126,7 @@ impl Family for Flux2KleinConfigs {
             weights.transformer.load_into_mixed(transformer.init(device), dtype, &keep_f32)
         })?;
         Ok(LoadedNetworks {
-            text: TextEncoders::Qwen3(Qwen3Encoder { tokenizer, text_encoder }),
+            text: TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder })),
             denoiser: denoiser.into(),
             denoiser_config: DenoiserConfig::Flux2(transformer),
             is_distilled,

@@ -24,7 +24,7 @@ enum DenoiserGraph {
     /// There was no call yet.
     Pending,
     /// The graph of one batch size. Batches of other sizes are computed without it.
-    Captured { shapes: Inputs, graph: CapturedGraph<Tensor<4>> },
+    Captured { shapes: Box<Inputs>, graph: CapturedGraph<Tensor<4>> },
     /// The device captures no graphs, there are too few calls, or the denoiser is no UNet.
     Unsupported,
 }
@@ -55,7 +55,7 @@ impl GuidedDenoiser {
         let inputs = Inputs { input, steps, condition: condition.clone() };
         if let DenoiserGraph::Pending = self.graph {
             self.graph = match inputs.capture(&self.network) {
-                Some(graph) => DenoiserGraph::Captured { shapes: inputs.clone(), graph },
+                Some(graph) => DenoiserGraph::Captured { shapes: Box::new(inputs.clone()), graph },
                 None => DenoiserGraph::Unsupported,
             };
         }

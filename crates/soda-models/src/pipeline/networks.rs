@@ -10,7 +10,7 @@ use tracing::info_span;
 
 use super::denoiser::Denoiser;
 use super::model::Pipeline;
-use super::text_encoders::{TextEncoders, TokenIds, states};
+use super::text_encoders::{Qwen3Encoder, TextEncoders, TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
 use crate::flux2::Flux2Transformer;
 use crate::unet::Unet;
@@ -105,17 +105,19 @@ impl Pipeline {
         // Each network is moved, so that the memory of one weight is free for the next.
         self.denoiser = DENOISER_FORMAT.apply(self.denoiser);
         self.text = match self.text {
-            TextEncoders::Clip(mut clip) => {
+            TextEncoders::Clip(clip) => {
+                let mut clip = *clip;
                 clip.text_encoder = TEXT_FORMAT.apply(clip.text_encoder);
                 if let Some(mut second) = clip.second.take() {
                     second.text_encoder = TEXT_FORMAT.apply(second.text_encoder);
                     clip.second = Some(second);
                 }
-                TextEncoders::Clip(clip)
+                TextEncoders::Clip(Box::new(clip))
             }
-            TextEncoders::Qwen3(mut qwen3) => {
-                qwen3.text_encoder = TEXT_FORMAT.apply(qwen3.text_encoder);
-                TextEncoders::Qwen3(qwen3)
+            TextEncoders::Qwen3(qwen3) => {
+                let Qwen3Encoder { tokenizer, text_encoder } = *qwen3;
+                let text_encoder = TEXT_FORMAT.apply(text_encoder);
+                TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder }))
             }
         };
         if self.draws_in_bf16() {

@@ -170,7 +170,7 @@ impl Family for StableDiffusionConfigs {
             .in_scope(|| weights.unet.load_into_mixed(self.unet.init(device), dtype, &keep_f32))?;
         let clip = ClipEncoders { tokenizer: self.tokenizer, text_encoder, second };
         Ok(LoadedNetworks {
-            text: TextEncoders::Clip(clip),
+            text: TextEncoders::Clip(Box::new(clip)),
             denoiser: unet.into(),
             denoiser_config: DenoiserConfig::Unet(self.unet),
             is_distilled: false,

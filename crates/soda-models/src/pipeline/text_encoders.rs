@@ -19,9 +19,9 @@ const THINKING: Thinking = Thinking::Disabled;
 #[derive(Debug, Clone)]
 pub enum TextEncoders {
     /// The one or two text encoders of Stable Diffusion.
-    Clip(ClipEncoders),
+    Clip(Box<ClipEncoders>),
     /// The language model that FLUX.2 klein takes hidden states of.
-    Qwen3(Qwen3Encoder),
+    Qwen3(Box<Qwen3Encoder>),
 }
 
 /// The text encoders of Stable Diffusion.

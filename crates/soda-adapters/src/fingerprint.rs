@@ -1,16 +1,11 @@
 //! The hash that identifies a base model by the weights that an adapter changes.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::sync_channel;
-use std::thread;
 
 use burn::tensor::{DType, TensorData};
 use sha2::{Digest, Sha256};
 
 use crate::weight::Weight;
-
-/// The weights that wait for the hash.
-const WEIGHTS_AHEAD: usize = 2;
 
 /// Returns the SHA-256 of the weights by path, as 64 hexadecimal digits.
 ///
@@ -28,28 +23,14 @@ const WEIGHTS_AHEAD: usize = 2;
 /// # Ok::<(), soda_adapters::AdapterError>(())
 /// ```
 pub fn fingerprint(weights: &BTreeMap<String, Weight>) -> String {
-    // A model has gigabytes, and a GPU sends them as slowly as one thread hashes them: both at once.
-    let (sender, receiver) = sync_channel::<(String, TensorData)>(WEIGHTS_AHEAD);
-    let hash = thread::scope(|scope| {
-        let hasher = scope.spawn(move || {
-            let mut hash = Sha256::new();
-            for (head, data) in receiver {
-                hash.update(head);
-                update(&mut hash, &data);
-            }
-            hash.finalize()
-        });
-        for (path, weight) in weights {
-            let [rows, cols] = weight.matrix.dims();
-            let data = weight.matrix.clone().cast(DType::F32).into_data();
-            if sender.send((format!("{path} {rows} {cols}\n"), data)).is_err() {
-                break;
-            }
-        }
-        drop(sender);
-        hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    });
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut hash = Sha256::new();
+    for (path, weight) in weights {
+        let [rows, cols] = weight.matrix.dims();
+        hash.update(format!("{path} {rows} {cols}\n"));
+        // Hashed on the thread that reads: on CUDA the values changed while another thread read them.
+        update(&mut hash, &weight.matrix.clone().cast(DType::F32).into_data());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Adds f32 values to a hash, in little-endian order.

@@ -1,7 +1,6 @@
 //! How SODA's settings make an adapter for a weight.
 
 use burn::tensor::Tensor;
-use soda_kernels::deep_copy;
 use soda_linalg::{LinalgError, factor_sizes};
 
 use super::adapter::Soda;
@@ -13,7 +12,7 @@ use super::config::{
 };
 use super::rotation::Rotation;
 use super::spectrum::Spectrum;
-use super::truncated::TruncatedSpectrum;
+use super::truncated::{TruncatedSpectrum, copy_in_order};
 use crate::directions::{Calibration, CalibrationRequest, Directions};
 use crate::error::AdapterError;
 use crate::method::{Geometry, Method};
@@ -250,7 +249,7 @@ impl SodaConfig {
             Directions::Unknown => None,
         };
         let q = match columns {
-            Some(columns) => deep_copy(columns.narrow(1, 0, r.min(width))),
+            Some(columns) => copy_in_order(columns.narrow(1, 0, r.min(width))),
             None => Tensor::zeros([width, r], (&w.device(), w.dtype())),
         };
         let rotation = Rotation::identity(&[r], config.parametrization, w).within(q);

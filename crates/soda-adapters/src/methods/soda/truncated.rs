@@ -5,7 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
-use soda_kernels::scale_columns;
+use soda_kernels::{deep_copy, scale_columns, with_stride_order};
 
 use super::config::Selection;
 use crate::directions::Directions;
@@ -64,9 +64,8 @@ impl TruncatedSpectrum {
             ),
             None => (left.narrow(1, 0, k), right.narrow(1, 0, k), s.narrow(0, 0, k)),
         };
-        // Copies: a view would keep the whole basis in memory.
-        let copy = soda_kernels::deep_copy::<2>;
-        Ok(Self::from_parts(delta, copy(left), copy(right), soda_kernels::deep_copy(s)))
+        let (left, right) = (copy_in_order(left), copy_in_order(right));
+        Ok(Self::from_parts(delta, left, right, deep_copy(s)))
     }
 
     fn from_parts(delta: Tensor<1>, left: Tensor<2>, right: Tensor<2>, s: Tensor<1>) -> Self {
@@ -117,4 +116,12 @@ fn largest(values: &Tensor<1>, k: usize) -> Tensor<1, Int> {
     order.sort_unstable();
     let order: Vec<i32> = order.into_iter().map(|place| place as i32).collect();
     Tensor::from_ints(order.as_slice(), &values.device())
+}
+
+/// Copies columns of a decomposition in the order in which they are read from a file again.
+///
+/// A view would keep the whole decomposition in memory, and a library may round a product by the order of its
+/// factors.
+pub(super) fn copy_in_order(columns: Tensor<2>) -> Tensor<2> {
+    deep_copy(with_stride_order(columns, [0, 1]))
 }

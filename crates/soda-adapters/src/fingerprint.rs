@@ -27,7 +27,7 @@ pub fn fingerprint(weights: &BTreeMap<String, Weight>) -> String {
     for (path, weight) in weights {
         let [rows, cols] = weight.matrix.dims();
         hash.update(format!("{path} {rows} {cols}\n"));
-        // Hashed on the thread that reads: on CUDA the values changed while another thread read them.
+        // Hashed by the thread that reads. With another thread the hash changed from run to run on CUDA.
         update(&mut hash, &weight.matrix.clone().cast(DType::F32).into_data());
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

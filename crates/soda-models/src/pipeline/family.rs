@@ -1,7 +1,7 @@
 //! What differs between model families: text encoders and denoiser, with their files and how they are loaded.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use serde_json::{Map, Value};
@@ -10,7 +10,7 @@ use super::denoiser::{Denoiser, DenoiserConfig};
 use super::load_warning::LoadWarning;
 use super::text_encoders::TextEncoders;
 use crate::config;
-use crate::error::ModelError;
+use crate::error::{ConfigError, ModelError};
 use crate::scheduler::SchedulerConfig;
 use crate::vae::VaeConfig;
 use crate::weights::Checkpoint;
@@ -176,4 +176,14 @@ impl<'a> Found<'a> {
         }
         Ok(self.warnings)
     }
+}
+
+/// The error of a field that contradicts another part of the model, or that no model of the family has.
+pub(super) fn unsupported(
+    path: PathBuf,
+    field: &str,
+    value: String,
+    supported: String,
+) -> ModelError {
+    ConfigError::UnsupportedField { path, field: field.to_owned(), value, supported }.into()
 }

@@ -8,10 +8,12 @@ use serde_json::{Map, Value};
 use tracing::info_span;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS};
+use super::family::{
+    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, unsupported,
+};
 use super::text_encoders::{Qwen3Encoder, TextEncoders};
 use crate::config;
-use crate::error::{ConfigError, ModelError};
+use crate::error::ModelError;
 use crate::flux2::Flux2Config;
 use crate::qwen3::{self, HiddenStates, Qwen3Config};
 use crate::scheduler::{SamplerKind, SchedulerConfig};
@@ -49,13 +51,12 @@ impl Family for Flux2KleinConfigs {
             None | Some(Value::Null) => false,
             Some(Value::Bool(is_distilled)) => *is_distilled,
             Some(other) => {
-                return Err(ConfigError::UnsupportedField {
-                    path: dir.join("model_index.json"),
-                    field: "is_distilled".to_owned(),
-                    value: other.to_string(),
-                    supported: "true or false".to_owned(),
-                }
-                .into());
+                return Err(unsupported(
+                    dir.join("model_index.json"),
+                    "is_distilled",
+                    other.to_string(),
+                    "true or false".to_owned(),
+                ));
             }
         };
         Ok(Self { text, states, transformer, tokenizer, is_distilled })
@@ -68,22 +69,15 @@ impl Family for Flux2KleinConfigs {
         scheduler: &SchedulerConfig,
     ) -> Result<(), ModelError> {
         let refuse = |part: &str, field: &str, value: String, supported: String| {
-            Err(ConfigError::UnsupportedField {
-                path: dir.join(part).join("config.json"),
-                field: field.to_string(),
-                value,
-                supported,
-            }
-            .into())
+            Err(unsupported(dir.join(part).join("config.json"), field, value, supported))
         };
         if !scheduler.is_flow() {
-            return Err(ConfigError::UnsupportedField {
-                path: dir.join("scheduler/scheduler_config.json"),
-                field: "_class_name".to_owned(),
-                value: scheduler.class.class_name(),
-                supported: SamplerKind::FlowMatchEuler.class_name(),
-            }
-            .into());
+            return Err(unsupported(
+                dir.join("scheduler/scheduler_config.json"),
+                "_class_name",
+                scheduler.class.class_name(),
+                SamplerKind::FlowMatchEuler.class_name(),
+            ));
         }
         if vae.class != VaeClass::Flux2 {
             let supported =

@@ -7,11 +7,13 @@ use serde_json::{Map, Value};
 use tracing::info_span;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS};
+use super::family::{
+    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, unsupported,
+};
 use super::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
 use crate::clip::{ClipTextConfig, ClipTextModel, TEXT_KEY_RENAMES};
 use crate::config;
-use crate::error::{ConfigError, ModelError};
+use crate::error::ModelError;
 use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 use crate::unet::{AdditionEmbedType, UnetConfig};
@@ -80,22 +82,20 @@ impl Family for StableDiffusionConfigs {
         scheduler: &SchedulerConfig,
     ) -> Result<(), ModelError> {
         let refuse = |part: &str, field: &str, value: usize, supported: String| {
-            Err(ConfigError::UnsupportedField {
-                path: dir.join(part).join("config.json"),
-                field: field.to_string(),
-                value: value.to_string(),
+            Err(unsupported(
+                dir.join(part).join("config.json"),
+                field,
+                value.to_string(),
                 supported,
-            }
-            .into())
+            ))
         };
         if scheduler.is_flow() {
-            return Err(ConfigError::UnsupportedField {
-                path: dir.join("scheduler/scheduler_config.json"),
-                field: "_class_name".to_owned(),
-                value: scheduler.class.class_name(),
-                supported: "the class of a model with a UNet; flow matching is not".to_owned(),
-            }
-            .into());
+            return Err(unsupported(
+                dir.join("scheduler/scheduler_config.json"),
+                "_class_name",
+                scheduler.class.class_name(),
+                "the class of a model with a UNet; flow matching is not".to_owned(),
+            ));
         }
         let width = self.text.hidden_size + self.text_2.as_ref().map_or(0, |c| c.hidden_size);
         for level in 0..self.unet.block_out_channels.len() {

@@ -1,8 +1,7 @@
 //! The safetensors container: a length, a JSON header, and the bytes of the tensors.
 //!
-//! Each tensor is read from its position in the file when it is needed. The memory is that of one tensor
-//! beside the network, and a failure is an error. The pages of a mapped file would count as memory, and its
-//! truncation would be a signal.
+//! Each tensor is read from its position in the file, by several threads at once, and a failure is an error.
+//! The pages of a mapped file would count as memory, and its truncation would be a signal.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -24,9 +24,15 @@ enum DenoiserGraph {
     /// There was no call yet.
     Pending,
     /// The graph of one batch size. Batches of other sizes are computed without it.
-    Captured { shapes: Box<Inputs>, graph: CapturedGraph<Tensor<4>> },
+    Captured(Box<CapturedCall>),
     /// The device captures no graphs, there are too few calls, or the denoiser is no UNet.
     Unsupported,
+}
+
+/// A captured call, and inputs of the sizes it was captured for.
+struct CapturedCall {
+    shapes: Inputs,
+    graph: CapturedGraph<Tensor<4>>,
 }
 
 impl GuidedDenoiser {
@@ -55,14 +61,17 @@ impl GuidedDenoiser {
         let inputs = Inputs { input, steps, condition: condition.clone() };
         if let DenoiserGraph::Pending = self.graph {
             self.graph = match inputs.capture(&self.network) {
-                Some(graph) => DenoiserGraph::Captured { shapes: Box::new(inputs.clone()), graph },
+                Some(graph) => DenoiserGraph::Captured(Box::new(CapturedCall {
+                    shapes: inputs.clone(),
+                    graph,
+                })),
                 None => DenoiserGraph::Unsupported,
             };
         }
         match &mut self.graph {
-            DenoiserGraph::Captured { shapes, graph } if shapes.sizes() == inputs.sizes() => {
+            DenoiserGraph::Captured(call) if call.shapes.sizes() == inputs.sizes() => {
                 // The next replay overwrites the original, and a sampler keeps predictions.
-                deep_copy(graph.replay(inputs.flattened()).clone())
+                deep_copy(call.graph.replay(inputs.flattened()).clone())
             }
             _ => self.network.predict(inputs, shards),
         }

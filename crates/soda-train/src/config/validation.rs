@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
+/// The most timesteps of an image. Models are trained on 1000.
+const MOST_TIMESTEPS: usize = 1000;
+
 /// The validation loss: the loss on the same images, noise and timesteps at each measurement.
 ///
 /// Its values can be compared with each other. Those of the training loss cannot, since every step draws
@@ -31,7 +34,9 @@ impl ValidationConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         match () {
-            () if self.timesteps == 0 => refuse("validation.timesteps", "at least 1"),
+            () if !(1..=MOST_TIMESTEPS).contains(&self.timesteps) => {
+                refuse("validation.timesteps", "from 1 to 1000")
+            }
             () if !(0.0..1.0).contains(&self.held_out) => {
                 refuse("validation.held_out", "from 0 up to, but not, 1")
             }

@@ -252,7 +252,7 @@ def load(model, clip, path, strength_model, strength_clip):
     adapter, parts = read_file(path)
     if adapter.tokens:
         words = ", ".join(adapter.tokens)
-        logging.warning(f"{path} has the new words {words}; `soda export` writes them for the folder of embeddings")
+        logging.warning(f"{path} has the new words {words}; `soda export --format embeddings` writes them for ComfyUI")
     if adapter.schedule:
         logging.warning(f"{path} was trained with the schedule {adapter.schedule}; set it by ModelSamplingDiscrete")
     model = model.clone() if model is not None else None

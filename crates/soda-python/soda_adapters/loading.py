@@ -7,7 +7,6 @@ Several adapters on one weight add their changes, `W0 + Σ (Wᵢ - W0)`, as `sod
 """
 
 import math
-import re
 import warnings
 import weakref
 
@@ -18,7 +17,7 @@ from .files import AdapterFile, read
 from .formulas import adapted, basis_of, formula
 from .pipelines import Schedule, Words
 from .settings import needs_its_base
-from .targets import base_hash, select
+from .targets import base_hash, file_path, select
 
 # The state of every network with adapters, and the loaded adapters of every pipeline or module.
 _NETWORKS = weakref.WeakKeyDictionary()
@@ -144,9 +143,7 @@ def _parameters(module):
         if any(name.startswith(f"{layer}.") for layer in wrapped) and ".base_layer." not in name:
             continue
         path = name.replace(".base_layer.", ".").replace("._orig_mod.", ".")
-        # transformers 5 leaves out a prefix that files have.
-        path = re.sub(r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1.", path)
-        found[path] = parameter
+        found[file_path(path)] = parameter
     return found
 
 
@@ -262,7 +259,8 @@ def _check_weight(path, parameter):
     kind = type(parameter.data).__name__
     if parameter.device.type == "meta":
         raise AdapterError(f"the weight {path} is not in memory; load the adapter before offloading the model")
-    if not parameter.dtype.is_floating_point or type(parameter.data) is not torch.Tensor or parameter.dtype.itemsize < 2:
+    plain = type(parameter.data) is torch.Tensor and parameter.dtype.is_floating_point
+    if not plain or parameter.dtype.itemsize < 2:
         raise AdapterError(f"the weight {path} is a {kind} of {parameter.dtype}; load the adapter before quantizing")
     if parameter.ndim not in (2, 4):
         raise AdapterError(f"the weight {path} has {parameter.ndim} axes, and methods adapt 2 or 4")

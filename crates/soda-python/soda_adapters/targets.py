@@ -22,6 +22,11 @@ PRESETS = {
 }
 
 
+def file_path(name):
+    """The path that files have for a parameter: transformers 5 leaves out a prefix of the text encoder."""
+    return re.sub(r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1.", name)
+
+
 def select(targets, shapes):
     """The sorted paths that the targets select. `shapes` has the shapes of all weights of a network by path."""
     selected = set()

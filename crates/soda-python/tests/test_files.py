@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import soda_adapters
 from soda_adapters import AdapterError
+from soda_adapters.factors import factor_sizes
 from soda_adapters.formulas import algebra, formula, permutations
 from soda_adapters.targets import select
 
@@ -140,8 +141,8 @@ class Files(unittest.TestCase):
                 make(change)()
 
     def test_other_files_are_refused(self):
-        for contents_, sentence in ((b"", "safetensors"), (b"\xff" * 8, "larger"), (b"\x10" + b"\0" * 30, "safetensors")):
-            Path(self.path).write_bytes(contents_)
+        for text, sentence in ((b"", "safetensors"), (b"\xff" * 8, "larger"), (b"\x10" + b"\0" * 30, "safetensors")):
+            Path(self.path).write_bytes(text)
             with self.assertRaisesRegex(AdapterError, sentence):
                 soda_adapters.read(self.path)
         with self.assertRaisesRegex(AdapterError, "regular"):
@@ -151,6 +152,10 @@ class Files(unittest.TestCase):
 
 
 class Formulas(unittest.TestCase):
+    def test_sizes_of_factors_are_those_of_the_binary(self):
+        for n, count, sizes in ((1280, 3, [8, 10, 16]), (127, 3, [127]), (64, 3, [4, 4, 4]), (1, 3, [1]), (320, 2, [16, 20])):
+            self.assertEqual(factor_sizes(n, count), sizes)
+
     def test_random_orders_are_those_of_the_binary(self):
         self.assertEqual(permutations.random(8, 0).tolist(), [1, 3, 5, 6, 0, 7, 4, 2])
         self.assertEqual(permutations.shuffle(6, 2).tolist(), [0, 3, 1, 4, 2, 5])

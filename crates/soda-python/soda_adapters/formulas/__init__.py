@@ -16,16 +16,17 @@ from .tensors import Tensors
 FORMULAS = {"soda": Soda, "lora": Lora, "loha": Loha, "lokr": Lokr, "oft": Oft, "boft": Boft, "full": Full}
 
 
-def formula(method, settings, path, tensors, shape):
+def formula(method, settings, path, tensors, shape, check=True):
     """Makes the formula of the weight at `path`, whose stored shape is `[out, in]` or `[out, in, kh, kw]`.
 
-    Raises `AdapterError` for a tensor that is missing, unknown or of another shape.
+    Raises `AdapterError` for a tensor that is missing, unknown or of another shape. `check=False` leaves out the check
+    of orthogonality, which a step of training has no time for.
     """
     window = 1
     for length in shape[2:]:
         window *= length
     matrix = (shape[1] * window, shape[0])
-    taken = Tensors(tensors, f"{path}.{method}")
+    taken = Tensors(tensors, f"{path}.{method}", check)
     made = FORMULAS[method](settings, path, taken, matrix, window)
     taken.finish()
     return made

@@ -4,6 +4,7 @@ Files hold the seed of a random permutation and not its order, so the generator 
 Fisher and Yates with ChaCha8, whose key is the SHA-256 of `permutation <seed> <width>`.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -16,12 +17,14 @@ def inverse(sources):
     return order
 
 
+@functools.lru_cache(maxsize=64)
 def shuffle(width, size):
     """The perfect shuffle of `width` entries in blocks of `size` (GSOFT, arXiv 2406.10019)."""
     at = np.arange(width)
     return at % size * (width // size) + at // size
 
 
+@functools.lru_cache(maxsize=256)
 def butterfly(width, size, level):
     """PEFT's order of BOFT's `level`, counted from 0: of 2^level blocks, the even half blocks come first."""
     half, halves = size // 2, 2 << level
@@ -32,6 +35,7 @@ def butterfly(width, size, level):
     return group + source * half + within
 
 
+@functools.lru_cache(maxsize=64)
 def random(width, seed):
     """The random permutation of a seed."""
     key = hashlib.sha256(f"permutation {seed} {width}".encode()).digest()

@@ -290,6 +290,12 @@ class SodaLoader:
             "optional": {"clip": ("CLIP",)},
         }
 
+    @classmethod
+    def IS_CHANGED(cls, adapter, **_):
+        import folder_paths
+
+        return os.stat(folder_paths.get_full_path_or_raise("loras", adapter)).st_mtime_ns
+
     def load(self, model, adapter, strength_model, strength_clip, clip=None):
         import folder_paths
 

@@ -6,6 +6,8 @@ dtype and device; `array` brings the numbers of a file there.
 
 import numpy as np
 
+from .errors import AdapterError
+
 
 class NumpyArrays:
     """The functions for `numpy.ndarray`."""
@@ -67,7 +69,7 @@ class NumpyArrays:
         try:
             return np.linalg.svd(a, full_matrices=False)
         except np.linalg.LinAlgError:
-            raise ArithmeticError("a matrix cannot be decomposed") from None
+            raise AdapterError("a weight cannot be decomposed; the base model is damaged") from None
 
     def qr(self, a):
         return np.linalg.qr(a)
@@ -137,7 +139,7 @@ class TorchArrays:
         try:
             return self.torch.linalg.svd(a, full_matrices=False)
         except self.torch.linalg.LinAlgError:
-            raise ArithmeticError("a matrix cannot be decomposed") from None
+            raise AdapterError("a weight cannot be decomposed; the base model is damaged") from None
 
     def qr(self, a):
         return self.torch.linalg.qr(a)

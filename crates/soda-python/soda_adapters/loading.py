@@ -56,13 +56,14 @@ def load(target, file, strength=1.0, *, component=None, check_base=True, keep_de
     except BaseException:
         loaded.unload()
         raise
+    loaded.target = weakref.ref(target)
     _LOADED.setdefault(target, []).append(loaded)
     return loaded
 
 
 def set_strength(target, strength):
     """Sets the strength of all adapters of a pipeline or module; `Loaded.set_strength` sets that of one."""
-    for loaded in _of(target):
+    for loaded in list(_of(target)):
         loaded.set_strength(strength)
 
 
@@ -70,7 +71,6 @@ def unload(target):
     """Removes all adapters of a pipeline or module. The weights are those of the base, to the bit."""
     for loaded in reversed(_of(target)):
         loaded.unload()
-    _LOADED.pop(target, None)
 
 
 class Loaded:
@@ -79,6 +79,8 @@ class Loaded:
     def __init__(self, entries, strength):
         self.strength = strength
         self.changes = []
+        # A weak reference to the pipeline or module, once the adapter is loaded.
+        self.target = lambda: None
         self._entries = entries
 
     def set_strength(self, strength):
@@ -102,6 +104,12 @@ class Loaded:
         for entry in self._entries:
             entry.detach()
         self._entries = []
+        target = self.target()
+        others = [other for other in _LOADED.get(target, ()) if other is not self] if target is not None else []
+        if others:
+            _LOADED[target] = others
+        elif target is not None:
+            _LOADED.pop(target, None)
 
 
 def _of(target):
@@ -209,6 +217,12 @@ class _Entry:
 
     def weight(self, path, base):
         """The adapted weight for the base weight on its device."""
+        try:
+            return self._adapted(path, base)
+        except AdapterError as error:
+            raise AdapterError(f"{path}: {error}") from None
+
+    def _adapted(self, path, base):
         made = self.formulas[path]
         basis = self.bases.get(path)
         if basis is None:

@@ -116,6 +116,28 @@ class Pipelines(unittest.TestCase):
         self.assertEqual(len(self.pipe.tokenizer), size)
         np.testing.assert_array_equal(draw(), base)
 
+    def test_words_of_two_adapters_leave_in_any_order(self):
+        tokenizer, table = self.pipe.tokenizer, self.pipe.text_encoder.get_input_embeddings().weight
+        generator = np.random.default_rng(0)
+        vectors = [generator.normal(size=(2, 160)).astype(np.float32) for _ in range(2)]
+        adapters = [
+            soda_adapters.AdapterFile({}, tokens={token: {"text_encoder": values}})
+            for token, values in zip(("<a>", "<b>"), vectors)
+        ]
+        for first in (0, 1):
+            loaded = [soda_adapters.load(self.pipe, adapter) for adapter in adapters]
+            with self.assertRaisesRegex(AdapterError, "already"):
+                soda_adapters.load(self.pipe, adapters[0])
+            loaded[first].unload()
+            ids = self.pipe.tokenizer.convert_tokens_to_ids(["<b>", "<b>_1"] if first == 0 else ["<a>", "<a>_1"])
+            rows = self.pipe.text_encoder.get_input_embeddings().weight.detach().numpy()[ids]
+            np.testing.assert_array_equal(rows, vectors[1 - first])
+            loaded[1 - first].unload()
+            self.assertIs(self.pipe.tokenizer, tokenizer)
+            self.assertIs(self.pipe.text_encoder.get_input_embeddings().weight, table)
+        with self.assertRaisesRegex(AdapterError, "has no adapter"):
+            soda_adapters.unload(self.pipe)
+
     def test_a_bare_module_is_loaded(self):
         unet = self.pipe.unet
         soda_adapters.load(unet, path_of("subspace"), 0.3)
@@ -169,6 +191,119 @@ class Pipelines(unittest.TestCase):
         found = reference.trimmed(parameter(pipe, key).detach().numpy())
         self.assertEqual(found.dtype, np.float16)
         self.assertTrue(np.abs(found - merged).max() <= np.abs(merged).max() * 6e-4)
+
+
+class TwoTextEncoders(unittest.TestCase):
+    """A tiny SDXL with random weights, and an adapter that is made here."""
+
+    def test_all_parts_of_sdxl_are_loaded(self):
+        pipe = sdxl()
+        before = {name: {k: v.clone() for k, v in getattr(pipe, name).state_dict().items()} for name in PARTS}
+        generator = np.random.default_rng(0)
+        parts = {}
+        for name, key in PARTS.items():
+            weight = parameter(pipe, f"{name}.{key}")
+            a, b = (generator.normal(size=size).astype(np.float32) for size in ((weight.shape[1], 2), (2, weight.shape[0])))
+            _, settings = soda_adapters.settings.read_method({"name": "lora", "rank": 2}, name)
+            parts[name] = soda_adapters.Part("lora", settings, [f"^{key}$"], "", weights={key: {"a": a, "b": b}})
+        vectors = {name: generator.normal(size=(2, 32)).astype(np.float32) for name in ("text_encoder", "text_encoder_2")}
+        adapter = soda_adapters.AdapterFile(parts, tokens={"<mug>": vectors})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            soda_adapters.load(pipe, adapter, strength=0.5)
+        for name, key in PARTS.items():
+            named = parts[name].weights[key]
+            change = torch.from_numpy(0.5 * (named["a"] @ named["b"]).T)
+            base = before[name].get(key, before[name].get(key.removeprefix("text_model.")))
+            torch.testing.assert_close(parameter(pipe, f"{name}.{key}"), base + change, atol=1e-6, rtol=0)
+        for name, tokenizer in (("text_encoder", pipe.tokenizer), ("text_encoder_2", pipe.tokenizer_2)):
+            first = tokenizer.convert_tokens_to_ids("<mug>")
+            table = getattr(pipe, name).get_input_embeddings().weight.detach().numpy()
+            np.testing.assert_array_equal(table[first : first + 2], vectors[name])
+            text = getattr(pipe, name)
+            self.assertEqual(getattr(text, "text_model", text).eos_token_id, tokenizer.eos_token_id)
+        soda_adapters.unload(pipe)
+        text = getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
+        self.assertEqual(text.eos_token_id, 2)
+        for name in PARTS:
+            after = getattr(pipe, name).state_dict()
+            self.assertTrue(all(torch.equal(after[key], value) for key, value in before[name].items()), name)
+
+
+PARTS = {
+    "unet": "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    "text_encoder": "text_model.encoder.layers.0.self_attn.q_proj.weight",
+    "text_encoder_2": "text_model.encoder.layers.1.mlp.fc1.weight",
+}
+
+
+def sdxl():
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=80,
+        cross_attention_dim=64,
+        norm_num_groups=8,
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = CLIPTextConfig(**sizes, vocab_size=787, eos_token_id=2, projection_dim=32, hidden_act="gelu")
+    tokenizers = [CLIPTokenizer.from_pretrained(TOYBOX, subfolder="tokenizer") for _ in range(2)]
+    return diffusers.StableDiffusionXLPipeline(
+        vae=diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
+        text_encoder=CLIPTextModel(config),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(),
+    )
+
+
+class Trained(unittest.TestCase):
+    def test_networks_of_a_pipeline_are_trained_and_saved(self):
+        from soda_adapters.training import SodaAdam, attach
+
+        pipe = pipeline()
+        ids = torch.tensor([[786, 5, 6, 786]])
+        method = {"name": "soda", "rotation": {}, "spectrum": {"basis": "qr"}}
+        for component, targets in (("unet", ["cross-attention"]), ("text_encoder", ["text-attention"])):
+            network = getattr(pipe, component)
+            before = {key: value.clone() for key, value in network.state_dict().items()}
+            run = (
+                (lambda: network(torch.ones(1, 4, 16, 16), 5, torch.ones(1, 4, 160)).sample)
+                if component == "unet"
+                else (lambda: network(ids).last_hidden_state)
+            )
+            with torch.no_grad():
+                base = run()
+            adapters = attach(network, method, targets, component=component)
+            self.assertTrue(all(path.startswith("text_model.") == (component != "unet") for path in adapters.weights))
+            with torch.no_grad():
+                self.assertTrue(torch.equal(run(), base))
+            optimizer = SodaAdam(adapters.parameter_groups(0.05, 0.05))
+            run().square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                trained = run()
+            adapter = adapters.file(base="toybox")
+            adapters.detach()
+            after = network.state_dict()
+            self.assertTrue(all(torch.equal(after[key], value) for key, value in before.items()))
+            soda_adapters.load(pipe, adapter)
+            with torch.no_grad():
+                torch.testing.assert_close(run(), trained, atol=1e-4, rtol=0)
+                self.assertTrue(float((trained - base).abs().max()) > 1e-2)
+            soda_adapters.unload(pipe)
 
 
 class Flux(unittest.TestCase):

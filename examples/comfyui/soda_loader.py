@@ -14,6 +14,7 @@ another strength is quick.
 import collections
 import logging
 import os
+import weakref
 
 import comfy.utils
 import torch
@@ -163,6 +164,7 @@ class SodaPatch(WeightAdapterBase):
         function,
         intermediate_dtype=torch.float32,
         original_weight=None,
+        *_,
     ):
         """Changes the weight in place: ComfyUI passes a copy, or rows of it."""
         if strength_model == 0.0:
@@ -205,10 +207,10 @@ def patch(patcher, component, adapter, parts, strength):
         raise ValueError(f"{where} adapts {missing[0]}, which the {type(model).__name__} of ComfyUI lacks")
     originals = patcher.get_key_patches()
     weights = {path: places[path].of(originals[places[path].key][0][0]) for path in part.weights}
-    if component == "unet":
-        shapes = {path: tuple(model.state_dict()[place.key].shape) for path, place in places.items()
-                  if place.key in model.state_dict()}
-        check_base(where, adapter, part, targets.select(part.targets, shapes), weights)
+    checked = parts.setdefault(component, weakref.WeakSet())
+    if model not in checked:
+        check_base(where, adapter, part, weights)
+        checked.add(model)
     for path, weight in weights.items():
         place = places[path]
         own = parts.get((component, path))
@@ -233,11 +235,13 @@ def add_first(patcher, place, part, strength):
     patcher.patches[place.key] = others
 
 
-def check_base(where, adapter, part, selected, weights):
-    """Refuses another base model, where the weights are those of a file in f32 or as ComfyUI rounds them."""
-    if any(path not in weights for path in selected):
+def check_base(where, adapter, part, weights):
+    """Refuses another base model. Rounded weights cannot be told from another base, and give a warning."""
+    rotation = part.settings.get("rotation")
+    if rotation and (rotation["ranks"] or rotation["numbers"]):
+        # The hash covers weights that have no rotation, too.
         return
-    found = targets.base_hash((path, weights[path].float().cpu().numpy()) for path in selected)
+    found = targets.base_hash((path, weights[path].float().cpu().numpy()) for path in sorted(weights))
     if found == part.base_hash:
         return
     rounded = any(weight.dtype != torch.float32 for weight in weights.values())

@@ -209,6 +209,16 @@ class Node(unittest.TestCase):
         weight = reference.trimmed(found.model.state_dict()[key].numpy())
         self.assertTrue(np.abs(weight - merged).max() <= 1e-5 * np.abs(merged).max())
 
+    def test_another_base_is_refused(self):
+        other = unet()
+        with torch.no_grad():
+            other.model.get_parameter(KEYS["unet.conv_in.weight"]).add_(1)
+        with self.assertRaisesRegex(ValueError, "another base"):
+            node.load(other, None, path_of("kronecker-svd"), 1.0, 1.0)
+        with self.assertLogs(level=logging.WARNING) as logs:
+            node.load(other, None, path_of("lora"), 1.0, 1.0)
+        self.assertIn("may not be those of the base", logs.output[0])
+
     def test_missing_weights_are_refused(self):
         with self.assertRaisesRegex(ValueError, "lacks"):
             node.load(patcher(["unet.conv_in.weight"]), None, path_of("lora"), 1.0, 1.0)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,10 +15,12 @@ from safetensors.numpy import save_file
 import soda_adapters
 from soda_adapters import AdapterError
 from soda_adapters.factors import factor_sizes
-from soda_adapters.formulas import algebra, formula, permutations
-from soda_adapters.targets import select
+from soda_adapters.formulas import adapted, algebra, formula, permutations
+from soda_adapters.settings import METHODS
+from soda_adapters.targets import PRESETS, select
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
+SOURCES = Path(__file__).resolve().parents[2] / "soda-adapters/src/methods"
 
 
 def contents(name):
@@ -149,6 +153,70 @@ class Files(unittest.TestCase):
             soda_adapters.read(self.folder.name)
         with self.assertRaisesRegex(AdapterError, "cannot read"):
             soda_adapters.read(self.path + ".missing")
+
+
+class Damaged(unittest.TestCase):
+    """A damaged file is an `AdapterError`, and nothing else."""
+
+    def test_mutated_files(self):
+        generator = random.Random(0)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "a.safetensors"
+            for name in ("hra", "lora", "kronecker-qr-low-rank", "oft-coft"):
+                whole = (FIXTURES / f"{name}.safetensors").read_bytes()
+                header = 8 + int.from_bytes(whole[:8], "little")
+                for _ in range(150):
+                    data = bytearray(whole)
+                    for _ in range(generator.randint(1, 4)):
+                        # Most changes go to the header, where most of the rules are.
+                        at = generator.randrange(header if generator.random() < 0.8 else len(data))
+                        data[at] = generator.choice((data[at] ^ 1 << generator.randrange(8), 0x22, 0x30, 0x39, 0x7D))
+                    path.write_bytes(data[: generator.randrange(len(data))] if generator.random() < 0.1 else data)
+                    self.use(path)
+
+    def use(self, path):
+        try:
+            for part in soda_adapters.read(path).parts.values():
+                for weight, tensors in part.weights.items():
+                    shape = {"conv_in.weight": (64, 4, 3, 3), "conv_out.weight": (4, 64, 3, 3)}.get(weight, (64, 64))
+                    made = formula(part.method, part.settings, weight, tensors, shape)
+                    with np.errstate(all="ignore"):
+                        adapted(made, np.ones(shape, np.float32), 0.3)
+        except AdapterError:
+            pass
+
+
+class Sources(unittest.TestCase):
+    """The tables of this package are those of the binary's sources."""
+
+    def fields(self, file, struct):
+        text = (SOURCES / file).read_text()
+        body = re.search(rf"pub struct {struct} \{{(.*?)\n\}}", text, re.S)[1]
+        return set(re.findall(r"^    pub (\w+):", body, re.M))
+
+    def test_methods_are_those_of_the_table(self):
+        table = (SOURCES / "table.rs").read_text()
+        self.assertEqual(set(re.findall(r'^    "([\w-]+)" => \w+\(', table, re.M)), set(METHODS))
+
+    def test_settings_are_those_of_the_configurations(self):
+        soda = METHODS["soda"].fields
+        for file, struct, fields in (
+            ("soda/config.rs", "SodaConfig", soda),
+            ("soda/config.rs", "RotationConfig", soda["rotation"].fields),
+            ("soda/config.rs", "SpectrumConfig", soda["spectrum"].fields),
+            ("soda/config.rs", "CalibrationConfig", soda["calibration"].fields),
+            ("lora.rs", "LoraConfig", METHODS["lora"].fields),
+            ("loha.rs", "LohaConfig", METHODS["loha"].fields),
+            ("lokr.rs", "LokrConfig", METHODS["lokr"].fields),
+            ("oft.rs", "OftConfig", METHODS["oft"].fields),
+            ("boft.rs", "BoftConfig", METHODS["boft"].fields),
+        ):
+            self.assertEqual(self.fields(file, struct), set(fields), struct)
+
+    def test_targets_are_those_of_the_presets(self):
+        text = (SOURCES.parents[2] / "soda-pipeline/src/target_presets.rs").read_text()
+        names = set(re.findall(r'by_name\(\s*"([\w+-]+)"', text))
+        self.assertEqual(names | {"all-linear", "conv"}, set(PRESETS))
 
 
 class Formulas(unittest.TestCase):

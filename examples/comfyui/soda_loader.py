@@ -57,10 +57,14 @@ _FLUX2_OTHERS = {
     "context_embedder": "txt_in",
     "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
     "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
     "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
     "single_stream_modulation.linear": "single_stream_modulation.lin",
     "proj_out": "final_layer.linear",
+    # Its halves, scale and shift, are in the other order.
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
 }
 
 
@@ -82,16 +86,21 @@ def flux2_name(path):
 
 
 class Place:
-    """Where a weight of diffusers is in ComfyUI: its key, and the rows of a fused weight."""
+    """Where a weight of diffusers is in ComfyUI: its key, the rows of a fused weight, and whether halves are swapped."""
 
-    def __init__(self, key, rows=None):
-        self.key, self.rows = key, rows
+    def __init__(self, key, rows=None, swapped=False):
+        self.key, self.rows, self.swapped = key, rows, swapped
 
     def patch_key(self):
         """The key of `ModelPatcher.add_patches`."""
+        if self.swapped:
+            return (self.key, None, comfy.utils.swap_scale_shift)
         return self.key if self.rows is None else (self.key, (0, *self.rows))
 
     def of(self, weight):
+        """The weight as diffusers has it."""
+        if self.swapped:
+            return comfy.utils.swap_scale_shift(weight)
         return weight if self.rows is None else weight.narrow(0, *self.rows)
 
 
@@ -110,7 +119,8 @@ def transformer_places(model, paths):
         key = f"diffusion_model.{name[0]}" if name else None
         if key in weights:
             third = weights[key].shape[0] // 3
-            places[path] = Place(key, None if name[1] is None else (name[1] * third, third))
+            rows = None if name[1] is None else (name[1] * third, third)
+            places[path] = Place(key, rows, swapped=path == "norm_out.linear.weight")
     return places
 
 

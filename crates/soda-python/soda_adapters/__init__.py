@@ -17,20 +17,24 @@ __all__ = ["AdapterError", "AdapterFile", "Part", "load", "read", "set_strength"
 
 def load(target, file, strength=1.0, **options):
     """Loads an adapter onto a diffusers pipeline or a torch module. See `soda_adapters.loading.load`."""
-    from .loading import load
-
-    return load(target, file, strength, **options)
+    return _loading().load(target, file, strength, **options)
 
 
 def set_strength(target, strength):
     """Changes the strength of the adapters of a pipeline or module. See `soda_adapters.loading.set_strength`."""
-    from .loading import set_strength
-
-    set_strength(target, strength)
+    _loading().set_strength(target, strength)
 
 
 def unload(target):
     """Restores the base weights of a pipeline or module, to the bit. See `soda_adapters.loading.unload`."""
-    from .loading import unload
+    _loading().unload(target)
 
-    unload(target)
+
+def _loading():
+    try:
+        from . import loading
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise AdapterError("loading an adapter needs torch: run `pip install 'soda-adapters[torch]'`") from None
+    return loading

@@ -209,6 +209,56 @@ class Node(unittest.TestCase):
         weight = reference.trimmed(found.model.state_dict()[key].numpy())
         self.assertTrue(np.abs(weight - merged).max() <= 1e-5 * np.abs(merged).max())
 
+    def test_swapped_halves_of_flux2(self):
+        part = soda_adapters.read(path_of("full")).parts["unet"]
+        part.weights = {"norm_out.linear.weight": part.weights[QUERY]}
+        base = torch.from_numpy(reference.base_weight("unet", QUERY))
+        adapter = soda_adapters.AdapterFile({"transformer": part})
+        key = "diffusion_model.final_layer.adaLN_modulation.1.weight"
+        cpu = torch.device("cpu")
+        swap = comfy.utils.swap_scale_shift
+        model = comfy.model_patcher.ModelPatcher(Weights({key: swap(base)}), load_device=cpu, offload_device=cpu)
+        with self.assertLogs(level=logging.WARNING):
+            node.patch(model, "transformer", adapter, {}, 1.0)
+        model.patch_model()
+        found = swap(model.model.state_dict()[key]) - base
+        delta = torch.from_numpy(part.weights["norm_out.linear.weight"]["delta"]).T
+        torch.testing.assert_close(found, delta, atol=1e-6, rtol=0)
+
+    def test_all_weights_of_diffusers_have_a_name(self):
+        import diffusers
+
+        blocks = ["CrossAttnDownBlock2D"] * 2, ["CrossAttnUpBlock2D"] * 2
+        sd = {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
+        sdxl = {
+            "cross_attention_dim": 2048,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", *blocks[0]),
+            "up_block_types": (*blocks[1], "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        }
+        configs = (
+            (sd, [2] * 4, [1, 2, 4, 4], [1] * 6 + [0] * 2, [1] * 9 + [0] * 3, 1),
+            (sdxl, [2] * 3, [1, 2, 4], [0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10),
+        )
+        for config, blocks, channels, down, up, middle in configs:
+            with torch.device("meta"):
+                network = diffusers.UNet2DConditionModel(**config)
+            names = {"num_res_blocks": blocks, "channel_mult": channels, "transformer_depth_middle": middle}
+            names |= {"transformer_depth": down, "transformer_depth_output": up}
+            places = node.unet_places(types.SimpleNamespace(model_config=types.SimpleNamespace(unet_config=names)))
+            missing = [name for name, weight in network.named_parameters() if weight.ndim > 1 and name not in places]
+            self.assertEqual(missing, [])
+        with torch.device("meta"):
+            network = diffusers.Flux2Transformer2DModel(num_layers=1, num_single_layers=1)
+        missing = [n for n, weight in network.named_parameters() if weight.ndim > 1 and node.flux2_name(n) is None]
+        self.assertEqual(missing, [])
+
     def test_another_base_is_refused(self):
         other = unet()
         with torch.no_grad():

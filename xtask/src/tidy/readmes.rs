@@ -78,6 +78,7 @@ mod tests {
         assert_eq!(count("# x\n"), 1);
         assert_eq!(count(&"x\n".repeat(20)), 0);
         assert_eq!(count(&"x\n".repeat(61)), 1);
+        assert_eq!(faults_of(super::check, &[("crates/x/pyproject.toml", "")]).len(), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | [`pipeline`] | a whole model directory, which draws | `StableDiffusionPipeline`, `Flux2KleinPipeline` |
 //! | [`unet`] | the denoiser | `UNet2DConditionModel` |
 //! | [`flux2`] | the denoiser of FLUX.2 klein | `Flux2Transformer2DModel` |
+//! | [`stages`] | denoisers as sequences of stages, for gradient checkpointing | |
 //! | [`condition`] | inputs of a denoiser beside the latents | `encoder_hidden_states`, `added_cond_kwargs` |
 //! | [`vae`] | images to latents and back | `AutoencoderKL`, `AutoencoderKLFlux2` |
 //! | [`scheduler`] | noise schedules, training noise, samplers | `DDPMScheduler`, `DDIMScheduler`, ... |
@@ -37,6 +38,7 @@ pub mod noise;
 pub mod pipeline;
 pub mod qwen3;
 pub mod scheduler;
+pub mod stages;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

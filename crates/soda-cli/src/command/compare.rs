@@ -236,7 +236,7 @@ impl Worker<'_> {
         let peak_memory = self.pool.run(&argv, worker)?;
         std::fs::remove_file(&config)
             .with_context(|| format!("cannot remove {}", config.display()))?;
-        read_metrics(&folder, run.config.steps, peak_memory)
+        read_metrics(&folder, peak_memory)
     }
 
     /// Draws and scores with `soda evaluate`.
@@ -320,7 +320,7 @@ fn sample_prompts(config: &TrainConfig) -> Result<Vec<String>> {
 }
 
 /// Reads the metrics of a finished run from its folder.
-fn read_metrics(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<RunMetrics> {
+fn read_metrics(folder: &Path, peak_memory: Option<u64>) -> Result<RunMetrics> {
     let scores =
         RunScores::read(folder).context("a comparison needs `judges` in the plan's [train]")?;
     let path = folder.join(RunFolder::ADAPTER);
@@ -336,10 +336,11 @@ fn read_metrics(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result
         after: scores.after,
         truth: scores.truth,
         trace: read_step_scores(folder)?,
+        // A run may have ended before its last step.
+        seconds_per_step: seconds / losses.len().max(1) as f64,
         losses: downsampled(&losses),
         num_params: adapter.num_params() as u64,
         file_size: std::fs::metadata(&path)?.len(),
-        seconds_per_step: seconds / steps.max(1) as f64,
         peak_memory,
     })
 }

@@ -6,6 +6,7 @@ mod model;
 mod modulation;
 mod rotary;
 mod single_block;
+mod stages;
 
 pub use config::Flux2Config;
 pub use double_block::{DoubleBlock, DoubleModulation, GatedMlp, JointAttention, Streams};
@@ -13,3 +14,4 @@ pub use model::{Flux2Transformer, TimeEmbedding};
 pub use modulation::{AdaLayerNorm, LayerModulation, Modulation};
 pub use rotary::{RotaryAxes, RotaryEmbedding};
 pub use single_block::{ParallelAttention, SingleBlock};
+pub use stages::{Flux2Shared, Flux2Stage};

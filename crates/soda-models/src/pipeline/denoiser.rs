@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor};
+use soda_kernels::with_timesteps;
 
 use super::family_name::FamilyName;
 use crate::condition::{Condition, Timestep};
@@ -63,12 +64,14 @@ impl Denoiser {
         timestep: impl Into<Timestep>,
         condition: impl Into<Condition>,
     ) -> Tensor<4> {
-        match self {
+        let timestep: Timestep = timestep.into();
+        // Adapters may change with the timestep.
+        with_timesteps(timestep.0.clone(), || match self {
             Self::Unet(unet) => unet.forward(sample, timestep, condition),
             Self::Flux2(transformer) => {
                 transformer.forward(sample, timestep, condition.into().text)
             }
-        }
+        })
     }
 
     /// The dtype of the inputs and of the prediction.

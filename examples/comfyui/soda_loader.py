@@ -156,13 +156,15 @@ class Part:
 
 
 class SodaPatch(WeightAdapterBase):
-    """The adapters of SODA on one weight, each with its strength."""
+    """The adapters of SODA on one weight: `weights` has pairs of a `Part` and its strength.
+
+    ComfyUI makes copies of an adapter by these two arguments when it streams weights.
+    """
 
     name = "soda"
 
-    def __init__(self, parts):
-        self.parts = parts
-        self.weights, self.loaded_keys = [], set()
+    def __init__(self, loaded_keys, weights):
+        self.loaded_keys, self.weights = loaded_keys, weights
 
     def calculate_weight(
         self,
@@ -183,7 +185,7 @@ class SodaPatch(WeightAdapterBase):
         # A transposition of halves, which is its own inverse.
         base = function(base)
         change = 0
-        for part, own in self.parts:
+        for part, own in self.weights:
             change = change + (part.weight(base, own * strength) - base)
         weight.copy_(weight.float() + function(change) if torch.is_tensor(change) else weight)
         return weight
@@ -233,11 +235,11 @@ def patch(patcher, component, adapter, parts, strength):
 
 def add_first(patcher, place, part, strength):
     """Adds a patch before those of other tools, and joins it with those of SODA on the same rows."""
-    patcher.add_patches({place.patch_key(): SodaPatch([(part, strength)])}, 1.0)
+    patcher.add_patches({place.patch_key(): SodaPatch(set(), [(part, strength)])}, 1.0)
     *others, new = patcher.patches[place.key]
     for index, other in enumerate(others):
         if isinstance(other[1], SodaPatch) and other[3] == new[3]:
-            joined = SodaPatch([*other[1].parts, (part, strength)])
+            joined = SodaPatch(set(), [*other[1].weights, (part, strength)])
             others[index] = (1.0, joined, *other[2:])
             break
     else:

@@ -171,6 +171,12 @@ def _place(adapter, key, tensor):
     part.weights.setdefault(path, {})[name] = tensor
 
 
+def _given(settings):
+    """The settings without absent ones, but for the two of SODA that have no default in files."""
+    plain = {name: _given(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    return {name: value for name, value in plain.items() if value is not None or name in ("rotation", "spectrum")}
+
+
 def write(adapter, path):
     """Writes an adapter file in version 3. `path` never holds an incomplete file."""
     path = os.fspath(path)
@@ -184,7 +190,12 @@ def write(adapter, path):
             tensors[f"{component}.tokens.{token}"] = tensor
     tensors = {key: np.ascontiguousarray(tensor, dtype=np.float32) for key, tensor in tensors.items()}
     parts = {
-        component: {"method": part.recipe, "targets": part.targets, "base_hash": part.base_hash}
+        component: {
+            # A part that was made in Python may have no recipe, and the whole settings are one.
+            "method": part.recipe or {"name": part.method, **_given(part.settings)},
+            "targets": part.targets,
+            "base_hash": part.base_hash,
+        }
         for component, part in adapter.parts.items()
     }
     metadata = {

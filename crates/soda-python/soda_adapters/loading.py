@@ -74,7 +74,7 @@ def unload(target):
 
 
 class Loaded:
-    """A loaded adapter."""
+    """A loaded adapter. A `with` statement unloads it at its end."""
 
     def __init__(self, entries, strength):
         self.strength = strength
@@ -82,6 +82,12 @@ class Loaded:
         # A weak reference to the pipeline or module, once the adapter is loaded.
         self.target = lambda: None
         self._entries = entries
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.unload()
 
     def set_strength(self, strength):
         """Sets the strength of this adapter. New words do not depend on it."""

@@ -114,6 +114,12 @@ def _alpha():
 _SIDE = Choice("input", "output", "both", default="input")
 _CAYLEY = Table({"exact": {}, "neumann": {"terms": Number(3, 100)}}, default={"form": "neumann", "terms": 5}, tag="form")
 
+_MASK = Table(
+    {"min_rank": Number(0, 4096, default=1), "alpha": Number(1e-300, 100, default=1.0, whole=False)},
+    default=None,
+    optional=True,
+)
+
 _ROTATION = Table(
     {
         "structure": Choice(
@@ -160,6 +166,7 @@ METHODS = {
                 {"draws": Number(1, 100_000, default=64), "seed": _seed()}, default=None, optional=True
             ),
             "output_scale": _flag(),
+            "timestep_mask": _MASK,
         }
     ),
     "lora": Table(
@@ -171,6 +178,7 @@ METHODS = {
             "alpha_pattern": Map(Number(-_FLOAT, _FLOAT, whole=False)),
             "init": Choice("kaiming", "pissa", default="kaiming"),
             "dora": _flag(),
+            "timestep_mask": _MASK,
             "seed": _seed(),
         }
     ),

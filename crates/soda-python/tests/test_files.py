@@ -60,6 +60,14 @@ class Files(unittest.TestCase):
                     np.testing.assert_array_equal(file.get_tensor(key), tensor)
                 self.assertEqual(json.loads(file.metadata()["parts"]), json.loads(metadata["parts"]))
 
+    def test_settings_alone_make_a_recipe(self):
+        for name in ("subspace-ranks", "oft-coft", "lora"):
+            adapter = soda_adapters.read(FIXTURES / f"{name}.safetensors")
+            wanted = adapter.parts["unet"].settings
+            adapter.parts["unet"].recipe = {}
+            soda_adapters.write(adapter, self.path)
+            self.assertEqual(soda_adapters.read(self.path).parts["unet"].settings, wanted)
+
     def test_version_1_has_the_unet_alone(self):
         tensors, metadata = contents("lora")
         part = json.loads(metadata.pop("parts"))["unet"]
@@ -144,6 +152,15 @@ class Files(unittest.TestCase):
             with self.assertRaisesRegex(AdapterError, sentence):
                 make(change)()
 
+    def test_a_mask_over_timesteps_has_no_weight(self):
+        tensors, metadata = self.with_method("lora", lambda part: part["method"].update(timestep_mask={"alpha": 2.0}))
+        save_file(tensors, self.path, metadata)
+        part = soda_adapters.read(self.path).parts["unet"]
+        self.assertEqual(part.settings["timestep_mask"], {"min_rank": 1, "alpha": 2.0})
+        path = "conv_in.weight"
+        with self.assertRaisesRegex(AdapterError, "timestep_mask"):
+            formula(part.method, part.settings, path, part.weights[path], (64, 4, 3, 3))
+
     def test_other_files_are_refused(self):
         for text, sentence in ((b"", "safetensors"), (b"\xff" * 8, "larger"), (b"\x10" + b"\0" * 30, "safetensors")):
             Path(self.path).write_bytes(text)
@@ -210,6 +227,7 @@ class Sources(unittest.TestCase):
             ("lokr.rs", "LokrConfig", METHODS["lokr"].fields),
             ("oft.rs", "OftConfig", METHODS["oft"].fields),
             ("boft.rs", "BoftConfig", METHODS["boft"].fields),
+            ("timestep_mask.rs", "TimestepMask", soda["timestep_mask"].fields),
         ):
             self.assertEqual(self.fields(file, struct), set(fields), struct)
 

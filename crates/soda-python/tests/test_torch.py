@@ -140,9 +140,8 @@ class Pipelines(unittest.TestCase):
 
     def test_a_bare_module_is_loaded(self):
         unet = self.pipe.unet
-        soda_adapters.load(unet, path_of("subspace"), 0.3)
-        self.assert_merged("subspace", 0.3)
-        soda_adapters.unload(unet)
+        with soda_adapters.load(unet, path_of("subspace"), 0.3):
+            self.assert_merged("subspace", 0.3)
         self.assert_base()
         with self.assertRaisesRegex(AdapterError, "choose one"):
             soda_adapters.load(unet, path_of("text"))

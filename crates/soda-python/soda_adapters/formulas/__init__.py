@@ -8,6 +8,7 @@
   move along their geodesic.
 """
 
+from ..errors import AdapterError
 from .blocks import Boft, Oft
 from .products import Full, Loha, Lokr, Lora
 from .soda import Soda
@@ -26,6 +27,11 @@ def formula(method, settings, path, tensors, shape, check=True):
     for length in shape[2:]:
         window *= length
     matrix = (shape[1] * window, shape[0])
+    if settings.get("timestep_mask"):
+        raise AdapterError(
+            f"{path}.{method} has a timestep_mask, so that no weight stands for it at all timesteps; draw with it by "
+            "`soda generate --adapter`"
+        )
     taken = Tensors(tensors, f"{path}.{method}", check)
     made = FORMULAS[method](settings, path, taken, matrix, window)
     taken.finish()

@@ -16,7 +16,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use soda_adapters::{AdapterState, METHOD_PRESETS, MethodConfig};
 use soda_models::pipeline::Pipeline;
-use soda_pipeline::interop::import;
+use soda_pipeline::interop::{describe, import};
 use soda_pipeline::{AdapterFile, Component, Header, configure_pipeline};
 use soda_testing::fuzz;
 
@@ -142,6 +142,20 @@ fn dialects() -> Vec<Vec<u8>> {
         ),
         foreign(&[("lora_unet_to_q.diff", &[20, 12]), ("lora_unet_conv.diff", &[6, 4, 3, 3])], &[]),
         foreign(&[("lora_unet_to_q.oft_blocks", &[2, 6, 6])], &[]),
+        // kohya's metadata, which tell a file's family and words
+        foreign(
+            &[
+                ("lora_unet_to_q.lora_down.weight", &[2, 12]),
+                ("lora_unet_to_q.lora_up.weight", &[20, 2]),
+                ("lora_unet_to_q.alpha", &[1]),
+            ],
+            &[
+                ("ss_base_model_version", "sd_v1"),
+                ("modelspec.architecture", "stable-diffusion-v1/lora"),
+                ("ss_tag_frequency", r#"{"5_mug": {"sks mug": 9, "red": 18446744073709551615}}"#),
+                ("ss_trigger_words", "sks, mug"),
+            ],
+        ),
     ]
 }
 
@@ -156,6 +170,7 @@ fn no_file_of_embeddings_makes_the_import_panic() {
     let width = clip.text_encoder.text_model.embeddings.token_embedding.weight.dims()[1];
     let networks = pipeline.networks();
     let read = |path: &Path| {
+        let _ = describe(path).map(|description| description.readers());
         let file = match AdapterFile::read(path) {
             Ok(file) => file,
             Err(_) => import(path, &networks, "net").map_err(|error| error.to_string())?.file,
@@ -194,6 +209,7 @@ fn no_file_of_another_tool_makes_the_import_panic() {
     let path = folder.path().join("other.safetensors");
     let networks = Networks { unet: Net::new() };
     let read = |path: &Path| {
+        let _ = describe(path).map(|description| description.readers());
         let imported = import(path, &networks, "net").map_err(|error| error.to_string())?;
         let plan = imported.file.plan(&networks).map_err(|error| error.to_string())?;
         let _ = plan.at_strength(0.5).map_err(|error| error.to_string())?;
@@ -268,6 +284,8 @@ fn absurd_settings_of_adapter_files_are_refused_by_name() {
         ("soda", json!({"rotation": {"sizes": [[huge, huge]]}}), "sizes"),
         ("soda", json!({"rotation": {"factors": u64::MAX}}), "factors"),
         ("psoft", json!({"rotation": {"structure": "subspace", "rank": huge}}), "rank"),
+        ("t-lora", json!({"timestep_mask": {"min_rank": huge, "alpha": 1.0}}), "min_rank"),
+        ("t-lora", json!({"timestep_mask": {"min_rank": 1, "alpha": 1e300}}), "alpha"),
         ("hra", json!({"rotation": {"structure": "householder", "rank": huge}}), "rank"),
         (
             "gsoft",
@@ -317,4 +335,22 @@ fn huge_shapes_without_elements_are_refused() {
         let error = import(&path, &networks, "net").map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("hada_w1_b") && error.contains("shape"), "{error}");
     }
+}
+
+/// A sparse file costs its maker nothing.
+#[test]
+fn an_alpha_of_gigabytes_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.safetensors");
+    let numbers = 1u64 << 30;
+    let bytes = 4 * numbers;
+    let tensor = format!(r#"{{"dtype":"F32","shape":[{numbers}],"data_offsets":[0,{bytes}]}}"#);
+    let header = format!(r#"{{"lora_unet_to_q.alpha":{tensor}}}"#);
+    let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    std::fs::write(&path, &start).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(start.len() as u64 + bytes).unwrap();
+    MEMORY.reset_peak_usage();
+    describe(&path).unwrap();
+    assert!(MEMORY.peak_usage_as_mb() < MOST_MEMORY, "{} MB", MEMORY.peak_usage_as_mb());
 }

@@ -136,7 +136,11 @@ fn print_description(description: &Description) {
         print_range("alpha", *alphas);
     }
     if !description.words.is_empty() {
-        print_result(&format!("  words: {}", description.words.join(", ")));
+        let words = description.words.iter().take(MAX_ENTRIES);
+        let words: Vec<String> = words.map(|word| word.chars().take(MAX_VALUE).collect()).collect();
+        let all = description.words.len();
+        let more = if all > MAX_ENTRIES { format!(" ... {all} in all") } else { String::new() };
+        print_result(&format!("  words: {}{more}", words.join(", ")));
     }
     let readers = description.readers();
     if !readers.is_empty() {

@@ -136,7 +136,10 @@ pub fn describe(path: &Path) -> Result<Description, PipelineError> {
     let file = SafetensorsReader::open(path)?;
     let tensors: Vec<_> = file.tensors().collect();
     let metadata = file.metadata();
-    let alphas = tensors.iter().filter(|(key, ..)| key.ends_with(".alpha"));
+    // An alpha is one number. Another tensor of that name can be as large as its maker likes.
+    let is_alpha =
+        |key: &str, shape: &[usize]| key.ends_with(".alpha") && shape.iter().all(|n| *n == 1);
+    let alphas = tensors.iter().filter(|(key, _, shape)| is_alpha(key, shape));
     let alphas = alphas.filter_map(|(key, dtype, _)| number(*dtype, &file.read(key).ok()?));
     let alphas = alphas.fold(None, |range, alpha| Some(widened(range, alpha)));
     let family = family_of_metadata(metadata).or_else(|| family_of_tensors(&tensors));

@@ -23,7 +23,7 @@ impl Unet {
         timestep: impl Into<Timestep>,
         condition: impl Into<Condition>,
     ) -> Tensor<4> {
-        let Condition { text, added } = condition.into();
+        let Condition { text, added, .. } = condition.into();
         let time = self.embed_time(timestep.into(), added);
         let (mut x, mut skips) = (sample, Vec::new());
         for segment in self.segments() {

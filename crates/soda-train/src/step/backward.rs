@@ -72,9 +72,7 @@ impl GradientCheckpointing {
         match (self, denoiser) {
             (Self::Block, Denoiser::Unet(unet)) => tape_per_stage(unet, inputs, loss),
             // A transformer has no stages yet, and the settings of a run refuse them.
-            (Self::None, _) | (Self::Block, Denoiser::Flux2(_)) => {
-                single_tape(denoiser, inputs, loss)
-            }
+            _ => single_tape(denoiser, inputs, loss),
         }
     }
 }
@@ -107,13 +105,15 @@ fn tape_per_stage(
     loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
 ) -> LossAndGradients {
     let DenoiserInputs { noisy, timesteps, condition, wants_condition_gradient } = inputs;
-    let Condition { text, added } = condition;
+    // A UNet sees all tokens.
+    let Condition { text, added, .. } = condition;
+    let as_condition =
+        |added: &Option<AddedCondition>| Condition { added: added.clone(), ..text.clone().into() };
     let taped = denoiser.clone().train();
     // The forward pass runs on the tape's device with nothing to track. It keeps no intermediates there and
     // uses the kernels of the backward pass; off the tape some kernels round differently.
     let untracked = taped.clone().no_grad();
-    let untracked_condition =
-        on_tape(Condition { text: text.clone(), added: added.clone() }, false);
+    let untracked_condition = on_tape(as_condition(&added), false);
     let at = || Tensor::<1>::from_inner(timesteps.clone()).into();
     let time = untracked.embed_time(at(), untracked_condition.added);
 
@@ -164,7 +164,7 @@ fn tape_per_stage(
         skip_grads.extend(input.skip.map(|skip| gradient(&skip, &grads)));
     }
 
-    let added = on_tape(Condition { text: text.clone(), added }, wants_condition_gradient).added;
+    let added = on_tape(as_condition(&added), wants_condition_gradient).added;
     let mut pooled = None;
     if let (true, Some(time_grad)) = (wants_time, time_grad) {
         let grads = seeded(taped.embed_time(at(), added.clone()), time_grad);
@@ -179,12 +179,13 @@ fn tape_per_stage(
 }
 
 /// Moves `condition` to the tape's device, as leaves whose gradient is kept if it is `wanted`.
-pub(crate) fn on_tape(Condition { text, added }: Condition, wanted: bool) -> Condition {
+pub(crate) fn on_tape(condition: Condition, wanted: bool) -> Condition {
+    let Condition { text, lengths, added } = condition;
     let added = added.map(|AddedCondition { pooled, time_ids }| AddedCondition {
         pooled: leaf(pooled, wanted),
         time_ids: Tensor::from_inner(time_ids),
     });
-    Condition { text: leaf(text, wanted), added }
+    Condition { text: leaf(text, wanted), lengths, added }
 }
 
 /// Moves `x` to a tape, as a leaf whose gradient is kept if it is `wanted`.

@@ -66,7 +66,7 @@ fn batch(architecture: &UnetConfig, device: &Device) -> Batch {
         noisy,
         target,
         timesteps: Tensor::from_data(TensorData::from([20f32, 800.0]), device),
-        prompts: Condition { text: text.reshape([2, 7, 24]), added }.into(),
+        prompts: Condition { text: text.reshape([2, 7, 24]), lengths: None, added }.into(),
         weight: Tensor::from_data(TensorData::from([0.5f32, 0.2]), device),
         mask: None,
     }

@@ -7,32 +7,31 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 use tracing::info_span;
 
-use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{
-    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, unsupported,
-};
-use super::text_encoders::{Qwen3Encoder, TextEncoders};
+use super::qwen3_text::Qwen3Configs;
 use crate::config;
 use crate::error::ModelError;
 use crate::flux2::Flux2Config;
-use crate::qwen3::{self, HiddenStates, Qwen3Config};
-use crate::scheduler::{SamplerKind, SchedulerConfig};
-use crate::tokenizer::QwenTokenizer;
+use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
+use crate::pipeline::family::{
+    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, check_flow,
+    distilled_mark, unsupported,
+};
+use crate::pipeline::text_encoders::ChatForm;
+use crate::qwen3::HiddenStates;
+use crate::scheduler::SchedulerConfig;
 use crate::vae::{VaeClass, VaeConfig};
 use crate::weights::Checkpoint;
 
 /// The configs and the tokenizer.
 #[derive(Debug)]
-pub(super) struct Flux2KleinConfigs {
-    text: Qwen3Config,
-    states: HiddenStates,
+pub(crate) struct Flux2KleinConfigs {
+    text: Qwen3Configs,
     transformer: Flux2Config,
-    tokenizer: QwenTokenizer,
     is_distilled: bool,
 }
 
 /// The open weight files of each network, with the networks' keys.
-pub(super) struct Flux2KleinWeights {
+pub(crate) struct Flux2KleinWeights {
     text: Checkpoint,
     transformer: Checkpoint,
 }
@@ -41,25 +40,11 @@ impl Family for Flux2KleinConfigs {
     type Weights = Flux2KleinWeights;
 
     fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
-        let text: Qwen3Config = config::read(&dir.join("text_encoder/config.json"))?;
-        let transformer = config::read(&dir.join(Denoiser::TRANSFORMER).join("config.json"))?;
-        let tokenizer_dir = dir.join("tokenizer");
-        let tokenizer = QwenTokenizer::from_dir(&tokenizer_dir)?;
-        tokenizer.check_fits(&tokenizer_dir, &text)?;
-        let states = text.hidden_states(HiddenStates::FLUX2_KLEIN)?;
-        let is_distilled = match index.get("is_distilled") {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(is_distilled)) => *is_distilled,
-            Some(other) => {
-                return Err(unsupported(
-                    dir.join("model_index.json"),
-                    "is_distilled",
-                    other.to_string(),
-                    "true or false".to_owned(),
-                ));
-            }
-        };
-        Ok(Self { text, states, transformer, tokenizer, is_distilled })
+        Ok(Self {
+            text: Qwen3Configs::read(dir, HiddenStates::FLUX2_KLEIN)?,
+            transformer: config::read(&dir.join(Denoiser::TRANSFORMER).join("config.json"))?,
+            is_distilled: distilled_mark(dir, index)?.unwrap_or(false),
+        })
     }
 
     fn check(
@@ -71,21 +56,13 @@ impl Family for Flux2KleinConfigs {
         let refuse = |part: &str, field: &str, value: String, supported: String| {
             Err(unsupported(dir.join(part).join("config.json"), field, value, supported))
         };
-        if !scheduler.is_flow() {
-            return Err(unsupported(
-                dir.join("scheduler/scheduler_config.json"),
-                "_class_name",
-                scheduler.class.class_name(),
-                SamplerKind::FlowMatchEuler.class_name(),
-            ));
-        }
+        check_flow(dir, scheduler)?;
         if vae.class != VaeClass::Flux2 {
             let supported =
                 "AutoencoderKLFlux2, since the model is a Flux2KleinPipeline".to_owned();
             return refuse("vae", "_class_name", "another class".to_owned(), supported);
         }
-        let width = self.text.hidden_size * self.states.indices().len();
-        let found = self.transformer.joint_attention_dim;
+        let (width, found) = (self.text.width(), self.transformer.joint_attention_dim);
         if found != width {
             let supported = format!("{width}, the width of three states of the text encoder");
             let part = Denoiser::TRANSFORMER;
@@ -97,6 +74,10 @@ impl Family for Flux2KleinConfigs {
             return refuse(Denoiser::TRANSFORMER, "in_channels", found.to_string(), supported);
         }
         Ok(())
+    }
+
+    fn is_distilled(&self, _scheduler: &SchedulerConfig) -> bool {
+        self.is_distilled
     }
 
     fn open(&self, found: &mut Found<'_>) -> Result<Self::Weights, ModelError> {
@@ -112,18 +93,16 @@ impl Family for Flux2KleinConfigs {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<LoadedNetworks, ModelError> {
-        let Self { text, states, transformer, tokenizer, is_distilled } = self;
-        let text_encoder = info_span!("text_encoder")
-            .in_scope(|| qwen3::load_opened(weights.text, &text, &states, options.dtype, device))?;
+        let Self { text, transformer, is_distilled: _ } = self;
+        let text = text.load(weights.text, ChatForm::FLUX2_KLEIN, options, device)?;
         let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
         let denoiser = info_span!("transformer").in_scope(|| {
             weights.transformer.load_into_mixed(transformer.init(device), dtype, &keep_f32)
         })?;
         Ok(LoadedNetworks {
-            text: TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder })),
+            text,
             denoiser: denoiser.into(),
             denoiser_config: DenoiserConfig::Flux2(transformer),
-            is_distilled,
         })
     }
 }

@@ -134,7 +134,8 @@ impl SelfAttention {
     /// Makes a layer with random weights.
     pub fn init(config: &ZImageConfig, device: &Device) -> Self {
         let linear = || LinearConfig::new(config.dim, config.dim).with_bias(false).init(device);
-        let norm = || RmsNormConfig::new(config.head_dim()).with_epsilon(HEAD_NORM_EPS).init(device);
+        let norm =
+            || RmsNormConfig::new(config.head_dim()).with_epsilon(HEAD_NORM_EPS).init(device);
         Self {
             to_q: linear(),
             to_k: linear(),

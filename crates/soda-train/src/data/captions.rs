@@ -79,9 +79,8 @@ impl Captions {
                     pooled: pooled.select(0, indices.clone()),
                     time_ids: time_ids(),
                 });
-                let of_row = |lengths: &Vec<usize>| {
-                    rows.iter().map(|row| lengths[*row as usize]).collect()
-                };
+                let of_row =
+                    |lengths: &Vec<usize>| rows.iter().map(|row| lengths[*row as usize]).collect();
                 Condition {
                     text: text.clone().select(0, indices),
                     lengths: lengths.as_ref().map(of_row),

@@ -35,6 +35,14 @@ pub trait Adapter: Module + Sync + 'static {
         None
     }
 
+    /// Whether the change of the weight depends on the timestep of the sample.
+    ///
+    /// Only [`product`](Self::product) knows the timestep then, and it never returns `None`.
+    /// [`apply`](Self::apply) is the weight at the timestep 0.
+    fn depends_on_timestep(&self) -> bool {
+        false
+    }
+
     /// Returns factors `a` `[in, r]` and `b` `[r, out]` with `apply(w) = w + a b`, if the adapter has that
     /// form.
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {

@@ -11,9 +11,10 @@ use burn::module::{
     Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization, Reparameterizer,
 };
 use burn::tensor::{Device, Tensor};
-use soda_kernels::offer_product;
+use soda_kernels::{matmul, offer_product};
 
 use crate::adapter::Adapter;
+use crate::method::Method;
 use crate::named_params::ADAPTER_SEGMENT;
 use crate::plan::Plan;
 use crate::weight::{from_matrix, to_matrix};
@@ -48,6 +49,13 @@ pub fn attach_all<A: Adapter, M: Module>(
 pub fn detach<M: Module>(module: M) -> M {
     // Materializing a disabled adapter gives the base weight.
     without_adapters(|| module.materialize())
+}
+
+/// Replaces the adapted weights by plain ones, for calls without further training.
+///
+/// Adapters of a `method` that [depends on the timestep](Method::depends_on_timestep) stay attached.
+pub fn for_inference<M: Module>(module: M, method: &impl Method) -> M {
+    if method.depends_on_timestep() { module } else { module.materialize() }
 }
 
 /// Runs `f` with every adapter disabled on the calling thread: the base model from the same weights.
@@ -88,6 +96,27 @@ impl<A> Attached<A> {
     }
 }
 
+impl<A: Adapter> Attached<A> {
+    /// The adapted product of the rows `x` `[rows, in]` with the base weight `w` `[in, out]`, where it can do
+    /// without the adapted weight.
+    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+        if let [(1.0, adapter)] = self.weighted.as_slice() {
+            return adapter.product(x, w);
+        }
+        if !self.weighted.iter().any(|(_, adapter)| adapter.depends_on_timestep()) {
+            return None;
+        }
+        let plain = matmul(x.clone(), w.clone());
+        Some(self.weighted.iter().fold(plain.clone(), |sum, (weight, adapter)| {
+            let adapted = adapter.product(x, w).unwrap_or_else(|| {
+                let adapted = adapter.apply(to_matrix(w.clone()));
+                matmul(x.clone(), from_matrix(adapted, w.dims(), w.dtype()))
+            });
+            sum + (adapted - plain.clone()).mul_scalar(*weight)
+        }))
+    }
+}
+
 impl<A> Default for Attached<A> {
     fn default() -> Self {
         Self { weighted: Vec::new() }
@@ -102,11 +131,8 @@ impl<A: Adapter> Reparameterization for Attached<A> {
             return base;
         }
         let (dims, dtype) = (base.dims(), base.dtype());
-        if let [(1.0, adapter)] = self.weighted.as_slice()
-            && D == 2
-            // A linear layer of soda-kernels that is about to multiply with this weight takes the product
-            // instead.
-            && offer_product(|x| adapter.product(&x, &base.clone().reshape([dims[0], dims[1]])))
+        // A linear layer of soda-kernels that is about to multiply with this weight takes the product instead.
+        if D == 2 && offer_product(|x| self.product(&x, &base.clone().reshape([dims[0], dims[1]])))
         {
             return base;
         }

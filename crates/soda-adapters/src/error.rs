@@ -59,6 +59,15 @@ pub enum AdapterError {
         /// Path of the weight.
         path: String,
     },
+    /// A mask by the timestep multiplies rows, which a convolution does not show.
+    #[error(
+        "`timestep_mask` needs the rows that a linear layer multiplies, and {path} is a convolution; choose \
+         targets without convolutions"
+    )]
+    MaskedConvolution {
+        /// Path of the weight.
+        path: String,
+    },
     /// Adapters of different forms cannot be merged into one adapter.
     #[error(
         "the adapters on {path} have no common form (different methods or settings, or a method without \

@@ -63,14 +63,14 @@ mod targets;
 mod weight;
 
 pub use adapter::Adapter;
-pub use attached::{Attached, attach_all, detach, without_adapters};
+pub use attached::{Attached, attach_all, detach, for_inference, without_adapters};
 pub use directions::{Calibration, CalibrationRequest};
 pub use error::{AdapterError, StateError, TargetError};
 pub use fingerprint::fingerprint;
 pub use method::{Geometry, Method};
 pub use methods::{
-    AnyAdapter, BlockRotation, CayleyForm, METHOD_PRESETS, MethodConfig, MethodPreset, boft, dora,
-    full, loha, lokr, lora, oft, soda,
+    AnyAdapter, BlockRotation, CayleyForm, METHOD_PRESETS, MethodConfig, MethodPreset,
+    TimestepMask, boft, dora, full, loha, lokr, lora, oft, soda,
 };
 pub use named_params::{NamedParam, map_params, named_params};
 pub use plan::{Plan, PlanOptions};

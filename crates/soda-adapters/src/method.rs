@@ -93,6 +93,12 @@ pub trait Method: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + '
         true
     }
 
+    /// Whether the adapters [depend on the timestep](crate::Adapter::depends_on_timestep), so that no weight
+    /// can stand for them.
+    fn depends_on_timestep(&self) -> bool {
+        false
+    }
+
     /// The geometry of the trainable tensor at this path of a network or of an adapter.
     fn geometry(&self, path: &str) -> Geometry {
         let _ = path;

@@ -60,11 +60,17 @@ impl BaseModel<'_> {
         Ok((pipeline, file, plan))
     }
 
-    /// Loads the base with one adapter at `strength` merged into its weights.
-    pub(crate) fn load_merged(&self, adapter: &Path, strength: f64) -> Result<Pipeline> {
-        let (mut pipeline, _, plan) = self.load_plan(adapter, strength)?;
+    /// Loads the base with one adapter at `strength`, to draw: merged into its weights where it can be.
+    pub(crate) fn load_to_draw(&self, adapter: &Path, strength: f64) -> Result<Pipeline> {
+        let (mut pipeline, file, plan) = self.load_plan(adapter, strength)?;
         info_span!("merge adapter").in_scope(|| {
-            pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
+            let adapted = plan.attach(pipeline.networks());
+            let depends_on_timestep = file.depends_on_timestep();
+            pipeline.set_networks(if depends_on_timestep {
+                adapted
+            } else {
+                adapted.materialize()
+            });
         });
         Ok(pipeline.in_drawing_format())
     }
@@ -114,7 +120,7 @@ impl BaseModel<'_> {
     }
 }
 
-/// Loads the base with the adapters of the options merged. Returns `None` if the options name no adapter.
+/// Loads the base with the adapters of the options, to draw. Returns `None` if the options name no adapter.
 pub(crate) fn load_with_adapters(
     args: &MergedArgs,
     base: &Path,
@@ -123,7 +129,7 @@ pub(crate) fn load_with_adapters(
     let (options, cache) = (LoadOptions::default(), args.cache.open());
     let base = BaseModel { path: base, options, cache, device };
     match (&args.adapter, &args.subject, &args.style) {
-        (Some(adapter), _, _) => base.load_merged(adapter, args.strength).map(Some),
+        (Some(adapter), _, _) => base.load_to_draw(adapter, args.strength).map(Some),
         (None, Some(subject), Some(style)) => base.load_two_merged(subject, style, args).map(Some),
         (None, _, _) => Ok(None),
     }

@@ -75,3 +75,32 @@ fn an_evaluation_has_the_scores_of_the_run() {
     assert!(none.contains("give --prompt"), "{none}");
     assert!(!folder.join("no").exists());
 }
+
+/// T-LoRA has no weight of its own: it stays attached to draw, with the scores of the run, and has no merge.
+#[test]
+fn an_adapter_with_a_mask_by_the_timestep_draws_and_is_not_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mug = toybox("subjects/castle_mug");
+    let (mug, prompt) = (mug.to_str().unwrap(), "a photo of a sks mug on a beach");
+    let short = ["--steps", "2", "--set", "samples.steps=2", "--lr", "0.1", "--name", "mug"];
+    let what = ["--method", "t-lora", "--data", mug, "--sample", prompt];
+    run(folder, "train", &[&short[..], &what].concat()).unwrap();
+    let trained = scores(folder, "runs/mug");
+    assert_ne!(trained["before"], trained["after"]);
+
+    let adapter = ["--adapter", "runs/mug/adapter.safetensors"];
+    let draw = ["--data", mug, "--steps", "2", "--prompt", prompt, "--out", "mug"];
+    run(folder, "evaluate", &[&draw[..], &adapter].concat()).unwrap();
+    assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
+
+    let base = toybox("base");
+    for (verb, out) in [("merge", "merged"), ("export", "exported.safetensors")] {
+        let args = [verb, "--base", base.to_str().unwrap(), "--out", out];
+        let output = soda(folder, &[&args[..], &adapter].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("has a `timestep_mask`"), "{said}");
+        assert!(!folder.join(out).exists());
+    }
+}

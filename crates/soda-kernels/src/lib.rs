@@ -84,3 +84,4 @@ pub use ops::multi_tensor::{multi_tensor_cat, multi_tensor_split};
 pub use ops::norm::{group_norm, layer_norm, layer_norm_without_affine};
 pub use ops::polar::PolarIteration;
 pub use ops::scale_columns::{scale_columns, scale_columns_gradient};
+pub use ops::timesteps::{current_timesteps, with_timesteps};

@@ -14,6 +14,7 @@ use common::{Fixture, check, check_gradients, check_tensor, value, write_z_image
 use serde::Deserialize;
 use serde_json::{Value, json};
 use soda_models::ModelError;
+use soda_models::condition::Condition;
 use soda_models::pipeline::{
     Denoiser, GenerateConfig, InitImage, LoadOptions, Networks, Pipeline, TextEncoders,
 };
@@ -42,47 +43,37 @@ fn transformer(fixture: &Fixture, device: &Device) -> (ZImageConfig, ZImageTrans
     (config, transformer)
 }
 
-/// The inputs of index `index`: latents, timesteps, texts and their lengths.
+/// The inputs of index `index`: latents, timesteps, and texts with their lengths.
 fn inputs(
     config: &ZImageConfig,
     index: usize,
     device: &Device,
-) -> (Tensor<4>, Tensor<1>, Tensor<3>, Vec<usize>) {
+) -> (Tensor<4>, Tensor<1>, Condition) {
     let ([height, width], lengths) = INPUTS[index];
     let (count, longest) = (lengths.len(), lengths.iter().copied().max().unwrap());
     let shape = [count, config.in_channels, height, width];
+    let text = value(&format!("text.{index}"), [count, longest, config.cap_feat_dim], device);
     (
         value(&format!("sample.{index}"), shape, device),
         Tensor::from_floats(&TIMES[..count], device),
-        value(&format!("text.{index}"), [count, longest, config.cap_feat_dim], device),
-        lengths.to_vec(),
+        Condition { text, lengths: Some(lengths.to_vec()), added: None },
     )
 }
 
 fn outputs_and_gradients(name: &str) {
-    let (plain, fixture) = (Device::default(), Fixture::read(name));
-    let (config, transformer) = transformer(&fixture, &plain);
-    let transformer = transformer.train();
-    let mut loss: Option<Tensor<1>> = None;
+    let (device, fixture) = (Device::default(), Fixture::read(name));
+    let (config, transformer) = transformer(&fixture, &device);
+    let transformer = transformer.train().set_require_grad(true);
+    let tape = device.autodiff();
+    let mut loss = Tensor::<1>::zeros([1], &tape);
     for index in 0..INPUTS.len() {
-        let (sample, time, text, lengths) = inputs(&config, index, &plain);
-        let out = transformer.forward(
-            Tensor::from_inner(sample),
-            Tensor::<1>::from_inner(time),
-            Tensor::from_inner(text),
-            Some(&lengths),
-        );
-        check_tensor(&format!("out.{index}"), out.clone().inner(), &fixture, TOLERANCE);
-        let weight: Tensor<4> = value(&format!("loss.{index}"), out.dims(), &plain);
-        let part = (out * Tensor::from_inner(weight)).sum();
-        loss = Some(match loss {
-            Some(loss) => loss + part,
-            None => part,
-        });
+        let (sample, time, condition) = inputs(&config, index, &tape);
+        let out = transformer.forward(sample, time, condition);
+        loss = loss + (out.clone() * value(&format!("loss.{index}"), out.dims(), &tape)).sum();
+        check_tensor(&format!("out.{index}"), out.inner(), &fixture, TOLERANCE);
     }
-    let grads = loss.unwrap().backward();
     assert!(fixture.names("grad.").len() >= 15);
-    check_gradients(&transformer, &grads, &fixture, str::to_owned, TOLERANCE);
+    check_gradients(&transformer, &loss.backward(), &fixture, str::to_owned, TOLERANCE);
 }
 
 #[test]
@@ -101,12 +92,12 @@ fn uneven_sizes_match() {
 fn samples_of_a_batch_do_not_see_each_other() {
     let (device, fixture) = (Device::default(), Fixture::read("z-image"));
     let (config, transformer) = transformer(&fixture, &device);
-    let (sample, time, text, lengths) = inputs(&config, 1, &device);
-    let all = transformer.forward(sample.clone(), time.clone(), text.clone(), Some(&lengths));
-    for (row, length) in lengths.into_iter().enumerate() {
-        let text = text.clone().narrow(0, row, 1).narrow(1, 0, length);
+    let (sample, time, condition) = inputs(&config, 1, &device);
+    let all = transformer.forward(sample.clone(), time.clone(), condition.clone());
+    for (row, length) in condition.lengths.unwrap().into_iter().enumerate() {
+        let text = condition.text.clone().narrow(0, row, 1).narrow(1, 0, length);
         let (sample, time) = (sample.clone().narrow(0, row, 1), time.clone().narrow(0, row, 1));
-        let alone = transformer.forward(sample, time, text, None);
+        let alone = transformer.forward(sample, time, text);
         let of_batch = values(all.clone().narrow(0, row, 1));
         check(&format!("sample {row}"), &of_batch, &values(alone), 1e-5);
     }

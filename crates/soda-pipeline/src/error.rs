@@ -37,6 +37,15 @@ pub enum PipelineError {
         /// The reason.
         source: Box<PipelineError>,
     },
+    /// The adapter has a mask by the timestep, and a weight cannot have it.
+    #[error(
+        "{adapter} has a `timestep_mask`, so that no weight stands for it at all timesteps; draw with it by \
+         `soda generate --adapter`, or train without the mask"
+    )]
+    DependsOnTimestep {
+        /// The adapter's file.
+        adapter: String,
+    },
     /// The base lacks a network that the adapter is for.
     #[error(
         "the adapter is for a {component} too, which this base does not have; load the base it was trained on"

@@ -68,6 +68,22 @@ impl<M: Method> AdapterFile<M> {
         self
     }
 
+    /// Whether the adapters [depend on the timestep](Method::depends_on_timestep).
+    pub fn depends_on_timestep(&self) -> bool {
+        self.adapters.values().any(|state| state.recipe.method.depends_on_timestep())
+    }
+
+    /// Refuses adapters that depend on the timestep, which no weight can stand for.
+    ///
+    /// # Errors
+    /// [`PipelineError::DependsOnTimestep`].
+    pub fn check_has_weights(&self) -> Result<(), PipelineError> {
+        if self.depends_on_timestep() {
+            return Err(PipelineError::DependsOnTimestep { adapter: self.display_name() });
+        }
+        Ok(())
+    }
+
     /// Makes a plan of all adapters for the base that they were trained on.
     ///
     /// `networks` is a module with a field for each network, by the names of [`Component`].

@@ -75,12 +75,13 @@ pub fn load_adapter(
 /// Loads an adapter and replaces the weights of the pipeline by the adapted ones, as diffusers' `fuse_lora`.
 ///
 /// # Errors
-/// As [`load_adapter`].
+/// As [`load_adapter`], and [`PipelineError::DependsOnTimestep`].
 pub fn fuse_adapter(
     pipeline: &mut Pipeline,
     adapter: &AdapterFile,
     options: LoadAdapterOptions<'_>,
 ) -> Result<(), PipelineError> {
+    adapter.check_has_weights()?;
     let plan = load_adapter(pipeline, adapter, options)?;
     pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
     Ok(())

@@ -74,6 +74,9 @@ pub fn merge_adapters(
     check_options(adapters, mode)?;
     let Some((first, _)) = adapters.first() else { return Ok(()) };
     check_schedules(adapters)?;
+    for (adapter, _) in adapters {
+        adapter.check_has_weights()?;
+    }
     let embeddings = new_embeddings(adapters)?;
     apply_schedule(pipeline, first)?;
     for ((adapter, _), embeddings) in adapters.iter().zip(&embeddings) {

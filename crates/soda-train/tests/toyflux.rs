@@ -68,7 +68,6 @@ fn a_transformer_is_trained_and_draws_what_it_learnt() {
 #[test]
 fn settings_that_a_transformer_lacks_are_refused() {
     for (setting, needle) in [
-        ("checkpointing=block", "`checkpointing = \"none\"`"),
         ("text_encoder.enabled=true", "`text_encoder`"),
         ("tokens.words={'<mug>'='mug'}", "`tokens`"),
         ("objective.prediction=epsilon", "prediction"),

@@ -135,7 +135,7 @@ def main() -> None:
         "configs": json.dumps(configs),
         "keys": json.dumps(keys, separators=(",", ":")),
         "request": json.dumps(request),
-        "index": json.dumps(dict(pipeline.config), default=str),
+        "index": json.dumps({**pipeline.config, "_class_name": type(pipeline).__name__}, default=str),
     }
     path = FIXTURES / "pipeline-z-image.safetensors"
     save_file({k: v.detach().contiguous() for k, v in out.items()}, path, metadata)

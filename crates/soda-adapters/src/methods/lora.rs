@@ -7,6 +7,7 @@
 //! | `rank_stabilized` | `s = α/√r` | arXiv 2312.03732 |
 //! | `init = "pissa"` | `A`, `B` are initially the leading singular triples | arXiv 2404.02948 |
 //! | `dora` | a trained magnitude beside the direction | arXiv 2402.09353, [`dora`](super::dora) |
+//! | `timestep_mask` | fewer directions at much noise (T-LoRA) | arXiv 2507.05964 |
 //!
 //! On the weight as burn stores it, `[in, out]`, the adapter is `w + s a b` with `a` `[in, r]` and `b`
 //! `[r, out]`. The kernel of a convolution is the matrix `out x (in kh kw)`. This makes `a` the `kh x kw`
@@ -25,6 +26,7 @@ use super::bounds::{MAX_RANK, check_most};
 use super::cost_model::{CostModel, product_dtype};
 use super::dora::Magnitude;
 use super::low_rank::low_rank_product;
+use super::timestep_mask::TimestepMask;
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, TargetError};
 use crate::method::Method;
@@ -53,6 +55,9 @@ pub struct LoraConfig {
     pub init: LoraInit,
     /// Whether DoRA's magnitude of each output is trained too.
     pub dora: bool,
+    /// The mask of T-LoRA, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestep_mask: Option<TimestepMask>,
     /// Seed of the random initial values.
     pub seed: u64,
 }
@@ -79,6 +84,7 @@ impl Default for LoraConfig {
             alpha_pattern: BTreeMap::new(),
             init: LoraInit::default(),
             dora: false,
+            timestep_mask: None,
             seed: 0,
         }
     }
@@ -93,6 +99,23 @@ impl LoraConfig {
     /// The default settings with DoRA's magnitude.
     pub fn dora() -> Self {
         Self { dora: true, ..Self::default() }
+    }
+
+    /// The default settings with the mask of T-LoRA.
+    pub fn t_lora() -> Self {
+        Self { timestep_mask: Some(TimestepMask::default()), ..Self::default() }
+    }
+
+    /// Checks the mask, and the weight that it is for.
+    fn check_mask(&self, path: &str, weight: &Weight) -> Result<(), AdapterError> {
+        let Some(mask) = self.timestep_mask else { return Ok(()) };
+        mask.check(NAME)?;
+        if self.dora {
+            let reason =
+                "`timestep_mask` and `dora` exclude each other: a magnitude has no timestep";
+            return Err(AdapterError::Config { method: NAME, reason });
+        }
+        TimestepMask::check_weight(path, weight)
     }
 
     /// `r` and `s` of the weight at `path`, whose smaller side is `most`.
@@ -128,7 +151,12 @@ impl Method for LoraConfig {
         self.init == LoraInit::Pissa || self.dora
     }
 
+    fn depends_on_timestep(&self) -> bool {
+        self.timestep_mask.is_some()
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Lora, AdapterError> {
+        self.check_mask(path, weight)?;
         let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
         let [input, output] = w.dims();
         let (rank, scale) = self.rank_and_scale(path, input.min(output))?;
@@ -155,6 +183,7 @@ impl Method for LoraConfig {
             magnitude: self.dora.then(|| Magnitude::from_weight(&w)),
             start,
             scale,
+            mask: self.timestep_mask,
         })
     }
 }
@@ -192,6 +221,9 @@ pub struct Lora {
     start: Option<(Tensor<2>, Tensor<2>)>,
     /// `s` times the strength.
     scale: f64,
+    /// The mask of T-LoRA.
+    #[module(skip)]
+    mask: Option<TimestepMask>,
 }
 
 impl Lora {
@@ -237,6 +269,10 @@ impl Adapter for Lora {
     fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let rank = self.a.val().dims()[1];
+        if let Some(mask) = self.mask {
+            let ranks = if self.start.is_some() { vec![rank; 2] } else { vec![rank] };
+            return Some(mask.product(x, w, self.factors(), &ranks));
+        }
         let mut cost = CostModel::layer(rows, input, output).and_factors(rows, input, rank, output);
         if self.magnitude.is_some() {
             // The norms need a product with the weight, in the type of the adapter.
@@ -269,13 +305,18 @@ impl Adapter for Lora {
         })
     }
 
+    fn depends_on_timestep(&self) -> bool {
+        self.mask.is_some()
+    }
+
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
         self.magnitude.is_none().then(|| self.factors())
     }
 
     /// Concatenates the factors: in Euclidean space every rule is the weighted sum.
     fn merge(weighted: Vec<(f64, Self)>, _rule: MergeRule) -> Result<Option<Self>, LinalgError> {
-        if weighted.is_empty() || weighted.iter().any(|(_, lora)| lora.magnitude.is_some()) {
+        let has_no_sum = |lora: &Self| lora.magnitude.is_some() || lora.mask.is_some();
+        if weighted.is_empty() || weighted.iter().any(|(_, lora)| has_no_sum(lora)) {
             return Ok(None);
         }
         let factors = weighted.iter().map(|(weight, lora)| {
@@ -285,6 +326,6 @@ impl Adapter for Lora {
         let (a, b): (Vec<_>, Vec<_>) = factors.unzip();
         let (a, b) = (Tensor::cat(a, 1), Tensor::cat(b, 0));
         let (a, b) = (Param::from_tensor(a), Param::from_tensor(b));
-        Ok(Some(Self { a, b, magnitude: None, start: None, scale: 1.0 }))
+        Ok(Some(Self { a, b, magnitude: None, start: None, scale: 1.0, mask: None }))
     }
 }

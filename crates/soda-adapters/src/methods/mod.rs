@@ -6,6 +6,7 @@ mod cost_model;
 mod low_rank;
 mod permutation;
 mod table;
+mod timestep_mask;
 
 pub mod boft;
 pub mod dora;
@@ -18,3 +19,4 @@ pub mod soda;
 
 pub use block_rotation::{BlockRotation, CayleyForm};
 pub use table::{AnyAdapter, METHOD_PRESETS, MethodConfig, MethodPreset};
+pub use timestep_mask::TimestepMask;

@@ -107,6 +107,10 @@ macro_rules! methods {
                 match self { $(Self::$variant(config) => $crate::Method::needs_its_base(config),)+ }
             }
 
+            fn depends_on_timestep(&self) -> bool {
+                match self { $(Self::$variant(config) => $crate::Method::depends_on_timestep(config),)+ }
+            }
+
             fn geometry(&self, path: &str) -> $crate::Geometry {
                 match self { $(Self::$variant(config) => $crate::Method::geometry(config, path),)+ }
             }
@@ -131,6 +135,10 @@ macro_rules! methods {
                 w: &::burn::tensor::Tensor<2>,
             ) -> Option<::burn::tensor::Tensor<2>> {
                 match self { $(Self::$variant(adapter) => $crate::Adapter::product(adapter, x, w),)+ }
+            }
+
+            fn depends_on_timestep(&self) -> bool {
+                match self { $(Self::$variant(adapter) => $crate::Adapter::depends_on_timestep(adapter),)+ }
             }
 
             fn low_rank(&self) -> Option<(::burn::tensor::Tensor<2>, ::burn::tensor::Tensor<2>)> {
@@ -255,6 +263,7 @@ pub const METHOD_PRESETS: &[MethodPreset] = &[
     ("lora", || LoraConfig::default().into()),
     ("pissa", || LoraConfig::pissa().into()),
     ("dora", || LoraConfig::dora().into()),
+    ("t-lora", || LoraConfig::t_lora().into()),
     ("loha", || LohaConfig::default().into()),
     ("lokr", || LokrConfig::default().into()),
     ("oft", || OftConfig::default().into()),

@@ -105,12 +105,21 @@ pub(crate) fn targets() -> Targets {
     Targets(vec![r"^(to_.|conv)\.weight$".to_owned()])
 }
 
+/// The targets that a method can adapt: without the convolution, if it needs rows.
+pub(crate) fn targets_of(method: &impl Method) -> Targets {
+    if method.depends_on_timestep() {
+        Targets(vec![r"^to_.\.weight$".to_owned()])
+    } else {
+        targets()
+    }
+}
+
 /// The plan of a method. A method that is calibrated sees a random input.
 pub(crate) fn plan<M: Method>(method: &M, net: &Net) -> Plan<M::Adapter> {
     let input = Input::new().cast(net.head.weight.val().dtype());
-    let calibration = calibrate(method, &targets(), net, &input);
+    let calibration = calibrate(method, &targets_of(method), net, &input);
     let mut options = PlanOptions { calibration: calibration.as_ref(), ..PlanOptions::default() };
-    method.plan_with(&targets(), net, &mut options).unwrap()
+    method.plan_with(&targets_of(method), net, &mut options).unwrap()
 }
 
 /// Measures the directions on one input, if the method wants them.
@@ -136,7 +145,7 @@ pub(crate) fn calibrate<M: Method>(
 }
 
 pub(crate) fn recipe<M: Method>(method: &M, net: &Net) -> Recipe<M> {
-    Recipe::new(method.clone(), targets(), net).unwrap()
+    Recipe::new(method.clone(), targets_of(method), net).unwrap()
 }
 
 /// `max |a - b| / max |b|`. NaN if any value is NaN.

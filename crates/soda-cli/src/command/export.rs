@@ -118,6 +118,9 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
     require_unet(&pipeline)?;
+    if !words {
+        file.check_has_weights()?;
+    }
     if words {
         ensure!(
             !file.embeddings.is_empty(),

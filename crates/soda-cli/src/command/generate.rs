@@ -266,7 +266,7 @@ fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
     let mut pipeline = match &args.adapter.adapter {
         Some(adapter) => {
             let base = BaseModel { path: &base, options, cache: args.cache.open(), device };
-            base.load_merged(adapter, args.adapter.strength)?
+            base.load_to_draw(adapter, args.adapter.strength)?
         }
         None => load_base_to_draw(&base, &options, device)?,
     };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use soda_pipeline::AdapterFile;
 
 use crate::adapter_loading::load_with_adapters;
 use crate::args::{DeviceArg, MergedArgs};
@@ -44,6 +45,10 @@ pub(crate) fn run(args: MergeArgs) -> Result<()> {
     let folder = "merge writes a directory: give --out without a file's suffix; `soda convert` makes a single file of it";
     require_folder_name(&args.out, folder)?;
     ensure!(!args.out.exists(), "{} exists; merge writes a new directory", args.out.display());
+    if let Some(adapter) = &args.merged.adapter {
+        let adapter: AdapterFile = AdapterFile::read(adapter)?;
+        adapter.check_has_weights()?;
+    }
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
     let pipeline = load_with_adapters(&args.merged, &base, &device)?;

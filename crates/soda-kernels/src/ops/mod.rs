@@ -18,3 +18,4 @@ pub(crate) mod multi_tensor;
 pub(crate) mod norm;
 pub(crate) mod polar;
 pub(crate) mod scale_columns;
+pub(crate) mod timesteps;

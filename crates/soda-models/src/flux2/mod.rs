@@ -5,9 +5,11 @@ mod double_block;
 mod model;
 mod modulation;
 mod single_block;
+mod stages;
 
 pub use config::Flux2Config;
 pub use double_block::{DoubleBlock, DoubleModulation, GatedMlp, JointAttention, Streams};
 pub use model::{Flux2Transformer, TimeEmbedding};
 pub use modulation::{AdaLayerNorm, LayerModulation, Modulation};
 pub use single_block::{ParallelAttention, SingleBlock};
+pub use stages::{Flux2Shared, Flux2Stage};

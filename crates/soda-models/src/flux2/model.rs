@@ -9,12 +9,12 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
 use super::config::{AXES, Flux2Config};
-use super::double_block::{DoubleBlock, DoubleModulation, Streams};
+use super::double_block::DoubleBlock;
 use super::modulation::{AdaLayerNorm, Modulation};
 use super::single_block::SingleBlock;
 use crate::condition::Timestep;
-use crate::layers::project;
 use crate::rotary::RotaryAxes;
+use crate::stages;
 use crate::unet::{TimestepEmbedding, sinusoidal_embedding};
 
 /// The transformer of FLUX.2 klein. [`Flux2Config::init`] makes one, and [`crate::weights::load`] loads its
@@ -101,35 +101,11 @@ impl Flux2Transformer {
         timestep: impl Into<Timestep>,
         text: Tensor<3>,
     ) -> Tensor<4> {
-        let [batch, channels, height, width] = sample.dims();
-        let (pixels, words) = (height * width, text.dims()[1]);
-        let positions = positions(words, [height, width]);
-        let rotary = self.rotary.rotation(&[positions], &sample.device());
-        let time = self.embed_time(timestep.into());
-        let double = DoubleModulation {
-            image: self.double_stream_modulation_img.forward(&time),
-            text: self.double_stream_modulation_txt.forward(&time),
-        };
-        let [single] = self.single_stream_modulation.forward(&time);
-
-        let tokens = sample.reshape([batch, channels, pixels]).swap_dims(1, 2);
-        let mut streams = Streams {
-            image: project(&self.x_embedder, tokens),
-            text: project(&self.context_embedder, text),
-        };
-        for block in &self.transformer_blocks {
-            streams = block.forward(streams, &double, &rotary);
-        }
-        let mut x = Tensor::cat(vec![streams.text, streams.image], 1);
-        for block in &self.single_transformer_blocks {
-            x = block.forward(x, &single, &rotary);
-        }
-        let x = self.norm_out.forward(x.narrow(1, words, pixels), &time, self.eps);
-        project(&self.proj_out, x).swap_dims(1, 2).reshape([batch, channels, height, width])
+        stages::forward(self, sample, timestep.into(), text.into())
     }
 
     /// Embeds the timestep, `[b, c]`, and applies the silu with which each modulation starts.
-    fn embed_time(&self, timestep: Timestep) -> Tensor<2> {
+    pub(super) fn embed_time(&self, timestep: Timestep) -> Tensor<2> {
         let embedder = &self.time_guidance_embed.timestep_embedder;
         let weight = embedder.linear_1.weight.val();
         let sinusoids = sinusoidal_embedding(timestep.0, weight.dims()[0], true, 0.0);
@@ -140,7 +116,7 @@ impl Flux2Transformer {
 /// The positions of `text` tokens and of an image of `height` x `width` tokens after them.
 ///
 /// Token `l` of the text is at `(0, 0, 0, l)`, and the token of an image at `(0, row, column, 0)`.
-fn positions(text: usize, [height, width]: [usize; 2]) -> Vec<[usize; AXES]> {
+pub(super) fn positions(text: usize, [height, width]: [usize; 2]) -> Vec<[usize; AXES]> {
     let text = (0..text).map(|place| [0, 0, 0, place]);
     let image = (0..height).flat_map(|row| (0..width).map(move |column| [0, row, column, 0]));
     text.chain(image).collect()

@@ -28,16 +28,10 @@ impl Modulation {
         Self { linear }
     }
 
-    /// Computes shift, scale and gate of `N` layers from the timestep embedding `[b, c]`, after its silu.
-    pub fn forward<const N: usize>(&self, time: &Tensor<2>) -> [LayerModulation; N] {
-        let width = time.dims()[1];
-        let all: Tensor<3> = project(&self.linear, time.clone()).unsqueeze_dim(1);
-        let part = |index: usize| all.clone().narrow(2, index * width, width);
-        std::array::from_fn(|layer| LayerModulation {
-            shift: part(3 * layer),
-            scale: part(3 * layer + 1),
-            gate: part(3 * layer + 2),
-        })
+    /// Computes shift, scale and gate of each layer from the timestep embedding `[b, c]`, after its silu:
+    /// `[b, 1, 3 layers c]`.
+    pub fn forward(&self, time: &Tensor<2>) -> Tensor<3> {
+        project(&self.linear, time.clone()).unsqueeze_dim(1)
     }
 }
 
@@ -50,6 +44,17 @@ pub struct LayerModulation {
 }
 
 impl LayerModulation {
+    /// Splits the result of a [`Modulation`] of `N` layers.
+    pub fn split<const N: usize>(all: &Tensor<3>) -> [Self; N] {
+        let width = all.dims()[2] / (3 * N);
+        let part = |index: usize| all.clone().narrow(2, index * width, width);
+        std::array::from_fn(|layer| Self {
+            shift: part(3 * layer),
+            scale: part(3 * layer + 1),
+            gate: part(3 * layer + 2),
+        })
+    }
+
     /// The layer's input for tokens `x` `[b, n, c]`: normalized, scaled and shifted.
     pub(super) fn modulated(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
         modulated(x, self.scale.clone(), self.shift.clone(), eps)

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor};
+use soda_kernels::with_timesteps;
 
 use super::family_name::FamilyName;
 use crate::condition::{Condition, Timestep};
@@ -60,8 +61,8 @@ impl Denoiser {
     ///
     /// # Panics
     ///
-    /// If the UNet is SDXL's and the condition has no [`AddedCondition`](crate::condition::AddedCondition). If
-    /// a side of the latents is no multiple of [`DenoiserConfig::patch_size`].
+    /// If the UNet is SDXL's and the condition has no [`AddedCondition`](crate::condition::AddedCondition).
+    /// If a side of the latents is no multiple of [`DenoiserConfig::patch_size`].
     #[track_caller]
     pub fn forward(
         &self,
@@ -69,16 +70,15 @@ impl Denoiser {
         timestep: impl Into<Timestep>,
         condition: impl Into<Condition>,
     ) -> Tensor<4> {
-        match self {
+        let timestep: Timestep = timestep.into();
+        // Adapters may change with the timestep.
+        with_timesteps(timestep.0.clone(), || match self {
             Self::Unet(unet) => unet.forward(sample, timestep, condition),
             Self::Flux2(transformer) => {
                 transformer.forward(sample, timestep, condition.into().text)
             }
-            Self::ZImage(transformer) => {
-                let Condition { text, lengths, .. } = condition.into();
-                transformer.forward(sample, timestep, text, lengths.as_deref())
-            }
-        }
+            Self::ZImage(transformer) => transformer.forward(sample, timestep, condition),
+        })
     }
 
     /// The dtype of the inputs and of the prediction.

@@ -37,8 +37,8 @@ pub struct GenerateConfig {
     pub negative_prompt: String,
     /// Number of sampling steps.
     pub steps: usize,
-    /// Scale of classifier-free guidance, in the terms of diffusers' pipeline. Without guidance there is half the
-    /// work. See [`Pipeline::guidance_factor`].
+    /// Scale of classifier-free guidance, in the terms of diffusers' pipeline. Without guidance there is half
+    /// the work. See [`Pipeline::guidance_factor`].
     pub guidance_scale: f64,
     /// Seed of the noise. The noise of image `i` depends on `seed` and `i` alone.
     pub seed: u64,

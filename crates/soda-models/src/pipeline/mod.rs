@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Mirrors diffusers' `StableDiffusionPipeline`, `StableDiffusionXLPipeline`, their image-to-image variants,
-//! `Flux2KleinPipeline` and `ZImagePipeline`. The `model_index.json` and the configs of a directory say which of them it is.
+//! `Flux2KleinPipeline` and `ZImagePipeline`. The `model_index.json` and the configs of a directory say which
+//! of them it is.
 
 mod denoiser;
 mod families;

@@ -59,8 +59,8 @@ impl Pipeline {
         }
     }
 
-    /// The number of pixels for each token of the denoiser along one side. Both sides of an image are multiples
-    /// of it.
+    /// The number of pixels for each token of the denoiser along one side. Both sides of an image are
+    /// multiples of it.
     pub fn pixels_per_token(&self) -> usize {
         self.vae_config.pixels_per_patch() * self.denoiser_config.patch_size()
     }
@@ -75,11 +75,12 @@ impl Pipeline {
         }
     }
 
-    /// The factor `s` of guidance, `negative + s (prompted - negative)`, for a scale in the terms of diffusers'
-    /// pipeline. `None` without guidance.
+    /// The factor `s` of guidance, `negative + s (prompted - negative)`, for a scale in the terms of
+    /// diffusers' pipeline. `None` without guidance.
     ///
     /// The pipeline of Z-Image has `s = 1 + scale`, and no guidance at 0 and below. Those of all other models
-    /// have `s = scale`, and no guidance at 1 and below. A distilled FLUX.2 klein has no guidance at any scale.
+    /// have `s = scale`, and no guidance at 1 and below. A distilled FLUX.2 klein has no guidance at any
+    /// scale.
     pub fn guidance_factor(&self, scale: f64) -> Option<f64> {
         let factor = match self.denoiser {
             Denoiser::ZImage(_) => 1.0 + scale,

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 
 use super::model::Unet;
 use crate::condition::{Condition, Timestep};
+use crate::stages;
 
 impl Unet {
     /// Predicts the noise (or the velocity, or the image) in noisy latents.
@@ -23,16 +24,6 @@ impl Unet {
         timestep: impl Into<Timestep>,
         condition: impl Into<Condition>,
     ) -> Tensor<4> {
-        let Condition { text, added, .. } = condition.into();
-        let time = self.embed_time(timestep.into(), added);
-        let (mut x, mut skips) = (sample, Vec::new());
-        for segment in self.segments() {
-            let input = segment.input(x, &mut skips);
-            x = segment.forward(input, &time, &text);
-            if segment.pushes_skip() {
-                skips.push(x.clone());
-            }
-        }
-        x
+        stages::forward(self, sample, timestep.into(), condition.into())
     }
 }

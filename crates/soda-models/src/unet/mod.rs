@@ -9,7 +9,6 @@ mod model;
 mod projection;
 pub(crate) mod resnet;
 mod segments;
-mod trainable;
 mod transformer;
 
 pub use attention::{Attention, AttentionConfig};
@@ -19,7 +18,7 @@ pub use embedding::{TimestepEmbedding, sinusoidal_embedding};
 pub use model::Unet;
 pub use projection::Projection;
 pub use resnet::{Downsample, ResnetBlock, ResnetConfig, Upsample};
-pub use segments::{Segment, SegmentInput};
+pub use segments::{Segment, UnetShared};
 pub use transformer::{
     FeedForward, GeGlu, SpatialTransformer, TransformerBlock, TransformerConfig,
 };

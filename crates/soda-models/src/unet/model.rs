@@ -10,11 +10,11 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
 use crate::condition::{AddedCondition, Timestep};
+use crate::stages::Trainable;
 use crate::unet::blocks::{BlockBuilder, DownBlock, MidBlock, UpBlock};
 use crate::unet::config::{DownBlockType, UnetConfig, UpBlockType};
 use crate::unet::embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::unet::resnet::{Downsample, Upsample, conv3x3};
-use crate::unet::trainable::Trainable;
 
 /// The UNet of Stable Diffusion. [`UnetConfig::init`] makes one, and [`crate::weights::load`] loads its
 /// weights.
@@ -121,9 +121,8 @@ impl UnetConfig {
 }
 
 impl Unet {
-    /// Whether the result of [`embed_time`](Self::embed_time) depends on trainable parameters. See
-    /// [`Segment::is_trainable`](crate::unet::Segment::is_trainable).
-    pub fn time_embedding_is_trainable(&self) -> bool {
+    /// Whether the result of [`embed_time`](Self::embed_time) depends on trainable parameters.
+    pub(super) fn time_embedding_is_trainable(&self) -> bool {
         let mut found = Trainable(false);
         self.time_embedding.visit(&mut found);
         self.add_embedding.visit(&mut found);

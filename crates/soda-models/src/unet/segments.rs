@@ -1,12 +1,7 @@
-//! The UNet as a sequence of segments, for gradient checkpointing.
+//! The stages of the UNet.
 //!
-//! ```text
-//! h_0 = sample,    h_{i+1} = segment_i(h_i, skip_i, time, text)
-//! ```
-//!
-//! Skip connections are a stack: a segment of a down block pushes its output, and a segment of an up block
-//! pops one. A caller that acts between the segments, for example frees activations, walks the list itself.
-//! [`Unet::forward`] walks it without further action.
+//! Skip connections wait on the stack: a segment of a down block puts its output there twice, and a segment
+//! of an up block takes two tensors.
 
 use burn::module::{Module, ModuleVisitor};
 use burn::nn::GroupNorm;
@@ -14,34 +9,31 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
 use soda_kernels::{concat_channels, conv2d, group_norm};
 
+use crate::condition::{Condition, Timestep};
+use crate::stages::{Shared, Stage, StageInput, StagedDenoiser};
 use crate::unet::model::Unet;
 use crate::unet::resnet::{Downsample, ResnetBlock, Upsample};
-use crate::unet::trainable::Trainable;
 use crate::unet::transformer::SpatialTransformer;
 
 /// A part of the UNet between two feature maps, such as one residual block with its transformer.
 pub struct Segment<'a> {
     kind: SegmentKind<'a>,
-    /// Whether the output is pushed onto the stack of skip connections.
+    /// Whether the output is also a skip connection of a later segment.
     pushes_skip: bool,
 }
 
-/// The inputs of a segment beside time and text.
+/// What all segments read.
 #[derive(Debug, Clone)]
-pub struct SegmentInput {
-    /// The output of the segment before, `[b, c, h, w]`.
-    pub hidden: Tensor<4>,
-    /// The skip connection, `[b, c', h, w]`.
-    pub skip: Option<Tensor<4>>,
-    /// Height and width of the output of an upsampling segment.
-    size: Option<[usize; 2]>,
+pub struct UnetShared {
+    /// The embedding of the timestep after its silu, `[b, 1, e]`.
+    time: Tensor<3>,
+    /// The text's hidden states, `[b, m, d]`.
+    text: Tensor<3>,
 }
 
-impl SegmentInput {
-    /// Applies `f` to the hidden state and to the skip connection.
-    #[must_use]
-    pub fn map(self, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
-        Self { hidden: f(self.hidden), skip: self.skip.map(&f), size: self.size }
+impl Shared for UnetShared {
+    fn map(&self, mut f: impl FnMut(Tensor<3>) -> Tensor<3>) -> Self {
+        Self { time: f(self.time.clone()), text: f(self.text.clone()) }
     }
 }
 
@@ -64,9 +56,21 @@ enum SegmentKind<'a> {
     Out(Named<'a, GroupNorm>, Named<'a, Conv2d>),
 }
 
-impl Unet {
-    /// All segments, in the order of the forward pass.
-    pub fn segments(&self) -> Vec<Segment<'_>> {
+impl StagedDenoiser for Unet {
+    type Shared = UnetShared;
+    type Stage<'a> = Segment<'a>;
+
+    #[track_caller]
+    fn shared(&self, _sample: [usize; 4], timestep: Timestep, condition: Condition) -> UnetShared {
+        let Condition { text, added, .. } = condition;
+        UnetShared { time: self.embed_time(timestep, added).unsqueeze_dim(1), text }
+    }
+
+    fn shared_is_trainable(&self) -> bool {
+        self.time_embedding_is_trainable()
+    }
+
+    fn stages(&self) -> Vec<Segment<'_>> {
         let conv_in = Named { path: "conv_in".to_owned(), module: &self.conv_in };
         let mut segments = vec![Segment { kind: SegmentKind::In(conv_in), pushes_skip: true }];
         for (i, block) in self.down_blocks.iter().enumerate() {
@@ -111,65 +115,48 @@ fn blocks<'a>(
     })
 }
 
-impl Segment<'_> {
-    /// Makes the segment's input from `hidden`. An up block's segment pops its skip connection from `skips`.
-    pub fn input(&self, hidden: Tensor<4>, skips: &mut Vec<Tensor<4>>) -> SegmentInput {
+impl Stage for Segment<'_> {
+    type Shared = UnetShared;
+
+    fn take(&self, stack: &mut Vec<Tensor<4>>) -> StageInput {
         let pops_skip = matches!(self.kind, SegmentKind::Block { pops_skip: true, .. });
-        let upsamples = matches!(self.kind, SegmentKind::Up(_));
-        let skip = if pops_skip { skips.pop() } else { None };
-        // The size is not always twice the input's, since downsampling may have rounded.
-        let size = skips.last().filter(|_| upsamples).map(|next| [next.dims()[2], next.dims()[3]]);
-        SegmentInput { hidden, skip, size }
+        let mut input = StageInput::take(stack, 1 + usize::from(pops_skip));
+        if let SegmentKind::Up(_) = self.kind {
+            // The size is not always twice the input's, since downsampling may have rounded.
+            input.size = stack.last().map(|next| [next.dims()[2], next.dims()[3]]);
+        }
+        input
     }
 
-    /// Computes the segment. Returns the next feature map, `[b, c', h', w']`.
-    ///
-    /// `time` `[b, e]` is the result of [`Unet::embed_time`], and `text` `[b, m, d]` are the text's hidden
-    /// states.
-    pub fn forward(&self, input: SegmentInput, time: &Tensor<2>, text: &Tensor<3>) -> Tensor<4> {
-        let SegmentInput { hidden, skip, size } = input;
-        match &self.kind {
-            SegmentKind::In(conv) => conv2d(conv.module, hidden),
+    fn forward(&self, input: StageInput, shared: &UnetShared) -> Vec<Tensor<4>> {
+        let StageInput { tensors, size } = input;
+        let x = tensors.into_iter().rev().reduce(concat_channels);
+        let x = x.expect("a segment has an input");
+        let x = match &self.kind {
+            SegmentKind::In(conv) => conv2d(conv.module, x),
             SegmentKind::Block { resnet, attention, .. } => {
-                let x = match skip {
-                    Some(skip) => concat_channels(hidden, skip),
-                    None => hidden,
-                };
-                let x = resnet.module.forward(x, Some(time));
+                let time: Tensor<2> = shared.time.clone().squeeze_dim(1);
+                let x = resnet.module.forward(x, Some(&time));
                 match attention {
-                    Some(attention) => attention.module.forward(x, text),
+                    Some(attention) => attention.module.forward(x, &shared.text),
                     None => x,
                 }
             }
-            SegmentKind::Down(layer) => layer.module.forward(hidden),
+            SegmentKind::Down(layer) => layer.module.forward(x),
             SegmentKind::Up(layer) => {
-                let [_, _, height, width] = hidden.dims();
-                layer.module.forward(hidden, size.unwrap_or([2 * height, 2 * width]))
+                let [_, _, height, width] = x.dims();
+                layer.module.forward(x, size.unwrap_or([2 * height, 2 * width]))
             }
-            SegmentKind::Out(norm, conv) => {
-                conv2d(conv.module, group_norm(norm.module, hidden, true))
-            }
-        }
+            SegmentKind::Out(norm, conv) => conv2d(conv.module, group_norm(norm.module, x, true)),
+        };
+        if self.pushes_skip { vec![x.clone(), x] } else { vec![x] }
     }
 
-    /// Whether the output is a skip connection of a later segment. The caller then pushes the output onto
-    /// `skips`.
-    pub fn pushes_skip(&self) -> bool {
-        self.pushes_skip
-    }
-
-    /// Whether the output depends on the timestep.
-    pub fn uses_time(&self) -> bool {
+    fn uses_shared(&self) -> bool {
         matches!(self.kind, SegmentKind::Block { .. })
     }
 
-    /// Whether the output depends on the text.
-    pub fn uses_text(&self) -> bool {
-        matches!(self.kind, SegmentKind::Block { attention: Some(_), .. })
-    }
-
-    /// Visits the segment's parameters under their paths in the UNet.
-    pub fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         match &self.kind {
             SegmentKind::In(conv) => conv.visit(visitor),
             SegmentKind::Block { resnet, attention, .. } => {
@@ -183,13 +170,6 @@ impl Segment<'_> {
                 conv.visit(visitor);
             }
         }
-    }
-
-    /// Whether a parameter of the segment requires a gradient. Without autodiff no parameter does.
-    pub fn is_trainable(&self) -> bool {
-        let mut found = Trainable(false);
-        self.visit(&mut found);
-        found.0
     }
 }
 

@@ -6,9 +6,11 @@ mod config;
 mod final_layer;
 mod model;
 mod sequence;
+mod stages;
 
 pub use block::{FeedForward, SelfAttention, ZImageBlock};
 pub use by_patch::ByPatch;
 pub use config::ZImageConfig;
 pub use final_layer::FinalLayer;
 pub use model::{TimeEmbedder, ZImageTransformer};
+pub use stages::{ZImageShared, ZImageStage};

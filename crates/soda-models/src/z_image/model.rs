@@ -10,12 +10,12 @@ use burn::tensor::{Device, Tensor};
 
 use super::block::ZImageBlock;
 use super::by_patch::ByPatch;
-use super::config::{AXES, PATCH, ZImageConfig};
+use super::config::{AXES, ZImageConfig};
 use super::final_layer::FinalLayer;
-use super::sequence::Sequences;
-use crate::condition::Timestep;
-use crate::layers::{project, rms_norm};
+use crate::condition::{Condition, Timestep};
+use crate::layers::project;
 use crate::rotary::RotaryAxes;
+use crate::stages;
 use crate::unet::sinusoidal_embedding;
 
 /// The timestep of pure noise, a constant in diffusers' pipeline.
@@ -101,8 +101,8 @@ impl ZImageTransformer {
     /// Predicts the velocity in noisy latents, `noise - x0`. diffusers' model returns its negative.
     ///
     /// `sample` is `[b, c, h, w]` with even sides: patches of 2 x 2 are tokens. `timestep` is `[b]`, from 0
-    /// (an image) to 1000 (noise), and `text` is `[b, m, d]` with the config's `cap_feat_dim`. Of sample `i`
-    /// the first `lengths[i]` tokens are its text, or all `m` without lengths. Returns `[b, c, h, w]`.
+    /// (an image) to 1000 (noise). The text of `condition` is `[b, m, d]` with the config's `cap_feat_dim`,
+    /// and of each sample only the tokens in the condition's `lengths` are read. Returns `[b, c, h, w]`.
     ///
     /// # Panics
     ///
@@ -111,47 +111,13 @@ impl ZImageTransformer {
         &self,
         sample: Tensor<4>,
         timestep: impl Into<Timestep>,
-        text: Tensor<3>,
-        lengths: Option<&[usize]>,
+        condition: impl Into<Condition>,
     ) -> Tensor<4> {
-        let ([batch, _, height, width], words) = (sample.dims(), text.dims()[1]);
-        let texts = match lengths {
-            Some(lengths) => lengths.iter().map(|length| words.min(*length)).collect(),
-            None => vec![words; batch],
-        };
-        let sequences = Sequences::new([height, width], texts);
-        let (images, texts) = (sequences.image(), sequences.padded_texts());
-        let (longest, padded) = sequences.longest_text();
-        let rotary = self.rotary.rotation(&sequences.positions(), &sample.device());
-        let time = self.embed_time(timestep.into());
-
-        let tokens = project(&self.all_x_embedder.0, patches(sample));
-        let mut x = sequences.pad_image(tokens, self.x_pad_token.val());
-        let (of_image, lengths) = (rotary.tokens(0..images), vec![images; batch]);
-        for block in &self.noise_refiner {
-            x = block.forward(x, &of_image, &lengths, &time);
-        }
-
-        let (norm, embedder) = &self.cap_embedder;
-        let tokens = project(embedder, rms_norm(norm, text.narrow(1, 0, longest)));
-        let mut text = sequences.pad_text(tokens, self.cap_pad_token.val());
-        let of_text = rotary.tokens(images..images + padded);
-        for block in &self.context_refiner {
-            text = block.forward(text, &of_text, &texts, &time);
-        }
-
-        let mut x = Tensor::cat(vec![x, text], 1);
-        let lengths: Vec<usize> = texts.iter().map(|text| images + text).collect();
-        for block in &self.layers {
-            x = block.forward(x, &rotary, &lengths, &time);
-        }
-        let x = x.narrow(1, 0, sequences.pixels());
-        let x = self.all_final_layer.0.forward(x, &time).neg();
-        without_patches(x, sequences.grid)
+        stages::forward(self, sample, timestep.into(), condition.into())
     }
 
     /// Embeds the timestep, `[b, c]`.
-    fn embed_time(&self, timestep: Timestep) -> Tensor<2> {
+    pub(super) fn embed_time(&self, timestep: Timestep) -> Tensor<2> {
         let (first, _, second) = &self.t_embedder.mlp;
         let dtype = first.weight.val().dtype();
         // The order of the operations is that of the pipeline: the last bit of 1000 is 6e-5 of a radian.
@@ -159,20 +125,4 @@ impl ZImageTransformer {
         let sinusoids = sinusoidal_embedding(time, SINUSOIDS, true, 0.0);
         project(second, silu(project(first, sinusoids.cast(dtype))))
     }
-}
-
-/// Makes a token of each patch of latents: `[b, c, h, w]` to `[b, h w / 4, 4 c]`, channels innermost.
-fn patches(latents: Tensor<4>) -> Tensor<3> {
-    let [batch, channels, height, width] = latents.dims();
-    let (rows, columns) = (height / PATCH, width / PATCH);
-    let split: Tensor<6> = latents.reshape([batch, channels, rows, PATCH, columns, PATCH]);
-    split.permute([0, 2, 4, 3, 5, 1]).reshape([batch, rows * columns, PATCH * PATCH * channels])
-}
-
-/// The inverse of [`patches`], for an image of `rows` x `columns` tokens.
-fn without_patches(tokens: Tensor<3>, [rows, columns]: [usize; 2]) -> Tensor<4> {
-    let [batch, _, numbers] = tokens.dims();
-    let channels = numbers / (PATCH * PATCH);
-    let split: Tensor<6> = tokens.reshape([batch, rows, columns, PATCH, PATCH, channels]);
-    split.permute([0, 5, 1, 3, 2, 4]).reshape([batch, channels, rows * PATCH, columns * PATCH])
 }

@@ -1,7 +1,8 @@
 //! The sequences of tokens of image and text, with their padding and positions.
 //!
-//! Each sequence is padded to a multiple of 32 with a learnt token, which the others see. A text is at `(1..=m,
-//! 0, 0)` with its padding, the image at `(m + 1, row, column)`, and the padding of the image at `(0, 0, 0)`.
+//! Each sequence is padded to a multiple of 32 with a learnt token, which the others see. Token `i` of a text
+//! and its padding is at `(i, 0, 0)`, counted from 1. After the last one, at `(m, 0, 0)`, the tokens of the
+//! image are at `(m + 1, row, column)`, and the padding of the image is at `(0, 0, 0)`.
 //! Texts of a batch differ in length: tokens behind a text's own padding are filled in and seen by none.
 //! Mirrors `patchify_and_embed` of diffusers' `ZImageTransformer2DModel`.
 
@@ -11,6 +12,7 @@ use super::config::{AXES, MULTIPLE, PATCH};
 use crate::layers::padded;
 
 /// The lengths of all sequences of a batch.
+#[derive(Debug, Clone)]
 pub(super) struct Sequences {
     /// Rows and columns of the image, in tokens.
     pub(super) grid: [usize; 2],

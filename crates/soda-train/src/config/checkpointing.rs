@@ -9,7 +9,7 @@ pub enum GradientCheckpointing {
     /// All activations are kept: the most memory and the least work.
     #[default]
     None,
-    /// Only the activations between the stages of the UNet are kept. Those inside a stage are recomputed, one
-    /// stage at a time.
+    /// Only the activations between the stages of the denoiser are kept. Those inside a stage are recomputed,
+    /// one stage at a time.
     Block,
 }

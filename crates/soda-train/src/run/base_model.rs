@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use soda_models::pipeline::{DenoiserConfig, DenoiserPrecision, LoadOptions, Pipeline};
 use soda_pipeline::TARGET_PRESETS;
 
-use crate::config::{GradientCheckpointing, Precision, TrainConfig};
+use crate::config::{Precision, TrainConfig};
 use crate::data::rng;
 use crate::error::{ConfigError, TrainError};
 use crate::event::Event;
@@ -47,12 +47,6 @@ fn check_settings(config: &TrainConfig, denoiser: &DenoiserConfig) -> Result<(),
         return Err(ConfigError::Conflict(
             "text encoders and new words are trained with Stable Diffusion only: remove \
              `text_encoder` and `tokens` for this base",
-        ));
-    }
-    if config.checkpointing != GradientCheckpointing::None {
-        return Err(ConfigError::Conflict(
-            "only a UNet has blocks that can be recomputed so far: set `checkpointing = \"none\"` for \
-             this base",
         ));
     }
     Ok(())

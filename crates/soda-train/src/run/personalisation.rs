@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use soda_adapters::named_params;
+use soda_adapters::{for_inference, named_params};
 use soda_linalg::SvdCache;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
@@ -255,7 +254,8 @@ impl Personalisation {
         write_training_results(&folder, &adapter, &trained.history)?;
         span.exit();
         let TrainedRun { networks, history, seconds } = trained;
-        let networks = info_span!("materialize").in_scope(|| networks.materialize());
+        let networks =
+            info_span!("materialize").in_scope(|| for_inference(networks, &config.method));
         let after = sampler.sample_with(networks, SAMPLING_AFTER, on_event)?;
         images.write(&folder, &before, &after)?;
         let held_out: Vec<String> = held_out.iter().map(Example::name).collect();

@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::module::Module as _;
 use burn::tensor::Tensor;
-use soda_adapters::{Geometry, Method, NamedParam, named_params};
+use soda_adapters::{Geometry, Method, NamedParam, for_inference, named_params};
 use soda_linalg::stiefel::orthogonality_error;
 use soda_models::pipeline::Networks;
 use soda_pipeline::Header;
@@ -206,7 +205,7 @@ impl<'a> TrainingLoop<'a> {
         let trainer = &progress.trainer;
         // The adapters are constant while sampling: merging them once saves their cost in every denoising
         // step.
-        let networks = trainer.networks().materialize();
+        let networks = for_inference(trainer.networks(), &self.config.method);
         let snapshot = sampler.snapshot(networks, trainer.steps_done(), on_event)?;
         if let Some(events) = &mut self.events {
             snapshot.write_events(events)?;

@@ -8,8 +8,8 @@
 //! g_i = ∂⟨f_i(h_i, θ), g_{i+1}⟩ / ∂h_i,   ∂L/∂θ += ∂⟨f_i(h_i, θ), g_{i+1}⟩ / ∂θ      backward, f_i once more
 //! ```
 //!
-//! `g` is `∂L/∂h`. Both ways compute the same products. Only sums over stages, for inputs that several stages
-//! read, are added in another order.
+//! `g` is `∂L/∂h`, and `h` has what waits for later stages too. Both ways compute the same products. Only sums
+//! over stages, for inputs that several stages read, are added in another order.
 //!
 //! An operation of burn's tape cannot do this. Such an operation has a fixed number of parents, but a stage
 //! has as many as it has adapted weights. Such an operation is also written for each backend; the walk over
@@ -17,9 +17,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
+use soda_kernels::with_timesteps;
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::pipeline::Denoiser;
-use soda_models::unet::Unet;
+use soda_models::stages::{Shared as _, Stage as _, StagedDenoiser};
 use soda_optim::AdapterGradients;
 
 use crate::config::GradientCheckpointing;
@@ -69,11 +70,16 @@ impl GradientCheckpointing {
         inputs: DenoiserInputs,
         loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
     ) -> LossAndGradients {
-        match (self, denoiser) {
-            (Self::Block, Denoiser::Unet(unet)) => tape_per_stage(unet, inputs, loss),
-            // A transformer has no stages yet, and the settings of a run refuse them.
-            _ => single_tape(denoiser, inputs, loss),
+        if self == Self::None {
+            return single_tape(denoiser, inputs, loss);
         }
+        // Stages are called outside of the denoiser, and adapters may change with the timestep.
+        let timesteps = Tensor::from_inner(inputs.timesteps.clone());
+        with_timesteps(timesteps, || match denoiser {
+            Denoiser::Unet(unet) => tape_per_stage(unet, inputs, loss),
+            Denoiser::Flux2(transformer) => tape_per_stage(transformer, inputs, loss),
+            Denoiser::ZImage(transformer) => tape_per_stage(transformer, inputs, loss),
+        })
     }
 }
 
@@ -99,81 +105,84 @@ fn single_tape(
 
 /// The gradients with one tape for each stage, from the last stage to the first that has trainable
 /// parameters.
-fn tape_per_stage(
-    denoiser: &Unet,
+fn tape_per_stage<D: StagedDenoiser>(
+    denoiser: &D,
     inputs: DenoiserInputs,
     loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
 ) -> LossAndGradients {
     let DenoiserInputs { noisy, timesteps, condition, wants_condition_gradient } = inputs;
-    // A UNet sees all tokens.
-    let Condition { text, added, .. } = condition;
-    let as_condition =
-        |added: &Option<AddedCondition>| Condition { added: added.clone(), ..text.clone().into() };
     let taped = denoiser.clone().train();
     // The forward pass runs on the tape's device with nothing to track. It keeps no intermediates there and
     // uses the kernels of the backward pass; off the tape some kernels round differently.
     let untracked = taped.clone().no_grad();
-    let untracked_condition = on_tape(as_condition(&added), false);
     let at = || Tensor::<1>::from_inner(timesteps.clone()).into();
-    let time = untracked.embed_time(at(), untracked_condition.added);
+    let shared = untracked.shared(noisy.dims(), at(), on_tape(condition.clone(), false));
 
-    let (mut x, mut skips) = (Tensor::from_inner(noisy), Vec::new());
+    let sample = noisy.dims();
+    let mut stack = vec![Tensor::from_inner(noisy)];
     let mut stage_inputs = Vec::new();
-    for stage in untracked.segments() {
-        let input = stage.input(x, &mut skips);
+    for stage in untracked.stages() {
+        let input = stage.take(&mut stack);
         stage_inputs.push(input.clone());
-        x = stage.forward(input, &time, &untracked_condition.text);
-        if stage.pushes_skip() {
-            skips.push(x.clone());
-        }
+        stack.extend(stage.forward(input, &shared));
     }
-    let (time, prediction) = (time.inner(), leaf(x.inner(), true));
+    let outputs: Vec<Tensor<4>> = stack.into_iter().map(|x| leaf(x.inner(), true)).collect();
+    let prediction = outputs.last().expect("the last stage predicts").clone();
     let loss = loss(prediction.clone());
-    let mut incoming: Tensor<4> = gradient(&prediction, &loss.backward());
-    drop(prediction);
+    // The gradients by what lies on the stack, in its order.
+    let mut incoming = vec![gradient(&prediction, &loss.backward())];
+    drop((outputs, prediction));
 
     // The backward pass ends at the first stage that needs a gradient.
-    let wants_time =
-        taped.time_embedding_is_trainable() || (wants_condition_gradient && added.is_some());
-    let stages = taped.segments();
-    let first = stages.iter().position(|stage| {
-        stage.is_trainable()
-            || (wants_time && stage.uses_time())
-            || (wants_condition_gradient && stage.uses_text())
-    });
+    let wants_shared = taped.shared_is_trainable() || wants_condition_gradient;
+    let stages = taped.stages();
+    let first = stages
+        .iter()
+        .position(|stage| stage.is_trainable() || (wants_shared && stage.uses_shared()));
     let first = first.unwrap_or(stages.len());
 
     let mut adapters = AdapterGradients::default();
-    let mut skip_grads: Vec<Tensor<4>> = Vec::new();
-    let (mut time_grad, mut text_grad) = (None, None);
+    let mut shared_grads: Vec<Option<Tensor<3>>> = Vec::new();
     for (index, stage) in stages.iter().enumerate().skip(first).rev() {
         // Removed here, so that an input is freed after the last stage that needs it.
         let Some(input) = stage_inputs.pop() else { break };
-        if let Some(skip_grad) = stage.pushes_skip().then(|| skip_grads.pop()).flatten() {
-            incoming = incoming + skip_grad;
-        }
         let input = input.map(|x| leaf(x.inner(), index > first));
-        let (time, text) =
-            (leaf(time.clone(), wants_time), leaf(text.clone(), wants_condition_gradient));
-        let grads = seeded(stage.forward(input.clone(), &time, &text), incoming);
+        let mut leaves = Vec::new();
+        let shared = shared.map(|x| {
+            let x = leaf(x.inner(), wants_shared);
+            leaves.push(x.clone());
+            x
+        });
+        let outputs = stage.forward(input.clone(), &shared);
+        let by_outputs = incoming.split_off(incoming.len() - outputs.len());
+        let grads = seeded(outputs.into_iter().zip(by_outputs));
         adapters =
             adapters + AdapterGradients::collect_with(&grads, |visitor| stage.visit(visitor));
-        time_grad = sum(time_grad, time.grad(&grads));
-        text_grad = sum(text_grad, text.grad(&grads));
-        incoming = gradient(&input.hidden, &grads);
-        skip_grads.extend(input.skip.map(|skip| gradient(&skip, &grads)));
+        shared_grads.resize(leaves.len(), None);
+        for (sum, leaf) in shared_grads.iter_mut().zip(leaves) {
+            *sum = add(sum.take(), leaf.grad(&grads));
+        }
+        if index > first {
+            incoming.extend(input.tensors.iter().map(|x| gradient(x, &grads)));
+        }
     }
 
-    let added = on_tape(as_condition(&added), wants_condition_gradient).added;
-    let mut pooled = None;
-    if let (true, Some(time_grad)) = (wants_time, time_grad) {
-        let grads = seeded(taped.embed_time(at(), added.clone()), time_grad);
-        adapters = adapters + AdapterGradients::collect(&taped, &grads);
-        pooled = added.map(|added| gradient(&added.pooled, &grads));
+    let condition = on_tape(condition, wants_condition_gradient);
+    let grads = (wants_shared && shared_grads.iter().any(Option::is_some)).then(|| {
+        let mut outputs = Vec::new();
+        let _ = taped.shared(sample, at(), condition.clone()).map(|x| {
+            outputs.push(x.clone());
+            x
+        });
+        let pairs = outputs.into_iter().zip(shared_grads);
+        seeded(pairs.filter_map(|(output, grad)| Some((output, grad?))))
+    });
+    if let Some(grads) = &grads {
+        adapters = adapters + AdapterGradients::collect(&taped, grads);
     }
     let condition = wants_condition_gradient.then(|| ConditionGradient {
-        text: text_grad.unwrap_or_else(|| text.zeros_like()),
-        pooled,
+        text: gradient_if(&condition.text, grads.as_ref()),
+        pooled: condition.added.map(|added| gradient_if(&added.pooled, grads.as_ref())),
     });
     LossAndGradients { loss, adapters, condition }
 }
@@ -193,17 +202,27 @@ fn leaf<const D: usize>(x: Tensor<D>, wanted: bool) -> Tensor<D> {
     Tensor::from_inner(x).set_require_grad(wanted)
 }
 
-/// The gradients of `⟨output, g⟩`: a backward pass that starts with the gradient `g` by `output`.
-fn seeded<const D: usize>(output: Tensor<D>, g: Tensor<D>) -> Gradients {
-    (output * Tensor::from_inner(g)).sum().backward()
+/// The gradients of `Σ ⟨output, g⟩`: a backward pass that starts with the gradients `g` by outputs.
+///
+/// # Panics
+/// Without any output.
+fn seeded<const D: usize>(outputs: impl Iterator<Item = (Tensor<D>, Tensor<D>)>) -> Gradients {
+    let products = outputs.map(|(output, g)| (output * Tensor::from_inner(g)).sum());
+    products.reduce(|a, b| a + b).expect("a stage has an output").backward()
 }
 
 /// The gradient by a leaf; zeros if the loss does not depend on it.
 fn gradient<const D: usize>(leaf: &Tensor<D>, grads: &Gradients) -> Tensor<D> {
-    leaf.grad(grads).unwrap_or_else(|| leaf.clone().inner().zeros_like())
+    gradient_if(leaf, Some(grads))
 }
 
-fn sum<const D: usize>(a: Option<Tensor<D>>, b: Option<Tensor<D>>) -> Option<Tensor<D>> {
+/// The gradient by a leaf; zeros if there are no gradients, or the loss does not depend on it.
+fn gradient_if<const D: usize>(leaf: &Tensor<D>, grads: Option<&Gradients>) -> Tensor<D> {
+    let grad = grads.and_then(|grads| leaf.grad(grads));
+    grad.unwrap_or_else(|| leaf.clone().inner().zeros_like())
+}
+
+fn add<const D: usize>(a: Option<Tensor<D>>, b: Option<Tensor<D>>) -> Option<Tensor<D>> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a + b),
         (a, b) => a.or(b),

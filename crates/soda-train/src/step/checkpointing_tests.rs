@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use soda_adapters::{Method as _, PlanOptions};
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::noise::{generator, randn_with};
-use soda_models::pipeline::Denoiser;
-use soda_models::unet::UnetConfig;
+use soda_models::pipeline::{Denoiser, DenoiserConfig};
 use soda_pipeline::TARGET_PRESETS;
 
 use crate::config::{GradientCheckpointing, TrainConfig};
@@ -29,6 +28,13 @@ const PER_TENSOR: f32 = 1e-5;
 /// Sides that downsampling rounds, so that upsampling needs the sizes of the skip connections.
 const SIDES: [usize; 2] = [10, 14];
 
+/// Linear layers everywhere, which a mask by the timestep needs too.
+const TARGETS: [&str; 3] = [
+    "['attention']",
+    r"['linear.*\.weight$', 'to_.*\.weight$']",
+    r"['(up|single|context|layers\.1).*to_(q|out)\.weight$']",
+];
+
 fn sd15() -> Value {
     json!({
         "block_out_channels": [16, 32, 32],
@@ -40,17 +46,46 @@ fn sd15() -> Value {
     })
 }
 
+fn flux2() -> Value {
+    json!({
+        "in_channels": 4, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 24, "timestep_guidance_channels": 16,
+        "axes_dims_rope": [4, 4, 4, 4], "guidance_embeds": false,
+    })
+}
+
+fn z_image() -> Value {
+    json!({
+        "in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2,
+        "n_kv_heads": 2, "cap_feat_dim": 24, "axes_dims": [4, 4, 8],
+    })
+}
+
+fn unet(architecture: Value) -> DenoiserConfig {
+    DenoiserConfig::Unet(serde_json::from_value(architecture).unwrap())
+}
+
+/// A denoiser of each kind, with the targets of its test.
+fn denoisers() -> [(&'static str, DenoiserConfig); 4] {
+    let flux2 = DenoiserConfig::Flux2(serde_json::from_value(flux2()).unwrap());
+    let z_image = DenoiserConfig::ZImage(serde_json::from_value(z_image()).unwrap());
+    [("sd15", unet(sd15())), ("sdxl", unet(sdxl())), ("flux2", flux2), ("z-image", z_image)]
+}
+
 /// A denoiser with adapters away from their start: there the first factor of LoRA has no gradient.
-fn adapted(architecture: &UnetConfig, config: &TrainConfig, device: &Device) -> Denoiser {
-    let denoiser = filled(architecture.init(device));
+fn adapted(architecture: &DenoiserConfig, config: &TrainConfig, device: &Device) -> Denoiser {
+    let denoiser = match architecture.init(device) {
+        Denoiser::Unet(unet) => filled(unet).into(),
+        Denoiser::Flux2(transformer) => Denoiser::from(filled(transformer)),
+        Denoiser::ZImage(transformer) => filled(transformer).into(),
+    };
     let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
     let plan = config.method.plan_with(&config.targets, &denoiser, &mut options).unwrap();
-    let denoiser = plan.attach(denoiser);
-    random(denoiser, 1.0, |_| 0.05).into()
+    random(plan.attach(denoiser), 1.0, |_| 0.05)
 }
 
 /// Two images with different weights, as for prior preservation.
-fn batch(architecture: &UnetConfig, device: &Device) -> Batch {
+fn batch(architecture: &DenoiserConfig, device: &Device) -> Batch {
     let mut noise = generator(5, 0);
     let [height, width] = SIDES;
     let mut map = || randn_with(&mut noise, [2, 4, height, width], device);
@@ -58,15 +93,18 @@ fn batch(architecture: &UnetConfig, device: &Device) -> Batch {
     let text: Tensor<4> = randn_with(&mut noise, [1, 2, 7, 24], device);
     let pooled: Tensor<4> = randn_with(&mut noise, [1, 1, 2, 12], device);
     let ids = TensorData::from([[64f32, 96.0, 0.0, 8.0, 80.0, 112.0]; 2]);
-    let added = architecture.addition_embed_type.map(|_| AddedCondition {
+    let is_sdxl = architecture.as_unet().is_some_and(|unet| unet.addition_embed_type.is_some());
+    let added = is_sdxl.then(|| AddedCondition {
         pooled: pooled.reshape([2, 12]),
         time_ids: Tensor::from_data(ids, device),
     });
+    // Z-Image sees the tokens of a text alone, and pads both texts itself.
+    let lengths = matches!(architecture, DenoiserConfig::ZImage(_)).then(|| vec![7, 3]);
     Batch {
         noisy,
         target,
         timesteps: Tensor::from_data(TensorData::from([20f32, 800.0]), device),
-        prompts: Condition { text: text.reshape([2, 7, 24]), lengths: None, added }.into(),
+        prompts: Condition { text: text.reshape([2, 7, 24]), lengths, added }.into(),
         weight: Tensor::from_data(TensorData::from([0.5f32, 0.2]), device),
         mask: None,
     }
@@ -85,14 +123,11 @@ fn check<const D: usize>(what: &str, a: &Tensor<D>, b: &Tensor<D>, whole: f32) {
 #[test]
 fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
     let device = Device::default();
-    for (name, architecture) in [("sd15", sd15()), ("sdxl", sdxl())] {
-        let architecture: UnetConfig = serde_json::from_value(architecture).unwrap();
+    for (name, architecture) in denoisers() {
         let batch = batch(&architecture, &device);
-        for method in ["method=soda", "method=lora"] {
+        for method in ["method=soda", "method=lora", "method=t-lora"] {
             for loss in ["objective.loss=mse", "objective.loss=dco"] {
-                for targets in
-                    ["['attention']", "['all-linear']", r"['up_blocks\..*to_q\.weight$']"]
-                {
+                for targets in TARGETS {
                     let targets = format!("targets={targets}");
                     let case = format!("{name} {method} {loss} {targets}");
                     let all = [method, loss, &targets, "objective.dco_beta=10"];
@@ -126,8 +161,7 @@ fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
 #[test]
 fn the_gradient_by_the_condition_is_the_same() {
     let device = Device::default();
-    for architecture in [sd15(), sdxl()] {
-        let architecture: UnetConfig = serde_json::from_value(architecture).unwrap();
+    for (_, architecture) in denoisers() {
         let batch = batch(&architecture, &device);
         let denoiser = adapted(&architecture, &settings(&["method=lora"]), &device);
         let condition = batch.prompts.clone().encoded().unwrap();
@@ -156,10 +190,11 @@ fn the_gradient_by_the_condition_is_the_same() {
 #[test]
 fn a_frozen_network_has_a_loss_and_no_gradients() {
     let device = Device::default();
-    let architecture: UnetConfig = serde_json::from_value(sd15()).unwrap();
-    let batch = batch(&architecture, &device);
-    let config = settings(&["checkpointing=block"]);
-    let denoiser = architecture.init(&device).no_grad();
-    let (loss, found) = gradients(&denoiser.into(), &batch, &config, 1.0);
-    assert!(loss.is_finite() && found.is_empty());
+    for (_, architecture) in denoisers() {
+        let batch = batch(&architecture, &device);
+        let config = settings(&["checkpointing=block"]);
+        let denoiser = architecture.init(&device).no_grad();
+        let (loss, found) = gradients(&denoiser.into(), &batch, &config, 1.0);
+        assert!(loss.is_finite() && found.is_empty());
+    }
 }

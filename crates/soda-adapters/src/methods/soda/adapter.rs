@@ -12,6 +12,7 @@ use super::truncated::TruncatedSpectrum;
 use crate::adapter::Adapter;
 use crate::methods::cost_model::CostModel;
 use crate::methods::low_rank::low_rank_product;
+use crate::methods::timestep_mask::TimestepMask;
 use crate::rotation_merge::{MergeRule, merge_optional};
 
 /// The adapter of one weight: `Wᵀ = R (W0ᵀ + ΔS) R' diag(c)` on the stored weight `[in, out]`.
@@ -30,6 +31,9 @@ pub struct Soda {
     /// The frozen part of the low-rank form, for rotations of subspaces without a shift of the whole
     /// spectrum or a scale.
     frozen: Option<FrozenFactors>,
+    /// T-LoRA's mask, for the low-rank form alone.
+    #[module(skip)]
+    mask: Option<TimestepMask>,
 }
 
 impl Soda {
@@ -39,11 +43,19 @@ impl Soda {
         output_rotation: Option<Rotation>,
         spectrum: Option<Spectrum>,
         truncated_spectrum: Option<TruncatedSpectrum>,
+        mask: Option<TimestepMask>,
         w: &Tensor<2>,
     ) -> Self {
-        let (output_scale, frozen) = (None, None);
-        Self { rotation, output_rotation, spectrum, truncated_spectrum, output_scale, frozen }
-            .rebased(w)
+        Self {
+            rotation,
+            output_rotation,
+            spectrum,
+            truncated_spectrum,
+            output_scale: None,
+            frozen: None,
+            mask,
+        }
+        .rebased(w)
     }
 
     /// Gives each output of the weight `w` `[in, out]` a scale of 1.
@@ -91,6 +103,10 @@ impl Soda {
     fn unscaled_product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let mut cost = CostModel::layer(rows, input, output);
+        if let (Some(frozen), Some(mask)) = (&self.frozen, self.mask) {
+            let factors = frozen.factors(self.parts());
+            return Some(mask.product(x, w, factors, &frozen.ranks(self.parts())));
+        }
         if let Some(frozen) = &self.frozen {
             cost = cost.and_factors(rows, input, frozen.rank(), output);
             let (a, b) = cost.prefers_input(x).then(|| frozen.factors(self.parts()))?;
@@ -143,6 +159,10 @@ impl Adapter for Soda {
         self.unscaled_product(x, w).map(|y| self.scaled(y))
     }
 
+    fn depends_on_timestep(&self) -> bool {
+        self.mask.is_some()
+    }
+
     fn low_rank(&self) -> Option<(Tensor<2>, Tensor<2>)> {
         self.frozen.as_ref().map(|frozen| frozen.factors(self.parts()))
     }
@@ -156,6 +176,7 @@ impl Adapter for Soda {
             truncated_spectrum: self.truncated_spectrum.map(|spectrum| spectrum.at_strength(t)),
             output_scale: self.output_scale.map(|s| s.map(|s| (s - 1.0).mul_scalar(t) + 1.0)),
             frozen: self.frozen,
+            mask: self.mask,
         })
     }
 
@@ -168,6 +189,9 @@ impl Adapter for Soda {
     }
 
     fn merge(weighted: Vec<(f64, Self)>, rule: MergeRule) -> Result<Option<Self>, LinalgError> {
+        if weighted.iter().any(|(_, soda)| soda.mask.is_some()) {
+            return Ok(None);
+        }
         // Unconstrained matrices are not rotations and have no logarithm.
         let rotations =
             weighted.iter().flat_map(|(_, soda)| [&soda.rotation, &soda.output_rotation]);
@@ -203,6 +227,7 @@ impl Adapter for Soda {
                     truncated_spectrum,
                     output_scale,
                     frozen,
+                    mask: None,
                 })
             }
             _ => None,

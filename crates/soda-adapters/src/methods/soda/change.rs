@@ -96,6 +96,18 @@ impl FrozenFactors {
         (self.a.clone(), Tensor::cat(rows, 0))
     }
 
+    /// The ranks of the parts that stand beside each other in `a` and `b`.
+    pub(super) fn ranks(&self, parts: Parts<'_>) -> Vec<usize> {
+        let width = |x: &Tensor<2>| x.dims()[1];
+        let basis = |rotation: Option<&Rotation>| rotation.and_then(Rotation::basis);
+        let columns = [
+            basis(parts.rotation),
+            parts.spectrum.map(|spectrum| spectrum.left.val()),
+            basis(parts.output_rotation),
+        ];
+        columns.iter().flatten().map(width).collect()
+    }
+
     /// The rank of the change.
     pub(super) fn rank(&self) -> usize {
         self.a.dims()[1]

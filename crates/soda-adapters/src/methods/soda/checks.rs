@@ -39,6 +39,15 @@ impl SodaConfig {
         if let Some(spectrum) = &self.spectrum {
             spectrum.check()?;
         }
+        if let Some(mask) = self.timestep_mask {
+            mask.check(NAME)?;
+            if !self.has_low_rank_change() {
+                return refuse(
+                    "`timestep_mask` belongs to a rotation of a subspace and a shift of `spectrum.rank` \
+                     singular values, without `output_scale`",
+                );
+            }
+        }
         if let Some(calibration) = self.calibration {
             if Self::calibration(self).is_none() {
                 return refuse(
@@ -50,6 +59,16 @@ impl SodaConfig {
             }
         }
         Ok(())
+    }
+}
+
+impl SodaConfig {
+    /// Whether the change of a weight is a product of low rank.
+    fn has_low_rank_change(&self) -> bool {
+        let is_subspace = |rotation: &RotationConfig| rotation.structure == Structure::Subspace;
+        self.rotation.as_ref().is_none_or(is_subspace)
+            && self.spectrum.as_ref().is_none_or(|spectrum| spectrum.rank.is_some())
+            && !self.output_scale
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::methods::timestep_mask::TimestepMask;
+
 /// Settings of SODA: the rotation and the shift of the spectrum, each of which may be absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,6 +20,10 @@ pub struct SodaConfig {
     /// Whether each output has a trained scale, which starts at 1, as in GSOFT and BOFT.
     #[serde(default, skip_serializing_if = "is_off")]
     pub output_scale: bool,
+    /// T-LoRA's mask of the rotated directions and of the singular values, for a rotation of a subspace and a
+    /// shift of some singular values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestep_mask: Option<TimestepMask>,
 }
 
 fn is_off(setting: &bool) -> bool {
@@ -217,6 +223,7 @@ impl Default for SodaConfig {
             spectrum: Some(SpectrumConfig::default()),
             calibration: None,
             output_scale: false,
+            timestep_mask: None,
         }
     }
 }

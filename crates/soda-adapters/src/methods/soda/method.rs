@@ -18,6 +18,7 @@ use crate::error::AdapterError;
 use crate::method::{Geometry, Method};
 use crate::methods::block_rotation::nearest_divisor;
 use crate::methods::permutation::Permutation;
+use crate::methods::timestep_mask::TimestepMask;
 use crate::probe::{Probe, ProbeSettings, Signal};
 use crate::seeded_init::SeededInit;
 use crate::weight::{Weight, compute_dtype};
@@ -104,8 +105,15 @@ impl Method for SodaConfig {
         !FROZEN.iter().any(|frozen| parameter.ends_with(frozen))
     }
 
+    fn depends_on_timestep(&self) -> bool {
+        self.timestep_mask.is_some()
+    }
+
     fn init(&self, path: &str, weight: &Weight) -> Result<Soda, AdapterError> {
         self.check()?;
+        if self.timestep_mask.is_some() {
+            TimestepMask::check_weight(path, weight)?;
+        }
         let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
         let rotation = |side: WeightSide| match &self.rotation {
             Some(config) if side.is_rotated(config.side) => {
@@ -132,7 +140,7 @@ impl Method for SodaConfig {
             },
         }
         let (input, output) = (rotation(WeightSide::Input)?, rotation(WeightSide::Output)?);
-        let soda = Soda::new(input, output, spectrum, truncated, &w);
+        let soda = Soda::new(input, output, spectrum, truncated, self.timestep_mask, &w);
         Ok(if self.output_scale { soda.with_output_scale(&w) } else { soda })
     }
 

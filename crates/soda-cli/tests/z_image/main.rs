@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "../../soda-models/tests/common/mod.rs"]
+#[path = "../../../soda-models/tests/common/mod.rs"]
 mod models;
-#[path = "common/run.rs"]
+#[path = "../common/run.rs"]
 mod run;
 
 use std::path::Path;

@@ -5,22 +5,19 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde_json::{Map, Value};
-use tracing::info_span;
 
-use super::qwen3_text::Qwen3Configs;
+use super::qwen3_and_transformer::{Qwen3AndTransformer, Qwen3Configs};
 use crate::config;
 use crate::error::ModelError;
 use crate::flux2::Flux2Config;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
-    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, check_flow,
-    distilled_mark, unsupported,
+    Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, unsupported,
 };
 use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
 use crate::scheduler::SchedulerConfig;
 use crate::vae::{VaeClass, VaeConfig};
-use crate::weights::Checkpoint;
 
 /// The configs and the tokenizer.
 #[derive(Debug)]
@@ -30,14 +27,8 @@ pub(crate) struct Flux2KleinConfigs {
     is_distilled: bool,
 }
 
-/// The open weight files of each network, with the networks' keys.
-pub(crate) struct Flux2KleinWeights {
-    text: Checkpoint,
-    transformer: Checkpoint,
-}
-
 impl Family for Flux2KleinConfigs {
-    type Weights = Flux2KleinWeights;
+    type Weights = Qwen3AndTransformer;
 
     fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
         Ok(Self {
@@ -81,10 +72,7 @@ impl Family for Flux2KleinConfigs {
     }
 
     fn open(&self, found: &mut Found<'_>) -> Result<Self::Weights, ModelError> {
-        Ok(Flux2KleinWeights {
-            text: found.open("text_encoder", TRANSFORMERS)?,
-            transformer: found.open_denoiser(Denoiser::TRANSFORMER)?,
-        })
+        Qwen3AndTransformer::open(found)
     }
 
     fn load(
@@ -93,16 +81,7 @@ impl Family for Flux2KleinConfigs {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<LoadedNetworks, ModelError> {
-        let Self { text, transformer, is_distilled: _ } = self;
-        let text = text.load(weights.text, ChatForm::FLUX2_KLEIN, options, device)?;
-        let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
-        let denoiser = info_span!("transformer").in_scope(|| {
-            weights.transformer.load_into_mixed(transformer.init(device), dtype, &keep_f32)
-        })?;
-        Ok(LoadedNetworks {
-            text,
-            denoiser: denoiser.into(),
-            denoiser_config: DenoiserConfig::Flux2(transformer),
-        })
+        let network = (self.transformer.init(device), DenoiserConfig::Flux2(self.transformer));
+        weights.load(self.text, ChatForm::FLUX2_KLEIN, network, options, device)
     }
 }

@@ -1,7 +1,7 @@
 //! The model families: what their directories hold, and how it is loaded.
 
 mod flux2_klein;
-mod qwen3_text;
+mod qwen3_and_transformer;
 mod stable_diffusion;
 mod z_image;
 

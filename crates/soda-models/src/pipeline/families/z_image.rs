@@ -5,21 +5,18 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde_json::{Map, Value};
-use tracing::info_span;
 
-use super::qwen3_text::Qwen3Configs;
+use super::qwen3_and_transformer::{Qwen3AndTransformer, Qwen3Configs};
 use crate::config;
 use crate::error::ModelError;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
-    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, check_flow,
-    distilled_mark, unsupported,
+    Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, unsupported,
 };
 use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
 use crate::scheduler::SchedulerConfig;
 use crate::vae::{VaeClass, VaeConfig};
-use crate::weights::Checkpoint;
 use crate::z_image::ZImageConfig;
 
 /// The shift of Z-Image-Turbo's noise levels, which tells it from Z-Image with its shift of 6. No other file
@@ -35,14 +32,8 @@ pub(crate) struct ZImageConfigs {
     distilled_mark: Option<bool>,
 }
 
-/// The open weight files of each network, with the networks' keys.
-pub(crate) struct ZImageWeights {
-    text: Checkpoint,
-    transformer: Checkpoint,
-}
-
 impl Family for ZImageConfigs {
-    type Weights = ZImageWeights;
+    type Weights = Qwen3AndTransformer;
 
     fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
         Ok(Self {
@@ -102,10 +93,7 @@ impl Family for ZImageConfigs {
     }
 
     fn open(&self, found: &mut Found<'_>) -> Result<Self::Weights, ModelError> {
-        Ok(ZImageWeights {
-            text: found.open("text_encoder", TRANSFORMERS)?,
-            transformer: found.open_denoiser(Denoiser::TRANSFORMER)?,
-        })
+        Qwen3AndTransformer::open(found)
     }
 
     fn load(
@@ -114,16 +102,7 @@ impl Family for ZImageConfigs {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<LoadedNetworks, ModelError> {
-        let Self { text, transformer, distilled_mark: _ } = self;
-        let text = text.load(weights.text, ChatForm::Z_IMAGE, options, device)?;
-        let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
-        let denoiser = info_span!("transformer").in_scope(|| {
-            weights.transformer.load_into_mixed(transformer.init(device), dtype, &keep_f32)
-        })?;
-        Ok(LoadedNetworks {
-            text,
-            denoiser: denoiser.into(),
-            denoiser_config: DenoiserConfig::ZImage(transformer),
-        })
+        let network = (self.transformer.init(device), DenoiserConfig::ZImage(self.transformer));
+        weights.load(self.text, ChatForm::Z_IMAGE, network, options, device)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::python::python;
 use crate::run::{Outcome, cargo, cargo_with};
 use crate::tidy::tidy;
 use crate::train::train;
@@ -18,6 +19,7 @@ const STAGES: &[Stage] = &[
     ("fmt", || cargo(&["fmt", "--all", "--check"])),
     ("tidy", || tidy(&[])),
     ("xtask", || cargo(&["test", "--package", "xtask"])),
+    ("python", python),
     ("test", || test(&[])),
     ("fuzz", fuzz),
     ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),

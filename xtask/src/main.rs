@@ -4,6 +4,7 @@ mod build;
 mod ci;
 mod gpu;
 mod paper;
+mod python;
 mod run;
 mod tidy;
 mod train;

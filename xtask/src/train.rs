@@ -3,7 +3,15 @@
 use crate::build::build_soda;
 use crate::run::{Outcome, cargo, root};
 
-/// Runs `soda train` with the bundled model, judges and subject wherever `args` names none.
+/// The method, unless `args` chooses one: the adapter with the best pictures of docs/notes/results.md.
+const METHOD: [&str; 4] = [
+    "method=soda-subspace",
+    "method.rotation.rank=64",
+    "optimizer.rotation_lr=2.5e-3",
+    "optimizer.spectrum_lr=2.5e-3",
+];
+
+/// Runs `soda train` with the bundled model, judges, subject and method wherever `args` names none.
 pub(crate) fn train(args: &[String]) -> Outcome {
     // `cargo xtask train -- --resume runs/x`, as one types it for other commands of cargo.
     let args = args.strip_prefix(&["--".to_owned()]).unwrap_or(args);
@@ -26,7 +34,38 @@ pub(crate) fn train(args: &[String]) -> Outcome {
                 all.extend([*option, value]);
             }
         }
+        if !chooses_method(args) {
+            all.extend(METHOD.into_iter().flat_map(|setting| ["--set", setting]));
+        }
     }
     all.extend(args.iter().map(String::as_str));
     cargo(&all)
+}
+
+/// Whether `args` choose a method, its settings, or a preset, which has a method of its own.
+fn chooses_method(args: &[String]) -> bool {
+    const OPTIONS: [&str; 5] =
+        ["--method", "--preset", "--factors", "--no-rotation", "--no-spectrum"];
+    let choice = |arg: &String| {
+        let setting = arg.strip_prefix("--set=").unwrap_or(arg);
+        let option = arg.split('=').next().unwrap_or(arg);
+        setting.starts_with("method") || OPTIONS.contains(&option)
+    };
+    args.iter().any(choice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chooses_method;
+
+    #[test]
+    fn a_method_on_the_command_line_is_kept() {
+        let chooses =
+            |args: &str| chooses_method(&args.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        for args in ["--method lora", "--method=lora", "--set method.rank=2", "--preset paper"] {
+            assert!(chooses(args), "{args}");
+        }
+        assert!(chooses("--set=method=lora"));
+        assert!(!chooses("--steps 3 --set seed=1 --rotation-lr 1e-3"));
+    }
 }

@@ -131,7 +131,7 @@ impl<A: Adapter> Reparameterization for Attached<A> {
             return base;
         }
         let (dims, dtype) = (base.dims(), base.dtype());
-        // A linear layer of soda-kernels that is about to multiply with this weight takes the product instead.
+        // A layer of soda-kernels that is about to multiply with this weight takes the product instead.
         if D == 2 && offer_product(|x| self.product(&x, &base.clone().reshape([dims[0], dims[1]])))
         {
             return base;

@@ -267,12 +267,17 @@ impl From<Precision> for FloatDType {
 
 /// The best number of shards of a batch: one per thread on the processor, otherwise one.
 pub(crate) fn shards(device: &Device) -> usize {
+    if is_processor(device) { rayon::current_num_threads() } else { 1 }
+}
+
+/// Whether a device is the processor.
+pub(crate) fn is_processor(device: &Device) -> bool {
     #[cfg(feature = "cpu")]
     if *device == Device::flex() {
-        return rayon::current_num_threads();
+        return true;
     }
     let _ = device;
-    1
+    false
 }
 
 #[cfg(test)]

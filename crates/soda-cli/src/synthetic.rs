@@ -65,6 +65,20 @@ impl Architecture {
     }
 }
 
+/// The numbers that a step on a layer holds at least: its weight, input and output, with their gradients.
+pub(crate) fn layer_numbers([inputs, outputs]: [usize; 2], rows: usize) -> usize {
+    let rows = rows.saturating_mul(inputs + outputs);
+    inputs.saturating_mul(outputs).saturating_add(rows).saturating_mul(2)
+}
+
+/// The numbers that a step on a batch holds at least: the first activations of the network, with their
+/// gradients.
+pub(crate) fn batch_numbers(config: &UnetConfig, batch: usize, latents: usize) -> usize {
+    let channels = config.block_out_channels.first().copied().unwrap_or(1);
+    let pixels = latents.saturating_mul(latents).saturating_mul(batch);
+    pixels.saturating_mul(channels).saturating_mul(2)
+}
+
 /// Draws the weights of a network at random in one dtype. The network never exists in another dtype.
 pub(crate) struct RandomWeights(pub(crate) FloatDType);
 

@@ -40,6 +40,36 @@ fn every_example_plan_lists_its_runs_and_missing_files() {
     assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "something was written");
 }
 
+/// A night of runs that all fail would be told in the morning.
+#[test]
+fn settings_that_no_run_can_have_are_refused_before_the_first_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = folder.path().join("plan.toml");
+    for (settings, named) in [
+        ("method = { name = 'lora', rank = 0 }", "rank"),
+        ("method = { name = 'soda', rotation = { structure = 'subspace', rank = 0 } }", "rank"),
+        ("method = { name = 'soda', rotation = { structure = 'householder', rank = 3 } }", "even"),
+        ("method = { name = 'soda', rotation = { factors = 1000000000 } }", "100 factors"),
+        ("samples.steps = 1000000000", "`samples.steps`"),
+    ] {
+        let data = toybox("subjects/castle_mug");
+        let text = format!(
+            "[train]\nbase = {:?}\nsteps = 1\nbatch_size = 1\n[score]\ndata = [{data:?}]\nseeds = [0]\n\
+             [[arm]]\nname = 'good'\n[[arm]]\nname = 'wrong'\ntrain.{settings}\n",
+            toybox("base")
+        );
+        std::fs::write(&plan, text).unwrap();
+        for more in [&["--check"][..], &["--out", "out"]] {
+            let output = soda(folder.path(), &[&["compare", "plan.toml"], more].concat());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("arm `wrong`") && said.contains(named), "{settings}: {said}");
+            assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+            assert!(!folder.path().join("out").exists(), "{settings}: something was written");
+        }
+    }
+}
+
 #[test]
 fn the_dreambooth_plan_needs_only_its_folders() {
     let folder = tempfile::tempdir().unwrap();

@@ -83,7 +83,8 @@ fn an_adapter_with_a_mask_by_the_timestep_draws_and_is_not_merged() {
     let folder = folder.path();
     let mug = toybox("subjects/castle_mug");
     let (mug, prompt) = (mug.to_str().unwrap(), "a photo of a sks mug on a beach");
-    let short = ["--steps", "2", "--set", "samples.steps=2", "--lr", "0.1", "--name", "mug"];
+    let short =
+        ["--steps", "2", "--set", "samples.steps=2", "--spectrum-lr", "0.1", "--name", "mug"];
     let what = ["--method", "t-lora", "--data", mug, "--sample", prompt];
     run(folder, "train", &[&short[..], &what].concat()).unwrap();
     let trained = scores(folder, "runs/mug");
@@ -95,9 +96,10 @@ fn an_adapter_with_a_mask_by_the_timestep_draws_and_is_not_merged() {
     assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
 
     let base = toybox("base");
-    for (verb, out) in [("merge", "merged"), ("export", "exported.safetensors")] {
+    let kohya = ["--format", "kohya"];
+    for (verb, out, more) in [("merge", "merged", &[][..]), ("export", "x.safetensors", &kohya)] {
         let args = [verb, "--base", base.to_str().unwrap(), "--out", out];
-        let output = soda(folder, &[&args[..], &adapter].concat());
+        let output = soda(folder, &[&args[..], &adapter, more].concat());
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("has a `timestep_mask`"), "{said}");

@@ -139,6 +139,47 @@ fn refused(folder: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// The files need no base to be told apart.
+#[test]
+fn inspect_tells_what_a_file_of_another_tool_is() {
+    let desk = tempfile::tempdir().unwrap();
+    let foreign = |name: &str| {
+        soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures/foreign").join(name)
+    };
+    for (path, expected) in [
+        (
+            fixture("sdxl", "kohya.safetensors"),
+            &[
+                "LoRA adapter in the names of kohya's sd-scripts, for Stable Diffusion XL",
+                "of the second text encoder",
+                "loaded by: kohya's sd-scripts, A1111, ComfyUI, diffusers, and by soda import",
+            ][..],
+        ),
+        (fixture("sd15", "older.safetensors"), &["LoRA adapter in the names of diffusers"]),
+        (
+            fixture("sd15", "peft"),
+            &["unet: PEFT directory, LORA", "target_modules: ", "rank: 2 to 3"],
+        ),
+        (foreign("dora_out.safetensors"), &["DoRA adapter", "1 layers of the UNet", "rank: 4"]),
+        (foreign("lokr_full.safetensors"), &["LoKr adapter in the names of kohya's sd-scripts"]),
+        (foreign("kohya_oft.safetensors"), &["OFT adapter in the names of kohya's sd-scripts"]),
+        (foreign("mixed.safetensors"), &["LoKr, LoRA adapter"]),
+        (foreign("diff160.safetensors"), &["delta adapter"]),
+        (toybox("base/unet/diffusion_pytorch_model.safetensors"), &["one network: UNet"]),
+        (fixture("sd15", "expected.safetensors"), &["safetensors file of an unknown kind"]),
+    ] {
+        let said = run(desk.path(), &["inspect", path.to_str().unwrap()]);
+        for part in expected {
+            assert!(said.contains(part), "{}: {said}", path.display());
+        }
+    }
+    let folder = desk.path().join("broken");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("adapter_config.json"), "{").unwrap();
+    let output = soda(desk.path(), &["inspect", "broken"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
 #[test]
 fn an_imported_file_gives_the_images_of_the_merged_model() {
     let desk = tempfile::tempdir().unwrap();

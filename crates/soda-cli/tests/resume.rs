@@ -247,3 +247,49 @@ fn ten_kills_lose_at_most_one_checkpoint_interval_each() {
     };
     assert_eq!(losses("killed"), losses("straight"));
 }
+
+/// At a rate at which the run overfits at once, the result is the adapter of the least loss. It has the bits
+/// of a run that ends there, if the schedule does not depend on the number of steps.
+#[test]
+fn a_run_that_overfits_ends_early_with_its_best_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let train = |name: &str, steps: usize, more: &[&str]| {
+        let mut command = train(folder, name, steps);
+        let constant = ["optimizer.schedule=constant", "text_encoder.stop_after=1"];
+        let often = ["validation.every=1", "samples.every=0", "optimizer.rotation_lr=0.05"];
+        for setting in constant.iter().chain(&often).chain(more) {
+            command.args(["--set", setting]);
+        }
+        command
+    };
+    let early = ["validation.early_stopping_patience=2", "validation.load_best_model_at_end=true"];
+    let output = train("early", 40, &early).output().unwrap();
+    assert!(output.status.success(), "{}", message(&output));
+
+    let losses = std::fs::read_to_string(folder.join("runs/early/loss.csv")).unwrap();
+    let column =
+        losses.lines().next().unwrap().split(',').position(|name| name == "validation_loss");
+    let losses: Vec<f32> = losses
+        .lines()
+        .skip(2)
+        .map(|line| line.split(',').nth(column.unwrap()).unwrap().parse().unwrap())
+        .collect();
+    let least = losses.iter().copied().fold(f32::INFINITY, |a, b| if b < a { b } else { a });
+    let best = losses.iter().position(|loss| *loss == least).unwrap() + 1;
+    assert!(losses.len() < 40, "the run did not overfit: {losses:?}");
+    assert_eq!(losses.len(), best + 2, "{losses:?}");
+
+    let adapter = |name: &str| {
+        let file = folder.join("runs").join(name).join("adapter.safetensors");
+        <AdapterFile>::read(&file).unwrap()
+    };
+    let early = adapter("early");
+    assert_eq!(early.header.training["best_step"], best);
+    assert!(train("plain", best, &[]).output().unwrap().status.success());
+    let tensors = |file: &AdapterFile| {
+        file.tensors().map(|(key, data)| (key, data.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(tensors(&early), tensors(&adapter("plain")));
+    assert!(!folder.join("runs/early/checkpoints").exists());
+}

@@ -18,12 +18,14 @@ fn said(output: &Output) -> String {
 #[track_caller]
 fn all_end_with(code: i32, cases: &[(&str, &str)]) {
     let (base, data, judges) = (toybox("base"), toybox("subjects/castle_mug"), toybox("eval"));
+    let flux = soda_testing::workspace_path("examples/toyflux/base");
     for (line, needle) in cases {
         let folder = tempfile::tempdir().unwrap();
         let args: Vec<&str> = line
             .split(' ')
             .map(|word| match word {
                 "BASE" => base.to_str().unwrap(),
+                "FLUX" => flux.to_str().unwrap(),
                 "DATA" => data.to_str().unwrap(),
                 "JUDGES" => judges.to_str().unwrap(),
                 "EMPTY" => "",
@@ -51,6 +53,8 @@ fn every_usage_mistake_of_train_and_config_ends_with_2() {
             ("train --base x --data y --batch-size 0", "batch_size"),
             ("train --base x --data y --batch-size -1", "--batch-size"),
             ("train --base x --data y --set accumulation=99999999", "a million samples"),
+            ("train --base x --data y --set samples.steps=1000000000", "`samples.steps` must be"),
+            ("train --base x --data y --set shards=x", "`shards`: invalid type"),
             ("train --base x --data y --steps many", "--steps"),
             ("train --base x --data y --seed -1", "a whole number from 0"),
             ("train --base x --data y --set seed=-1", "a whole number from 0"),
@@ -94,7 +98,9 @@ fn every_usage_mistake_of_the_other_commands_ends_with_2() {
             ("generate --base BASE --prompt x --seed 1.5", "a whole number from 0"),
             ("generate --base BASE --prompt x --width 0", "--width"),
             ("generate --base BASE --prompt x --steps 1 --width 7", "7"),
+            ("generate --base BASE --prompt x --width 100000 --height 100000", "150000000 pixels"),
             ("generate --base BASE --prompt x --count 0", "--count"),
+            ("generate --base FLUX --prompt x --scheduler ddim", "leave out --scheduler"),
             ("generate --base BASE --prompt x --clip-skip -1", "--clip-skip"),
             ("generate --base BASE --prompt x --clip-skip 99 --steps 1", "99"),
             ("generate --base BASE --prompt x --variant EMPTY", "--variant"),
@@ -160,6 +166,12 @@ fn what_the_files_are_to_blame_for_ends_with_1() {
             ("convert --base no/such --out y", "no/such"),
             ("import no/such --base BASE --out y", "no/such"),
             ("inspect no.safetensors", "No such file or directory"),
+            ("convert --base FLUX --out y.safetensors", "y.safetensors was not written"),
+            ("generate --base no/such --prompt x --out made/below", "no/such"),
+            ("bench --layer 1048576x1048576", "--layer"),
+            ("bench --layer 8x8 --rows 1000000 --batch 1000000", "--rows"),
+            ("bench --latents 1000000", "--latents"),
+            ("bench --batch 1000000 --latents 1000", "--batch"),
         ],
     );
     let folder = tempfile::tempdir().unwrap();

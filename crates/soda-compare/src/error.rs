@@ -47,6 +47,14 @@ pub enum PlanError {
     /// A list of the plan is empty.
     #[error("the plan's `{0}` is empty; name at least one")]
     EmptyList(&'static str),
+    /// A list of the plan has an entry twice.
+    #[error("the plan's `{list}` has {entry} twice; name each once")]
+    Duplicate {
+        /// The path of the list in the plan.
+        list: &'static str,
+        /// The entry.
+        entry: String,
+    },
     /// A list of the plan contains NaN or infinity.
     #[error("the plan's `{0}` has an entry that is not a finite number")]
     NotFinite(&'static str),
@@ -57,7 +65,7 @@ pub enum PlanError {
     #[error("two arms are called `{0}`; give each its own name")]
     DuplicateArm(String),
     /// The name of an arm cannot be part of a file name.
-    #[error("`{0}` cannot name an arm; use letters, digits, `-`, `_` and `.`")]
+    #[error("`{0}` cannot name an arm; use at most 100 letters, digits, `-`, `_` and `.`")]
     InvalidArmName(String),
     /// An arm has several candidate settings, but the plan has no data sets to choose on.
     #[error("arm `{0}` has `search` settings; add a `[search]` table with `data` and `seeds`")]
@@ -86,14 +94,6 @@ pub enum PlanError {
         arm: String,
         /// The problem with its settings.
         source: soda_train::TrainError,
-    },
-    /// The settings of an arm cannot be written as TOML.
-    #[error("arm `{arm}`: {reason}")]
-    Settings {
-        /// The name of the arm.
-        arm: String,
-        /// The message of the TOML writer.
-        reason: String,
     },
 }
 

@@ -243,7 +243,14 @@ fn an_unfair_or_invalid_plan_is_refused() {
     assert!(matches!(change("\"two\"", "\"one\""), PlanError::DuplicateArm(_)));
     assert!(matches!(change("\"two\"", "\"t/o\""), PlanError::InvalidArmName(_)));
     assert!(matches!(change("[0, 1]", "[]"), PlanError::EmptyList("score.seeds")));
+    let twice = change("[0, 1]", "[0, 1, 0]").to_string();
+    assert!(twice.contains("`score.seeds` has 0 twice"), "{twice}");
+    let long = change("\"two\"", &format!("\"{}\"", "t".repeat(101)));
+    assert!(matches!(long, PlanError::InvalidArmName(_)));
     assert!(matches!(change("steps = 10", "stepz = 10"), PlanError::Arm { .. }));
+    // The lines of an arm's settings are spread over a plan.
+    let typed = change("batch_size = 2", "batch_size = 'x'").to_string();
+    assert!(typed.contains("`batch_size`: invalid type") && !typed.contains("line"), "{typed}");
     assert!(matches!(change("batch_size = 2", "batch_size = 0"), PlanError::Arm { .. }));
     assert!(matches!(change("base", "[["), PlanError::Parse(_)));
     let evaluating =

@@ -155,13 +155,34 @@ fn no_bytes_make_a_single_file_panic() {
 
 #[test]
 fn no_bytes_make_a_model_index_panic() {
-    let dir = tiny("sdxl");
-    let path = dir.path().join("model_index.json");
-    let seed = fs::read(&path).unwrap();
-    fuzz("model_index.json", &[seed], 40, |input| {
-        fs::write(&path, input).unwrap();
-        let _ = Pipeline::load(dir.path(), &Device::default()).map_err(|error| error.to_string());
-    });
+    let load = |dir: &Path| Pipeline::load(dir, &Device::default());
+    let dirs =
+        [("model_index.json", tiny("sdxl")), ("model_index.json of FLUX.2", whole_toyflux())];
+    for (name, dir) in dirs {
+        let path = dir.path().join("model_index.json");
+        let seed = fs::read(&path).unwrap();
+        load(dir.path()).unwrap();
+        fuzz(name, &[seed], 40, |input| {
+            fs::write(&path, input).unwrap();
+            let _ = load(dir.path()).map_err(|error| error.to_string());
+        });
+    }
+}
+
+/// A copy of the model of `toyflux`.
+fn whole_toyflux() -> tempfile::TempDir {
+    let base = soda_testing::workspace_path(TOYFLUX).join("base");
+    let dir = tempfile::tempdir().unwrap();
+    let parts = ["", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"];
+    for part in parts {
+        fs::create_dir_all(dir.path().join(part)).unwrap();
+        for entry in fs::read_dir(base.join(part)).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_file() {
+                fs::copy(entry.path(), dir.path().join(part).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    dir
 }
 
 /// Reads a config and builds its network.

@@ -282,6 +282,7 @@ fn damaged_models_are_refused_by_file_and_field() {
         ("transformer/config.json", "patch_size", json!(2)),
         ("transformer/config.json", "norm", json!("rms")),
         ("vae/config.json", "_class_name", json!("AutoencoderKL")),
+        ("vae/config.json", "_class_name", json!(3)),
         ("vae/config.json", "scaling_factor", json!(0.5)),
         ("vae/config.json", "batch_norm_eps", json!(0.0)),
         ("vae/config.json", "patch_size", json!([4, 4])),
@@ -299,6 +300,8 @@ fn damaged_models_are_refused_by_file_and_field() {
         let named = error.contains(field) || (file.starts_with("vae") && value.is_string());
         let named = named || field == "_class_name" && file.starts_with("scheduler");
         assert!(error.contains(file) && named, "{file} {field}: {error}");
+        // A value is written as in the file, and not as in Rust.
+        assert!(!error.contains("Some("), "{file} {field}: {error}");
     }
     for file in ["text_encoder", "tokenizer", "transformer", "vae"] {
         let dir = copy();

@@ -92,6 +92,7 @@ pub use run::fingerprint::RunFingerprint;
 pub use run::history::{History, ValidationMetrics};
 pub use run::personalisation::{Personalisation, RunTarget};
 pub use run::summary::RunSummary;
+pub use step::adapted_networks::check_method;
 pub use step::backward::{ConditionGradient, DenoiserInputs, LossAndGradients};
 pub use step::loss_scale::LossScale;
 pub use step::metrics::StepMetrics;

@@ -115,7 +115,7 @@ fn run(stage: &Path, filter: Option<&str>) -> Outcome {
 fn pack(stage: &Path, file: &Path, data: bool) -> Outcome {
     let mut command = Command::new("tar");
     // Programs compress better when calls have absolute addresses, and have much in common with each other.
-    command.arg("--use-compress-program=xz --threads=1 --x86 --lzma2=preset=6,dict=128MiB");
+    command.arg("--use-compress-program=xz --threads=0 --x86 --lzma2=preset=6,dict=64MiB");
     command.arg("-cf").arg(file).arg("-C").arg(stage);
     command.args(["run.sh", "backend", "soda", "programs"]);
     if data {

@@ -1,4 +1,4 @@
-//! Every crate has a README of one screen, and the names in its examples exist.
+//! Every crate and Python package has a README of one screen, and the names in its examples exist.
 
 use super::Faults;
 use super::tree::{Tree, crate_of};
@@ -8,10 +8,9 @@ const LINES: std::ops::RangeInclusive<usize> = 10..=60;
 
 pub(crate) fn check(tree: &Tree, faults: &mut Faults) {
     for (path, _) in tree.with_extension("toml") {
-        let Some(folder) = path.strip_suffix("/Cargo.toml").filter(|f| f.starts_with("crates/"))
-        else {
-            continue;
-        };
+        let folder =
+            ["/Cargo.toml", "/pyproject.toml"].iter().find_map(|end| path.strip_suffix(end));
+        let Some(folder) = folder.filter(|folder| folder.starts_with("crates/")) else { continue };
         let readme = format!("{folder}/README.md");
         let Some(text) = tree.text(&readme) else {
             faults.push(format!("{readme}: is missing"));
@@ -79,6 +78,7 @@ mod tests {
         assert_eq!(count("# x\n"), 1);
         assert_eq!(count(&"x\n".repeat(20)), 0);
         assert_eq!(count(&"x\n".repeat(61)), 1);
+        assert_eq!(faults_of(super::check, &[("crates/x/pyproject.toml", "")]).len(), 1);
     }
 
     #[test]

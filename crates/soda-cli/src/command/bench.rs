@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use burn::module::Module;
 use burn::nn::LinearConfig;
 use burn::tensor::{Device, FloatDType};
@@ -20,10 +20,11 @@ use soda_pipeline::TARGET_PRESETS;
 use soda_train::GradientCheckpointing;
 
 use crate::args::DeviceArg;
-use crate::device::Precision;
+use crate::device::{Precision, is_processor};
 use crate::progress::print_result;
 use crate::synthetic::{
-    Architecture, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
+    Architecture, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload, batch_numbers,
+    layer_numbers,
 };
 use crate::usage::UsageError;
 
@@ -120,6 +121,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let checkpointing = GradientCheckpointing::from(args.checkpointing);
     let (times, what) = match args.layer {
         Some(widths) => {
+            require_room(layer_numbers(widths, args.batch * args.rows), &device)?;
             let layer = LinearConfig::new(widths[0], widths[1]).with_bias(false).init(&device);
             let adapted = Adapted::new(layer, "^weight$", &method, dtype, &device)?;
             let rows = args.batch * args.rows;
@@ -130,6 +132,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         None => {
             let latents = args.latents.unwrap_or(args.arch.latents());
             let config = args.arch.config()?;
+            require_room(batch_numbers(&config, args.batch, latents), &device)?;
             let adapted = Adapted::new(config.init(&device), "attention", &method, dtype, &device)?;
             let batch = || RandomBatch::new(&config, args.batch, latents, dtype, &device);
             let step = |denoiser| DenoiserStep { denoiser, batch: batch(), checkpointing };
@@ -400,9 +403,29 @@ fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
+/// Refuses a step of as many numbers that the memory of the processor has no room for.
+///
+/// The system would end the program without a sentence. A GPU without memory has one.
+fn require_room(numbers: usize, device: &Device) -> Result<()> {
+    /// The memory in KiB where the system does not say it: 4 TB, more than any machine has.
+    const MOST: u64 = 1 << 32;
+    // Two bytes are those of the smallest precision.
+    let needed = (numbers as u64).saturating_mul(2) >> 10;
+    ensure!(
+        !is_processor(device) || needed <= kib("/proc/meminfo", "MemTotal:").unwrap_or(MOST),
+        "a step needs more memory than this machine has; give a smaller --batch, --latents, --layer or --rows"
+    );
+    Ok(())
+}
+
 /// The peak resident memory of this process in MiB, for devices that use the host's memory.
 fn peak_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib >> 10)
+    kib("/proc/self/status", "VmHWM:").map(|kib| kib >> 10)
+}
+
+/// A size in a file of the kernel of Linux, in KiB.
+fn kib(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }

@@ -15,7 +15,8 @@ use soda_files::Lock;
 use soda_models::input_file::SizeLimit;
 use soda_pipeline::AdapterFile;
 use soda_train::{
-    Dataset, Event, RunFolder, RunScores, TrainConfig, read_step_scores, read_text, write_file,
+    Dataset, Event, RunFolder, RunScores, TrainConfig, check_method, read_step_scores, read_text,
+    write_file,
 };
 
 use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs};
@@ -23,6 +24,7 @@ use crate::base_model::{find_base, is_path_or_name};
 use crate::child::ChildPool;
 use crate::command::evaluate::EvaluateArgs;
 use crate::command::train::train_argv;
+use crate::device::host;
 use crate::progress::{Progress, print_result, sentence};
 use crate::remedy::{Failed, remedy};
 use crate::usage::require;
@@ -69,6 +71,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let named = || args.plan.display().to_string();
     let plan =
         ComparisonConfig::from_toml(&text).and_then(ComparisonConfig::check).with_context(named)?;
+    check_methods(&plan).with_context(named)?;
     let out = match &args.out {
         Some(out) if !args.check => out,
         _ => return check(&plan),
@@ -147,6 +150,19 @@ fn unscored(arms: &[&str]) -> String {
             arms => format!("each of the arms `{}` is", arms.join("`, `")),
         }
     )
+}
+
+/// Refuses arms whose method no run could have.
+fn check_methods(plan: &ComparisonPlan) -> Result<()> {
+    let mut checked = None;
+    for (arm, config) in plan.configs_by_arm() {
+        // Most configurations of an arm differ in their data alone.
+        if checked != Some(&config.method) {
+            check_method(config, &host()).with_context(|| format!("arm `{arm}`"))?;
+            checked = Some(&config.method);
+        }
+    }
+    Ok(())
 }
 
 /// Prints the number of runs and the missing folders. Reads data sets as a run does before it opens an image.
@@ -236,7 +252,7 @@ impl Worker<'_> {
         let peak_memory = self.pool.run(&argv, worker)?;
         std::fs::remove_file(&config)
             .with_context(|| format!("cannot remove {}", config.display()))?;
-        read_metrics(&folder, run.config.steps, peak_memory)
+        read_metrics(&folder, peak_memory)
     }
 
     /// Draws and scores with `soda evaluate`.
@@ -320,7 +336,7 @@ fn sample_prompts(config: &TrainConfig) -> Result<Vec<String>> {
 }
 
 /// Reads the metrics of a finished run from its folder.
-fn read_metrics(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result<RunMetrics> {
+fn read_metrics(folder: &Path, peak_memory: Option<u64>) -> Result<RunMetrics> {
     let scores =
         RunScores::read(folder).context("a comparison needs `judges` in the plan's [train]")?;
     let path = folder.join(RunFolder::ADAPTER);
@@ -336,10 +352,11 @@ fn read_metrics(folder: &Path, steps: usize, peak_memory: Option<u64>) -> Result
         after: scores.after,
         truth: scores.truth,
         trace: read_step_scores(folder)?,
+        // A run may have ended before its last step.
+        seconds_per_step: seconds / losses.len().max(1) as f64,
         losses: downsampled(&losses),
         num_params: adapter.num_params() as u64,
         file_size: std::fs::metadata(&path)?.len(),
-        seconds_per_step: seconds / steps.max(1) as f64,
         peak_memory,
     })
 }

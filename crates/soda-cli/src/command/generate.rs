@@ -172,10 +172,13 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         Some(file) => Some(InitImage { image: read_rgb(file)?, strength: args.strength_of_init }),
         None => None,
     };
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot create {}", args.out.display()))?;
+    let folder = OutFolder::create(&args.out)?;
 
     let pipeline = load_pipeline(&args, &device)?;
+    require(
+        args.scheduler.is_none() || !pipeline.scheduler.is_flow(),
+        "this model was trained by flow matching and has one sampler; leave out --scheduler",
+    )?;
     let mut progress = Progress::default();
     warn_of_truncation(&args, &pipeline, &progress);
     if args.scheduler.is_none() {
@@ -214,6 +217,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     })?;
     progress.finish();
     let _span = info_span!("write images").entered();
+    folder.ensure()?;
     for ((file, text), image) in files.iter().zip(&texts).zip(&images) {
         let bytes = png_with_parameters(image, text)
             .with_context(|| format!("{} cannot be encoded", file.display()))?;
@@ -225,6 +229,39 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         print_result(&file.display().to_string());
     }
     Ok(())
+}
+
+/// The folder of the images. It is made before the work, so that one that cannot be made is told at once.
+///
+/// Dropping the value removes the folders that were made and are still empty: a command that is refused
+/// leaves none behind.
+struct OutFolder {
+    path: PathBuf,
+    /// The folders that did not exist, the innermost first.
+    made: Vec<PathBuf>,
+}
+
+impl OutFolder {
+    fn create(path: &Path) -> Result<Self> {
+        let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let made = path.ancestors().take_while(is_missing).map(Path::to_owned).collect();
+        let folder = Self { path: path.to_owned(), made };
+        folder.ensure()?;
+        Ok(folder)
+    }
+
+    /// Makes the folder again where another command removed it while it was empty.
+    fn ensure(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.path)
+            .with_context(|| format!("cannot create {}", self.path.display()))
+    }
+}
+
+impl Drop for OutFolder {
+    fn drop(&mut self) {
+        // A folder that is not empty is not removed, and then none around it.
+        let _ = self.made.iter().try_for_each(std::fs::remove_dir);
+    }
 }
 
 /// The files to write. Fails before any computation if all of them exist.

@@ -8,7 +8,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use soda_models::input_file::{SizeLimit, read_text};
 use soda_models::weights::SafetensorsReader;
-use soda_pipeline::{AdapterFile, FormatError, PipelineError};
+use soda_pipeline::interop::{Description, FileKind, describe};
+use soda_pipeline::{AdapterFile, Component, FormatError, PipelineError};
 
 use crate::base_model::find_base;
 use crate::progress::print_result;
@@ -17,9 +18,13 @@ use crate::progress::print_result;
 #[command(after_help = "\
 Examples:
   soda inspect runs/mug-1/adapter.safetensors
-  soda inspect models/toy")]
+  soda inspect downloads/some-lora.safetensors
+  soda inspect models/toy
+
+Of a file of another tool it says what it is, for which family of models, which words call it, and which tools
+load it.")]
 pub(crate) struct InspectArgs {
-    /// An adapter file, any safetensors file, a diffusers directory, or a model's name on a hub
+    /// An adapter file, any safetensors file, a diffusers or PEFT directory, or a model's name on a hub
     pub(crate) path: PathBuf,
 }
 
@@ -30,7 +35,7 @@ pub(crate) fn run(args: InspectArgs) -> Result<()> {
     }
     match <AdapterFile>::read(path) {
         Ok(file) => print_adapter(&file),
-        Err(PipelineError::Format(FormatError::NotAnAdapter { .. })) => print_tensors(path)?,
+        Err(PipelineError::Format(FormatError::NotAnAdapter { .. })) => print_file(path)?,
         Err(error) => return Err(error.into()),
     }
     Ok(())
@@ -89,11 +94,18 @@ fn print_field(depth: usize, key: &str, value: &Value) {
     }
 }
 
-/// Prints the metadata and the tensors of a safetensors file.
-fn print_tensors(path: &Path) -> Result<()> {
+/// The most characters that are printed of a value of the metadata. Training tools write whole tables.
+const MAX_VALUE: usize = 200;
+
+/// Prints what a safetensors file of another tool is, its metadata, and its tensors.
+fn print_file(path: &Path) -> Result<()> {
+    print_description(&describe(path)?);
     let file = SafetensorsReader::open(path)?;
     for (key, value) in file.metadata() {
-        print_result(&format!("  {key} = {value:?}"));
+        let start: String = value.chars().take(MAX_VALUE).collect();
+        let rest = value.chars().count().saturating_sub(MAX_VALUE);
+        let rest = if rest > 0 { format!(" ... {rest} characters more") } else { String::new() };
+        print_result(&format!("  {key} = {start:?}{rest}"));
     }
     for (key, dtype, shape) in file.tensors() {
         print_result(&format!("  {key} {dtype} {}", json!(shape)));
@@ -101,9 +113,51 @@ fn print_tensors(path: &Path) -> Result<()> {
     Ok(())
 }
 
+fn print_description(description: &Description) {
+    let what = match &description.kind {
+        FileKind::Adapter { methods, names, .. } => {
+            format!("{} adapter in the names of {}", methods.join(", "), names.tool())
+        }
+        FileKind::Embedding => "embedding (Textual Inversion)".to_owned(),
+        FileKind::Checkpoint => "single-file checkpoint".to_owned(),
+        FileKind::Network(network) => format!("weights of one network: {network}"),
+        FileKind::Unknown => "safetensors file of an unknown kind".to_owned(),
+    };
+    let family = description.family.map(|family| format!(", for {family}")).unwrap_or_default();
+    print_result(&format!("{what}{family}"));
+    if let FileKind::Adapter { layers, ranks, alphas, .. } = &description.kind {
+        for (component, count) in layers {
+            let network = component.map_or("a network without a name".to_owned(), |component| {
+                format!("the {component}")
+            });
+            print_result(&format!("  {count} layers of {network}"));
+        }
+        print_range("rank", *ranks);
+        print_range("alpha", *alphas);
+    }
+    if !description.words.is_empty() {
+        print_result(&format!("  words: {}", description.words.join(", ")));
+    }
+    let readers = description.readers();
+    if !readers.is_empty() {
+        print_result(&format!("  loaded by: {}, and by soda import", readers.join(", ")));
+    }
+}
+
+fn print_range<T: std::fmt::Display + PartialEq>(name: &str, range: Option<(T, T)>) {
+    match range {
+        Some((least, most)) if least == most => print_result(&format!("  {name}: {least}")),
+        Some((least, most)) => print_result(&format!("  {name}: {least} to {most}")),
+        None => {}
+    }
+}
+
 /// Prints the parts of a diffusers directory with their classes, tensors and sizes.
 fn print_directory(path: &Path) -> Result<()> {
     let index = path.join("model_index.json");
+    if !index.is_file() && print_peft_directory(path)? {
+        return Ok(());
+    }
     if !index.is_file() {
         bail!("{} has no model_index.json, so it is no diffusers directory", path.display());
     }
@@ -137,6 +191,32 @@ fn print_directory(path: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Prints the adapters of a PEFT directory, which is for one network or has a directory for each. Returns
+/// whether it is one.
+fn print_peft_directory(path: &Path) -> Result<bool> {
+    let networks = Component::ALL.map(|component| path.join(component.name()));
+    let is_adapter = |folder: &&PathBuf| folder.join("adapter_config.json").is_file();
+    let folders = std::iter::once(path.to_owned()).chain(networks).collect::<Vec<_>>();
+    let folders: Vec<_> = folders.iter().filter(is_adapter).collect();
+    for folder in &folders {
+        let config = read_json(&folder.join("adapter_config.json"))?;
+        let value = |field: &str| config.get(field).filter(|value| !value.is_null()).cloned();
+        let method = value("peft_type").and_then(|name| Some(name.as_str()?.to_owned()));
+        let (folder_name, method) = (folder.display(), method.unwrap_or_else(|| "?".to_owned()));
+        print_result(&format!("{folder_name}: PEFT directory, {method}"));
+        for field in ["base_model_name_or_path", "r", "lora_alpha", "use_dora", "target_modules"] {
+            if let Some(value) = value(field) {
+                print_field(1, field, &value);
+            }
+        }
+        let tensors = folder.join("adapter_model.safetensors");
+        if tensors.is_file() {
+            print_description(&describe(&tensors)?);
+        }
+    }
+    Ok(!folders.is_empty())
 }
 
 /// Counts the tensors of a file, and their values by dtype.

@@ -168,7 +168,7 @@ fn print_summary(summary: &RunSummary) {
         summary.folder.display(),
         summary.num_params,
         summary.num_layers,
-        summary.config.steps,
+        summary.history.steps.len(),
         summary.seconds,
     ));
     if let (Some(before), Some(after)) = (summary.before, summary.after) {

@@ -1,6 +1,7 @@
 //! From the TOML form of a plan to a checked plan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 use soda_train::TrainConfig;
 use toml::Table;
@@ -9,6 +10,9 @@ use super::comparison_plan::{Arm, Candidate, ComparisonPlan};
 use super::config::{ArmConfig, ComparisonConfig, RunGrid, SearchConfig};
 use super::data_set::DataSetConfig;
 use crate::error::{CompareError, PlanError};
+
+/// The longest name of an arm, which is a part of the names of folders.
+const MOST_NAME: usize = 100;
 
 impl ComparisonConfig {
     /// Checks everything that needs no file, and resolves the settings of every arm for every data set.
@@ -72,12 +76,13 @@ impl ComparisonConfig {
         let mut names = BTreeSet::new();
         for arm in &self.arms {
             let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if arm.name.is_empty() || !arm.name.chars().all(allowed) {
+            if !(1..=MOST_NAME).contains(&arm.name.len()) || !arm.name.chars().all(allowed) {
                 return Err(PlanError::InvalidArmName(arm.name.clone()));
             }
             if !names.insert(&arm.name) {
                 return Err(PlanError::DuplicateArm(arm.name.clone()));
             }
+            check_distinct("arm.data", arm.data.iter().map(|data| data.folder.display()))?;
             if arm.search.len() > 1 && self.search.is_none() {
                 return Err(PlanError::NoSearchData(arm.name.clone()));
             }
@@ -90,7 +95,22 @@ fn check_grid(grid: &RunGrid, data: &'static str, seeds: &'static str) -> Result
     match () {
         () if grid.data.is_empty() => Err(PlanError::EmptyList(data)),
         () if grid.seeds.is_empty() => Err(PlanError::EmptyList(seeds)),
-        () => Ok(()),
+        () => {
+            check_distinct(data, grid.data.iter().map(|data| data.folder.display()))?;
+            check_distinct(seeds, grid.seeds.iter())
+        }
+    }
+}
+
+/// Refuses a list that has an entry twice: one run would count as two.
+fn check_distinct(
+    list: &'static str,
+    entries: impl Iterator<Item = impl Display>,
+) -> Result<(), PlanError> {
+    let mut seen = BTreeSet::new();
+    match entries.map(|entry| entry.to_string()).find(|entry| !seen.insert(entry.clone())) {
+        Some(entry) => Err(PlanError::Duplicate { list, entry }),
+        None => Ok(()),
     }
 }
 
@@ -136,11 +156,8 @@ impl SharedSettings<'_> {
             return Err(PlanError::NoClass(data.folder.clone()));
         }
         table.insert("data".to_owned(), data.folder.display().to_string().into());
-        let text = toml::to_string(&table).map_err(|error| PlanError::Settings {
-            arm: arm.name.clone(),
-            reason: error.to_string(),
-        })?;
-        TrainConfig::from_toml(&text)
+        // The lines of a text made of these tables would be those of no file.
+        TrainConfig::from_table(table)
             .and_then(|config| config.check().map(|()| config))
             .map_err(|source| PlanError::Arm { arm: arm.name.clone(), source })
     }

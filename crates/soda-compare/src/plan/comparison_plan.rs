@@ -58,8 +58,17 @@ impl ComparisonPlan {
 
     /// The configurations of every arm, candidate and data set. Their seeds are not those of the runs.
     pub fn configs(&self) -> impl Iterator<Item = &TrainConfig> {
-        let candidates = self.arms.iter().flat_map(|arm| &arm.candidates);
-        candidates.flat_map(|candidate| candidate.score.iter().chain(&candidate.search))
+        self.configs_by_arm().map(|(_, config)| config)
+    }
+
+    /// As [`configs`](Self::configs), each with the name of its arm.
+    pub fn configs_by_arm(&self) -> impl Iterator<Item = (&str, &TrainConfig)> {
+        self.arms.iter().flat_map(|arm| {
+            let candidates = arm.candidates.iter();
+            let configs =
+                candidates.flat_map(|candidate| candidate.score.iter().chain(&candidate.search));
+            configs.map(|config| (arm.name.as_str(), config))
+        })
     }
 
     /// The number of scored runs.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -52,6 +53,11 @@ pub struct InvalidField {
     pub value: String,
     /// The values that are accepted.
     pub supported: &'static str,
+}
+
+/// A value as config files write it, such as `null`, for the message of an [`InvalidField`].
+pub(crate) fn json_text(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| error.to_string())
 }
 
 /// Reads and checks a config file.

@@ -11,4 +11,5 @@ pub(crate) mod bounds;
 mod file;
 pub(crate) mod pretrained;
 
+pub(crate) use file::json_text;
 pub use file::{ConfigFile, InvalidField, read};

@@ -98,6 +98,15 @@ pub enum WeightsError {
         value: f64,
     },
 
+    /// The model cannot be written as a file of this kind.
+    #[error("{} was not written: {reason}", .path.display())]
+    NoSingleFile {
+        /// The file.
+        path: PathBuf,
+        /// What such a file cannot hold, and the remedy.
+        reason: &'static str,
+    },
+
     /// A weight would be written as NaN or infinity.
     #[error(
         "{} was not written: `{key}` would not be finite in {dtype} at position {index}; {}",

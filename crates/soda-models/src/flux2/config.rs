@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::config::bounds::{LAYERS, WIDTH};
-use crate::config::{ConfigFile, InvalidField};
+use crate::config::{ConfigFile, InvalidField, json_text};
 
 /// Axes of a token's position: time of a reference image, row, column, and place in the text.
 pub(crate) const AXES: usize = 4;
@@ -120,7 +120,7 @@ impl ConfigFile for Flux2Config {
         }
         WIDTH.check("num_attention_heads", self.width())?;
         if self.out_channels.is_some_and(|channels| channels != self.in_channels) {
-            let value = format!("{:?}", self.out_channels);
+            let value = json_text(&self.out_channels);
             return refuse("out_channels", value, "null, or as many channels as `in_channels`");
         }
         let sinusoids = self.timestep_guidance_channels;

@@ -6,14 +6,14 @@
 use burn::tensor::{Device, Tensor};
 use image::{RgbImage, imageops};
 use serde::de::Error;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::resample::{Filter, resize};
 use super::tensor::planes;
 use crate::config::bounds::JUDGED;
 use crate::config::pretrained::fields;
-use crate::config::{ConfigFile, InvalidField};
+use crate::config::{ConfigFile, InvalidField, json_text};
 
 /// A `preprocessor_config.json` and the preprocessing that it describes.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,7 +38,7 @@ pub struct ImageProcessor {
 }
 
 /// A size, in one of the three forms that config files use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ImageSize {
     /// A number, from before transformers 4.24: the shortest edge if a crop follows, and otherwise a square.
@@ -115,18 +115,18 @@ impl ConfigFile for ImageProcessor {
             return refuse("rescale_factor", self.rescale_factor.to_string(), "a finite number");
         }
         if !finite(&self.image_mean) {
-            return refuse("image_mean", format!("{:?}", self.image_mean), "finite numbers");
+            return refuse("image_mean", json_text(&self.image_mean), "finite numbers");
         }
         if !finite(&self.image_std) || self.image_std.contains(&0.0) {
-            return refuse("image_std", format!("{:?}", self.image_std), "deviations above zero");
+            return refuse("image_std", json_text(&self.image_std), "deviations above zero");
         }
         let (least_width, least_height) = self.edges(1, 1);
         if least_width == 0 || least_height == 0 {
-            return refuse("size", format!("{:?}", self.size), "a size above zero");
+            return refuse("size", json_text(&self.size), "a size above zero");
         }
         match (self.do_center_crop, self.size, self.crop()) {
             (true, _, None) => {
-                refuse("crop_size", format!("{:?}", self.crop_size), "a height and a width")
+                refuse("crop_size", json_text(&self.crop_size), "a height and a width")
             }
             // Pillow would pad with black, on which no judge was trained.
             (true, _, Some((width, height))) if width > least_width || height > least_height => {

@@ -12,8 +12,8 @@ use super::jpeg;
 use crate::error::{ImageError, ModelError};
 use crate::input_file::{self, SizeLimit};
 
-/// The largest number of pixels that is read. It is more than any camera takes, and at most 2 GB while it is
-/// decoded.
+/// The largest number of pixels that is read or drawn. It is more than any camera takes, and at most 2 GB
+/// while it is decoded.
 ///
 /// The limit is checked before the pixels are decoded, since a file of a few bytes can claim to be larger.
 pub const MAX_PIXELS: u64 = 150_000_000;

@@ -18,7 +18,7 @@ use super::guided_denoiser::GuidedDenoiser;
 use super::model::{Pipeline, unit_scale};
 use crate::batch_shards::BatchShards;
 use crate::error::{ImageError, ModelError};
-use crate::image::{resize_center_crop, to_images, to_tensor};
+use crate::image::{MAX_PIXELS, resize_center_crop, to_images, to_tensor};
 use crate::noise::randn;
 use crate::scheduler::{Sampler, SamplerKind};
 
@@ -330,6 +330,11 @@ impl Pipeline {
         let unit = self.pixels_per_token();
         if size.iter().any(|side| *side == 0 || !side.is_multiple_of(unit)) {
             let expected = format!("both sides must be positive multiples of {unit}");
+            return refuse("size", format!("{}x{}", size[1], size[0]), expected);
+        }
+        let pixels = size.iter().fold(1u64, |pixels, side| pixels.saturating_mul(*side as u64));
+        if pixels > MAX_PIXELS {
+            let expected = format!("an image has at most {MAX_PIXELS} pixels");
             return refuse("size", format!("{}x{}", size[1], size[0]), expected);
         }
         if let Some(most) = self.denoiser_config.most_tokens()

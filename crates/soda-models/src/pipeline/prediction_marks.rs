@@ -97,8 +97,8 @@ impl Pipeline {
             return Ok(());
         }
         let reason =
-            "a single file cannot say that the denoiser predicts images: write a directory";
-        Err(WeightsError::Mismatch { path: file.to_path_buf(), reason: reason.to_string() }.into())
+            "a single file cannot say that the denoiser predicts images; write a directory";
+        Err(WeightsError::NoSingleFile { path: file.to_path_buf(), reason }.into())
     }
 }
 

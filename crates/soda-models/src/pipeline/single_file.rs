@@ -112,13 +112,12 @@ impl Pipeline {
     /// - [`ModelError::Token`] if the vocabulary has new tokens, which such a file cannot hold.
     /// - [`WeightsError::UnusedKeys`] for a network that has no original layout.
     /// - [`WeightsError::NotWritten`] for a weight that is not finite as `dtype`.
-    /// - [`WeightsError::Mismatch`] for a denoiser that predicts images or is no UNet.
+    /// - [`WeightsError::NoSingleFile`] for a denoiser that predicts images or is no UNet.
     /// - [`ModelError::Io`] if the system refuses to write.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
         let (Some(clip), Some(unet)) = (self.text.clip(), self.denoiser.as_unet()) else {
-            let reason =
-                "only Stable Diffusion has single files here: write a directory".to_owned();
-            return Err(WeightsError::Mismatch { path: file.to_path_buf(), reason }.into());
+            let reason = "only models with a UNet are written as single files; write a directory";
+            return Err(WeightsError::NoSingleFile { path: file.to_path_buf(), reason }.into());
         };
         let ClipEncoders { tokenizer, text_encoder, second } = clip;
         let extra = second.as_ref().and_then(|second| second.tokenizer.extra_token());

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::class;
 use super::sampler_kind::SamplerKind;
 use crate::config::bounds::TIMESTEPS;
-use crate::config::{ConfigFile, InvalidField};
+use crate::config::{ConfigFile, InvalidField, json_text};
 
 /// The largest shift of flow matching. Z-Image has 6.
 const MOST_SHIFT: f64 = 1000.0;
@@ -249,7 +249,7 @@ impl SchedulerConfig {
             |field, value: String, supported| Err(InvalidField { field, value, supported });
         let flow = self.prediction_type == PredictionType::Flow;
         if flow != self.is_flow() {
-            let value = format!("{:?}", self.prediction_type);
+            let value = json_text(&self.prediction_type);
             let supported = "flow_prediction with flow matching and another type otherwise";
             return refuse("prediction_type", value, supported);
         }

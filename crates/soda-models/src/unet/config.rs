@@ -5,7 +5,7 @@
 use serde::{Deserialize, Deserializer};
 
 use crate::config::bounds::{LATENTS, LAYERS, LEVELS, WIDTH};
-use crate::config::{ConfigFile, InvalidField};
+use crate::config::{ConfigFile, InvalidField, json_text};
 
 /// One number for all blocks, or one number for each block.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -307,12 +307,12 @@ impl ConfigFile for UnetConfig {
         match added {
             Some(AdditionEmbedType::TextTime) if ids == 0 || ids % 2 == 1 => refuse(
                 "addition_time_embed_dim",
-                format!("{:?}", self.addition_time_embed_dim),
+                json_text(&self.addition_time_embed_dim),
                 "an even number of sinusoids for the addition_embed_type \"text_time\"",
             ),
             Some(AdditionEmbedType::TextTime) if width <= ids => refuse(
                 "projection_class_embeddings_input_dim",
-                format!("{:?}", self.projection_class_embeddings_input_dim),
+                json_text(&self.projection_class_embeddings_input_dim),
                 "the width of the pooled text and of all time ids together",
             ),
             None if width > 0 => refuse(

@@ -154,7 +154,13 @@ impl ConfigFile for VaeConfig {
     const HAS_CLASS_NAME: bool = true;
 
     fn prepare(fields: &mut Map<String, Value>) -> Result<(), InvalidField> {
-        let flux2 = fields.get("_class_name") == Some(&json!("AutoencoderKLFlux2"));
+        // Without a name it is the older class. The fields of a class nobody knows are not to blame.
+        let class = fields.get("_class_name");
+        let flux2 = class == Some(&json!("AutoencoderKLFlux2"));
+        if let Some(other) = class.filter(|class| !flux2 && **class != json!("AutoencoderKL")) {
+            let supported = "AutoencoderKL or AutoencoderKLFlux2";
+            return Err(InvalidField { field: "_class_name", value: other.to_string(), supported });
+        }
         let (foreign, supported) = match flux2 {
             true => (OF_KL, "no value, since AutoencoderKLFlux2 has no such field"),
             false => (OF_FLUX2, "no value, since AutoencoderKL has no such field"),

@@ -1,6 +1,6 @@
 //! The tensors of a network in one weight file or several, under the network's keys.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
@@ -22,7 +22,7 @@ pub struct Checkpoint {
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: HashMap<String, String>,
+    weight_map: BTreeMap<String, String>,
 }
 
 impl Checkpoint {

@@ -36,12 +36,15 @@
 //! | kohya's scripts | `emb_params`; `clip_l` and `clip_g` | yes | for two text encoders |
 //! | bundled with a LoRA | `bundle_emb.<token>.…` | yes | |
 //!
+//! [`describe`] tells what a file is without a base model.
+//!
 //! An adapter that is not a LoRA becomes one by a truncated SVD of its delta ([`compress_to_lora`]). Each
 //! layer has the rank that its error budget needs, and a report of its error.
 
 mod architecture;
 mod compress;
 mod convert;
+mod description;
 mod embedding_files;
 mod export;
 mod export_peft;
@@ -61,6 +64,7 @@ mod weight_names;
 pub use compress::{
     AlphaRule, CompressedLora, CompressionBudget, LayerReport, LoraLayer, compress_to_lora,
 };
+pub use description::{Description, FileKind, Names, describe};
 pub use embedding_files::write_embeddings;
 pub use export::{write_diff, write_diffusers, write_kohya};
 pub use export_peft::{round_for_peft, write_peft};

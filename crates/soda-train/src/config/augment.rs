@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
+/// The most crops of an image and orders of a caption, which are all encoded before the first step.
+const MOST_VARIANTS: usize = 1000;
+
 /// The variants of each example that a run trains on. The default is one variant: the centre crop and the
 /// caption as written.
 ///
@@ -35,8 +38,12 @@ impl AugmentConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         match () {
-            () if self.crops == 0 => refuse("augment.crops", "at least 1"),
-            () if self.tag_orders == 0 => refuse("augment.tag_orders", "at least 1"),
+            () if !(1..=MOST_VARIANTS).contains(&self.crops) => {
+                refuse("augment.crops", "from 1 to 1000")
+            }
+            () if !(1..=MOST_VARIANTS).contains(&self.tag_orders) => {
+                refuse("augment.tag_orders", "from 1 to 1000")
+            }
             () if !(0.0..=1.0).contains(&self.caption_dropout) => {
                 refuse("augment.caption_dropout", "from 0 to 1")
             }

@@ -76,6 +76,18 @@ pub fn toml_message(error: &toml::de::Error) -> String {
     }
 }
 
+/// The setting and the message of an error in a table, such as "`samples.steps`: invalid type: ...".
+///
+/// Of a wrong setting of a method, the name is `method`, since serde reads methods by their names first.
+pub(super) fn table_message(error: &toml::de::Error) -> String {
+    let (text, message) = (error.to_string(), toml_message(error));
+    // The message, and "in `samples.steps`" in a line of its own.
+    match text.lines().last().and_then(|line| line.strip_prefix("in `")?.strip_suffix('`')) {
+        Some(setting) => format!("`{setting}`: {message}"),
+        None => message,
+    }
+}
+
 /// The clause "; did you mean ...?" with the known name nearest to `found`. Empty if no name is near.
 pub(super) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> String {
     known

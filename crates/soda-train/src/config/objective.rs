@@ -46,6 +46,9 @@ pub struct ObjectiveConfig {
     pub timestep_shift: Option<f64>,
 }
 
+/// The most class images that are generated. They take days on a GPU.
+const MOST_PRIOR_IMAGES: usize = 100_000;
+
 /// Prior preservation (DreamBooth, Ruiz et al., arXiv 2208.12242): images of the class are trained on beside
 /// the subject's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,8 +138,8 @@ impl ObjectiveConfig {
 impl PriorConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
-        if self.count == 0 {
-            return refuse("prior.count", "at least 1");
+        if !(1..=MOST_PRIOR_IMAGES).contains(&self.count) {
+            return refuse("prior.count", "from 1 to 100000");
         }
         if !(self.weight.is_finite() && self.weight >= 0.0) {
             return refuse("prior.weight", "0 or more");

@@ -27,6 +27,12 @@ use crate::error::{ConfigError, TrainError};
 /// The most samples of a step, which are listed in memory before they are drawn.
 const MAX_STEP_SAMPLES: usize = 1_000_000;
 
+/// The most steps of a run. They take decades.
+const MAX_STEPS: usize = 1_000_000_000;
+
+/// The most steps of a sampler. No model was trained on more timesteps to choose from.
+const MAX_SAMPLER_STEPS: usize = 1000;
+
 /// All settings of a run. Together with the files that they name, they determine its result.
 ///
 /// ```
@@ -160,9 +166,9 @@ impl TrainConfig {
     /// [`apply_setting`](crate::apply_setting).
     ///
     /// # Errors
-    /// Returns an error if a field is unknown or missing.
+    /// Returns an error if a field is unknown, missing or of another type. The message has the setting.
     pub fn from_table(table: Table) -> Result<Self, TrainError> {
-        table.try_into().map_err(|source: toml::de::Error| edit::explain(source.message()).into())
+        table.try_into().map_err(|source| edit::explain(&edit::table_message(&source)).into())
     }
 
     /// The settings of the text encoders if they are trained.
@@ -200,6 +206,13 @@ impl TrainConfig {
             let field = "batch_size";
             let range = "at most a million samples in a step, `accumulation` counted";
             return Err(ConfigError::OutOfRange { field, range }.into());
+        }
+        if self.steps > MAX_STEPS {
+            return Err(ConfigError::OutOfRange { field: "steps", range: "at most 10^9" }.into());
+        }
+        if self.samples.steps > MAX_SAMPLER_STEPS {
+            let field = "samples.steps";
+            return Err(ConfigError::OutOfRange { field, range: "at most 1000" }.into());
         }
         if !self.samples.guidance.is_finite() {
             let field = "samples.guidance";
@@ -331,7 +344,10 @@ mod tests {
         assert!(refused("optimizer.schedule=cosin").contains("did you mean `cosine`"));
         assert!(refused("masks.source=alpa").contains("did you mean `alpha`"));
         assert!(refused("buckets.max_sid=64").contains("did you mean `max_side`"));
-        assert!(refused("steps=many").contains("expected usize"));
+        assert!(refused("steps=many").contains("`steps`: invalid type: string \"many\""));
+        assert!(refused("samples.steps=[]").contains("`samples.steps`: invalid type: sequence"));
+        assert!(refused("samples.stepz=1").contains("`samples`: unknown field `stepz`"));
+        assert!(refused("method.rank=1.5").contains("`method`: "));
         let mut table = Table::new();
         assert!(apply_setting(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
         assert!(
@@ -346,6 +362,8 @@ mod tests {
             ("accumulation=0", "accumulation"),
             ("accumulation=1000001", "`batch_size` must be at most a million samples"),
             ("batch_size=9223372036854775807", "at most a million samples"),
+            ("samples.steps=1001", "`samples.steps` must be at most 1000"),
+            ("steps=1000000001", "`steps` must be at most"),
             ("optimizer.rotation_lr=nan", "optimizer.rotation_lr"),
             ("optimizer.ema_decay=1.5", "optimizer.ema_decay"),
             ("optimizer.flat=prodigy", "optimizer.spectrum_lr"),
@@ -354,8 +372,14 @@ mod tests {
             ("objective.min_snr_gamma=-1", "objective.min_snr_gamma"),
             ("validation.held_out=1", "validation.held_out"),
             ("validation.timesteps=0", "validation.timesteps"),
+            ("validation.early_stopping_threshold=-1", "validation.early_stopping_threshold"),
+            ("validation.early_stopping_patience=2", "validation.held_out"),
+            ("validation.load_best_model_at_end=true", "validation.held_out"),
             ("augment.crops=0", "augment.crops"),
+            ("augment.crops=9223372036854775807", "augment.crops"),
             ("augment.tag_orders=0", "augment.tag_orders"),
+            ("augment.tag_orders=1001", "augment.tag_orders"),
+            ("validation.timesteps=1001", "validation.timesteps"),
             ("augment.caption_dropout=1.5", "augment.caption_dropout"),
             ("masks.unmasked_weight=1.5", "masks.unmasked_weight"),
             ("text_encoder.learning_rate=-1", "text_encoder.learning_rate"),

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
+/// The most timesteps of an image. Models are trained on 1000.
+const MOST_TIMESTEPS: usize = 1000;
+
 /// The validation loss: the loss on the same images, noise and timesteps at each measurement.
 ///
 /// Its values can be compared with each other. Those of the training loss cannot, since every step draws
@@ -19,11 +22,24 @@ pub struct ValidationConfig {
     pub held_out: f64,
     /// Number of timesteps at which each image is measured, evenly spaced over those that are trained.
     pub timesteps: usize,
+    /// Ends the run after so many measurements in a row without a new least loss. 0 never does.
+    pub early_stopping_patience: usize,
+    /// What the loss must fall by, to count as a new least loss for `early_stopping_patience`.
+    pub early_stopping_threshold: f64,
+    /// Whether the adapter with the least measured loss is the result, instead of the last one.
+    pub load_best_model_at_end: bool,
 }
 
 impl Default for ValidationConfig {
     fn default() -> Self {
-        Self { every: 0, held_out: 0.0, timesteps: 8 }
+        Self {
+            every: 0,
+            held_out: 0.0,
+            timesteps: 8,
+            early_stopping_patience: 0,
+            early_stopping_threshold: 0.0,
+            load_best_model_at_end: false,
+        }
     }
 }
 
@@ -31,11 +47,27 @@ impl ValidationConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let refuse = |field, range| Err(ConfigError::OutOfRange { field, range });
         match () {
-            () if self.timesteps == 0 => refuse("validation.timesteps", "at least 1"),
+            () if !(1..=MOST_TIMESTEPS).contains(&self.timesteps) => {
+                refuse("validation.timesteps", "from 1 to 1000")
+            }
             () if !(0.0..1.0).contains(&self.held_out) => {
                 refuse("validation.held_out", "from 0 up to, but not, 1")
             }
+            () if !(0.0..=1e6).contains(&self.early_stopping_threshold) => {
+                refuse("validation.early_stopping_threshold", "from 0 to 1e6")
+            }
+            () if self.chooses() && (self.every == 0 || self.held_out == 0.0) => {
+                Err(ConfigError::Conflict(
+                    "`early_stopping_patience` and `load_best_model_at_end` go by images that are not \
+                     trained on: set `validation.every` and `validation.held_out` as well",
+                ))
+            }
             () => Ok(()),
         }
+    }
+
+    /// Whether the result depends on the measured losses.
+    pub fn chooses(&self) -> bool {
+        self.early_stopping_patience > 0 || self.load_best_model_at_end
     }
 }

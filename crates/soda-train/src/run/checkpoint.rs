@@ -60,6 +60,8 @@ struct Version {
     version: u32,
 }
 
+/// The file with the least validation loss. Its name is no number of steps.
+const BEST: &str = "best.safetensors";
 const STEPS: &str = "steps";
 const VALIDATION: &str = "validation";
 const ADAPTER: &str = "adapter/";
@@ -79,6 +81,24 @@ impl Checkpoint {
             remove_file(&old)?;
         }
         Ok(())
+    }
+
+    /// Writes the checkpoint as the [`best`](Self::read_best) one of `folder`.
+    ///
+    /// # Errors
+    /// A file or folder that cannot be written.
+    pub fn write_best(&self, folder: &Path) -> Result<(), TrainError> {
+        create_folder(folder)?;
+        let path = folder.join(BEST);
+        write_file(&path, &self.to_bytes(&path)?)
+    }
+
+    /// Reads the checkpoint with the least validation loss, which [`newest`](Self::newest) passes over.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read_best(folder: &Path) -> Result<Self, TrainError> {
+        Self::read(&folder.join(BEST))
     }
 
     /// The newest undamaged checkpoint in `folder`; `None` if there is none, or no folder. `damaged` gets an

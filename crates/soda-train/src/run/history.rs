@@ -56,6 +56,27 @@ impl History {
         text
     }
 
+    /// The validation with the least loss after some training. `None` before the first one.
+    pub fn best(&self) -> Option<ValidationMetrics> {
+        let trained = self.validation.iter().filter(|metrics| metrics.step > 0);
+        // A loss that is no number compares as the largest.
+        trained.copied().min_by(|a, b| a.loss.abs().total_cmp(&b.loss.abs()))
+    }
+
+    /// How many validations in a row, up to the newest, were no new least loss by more than `threshold`.
+    pub fn validations_since_best(&self, threshold: f64) -> usize {
+        let mut least = f64::INFINITY;
+        let mut since = 0;
+        for metrics in self.validation.iter().filter(|metrics| metrics.step > 0) {
+            let loss = f64::from(metrics.loss);
+            since = if loss < least - threshold { 0 } else { since + 1 };
+            if since == 0 {
+                least = loss;
+            }
+        }
+        since
+    }
+
     /// The loss of every step.
     pub fn losses(&self) -> Vec<f32> {
         self.steps.iter().map(|step| step.loss).collect()
@@ -78,6 +99,42 @@ pub(crate) fn running_mean(values: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn validated(losses: &[f32]) -> History {
+        let metrics = |(step, loss): (usize, &f32)| ValidationMetrics {
+            step,
+            loss: *loss,
+            orthogonality: 0.0,
+        };
+        History {
+            validation: losses.iter().enumerate().map(metrics).collect(),
+            ..History::default()
+        }
+    }
+
+    #[test]
+    fn the_best_is_the_least_loss_after_training_and_never_nan() {
+        let best = |losses: &[f32]| validated(losses).best().map(|metrics| metrics.step);
+        assert_eq!(best(&[]), None);
+        assert_eq!(best(&[0.1]), None);
+        assert_eq!(best(&[0.1, 0.5, 0.3, 0.4]), Some(2));
+        assert_eq!(best(&[0.1, 0.3, 0.3]), Some(1));
+        for nan in [f32::NAN, -f32::NAN] {
+            assert_eq!(best(&[0.1, nan, 0.4, nan]), Some(2));
+        }
+    }
+
+    #[test]
+    fn patience_counts_validations_without_a_new_least_loss() {
+        let since = |losses: &[f32], threshold| validated(losses).validations_since_best(threshold);
+        assert_eq!(since(&[0.1, 0.5, 0.4, 0.3], 0.0), 0);
+        assert_eq!(since(&[0.1, 0.5, 0.4, 0.4, 0.41], 0.0), 2);
+        assert_eq!(since(&[0.1, 0.5, f32::NAN, f32::NAN], 0.0), 2);
+        assert_eq!(since(&[0.1, f32::NAN, 0.5], 0.0), 0);
+        // Each fall is below the threshold, but not their sum.
+        assert_eq!(since(&[0.1, 0.5, 0.45, 0.41], 0.08), 0);
+        assert_eq!(since(&[0.1, 0.5, 0.45, 0.43], 0.08), 2);
+    }
 
     #[test]
     fn the_running_mean_of_a_constant_is_the_constant_and_it_lags_behind_a_step() {

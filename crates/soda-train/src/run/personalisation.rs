@@ -359,9 +359,11 @@ fn adapter_file(
     sampler: &Sampler<'_>,
 ) -> AdapterFile {
     let TrainedRun { networks, history, seconds } = trained;
+    let best = history.best().filter(|_| config.validation.load_best_model_at_end);
     let training = json!({
         "config": config,
         "final_loss": running_mean(&history.losses()).last(),
+        "best_step": best.map(|best| best.step),
         "seconds": seconds,
     });
     let header = Header { training, ..header };

@@ -77,21 +77,22 @@ impl<'a> TrainingLoop<'a> {
         if done < total && is_due(self.config.samples.every, done) && !self.has_snapshot(done) {
             self.snapshot(&progress, sampler, on_event)?;
         }
-        while progress.trainer.steps_done() < total {
+        while progress.trainer.steps_done() < total && !self.has_lost_patience(&progress.history) {
             let metrics = self.step(&mut progress, sampler)?;
             let done = progress.trainer.steps_done();
             self.report_step(&progress, metrics, on_event)?;
             if is_due(self.config.validation.every, done) || done == total {
                 self.validate(&mut progress)?;
+                self.keep_if_best(&progress, &digest)?;
             }
             let mut sampled = Ok(());
             if is_due(self.config.samples.every, done) && done < total {
                 sampled = self.snapshot(&progress, sampler, on_event);
             }
             let stopped = matches!(sampled, Err(TrainError::StoppedSampling { .. }));
-            let stop = stop.load(Ordering::Relaxed) && done < total;
             // The last step is stored as well, since drawing its samples may be stopped.
-            let last = done == total;
+            let last = done == total || self.has_lost_patience(&progress.history);
+            let stop = stop.load(Ordering::Relaxed) && !last;
             if stop || stopped || last || is_due(self.config.checkpoints.every, done) {
                 self.write_checkpoint(&progress, &digest)?;
             }
@@ -101,8 +102,53 @@ impl<'a> TrainingLoop<'a> {
                 return Err(TrainError::Stopped { step: done, folder });
             }
         }
+        if self.has_lost_patience(&progress.history) && progress.trainer.steps_done() < total {
+            let text = format!(
+                "stopped at step {}: the validation loss had no new least value in {} measurements",
+                progress.trainer.steps_done(),
+                self.config.validation.early_stopping_patience
+            );
+            on_event(Event::Note(&text));
+        }
         let Progress { trainer, history, seconds } = progress;
+        let trainer = match history.best().filter(|_| self.config.validation.load_best_model_at_end)
+        {
+            Some(best) if best.step < trainer.steps_done() => {
+                let text =
+                    format!("the adapter of step {} has the least validation loss", best.step);
+                on_event(Event::Note(&text));
+                self.restore_best(trainer)?
+            }
+            _ => trainer,
+        };
         Ok(TrainedRun { networks: trainer.networks(), history, seconds })
+    }
+
+    /// Whether the settings end the run by its validation losses.
+    fn has_lost_patience(&self, history: &History) -> bool {
+        let validation = &self.config.validation;
+        let since = history.validations_since_best(validation.early_stopping_threshold);
+        validation.early_stopping_patience > 0 && since >= validation.early_stopping_patience
+    }
+
+    /// Stores the state whose validation was the newest and is the best, if the run ends with it.
+    fn keep_if_best(&self, progress: &Progress<'_>, digest: &str) -> Result<(), TrainError> {
+        let is_newest = |best: ValidationMetrics| best.step == progress.trainer.steps_done();
+        if self.config.validation.load_best_model_at_end
+            && progress.history.best().is_some_and(is_newest)
+        {
+            let _span = info_span!("write checkpoint").entered();
+            let folder = self.folder.file(RunFolder::CHECKPOINTS);
+            self.checkpoint(progress, digest).write_best(&folder)?;
+        }
+        Ok(())
+    }
+
+    /// The trainer with the state of the best validation.
+    fn restore_best(&self, trainer: Trainer<'a>) -> Result<Trainer<'a>, TrainError> {
+        let folder = self.folder.file(RunFolder::CHECKPOINTS);
+        let best = Checkpoint::read_best(&folder)?;
+        trainer.restored(best.state).ok_or_else(|| CheckpointError::OtherSettings(folder).into())
     }
 
     /// The state of the checkpoint; that of `trainer` if there is no checkpoint.
@@ -216,15 +262,18 @@ impl<'a> TrainingLoop<'a> {
 
     fn write_checkpoint(&self, progress: &Progress<'_>, digest: &str) -> Result<(), TrainError> {
         let _span = info_span!("write checkpoint").entered();
-        let checkpoint = Checkpoint {
+        let folder = self.folder.file(RunFolder::CHECKPOINTS);
+        self.checkpoint(progress, digest).write(&folder, self.config.checkpoints.keep)
+    }
+
+    fn checkpoint(&self, progress: &Progress<'_>, digest: &str) -> Checkpoint {
+        Checkpoint {
             state: progress.trainer.state(),
             history: progress.history.clone(),
             seconds: progress.seconds,
             data: digest.to_owned(),
             fingerprint: self.fingerprint.clone(),
-        };
-        let folder = self.folder.file(RunFolder::CHECKPOINTS);
-        checkpoint.write(&folder, self.config.checkpoints.keep)
+        }
     }
 }
 

@@ -34,9 +34,12 @@ pub(crate) fn check_targets(config: &TrainConfig, pipeline: &Pipeline) -> Result
     Ok(())
 }
 
-/// Refuses settings of a method that no layer can have, before the run has a folder: a plan of one small
-/// layer finds them.
-pub(crate) fn check_method(config: &TrainConfig, device: &Device) -> Result<(), TrainError> {
+/// Refuses settings of a method that no layer can have, before a run has a folder: a plan of one small layer
+/// finds them.
+///
+/// # Errors
+/// [`AdapterError::Config`].
+pub fn check_method(config: &TrainConfig, device: &Device) -> Result<(), TrainError> {
     let layer = LinearConfig::new(8, 8).init(device);
     match config.method.plan(&Targets(vec!["^weight$".to_owned()]), &layer) {
         Err(error @ AdapterError::Config { .. }) => Err(error.into()),

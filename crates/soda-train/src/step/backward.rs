@@ -8,8 +8,8 @@
 //! g_i = ∂⟨f_i(h_i, θ), g_{i+1}⟩ / ∂h_i,   ∂L/∂θ += ∂⟨f_i(h_i, θ), g_{i+1}⟩ / ∂θ      backward, f_i once more
 //! ```
 //!
-//! `g` is `∂L/∂h`, and `h` has what waits for later stages too. Both ways compute the same products. Only sums
-//! over stages, for inputs that several stages read, are added in another order.
+//! `g` is `∂L/∂h`, and `h` has what waits for later stages too. Both ways compute the same products. Only
+//! sums over stages, for inputs that several stages read, are added in another order.
 //!
 //! An operation of burn's tape cannot do this. Such an operation has a fixed number of parents, but a stage
 //! has as many as it has adapted weights. Such an operation is also written for each backend; the walk over

@@ -92,7 +92,7 @@ fn overview(summary: &RunSummary) -> Markup {
     html! {
         p {
             (count(summary.examples, "training image")) ", "
-            (count(config.steps, "step")) " of " (config.batch_size * config.accumulation) ", "
+            (count(summary.history.steps.len(), "step")) " of " (config.batch_size * config.accumulation) ", "
             (summary.num_params) " trained parameters on " (count(summary.num_layers, "layer")) ", "
             (format!("{:.0}", summary.seconds)) " s of training."
             @if let Some(folders) = &summary.folders { " Images by folder: " (folders) "." }

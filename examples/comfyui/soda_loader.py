@@ -1,0 +1,323 @@
+"""A ComfyUI node that loads adapters of SODA: every method, at any strength on the geodesic.
+
+Copy this file to `ComfyUI/custom_nodes`, and install the package into ComfyUI's Python:
+
+    python -m pip install PATH/TO/soda/crates/soda-python
+
+Adapters belong into `ComfyUI/models/loras`. The node is "Load SODA adapter" in `loaders`.
+
+The change of a weight is that of its base: the node puts itself before other patches of the weight, whose changes
+are added. Several adapters of SODA on one weight add their changes. Decompositions are kept in main memory, so that
+another strength is quick.
+"""
+
+import collections
+import logging
+import os
+import weakref
+
+import comfy.utils
+import torch
+from comfy.weight_adapter import WeightAdapterBase
+
+try:
+    import soda_adapters
+    from soda_adapters import formulas, settings, targets
+except ImportError:
+    raise ImportError(
+        "the node of SODA needs the package soda-adapters: run `python -m pip install PATH/TO/soda/crates/soda-python` "
+        "with the Python of ComfyUI"
+    ) from None
+
+# The files that were read last, with their decompositions: three large ones fill the memory of a desktop.
+MAX_FILES = 3
+_FILES = collections.OrderedDict()
+
+# The keys of a text encoder in ComfyUI, by component; SD 2 has `clip_h`.
+_TEXT_ENCODERS = {"text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",)}
+
+# The weights of FLUX.2 by diffusers' names. `[i]` is the i-th third of a fused projection.
+_FLUX2_DOUBLE = {
+    "attn.to_q": "img_attn.qkv[0]",
+    "attn.to_k": "img_attn.qkv[1]",
+    "attn.to_v": "img_attn.qkv[2]",
+    "attn.add_q_proj": "txt_attn.qkv[0]",
+    "attn.add_k_proj": "txt_attn.qkv[1]",
+    "attn.add_v_proj": "txt_attn.qkv[2]",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+}
+_FLUX2_SINGLE = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+_FLUX2_OTHERS = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "proj_out": "final_layer.linear",
+    # Its halves, scale and shift, are in the other order.
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+
+
+def flux2_name(path):
+    """The name in ComfyUI of a weight of diffusers' FLUX.2, and the third that it is of a fused one, or `None`."""
+    stem = path.removesuffix(".weight")
+    kind, _, rest = stem.partition(".")
+    index, _, inside = rest.partition(".")
+    if kind == "transformer_blocks" and inside in _FLUX2_DOUBLE:
+        name, third = _FLUX2_DOUBLE[inside], None
+        if name.endswith("]"):
+            name, third = name[:-3], int(name[-2])
+        return f"double_blocks.{index}.{name}.weight", third
+    if kind == "single_transformer_blocks" and inside in _FLUX2_SINGLE:
+        return f"single_blocks.{index}.{_FLUX2_SINGLE[inside]}.weight", None
+    if stem in _FLUX2_OTHERS:
+        return f"{_FLUX2_OTHERS[stem]}.weight", None
+    return None
+
+
+class Place:
+    """Where a weight of diffusers is in ComfyUI: its key, the rows of a fused weight, and whether halves are swapped."""
+
+    def __init__(self, key, rows=None, swapped=False):
+        self.key, self.rows, self.swapped = key, rows, swapped
+
+    def patch_key(self):
+        """The key of `ModelPatcher.add_patches`."""
+        if self.swapped:
+            return (self.key, None, comfy.utils.swap_scale_shift)
+        return self.key if self.rows is None else (self.key, (0, *self.rows))
+
+    def of(self, weight):
+        """The weight as diffusers has it."""
+        if self.swapped:
+            return comfy.utils.swap_scale_shift(weight)
+        return weight if self.rows is None else weight.narrow(0, *self.rows)
+
+
+def unet_places(model):
+    """The places of the UNet's weights, by the names of diffusers."""
+    names = comfy.utils.unet_to_diffusers(model.model_config.unet_config)
+    return {path: Place(f"diffusion_model.{name}") for path, name in names.items() if path.endswith(".weight")}
+
+
+def transformer_places(model, paths):
+    """The places of weights of FLUX.2's transformer, by the names of diffusers."""
+    weights = model.state_dict()
+    places = {}
+    for path in paths:
+        name = flux2_name(path)
+        key = f"diffusion_model.{name[0]}" if name else None
+        if key in weights:
+            third = weights[key].shape[0] // 3
+            rows = None if name[1] is None else (name[1] * third, third)
+            places[path] = Place(key, rows, swapped=path == "norm_out.linear.weight")
+    return places
+
+
+def text_places(model, component, paths):
+    """The places of a text encoder's weights, by the names of transformers."""
+    weights = model.state_dict()
+    for name in _TEXT_ENCODERS[component]:
+        places = {path: Place(f"{name}.transformer.{path}") for path in paths}
+        if all(place.key in weights for place in places.values()):
+            return places
+    return {}
+
+
+class Part:
+    """The formula of one adapted weight, with its decomposition."""
+
+    def __init__(self, made, path):
+        self.made, self.path = made, path
+        self.known = self.basis = None
+
+    def weight(self, base, strength):
+        """The adapted weight of `base` in f32."""
+        if strength == 0.0:
+            return base
+        # Another checkpoint has other decompositions.
+        known = (float(base.sum(dtype=torch.float64)), float(base.norm()))
+        if known != self.known:
+            basis = formulas.basis_of(self.made, base)
+            self.basis = None if basis is None else tuple(part.cpu() for part in basis)
+            self.known = known
+        basis = None if self.basis is None else tuple(part.to(base.device) for part in self.basis)
+        return formulas.adapted(self.made, base, strength, basis)
+
+
+class SodaPatch(WeightAdapterBase):
+    """The adapters of SODA on one weight: `weights` has pairs of a `Part` and its strength.
+
+    ComfyUI makes copies of an adapter by these two arguments when it streams weights.
+    """
+
+    name = "soda"
+
+    def __init__(self, loaded_keys, weights):
+        self.loaded_keys, self.weights = loaded_keys, weights
+
+    def calculate_weight(
+        self,
+        weight,
+        key,
+        strength,
+        strength_model,
+        offset,
+        function,
+        intermediate_dtype=torch.float32,
+        original_weight=None,
+        *_,
+    ):
+        """Changes the weight in place: ComfyUI passes a copy, or rows of it."""
+        if strength_model == 0.0:
+            raise ValueError(f"{key}: an adapter of SODA needs its base weight, and the strength of the model is 0")
+        base = weight.float() / strength_model if strength_model != 1.0 else weight.float()
+        # A transposition of halves, which is its own inverse.
+        base = function(base)
+        change = 0
+        for part, own in self.weights:
+            change = change + (part.weight(base, own * strength) - base)
+        weight.copy_(weight.float() + function(change) if torch.is_tensor(change) else weight)
+        return weight
+
+
+def read_file(path):
+    """The adapter file and its parts, from the memory if it has not changed."""
+    status = os.stat(path)
+    stamp = (path, status.st_mtime_ns, status.st_size)
+    if stamp not in _FILES:
+        _FILES[stamp] = (soda_adapters.read(path), {})
+        while len(_FILES) > MAX_FILES:
+            _FILES.popitem(last=False)
+    _FILES.move_to_end(stamp)
+    return _FILES[stamp]
+
+
+def patch(patcher, component, adapter, parts, strength):
+    """Adds the patches of one network to a `ModelPatcher`."""
+    part = adapter.parts[component]
+    model = patcher.model
+    if component == "unet":
+        places = unet_places(model)
+    elif component == "transformer":
+        places = transformer_places(model, part.weights)
+    else:
+        places = text_places(model, component, part.weights)
+    where = f"{adapter.path} ({component})"
+    missing = [path for path in part.weights if path not in places or places[path].key not in model.state_dict()]
+    if missing:
+        raise ValueError(f"{where} adapts {missing[0]}, which the {type(model).__name__} of ComfyUI lacks")
+    originals = patcher.get_key_patches()
+    weights = {path: places[path].of(originals[places[path].key][0][0]) for path in part.weights}
+    checked = parts.setdefault(component, weakref.WeakSet())
+    if model not in checked:
+        check_base(where, adapter, part, weights)
+        checked.add(model)
+    for path, weight in weights.items():
+        place = places[path]
+        own = parts.get((component, path))
+        if own is None or tuple(own.shape) != tuple(weight.shape):
+            made = formulas.formula(part.method, part.settings, path, part.weights[path], tuple(weight.shape))
+            own = parts[component, path] = Part(made, path)
+            own.shape = tuple(weight.shape)
+        add_first(patcher, place, own, strength)
+
+
+def add_first(patcher, place, part, strength):
+    """Adds a patch before those of other tools, and joins it with those of SODA on the same rows."""
+    patcher.add_patches({place.patch_key(): SodaPatch(set(), [(part, strength)])}, 1.0)
+    *others, new = patcher.patches[place.key]
+    for index, other in enumerate(others):
+        if isinstance(other[1], SodaPatch) and other[3] == new[3]:
+            joined = SodaPatch(set(), [*other[1].weights, (part, strength)])
+            others[index] = (1.0, joined, *other[2:])
+            break
+    else:
+        others.insert(0, new)
+    patcher.patches[place.key] = others
+
+
+def check_base(where, adapter, part, weights):
+    """Refuses another base model. Rounded weights cannot be told from another base, and give a warning."""
+    rotation = part.settings.get("rotation")
+    if rotation and (rotation["ranks"] or rotation["numbers"]):
+        # The hash covers weights that have no rotation, too.
+        return
+    found = targets.base_hash((path, weights[path].float().cpu().numpy()) for path in sorted(weights))
+    if found == part.base_hash:
+        return
+    rounded = any(weight.dtype != torch.float32 for weight in weights.values())
+    if rounded or not settings.needs_its_base(part.method, part.settings):
+        logging.warning(f"{where}: the weights may not be those of the base `{adapter.base}` that it was trained on")
+    else:
+        raise ValueError(f"{where} was trained on another base (`{adapter.base}`), and its method needs that one")
+
+
+def load(model, clip, path, strength_model, strength_clip):
+    """Returns clones of a `ModelPatcher` and a `CLIP` with the adapter; either may be `None`."""
+    adapter, parts = read_file(path)
+    if adapter.tokens:
+        words = ", ".join(adapter.tokens)
+        logging.warning(f"{path} has the new words {words}; `soda export --format embeddings` writes them for ComfyUI")
+    if adapter.schedule:
+        logging.warning(f"{path} was trained with the schedule {adapter.schedule}; set it by ModelSamplingDiscrete")
+    model = model.clone() if model is not None else None
+    clip = clip.clone() if clip is not None else None
+    for component in adapter.parts:
+        of_text = component in _TEXT_ENCODERS
+        target = clip.patcher if of_text and clip is not None else None if of_text else model
+        if target is None:
+            logging.warning(f"{path}: the part `{component}` is left out, since its input is not connected")
+            continue
+        patch(target, component, adapter, parts, strength_clip if of_text else strength_model)
+    return model, clip
+
+
+class SodaLoader:
+    """The node."""
+
+    CATEGORY = "loaders"
+    RETURN_TYPES = ("MODEL", "CLIP")
+    FUNCTION = "load"
+    DESCRIPTION = "Loads an adapter of SODA. Strength 0 is the base, 1 the adapter; rotations move on the geodesic."
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        import folder_paths
+
+        strength = ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01})
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "adapter": (folder_paths.get_filename_list("loras"),),
+                "strength_model": strength,
+                "strength_clip": strength,
+            },
+            "optional": {"clip": ("CLIP",)},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, adapter, **_):
+        import folder_paths
+
+        return os.stat(folder_paths.get_full_path_or_raise("loras", adapter)).st_mtime_ns
+
+    def load(self, model, adapter, strength_model, strength_clip, clip=None):
+        import folder_paths
+
+        path = folder_paths.get_full_path_or_raise("loras", adapter)
+        return load(model, clip, path, strength_model, strength_clip)
+
+
+NODE_CLASS_MAPPINGS = {"SodaLoader": SodaLoader}
+NODE_DISPLAY_NAME_MAPPINGS = {"SodaLoader": "Load SODA adapter"}

@@ -14,8 +14,9 @@ use crate::error::TrainError;
 /// A list of `m` captions.
 #[derive(Clone, Debug)]
 pub(crate) enum Captions {
-    /// The hidden states of the text encoder, without additions, and the pooled embeddings of SDXL, `[m, p]`.
-    Encoded { text: Condition, pooled: Option<Tensor<2>> },
+    /// The hidden states of the text encoder, `[m, n, width]`, their [lengths](Condition::lengths), and the
+    /// pooled embeddings of SDXL, `[m, p]`.
+    Encoded { hidden: Tensor<3>, lengths: Option<Vec<usize>>, pooled: Option<Tensor<2>> },
     /// Token ids, which are encoded in each step.
     Tokens(TokenIds),
 }
@@ -50,13 +51,14 @@ impl Captions {
             all_pooled.extend(pooled);
         }
         let pooled = (!all_pooled.is_empty()).then(|| Tensor::cat(all_pooled, 0));
-        Ok(Self::Encoded { text: Condition::cat_texts(texts), pooled })
+        let Condition { text: hidden, lengths, .. } = Condition::cat_texts(texts);
+        Ok(Self::Encoded { hidden, lengths, pooled })
     }
 
     /// The number of captions.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Encoded { text, .. } => text.text.dims()[0],
+            Self::Encoded { hidden, .. } => hidden.dims()[0],
             Self::Tokens(ids) => ids.first.dims()[0],
         }
     }
@@ -64,7 +66,7 @@ impl Captions {
     /// The device of the captions.
     pub(crate) fn device(&self) -> Device {
         match self {
-            Self::Encoded { text, .. } => text.text.device(),
+            Self::Encoded { hidden, .. } => hidden.device(),
             Self::Tokens(ids) => ids.first.device(),
         }
     }
@@ -74,7 +76,7 @@ impl Captions {
         let data = TensorData::new(rows.to_vec(), [rows.len()]);
         let indices: Tensor<1, Int> = Tensor::from_data(data, &self.device());
         match self {
-            Self::Encoded { text: Condition { text, lengths, .. }, pooled } => {
+            Self::Encoded { hidden, lengths, pooled } => {
                 let added = pooled.clone().map(|pooled| AddedCondition {
                     pooled: pooled.select(0, indices.clone()),
                     time_ids: time_ids(),
@@ -82,7 +84,7 @@ impl Captions {
                 let of_row =
                     |lengths: &Vec<usize>| rows.iter().map(|row| lengths[*row as usize]).collect();
                 Condition {
-                    text: text.clone().select(0, indices),
+                    text: hidden.clone().select(0, indices),
                     lengths: lengths.as_ref().map(of_row),
                     added,
                 }

@@ -91,7 +91,7 @@ fn text(config: &UnetConfig, side: usize, device: &Device) -> Condition {
         pooled: randn(0, 3, [1, 1280], device),
         time_ids: Tensor::<1>::from_floats(ids, device).cast(DType::F32).unsqueeze(),
     });
-    Condition { text: randn(0, 2, [1, 77, width], device), added }
+    Condition { text: randn(0, 2, [1, 77, width], device), lengths: None, added }
 }
 
 fn batch(config: &UnetConfig, side: usize, device: &Device) -> Batch {

@@ -192,6 +192,7 @@ impl RandomBatch {
             timesteps: Tensor::full([size], 500.0, device),
             condition: Condition {
                 text: normal([size, 77, config.cross_attention_dim.get(0)], dtype, device),
+                lengths: None,
                 added,
             },
             target: map(),

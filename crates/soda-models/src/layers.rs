@@ -1,8 +1,8 @@
-//! Layers that several networks share: linear projections, gates and multi-head attention.
+//! Layers that several networks share: linear projections, norms, gated MLPs and multi-head attention.
 
-use burn::nn::Linear;
+use burn::nn::{Linear, RmsNorm};
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 use soda_kernels::{attention, linear_residual, matmul};
 
 /// The score of a masked pair, in place of minus infinity. Its exponential is 0 in every float dtype, and
@@ -27,6 +27,70 @@ pub(crate) fn multi_head(
     };
     let out = attend(split(q), split(k), split(v), mask);
     out.swap_dims(1, 2).reshape([batch, queries, width])
+}
+
+/// Multi-head attention within samples of different lengths. Returns `[b, n, c]`.
+///
+/// `q`, `k` and `v` are `[b, n, c]`. Only the first `lengths[i]` tokens of sample `i` see and are seen, and
+/// those behind get zeros. Samples of one length that are neighbours are computed at once, so that no scores
+/// are masked.
+pub(crate) fn multi_head_within(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    lengths: &[usize],
+) -> Tensor<3> {
+    let tokens = q.dims()[1];
+    if lengths.iter().all(|length| *length == tokens) {
+        return multi_head(q, k, v, heads, None);
+    }
+    let (mut first, mut parts) = (0, Vec::new());
+    for run in lengths.chunk_by(|a, b| a == b) {
+        let (count, length) = (run.len(), run[0]);
+        let part = |x: &Tensor<3>| x.clone().narrow(0, first, count).narrow(1, 0, length);
+        parts.push(padded(multi_head(part(&q), part(&k), part(&v), heads, None), tokens));
+        first += count;
+    }
+    Tensor::cat(parts, 0)
+}
+
+/// Appends zeros to `x` `[b, m, c]` up to `tokens` tokens: `[b, tokens, c]`.
+pub(crate) fn padded(x: Tensor<3>, tokens: usize) -> Tensor<3> {
+    let [batch, found, width] = x.dims();
+    if found >= tokens {
+        return x;
+    }
+    let zeros = Tensor::zeros([batch, tokens - found, width], (&x.device(), x.dtype()));
+    Tensor::cat(vec![x, zeros], 1)
+}
+
+/// Tokens `[b, n, c]` with the channels of each head, `[b, n, heads, c / heads]`.
+pub(crate) fn heads_of(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [batch, tokens, width] = x.dims();
+    x.reshape([batch, tokens, heads, width / heads])
+}
+
+/// `w x / sqrt(mean(x²) + eps)` over the last axis (RMSNorm, Zhang and Sennrich, arXiv 1910.07467).
+///
+/// Normalises in f32 and scales in the dtype of `x`, as transformers and diffusers do. burn's own forward
+/// pass divides in the dtype of `x`.
+pub(crate) fn rms_norm<const D: usize>(layer: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = x.cast(DType::F32);
+    let scale = x.clone().square().mean_dim(D - 1).add_scalar(layer.epsilon).sqrt().recip();
+    (x * scale).cast(dtype) * layer.gamma.val().unsqueeze()
+}
+
+/// The MLP `out(silu(gate(x)) values(x))` with an optional residual, all `[b, n, c]` (Shazeer, arXiv
+/// 2002.05202).
+pub(crate) fn gated_mlp(
+    [gate, values, out]: [&Linear; 3],
+    x: Tensor<3>,
+    residual: Option<Tensor<3>>,
+) -> Tensor<3> {
+    let opened = silu(project(gate, x.clone()));
+    project_residual(out, opened * project(values, x), residual)
 }
 
 /// The gate `silu(a) b` of the halves `a` and `b` of the last axis (Shazeer, arXiv 2002.05202).

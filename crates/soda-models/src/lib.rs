@@ -1,10 +1,13 @@
-//! The networks of Stable Diffusion and FLUX.2 on burn, read from and written to diffusers' directories.
+//! The networks of Stable Diffusion, FLUX.2 and Z-Image on burn, read from and written to diffusers'
+//! directories.
 //!
 //! | module | contents | mirrors |
 //! | --- | --- | --- |
-//! | [`pipeline`] | a whole model directory, which draws | `StableDiffusionPipeline`, `Flux2KleinPipeline` |
+//! | [`pipeline`] | a whole model directory, which draws | `StableDiffusionPipeline`, `ZImagePipeline`, ... |
 //! | [`unet`] | the denoiser | `UNet2DConditionModel` |
 //! | [`flux2`] | the denoiser of FLUX.2 klein | `Flux2Transformer2DModel` |
+//! | [`z_image`] | the denoiser of Z-Image | `ZImageTransformer2DModel` |
+//! | [`rotary`] | rotary position embeddings over several axes | `apply_rotary_emb` |
 //! | [`stages`] | denoisers as sequences of stages, for gradient checkpointing | |
 //! | [`condition`] | inputs of a denoiser beside the latents | `encoder_hidden_states`, `added_cond_kwargs` |
 //! | [`vae`] | images to latents and back | `AutoencoderKL`, `AutoencoderKLFlux2` |
@@ -37,6 +40,7 @@ mod module_enum;
 pub mod noise;
 pub mod pipeline;
 pub mod qwen3;
+pub mod rotary;
 pub mod scheduler;
 pub mod stages;
 pub mod tokenizer;
@@ -44,5 +48,6 @@ pub mod unet;
 pub mod vae;
 pub mod vit;
 pub mod weights;
+pub mod z_image;
 
 pub use error::{ConfigError, ImageError, ModelError, WeightsError};

@@ -108,6 +108,23 @@ pub(crate) fn forward<D: StagedDenoiser>(
     stack.pop().expect("the last stage puts the prediction onto the stack")
 }
 
+/// Visits `module`, which is in the field `name` of the denoiser or at this path in it.
+pub(crate) fn visit_field<M: Module, V: ModuleVisitor>(name: &str, module: &M, visitor: &mut V) {
+    visitor.enter_module(name, "");
+    module.visit(visitor);
+    visitor.exit_module(name, "");
+}
+
+/// Tokens `[b, n, c]` as they lie on the stack of a transformer, `[b, 1, n, c]`.
+pub(crate) fn stacked(tokens: Tensor<3>) -> Tensor<4> {
+    tokens.unsqueeze_dim(1)
+}
+
+/// The tokens `[b, n, c]` of a tensor from the stack of a transformer.
+pub(crate) fn tokens(stacked: Tensor<4>) -> Tensor<3> {
+    stacked.squeeze_dim(1)
+}
+
 /// Whether a visited parameter requires a gradient.
 pub(crate) struct Trainable(pub(crate) bool);
 

@@ -45,7 +45,7 @@ fn unet(name: &str) {
         });
         // One of the timesteps lies between two trained ones.
         let time = Tensor::<1>::from_floats([999.0, 10.5], &tape);
-        let out = unet.forward(sample, time, Condition { text, added });
+        let out = unet.forward(sample, time, Condition { text, lengths: None, added });
         loss = loss + (out.clone() * value(&format!("loss.{index}"), out.dims(), &tape)).sum();
         check_tensor(&format!("out.{index}"), out.inner(), &fixture, TOLERANCE);
     }

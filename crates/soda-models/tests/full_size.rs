@@ -82,7 +82,7 @@ fn full_size(name: &str) {
     let out = unet.forward(
         value("sample", [1, 4, size, size], &device),
         Tensor::<1>::full([1], 500.0, &device),
-        Condition { text, added },
+        Condition { text, lengths: None, added },
     );
     let out: Vec<f32> = out.into_data().iter::<f32>().collect();
     let called = start.elapsed();

@@ -23,6 +23,7 @@ use soda_models::unet::UnetConfig;
 use soda_models::vae::VaeConfig;
 use soda_models::vit::{Dinov2Config, VitConfig};
 use soda_models::weights::{self, Checkpoint, SafetensorsReader};
+use soda_models::z_image::ZImageConfig;
 use soda_testing::fuzz;
 
 const TOYBOX: &str = "examples/toybox";
@@ -208,10 +209,12 @@ fn no_bytes_make_a_config_panic() {
     seeds.push(toyflux("base/transformer/config.json"));
     seeds.push(toyflux("base/vae/config.json"));
     seeds.push(toyflux("base/scheduler/scheduler_config.json"));
+    seeds.push(Fixture::read("z-image").metadata("config").into_bytes());
     let photo = image::RgbImage::new(40, 3);
     fuzz_file("config.json", &seeds, 1000, |path| {
         build::<UnetConfig, _>(path, UnetConfig::init);
         build::<Flux2Config, _>(path, Flux2Config::init);
+        build::<ZImageConfig, _>(path, ZImageConfig::init);
         build::<VaeConfig, _>(path, |config, device| (config.init(device), config.tiling()));
         build::<ClipTextConfig, _>(path, ClipTextConfig::init);
         build::<ClipConfig, _>(path, ClipConfig::init);

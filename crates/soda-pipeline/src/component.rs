@@ -26,7 +26,7 @@ pub enum Component {
     /// The second text encoder of SDXL.
     #[serde(rename = "text_encoder_2")]
     TextEncoder2,
-    /// The denoiser of FLUX.2.
+    /// The denoiser of FLUX.2 and of Z-Image.
     Transformer,
 }
 
@@ -35,7 +35,7 @@ impl From<&Denoiser> for Component {
     fn from(denoiser: &Denoiser) -> Self {
         match denoiser {
             Denoiser::Unet(_) => Self::Unet,
-            Denoiser::Flux2(_) => Self::Transformer,
+            Denoiser::Flux2(_) | Denoiser::ZImage(_) => Self::Transformer,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Named targets in the networks of Stable Diffusion and FLUX.2, by the parameter names of diffusers and
-//! transformers.
+//! Named targets in the networks of Stable Diffusion, FLUX.2 and Z-Image, by the parameter names of
+//! diffusers and transformers.
 
 use soda_adapters::TargetPreset;
 
@@ -29,7 +29,8 @@ pub const TARGET_PRESETS: &[TargetPreset] = &[
         "attention+ff",
         concat!(
             r"\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|add_q_proj|add_k_proj",
-            r"|add_v_proj|to_add_out|to_qkv_mlp_proj|attn\.to_out|linear_in|linear_out)\.weight$"
+            r"|add_v_proj|to_add_out|to_qkv_mlp_proj|attn\.to_out|linear_in|linear_out",
+            r"|feed_forward\.w[123])\.weight$"
         ),
     ),
     TargetPreset::ALL_LINEAR,

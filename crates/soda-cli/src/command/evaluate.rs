@@ -72,7 +72,7 @@ pub(crate) struct EvaluateArgs {
     /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
-    /// Scale of classifier-free guidance; 1 turns it off
+    /// Scale of classifier-free guidance, as of `soda generate`
     #[arg(long, default_value_t = 5.0, value_parser = finite)]
     pub(crate) guidance: f64,
     /// The directory to write; it must not exist

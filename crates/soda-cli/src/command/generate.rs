@@ -54,7 +54,8 @@ pub(crate) struct GenerateArgs {
     /// Number of sampler steps
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
-    /// Scale of classifier-free guidance; 1 turns it off; by default 5, and 4 for FLUX.2 klein
+    /// Scale of classifier-free guidance, as diffusers' pipeline of the model counts it: 1 turns it off, and
+    /// 0 with Z-Image; by default 5, and 4 for FLUX.2 klein
     #[arg(long, value_parser = finite)]
     pub(crate) guidance: Option<f64>,
     /// The sampler; by default the model's own
@@ -326,7 +327,8 @@ fn warn_of_truncation(args: &GenerateArgs, pipeline: &Pipeline, progress: &Progr
 }
 
 fn warn_of_guidance(args: &GenerateArgs, pipeline: &Pipeline, progress: &Progress) {
-    if pipeline.is_distilled && args.guidance.is_some_and(|scale| scale > 1.0) {
+    let ignored = |scale: f64| scale > 1.0 && pipeline.guidance_factor(scale).is_none();
+    if args.guidance.is_some_and(ignored) {
         progress.warn("--guidance has no effect, since the model is distilled to draw without it");
     }
 }

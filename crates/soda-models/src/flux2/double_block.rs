@@ -8,9 +8,9 @@ use burn::tensor::{Device, Tensor};
 
 use super::config::Flux2Config;
 use super::modulation::LayerModulation;
-use super::rotary::RotaryEmbedding;
-use super::single_block::{clamp_f16, heads_of};
-use crate::layers::{multi_head, project, swiglu};
+use super::single_block::clamp_f16;
+use crate::layers::{heads_of, multi_head, project, swiglu};
+use crate::rotary::RotaryEmbedding;
 
 /// The tokens of image and text, each `[b, n, c]`.
 #[derive(Debug, Clone)]

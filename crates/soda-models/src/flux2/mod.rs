@@ -4,7 +4,6 @@ mod config;
 mod double_block;
 mod model;
 mod modulation;
-mod rotary;
 mod single_block;
 mod stages;
 
@@ -12,6 +11,5 @@ pub use config::Flux2Config;
 pub use double_block::{DoubleBlock, DoubleModulation, GatedMlp, JointAttention, Streams};
 pub use model::{Flux2Transformer, TimeEmbedding};
 pub use modulation::{AdaLayerNorm, LayerModulation, Modulation};
-pub use rotary::{RotaryAxes, RotaryEmbedding};
 pub use single_block::{ParallelAttention, SingleBlock};
 pub use stages::{Flux2Shared, Flux2Stage};

@@ -8,12 +8,12 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
-use super::config::Flux2Config;
+use super::config::{AXES, Flux2Config};
 use super::double_block::DoubleBlock;
 use super::modulation::{AdaLayerNorm, Modulation};
-use super::rotary::RotaryAxes;
 use super::single_block::SingleBlock;
 use crate::condition::Timestep;
+use crate::rotary::RotaryAxes;
 use crate::stages;
 use crate::unet::{TimestepEmbedding, sinusoidal_embedding};
 
@@ -43,7 +43,7 @@ pub struct Flux2Transformer {
     pub proj_out: Linear,
     /// The axes of the rotary position embeddings.
     #[module(skip)]
-    pub rotary: RotaryAxes,
+    pub rotary: RotaryAxes<AXES>,
     /// Epsilon of the last norm.
     pub eps: f64,
 }
@@ -81,7 +81,7 @@ impl Flux2Config {
                 .collect(),
             norm_out: AdaLayerNorm::init(width, device),
             proj_out: linear(width, self.in_channels),
-            rotary: RotaryAxes::new(self),
+            rotary: RotaryAxes::new(&self.axes_dims_rope, self.rope_theta),
             eps: self.eps,
         }
     }
@@ -111,4 +111,13 @@ impl Flux2Transformer {
         let sinusoids = sinusoidal_embedding(timestep.0, weight.dims()[0], true, 0.0);
         silu(embedder.forward(sinusoids.cast(weight.dtype())))
     }
+}
+
+/// The positions of `text` tokens and of an image of `height` x `width` tokens after them.
+///
+/// Token `l` of the text is at `(0, 0, 0, l)`, and the token of an image at `(0, row, column, 0)`.
+pub(super) fn positions(text: usize, [height, width]: [usize; 2]) -> Vec<[usize; AXES]> {
+    let text = (0..text).map(|place| [0, 0, 0, place]);
+    let image = (0..height).flat_map(|row| (0..width).map(move |column| [0, row, column, 0]));
+    text.chain(image).collect()
 }

@@ -14,8 +14,8 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::config::Flux2Config;
 use super::modulation::LayerModulation;
-use super::rotary::RotaryEmbedding;
-use crate::layers::{multi_head, project, swiglu};
+use crate::layers::{heads_of, multi_head, project, swiglu};
+use crate::rotary::RotaryEmbedding;
 
 /// The largest f16.
 const LARGEST_F16: f32 = 65_504.0;
@@ -92,12 +92,6 @@ impl ParallelAttention {
         let mlp = swiglu(all.narrow(2, 3 * width, inner));
         project(&self.to_out, Tensor::cat(vec![attended, mlp], 2))
     }
-}
-
-/// Tokens `[b, n, c]` with the channels of each head, `[b, n, heads, c / heads]`.
-pub(super) fn heads_of(x: Tensor<3>, heads: usize) -> Tensor<4> {
-    let [batch, tokens, width] = x.dims();
-    x.reshape([batch, tokens, heads, width / heads])
 }
 
 /// Keeps f16 tokens finite, as diffusers does. Other dtypes have the range.

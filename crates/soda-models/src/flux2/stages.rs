@@ -2,17 +2,19 @@
 //!
 //! The stack has tokens as `[b, 1, n, c]`. Those of text and image lie apart until the last double block.
 
-use burn::module::{Module, ModuleVisitor};
+use burn::module::{Module as _, ModuleVisitor};
 use burn::tensor::Tensor;
 
 use super::double_block::{DoubleBlock, DoubleModulation, Streams};
-use super::model::Flux2Transformer;
+use super::model::{Flux2Transformer, positions};
 use super::modulation::LayerModulation;
-use super::rotary::RotaryEmbedding;
 use super::single_block::SingleBlock;
 use crate::condition::{Condition, Timestep};
 use crate::layers::project;
-use crate::stages::{Shared, Stage, StageInput, StagedDenoiser, Trainable};
+use crate::rotary::RotaryEmbedding;
+use crate::stages::{
+    Shared, Stage, StageInput, StagedDenoiser, Trainable, stacked, tokens, visit_field,
+};
 
 /// What all stages read.
 #[derive(Debug, Clone)]
@@ -59,7 +61,9 @@ impl StagedDenoiser for Flux2Transformer {
             image: self.double_stream_modulation_img.forward(&time),
             text: self.double_stream_modulation_txt.forward(&time),
             single: self.single_stream_modulation.forward(&time),
-            rotary: self.rotary.rotation(words, [height, width], &hidden_states.device()),
+            rotary: self
+                .rotary
+                .rotation(&[positions(words, [height, width])], &hidden_states.device()),
             time: time.unsqueeze_dim(1),
             hidden_states,
             size: [height, width],
@@ -149,35 +153,22 @@ impl Stage for Flux2Stage<'_> {
     }
 
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        fn field<M: Module, V: ModuleVisitor>(name: &str, module: &M, visitor: &mut V) {
-            visitor.enter_module(name, "");
-            module.visit(visitor);
-            visitor.exit_module(name, "");
-        }
         match self {
             Self::In(network) => {
-                field("x_embedder", &network.x_embedder, visitor);
-                field("context_embedder", &network.context_embedder, visitor);
+                visit_field("x_embedder", &network.x_embedder, visitor);
+                visit_field("context_embedder", &network.context_embedder, visitor);
             }
-            Self::Double(i, block) => field(&format!("transformer_blocks.{i}"), *block, visitor),
+            Self::Double(i, block) => {
+                visit_field(&format!("transformer_blocks.{i}"), *block, visitor)
+            }
             Self::Join => {}
             Self::Single(i, block) => {
-                field(&format!("single_transformer_blocks.{i}"), *block, visitor);
+                visit_field(&format!("single_transformer_blocks.{i}"), *block, visitor);
             }
             Self::Out(network) => {
-                field("norm_out", &network.norm_out, visitor);
-                field("proj_out", &network.proj_out, visitor);
+                visit_field("norm_out", &network.norm_out, visitor);
+                visit_field("proj_out", &network.proj_out, visitor);
             }
         }
     }
-}
-
-/// Tokens `[b, n, c]` as they lie on the stack.
-fn stacked(tokens: Tensor<3>) -> Tensor<4> {
-    tokens.unsqueeze_dim(1)
-}
-
-/// The tokens `[b, n, c]` of a tensor from the stack.
-fn tokens(stacked: Tensor<4>) -> Tensor<3> {
-    stacked.squeeze_dim(1)
 }

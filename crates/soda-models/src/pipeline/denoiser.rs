@@ -15,6 +15,7 @@ use crate::error::ModelError;
 use crate::flux2::{Flux2Config, Flux2Transformer};
 use crate::module_enum::module_enum;
 use crate::unet::{Unet, UnetConfig};
+use crate::z_image::{ZImageConfig, ZImageTransformer};
 
 /// A denoiser.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub enum Denoiser {
     Unet(Unet),
     /// The transformer of FLUX.2 klein.
     Flux2(Flux2Transformer),
+    /// The transformer of Z-Image.
+    ZImage(ZImageTransformer),
 }
 
 /// The config of a denoiser.
@@ -32,9 +35,11 @@ pub enum DenoiserConfig {
     Unet(UnetConfig),
     /// That of the transformer of FLUX.2 klein.
     Flux2(Flux2Config),
+    /// That of the transformer of Z-Image.
+    ZImage(ZImageConfig),
 }
 
-module_enum!(Denoiser { Unet, Flux2 });
+module_enum!(Denoiser { Unet, Flux2, ZImage });
 
 impl Denoiser {
     /// The folder of a UNet in diffusers' layout.
@@ -46,7 +51,7 @@ impl Denoiser {
     pub fn folder(&self) -> &'static str {
         match self {
             Self::Unet(_) => Self::UNET,
-            Self::Flux2(_) => Self::TRANSFORMER,
+            Self::Flux2(_) | Self::ZImage(_) => Self::TRANSFORMER,
         }
     }
 
@@ -57,6 +62,7 @@ impl Denoiser {
     /// # Panics
     ///
     /// If the UNet is SDXL's and the condition has no [`AddedCondition`](crate::condition::AddedCondition).
+    /// If a side of the latents is no multiple of [`DenoiserConfig::patch_size`].
     #[track_caller]
     pub fn forward(
         &self,
@@ -71,6 +77,7 @@ impl Denoiser {
             Self::Flux2(transformer) => {
                 transformer.forward(sample, timestep, condition.into().text)
             }
+            Self::ZImage(transformer) => transformer.forward(sample, timestep, condition),
         })
     }
 
@@ -79,6 +86,7 @@ impl Denoiser {
         match self {
             Self::Unet(unet) => unet.conv_in.weight.val().dtype(),
             Self::Flux2(transformer) => transformer.x_embedder.weight.val().dtype(),
+            Self::ZImage(transformer) => transformer.all_x_embedder.0.weight.val().dtype(),
         }
     }
 
@@ -87,6 +95,7 @@ impl Denoiser {
         match self {
             Self::Unet(unet) => unet.conv_in.weight.val().device(),
             Self::Flux2(transformer) => transformer.x_embedder.weight.val().device(),
+            Self::ZImage(transformer) => transformer.all_x_embedder.0.weight.val().device(),
         }
     }
 
@@ -94,7 +103,7 @@ impl Denoiser {
     pub fn as_unet(&self) -> Option<&Unet> {
         match self {
             Self::Unet(unet) => Some(unet),
-            Self::Flux2(_) => None,
+            Self::Flux2(_) | Self::ZImage(_) => None,
         }
     }
 }
@@ -111,6 +120,12 @@ impl From<Flux2Transformer> for Denoiser {
     }
 }
 
+impl From<ZImageTransformer> for Denoiser {
+    fn from(transformer: ZImageTransformer) -> Self {
+        Self::ZImage(transformer)
+    }
+}
+
 impl DenoiserConfig {
     /// Reads the config of the denoiser in the model directory `dir`.
     ///
@@ -122,6 +137,7 @@ impl DenoiserConfig {
         Ok(match FamilyName::read(dir)? {
             FamilyName::StableDiffusion => Self::Unet(config::read(&config(Denoiser::UNET))?),
             FamilyName::Flux2Klein => Self::Flux2(config::read(&config(Denoiser::TRANSFORMER))?),
+            FamilyName::ZImage => Self::ZImage(config::read(&config(Denoiser::TRANSFORMER))?),
         })
     }
 
@@ -130,6 +146,7 @@ impl DenoiserConfig {
         match self {
             Self::Unet(config) => Denoiser::Unet(config.init(device)),
             Self::Flux2(config) => Denoiser::Flux2(config.init(device)),
+            Self::ZImage(config) => Denoiser::ZImage(config.init(device)),
         }
     }
 
@@ -138,6 +155,23 @@ impl DenoiserConfig {
         match self {
             Self::Unet(config) => config.in_channels,
             Self::Flux2(config) => config.in_channels,
+            Self::ZImage(config) => config.in_channels,
+        }
+    }
+
+    /// The number of latents, as the denoiser takes them, along one side of what it makes a token of.
+    pub fn patch_size(&self) -> usize {
+        match self {
+            Self::Unet(_) | Self::Flux2(_) => 1,
+            Self::ZImage(_) => ZImageConfig::PATCH,
+        }
+    }
+
+    /// The most tokens of an image along height and width. `None` without a limit.
+    pub fn most_tokens(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Unet(_) | Self::Flux2(_) => None,
+            Self::ZImage(config) => Some([config.axes_lens[1], config.axes_lens[2]]),
         }
     }
 
@@ -145,7 +179,7 @@ impl DenoiserConfig {
     pub fn sample_size(&self) -> Option<usize> {
         match self {
             Self::Unet(config) => Some(config.sample_size),
-            Self::Flux2(_) => None,
+            Self::Flux2(_) | Self::ZImage(_) => None,
         }
     }
 
@@ -153,7 +187,7 @@ impl DenoiserConfig {
     pub fn as_unet(&self) -> Option<&UnetConfig> {
         match self {
             Self::Unet(config) => Some(config),
-            Self::Flux2(_) => None,
+            Self::Flux2(_) | Self::ZImage(_) => None,
         }
     }
 }

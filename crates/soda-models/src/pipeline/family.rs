@@ -11,7 +11,7 @@ use super::load_warning::LoadWarning;
 use super::text_encoders::TextEncoders;
 use crate::config;
 use crate::error::{ConfigError, ModelError};
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{SamplerKind, SchedulerConfig};
 use crate::vae::VaeConfig;
 use crate::weights::Checkpoint;
 
@@ -82,6 +82,11 @@ pub(crate) trait Family: Sized {
         scheduler: &SchedulerConfig,
     ) -> Result<(), ModelError>;
 
+    /// Whether the model is distilled to draw in few steps and without guidance, as far as its files say it.
+    fn is_distilled(&self, _scheduler: &SchedulerConfig) -> bool {
+        false
+    }
+
     /// Opens the weight files.
     fn open(&self, found: &mut Found<'_>) -> Result<Self::Weights, ModelError>;
 
@@ -99,7 +104,6 @@ pub(crate) struct LoadedNetworks {
     pub(crate) text: TextEncoders,
     pub(crate) denoiser: Denoiser,
     pub(crate) denoiser_config: DenoiserConfig,
-    pub(crate) is_distilled: bool,
 }
 
 /// The configs and tokenizers of a model, checked to fit together.
@@ -175,6 +179,36 @@ impl<'a> Found<'a> {
             self.warnings.push(LoadWarning::MixedVariants { variant, plain: self.plain });
         }
         Ok(self.warnings)
+    }
+}
+
+/// Refuses a scheduler of another process than flow matching.
+pub(super) fn check_flow(dir: &Path, scheduler: &SchedulerConfig) -> Result<(), ModelError> {
+    if scheduler.is_flow() {
+        return Ok(());
+    }
+    Err(unsupported(
+        dir.join("scheduler/scheduler_config.json"),
+        "_class_name",
+        scheduler.class.class_name(),
+        SamplerKind::FlowMatchEuler.class_name(),
+    ))
+}
+
+/// The mark `is_distilled` of a `model_index.json`, which is in `dir`.
+pub(super) fn distilled_mark(
+    dir: &Path,
+    index: &Map<String, Value>,
+) -> Result<Option<bool>, ModelError> {
+    match index.get("is_distilled") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(is_distilled)) => Ok(Some(*is_distilled)),
+        Some(other) => Err(unsupported(
+            dir.join("model_index.json"),
+            "is_distilled",
+            other.to_string(),
+            "true or false".to_owned(),
+        )),
     }
 }
 

@@ -14,10 +14,15 @@ pub(super) enum FamilyName {
     StableDiffusion,
     /// FLUX.2 klein.
     Flux2Klein,
+    /// Z-Image.
+    ZImage,
 }
 
 /// The class of FLUX.2 klein in diffusers.
 const FLUX2_KLEIN: &str = "Flux2KleinPipeline";
+
+/// The class of Z-Image in diffusers.
+const Z_IMAGE: &str = "ZImagePipeline";
 
 impl FamilyName {
     /// Reads the family of the model in `dir`.
@@ -32,8 +37,10 @@ impl FamilyName {
     /// [`ConfigError::UnsupportedField`] for the class of another model with a transformer.
     pub(super) fn of(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
         let class = index.get("_class_name");
-        if class.and_then(Value::as_str) == Some(FLUX2_KLEIN) {
-            return Ok(Self::Flux2Klein);
+        match class.and_then(Value::as_str) {
+            Some(FLUX2_KLEIN) => return Ok(Self::Flux2Klein),
+            Some(Z_IMAGE) => return Ok(Self::ZImage),
+            _ => {}
         }
         // The many classes with a UNet differ in what they do with it, not in what it is.
         if index.get("transformer").is_none_or(Value::is_null) {
@@ -43,7 +50,9 @@ impl FamilyName {
             path: dir.join("model_index.json"),
             field: "_class_name".to_owned(),
             value: class.unwrap_or(&Value::Null).to_string(),
-            supported: format!("{FLUX2_KLEIN}, or a class of Stable Diffusion, which has a UNet"),
+            supported: format!(
+                "{FLUX2_KLEIN}, {Z_IMAGE}, or a class of Stable Diffusion, which has a UNet"
+            ),
         }
         .into())
     }

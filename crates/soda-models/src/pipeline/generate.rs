@@ -37,8 +37,8 @@ pub struct GenerateConfig {
     pub negative_prompt: String,
     /// Number of sampling steps.
     pub steps: usize,
-    /// Scale of classifier-free guidance. At 1 and below there is no guidance, and half the work. A distilled
-    /// model draws without guidance at any scale.
+    /// Scale of classifier-free guidance, in the terms of diffusers' pipeline. Without guidance there is half
+    /// the work. See [`Pipeline::guidance_factor`].
     pub guidance_scale: f64,
     /// Seed of the noise. The noise of image `i` depends on `seed` and `i` alone.
     pub seed: u64,
@@ -163,14 +163,9 @@ impl Pipeline {
         self.sample(request, &mut denoiser, &indices, noise, &AtomicBool::new(false), observe)
     }
 
-    /// Whether the images are guided. A distilled model has learnt the guidance.
-    fn guides(&self, request: &GenerateConfig) -> bool {
-        request.guidance_scale > 1.0 && !self.is_distilled
-    }
-
     /// The denoiser for about `calls` calls of a request.
     fn guided_denoiser(&self, request: &GenerateConfig, calls: usize) -> GuidedDenoiser {
-        let guidance = self.guides(request).then_some(request.guidance_scale);
+        let guidance = self.guidance_factor(request.guidance_scale);
         GuidedDenoiser::new(self.denoiser.clone(), guidance, calls)
     }
 
@@ -189,7 +184,7 @@ impl Pipeline {
         let size = [shape[2], shape[3]].map(|side| side * self.vae_config.pixels_per_patch());
         let (mut sampler, begin) = self.plan(request, size)?;
 
-        let guided = self.guides(request);
+        let guided = self.guidance_factor(request.guidance_scale).is_some();
         let shards = BatchShards::new(request.shards.min(if guided { 2 * count } else { count }))?;
         let span = info_span!("encode prompts").entered();
         let condition = self.condition(&request.prompts, request.clip_skip, size);
@@ -244,7 +239,7 @@ impl Pipeline {
         request: &GenerateConfig,
         size: [usize; 2],
     ) -> Result<(Box<dyn Sampler>, usize), ModelError> {
-        let [rows, columns] = size.map(|side| side / self.vae_config.pixels_per_patch());
+        let [rows, columns] = size.map(|side| side / self.pixels_per_token());
         let (kind, steps) = (request.sampler, request.steps);
         let sampler = self.scheduler.sampler_for_tokens(kind, steps, rows * columns)?;
         let calls = (request.steps, sampler.timesteps().len());
@@ -332,7 +327,7 @@ impl Pipeline {
             return refuse("guidance", request.guidance_scale.to_string(), expected);
         }
         let size = request.size.unwrap_or([self.image_size(); 2]);
-        let unit = self.vae_config.pixels_per_patch();
+        let unit = self.pixels_per_token();
         if size.iter().any(|side| *side == 0 || !side.is_multiple_of(unit)) {
             let expected = format!("both sides must be positive multiples of {unit}");
             return refuse("size", format!("{}x{}", size[1], size[0]), expected);
@@ -340,6 +335,13 @@ impl Pipeline {
         let pixels = size.iter().fold(1u64, |pixels, side| pixels.saturating_mul(*side as u64));
         if pixels > MAX_PIXELS {
             let expected = format!("an image has at most {MAX_PIXELS} pixels");
+            return refuse("size", format!("{}x{}", size[1], size[0]), expected);
+        }
+        if let Some(most) = self.denoiser_config.most_tokens()
+            && (size[0] / unit > most[0] || size[1] / unit > most[1])
+        {
+            let [height, width] = most.map(|tokens| tokens * unit);
+            let expected = format!("this model draws {width}x{height} pixels at most");
             return refuse("size", format!("{}x{}", size[1], size[0]), expected);
         }
         if let Err(expected) = self.text.check_clip_skip(request.clip_skip) {

@@ -36,7 +36,7 @@ struct CapturedCall {
 }
 
 impl GuidedDenoiser {
-    /// Prepares about `calls` predictions with guidance of the scale `guidance`, if there is any.
+    /// Prepares about `calls` predictions with guidance of the factor `guidance`, if there is any.
     pub(super) fn new(denoiser: Denoiser, guidance: Option<f64>, calls: usize) -> Self {
         // Graphs were tried with UNets only.
         let graph = match denoiser {
@@ -78,7 +78,7 @@ impl GuidedDenoiser {
     }
 }
 
-/// A denoiser, and the scale of its guidance.
+/// A denoiser, and the factor of its guidance.
 #[derive(Clone)]
 struct GuidedNetwork {
     denoiser: Denoiser,
@@ -103,10 +103,10 @@ impl GuidedNetwork {
                 denoiser.forward(input, steps, condition)
             });
         let prediction = Tensor::cat(done, 0).cast(FloatDType::F32);
-        let Some(scale) = self.guidance else { return prediction };
+        let Some(factor) = self.guidance else { return prediction };
         let empty = prediction.clone().narrow(0, 0, count);
         let prompted = prediction.narrow(0, count, count);
-        empty.clone() + (prompted - empty).mul_scalar(scale)
+        empty.clone() + (prompted - empty).mul_scalar(factor)
     }
 }
 
@@ -141,7 +141,7 @@ impl Inputs {
             let shape = x.shape();
             f(x.clone().reshape([shape.num_elements()])).reshape(shape)
         }
-        let Condition { text, added } = &self.condition;
+        let Condition { text, lengths, added } = &self.condition;
         let input = apply(&self.input, &mut f);
         let steps = apply(&self.steps, &mut f);
         let text = apply(text, &mut f);
@@ -149,7 +149,7 @@ impl Inputs {
             pooled: apply(&added.pooled, &mut f),
             time_ids: apply(&added.time_ids, &mut f),
         });
-        Self { input, steps, condition: Condition { text, added } }
+        Self { input, steps, condition: Condition { text, lengths: lengths.clone(), added } }
     }
 
     fn flattened(&self) -> Vec<Tensor<1>> {

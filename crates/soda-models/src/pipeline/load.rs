@@ -6,11 +6,10 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 use tracing::info_span;
 
+use super::families::{Flux2KleinConfigs, StableDiffusionConfigs, ZImageConfigs};
 use super::family::{Configs, DIFFUSERS, Family, Found, LoadOptions, LoadedNetworks};
 use super::family_name::{FamilyName, model_index};
-use super::flux2_klein::Flux2KleinConfigs;
 use super::model::Pipeline;
-use super::stable_diffusion::StableDiffusionConfigs;
 use crate::error::ModelError;
 use crate::weights::{self, Checkpoint};
 
@@ -48,6 +47,7 @@ impl Pipeline {
             FamilyName::Flux2Klein => {
                 Self::load_family::<Flux2KleinConfigs>(dir, &index, options, device)
             }
+            FamilyName::ZImage => Self::load_family::<ZImageConfigs>(dir, &index, options, device),
         }
     }
 
@@ -78,7 +78,8 @@ impl Pipeline {
     ) -> Result<Self, ModelError> {
         options.check(device)?;
         let Configs { family, vae: vae_config, scheduler } = configs;
-        let LoadedNetworks { text, denoiser, denoiser_config, is_distilled } =
+        let is_distilled = family.is_distilled(&scheduler);
+        let LoadedNetworks { text, denoiser, denoiser_config } =
             family.load(weights, options, device)?;
         // Rounded statistics would shift all colours.
         let keep_f32 = STATISTICS.iter().map(|path| (*path).to_owned()).collect();

@@ -6,12 +6,13 @@
 //! ```
 //!
 //! Mirrors diffusers' `StableDiffusionPipeline`, `StableDiffusionXLPipeline`, their image-to-image variants,
-//! and `Flux2KleinPipeline`. The `model_index.json` and the configs of a directory say which of them it is.
+//! `Flux2KleinPipeline` and `ZImagePipeline`. The `model_index.json` and the configs of a directory say which
+//! of them it is.
 
 mod denoiser;
+mod families;
 mod family;
 mod family_name;
-mod flux2_klein;
 mod generate;
 mod guided_denoiser;
 mod json;
@@ -24,7 +25,6 @@ mod prediction_marks;
 mod prompt;
 mod save;
 mod single_file;
-mod stable_diffusion;
 mod text_encoders;
 mod textual_inversion;
 
@@ -35,5 +35,7 @@ pub use load_warning::LoadWarning;
 pub use model::Pipeline;
 pub use model_name::model_name;
 pub use networks::Networks;
-pub use text_encoders::{ClipEncoders, Qwen3Encoder, SecondTextEncoder, TextEncoders, TokenIds};
+pub use text_encoders::{
+    ChatForm, ClipEncoders, Qwen3Encoder, SecondTextEncoder, TextEncoders, TokenIds,
+};
 pub use textual_inversion::TokenEmbedding;

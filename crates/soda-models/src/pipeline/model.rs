@@ -59,13 +59,35 @@ impl Pipeline {
         }
     }
 
-    /// The scale of guidance that the model is usually drawn with.
+    /// The number of pixels for each token of the denoiser along one side. Both sides of an image are
+    /// multiples of it.
+    pub fn pixels_per_token(&self) -> usize {
+        self.vae_config.pixels_per_patch() * self.denoiser_config.patch_size()
+    }
+
+    /// The scale of guidance that the model is usually drawn with, in the terms of diffusers' pipeline.
     pub fn default_guidance_scale(&self) -> f64 {
         match self.denoiser {
+            Denoiser::ZImage(_) if self.is_distilled => 0.0,
             _ if self.is_distilled => 1.0,
-            Denoiser::Unet(_) => 5.0,
+            Denoiser::Unet(_) | Denoiser::ZImage(_) => 5.0,
             Denoiser::Flux2(_) => 4.0,
         }
+    }
+
+    /// The factor `s` of guidance, `negative + s (prompted - negative)`, for a scale in the terms of
+    /// diffusers' pipeline. `None` without guidance.
+    ///
+    /// The pipeline of Z-Image has `s = 1 + scale`, and no guidance at 0 and below. Those of all other models
+    /// have `s = scale`, and no guidance at 1 and below. A distilled FLUX.2 klein has no guidance at any
+    /// scale.
+    pub fn guidance_factor(&self, scale: f64) -> Option<f64> {
+        let factor = match self.denoiser {
+            Denoiser::ZImage(_) => 1.0 + scale,
+            Denoiser::Flux2(_) if self.is_distilled => return None,
+            Denoiser::Unet(_) | Denoiser::Flux2(_) => scale,
+        };
+        (factor > 1.0).then_some(factor)
     }
 
     /// The forward process that the denoiser was trained to reverse.
@@ -97,7 +119,7 @@ impl Pipeline {
     }
 
     fn vae_dtype(&self) -> DType {
-        self.vae.quant_conv.weight.val().dtype()
+        self.vae.any_weight().dtype()
     }
 }
 

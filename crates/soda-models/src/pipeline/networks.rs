@@ -14,6 +14,7 @@ use super::text_encoders::{Qwen3Encoder, TextEncoders, TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
 use crate::flux2::Flux2Transformer;
 use crate::unet::Unet;
+use crate::z_image::ZImageTransformer;
 
 /// The memory format of a denoiser that draws.
 const DENOISER_FORMAT: MemoryFormat = MemoryFormat::Preferred;
@@ -78,6 +79,13 @@ impl From<Flux2Transformer> for Networks {
     }
 }
 
+/// Makes networks of a transformer without text encoders.
+impl From<ZImageTransformer> for Networks {
+    fn from(transformer: ZImageTransformer) -> Self {
+        Denoiser::from(transformer).into()
+    }
+}
+
 /// Casts all weights to bf16.
 struct ToBf16;
 
@@ -115,9 +123,9 @@ impl Pipeline {
                 TextEncoders::Clip(Box::new(clip))
             }
             TextEncoders::Qwen3(qwen3) => {
-                let Qwen3Encoder { tokenizer, text_encoder } = *qwen3;
+                let Qwen3Encoder { tokenizer, text_encoder, chats } = *qwen3;
                 let text_encoder = TEXT_FORMAT.apply(text_encoder);
-                TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder }))
+                TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder, chats }))
             }
         };
         if self.draws_in_bf16() {
@@ -132,7 +140,7 @@ impl Pipeline {
         self.vae_config.force_upcast
             && self.denoiser.dtype() == DType::F16
             && self.device.supports_dtype(FloatDType::BF16)
-            && has_vendor_blas(&self.vae.quant_conv.weight.val())
+            && has_vendor_blas(&self.vae.any_weight())
     }
 
     /// Replaces the pipeline's networks. Text encoders that `networks` lacks are kept.

@@ -11,10 +11,10 @@ use burn::tensor::{Device, FloatDType};
 use burn_store::ModuleSnapshot;
 use burn_store::burn_pack::Tensor as Stored;
 
+use super::families::{StableDiffusionConfigs, StableDiffusionWeights};
 use super::family::{Configs, LoadOptions};
 use super::family_name::model_index;
 use super::model::Pipeline;
-use super::stable_diffusion::{StableDiffusionConfigs, StableDiffusionWeights};
 use super::text_encoders::ClipEncoders;
 use crate::clip::ClipTextConfig;
 use crate::error::{ModelError, WeightsError};

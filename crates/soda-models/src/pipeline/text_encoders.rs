@@ -7,20 +7,17 @@ use burn::tensor::{Device, Int, Tensor};
 use crate::clip::{ClipTextModel, HiddenLayer, PromptEmbeds};
 use crate::condition::{AddedCondition, Condition};
 use crate::qwen3::Qwen3TextModel;
-use crate::tokenizer::{PaddedPrompts, QwenTokenizer, Thinking, Tokenizer};
+use crate::tokenizer::{PaddedPrompts, QwenEncoding, QwenTokenizer, Thinking, Tokenizer};
 
 /// The most tokens of a chat, to which prompts are padded. A tokenizer may have a smaller maximum.
 const LENGTH: usize = QwenTokenizer::PIPELINE_LENGTH;
-
-/// FLUX.2 klein was trained on answers without thoughts.
-const THINKING: Thinking = Thinking::Disabled;
 
 /// The text encoders of a model family.
 #[derive(Debug, Clone)]
 pub enum TextEncoders {
     /// The one or two text encoders of Stable Diffusion.
     Clip(Box<ClipEncoders>),
-    /// The language model that FLUX.2 klein takes hidden states of.
+    /// The language model that FLUX.2 klein and Z-Image take hidden states of.
     Qwen3(Box<Qwen3Encoder>),
 }
 
@@ -46,13 +43,32 @@ pub struct SecondTextEncoder {
     pub force_zeros_for_empty_prompt: bool,
 }
 
-/// The text encoder of FLUX.2 klein. A prompt is the first message of a chat.
+/// The text encoder of FLUX.2 klein and of Z-Image. A prompt is the first message of a chat.
 #[derive(Debug, Clone)]
 pub struct Qwen3Encoder {
     /// The tokenizer.
     pub tokenizer: QwenTokenizer,
     /// The text encoder.
     pub text_encoder: Qwen3TextModel,
+    /// The form of the chats.
+    pub chats: ChatForm,
+}
+
+/// How prompts become chats, and what a denoiser sees of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChatForm {
+    /// Whether the language model is asked to think.
+    pub thinking: Thinking,
+    /// Whether the denoiser sees the padding of a chat.
+    pub sees_padding: bool,
+}
+
+impl ChatForm {
+    /// The form that FLUX.2 klein was trained on.
+    pub const FLUX2_KLEIN: Self = Self { thinking: Thinking::Disabled, sees_padding: true };
+
+    /// The form that Z-Image was trained on.
+    pub const Z_IMAGE: Self = Self { thinking: Thinking::Enabled, sees_padding: false };
 }
 
 /// Token ids of a batch of prompts, for all text encoders.
@@ -148,7 +164,7 @@ impl ClipEncoders {
                 time_ids: Tensor::from_floats(ids, device).repeat_dim(0, prompts.len()),
             }
         });
-        Condition { text: hidden, added }
+        Condition { text: hidden, lengths: None, added }
     }
 
     /// The layers of the smallest text encoder, and how many of them are skipped in any case.
@@ -163,11 +179,31 @@ impl ClipEncoders {
 }
 
 impl Qwen3Encoder {
-    /// Encodes prompts as the denoiser was trained on them. It sees the padding as well.
-    fn encode(&self, prompts: &[String], device: &Device) -> Tensor<3> {
+    /// The token ids of one prompt.
+    fn tokenize(&self, prompt: &str) -> QwenEncoding {
+        self.tokenizer.encode(prompt, self.chats.thinking, LENGTH)
+    }
+
+    /// The token ids of prompts, padded to `length` tokens.
+    fn tokenize_all<S: AsRef<str>>(
+        &self,
+        prompts: &[S],
+        length: usize,
+        device: &Device,
+    ) -> PaddedPrompts {
+        self.tokenizer.encode_batch(prompts, self.chats.thinking, length, device)
+    }
+
+    /// Encodes prompts as the denoiser was trained on them.
+    fn condition(&self, prompts: &[String], device: &Device) -> Condition {
+        let lengths = (!self.chats.sees_padding).then(|| {
+            prompts.iter().map(|prompt| self.tokenize(prompt).ids.len()).collect::<Vec<_>>()
+        });
+        // The states of a token do not depend on what follows it.
+        let longest = lengths.as_ref().and_then(|lengths| lengths.iter().copied().max());
         let PaddedPrompts { ids, mask } =
-            self.tokenizer.encode_batch(prompts, THINKING, LENGTH, device);
-        self.text_encoder.forward(ids, mask)
+            self.tokenize_all(prompts, longest.unwrap_or(LENGTH), device);
+        Condition { text: self.text_encoder.forward(ids, mask), lengths, added: None }
     }
 }
 
@@ -177,9 +213,7 @@ impl TextEncoders {
         match self {
             Self::Clip(clip) => clip.tokenize(prompts, device),
             Self::Qwen3(qwen3) => {
-                let tokenizer = &qwen3.tokenizer;
-                let PaddedPrompts { ids, .. } =
-                    tokenizer.encode_batch(prompts, THINKING, LENGTH, device);
+                let PaddedPrompts { ids, .. } = qwen3.tokenize_all(prompts, LENGTH, device);
                 TokenIds { first: ids, second: None }
             }
         }
@@ -193,7 +227,7 @@ impl TextEncoders {
                 second.is_some_and(|second| second.tokenizer.encode(prompt).truncated)
                     || clip.tokenizer.encode(prompt).truncated
             }
-            Self::Qwen3(qwen3) => qwen3.tokenizer.encode(prompt, THINKING, LENGTH).truncated,
+            Self::Qwen3(qwen3) => qwen3.tokenize(prompt).truncated,
         }
     }
 
@@ -208,7 +242,16 @@ impl TextEncoders {
     ) -> Condition {
         match self {
             Self::Clip(clip) => clip.condition(prompts, clip_skip, size, device),
-            Self::Qwen3(qwen3) => qwen3.encode(prompts, device).into(),
+            Self::Qwen3(qwen3) => qwen3.condition(prompts, device),
+        }
+    }
+
+    /// Whether the denoiser sees the padding of prompts. Otherwise a condition has
+    /// [`lengths`](Condition::lengths).
+    pub fn shows_padding(&self) -> bool {
+        match self {
+            Self::Clip(_) => true,
+            Self::Qwen3(qwen3) => qwen3.chats.sees_padding,
         }
     }
 
@@ -243,7 +286,7 @@ impl TextEncoders {
                 let tokenizers = std::iter::once(&clip.tokenizer).chain(second);
                 tokenizers.map(|tokenizer| tokenizer.encode(prompt).ids).collect()
             }
-            Self::Qwen3(qwen3) => vec![qwen3.tokenizer.encode(prompt, THINKING, LENGTH).ids],
+            Self::Qwen3(qwen3) => vec![qwen3.tokenize(prompt).ids],
         }
     }
 

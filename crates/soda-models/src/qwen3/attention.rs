@@ -8,9 +8,9 @@ use burn::nn::{Linear, LinearConfig, RmsNorm};
 use burn::tensor::{Bool, Device, Tensor};
 
 use super::config::Qwen3Config;
-use super::norm::{norm, rms_norm};
+use super::norm::norm;
 use super::rotary::Rotary;
-use crate::layers::{attend, project, project_residual};
+use crate::layers::{attend, project, project_residual, rms_norm};
 
 /// Grouped-query self-attention.
 #[derive(Module, Debug)]

@@ -9,14 +9,13 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, RmsNorm};
-use burn::tensor::activation::silu;
 use burn::tensor::{Bool, Device, Tensor};
 
 use super::attention::Attention;
 use super::config::Qwen3Config;
-use super::norm::{norm, rms_norm};
+use super::norm::norm;
 use super::rotary::Rotary;
-use crate::layers::{project, project_residual};
+use crate::layers::{gated_mlp, rms_norm};
 
 /// Attention and a gated MLP.
 #[derive(Module, Debug)]
@@ -80,7 +79,6 @@ impl Mlp {
 
     /// Applies the MLP to `x` `[b, n, width]` and adds `residual` of the same shape.
     fn forward(&self, x: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let gate = silu(project(&self.gate_proj, x.clone()));
-        project_residual(&self.down_proj, gate * project(&self.up_proj, x), Some(residual))
+        gated_mlp([&self.gate_proj, &self.up_proj, &self.down_proj], x, Some(residual))
     }
 }

@@ -6,8 +6,9 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::config::{HiddenStates, Qwen3Config};
 use super::layer::DecoderLayer;
-use super::norm::{norm, rms_norm};
+use super::norm::norm;
 use super::rotary::Rotary;
+use crate::layers::rms_norm;
 
 /// The part of a Qwen3 model that its hidden states need, with the keys of a checkpoint.
 #[derive(Module, Debug)]

@@ -62,7 +62,7 @@ impl StagedDenoiser for Unet {
 
     #[track_caller]
     fn shared(&self, _sample: [usize; 4], timestep: Timestep, condition: Condition) -> UnetShared {
-        let Condition { text, added } = condition;
+        let Condition { text, added, .. } = condition;
         UnetShared { time: self.embed_time(timestep, added).unsqueeze_dim(1), text }
     }
 

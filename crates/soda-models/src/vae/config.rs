@@ -27,6 +27,9 @@ const OF_KL: &[&str] = &["latents_mean", "latents_std", "scaling_factor", "shift
 const OF_FLUX2: &[&str] =
     &["batch_norm_eps", "batch_norm_momentum", "decoder_block_out_channels", "patch_size"];
 
+/// Shifts of latents. Published models have 0.1159.
+const SHIFTS: std::ops::RangeInclusive<f64> = -1000.0..=1000.0;
+
 /// The kind of an encoder block. All supported models use one kind only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum EncoderBlockType {
@@ -69,6 +72,12 @@ pub struct VaeConfig {
     pub sample_size: usize,
     /// Factor that gives latents unit variance. 1 for FLUX.2's autoencoder, which has statistics instead.
     pub scaling_factor: f64,
+    /// What is subtracted of the latents before `scaling_factor`. `None` for nothing.
+    pub shift_factor: Option<f64>,
+    /// Whether a convolution follows the encoder.
+    pub use_quant_conv: bool,
+    /// Whether a convolution precedes the decoder.
+    pub use_post_quant_conv: bool,
     /// Epsilon of the variance in FLUX.2's statistics.
     pub batch_norm_eps: f64,
     /// Whether the autoencoder overflows in f16 and is loaded as f32 then.
@@ -89,6 +98,9 @@ impl Default for VaeConfig {
             norm_num_groups: 32,
             sample_size: 32,
             scaling_factor: 0.18215,
+            shift_factor: None,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
             batch_norm_eps: 1e-4,
             force_upcast: true,
         }
@@ -137,10 +149,6 @@ impl ConfigFile for VaeConfig {
         ("latents_std", "null"),
         ("mid_block_add_attention", "true"),
         ("patch_size", "[2,2]"),
-        ("shift_factor", "null"),
-        ("shift_factor", "0"),
-        ("use_post_quant_conv", "true"),
-        ("use_quant_conv", "true"),
     ];
 
     const HAS_CLASS_NAME: bool = true;
@@ -211,6 +219,9 @@ impl ConfigFile for VaeConfig {
         }
         if self.scaling_factor == 0.0 || !self.scaling_factor.is_finite() {
             return refuse("scaling_factor", self.scaling_factor.to_string(), "a number but 0");
+        }
+        if let Some(shift) = self.shift_factor.filter(|shift| !SHIFTS.contains(shift)) {
+            return refuse("shift_factor", shift.to_string(), "a number from -1000 to 1000");
         }
         if !(self.batch_norm_eps > 0.0 && self.batch_norm_eps < 1.0) {
             let value = self.batch_norm_eps.to_string();

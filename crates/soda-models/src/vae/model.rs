@@ -20,14 +20,16 @@ pub struct Vae {
     pub encoder: Encoder,
     /// The decoder from latents to images.
     pub decoder: Decoder,
-    /// 1x1 convolution of the moments.
-    pub quant_conv: Conv2d,
-    /// 1x1 convolution of the latents.
-    pub post_quant_conv: Conv2d,
+    /// 1x1 convolution of the moments. `None` for the autoencoders of some transformers.
+    pub quant_conv: Option<Conv2d>,
+    /// 1x1 convolution of the latents. `None` for the autoencoders of some transformers.
+    pub post_quant_conv: Option<Conv2d>,
     /// The statistics of FLUX.2's latents.
     pub bn: Option<LatentStatistics>,
     /// Factor that gives latents unit variance, as the denoiser needs it. 1 if there are statistics.
     pub scaling_factor: f64,
+    /// What is subtracted of the latents before. 0 for Stable Diffusion.
+    pub shift_factor: f64,
 }
 
 impl VaeConfig {
@@ -37,12 +39,13 @@ impl VaeConfig {
         Vae {
             encoder: Encoder::init(self, device),
             decoder: Decoder::init(self, device),
-            quant_conv: conv1x1(2 * self.latent_channels),
-            post_quant_conv: conv1x1(self.latent_channels),
+            quant_conv: self.use_quant_conv.then(|| conv1x1(2 * self.latent_channels)),
+            post_quant_conv: self.use_post_quant_conv.then(|| conv1x1(self.latent_channels)),
             bn: (self.class == VaeClass::Flux2).then(|| {
                 LatentStatistics::init(self.patch_channels(), self.batch_norm_eps, device)
             }),
             scaling_factor: self.scaling_factor,
+            shift_factor: self.shift_factor.unwrap_or(0.0),
         }
     }
 }
@@ -94,7 +97,10 @@ impl Vae {
     pub fn normalize(&self, latents: Tensor<4>) -> Tensor<4> {
         match &self.bn {
             Some(statistics) => statistics.normalize(latents),
-            None => latents.cast(FloatDType::F32).mul_scalar(self.scaling_factor),
+            None => {
+                let latents = latents.cast(FloatDType::F32);
+                latents.sub_scalar(self.shift_factor).mul_scalar(self.scaling_factor)
+            }
         }
     }
 
@@ -102,17 +108,33 @@ impl Vae {
     pub fn denormalize(&self, latents: Tensor<4>) -> Tensor<4> {
         match &self.bn {
             Some(statistics) => statistics.denormalize(latents),
-            None => latents.cast(FloatDType::F32).div_scalar(self.scaling_factor),
+            None => {
+                let latents = latents.cast(FloatDType::F32);
+                latents.div_scalar(self.scaling_factor).add_scalar(self.shift_factor)
+            }
         }
     }
 
     /// Encodes images to mean and logarithm of the variance, `[b, 2c, h', w']`.
     pub(crate) fn moments(&self, images: Tensor<4>) -> Tensor<4> {
-        conv2d(&self.quant_conv, self.encoder.forward(images))
+        after(&self.quant_conv, self.encoder.forward(images))
     }
 
     /// Decodes unscaled latents `[b, c, h', w']` to images `[b, 3, h, w]` in about [-1, 1].
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.decoder.forward(conv2d(&self.post_quant_conv, latents))
+        self.decoder.forward(after(&self.post_quant_conv, latents))
+    }
+
+    /// A weight, for the dtype and the device of all of them.
+    pub fn any_weight(&self) -> Tensor<4> {
+        self.encoder.conv_in.weight.val()
+    }
+}
+
+/// Applies a convolution, if there is one.
+fn after(conv: &Option<Conv2d>, x: Tensor<4>) -> Tensor<4> {
+    match conv {
+        Some(conv) => conv2d(conv, x),
+        None => x,
     }
 }

@@ -74,9 +74,26 @@ impl Fixture {
     }
 }
 
-/// Writes the pipeline of a fixture in diffusers' layout.
+/// Writes the pipeline of Stable Diffusion in a fixture in diffusers' layout, with toybox's tokenizer.
 pub(crate) fn write_pipeline(fixture: &Fixture, dir: &Path) {
-    let toybox = soda_testing::workspace_path("examples/toybox/base");
+    write_networks(fixture, dir);
+    let toybox = soda_testing::workspace_path("examples/toybox/base/tokenizer");
+    for (part, pad) in [("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")] {
+        write_tokenizer(&toybox, &dir.join(part), "pad_token", pad.into());
+    }
+}
+
+/// Writes the pipeline of Z-Image in a fixture in diffusers' layout, with toyflux's tokenizer.
+pub(crate) fn write_z_image(fixture: &Fixture, dir: &Path) {
+    write_networks(fixture, dir);
+    let toyflux = soda_testing::workspace_path("examples/toyflux/base/tokenizer");
+    let request: Value = serde_json::from_str(&fixture.metadata("request")).unwrap();
+    let (field, length) = ("model_max_length", request["model_max_length"].clone());
+    write_tokenizer(&toyflux, &dir.join("tokenizer"), field, length);
+}
+
+/// Writes the networks of a fixture's pipeline and their configs.
+fn write_networks(fixture: &Fixture, dir: &Path) {
     let configs: BTreeMap<String, Value> =
         serde_json::from_str(&fixture.metadata("configs")).unwrap();
     let keys: BTreeMap<String, BTreeMap<String, Vec<usize>>> =
@@ -92,15 +109,16 @@ pub(crate) fn write_pipeline(fixture: &Fixture, dir: &Path) {
             write_weights(&dir.join(format!("{stem}.safetensors")), keys);
         }
     }
-    for (part, pad) in [("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")] {
-        let (from, to) = (toybox.join("tokenizer"), dir.join(part));
-        std::fs::create_dir_all(&to).unwrap();
-        std::fs::copy(from.join("tokenizer.json"), to.join("tokenizer.json")).unwrap();
-        let config = std::fs::read_to_string(from.join("tokenizer_config.json")).unwrap();
-        let mut config: Value = serde_json::from_str(&config).unwrap();
-        config["pad_token"] = pad.into();
-        std::fs::write(to.join("tokenizer_config.json"), config.to_string()).unwrap();
-    }
+}
+
+/// Copies a tokenizer and changes a field of its config.
+fn write_tokenizer(from: &Path, to: &Path, field: &str, value: Value) {
+    std::fs::create_dir_all(to).unwrap();
+    std::fs::copy(from.join("tokenizer.json"), to.join("tokenizer.json")).unwrap();
+    let config = std::fs::read_to_string(from.join("tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config[field] = value;
+    std::fs::write(to.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
 /// Writes the weights that the formula gives for these keys and shapes.

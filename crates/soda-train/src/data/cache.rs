@@ -29,7 +29,7 @@ use soda_models::pipeline::{Pipeline, TextEncoders};
 
 use crate::data::augment::ImageVariant;
 use crate::data::encoded_caption::EncodedCaption;
-use crate::data::latents::Posterior;
+use crate::data::latents::{Posterior, takes_mode};
 use crate::error::TrainError;
 use crate::output::files::{create_folder, write_file};
 use crate::output::tensor_file::{Tensors, from_bytes, hex, to_bytes};
@@ -67,9 +67,13 @@ impl EncodeCache {
             vae: format!(
                 "{} {} {}{}",
                 fingerprint(&vae.encoder),
-                fingerprint(&vae.quant_conv),
+                vae.quant_conv.as_ref().map(fingerprint).unwrap_or_default(),
                 vae.scaling_factor,
-                vae.bn.as_ref().map(fingerprint).unwrap_or_default()
+                match &vae.bn {
+                    Some(statistics) => fingerprint(statistics),
+                    None if takes_mode(pipeline) => format!(" {} mode", vae.shift_factor),
+                    None => String::new(),
+                }
             ),
             text,
             hits: AtomicUsize::new(0),
@@ -274,7 +278,8 @@ mod tests {
         let before = cache(&pipeline);
         pipeline.text.clip_mut().unwrap().text_encoder.text_model.eos_token += 1;
         let moved = |weight: Tensor<4>| weight.add_scalar(1e-3);
-        pipeline.vae.quant_conv.weight = pipeline.vae.quant_conv.weight.clone().map(moved);
+        let quant_conv = pipeline.vae.quant_conv.as_mut().unwrap();
+        quant_conv.weight = quant_conv.weight.clone().map(moved);
         let after = cache(&pipeline);
         assert_ne!(before.vae, after.vae);
         assert_ne!(before.text, after.text);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::pipeline::{Pipeline, TokenIds};
 
@@ -14,8 +14,9 @@ use crate::error::TrainError;
 /// A list of `m` captions.
 #[derive(Clone, Debug)]
 pub(crate) enum Captions {
-    /// The hidden states of the text encoder, `[m, 77, width]`, and the pooled embeddings of SDXL, `[m, p]`.
-    Encoded { hidden: Tensor<3>, pooled: Option<Tensor<2>> },
+    /// The hidden states of the text encoder, `[m, n, width]`, their [lengths](Condition::lengths), and the
+    /// pooled embeddings of SDXL, `[m, p]`.
+    Encoded { hidden: Tensor<3>, lengths: Option<Vec<usize>>, pooled: Option<Tensor<2>> },
     /// Token ids, which are encoded in each step.
     Tokens(TokenIds),
 }
@@ -31,7 +32,7 @@ impl Captions {
         cache: Option<&EncodeCache>,
     ) -> Result<Self, TrainError> {
         let mut known: HashMap<&str, EncodedCaption> = HashMap::new();
-        let (mut all_hidden, mut all_pooled) = (Vec::new(), Vec::new());
+        let (mut texts, mut all_pooled) = (Vec::new(), Vec::new());
         for caption in captions {
             if !known.contains_key(caption.as_str()) {
                 let make = || encode(pipeline, caption);
@@ -44,11 +45,14 @@ impl Captions {
                 known.insert(caption, encoded);
             }
             let EncodedCaption { hidden, pooled } = known[caption.as_str()].clone();
-            all_hidden.push(hidden);
+            // A caption that was encoded alone has no padding, unless the denoiser sees it.
+            let lengths = (!pipeline.text.shows_padding()).then(|| vec![hidden.dims()[1]]);
+            texts.push(Condition { text: hidden, lengths, added: None });
             all_pooled.extend(pooled);
         }
         let pooled = (!all_pooled.is_empty()).then(|| Tensor::cat(all_pooled, 0));
-        Ok(Self::Encoded { hidden: Tensor::cat(all_hidden, 0), pooled })
+        let Condition { text: hidden, lengths, .. } = Condition::cat_texts(texts);
+        Ok(Self::Encoded { hidden, lengths, pooled })
     }
 
     /// The number of captions.
@@ -67,19 +71,24 @@ impl Captions {
         }
     }
 
-    /// The captions with these indices, `[b]`. SDXL needs `time_ids`, `[b, 6]`, as well.
-    pub(crate) fn select(
-        &self,
-        indices: Tensor<1, Int>,
-        time_ids: impl FnOnce() -> Tensor<2>,
-    ) -> Prompts {
+    /// The captions with these indices. SDXL needs `time_ids`, `[b, 6]`, as well.
+    pub(crate) fn select(&self, rows: &[i64], time_ids: impl FnOnce() -> Tensor<2>) -> Prompts {
+        let data = TensorData::new(rows.to_vec(), [rows.len()]);
+        let indices: Tensor<1, Int> = Tensor::from_data(data, &self.device());
         match self {
-            Self::Encoded { hidden, pooled } => {
+            Self::Encoded { hidden, lengths, pooled } => {
                 let added = pooled.clone().map(|pooled| AddedCondition {
                     pooled: pooled.select(0, indices.clone()),
                     time_ids: time_ids(),
                 });
-                Condition { text: hidden.clone().select(0, indices), added }.into()
+                let of_row =
+                    |lengths: &Vec<usize>| rows.iter().map(|row| lengths[*row as usize]).collect();
+                Condition {
+                    text: hidden.clone().select(0, indices),
+                    lengths: lengths.as_ref().map(of_row),
+                    added,
+                }
+                .into()
             }
             Self::Tokens(ids) => Prompts::Tokens {
                 ids: ids.select(&indices),
@@ -93,7 +102,7 @@ impl Captions {
 fn encode(pipeline: &Pipeline, caption: &String) -> EncodedCaption {
     let size = [pipeline.image_size(); 2];
     let condition = pipeline.condition(std::slice::from_ref(caption), 0, size);
-    let Condition { text: hidden, added } = condition.cast(DType::F32);
+    let Condition { text: hidden, added, .. } = condition.cast(DType::F32);
     EncodedCaption { hidden, pooled: added.map(|added| added.pooled) }
 }
 

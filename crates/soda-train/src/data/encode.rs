@@ -118,7 +118,7 @@ pub(crate) fn buckets_for(
     pipeline: &Pipeline,
     config: Option<&BucketConfig>,
 ) -> Result<Buckets, ConfigError> {
-    Buckets::new(config, pipeline.image_size(), pipeline.vae_config.pixels_per_patch())
+    Buckets::new(config, pipeline.image_size(), pipeline.pixels_per_token())
 }
 
 /// Encodes examples one after the other.
@@ -199,7 +199,7 @@ impl Encoder<'_> {
         let grid = pipeline.vae_config.pixels_per_patch() as u32;
         let cache = cache.map(|cache| (cache, image_hash(image)));
         let encode = |variant: &ImageVariant| {
-            let make = || Posterior::encode(variant.apply(image), &pipeline.vae, &pipeline.device);
+            let make = || Posterior::encode(variant.apply(image), pipeline);
             match &cache {
                 Some((cache, hash)) => cache.posterior(hash, variant, &pipeline.device, make),
                 None => Ok(make()),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::Rng;
 
 use crate::data::buckets::Size;
@@ -148,10 +148,8 @@ impl EncodedDataset {
 
     /// The captions of `rows`.
     pub(crate) fn prompts(&self, rows: &Rows) -> Prompts {
-        let data = TensorData::new(rows.captions.clone(), [rows.len()]);
-        let captions: Tensor<1, Int> = Tensor::from_data(data, &self.device());
         let time_ids = || self.buckets[rows.bucket].latents.time_ids(&rows.images);
-        self.captions.select(captions, time_ids)
+        self.captions.select(&rows.captions, time_ids)
     }
 }
 

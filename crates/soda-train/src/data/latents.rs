@@ -8,7 +8,7 @@ use image::RgbImage;
 use rand::Rng;
 use soda_models::image::to_tensor;
 use soda_models::noise::randn_with;
-use soda_models::vae::Vae;
+use soda_models::pipeline::Pipeline;
 
 use crate::data::augment::ImageVariant;
 
@@ -22,19 +22,26 @@ pub(crate) struct Posterior {
 }
 
 impl Posterior {
-    /// Encodes `image` with the autoencoder.
-    pub(crate) fn encode(image: RgbImage, vae: &Vae, device: &Device) -> Self {
+    /// Encodes `image` with the autoencoder of `pipeline`.
+    pub(crate) fn encode(image: RgbImage, pipeline: &Pipeline) -> Self {
+        let vae = &pipeline.vae;
         // Pixels of the autoencoder are in [-1, 1].
-        let pixels = to_tensor(&[image], device).mul_scalar(2.0).sub_scalar(1.0);
-        let posterior = vae.encode(pixels.cast(vae.quant_conv.weight.val().dtype()));
+        let pixels = to_tensor(&[image], &pipeline.device).mul_scalar(2.0).sub_scalar(1.0);
+        let posterior = vae.encode(pixels.cast(vae.any_weight().dtype()));
         let mean = vae.normalize(posterior.mode());
-        let std = match &vae.bn {
-            None => posterior.std().cast(FloatDType::F32).mul_scalar(vae.scaling_factor),
-            // The trainers of FLUX.2 take the mode, on which its statistics were measured.
-            Some(_) => mean.zeros_like(),
+        let std = match takes_mode(pipeline) {
+            true => mean.zeros_like(),
+            false => posterior.std().cast(FloatDType::F32).mul_scalar(vae.scaling_factor),
         };
         Self { mean, std }
     }
+}
+
+/// Whether an image has the mode of its latents alone.
+///
+/// diffusers' trainers of FLUX.2 and Z-Image take it. The statistics of FLUX.2's latents were measured on it.
+pub(crate) fn takes_mode(pipeline: &Pipeline) -> bool {
+    pipeline.scheduler.is_flow()
 }
 
 /// The latents of image variants of one size, on one device.

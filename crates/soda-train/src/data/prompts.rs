@@ -95,9 +95,10 @@ pub(crate) fn map_condition(
     condition: &Condition,
     mut f: impl FnMut(Tensor<1>) -> Tensor<1>,
 ) -> Condition {
-    let Condition { text, added } = condition;
+    let Condition { text, lengths, added } = condition;
     Condition {
         text: map_flattened(text, &mut f),
+        lengths: lengths.clone(),
         added: added.as_ref().map(|added| AddedCondition {
             pooled: map_flattened(&added.pooled, &mut f),
             time_ids: map_flattened(&added.time_ids, &mut f),
@@ -128,5 +129,5 @@ pub(crate) fn prompt_embeds(networks: &Networks, ids: &TokenIds) -> PromptEmbeds
 pub(crate) fn condition(embeds: PromptEmbeds, time_ids: Option<Tensor<2>>) -> Condition {
     let PromptEmbeds { hidden, pooled } = embeds;
     let added = time_ids.map(|time_ids| AddedCondition { pooled, time_ids });
-    Condition { text: hidden, added }
+    Condition { text: hidden, lengths: None, added }
 }

@@ -121,8 +121,8 @@ mod tests {
         let (config, half, hash) = loaded(&half);
         assert_eq!(hash, expected);
 
-        assert_eq!(single.vae.quant_conv.weight.val().dtype(), DType::F32);
-        assert_eq!(half.vae.quant_conv.weight.val().dtype(), DType::BF16);
+        assert_eq!(single.vae.any_weight().dtype(), DType::F32);
+        assert_eq!(half.vae.any_weight().dtype(), DType::BF16);
         let adapted = config.targets.matching_paths(&half.denoiser, TARGET_PRESETS).unwrap();
         for param in named_params(&half.denoiser) {
             let exact = adapted.contains(&param.path);

@@ -279,7 +279,7 @@ mod tests {
         });
         assert!(message.contains("`unet`"), "{message}");
         let message = refused(&|pipeline| {
-            let weight = &mut pipeline.vae.quant_conv.weight;
+            let weight = &mut pipeline.vae.quant_conv.as_mut().unwrap().weight;
             *weight = weight.clone().map(|weight| weight.add_scalar(1e-3));
         });
         assert!(message.contains("`vae`"), "{message}");

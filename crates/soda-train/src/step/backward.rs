@@ -78,6 +78,7 @@ impl GradientCheckpointing {
         with_timesteps(timesteps, || match denoiser {
             Denoiser::Unet(unet) => tape_per_stage(unet, inputs, loss),
             Denoiser::Flux2(transformer) => tape_per_stage(transformer, inputs, loss),
+            Denoiser::ZImage(transformer) => tape_per_stage(transformer, inputs, loss),
         })
     }
 }
@@ -187,12 +188,13 @@ fn tape_per_stage<D: StagedDenoiser>(
 }
 
 /// Moves `condition` to the tape's device, as leaves whose gradient is kept if it is `wanted`.
-pub(crate) fn on_tape(Condition { text, added }: Condition, wanted: bool) -> Condition {
+pub(crate) fn on_tape(condition: Condition, wanted: bool) -> Condition {
+    let Condition { text, lengths, added } = condition;
     let added = added.map(|AddedCondition { pooled, time_ids }| AddedCondition {
         pooled: leaf(pooled, wanted),
         time_ids: Tensor::from_inner(time_ids),
     });
-    Condition { text: leaf(text, wanted), added }
+    Condition { text: leaf(text, wanted), lengths, added }
 }
 
 /// Moves `x` to a tape, as a leaf whose gradient is kept if it is `wanted`.

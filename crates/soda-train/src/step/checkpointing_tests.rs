@@ -32,7 +32,7 @@ const SIDES: [usize; 2] = [10, 14];
 const TARGETS: [&str; 3] = [
     "['attention']",
     r"['linear.*\.weight$', 'to_.*\.weight$']",
-    r"['(up|single).*to_(q|out)\.weight$']",
+    r"['(up|single|context|layers\.1).*to_(q|out)\.weight$']",
 ];
 
 fn sd15() -> Value {
@@ -54,14 +54,22 @@ fn flux2() -> Value {
     })
 }
 
+fn z_image() -> Value {
+    json!({
+        "in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2,
+        "n_kv_heads": 2, "cap_feat_dim": 24, "axes_dims": [4, 4, 8],
+    })
+}
+
 fn unet(architecture: Value) -> DenoiserConfig {
     DenoiserConfig::Unet(serde_json::from_value(architecture).unwrap())
 }
 
 /// A denoiser of each kind, with the targets of its test.
-fn denoisers() -> [(&'static str, DenoiserConfig); 3] {
+fn denoisers() -> [(&'static str, DenoiserConfig); 4] {
     let flux2 = DenoiserConfig::Flux2(serde_json::from_value(flux2()).unwrap());
-    [("sd15", unet(sd15())), ("sdxl", unet(sdxl())), ("flux2", flux2)]
+    let z_image = DenoiserConfig::ZImage(serde_json::from_value(z_image()).unwrap());
+    [("sd15", unet(sd15())), ("sdxl", unet(sdxl())), ("flux2", flux2), ("z-image", z_image)]
 }
 
 /// A denoiser with adapters away from their start: there the first factor of LoRA has no gradient.
@@ -69,6 +77,7 @@ fn adapted(architecture: &DenoiserConfig, config: &TrainConfig, device: &Device)
     let denoiser = match architecture.init(device) {
         Denoiser::Unet(unet) => filled(unet).into(),
         Denoiser::Flux2(transformer) => Denoiser::from(filled(transformer)),
+        Denoiser::ZImage(transformer) => filled(transformer).into(),
     };
     let mut options = PlanOptions { presets: TARGET_PRESETS, ..PlanOptions::default() };
     let plan = config.method.plan_with(&config.targets, &denoiser, &mut options).unwrap();
@@ -89,11 +98,13 @@ fn batch(architecture: &DenoiserConfig, device: &Device) -> Batch {
         pooled: pooled.reshape([2, 12]),
         time_ids: Tensor::from_data(ids, device),
     });
+    // Z-Image sees the tokens of a text alone, and pads both texts itself.
+    let lengths = matches!(architecture, DenoiserConfig::ZImage(_)).then(|| vec![7, 3]);
     Batch {
         noisy,
         target,
         timesteps: Tensor::from_data(TensorData::from([20f32, 800.0]), device),
-        prompts: Condition { text: text.reshape([2, 7, 24]), added }.into(),
+        prompts: Condition { text: text.reshape([2, 7, 24]), lengths, added }.into(),
         weight: Tensor::from_data(TensorData::from([0.5f32, 0.2]), device),
         mask: None,
     }

@@ -161,7 +161,7 @@ impl<'a> Trainer<'a> {
         let graph = match self.networks.denoiser {
             Denoiser::Unet(_) => StepGraph::Pending,
             // Graphs were tried with UNets only.
-            Denoiser::Flux2(_) => StepGraph::Unsupported,
+            _ => StepGraph::Unsupported,
         };
         Self { graph, ..self }
     }

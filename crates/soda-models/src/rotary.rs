@@ -1,59 +1,58 @@
-//! Rotary position embeddings over four axes: queries and keys are rotated by angles that depend on where
+//! Rotary position embeddings over several axes: queries and keys are rotated by angles that depend on where
 //! their token is.
 //!
 //! ```text
 //! (x_2i, x_2i+1) -> rotated by p θ^(-2i/d)      for each axis with position p and d channels of a head
 //! ```
 //!
-//! "RoFormer" (arXiv 2104.09864), with the axes of FLUX.2. Mirrors diffusers' `Flux2PosEmbed` and
-//! `apply_rotary_emb`.
+//! "RoFormer" (arXiv 2104.09864), with the axes of image transformers. Mirrors diffusers' `apply_rotary_emb`
+//! of adjacent channels, the `Flux2PosEmbed` of FLUX.2 and the `RopeEmbedder` of Z-Image.
+
+use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::config::{AXES, Flux2Config};
-
-/// The channels of each axis and the base of the frequencies.
+/// The channels of each of `N` axes and the base of the frequencies.
 #[derive(Debug, Clone)]
-pub struct RotaryAxes {
+pub struct RotaryAxes<const N: usize> {
     /// Channels of a head that each axis rotates.
-    pub channels: [usize; AXES],
+    pub channels: [usize; N],
     /// Base of the frequencies.
     pub theta: f64,
 }
 
-impl RotaryAxes {
-    pub(super) fn new(config: &Flux2Config) -> Self {
-        let mut channels = [0; AXES];
-        channels.iter_mut().zip(&config.axes_dims_rope).for_each(|(to, from)| *to = *from);
-        Self { channels, theta: config.rope_theta }
+impl<const N: usize> RotaryAxes<N> {
+    /// Takes the channels of a config, which has checked that there are `N`.
+    pub(crate) fn new(channels_of: &[usize], theta: f64) -> Self {
+        let mut channels = [0; N];
+        channels.iter_mut().zip(channels_of).for_each(|(to, from)| *to = *from);
+        Self { channels, theta }
     }
 
-    /// The rotations of `text` tokens and of an image of `height` x `width` tokens after them.
+    /// The rotations of tokens at `positions`, one list for each sample or one for all of them. All lists
+    /// have one length.
     ///
-    /// Token `l` of the text is at `(0, 0, 0, l)`, and the token of an image at `(0, row, column, 0)`.
-    pub fn rotation(
-        &self,
-        text: usize,
-        [height, width]: [usize; 2],
-        device: &Device,
-    ) -> RotaryEmbedding {
-        let lengths = [1, height, width, text];
-        let tables: Vec<AxisTable> = (0..AXES)
-            .map(|axis| AxisTable::new(self.channels[axis], lengths[axis], self.theta))
+    /// The angles are in double precision, as for FLUX.2 in diffusers. For Z-Image diffusers rounds them to
+    /// f32, which is 3e-5 at most.
+    pub fn rotation(&self, positions: &[Vec<[usize; N]>], device: &Device) -> RotaryEmbedding {
+        let last = |axis: usize| positions.iter().flatten().map(|place| place[axis]).max();
+        let tables: Vec<AxisTable> = (0..N)
+            .map(|axis| {
+                let places = last(axis).map_or(0, |place| place + 1);
+                AxisTable::new(self.channels[axis], places, self.theta)
+            })
             .collect();
-        let text = (0..text).map(|place| [0, 0, 0, place]);
-        let image = (0..height).flat_map(|row| (0..width).map(move |column| [0, row, column, 0]));
-        let positions: Vec<[usize; AXES]> = text.chain(image).collect();
         let angles = self.channels.iter().sum::<usize>() / 2;
+        let tokens = positions.first().map_or(0, Vec::len);
         let tensor = |of_table: fn(&AxisTable) -> &[f32]| {
-            let mut values = Vec::with_capacity(positions.len() * angles);
-            for position in &positions {
+            let mut values = Vec::with_capacity(positions.len() * tokens * angles);
+            for position in positions.iter().flatten() {
                 for (table, place) in tables.iter().zip(position) {
                     let row = place * table.pairs..(place + 1) * table.pairs;
                     values.extend_from_slice(&of_table(table)[row]);
                 }
             }
-            let shape = [1, positions.len(), 1, angles, 1];
+            let shape = [positions.len(), tokens, 1, angles, 1];
             Tensor::from_data(TensorData::new(values, shape), device)
         };
         RotaryEmbedding { cos: tensor(|table| &table.cos), sin: tensor(|table| &table.sin) }
@@ -68,7 +67,6 @@ struct AxisTable {
 }
 
 impl AxisTable {
-    /// The angles are in double precision, as in diffusers.
     fn new(channels: usize, positions: usize, theta: f64) -> Self {
         let pairs = channels / 2;
         let frequency = |i: usize| theta.powf(-((2 * i) as f64) / channels as f64);
@@ -80,16 +78,23 @@ impl AxisTable {
     }
 }
 
-/// The rotations of a sequence of tokens.
+/// The rotations of sequences of tokens.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
-    /// Cosines, `[1, n, 1, d / 2, 1]`.
+    /// Cosines, `[b or 1, n, 1, d / 2, 1]`.
     cos: Tensor<5>,
     /// Sines, of the same shape.
     sin: Tensor<5>,
 }
 
 impl RotaryEmbedding {
+    /// The rotations of the tokens in a range.
+    #[must_use]
+    pub fn tokens(&self, range: Range<usize>) -> Self {
+        let part = |table: &Tensor<5>| table.clone().narrow(1, range.start, range.len());
+        Self { cos: part(&self.cos), sin: part(&self.sin) }
+    }
+
     /// Rotates queries or keys `[b, n, heads, d]`, in f32 whatever their dtype is. Returns the same shape.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let ([batch, tokens, heads, width], dtype) = (x.dims(), x.dtype());

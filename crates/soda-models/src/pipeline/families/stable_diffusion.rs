@@ -6,14 +6,14 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 use tracing::info_span;
 
-use super::denoiser::{Denoiser, DenoiserConfig};
-use super::family::{
-    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, unsupported,
-};
-use super::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
 use crate::clip::{ClipTextConfig, ClipTextModel, TEXT_KEY_RENAMES};
 use crate::config;
 use crate::error::ModelError;
+use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
+use crate::pipeline::family::{
+    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, unsupported,
+};
+use crate::pipeline::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
 use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 use crate::unet::{AdditionEmbedType, UnetConfig};
@@ -119,6 +119,14 @@ impl Family for StableDiffusionConfigs {
                 return refuse("unet", field, found, supported);
             }
         }
+        if let Some(shift) = vae.shift_factor.filter(|shift| *shift != 0.0) {
+            return Err(unsupported(
+                dir.join("vae/config.json"),
+                "shift_factor",
+                shift.to_string(),
+                "null or 0, since the pipelines of Stable Diffusion do not read it".to_owned(),
+            ));
+        }
         let latents = vae.patch_channels();
         if self.unet.out_channels != latents {
             let supported = format!("{latents}, the channels of the autoencoder's latents");
@@ -173,7 +181,6 @@ impl Family for StableDiffusionConfigs {
             text: TextEncoders::Clip(Box::new(clip)),
             denoiser: unet.into(),
             denoiser_config: DenoiserConfig::Unet(self.unet),
-            is_distilled: false,
         })
     }
 }

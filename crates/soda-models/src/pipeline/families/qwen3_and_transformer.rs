@@ -1,0 +1,86 @@
+//! What the families share that have Qwen3 as text encoder and a transformer as denoiser.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use tracing::info_span;
+
+use crate::config;
+use crate::error::ModelError;
+use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
+use crate::pipeline::family::{
+    DenoiserPrecision, Found, LoadOptions, LoadedNetworks, TRANSFORMERS,
+};
+use crate::pipeline::text_encoders::{ChatForm, Qwen3Encoder, TextEncoders};
+use crate::qwen3::{self, HiddenStates, Qwen3Config};
+use crate::tokenizer::QwenTokenizer;
+use crate::weights::Checkpoint;
+
+/// The config, the states that are read, and the tokenizer.
+#[derive(Debug)]
+pub(super) struct Qwen3Configs {
+    config: Qwen3Config,
+    states: HiddenStates,
+    tokenizer: QwenTokenizer,
+}
+
+impl Qwen3Configs {
+    /// Reads everything but the weights of the model in `dir`, for the hidden states with these indices.
+    pub(super) fn read(dir: &Path, states: &[i64]) -> Result<Self, ModelError> {
+        let config: Qwen3Config = config::read(&dir.join("text_encoder/config.json"))?;
+        let tokenizer_dir = dir.join("tokenizer");
+        let tokenizer = QwenTokenizer::from_dir(&tokenizer_dir)?;
+        tokenizer.check_fits(&tokenizer_dir, &config)?;
+        let states = config.hidden_states(states)?;
+        Ok(Self { config, states, tokenizer })
+    }
+
+    /// Width of the states of a token.
+    pub(super) fn width(&self) -> usize {
+        self.config.hidden_size * self.states.indices().len()
+    }
+
+    /// The most tokens of a prompt.
+    pub(super) fn most_tokens(&self) -> usize {
+        self.tokenizer.max_length().min(QwenTokenizer::PIPELINE_LENGTH)
+    }
+}
+
+/// The open weight files of both networks, with the networks' keys.
+pub(crate) struct Qwen3AndTransformer {
+    text: Checkpoint,
+    transformer: Checkpoint,
+}
+
+impl Qwen3AndTransformer {
+    /// Opens the weight files.
+    pub(super) fn open(found: &mut Found<'_>) -> Result<Self, ModelError> {
+        Ok(Self {
+            text: found.open("text_encoder", TRANSFORMERS)?,
+            transformer: found.open_denoiser(Denoiser::TRANSFORMER)?,
+        })
+    }
+
+    /// Loads both networks. `transformer` is one with random weights, of the config `denoiser_config`.
+    pub(super) fn load<M: Module + Into<Denoiser>>(
+        self,
+        text: Qwen3Configs,
+        chats: ChatForm,
+        (transformer, denoiser_config): (M, DenoiserConfig),
+        options: &LoadOptions,
+        device: &Device,
+    ) -> Result<LoadedNetworks, ModelError> {
+        let Qwen3Configs { config, states, tokenizer } = text;
+        let text_encoder = info_span!("text_encoder")
+            .in_scope(|| qwen3::load_opened(self.text, &config, &states, options.dtype, device))?;
+        let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
+        let denoiser = info_span!("transformer")
+            .in_scope(|| self.transformer.load_into_mixed(transformer, dtype, &keep_f32))?;
+        Ok(LoadedNetworks {
+            text: TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder, chats })),
+            denoiser: denoiser.into(),
+            denoiser_config,
+        })
+    }
+}

@@ -11,7 +11,9 @@ pub(super) enum Architecture {
     Sd1,
     Sd2,
     Sdxl,
-    /// A model other than a Stable Diffusion UNet.
+    /// FLUX.1 or FLUX.2, whose files have the same names.
+    Flux,
+    /// A model that is not supported.
     Other(&'static str),
 }
 
@@ -30,17 +32,17 @@ const VALUES: &[(&str, Architecture)] = &[
     ("stable-diffusion-v2", Architecture::Sd2),
     ("sd3", Architecture::Other("Stable Diffusion 3")),
     ("stable-diffusion-3", Architecture::Other("Stable Diffusion 3")),
-    ("flux", Architecture::Other("FLUX")),
+    ("flux", Architecture::Flux),
 ];
 
 /// Beginnings of tensor names of other models.
-const NAMES: &[(&str, &str)] = &[
-    ("lora_unet_double_blocks_", "FLUX"),
-    ("lora_unet_single_blocks_", "FLUX"),
-    ("transformer.single_transformer_blocks.", "FLUX"),
-    ("diffusion_model.double_blocks.", "FLUX"),
-    ("lora_unet_joint_blocks_", "Stable Diffusion 3"),
-    ("diffusion_model.joint_blocks.", "Stable Diffusion 3"),
+const NAMES: &[(&str, Architecture)] = &[
+    ("lora_unet_double_blocks_", Architecture::Flux),
+    ("lora_unet_single_blocks_", Architecture::Flux),
+    ("transformer.single_transformer_blocks.", Architecture::Flux),
+    ("diffusion_model.double_blocks.", Architecture::Flux),
+    ("lora_unet_joint_blocks_", Architecture::Other("Stable Diffusion 3")),
+    ("diffusion_model.joint_blocks.", Architecture::Other("Stable Diffusion 3")),
 ];
 
 /// Width of the text states by architecture.
@@ -54,6 +56,7 @@ impl Architecture {
             Self::Sd1 => "Stable Diffusion 1",
             Self::Sd2 => "Stable Diffusion 2",
             Self::Sdxl => "SDXL",
+            Self::Flux => "FLUX",
             Self::Other(name) => name,
         }
     }
@@ -69,7 +72,7 @@ impl Architecture {
         });
         named.or_else(|| {
             keys.find_map(|key| NAMES.iter().find(|(start, _)| key.starts_with(start)))
-                .map(|(_, name)| Self::Other(name))
+                .map(|(_, found)| *found)
         })
     }
 
@@ -78,14 +81,19 @@ impl Architecture {
         TEXT_WIDTHS.iter().find(|(known, _)| *known == width).map(|(_, found)| *found)
     }
 
-    /// Whether a base may be of this architecture. `width` is that of its text states.
-    pub(super) fn fits(self, two_encoders: bool, width: Option<usize>) -> bool {
+    /// Whether a base may be of this architecture. `flux` says whether it is FLUX.2, and `width` is that of
+    /// the text states of a UNet.
+    pub(super) fn fits(self, flux: bool, two_encoders: bool, width: Option<usize>) -> bool {
         let of_base = width.and_then(Self::of_text_width);
         match self {
-            Self::Sdxl => two_encoders,
+            // A LoRA for FLUX.1 has other shapes.
+            Self::Flux => flux,
+            Self::Sdxl => two_encoders && !flux,
             Self::Other(_) => false,
             // A base of another width, such as a small one of tests, may be of either.
-            Self::Sd1 | Self::Sd2 => !two_encoders && of_base.is_none_or(|base| base == self),
+            Self::Sd1 | Self::Sd2 => {
+                !flux && !two_encoders && of_base.is_none_or(|base| base == self)
+            }
         }
     }
 }
@@ -116,23 +124,30 @@ mod tests {
         assert_eq!(of(kohya, "sd_v1"), Some(Architecture::Sd1));
         assert_eq!(of(kohya, "sd_v2_v"), Some(Architecture::Sd2));
         assert_eq!(of(spec, "stable-diffusion-xl-v1-base/lora"), Some(Architecture::Sdxl));
-        assert_eq!(of(spec, "flux-1-dev/lora"), Some(Architecture::Other("FLUX")));
+        assert_eq!(of(spec, "flux-1-dev/lora"), Some(Architecture::Flux));
         assert_eq!(of(kohya, "my own"), None);
         let names = ["lora_unet_double_blocks_0_img_attn_qkv.alpha".to_owned()];
         let found = Architecture::of_file(&HashMap::new(), names.iter());
-        assert_eq!(found, Some(Architecture::Other("FLUX")));
+        assert_eq!(found, Some(Architecture::Flux));
     }
 
     #[test]
     fn a_base_of_unknown_width_fits_either_version() {
-        assert!(Architecture::Sd1.fits(false, Some(160)) && Architecture::Sd2.fits(false, None));
         assert!(
-            Architecture::Sd1.fits(false, Some(768)) && !Architecture::Sd1.fits(false, Some(1024))
+            Architecture::Sd1.fits(false, false, Some(160))
+                && Architecture::Sd2.fits(false, false, None)
         );
         assert!(
-            Architecture::Sdxl.fits(true, Some(2048)) && !Architecture::Sdxl.fits(false, Some(160))
+            Architecture::Sd1.fits(false, false, Some(768))
+                && !Architecture::Sd1.fits(false, false, Some(1024))
         );
-        assert!(!Architecture::Sd1.fits(true, Some(2048)));
-        assert!(!Architecture::Other("FLUX").fits(false, None));
+        assert!(
+            Architecture::Sdxl.fits(false, true, Some(2048))
+                && !Architecture::Sdxl.fits(false, false, Some(160))
+        );
+        assert!(!Architecture::Sd1.fits(false, true, Some(2048)));
+        assert!(!Architecture::Flux.fits(false, false, None));
+        assert!(Architecture::Flux.fits(true, false, None));
+        assert!(!Architecture::Sd1.fits(true, false, None));
     }
 }

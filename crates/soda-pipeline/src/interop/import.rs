@@ -15,7 +15,7 @@ use super::embedding_files;
 use super::key_names::{ModuleName, PEFT, Role, parse};
 use super::layer_tensors::{LayerTensors, Layers};
 use super::peft_config::{CONFIG, PeftConfig, TENSORS};
-use super::weight_names::WeightNames;
+use super::weight_names::{Place, WeightNames};
 use crate::component::Component;
 use crate::error::{InteropError, PipelineError};
 use crate::file::{AdapterFile, EmbeddingVectors};
@@ -135,7 +135,8 @@ impl Contents {
                 self.read_unparsed(key, data, file, alone);
                 continue;
             };
-            let component = parsed.component.or(*component);
+            let named = parsed.component.map(|component| names.of_base(component));
+            let component = named.or(*component);
             if component.is_some_and(|component| !names.has(component)) {
                 self.absent.entry(component.unwrap_or(Component::Unet)).or_default().push(key);
                 continue;
@@ -144,7 +145,7 @@ impl Contents {
                 self.unread.push(key);
                 continue;
             }
-            let Some((component, weight)) = names.find(component, &parsed.module) else {
+            let Some((component, places)) = names.find(component, &parsed.module) else {
                 self.unmatched.push(key);
                 continue;
             };
@@ -153,9 +154,11 @@ impl Contents {
                 network.config = config.clone().or_else(|| configs.remove(&component));
             }
             let (ModuleName::Dotted(module) | ModuleName::Flat(module)) = &parsed.module;
-            let layers = &mut network.layers;
-            let new = || LayerTensors::new(weight, module);
-            layers.entry(weight.to_owned()).or_insert_with(new).insert(parsed.role, key, data)?;
+            for Place { weight, rows } in places {
+                let new = || LayerTensors::new(weight, module);
+                let layer = network.layers.entry(weight.clone()).or_insert_with(new);
+                layer.insert_rows(*rows, parsed.role, &key, &data)?;
+            }
         }
         Ok(())
     }
@@ -179,11 +182,13 @@ impl Contents {
         let by_width = of_file.filter(|width| Some(*width) != of_base);
         let found = self.architecture.or(by_width.and_then(Architecture::of_text_width));
         let two_encoders = names.has(Component::TextEncoder2);
+        let flux = names.has(Component::Transformer);
         match found {
-            Some(found) if !found.fits(two_encoders, of_base) => {
+            Some(found) if !found.fits(flux, two_encoders, of_base) => {
                 let width = of_base
                     .map_or_else(String::new, |width| format!(" (with text states of {width})"));
                 let kind = match (two_encoders, of_base.and_then(Architecture::of_text_width)) {
+                    _ if flux => "FLUX.2",
                     (true, _) => "SDXL",
                     (false, Some(base)) => base.name(),
                     (false, None) => "a model with one text encoder",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use super::flux2_names::Rows;
 use super::key_names::Role;
 use crate::error::InteropError;
 
@@ -13,6 +14,9 @@ pub(super) type Layers = BTreeMap<String, LayerTensors>;
 
 /// The tensors of an adapter by their names in it.
 pub(super) type Parameters = Vec<(Cow<'static, str>, TensorData)>;
+
+/// What is no LoRA of a layer that holds queries, keys and values together.
+const FUSED: &str = "tensor other than LoRA's, of queries, keys and values in one layer,";
 
 /// The tensors that a file has for one weight.
 pub(super) struct LayerTensors {
@@ -48,6 +52,33 @@ impl LayerTensors {
                 Err(InteropError::SameRole { weight, first, second: key })
             }
         }
+    }
+
+    /// Adds the part of a tensor that is this weight's, by its name in the file.
+    ///
+    /// # Errors
+    /// As [`LayerTensors::insert`], [`InteropError::UnsupportedTensor`] for a tensor of which no part is one
+    /// weight's, and [`InteropError::TensorShape`] if the rows cannot be divided.
+    pub(super) fn insert_rows(
+        &mut self,
+        rows: Rows,
+        role: Role,
+        key: &str,
+        data: &TensorData,
+    ) -> Result<(), InteropError> {
+        let data = match (rows, rows.cut(role)) {
+            (_, None) => return Err(self.unsupported(FUSED)),
+            (Rows::Third(index), Some(true)) => {
+                third(data, index).ok_or_else(|| InteropError::TensorShape {
+                    key: key.to_owned(),
+                    found: data.shape().as_slice().to_vec(),
+                    weight: self.weight.clone(),
+                    expected: "three times its outputs".to_owned(),
+                })?
+            }
+            _ => data.clone(),
+        };
+        self.insert(role, key.to_owned(), data)
     }
 
     /// Path of the weight.
@@ -162,6 +193,16 @@ impl LayerTensors {
     pub(super) fn unsupported(&self, tensor: &'static str) -> InteropError {
         InteropError::UnsupportedTensor { weight: self.weight.clone(), tensor }
     }
+}
+
+/// A third of the rows of a tensor; `None` if there are no three equal parts.
+fn third(data: &TensorData, index: usize) -> Option<TensorData> {
+    let mut shape = data.shape().as_slice().to_vec();
+    let rows = shape.first_mut().filter(|rows| rows.is_multiple_of(3))?;
+    *rows /= 3;
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> = data.iter().skip(index * count).take(count).collect();
+    Some(TensorData::new(values, shape))
 }
 
 /// Uploads values in f32 with as many elements as `shape`.

@@ -11,6 +11,14 @@
 //! | OneTrainer OFT | `lora_unet_<module with _ for .>.oft_R.weight` |
 //! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` |
 //!
+//! For FLUX.2 the same, and the names of the original code, which ComfyUI, ai-toolkit and kohya's scripts use:
+//!
+//! | format | names of the transformer's tensors |
+//! |---|---|
+//! | diffusers LoRA | `transformer.<module>.lora_A.weight` |
+//! | ComfyUI, ai-toolkit | `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight` |
+//! | kohya LoRA | `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight` |
+//!
 //! | format | read | written |
 //! |---|---|---|
 //! | PEFT directory | LoRA, DoRA, PiSSA, OFT, BOFT, LoHa, LoKr, HRA | LoRA, DoRA, OFT, HRA, exactly |
@@ -46,6 +54,7 @@ mod embedding_files;
 mod export;
 mod export_peft;
 mod export_settings;
+mod flux2_names;
 mod import;
 mod key_names;
 mod layer_tensors;

@@ -1,16 +1,22 @@
 //! The parts of a FLUX.2 klein model in diffusers' layout: a language model as text encoder, and a
 //! transformer. Mirrors diffusers' `Flux2KleinPipeline`.
+//!
+//! The transformer may come from a file of its own, in the names of the original code.
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 use serde_json::{Map, Value};
 use tracing::info_span;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
 use super::family::{
-    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, unsupported,
+    Configs, DIFFUSERS, DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks,
+    TRANSFORMERS, unsupported,
 };
+use super::family_name::model_index;
+use super::load_warning::LoadWarning;
+use super::model::Pipeline;
 use super::text_encoders::{Qwen3Encoder, TextEncoders};
 use crate::config;
 use crate::error::ModelError;
@@ -20,6 +26,7 @@ use crate::scheduler::{SamplerKind, SchedulerConfig};
 use crate::tokenizer::QwenTokenizer;
 use crate::vae::{VaeClass, VaeConfig};
 use crate::weights::Checkpoint;
+use crate::weights::ldm::Layout;
 
 /// The configs and the tokenizer.
 #[derive(Debug)]
@@ -125,5 +132,49 @@ impl Family for Flux2KleinConfigs {
             denoiser_config: DenoiserConfig::Flux2(transformer),
             is_distilled,
         })
+    }
+}
+
+/// A key that every transformer of FLUX.2 has in the original names, and no other model.
+pub(super) const MARK: &str = "single_stream_modulation.lin.weight";
+
+/// What all keys of a single file may begin with: nothing, as in the published files, or the names of the
+/// transformer in larger files of ComfyUI.
+const PREFIXES: [&str; 3] = ["", "model.diffusion_model.", "diffusion_model."];
+
+/// Returns what the keys of a transformer in the original names begin with. `None` for another file.
+pub(super) fn prefix_of(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let has = |prefix: &&str| checkpoint.entries.contains_key(&format!("{prefix}{MARK}"));
+    PREFIXES.into_iter().find(has)
+}
+
+impl Pipeline {
+    /// Loads a transformer in the original names, and all else from the directory `source`.
+    ///
+    /// `prefix` is what the keys begin with. Tensors of other networks are left out with a warning.
+    pub(super) fn load_flux2_file(
+        file: &Checkpoint,
+        prefix: &'static str,
+        source: &Path,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let configs = Configs::<Flux2KleinConfigs>::read(source, &model_index(source)?)?;
+        let mut found = Found::new(source, None);
+        let weights = Flux2KleinWeights {
+            text: found.open("text_encoder", TRANSFORMERS)?,
+            transformer: Layout::flux2(&configs.family.transformer, prefix).read(file),
+        };
+        let vae = found.open("vae", DIFFUSERS)?;
+        let mut warnings = found.warnings()?;
+        let others = || file.entries.keys().filter(|key| !key.starts_with(prefix));
+        if let Some(first) = others().next() {
+            let (file, count, first) = (file.path.clone(), others().count(), first.clone());
+            warnings.push(LoadWarning::UnreadTensors { file, count, first });
+        }
+        let options = LoadOptions { dtype, ..LoadOptions::default() };
+        let mut pipeline = Self::assemble(source, configs, weights, vae, &options, device)?;
+        pipeline.warnings = warnings;
+        Ok(pipeline)
     }
 }

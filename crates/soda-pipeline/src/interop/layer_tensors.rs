@@ -1,22 +1,15 @@
-//! The tensors of a file by network and weight.
+//! The tensors that a file has for one weight.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::flux2_names::Rows;
 use super::key_names::Role;
 use crate::error::InteropError;
 
-/// The tensors that a file has for a network, by path of the weight.
-pub(super) type Layers = BTreeMap<String, LayerTensors>;
-
 /// The tensors of an adapter by their names in it.
 pub(super) type Parameters = Vec<(Cow<'static, str>, TensorData)>;
-
-/// What is no LoRA of a layer that holds queries, keys and values together.
-const FUSED: &str = "tensor other than LoRA's, of queries, keys and values in one layer,";
 
 /// The tensors that a file has for one weight.
 pub(super) struct LayerTensors {
@@ -54,33 +47,6 @@ impl LayerTensors {
         }
     }
 
-    /// Adds the part of a tensor that is this weight's, by its name in the file.
-    ///
-    /// # Errors
-    /// As [`LayerTensors::insert`], [`InteropError::UnsupportedTensor`] for a tensor of which no part is one
-    /// weight's, and [`InteropError::TensorShape`] if the rows cannot be divided.
-    pub(super) fn insert_rows(
-        &mut self,
-        rows: Rows,
-        role: Role,
-        key: &str,
-        data: &TensorData,
-    ) -> Result<(), InteropError> {
-        let data = match (rows, rows.cut(role)) {
-            (_, None) => return Err(self.unsupported(FUSED)),
-            (Rows::Third(index), Some(true)) => {
-                third(data, index).ok_or_else(|| InteropError::TensorShape {
-                    key: key.to_owned(),
-                    found: data.shape().as_slice().to_vec(),
-                    weight: self.weight.clone(),
-                    expected: "three times its outputs".to_owned(),
-                })?
-            }
-            _ => data.clone(),
-        };
-        self.insert(role, key.to_owned(), data)
-    }
-
     /// Path of the weight.
     pub(super) fn weight(&self) -> &str {
         &self.weight
@@ -95,6 +61,24 @@ impl LayerTensors {
         self.tensors.contains_key(&role)
     }
 
+    /// The tensor with a role.
+    pub(super) fn get(&self, role: Role) -> Option<&TensorData> {
+        self.tensors.get(&role).map(|(_, data)| data)
+    }
+
+    /// The tensors with their roles and their names in the file.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Role, &str, &TensorData)> {
+        self.tensors.iter().map(|(role, (key, data))| (*role, key.as_str(), data))
+    }
+
+    /// Replaces the values of a tensor that is there.
+    pub(super) fn with(mut self, role: Role, data: TensorData) -> Self {
+        if let Some((_, old)) = self.tensors.get_mut(&role) {
+            *old = data;
+        }
+        self
+    }
+
     /// The name of the first tensor whose role is none of `known`.
     pub(super) fn other_than(&self, known: &[Role]) -> Option<&str> {
         let other = |(role, _): &(&Role, _)| !known.contains(role);
@@ -103,13 +87,12 @@ impl LayerTensors {
 
     /// The shape of a tensor, empty if the file does not have it.
     pub(super) fn shape(&self, role: Role) -> &[usize] {
-        self.tensors.get(&role).map_or(&[], |(_, data)| data.shape().as_slice())
+        self.get(role).map_or(&[], |data| data.shape().as_slice())
     }
 
     /// The size of the second axis of a tensor, if the file has it as a matrix.
     pub(super) fn second_axis(&self, role: Role) -> Option<usize> {
-        let (_, data) = self.tensors.get(&role)?;
-        data.shape().as_slice().get(1).copied()
+        self.get(role)?.shape().as_slice().get(1).copied()
     }
 
     /// The only value of a tensor; `None` if the file does not have it.
@@ -193,16 +176,6 @@ impl LayerTensors {
     pub(super) fn unsupported(&self, tensor: &'static str) -> InteropError {
         InteropError::UnsupportedTensor { weight: self.weight.clone(), tensor }
     }
-}
-
-/// A third of the rows of a tensor; `None` if there are no three equal parts.
-fn third(data: &TensorData, index: usize) -> Option<TensorData> {
-    let mut shape = data.shape().as_slice().to_vec();
-    let rows = shape.first_mut().filter(|rows| rows.is_multiple_of(3))?;
-    *rows /= 3;
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = data.iter().skip(index * count).take(count).collect();
-    Some(TensorData::new(values, shape))
 }
 
 /// Uploads values in f32 with as many elements as `shape`.

@@ -11,13 +11,16 @@
 //! | OneTrainer OFT | `lora_unet_<module with _ for .>.oft_R.weight` |
 //! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` |
 //!
-//! For FLUX.2 the same, and the names of the original code, which ComfyUI, ai-toolkit and kohya's scripts use:
+//! Files for FLUX.2 have `transformer.` for `unet.`, and often the names of Black Forest Labs' code:
 //!
 //! | format | names of the transformer's tensors |
 //! |---|---|
 //! | diffusers LoRA | `transformer.<module>.lora_A.weight` |
+//! | SimpleTuner, LyCORIS' wrapper | `<module>.lokr_w1`, `lycoris_<module with _ for .>.lokr_w1` |
 //! | ComfyUI, ai-toolkit | `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight` |
 //! | kohya LoRA | `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight` |
+//!
+//! These have one layer for queries, keys and values. It is divided exactly, whatever the method.
 //!
 //! | format | read | written |
 //! |---|---|---|
@@ -54,12 +57,13 @@ mod embedding_files;
 mod export;
 mod export_peft;
 mod export_settings;
-mod flux2_names;
 mod import;
+mod joined_lora;
 mod key_names;
 mod layer_tensors;
 mod layers;
 mod ordered_json;
+mod original_names;
 mod pattern_table;
 mod peft_config;
 mod peft_fields;

@@ -1,24 +1,15 @@
-//! The weights of networks by the names that other tools have for their modules.
+//! The weights of the networks by the module names that files use.
 
 use std::collections::{BTreeSet, HashMap};
 
 use burn::module::Module;
 use soda_adapters::named_params;
+use soda_models::flux2::Rows;
 
-use super::architecture::is_on_text;
-use super::flux2_names::{self, Rows};
+use super::architecture::{Base, is_on_text};
 use super::key_names::{ModuleName, TEXT_MODEL, flatten};
-use super::sgm_names::SgmNames;
+use super::original_names::{OriginalNames, Place, fused_name};
 use crate::component::Component;
-
-/// A weight that a module of a file is for, or a part of it.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
-    /// Path of the weight.
-    pub(super) weight: String,
-    /// The rows of the file's module that are the weight's.
-    pub(super) rows: Rows,
-}
 
 /// Finds weights by component and module name.
 pub(super) struct WeightNames {
@@ -32,7 +23,7 @@ impl WeightNames {
     pub(super) fn from_networks<M: Module>(networks: &M) -> Self {
         let mut names =
             Self { weights: HashMap::new(), components: BTreeSet::new(), text_width: None };
-        let sgm = SgmNames::from_networks(networks);
+        let original_names = OriginalNames::from_networks(networks);
         let params = named_params(networks).into_iter();
         for param in params.filter(|param| matches!(param.shape.len(), 2 | 4)) {
             let Some((component, weight)) = Component::split_path(&param.path) else { continue };
@@ -42,54 +33,63 @@ impl WeightNames {
                 // burn stores the weight of a linear layer as `[in, out]`.
                 names.text_width = param.shape.first().copied();
             }
-            let original = match component {
-                Component::Unet => sgm.original(module).map(|name| (name, Rows::All)),
-                Component::Transformer => flux2_names::original(module),
-                Component::TextEncoder | Component::TextEncoder2 => None,
-            };
             let own = [Some(module), module.strip_prefix(TEXT_MODEL)].into_iter().flatten();
             for name in own {
                 names.insert(component, name, weight, Rows::All);
             }
-            if let Some((name, rows)) = original {
-                names.insert(component, &name, weight, rows);
+            if let Some((original, rows)) = original_names.of(component, module) {
+                names.insert(component, &original, weight, rows);
+                if let Some(fused) = fused_name(&original, module) {
+                    names.insert(component, &fused, weight, rows);
+                }
             }
         }
         names
     }
 
+    /// Adds a weight to those of a module, by the module's name with dots and without.
     fn insert(&mut self, component: Component, name: &str, weight: &str, rows: Rows) {
-        let mut add = |name: String| {
+        for name in BTreeSet::from([flatten(name), name.to_owned()]) {
             let places = self.weights.entry((component, name)).or_default();
-            if !places.iter().any(|place| place.weight == weight) {
+            // The two names of a module may be equal.
+            if places.iter().all(|place| place.weight != weight) {
                 places.push(Place { weight: weight.to_owned(), rows });
             }
-        };
-        add(flatten(name));
-        add(name.to_owned());
+        }
     }
 
-    /// The component of the base that another tool means: it calls every denoiser a UNet.
+    /// Returns the component of the base that a tool means. Several tools call every denoiser a UNet.
     pub(super) fn of_base(&self, component: Component) -> Component {
-        let transformer = self.has(Component::Transformer) && !self.has(Component::Unet);
         match component {
-            Component::Unet if transformer => Component::Transformer,
+            Component::Unet if self.has(Component::Transformer) => Component::Transformer,
             component => component,
         }
     }
 
-    /// The width of the text states that the UNet takes, if it has cross-attention.
-    pub(super) fn text_width(&self) -> Option<usize> {
-        self.text_width
+    /// What is known of the networks' architecture.
+    pub(super) fn base(&self) -> Base {
+        Base {
+            transformer: self.has(Component::Transformer),
+            two_encoders: self.has(Component::TextEncoder2),
+            text_width: self.text_width,
+        }
     }
 
-    /// Whether the networks have this component.
+    /// Whether the networks have a component.
     pub(super) fn has(&self, component: Component) -> bool {
         self.components.contains(&component)
     }
 
-    /// Finds the weights of a module in `component`, or in the first component that has the module. A layer
-    /// that holds queries, keys and values together has three.
+    /// Whether the transformer has a block, given as `double_blocks_3_`.
+    pub(super) fn has_block(&self, block: &str) -> bool {
+        let of_block = |(component, name): &(Component, String)| {
+            *component == Component::Transformer && name.starts_with(block)
+        };
+        self.weights.keys().any(of_block)
+    }
+
+    /// Finds the weights of a module in `component`, or in the first component that has the module. A module
+    /// of the original code may have several.
     pub(super) fn find(
         &self,
         component: Option<Component>,

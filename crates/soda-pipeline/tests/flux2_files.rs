@@ -10,6 +10,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use burn::module::Module as _;
 use burn::tensor::{Device, FloatDType};
 use common::{Fixture, uniform};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -31,6 +32,9 @@ const TOLERANCE: f64 = 2e-5;
 fn fixture(name: &str) -> PathBuf {
     soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures/flux2").join(name)
 }
+
+/// For PiSSA. PEFT decomposes in f32, and the change is a small difference of two parts of the weight.
+const PISSA_TOLERANCE: f64 = 1e-4;
 
 /// The transformer of the fixtures.
 fn uneven() -> Networks {
@@ -83,7 +87,8 @@ fn check(networks: &Networks, name: &str, file: &str) -> Imported {
     assert_eq!(found.keys().cloned().collect::<Vec<_>>(), expected.names(""), "{name}");
     for (module, (input, change)) in &found {
         let error = relative_error(&probed(*input, change), &expected.floats(module).1);
-        assert!(error < TOLERANCE, "{name} {module}: {error:.1e}");
+        let tolerance = if name.contains("pissa") { PISSA_TOLERANCE } else { TOLERANCE };
+        assert!(error < tolerance, "{name} {module}: {error:.1e}");
     }
     imported
 }
@@ -123,7 +128,8 @@ fn directories_of_peft_on_either_names_make_the_same_weights() {
     for (name, method) in [
         ("lora", "lora"),
         ("dora-bfl", "lora"),
-        ("pissa-bfl", "lora"),
+        // The triples are those of the whole layer.
+        ("pissa-bfl", "full"),
         ("loha-bfl", "loha"),
         ("lokr-bfl", "lokr"),
         ("oft-bfl", "oft"),
@@ -219,7 +225,11 @@ fn a_file_for_another_architecture_is_named() {
         ("diffusion_model.double_blocks.7.img_attn.qkv", [126, 42], "is for a larger model, and"),
         ("transformer.single_transformer_blocks.2.attn.to_out", [42, 155], "is for a larger model"),
     ] {
-        let tensors = [lora(module, sizes, 2), lora(qkv, [126, 42], 2)].concat();
+        let mut tensors = lora(module, sizes, 2).to_vec();
+        if expected.contains("model") || expected.contains("FLUX") {
+            // This layer fits.
+            tensors.extend(lora(qkv, [126, 42], 2));
+        }
         let message = refusal(&tensors, &networks);
         assert!(message.contains(expected) && message.contains("the base is FLUX.2"), "{message}");
     }
@@ -256,6 +266,12 @@ fn adapted() -> Vec<(String, Vec<usize>)> {
     .concat()
 }
 
+fn full_precision(pipeline: &Pipeline) -> ExportSettings {
+    let mut settings = ExportSettings::new(pipeline);
+    settings.dtype = FloatDType::F32;
+    settings
+}
+
 fn keys(path: &Path) -> BTreeMap<String, Vec<usize>> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -277,7 +293,7 @@ fn exported_files_have_the_names_of_their_tools_and_are_read_back() {
     assert_eq!(expected.len(), 9);
     let plan = ours.file.plan(&networks).unwrap();
     let lora = compress_to_lora(&plan, &networks, CompressionBudget::default()).unwrap();
-    let settings = ExportSettings { dtype: FloatDType::F32, ..ExportSettings::new(&pipeline) };
+    let settings = full_precision(&pipeline);
     let dir = tempfile::tempdir().unwrap();
     let paths = ["kohya", "diffusers", "diff"].map(|name| dir.path().join(format!("{name}.st")));
     let peft = dir.path().join("peft");
@@ -351,7 +367,7 @@ fn one_first_factor_of_queries_keys_and_values_stays_one() {
     assert_eq!(ranks, BTreeSet::from([4]));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kohya.safetensors");
-    let settings = ExportSettings { dtype: FloatDType::F32, ..ExportSettings::new(&pipeline) };
+    let settings = full_precision(&pipeline);
     write_kohya(&compressed, &settings, &path).unwrap();
     let name = |part: &str| format!("lora_unet_double_blocks_0_txt_attn_qkv.{part}");
     let names = keys(&path);

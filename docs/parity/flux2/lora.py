@@ -342,17 +342,17 @@ def lycoris_files() -> None:
     for name, algo, options in [
         ("locon-dora-in", "lora", {"dora_wd": True, "wd_on_output": False}),
         ("locon-dora-out", "lora", {"dora_wd": True, "wd_on_output": True}),
-        # With another alpha, LyCORIS 3.2 scales twice where it merges.
+        # With another alpha than the rank, LyCORIS 3.2 scales products twice where it merges.
         ("loha", "loha", {"linear_alpha": 2}),
         ("lokr", "lokr", {"factor": 4, "linear_dim": 100}),
-        ("lokr-thirds", "lokr", {"factor": 3, "linear_dim": 2}),
+        ("lokr-thirds", "lokr", {"factor": 3, "linear_dim": 2, "linear_alpha": 2}),
         ("oft", "diag-oft", {"linear_dim": 6}),
         ("oft-constraint", "diag-oft", {"linear_dim": 7, "constraint": 0.001, "rescaled": True}),
         ("full", "full", {}),
     ]:
         base, norms = original()
         base = base.float()
-        LycorisNetwork.apply_preset({"target_name": [layer for layer in few if algo != "full" or "linear1" not in layer], "target_module": []})
+        LycorisNetwork.apply_preset({"target_name": [layer for layer in few if algo not in ["full", "diag-oft"] or "linear1" not in layer], "target_module": []})
         options = {"linear_dim": 2, "linear_alpha": 3} | options
         network = create_lycoris(base, 1.0, algo=algo, **options)
         network.apply_to()

@@ -29,8 +29,8 @@ pub(crate) struct ConvertArgs {
     /// key names
     #[arg(long, value_name = "DIR|NAME|FILE")]
     base: PathBuf,
-    /// A diffusers directory with the configs and tokenizers of a single file; for one of FLUX.2, with the text
-    /// encoder and the autoencoder too
+    /// A diffusers directory with the configs and tokenizers of a single file; for one of FLUX.2, with the
+    /// text encoder and the autoencoder too
     #[arg(long, value_name = "DIR")]
     config: Option<PathBuf>,
     /// What to write: a single file if it ends with .safetensors, otherwise a diffusers directory

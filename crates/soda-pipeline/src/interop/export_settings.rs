@@ -144,8 +144,8 @@ impl ExportSettings {
     /// The metadata of a file with this adapter.
     ///
     /// `implementation` is the code whose names the tensors have. Values follow
-    /// `build_minimum_network_metadata` and `sai_model_spec.py` of kohya's sd-scripts, and of musubi-tuner for
-    /// FLUX.2.
+    /// `build_minimum_network_metadata` and `sai_model_spec.py` of kohya's sd-scripts, for FLUX.2 those of
+    /// musubi-tuner.
     pub(super) fn metadata(
         &self,
         network: &Network,

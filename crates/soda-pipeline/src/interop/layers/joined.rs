@@ -86,7 +86,6 @@ impl JoinedLayer {
 
     /// What the parts have of a tensor. `None` if it is of the whole layer.
     fn share(&self, role: Role, data: &TensorData) -> Option<Share> {
-        let bounded = self.tensors.has(Role::Alpha);
         match role {
             Role::Down
             | Role::HadaW1B
@@ -111,14 +110,18 @@ impl JoinedLayer {
             | Role::Diff => Some(Share::OwnRows),
             // The magnitudes of inputs have one row.
             Role::DoraScale => (data.shape().first() != Some(&1)).then_some(Share::OwnRows),
-            // `α` bounds the norm of all blocks together.
-            Role::OftBlocks | Role::KohyaOftBlocks => (!bounded).then_some(Share::OwnRows),
-            // Cores are of convolutions. The others are refused by name.
+            // `α` bounds the norm of all blocks together. LyCORIS writes 0 for no bound.
+            Role::OftBlocks => {
+                let bound = self.tensors.number(Role::Alpha).ok()?;
+                bound.is_none_or(|bound| bound <= 0.0).then_some(Share::OwnRows)
+            }
+            // kohya's scripts bound every OFT. Cores are of convolutions. The others are refused by name.
             Role::Mid
             | Role::HadaT1
             | Role::HadaT2
             | Role::LokrT1
             | Role::LokrT2
+            | Role::KohyaOftBlocks
             | Role::UpBias
             | Role::Vector
             | Role::Scalar => None,
@@ -131,25 +134,20 @@ impl JoinedLayer {
         config: Option<&PeftConfig>,
         weights: &BTreeMap<String, Weight>,
     ) -> Result<Vec<(String, LayerForm)>, InteropError> {
-        let incomplete = || self.tensors.unsupported("layer of weights that the base lacks");
-        let mut matrices: Vec<_> = self.places.iter().map(|place| (place, None)).collect();
-        for (place, matrix) in &mut matrices {
-            let weight = weights.get(&place.weight).ok_or_else(incomplete)?;
-            *matrix = Some(weight.matrix.clone());
-        }
-        matrices.sort_by_key(|(place, _)| index(place.rows));
-        let complete = match self.places[..] {
-            [ref only] => !matches!(only.rows, Rows::Third(_)),
-            _ => matrices.iter().map(|(place, _)| index(place.rows)).eq(0..3),
+        let mut places: Vec<&Place> = self.places.iter().collect();
+        places.sort_by_key(|place| index(place.rows));
+        let complete = match places[..] {
+            [only] => !matches!(only.rows, Rows::Third(_)),
+            _ => places.iter().map(|place| index(place.rows)).eq(0..3),
         };
-        if !complete {
-            return Err(incomplete());
-        }
-        let parts = matrices.into_iter().filter_map(|(place, matrix)| {
-            let matrix: Tensor<2> = matrix?;
-            Some(if place.rows == Rows::HalvesSwapped { swap_halves(matrix) } else { matrix })
-        });
-        let whole = Weight::from_matrix(Tensor::cat(parts.collect(), 1));
+        let part = |place: &&Place| {
+            let matrix = weights.get(&place.weight)?.matrix.clone();
+            let swapped = place.rows == Rows::HalvesSwapped;
+            Some(if swapped { swap_halves(matrix) } else { matrix })
+        };
+        let parts = places.iter().map(part).collect::<Option<Vec<_>>>().filter(|_| complete);
+        let incomplete = || self.tensors.unsupported("layer of weights that the base lacks");
+        let whole = Weight::from_matrix(Tensor::cat(parts.ok_or_else(incomplete)?, 1));
         let form = LayerForm::new(&self.tensors, config, &whole)?;
         let delta = form.delta(self.tensors.weight(), &whole)?;
         let of_place = |place: &Place| {

@@ -25,7 +25,8 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Adds a tensor by its name in the file. `module` is its module there, which has the weights at `places`.
+    /// Adds a tensor by its name in the file. `module` is its module there, which has the weights at
+    /// `places`.
     ///
     /// # Errors
     /// [`InteropError::SameRole`] if another name of the file has the same meaning.

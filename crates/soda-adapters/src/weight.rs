@@ -60,6 +60,20 @@ impl Weight {
         Ok(Self { matrix, shape, svd: None, directions: Directions::Unknown })
     }
 
+    /// Makes the weight of a linear layer, `[in, out]`.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Tensor};
+    /// use soda_adapters::Weight;
+    ///
+    /// let weight = Weight::from_matrix(Tensor::<2>::zeros([3, 2], &Device::default()));
+    /// assert_eq!((weight.shape.as_slice(), weight.window()), (&[3, 2][..], 1));
+    /// ```
+    pub fn from_matrix(matrix: Tensor<2>) -> Self {
+        let shape = matrix.dims().to_vec();
+        Self { matrix, shape, svd: None, directions: Directions::Unknown }
+    }
+
     /// Number of entries of the convolution's window, `kh kw`; 1 for a linear layer.
     pub fn window(&self) -> usize {
         self.shape.get(2..).unwrap_or_default().iter().product()

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use burn::tensor::Device;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use tracing::info_span;
@@ -37,19 +37,6 @@ pub(crate) fn print_warnings(pipeline: &Pipeline, progress: &Progress) {
     for warning in &pipeline.warnings {
         progress.warn(&warning.to_string());
     }
-}
-
-/// Refuses a model without a UNet, whose adapters have no names in other tools' formats yet.
-///
-/// # Errors
-/// The denoiser is a transformer.
-pub(crate) fn require_unet(pipeline: &Pipeline) -> Result<()> {
-    ensure!(
-        pipeline.denoiser.as_unet().is_some(),
-        "{} has a transformer, whose adapters are neither exported nor imported yet: use `soda merge`",
-        pipeline.source.display()
-    );
-    Ok(())
 }
 
 /// Prints which sampler draws if the model's own is not implemented.

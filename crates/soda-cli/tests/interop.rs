@@ -308,3 +308,108 @@ fn mix(one: &[u8], other: &[u8], prefix: &str) -> Vec<u8> {
     let all = one.iter().flat_map(|one| one.iter()).chain(chosen);
     safetensors::serialize(all, None).unwrap()
 }
+
+fn toyflux() -> String {
+    let base = soda_testing::workspace_path("examples/toyflux/base");
+    base.to_str().unwrap().to_owned()
+}
+
+/// A LoRA for toyflux in the names of ComfyUI and ai-toolkit.
+fn flux_lora() -> Vec<u8> {
+    let layers = [
+        ("diffusion_model.double_blocks.0.img_attn.qkv", [576, 192]),
+        ("diffusion_model.single_blocks.2.linear2", [192, 768]),
+        ("diffusion_model.final_layer.adaLN_modulation.1", [384, 192]),
+    ];
+    let tensors = layers.into_iter().flat_map(|(layer, [outputs, inputs])| {
+        [("A", [3, inputs]), ("B", [outputs, 3])].map(|(part, shape)| {
+            let key = format!("{layer}.lora_{part}.weight");
+            let values = models::uniform(&key, shape[0] * shape[1]).into_iter();
+            (key, shape, values.flat_map(|value| (value * 0.1).to_le_bytes()).collect::<Vec<u8>>())
+        })
+    });
+    let tensors: Vec<_> = tensors.collect();
+    let views = tensors.iter().map(|(key, shape, bytes)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes);
+        (key.as_str(), view.unwrap())
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+#[test]
+fn files_for_flux2_travel_in_and_out() {
+    let desk = tempfile::tempdir().unwrap();
+    let (folder, base) = (desk.path(), toyflux());
+    std::fs::write(folder.join("theirs.safetensors"), flux_lora()).unwrap();
+    let import = |file: &str, out: &str| {
+        let said = run(folder, &["import", file, "--base", &base, "--out", out]);
+        assert!(said.contains("; 5 weights matched, 0 names left out"), "{said}");
+    };
+    // The weights of the transformer after a merge.
+    let merge = |adapter: &str| {
+        let out = format!("{adapter}-merged");
+        run(folder, &["merge", "--base", &base, "--adapter", adapter, "--out", &out]);
+        std::fs::read(folder.join(out).join("transformer/diffusion_pytorch_model.safetensors"))
+            .unwrap()
+    };
+    let floats = |file: &[u8]| -> Vec<f32> {
+        let tensors = safetensors::SafeTensors::deserialize(file).unwrap();
+        let mut tensors: Vec<_> = tensors.iter().collect();
+        tensors.sort_by_key(|(name, _)| name.to_string());
+        let chunks = tensors.iter().flat_map(|(_, view)| view.data().as_chunks::<4>().0);
+        chunks.map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    import("theirs.safetensors", "a.st");
+    let said = run(folder, &["inspect", "a.st"]);
+    assert!(said.contains("lora on 5 weights of the transformer"), "{said}");
+    let ours = merge("a.st");
+    for format in ["kohya", "diffusers", "peft", "diff"] {
+        let export = ["export", "--base", &base, "--adapter", "a.st", "--format", format];
+        let out = if format == "peft" { "peft" } else { &format!("{format}.safetensors") };
+        run(folder, &[&export[..], &["--error", "0", "--out", out]].concat());
+        let again = format!("{format}.st");
+        import(out, &again);
+        let error = soda_testing::relative_error(&floats(&merge(&again)), &floats(&ours));
+        assert!(error < 1e-6, "{format}: {error:.1e}");
+    }
+
+    let single = ["convert", "--base", "a.st-merged", "--out", "single.safetensors"];
+    run(folder, &single);
+    let said = run(folder, &["inspect", "single.safetensors"]);
+    assert!(said.contains("  double_blocks.0.img_attn.qkv.weight F32 [576,192]"), "{said}");
+    let without = ["convert", "--base", "single.safetensors", "--out", "back"];
+    assert!(refused(folder, &without).contains("--config"));
+    run(folder, &[&without[..], &["--config", &base]].concat());
+    let back = folder.join("back/transformer/diffusion_pytorch_model.safetensors");
+    assert!(std::fs::read(back).unwrap() == ours, "a single file loses nothing");
+}
+
+#[test]
+fn adapters_of_another_family_are_refused_in_one_sentence() {
+    let desk = tempfile::tempdir().unwrap();
+    let (folder, flux, toybox) = (desk.path(), toyflux(), toybox("base"));
+    let toybox = toybox.to_str().unwrap();
+    std::fs::write(folder.join("flux.safetensors"), flux_lora()).unwrap();
+    let sdxl = fixture("sdxl", "kohya.safetensors");
+    run(folder, &["import", "flux.safetensors", "--base", &flux, "--out", "flux.st"]);
+    for (args, expected) in [
+        (
+            ["import", sdxl.to_str().unwrap(), "--base", &flux, "--out", "no"],
+            "is for Stable Diffusion, and the base is FLUX.2; import it on a base of its own kind",
+        ),
+        (
+            ["import", "flux.safetensors", "--base", toybox, "--out", "no"],
+            "is for FLUX, and the base",
+        ),
+    ] {
+        let output = soda(folder, &args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(message.contains(expected), "{message}");
+    }
+    let merge = ["merge", "--base", toybox, "--adapter", "flux.st", "--out", "no"];
+    let message = refused(folder, &merge);
+    assert!(message.contains("for a transformer too, which this base does not have"), "{message}");
+    assert!(!folder.join("no").exists());
+}

@@ -157,3 +157,106 @@ fn text_encoders_without_their_prefix_are_read() {
     assert!(shapes(&file).contains_key("cond_stage_model.transformer.final_layer_norm.weight"));
     load(&file, &toybox()).unwrap();
 }
+
+fn toyflux() -> PathBuf {
+    soda_testing::workspace_path("examples/toyflux/base")
+}
+
+/// Each row times the probe of `docs/parity/flux2/lora.py`: an entry in a wrong place changes it.
+fn probed(width: usize, rows: &[f64]) -> Vec<f64> {
+    let probe = common::uniform("probe", width).into_iter();
+    let probe: Vec<f64> = probe.map(|value| f64::from(value * 3f32.sqrt())).collect();
+    rows.chunks_exact(width).map(|row| row.iter().zip(&probe).map(|(a, b)| a * b).sum()).collect()
+}
+
+#[test]
+fn a_transformer_of_flux2_has_the_keys_and_values_of_the_original_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("flux2.safetensors");
+    let pipeline = Pipeline::load(&toyflux(), &Device::default()).unwrap();
+    pipeline.save_single_file(&file, FloatDType::F32).unwrap();
+    let path =
+        soda_testing::workspace_path("crates/soda-models/tests/fixtures/flux2-original.json");
+    let theirs: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let ours = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(ours.len(), theirs.len());
+    for (key, expected) in theirs {
+        let view = ours.tensor(&key).unwrap();
+        assert_eq!(serde_json::json!(view.shape()), expected["shape"], "{key}");
+        let values = view.data().as_chunks::<4>().0.iter();
+        let mut values: Vec<f64> =
+            values.map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
+        for axis in view.shape().iter().rev() {
+            values = probed(*axis, &values);
+        }
+        // Both sides add the same numbers in double precision.
+        soda_testing::assert_close(&key, &values, &[expected["probe"].as_f64().unwrap()], 1e-9);
+    }
+}
+
+#[test]
+fn a_transformer_of_flux2_is_read_from_a_file_of_its_own() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), Device::default());
+    let file = dir.path().join("flux2.safetensors");
+    let pipeline = Pipeline::load(&toyflux(), &device).unwrap();
+    pipeline.save_single_file(&file, FloatDType::F32).unwrap();
+    // The directory beside a single file needs no transformer.
+    let configs = dir.path().join("configs");
+    let copy = |part: &str, name: &str| {
+        std::fs::create_dir_all(configs.join(part)).unwrap();
+        std::fs::copy(toyflux().join(part).join(name), configs.join(part).join(name)).unwrap();
+    };
+    for (part, name) in [
+        ("", "model_index.json"),
+        ("scheduler", "scheduler_config.json"),
+        ("transformer", "config.json"),
+        ("vae", "config.json"),
+        ("vae", "diffusion_pytorch_model.safetensors"),
+    ] {
+        copy(part, name);
+    }
+    for part in ["text_encoder", "tokenizer"] {
+        for entry in std::fs::read_dir(toyflux().join(part)).unwrap() {
+            copy(part, entry.unwrap().file_name().to_str().unwrap());
+        }
+    }
+    // As the published files, and as larger files of ComfyUI with another name for the norms.
+    let bytes = std::fs::read(&file).unwrap();
+    let read = SafeTensors::deserialize(&bytes).unwrap();
+    let other = dir.path().join("other.safetensors");
+    let renamed = read.iter().map(|(key, view)| {
+        let key = key.replace("_norm.scale", "_norm.weight");
+        (format!("model.diffusion_model.{key}"), view)
+    });
+    let stray = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+    let renamed = renamed.chain([("vae.stray".to_owned(), stray)]);
+    safetensors::serialize_to_file(renamed, None, &other).unwrap();
+
+    let weights = |pipeline: &Pipeline, name: &str| {
+        let path = dir.path().join(name);
+        pipeline.save(&path).unwrap();
+        let part = |part: &str| {
+            std::fs::read(path.join(part).join("diffusion_pytorch_model.safetensors")).unwrap()
+        };
+        [part("transformer"), part("vae")]
+    };
+    let expected = weights(&pipeline, "expected");
+    for (file, warnings) in [(&file, 0), (&other, 1)] {
+        let again = load(file, &configs).unwrap();
+        assert_eq!(again.warnings.len(), warnings, "{:?}", again.warnings);
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        assert!(weights(&again, &format!("{name}-dir")) == expected, "{name}");
+    }
+    // A layer of another model, and the configs of another family.
+    let missing = read.iter().filter(|(key, _)| !key.contains("single_blocks.3.linear2"));
+    safetensors::serialize_to_file(missing, None, &other).unwrap();
+    let message = load(&other, &configs).unwrap_err().to_string();
+    assert!(message.contains("single_transformer_blocks.3.attn.to_out.weight"), "{message}");
+    let message = load(&file, &toybox()).unwrap_err().to_string();
+    assert!(message.contains("it is a transformer of FLUX.2"), "{message}");
+    let unet = toybox().join("unet/diffusion_pytorch_model.safetensors");
+    let message = load(&unet, &configs).unwrap_err().to_string();
+    assert!(message.contains("it has no `single_stream_modulation.lin.weight`"), "{message}");
+}

@@ -170,7 +170,7 @@ fn a_network_keeps_its_method_where_one_holds_all_layers() {
     for (name, method) in [
         ("lokr_full.safetensors", "lokr"),
         ("lokr_dora_out.safetensors", "full"),
-        ("lokr_factors.safetensors", "full"),
+        ("lokr_factors.safetensors", "lokr"),
         ("mixed.safetensors", "lora"),
         ("dora_out.safetensors", "lora"),
         ("kohya_oft.safetensors", "oft"),

@@ -5,6 +5,8 @@
 
 #[path = "../../soda-adapters/tests/common/mod.rs"]
 mod common;
+#[path = "../../soda-models/tests/common/mod.rs"]
+mod models;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +17,9 @@ use peak_alloc::PeakAlloc;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use soda_adapters::{AdapterState, METHOD_PRESETS, MethodConfig};
-use soda_models::pipeline::Pipeline;
+use soda_models::flux2::Flux2Config;
+use soda_models::pipeline::{Networks as PipelineNetworks, Pipeline};
+use soda_models::{config, weights};
 use soda_pipeline::interop::{describe, import};
 use soda_pipeline::{AdapterFile, Component, Header, configure_pipeline};
 use soda_testing::fuzz;
@@ -226,6 +230,33 @@ fn no_file_of_another_tool_makes_the_import_panic() {
     fuzz("import", &seeds, 1500, |input| {
         std::fs::write(&path, input).unwrap();
         let _ = read(&path);
+    });
+    assert!(MEMORY.peak_usage_as_mb() < MOST_MEMORY, "{} MB", MEMORY.peak_usage_as_mb());
+}
+
+/// Files of the original code's names, whose layers are divided among several weights.
+#[test]
+fn no_file_for_flux2_makes_the_import_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("other.safetensors");
+    let (config, file) = models::Fixture::read("flux2-uneven").write_model(folder.path());
+    let config: Flux2Config = config::read(&config).unwrap();
+    let transformer = weights::load(config.init(&Device::default()), &file).unwrap();
+    let networks = PipelineNetworks::from(transformer);
+    let fixtures = soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures/flux2");
+    let seeds = ["kohya", "lokr-bfl", "lycoris-loha", "lycoris-locon-dora-in", "lycoris-oft"];
+    let seeds =
+        seeds.map(|name| std::fs::read(fixtures.join(format!("{name}.safetensors"))).unwrap());
+    for seed in &seeds {
+        std::fs::write(&path, seed).unwrap();
+        import(&path, &networks, "net").unwrap();
+    }
+    MEMORY.reset_peak_usage();
+    fuzz("import for FLUX.2", &seeds, 300, |input| {
+        std::fs::write(&path, input).unwrap();
+        if let Ok(imported) = import(&path, &networks, "net") {
+            let _ = imported.file.plan(&networks);
+        }
     });
     assert!(MEMORY.peak_usage_as_mb() < MOST_MEMORY, "{} MB", MEMORY.peak_usage_as_mb());
 }

@@ -3,6 +3,8 @@
 //!
 //! `ΔW = s W1 ⊗ W2`, where each of the two may be a low-rank product.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,9 @@ pub struct LokrConfig {
     /// root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub factor: Option<usize>,
+    /// Rows and columns of the small matrix by path of the weight, where `factor` does not give them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sizes: BTreeMap<String, [usize; 2]>,
     /// Whether the small matrix is a low-rank product too, by the rule of `rank`.
     pub decompose_both: bool,
     /// Seed of the random initial values.
@@ -39,7 +44,14 @@ pub struct LokrConfig {
 
 impl Default for LokrConfig {
     fn default() -> Self {
-        Self { rank: 8, alpha: None, factor: None, decompose_both: false, seed: 0 }
+        Self {
+            rank: 8,
+            alpha: None,
+            factor: None,
+            sizes: BTreeMap::new(),
+            decompose_both: false,
+            seed: 0,
+        }
     }
 }
 
@@ -62,9 +74,12 @@ impl Method for LokrConfig {
             return Err(AdapterError::Config { method: NAME, reason: "the factor is at least 1" });
         }
         let ([input, output], window) = (weight.matrix.dims(), weight.window());
-        let (out_small, out_large) = factorization(output, self.factor);
         // As in LyCORIS, the window of a convolution belongs to the large matrix.
-        let (in_small, in_large) = factorization(input / window, self.factor);
+        let channels = input / window;
+        let [(out_small, out_large), (in_small, in_large)] = match self.sizes.get(path) {
+            None => [output, channels].map(|size| factorization(size, self.factor)),
+            Some(small) => divided([output, channels], *small)?,
+        };
         let init = SeededInit::new(self.seed, path, weight);
         let small = self.decompose_both && 2 * self.rank < out_small.max(in_small);
         let large = 2 * self.rank < out_large.max(in_large);
@@ -91,6 +106,15 @@ pub fn factorization(n: usize, factor: Option<usize>) -> (usize, usize) {
         None => nearest_pair(n, n),
     };
     (small.min(n / small), small.max(n / small))
+}
+
+/// The sizes of both matrices for a small one of these rows and columns.
+fn divided(weight: [usize; 2], small: [usize; 2]) -> Result<[(usize, usize); 2], AdapterError> {
+    if weight.iter().zip(small).any(|(whole, part)| part == 0 || !whole.is_multiple_of(part)) {
+        let reason = "the sizes of the small matrix divide those of the weight";
+        return Err(AdapterError::Config { method: NAME, reason });
+    }
+    Ok([0, 1].map(|side| (small[side], weight[side] / small[side])))
 }
 
 /// The largest divisor of `n` that is at most `most` and at most the square root of `n`.
@@ -192,6 +216,26 @@ mod tests {
             (360, Some(12), (12, 30)),
         ] {
             assert_eq!(factorization(n, factor), expected, "{n} {factor:?}");
+        }
+    }
+
+    #[test]
+    fn a_weight_may_have_a_small_matrix_of_its_own_sizes() {
+        let weight = Weight::from_matrix(Tensor::zeros([6, 20], &burn::tensor::Device::default()));
+        let config = |small: [usize; 2]| LokrConfig {
+            rank: 100,
+            sizes: BTreeMap::from([("x".to_owned(), small)]),
+            ..LokrConfig::default()
+        };
+        let shapes = |path: &str, small| {
+            let adapter = config(small).init(path, &weight)?;
+            Ok::<_, AdapterError>([adapter.w1, adapter.w2].map(|w| w.value().map(|w| w.dims())))
+        };
+        assert_eq!(shapes("x", [10, 3]).ok(), Some([Some([10, 3]), Some([2, 2])]));
+        assert_eq!(shapes("x", [1, 1]).ok(), Some([Some([1, 1]), Some([20, 6])]));
+        assert_eq!(shapes("y", [10, 3]).ok(), Some([Some([4, 2]), Some([5, 3])]));
+        for wrong in [[3, 3], [10, 4], [0, 3], [10, 12]] {
+            assert!(shapes("x", wrong).is_err(), "{wrong:?}");
         }
     }
 }

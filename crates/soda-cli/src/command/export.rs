@@ -12,7 +12,7 @@ use soda_pipeline::interop::{
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
-use crate::base_model::{find_base, require_unet};
+use crate::base_model::find_base;
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
 use crate::usage::{require, require_folder_name, require_safetensors_name};
@@ -32,6 +32,8 @@ embeddings writes the new words of textual inversion, one file per word; no othe
 
 kohya and diffusers files are f16, as most LoRAs are, unless --error 0 asks for all digits. diff and peft are
 exact, and f32. --dtype chooses otherwise; the errors that are listed are those of the file as it is written.
+
+For FLUX.2, kohya and diff have the names of the original code, in which queries, keys and values are one layer.
 For a whole checkpoint, use `soda merge`.")]
 pub(crate) struct ExportArgs {
     /// The base model: a diffusers directory, or a name on a hub
@@ -117,7 +119,6 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         device: &device,
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
-    require_unet(&pipeline)?;
     if !words {
         file.check_has_weights()?;
     }
@@ -159,7 +160,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     let mut lora = compress_to_lora(&plan, &networks, budget)?;
     match args.format {
         ExportFormat::Kohya => {
-            lora.round(&plan, dtype, AlphaRule::LargestRank);
+            lora.round(&plan, dtype, settings.kohya_alpha());
             write_kohya(&lora, &settings, &args.out)?;
         }
         ExportFormat::Diffusers => {

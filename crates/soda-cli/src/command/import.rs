@@ -9,7 +9,7 @@ use soda_pipeline::configure_pipeline;
 use soda_pipeline::interop::{Imported, import};
 
 use crate::args::DeviceArg;
-use crate::base_model::{find_base, load_base, require_unet};
+use crate::base_model::{find_base, load_base};
 use crate::progress::{Progress, print_result};
 
 #[derive(Debug, Args)]
@@ -22,9 +22,9 @@ Examples:
 The embedding of a new word (textual inversion) is an adapter too. The word is in the file, or
 is the file's name.")]
 pub(crate) struct ImportArgs {
-    /// An adapter file of diffusers, kohya, LyCORIS or OneTrainer (LoRA, DoRA, LoHa, LoKr, OFT, diff); a
-    /// textual inversion file of diffusers or kohya; a PEFT directory; or a directory with one PEFT
-    /// directory per network: unet, text_encoder, text_encoder_2
+    /// An adapter file of diffusers, kohya, LyCORIS, OneTrainer, ComfyUI or ai-toolkit (LoRA, DoRA, LoHa,
+    /// LoKr, OFT, diff); a textual inversion file of diffusers or kohya; a PEFT directory; or a directory
+    /// with one PEFT directory per network: unet or transformer, text_encoder, text_encoder_2
     pub(crate) path: PathBuf,
     /// The base model it is for: a diffusers directory, or a name on a hub
     #[arg(long, value_name = "DIR|NAME")]
@@ -44,7 +44,6 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
     let mut pipeline = load_base(&base, &LoadOptions::default(), &device)?;
-    require_unet(&pipeline)?;
     let name = model_name(&base);
     let Imported { mut file, matched, unmatched, unread, absent } =
         import(&args.path, &pipeline.networks(), &name)

@@ -13,7 +13,7 @@ use super::model::Pipeline;
 use crate::error::{ModelError, WeightsError};
 use crate::scheduler::{PredictionType, SchedulerOverrides};
 use crate::weights::Checkpoint;
-use crate::weights::write::Writable;
+use crate::weights::write::{Order, Writable};
 
 const V_PRED: &str = "v_pred";
 const ZTSNR: &str = "ztsnr";
@@ -109,5 +109,5 @@ fn is_known(key: &str) -> bool {
 
 /// A tensor without elements.
 fn empty() -> Writable {
-    Writable { dtype: Dtype::F32, shape: vec![0], transposed: false, parts: BTreeMap::new() }
+    Writable { dtype: Dtype::F32, shape: vec![0], order: Order::Same, parts: BTreeMap::new() }
 }

@@ -1,7 +1,9 @@
-//! Single files with all networks, in the keys of the original checkpoints.
+//! Single files in the keys of the original checkpoints.
 //!
-//! Such a file has no configs and no tokenizer. They are taken from a directory in diffusers' layout, whose
-//! weights are not read.
+//! | family | networks of the file | from a directory in diffusers' layout |
+//! | --- | --- | --- |
+//! | Stable Diffusion | all | configs, tokenizers |
+//! | FLUX.2 | the transformer | configs, tokenizer, text encoder, autoencoder |
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,9 +13,10 @@ use burn::tensor::{Device, FloatDType};
 use burn_store::ModuleSnapshot;
 use burn_store::burn_pack::Tensor as Stored;
 
-use super::families::{StableDiffusionConfigs, StableDiffusionWeights};
+use super::denoiser::DenoiserConfig;
+use super::families::{StableDiffusionConfigs, StableDiffusionWeights, flux2_file};
 use super::family::{Configs, LoadOptions};
-use super::family_name::model_index;
+use super::family_name::{FamilyName, model_index};
 use super::model::Pipeline;
 use super::text_encoders::ClipEncoders;
 use crate::clip::ClipTextConfig;
@@ -21,7 +24,7 @@ use crate::error::{ModelError, WeightsError};
 use crate::unet::UnetConfig;
 use crate::vae::VaeConfig;
 use crate::weights::ldm::{Form, Layout};
-use crate::weights::write::{Writable, check_finite, write};
+use crate::weights::write::{Order, Writable, check_finite, write};
 use crate::weights::{Checkpoint, file_dtype, to_pytorch};
 
 /// The families of original checkpoints, which differ in their text encoders.
@@ -60,10 +63,11 @@ impl Layouts {
 }
 
 impl Pipeline {
-    /// Loads a single file of SD 1, SD 2 or SDXL, as `dtype`.
+    /// Loads a single file of SD 1, SD 2, SDXL or FLUX.2 klein, as `dtype`.
     ///
-    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout. The marks `v_pred`
-    /// and `ztsnr` of the file override its noise schedule, with a warning.
+    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout. A file of FLUX.2 is
+    /// the transformer alone, and the directory's text encoder and autoencoder are read too. The marks
+    /// `v_pred` and `ztsnr` of a file of Stable Diffusion override its noise schedule, with a warning.
     ///
     /// # Errors
     ///
@@ -76,9 +80,42 @@ impl Pipeline {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let source = configs;
         let checkpoint = Checkpoint::open(file)?;
-        let family = family_of(&checkpoint).ok_or_else(|| WeightsError::Mismatch {
+        let index = model_index(configs)?;
+        let reason = match (FamilyName::of(configs, &index)?, flux2_file::prefix_of(&checkpoint)) {
+            (FamilyName::StableDiffusion, None) => {
+                return Self::load_stable_diffusion_file(&checkpoint, configs, dtype, device);
+            }
+            (FamilyName::Flux2Klein, Some(prefix)) => {
+                return Self::load_flux2_file(&checkpoint, prefix, configs, dtype, device);
+            }
+            (FamilyName::StableDiffusion, Some(_)) => format!(
+                "it is a transformer of FLUX.2, and the configs of {} are Stable Diffusion's",
+                configs.display()
+            ),
+            (FamilyName::ZImage, _) => format!(
+                "single files of Z-Image are not read, and the configs of {} are Z-Image's; use a directory",
+                configs.display()
+            ),
+            (FamilyName::Flux2Klein, None) => format!(
+                "it has no `{}`, as a transformer of FLUX.2 in the original names has, and the configs \
+                 of {} are FLUX.2's",
+                flux2_file::MARK,
+                configs.display()
+            ),
+        };
+        Err(WeightsError::Mismatch { path: file.to_path_buf(), reason }.into())
+    }
+
+    /// Loads the networks of Stable Diffusion from a single file.
+    fn load_stable_diffusion_file(
+        checkpoint: &Checkpoint,
+        configs: &Path,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let (source, file) = (configs, &checkpoint.path);
+        let family = family_of(checkpoint).ok_or_else(|| WeightsError::Mismatch {
             path: file.to_path_buf(),
             reason: "it has no text encoder where Stable Diffusion 1, 2 or XL has one".to_string(),
         })?;
@@ -93,30 +130,37 @@ impl Pipeline {
         }
         let names = Layouts::new(family, text, text_2.as_ref(), unet, &configs.vae);
         let weights = StableDiffusionWeights {
-            text: names.text.read(&checkpoint),
-            text_2: names.text_2.map(|names| names.read(&checkpoint)),
-            unet: names.unet.read(&checkpoint),
+            text: names.text.read(checkpoint),
+            text_2: names.text_2.map(|names| names.read(checkpoint)),
+            unet: names.unet.read(checkpoint),
         };
-        let vae = names.vae.read(&checkpoint);
+        let vae = names.vae.read(checkpoint);
         let options = LoadOptions { dtype, ..LoadOptions::default() };
         let mut pipeline = Self::assemble(source, configs, weights, vae, &options, device)?;
-        pipeline.follow_marks(&checkpoint)?;
+        pipeline.follow_marks(checkpoint)?;
         Ok(pipeline)
     }
 
-    /// Saves all networks as one file of `dtype`, in the keys of the original checkpoints. The marks `v_pred`
-    /// and `ztsnr` say what the denoiser predicts.
+    /// Saves one file of `dtype`, in the keys of the original checkpoints. It holds all networks of Stable
+    /// Diffusion, or the transformer of FLUX.2. The marks `v_pred` and `ztsnr` say what a UNet predicts.
     ///
     /// # Errors
     ///
     /// - [`ModelError::Token`] if the vocabulary has new tokens, which such a file cannot hold.
     /// - [`WeightsError::UnusedKeys`] for a network that has no original layout.
     /// - [`WeightsError::NotWritten`] for a weight that is not finite as `dtype`.
-    /// - [`WeightsError::NoSingleFile`] for a denoiser that predicts images or is no UNet.
+    /// - [`WeightsError::NoSingleFile`] for a denoiser that predicts images, and for Z-Image.
     /// - [`ModelError::Io`] if the system refuses to write.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
+        let mut tensors = BTreeMap::new();
+        if let DenoiserConfig::Flux2(config) = &self.denoiser_config {
+            collect(&self.denoiser, &Layout::flux2(config, ""), dtype, file, &mut tensors)?;
+            check_finite(&tensors, file)?;
+            return write(&tensors, file);
+        }
         let (Some(clip), Some(unet)) = (self.text.clip(), self.denoiser.as_unet()) else {
-            let reason = "only models with a UNet are written as single files; write a directory";
+            let reason =
+                "only models with a UNet and FLUX.2 are written as single files; write a directory";
             return Err(WeightsError::NoSingleFile { path: file.to_path_buf(), reason }.into());
         };
         let ClipEncoders { tokenizer, text_encoder, second } = clip;
@@ -138,7 +182,6 @@ impl Pipeline {
             (None, false) => Family::Sd1,
         };
         let names = Layouts::new(family, text, text_2.as_ref(), unet_config, &configs.vae);
-        let mut tensors = BTreeMap::new();
         collect(text_encoder, &names.text, dtype, file, &mut tensors)?;
         if let (Some(second), Some(names)) = (second, &names.text_2) {
             collect(&second.text_encoder, names, dtype, file, &mut tensors)?;
@@ -181,7 +224,11 @@ fn collect<M: Module>(
         let entry = tensors.entry(key).or_insert_with(|| Writable {
             shape: shape(&tensor, form),
             dtype: file_dtype(dtype),
-            transposed: form == Form::Transposed,
+            order: match form {
+                Form::Transposed => Order::Transposed,
+                Form::HalvesSwapped => Order::HalvesSwapped,
+                Form::Same | Form::Kernel | Form::Third(_) => Order::Same,
+            },
             parts: BTreeMap::new(),
         });
         let place = if let Form::Third(index) = form { index } else { 0 };
@@ -194,7 +241,7 @@ fn collect<M: Module>(
 fn shape(tensor: &Stored, form: Form) -> Vec<usize> {
     let mut shape = tensor.shape.to_vec();
     match form {
-        Form::Same => {}
+        Form::Same | Form::HalvesSwapped => {}
         Form::Kernel => shape.extend([1, 1]),
         Form::Transposed => shape.reverse(),
         Form::Third(_) => shape[0] *= 3,

@@ -1,4 +1,5 @@
-//! The keys of the original checkpoints (Latent Diffusion's and OpenCLIP's) and diffusers' keys for them.
+//! The keys of the original checkpoints (Latent Diffusion's, OpenCLIP's and FLUX.2's) and diffusers' keys for
+//! them.
 //!
 //! A [`Layout`] is the table of keys of one network and works in both directions. It is made from the config,
 //! since the original numbers all blocks in sequence where diffusers has levels. An entry is a prefix if the
@@ -7,6 +8,8 @@
 use std::collections::BTreeMap;
 
 use crate::clip::ClipTextConfig;
+use crate::flux2::original_names::{BLOCKS, LayerNames, OUTSIDE};
+use crate::flux2::{Flux2Config, Rows};
 use crate::unet::{DownBlockType, UnetConfig, UpBlockType};
 use crate::vae::VaeConfig;
 use crate::weights::checkpoint::Checkpoint;
@@ -23,6 +26,8 @@ pub(crate) enum Form {
     Transposed,
     /// One of three tensors that are concatenated along the first axis.
     Third(usize),
+    /// The second half of the rows is stored before the first.
+    HalvesSwapped,
 }
 
 /// A prefix of keys, or a whole key, in both namings.
@@ -271,6 +276,35 @@ impl Layout {
         names.unread.push(format!("transformer.resblocks.{beyond}."));
         names
     }
+
+    /// The layout of FLUX.2's transformer, in a file in which all keys begin with `prefix`.
+    pub(crate) fn flux2(config: &Flux2Config, prefix: &'static str) -> Self {
+        let mut names = Self { prefix, ..Self::default() };
+        let counts = [config.num_layers, config.num_single_layers];
+        for ((to, from, layers), count) in BLOCKS.into_iter().zip(counts) {
+            for block in 0..count {
+                names.flux2_layers(&format!("{from}.{block}."), &format!("{to}.{block}."), layers);
+            }
+        }
+        names.flux2_layers("", "", OUTSIDE);
+        names
+    }
+
+    fn flux2_layers(&mut self, original: &str, diffusers: &str, layers: LayerNames) {
+        for (to, from, rows) in layers {
+            let form = match rows {
+                Rows::All => Form::Same,
+                Rows::Third(index) => Form::Third(*index),
+                Rows::HalvesSwapped => Form::HalvesSwapped,
+            };
+            let (from, to) = (format!("{original}{from}"), format!("{diffusers}{to}"));
+            if from.ends_with("_norm") {
+                // The original code calls the weight of a norm a scale. Some tools write a weight.
+                self.pair(format!("{from}.scale"), format!("{to}.weight"));
+            }
+            self.form(form, from, to);
+        }
+    }
 }
 
 /// The prefixes of a key that end at a dot, longest first, each with the rest of the key.
@@ -292,6 +326,10 @@ fn as_diffusers(entry: &Entry, form: Form) -> Entry {
         }
         Form::Transposed => entry.transposed = true,
         Form::Third(index) => return entry.part(index, 3).unwrap_or(entry),
+        Form::HalvesSwapped => {
+            let even = entry.shape.first().is_some_and(|rows| rows.is_multiple_of(2));
+            entry.halves_swapped = even;
+        }
     }
     entry
 }

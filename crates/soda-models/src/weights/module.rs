@@ -12,7 +12,7 @@ use burn_store::{
 };
 
 use super::checkpoint::open_renamed;
-use super::write::{Writable, check_finite, write};
+use super::write::{Order, Writable, check_finite, write};
 use crate::error::ModelError;
 
 /// Loads every weight of `module` from a safetensors file, as f32, and freezes the module.
@@ -88,7 +88,7 @@ fn writables<M: Module>(module: &M, dtype: FloatDType) -> BTreeMap<String, Writa
         let writable = Writable {
             dtype: file_dtype(dtype),
             shape: tensor.shape.to_vec(),
-            transposed: false,
+            order: Order::Same,
             parts: BTreeMap::from([(0, tensor)]),
         };
         (writable.parts[&0].name.clone(), writable)

@@ -70,6 +70,8 @@ pub(crate) struct Entry {
     begin: u64,
     /// Whether a matrix is stored `[columns, rows]`.
     pub(crate) transposed: bool,
+    /// Whether the second half of the rows is stored before the first.
+    pub(crate) halves_swapped: bool,
 }
 
 #[derive(Deserialize)]
@@ -191,9 +193,16 @@ fn entries(
             return Err(format!("`{key}` claims the bytes {begin} to {end} of {data}"));
         }
         ranges.push((begin, end, key.clone()));
-        let (begin, transposed) = (start + begin, false);
-        let (source, name) = (source.clone(), key.clone());
-        entries.insert(key, Entry { key: name, source, dtype, shape, begin, transposed });
+        let entry = Entry {
+            key: key.clone(),
+            source: source.clone(),
+            dtype,
+            shape,
+            begin: start + begin,
+            transposed: false,
+            halves_swapped: false,
+        };
+        entries.insert(key, entry);
     }
     // Overlapping tensors, or bytes of no tensor, are signs of a damaged file.
     ranges.sort_unstable();
@@ -226,7 +235,7 @@ fn checked_bits(dtype: Dtype, shape: &[usize]) -> Option<u64> {
 }
 
 impl Entry {
-    /// Reads the tensor's bytes, in the order of the file.
+    /// Reads the tensor's bytes, in the order of the file but for swapped halves.
     ///
     /// # Errors
     ///
@@ -241,6 +250,9 @@ impl Entry {
         })?;
         bytes.resize(length, 0);
         self.source.read_exact_at(&mut bytes, self.begin)?;
+        if self.halves_swapped {
+            bytes.rotate_left(length / 2);
+        }
         Ok(bytes)
     }
 

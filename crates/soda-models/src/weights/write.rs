@@ -16,10 +16,21 @@ use crate::weights::finite::first_non_finite;
 pub(crate) struct Writable {
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
-    /// Whether a matrix is written `[columns, rows]`.
-    pub(crate) transposed: bool,
+    /// Where the file has the network's elements.
+    pub(crate) order: Order,
     /// The tensors that are concatenated along the first axis, by position.
     pub(crate) parts: BTreeMap<usize, Stored>,
+}
+
+/// The order of a tensor's elements in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// That of the network.
+    Same,
+    /// A matrix is written `[columns, rows]`.
+    Transposed,
+    /// The second half is written before the first.
+    HalvesSwapped,
 }
 
 impl Writable {
@@ -28,7 +39,15 @@ impl Writable {
         for part in self.parts.values() {
             bytes.extend_from_slice(&part.to_bytes().map_err(|e| e.to_string())?);
         }
-        Ok(if self.transposed { self.exchange(&bytes) } else { bytes })
+        match self.order {
+            Order::Same => {}
+            Order::Transposed => bytes = self.exchange(&bytes),
+            Order::HalvesSwapped => {
+                let half = bytes.len() / 2;
+                bytes.rotate_left(half);
+            }
+        }
+        Ok(bytes)
     }
 
     fn len(&self) -> usize {

@@ -2,75 +2,131 @@
 
 use std::collections::HashMap;
 
-use super::key_names::Role;
-use super::layer_tensors::Layers;
-
-/// An architecture of Stable Diffusion.
+/// An architecture that files name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Architecture {
     Sd1,
     Sd2,
     Sdxl,
-    /// A model other than a Stable Diffusion UNet.
+    /// Stable Diffusion of some version, by the names of a UNet.
+    Unet,
+    Flux2,
+    /// FLUX.1 or FLUX.2, most of whose layers have the same names.
+    Flux,
+    /// A model that is not supported.
     Other(&'static str),
 }
+
+use Architecture::{Flux, Flux2, Other, Sd1, Sd2, Sdxl, Unet};
+
+const FLUX1: Architecture = Other("FLUX.1");
+const SD3: Architecture = Other("Stable Diffusion 3");
 
 /// Metadata keys of kohya's scripts and of the model specification with the architecture.
 const KEYS: [&str; 2] = ["ss_base_model_version", "modelspec.architecture"];
 
-/// Beginnings of the values.
+/// Beginnings of the values. The first that fits counts.
 const VALUES: &[(&str, Architecture)] = &[
-    ("sdxl", Architecture::Sdxl),
-    ("stable-diffusion-xl", Architecture::Sdxl),
-    ("sd_v1", Architecture::Sd1),
-    ("sd_1", Architecture::Sd1),
-    ("stable-diffusion-v1", Architecture::Sd1),
-    ("sd_v2", Architecture::Sd2),
-    ("sd_2", Architecture::Sd2),
-    ("stable-diffusion-v2", Architecture::Sd2),
-    ("sd3", Architecture::Other("Stable Diffusion 3")),
-    ("stable-diffusion-3", Architecture::Other("Stable Diffusion 3")),
-    ("flux", Architecture::Other("FLUX")),
+    ("sdxl", Sdxl),
+    ("stable-diffusion-xl", Sdxl),
+    ("sd_v1", Sd1),
+    ("sd_1", Sd1),
+    ("stable-diffusion-v1", Sd1),
+    ("sd_v2", Sd2),
+    ("sd_2", Sd2),
+    ("stable-diffusion-v2", Sd2),
+    ("sd3", SD3),
+    ("stable-diffusion-3", SD3),
+    ("flux.2", Flux2),
+    ("flux_2", Flux2),
+    ("flux-2", Flux2),
+    ("flux2", Flux2),
+    ("flux.1", FLUX1),
+    ("flux-1", FLUX1),
+    ("flux1", FLUX1),
+    ("flux", Flux),
 ];
 
-/// Beginnings of tensor names of other models.
-const NAMES: &[(&str, &str)] = &[
-    ("lora_unet_double_blocks_", "FLUX"),
-    ("lora_unet_single_blocks_", "FLUX"),
-    ("transformer.single_transformer_blocks.", "FLUX"),
-    ("diffusion_model.double_blocks.", "FLUX"),
-    ("lora_unet_joint_blocks_", "Stable Diffusion 3"),
-    ("diffusion_model.joint_blocks.", "Stable Diffusion 3"),
+/// Parts of tensor names, which a name has both of. The first that fits counts.
+const NAMES: &[([&str; 2], Architecture)] = &[
+    (["double_blocks", "img_mod"], FLUX1),
+    (["double_blocks", "txt_mod"], FLUX1),
+    (["single_blocks", "modulation"], FLUX1),
+    (["single_transformer_blocks", "proj_mlp."], FLUX1),
+    (["single_transformer_blocks", "to_q."], FLUX1),
+    (["single_transformer_blocks", "norm.linear"], FLUX1),
+    (["single_transformer_blocks", "norm_linear"], FLUX1),
+    (["double_blocks", ""], Flux),
+    (["single_blocks", ""], Flux),
+    (["single_transformer_blocks", ""], Flux),
+    (["joint_blocks", ""], SD3),
+    (["down_blocks", "attentions"], Unet),
+    (["up_blocks", "attentions"], Unet),
+    (["input_blocks", ""], Unet),
+    (["output_blocks", ""], Unet),
 ];
 
 /// Width of the text states by architecture.
-const TEXT_WIDTHS: [(usize, Architecture); 3] =
-    [(768, Architecture::Sd1), (1024, Architecture::Sd2), (2048, Architecture::Sdxl)];
+const TEXT_WIDTHS: [(usize, Architecture); 3] = [(768, Sd1), (1024, Sd2), (2048, Sdxl)];
+
+/// What is known of the architecture of a base.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Base {
+    /// Whether the denoiser is the transformer of FLUX.2.
+    pub(super) transformer: bool,
+    /// Whether there are two text encoders.
+    pub(super) two_encoders: bool,
+    /// The width of the text states that a UNet takes.
+    pub(super) text_width: Option<usize>,
+}
+
+impl Base {
+    /// The name in messages.
+    pub(super) fn name(&self) -> String {
+        if self.transformer {
+            return "FLUX.2".to_owned();
+        }
+        let kind = match self.text_width.and_then(Architecture::of_text_width) {
+            _ if self.two_encoders => "SDXL",
+            Some(base) => base.name(),
+            None => "a model with one text encoder",
+        };
+        let width = |width| format!(" (with text states of {width})");
+        format!("{kind}{}", self.text_width.map_or_else(String::new, width))
+    }
+}
 
 impl Architecture {
     /// The name in messages.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Sd1 => "Stable Diffusion 1",
-            Self::Sd2 => "Stable Diffusion 2",
-            Self::Sdxl => "SDXL",
-            Self::Other(name) => name,
+            Sd1 => "Stable Diffusion 1",
+            Sd2 => "Stable Diffusion 2",
+            Sdxl => "SDXL",
+            Unet => "Stable Diffusion",
+            Flux2 => "FLUX.2",
+            Flux => "FLUX",
+            Other(name) => name,
         }
     }
 
     /// The architecture that the metadata of a file names, or else that its tensor names tell.
     pub(super) fn of_file<'a>(
         metadata: &HashMap<String, String>,
-        mut keys: impl Iterator<Item = &'a String>,
+        keys: impl Iterator<Item = &'a String> + Clone,
     ) -> Option<Self> {
         let named = KEYS.iter().filter_map(|key| metadata.get(*key)).find_map(|value| {
             let value = value.to_lowercase();
             VALUES.iter().find(|(start, _)| value.starts_with(start)).map(|(_, found)| *found)
         });
-        named.or_else(|| {
-            keys.find_map(|key| NAMES.iter().find(|(start, _)| key.starts_with(start)))
-                .map(|(_, name)| Self::Other(name))
-        })
+        let has =
+            |parts: &[&str; 2]| keys.clone().any(|key| parts.iter().all(|part| key.contains(part)));
+        let told = || NAMES.iter().find(|(parts, _)| has(parts)).map(|(_, found)| *found);
+        // A name tells more than `flux` alone.
+        match named {
+            None | Some(Flux) => told().or(named),
+            named => named,
+        }
     }
 
     /// The architecture with text states of this width.
@@ -78,22 +134,20 @@ impl Architecture {
         TEXT_WIDTHS.iter().find(|(known, _)| *known == width).map(|(_, found)| *found)
     }
 
-    /// Whether a base may be of this architecture. `width` is that of its text states.
-    pub(super) fn fits(self, two_encoders: bool, width: Option<usize>) -> bool {
-        let of_base = width.and_then(Self::of_text_width);
+    /// Whether a base may be of this architecture.
+    pub(super) fn fits(self, base: &Base) -> bool {
+        let by_width = base.text_width.and_then(Self::of_text_width);
         match self {
-            Self::Sdxl => two_encoders,
-            Self::Other(_) => false,
+            Flux | Flux2 => base.transformer,
+            Sdxl => base.two_encoders,
+            Unet => !base.transformer,
+            Other(_) => false,
             // A base of another width, such as a small one of tests, may be of either.
-            Self::Sd1 | Self::Sd2 => !two_encoders && of_base.is_none_or(|base| base == self),
+            Sd1 | Sd2 => {
+                !base.transformer && !base.two_encoders && by_width.is_none_or(|base| base == self)
+            }
         }
     }
-}
-
-/// The width of the text states that the LoRAs of a file's cross-attention take.
-pub(super) fn text_width(layers: &Layers) -> Option<usize> {
-    let cross = layers.iter().filter(|(weight, _)| is_on_text(weight));
-    cross.filter_map(|(_, layer)| layer.second_axis(Role::Down)).next()
 }
 
 /// Whether a weight of the UNet takes the states of the text.
@@ -112,27 +166,52 @@ mod tests {
             Architecture::of_file(&metadata, [].iter())
         };
         let (kohya, spec) = ("ss_base_model_version", "modelspec.architecture");
-        assert_eq!(of(kohya, "sdxl_base_v1-0"), Some(Architecture::Sdxl));
-        assert_eq!(of(kohya, "sd_v1"), Some(Architecture::Sd1));
-        assert_eq!(of(kohya, "sd_v2_v"), Some(Architecture::Sd2));
-        assert_eq!(of(spec, "stable-diffusion-xl-v1-base/lora"), Some(Architecture::Sdxl));
-        assert_eq!(of(spec, "flux-1-dev/lora"), Some(Architecture::Other("FLUX")));
+        assert_eq!(of(kohya, "sdxl_base_v1-0"), Some(Sdxl));
+        assert_eq!(of(kohya, "sd_v1"), Some(Sd1));
+        assert_eq!(of(kohya, "sd_v2_v"), Some(Sd2));
+        assert_eq!(of(spec, "stable-diffusion-xl-v1-base/lora"), Some(Sdxl));
+        assert_eq!(of(spec, "flux-1-dev/lora"), Some(FLUX1));
+        assert_eq!(of(spec, "Flux.2-klein-4b/lora"), Some(Flux2));
+        assert_eq!(of(kohya, "flux_2_klein_9b"), Some(Flux2));
+        assert_eq!(of(kohya, "flux2_klein_4b"), Some(Flux2));
         assert_eq!(of(kohya, "my own"), None);
-        let names = ["lora_unet_double_blocks_0_img_attn_qkv.alpha".to_owned()];
-        let found = Architecture::of_file(&HashMap::new(), names.iter());
-        assert_eq!(found, Some(Architecture::Other("FLUX")));
+        for (name, found) in [
+            ("lora_unet_double_blocks_0_img_attn_qkv.alpha", Flux),
+            ("lora_unet_double_blocks_0_img_mod_lin.alpha", FLUX1),
+            ("lora_unet_single_blocks_3_modulation_lin.alpha", FLUX1),
+            ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", FLUX1),
+            ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight", Flux),
+            ("lora_unet_input_blocks_4_1_proj_in.alpha", Unet),
+            ("unet.up_blocks.1.attentions.0.proj_in.lora_A.weight", Unet),
+            ("diffusion_model.joint_blocks.0.x.lora_A.weight", SD3),
+        ] {
+            let names = [name.to_owned()];
+            assert_eq!(Architecture::of_file(&HashMap::new(), names.iter()), Some(found), "{name}");
+        }
+        // The modulation that all blocks of FLUX.2 share.
+        let names = ["diffusion_model.single_stream_modulation.lin.lora_A.weight".to_owned()];
+        assert_eq!(Architecture::of_file(&HashMap::new(), names.iter()), None);
     }
 
     #[test]
     fn a_base_of_unknown_width_fits_either_version() {
-        assert!(Architecture::Sd1.fits(false, Some(160)) && Architecture::Sd2.fits(false, None));
-        assert!(
-            Architecture::Sd1.fits(false, Some(768)) && !Architecture::Sd1.fits(false, Some(1024))
-        );
-        assert!(
-            Architecture::Sdxl.fits(true, Some(2048)) && !Architecture::Sdxl.fits(false, Some(160))
-        );
-        assert!(!Architecture::Sd1.fits(true, Some(2048)));
-        assert!(!Architecture::Other("FLUX").fits(false, None));
+        let base = |text_width| Base { text_width, ..Base::default() };
+        assert!(Sd1.fits(&base(Some(160))) && Sd2.fits(&base(None)));
+        assert!(Sd1.fits(&base(Some(768))) && !Sd1.fits(&base(Some(1024))));
+        let two = Base { two_encoders: true, ..base(Some(2048)) };
+        assert!(Sdxl.fits(&two) && !Sdxl.fits(&base(Some(160))) && !Sd1.fits(&two));
+        assert!(Unet.fits(&two) && Unet.fits(&base(None)));
+        let flux = Base { transformer: true, ..Base::default() };
+        for (architecture, fits) in [
+            (Flux, true),
+            (Flux2, true),
+            (FLUX1, false),
+            (Sd1, false),
+            (Sdxl, false),
+            (Unet, false),
+        ] {
+            assert_eq!(architecture.fits(&flux), fits, "{architecture:?}");
+        }
+        assert!(!Flux.fits(&base(None)) && !Flux2.fits(&two));
     }
 }

@@ -9,7 +9,7 @@
 //! | LoRA, each of its own rank and `α` | `lora` |
 //! | DoRA; PiSSA | `lora` with this setting |
 //! | LoHa, each of its own rank | `loha` |
-//! | LoKr with the sizes of one `factor` | `lokr` |
+//! | LoKr, and whole deltas | `lokr`, with sizes by weight where no `factor` gives them |
 //! | OFT or BOFT of one block size; HRA of one rank | `oft`, `boft`, `soda` |
 //! | LoRA, and others | `lora`, the others with the identity as one factor |
 //! | anything else | `full` |
@@ -23,8 +23,8 @@ use soda_adapters::lokr::LokrConfig;
 use soda_adapters::lora::{LoraConfig, LoraInit};
 use soda_adapters::{Method as _, MethodConfig, Weight};
 
-use super::layer_tensors::{Layers, Parameters, to_host};
-use super::layers::{Hadamard, Kronecker, LayerForm, LowRank, Rotation};
+use super::layer_tensors::{Parameters, to_host};
+use super::layers::{Hadamard, Kronecker, LayerForm, Layers, LowRank, Rotation};
 use super::peft_config::PeftConfig;
 use crate::error::InteropError;
 
@@ -43,12 +43,8 @@ pub(super) fn convert(
     config: Option<&PeftConfig>,
     weights: &BTreeMap<String, Weight>,
 ) -> Result<Converted, InteropError> {
-    let mut forms = BTreeMap::new();
-    for (path, layer) in layers {
-        let Some(weight) = weights.get(path) else { continue };
-        forms.insert(path.as_str(), LayerForm::new(layer, config, weight)?);
-    }
-    if let Some(converted) = of_one_method(&forms) {
+    let forms = layers.forms(config, weights)?;
+    if let Some(converted) = of_one_method(&forms).or_else(|| lokr(&forms, weights)) {
         return Ok(converted);
     }
     let adds = |form: &LayerForm| {
@@ -61,16 +57,16 @@ pub(super) fn convert(
     for (path, form) in forms {
         let form = match form {
             LayerForm::LowRank(form @ LowRank { magnitude: None, pissa: false, .. }) => form,
-            form => LowRank::whole(form.delta(path, &weights[path])?),
+            form => LowRank::whole(form.delta(&path, &weights[&path])?),
         };
         low_rank.insert(path, form);
     }
-    let low_rank = low_rank.iter().map(|(path, form)| (*path, form));
+    let low_rank = low_rank.iter().map(|(path, form)| (path.as_str(), form));
     Ok(lora(&low_rank.collect(), false, LoraInit::default()))
 }
 
 /// Converts layers of one method that holds them all; `None` for others.
-fn of_one_method(forms: &BTreeMap<&str, LayerForm>) -> Option<Converted> {
+fn of_one_method(forms: &BTreeMap<String, LayerForm>) -> Option<Converted> {
     let low_rank = all(forms, |form| match form {
         LayerForm::LowRank(form) => Some(form),
         _ => None,
@@ -89,13 +85,6 @@ fn of_one_method(forms: &BTreeMap<&str, LayerForm>) -> Option<Converted> {
     if let Some(layers) = hadamard {
         return Some(loha(&layers));
     }
-    let kronecker = all(forms, |form| match form {
-        LayerForm::Kronecker(form) => Some(form),
-        _ => None,
-    });
-    if let Some(layers) = kronecker {
-        return lokr(&layers);
-    }
     let rotations = all(forms, |form| match form {
         LayerForm::Rotation(form) => Some(form),
         _ => None,
@@ -105,10 +94,10 @@ fn of_one_method(forms: &BTreeMap<&str, LayerForm>) -> Option<Converted> {
 
 /// The layers as one form; `None` if a layer has another form.
 fn all<'a, T>(
-    forms: &'a BTreeMap<&'a str, LayerForm>,
+    forms: &'a BTreeMap<String, LayerForm>,
     form: impl Fn(&'a LayerForm) -> Option<&'a T>,
 ) -> Option<BTreeMap<&'a str, &'a T>> {
-    forms.iter().map(|(path, layer)| Some((*path, form(layer)?))).collect()
+    forms.iter().map(|(path, layer)| Some((path.as_str(), form(layer)?))).collect()
 }
 
 /// Converts LoRA and DoRA. Each layer has its own rank and `α`.
@@ -129,15 +118,40 @@ fn loha(layers: &BTreeMap<&str, &Hadamard>) -> Converted {
     named(method.into(), layers.iter().map(|(path, layer)| (*path, layer.parameters(rank))))
 }
 
-/// Converts LoKr. The file does not have LyCORIS' setting `factor`: the value that gives the sizes is found
-/// by trial, and `None` is returned if there is none.
-fn lokr(layers: &BTreeMap<&str, &Kronecker>) -> Option<Converted> {
-    let most = layers.values().map(|layer| layer.largest_factor()).max().unwrap_or(1);
+/// Converts LoKr, with whole deltas as Kronecker products by the number 1. `None` for other layers, and for
+/// deltas alone.
+///
+/// Files do not have LyCORIS' setting `factor`: the value that gives the sizes is found by trial. If there is
+/// none, the sizes are named.
+fn lokr(
+    forms: &BTreeMap<String, LayerForm>,
+    weights: &BTreeMap<String, Weight>,
+) -> Option<Converted> {
+    let layer = |(path, form): (&String, &LayerForm)| {
+        let layer = match form {
+            LayerForm::Kronecker(form) => form.clone(),
+            LayerForm::Delta(delta) => Kronecker::whole(delta.clone(), weights[path].window()),
+            _ => return None,
+        };
+        Some((path.clone(), layer))
+    };
+    let layers: BTreeMap<String, Kronecker> = forms.iter().map(layer).collect::<Option<_>>()?;
+    if !forms.values().any(|form| matches!(form, LayerForm::Kronecker(_))) {
+        return None;
+    }
+    let most = layers.values().map(Kronecker::largest_factor).max().unwrap_or(1);
     let factor = std::iter::once(None)
         .chain((1..=most).map(Some))
-        .find(|factor| layers.values().all(|layer| layer.has_factor(*factor)))?;
-    let method = LokrConfig { rank: WHOLE, factor, ..LokrConfig::default() };
-    let parameters = layers.iter().map(|(path, layer)| (*path, layer.parameters()));
+        .find(|factor| layers.values().all(|layer| layer.has_factor(*factor)));
+    let mut method = LokrConfig { rank: WHOLE, ..LokrConfig::default() };
+    match factor {
+        Some(factor) => method.factor = factor,
+        None => {
+            let size = |(path, layer): (&String, &Kronecker)| (path.clone(), layer.small_size());
+            method.sizes = layers.iter().map(size).collect();
+        }
+    }
+    let parameters = layers.iter().map(|(path, layer)| (path.as_str(), layer.parameters()));
     Some(named(method.into(), parameters))
 }
 
@@ -151,12 +165,12 @@ fn rotations_of_one_size(layers: &BTreeMap<&str, &Rotation>) -> Option<Converted
 
 /// Converts layers of whatever method to their deltas.
 fn full(
-    forms: &BTreeMap<&str, LayerForm>,
+    forms: &BTreeMap<String, LayerForm>,
     weights: &BTreeMap<String, Weight>,
 ) -> Result<Converted, InteropError> {
     let mut deltas: Vec<(&str, Parameters)> = Vec::new();
     for (path, form) in forms {
-        let delta = form.delta(path, &weights[*path])?;
+        let delta = form.delta(path, &weights[path])?;
         deltas.push((path, vec![("delta".into(), to_host(delta))]));
     }
     Ok(named(FullConfig {}.into(), deltas.into_iter()))

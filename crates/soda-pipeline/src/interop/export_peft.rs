@@ -21,7 +21,7 @@ use crate::safetensors_file::SafetensorsFile;
 /// Writes a directory for `PeftModel.from_pretrained`.
 ///
 /// LoRA, DoRA, OFT and HRA are written exactly, any other method as the LoRA `compressed`. An adapter of the
-/// UNet alone is one directory. With several networks, each has a directory by the name of its
+/// denoiser alone is one directory. With several networks, each has a directory by the name of its
 /// [`Component`]. `methods` has the methods of the adapted networks. The tensors are written as `dtype`. The
 /// directory appears whole or not at all.
 ///
@@ -42,7 +42,9 @@ pub fn write_peft(
     dtype: FloatDType,
     folder: &Path,
 ) -> Result<(), PipelineError> {
-    let unet_only = methods.keys().all(|component| *component == Component::Unet);
+    let denoiser_only = methods
+        .keys()
+        .all(|component| matches!(component, Component::Unet | Component::Transformer));
     let networks = methods
         .iter()
         .map(|(component, method)| {
@@ -53,7 +55,7 @@ pub fn write_peft(
     write_folder(folder, |staging| {
         for (component, tensors, config) in &networks {
             let own = staging.join(component.name());
-            let folder = if unet_only { staging } else { &own };
+            let folder = if denoiser_only { staging } else { &own };
             let io = |source| FormatError::Io { action: "create", path: folder.to_owned(), source };
             std::fs::create_dir_all(folder).map_err(io)?;
             tensors.write_as(&folder.join(TENSORS), dtype.into())?;

@@ -14,10 +14,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use burn::tensor::{DType, FloatDType};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use soda_models::pipeline::Pipeline;
+use soda_models::pipeline::{DenoiserConfig, Pipeline};
 use soda_models::scheduler::PredictionType;
 
-use super::sgm_names::SgmNames;
+use super::compress::AlphaRule;
+use super::original_names::OriginalNames;
 use crate::error::FormatError;
 use crate::safetensors_file::{SafetensorsFile, encode};
 
@@ -44,8 +45,8 @@ struct Base {
     prediction_type: PredictionType,
     /// Side of the images in pixels.
     resolution: usize,
-    /// The names of the UNet's modules in the original code.
-    sgm: SgmNames,
+    /// The names of the denoiser's modules in the original code.
+    original_names: OriginalNames,
 }
 
 /// The families of base models that other tools tell apart.
@@ -54,6 +55,29 @@ pub(super) enum Family {
     Sd1,
     Sd2,
     Sdxl,
+    Flux2(KleinSize),
+}
+
+/// The sizes of FLUX.2 klein that other tools tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KleinSize {
+    /// 3.9 billion parameters.
+    Small,
+    /// 9.1 billion parameters.
+    Large,
+    /// Neither, as a small model for tests.
+    Unknown,
+}
+
+impl KleinSize {
+    /// Finds the size by the width of the tokens.
+    fn of_width(width: usize) -> Self {
+        match width {
+            3072 => Self::Small,
+            4096 => Self::Large,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 /// The adapter of a file in the words of kohya's scripts.
@@ -78,17 +102,19 @@ impl ExportSettings {
     /// [`load_adapter`](crate::load_adapter) leaves it.
     pub fn new(pipeline: &Pipeline) -> Self {
         let two_encoders = pipeline.text.clip().is_some_and(|clip| clip.second.is_some());
-        let unet = pipeline.denoiser_config.as_unet();
-        let family = match two_encoders {
-            true => Family::Sdxl,
-            false if unet.is_some_and(|unet| unet.use_linear_projection) => Family::Sd2,
-            false => Family::Sd1,
+        let family = match (two_encoders, &pipeline.denoiser_config) {
+            (_, DenoiserConfig::Flux2(config)) => {
+                Family::Flux2(KleinSize::of_width(config.width()))
+            }
+            (true, _) => Family::Sdxl,
+            (false, DenoiserConfig::Unet(unet)) if unet.use_linear_projection => Family::Sd2,
+            (false, _) => Family::Sd1,
         };
         let base = Base {
             family,
             prediction_type: pipeline.scheduler.prediction_type,
             resolution: pipeline.image_size(),
-            sgm: SgmNames::from_networks(&pipeline.networks()),
+            original_names: OriginalNames::from_networks(&pipeline.networks()),
         };
         let (title, trigger) = (String::new(), Vec::new());
         Self { title, trigger, created: SystemTime::now(), dtype: FloatDType::F16, base }
@@ -99,15 +125,27 @@ impl ExportSettings {
         self.base.family
     }
 
-    /// The names of the UNet's modules in the original code.
-    pub(super) fn sgm(&self) -> &SgmNames {
-        &self.base.sgm
+    /// The names of the denoiser's modules in the original code.
+    pub(super) fn original_names(&self) -> &OriginalNames {
+        &self.base.original_names
+    }
+
+    /// The `α` of a file's layers by [`write_kohya`](super::write_kohya).
+    ///
+    /// diffusers 0.42 drops the `α` of a UNet's attention layers that differ from the others. It reads each
+    /// `α` of FLUX.2.
+    pub fn kohya_alpha(&self) -> AlphaRule {
+        match self.base.family {
+            Family::Sd1 | Family::Sd2 | Family::Sdxl => AlphaRule::LargestRank,
+            Family::Flux2(_) => AlphaRule::OwnRank,
+        }
     }
 
     /// The metadata of a file with this adapter.
     ///
     /// `implementation` is the code whose names the tensors have. Values follow
-    /// `build_minimum_network_metadata` and `sai_model_spec.py` of kohya's sd-scripts.
+    /// `build_minimum_network_metadata` and `sai_model_spec.py` of kohya's sd-scripts, for FLUX.2 those of
+    /// musubi-tuner.
     pub(super) fn metadata(
         &self,
         network: &Network,
@@ -121,6 +159,9 @@ impl ExportSettings {
             (Family::Sd2, false) => ("sd_v2", "stable-diffusion-v2-512"),
             (Family::Sd2, true) => ("sd_v2_v", "stable-diffusion-v2-768-v"),
             (Family::Sdxl, _) => ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+            (Family::Flux2(KleinSize::Small), _) => ("flux_2_klein_4b", "Flux.2-klein-4b"),
+            (Family::Flux2(KleinSize::Large), _) => ("flux_2_klein_9b", "Flux.2-klein-9b"),
+            (Family::Flux2(KleinSize::Unknown), _) => ("flux_2_klein", "Flux.2-klein"),
         };
         let prediction = match prediction_type {
             PredictionType::Epsilon => "epsilon",
@@ -222,7 +263,8 @@ mod tests {
     use super::*;
 
     fn metadata(family: Family, prediction_type: PredictionType) -> HashMap<String, String> {
-        let base = Base { family, prediction_type, resolution: 768, sgm: SgmNames::default() };
+        let original_names = OriginalNames::default();
+        let base = Base { family, prediction_type, resolution: 768, original_names };
         let settings = ExportSettings {
             title: "mug".to_owned(),
             trigger: vec!["sks mug".to_owned(), "red".to_owned()],

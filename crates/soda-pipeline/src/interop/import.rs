@@ -9,11 +9,11 @@ use serde_json::json;
 
 use soda_adapters::{AdapterState, PlanOptions, Recipe, Targets};
 
-use super::architecture::{Architecture, text_width};
+use super::architecture::Architecture;
 use super::convert::convert;
 use super::embedding_files;
 use super::key_names::{ModuleName, PEFT, Role, parse};
-use super::layer_tensors::{LayerTensors, Layers};
+use super::layers::Layers;
 use super::peft_config::{CONFIG, PeftConfig, TENSORS};
 use super::weight_names::WeightNames;
 use crate::component::Component;
@@ -80,7 +80,7 @@ pub fn import<M: Module>(path: &Path, networks: &M, base: &str) -> Result<Import
     let header = Header { base: base.to_owned(), training, ..Header::default() };
     let (mut file, mut matched) = (AdapterFile::new(header), Vec::new());
     for (component, Network { layers, config }) in layers {
-        let targets = Targets::from_paths(layers.keys().map(String::as_str));
+        let targets = Targets::from_paths(layers.weights());
         let weights = targets.select_within(networks, &component.prefix(), &[])?;
         let (method, tensors) = convert(&layers, config.as_ref(), &weights)?;
         let recipe = Recipe::from_weights(method, targets, &weights);
@@ -88,7 +88,7 @@ pub fn import<M: Module>(path: &Path, networks: &M, base: &str) -> Result<Import
         // The hash of the weights is their own: only the tensors are checked.
         state.plan_selected(weights, &mut PlanOptions::default())?;
         file = file.with_adapter(component, state);
-        matched.extend(layers.keys().map(|weight| component.path(weight)));
+        matched.extend(layers.weights().into_iter().map(|weight| component.path(weight)));
     }
     file.embeddings = embeddings;
     Ok(Imported { file, matched, unmatched, unread, absent })
@@ -135,7 +135,8 @@ impl Contents {
                 self.read_unparsed(key, data, file, alone);
                 continue;
             };
-            let component = parsed.component.or(*component);
+            let named = parsed.component.map(|component| names.of_base(component));
+            let component = named.or(*component);
             if component.is_some_and(|component| !names.has(component)) {
                 self.absent.entry(component.unwrap_or(Component::Unet)).or_default().push(key);
                 continue;
@@ -144,7 +145,7 @@ impl Contents {
                 self.unread.push(key);
                 continue;
             }
-            let Some((component, weight)) = names.find(component, &parsed.module) else {
+            let Some((component, places)) = names.find(component, &parsed.module) else {
                 self.unmatched.push(key);
                 continue;
             };
@@ -153,9 +154,7 @@ impl Contents {
                 network.config = config.clone().or_else(|| configs.remove(&component));
             }
             let (ModuleName::Dotted(module) | ModuleName::Flat(module)) = &parsed.module;
-            let layers = &mut network.layers;
-            let new = || LayerTensors::new(weight, module);
-            layers.entry(weight.to_owned()).or_insert_with(new).insert(parsed.role, key, data)?;
+            network.layers.insert(module, places, parsed.role, key, data)?;
         }
         Ok(())
     }
@@ -173,30 +172,41 @@ impl Contents {
 
     /// Refuses a file that is for a base of another architecture than that of the networks.
     fn check_architecture(&self, path: &Path, names: &WeightNames) -> Result<(), InteropError> {
-        let layers = self.networks.get(&Component::Unet).map(|network| &network.layers);
-        let of_file = layers.and_then(text_width);
-        let of_base = names.text_width();
-        let by_width = of_file.filter(|width| Some(*width) != of_base);
-        let found = self.architecture.or(by_width.and_then(Architecture::of_text_width));
-        let two_encoders = names.has(Component::TextEncoder2);
-        match found {
-            Some(found) if !found.fits(two_encoders, of_base) => {
-                let width = of_base
-                    .map_or_else(String::new, |width| format!(" (with text states of {width})"));
-                let kind = match (two_encoders, of_base.and_then(Architecture::of_text_width)) {
-                    (true, _) => "SDXL",
-                    (false, Some(base)) => base.name(),
-                    (false, None) => "a model with one text encoder",
-                };
-                Err(InteropError::OtherArchitecture {
-                    path: path.to_owned(),
-                    file: found.name(),
-                    base: format!("{kind}{width}"),
-                })
-            }
-            _ => Ok(()),
-        }
+        let base = names.base();
+        let unet = self.networks.get(&Component::Unet);
+        let width = unet.and_then(|network| network.layers.text_width());
+        let by_width = width.filter(|width| Some(*width) != base.text_width);
+        let by_width = by_width.and_then(Architecture::of_text_width);
+        let found = match self.architecture {
+            None | Some(Architecture::Unet) => by_width.or(self.architecture),
+            found => found,
+        };
+        let file = match found {
+            Some(found) if !found.fits(&base) => found.name(),
+            _ if base.transformer && self.has_more_blocks(names) => "a larger model",
+            _ => return Ok(()),
+        };
+        Err(InteropError::OtherArchitecture { path: path.to_owned(), file, base: base.name() })
     }
+
+    /// Whether the file has blocks of a transformer that the base lacks.
+    ///
+    /// Layers of FLUX.1 and of larger models have the same names, and some have the same sizes.
+    fn has_more_blocks(&self, names: &WeightNames) -> bool {
+        self.unmatched.iter().filter_map(|key| block_of(key)).any(|block| !names.has_block(&block))
+    }
+}
+
+/// The block of a transformer that a tensor is in, as `double_blocks_3_`.
+fn block_of(key: &str) -> Option<String> {
+    const BLOCKS: [&str; 4] =
+        ["single_transformer_blocks", "transformer_blocks", "double_blocks", "single_blocks"];
+    let (blocks, rest) =
+        BLOCKS.iter().find_map(|blocks| Some((blocks, key.split_once(blocks)?.1)))?;
+    let rest = rest.strip_prefix(['.', '_'])?;
+    let (number, _) = rest.split_once(['.', '_'])?;
+    let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| format!("{blocks}_{number}_"))
 }
 
 /// Whether tensor names are PEFT's and without `α`. The scale is in the configuration then.

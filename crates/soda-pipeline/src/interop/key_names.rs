@@ -161,7 +161,8 @@ const DOTTED: &[(&str, Component)] = &[
 ];
 
 /// Beginnings of tensor names that are of an adapter, and never the token of an embedding.
-const ADAPTER_PREFIXES: &[&str] = &["lora_", "oft_", "lycoris_", "unet.", "text_encoder"];
+const ADAPTER_PREFIXES: &[&str] =
+    &["lora_", "oft_", "lycoris_", "unet.", "transformer.", "text_encoder"];
 /// Prefix of PEFT's tensor names.
 pub(super) const PEFT: &str = "base_model.model.";
 
@@ -184,11 +185,10 @@ const BEFORE_PEFT: &[(&str, &str)] = &[
 /// Returns the prefix of kohya's tensor names for a network of a base with one or two text encoders.
 pub(super) fn kohya_prefix(component: Component, two_encoders: bool) -> &'static str {
     match component {
-        Component::Unet => "lora_unet_",
+        Component::Unet | Component::Transformer => "lora_unet_",
         Component::TextEncoder if two_encoders => "lora_te1_",
         Component::TextEncoder => "lora_te_",
         Component::TextEncoder2 => "lora_te2_",
-        Component::Transformer => "lora_transformer_",
     }
 }
 

@@ -1,4 +1,4 @@
-//! The tensors of a file by network and weight.
+//! The tensors that a file has for one weight.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,9 +7,6 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::key_names::Role;
 use crate::error::InteropError;
-
-/// The tensors that a file has for a network, by path of the weight.
-pub(super) type Layers = BTreeMap<String, LayerTensors>;
 
 /// The tensors of an adapter by their names in it.
 pub(super) type Parameters = Vec<(Cow<'static, str>, TensorData)>;
@@ -64,6 +61,24 @@ impl LayerTensors {
         self.tensors.contains_key(&role)
     }
 
+    /// The tensor with a role.
+    pub(super) fn get(&self, role: Role) -> Option<&TensorData> {
+        self.tensors.get(&role).map(|(_, data)| data)
+    }
+
+    /// The tensors with their roles and their names in the file.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Role, &str, &TensorData)> {
+        self.tensors.iter().map(|(role, (key, data))| (*role, key.as_str(), data))
+    }
+
+    /// Replaces the values of a tensor that is there.
+    pub(super) fn with(mut self, role: Role, data: TensorData) -> Self {
+        if let Some((_, old)) = self.tensors.get_mut(&role) {
+            *old = data;
+        }
+        self
+    }
+
     /// The name of the first tensor whose role is none of `known`.
     pub(super) fn other_than(&self, known: &[Role]) -> Option<&str> {
         let other = |(role, _): &(&Role, _)| !known.contains(role);
@@ -72,13 +87,12 @@ impl LayerTensors {
 
     /// The shape of a tensor, empty if the file does not have it.
     pub(super) fn shape(&self, role: Role) -> &[usize] {
-        self.tensors.get(&role).map_or(&[], |(_, data)| data.shape().as_slice())
+        self.get(role).map_or(&[], |data| data.shape().as_slice())
     }
 
     /// The size of the second axis of a tensor, if the file has it as a matrix.
     pub(super) fn second_axis(&self, role: Role) -> Option<usize> {
-        let (_, data) = self.tensors.get(&role)?;
-        data.shape().as_slice().get(1).copied()
+        self.get(role)?.shape().as_slice().get(1).copied()
     }
 
     /// The only value of a tensor; `None` if the file does not have it.

@@ -11,6 +11,17 @@
 //! | OneTrainer OFT | `lora_unet_<module with _ for .>.oft_R.weight` |
 //! | LyCORIS `diff` | `lora_unet_<module with _ for .>.diff` |
 //!
+//! Files for FLUX.2 have `transformer.` for `unet.`, and often the names of Black Forest Labs' code:
+//!
+//! | format | names of the transformer's tensors |
+//! |---|---|
+//! | diffusers LoRA | `transformer.<module>.lora_A.weight` |
+//! | SimpleTuner, LyCORIS' wrapper | `<module>.lokr_w1`, `lycoris_<module with _ for .>.lokr_w1` |
+//! | ComfyUI, ai-toolkit | `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight` |
+//! | kohya LoRA | `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight` |
+//!
+//! These have one layer for queries, keys and values. It is divided exactly, whatever the method.
+//!
 //! | format | read | written |
 //! |---|---|---|
 //! | PEFT directory | LoRA, DoRA, PiSSA, OFT, BOFT, LoHa, LoKr, HRA | LoRA, DoRA, OFT, HRA, exactly |
@@ -50,10 +61,12 @@ mod export;
 mod export_peft;
 mod export_settings;
 mod import;
+mod joined_lora;
 mod key_names;
 mod layer_tensors;
 mod layers;
 mod ordered_json;
+mod original_names;
 mod pattern_table;
 mod peft_config;
 mod peft_fields;

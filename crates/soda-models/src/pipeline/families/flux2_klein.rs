@@ -27,6 +27,13 @@ pub(crate) struct Flux2KleinConfigs {
     is_distilled: bool,
 }
 
+impl Flux2KleinConfigs {
+    /// The config of the transformer.
+    pub(super) fn transformer(&self) -> &Flux2Config {
+        &self.transformer
+    }
+}
+
 impl Family for Flux2KleinConfigs {
     type Weights = Qwen3AndTransformer;
 

@@ -1,5 +1,6 @@
 //! The model families: what their directories hold, and how it is loaded.
 
+pub(super) mod flux2_file;
 mod flux2_klein;
 mod qwen3_and_transformer;
 mod stable_diffusion;

@@ -56,10 +56,16 @@ pub(crate) struct Qwen3AndTransformer {
 impl Qwen3AndTransformer {
     /// Opens the weight files.
     pub(super) fn open(found: &mut Found<'_>) -> Result<Self, ModelError> {
-        Ok(Self {
-            text: found.open("text_encoder", TRANSFORMERS)?,
-            transformer: found.open_denoiser(Denoiser::TRANSFORMER)?,
-        })
+        let text = found.open("text_encoder", TRANSFORMERS)?;
+        Ok(Self { text, transformer: found.open_denoiser(Denoiser::TRANSFORMER)? })
+    }
+
+    /// Opens the weight file of the text encoder, for a transformer from another file.
+    pub(super) fn with_transformer(
+        found: &mut Found<'_>,
+        transformer: Checkpoint,
+    ) -> Result<Self, ModelError> {
+        Ok(Self { text: found.open("text_encoder", TRANSFORMERS)?, transformer })
     }
 
     /// Loads both networks. `transformer` is one with random weights, of the config `denoiser_config`.

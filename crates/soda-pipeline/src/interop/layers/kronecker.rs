@@ -13,6 +13,7 @@ use crate::interop::layer_tensors::{LayerTensors, Parameters, to_host};
 use crate::interop::peft_config::PeftConfig;
 
 /// A LoKr of one weight, with the scale in `W2`.
+#[derive(Clone)]
 pub(crate) struct Kronecker {
     /// `W1`, `[out_1, in_1]`.
     first: Tensor<2>,
@@ -63,6 +64,17 @@ impl Kronecker {
             (Some(_), None, _) | (None, _, _) => 1.0,
         };
         Ok(Self { first, second: second.mul_scalar(scale), window })
+    }
+
+    /// Holds a delta `ΔWᵀ`, with the number 1 as `W1`. `window` is that of a convolution.
+    pub(crate) fn whole(delta: Tensor<2>, window: usize) -> Self {
+        let first = Tensor::ones([1, 1], (&delta.device(), delta.dtype()));
+        Self { first, second: delta.transpose(), window }
+    }
+
+    /// Rows and columns of `W1`.
+    pub(crate) fn small_size(&self) -> [usize; 2] {
+        self.first.dims()
     }
 
     /// Whether LyCORIS' setting `factor` gives the sizes of this layer.

@@ -11,12 +11,16 @@
 mod delta;
 mod form;
 mod hadamard;
+mod joined;
 mod kronecker;
 mod low_rank;
+mod network;
 mod rotations;
 
 pub(super) use form::LayerForm;
 pub(super) use hadamard::Hadamard;
+pub(super) use joined::swap_halves;
 pub(super) use kronecker::Kronecker;
 pub(super) use low_rank::LowRank;
+pub(super) use network::Layers;
 pub(super) use rotations::Rotation;

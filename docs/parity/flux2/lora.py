@@ -1,0 +1,470 @@
+"""Adapter files for FLUX.2 in the names of several tools, and what the tools make of them.
+
+    pip install torch diffusers transformers peft lycoris-lora safetensors
+    python docs/parity/flux2/lora.py
+    python docs/parity/flux2/lora.py check target/debug/soda
+
+The first command writes crates/soda-pipeline/tests/fixtures/flux2, which tests/flux2_files.rs reads. The
+transformer is that of transformer.py with uneven sizes. Its weights are a formula of their names. For each
+adapter file there is FILE.expected.safetensors, with the change of each weight times a probe vector:
+
+    diffusers, bfl, kohya, lokr-*   load_lora_weights and fuse_lora of diffusers
+    peft/*                          merge_and_unload of PEFT, on diffusers' layers or on the original ones
+    lycoris-*                       merge_to of LyCORIS, on the original layers
+
+crates/soda-models/tests/fixtures/flux2-original.json has key, shape and probe of each tensor of the
+bundled transformer in a single file of the original names, which diffusers' converter reads. The second command exports adapters with soda, loads them with diffusers and PEFT, and
+compares with the model that soda merges; and it has diffusers read a single file that soda writes.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
+from lycoris import LycorisNetwork, create_lycoris
+from peft import BOFTConfig, HRAConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
+from peft.tuners.lokr.layer import factorization
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent.parent))
+from models import fill, value
+from transformer import ROOT, TOYFLUX, UNEVEN
+
+FIXTURES = ROOT / "crates/soda-pipeline/tests/fixtures/flux2"
+WIDTH = UNEVEN["num_attention_heads"] * UNEVEN["attention_head_dim"]
+
+# Layers of the original code: one of each kind.
+LAYERS = [
+    "double_blocks.0.img_attn.qkv",
+    "double_blocks.0.txt_attn.qkv",
+    "double_blocks.0.img_attn.proj",
+    "double_blocks.0.txt_mlp.0",
+    "double_blocks.0.img_mlp.2",
+    "single_blocks.1.linear1",
+    "single_blocks.0.linear2",
+]
+# diffusers reads these in BFL's names alone.
+MODULATION = ["single_stream_modulation.lin", "double_stream_modulation_txt.lin"]
+OUTSIDE = ["img_in", "time_in.in_layer", "final_layer.linear"]
+# diffusers does not exchange the halves of this one in a LoRA, but in a checkpoint it does.
+LAST = "final_layer.adaLN_modulation.1"
+
+DIFFUSERS = [
+    "transformer_blocks.0.attn.to_q",
+    "transformer_blocks.0.attn.to_k",
+    "transformer_blocks.0.attn.to_out.0",
+    "transformer_blocks.0.attn.add_v_proj",
+    "transformer_blocks.0.ff_context.linear_in",
+    "single_transformer_blocks.1.attn.to_qkv_mlp_proj",
+    "single_transformer_blocks.0.attn.to_out",
+    "norm_out.linear",
+]
+
+
+def transformer() -> Flux2Transformer2DModel:
+    config = {key: field for key, field in UNEVEN.items() if not key.startswith("_")}
+    return fill(Flux2Transformer2DModel(**config)).double()
+
+
+def original_state(state: dict) -> dict:
+    """The checkpoint of the original code, written down anew and checked with diffusers' converter."""
+    out = {}
+    blocks = {name.split(".")[1] for name in state if name.startswith("transformer_blocks.")}
+    for block in sorted(blocks):
+        old, new = f"transformer_blocks.{block}.", f"double_blocks.{block}."
+        for stream, names in {"img": ["to_q", "to_k", "to_v"], "txt": ["add_q_proj", "add_k_proj", "add_v_proj"]}.items():
+            out[f"{new}{stream}_attn.qkv.weight"] = torch.cat([state[f"{old}attn.{name}.weight"] for name in names])
+        for theirs, ours in {
+            "attn.to_out.0.weight": "img_attn.proj.weight",
+            "attn.to_add_out.weight": "txt_attn.proj.weight",
+            "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+            "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+            "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+            "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+            "ff.linear_in.weight": "img_mlp.0.weight",
+            "ff.linear_out.weight": "img_mlp.2.weight",
+            "ff_context.linear_in.weight": "txt_mlp.0.weight",
+            "ff_context.linear_out.weight": "txt_mlp.2.weight",
+        }.items():
+            out[new + ours] = state[old + theirs]
+    blocks = {name.split(".")[1] for name in state if name.startswith("single_transformer_blocks.")}
+    for block in sorted(blocks):
+        old, new = f"single_transformer_blocks.{block}.attn.", f"single_blocks.{block}."
+        for theirs, ours in {
+            "to_qkv_mlp_proj.weight": "linear1.weight",
+            "to_out.weight": "linear2.weight",
+            "norm_q.weight": "norm.query_norm.scale",
+            "norm_k.weight": "norm.key_norm.scale",
+        }.items():
+            out[new + ours] = state[old + theirs]
+    for theirs, ours in {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+        "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+        "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+        "single_stream_modulation.linear": "single_stream_modulation.lin",
+        "proj_out": "final_layer.linear",
+    }.items():
+        out[f"{ours}.weight"] = state[f"{theirs}.weight"]
+    scale, shift = state["norm_out.linear.weight"].chunk(2)
+    out[f"{LAST}.weight"] = torch.cat([shift, scale])
+    check_same(diffusers_state(out), state)
+    return out
+
+
+def diffusers_state(original: dict) -> dict:
+    return convert_flux2_transformer_checkpoint_to_diffusers(dict(original))
+
+
+def check_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key
+
+
+class Original(torch.nn.Module):
+    """The linear layers of the original code, as a tree of modules."""
+
+    def __init__(self, state: dict):
+        super().__init__()
+        for key, weight in state.items():
+            *parents, _ = key.split(".")
+            if weight.dim() != 2:
+                continue
+            at = self
+            for name in parents[:-1]:
+                if name not in dict(at.named_children()):
+                    at.add_module(name, torch.nn.Module())
+                at = at.get_submodule(name)
+            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+            layer.weight.data = weight.clone()
+            at.add_module(parents[-1], layer)
+
+    def forward(self, x):
+        return x
+
+    def diffusers_state(self, norms: dict) -> dict:
+        return diffusers_state(norms | self.state_dict())
+
+
+def original() -> tuple[Original, dict]:
+    state = original_state(transformer().state_dict())
+    return Original(state), {key: weight for key, weight in state.items() if weight.dim() == 1}
+
+
+def probe(weight: torch.Tensor) -> torch.Tensor:
+    """Each row times a vector of the formula: any entry in a wrong place changes it."""
+    return weight.double() @ value("probe", weight.shape[-1]).double()
+
+
+def expect(name: str, merged: dict) -> None:
+    base = transformer().state_dict()
+    assert merged.keys() == base.keys(), merged.keys() ^ base.keys()
+    changes = {}
+    for key, weight in base.items():
+        change = merged[key].double() - weight
+        if change.abs().max() > 1e-9:
+            changes[key.removesuffix(".weight")] = probe(change).float().contiguous()
+    assert changes, name
+    path = FIXTURES / f"{name}.expected.safetensors"
+    save_file(changes, path)
+    print(f"{name}: {len(changes)} weights change, {path.stat().st_size} bytes")
+
+
+def pipeline(model) -> Flux2KleinPipeline:
+    return Flux2KleinPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, model)
+
+
+def by_diffusers(path: Path, model=None) -> dict:
+    """The weights of the transformer after load_lora_weights and fuse_lora, in diffusers' names."""
+    pipe = pipeline(model if model is not None else transformer())
+    pipe.load_lora_weights(path)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    return unfused(pipe.transformer.state_dict())
+
+
+def unfused(state: dict) -> dict:
+    """With projections apart that diffusers fused for a LoKr."""
+    out = {}
+    for key, weight in state.items():
+        fused = {".to_qkv.": [".to_q.", ".to_k.", ".to_v."]}
+        fused |= {".to_added_qkv.": [".add_q_proj.", ".add_k_proj.", ".add_v_proj."]}
+        found = [name for name in fused if name in key]
+        if found:
+            for part, name in zip(weight.chunk(3), fused[found[0]]):
+                out[key.replace(found[0], name)] = part
+    return state | out if not out else {k: w for k, w in (state | out).items() if ".to_qkv." not in k and ".to_added_qkv." not in k}
+
+
+def small(name: str, rows: int, columns: int, scale: float) -> torch.Tensor:
+    return (value(name, rows, columns) * scale).contiguous()
+
+
+def lora(name: str, shape, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return small(f"{name}.a", rank, shape[1], (shape[1] * rank) ** -0.5), small(f"{name}.b", shape[0], rank, 0.3)
+
+
+def save(name: str, tensors: dict) -> Path:
+    path = FIXTURES / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    return path
+
+
+def lora_files(state: dict) -> None:
+    """LoRAs and LoKrs that diffusers reads."""
+    model = transformer()
+    odd = DIFFUSERS[2]
+    model.add_adapter(LoraConfig(r=2, lora_alpha=3, rank_pattern={odd: 3}, alpha_pattern={odd: 4}, target_modules=DIFFUSERS))
+    fill_adapter(model, "diffusers")
+    metadata = {key: field for key, field in model.peft_config["default"].to_dict().items()}
+    metadata["target_modules"], metadata["base_model_name_or_path"] = sorted(metadata["target_modules"]), None
+    Flux2KleinPipeline.save_lora_weights(
+        FIXTURES, get_peft_model_state_dict(model), weight_name="diffusers.safetensors", transformer_lora_adapter_metadata=metadata
+    )
+    expect("diffusers", by_diffusers(FIXTURES / "diffusers.safetensors"))
+
+    bfl, kohya = {}, {}
+    for index, layer in enumerate(LAYERS + MODULATION + OUTSIDE):
+        shape = state[f"{layer}.weight"].shape
+        a, b = lora(layer, shape, 2 + index % 2)
+        bfl[f"diffusion_model.{layer}.lora_A.weight"], bfl[f"diffusion_model.{layer}.lora_B.weight"] = a, b
+        if layer in LAYERS:
+            name = "lora_unet_" + layer.replace(".", "_")
+            kohya[f"{name}.lora_down.weight"], kohya[f"{name}.lora_up.weight"] = a, b
+            kohya[f"{name}.alpha"] = torch.tensor(1.5 + index)
+    # Queries, keys and values with an A each, joined to one LoRA of thrice the rank.
+    name = "lora_unet_double_blocks_0_txt_attn_qkv"
+    parts = [lora(f"part.{index}", (WIDTH, WIDTH), 2) for index in range(3)]
+    kohya[f"{name}.lora_down.weight"] = torch.cat([a for a, _ in parts])
+    kohya[f"{name}.lora_up.weight"] = torch.block_diag(*[b for _, b in parts])
+    expect("bfl", by_diffusers(save("bfl", bfl)))
+    expect("kohya", by_diffusers(save("kohya", kohya)))
+
+    # ai-toolkit: 126 outputs of queries, keys and values as 7 x 18, which are no thirds, and as 6 x 21.
+    shapes = {layer: tuple(state[f"{layer}.weight"].shape) for layer in state_layers(state)}
+    name = lambda layer: f"diffusion_model.{layer}"
+    layers = [LAYERS[0], LAYERS[1], LAYERS[2], LAYERS[6], OUTSIDE[0]]
+    for file, factor in [("lokr-bfl", 7), ("lokr-bfl-thirds", 6)]:
+        expect(file, by_diffusers(save(file, lokr(file, name, {layer: shapes[layer] for layer in layers}, factor))))
+    layers = ["transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_out"]
+    shapes = {layer: tuple(transformer().get_submodule(layer).weight.shape) for layer in layers}
+    for file, name in [
+        ("lokr-simpletuner", lambda layer: layer),
+        ("lokr-lycoris", lambda layer: "lycoris_" + layer.replace(".", "_")),
+    ]:
+        expect(file, by_diffusers(save(file, lokr(file, name, shapes, 6))))
+
+
+def state_layers(state: dict) -> list[str]:
+    return [key.removesuffix(".weight") for key in state if state[key].dim() == 2]
+
+
+def lokr(file: str, name, shapes: dict, factor: int) -> dict:
+    """A LoKr by LyCORIS' rule of sizes, with every second large matrix as a product."""
+    tensors = {}
+    for index, (layer, (rows, columns)) in enumerate(shapes.items()):
+        (small_rows, large_rows), (small_columns, large_columns) = factorization(rows, factor), factorization(columns, factor)
+        key, of = name(layer), f"{file}.{layer}"
+        tensors[f"{key}.lokr_w1"] = small(f"{of}.w1", small_rows, small_columns, 0.3)
+        if index % 2:
+            tensors[f"{key}.lokr_w2"] = small(f"{of}.w2", large_rows, large_columns, 0.3)
+        else:
+            tensors[f"{key}.lokr_w2_a"] = small(f"{of}.w2a", large_rows, 2, 0.3)
+            tensors[f"{key}.lokr_w2_b"] = small(f"{of}.w2b", 2, large_columns, 0.3)
+        tensors[f"{key}.alpha"] = torch.tensor(2.5)
+    return tensors
+
+
+def fill_adapter(model, name: str) -> None:
+    """Values that are no identity."""
+    for key, p in model.named_parameters():
+        if not p.requires_grad and "lora_" not in key:
+            continue
+        if key.endswith("lora_magnitude_vector.default.weight") or "magnitude_vector" in key or "boft_s" in key:
+            p.data = p.data * (1 + 0.1 * value(f"{name}.{key}", *p.shape).to(p.dtype))
+        elif "lora_A" in key or "hada" in key or "lokr" in key or "lora_B" in key:
+            p.data = (value(f"{name}.{key}", *p.shape) * 0.3).to(p.dtype)
+        else:
+            p.data = (value(f"{name}.{key}", *p.shape) * 0.1).to(p.dtype)
+
+
+def peft_directories() -> None:
+    """Directories of PEFT, on diffusers' layers and on the original ones."""
+    few = [LAYERS[0], LAYERS[1], LAYERS[5], LAST]
+    for name, config, layers in [
+        ("lora", LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=DIFFUSERS), DIFFUSERS),
+        ("dora-bfl", LoraConfig(r=2, lora_alpha=4, use_dora=True, target_modules=few), few),
+        ("pissa-bfl", LoraConfig(r=2, lora_alpha=2, init_lora_weights="pissa", target_modules=few), few),
+        ("loha-bfl", LoHaConfig(r=2, alpha=3, target_modules=few), few),
+        ("lokr-bfl", LoKrConfig(r=2, alpha=3, decompose_factor=7, target_modules=few), few),
+        ("oft-bfl", OFTConfig(oft_block_size=6, use_cayley_neumann=False, target_modules=few), few),
+        ("boft-bfl", BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=1, target_modules=few), few),
+        ("hra-bfl", HRAConfig(r=2, target_modules=few), few),
+    ]:
+        of_diffusers = layers is DIFFUSERS
+        base, norms = (transformer(), {}) if of_diffusers else original()
+        # PEFT decomposes in f32 only.
+        model = get_peft_model(base.float() if name == "pissa-bfl" else base, config)
+        if name == "pissa-bfl":
+            for key, p in model.named_parameters():
+                if "lora_" in key:
+                    p.data = (p.data.float() + 0.05 * value(f"pissa.{key}", *p.shape)).to(p.dtype)
+        else:
+            fill_adapter(model, name)
+        folder = FIXTURES / "peft" / name
+        with tempfile.TemporaryDirectory() as temporary:
+            model.save_pretrained(temporary)
+            folder.mkdir(parents=True)
+            tensors = load_file(Path(temporary) / "adapter_model.safetensors")
+            save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+            fields = json.loads((Path(temporary) / "adapter_config.json").read_text())
+            fields |= {"base_model_name_or_path": None, "target_modules": sorted(fields["target_modules"])}
+            (folder / "adapter_config.json").write_text(json.dumps(fields, indent=1) + "\n")
+        merged = model.merge_and_unload().double()
+        expect(f"peft/{name}", merged.state_dict() if of_diffusers else merged.diffusers_state(norms))
+
+
+def lycoris_files() -> None:
+    """Files of LyCORIS on the original layers, which ComfyUI reads in kohya's names too."""
+    few = [LAYERS[0], LAYERS[1], LAYERS[5], LAST]
+    for name, algo, options in [
+        ("locon-dora-in", "lora", {"dora_wd": True, "wd_on_output": False}),
+        ("locon-dora-out", "lora", {"dora_wd": True, "wd_on_output": True}),
+        # With another alpha than the rank, LyCORIS 3.2 scales products twice where it merges.
+        ("loha", "loha", {"linear_alpha": 2}),
+        ("lokr", "lokr", {"factor": 4, "linear_dim": 100}),
+        ("lokr-thirds", "lokr", {"factor": 3, "linear_dim": 2, "linear_alpha": 2}),
+        ("oft", "diag-oft", {"linear_dim": 6}),
+        ("oft-constraint", "diag-oft", {"linear_dim": 7, "constraint": 0.001, "rescaled": True}),
+        ("full", "full", {}),
+    ]:
+        base, norms = original()
+        base = base.float()
+        LycorisNetwork.apply_preset({"target_name": [layer for layer in few if algo not in ["full", "diag-oft"] or "linear1" not in layer], "target_module": []})
+        options = {"linear_dim": 2, "linear_alpha": 3} | options
+        network = create_lycoris(base, 1.0, algo=algo, **options)
+        network.apply_to()
+        fill_lycoris(network, name)
+        tensors = {key: tensor.detach().float() for key, tensor in network.state_dict().items()}
+        save(f"lycoris-{name}", tensors)
+        network.restore()
+        network.merge_to(1.0)
+        merged = base.double().diffusers_state(norms)
+        expect(f"lycoris-{name}", {key: weight.detach() for key, weight in merged.items()})
+
+
+def fill_lycoris(network, name: str) -> None:
+    for key, p in network.named_parameters():
+        if key.endswith("dora_scale") or key.endswith("rescale"):
+            p.data = p.data * (1 + 0.1 * value(f"{name}.{key}", *p.shape))
+        elif key.endswith("scalar"):
+            continue
+        else:
+            scale = 0.05 if "oft_blocks" in key or key.endswith("weight") and "lora" not in key else 0.3
+            p.data = value(f"{name}.{key}", *p.shape) * scale
+
+
+def original_keys() -> None:
+    """Key, shape and a probe of every tensor of the bundled transformer in a file of the original code."""
+    folder = TOYFLUX / "base/transformer"
+    state = original_state(Flux2Transformer2DModel.from_pretrained(folder).state_dict())
+    keys = {}
+    for key, weight in sorted(state.items()):
+        rows = probe(weight) if weight.dim() == 2 else weight
+        keys[key] = {"shape": list(weight.shape), "probe": float(probe(rows))}
+    path = ROOT / "crates/soda-models/tests/fixtures/flux2-original.json"
+    path.write_text(json.dumps(keys, separators=(",", ":")) + "\n")
+    print(f"{path.name}: {len(keys)} tensors, {path.stat().st_size} bytes")
+
+
+# --- Files of soda, read by the others ---------------------------------------------------------
+
+
+def check(soda: str) -> None:
+    """Exports of an adapter for toyflux, loaded by diffusers and PEFT, and a single file."""
+    base = TOYFLUX / "base"
+    load = lambda folder: Flux2Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    plain = load(base).state_dict()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        run = lambda *args: subprocess.run([soda, *map(str, args)], check=True, stdout=subprocess.DEVNULL)
+        model = load(base)
+        targets = r".*(to_q|to_k|to_v|add_q_proj|to_out\.0|linear_in|to_qkv_mlp_proj|attn\.to_out|norm_out\.linear)"
+        for name, config in [
+            ("lora", LoraConfig(r=4, lora_alpha=2, target_modules=targets)),
+            ("dora", LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=targets)),
+            ("oft", OFTConfig(oft_block_size=8, target_modules=targets)),
+        ]:
+            model = get_peft_model(load(base), config)
+            fill_adapter(model, name)
+            model.save_pretrained(root / name)
+            expected = model.merge_and_unload().state_dict()
+            run("import", root / name, "--base", base, "--out", root / f"{name}.st")
+            run("merge", "--base", base, "--adapter", root / f"{name}.st", "--out", root / f"{name}-merged")
+            merged = load(root / f"{name}-merged").state_dict()
+            report(f"{name}: merged, against PEFT", merged, expected, plain)
+            for format in ["diffusers", "kohya"]:
+                out = root / f"{name}-{format}.safetensors"
+                run("export", "--base", base, "--adapter", root / f"{name}.st", "--format", format, "--error", "0", "--out", out)
+                # diffusers leaves out the last modulation of kohya's names, and takes its halves as they are in BFL's.
+                skip = ["norm_out.linear.weight"] if format == "kohya" else []
+                report(f"{name}: {format} in diffusers", by_diffusers(out, load(base)), merged, plain, skip)
+            out = root / f"{name}-peft"
+            run("export", "--base", base, "--adapter", root / f"{name}.st", "--format", "peft", "--error", "0", "--out", out)
+            again = PeftModel.from_pretrained(load(base), out).merge_and_unload().state_dict()
+            report(f"{name}: peft in PEFT", again, merged, plain)
+            out = root / f"{name}-diff.safetensors"
+            run("export", "--base", base, "--adapter", root / f"{name}.st", "--format", "diff", "--out", out)
+            changed = original_state(plain)
+            for key, delta in load_file(out).items():
+                name_of = {"lora_unet_" + key.removesuffix(".weight").replace(".", "_"): key for key in changed}
+                changed[name_of[key.removesuffix(".diff")]] = changed[name_of[key.removesuffix(".diff")]] + delta
+            report(f"{name}: diff on the original layers", diffusers_state(changed), merged, plain)
+        single = root / "single.safetensors"
+        run("convert", "--base", root / "lora-merged", "--out", single)
+        check_same(diffusers_state(load_file(single)), load(root / "lora-merged").state_dict())
+        found = Flux2Transformer2DModel.from_single_file(single, config=str(base), subfolder="transformer", torch_dtype=torch.float32)
+        check_same(found.state_dict(), load(root / "lora-merged").state_dict())
+        save_file(original_state(plain), root / "theirs.safetensors")
+        run("convert", "--base", root / "theirs.safetensors", "--config", base, "--out", root / "ours")
+        check_same(load(root / "ours").state_dict(), plain)
+        print("single files: equal in both directions, also by from_single_file")
+
+
+def report(name: str, found: dict, expected: dict, base: dict, skip=()) -> None:
+    """The largest difference, relative to the change."""
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    keys = [key for key in expected if key not in skip]
+    change = max((expected[key] - base[key]).abs().max().item() for key in keys)
+    error = max((found[key] - expected[key]).abs().max().item() for key in keys)
+    print(f"{name}: {error / change:.1e}")
+    assert error / change < 1e-4, name
+
+
+def main() -> None:
+    shutil.rmtree(FIXTURES, ignore_errors=True)
+    FIXTURES.mkdir(parents=True)
+    original_keys()
+    lora_files(original_state(transformer().state_dict()))
+    peft_directories()
+    lycoris_files()
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    if sys.argv[1:2] == ["check"]:
+        check(sys.argv[2])
+    else:
+        main()

@@ -12,7 +12,7 @@ use soda_pipeline::interop::{
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
-use crate::base_model::find_base;
+use crate::base_model::{find_base, require_other_names};
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
 use crate::usage::{require, require_folder_name, require_safetensors_name};
@@ -120,6 +120,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
     if !words {
+        require_other_names(&pipeline)?;
         file.check_has_weights()?;
     }
     if words {

@@ -9,7 +9,7 @@ use soda_pipeline::configure_pipeline;
 use soda_pipeline::interop::{Imported, import};
 
 use crate::args::DeviceArg;
-use crate::base_model::{find_base, load_base};
+use crate::base_model::{find_base, load_base, require_other_names};
 use crate::progress::{Progress, print_result};
 
 #[derive(Debug, Args)]
@@ -44,6 +44,7 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
     let mut pipeline = load_base(&base, &LoadOptions::default(), &device)?;
+    require_other_names(&pipeline)?;
     let name = model_name(&base);
     let Imported { mut file, matched, unmatched, unread, absent } =
         import(&args.path, &pipeline.networks(), &name)

@@ -25,7 +25,7 @@ use soda_adapters::{Method as _, MethodConfig, Weight};
 
 use super::layer_tensors::{Parameters, to_host};
 use super::layers::{Hadamard, Kronecker, LayerForm, Layers, LowRank, Rotation};
-use super::peft_config::PeftConfig;
+use super::peft::PeftConfig;
 use crate::error::InteropError;
 
 /// A method with its settings, and its tensors by their names in an adapter state.

@@ -233,7 +233,7 @@ fn is_embedding(tensors: &[Tensor<'_>]) -> bool {
 
 /// The family by what kohya's scripts, OneTrainer and others write into the metadata.
 fn family_of_metadata(metadata: &BTreeMap<String, String>) -> Option<&'static str> {
-    const PARTS: [(&str, &str); 12] = [
+    const PARTS: [(&str, &str); 14] = [
         ("stable-diffusion-xl", "Stable Diffusion XL"),
         ("sdxl", "Stable Diffusion XL"),
         ("stable-diffusion-v1", "Stable Diffusion 1"),
@@ -244,6 +244,8 @@ fn family_of_metadata(metadata: &BTreeMap<String, String>) -> Option<&'static st
         ("sd3", "Stable Diffusion 3"),
         ("flux-2", "FLUX.2"),
         ("flux2", "FLUX.2"),
+        ("flux.2", "FLUX.2"),
+        ("flux_2", "FLUX.2"),
         ("flux", "FLUX.1"),
         ("z-image", "Z-Image"),
     ];
@@ -391,6 +393,12 @@ mod tests {
         assert_eq!(family(linear, &[21_504, 4]), Some("FLUX.1"));
         assert_eq!(family(linear, &[27_648, 4]), Some("FLUX.2"));
         assert_eq!(family("lora_te2_x.alpha", &[]), Some("Stable Diffusion XL"));
+        for (value, expected) in
+            [("Flux.2-klein-4b/lora", "FLUX.2"), ("flux_2_klein", "FLUX.2"), ("flux1", "FLUX.1")]
+        {
+            let metadata = ("modelspec.architecture".to_owned(), value.to_owned());
+            assert_eq!(family_of_metadata(&BTreeMap::from([metadata])), Some(expected), "{value}");
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@ use soda_models::flux2::Rows;
 
 use super::compress::{AlphaRule, CompressedLora, LoraLayer, frobenius_norm, round};
 use super::export_settings::{DYNAMIC, ExportSettings, Family, Network};
-use super::joined_lora::{join_loras, join_outputs};
 use super::key_names::{flatten, kohya_prefix};
+use super::layers::{join_loras, join_outputs};
 use crate::component::Component;
 use crate::error::PipelineError;
 use crate::safetensors_file::SafetensorsFile;
@@ -43,7 +43,7 @@ pub fn write_kohya(
     settings: &ExportSettings,
     path: &Path,
 ) -> Result<(), PipelineError> {
-    let layers = by_kohya_name(lora.layers.iter().map(|(path, layer)| (path, layer)), settings);
+    let layers = by_kohya_name(lora.layers.iter(), settings);
     let mut joined = Vec::new();
     for (name, parts) in &layers {
         let (Some((a, b)), [(_, LoraLayer { weight, .. }), ..]) = (join_loras(parts), &parts[..])

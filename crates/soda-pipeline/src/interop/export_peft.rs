@@ -12,7 +12,7 @@ use soda_adapters::{Adapter as _, AnyAdapter, CayleyForm, MethodConfig, Plan, ma
 use super::compress::{AlphaRule, CompressedLora, LoraLayer, frobenius_norm, round};
 use super::export::{component_and_module, down, up, with_shape};
 use super::key_names::{PEFT, TEXT_MODEL};
-use super::peft_config::{Modules, PeftConfig, PeftHra, PeftLora, PeftOft, TENSORS};
+use super::peft::{Modules, PeftConfig, PeftHra, PeftLora, PeftOft, TENSORS};
 use super::staging::write_folder;
 use crate::component::Component;
 use crate::error::{FormatError, InteropError, PipelineError};

@@ -14,7 +14,7 @@ use super::convert::convert;
 use super::embedding_files;
 use super::key_names::{ModuleName, PEFT, Role, parse};
 use super::layers::Layers;
-use super::peft_config::{CONFIG, PeftConfig, TENSORS};
+use super::peft::{CONFIG, PeftConfig, TENSORS};
 use super::weight_names::WeightNames;
 use crate::component::Component;
 use crate::error::{InteropError, PipelineError};

@@ -11,7 +11,7 @@ use super::rotations::{self, Rotation};
 use crate::error::InteropError;
 use crate::interop::key_names::Role;
 use crate::interop::layer_tensors::{LayerTensors, to_tensor};
-use crate::interop::peft_config::PeftConfig;
+use crate::interop::peft::PeftConfig;
 
 /// The adapter of one weight.
 #[allow(

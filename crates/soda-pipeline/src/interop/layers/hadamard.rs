@@ -8,7 +8,7 @@ use super::delta::tucker;
 use crate::error::InteropError;
 use crate::interop::key_names::Role;
 use crate::interop::layer_tensors::{LayerTensors, Parameters, to_host};
-use crate::interop::peft_config::PeftConfig;
+use crate::interop::peft::PeftConfig;
 
 /// A LoHa of one weight, with the scale in its factors.
 pub(crate) struct Hadamard {

@@ -22,7 +22,7 @@ use crate::error::InteropError;
 use crate::interop::key_names::Role;
 use crate::interop::layer_tensors::LayerTensors;
 use crate::interop::original_names::Place;
-use crate::interop::peft_config::{PeftConfig, PeftInit};
+use crate::interop::peft::{PeftConfig, PeftInit};
 
 /// What the parts of a joined layer have of a tensor.
 enum Share {
@@ -171,7 +171,7 @@ fn index(rows: Rows) -> usize {
 }
 
 /// Exchanges the halves of a matrix's columns.
-pub(crate) fn swap_halves(matrix: Tensor<2>) -> Tensor<2> {
+pub(super) fn swap_halves(matrix: Tensor<2>) -> Tensor<2> {
     let half = matrix.dims()[1] / 2;
     let [first, second] = [(0, half), (half, matrix.dims()[1] - half)]
         .map(|(start, length)| matrix.clone().narrow(1, start, length));

@@ -9,7 +9,7 @@ use super::delta::{adapted_delta, directed};
 use crate::error::InteropError;
 use crate::interop::key_names::Role;
 use crate::interop::layer_tensors::{LayerTensors, Parameters, to_host, to_tensor};
-use crate::interop::peft_config::{PeftConfig, PeftInit};
+use crate::interop::peft::{PeftConfig, PeftInit};
 
 /// A LoRA or DoRA of one weight: `w + s a b`.
 pub(crate) struct LowRank {

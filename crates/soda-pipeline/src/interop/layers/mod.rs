@@ -12,6 +12,7 @@ mod delta;
 mod form;
 mod hadamard;
 mod joined;
+mod joined_lora;
 mod kronecker;
 mod low_rank;
 mod network;
@@ -19,7 +20,7 @@ mod rotations;
 
 pub(super) use form::LayerForm;
 pub(super) use hadamard::Hadamard;
-pub(super) use joined::swap_halves;
+pub(super) use joined_lora::{join_loras, join_outputs};
 pub(super) use kronecker::Kronecker;
 pub(super) use low_rank::LowRank;
 pub(super) use network::Layers;

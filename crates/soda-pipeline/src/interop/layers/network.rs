@@ -13,7 +13,7 @@ use crate::interop::architecture::is_on_text;
 use crate::interop::key_names::Role;
 use crate::interop::layer_tensors::LayerTensors;
 use crate::interop::original_names::Place;
-use crate::interop::peft_config::PeftConfig;
+use crate::interop::peft::PeftConfig;
 
 /// The tensors that a file has for a network.
 #[derive(Default)]

@@ -19,7 +19,7 @@ use super::delta::adapted_delta;
 use crate::error::InteropError;
 use crate::interop::key_names::Role;
 use crate::interop::layer_tensors::{LayerTensors, Parameters, to_tensor};
-use crate::interop::peft_config::{PeftConfig, PeftOft};
+use crate::interop::peft::{PeftConfig, PeftOft};
 
 /// An OFT, BOFT or HRA of one weight.
 pub(crate) struct Rotation {

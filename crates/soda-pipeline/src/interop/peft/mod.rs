@@ -2,6 +2,8 @@
 //!
 //! A PEFT directory has it as `adapter_config.json`. diffusers keeps it in the metadata of a LoRA's file.
 
+mod fields;
+
 use std::path::Path;
 
 use serde::Serialize;

@@ -5,13 +5,11 @@ use std::path::{Path, PathBuf};
 
 use soda_models::input_file::{SizeLimit, read_text};
 
-use super::ordered_json::Json;
-use super::pattern_table::PatternTable;
-use super::peft_config::{
-    CONFIG, Modules, PeftConfig, PeftHra, PeftInit, PeftLora, PeftLycoris, PeftOft,
-};
+use super::{CONFIG, Modules, PeftConfig, PeftHra, PeftInit, PeftLora, PeftLycoris, PeftOft};
 use crate::component::Component;
 use crate::error::{FormatError, InteropError, PipelineError};
+use crate::interop::ordered_json::Json;
+use crate::interop::pattern_table::PatternTable;
 
 /// Metadata key of diffusers 0.35 and later with the configuration of each network, as JSON with names such
 /// as `unet.lora_alpha`.
@@ -61,7 +59,7 @@ impl PeftConfig {
     ///
     /// # Errors
     /// [`FormatError::Io`], and [`InteropError`] for a configuration that is not supported.
-    pub(super) fn read(folder: &Path) -> Result<Self, PipelineError> {
+    pub(crate) fn read(folder: &Path) -> Result<Self, PipelineError> {
         let path = folder.join(CONFIG);
         let io = |source| FormatError::Io { action: "read", path: path.clone(), source };
         let text = read_text(&path, SizeLimit::SETTINGS).map_err(io)?;
@@ -78,7 +76,7 @@ impl PeftConfig {
     ///
     /// # Errors
     /// As [`PeftConfig::read`].
-    pub(super) fn from_diffusers_metadata(
+    pub(crate) fn from_diffusers_metadata(
         path: &Path,
         metadata: &HashMap<String, String>,
     ) -> Result<BTreeMap<Component, Self>, InteropError> {

@@ -4,13 +4,13 @@
 use burn::tensor::Tensor;
 use soda_models::flux2::Rows;
 
-use super::compress::LoraLayer;
-use super::layers::swap_halves;
+use super::joined::swap_halves;
+use crate::interop::compress::LoraLayer;
 
 /// Joins the LoRAs of weights to `a` `[in, r]` and `b` `[r, out]` of one layer, exactly.
 ///
 /// One `a` for all weights stays as it is. Otherwise the ranks add up, and `b` has a block for each weight.
-pub(super) fn join_loras(parts: &[(Rows, &LoraLayer)]) -> Option<(Tensor<2>, Tensor<2>)> {
+pub(crate) fn join_loras(parts: &[(Rows, &LoraLayer)]) -> Option<(Tensor<2>, Tensor<2>)> {
     let ((_, first), rest) = parts.split_first()?;
     let one_a = rest.iter().all(|(_, layer)| {
         layer.a.dims() == first.a.dims() && layer.a.to_data() == first.a.to_data()
@@ -26,7 +26,7 @@ pub(super) fn join_loras(parts: &[(Rows, &LoraLayer)]) -> Option<(Tensor<2>, Ten
 
 /// Joins matrices `[n, out]` of weights to that of one layer, with zeros for weights that are not there.
 /// `None` without a matrix.
-pub(super) fn join_outputs(mut parts: Vec<(Rows, Tensor<2>)>) -> Option<Tensor<2>> {
+pub(crate) fn join_outputs(mut parts: Vec<(Rows, Tensor<2>)>) -> Option<Tensor<2>> {
     let (rows, matrix) = parts.first()?;
     match rows {
         Rows::All => Some(parts.swap_remove(0).1),

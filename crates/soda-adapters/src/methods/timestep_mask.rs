@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn whole_timesteps_have_the_rank_of_the_paper() {
-        for (rank, min_rank) in [(16, 1), (64, 32), (10, 0), (7, 7), (4, 9)] {
+        for (rank, min_rank) in [(16_usize, 1), (64, 32), (10, 0), (7, 7), (4, 9)] {
             let mask = TimestepMask { min_rank, alpha: 1.0 };
             for t in 0..=1000_usize {
                 let expected = rank.saturating_sub(min_rank) * (1000 - t) / 1000 + min_rank;

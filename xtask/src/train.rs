@@ -3,7 +3,8 @@
 use crate::build::build_soda;
 use crate::run::{Outcome, cargo, root};
 
-/// The method, unless `args` chooses one: the adapter with the best pictures of docs/notes/results.md.
+/// The method, unless the command line chooses one: the best found for the bundled model, by
+/// docs/notes/results.md.
 const METHOD: [&str; 4] = [
     "method=soda-subspace",
     "method.rotation.rank=64",

@@ -9,8 +9,8 @@
 //! The skip connections of a UNet wait on the stack, below the feature map. What all stages read, such as the
 //! embedding of the timestep, is computed once and shared.
 //!
-//! [`forward`] walks the stages. A caller that acts between them, for example frees activations, walks
-//! them itself.
+//! The `forward` of a denoiser walks its stages. A caller that acts between them, for example frees
+//! activations, walks them itself.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;

@@ -70,6 +70,12 @@ pub enum PlanError {
     /// An arm has several candidate settings, but the plan has no data sets to choose on.
     #[error("arm `{0}` has `search` settings; add a `[search]` table with `data` and `seeds`")]
     NoSearchData(String),
+    /// A run may end before its last step, and its curves and times would be those of other steps.
+    #[error(
+        "arm `{0}` has `validation.early_stopping_patience`; a comparison gives every run all its steps, so \
+         remove it"
+    )]
+    EarlyStopping(String),
     /// The rule of the search bounds the drift, which no run measures.
     #[error(
         "`search.choose.drift_at_most` needs unrelated prompts; set `samples.unrelated` in `[train]`"

@@ -253,6 +253,9 @@ fn an_unfair_or_invalid_plan_is_refused() {
     assert!(typed.contains("`batch_size`: invalid type") && !typed.contains("line"), "{typed}");
     assert!(matches!(change("batch_size = 2", "batch_size = 0"), PlanError::Arm { .. }));
     assert!(matches!(change("base", "[["), PlanError::Parse(_)));
+    let early =
+        "steps = 10\nvalidation = { every = 5, held_out = 0.5, early_stopping_patience = 1 }";
+    assert!(matches!(change("steps = 10", early), PlanError::EarlyStopping(_)));
     let evaluating =
         |from: &str, to: &str| refused(&format!("{PLAN}{}", EVALUATIONS.replacen(from, to, 1)));
     let unknown = evaluating("arm = \"one\"", "arm = \"ten\"");

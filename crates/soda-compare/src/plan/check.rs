@@ -157,9 +157,13 @@ impl SharedSettings<'_> {
         }
         table.insert("data".to_owned(), data.folder.display().to_string().into());
         // The lines of a text made of these tables would be those of no file.
-        TrainConfig::from_table(table)
+        let config = TrainConfig::from_table(table)
             .and_then(|config| config.check().map(|()| config))
-            .map_err(|source| PlanError::Arm { arm: arm.name.clone(), source })
+            .map_err(|source| PlanError::Arm { arm: arm.name.clone(), source })?;
+        if config.validation.early_stopping_patience > 0 {
+            return Err(PlanError::EarlyStopping(arm.name.clone()));
+        }
+        Ok(config)
     }
 }
 

@@ -212,6 +212,17 @@ pub(super) fn distilled_mark(
     }
 }
 
+/// Refuses a field of the `config.json` in the folder `part` of the model `dir`.
+pub(super) fn refuse_config(
+    dir: &Path,
+    part: &str,
+    field: &str,
+    value: impl ToString,
+    supported: String,
+) -> Result<(), ModelError> {
+    Err(unsupported(dir.join(part).join("config.json"), field, value.to_string(), supported))
+}
+
 /// The error of a field that contradicts another part of the model, or that no model of the family has.
 pub(super) fn unsupported(
     path: PathBuf,

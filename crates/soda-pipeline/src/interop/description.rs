@@ -51,8 +51,10 @@ pub enum FileKind {
 /// The names that an adapter's tensors have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Names {
-    /// `lora_unet_…`, of kohya's sd-scripts and LyCORIS.
+    /// `lora_unet_…`, of kohya's sd-scripts, also with LyCORIS.
     Kohya,
+    /// `lycoris_…`, of LyCORIS' own wrapper.
+    Lycoris,
     /// `unet.…`, `transformer.…`.
     Diffusers,
     /// `base_model.model.…`.
@@ -68,6 +70,7 @@ impl Names {
     pub fn tool(self) -> &'static str {
         match self {
             Self::Kohya => "kohya's sd-scripts",
+            Self::Lycoris => "LyCORIS",
             Self::Diffusers => "diffusers",
             Self::Peft => "PEFT",
             Self::ComfyUi => "ComfyUI",
@@ -78,7 +81,7 @@ impl Names {
     fn of(key: &str) -> Self {
         const PREFIXES: [(&str, Names); 8] = [
             ("lora_", Names::Kohya),
-            ("lycoris_", Names::Kohya),
+            ("lycoris_", Names::Lycoris),
             ("oft_unet_", Names::Kohya),
             ("unet.", Names::Diffusers),
             ("transformer.", Names::Diffusers),
@@ -92,39 +95,36 @@ impl Names {
 }
 
 impl Description {
-    /// The tools that load the file as it is, as far as their code tells.
+    /// The tools that load the file as it is.
     ///
-    /// A1111, ComfyUI and PEFT are those of November 2026, diffusers is 0.42. A base of their own is needed
-    /// in any case.
+    /// The code of these was read: ComfyUI 0.3.64, diffusers 0.42.1, the `Lora` extension of A1111. A tool is
+    /// left out where its code leaves doubt, as with OFT, whose files have several layouts.
     pub fn readers(&self) -> Vec<&'static str> {
         let FileKind::Adapter { methods, names, .. } = &self.kind else { return Vec::new() };
         let only = |known: &[&str]| methods.iter().all(|method| known.contains(method));
-        let is_unet = self.family.is_some_and(|family| family.starts_with("Stable"));
-        let mut readers = Vec::new();
-        let mut add = |reads: bool, tool| {
-            if reads {
-                readers.push(tool);
-            }
-        };
-        match names {
-            Names::Kohya => {
-                add(only(&["LoRA"]), "kohya's sd-scripts");
-                add(is_unet && only(&["LoRA", "DoRA", "LoHa", "LoKr", "OFT", "delta"]), "A1111");
-                add(only(&["LoRA", "DoRA", "LoHa", "LoKr", "OFT", "delta"]), "ComfyUI");
-                add(only(&["LoRA"]), "diffusers");
-            }
+        let (lora, known) = (only(&["LoRA"]), self.family.is_some());
+        let is = |families: &[&str]| self.family.is_some_and(|family| families.contains(&family));
+        let unet = self.family.is_some_and(|family| family.starts_with("Stable Diffusion"));
+        let comfy_ui = known && only(&["LoRA", "DoRA", "LoHa", "LoKr", "delta"]);
+        let readers: &[(bool, &'static str)] = match names {
+            Names::Kohya => &[
+                (unet && lora, "kohya's sd-scripts"),
+                (unet && only(&["LoRA", "LoHa", "LoKr", "delta"]), "A1111"),
+                (comfy_ui, "ComfyUI"),
+                (lora && (unet || is(&["FLUX.2", "Z-Image"])), "diffusers"),
+            ],
+            // ComfyUI has the attention layers of a UNet by diffusers' old names only.
             Names::Diffusers => {
-                add(only(&["LoRA", "DoRA"]), "diffusers");
-                add(only(&["LoRA", "DoRA"]), "ComfyUI");
+                &[(lora, "diffusers"), (lora && is(&["FLUX.1", "FLUX.2"]), "ComfyUI")]
             }
-            Names::Peft => add(true, "PEFT"),
+            Names::Peft => &[(true, "PEFT")],
             Names::ComfyUi => {
-                add(only(&["LoRA", "DoRA", "LoHa", "LoKr", "OFT", "delta"]), "ComfyUI");
-                add(!is_unet && only(&["LoRA"]), "diffusers");
+                &[(comfy_ui, "ComfyUI"), (lora && is(&["FLUX.2", "Z-Image"]), "diffusers")]
             }
-            Names::Other => {}
-        }
-        readers
+            Names::Lycoris => &[(comfy_ui, "ComfyUI")],
+            Names::Other => &[],
+        };
+        readers.iter().filter(|(loads, _)| *loads).map(|(_, tool)| *tool).collect()
     }
 }
 
@@ -369,6 +369,23 @@ mod tests {
             alphas: None,
         };
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_tool_is_named_only_for_what_its_code_loads() {
+        let readers = |method, names, family| {
+            let (layers, ranks, alphas) = (BTreeMap::new(), None, None);
+            let kind = FileKind::Adapter { methods: vec![method], names, layers, ranks, alphas };
+            Description { kind, family, words: Vec::new() }.readers()
+        };
+        let (sd1, flux2) = (Some("Stable Diffusion 1"), Some("FLUX.2"));
+        assert_eq!(readers("LoRA", Names::Diffusers, sd1), ["diffusers"]);
+        assert_eq!(readers("LoRA", Names::Diffusers, flux2), ["diffusers", "ComfyUI"]);
+        assert_eq!(readers("LoKr", Names::Kohya, sd1), ["A1111", "ComfyUI"]);
+        assert_eq!(readers("LoRA", Names::Kohya, flux2), ["ComfyUI", "diffusers"]);
+        assert_eq!(readers("LoKr", Names::Lycoris, sd1), ["ComfyUI"]);
+        assert!(readers("OFT", Names::Kohya, sd1).is_empty());
+        assert!(readers("LoRA", Names::ComfyUi, None).is_empty());
     }
 
     #[test]

@@ -157,6 +157,32 @@ fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
     }
 }
 
+/// At the timestep 1000 a mask leaves one direction of LoRA's, with one tape and with one for each stage. A
+/// denoiser that does not tell its timesteps would leave all of them.
+#[test]
+fn adapters_in_a_denoiser_know_the_timesteps() {
+    let device = Device::default();
+    for (name, architecture) in denoisers() {
+        let mut batch = batch(&architecture, &device);
+        batch.timesteps = batch.timesteps.ones_like().mul_scalar(1000.0);
+        for checkpointing in ["checkpointing=none", "checkpointing=block"] {
+            let config = settings(&["method=t-lora", "method.rank=3", checkpointing]);
+            let networks = adapted(&architecture, &config, &device).into();
+            let (_, grads) = gradients(&networks, &batch, &config, 1.0);
+            let of_b = grads.iter().filter(|(path, _)| path.ends_with(".b"));
+            let mut found = 0;
+            for (path, grad) in of_b {
+                let grad: Vec<f32> = grad.clone().into_data().iter().collect();
+                let (first, others) = grad.split_at(grad.len() / 3);
+                assert!(first.iter().any(|g| *g != 0.0), "{name} {path}");
+                assert!(others.iter().all(|g| *g == 0.0), "{name} {checkpointing} {path}");
+                found += 1;
+            }
+            assert!(found > 0, "{name}");
+        }
+    }
+}
+
 /// Training a text encoder continues from the gradient by the condition.
 #[test]
 fn the_gradient_by_the_condition_is_the_same() {

@@ -12,7 +12,7 @@ use crate::error::ModelError;
 use crate::flux2::Flux2Config;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
-    Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, unsupported,
+    Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, refuse_config,
 };
 use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
@@ -51,25 +51,22 @@ impl Family for Flux2KleinConfigs {
         vae: &VaeConfig,
         scheduler: &SchedulerConfig,
     ) -> Result<(), ModelError> {
-        let refuse = |part: &str, field: &str, value: String, supported: String| {
-            Err(unsupported(dir.join(part).join("config.json"), field, value, supported))
-        };
         check_flow(dir, scheduler)?;
         if vae.class != VaeClass::Flux2 {
             let supported =
                 "AutoencoderKLFlux2, since the model is a Flux2KleinPipeline".to_owned();
-            return refuse("vae", "_class_name", "another class".to_owned(), supported);
+            return refuse_config(dir, "vae", "_class_name", "another class", supported);
         }
         let (width, found) = (self.text.width(), self.transformer.joint_attention_dim);
         if found != width {
             let supported = format!("{width}, the width of three states of the text encoder");
             let part = Denoiser::TRANSFORMER;
-            return refuse(part, "joint_attention_dim", found.to_string(), supported);
+            return refuse_config(dir, part, "joint_attention_dim", found, supported);
         }
         let (latents, found) = (vae.patch_channels(), self.transformer.in_channels);
         if found != latents {
             let supported = format!("{latents}, the channels of a patch of the latents");
-            return refuse(Denoiser::TRANSFORMER, "in_channels", found.to_string(), supported);
+            return refuse_config(dir, Denoiser::TRANSFORMER, "in_channels", found, supported);
         }
         Ok(())
     }

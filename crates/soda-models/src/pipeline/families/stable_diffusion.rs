@@ -11,7 +11,8 @@ use crate::config;
 use crate::error::ModelError;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
-    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, unsupported,
+    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, refuse_config,
+    unsupported,
 };
 use crate::pipeline::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
 use crate::scheduler::SchedulerConfig;
@@ -81,14 +82,6 @@ impl Family for StableDiffusionConfigs {
         vae: &VaeConfig,
         scheduler: &SchedulerConfig,
     ) -> Result<(), ModelError> {
-        let refuse = |part: &str, field: &str, value: usize, supported: String| {
-            Err(unsupported(
-                dir.join(part).join("config.json"),
-                field,
-                value.to_string(),
-                supported,
-            ))
-        };
         if scheduler.is_flow() {
             return Err(unsupported(
                 dir.join("scheduler/scheduler_config.json"),
@@ -102,13 +95,13 @@ impl Family for StableDiffusionConfigs {
             let found = self.unet.cross_attention_dim.get(level);
             if found != width {
                 let supported = format!("{width}, the width of the text encoders' states");
-                return refuse("unet", "cross_attention_dim", found, supported);
+                return refuse_config(dir, "unet", "cross_attention_dim", found, supported);
             }
         }
         if let Some(text_2) = &self.text_2 {
             let Some(pooled) = text_2.projection_dim else {
                 let supported = "a `CLIPTextModelWithProjection` in `architectures`".to_string();
-                return refuse("text_encoder_2", "projection_dim", 0, supported);
+                return refuse_config(dir, "text_encoder_2", "projection_dim", 0, supported);
             };
             // Six time ids. The refiner of SDXL has five and is another model.
             let sum = pooled + 6 * self.unet.addition_time_embed_dim.unwrap_or(0);
@@ -116,27 +109,24 @@ impl Family for StableDiffusionConfigs {
             if found != sum {
                 let supported = format!("{sum}, the pooled text and six time ids");
                 let field = "projection_class_embeddings_input_dim";
-                return refuse("unet", field, found, supported);
+                return refuse_config(dir, "unet", field, found, supported);
             }
         }
         if let Some(shift) = vae.shift_factor.filter(|shift| *shift != 0.0) {
-            return Err(unsupported(
-                dir.join("vae/config.json"),
-                "shift_factor",
-                shift.to_string(),
-                "null or 0, since the pipelines of Stable Diffusion do not read it".to_owned(),
-            ));
+            let supported =
+                "null or 0, since the pipelines of Stable Diffusion do not read it".to_owned();
+            return refuse_config(dir, "vae", "shift_factor", shift, supported);
         }
         let latents = vae.patch_channels();
         if self.unet.out_channels != latents {
             let supported = format!("{latents}, the channels of the autoencoder's latents");
-            return refuse("unet", "out_channels", self.unet.out_channels, supported);
+            return refuse_config(dir, "unet", "out_channels", self.unet.out_channels, supported);
         }
         let inputs = [latents, 2 * latents + 1];
         if !inputs.contains(&self.unet.in_channels) {
             let [plain, inpainting] = inputs;
             let supported = format!("{plain}, or {inpainting} for inpainting");
-            return refuse("unet", "in_channels", self.unet.in_channels, supported);
+            return refuse_config(dir, "unet", "in_channels", self.unet.in_channels, supported);
         }
         Ok(())
     }

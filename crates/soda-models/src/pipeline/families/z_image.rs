@@ -11,7 +11,8 @@ use crate::config;
 use crate::error::ModelError;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
-    Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, unsupported,
+    Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, refuse_config,
+    unsupported,
 };
 use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
@@ -49,9 +50,6 @@ impl Family for ZImageConfigs {
         vae: &VaeConfig,
         scheduler: &SchedulerConfig,
     ) -> Result<(), ModelError> {
-        let refuse = |part: &str, field: &str, value: String, supported: String| {
-            Err(unsupported(dir.join(part).join("config.json"), field, value, supported))
-        };
         check_flow(dir, scheduler)?;
         if scheduler.use_dynamic_shifting {
             return Err(unsupported(
@@ -63,10 +61,10 @@ impl Family for ZImageConfigs {
         }
         if vae.class != VaeClass::Kl {
             let supported = "AutoencoderKL, since the model is a ZImagePipeline".to_owned();
-            return refuse("vae", "_class_name", "another class".to_owned(), supported);
+            return refuse_config(dir, "vae", "_class_name", "another class", supported);
         }
         let of_transformer = |field: &str, value: String, supported: String| {
-            refuse(Denoiser::TRANSFORMER, field, value, supported)
+            refuse_config(dir, Denoiser::TRANSFORMER, field, value, supported)
         };
         let ZImageConfig { cap_feat_dim, in_channels, axes_lens, .. } = &self.transformer;
         let width = self.text.width();

@@ -96,6 +96,18 @@ class Sizes:
         return found
 
 
+class Pair:
+    """Two numbers of one kind."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def read(self, value, name):
+        if not isinstance(value, list) or len(value) != 2:
+            raise AdapterError(f"{name} is {value!r}, and it has to be a list of two numbers")
+        return [self.kind.read(entry, name) for entry in value]
+
+
 _FLOAT = 3.5e38
 
 
@@ -188,6 +200,7 @@ METHODS = {
             "rank": Number(1, 1 << 20, default=8),
             "alpha": _alpha(),
             "factor": Number(1, 2**53, default=None, optional=True),
+            "sizes": Map(Pair(Number(1, 1 << 20))),
             "decompose_both": _flag(),
             "seed": _seed(),
         }

@@ -53,6 +53,7 @@ VARIANTS = [
     ("loha", "loha", ["method.rank=2", "method.alpha=3"]),
     ("lokr", "lokr", ["method.rank=2", "method.alpha=3"]),
     ("lokr-both", "lokr", ["method.rank=1", "method.factor=8", "method.decompose_both=true"]),
+    ("lokr-sizes", "lokr", ["method.rank=2", "method.sizes={'%s'=[8, 4]}" % QUERY]),
     ("oft", "oft", ["method.block_size=8"]),
     ("oft-coft", "oft", ["method.block_size=8", "method.cayley={form='exact'}", "method.block_share=true", "method.constraint=0.3", "method.side=both"]),
     ("boft", "boft", ["method.block_size=4", "method.levels=3"]),

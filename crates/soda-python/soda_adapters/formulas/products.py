@@ -91,10 +91,17 @@ class Lokr:
 
     def __init__(self, settings, path, tensors, shape, window):
         width, output = shape
-        rank, factor = settings["rank"], settings["factor"]
-        out_small, out_large = factorization(output, factor)
+        rank = settings["rank"]
         # The window of a convolution belongs to the large matrix.
-        in_small, in_large = factorization(width // window, factor)
+        sides = (output, width // window)
+        if path in settings["sizes"]:
+            smaller = settings["sizes"][path]
+            if any(side % small for side, small in zip(sides, smaller)):
+                tensors.refuse(f"the small matrix of {smaller} does not divide the weight; the adapter is of another base")
+            pairs = [(small, side // small) for side, small in zip(sides, smaller)]
+        else:
+            pairs = [factorization(side, settings["factor"]) for side in sides]
+        (out_small, out_large), (in_small, in_large) = pairs
         small = settings["decompose_both"] and 2 * rank < max(out_small, in_small)
         large = 2 * rank < max(out_large, in_large)
         self.parts = [

@@ -25,6 +25,7 @@ use crate::command::bench::BenchArgs;
 use crate::command::compare::CompareArgs;
 use crate::command::config::ConfigArgs;
 use crate::command::convert::ConvertArgs;
+use crate::command::data::DataArgs;
 use crate::command::evaluate::EvaluateArgs;
 use crate::command::export::ExportArgs;
 use crate::command::generate::GenerateArgs;
@@ -59,6 +60,8 @@ enum Command {
     Train(Box<TrainArgs>),
     /// Print the settings of a run, list the presets, or check a configuration file
     Config(Box<ConfigArgs>),
+    /// Check a data folder before training
+    Data(DataArgs),
     /// Generate images, with or without an adapter
     Generate(GenerateArgs),
     /// Merge an adapter, or two, into the base: a diffusers directory for other tools
@@ -116,6 +119,7 @@ fn main() -> ExitCode {
     let result = catch_out_of_memory(|| match args.command {
         Command::Train(args) => command::train::run(*args),
         Command::Config(args) => command::config::run(*args),
+        Command::Data(args) => command::data::run(args),
         Command::Generate(args) => command::generate::run(args),
         Command::Merge(args) => command::merge::run(args),
         Command::Import(args) => command::import::run(args),

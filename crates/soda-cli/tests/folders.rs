@@ -204,3 +204,60 @@ fn hidden_files_and_paths_of_imagefolder() {
     }
     assert!(Path::new(&desk.path("runs/nested/adapter.safetensors")).is_file());
 }
+
+/// The check prints every finding and fails only for a folder that a training would refuse.
+#[test]
+fn data_check_warns_and_fails_only_where_training_would() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("mug");
+    std::fs::create_dir(&data).unwrap();
+    for name in ["00.png", "01.png"] {
+        std::fs::copy(toybox("subjects/castle_mug").join(name), data.join(name)).unwrap();
+    }
+    std::fs::copy(data.join("00.png"), data.join("02.png")).unwrap();
+    let base = toybox("base").display().to_string();
+    for (name, text) in
+        [("00", "a photo of a sks mug"), ("01", "sks"), ("02", &"sks mug ".repeat(60))]
+    {
+        std::fs::write(data.join(name).with_extension("txt"), text).unwrap();
+    }
+    let check = |more: &[&str]| {
+        let output = soda(folder.path(), &[&["data", "check", "mug"], more].concat());
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = check(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("warning: mug/02.png resembles mug/00.png, of whose dHash 0"), "{text}");
+    assert!(
+        text.contains("note: the length of the captions is not checked: give --base"),
+        "{text}"
+    );
+    assert!(text.ends_with("3 pictures, 0 errors, 1 warnings\n"), "{text}");
+
+    let (code, text) =
+        check(&["--trigger", "sks mug", "--resolution", "65", "--base", &base, "--json"]);
+    assert_eq!(code, Some(0), "{text}");
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let kinds = found["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| (finding["path"].as_str().unwrap(), finding["kind"].as_str().unwrap()));
+    let expected = [
+        ("mug/00.png", "too_small"),
+        ("mug/01.png", "too_small"),
+        ("mug/01.png", "no_trigger"),
+        ("mug/02.png", "too_small"),
+        ("mug/02.png", "near_duplicate"),
+        ("mug/02.png", "caption_too_long"),
+    ];
+    assert_eq!(kinds.collect::<Vec<_>>(), expected);
+    assert_eq!(found["unchecked"].as_array().unwrap().len(), 0);
+
+    std::fs::write(data.join("01.png"), "no picture").unwrap();
+    let (code, text) = check(&[]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("error: "), "{text}");
+    assert_eq!(soda(folder.path(), &["data", "check", "nowhere"]).status.code(), Some(1));
+    assert_eq!(soda(folder.path(), &["data"]).status.code(), Some(2));
+}

@@ -73,6 +73,10 @@ pub use config::{
 };
 pub use data::batch::Batch;
 pub use data::cache::EncodeCache;
+pub use data::caption_edit::write_caption;
+pub use data::check::{
+    CaptionTokenizers, CheckedImage, DataCheck, DataCheckConfig, Finding, FindingKind, Unchecked,
+};
 pub use data::dataset::{Dataset, expand_trigger};
 pub use data::encode::{EncodeConfig, EncodeOptions};
 pub use data::encoded_dataset::EncodedDataset;

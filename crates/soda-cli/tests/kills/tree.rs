@@ -16,8 +16,9 @@ pub(crate) fn tree(folder: &Path) -> Tree {
         for entry in std::fs::read_dir(&next).unwrap() {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(folder).unwrap().to_owned();
-            if name.components().any(|part| part.as_os_str() == "tensorboard") {
-                // Each start of a run writes a file of its own there.
+            let appended = ["tensorboard", "events.jsonl"];
+            if name.components().any(|part| appended.iter().any(|name| part.as_os_str() == *name)) {
+                // Each start of a run writes a file or lines of its own there.
                 continue;
             }
             if path.is_dir() {

@@ -73,7 +73,7 @@ impl Dataset {
     /// - A caption is neither UTF-8 nor UTF-16 with a byte order mark.
     /// - An epoch would have more than ten million samples.
     pub fn read(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
-        let FolderContents { examples, folders, mut skipped } =
+        let FolderContents { examples, folders, mut skipped, .. } =
             FolderContents::read(folder, prompt)?;
         let truth_folder = folder.join("truth");
         let truth = if truth_folder.is_dir() {
@@ -84,12 +84,7 @@ impl Dataset {
             Vec::new()
         };
         let subject = SubjectFile::read(folder)?;
-        let trigger = match (&subject.identifier, &subject.class, &subject.phrase) {
-            (_, _, Some(phrase)) => vec![phrase.clone()],
-            (Some(identifier), Some(class), None) => vec![format!("{identifier} {class}")],
-            (Some(identifier), None, None) => vec![identifier.clone()],
-            (None, _, None) => Vec::new(),
-        };
+        let trigger = subject.trigger();
         Ok(Self {
             examples,
             identifier: subject.identifier,
@@ -99,6 +94,11 @@ impl Dataset {
             folders,
             skipped,
         })
+    }
+
+    /// The words that name the subject of `folder`, as [`Dataset::trigger`].
+    pub(crate) fn trigger_of(folder: &Path) -> Result<Vec<String>, TrainError> {
+        Ok(SubjectFile::read(folder)?.trigger())
     }
 
     /// Says which folders are read with how many repeats. `None` for a folder of images without repeats.

@@ -25,7 +25,7 @@ use crate::error::{DataError, TrainError};
 /// Suffixes of the names of masks beside their images: those of soda and of OneTrainer.
 const SUFFIXES: &[&str] = &[".mask.png", "-masklabel.png"];
 /// The folder of masks that are not beside their images.
-const FOLDER: &str = "masks";
+pub(crate) const FOLDER: &str = "masks";
 
 /// Whether a file of this name is a mask and not a training image.
 pub(crate) fn is_mask(name: &str) -> bool {

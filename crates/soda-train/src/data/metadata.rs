@@ -28,6 +28,11 @@ pub(super) struct MetadataEntry {
 }
 
 impl Metadata {
+    /// The path of the file of `folder`.
+    pub(super) fn path_in(folder: &Path) -> PathBuf {
+        folder.join("metadata.jsonl")
+    }
+
     /// Reads the file of `folder`.
     pub(super) fn read(folder: &Path) -> Result<Self, TrainError> {
         #[derive(Deserialize)]
@@ -36,7 +41,7 @@ impl Metadata {
             text: String,
             repeats: Option<usize>,
         }
-        let path = folder.join("metadata.jsonl");
+        let path = Self::path_in(folder);
         let mut metadata = Self { path, ..Self::default() };
         if !metadata.path.exists() {
             return Ok(metadata);
@@ -156,6 +161,12 @@ pub(super) fn normal_forms(name: &str) -> Vec<String> {
 
 /// The caption in the text file beside an image.
 pub(super) fn read_caption_file(image: &Path) -> Result<Option<String>, TrainError> {
+    let Some(path) = caption_file(image) else { return Ok(None) };
+    Ok(Some(read_text(&path, SizeLimit::CAPTION)?.trim().to_owned()))
+}
+
+/// The text file beside an image, if there is one.
+pub(super) fn caption_file(image: &Path) -> Option<PathBuf> {
     let stem = image.file_stem().and_then(|stem| stem.to_str());
     let forms = stem.map_or_else(Vec::new, normal_forms);
     // kohya's scripts write `.caption` by default. Where both are, the one of most tools counts.
@@ -165,8 +176,7 @@ pub(super) fn read_caption_file(image: &Path) -> Result<Option<String>, TrainErr
     });
     // A name that is no UTF-8 has one form only.
     let mut all = beside.chain(["txt", "caption"].map(|end| image.with_extension(end)));
-    let Some(path) = all.find(|path| path.exists()) else { return Ok(None) };
-    Ok(Some(read_text(&path, SizeLimit::CAPTION)?.trim().to_owned()))
+    all.find(|path| path.exists())
 }
 
 /// The content of `subject.json` or `style.json`.
@@ -192,6 +202,16 @@ impl SubjectFile {
             }
         }
         Ok(Self::default())
+    }
+
+    /// The words that name the subject in a prompt.
+    pub(super) fn trigger(&self) -> Vec<String> {
+        match (&self.identifier, &self.class, &self.phrase) {
+            (_, _, Some(phrase)) => vec![phrase.clone()],
+            (Some(identifier), Some(class), None) => vec![format!("{identifier} {class}")],
+            (Some(identifier), None, None) => vec![identifier.clone()],
+            (None, _, None) => Vec::new(),
+        }
     }
 }
 

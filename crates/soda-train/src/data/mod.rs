@@ -6,7 +6,9 @@ pub(crate) mod buckets;
 pub(crate) mod cache;
 #[cfg(test)]
 mod cache_tests;
+pub(crate) mod caption_edit;
 pub(crate) mod captions;
+pub(crate) mod check;
 pub(crate) mod dataset;
 pub(crate) mod encode;
 pub(crate) mod encoded_caption;

@@ -71,6 +71,7 @@ impl DatasetImages {
     ) -> Result<(), TrainError> {
         let rows = [self.training.clone(), before.images.clone(), after.images.clone()];
         folder.write_png(RunFolder::SAMPLES_GRID, &grid(&rows))?;
+        folder.write_png(RunFolder::AFTER_GRID, &grid(&rows[2..]))?;
         if before.unrelated.is_empty() {
             return Ok(());
         }

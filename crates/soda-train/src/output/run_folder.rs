@@ -15,6 +15,9 @@ const LOCK: &str = ".lock";
 /// The time that a process has to end before its run's folder is removed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The time for which a process that only looks whether a run is busy may hold the lock.
+const PROBE: Duration = Duration::from_millis(100);
+
 /// The folder of one run, locked by one process at a time.
 ///
 /// The constants name the files and folders in it, relative to the folder.
@@ -42,6 +45,14 @@ impl RunFolder {
     pub const SAMPLES_GRID: &str = "samples.png";
     /// An image grid of the unrelated prompts in two rows: before and after training.
     pub const UNRELATED_GRID: &str = "unrelated.png";
+    /// An image grid of one row: the samples before training.
+    pub const BEFORE_GRID: &str = "before.png";
+    /// An image grid of one row: the samples after training.
+    pub const AFTER_GRID: &str = "after.png";
+    /// What the run did and when, JSON Lines, to which it appends.
+    pub const EVENTS: &str = "events.jsonl";
+    /// A file that asks the run to stop, see [`RunFolder::request_stop`].
+    pub const STOP: &str = "stop";
     /// The folder of the image grids and scores that are sampled during training.
     pub const SNAPSHOTS: &str = "samples";
     /// The folder of the class images that the base model generates for prior preservation.
@@ -130,6 +141,8 @@ impl RunFolder {
         }
         let folder = Self::lock(path.to_owned())?;
         remove_leftovers(path);
+        // A request that came after the end of the run is void.
+        folder.takes_stop_request();
         for name in [Self::SNAPSHOTS, Self::CLASS_IMAGES, Self::CHECKPOINTS] {
             remove_leftovers(&folder.file(name));
         }
@@ -152,9 +165,34 @@ impl RunFolder {
         std::fs::remove_dir_all(path).map_err(TrainError::io("remove", path))
     }
 
+    /// Asks the process that works on the run at `path` to stop after its current step, with a checkpoint.
+    ///
+    /// # Errors
+    /// Returns [`RunFolderError::NoRun`] if there is no run, or [`TrainError::Io`] if the request cannot be
+    /// written.
+    pub fn request_stop(path: &Path) -> Result<(), TrainError> {
+        if !path.join(Self::CONFIG).is_file() {
+            return Err(RunFolderError::NoRun(path.to_owned()).into());
+        }
+        write_file(&path.join(Self::STOP), b"")
+    }
+
+    /// Whether a stop was requested. The request is taken away.
+    pub(crate) fn takes_stop_request(&self) -> bool {
+        let path = self.file(Self::STOP);
+        // A request that cannot be removed would stop every later run as well.
+        path.is_file() && std::fs::remove_file(&path).is_ok()
+    }
+
+    /// Whether a process works on the run at `path`.
+    pub fn is_busy(path: &Path) -> bool {
+        let file = path.join(LOCK);
+        file.is_file() && matches!(Lock::try_new(&file), Ok(None))
+    }
+
     fn lock(path: PathBuf) -> Result<Self, TrainError> {
         let file = path.join(LOCK);
-        match Lock::try_new(&file).map_err(TrainError::io("lock", &file))? {
+        match Lock::wait(&file, PROBE).map_err(TrainError::io("lock", &file))? {
             Some(lock) => Ok(Self { path, _lock: lock }),
             None => Err(RunFolderError::Busy(path).into()),
         }
@@ -294,6 +332,22 @@ mod tests {
         assert!(open().is_ok());
         std::fs::remove_file(path.join(RunFolder::CONFIG)).unwrap();
         assert!(matches!(open(), Err(TrainError::RunFolder(RunFolderError::NoRun(_)))));
+    }
+
+    #[test]
+    fn a_request_to_stop_is_taken_once_and_void_for_a_resumed_run() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = create(root.path(), Some("a")).unwrap();
+        let path = folder.path().to_owned();
+        assert!(!folder.takes_stop_request() && RunFolder::is_busy(&path));
+        RunFolder::request_stop(&path).unwrap();
+        assert_eq!([folder.takes_stop_request(), folder.takes_stop_request()], [true, false]);
+        drop(folder);
+        assert!(!RunFolder::is_busy(&path));
+        RunFolder::request_stop(&path).unwrap();
+        assert!(!RunFolder::open(&path).unwrap().takes_stop_request());
+        assert!(RunFolder::request_stop(&root.path().join("b")).is_err());
+        assert!(!RunFolder::is_busy(&root.path().join("b")));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! A whole run: check everything, sample, train, sample again, score, report.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use serde_json::{Value, json};
 use soda_adapters::{for_inference, named_params};
 use soda_linalg::SvdCache;
+use soda_models::image::grid;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, model_name};
@@ -30,6 +32,7 @@ use crate::eval::scores::RunScores;
 use crate::eval::snapshots::read_snapshots;
 use crate::eval::validation::Validation;
 use crate::event::{Event, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
+use crate::output::event_log::EventLog;
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::base_model;
@@ -161,7 +164,8 @@ impl Personalisation {
         Ok((Self::new(TrainConfig::from_toml(&text)?, device)?, folder))
     }
 
-    /// Does the run. Setting `stop` from another thread ends it after the current step, with a checkpoint.
+    /// Does the run. Setting `stop` from another thread, or [`RunFolder::request_stop`] from another process,
+    /// ends it after the current step, with a checkpoint.
     ///
     /// # Errors
     /// A name that is taken, an image that cannot be read, a loss that is not finite, a full disk;
@@ -170,6 +174,22 @@ impl Personalisation {
         self,
         target: RunTarget<'_>,
         stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<RunSummary, TrainError> {
+        let log = OnceCell::new();
+        let result = self.run_logged(target, stop, &log, on_event);
+        if let Some(log) = log.get() {
+            log.end(&result);
+        }
+        result
+    }
+
+    /// Does the run, and puts its log into `log` as soon as there is a folder for it.
+    fn run_logged(
+        self,
+        target: RunTarget<'_>,
+        stop: &AtomicBool,
+        log: &OnceCell<EventLog>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunSummary, TrainError> {
         let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph } = self;
@@ -190,6 +210,15 @@ impl Personalisation {
         let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         span.exit();
         let folder = target.open(&config)?;
+        let opened = EventLog::open(&folder)?;
+        let log = log.get_or_init(|| opened);
+        let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
+            log.observe(event);
+            if matches!(event, Event::Progress { .. }) && folder.takes_stop_request() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            on_event(event);
+        };
 
         let schedule = pipeline.forward_process();
         let planning = Planning {
@@ -224,6 +253,7 @@ impl Personalisation {
         };
         let before = sampler.sample(SAMPLING_BEFORE, on_event)?;
         sampler.base_unrelated.clone_from(&before.unrelated);
+        folder.write_png(RunFolder::BEFORE_GRID, &grid(std::slice::from_ref(&before.images)))?;
 
         let span = info_span!("attach").entered();
         let networks = plan.attach(networks).with_trainable_tokens();
@@ -243,6 +273,7 @@ impl Personalisation {
             validation,
             fingerprint: &fingerprint,
             events: events.as_mut(),
+            log,
         };
         let span = info_span!("train").entered();
         let trained = training.run(trainer, checkpoint, &mut sampler, stop, on_event)?;

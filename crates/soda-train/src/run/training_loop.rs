@@ -16,6 +16,7 @@ use crate::eval::sampling::Sampler;
 use crate::eval::snapshots::snapshot_grid;
 use crate::eval::validation::Validation;
 use crate::event::{Event, TRAINING};
+use crate::output::event_log::{EventLog, LogEntry, Values};
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::checkpoint::Checkpoint;
@@ -38,6 +39,8 @@ pub(crate) struct TrainingLoop<'a> {
     pub(crate) fingerprint: &'a RunFingerprint,
     /// TensorBoard's event file, if the settings ask for it.
     pub(crate) events: Option<&'a mut Events>,
+    /// The log of the run.
+    pub(crate) log: &'a EventLog,
 }
 
 /// The result of all steps.
@@ -69,11 +72,12 @@ impl<'a> TrainingLoop<'a> {
         let digest = self.data.digest();
         let mut progress = self.restore(trainer, checkpoint, &digest)?;
         let total = self.config.steps;
+        let done = progress.trainer.steps_done();
+        self.log.write(LogEntry::Started { step: done, steps: total });
         if progress.history.steps.is_empty() {
             self.validate(&mut progress)?;
         }
         // A run that was stopped while it drew these samples has stored the step without them.
-        let done = progress.trainer.steps_done();
         if done < total && is_due(self.config.samples.every, done) && !self.has_snapshot(done) {
             self.snapshot(&progress, sampler, on_event)?;
         }
@@ -215,6 +219,7 @@ impl<'a> TrainingLoop<'a> {
         if let Some(events) = &mut self.events {
             events.scalars(done, &metrics.named())?;
         }
+        self.log.write(LogEntry::Step { step: done, values: Values(&metrics.named()) });
         on_event(Event::Progress { done, total, loss: Some(metrics.loss) });
         Ok(())
     }
@@ -232,6 +237,8 @@ impl<'a> TrainingLoop<'a> {
         if let Some(events) = &mut self.events {
             events.scalars(metrics.step, &metrics.named())?;
         }
+        let values = Values(&metrics.named());
+        self.log.write(LogEntry::Validation { step: metrics.step, values });
         progress.history.validation.push(metrics);
         Ok(())
     }
@@ -256,6 +263,7 @@ impl<'a> TrainingLoop<'a> {
         if let Some(events) = &mut self.events {
             snapshot.write_events(events)?;
         }
+        self.log.write(LogEntry::Samples { step: trainer.steps_done() });
         on_event(Event::Stage { name: TRAINING });
         Ok(())
     }

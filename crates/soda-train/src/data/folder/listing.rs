@@ -16,7 +16,7 @@ const UNSUPPORTED: &[&str] =
 ///
 /// macOS writes a hidden `._0.png` beside every `0.png` on other systems' disks, and galleries keep removed
 /// images as `.trashed-0.png`.
-pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
+pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(TrainError::io("read", folder))? {
         let path = entry.map_err(TrainError::io("read", folder))?.path();

@@ -7,10 +7,12 @@ mod skipped;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 pub use self::example::Example;
-use self::listing::{file_name, find, is_image, is_unsupported_image, list};
+pub(crate) use self::listing::list;
+use self::listing::{file_name, find, is_image, is_unsupported_image};
 use self::skipped::MAX_LOOKED_AT;
 pub use self::skipped::{DataFolder, Skipped};
 use crate::data::masks;
@@ -39,6 +41,10 @@ pub(super) struct FolderContents {
     /// The folders of the images, in the order of the images.
     pub(super) folders: Vec<DataFolder>,
     pub(super) skipped: Vec<Skipped>,
+    /// Whether an image without a caption is an example with an empty one, and no error.
+    allows_uncaptioned: bool,
+    /// The images that have no caption.
+    pub(super) uncaptioned: HashSet<PathBuf>,
 }
 
 /// One folder and the captions of its images.
@@ -52,10 +58,19 @@ struct Subset<'a> {
 impl FolderContents {
     /// Reads a folder. `prompt` is the caption of images without another one.
     pub(super) fn read(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
+        Self::default().read_folder(folder, prompt)
+    }
+
+    /// Reads a folder as [`FolderContents::read`], but lists images without a caption.
+    pub(super) fn read_for_check(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
+        Self { allows_uncaptioned: true, ..Self::default() }.read_folder(folder, prompt)
+    }
+
+    fn read_folder(mut self, folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
         if !folder.is_dir() {
             return Err(DataError::NoFolder(folder.to_owned()).into());
         }
-        let mut contents = Self::default();
+        let contents = &mut self;
         let mut metadata = Metadata::read(folder)?;
         let subset = Subset { folder, prompt, repeats: 1 };
         let subfolders = contents.read_subset(&subset, &mut |name| metadata.take(name))?;
@@ -80,7 +95,7 @@ impl FolderContents {
         contents.read_named(&subset, &mut metadata)?;
         contents.report_unread(unread);
         contents.check(folder)?;
-        Ok(contents)
+        Ok(self)
     }
 
     /// Reads the images of one folder. `take` gives the metadata of an image. Returns its folders.
@@ -137,9 +152,16 @@ impl FolderContents {
         let own = entry.as_ref().and_then(|entry| entry.repeats).unwrap_or(1);
         let caption = match entry {
             Some(entry) => entry.text,
-            None => read_caption_file(&image)?
-                .or_else(|| subset.prompt.map(str::to_owned))
-                .ok_or_else(|| DataError::NoCaption(image.clone()))?,
+            None => {
+                let found = read_caption_file(&image)?.or_else(|| subset.prompt.map(str::to_owned));
+                if found.is_none() {
+                    if !self.allows_uncaptioned {
+                        return Err(DataError::NoCaption(image).into());
+                    }
+                    self.uncaptioned.insert(image.clone());
+                }
+                found.unwrap_or_default()
+            }
         };
         match self.folders.iter_mut().find(|folder| folder.path == subset.folder) {
             Some(folder) => folder.images += 1,

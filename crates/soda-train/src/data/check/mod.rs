@@ -1,0 +1,225 @@
+//! The check of a data folder before a run: what a training would refuse, and what would harm its result.
+
+mod caption_length;
+mod finding;
+mod perceptual_hash;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use soda_models::image::{read_mask, read_rgb};
+
+pub use self::caption_length::CaptionTokenizers;
+pub use self::finding::{Finding, FindingKind, Unchecked};
+use self::perceptual_hash::{MAX_COMPARED, dhash, near_duplicates};
+use crate::data::dataset::{Dataset, expand_trigger};
+use crate::data::folder::{Example, FolderContents};
+use crate::data::masks::{is_mask, mask_file};
+use crate::error::TrainError;
+
+/// The number of images that are read between two reports of the progress.
+const CHUNK: usize = 64;
+
+/// What a data folder is checked against. Parts without a value are not checked.
+#[derive(Default)]
+pub struct DataCheckConfig<'a> {
+    /// The caption of images that have none, as `prompt` of a run.
+    pub prompt: Option<&'a str>,
+    /// The words that every caption must have. By default those of `subject.json` or `style.json`.
+    pub trigger: Option<&'a str>,
+    /// The side of the training images in pixels.
+    pub resolution: Option<u32>,
+    /// The tokenizers of the base model.
+    pub tokenizers: Option<&'a CaptionTokenizers>,
+}
+
+/// An image of a data folder, as the check found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedImage {
+    /// The image and its caption, as the files have it.
+    pub example: Example,
+    /// Width and height in pixels. `None` for an image that cannot be read.
+    pub size: Option<(u32, u32)>,
+    /// The mask of the image, if there is a file of one.
+    pub mask: Option<PathBuf>,
+}
+
+/// The result of the check.
+#[derive(Clone, Debug)]
+pub struct DataCheck {
+    /// All images of the folder, in the order of a run.
+    pub images: Vec<CheckedImage>,
+    /// What was found, in the order of the images. What belongs to no image comes last.
+    pub findings: Vec<Finding>,
+    /// The parts that were not checked.
+    pub unchecked: Vec<Unchecked>,
+}
+
+impl DataCheck {
+    /// Reads every image, caption and mask of `folder`. `on_progress` gets the numbers of images that were
+    /// read and of all images.
+    ///
+    /// # Errors
+    /// Returns an error if the folder is missing, has no images, or has a text file that cannot be read.
+    /// Single images that a run would refuse are findings, see [`DataCheck::prevents_training`].
+    pub fn new(
+        folder: &Path,
+        config: &DataCheckConfig<'_>,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, TrainError> {
+        let contents = FolderContents::read_for_check(folder, config.prompt)?;
+        let triggers = match config.trigger {
+            Some(trigger) => vec![trigger.to_owned()],
+            None => Dataset::trigger_of(folder)?,
+        };
+        let mut found: Vec<ImageContent> = Vec::with_capacity(contents.examples.len());
+        for chunk in contents.examples.chunks(CHUNK) {
+            found.par_extend(chunk.par_iter().map(ImageContent::read));
+            on_progress(found.len(), contents.examples.len());
+        }
+        let hashes: Vec<Option<u64>> = found.iter().map(|content| content.hash).collect();
+        let duplicates = near_duplicates(&hashes);
+        let mut findings = Vec::new();
+        for (index, (example, content)) in contents.examples.iter().zip(&found).enumerate() {
+            let mut add = |kind| findings.push(Finding { path: example.image.clone(), kind });
+            content.kinds(config.resolution).into_iter().for_each(&mut add);
+            if let Some((other, distance)) = duplicates[index] {
+                let of = contents.examples[other].image.clone();
+                add(FindingKind::NearDuplicate { of, distance });
+            }
+            if contents.uncaptioned.contains(&example.image) {
+                add(FindingKind::NoCaption);
+            } else {
+                check_caption(&example.caption, &triggers, config.tokenizers, &mut add);
+            }
+        }
+        findings.extend(orphaned_masks(folder, &contents.examples));
+        let skipped = contents.skipped.into_iter().map(Finding::skipped);
+        findings.extend(skipped);
+        let images = contents.examples.into_iter().zip(found);
+        let images = images
+            .map(|(example, content)| CheckedImage {
+                example,
+                size: content.image.ok(),
+                mask: content.mask.map(|(path, _)| path),
+            })
+            .collect::<Vec<_>>();
+        let unchecked = [
+            (config.resolution.is_none(), Unchecked::Resolution),
+            (triggers.is_empty(), Unchecked::Trigger),
+            (config.tokenizers.is_none(), Unchecked::CaptionLength),
+            (images.len() > MAX_COMPARED, Unchecked::NearDuplicates),
+        ];
+        let unchecked = unchecked.into_iter().filter(|(is_true, _)| *is_true);
+        Ok(Self { images, findings, unchecked: unchecked.map(|(_, part)| part).collect() })
+    }
+
+    /// Whether a run would refuse the folder.
+    pub fn prevents_training(&self) -> bool {
+        self.findings.iter().any(|finding| finding.kind.prevents_training())
+    }
+}
+
+/// What one image file and its mask hold.
+struct ImageContent {
+    /// Width and height, or why the image cannot be read.
+    image: Result<(u32, u32), String>,
+    hash: Option<u64>,
+    /// The mask with its size, or why it cannot be read.
+    mask: Option<(PathBuf, Result<(u32, u32), String>)>,
+}
+
+impl ImageContent {
+    fn read(example: &Example) -> Self {
+        let image = read_rgb(&example.image).map_err(|error| error.to_string());
+        let hash = image.as_ref().ok().map(dhash);
+        let mask = mask_file(&example.image).map(|path| {
+            let size = read_mask(&path).map(|mask| mask.dimensions());
+            (path, size.map_err(|error| error.to_string()))
+        });
+        Self { image: image.map(|image| image.dimensions()), hash, mask }
+    }
+
+    /// The findings of the image and its mask.
+    fn kinds(&self, resolution: Option<u32>) -> Vec<FindingKind> {
+        let mut kinds = Vec::new();
+        match (&self.image, resolution) {
+            (Err(reason), _) => kinds.push(FindingKind::Unreadable { reason: reason.clone() }),
+            (Ok((width, height)), Some(resolution)) if *width.min(height) < resolution => {
+                let (width, height) = (*width, *height);
+                kinds.push(FindingKind::TooSmall { width, height, resolution });
+            }
+            _ => {}
+        }
+        match (&self.mask, &self.image) {
+            (Some((mask, Err(reason))), _) => {
+                let (mask, reason) = (mask.clone(), reason.clone());
+                kinds.push(FindingKind::UnreadableMask { mask, reason });
+            }
+            (Some((mask, Ok(mask_size))), Ok(size)) if mask_size != size => {
+                kinds.push(FindingKind::MaskSize {
+                    mask: mask.clone(),
+                    mask_size: *mask_size,
+                    size: *size,
+                });
+            }
+            _ => {}
+        }
+        kinds
+    }
+}
+
+/// Adds the findings of a caption.
+fn check_caption(
+    caption: &str,
+    triggers: &[String],
+    tokenizers: Option<&CaptionTokenizers>,
+    add: &mut dyn FnMut(FindingKind),
+) {
+    // A run takes the caption with its trigger in place.
+    let caption = match triggers.first() {
+        Some(trigger) => expand_trigger(caption, trigger),
+        None => caption.to_owned(),
+    };
+    if caption.trim().is_empty() {
+        return add(FindingKind::EmptyCaption);
+    }
+    let lower = caption.to_lowercase();
+    for trigger in triggers.iter().filter(|trigger| !lower.contains(&trigger.to_lowercase())) {
+        add(FindingKind::NoTrigger { trigger: trigger.clone() });
+    }
+    if let Some((tokens, limit)) = tokenizers.and_then(|all| all.excess(&caption)) {
+        add(FindingKind::CaptionTooLong { tokens, limit });
+    }
+}
+
+/// The masks in the folders of the examples that belong to no image.
+fn orphaned_masks(folder: &Path, examples: &[Example]) -> Vec<Finding> {
+    let used: HashSet<PathBuf> =
+        examples.iter().filter_map(|example| mask_file(&example.image)).collect();
+    let parents = examples.iter().filter_map(|example| example.image.parent());
+    let mut folders: Vec<&Path> = parents.chain([folder]).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    let mut found = Vec::new();
+    for folder in folders {
+        for (path, is_folder_of_masks) in
+            [(folder.to_owned(), false), (folder.join(crate::data::masks::FOLDER), true)]
+        {
+            // A folder that cannot be read has no mask to miss.
+            let files = crate::data::folder::list(&path).unwrap_or_default().into_iter();
+            let masks = files.filter(|file| {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                let is_png = file.extension().is_some_and(|extension| extension == "png");
+                file.is_file() && (is_mask(&name) || (is_folder_of_masks && is_png))
+            });
+            let orphaned = masks.filter(|mask| !used.contains(mask));
+            found
+                .extend(orphaned.map(|path| Finding { path, kind: FindingKind::MaskWithoutImage }));
+        }
+    }
+    found
+}

@@ -33,6 +33,8 @@ use crate::command::import::ImportArgs;
 use crate::command::inspect::InspectArgs;
 use crate::command::merge::MergeArgs;
 use crate::command::train::TrainArgs;
+#[cfg(feature = "ui")]
+use crate::command::ui::UiArgs;
 use crate::out_of_memory::catch_out_of_memory;
 use crate::remedy::{CHILD, Failed, remedy};
 use crate::timings::Timings;
@@ -80,6 +82,9 @@ enum Command {
     Compare(CompareArgs),
     /// Measure the time of training steps on this machine, with random weights
     Bench(BenchArgs),
+    /// Start, show and stop runs on a page in the browser
+    #[cfg(feature = "ui")]
+    Ui(UiArgs),
 }
 
 /// The exit code of a command line that has to be typed in another way, as clap has it.
@@ -129,6 +134,8 @@ fn main() -> ExitCode {
         Command::Compare(args) => command::compare::run(&args),
         Command::Bench(args) => command::bench::run(args),
         Command::Convert(args) => command::convert::run(args),
+        #[cfg(feature = "ui")]
+        Command::Ui(args) => command::ui::run(args),
     });
     device::finish();
     if let Some(timings) = timings {

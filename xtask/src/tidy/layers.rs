@@ -28,6 +28,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "soda-pipeline",
         ],
     ),
+    ("soda-ui", &["soda-files", "soda-models", "soda-adapters", "soda-train"]),
     ("soda-compare", &["soda-models", "soda-optim", "soda-train"]),
     (
         "soda-cli",
@@ -42,6 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "soda-pipeline",
             "soda-train",
             "soda-compare",
+            "soda-ui",
         ],
     ),
 ];

@@ -12,3 +12,5 @@ pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod train;
+#[cfg(feature = "ui")]
+pub(crate) mod ui;

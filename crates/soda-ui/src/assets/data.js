@@ -1,0 +1,83 @@
+// Pictures of a data folder, with captions that are edited in place and the findings of the check.
+
+import { get, put } from "./api.js";
+import { el, say } from "./dom.js";
+
+/** The parts that need more than the folder, by their names in the answer. */
+const UNCHECKED = {
+  resolution: "sizes, without a resolution",
+  trigger: "the trigger, without one in subject.json or a run",
+  caption_length: "the length of captions, without a run on this folder",
+  near_duplicates: "near-duplicates, above 50,000 pictures",
+};
+
+export async function showData(view, id) {
+  document.title = "Data – SODA";
+  const folders = await get("/api/data");
+  const current = folders.find((folder) => folder.id === id) ?? folders[0];
+  view.append(el("div", { class: "title" }, el("h1", {}, "Data")));
+  if (!current) {
+    view.append(el("p", { class: "soft" }, "No data folder is known. Those of the runs are shown, and those that ",
+      el("code", {}, "soda ui --data DIR"), " names."));
+    return;
+  }
+  view.append(el("ul", { class: "folders" }, ...folders.map((folder) => el("li", {},
+    el("a", { href: `#/data/${folder.id}`, title: folder.path, "aria-current": folder === current ? "true" : null }, folder.name)))));
+  const { path, pictures } = await get(`/api/data/${current.id}`);
+  const resolution = el("input", { inputmode: "numeric", placeholder: "pixels", onchange: () => findIssues() });
+  const summary = el("p", { class: "soft small" }, `${path}: ${pictures.length} pictures. Checking …`);
+  const others = el("ul", { class: "findings" });
+  const notes = new Map();
+  view.append(summary, el("label", { class: "inline" }, "Resolution of the training", resolution), others, el("ul", { class: "pictures" }, ...pictures.map((picture) => {
+    const findings = el("ul", { class: "findings" });
+    notes.set(picture.id, findings);
+    return el("li", {},
+      el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }),
+      el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null),
+      caption(current.id, picture, findIssues), findings);
+  })));
+
+  let left = false;
+  async function findIssues() {
+    try {
+      const { findings, unchecked } = await get(`/api/data/${current.id}/check${/^\d{1,5}$/.test(resolution.value) ? `?resolution=${resolution.value}` : ""}`);
+      if (left) return;
+      for (const list of [others, ...notes.values()]) list.replaceChildren();
+      for (const finding of findings) {
+        const list = notes.get(finding.picture) ?? others;
+        list.append(el("li", { class: finding.prevents_training ? "bad" : null }, finding.text));
+      }
+      const count = findings.length === 1 ? "1 finding" : `${findings.length} findings`;
+      const without = unchecked.map((name) => UNCHECKED[name] ?? name);
+      summary.textContent = `${path}: ${pictures.length} pictures, ${count}.`
+        + (without.length ? ` Not checked: ${without.join(", ")}.` : "");
+    } catch (error) {
+      summary.textContent = error.message;
+    }
+  }
+  findIssues();
+  return () => { left = true; };
+}
+
+/** The caption of a picture. It is written when the field is left, or by Ctrl+Enter. */
+function caption(folder, picture, onWritten) {
+  const field = el("textarea", { rows: 2, "aria-label": `Caption of ${picture.name}`, value: picture.caption });
+  async function write() {
+    const text = field.value.split(/\s+/).filter(Boolean).join(" ");
+    if (text === picture.caption) return;
+    try {
+      await put(`/api/data/${folder}/captions/${picture.id}`, { caption: text });
+      picture.caption = text;
+      field.value = text;
+      say(`The caption of ${picture.name} is written.`);
+      onWritten();
+    } catch (error) {
+      say(error.message);
+    }
+  }
+  field.addEventListener("blur", write);
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) write();
+  });
+  return field;
+}

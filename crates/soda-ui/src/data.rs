@@ -1,0 +1,166 @@
+//! Data folders, by ids: their pictures, captions and findings.
+
+use std::collections::{HashMap, HashSet};
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use image::ImageFormat;
+use serde::Serialize;
+use soda_models::image::{Filter, read_rgb, resize};
+use soda_train::{
+    CaptionTokenizers, DataCheck, DataCheckConfig, Dataset, TrainError, write_caption,
+};
+
+use crate::id::{id_of, is_file_below};
+
+/// The longer side of a picture in the grid, in pixels.
+const THUMBNAIL: u32 = 320;
+/// The most characters of a caption.
+const MAX_CAPTION: usize = 10_000;
+
+/// A picture in the grid.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Picture {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) caption: String,
+    pub(crate) repeats: usize,
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+/// The pictures of a folder when it was last listed.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    root: PathBuf,
+    pub(crate) pictures: Vec<Picture>,
+}
+
+/// A finding about a picture of the folder or about another file.
+#[derive(Debug, Serialize)]
+pub(crate) struct ShownFinding {
+    /// The id of the picture, if the finding is about one.
+    picture: Option<String>,
+    kind: &'static str,
+    text: String,
+    prevents_training: bool,
+}
+
+/// The folders that were listed, so that a picture is found without reading its folder again.
+#[derive(Default)]
+pub(crate) struct DataFolders(Mutex<HashMap<String, Arc<Listing>>>);
+
+impl DataFolders {
+    /// Reads the names and captions of a folder.
+    ///
+    /// # Errors
+    /// The error of a folder that cannot be read.
+    pub(crate) fn list(&self, folder: &Path) -> Result<Arc<Listing>, TrainError> {
+        // A picture without a caption has an empty one here. The check names it.
+        let dataset = Dataset::read(folder, Some(""))?;
+        let pictures = dataset.examples.into_iter().map(|example| Picture {
+            id: id_of(&example.image),
+            name: example
+                .image
+                .strip_prefix(folder)
+                .unwrap_or(&example.image)
+                .display()
+                .to_string(),
+            caption: example.caption,
+            repeats: example.repeats,
+            path: example.image,
+        });
+        let listing = Listing { root: folder.to_owned(), pictures: pictures.collect() };
+        let listing = Arc::new(listing);
+        let mut folders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        folders.insert(id_of(folder), Arc::clone(&listing));
+        Ok(listing)
+    }
+
+    /// The listing of the folder with this id, if it was listed.
+    pub(crate) fn known(&self, id: &str) -> Option<Arc<Listing>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+}
+
+impl Listing {
+    /// The file of the picture with this id. `None` if a link leads out of the folder.
+    fn file(&self, id: &str) -> Option<&Path> {
+        let picture = self.pictures.iter().find(|picture| picture.id == id)?;
+        is_file_below(&self.root, &picture.path).then_some(&picture.path)
+    }
+
+    /// A picture, reduced, as PNG.
+    pub(crate) fn thumbnail(&self, id: &str) -> Option<Vec<u8>> {
+        let picture = read_rgb(self.file(id)?).ok()?;
+        let (width, height) = picture.dimensions();
+        let scale = f64::from(THUMBNAIL) / f64::from(width.max(height));
+        let small = match scale < 1.0 {
+            true => {
+                let side = |side: u32| ((f64::from(side) * scale) as u32).max(1);
+                resize(&picture, side(width), side(height), Filter::Bilinear)
+            }
+            false => picture,
+        };
+        let mut bytes = Cursor::new(Vec::new());
+        small.write_to(&mut bytes, ImageFormat::Png).ok()?;
+        Some(bytes.into_inner())
+    }
+
+    /// Writes the caption of a picture. False if there is no such picture.
+    ///
+    /// # Errors
+    /// A sentence for a caption that cannot be written.
+    pub(crate) fn write_caption(&self, id: &str, caption: &str) -> Result<bool, String> {
+        if caption.chars().count() > MAX_CAPTION {
+            return Err(format!("a caption has at most {MAX_CAPTION} characters"));
+        }
+        let Some(path) = self.file(id) else { return Ok(false) };
+        // A line break would end the line of a list, and other tools read the first line only.
+        let caption = caption.split_whitespace().collect::<Vec<_>>().join(" ");
+        write_caption(&self.root, path, &caption).map_err(|error| error.to_string())?;
+        Ok(true)
+    }
+}
+
+/// What a folder is checked against, as far as it is known.
+#[derive(Default)]
+pub(crate) struct CheckSettings {
+    /// The side of the training images in pixels.
+    pub(crate) resolution: Option<u32>,
+    /// The base model of the newest run on the folder.
+    pub(crate) base: Option<PathBuf>,
+    pub(crate) prompt: Option<String>,
+    pub(crate) trigger: Option<String>,
+}
+
+/// Checks a folder. Returns the findings and the names of the parts that were not checked.
+///
+/// # Errors
+/// The error of a folder that cannot be read.
+pub(crate) fn check(
+    folder: &Path,
+    settings: &CheckSettings,
+) -> Result<(Vec<ShownFinding>, Vec<&'static str>), TrainError> {
+    // A base that is gone leaves the length of the captions unchecked, which the answer says.
+    let base = settings.base.as_deref();
+    let tokenizers = base.and_then(|base| CaptionTokenizers::from_dir(base).ok());
+    let config = DataCheckConfig {
+        prompt: settings.prompt.as_deref(),
+        trigger: settings.trigger.as_deref(),
+        resolution: settings.resolution,
+        tokenizers: tokenizers.as_ref(),
+    };
+    let found = DataCheck::new(folder, &config, &mut |_, _| ())?;
+    let pictures: HashSet<&Path> =
+        found.images.iter().map(|image| image.example.image.as_path()).collect();
+    let prefix = format!("{}{}", folder.display(), std::path::MAIN_SEPARATOR);
+    let findings = found.findings.iter().map(|finding| ShownFinding {
+        picture: pictures.contains(&*finding.path).then(|| id_of(&finding.path)),
+        kind: finding.kind.name(),
+        text: finding.to_string().replace(&prefix, ""),
+        prevents_training: finding.kind.prevents_training(),
+    });
+    Ok((findings.collect(), found.unchecked.iter().map(|part| part.name()).collect()))
+}

@@ -1,0 +1,240 @@
+//! Pictures of one adapter at several strengths, drawn ahead by child processes `soda generate`.
+//!
+//! The hidden folder `.ui/drawing` has the pictures of the newest request, in a folder for each strength. A
+//! child ends with the server, and with the next request.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use soda_models::input_file::{self, SizeLimit};
+use soda_train::{RunFolder, TrainConfig};
+
+use crate::id::is_file_below;
+use crate::runs::Run;
+
+/// The strengths, in the order of the slider.
+pub(crate) const STRENGTHS: [&str; 5] = ["0", "0.25", "0.5", "0.75", "1"];
+/// The order in which they are drawn: the ends first.
+const ORDER: [usize; 5] = [4, 0, 2, 3, 1];
+/// The most characters of a prompt.
+const MAX_PROMPT: usize = 4000;
+/// The most steps of the sampler.
+const MAX_STEPS: u32 = 200;
+/// The most bytes of an error that are shown.
+const MAX_ERROR: usize = 2000;
+/// The environment variable by which a child of `soda` ends with its parent.
+const ENDS_WITH_PARENT: &str = "SODA_ENDS_WITH_PARENT";
+
+/// What is to be drawn.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DrawingForm {
+    /// The id of the run.
+    pub(crate) run: String,
+    pub(crate) prompt: String,
+    pub(crate) seed: u64,
+    pub(crate) steps: u32,
+}
+
+/// How far the drawing is.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct DrawingState {
+    /// The number of the request, which an address of a picture has.
+    pub(crate) number: u64,
+    /// Which strengths are drawn, in the order of the slider.
+    pub(crate) drawn: [bool; 5],
+    /// Whether a child works on it.
+    pub(crate) is_running: bool,
+    /// What the child that failed wrote.
+    pub(crate) error: Option<String>,
+}
+
+/// The newest drawing of a server.
+pub(crate) struct Drawings {
+    folder: PathBuf,
+    program: PathBuf,
+    options: Vec<OsString>,
+    shared: Arc<Mutex<Newest>>,
+}
+
+#[derive(Default)]
+struct Newest {
+    state: DrawingState,
+    child: Option<Child>,
+}
+
+impl DrawingForm {
+    /// Checks the numbers and the length of the prompt.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.prompt.trim().is_empty() || self.prompt.chars().count() > MAX_PROMPT {
+            return Err(format!("`prompt` must have 1 to {MAX_PROMPT} characters"));
+        }
+        if !(1..=MAX_STEPS).contains(&self.steps) {
+            return Err(format!("`steps` must be 1 to {MAX_STEPS}"));
+        }
+        Ok(())
+    }
+}
+
+impl Drawings {
+    /// Drawings in the folder `.ui` of the runs.
+    pub(crate) fn new(runs: &Path, program: PathBuf, options: Vec<OsString>) -> Self {
+        let folder = runs.join(crate::jobs::FOLDER).join("drawing");
+        Self { folder, program, options, shared: Arc::default() }
+    }
+
+    /// Begins to draw, and ends what was drawn before. Returns the number of the drawing.
+    pub(crate) fn start(&self, run: &Run, config: &TrainConfig, form: &DrawingForm) -> u64 {
+        let mut newest = lock(&self.shared);
+        if let Some(mut child) = newest.child.take() {
+            let _ = child.kill().and_then(|()| child.wait());
+        }
+        let number = newest.state.number + 1;
+        newest.state = DrawingState { number, is_running: true, ..DrawingState::default() };
+        let option = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
+            let mut option = OsString::from(format!("--{name}="));
+            option.push(value);
+            option
+        };
+        let mut args = vec![
+            OsString::from("generate"),
+            option("base", &config.base),
+            option("adapter", &run.path.join(RunFolder::ADAPTER)),
+            option("prompt", &form.prompt.trim()),
+            option("seed", &form.seed.to_string()),
+            option("steps", &form.steps.to_string()),
+        ];
+        args.extend(self.options.iter().cloned());
+        let folder = self.folder.join(number.to_string());
+        let commands = ORDER.map(|index| {
+            let mut command = Command::new(&self.program);
+            command.args(&args).arg(format!("--strength={}", STRENGTHS[index]));
+            command.arg(option("out", &folder.join(index.to_string())));
+            command.env(ENDS_WITH_PARENT, "1").stdin(Stdio::piped());
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            (index, command)
+        });
+        let (shared, all) = (Arc::clone(&self.shared), self.folder.clone());
+        std::thread::spawn(move || {
+            remove_others(&all, number);
+            draw_all(&shared, number, commands);
+        });
+        number
+    }
+
+    /// How far the newest drawing is.
+    pub(crate) fn state(&self) -> DrawingState {
+        lock(&self.shared).state.clone()
+    }
+
+    /// The picture of a drawing at a strength, by its place in [`STRENGTHS`].
+    pub(crate) fn picture(&self, number: &str, index: &str) -> Option<Vec<u8>> {
+        let (number, index): (u64, usize) = (number.parse().ok()?, index.parse().ok()?);
+        let state = self.state();
+        if state.number != number || !*state.drawn.get(index)? {
+            return None;
+        }
+        let folder = self.folder.join(number.to_string()).join(index.to_string());
+        let paths = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+        let is_png = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "png");
+        let path = paths.filter(is_png).find(|path| is_file_below(&self.folder, path))?;
+        input_file::read(&path, SizeLimit::IMAGE).ok()
+    }
+}
+
+fn lock(shared: &Mutex<Newest>) -> MutexGuard<'_, Newest> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the pictures of earlier drawings, also those of an earlier server.
+fn remove_others(folder: &Path, number: u64) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        if !path.ends_with(number.to_string()) || number == 1 {
+            crate::jobs::remove_folder(&path);
+        }
+    }
+}
+
+/// Draws one picture after the other, until one fails or another drawing began.
+fn draw_all(shared: &Mutex<Newest>, number: u64, commands: [(usize, Command); 5]) {
+    for (index, mut command) in commands {
+        let spawned = {
+            // Under the lock, so that the next drawing finds every child that was started.
+            let mut newest = lock(shared);
+            if newest.state.number != number {
+                return;
+            }
+            command.spawn().map(|mut child| {
+                let output = child.stderr.take();
+                newest.child = Some(child);
+                output
+            })
+        };
+        let ended = match spawned {
+            Err(error) => Err(format!("cannot start `soda generate`: {error}")),
+            Ok(output) => {
+                let mut text = Vec::new();
+                if let Some(mut output) = output {
+                    let _ = std::io::Read::read_to_end(&mut output, &mut text);
+                }
+                wait(shared, number).and_then(|is_success| match is_success {
+                    true => Ok(()),
+                    false => Err(end_of(&text)),
+                })
+            }
+        };
+        let mut newest = lock(shared);
+        if newest.state.number != number {
+            return;
+        }
+        match ended {
+            Ok(()) => newest.state.drawn[index] = true,
+            Err(sentence) => {
+                newest.state.error = Some(sentence);
+                break;
+            }
+        }
+    }
+    let mut newest = lock(shared);
+    if newest.state.number == number {
+        newest.state.is_running = false;
+    }
+}
+
+/// Waits for the child of a drawing. An error if another drawing began.
+fn wait(shared: &Mutex<Newest>, number: u64) -> Result<bool, String> {
+    loop {
+        {
+            let mut newest = lock(shared);
+            if newest.state.number != number {
+                return Err(String::new());
+            }
+            let Some(child) = &mut newest.child else { return Err(String::new()) };
+            match child.try_wait() {
+                Ok(Some(status)) => {
+                    newest.child = None;
+                    return Ok(status.success());
+                }
+                Ok(None) => {}
+                Err(error) => return Err(format!("cannot wait for `soda generate`: {error}")),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The end of what a child wrote.
+fn end_of(output: &[u8]) -> String {
+    let end = &output[output.len().saturating_sub(MAX_ERROR)..];
+    let text = String::from_utf8_lossy(end).trim().to_owned();
+    let last = text.lines().last().unwrap_or("`soda generate` failed");
+    last.trim_start_matches("error: ").to_owned()
+}

@@ -1,0 +1,41 @@
+//! A page in the browser that starts, shows and stops training runs.
+//!
+//! [`Server`] listens on one address and serves a page whose files are part of the program. A run is a child
+//! process `soda train`, and its state is in the files of its folder: the page shows runs that were begun
+//! on the command line as well, and a run goes on when the page or the server ends.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `http` | requests, responses and connections of HTTP/1.1 |
+//! | `guard` | which requests are answered: token, host, origin |
+//! | `runs` | the runs of a folder and their states |
+//! | `jobs` | child processes |
+//! | `settings` | the settings of a new run |
+//! | `data` | data folders, their captions and findings |
+//! | `drawings` | pictures of an adapter at several strengths |
+//! | `routes` | what each address answers |
+//! | `assets` | the page |
+//! | `server` | the listener |
+//!
+//! # Security
+//!
+//! The server listens on a loopback address unless a token is given. Every request needs the token as a
+//! cookie, a known host, and no foreign origin. Runs, pictures and samples have ids, and no path from a
+//! request reaches the file system. The crate prints nothing.
+
+mod assets;
+mod data;
+mod drawings;
+mod error;
+mod guard;
+mod http;
+mod id;
+mod jobs;
+mod routes;
+mod runs;
+mod server;
+mod settings;
+mod token;
+
+pub use error::UiError;
+pub use server::{Server, UiConfig};

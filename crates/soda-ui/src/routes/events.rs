@@ -1,0 +1,83 @@
+//! The log of a run as server-sent events.
+//!
+//! An event `lines` has some lines of the log, and as its id the place in the file after them. A browser that
+//! reconnects sends that id, and gets the lines from there on. The event `end` says that no process works on
+//! the run and that all lines were sent.
+
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::App;
+use crate::http::{Answer, Request, Response};
+use crate::runs::{Run, find};
+
+/// The most bytes of one event.
+const CHUNK: usize = 256 << 10;
+/// The time between two looks at the file.
+const PAUSE: Duration = Duration::from_millis(300);
+/// The time after which a comment is sent, which tells whether the page is still there.
+const ALIVE: Duration = Duration::from_secs(5);
+
+impl App {
+    pub(super) fn events(&self, id: &str, request: &Request) -> Answer {
+        let Some(run) = find(&self.config.runs, id) else { return Response::not_found().into() };
+        // A browser that reconnects by itself sends the field. The page gives the place in the address.
+        let from = request.header("last-event-id").or(request.query.strip_prefix("from="));
+        let start = from.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let root: PathBuf = self.config.runs.clone();
+        Answer::Events(Box::new(move |stream| follow(&root, &run, start, stream)))
+    }
+}
+
+/// Sends the lines of a run's log from the place `at` on, until the run is over.
+fn follow(
+    root: &std::path::Path,
+    run: &Run,
+    mut at: u64,
+    stream: &mut dyn Write,
+) -> io::Result<()> {
+    let mut last_sent = Instant::now();
+    loop {
+        // The state is looked at first: what is written before the end is sent before `end`.
+        let is_over = run.is_over();
+        let (next, lines) = read_lines(run, at)?;
+        at = next;
+        if !lines.is_empty() {
+            let mut text = format!("id: {at}\nevent: lines\n");
+            for line in lines.lines() {
+                text += &format!("data: {line}\n");
+            }
+            stream.write_all(format!("{text}\n").as_bytes())?;
+            last_sent = Instant::now();
+            continue;
+        }
+        if is_over || find(root, &run.id).is_none() {
+            return stream.write_all(format!("id: {at}\nevent: end\ndata: end\n\n").as_bytes());
+        }
+        if last_sent.elapsed() >= ALIVE {
+            stream.write_all(b": alive\n\n")?;
+            last_sent = Instant::now();
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// The whole lines of the log after the place `at`, and the place after them.
+fn read_lines(run: &Run, at: u64) -> io::Result<(u64, String)> {
+    let Some(mut file) = run.open_log() else { return Ok((at, String::new())) };
+    // A log that was replaced is sent again.
+    let at = if file.metadata()?.len() < at { 0 } else { at };
+    file.seek(SeekFrom::Start(at))?;
+    let mut bytes = Vec::new();
+    file.take(CHUNK as u64).read_to_end(&mut bytes)?;
+    let end = match bytes.iter().rposition(|byte| *byte == b'\n') {
+        Some(last) => last + 1,
+        // A line that is longer than any of a run is passed over.
+        None if bytes.len() == CHUNK => return Ok((at + CHUNK as u64, String::new())),
+        None => return Ok((at, String::new())),
+    };
+    let text = String::from_utf8_lossy(&bytes[..end]).replace('\r', " ");
+    Ok((at + end as u64, text))
+}

@@ -1,0 +1,99 @@
+//! What each address answers.
+//!
+//! | address | answer |
+//! |---|---|
+//! | `GET /`, `GET /assets/...` | the page |
+//! | `GET /api/runs` | all runs and starts |
+//! | `POST /api/runs` | starts a run |
+//! | `POST /api/settings` | the settings of a form as TOML, or what is wrong with them |
+//! | `GET /api/choices` | presets, methods, known bases and data folders |
+//! | `GET /api/runs/ID` | a run |
+//! | `GET /api/runs/ID/events` | its log, as server-sent events |
+//! | `GET /api/runs/ID/images/NAME` | a grid of samples |
+//! | `POST /api/runs/ID/stop`, `.../resume` | stops or resumes it |
+//! | `POST /api/starts/ID/discard` | ends a run that has no folder yet, or forgets it |
+//! | `GET /api/data`, `GET /api/data/ID`, `GET /api/data/ID/check` | data folders, their pictures, findings |
+//! | `GET /api/data/ID/images/ID` | a picture, reduced |
+//! | `PUT /api/data/ID/captions/ID` | writes a caption |
+//! | `GET /api/adapters` | runs with an adapter |
+//! | `POST /api/drawings` | draws with an adapter at several strengths |
+//! | `GET /api/drawing`, `GET /api/drawings/NUMBER/INDEX` | how far it is, and its pictures |
+
+mod data;
+mod events;
+mod play;
+mod runs;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::assets::asset;
+use crate::data::DataFolders;
+use crate::drawings::Drawings;
+use crate::error::UiError;
+use crate::http::{Answer, Method, Request, Response};
+use crate::jobs::Jobs;
+use crate::server::UiConfig;
+
+/// What all connections share.
+pub(crate) struct App {
+    config: UiConfig,
+    jobs: Mutex<Jobs>,
+    folders: DataFolders,
+    drawings: Drawings,
+}
+
+impl App {
+    pub(crate) fn new(mut config: UiConfig) -> Result<Self, UiError> {
+        let runs = |source| UiError::Runs { path: config.runs.clone(), source };
+        // Children may have another folder.
+        let absolute = std::path::absolute(&config.runs).map_err(runs)?;
+        let jobs =
+            Jobs::new(absolute.clone(), config.program.clone(), config.train_options.clone());
+        let jobs = Mutex::new(jobs.map_err(runs)?);
+        let options = config.train_options.clone();
+        let drawings = Drawings::new(&absolute, config.program.clone(), options);
+        config.runs = absolute;
+        Ok(Self { config, jobs, folders: DataFolders::default(), drawings })
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer to a request that the guard lets pass.
+    pub(crate) fn answer(&self, request: &Request) -> Answer {
+        let path: Vec<&str> = request.path.split('/').skip(1).collect();
+        match (request.method, path.as_slice()) {
+            (Method::Get, ["api", "runs"]) => self.list_runs().into(),
+            (Method::Post, ["api", "runs"]) => self.start_run(request).into(),
+            (Method::Post, ["api", "settings"]) => self.check_settings(request).into(),
+            (Method::Get, ["api", "choices"]) => self.choices().into(),
+            (Method::Get, ["api", "runs", id]) => self.run(id).into(),
+            (Method::Get, ["api", "runs", id, "events"]) => self.events(id, request),
+            (Method::Get, ["api", "runs", id, "images", name]) => self.run_image(id, name).into(),
+            (Method::Post, ["api", "runs", id, "stop"]) => self.stop_run(id).into(),
+            (Method::Post, ["api", "runs", id, "resume"]) => self.resume_run(id).into(),
+            (Method::Post, ["api", "starts", id, "discard"]) => self.discard_start(id).into(),
+            (Method::Get, ["api", "data"]) => self.list_data().into(),
+            (Method::Get, ["api", "data", id]) => self.data_folder(id).into(),
+            (Method::Get, ["api", "data", id, "check"]) => self.check_data(id, request).into(),
+            (Method::Get, ["api", "data", id, "images", image]) => {
+                self.data_image(id, image).into()
+            }
+            (Method::Put, ["api", "data", id, "captions", image]) => {
+                self.write_caption(id, image, request).into()
+            }
+            (Method::Get, ["api", "adapters"]) => self.adapters().into(),
+            (Method::Post, ["api", "drawings"]) => self.draw(request).into(),
+            (Method::Get, ["api", "drawing"]) => self.drawing().into(),
+            (Method::Get, ["api", "drawings", number, index]) => {
+                self.drawn_picture(number, index).into()
+            }
+            (Method::Get, _) => match asset(&request.path) {
+                Some(asset) => Response::file(asset.content_type, asset.bytes.to_vec()).into(),
+                None => Response::not_found().into(),
+            },
+            _ => Response::not_found().into(),
+        }
+    }
+}

@@ -24,6 +24,7 @@
 //! request reaches the file system. The crate prints nothing.
 
 mod assets;
+mod config;
 mod data;
 mod drawings;
 mod error;
@@ -37,5 +38,6 @@ mod server;
 mod settings;
 mod token;
 
+pub use config::UiConfig;
 pub use error::UiError;
-pub use server::{Server, UiConfig};
+pub use server::Server;

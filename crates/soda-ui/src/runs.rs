@@ -13,8 +13,9 @@ use soda_train::{RunFolder, TrainConfig, read_text};
 
 use crate::id::{id_of, is_file_below};
 
-/// The most bytes of a log's end that are read for a summary.
-const TAIL: u64 = 64 << 10;
+/// The most bytes of a log's end that are read for a summary: more than [`WINDOW`] steps. The list reads that
+/// of every run.
+const TAIL: u64 = 12 << 10;
 
 /// The number of steps of a mean loss, as in the report.
 const WINDOW: usize = 20;

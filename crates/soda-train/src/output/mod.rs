@@ -1,7 +1,7 @@
 //! The files that a run writes: its folder, charts, HTML pages, TensorBoard events and tensor files.
 //!
-//! Only `event_log`, `files`, `run_folder` and `tensorboard` change the disk. All other code of the crate writes through
-//! them.
+//! Only `event_log`, `files`, `run_folder` and `tensorboard` change the disk. All other code of the crate
+//! writes through them.
 
 pub(crate) mod event_log;
 pub(crate) mod files;

@@ -1,11 +1,11 @@
 // Two grids of samples over each other, with a slider between them.
 
-import { el } from "./dom.js";
+import { el, plain } from "./dom.js";
 
 /** Makes the view. `show(before, after, label)` sets the addresses of the images. */
 export function compare() {
-  const after = el("img", { alt: "Samples of the adapter" });
-  const before = el("img", { alt: "Samples of the base model, at the left of the slider" });
+  const after = plain(el("img", { alt: "Samples of the adapter" }));
+  const before = plain(el("img", { alt: "Samples of the base model, at the left of the slider" }));
   const slider = el("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Share of the samples before training" });
   const cut = () => { before.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`; };
   slider.addEventListener("input", cut);

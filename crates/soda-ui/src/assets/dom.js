@@ -13,6 +13,12 @@ export function el(tag, props = {}, ...children) {
   return node;
 }
 
+/** Shows the pixels of an image as they are where it is small. A larger one is smoothed. */
+export function plain(image) {
+  image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalHeight < 260));
+  return image;
+}
+
 /** Shows a sentence for a while, and tells it to screen readers. */
 export function say(text) {
   const status = document.getElementById("status");

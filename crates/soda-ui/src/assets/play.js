@@ -1,7 +1,7 @@
 // Pictures of an adapter at five strengths, with a slider between them.
 
 import { get, post } from "./api.js";
-import { el, repeat, say } from "./dom.js";
+import { el, plain, repeat, say } from "./dom.js";
 
 export async function showPlay(view) {
   document.title = "Play – SODA";
@@ -21,7 +21,7 @@ export async function showPlay(view) {
     field("Adapter", run, true), field("Prompt", prompt, true), field("Seed", seed), field("Sampler steps", steps)),
   el("div", { class: "title drawn" }, el("button", { class: "primary" }, "Draw"), message));
 
-  const picture = el("img", { class: "picture", alt: "" });
+  const picture = plain(el("img", { class: "picture", alt: "" }));
   const slider = el("input", { type: "range", min: 0, max: strengths.length - 1, step: 1, value: strengths.length - 1, "aria-label": "Strength of the adapter" });
   const strength = el("span", { class: "number" });
   slider.addEventListener("input", show);
@@ -69,7 +69,7 @@ export async function showPlay(view) {
       message.className = state.error ? "message bad" : "message";
       if (old !== JSON.stringify(state.drawn) + state.number) {
         strip.replaceChildren(...strengths.map((text, index) => el("li", {},
-          state.drawn[index] ? el("img", { src: address(index), alt: `Strength ${text}` }) : el("div", { class: "empty" }), text)));
+          state.drawn[index] ? plain(el("img", { src: address(index), alt: `Strength ${text}` })) : el("div", { class: "empty" }), text)));
       }
       show();
     } catch (error) {

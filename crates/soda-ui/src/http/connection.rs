@@ -45,8 +45,8 @@ pub(crate) fn serve(mut stream: TcpStream, answer: impl Fn(&Request) -> Answer) 
     }
 }
 
-/// Reads on for a moment before the connection is closed. What was sent and not read would otherwise reset the
-/// connection, and the browser would lose the refusal.
+/// Reads on for a moment before the connection is closed. What was sent and not read would otherwise reset
+/// the connection, and the browser would lose the refusal.
 fn drain(mut stream: &TcpStream) {
     let ended = stream
         .shutdown(Shutdown::Write)

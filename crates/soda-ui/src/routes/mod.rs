@@ -27,12 +27,12 @@ mod runs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::assets::asset;
+use crate::config::UiConfig;
 use crate::data::DataFolders;
 use crate::drawings::Drawings;
 use crate::error::UiError;
 use crate::http::{Answer, Method, Request, Response};
 use crate::jobs::Jobs;
-use crate::server::UiConfig;
 
 /// What all connections share.
 pub(crate) struct App {

@@ -129,7 +129,7 @@ impl Listing {
 pub(crate) struct CheckSettings {
     /// The side of the training images in pixels.
     pub(crate) resolution: Option<u32>,
-    /// The base model of the newest run on the folder.
+    /// The base model of a run on the folder: the last one by name.
     pub(crate) base: Option<PathBuf>,
     pub(crate) prompt: Option<String>,
     pub(crate) trigger: Option<String>,

@@ -71,12 +71,11 @@ impl Guard {
 
     fn check_token(&self, request: &Request) -> Result<(), Response> {
         let given = request.query.strip_prefix("token=");
-        if request.method == Method::Get && request.path == "/" {
-            if given.is_some_and(|token| self.token.is(token)) {
-                let (name, token) = (&self.cookie, self.token.text());
-                let cookie = format!("{name}={token}; HttpOnly; SameSite=Strict; Path=/");
-                return Err(Response::to_page(&cookie));
-            }
+        let is_page = request.method == Method::Get && request.path == "/";
+        if is_page && given.is_some_and(|token| self.token.is(token)) {
+            let (name, token) = (&self.cookie, self.token.text());
+            let cookie = format!("{name}={token}; HttpOnly; SameSite=Strict; Path=/");
+            return Err(Response::to_page(&cookie));
         }
         match request.cookie(&self.cookie) {
             Some(token) if self.token.is(token) => Ok(()),

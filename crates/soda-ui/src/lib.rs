@@ -28,6 +28,8 @@ mod config;
 mod data;
 mod drawings;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod guard;
 mod http;
 mod id;

@@ -9,7 +9,7 @@ mod browser;
 #[path = "../common/mod.rs"]
 mod common;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -74,7 +74,8 @@ fn logged_steps(run: &Path) -> usize {
 #[test]
 fn a_run_is_started_stopped_resumed_and_looked_at() {
     let Some(mut page) = Browser::start() else {
-        eprintln!("skipped: no browser is installed (Debian's package is chromium)");
+        let sentence = "skipped: no browser is installed (Debian's package is chromium)";
+        let _ = writeln!(std::io::stderr(), "{sentence}");
         return;
     };
     let desk = Desk::new();

@@ -69,7 +69,7 @@ impl Request {
     ///
     /// # Errors
     /// The answer to a request that is refused. The connection must end with it.
-    pub(super) fn read(
+    pub(crate) fn read(
         stream: &mut impl Read,
         rest: &mut Vec<u8>,
     ) -> Result<Option<Self>, Response> {

@@ -14,12 +14,15 @@ Cross-Origin-Opener-Policy: same-origin\r\n\
 Cross-Origin-Resource-Policy: same-origin\r\n\
 Cache-Control: no-store\r\n";
 
+/// Writes server-sent events until the connection or their source ends.
+pub(crate) type SendEvents = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
+
 /// What a route answers.
 pub(crate) enum Answer {
     /// A response with a body of known length.
     Whole(Response),
-    /// Server-sent events. The function writes them until the connection or their source ends.
-    Events(Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>),
+    /// Server-sent events.
+    Events(SendEvents),
 }
 
 impl From<Response> for Answer {
@@ -71,6 +74,12 @@ impl Response {
     pub(crate) fn to_page(cookie: &str) -> Self {
         let field = Some(("Set-Cookie", cookie.to_owned()));
         Self { status: 303, field, ..Self::file("text/plain; charset=utf-8", Vec::new()) }
+    }
+
+    /// The body.
+    #[cfg(test)]
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.body
     }
 
     /// Writes the response.

@@ -14,6 +14,9 @@ use crate::http::{Request, Response};
 use crate::id::id_of;
 use crate::runs::list;
 
+/// The sides of training images that are checked, in pixels, as those of `soda data check`.
+const RESOLUTIONS: std::ops::RangeInclusive<u32> = 8..=16384;
+
 /// The body of a write of a caption.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,13 +65,16 @@ impl App {
         let Some(folder) = self.find_folder(id) else { return Response::not_found() };
         let runs = list(&self.config.runs);
         let configs = runs.iter().filter_map(|run| run.config());
-        let newest = configs.filter(|config| config.data == folder).last();
+        let mut configs = configs.filter(|config| config.data == folder);
+        let last = configs.next_back();
         let resolution = request.query.strip_prefix("resolution=");
         let settings = CheckSettings {
-            resolution: resolution.and_then(|text| text.parse().ok()),
-            base: newest.as_ref().map(|config| config.base.clone()),
-            prompt: newest.as_ref().and_then(|config| config.prompt.clone()),
-            trigger: newest.and_then(|config| config.trigger),
+            resolution: resolution
+                .and_then(|text| text.parse().ok())
+                .filter(|side| RESOLUTIONS.contains(side)),
+            base: last.as_ref().map(|config| config.base.clone()),
+            prompt: last.as_ref().and_then(|config| config.prompt.clone()),
+            trigger: last.and_then(|config| config.trigger),
         };
         match check(&folder, &settings) {
             Ok((findings, unchecked)) => {

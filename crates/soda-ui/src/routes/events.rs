@@ -81,3 +81,55 @@ fn read_lines(run: &Run, at: u64) -> io::Result<(u64, String)> {
     let text = String::from_utf8_lossy(&bytes[..end]).replace('\r', " ");
     Ok((at + end as u64, text))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+    use crate::runs::list;
+
+    fn sent(root: &std::path::Path, at: u64) -> String {
+        let mut stream = Vec::new();
+        follow(root, &list(root)[0], at, &mut stream).unwrap();
+        String::from_utf8(stream).unwrap()
+    }
+
+    /// A browser that reconnects gets each line once, and a line that is not whole comes later.
+    #[test]
+    fn lines_are_sent_once_from_any_place() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.toml"), "").unwrap();
+        assert_eq!(sent(root.path(), 0), "id: 0\nevent: end\ndata: end\n\n");
+        let lines = "{\"a\":1}\n{\"b\":2}\n";
+        std::fs::write(folder.join("events.jsonl"), format!("{lines}{{\"half")).unwrap();
+        let end = format!("id: {}\nevent: end\ndata: end\n\n", lines.len());
+        let all = "id: 16\nevent: lines\ndata: {\"a\":1}\ndata: {\"b\":2}\n\n";
+        assert_eq!(sent(root.path(), 0), format!("{all}{end}"));
+        let rest = "id: 16\nevent: lines\ndata: {\"b\":2}\n\n";
+        assert_eq!(sent(root.path(), 8), format!("{rest}{end}"));
+        assert_eq!(sent(root.path(), 16), end);
+        // A place beyond the end is that of another log.
+        assert_eq!(sent(root.path(), 99), format!("{all}{end}"));
+    }
+
+    #[test]
+    fn a_log_of_many_parts_is_sent_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.toml"), "").unwrap();
+        let line =
+            |number: usize| format!("{{\"number\":{number},\"text\":\"{}\"}}", "x".repeat(99));
+        let text: String = (0..5000).map(|number| line(number) + "\n").collect();
+        assert!(text.len() > 2 * CHUNK);
+        std::fs::write(folder.join("events.jsonl"), &text).unwrap();
+        let sent = sent(root.path(), 0);
+        let found: Vec<&str> =
+            sent.lines().filter_map(|line| line.strip_prefix("data: {")).collect();
+        assert_eq!(found.len(), 5000);
+        assert!(found.iter().enumerate().all(|(number, found)| line(number)[1..] == **found));
+    }
+}

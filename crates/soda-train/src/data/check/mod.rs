@@ -123,13 +123,14 @@ impl DataCheck {
     }
 }
 
+/// Width and height of an image, or why it cannot be read.
+type Size = Result<(u32, u32), String>;
+
 /// What one image file and its mask hold.
 struct ImageContent {
-    /// Width and height, or why the image cannot be read.
-    image: Result<(u32, u32), String>,
+    image: Size,
     hash: Option<u64>,
-    /// The mask with its size, or why it cannot be read.
-    mask: Option<(PathBuf, Result<(u32, u32), String>)>,
+    mask: Option<(PathBuf, Size)>,
 }
 
 impl ImageContent {

@@ -30,7 +30,7 @@ const MAX_ERROR: usize = 2000;
 const ENDS_WITH_PARENT: &str = "SODA_ENDS_WITH_PARENT";
 
 /// What is to be drawn.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DrawingForm {
     /// The id of the run.
@@ -45,6 +45,8 @@ pub(crate) struct DrawingForm {
 pub(crate) struct DrawingState {
     /// The number of the request, which an address of a picture has.
     pub(crate) number: u64,
+    /// The request. `None` before the first one.
+    pub(crate) form: Option<DrawingForm>,
     /// Which strengths are drawn, in the order of the slider.
     pub(crate) drawn: [bool; 5],
     /// Whether a child works on it.
@@ -97,7 +99,12 @@ impl Drawings {
             let _ = child.kill().and_then(|()| child.wait());
         }
         let number = newest.state.number + 1;
-        newest.state = DrawingState { number, is_running: true, ..DrawingState::default() };
+        newest.state = DrawingState {
+            number,
+            form: Some(form.clone()),
+            is_running: true,
+            ..DrawingState::default()
+        };
         let option = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
             let mut option = OsString::from(format!("--{name}="));
             option.push(value);

@@ -97,7 +97,6 @@ fn damaged_requests_are_answered_and_nothing_leaks() {
         assert!(!bytes.windows(SECRET.len()).any(|part| part == SECRET), "{request:?}");
     });
     assert!(answered > all / 20, "{answered} of {all} requests are answered");
-    assert_eq!(std::fs::read(at("runs/a/secret.png")).unwrap(), SECRET);
     let names = |path: &str| std::fs::read_dir(at(path)).unwrap().count();
     // The picture, its caption, and no other file.
     assert_eq!(names("mug"), 2);

@@ -118,7 +118,7 @@ fn a_run_is_started_stopped_resumed_and_looked_at() {
         "[...document.querySelectorAll('.compare img')].every((image) => image.naturalWidth > 0)";
     page.wait(loaded, 20);
     page.tab_to("focus.getAttribute('aria-label')?.startsWith('Share of the samples')");
-    let cut = "document.querySelectorAll('.compare img')[1].style.clipPath";
+    let cut = "document.querySelectorAll('.compare img')[1].style.maskImage";
     let before = page.eval(cut);
     page.press("ArrowRight");
     assert_ne!(page.eval(cut), before);

@@ -45,7 +45,7 @@ export function chart({ label, series, log = false }) {
     pen.fillStyle = color("soft");
     pen.textBaseline = "middle";
     pen.textAlign = "right";
-    for (const tick of ticks(y0, y1, log ? 3 : 4)) {
+    for (const tick of ticks(y0, y1, log ? 5 : 4)) {
       const y = Math.round(height - BOTTOM - ((tick - y0) / (y1 - y0)) * (height - TOP - BOTTOM)) + 0.5;
       pen.beginPath(); pen.moveTo(LEFT, y); pen.lineTo(width - RIGHT, y); pen.stroke();
       pen.fillText(number(log ? 10 ** tick : tick, 3), LEFT - 8, y);

@@ -62,6 +62,13 @@ export async function showPlay(view) {
     try {
       const state = await get("/api/drawing");
       if (state.number === 0) { drawing = null; return; }
+      if (!drawing && state.form && !form.dataset.sent) {
+        // The page was opened again: the fields are those of the pictures.
+        run.value = state.form.run;
+        prompt.value = state.form.prompt;
+        seed.value = state.form.seed;
+        steps.value = state.form.steps;
+      }
       const old = JSON.stringify(drawing?.drawn) + drawing?.number;
       drawing = state;
       const count = state.drawn.filter(Boolean).length;
@@ -82,6 +89,7 @@ export async function showPlay(view) {
     try {
       await post("/api/drawings", { run: run.value, prompt: prompt.value, seed: Number(seed.value), steps: Number(steps.value) });
       drawing = null;
+      form.dataset.sent = "true";
       await look();
     } catch (error) {
       message.textContent = error.message;

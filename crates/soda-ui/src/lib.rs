@@ -29,6 +29,7 @@ mod data;
 mod drawings;
 mod error;
 #[cfg(test)]
+#[path = "fuzz_tests.rs"]
 mod fuzz;
 mod guard;
 mod http;

@@ -166,6 +166,7 @@ mod tests {
         let cut = std::fs::read_to_string(&path).unwrap() + "{\"time\":1,\"ev";
         std::fs::write(&path, cut).unwrap();
         let log = EventLog::open(&folder).unwrap();
+        log.write(LogEntry::Note { text: "again" });
         for done in 0..1000 {
             log.observe(Event::Progress { done, total: 1000, loss: None });
         }
@@ -174,7 +175,7 @@ mod tests {
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let lines: Vec<Value> = lines.collect();
         let names: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
-        assert_eq!(names[..2], ["started", "step"]);
+        assert_eq!(names[..3], ["started", "step", "note"]);
         assert_eq!(*names.last().unwrap(), "stopped");
         assert!(names.len() < 20, "the progress of every part is written: {}", names.len());
         assert_eq!(lines[1]["values"]["loss"].to_string(), "0.1");

@@ -1,7 +1,8 @@
-//! The table of files in `docs/reference/files.md`: every method, on every family of models, in every format.
+//! The tables of files in `docs/reference/files.md`: every method, on every family of models, in every format.
 //!
 //! An adapter is written, read back, and merged. The merged weights must agree as the page says, or the
-//! sentence that refuses must be the one of the page. `soda export` is these functions.
+//! sentence that refuses must be the one of the page. `soda export` is these functions. The second table is of
+//! files that other tools wrote; the tests of those compare the weights.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -10,9 +11,8 @@ mod adapters;
 #[path = "../../soda-models/tests/common/mod.rs"]
 mod models;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, FloatDType};
@@ -29,19 +29,22 @@ use soda_adapters::{
     TimestepMask,
 };
 use soda_models::clip::ClipTextModel;
+use soda_models::flux2::Flux2Config;
 use soda_models::pipeline::{Networks, Pipeline};
+use soda_models::z_image::ZImageConfig;
+use soda_models::{config, weights};
 use soda_pipeline::interop::{
-    CompressionBudget, ExportSettings, compress_to_lora, import, write_diff, write_diffusers,
-    write_kohya, write_peft,
+    CompressionBudget, ExportSettings, FileKind, Names, compress_to_lora, describe, import,
+    write_diff, write_diffusers, write_kohya, write_peft,
 };
 use soda_pipeline::{AdapterFile, Component, Header, PipelineError};
 use soda_testing::{max_abs, max_abs_diff};
 
-/// The largest difference that is called exact, relative to the largest change: roundings of f32.
-const EXACT: f64 = 2e-6;
+/// The largest difference of what the page calls exact, relative to the largest change: roundings of f32.
+const EXACT: f64 = 3e-7;
 
-/// The largest difference of a delta's singular vectors and values, which are decomposed in f32.
-const CLOSE: f64 = 1e-4;
+/// The smallest and the largest difference of a LoRA that a decomposition in f32 made.
+const CLOSE: [f64; 2] = [1e-7, 1e-4];
 
 /// The families of models, with weights of each kind: projections that travel together, and others.
 const BASES: [(&str, &[&str]); 4] = [
@@ -214,76 +217,151 @@ fn travel(
     Ok(imported.file)
 }
 
-/// The cell of the page: how well an adapter travels, or the sentence that refuses it.
-fn cell(format: &str, file: &AdapterFile, pipeline: &Pipeline) -> Result<&'static str, String> {
+/// How well an adapter travels: the difference of the merged weights relative to the largest change, or the
+/// sentence that refuses it.
+fn difference(format: &str, file: &AdapterFile, pipeline: &Pipeline) -> Result<f64, String> {
     let (networks, folder) = (pipeline.networks(), tempfile::tempdir().unwrap());
-    let there = match travel(format, file, pipeline, folder.path()) {
-        Ok(file) => file,
-        Err(error) => return Err(error.to_string()),
-    };
+    let there = travel(format, file, pipeline, folder.path()).map_err(|error| error.to_string())?;
     let (base, expected) = merged(&file.plan(&networks).unwrap(), &networks);
-    let (_, found) = merged(&there.plan(&networks).unwrap(), &networks);
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{format}");
-    let mut error: f64 = 0.0;
+    let (base_of_found, found) = merged(&there.plan(&networks).unwrap(), &networks);
+    // A layer of queries, keys and values has zeros for those that are not adapted.
+    for (path, weight) in found.iter().filter(|(path, _)| !expected.contains_key(*path)) {
+        assert_eq!(*weight, base_of_found[path], "{format}: {path} is not adapted");
+    }
+    let mut largest: f64 = 0.0;
     for (path, weight) in &expected {
         let change = max_abs_diff(weight, &base[path]);
         assert!(change > 1e-4 * max_abs(base[path].iter().copied()), "{path} does not change");
         // `max` would lose a NaN.
         let of_weight = max_abs_diff(&found[path], weight) / change;
-        error = if of_weight <= error { error } else { of_weight };
+        largest = if of_weight <= largest { largest } else { of_weight };
     }
-    if std::env::var_os("SODA_TABLE_ERRORS").is_some() {
-        println!("{format}: {error:.1e}");
-    }
-    match error {
-        error if error <= EXACT => Ok("exact"),
-        error if error <= CLOSE => Ok("1e-4"),
-        error => Err(format!("the merged weights differ by {error:.1e}")),
-    }
+    Ok(largest)
 }
 
-/// The table as the page has it, and the sentences that it refers to.
-fn table() -> (String, Vec<String>) {
-    let methods = methods();
+/// The cells of a row of a table.
+fn cells(row: &str) -> Vec<String> {
+    row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+}
+
+fn page() -> String {
+    let page = soda_testing::workspace_path("docs/reference/files.md");
+    std::fs::read_to_string(page).unwrap()
+}
+
+/// The rows of the table that begins with this row, by base and format.
+fn rows(page: &str, header: &str) -> BTreeMap<(String, String), Vec<String>> {
+    let mut lines = page.lines().skip_while(|line| *line != header);
+    assert!(lines.next().is_some(), "docs/reference/files.md needs a table with the row\n{header}");
+    let rows = lines.skip(1).take_while(|line| line.starts_with('|')).map(cells);
+    rows.map(|row| ((row[0].clone(), row[1].clone()), row[2..].to_vec())).collect()
+}
+
+#[test]
+fn every_method_travels_in_every_format_as_the_page_says() {
+    let (page, methods) = (page(), methods());
+    let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
     let names: Vec<&str> = methods.iter().map(|(name, _)| *name).collect();
-    let mut text = format!("| base | file | {} |\n", names.join(" | "));
-    writeln!(text, "|---|---|{}", "---|".repeat(names.len())).unwrap();
-    let mut refusals: Vec<String> = Vec::new();
+    let mut rows = rows(&page, &format!("| base | file | {} |", names.join(" | ")));
     for (base, weights) in BASES {
         let pipeline = pipeline(base);
         let networks = pipeline.networks();
         let files: Vec<_> =
             methods.iter().map(|(_, method)| trained(method, &networks, weights)).collect();
         for format in FORMATS {
-            write!(text, "| {base} | {format} |").unwrap();
-            for file in &files {
-                let cell = match cell(format, file, &pipeline) {
-                    Ok(cell) => cell.to_owned(),
-                    Err(sentence) => {
-                        let known = refusals.iter().position(|known| *known == sentence);
-                        let number = known.unwrap_or_else(|| {
-                            refusals.push(sentence);
-                            refusals.len() - 1
-                        });
-                        format!("refused ({})", number + 1)
+            let row = rows.remove(&(base.to_owned(), format.to_owned()));
+            let row = row.unwrap_or_else(|| panic!("no row for {base} and {format}"));
+            assert_eq!(row.len(), names.len(), "{base}, {format}");
+            for ((cell, file), name) in row.iter().zip(&files).zip(&names) {
+                let found = difference(format, file, &pipeline);
+                let holds = match (cell.as_str(), &found) {
+                    ("exact", Ok(found)) => *found <= EXACT,
+                    ("1e-4", Ok(found)) => CLOSE[0] < *found && *found <= CLOSE[1],
+                    (cell, Err(sentence)) => {
+                        let number =
+                            cell.strip_prefix("refused (").and_then(|c| c.strip_suffix(')'));
+                        let item = number.map(|number| format!(" {number}. {sentence} "));
+                        item.is_some_and(|item| words.contains(&item))
                     }
+                    _ => false,
                 };
-                write!(text, " {cell} |").unwrap();
+                assert!(
+                    holds,
+                    "{name} for {base} in {format}: the page says {cell}, not {found:?}"
+                );
             }
-            text.push('\n');
         }
     }
-    (text, refusals)
+    assert!(rows.is_empty(), "rows of no format: {:?}", rows.keys());
+}
+
+/// A file or a PEFT directory that another tool wrote, and the base that it is for.
+fn files_of_others() -> Vec<(&'static str, PathBuf)> {
+    let fixtures = |folder: &str| soda_testing::workspace_path("crates").join(folder);
+    let mut files = Vec::new();
+    for (base, folder) in [
+        ("SD 1.5", "soda-cli/tests/fixtures/lora/sd15"),
+        ("SD 1.5", "soda-pipeline/tests/fixtures/foreign"),
+        ("SDXL", "soda-cli/tests/fixtures/lora/sdxl"),
+        ("FLUX.2", "soda-pipeline/tests/fixtures/flux2"),
+        ("FLUX.2", "soda-pipeline/tests/fixtures/flux2/peft"),
+        ("Z-Image", "soda-pipeline/tests/fixtures/z_image"),
+        ("Z-Image", "soda-pipeline/tests/fixtures/z_image/peft"),
+    ] {
+        for entry in std::fs::read_dir(fixtures(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let inside = ["adapter_model.safetensors", "unet/adapter_model.safetensors"];
+            let inside = inside.map(|file| path.join(file)).into_iter().find(|file| file.is_file());
+            let file = inside.unwrap_or(path);
+            let name = file.to_string_lossy().into_owned();
+            if name.ends_with(".safetensors") && !name.contains("expected") {
+                files.push((base, file));
+            }
+        }
+    }
+    files
+}
+
+/// The transformers of the files, whose sizes are uneven.
+fn networks(base: &str) -> Networks {
+    let (device, dir) = (Device::default(), tempfile::tempdir().unwrap());
+    let model = |name| Fixture::read(name).write_model(dir.path());
+    match base {
+        "FLUX.2" => {
+            let (config, file) = model("flux2-uneven");
+            let config: Flux2Config = config::read(&config).unwrap();
+            weights::load(config.init(&device), &file).unwrap().into()
+        }
+        "Z-Image" => {
+            let (config, file) = model("z-image-uneven");
+            let config: ZImageConfig = config::read(&config).unwrap();
+            weights::load(config.init(&device), &file).unwrap().into()
+        }
+        base => pipeline(base).networks(),
+    }
 }
 
 #[test]
-fn the_page_of_files_says_what_travels() {
-    let page = soda_testing::workspace_path("docs/reference/files.md");
-    let page = std::fs::read_to_string(page).unwrap();
-    let (table, refusals) = table();
-    let refusals = refusals.iter().zip(1..);
-    let sentences: String =
-        refusals.map(|(sentence, number)| format!("{number}. {sentence}\n")).collect();
-    assert!(page.contains(&table), "docs/reference/files.md must have this table:\n\n{table}");
-    assert!(page.contains(&sentences), "docs/reference/files.md must have:\n\n{sentences}");
+fn files_of_other_tools_are_read_as_the_page_says() {
+    const METHODS: [&str; 8] = ["LoRA", "DoRA", "LoHa", "LoKr", "OFT", "BOFT", "HRA", "delta"];
+    let networks: BTreeMap<_, _> = BASES.iter().map(|(base, _)| (*base, networks(base))).collect();
+    let mut read: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
+    for (base, path) in files_of_others() {
+        let FileKind::Adapter { methods, names, .. } = describe(&path).unwrap().kind else {
+            panic!("{} is an adapter", path.display())
+        };
+        import(&path, &networks[base], "base").unwrap();
+        let names = if names == Names::Other { "no prefix" } else { names.tool() };
+        let row = (base.to_owned(), names.to_owned());
+        read.entry(row).or_default().extend(methods);
+    }
+    let header = format!("| base | names of | {} |", METHODS.join(" | "));
+    let cells = |methods: &BTreeSet<&str>| -> Vec<String> {
+        let cell = |method| if methods.contains(method) { "read" } else { "" }.to_owned();
+        METHODS.into_iter().map(cell).collect()
+    };
+    let expected: BTreeMap<_, _> =
+        read.into_iter().map(|(row, methods)| (row, cells(&methods))).collect();
+    let rows = rows(&page(), &header);
+    assert_eq!(rows, expected);
 }

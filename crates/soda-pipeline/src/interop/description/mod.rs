@@ -38,7 +38,7 @@ pub enum FileKind {
         methods: Vec<&'static str>,
         /// The tool whose names the tensors have.
         names: Names,
-        /// The codes whose names the layers have, of those that name some layers differently.
+        /// What the names of a transformer's layers tell.
         layer_names: BTreeSet<LayerNames>,
         /// The number of layers of each network; `None` for a network that the names leave out.
         layers: BTreeMap<Option<Component>, usize>,

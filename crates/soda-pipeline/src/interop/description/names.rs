@@ -48,21 +48,23 @@ impl Names {
     }
 }
 
-/// The code whose names the layers of a transformer have.
-///
-/// Tools load one of them or both, which depends on the prefix of the tensors.
+/// What the names of a transformer's layers tell. Tools differ in which of these they load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LayerNames {
-    /// diffusers', where queries, keys and values are three layers.
+    /// Names of diffusers, where queries, keys and values are three layers.
     Diffusers,
-    /// That of the model's authors, where they are one.
+    /// Names of the model's authors, where they are one.
     Original,
+    /// The first or the last layer by the names of the authors.
+    OriginalEnds,
+    /// A layer outside of the blocks, by any name.
+    Outside,
 }
 
 impl LayerNames {
-    /// The code that a tensor's name tells. `None` for a layer that has one name in both, and for a UNet's.
-    pub(super) fn of(key: &str) -> Option<Self> {
-        const PARTS: [(&str, LayerNames); 11] = [
+    /// What a tensor's name tells. A layer with one name in both codes tells nothing of them.
+    pub(super) fn of(key: &str) -> impl Iterator<Item = Self> {
+        const PARTS: [(&str, LayerNames); 13] = [
             ("transformer_blocks", LayerNames::Diffusers),
             ("attention.to_", LayerNames::Diffusers),
             ("attention_to_", LayerNames::Diffusers),
@@ -74,8 +76,13 @@ impl LayerNames {
             ("attention_qkv", LayerNames::Original),
             ("attention.out", LayerNames::Original),
             ("attention_out", LayerNames::Original),
+            ("embedder", LayerNames::Outside),
+            ("final_layer", LayerNames::Outside),
         ];
-        PARTS.iter().find(|(part, _)| key.contains(part)).map(|(_, names)| *names)
+        let of_parts = PARTS.iter().filter(|(part, _)| key.contains(part)).map(|(_, names)| *names);
+        let ends = ["x_embedder", "final_layer"].iter().any(|end| key.contains(end));
+        let original_ends = ends && !key.contains("all_");
+        of_parts.chain(original_ends.then_some(Self::OriginalEnds))
     }
 }
 
@@ -85,17 +92,20 @@ mod tests {
 
     #[test]
     fn layers_tell_whose_names_they_have() {
-        use LayerNames::{Diffusers, Original};
-        for (key, found) in [
-            ("lora_unet_layers_0_attention_to_q.alpha", Some(Diffusers)),
-            ("transformer.layers.0.attention.to_out.0.lora_A.weight", Some(Diffusers)),
-            ("diffusion_model.layers.0.attention.qkv.lora_A.weight", Some(Original)),
-            ("lora_unet_layers_0_attention_out.alpha", Some(Original)),
-            ("lora_unet_layers_0_feed_forward_w1.alpha", None),
-            ("lora_unet_double_blocks_0_img_attn_qkv.alpha", Some(Original)),
-            ("transformer.single_transformer_blocks.0.attn.to_out.lora_A.weight", Some(Diffusers)),
+        use LayerNames::{Diffusers, Original, OriginalEnds, Outside};
+        for (key, expected) in [
+            ("lora_unet_layers_0_attention_to_q.alpha", &[Diffusers][..]),
+            ("transformer.layers.0.attention.to_out.0.lora_A.weight", &[Diffusers]),
+            ("diffusion_model.layers.0.attention.qkv.lora_A.weight", &[Original]),
+            ("lora_unet_layers_0_attention_out.alpha", &[Original]),
+            ("lora_unet_layers_0_feed_forward_w1.alpha", &[]),
+            ("lora_unet_cap_embedder_1.alpha", &[Outside]),
+            ("lora_unet_x_embedder.alpha", &[Outside, OriginalEnds]),
+            ("transformer.all_x_embedder.2-1.lora_A.weight", &[Diffusers, Outside]),
+            ("lora_unet_double_blocks_0_img_attn_qkv.alpha", &[Original]),
+            ("transformer.single_transformer_blocks.0.attn.to_out.lora_A.weight", &[Diffusers]),
         ] {
-            assert_eq!(LayerNames::of(key), found, "{key}");
+            assert_eq!(LayerNames::of(key).collect::<Vec<_>>(), expected, "{key}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The tables of files in `docs/reference/files.md`: every method, on every family of models, in every format.
+//! The tables of files in `docs/reference/files.md`: every method on every family of models in every format.
 //!
 //! An adapter is written, read back, and merged. The merged weights must agree as the page says, or the
-//! sentence that refuses must be the one of the page. `soda export` is these functions. The second table is of
-//! files that other tools wrote; the tests of those compare the weights.
+//! sentence that refuses must be the one of the page. `soda export` is these functions. The second table is
+//! of files that other tools wrote; the tests of those compare the weights.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

@@ -169,7 +169,8 @@ fn adapters_travel_in_and_out() {
         let again = format!("{format}.st");
         let said = run(folder, &[&["import", out, "--out", &again][..], &base].concat());
         assert!(said.contains("; 28 weights matched, 0 names left out"), "{said}");
-        let error = soda_testing::relative_error(&merge(&again, format), &ours);
+        let error =
+            soda_testing::relative_error(&merge(&again, &format!("{format}-merged")), &ours);
         assert!(error < 1e-6, "{format}: {error:.1e}");
     }
 }

@@ -35,8 +35,8 @@ const TONGYI_MAI: &str = "https://github.com/Tongyi-MAI/Z-Image";
 /// have one `α`, and `B` is scaled in proportion to the rank, because diffusers 0.42 drops the `α` of
 /// attention layers that differ from the others.
 ///
-/// The modules of FLUX.2 and Z-Image have the names of their authors' code, where queries, keys and values are
-/// one layer. Its rank is the sum of theirs, unless they have one `A`. `α` is the rank of each layer.
+/// The modules of FLUX.2 and Z-Image have the names of their authors' code, where queries, keys and values
+/// are one layer. Its rank is the sum of theirs, unless they have one `A`. `α` is the rank of each layer.
 ///
 /// # Errors
 /// [`PipelineError::Format`] with the name of a tensor that [`ExportSettings::dtype`] cannot hold, or with

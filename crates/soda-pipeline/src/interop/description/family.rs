@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Tensor;
+use super::header::Tensor;
 use crate::interop::architecture::Architecture;
 
 /// The family by what kohya's scripts, OneTrainer and others write into the metadata.

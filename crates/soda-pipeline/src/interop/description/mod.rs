@@ -1,6 +1,7 @@
 //! What a file of another tool is, by its tensor names, shapes and metadata alone.
 
 mod family;
+mod header;
 mod names;
 mod readers;
 mod words;
@@ -12,6 +13,7 @@ use safetensors::Dtype;
 use soda_models::weights::SafetensorsReader;
 
 use self::family::{family_of_metadata, family_of_tensors};
+use self::header::Tensor;
 pub use self::names::{LayerNames, Names};
 use self::words::words;
 use super::key_names::{Role, parse};
@@ -85,9 +87,6 @@ pub fn describe(path: &Path) -> Result<Description, PipelineError> {
     }
     Ok(Description { kind, family, words: words(metadata, &tensors) })
 }
-
-/// Name, type and shape of a tensor.
-type Tensor<'a> = (&'a str, Dtype, &'a [usize]);
 
 fn kind(tensors: &[Tensor<'_>], alphas: Option<(f32, f32)>) -> FileKind {
     let has = |part: &str| tensors.iter().any(|(key, ..)| key.starts_with(part));

@@ -6,8 +6,8 @@ impl Description {
     /// The tools that load the file as it is.
     ///
     /// The code of these was read: ComfyUI 0.3.64 (for Z-Image that of August 2026), diffusers 0.42.1, the
-    /// `Lora` extension of A1111, musubi-tuner of August 2026. A tool is left out where its code leaves doubt,
-    /// as with OFT, whose files have several layouts.
+    /// `Lora` extension of A1111, musubi-tuner of August 2026. A tool is left out where its code leaves
+    /// doubt, as with OFT, whose files have several layouts.
     pub fn readers(&self) -> Vec<&'static str> {
         let FileKind::Adapter { methods, names, layer_names, alphas, .. } = &self.kind else {
             return Vec::new();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::Tensor;
+use super::header::Tensor;
 
 /// The trigger words of the metadata, and the tokens of embeddings that the file has.
 pub(super) fn words(metadata: &BTreeMap<String, String>, tensors: &[Tensor<'_>]) -> Vec<String> {

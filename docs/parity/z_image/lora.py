@@ -251,7 +251,8 @@ def check(soda: str) -> None:
         write_base(base)
         plain = load(base).state_dict()
         run = lambda *args: subprocess.run([soda, *map(str, args)], check=True, stdout=subprocess.DEVNULL)
-        targets = r".*(to_q|to_k|to_v|to_out\.0|feed_forward\.w[13]|adaLN_modulation\.[01])|all_x_embedder\.2-1|cap_embedder\.1"
+        outside = r"layers\..*adaLN_modulation\.0|all_final_layer.*adaLN_modulation\.1|all_x_embedder\.2-1|cap_embedder\.1"
+        targets = r".*(to_q|to_k|to_v|to_out\.0|feed_forward\.w[13])|" + outside
         for name, config in [
             ("lora", LoraConfig(r=4, lora_alpha=2, target_modules=targets)),
             ("dora", LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=targets)),

@@ -1,4 +1,4 @@
-"""Times a training step of diffusers' UNet with a LoRA, the counterpart of `soda bench`.
+"""Times a training step of a denoiser of diffusers with a LoRA on its attention, the counterpart of `soda bench`.
 
     python diffusers_step.py --arch sd15 --batch 1 --latents 64 --dtype bf16 [--compile [MODE]] [--checkpoint]
 
@@ -12,7 +12,7 @@ import time
 START = time.perf_counter()
 
 import torch  # noqa: E402
-from diffusers import UNet2DConditionModel  # noqa: E402
+from diffusers import Flux2Transformer2DModel, UNet2DConditionModel, ZImageTransformer2DModel  # noqa: E402
 
 SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 SDXL = dict(
@@ -38,6 +38,30 @@ TOYBOX = dict(
     norm_num_groups=16,
     attention_head_dim=4,
 )
+TOYFLUX = dict(
+    in_channels=32,
+    num_layers=2,
+    num_single_layers=6,
+    attention_head_dim=32,
+    num_attention_heads=6,
+    joint_attention_dim=192,
+    timestep_guidance_channels=128,
+    axes_dims_rope=(8, 8, 8, 8),
+    guidance_embeds=False,
+)
+KLEIN_4B = dict(
+    num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+)
+
+# Class, settings, side of the latents, tokens of a prompt.
+ARCHITECTURES = {
+    "toybox": (UNet2DConditionModel, TOYBOX, 16, 77),
+    "sd15": (UNet2DConditionModel, SD15, 64, 77),
+    "sdxl": (UNet2DConditionModel, SDXL, 128, 77),
+    "toyflux": (Flux2Transformer2DModel, TOYFLUX, 8, 64),
+    "flux2-klein-4b": (Flux2Transformer2DModel, KLEIN_4B, 64, 512),
+    "z-image": (ZImageTransformer2DModel, {}, 128, 256),
+}
 
 
 class Lora(torch.nn.Module):
@@ -58,19 +82,63 @@ class Lora(torch.nn.Module):
         return self.base(x) + x @ self.a.to(x.dtype) @ self.b.to(x.dtype)
 
 
-def attention_only(unet, rank):
-    for name, module in unet.named_modules():
-        if name.endswith(("attn1", "attn2")):
-            for key in ("to_q", "to_k", "to_v"):
-                setattr(module, key, Lora(getattr(module, key), rank))
-            module.to_out[0] = Lora(module.to_out[0], rank)
+PROJECTIONS = "to_q to_k to_v to_out add_q_proj add_k_proj add_v_proj to_add_out to_qkv_mlp_proj".split()
+
+
+def attention_only(denoiser, rank):
+    """Adapts what `soda bench` adapts: all projections of attention."""
+    for module in list(denoiser.modules()):
+        if not type(module).__name__.startswith(("Attention", "Flux2Attention", "Flux2ParallelSelfAttention")):
+            continue
+        for key in PROJECTIONS:
+            found = getattr(module, key, None)
+            if isinstance(found, torch.nn.Linear):
+                setattr(module, key, Lora(found, rank))
+            elif isinstance(found, torch.nn.ModuleList):
+                found[0] = Lora(found[0], rank)
+
+
+def unet_call(unet, batch, side, tokens, draw, device):
+    """A call of the UNet on a random batch, and the shape of what it gives."""
+    inputs = dict(
+        sample=draw(batch, 4, side, side),
+        timestep=torch.full((batch,), 500, device=device),
+        encoder_hidden_states=draw(batch, tokens, unet.config.cross_attention_dim),
+    )
+    if unet.config.addition_embed_type == "text_time":
+        ids = torch.tensor([[8 * side, 8 * side, 0, 0, 8 * side, 8 * side]] * batch)
+        inputs["added_cond_kwargs"] = dict(text_embeds=draw(batch, 1280), time_ids=ids.to(device))
+    return lambda network: network(**inputs).sample, (batch, 4, side, side)
+
+
+def flux2_call(transformer, batch, side, tokens, draw, device):
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side), torch.arange(1))
+    words = torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(tokens))
+    channels = transformer.config.in_channels
+    inputs = dict(
+        hidden_states=draw(batch, side * side, channels),
+        encoder_hidden_states=draw(batch, tokens, transformer.config.joint_attention_dim),
+        timestep=torch.full((batch,), 0.5, device=device),
+        img_ids=grid.to(device).expand(batch, -1, -1),
+        txt_ids=words.to(device).expand(batch, -1, -1),
+        return_dict=False,
+    )
+    return lambda network: network(**inputs)[0], (batch, side * side, channels)
+
+
+def z_image_call(transformer, batch, side, tokens, draw, device):
+    latents = list(draw(batch, 16, 1, side, side))
+    text = list(draw(batch, tokens, transformer.config.cap_feat_dim))
+    time = torch.full((batch,), 0.5, device=device)
+    call = lambda network: torch.stack(network(latents, time, text, return_dict=False)[0])
+    return call, (batch, 16, 1, side, side)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--arch", default="sd15", choices=("toybox", "sd15", "sdxl"))
+    parser.add_argument("--arch", default="sd15", choices=sorted(ARCHITECTURES))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--latents", type=int, help="side of the latents, an eighth of the image's")
+    parser.add_argument("--latents", type=int, help="side of the latents, as of `soda bench`")
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "f16", "f32"))
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
@@ -79,40 +147,32 @@ def main():
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
 
-    config = {"toybox": TOYBOX, "sd15": SD15, "sdxl": SDXL}[args.arch]
+    network_class, config, side, tokens = ARCHITECTURES[args.arch]
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[args.dtype]
     torch.manual_seed(0)
     with torch.device(args.device):
         torch.set_default_dtype(dtype)
-        unet = UNet2DConditionModel(**config)
+        denoiser = network_class(**config)
         torch.set_default_dtype(torch.float32)
-    unet.requires_grad_(False)
-    attention_only(unet, args.rank)
+    denoiser.requires_grad_(False)
+    attention_only(denoiser, args.rank)
     if args.checkpoint:
-        unet.enable_gradient_checkpointing()
-    unet.train()
-    trained = [p for p in unet.parameters() if p.requires_grad]
+        denoiser.enable_gradient_checkpointing()
+    denoiser.train()
+    trained = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     cuda = args.device == "cuda"
     sync = torch.cuda.synchronize if cuda else lambda: None
-    side = args.latents or config["sample_size"]
+    side = args.latents or side
     draw = lambda *shape: torch.randn(*shape, device=args.device, dtype=dtype)
-    inputs = dict(
-        sample=draw(args.batch, 4, side, side),
-        timestep=torch.full((args.batch,), 500, device=args.device),
-        encoder_hidden_states=draw(args.batch, 77, unet.config.cross_attention_dim),
-    )
-    if unet.config.addition_embed_type == "text_time":
-        ids = torch.tensor([[8 * side, 8 * side, 0, 0, 8 * side, 8 * side]] * args.batch)
-        inputs["added_cond_kwargs"] = dict(
-            text_embeds=draw(args.batch, 1280), time_ids=ids.to(args.device)
-        )
-    target = draw(args.batch, 4, side, side)
-    network = torch.compile(unet, mode=args.compile) if args.compile else unet
+    calls = {UNet2DConditionModel: unet_call, Flux2Transformer2DModel: flux2_call, ZImageTransformer2DModel: z_image_call}
+    call, shape = calls[network_class](denoiser, args.batch, side, tokens, draw, args.device)
+    target = draw(*shape)
+    network = torch.compile(denoiser, mode=args.compile) if args.compile else denoiser
 
     def step():
-        loss = (network(**inputs).sample - target).float().square().mean()
+        loss = (call(network) - target).float().square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -141,6 +201,7 @@ def main():
                 method=f"lora-{args.rank}",
                 batch=args.batch,
                 latents=side,
+                tokens=tokens,
                 dtype=args.dtype,
                 trained=sum(p.numel() for p in trained),
                 first_step_s=round(cold, 2),

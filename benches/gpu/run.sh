@@ -27,8 +27,17 @@ for line in "sd15 1" "sd15 4" "sdxl 1" "sdxl 4"; do
   run "$soda" bench --device cuda --json --method soda "${common[@]}"
 done
 
+# Transformers: SODA in a subspace, as full decompositions take minutes there.
+for line in "flux2-klein-4b 1 none" "flux2-klein-4b 2 block" "z-image 1 block"; do
+  read -r arch batch checkpointing <<<"$line"
+  common=(--arch "$arch" --batch "$batch" --dtype bf16 --steps 10)
+  run "$soda" bench --device cuda --json --method lora --rank 32 --checkpointing "$checkpointing" "${common[@]}"
+  run "$soda" bench --device cuda --json --method soda-subspace --checkpointing "$checkpointing" "${common[@]}"
+  run python3 "$diffusers" "${common[@]}" $([ "$checkpointing" = block ] && echo --checkpoint)
+done
+
 # torch.compile, whose first run compiles for two to six minutes.
-for line in "sd15 default" "sd15 reduce-overhead" "sdxl default"; do
+for line in "sd15 default" "sd15 reduce-overhead" "sdxl default" "flux2-klein-4b default"; do
   read -r arch mode <<<"$line"
   run python3 "$diffusers" --arch "$arch" --batch 1 --dtype bf16 --steps 10 --compile "$mode"
 done

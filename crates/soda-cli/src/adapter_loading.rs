@@ -38,7 +38,7 @@ impl BaseModel<'_> {
         strength: f64,
     ) -> Result<(Pipeline, AdapterFile, Plan<AnyAdapter>)> {
         let file = AdapterFile::read(adapter)?;
-        let mut pipeline = load_base(self.path, &self.options, self.device)?;
+        let mut pipeline = self.load_for(&[&file])?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
         let mut other_base = false;
@@ -80,7 +80,7 @@ impl BaseModel<'_> {
         args.check()?;
         let (first, second) = (args.weights[0], args.weights[1]);
         let files = [AdapterFile::read(subject)?, AdapterFile::read(style)?];
-        let mut pipeline = load_base(self.path, &self.options, self.device)?;
+        let mut pipeline = self.load_for(&[&files[0], &files[1]])?;
         let mut progress = Progress::default();
         let mut on_progress = |done, total| show_decomposition(&mut progress, done, total);
         let mut other_base = false;
@@ -108,6 +108,15 @@ impl BaseModel<'_> {
         Ok(pipeline.in_drawing_format())
     }
 
+    /// Loads the base with the encoding of prompts that the options or else the adapters ask for.
+    fn load_for(&self, files: &[&AdapterFile]) -> Result<Pipeline> {
+        let mut options = self.options.clone();
+        for file in files {
+            options.prompt_encoding = options.prompt_encoding.or(&file.header.prompt_encoding);
+        }
+        load_base(self.path, &options, self.device)
+    }
+
     /// Warns that the weights of the base are not those that an adapter was made for.
     fn warn_of_other_base(&self, files: &[&AdapterFile], progress: &Progress) {
         let bases: BTreeSet<_> = files.iter().map(|file| file.header.base.as_str()).collect();
@@ -124,9 +133,10 @@ impl BaseModel<'_> {
 pub(crate) fn load_with_adapters(
     args: &MergedArgs,
     base: &Path,
+    options: LoadOptions,
     device: &Device,
 ) -> Result<Option<Pipeline>> {
-    let (options, cache) = (LoadOptions::default(), args.cache.open());
+    let cache = args.cache.open();
     let base = BaseModel { path: base, options, cache, device };
     match (&args.adapter, &args.subject, &args.style) {
         (Some(adapter), _, _) => base.load_to_draw(adapter, args.strength).map(Some),

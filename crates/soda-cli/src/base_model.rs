@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
+use soda_models::ModelError;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use tracing::info_span;
 
 use crate::progress::Progress;
+use crate::usage::UsageError;
 
 /// Loads a model directory, and prints what is unusual about it.
 ///
@@ -15,9 +17,17 @@ use crate::progress::Progress;
 /// A file is missing, broken or not supported.
 pub(crate) fn load_base(base: &Path, options: &LoadOptions, device: &Device) -> Result<Pipeline> {
     let _span = info_span!("load base").entered();
-    let pipeline = Pipeline::load_with(base, options, device)?;
+    let pipeline = Pipeline::load_with(base, options, device).map_err(usage_or_error)?;
     print_warnings(&pipeline, &Progress::default());
     Ok(pipeline)
+}
+
+/// A request that the model cannot meet is a mistake of usage, since all parts of a request are options.
+pub(crate) fn usage_or_error(error: ModelError) -> anyhow::Error {
+    match error {
+        ModelError::InvalidRequest { .. } => UsageError::new(error).into(),
+        error => error.into(),
+    }
 }
 
 /// Loads a model directory to draw with it, as [`load_base`].
@@ -36,6 +46,16 @@ pub(crate) fn load_base_to_draw(
 pub(crate) fn print_warnings(pipeline: &Pipeline, progress: &Progress) {
     for warning in &pipeline.warnings {
         progress.warn(&warning.to_string());
+    }
+}
+
+/// Warns that what was written does not hold how the pipeline encodes prompts.
+pub(crate) fn warn_of_encoding(pipeline: &Pipeline, written: &Path) {
+    if let Some(encoding) = pipeline.text.chosen_prompt_encoding() {
+        Progress::default().warn(&format!(
+            "{} does not say how prompts are encoded: draw with {encoding}",
+            written.display()
+        ));
     }
 }
 

@@ -217,6 +217,7 @@ mod tests {
                 seed: u64::MAX,
                 steps: 7,
                 guidance: 7.5,
+                resolution: Some(512),
                 out: "out".into(),
                 device: DeviceArg { device },
             };

@@ -10,8 +10,10 @@ use clap::ValueEnum;
 use serde_json::json;
 use soda_kernels::{linear_deferred, persistent};
 use soda_models::condition::{AddedCondition, Condition};
-use soda_models::pipeline::Denoiser;
-use soda_models::unet::{Unet, UnetConfig};
+use soda_models::flux2::Flux2Config;
+use soda_models::pipeline::{Denoiser, DenoiserConfig};
+use soda_models::unet::UnetConfig;
+use soda_models::z_image::ZImageConfig;
 use soda_optim::{AdapterGradients, BatchedParams};
 use soda_train::{DenoiserInputs, GradientCheckpointing};
 
@@ -25,6 +27,13 @@ pub(crate) enum Architecture {
     Sd15,
     /// Stable Diffusion XL
     Sdxl,
+    /// The bundled transformer
+    Toyflux,
+    /// FLUX.2 klein 4B
+    #[value(name = "flux2-klein-4b")]
+    Flux2Klein4b,
+    /// Z-Image
+    ZImage,
 }
 
 impl Architecture {
@@ -33,6 +42,9 @@ impl Architecture {
             Self::Toybox => "toybox",
             Self::Sd15 => "sd15",
             Self::Sdxl => "sdxl",
+            Self::Toyflux => "toyflux",
+            Self::Flux2Klein4b => "flux2-klein-4b",
+            Self::ZImage => "z-image",
         }
     }
 
@@ -40,12 +52,23 @@ impl Architecture {
     pub(crate) fn latents(self) -> usize {
         match self {
             Self::Toybox => 16,
-            Self::Sd15 => 64,
-            Self::Sdxl => 128,
+            Self::Toyflux => 8,
+            Self::Sd15 | Self::Flux2Klein4b => 64,
+            Self::Sdxl | Self::ZImage => 128,
         }
     }
 
-    pub(crate) fn config(self) -> Result<UnetConfig> {
+    /// The tokens of a prompt that the network sees. Those of Z-Image are a long caption's.
+    pub(crate) fn tokens(self) -> usize {
+        match self {
+            Self::Toybox | Self::Sd15 | Self::Sdxl => 77,
+            Self::Toyflux => 64,
+            Self::Flux2Klein4b => 512,
+            Self::ZImage => 256,
+        }
+    }
+
+    pub(crate) fn config(self) -> Result<DenoiserConfig> {
         let toybox = json!({
             "block_out_channels": [64, 128, 160],
             "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
@@ -55,13 +78,28 @@ impl Architecture {
             "cross_attention_dim": 160,
             "attention_head_dim": 4,
         });
-        match self {
-            Self::Toybox => {
-                serde_json::from_value(toybox).context("the bundled network's configuration")
+        let toyflux = json!({
+            "in_channels": 32,
+            "num_layers": 2,
+            "num_single_layers": 6,
+            "attention_head_dim": 32,
+            "num_attention_heads": 6,
+            "joint_attention_dim": 192,
+            "timestep_guidance_channels": 128,
+            "axes_dims_rope": [8, 8, 8, 8],
+            "guidance_embeds": false,
+        });
+        let bundled = "the bundled network's configuration";
+        Ok(match self {
+            Self::Toybox => DenoiserConfig::Unet(serde_json::from_value(toybox).context(bundled)?),
+            Self::Sd15 => DenoiserConfig::Unet(UnetConfig::sd15()),
+            Self::Sdxl => DenoiserConfig::Unet(UnetConfig::sdxl()),
+            Self::Toyflux => {
+                DenoiserConfig::Flux2(serde_json::from_value(toyflux).context(bundled)?)
             }
-            Self::Sd15 => Ok(UnetConfig::sd15()),
-            Self::Sdxl => Ok(UnetConfig::sdxl()),
-        }
+            Self::Flux2Klein4b => DenoiserConfig::Flux2(Flux2Config::klein_4b()),
+            Self::ZImage => DenoiserConfig::ZImage(ZImageConfig::default()),
+        })
     }
 }
 
@@ -73,8 +111,12 @@ pub(crate) fn layer_numbers([inputs, outputs]: [usize; 2], rows: usize) -> usize
 
 /// The numbers that a step on a batch holds at least: the first activations of the network, with their
 /// gradients.
-pub(crate) fn batch_numbers(config: &UnetConfig, batch: usize, latents: usize) -> usize {
-    let channels = config.block_out_channels.first().copied().unwrap_or(1);
+pub(crate) fn batch_numbers(config: &DenoiserConfig, batch: usize, latents: usize) -> usize {
+    let channels = match config {
+        DenoiserConfig::Unet(config) => config.block_out_channels.first().copied().unwrap_or(1),
+        DenoiserConfig::Flux2(config) => config.width(),
+        DenoiserConfig::ZImage(config) => config.dim / config.patch_channels().max(1),
+    };
     let pixels = latents.saturating_mul(latents).saturating_mul(batch);
     pixels.saturating_mul(channels).saturating_mul(2)
 }
@@ -112,7 +154,7 @@ pub(crate) trait Workload: Clone + 'static {
 /// A denoiser.
 #[derive(Clone)]
 pub(crate) struct DenoiserStep {
-    pub(crate) denoiser: Unet,
+    pub(crate) denoiser: Denoiser,
     pub(crate) batch: RandomBatch,
     pub(crate) checkpointing: GradientCheckpointing,
 }
@@ -156,6 +198,17 @@ impl Workload for LayerStep {
     }
 }
 
+/// The sizes of a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct BatchSizes {
+    /// Number of images.
+    pub(crate) images: usize,
+    /// Side of the latents.
+    pub(crate) latents: usize,
+    /// Tokens of a prompt.
+    pub(crate) tokens: usize,
+}
+
 /// A batch of one training step.
 #[derive(Clone)]
 pub(crate) struct RandomBatch {
@@ -169,32 +222,32 @@ pub(crate) struct RandomBatch {
 }
 
 impl RandomBatch {
-    /// Draws a batch of `size` samples with square latents of side `latents`.
+    /// Draws a batch of these sizes.
     pub(crate) fn new(
-        config: &UnetConfig,
-        size: usize,
-        latents: usize,
+        config: &DenoiserConfig,
+        BatchSizes { images: size, latents, tokens }: BatchSizes,
         dtype: FloatDType,
         device: &Device,
     ) -> Self {
-        let map = || normal([size, config.in_channels, latents, latents], dtype, device);
-        let side = (8 * latents) as f32;
-        let added = config.projection_class_embeddings_input_dim.map(|width| {
-            let pooled = width - 6 * config.addition_time_embed_dim.unwrap_or(0);
-            let ids = [side, side, 0.0, 0.0, side, side];
-            AddedCondition {
-                pooled: normal([size, pooled], dtype, device),
-                time_ids: Tensor::<1>::from_floats(ids, device).unsqueeze().repeat_dim(0, size),
-            }
-        });
+        let map = || normal([size, config.in_channels(), latents, latents], dtype, device);
+        let text = |width| normal([size, tokens, width], dtype, device);
+        let condition = match config {
+            DenoiserConfig::Unet(config) => Condition {
+                text: text(config.cross_attention_dim.get(0)),
+                lengths: None,
+                added: added_condition(config, [size, latents], dtype, device),
+            },
+            DenoiserConfig::Flux2(config) => text(config.joint_attention_dim).into(),
+            DenoiserConfig::ZImage(config) => Condition {
+                text: text(config.cap_feat_dim),
+                lengths: Some(vec![tokens; size]),
+                added: None,
+            },
+        };
         Self {
             noisy: map(),
             timesteps: Tensor::full([size], 500.0, device),
-            condition: Condition {
-                text: normal([size, 77, config.cross_attention_dim.get(0)], dtype, device),
-                lengths: None,
-                added,
-            },
+            condition,
             target: map(),
         }
     }
@@ -204,12 +257,12 @@ impl RandomBatch {
     /// Calls `on_forward` between the forward and the backward pass.
     fn gradients(
         &self,
-        denoiser: &Unet,
+        denoiser: &Denoiser,
         parameters: &BatchedParams,
         checkpointing: GradientCheckpointing,
         on_forward: impl FnOnce(),
     ) -> BatchedParams {
-        let denoiser = Denoiser::from(parameters.write_to(denoiser.clone()));
+        let denoiser = parameters.write_to(denoiser.clone());
         let inputs = DenoiserInputs {
             noisy: self.noisy.clone(),
             timesteps: self.timesteps.clone(),
@@ -224,6 +277,24 @@ impl RandomBatch {
         });
         parameters.batch_gradients(gradients.adapters)
     }
+}
+
+/// SDXL's additional inputs of `size` samples with square latents of side `latents`. `None` for other UNets.
+fn added_condition(
+    config: &UnetConfig,
+    [size, latents]: [usize; 2],
+    dtype: FloatDType,
+    device: &Device,
+) -> Option<AddedCondition> {
+    let side = (8 * latents) as f32;
+    config.projection_class_embeddings_input_dim.map(|width| {
+        let pooled = width - 6 * config.addition_time_embed_dim.unwrap_or(0);
+        let ids = [side, side, 0.0, 0.0, side, side];
+        AddedCondition {
+            pooled: normal([size, pooled], dtype, device),
+            time_ids: Tensor::<1>::from_floats(ids, device).unsqueeze().repeat_dim(0, size),
+        }
+    })
 }
 
 fn normal<const D: usize>(shape: [usize; D], dtype: FloatDType, device: &Device) -> Tensor<D> {

@@ -10,10 +10,12 @@ use common::{soda, toybox};
 
 static BASE: LazyLock<String> = LazyLock::new(|| toybox("base").to_str().unwrap().to_owned());
 
+/// What a command prints.
 #[track_caller]
-fn run(folder: &Path, args: &[&str]) {
+fn run(folder: &Path, args: &[&str]) -> String {
     let output = soda(folder, args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The message of a command that fails.
@@ -80,6 +82,22 @@ fn an_image_has_its_generation_settings() {
         distances.push(a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b) as u64).sum::<u64>());
     }
     assert!(2 * distances[0] < distances[1], "{distances:?}");
+}
+
+#[test]
+fn a_step_of_the_bundled_networks_is_timed() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = ["bench", "--device", "cpu", "--steps", "1", "--method", "lora", "--rank", "4"];
+    for (arch, trained) in [("toybox", 50_176), ("toyflux", 93_696)] {
+        for checkpointing in ["none", "block"] {
+            let more = ["--arch", arch, "--checkpointing", checkpointing, "--json"];
+            let line = run(dir.path(), &[&bench[..], &more].concat());
+            let report: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+            // The numbers of the same LoRA on diffusers' module (benches/gpu/diffusers_step.py).
+            assert_eq!(report["trained"], trained, "{line}");
+            assert!(report["step_ms"].as_f64().is_some_and(|time| time > 0.0), "{line}");
+        }
+    }
 }
 
 #[test]

@@ -101,6 +101,12 @@ fn every_usage_mistake_of_the_other_commands_ends_with_2() {
             ("generate --base BASE --prompt x --width 100000 --height 100000", "150000000 pixels"),
             ("generate --base BASE --prompt x --count 0", "--count"),
             ("generate --base FLUX --prompt x --scheduler ddim", "leave out --scheduler"),
+            (
+                "generate --base BASE --prompt x --text-encoder-out-layers 9,18",
+                "CLIP text encoders",
+            ),
+            ("generate --base FLUX --prompt x --text-encoder-out-layers 9,18,99", "states 0 to 28"),
+            ("generate --base FLUX --prompt x --max-sequence-length 4", "a chat of one word"),
             ("generate --base BASE --prompt x --clip-skip -1", "--clip-skip"),
             ("generate --base BASE --prompt x --clip-skip 99 --steps 1", "99"),
             ("generate --base BASE --prompt x --variant EMPTY", "--variant"),

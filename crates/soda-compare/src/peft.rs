@@ -7,6 +7,7 @@
 //! | `run_info.experiment_name` | the method, and [`Run::id`]: arm, data set, seed |
 //! | `run_info.train_config` | the training configuration: |
 //! | … `model_id`, `dataset_id` | the base model, the folder of images |
+//! | … `resolution`, `max_sequence_length`, `text_encoder_out_layers` | those of the plan |
 //! | … `dtype`, `use_gc`, `seed` | `precision`, `checkpointing`, `seed` |
 //! | … `batch_size`, `max_steps` | images per step, steps |
 //! | … `optimizer_type`, `optimizer_kwargs` | of the flat parameters; `rotation_lr` is SODA's |
@@ -94,6 +95,9 @@ fn train_config(config: &TrainConfig) -> Value {
         ("model_id", Some(json!(config.base))),
         ("dataset_id", Some(json!(config.data))),
         ("dtype", Some(json!(dtype))),
+        ("resolution", config.resolution.map(|side| json!(side))),
+        ("max_sequence_length", config.max_sequence_length.map(|length| json!(length))),
+        ("text_encoder_out_layers", config.text_encoder_out_layers.as_ref().map(|l| json!(l))),
         ("batch_size", Some(json!(images_per_step(config)))),
         ("max_steps", Some(json!(config.steps))),
         ("eval_steps", (samples.every > 0).then(|| json!(samples.every))),

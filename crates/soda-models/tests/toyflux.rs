@@ -10,7 +10,9 @@ use common::{Fixture, check_tensor, value};
 use serde_json::{Value, json};
 use soda_models::ModelError;
 use soda_models::flux2::{Flux2Config, Flux2Transformer};
-use soda_models::pipeline::{Denoiser, GenerateConfig, InitImage, Networks, Pipeline};
+use soda_models::pipeline::{
+    Denoiser, GenerateConfig, InitImage, LoadOptions, Networks, Pipeline, PromptEncoding,
+};
 use soda_models::scheduler::SamplerKind;
 use soda_models::vae::{Vae, VaeConfig};
 use soda_models::{config, weights};
@@ -141,6 +143,53 @@ fn thirty_steps_generate_the_same_images() {
     let theirs: Vec<f32> = (0..6).flat_map(|i| reference.floats(&format!("image.{i}")).1).collect();
     let difference = soda_testing::max_abs_diff(&values(pipeline.decode(latents)), &theirs);
     assert!(difference <= 2e-3, "images differ by {difference:e}");
+}
+
+/// The states of the reference in another order, and of the first tokens alone, which see no others.
+#[test]
+fn the_encoding_of_prompts_is_a_choice() {
+    let (device, reference) = (Device::default(), reference());
+    let load = |layers: Option<&[i64]>, max_sequence_length| {
+        let prompt_encoding = PromptEncoding {
+            text_encoder_out_layers: layers.map(<[i64]>::to_vec),
+            max_sequence_length,
+        };
+        let options = LoadOptions { prompt_encoding, ..LoadOptions::default() };
+        Pipeline::load_with(&base(), &options, &device)
+    };
+    let states = |pipeline: &Pipeline| pipeline.encode_prompts(&prompts());
+    let theirs: Tensor<3> = reference.tensor("prompt_embeds", &device);
+    let [_, tokens, width] = theirs.dims();
+    let state = |index| theirs.clone().narrow(2, index * width / 3, width / 3);
+    let close = |name: &str, ours: Tensor<3>, theirs: Tensor<3>| {
+        assert_eq!(ours.dims(), theirs.dims(), "{name}");
+        common::check(name, &values(ours), &values(theirs), TOLERANCE);
+    };
+    let turned = load(Some(&[27, 9, -11]), None).unwrap();
+    close("turned", states(&turned), Tensor::cat([2, 0, 1].map(state).to_vec(), 2));
+    let chosen = turned.text.chosen_prompt_encoding().unwrap().to_string();
+    let expected = format!("text_encoder_out_layers = [27, 9, 18], max_sequence_length = {tokens}");
+    assert_eq!(chosen, expected);
+    let short = load(None, Some(tokens - 3)).unwrap();
+    let lengths: Vec<_> =
+        prompts().iter().map(|prompt| short.text.token_ids(prompt)[0].len()).collect();
+    // What follows the text is padding, the states of which are those of the same tokens.
+    assert!(lengths.iter().all(|length| *length <= tokens - 3), "{lengths:?}");
+    close("short", states(&short), theirs.narrow(1, 0, tokens - 3));
+    // The defaults, given by name, are no choice.
+    let plain = load(Some(&[9, 18, 27]), Some(tokens)).unwrap();
+    assert_eq!(plain.text.chosen_prompt_encoding(), None);
+
+    for (layers, length, needle) in [
+        (Some(&[9, 18, 29][..]), None, "0 to 28"),
+        (Some(&[9, 18][..]), None, "joint_attention_dim"),
+        (Some(&[][..]), None, "text_encoder_out_layers"),
+        (None, Some(tokens + 1), "max_sequence_length"),
+        (None, Some(0), "max_sequence_length"),
+    ] {
+        let message = load(layers, length).unwrap_err().to_string();
+        assert!(message.contains(needle), "{layers:?} {length:?}: {message}");
+    }
 }
 
 /// A saved and reloaded model generates the same images, also from an initial image and in another shape.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use soda_adapters::{AdapterError, StateError};
 use soda_models::ModelError;
+use soda_models::pipeline::PromptEncoding;
 
 use crate::component::Component;
 
@@ -61,6 +62,19 @@ pub enum PipelineError {
         adapter: String,
         /// The reason from the parser.
         source: serde_json::Error,
+    },
+    /// The adapter was trained on prompts that were encoded otherwise.
+    #[error(
+        "{adapter} was trained with {expected}, and the base is loaded with {found}: load it with those of \
+         the adapter"
+    )]
+    OtherPromptEncoding {
+        /// The adapter's file.
+        adapter: String,
+        /// The encoding that the adapter was trained with.
+        expected: PromptEncoding,
+        /// The encoding of the pipeline.
+        found: PromptEncoding,
     },
     /// Two adapters to merge need different noise schedules.
     #[error(

@@ -9,6 +9,7 @@
 //! | `trigger` | the words that the subject was trained with, JSON |
 //! | `training` | a summary of the training, JSON |
 //! | `schedule` | the changes of the noise schedule: fields of a diffusers scheduler config, JSON |
+//! | `prompt_encoding` | a [`PromptEncoding`] that the text encoder has to have, JSON |
 //! | `signs` | the sign rules of the decompositions that the values belong to |
 //! | `factors` | sizes of the rotations' Kronecker factors by the rotated width, JSON; of SODA only |
 //!
@@ -22,6 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use soda_adapters::{Method, Recipe};
 use soda_linalg::SIGN_CONVENTION;
+use soda_models::pipeline::PromptEncoding;
 
 use crate::component::Component;
 use crate::error::FormatError;
@@ -44,6 +46,8 @@ pub struct Header {
     pub training: Value,
     /// The changes of the base's noise schedule: fields of a diffusers scheduler config, or `null` for none.
     pub schedule: Value,
+    /// How prompts were encoded. The base has to be loaded with it.
+    pub prompt_encoding: PromptEncoding,
 }
 
 /// The recipes of the adapted networks.
@@ -63,6 +67,7 @@ pub(crate) fn to_metadata<M: Method>(
         ("trigger", json!(header.trigger).to_string()),
         ("training", header.training.to_string()),
         ("schedule", header.schedule.to_string()),
+        ("prompt_encoding", json!(header.prompt_encoding).to_string()),
         ("signs", SIGN_CONVENTION.to_owned()),
     ]);
     if !factor_sizes.is_empty() {
@@ -133,6 +138,11 @@ pub(crate) fn from_metadata<M: Method>(
         training: from_json(&field("training")?).ok_or_else(|| unusable("training"))?,
         // Older files have no schedule.
         schedule: field("schedule").ok().and_then(|text| from_json(&text)).unwrap_or_default(),
+        // Older files have no encoding.
+        prompt_encoding: match field("prompt_encoding") {
+            Ok(text) => from_json(&text).ok_or_else(|| unusable("prompt_encoding"))?,
+            Err(_) => PromptEncoding::default(),
+        },
     };
     Ok((header, recipes))
 }

@@ -51,9 +51,10 @@ impl Default for LoadAdapterOptions<'_> {
 ///
 /// # Errors
 /// [`PipelineError::DoesNotFit`] for an adapter of another base, see
-/// [`LoadAdapterOptions::on_other_base`]. Other variants for a strength that is not
-/// finite, an unknown noise schedule, and an embedding that the pipeline refuses. After an error, the
-/// pipeline may have the noise schedule and some embeddings of the adapter: read it again.
+/// [`LoadAdapterOptions::on_other_base`]. [`PipelineError::OtherPromptEncoding`] for a pipeline that encodes
+/// prompts otherwise. Other variants for a strength that is not finite, an unknown noise schedule, and an
+/// embedding that the pipeline refuses. After an error, the pipeline may have the noise schedule and some
+/// embeddings of the adapter: read it again.
 pub fn load_adapter(
     pipeline: &mut Pipeline,
     adapter: &AdapterFile,
@@ -90,13 +91,31 @@ pub fn fuse_adapter(
 /// Gives the pipeline the noise schedule and the embeddings of an adapter, without its networks' adapters.
 ///
 /// # Errors
-/// An unknown noise schedule, and an embedding that the pipeline refuses.
+/// Another encoding of prompts than the pipeline's, an unknown noise schedule, and an embedding that the
+/// pipeline refuses.
 pub fn configure_pipeline(
     pipeline: &mut Pipeline,
     adapter: &AdapterFile,
 ) -> Result<(), PipelineError> {
+    check_prompt_encoding(pipeline, adapter)?;
     apply_schedule(pipeline, adapter)?;
     add_embeddings(pipeline, &adapter.embeddings, &adapter.display_name())
+}
+
+/// Checks that the pipeline encodes prompts as those of the adapter's training were encoded.
+pub(crate) fn check_prompt_encoding(
+    pipeline: &Pipeline,
+    adapter: &AdapterFile,
+) -> Result<(), PipelineError> {
+    let (expected, found) = (&adapter.header.prompt_encoding, pipeline.text.prompt_encoding());
+    if expected.is_met_by(&found) {
+        return Ok(());
+    }
+    Err(PipelineError::OtherPromptEncoding {
+        adapter: adapter.display_name(),
+        expected: expected.clone(),
+        found,
+    })
 }
 
 /// Applies the changes of the noise schedule that an adapter was trained with.

@@ -9,7 +9,7 @@ use soda_models::pipeline::Pipeline;
 
 use crate::error::PipelineError;
 use crate::file::{AdapterFile, EmbeddingVectors};
-use crate::load::{apply_schedule, plan_on};
+use crate::load::{apply_schedule, check_prompt_encoding, plan_on};
 use crate::textual_inversion::add_embeddings;
 
 /// How several adapters become one model.
@@ -62,9 +62,9 @@ pub struct MergeOptions<'a> {
 ///
 /// # Errors
 /// [`PipelineError`] for weights that are not finite, a `restore` outside of 0 to 1, different noise
-/// schedules, different embeddings of one token, an adapter of another base, and adapters without a common
-/// form. After an error, the pipeline may have the noise schedule and some embeddings of the adapters: read
-/// it again.
+/// schedules, another encoding of prompts than the pipeline's, different embeddings of one token, an adapter
+/// of another base, and adapters without a common form. After an error, the pipeline may have the noise
+/// schedule and some embeddings of the adapters: read it again.
 pub fn merge_adapters(
     pipeline: &mut Pipeline,
     adapters: &[(&AdapterFile, f64)],
@@ -76,6 +76,7 @@ pub fn merge_adapters(
     check_schedules(adapters)?;
     for (adapter, _) in adapters {
         adapter.check_has_weights()?;
+        check_prompt_encoding(pipeline, adapter)?;
     }
     let embeddings = new_embeddings(adapters)?;
     apply_schedule(pipeline, first)?;

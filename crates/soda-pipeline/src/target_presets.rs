@@ -10,6 +10,7 @@ use soda_adapters::TargetPreset;
 /// | `attention` | all attention projections of a denoiser |
 /// | `cross-attention` | the projections of cross-attention |
 /// | `attention+ff` | all attention projections and the feed-forward layers |
+/// | `peft-image-gen` | the layers of PEFT's benchmark on FLUX.2: no outputs of single blocks |
 /// | `all-linear`, `conv` | all linear layers; all convolutions |
 /// | `text-attention` | the attention projections of a text encoder |
 /// | `text-attention+mlp` | these projections and the feed-forward layers |
@@ -33,6 +34,13 @@ pub const TARGET_PRESETS: &[TargetPreset] = &[
             r"|feed_forward\.w[123])\.weight$"
         ),
     ),
+    by_name(
+        "peft-image-gen",
+        concat!(
+            r"\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out",
+            r"|to_qkv_mlp_proj|linear_in|linear_out)\.weight$"
+        ),
+    ),
     TargetPreset::ALL_LINEAR,
     TargetPreset::CONV,
     by_name("text-attention", r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)\.weight$"),
@@ -44,4 +52,36 @@ pub const TARGET_PRESETS: &[TargetPreset] = &[
 
 const fn by_name(name: &'static str, pattern: &'static str) -> TargetPreset {
     TargetPreset { name, pattern, rank: None }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use burn::tensor::Device;
+    use soda_adapters::Targets;
+    use soda_models::flux2::Flux2Config;
+    use soda_models::z_image::ZImageConfig;
+
+    use super::*;
+
+    /// Five double blocks and twenty single ones. The first two counts are those of diffusers' modules by the
+    /// lists of PEFT's benchmark and of diffusers' training script.
+    #[test]
+    fn presets_select_the_layers_of_transformers() {
+        let device = Device::default();
+        let (klein, z_image) =
+            (Flux2Config::klein_4b().init(&device), ZImageConfig::default().init(&device));
+        let count = |preset: &str| {
+            let targets = Targets(vec![preset.to_owned()]);
+            targets.matching_paths(&klein, TARGET_PRESETS).unwrap().len()
+        };
+        assert_eq!(count("peft-image-gen"), 5 * 12 + 20);
+        assert_eq!(count("attention"), 5 * 8 + 20 * 2);
+        assert_eq!(count("attention+ff"), 5 * 12 + 20 * 2);
+        // 30 layers and two refiners of two each, with four projections and three of the feed-forward layer.
+        let targets = Targets(vec!["attention+ff".to_owned()]);
+        let paths = targets.matching_paths(&z_image, TARGET_PRESETS).unwrap();
+        assert_eq!(paths.len(), 34 * 7);
+    }
 }

@@ -11,10 +11,16 @@ use burn::tensor::TensorData;
 use common::{Net, Networks, disturb, plan, recipe, targets};
 use serde_json::json;
 use soda_adapters::{AdapterState, METHOD_PRESETS, Method as _, MethodConfig};
+use soda_models::pipeline::PromptEncoding;
 use soda_pipeline::{AdapterFile, Component, FormatError, Header, PipelineError};
 
 fn header() -> Header {
+    let prompt_encoding = PromptEncoding {
+        text_encoder_out_layers: Some(vec![10, 20, 30]),
+        max_sequence_length: Some(77),
+    };
     Header {
+        prompt_encoding,
         base: "net".to_owned(),
         trigger: vec!["sks mug".to_owned()],
         training: json!({ "steps": 3 }),

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import AdapterError
+from .prompt_encoding import read_prompt_encoding
 from .settings import read_method
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
@@ -51,6 +52,8 @@ class AdapterFile:
     training: object = None
     # The changed fields of a diffusers scheduler configuration, or None.
     schedule: object = None
+    # How prompts were encoded: arguments of a call of the pipeline.
+    prompt_encoding: dict = field(default_factory=dict)
     path: str = "the adapter"
 
 
@@ -137,6 +140,9 @@ def _header(metadata, path):
         trigger=trigger,
         training=_json(metadata, "training", path),
         schedule=_json(metadata, "schedule", path) if "schedule" in metadata else None,
+        prompt_encoding=read_prompt_encoding(
+            _json(metadata, "prompt_encoding", path) if "prompt_encoding" in metadata else None, path
+        ),
         path=path,
     )
 
@@ -206,6 +212,7 @@ def write(adapter, path):
         "trigger": json.dumps(adapter.trigger),
         "training": json.dumps(adapter.training),
         "schedule": json.dumps(adapter.schedule),
+        "prompt_encoding": json.dumps(adapter.prompt_encoding),
         "signs": SIGNS,
     }
     staged = f"{path}.{os.getpid()}.tmp"

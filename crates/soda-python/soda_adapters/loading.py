@@ -16,6 +16,7 @@ from .errors import AdapterError
 from .files import AdapterFile, read
 from .formulas import adapted, basis_of, formula
 from .pipelines import Schedule, Words
+from .prompt_encoding import arguments
 from .settings import needs_its_base
 from .targets import base_hash, file_path, select
 
@@ -48,6 +49,10 @@ def load(target, file, strength=1.0, *, component=None, check_base=True, keep_de
         for entry in entries:
             entry.attach()
         if not isinstance(target, torch.nn.Module):
+            needed = arguments(target, adapter.prompt_encoding)
+            if needed:
+                given = ", ".join(f"{name}={value}" for name, value in needed.items())
+                warnings.warn(f"{adapter.path} was trained on prompts of another encoding: call the pipeline with {given}")
             for change in (Schedule(target, adapter), Words(target, adapter)):
                 change.apply()
                 loaded.changes.append(change)

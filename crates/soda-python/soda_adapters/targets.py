@@ -7,14 +7,16 @@ import numpy as np
 
 from .errors import AdapterError
 
-_ATTENTION = r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out|to_qkv_mlp_proj|attn\.to_out"
+_PROJECTIONS = r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out|to_qkv_mlp_proj"
+_ATTENTION = rf"{_PROJECTIONS}|attn\.to_out"
 _TEXT = r"self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 
 # The presets of targets: a pattern over paths, and the number of axes of a selected weight.
 PRESETS = {
     "attention": (rf"\.({_ATTENTION})\.weight$", None),
     "cross-attention": (r"\.attn2\.(to_q|to_k|to_v|to_out\.0)\.weight$", None),
-    "attention+ff": (rf"\.({_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2|linear_in|linear_out)\.weight$", None),
+    "attention+ff": (rf"\.({_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2|linear_in|linear_out|feed_forward\.w[123])\.weight$", None),
+    "peft-image-gen": (rf"\.({_PROJECTIONS}|linear_in|linear_out)\.weight$", None),
     "all-linear": (r"\.weight$", 2),
     "conv": (r"\.weight$", 4),
     "text-attention": (rf"\.{_TEXT}\.weight$", None),

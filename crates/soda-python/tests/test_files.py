@@ -16,6 +16,7 @@ import soda_adapters
 from soda_adapters import AdapterError
 from soda_adapters.factors import factor_sizes
 from soda_adapters.formulas import adapted, algebra, formula, permutations
+from soda_adapters.prompt_encoding import arguments, read_prompt_encoding
 from soda_adapters.settings import METHODS
 from soda_adapters.targets import PRESETS, select
 
@@ -203,6 +204,34 @@ class Damaged(unittest.TestCase):
             pass
 
 
+class Encoding(unittest.TestCase):
+    """The encoding of prompts is read, written, and compared with the defaults of a pipeline."""
+
+    def test_it_travels(self):
+        adapter = soda_adapters.read(FIXTURES / "flux.safetensors")
+        self.assertEqual(adapter.prompt_encoding, {})
+        adapter.prompt_encoding = {"text_encoder_out_layers": (10, 20, 30), "max_sequence_length": 77}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "adapter.safetensors"
+            soda_adapters.files.write(adapter, path)
+            self.assertEqual(soda_adapters.read(path).prompt_encoding, adapter.prompt_encoding)
+
+    def test_other_values_are_refused(self):
+        for value in ([], {"colour": 1}, {"max_sequence_length": 0}, {"text_encoder_out_layers": []}, {"text_encoder_out_layers": [-1]}):
+            with self.assertRaises(AdapterError):
+                read_prompt_encoding(value, "file")
+
+    def test_a_pipeline_needs_what_is_not_its_default(self):
+        class Pipeline:
+            def __call__(self, prompt, max_sequence_length=512, text_encoder_out_layers=(9, 18, 27)):
+                pass
+
+        own = {"text_encoder_out_layers": (9, 18, 27), "max_sequence_length": 512}
+        self.assertEqual(arguments(Pipeline(), own), {})
+        self.assertEqual(arguments(Pipeline(), {**own, "max_sequence_length": 64}), {"max_sequence_length": 64})
+        self.assertEqual(arguments(object.__new__(Pipeline), {}), {})
+
+
 class Sources(unittest.TestCase):
     """The tables of this package are those of the binary's sources."""
 
@@ -235,6 +264,15 @@ class Sources(unittest.TestCase):
         text = (SOURCES.parents[2] / "soda-pipeline/src/target_presets.rs").read_text()
         names = set(re.findall(r'by_name\(\s*"([\w+-]+)"', text))
         self.assertEqual(names | {"all-linear", "conv"}, set(PRESETS))
+        for entry in text.split("by_name(")[1:]:
+            name = re.match(r'\s*"([\w+-]+)"', entry)
+            if name:
+                source = "".join(re.findall(r'r"([^"]*)"', entry))
+                self.assertEqual(self.words(source), self.words(PRESETS[name[1]][0]), name[1])
+
+    def words(self, pattern):
+        """What is between the bars of a pattern, in any order."""
+        return set(re.findall(r"[\w\\.\[\]]+", pattern.replace(r"\.weight$", "")))
 
 
 class Formulas(unittest.TestCase):

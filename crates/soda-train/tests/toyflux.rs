@@ -6,8 +6,11 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use soda_models::pipeline::{GenerateConfig, Pipeline};
-use soda_pipeline::{AdapterFile, Component, LoadAdapterOptions, fuse_adapter};
+use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline};
+use soda_pipeline::{
+    AdapterFile, Component, LoadAdapterOptions, MergeOptions, PipelineError, fuse_adapter,
+    merge_adapters,
+};
 use soda_testing::{max_abs, workspace_path};
 use soda_train::{
     Personalisation, RunFolder, RunTarget, TrainConfig, TrainError, apply_setting, preset,
@@ -63,6 +66,51 @@ fn a_transformer_is_trained_and_draws_what_it_learnt() {
     let merged = folder.path().join("merged");
     pipeline.save(&merged).unwrap();
     assert_eq!(draw(&Pipeline::load(&merged, &Device::default()).unwrap()), adapted);
+}
+
+/// An adapter holds how its prompts were encoded. A base that encodes them otherwise is refused.
+#[test]
+fn the_encoding_of_prompts_goes_with_the_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = train(folder.path(), "run", &["text_encoder_out_layers=[5, 14, -1]", "steps=1"]);
+    let base = workspace_path("examples/toyflux/base");
+    let encoding = file.header.prompt_encoding.clone();
+    assert_eq!(encoding.text_encoder_out_layers.as_deref(), Some(&[5, 14, 28][..]));
+    let options = LoadOptions { prompt_encoding: encoding, ..LoadOptions::default() };
+    let mut pipeline = Pipeline::load_with(&base, &options, &Device::default()).unwrap();
+    fuse_adapter(&mut pipeline, &file, LoadAdapterOptions::default()).unwrap();
+
+    let mut plain = Pipeline::load(&base, &Device::default()).unwrap();
+    let refused = |result: Result<(), PipelineError>| {
+        let message = result.unwrap_err().to_string();
+        assert!(
+            message.contains("trained with text_encoder_out_layers = [5, 14, 28]"),
+            "{message}"
+        );
+    };
+    refused(fuse_adapter(&mut plain, &file, LoadAdapterOptions::default()));
+    refused(merge_adapters(&mut plain, &[(&file, 1.0)], MergeOptions::default()));
+}
+
+/// Fewer pixels make fewer tokens. The samples have them too.
+#[test]
+fn the_resolution_is_that_of_training_and_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = train(folder.path(), "run", &["resolution=48", "steps=1"]);
+    let native = train(folder.path(), "native", &["steps=1"]);
+    let tensors = |file: &AdapterFile| file.adapters[&Component::Transformer].tensors.clone();
+    assert_ne!(tensors(&file), tensors(&native));
+    let grid = image::open(folder.path().join("run/samples.png")).unwrap();
+    // Three rows, magnified three times to be legible, between margins of 4.
+    assert_eq!(grid.height(), 3 * 3 * 48 + 4 * 4);
+    for (value, needle) in
+        [("44", "multiples of 8"), ("0", "multiples of 8"), ("1000000", "pixels")]
+    {
+        let refused =
+            Personalisation::new(config(&[&format!("resolution={value}")]), &Device::default());
+        let message = refused.err().map(|error: TrainError| error.to_string()).unwrap_or_default();
+        assert!(message.contains(needle), "{value}: {message:?}");
+    }
 }
 
 #[test]

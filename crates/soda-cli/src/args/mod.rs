@@ -6,6 +6,7 @@ mod cache;
 mod device;
 mod merged;
 mod number;
+mod prompt_encoding;
 mod settings;
 
 pub(crate) use self::adapter::AdapterArg;
@@ -14,4 +15,5 @@ pub(crate) use self::cache::CacheArg;
 pub(crate) use self::device::DeviceArg;
 pub(crate) use self::merged::{MergeModeName, MergedArgs};
 pub(crate) use self::number::{finite, seed};
+pub(crate) use self::prompt_encoding::PromptEncodingArgs;
 pub(crate) use self::settings::SettingsArgs;

@@ -23,8 +23,8 @@ use crate::args::DeviceArg;
 use crate::device::{Precision, is_processor};
 use crate::progress::print_result;
 use crate::synthetic::{
-    Architecture, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload, batch_numbers,
-    layer_numbers,
+    Architecture, BatchSizes, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
+    batch_numbers, layer_numbers,
 };
 use crate::usage::UsageError;
 
@@ -34,6 +34,7 @@ Examples:
   soda bench
   soda bench --arch sd15 --method lora --rank 32 --dtype bf16 --batch 4 --json
   soda bench --arch sdxl --method lora --dtype bf16 --checkpointing block
+  soda bench --arch flux2-klein-4b --method soda-subspace --dtype bf16 --checkpointing block
   soda bench --layer 3072x27648 --method soda-subspace --dtype bf16")]
 pub(crate) struct BenchArgs {
     /// The architecture of the network
@@ -54,7 +55,8 @@ pub(crate) struct BenchArgs {
     /// Images per step
     #[arg(long, default_value_t = 1, value_parser = positive())]
     pub(crate) batch: usize,
-    /// Side of the latents, an eighth of the image's side; by default that of the network's training
+    /// Side of the latents: an eighth of the image's side, a 16th with FLUX.2 klein; by default that of the
+    /// network's training
     #[arg(long, value_parser = positive())]
     pub(crate) latents: Option<usize>,
     /// Precision of the network; adapters are f32
@@ -134,11 +136,12 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             let config = args.arch.config()?;
             require_room(batch_numbers(&config, args.batch, latents), &device)?;
             let adapted = Adapted::new(config.init(&device), "attention", &method, dtype, &device)?;
-            let batch = || RandomBatch::new(&config, args.batch, latents, dtype, &device);
+            let sizes = BatchSizes { images: args.batch, latents, tokens: args.arch.tokens() };
+            let batch = || RandomBatch::new(&config, sizes, dtype, &device);
             let step = |denoiser| DenoiserStep { denoiser, batch: batch(), checkpointing };
             (
                 adapted.time(&args, start, step)?,
-                json!({ "arch": args.arch.name(), "latents": latents }),
+                json!({ "arch": args.arch.name(), "latents": latents, "tokens": sizes.tokens }),
             )
         }
     };
@@ -369,6 +372,7 @@ fn print_table(report: &Value) {
         ("method", "method"),
         ("batch", "batch"),
         ("latents", "side of the latents"),
+        ("tokens", "tokens of a prompt"),
         ("layer", "widths of the layer"),
         ("rows", "rows for each image"),
         ("dtype", "dtype"),

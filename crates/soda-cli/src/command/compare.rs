@@ -287,6 +287,7 @@ impl Worker<'_> {
             seed: config.seed,
             steps: u32::try_from(config.samples.steps).context("`samples.steps` is too large")?,
             guidance: config.samples.guidance,
+            resolution: config.resolution,
             out: out.to_owned(),
             device: self.device.clone(),
         };

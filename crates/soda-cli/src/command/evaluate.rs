@@ -75,6 +75,9 @@ pub(crate) struct EvaluateArgs {
     /// Scale of classifier-free guidance, as of `soda generate`
     #[arg(long, default_value_t = 5.0, value_parser = finite)]
     pub(crate) guidance: f64,
+    /// Side of the generated images in pixels; by default that of the model's training
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) resolution: Option<usize>,
     /// The directory to write; it must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -98,6 +101,7 @@ impl EvaluateArgs {
         argv.push(option("seed", self.seed.to_string()));
         argv.push(option("steps", self.steps.to_string()));
         argv.push(option("guidance", self.guidance.to_string()));
+        argv.extend(self.resolution.map(|side| option("resolution", side.to_string())));
         argv.push(option("out", &self.out));
         self.device.append_to(&mut argv);
         argv
@@ -125,9 +129,10 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let held_out = data.hold_out(args.held_out, args.seed)?;
     let judges = Judges::load(&args.judges, &device)?;
     let base = find_base(&args.base, None)?;
-    let pipeline = match load_with_adapters(&args.merged, &base, &device)? {
+    let options = LoadOptions { resolution: args.resolution, ..LoadOptions::default() };
+    let pipeline = match load_with_adapters(&args.merged, &base, options.clone(), &device)? {
         Some(pipeline) => pipeline,
-        None => load_base_to_draw(&base, &LoadOptions::default(), &device)?,
+        None => load_base_to_draw(&base, &options, &device)?,
     };
     warn_of_sampler(&pipeline, &Progress::default());
     let prompts = match (&given[..], &data.eval_prompts[..]) {
@@ -216,8 +221,14 @@ fn generate(
     let unrelated_base = if unrelated.is_empty() {
         Vec::new()
     } else {
+        let options = LoadOptions {
+            resolution: pipeline.resolution,
+            prompt_encoding: pipeline.text.prompt_encoding(),
+            ..LoadOptions::default()
+        };
+        let base = Pipeline::load_with(base, &options, &pipeline.device)?.in_drawing_format();
         // The base draws all prompts, so that each prompt has the same noise.
-        draw(&Pipeline::load(base, &pipeline.device)?.in_drawing_format())?.split_off(num_prompts)
+        draw(&base)?.split_off(num_prompts)
     };
     Ok(Generated { samples, unrelated, unrelated_base })
 }

@@ -13,7 +13,7 @@ use soda_pipeline::interop::{
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
-use crate::base_model::find_base;
+use crate::base_model::{find_base, warn_of_encoding};
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
 use crate::usage::{require, require_folder_name, require_safetensors_name};
@@ -140,12 +140,17 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
             "the word {word} is not in this file: export it with --format embeddings beside it"
         ));
     }
+    warn_of_encoding(&pipeline, &args.out);
     let networks = pipeline.networks();
     let dtype = args.dtype.unwrap_or_else(|| args.format.default_dtype(args.error)).into();
     let mut settings = ExportSettings::new(&pipeline);
     settings.title = args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     settings.trigger.clone_from(&file.header.trigger);
     settings.dtype = dtype;
+    let trained_at = file.header.training["config"]["resolution"].as_u64();
+    if let Some(side) = trained_at.and_then(|side| usize::try_from(side).ok()) {
+        settings.set_resolution(side);
+    }
     // The date is that of the adapter, so that an export gives the same bytes at any time.
     if let Ok(created) = args.adapter.metadata().and_then(|file| file.modified()) {
         settings.created = created;

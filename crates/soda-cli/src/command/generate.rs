@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use soda_models::ModelError;
 use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
@@ -15,12 +14,12 @@ use soda_train::{Event, write_file};
 use tracing::info_span;
 
 use crate::adapter_loading::BaseModel;
-use crate::args::{AdapterArg, CacheArg, DeviceArg, finite, seed};
-use crate::base_model::{find_base, load_base_to_draw, warn_of_sampler};
+use crate::args::{AdapterArg, CacheArg, DeviceArg, PromptEncodingArgs, finite, seed};
+use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sampler};
 use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
-use crate::usage::{UsageError, require};
+use crate::usage::require;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -89,6 +88,8 @@ pub(crate) struct GenerateArgs {
     /// Variant of the model's files, such as fp16
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) variant: Option<String>,
+    #[command(flatten)]
+    pub(crate) prompt_encoding: PromptEncodingArgs,
     #[command(flatten)]
     pub(crate) adapter: AdapterArg,
     /// Folder for the images
@@ -210,11 +211,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let images = pipeline.generate(&config, &mut |done, total| {
         progress.show(Event::Progress { done, total, loss: None });
     });
-    // All settings of a request are options.
-    let images = images.map_err(|error| match error {
-        ModelError::InvalidRequest { .. } => UsageError::new(error).into(),
-        error => anyhow::Error::from(error),
-    })?;
+    let images = images.map_err(usage_or_error)?;
     progress.finish();
     let _span = info_span!("write images").entered();
     folder.ensure()?;
@@ -297,6 +294,7 @@ fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
     let options = LoadOptions {
         dtype: args.dtype.into(),
         variant: args.variant.clone(),
+        prompt_encoding: args.prompt_encoding.encoding(),
         ..LoadOptions::default()
     };
     let base = find_base(&args.base, options.variant.as_deref())?;
@@ -351,6 +349,7 @@ fn parameters(
     let adapter = args.adapter.adapter.as_ref();
     let adapter = adapter.map(|file| format!("{} {}", name(file), args.adapter.strength));
     let skipped = (config.clip_skip > 0).then(|| (config.clip_skip + 1).to_string());
+    let encoding = pipeline.text.chosen_prompt_encoding().map(|encoding| encoding.to_string());
     let fields = [
         Some(("Steps", config.steps.to_string())),
         Some(("Sampler", sampler)),
@@ -361,6 +360,7 @@ fn parameters(
         Some(("Size", format!("{width}x{height}"))),
         Some(("Model", model_name(&pipeline.source))),
         optional("Clip skip", skipped),
+        optional("Prompt encoding", encoding),
         optional("Denoising strength", init),
         optional("Adapter", adapter),
         Some(("Version", format!("soda {}", env!("CARGO_PKG_VERSION")))),

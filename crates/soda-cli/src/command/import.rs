@@ -8,7 +8,7 @@ use soda_models::pipeline::{LoadOptions, model_name};
 use soda_pipeline::interop::{Imported, import};
 use soda_pipeline::{configure_pipeline, counted};
 
-use crate::args::DeviceArg;
+use crate::args::{DeviceArg, PromptEncodingArgs};
 use crate::base_model::{find_base, load_base};
 use crate::progress::{Progress, print_result};
 
@@ -36,6 +36,8 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) trigger: Vec<String>,
     #[command(flatten)]
+    pub(crate) prompt_encoding: PromptEncodingArgs,
+    #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
 
@@ -43,11 +45,15 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
-    let mut pipeline = load_base(&base, &LoadOptions::default(), &device)?;
+    let options =
+        LoadOptions { prompt_encoding: args.prompt_encoding.encoding(), ..LoadOptions::default() };
+    let mut pipeline = load_base(&base, &options, &device)?;
     let name = model_name(&base);
     let Imported { mut file, matched, unmatched, unread, absent } =
         import(&args.path, &pipeline.networks(), &name)
             .with_context(|| format!("cannot import {}", args.path.display()))?;
+    // Files of other tools do not say it.
+    file.header.prompt_encoding = args.prompt_encoding.encoding();
     file.header.trigger = args.trigger;
     if file.header.trigger.is_empty() {
         file.header.trigger = file.embeddings.keys().cloned().collect();

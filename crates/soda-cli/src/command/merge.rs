@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use soda_models::pipeline::LoadOptions;
 use soda_pipeline::AdapterFile;
 
 use crate::adapter_loading::load_with_adapters;
 use crate::args::{DeviceArg, MergedArgs};
-use crate::base_model::find_base;
+use crate::base_model::{find_base, warn_of_encoding};
 use crate::progress::print_result;
 use crate::usage::{require, require_folder_name};
 
@@ -51,8 +52,10 @@ pub(crate) fn run(args: MergeArgs) -> Result<()> {
     }
     let base = find_base(&args.base, None)?;
     let device = args.device.device.open()?;
-    let pipeline = load_with_adapters(&args.merged, &base, &device)?;
-    pipeline.context("give --adapter, or --subject and --style")?.save(&args.out)?;
+    let pipeline = load_with_adapters(&args.merged, &base, LoadOptions::default(), &device)?;
+    let pipeline = pipeline.context("give --adapter, or --subject and --style")?;
+    pipeline.save(&args.out)?;
+    warn_of_encoding(&pipeline, &args.out);
     print_result(&args.out.display().to_string());
     Ok(())
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::denoiser::{Denoiser, DenoiserConfig};
 use super::load_warning::LoadWarning;
+use super::prompt_encoding::PromptEncoding;
 use super::text_encoders::TextEncoders;
 use crate::config;
 use crate::error::{ConfigError, ModelError};
@@ -29,6 +30,12 @@ pub struct LoadOptions {
     pub variant: Option<String>,
     /// The dtype of the denoiser's weights, if it differs.
     pub denoiser: Option<DenoiserPrecision>,
+    /// Side of the images that are drawn and trained unless a request has another size, in pixels: a multiple
+    /// of [`Pipeline::pixels_per_token`](super::Pipeline::pixels_per_token). `None` for that of the model's
+    /// training.
+    pub resolution: Option<usize>,
+    /// How a language model encodes prompts. Refused for models with CLIP text encoders, if it is set.
+    pub prompt_encoding: PromptEncoding,
 }
 
 /// The dtypes of a denoiser that is to be adapted.
@@ -44,7 +51,13 @@ pub struct DenoiserPrecision {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: FloatDType::F32, variant: None, denoiser: None }
+        Self {
+            dtype: FloatDType::F32,
+            variant: None,
+            denoiser: None,
+            resolution: None,
+            prompt_encoding: PromptEncoding::default(),
+        }
     }
 }
 
@@ -72,7 +85,11 @@ pub(crate) trait Family: Sized {
     type Weights;
 
     /// Reads everything but the weights. `index` is the directory's `model_index.json`.
-    fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError>;
+    fn read(
+        dir: &Path,
+        index: &Map<String, Value>,
+        encoding: &PromptEncoding,
+    ) -> Result<Self, ModelError>;
 
     /// Refuses parts that do not fit together.
     fn check(
@@ -116,9 +133,13 @@ pub(crate) struct Configs<F> {
 
 impl<F: Family> Configs<F> {
     /// Reads everything but the weights.
-    pub(crate) fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
+    pub(crate) fn read(
+        dir: &Path,
+        index: &Map<String, Value>,
+        encoding: &PromptEncoding,
+    ) -> Result<Self, ModelError> {
         let configs = Self {
-            family: F::read(dir, index)?,
+            family: F::read(dir, index, encoding)?,
             vae: config::read(&dir.join("vae/config.json"))?,
             scheduler: config::read(&dir.join("scheduler/scheduler_config.json"))?,
         };

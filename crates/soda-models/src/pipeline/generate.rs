@@ -327,23 +327,7 @@ impl Pipeline {
             return refuse("guidance", request.guidance_scale.to_string(), expected);
         }
         let size = request.size.unwrap_or([self.image_size(); 2]);
-        let unit = self.pixels_per_token();
-        if size.iter().any(|side| *side == 0 || !side.is_multiple_of(unit)) {
-            let expected = format!("both sides must be positive multiples of {unit}");
-            return refuse("size", format!("{}x{}", size[1], size[0]), expected);
-        }
-        let pixels = size.iter().fold(1u64, |pixels, side| pixels.saturating_mul(*side as u64));
-        if pixels > MAX_PIXELS {
-            let expected = format!("an image has at most {MAX_PIXELS} pixels");
-            return refuse("size", format!("{}x{}", size[1], size[0]), expected);
-        }
-        if let Some(most) = self.denoiser_config.most_tokens()
-            && (size[0] / unit > most[0] || size[1] / unit > most[1])
-        {
-            let [height, width] = most.map(|tokens| tokens * unit);
-            let expected = format!("this model draws {width}x{height} pixels at most");
-            return refuse("size", format!("{}x{}", size[1], size[0]), expected);
-        }
+        self.check_size("size", size)?;
         if let Err(expected) = self.text.check_clip_skip(request.clip_skip) {
             return refuse("clip_skip", request.clip_skip.to_string(), expected);
         }
@@ -357,5 +341,36 @@ impl Pipeline {
             }
         }
         Ok(size)
+    }
+
+    /// Refuses a [`resolution`](Self::resolution) that the model does not draw.
+    pub(super) fn check_resolution(&self) -> Result<(), ModelError> {
+        match self.resolution {
+            Some(side) => self.check_size("resolution", [side; 2]),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses images of a size that the model does not draw, by height and width in pixels.
+    fn check_size(&self, field: &'static str, size: [usize; 2]) -> Result<(), ModelError> {
+        let refuse = |expected: String| {
+            let value = format!("{}x{}", size[1], size[0]);
+            Err(ModelError::InvalidRequest { field, value, expected })
+        };
+        let unit = self.pixels_per_token();
+        if size.iter().any(|side| *side == 0 || !side.is_multiple_of(unit)) {
+            return refuse(format!("both sides must be positive multiples of {unit}"));
+        }
+        let pixels = size.iter().fold(1u64, |pixels, side| pixels.saturating_mul(*side as u64));
+        if pixels > MAX_PIXELS {
+            return refuse(format!("an image has at most {MAX_PIXELS} pixels"));
+        }
+        if let Some(most) = self.denoiser_config.most_tokens()
+            && (size[0] / unit > most[0] || size[1] / unit > most[1])
+        {
+            let [height, width] = most.map(|tokens| tokens * unit);
+            return refuse(format!("this model draws {width}x{height} pixels at most"));
+        }
+        Ok(())
     }
 }

@@ -33,7 +33,8 @@ impl Pipeline {
     ///
     /// - The errors of [`Pipeline::load`].
     /// - [`ModelError::UnsupportedPrecision`] if the device does not compute in the dtype.
-    /// - [`ModelError::InvalidRequest`] if no part has the requested variant.
+    /// - [`ModelError::InvalidRequest`] if no part has the requested variant, for an encoding of prompts
+    ///   that the text encoder does not have, and for a resolution that the model does not draw.
     pub fn load_with(
         dir: &Path,
         options: &LoadOptions,
@@ -57,7 +58,8 @@ impl Pipeline {
         options: &LoadOptions,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let configs = info_span!("configs").in_scope(|| Configs::<F>::read(dir, index))?;
+        let configs = info_span!("configs")
+            .in_scope(|| Configs::<F>::read(dir, index, &options.prompt_encoding))?;
         let mut found = Found::new(dir, options.variant.as_deref());
         let weights = configs.family.open(&mut found)?;
         let vae = found.open("vae", DIFFUSERS)?;
@@ -87,17 +89,20 @@ impl Pipeline {
         let vae = vae.with_renamed_keys(weights::KEY_RENAMES);
         let vae = info_span!("vae")
             .in_scope(|| vae.load_into_mixed(vae_config.init(device), dtype, &keep_f32))?;
-        Ok(Self {
+        let pipeline = Self {
             text,
             denoiser,
             vae,
             scheduler,
             denoiser_config,
             vae_config,
+            resolution: options.resolution,
             source: source.to_path_buf(),
             is_distilled,
             warnings: Vec::new(),
             device: device.clone(),
-        })
+        };
+        pipeline.check_resolution()?;
+        Ok(pipeline)
     }
 }

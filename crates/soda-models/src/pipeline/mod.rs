@@ -23,6 +23,7 @@ mod model_name;
 mod networks;
 mod prediction_marks;
 mod prompt;
+mod prompt_encoding;
 mod save;
 mod single_file;
 mod text_encoders;
@@ -35,6 +36,7 @@ pub use load_warning::LoadWarning;
 pub use model::Pipeline;
 pub use model_name::model_name;
 pub use networks::Networks;
+pub use prompt_encoding::PromptEncoding;
 pub use text_encoders::{
     ChatForm, ClipEncoders, Qwen3Encoder, SecondTextEncoder, TextEncoders, TokenIds,
 };

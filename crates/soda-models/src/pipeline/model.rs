@@ -40,6 +40,9 @@ pub struct Pipeline {
     pub denoiser_config: DenoiserConfig,
     /// The config of the autoencoder.
     pub vae_config: VaeConfig,
+    /// Side of the images that are drawn and trained unless a request has another size, in pixels. `None` for
+    /// that of the model's training.
+    pub resolution: Option<usize>,
     /// The directory from which configs and tokenizers were read. [`Pipeline::save`] copies them from there.
     pub source: PathBuf,
     /// Whether the model is distilled to draw in few steps and without guidance.
@@ -51,8 +54,14 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Side of the images that the model was trained on, in pixels.
+    /// Side of the images that are drawn and trained unless a request has another size, in pixels: the
+    /// [`resolution`](Self::resolution), or else that of the model's training.
     pub fn image_size(&self) -> usize {
+        self.resolution.unwrap_or_else(|| self.native_image_size())
+    }
+
+    /// Side of the images that the model was trained on, in pixels.
+    fn native_image_size(&self) -> usize {
         match self.denoiser_config.sample_size() {
             Some(latents) => latents * self.vae_config.pixels_per_patch(),
             None => self.vae_config.sample_size,

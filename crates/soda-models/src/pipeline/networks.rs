@@ -10,7 +10,7 @@ use tracing::info_span;
 
 use super::denoiser::Denoiser;
 use super::model::Pipeline;
-use super::text_encoders::{Qwen3Encoder, TextEncoders, TokenIds, states};
+use super::text_encoders::{TextEncoders, TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
 use crate::flux2::Flux2Transformer;
 use crate::unet::Unet;
@@ -123,9 +123,9 @@ impl Pipeline {
                 TextEncoders::Clip(Box::new(clip))
             }
             TextEncoders::Qwen3(qwen3) => {
-                let Qwen3Encoder { tokenizer, text_encoder, chats } = *qwen3;
-                let text_encoder = TEXT_FORMAT.apply(text_encoder);
-                TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder, chats }))
+                let mut qwen3 = *qwen3;
+                qwen3.text_encoder = TEXT_FORMAT.apply(qwen3.text_encoder);
+                TextEncoders::Qwen3(Box::new(qwen3))
             }
         };
         if self.draws_in_bf16() {

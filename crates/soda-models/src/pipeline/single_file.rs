@@ -18,6 +18,7 @@ use super::families::{StableDiffusionConfigs, StableDiffusionWeights, flux2_file
 use super::family::{Configs, LoadOptions};
 use super::family_name::{FamilyName, model_index};
 use super::model::Pipeline;
+use super::prompt_encoding::PromptEncoding;
 use super::text_encoders::ClipEncoders;
 use crate::clip::ClipTextConfig;
 use crate::error::{ModelError, WeightsError};
@@ -119,7 +120,11 @@ impl Pipeline {
             path: file.to_path_buf(),
             reason: "it has no text encoder where Stable Diffusion 1, 2 or XL has one".to_string(),
         })?;
-        let configs = Configs::<StableDiffusionConfigs>::read(source, &model_index(source)?)?;
+        let configs = Configs::<StableDiffusionConfigs>::read(
+            source,
+            &model_index(source)?,
+            &PromptEncoding::default(),
+        )?;
         let StableDiffusionConfigs { text, text_2, unet, .. } = &configs.family;
         if (family == Family::Sdxl) != text_2.is_some() {
             let reason = format!(
@@ -173,8 +178,11 @@ impl Pipeline {
             return Err(ModelError::Token { token, reason });
         }
         self.check_markable(file)?;
-        let configs =
-            Configs::<StableDiffusionConfigs>::read(&self.source, &model_index(&self.source)?)?;
+        let configs = Configs::<StableDiffusionConfigs>::read(
+            &self.source,
+            &model_index(&self.source)?,
+            &PromptEncoding::default(),
+        )?;
         let StableDiffusionConfigs { text, text_2, unet: unet_config, .. } = &configs.family;
         let family = match (second, unet_config.use_linear_projection) {
             (Some(_), _) => Family::Sdxl,

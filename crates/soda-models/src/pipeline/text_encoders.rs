@@ -9,9 +9,6 @@ use crate::condition::{AddedCondition, Condition};
 use crate::qwen3::Qwen3TextModel;
 use crate::tokenizer::{PaddedPrompts, QwenEncoding, QwenTokenizer, Thinking, Tokenizer};
 
-/// The most tokens of a chat, to which prompts are padded. A tokenizer may have a smaller maximum.
-const LENGTH: usize = QwenTokenizer::PIPELINE_LENGTH;
-
 /// The text encoders of a model family.
 #[derive(Debug, Clone)]
 pub enum TextEncoders {
@@ -52,6 +49,10 @@ pub struct Qwen3Encoder {
     pub text_encoder: Qwen3TextModel,
     /// The form of the chats.
     pub chats: ChatForm,
+    /// The most tokens of a chat, to which prompts are padded where the denoiser sees the padding.
+    pub max_sequence_length: usize,
+    /// Whether the states that are read and the most tokens are those of the model family.
+    pub has_default_encoding: bool,
 }
 
 /// How prompts become chats, and what a denoiser sees of them.
@@ -181,7 +182,7 @@ impl ClipEncoders {
 impl Qwen3Encoder {
     /// The token ids of one prompt.
     fn tokenize(&self, prompt: &str) -> QwenEncoding {
-        self.tokenizer.encode(prompt, self.chats.thinking, LENGTH)
+        self.tokenizer.encode(prompt, self.chats.thinking, self.max_sequence_length)
     }
 
     /// The token ids of prompts, padded to `length` tokens.
@@ -201,8 +202,8 @@ impl Qwen3Encoder {
         });
         // The states of a token do not depend on what follows it.
         let longest = lengths.as_ref().and_then(|lengths| lengths.iter().copied().max());
-        let PaddedPrompts { ids, mask } =
-            self.tokenize_all(prompts, longest.unwrap_or(LENGTH), device);
+        let length = longest.unwrap_or(self.max_sequence_length);
+        let PaddedPrompts { ids, mask } = self.tokenize_all(prompts, length, device);
         Condition { text: self.text_encoder.forward(ids, mask), lengths, added: None }
     }
 }
@@ -213,7 +214,8 @@ impl TextEncoders {
         match self {
             Self::Clip(clip) => clip.tokenize(prompts, device),
             Self::Qwen3(qwen3) => {
-                let PaddedPrompts { ids, .. } = qwen3.tokenize_all(prompts, LENGTH, device);
+                let length = qwen3.max_sequence_length;
+                let PaddedPrompts { ids, .. } = qwen3.tokenize_all(prompts, length, device);
                 TokenIds { first: ids, second: None }
             }
         }

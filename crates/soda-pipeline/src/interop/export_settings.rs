@@ -122,6 +122,11 @@ impl ExportSettings {
         Self { title, trigger, created: SystemTime::now(), dtype: FloatDType::F16, base }
     }
 
+    /// Sets the side of the training images in pixels, where it is not that of the pipeline.
+    pub fn set_resolution(&mut self, side: usize) {
+        self.base.resolution = side;
+    }
+
     /// The family of the base.
     pub(super) fn family(&self) -> Family {
         self.base.family

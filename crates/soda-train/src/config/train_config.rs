@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use soda_adapters::{MethodConfig, Targets};
+use soda_models::pipeline::PromptEncoding;
 use toml::Table;
 
 use crate::config::augment::AugmentConfig;
@@ -92,6 +93,18 @@ pub struct TrainConfig {
     /// The precision of the text encoders and the autoencoder.
     #[serde(default)]
     pub encoder_precision: Precision,
+    /// Side of the training images and of the samples, in pixels: a multiple of the denoiser's patches. The
+    /// default is that of the base model's training.
+    #[serde(default)]
+    pub resolution: Option<usize>,
+    /// Indices of the text encoder's hidden states that the denoiser reads, for models with a language model;
+    /// see [`PromptEncoding`]. The default is the model family's.
+    #[serde(default)]
+    pub text_encoder_out_layers: Option<Vec<i64>>,
+    /// The most tokens of a prompt, for models with a language model. The default is the limit of the
+    /// tokenizer, at most 512.
+    #[serde(default)]
+    pub max_sequence_length: Option<usize>,
     /// Loss scaling, with `precision = "f16"` only.
     #[serde(default)]
     pub loss_scale: Option<LossScaleConfig>,
@@ -169,6 +182,14 @@ impl TrainConfig {
     /// Returns an error if a field is unknown, missing or of another type. The message has the setting.
     pub fn from_table(table: Table) -> Result<Self, TrainError> {
         table.try_into().map_err(|source| edit::explain(&edit::table_message(&source)).into())
+    }
+
+    /// How a language model encodes the prompts.
+    pub fn prompt_encoding(&self) -> PromptEncoding {
+        PromptEncoding {
+            text_encoder_out_layers: self.text_encoder_out_layers.clone(),
+            max_sequence_length: self.max_sequence_length,
+        }
     }
 
     /// The settings of the text encoders if they are trained.

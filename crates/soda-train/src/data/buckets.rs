@@ -57,19 +57,17 @@ impl Buckets {
             }
         }
         if least > side {
-            let reason =
-                format!("it must be at most {side}, the side that the base was trained on");
+            let reason = format!("it must be at most {side}, the side of a square image");
             return refuse("buckets.min_side", least, reason);
         }
         if most < side {
-            let reason =
-                format!("it must be at least {side}, the side that the base was trained on");
+            let reason = format!("it must be at least {side}, the side of a square image");
             return refuse("buckets.max_side", most, reason);
         }
         let sizes = sizes(side, step, least, most);
         if sizes.len() < 2 {
             let reason = format!(
-                "no size but the square is left for a base of {side} pixels; set a smaller `buckets.step` or \
+                "no size but the square is left for squares of {side} pixels; set a smaller `buckets.step` or \
                  sides further apart"
             );
             return refuse("buckets.step", step, reason);

@@ -60,7 +60,9 @@ impl EncodeCache {
                 let second = clip.second.as_ref().map(|second| fingerprint(&second.text_encoder));
                 format!("{} {}", fingerprint(&clip.text_encoder), second.unwrap_or_default())
             }
-            TextEncoders::Qwen3(qwen3) => fingerprint(&qwen3.text_encoder),
+            TextEncoders::Qwen3(qwen3) => {
+                format!("{} {}", fingerprint(&qwen3.text_encoder), pipeline.text.prompt_encoding())
+            }
         };
         Self {
             folder,

@@ -29,6 +29,8 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
     let options = LoadOptions {
         dtype: config.encoder_precision.dtype(),
         denoiser: Some(DenoiserPrecision { dtype: config.precision.dtype(), keep_f32: exact }),
+        resolution: config.resolution,
+        prompt_encoding: config.prompt_encoding(),
         ..LoadOptions::default()
     };
     let mut pipeline = Pipeline::load_with(&config.base, &options, device)?;

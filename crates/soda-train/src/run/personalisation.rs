@@ -9,7 +9,7 @@ use soda_adapters::{for_inference, named_params};
 use soda_linalg::SvdCache;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{Pipeline, model_name};
+use soda_models::pipeline::{Pipeline, PromptEncoding, model_name};
 use soda_models::scheduler::SchedulerOverrides;
 use soda_pipeline::{AdapterFile, Header};
 use tracing::info_span;
@@ -231,7 +231,7 @@ impl Personalisation {
         let trainer = if with_graph { trainer.with_graph() } else { trainer };
         span.exit();
         on_event(Event::Stage { name: TRAINING });
-        let header = header(&config, &dataset);
+        let header = header(&config, &dataset, sampler.pipeline.text.prompt_encoding());
         let tensorboard = folder.file(RunFolder::TENSORBOARD);
         let mut events = config.tensorboard.then(|| Events::create(&tensorboard)).transpose()?;
         let training = TrainingLoop {
@@ -338,7 +338,7 @@ fn with_absolute_paths(config: &TrainConfig) -> Result<TrainConfig, TrainError> 
 }
 
 /// The header of the adapter's file, without the summary of the training.
-fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
+fn header(config: &TrainConfig, dataset: &Dataset, encoding: PromptEncoding) -> Header {
     let words = config.trained_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
     let new = words.filter(|word| !dataset.trigger.iter().any(|trigger| trigger.contains(*word)));
     let change = config.objective.scheduler_overrides();
@@ -347,6 +347,7 @@ fn header(config: &TrainConfig, dataset: &Dataset) -> Header {
         trigger: dataset.trigger.iter().chain(new).cloned().collect(),
         schedule: if change == SchedulerOverrides::default() { Value::Null } else { json!(change) },
         training: json!({}),
+        prompt_encoding: encoding,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::pipeline::family::{Configs, DIFFUSERS, Found, LoadOptions};
 use crate::pipeline::family_name::model_index;
 use crate::pipeline::load_warning::LoadWarning;
 use crate::pipeline::model::Pipeline;
+use crate::pipeline::prompt_encoding::PromptEncoding;
 use crate::weights::Checkpoint;
 use crate::weights::ldm::Layout;
 
@@ -38,7 +39,11 @@ impl Pipeline {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let configs = Configs::<Flux2KleinConfigs>::read(source, &model_index(source)?)?;
+        let configs = Configs::<Flux2KleinConfigs>::read(
+            source,
+            &model_index(source)?,
+            &PromptEncoding::default(),
+        )?;
         let mut found = Found::new(source, None);
         let transformer = Layout::flux2(configs.family.transformer(), prefix).read(file);
         let weights = Qwen3AndTransformer::with_transformer(&mut found, transformer)?;

@@ -14,6 +14,7 @@ use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
     Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, refuse_config,
 };
+use crate::pipeline::prompt_encoding::PromptEncoding;
 use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
 use crate::scheduler::SchedulerConfig;
@@ -37,9 +38,18 @@ impl Flux2KleinConfigs {
 impl Family for Flux2KleinConfigs {
     type Weights = Qwen3AndTransformer;
 
-    fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
+    fn read(
+        dir: &Path,
+        index: &Map<String, Value>,
+        encoding: &PromptEncoding,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
-            text: Qwen3Configs::read(dir, HiddenStates::FLUX2_KLEIN)?,
+            text: Qwen3Configs::read(
+                dir,
+                HiddenStates::FLUX2_KLEIN,
+                ChatForm::FLUX2_KLEIN,
+                encoding,
+            )?,
             transformer: config::read(&dir.join(Denoiser::TRANSFORMER).join("config.json"))?,
             is_distilled: distilled_mark(dir, index)?.unwrap_or(false),
         })
@@ -59,7 +69,8 @@ impl Family for Flux2KleinConfigs {
         }
         let (width, found) = (self.text.width(), self.transformer.joint_attention_dim);
         if found != width {
-            let supported = format!("{width}, the width of three states of the text encoder");
+            let supported =
+                format!("{width}, the width of the text encoder's states that are read");
             let part = Denoiser::TRANSFORMER;
             return refuse_config(dir, part, "joint_attention_dim", found, supported);
         }
@@ -86,6 +97,6 @@ impl Family for Flux2KleinConfigs {
         device: &Device,
     ) -> Result<LoadedNetworks, ModelError> {
         let network = (self.transformer.init(device), DenoiserConfig::Flux2(self.transformer));
-        weights.load(self.text, ChatForm::FLUX2_KLEIN, network, options, device)
+        weights.load(self.text, network, options, device)
     }
 }

@@ -12,6 +12,7 @@ use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
     DenoiserPrecision, Found, LoadOptions, LoadedNetworks, TRANSFORMERS,
 };
+use crate::pipeline::prompt_encoding::PromptEncoding;
 use crate::pipeline::text_encoders::{ChatForm, Qwen3Encoder, TextEncoders};
 use crate::qwen3::{self, HiddenStates, Qwen3Config};
 use crate::tokenizer::QwenTokenizer;
@@ -23,17 +24,41 @@ pub(super) struct Qwen3Configs {
     config: Qwen3Config,
     states: HiddenStates,
     tokenizer: QwenTokenizer,
+    chats: ChatForm,
+    max_sequence_length: usize,
+    has_default_encoding: bool,
 }
 
 impl Qwen3Configs {
-    /// Reads everything but the weights of the model in `dir`, for the hidden states with these indices.
-    pub(super) fn read(dir: &Path, states: &[i64]) -> Result<Self, ModelError> {
+    /// Reads everything but the weights of the model in `dir`. `states` are the indices of the hidden states
+    /// that the family reads, unless `encoding` has others.
+    pub(super) fn read(
+        dir: &Path,
+        states: &[i64],
+        chats: ChatForm,
+        encoding: &PromptEncoding,
+    ) -> Result<Self, ModelError> {
         let config: Qwen3Config = config::read(&dir.join("text_encoder/config.json"))?;
         let tokenizer_dir = dir.join("tokenizer");
         let tokenizer = QwenTokenizer::from_dir(&tokenizer_dir)?;
         tokenizer.check_fits(&tokenizer_dir, &config)?;
-        let states = config.hidden_states(states)?;
-        Ok(Self { config, states, tokenizer })
+        let default_states = config.hidden_states(states)?;
+        let states = match &encoding.text_encoder_out_layers {
+            Some(layers) => config.hidden_states(layers)?,
+            None => default_states.clone(),
+        };
+        let most = tokenizer.max_length().min(QwenTokenizer::PIPELINE_LENGTH);
+        let least = tokenizer.encode("", chats.thinking, usize::MAX).ids.len() + 1;
+        let max_sequence_length = encoding.max_sequence_length.unwrap_or(most);
+        if !(least..=most).contains(&max_sequence_length) {
+            return Err(ModelError::InvalidRequest {
+                field: "max_sequence_length",
+                value: max_sequence_length.to_string(),
+                expected: format!("it must be from {least}, a chat of one word, to {most} tokens"),
+            });
+        }
+        let has_default_encoding = states == default_states && max_sequence_length == most;
+        Ok(Self { config, states, tokenizer, chats, max_sequence_length, has_default_encoding })
     }
 
     /// Width of the states of a token.
@@ -43,7 +68,7 @@ impl Qwen3Configs {
 
     /// The most tokens of a prompt.
     pub(super) fn most_tokens(&self) -> usize {
-        self.tokenizer.max_length().min(QwenTokenizer::PIPELINE_LENGTH)
+        self.max_sequence_length
     }
 }
 
@@ -72,19 +97,31 @@ impl Qwen3AndTransformer {
     pub(super) fn load<M: Module + Into<Denoiser>>(
         self,
         text: Qwen3Configs,
-        chats: ChatForm,
         (transformer, denoiser_config): (M, DenoiserConfig),
         options: &LoadOptions,
         device: &Device,
     ) -> Result<LoadedNetworks, ModelError> {
-        let Qwen3Configs { config, states, tokenizer } = text;
+        let Qwen3Configs {
+            config,
+            states,
+            tokenizer,
+            chats,
+            max_sequence_length,
+            has_default_encoding,
+        } = text;
         let text_encoder = info_span!("text_encoder")
             .in_scope(|| qwen3::load_opened(self.text, &config, &states, options.dtype, device))?;
         let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
         let denoiser = info_span!("transformer")
             .in_scope(|| self.transformer.load_into_mixed(transformer, dtype, &keep_f32))?;
         Ok(LoadedNetworks {
-            text: TextEncoders::Qwen3(Box::new(Qwen3Encoder { tokenizer, text_encoder, chats })),
+            text: TextEncoders::Qwen3(Box::new(Qwen3Encoder {
+                tokenizer,
+                text_encoder,
+                chats,
+                max_sequence_length,
+                has_default_encoding,
+            })),
             denoiser: denoiser.into(),
             denoiser_config,
         })

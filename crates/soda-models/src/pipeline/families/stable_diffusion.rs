@@ -14,6 +14,7 @@ use crate::pipeline::family::{
     DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, refuse_config,
     unsupported,
 };
+use crate::pipeline::prompt_encoding::PromptEncoding;
 use crate::pipeline::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
 use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
@@ -42,7 +43,12 @@ pub(crate) struct StableDiffusionWeights {
 impl Family for StableDiffusionConfigs {
     type Weights = StableDiffusionWeights;
 
-    fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
+    fn read(
+        dir: &Path,
+        index: &Map<String, Value>,
+        encoding: &PromptEncoding,
+    ) -> Result<Self, ModelError> {
+        encoding.refuse_for_clip()?;
         let read_text = |part: &str| -> Result<ClipTextConfig, ModelError> {
             config::read(&dir.join(part).join("config.json"))
         };

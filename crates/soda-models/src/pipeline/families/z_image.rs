@@ -14,6 +14,7 @@ use crate::pipeline::family::{
     Family, Found, LoadOptions, LoadedNetworks, check_flow, distilled_mark, refuse_config,
     unsupported,
 };
+use crate::pipeline::prompt_encoding::PromptEncoding;
 use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
 use crate::scheduler::SchedulerConfig;
@@ -36,9 +37,13 @@ pub(crate) struct ZImageConfigs {
 impl Family for ZImageConfigs {
     type Weights = Qwen3AndTransformer;
 
-    fn read(dir: &Path, index: &Map<String, Value>) -> Result<Self, ModelError> {
+    fn read(
+        dir: &Path,
+        index: &Map<String, Value>,
+        encoding: &PromptEncoding,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
-            text: Qwen3Configs::read(dir, HiddenStates::Z_IMAGE)?,
+            text: Qwen3Configs::read(dir, HiddenStates::Z_IMAGE, ChatForm::Z_IMAGE, encoding)?,
             transformer: config::read(&dir.join(Denoiser::TRANSFORMER).join("config.json"))?,
             distilled_mark: distilled_mark(dir, index)?,
         })
@@ -101,6 +106,6 @@ impl Family for ZImageConfigs {
         device: &Device,
     ) -> Result<LoadedNetworks, ModelError> {
         let network = (self.transformer.init(device), DenoiserConfig::ZImage(self.transformer));
-        weights.load(self.text, ChatForm::Z_IMAGE, network, options, device)
+        weights.load(self.text, network, options, device)
     }
 }

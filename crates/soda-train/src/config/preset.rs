@@ -107,6 +107,54 @@ guidance = 5.0
 ",
     },
     Preset {
+        name: "flux2-klein-4b",
+        about: "a subject on FLUX.2 klein base 4B at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
+        method: &["method=lora", "method.rank=32"],
+        settings: "\
+steps = 1000
+batch_size = 1
+resolution = 512
+precision = \"bf16\"
+encoder_precision = \"bf16\"
+checkpointing = \"block\"
+targets = [\"attention+ff\"]
+[optimizer]
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 250
+timesteps = 4
+[samples]
+every = 500
+guidance = 4.0
+",
+    },
+    Preset {
+        name: "z-image",
+        about: "a subject on Z-Image at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
+        method: &["method=lora", "method.rank=32"],
+        settings: "\
+steps = 1000
+batch_size = 1
+resolution = 512
+precision = \"bf16\"
+encoder_precision = \"bf16\"
+checkpointing = \"block\"
+targets = [\"attention+ff\"]
+[objective]
+timestep_shift = 2.0
+[optimizer]
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 250
+timesteps = 4
+[samples]
+every = 500
+guidance = 4.0
+",
+    },
+    Preset {
         name: "paper",
         about: "the released SODA recipe: DCO with beta 1000, constant rates, 1000 steps of one image",
         method: &["method=soda-paper"],

@@ -60,10 +60,7 @@ impl EncodedPrompts {
     ) -> Self {
         let mut states = HashMap::new();
         for prompt in prompts {
-            if !states.contains_key(&prompt) {
-                let encoded = encode(&prompt).into_data();
-                states.insert(prompt, encoded);
-            }
+            states.entry(prompt).or_insert_with_key(|prompt| encode(prompt).into_data());
         }
         Self { states, hash }
     }

@@ -67,6 +67,17 @@ _FLUX2_OTHERS = {
     "norm_out.linear": "final_layer.adaLN_modulation.1",
 }
 
+# The weights of Z-Image by diffusers' names that ComfyUI calls otherwise.
+_Z_IMAGE = {
+    ".attention.to_q": ".attention.qkv[0]",
+    ".attention.to_k": ".attention.qkv[1]",
+    ".attention.to_v": ".attention.qkv[2]",
+    ".attention.to_out.0": ".attention.out",
+    "all_x_embedder.2-1": "x_embedder",
+    "all_final_layer.2-1": "final_layer",
+}
+_Z_IMAGE_MODULES = ("layers.", "noise_refiner.", "context_refiner.", "cap_embedder.", "t_embedder.", "all_")
+
 
 def flux2_name(path):
     """The name in ComfyUI of a weight of diffusers' FLUX.2, and the third that it is of a fused one, or `None`."""
@@ -83,6 +94,18 @@ def flux2_name(path):
     if stem in _FLUX2_OTHERS:
         return f"{_FLUX2_OTHERS[stem]}.weight", None
     return None
+
+
+def z_image_name(path):
+    """The name in ComfyUI of a weight of diffusers' Z-Image, and the third that it is of a fused one, or `None`."""
+    if not path.startswith(_Z_IMAGE_MODULES):
+        return None
+    stem, third = path.removesuffix(".weight"), None
+    for theirs, ours in _Z_IMAGE.items():
+        stem = stem.replace(theirs, ours)
+    if stem.endswith("]"):
+        stem, third = stem[:-3], int(stem[-2])
+    return f"{stem}.weight", third
 
 
 class Place:
@@ -111,11 +134,11 @@ def unet_places(model):
 
 
 def transformer_places(model, paths):
-    """The places of weights of FLUX.2's transformer, by the names of diffusers."""
+    """The places of weights of the transformer of FLUX.2 or Z-Image, by the names of diffusers."""
     weights = model.state_dict()
     places = {}
     for path in paths:
-        name = flux2_name(path)
+        name = flux2_name(path) or z_image_name(path)
         key = f"diffusion_model.{name[0]}" if name else None
         if key in weights:
             third = weights[key].shape[0] // 3

@@ -10,7 +10,7 @@ use soda_adapters::{AnyAdapter, Plan};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use soda_pipeline::{
-    AdapterFile, LoadAdapterOptions, MergeMode, MergeOptions, PipelineError, load_adapter,
+    AdapterFile, LoadAdapterOptions, MergeMode, MergeOptions, PipelineError, counted, load_adapter,
     merge_adapters,
 };
 use soda_train::Event;
@@ -154,10 +154,10 @@ fn show_decomposition(progress: &mut Progress, done: usize, total: usize) {
 
 fn print_match(file: &AdapterFile, path: &Path, progress: &Progress) {
     progress.print(&format!(
-        "{}: {}; all {} tensors matched",
+        "{}: {}; all {} matched",
         path.display(),
         file.summary(),
-        file.num_tensors()
+        counted(file.num_tensors(), "tensor")
     ));
 }
 

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use burn::tensor::Device;
 use soda_models::ModelError;
-use soda_models::pipeline::{Denoiser, LoadOptions, Pipeline};
+use soda_models::pipeline::{LoadOptions, Pipeline};
 use tracing::info_span;
 
 use crate::progress::Progress;
@@ -47,19 +47,6 @@ pub(crate) fn print_warnings(pipeline: &Pipeline, progress: &Progress) {
     for warning in &pipeline.warnings {
         progress.warn(&warning.to_string());
     }
-}
-
-/// Refuses Z-Image, whose adapters have no names in other tools' formats yet.
-///
-/// # Errors
-/// The denoiser is that of Z-Image.
-pub(crate) fn require_other_names(pipeline: &Pipeline) -> Result<()> {
-    ensure!(
-        !matches!(pipeline.denoiser, Denoiser::ZImage(_)),
-        "{} is a Z-Image model, whose adapters are neither exported nor imported yet: use `soda merge`",
-        pipeline.source.display()
-    );
-    Ok(())
 }
 
 /// Warns that what was written does not hold how the pipeline encodes prompts.

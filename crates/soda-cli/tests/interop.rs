@@ -160,7 +160,7 @@ fn inspect_tells_what_a_file_of_another_tool_is() {
             fixture("sd15", "peft"),
             &["unet: PEFT directory, LORA", "target_modules: ", "rank: 2 to 3"],
         ),
-        (foreign("dora_out.safetensors"), &["DoRA adapter", "1 layers of the UNet", "rank: 4"]),
+        (foreign("dora_out.safetensors"), &["DoRA adapter", "1 layer of the UNet", "rank: 4"]),
         (foreign("lokr_full.safetensors"), &["LoKr adapter in the names of kohya's sd-scripts"]),
         (foreign("kohya_oft.safetensors"), &["OFT adapter in the names of kohya's sd-scripts"]),
         (foreign("mixed.safetensors"), &["LoKr, LoRA adapter"]),

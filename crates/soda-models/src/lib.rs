@@ -7,6 +7,7 @@
 //! | [`unet`] | the denoiser | `UNet2DConditionModel` |
 //! | [`flux2`] | the denoiser of FLUX.2 klein | `Flux2Transformer2DModel` |
 //! | [`z_image`] | the denoiser of Z-Image | `ZImageTransformer2DModel` |
+//! | [`original_names`] | layers of transformers in the names of their authors | `convert_*_to_diffusers` |
 //! | [`rotary`] | rotary position embeddings over several axes | `apply_rotary_emb` |
 //! | [`stages`] | denoisers as sequences of stages, for gradient checkpointing | |
 //! | [`condition`] | inputs of a denoiser beside the latents | `encoder_hidden_states`, `added_cond_kwargs` |
@@ -38,6 +39,7 @@ mod layers;
 pub mod metrics;
 mod module_enum;
 pub mod noise;
+pub mod original_names;
 pub mod pipeline;
 pub mod qwen3;
 pub mod rotary;

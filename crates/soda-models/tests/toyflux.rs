@@ -12,6 +12,7 @@ use soda_models::ModelError;
 use soda_models::flux2::{Flux2Config, Flux2Transformer};
 use soda_models::pipeline::{
     Denoiser, GenerateConfig, InitImage, LoadOptions, Networks, Pipeline, PromptEncoding,
+    TextEncoderUse, TextEncoders,
 };
 use soda_models::scheduler::SamplerKind;
 use soda_models::vae::{Vae, VaeConfig};
@@ -190,6 +191,43 @@ fn the_encoding_of_prompts_is_a_choice() {
         let message = load(layers, length).unwrap_err().to_string();
         assert!(message.contains(needle), "{layers:?} {length:?}: {message}");
     }
+}
+
+/// The text encoder is freed before the transformer is read, and what it made of the prompts stays.
+#[test]
+fn prompts_are_encoded_before_the_text_encoder_is_freed() {
+    let device = Device::default();
+    let load = |hash| {
+        let prompts = [prompts(), vec![String::new()]].concat();
+        let text_encoder = TextEncoderUse::EncodeAndFree { prompts, hash };
+        Pipeline::load_with(
+            &base(),
+            &LoadOptions { text_encoder, ..LoadOptions::default() },
+            &device,
+        )
+        .unwrap()
+    };
+    let freed = load(true);
+    check_tensor("prompt_embeds", freed.encode_prompts(&prompts()), &reference(), TOLERANCE);
+    let hash = |pipeline: &Pipeline| match &pipeline.text {
+        TextEncoders::Qwen3(qwen3) => qwen3.weights_hash(),
+        TextEncoders::Clip(_) => panic!("another family"),
+    };
+    let kept = pipeline(&device);
+    assert_eq!(hash(&freed), hash(&kept));
+    assert_eq!((hash(&freed).len(), hash(&load(false)).len()), (64, 0));
+    assert_eq!(freed.text.prompt_encoding(), kept.text.prompt_encoding());
+
+    let two_steps = |prompt: &str| GenerateConfig { steps: 2, ..request(vec![prompt.to_owned()]) };
+    let draw = |pipeline: &Pipeline, prompt: &str| {
+        pipeline.generate(&two_steps(prompt), &mut |_, _| {}).map(|images| images[0].clone())
+    };
+    let known = &prompts()[0];
+    assert_eq!(draw(&freed, known).unwrap(), draw(&kept, known).unwrap());
+    let message = draw(&freed, "another prompt").unwrap_err().to_string();
+    assert!(message.contains("`prompt` is another prompt"), "{message}");
+    let drawing = freed.in_drawing_format();
+    assert_eq!(draw(&drawing, known).unwrap(), draw(&kept.in_drawing_format(), known).unwrap());
 }
 
 /// A saved and reloaded model generates the same images, also from an initial image and in another shape.

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use soda_models::ModelError;
 use soda_models::condition::Condition;
 use soda_models::pipeline::{
-    Denoiser, GenerateConfig, InitImage, LoadOptions, Networks, Pipeline, TextEncoders,
+    Denoiser, GenerateConfig, InitImage, LoadOptions, Networks, Pipeline, PromptStates,
+    TextEncoderUse, TextEncoders,
 };
 use soda_models::z_image::{ZImageConfig, ZImageTransformer};
 use soda_models::{config, weights};
@@ -180,17 +181,24 @@ fn prompts_give_the_embeds_of_the_pipeline() {
     let (fixture, dir) = pipeline_fixture();
     let pipeline = Pipeline::load(dir.path(), &Device::default()).unwrap();
     let TextEncoders::Qwen3(encoder) = &pipeline.text else { panic!("another text encoder") };
-    assert_eq!(encoder.text_encoder.model.layers.len(), 2);
+    let PromptStates::Encoder(text_encoder) = &encoder.states else { panic!("it was freed") };
+    assert_eq!(text_encoder.model.layers.len(), 2);
     let request = request(&fixture);
     let mut prompts = request.prompts;
     prompts.push(request.negative_prompt);
-    let condition = pipeline.condition(&prompts, 0, [24, 40]);
-    let lengths = condition.lengths.unwrap();
-    assert_eq!(lengths, [11, 39, 53]);
-    for (row, length) in lengths.into_iter().enumerate() {
-        let states = condition.text.clone().narrow(0, row, 1).narrow(1, 0, length);
-        let states: Tensor<2> = states.reshape([length, 12]);
-        check_tensor(&format!("embeds.{row}"), states, &fixture, TOLERANCE);
+    // The states of one prompt do not depend on the others, nor on whether the text encoder was freed.
+    let text_encoder = TextEncoderUse::EncodeAndFree { prompts: prompts.clone(), hash: false };
+    let options = LoadOptions { text_encoder, ..LoadOptions::default() };
+    let freed = Pipeline::load_with(dir.path(), &options, &Device::default()).unwrap();
+    for pipeline in [&pipeline, &freed] {
+        let condition = pipeline.condition(&prompts, 0, [24, 40]);
+        let lengths = condition.lengths.unwrap();
+        assert_eq!(lengths, [11, 39, 53]);
+        for (row, length) in lengths.into_iter().enumerate() {
+            let states = condition.text.clone().narrow(0, row, 1).narrow(1, 0, length);
+            let states: Tensor<2> = states.reshape([length, 12]);
+            check_tensor(&format!("embeds.{row}"), states, &fixture, TOLERANCE);
+        }
     }
     let long = "a red ball and ".repeat(200);
     assert!(pipeline.is_truncated(&long) && !pipeline.is_truncated(&prompts[1]));

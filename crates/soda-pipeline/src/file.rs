@@ -20,6 +20,7 @@ use soda_adapters::{
 };
 
 use crate::component::Component;
+use crate::counted::counted;
 use crate::error::PipelineError;
 use crate::header::{Header, from_metadata, to_metadata};
 use crate::safetensors_file::SafetensorsFile;
@@ -165,15 +166,15 @@ impl<M: Method> AdapterFile<M> {
     pub fn summary(&self) -> String {
         let adapter = |(component, state): (&Component, &AdapterState<M>)| {
             format!(
-                "{} on {} weights of the {component} ({} numbers)",
+                "{} on {} of the {component} ({})",
                 state.recipe.method.name(),
-                state.num_weights(),
-                state.num_params()
+                counted(state.num_weights(), "weight"),
+                counted(state.num_params(), "number")
             )
         };
         let embedding = |(token, vectors): (&String, &EmbeddingVectors)| {
             let count = vectors.values().next().map_or(0, |data| data.shape()[0]);
-            format!("the word {token} ({count} vectors)")
+            format!("the word {token} ({})", counted(count, "vector"))
         };
         let adapters = self.adapters.iter().map(adapter);
         adapters.chain(self.embeddings.iter().map(embedding)).collect::<Vec<_>>().join(", ")

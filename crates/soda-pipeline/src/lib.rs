@@ -7,6 +7,7 @@
 //! | put an adapter on a pipeline | [`load_adapter`], [`fuse_adapter`] |
 //! | merge adapters into a pipeline | [`merge_adapters`], [`MergeMode`] |
 //! | name the networks and their usual targets | [`Component`], [`TARGET_PRESETS`] |
+//! | count things in messages | [`counted`] |
 //! | convert files of PEFT, diffusers, kohya's scripts and LyCORIS | [`interop`] |
 //!
 //! ```no_run
@@ -22,6 +23,7 @@
 //! ```
 
 mod component;
+mod counted;
 mod error;
 mod file;
 mod header;
@@ -33,6 +35,7 @@ mod target_presets;
 mod textual_inversion;
 
 pub use component::Component;
+pub use counted::counted;
 pub use error::{FormatError, InteropError, PipelineError};
 pub use file::{AdapterFile, EmbeddingVectors};
 pub use header::Header;

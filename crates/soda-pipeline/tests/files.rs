@@ -56,7 +56,7 @@ fn a_file_has_everything_of_every_method() {
         // A mask by the timestep has no convolutions.
         let paths = &paths[usize::from(method().depends_on_timestep())..];
         assert_eq!(plan.paths().collect::<Vec<_>>(), paths, "{name}");
-        assert!(read.summary().ends_with("the word <mug> (1 vectors)"), "{}", read.summary());
+        assert!(read.summary().ends_with("the word <mug> (1 vector)"), "{}", read.summary());
     }
 }
 

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use soda_adapters::{AdapterState, METHOD_PRESETS, MethodConfig};
 use soda_models::flux2::Flux2Config;
 use soda_models::pipeline::{Networks as PipelineNetworks, Pipeline};
+use soda_models::z_image::ZImageConfig;
 use soda_models::{config, weights};
 use soda_pipeline::interop::{describe, import};
 use soda_pipeline::{AdapterFile, Component, Header, configure_pipeline};
@@ -235,30 +236,49 @@ fn no_file_of_another_tool_makes_the_import_panic() {
 }
 
 /// Files of the original code's names, whose layers are divided among several weights.
-#[test]
-fn no_file_for_flux2_makes_the_import_panic() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("other.safetensors");
-    let (config, file) = models::Fixture::read("flux2-uneven").write_model(folder.path());
-    let config: Flux2Config = config::read(&config).unwrap();
-    let transformer = weights::load(config.init(&Device::default()), &file).unwrap();
-    let networks = PipelineNetworks::from(transformer);
-    let fixtures = soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures/flux2");
-    let seeds = ["kohya", "lokr-bfl", "lycoris-loha", "lycoris-locon-dora-in", "lycoris-oft"];
-    let seeds =
-        seeds.map(|name| std::fs::read(fixtures.join(format!("{name}.safetensors"))).unwrap());
+fn no_file_for_a_transformer_panics(
+    family: &str,
+    networks: &PipelineNetworks,
+    folder: &Path,
+    seeds: &[&str],
+) {
+    let path = folder.join("other.safetensors");
+    let fixtures = soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures").join(family);
+    let read = |name| std::fs::read(fixtures.join(format!("{name}.safetensors"))).unwrap();
+    let seeds: Vec<_> = seeds.iter().map(read).collect();
     for seed in &seeds {
         std::fs::write(&path, seed).unwrap();
-        import(&path, &networks, "net").unwrap();
+        import(&path, networks, "net").unwrap();
     }
     MEMORY.reset_peak_usage();
-    fuzz("import for FLUX.2", &seeds, 300, |input| {
+    fuzz(&format!("import for {family}"), &seeds, 300, |input| {
         std::fs::write(&path, input).unwrap();
-        if let Ok(imported) = import(&path, &networks, "net") {
-            let _ = imported.file.plan(&networks);
+        let _ = describe(&path).map(|description| description.readers());
+        if let Ok(imported) = import(&path, networks, "net") {
+            let _ = imported.file.plan(networks);
         }
     });
     assert!(MEMORY.peak_usage_as_mb() < MOST_MEMORY, "{} MB", MEMORY.peak_usage_as_mb());
+}
+
+#[test]
+fn no_file_for_flux2_makes_the_import_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, file) = models::Fixture::read("flux2-uneven").write_model(folder.path());
+    let config: Flux2Config = config::read(&config).unwrap();
+    let transformer = weights::load(config.init(&Device::default()), &file).unwrap();
+    let seeds = ["kohya", "lokr-bfl", "lycoris-loha", "lycoris-locon-dora-in", "lycoris-oft"];
+    no_file_for_a_transformer_panics("flux2", &transformer.into(), folder.path(), &seeds);
+}
+
+#[test]
+fn no_file_for_z_image_makes_the_import_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, file) = models::Fixture::read("z-image-uneven").write_model(folder.path());
+    let config: ZImageConfig = config::read(&config).unwrap();
+    let transformer = weights::load(config.init(&Device::default()), &file).unwrap();
+    let seeds = ["kohya", "musubi", "ai-toolkit-lokr", "lycoris-lokr", "lycoris-oft"];
+    no_file_for_a_transformer_panics("z_image", &transformer.into(), folder.path(), &seeds);
 }
 
 #[test]

@@ -227,6 +227,35 @@ class Node(unittest.TestCase):
         delta = torch.from_numpy(part.weights["norm_out.linear.weight"]["delta"]).T
         torch.testing.assert_close(found, delta, atol=1e-6, rtol=0)
 
+    def test_a_third_of_a_layer_of_z_image(self):
+        part = soda_adapters.read(path_of("full")).parts["unet"]
+        path = "layers.0.attention.to_k.weight"
+        part.weights = {path: part.weights[QUERY]}
+        base = torch.from_numpy(reference.base_weight("unet", QUERY))
+        adapter = soda_adapters.AdapterFile({"transformer": part})
+        key = "diffusion_model.layers.0.attention.qkv.weight"
+        cpu = torch.device("cpu")
+        fused = torch.cat([base + 1, base, base + 2])
+        model = comfy.model_patcher.ModelPatcher(Weights({key: fused}), load_device=cpu, offload_device=cpu)
+        with self.assertLogs(level=logging.WARNING):
+            node.patch(model, "transformer", adapter, {}, 1.0)
+        model.patch_model()
+        parts = (model.model.state_dict()[key] - torch.cat([base + 1, base, base + 2])).chunk(3)
+        delta = torch.from_numpy(part.weights[path]["delta"]).T
+        torch.testing.assert_close(parts[1], delta, atol=1e-6, rtol=0)
+        self.assertFalse(parts[0].any() or parts[2].any())
+
+    def test_names_of_z_image(self):
+        for path, name in [
+            ("noise_refiner.1.attention.to_out.0.weight", ("noise_refiner.1.attention.out.weight", None)),
+            ("layers.29.attention.to_v.weight", ("layers.29.attention.qkv.weight", 2)),
+            ("layers.0.feed_forward.w2.weight", ("layers.0.feed_forward.w2.weight", None)),
+            ("all_final_layer.2-1.linear.weight", ("final_layer.linear.weight", None)),
+            ("all_x_embedder.2-1.weight", ("x_embedder.weight", None)),
+            ("transformer_blocks.0.attn.to_q.weight", None),
+        ]:
+            self.assertEqual(node.z_image_name(path), name)
+
     def test_all_weights_of_diffusers_have_a_name(self):
         import diffusers
 
@@ -260,6 +289,11 @@ class Node(unittest.TestCase):
             network = diffusers.Flux2Transformer2DModel(num_layers=1, num_single_layers=1)
         missing = [n for n, weight in network.named_parameters() if weight.ndim > 1 and node.flux2_name(n) is None]
         self.assertEqual(missing, [])
+        with torch.device("meta"):
+            network = diffusers.ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)
+        # Pad tokens are no matrices of layers.
+        layers = [n for n, weight in network.named_parameters() if weight.ndim > 1 and n.endswith(".weight")]
+        self.assertEqual([n for n in layers if node.z_image_name(n) is None], [])
 
     def test_another_base_is_refused(self):
         other = unet()

@@ -92,6 +92,39 @@ fn the_encoding_of_prompts_goes_with_the_adapter() {
     refused(merge_adapters(&mut plain, &[(&file, 1.0)], MergeOptions::default()));
 }
 
+/// All prompts of a run are known before its first step: those of shuffled tags, held-out pictures, class
+/// images and dropped captions too.
+#[test]
+fn every_prompt_of_a_run_is_encoded_when_the_text_encoder_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("tags");
+    std::fs::create_dir(&data).unwrap();
+    for index in 0..4 {
+        let picture = workspace_path(&format!("examples/toybox/subjects/castle_mug/0{index}.png"));
+        std::fs::copy(picture, data.join(format!("{index}.png"))).unwrap();
+        std::fs::write(data.join(format!("{index}.txt")), format!("[trigger], red, {index}, big"))
+            .unwrap();
+    }
+    let data = format!("data={}", data.display());
+    train(
+        folder.path(),
+        "run",
+        &[
+            &data,
+            "trigger=sks mug",
+            "augment.tag_orders=3",
+            "augment.caption_dropout=0.5",
+            "validation.held_out=0.25",
+            "prior.prompt=a photo of a mug",
+            "prior.count=2",
+            "samples.prompts=['a [trigger] in the snow']",
+            "samples.unrelated=['a boat']",
+            "samples.every=1",
+            "steps=2",
+        ],
+    );
+}
+
 /// Fewer pixels make fewer tokens. The samples have them too.
 #[test]
 fn the_resolution_is_that_of_training_and_samples() {

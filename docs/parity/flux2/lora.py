@@ -4,7 +4,7 @@
     python docs/parity/flux2/lora.py
     python docs/parity/flux2/lora.py check target/debug/soda
 
-The first command writes crates/soda-pipeline/tests/fixtures/flux2, which tests/flux2_files.rs reads. The
+The first command writes crates/soda-pipeline/tests/fixtures/flux2, which tests/transformer_files reads. The
 transformer is that of transformer.py with uneven sizes. Its weights are a formula of their names. For each
 adapter file there is FILE.expected.safetensors, with the change of each weight times a probe vector:
 
@@ -27,15 +27,14 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
-from lycoris import LycorisNetwork, create_lycoris
 from peft import BOFTConfig, HRAConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
-from peft.tuners.lokr.layer import factorization
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))
-from models import fill, value
+from adapter_files.helpers import Family, check_same, fill_adapter, lokr, lora, probe, report
+from models import fill
 from transformer import ROOT, TOYFLUX, UNEVEN
 
 FIXTURES = ROOT / "crates/soda-pipeline/tests/fixtures/flux2"
@@ -126,59 +125,7 @@ def diffusers_state(original: dict) -> dict:
     return convert_flux2_transformer_checkpoint_to_diffusers(dict(original))
 
 
-def check_same(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
-    for key, tensor in expected.items():
-        assert torch.equal(found[key], tensor), key
-
-
-class Original(torch.nn.Module):
-    """The linear layers of the original code, as a tree of modules."""
-
-    def __init__(self, state: dict):
-        super().__init__()
-        for key, weight in state.items():
-            *parents, _ = key.split(".")
-            if weight.dim() != 2:
-                continue
-            at = self
-            for name in parents[:-1]:
-                if name not in dict(at.named_children()):
-                    at.add_module(name, torch.nn.Module())
-                at = at.get_submodule(name)
-            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
-            layer.weight.data = weight.clone()
-            at.add_module(parents[-1], layer)
-
-    def forward(self, x):
-        return x
-
-    def diffusers_state(self, norms: dict) -> dict:
-        return diffusers_state(norms | self.state_dict())
-
-
-def original() -> tuple[Original, dict]:
-    state = original_state(transformer().state_dict())
-    return Original(state), {key: weight for key, weight in state.items() if weight.dim() == 1}
-
-
-def probe(weight: torch.Tensor) -> torch.Tensor:
-    """Each row times a vector of the formula: any entry in a wrong place changes it."""
-    return weight.double() @ value("probe", weight.shape[-1]).double()
-
-
-def expect(name: str, merged: dict) -> None:
-    base = transformer().state_dict()
-    assert merged.keys() == base.keys(), merged.keys() ^ base.keys()
-    changes = {}
-    for key, weight in base.items():
-        change = merged[key].double() - weight
-        if change.abs().max() > 1e-9:
-            changes[key.removesuffix(".weight")] = probe(change).float().contiguous()
-    assert changes, name
-    path = FIXTURES / f"{name}.expected.safetensors"
-    save_file(changes, path)
-    print(f"{name}: {len(changes)} weights change, {path.stat().st_size} bytes")
+FAMILY = Family(FIXTURES, transformer, original_state, diffusers_state)
 
 
 def pipeline(model) -> Flux2KleinPipeline:
@@ -207,21 +154,6 @@ def unfused(state: dict) -> dict:
     return state | out if not out else {k: w for k, w in (state | out).items() if ".to_qkv." not in k and ".to_added_qkv." not in k}
 
 
-def small(name: str, rows: int, columns: int, scale: float) -> torch.Tensor:
-    return (value(name, rows, columns) * scale).contiguous()
-
-
-def lora(name: str, shape, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return small(f"{name}.a", rank, shape[1], (shape[1] * rank) ** -0.5), small(f"{name}.b", shape[0], rank, 0.3)
-
-
-def save(name: str, tensors: dict) -> Path:
-    path = FIXTURES / f"{name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-    return path
-
-
 def lora_files(state: dict) -> None:
     """LoRAs and LoKrs that diffusers reads."""
     model = transformer()
@@ -233,7 +165,7 @@ def lora_files(state: dict) -> None:
     Flux2KleinPipeline.save_lora_weights(
         FIXTURES, get_peft_model_state_dict(model), weight_name="diffusers.safetensors", transformer_lora_adapter_metadata=metadata
     )
-    expect("diffusers", by_diffusers(FIXTURES / "diffusers.safetensors"))
+    FAMILY.expect("diffusers", by_diffusers(FIXTURES / "diffusers.safetensors"))
 
     bfl, kohya = {}, {}
     for index, layer in enumerate(LAYERS + MODULATION + OUTSIDE):
@@ -249,95 +181,46 @@ def lora_files(state: dict) -> None:
     parts = [lora(f"part.{index}", (WIDTH, WIDTH), 2) for index in range(3)]
     kohya[f"{name}.lora_down.weight"] = torch.cat([a for a, _ in parts])
     kohya[f"{name}.lora_up.weight"] = torch.block_diag(*[b for _, b in parts])
-    expect("bfl", by_diffusers(save("bfl", bfl)))
-    expect("kohya", by_diffusers(save("kohya", kohya)))
+    FAMILY.expect("bfl", by_diffusers(FAMILY.save("bfl", bfl)))
+    FAMILY.expect("kohya", by_diffusers(FAMILY.save("kohya", kohya)))
 
     # ai-toolkit: 126 outputs of queries, keys and values as 7 x 18, which are no thirds, and as 6 x 21.
     shapes = {layer: tuple(state[f"{layer}.weight"].shape) for layer in state_layers(state)}
     name = lambda layer: f"diffusion_model.{layer}"
     layers = [LAYERS[0], LAYERS[1], LAYERS[2], LAYERS[6], OUTSIDE[0]]
     for file, factor in [("lokr-bfl", 7), ("lokr-bfl-thirds", 6)]:
-        expect(file, by_diffusers(save(file, lokr(file, name, {layer: shapes[layer] for layer in layers}, factor))))
+        FAMILY.expect(file, by_diffusers(FAMILY.save(file, lokr(file, name, {layer: shapes[layer] for layer in layers}, factor))))
     layers = ["transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_out"]
     shapes = {layer: tuple(transformer().get_submodule(layer).weight.shape) for layer in layers}
     for file, name in [
         ("lokr-simpletuner", lambda layer: layer),
         ("lokr-lycoris", lambda layer: "lycoris_" + layer.replace(".", "_")),
     ]:
-        expect(file, by_diffusers(save(file, lokr(file, name, shapes, 6))))
+        FAMILY.expect(file, by_diffusers(FAMILY.save(file, lokr(file, name, shapes, 6))))
 
 
 def state_layers(state: dict) -> list[str]:
     return [key.removesuffix(".weight") for key in state if state[key].dim() == 2]
 
 
-def lokr(file: str, name, shapes: dict, factor: int) -> dict:
-    """A LoKr by LyCORIS' rule of sizes, with every second large matrix as a product."""
-    tensors = {}
-    for index, (layer, (rows, columns)) in enumerate(shapes.items()):
-        (small_rows, large_rows), (small_columns, large_columns) = factorization(rows, factor), factorization(columns, factor)
-        key, of = name(layer), f"{file}.{layer}"
-        tensors[f"{key}.lokr_w1"] = small(f"{of}.w1", small_rows, small_columns, 0.3)
-        if index % 2:
-            tensors[f"{key}.lokr_w2"] = small(f"{of}.w2", large_rows, large_columns, 0.3)
-        else:
-            tensors[f"{key}.lokr_w2_a"] = small(f"{of}.w2a", large_rows, 2, 0.3)
-            tensors[f"{key}.lokr_w2_b"] = small(f"{of}.w2b", 2, large_columns, 0.3)
-        tensors[f"{key}.alpha"] = torch.tensor(2.5)
-    return tensors
-
-
-def fill_adapter(model, name: str) -> None:
-    """Values that are no identity."""
-    for key, p in model.named_parameters():
-        if not p.requires_grad and "lora_" not in key:
-            continue
-        if key.endswith("lora_magnitude_vector.default.weight") or "magnitude_vector" in key or "boft_s" in key:
-            p.data = p.data * (1 + 0.1 * value(f"{name}.{key}", *p.shape).to(p.dtype))
-        elif "lora_A" in key or "hada" in key or "lokr" in key or "lora_B" in key:
-            p.data = (value(f"{name}.{key}", *p.shape) * 0.3).to(p.dtype)
-        else:
-            p.data = (value(f"{name}.{key}", *p.shape) * 0.1).to(p.dtype)
-
-
 def peft_directories() -> None:
     """Directories of PEFT, on diffusers' layers and on the original ones."""
     few = [LAYERS[0], LAYERS[1], LAYERS[5], LAST]
-    for name, config, layers in [
-        ("lora", LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=DIFFUSERS), DIFFUSERS),
-        ("dora-bfl", LoraConfig(r=2, lora_alpha=4, use_dora=True, target_modules=few), few),
-        ("pissa-bfl", LoraConfig(r=2, lora_alpha=2, init_lora_weights="pissa", target_modules=few), few),
-        ("loha-bfl", LoHaConfig(r=2, alpha=3, target_modules=few), few),
-        ("lokr-bfl", LoKrConfig(r=2, alpha=3, decompose_factor=7, target_modules=few), few),
-        ("oft-bfl", OFTConfig(oft_block_size=6, use_cayley_neumann=False, target_modules=few), few),
-        ("boft-bfl", BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=1, target_modules=few), few),
-        ("hra-bfl", HRAConfig(r=2, target_modules=few), few),
+    for name, config in [
+        ("lora", LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=DIFFUSERS)),
+        ("dora-bfl", LoraConfig(r=2, lora_alpha=4, use_dora=True, target_modules=few)),
+        ("pissa-bfl", LoraConfig(r=2, lora_alpha=2, init_lora_weights="pissa", target_modules=few)),
+        ("loha-bfl", LoHaConfig(r=2, alpha=3, target_modules=few)),
+        ("lokr-bfl", LoKrConfig(r=2, alpha=3, decompose_factor=7, target_modules=few)),
+        ("oft-bfl", OFTConfig(oft_block_size=6, use_cayley_neumann=False, target_modules=few)),
+        ("boft-bfl", BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=1, target_modules=few)),
+        ("hra-bfl", HRAConfig(r=2, target_modules=few)),
     ]:
-        of_diffusers = layers is DIFFUSERS
-        base, norms = (transformer(), {}) if of_diffusers else original()
-        # PEFT decomposes in f32 only.
-        model = get_peft_model(base.float() if name == "pissa-bfl" else base, config)
-        if name == "pissa-bfl":
-            for key, p in model.named_parameters():
-                if "lora_" in key:
-                    p.data = (p.data.float() + 0.05 * value(f"pissa.{key}", *p.shape)).to(p.dtype)
-        else:
-            fill_adapter(model, name)
-        folder = FIXTURES / "peft" / name
-        with tempfile.TemporaryDirectory() as temporary:
-            model.save_pretrained(temporary)
-            folder.mkdir(parents=True)
-            tensors = load_file(Path(temporary) / "adapter_model.safetensors")
-            save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-            fields = json.loads((Path(temporary) / "adapter_config.json").read_text())
-            fields |= {"base_model_name_or_path": None, "target_modules": sorted(fields["target_modules"])}
-            (folder / "adapter_config.json").write_text(json.dumps(fields, indent=1) + "\n")
-        merged = model.merge_and_unload().double()
-        expect(f"peft/{name}", merged.state_dict() if of_diffusers else merged.diffusers_state(norms))
+        FAMILY.peft_directory(name, config, of_diffusers=name == "lora")
 
 
 def lycoris_files() -> None:
-    """Files of LyCORIS on the original layers, which ComfyUI reads in kohya's names too."""
+    """Files of LyCORIS on the original layers."""
     few = [LAYERS[0], LAYERS[1], LAYERS[5], LAST]
     for name, algo, options in [
         ("locon-dora-in", "lora", {"dora_wd": True, "wd_on_output": False}),
@@ -350,30 +233,8 @@ def lycoris_files() -> None:
         ("oft-constraint", "diag-oft", {"linear_dim": 7, "constraint": 0.001, "rescaled": True}),
         ("full", "full", {}),
     ]:
-        base, norms = original()
-        base = base.float()
-        LycorisNetwork.apply_preset({"target_name": [layer for layer in few if algo not in ["full", "diag-oft"] or "linear1" not in layer], "target_module": []})
-        options = {"linear_dim": 2, "linear_alpha": 3} | options
-        network = create_lycoris(base, 1.0, algo=algo, **options)
-        network.apply_to()
-        fill_lycoris(network, name)
-        tensors = {key: tensor.detach().float() for key, tensor in network.state_dict().items()}
-        save(f"lycoris-{name}", tensors)
-        network.restore()
-        network.merge_to(1.0)
-        merged = base.double().diffusers_state(norms)
-        expect(f"lycoris-{name}", {key: weight.detach() for key, weight in merged.items()})
-
-
-def fill_lycoris(network, name: str) -> None:
-    for key, p in network.named_parameters():
-        if key.endswith("dora_scale") or key.endswith("rescale"):
-            p.data = p.data * (1 + 0.1 * value(f"{name}.{key}", *p.shape))
-        elif key.endswith("scalar"):
-            continue
-        else:
-            scale = 0.05 if "oft_blocks" in key or key.endswith("weight") and "lora" not in key else 0.3
-            p.data = value(f"{name}.{key}", *p.shape) * scale
+        layers = [layer for layer in few if algo not in ["full", "diag-oft"] or "linear1" not in layer]
+        FAMILY.lycoris_file(name, algo, options, layers)
 
 
 def original_keys() -> None:
@@ -441,17 +302,6 @@ def check(soda: str) -> None:
         run("convert", "--base", root / "theirs.safetensors", "--config", base, "--out", root / "ours")
         check_same(load(root / "ours").state_dict(), plain)
         print("single files: equal in both directions, also by from_single_file")
-
-
-def report(name: str, found: dict, expected: dict, base: dict, skip=()) -> None:
-    """The largest difference, relative to the change."""
-    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
-    keys = [key for key in expected if key not in skip]
-    # torch's maximum is NaN if a number is.
-    largest = lambda a, b: torch.stack([(a[key] - b[key]).abs().max() for key in keys]).max().item()
-    change, error = largest(expected, base), largest(found, expected)
-    print(f"{name}: {error / change:.1e} of the change, {change:.2f}")
-    assert error / change < 1e-4, name
 
 
 def main() -> None:

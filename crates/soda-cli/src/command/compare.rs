@@ -13,7 +13,7 @@ use soda_compare::{
 };
 use soda_files::Lock;
 use soda_models::input_file::SizeLimit;
-use soda_pipeline::AdapterFile;
+use soda_pipeline::{AdapterFile, counted};
 use soda_train::{
     Dataset, Event, RunFolder, RunScores, TrainConfig, check_method, read_step_scores, read_text,
     write_file,
@@ -168,10 +168,10 @@ fn check_methods(plan: &ComparisonPlan) -> Result<()> {
 /// Prints the number of runs and the missing folders. Reads data sets as a run does before it opens an image.
 fn check(plan: &ComparisonPlan) -> Result<()> {
     print_result(&format!(
-        "{} arms: {} runs that choose settings, {} that are scored",
-        plan.arms().count(),
-        plan.num_searched(),
-        plan.num_scored(),
+        "{}: {} to choose settings, {} to be scored",
+        counted(plan.arms().count(), "arm"),
+        counted(plan.num_searched(), "run"),
+        counted(plan.num_scored(), "run"),
     ));
     let (folders, bases) = (plan.folders(), plan.bases());
     let absent: Vec<&Path> = folders.iter().map(PathBuf::as_path).filter(|f| !f.is_dir()).collect();
@@ -188,7 +188,9 @@ fn check(plan: &ComparisonPlan) -> Result<()> {
     match missing.len() {
         0 => Ok(()),
         count => {
-            bail!("{count} of the {} folders of the plan are missing", folders.len() + bases.len())
+            let verb = if count == 1 { "is" } else { "are" };
+            let all = counted(folders.len() + bases.len(), "folder");
+            bail!("{count} of the {all} of the plan {verb} missing")
         }
     }
 }
@@ -373,9 +375,9 @@ fn print_scores(runs: &[Run], results: &ResultsFile<RunResult>) {
             None => ("DINO to subject", show(3)),
         };
         print_result(&format!(
-            "{:<16} {} runs  CLIP-T {}  {similarity} {dino}  {:.3} s a step",
+            "{:<16} {}  CLIP-T {}  {similarity} {dino}  {:.3} s a step",
             row.arm,
-            row.runs,
+            counted(row.runs, "run"),
             show(0),
             row.seconds_per_step,
         ));

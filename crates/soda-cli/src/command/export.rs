@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 use soda_models::pipeline::LoadOptions;
+use soda_pipeline::counted;
 use soda_pipeline::interop::{
     AlphaRule, CompressedLora, CompressionBudget, ExportSettings, compress_to_lora, round_for_peft,
     write_diff, write_diffusers, write_embeddings, write_kohya, write_peft,
@@ -12,7 +13,7 @@ use soda_pipeline::interop::{
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
-use crate::base_model::{find_base, require_other_names, warn_of_encoding};
+use crate::base_model::{find_base, warn_of_encoding};
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
 use crate::usage::{require, require_folder_name, require_safetensors_name};
@@ -33,7 +34,8 @@ embeddings writes the new words of textual inversion, one file per word; no othe
 kohya and diffusers files are f16, as most LoRAs are, unless --error 0 asks for all digits. diff and peft are
 exact, and f32. --dtype chooses otherwise; the errors that are listed are those of the file as it is written.
 
-For FLUX.2, kohya and diff have the names of the original code, in which queries, keys and values are one layer.
+For FLUX.2 and Z-Image, kohya and diff have the names of the original code, in which queries, keys and values
+are one layer.
 For a whole checkpoint, use `soda merge`.")]
 pub(crate) struct ExportArgs {
     /// The base model: a diffusers directory, or a name on a hub
@@ -120,7 +122,6 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
     if !words {
-        require_other_names(&pipeline)?;
         file.check_has_weights()?;
     }
     if words {
@@ -159,7 +160,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         let precision =
             if error == 0.0 { "exact".to_owned() } else { format!("relative error {error:.2e}") };
         let (out, deltas) = (args.out.display(), plan.paths().len());
-        print_result(&format!("{out}: {deltas} deltas, {precision}"));
+        print_result(&format!("{out}: {}, {precision}", counted(deltas, "delta")));
         return Ok(());
     }
     let budget = CompressionBudget { error: args.error, max_rank: args.max_rank };
@@ -186,9 +187,9 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     }
     print_layers(&lora);
     print_result(&format!(
-        "{}: {} layers, ranks up to {}, relative error {:.2e} over all",
+        "{}: {}, ranks up to {}, relative error {:.2e} over all",
         args.out.display(),
-        lora.reports.len(),
+        counted(lora.reports.len(), "layer"),
         lora.reports.iter().map(|layer| layer.rank).max().unwrap_or_default(),
         lora.error
     ));

@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::input_file::{self, SizeLimit};
-use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
+use soda_models::pipeline::{
+    GenerateConfig, InitImage, LoadOptions, Pipeline, TextEncoderUse, model_name,
+};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_train::{Event, write_file};
 use tracing::info_span;
@@ -295,6 +297,11 @@ fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
         dtype: args.dtype.into(),
         variant: args.variant.clone(),
         prompt_encoding: args.prompt_encoding.encoding(),
+        // Its memory is free before the denoiser is read.
+        text_encoder: TextEncoderUse::EncodeAndFree {
+            prompts: args.prompt.iter().chain([&args.negative]).cloned().collect(),
+            hash: false,
+        },
         ..LoadOptions::default()
     };
     let base = find_base(&args.base, options.variant.as_deref())?;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use soda_models::pipeline::{LoadOptions, model_name};
-use soda_pipeline::configure_pipeline;
 use soda_pipeline::interop::{Imported, import};
+use soda_pipeline::{configure_pipeline, counted};
 
 use crate::args::{DeviceArg, PromptEncodingArgs};
-use crate::base_model::{find_base, load_base, require_other_names};
+use crate::base_model::{find_base, load_base};
 use crate::progress::{Progress, print_result};
 
 #[derive(Debug, Args)]
@@ -48,7 +48,6 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     let options =
         LoadOptions { prompt_encoding: args.prompt_encoding.encoding(), ..LoadOptions::default() };
     let mut pipeline = load_base(&base, &options, &device)?;
-    require_other_names(&pipeline)?;
     let name = model_name(&base);
     let Imported { mut file, matched, unmatched, unread, absent } =
         import(&args.path, &pipeline.networks(), &name)
@@ -84,18 +83,19 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
         ));
     }
     print_result(&format!(
-        "{}: {}; {} weights matched, {} names left out",
+        "{}: {}; {} matched, {} left out",
         args.out.display(),
         file.summary(),
-        matched.len(),
-        unmatched.len() + unread.len() + absent.values().map(Vec::len).sum::<usize>()
+        counted(matched.len(), "weight"),
+        counted(
+            unmatched.len() + unread.len() + absent.values().map(Vec::len).sum::<usize>(),
+            "name"
+        )
     ));
     Ok(())
 }
 
 fn count(tensors: usize) -> String {
-    match tensors {
-        1 => "1 tensor is".to_owned(),
-        tensors => format!("{tensors} tensors are"),
-    }
+    let verb = if tensors == 1 { "is" } else { "are" };
+    format!("{} {verb}", counted(tensors, "tensor"))
 }

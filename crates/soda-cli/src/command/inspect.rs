@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use soda_models::input_file::{SizeLimit, read_text};
 use soda_models::weights::SafetensorsReader;
 use soda_pipeline::interop::{Description, FileKind, describe};
-use soda_pipeline::{AdapterFile, Component, FormatError, PipelineError};
+use soda_pipeline::{AdapterFile, Component, FormatError, PipelineError, counted};
 
 use crate::base_model::find_base;
 use crate::progress::print_result;
@@ -59,9 +59,9 @@ fn print_adapter(file: &AdapterFile) {
         print_result(&format!("  rotations of width {width}: {sizes}"));
     }
     print_result(&format!(
-        "  {} trained parameters in {} tensors:",
-        file.num_params(),
-        file.num_tensors()
+        "  {} in {}:",
+        counted(file.num_params(), "trained parameter"),
+        counted(file.num_tensors(), "tensor")
     ));
     for (key, data) in file.tensors() {
         print_result(&format!("  {key} {:?}", data.shape().as_slice()));
@@ -104,7 +104,11 @@ fn print_file(path: &Path) -> Result<()> {
     for (key, value) in file.metadata() {
         let start: String = value.chars().take(MAX_VALUE).collect();
         let rest = value.chars().count().saturating_sub(MAX_VALUE);
-        let rest = if rest > 0 { format!(" ... {rest} characters more") } else { String::new() };
+        let rest = if rest > 0 {
+            format!(" ... {} more", counted(rest, "character"))
+        } else {
+            String::new()
+        };
         print_result(&format!("  {key} = {start:?}{rest}"));
     }
     for (key, dtype, shape) in file.tensors() {
@@ -130,7 +134,7 @@ fn print_description(description: &Description) {
             let network = component.map_or("a network without a name".to_owned(), |component| {
                 format!("the {component}")
             });
-            print_result(&format!("  {count} layers of {network}"));
+            print_result(&format!("  {} of {network}", counted(*count, "layer")));
         }
         print_range("rank", *ranks);
         print_range("alpha", *alphas);
@@ -233,7 +237,7 @@ fn count_values(path: &Path) -> Result<String> {
     }
     let count = file.tensors().count();
     let values: Vec<_> = values.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
-    Ok(format!(": {count} tensors, {}", values.join(" + ")))
+    Ok(format!(": {}, {}", counted(count, "tensor"), values.join(" + ")))
 }
 
 fn read_json(path: &Path) -> Result<Value> {

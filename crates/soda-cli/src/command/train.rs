@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use soda_adapters::{AdapterError, TargetError};
+use soda_pipeline::counted;
 use soda_train::{
     Event, Personalisation, RunFolder, RunFolderError, RunSummary, RunTarget, TrainError,
 };
@@ -164,11 +165,11 @@ const INTERRUPTED: i32 = 130;
 
 fn print_summary(summary: &RunSummary) {
     print_result(&format!(
-        "{}: {} trained parameters on {} layers, {} steps in {:.0} s",
+        "{}: {} on {}, {} in {:.0} s",
         summary.folder.display(),
-        summary.num_params,
-        summary.num_layers,
-        summary.history.steps.len(),
+        counted(summary.num_params, "trained parameter"),
+        counted(summary.num_layers, "layer"),
+        counted(summary.history.steps.len(), "step"),
         summary.seconds,
     ));
     if let (Some(before), Some(after)) = (summary.before, summary.after) {

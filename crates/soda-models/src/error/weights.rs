@@ -48,7 +48,7 @@ pub enum WeightsError {
 
     /// The file holds tensors that the network does not have.
     #[error(
-        "{} holds {} tensors that the network has no place for ({}): it belongs to another model or to another config.json",
+        "{} holds tensors that the network has no place for, {} in all ({}): it belongs to another model or to another config.json",
         .path.display(), .keys.len(), first_keys(.keys)
     )]
     UnusedKeys {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::denoiser::{Denoiser, DenoiserConfig};
 use super::load_warning::LoadWarning;
 use super::prompt_encoding::PromptEncoding;
+use super::prompt_states::TextEncoderUse;
 use super::text_encoders::TextEncoders;
 use crate::config;
 use crate::error::{ConfigError, ModelError};
@@ -36,6 +37,8 @@ pub struct LoadOptions {
     pub resolution: Option<usize>,
     /// How a language model encodes prompts. Refused for models with CLIP text encoders, if it is set.
     pub prompt_encoding: PromptEncoding,
+    /// How long a language model stays in memory. CLIP text encoders stay in any case.
+    pub text_encoder: TextEncoderUse,
 }
 
 /// The dtypes of a denoiser that is to be adapted.
@@ -57,6 +60,7 @@ impl Default for LoadOptions {
             denoiser: None,
             resolution: None,
             prompt_encoding: PromptEncoding::default(),
+            text_encoder: TextEncoderUse::Keep,
         }
     }
 }

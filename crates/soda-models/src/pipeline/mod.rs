@@ -24,6 +24,7 @@ mod networks;
 mod prediction_marks;
 mod prompt;
 mod prompt_encoding;
+mod prompt_states;
 mod save;
 mod single_file;
 mod text_encoders;
@@ -37,6 +38,7 @@ pub use model::Pipeline;
 pub use model_name::model_name;
 pub use networks::Networks;
 pub use prompt_encoding::PromptEncoding;
+pub use prompt_states::{EncodedPrompts, PromptStates, TextEncoderUse};
 pub use text_encoders::{
     ChatForm, ClipEncoders, Qwen3Encoder, SecondTextEncoder, TextEncoders, TokenIds,
 };

@@ -10,6 +10,7 @@ use tracing::info_span;
 
 use super::denoiser::Denoiser;
 use super::model::Pipeline;
+use super::prompt_states::PromptStates;
 use super::text_encoders::{TextEncoders, TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
 use crate::flux2::Flux2Transformer;
@@ -124,7 +125,9 @@ impl Pipeline {
             }
             TextEncoders::Qwen3(qwen3) => {
                 let mut qwen3 = *qwen3;
-                qwen3.text_encoder = TEXT_FORMAT.apply(qwen3.text_encoder);
+                if let PromptStates::Encoder(text_encoder) = qwen3.states {
+                    qwen3.states = PromptStates::Encoder(TEXT_FORMAT.apply(text_encoder));
+                }
                 TextEncoders::Qwen3(Box::new(qwen3))
             }
         };

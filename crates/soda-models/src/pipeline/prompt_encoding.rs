@@ -81,7 +81,7 @@ impl TextEncoders {
             Self::Clip(_) => PromptEncoding::default(),
             Self::Qwen3(qwen3) => PromptEncoding {
                 text_encoder_out_layers: Some(
-                    qwen3.text_encoder.states.iter().map(|state| *state as i64).collect(),
+                    qwen3.out_layers.iter().map(|state| *state as i64).collect(),
                 ),
                 max_sequence_length: Some(qwen3.max_sequence_length),
             },

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor};
 
+use super::prompt_states::{EncodedPrompts, PromptStates, weights_hash};
 use crate::clip::{ClipTextModel, HiddenLayer, PromptEmbeds};
 use crate::condition::{AddedCondition, Condition};
-use crate::qwen3::Qwen3TextModel;
 use crate::tokenizer::{PaddedPrompts, QwenEncoding, QwenTokenizer, Thinking, Tokenizer};
 
 /// The text encoders of a model family.
@@ -45,8 +45,10 @@ pub struct SecondTextEncoder {
 pub struct Qwen3Encoder {
     /// The tokenizer.
     pub tokenizer: QwenTokenizer,
-    /// The text encoder.
-    pub text_encoder: Qwen3TextModel,
+    /// The text encoder, or what it made of the prompts before it was freed.
+    pub states: PromptStates,
+    /// The hidden states that are read, by index.
+    pub out_layers: Vec<usize>,
     /// The form of the chats.
     pub chats: ChatForm,
     /// The most tokens of a chat, to which prompts are padded where the denoiser sees the padding.
@@ -200,11 +202,40 @@ impl Qwen3Encoder {
         let lengths = (!self.chats.sees_padding).then(|| {
             prompts.iter().map(|prompt| self.tokenize(prompt).ids.len()).collect::<Vec<_>>()
         });
+        let text_encoder = match &self.states {
+            PromptStates::Encoder(text_encoder) => text_encoder,
+            PromptStates::Encoded(encoded) => {
+                return encoded.condition(prompts, self.chats.sees_padding, device);
+            }
+        };
         // The states of a token do not depend on what follows it.
         let longest = lengths.as_ref().and_then(|lengths| lengths.iter().copied().max());
         let length = longest.unwrap_or(self.max_sequence_length);
         let PaddedPrompts { ids, mask } = self.tokenize_all(prompts, length, device);
-        Condition { text: self.text_encoder.forward(ids, mask), lengths, added: None }
+        Condition { text: text_encoder.forward(ids, mask), lengths, added: None }
+    }
+
+    /// Encodes prompts one by one and frees the text encoder. `hash` is as in [`TextEncoderUse`].
+    ///
+    /// [`TextEncoderUse`]: super::TextEncoderUse
+    pub(super) fn encode_and_free(
+        mut self,
+        prompts: Vec<String>,
+        hash: bool,
+        device: &Device,
+    ) -> Self {
+        let hash = if hash { self.weights_hash() } else { String::new() };
+        let encode = |prompt: &str| self.condition(&[prompt.to_owned()], device).text;
+        self.states = PromptStates::Encoded(EncodedPrompts::new(prompts, hash, encode));
+        self
+    }
+
+    /// The SHA-256 of the text encoder's weights. Empty for one that was freed and not hashed.
+    pub fn weights_hash(&self) -> String {
+        match &self.states {
+            PromptStates::Encoder(text_encoder) => weights_hash(text_encoder),
+            PromptStates::Encoded(encoded) => encoded.hash().to_owned(),
+        }
     }
 }
 
@@ -218,6 +249,17 @@ impl TextEncoders {
                 let PaddedPrompts { ids, .. } = qwen3.tokenize_all(prompts, length, device);
                 TokenIds { first: ids, second: None }
             }
+        }
+    }
+
+    /// Whether the states of a prompt can be had: the text encoder was not freed, or has encoded it before.
+    pub fn can_encode(&self, prompt: &str) -> bool {
+        match self {
+            Self::Clip(_) => true,
+            Self::Qwen3(qwen3) => match &qwen3.states {
+                PromptStates::Encoder(_) => true,
+                PromptStates::Encoded(encoded) => encoded.has(prompt),
+            },
         }
     }
 

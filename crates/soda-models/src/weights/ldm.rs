@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use crate::clip::ClipTextConfig;
-use crate::flux2::original_names::{BLOCKS, LayerNames, OUTSIDE};
-use crate::flux2::{Flux2Config, Rows};
+use crate::flux2::{Flux2Config, ORIGINAL_NAMES};
+use crate::original_names::{LayerNames, Rows};
 use crate::unet::{DownBlockType, UnetConfig, UpBlockType};
 use crate::vae::VaeConfig;
 use crate::weights::checkpoint::Checkpoint;
@@ -281,12 +281,12 @@ impl Layout {
     pub(crate) fn flux2(config: &Flux2Config, prefix: &'static str) -> Self {
         let mut names = Self { prefix, ..Self::default() };
         let counts = [config.num_layers, config.num_single_layers];
-        for ((to, from, layers), count) in BLOCKS.into_iter().zip(counts) {
+        for ((to, from, layers), count) in ORIGINAL_NAMES.blocks.iter().zip(counts) {
             for block in 0..count {
                 names.flux2_layers(&format!("{from}.{block}."), &format!("{to}.{block}."), layers);
             }
         }
-        names.flux2_layers("", "", OUTSIDE);
+        names.flux2_layers("", "", ORIGINAL_NAMES.outside);
         names
     }
 

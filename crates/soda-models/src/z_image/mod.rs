@@ -5,6 +5,7 @@ mod by_patch;
 mod config;
 mod final_layer;
 mod model;
+mod original_names;
 mod sequence;
 mod stages;
 
@@ -13,4 +14,5 @@ pub use by_patch::ByPatch;
 pub use config::ZImageConfig;
 pub use final_layer::FinalLayer;
 pub use model::{TimeEmbedder, ZImageTransformer};
+pub use original_names::ORIGINAL_NAMES;
 pub use stages::{ZImageShared, ZImageStage};

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use soda_models::{flux2, z_image};
+
 /// An architecture that files name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Architecture {
@@ -13,13 +15,15 @@ pub(super) enum Architecture {
     Flux2,
     /// FLUX.1 or FLUX.2, most of whose layers have the same names.
     Flux,
+    ZImage,
     /// A model that is not supported.
     Other(&'static str),
 }
 
-use Architecture::{Flux, Flux2, Other, Sd1, Sd2, Sdxl, Unet};
+use Architecture::{Flux, Flux2, Other, Sd1, Sd2, Sdxl, Unet, ZImage};
 
 const FLUX1: Architecture = Other("FLUX.1");
+const LUMINA2: Architecture = Other("Lumina 2");
 const SD3: Architecture = Other("Stable Diffusion 3");
 
 /// Metadata keys of kohya's scripts and of the model specification with the architecture.
@@ -45,6 +49,10 @@ const VALUES: &[(&str, Architecture)] = &[
     ("flux-1", FLUX1),
     ("flux1", FLUX1),
     ("flux", Flux),
+    ("z-image", ZImage),
+    ("z_image", ZImage),
+    ("zimage", ZImage),
+    ("lumina", LUMINA2),
 ];
 
 /// Parts of tensor names, which a name has both of. The first that fits counts.
@@ -60,6 +68,16 @@ const NAMES: &[([&str; 2], Architecture)] = &[
     (["single_blocks", ""], Flux),
     (["single_transformer_blocks", ""], Flux),
     (["joint_blocks", ""], SD3),
+    (["noise_refiner", ""], ZImage),
+    (["context_refiner", ""], ZImage),
+    (["layers.", ".attention.to_"], ZImage),
+    (["layers_", "_attention_to_"], ZImage),
+    (["layers.", ".attention.qkv"], ZImage),
+    (["layers_", "_attention_qkv"], ZImage),
+    (["layers.", ".attention.out."], ZImage),
+    (["layers_", "_attention_out."], ZImage),
+    (["layers.", ".feed_forward.w"], ZImage),
+    (["layers_", "_feed_forward_w"], ZImage),
     (["down_blocks", "attentions"], Unet),
     (["up_blocks", "attentions"], Unet),
     (["input_blocks", ""], Unet),
@@ -72,8 +90,8 @@ const TEXT_WIDTHS: [(usize, Architecture); 3] = [(768, Sd1), (1024, Sd2), (2048,
 /// What is known of the architecture of a base.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Base {
-    /// Whether the denoiser is the transformer of FLUX.2.
-    pub(super) transformer: bool,
+    /// The family of the transformer; `None` for a UNet.
+    pub(super) transformer: Option<Architecture>,
     /// Whether there are two text encoders.
     pub(super) two_encoders: bool,
     /// The width of the text states that a UNet takes.
@@ -83,8 +101,8 @@ pub(super) struct Base {
 impl Base {
     /// The name in messages.
     pub(super) fn name(&self) -> String {
-        if self.transformer {
-            return "FLUX.2".to_owned();
+        if let Some(transformer) = self.transformer {
+            return transformer.name().to_owned();
         }
         let kind = match self.text_width.and_then(Architecture::of_text_width) {
             _ if self.two_encoders => "SDXL",
@@ -106,6 +124,7 @@ impl Architecture {
             Unet => "Stable Diffusion",
             Flux2 => "FLUX.2",
             Flux => "FLUX",
+            ZImage => "Z-Image",
             Other(name) => name,
         }
     }
@@ -113,7 +132,7 @@ impl Architecture {
     /// The architecture that the metadata of a file names, or else that its tensor names tell.
     pub(super) fn of_file<'a>(
         metadata: &HashMap<String, String>,
-        keys: impl Iterator<Item = &'a String> + Clone,
+        keys: impl Iterator<Item = &'a str> + Clone,
     ) -> Option<Self> {
         let named = KEYS.iter().filter_map(|key| metadata.get(*key)).find_map(|value| {
             let value = value.to_lowercase();
@@ -129,6 +148,12 @@ impl Architecture {
         }
     }
 
+    /// The architecture whose transformer has a layer, by the name that diffusers gives to the layer.
+    pub(super) fn of_transformer_layer(layer: &str) -> Option<Self> {
+        let names = [(flux2::ORIGINAL_NAMES, Flux2), (z_image::ORIGINAL_NAMES, ZImage)];
+        names.iter().find(|(names, _)| names.of(layer).is_some()).map(|(_, found)| *found)
+    }
+
     /// The architecture with text states of this width.
     pub(super) fn of_text_width(width: usize) -> Option<Self> {
         TEXT_WIDTHS.iter().find(|(known, _)| *known == width).map(|(_, found)| *found)
@@ -138,13 +163,16 @@ impl Architecture {
     pub(super) fn fits(self, base: &Base) -> bool {
         let by_width = base.text_width.and_then(Self::of_text_width);
         match self {
-            Flux | Flux2 => base.transformer,
+            Flux | Flux2 => base.transformer == Some(Flux2),
+            ZImage => base.transformer == Some(ZImage),
             Sdxl => base.two_encoders,
-            Unet => !base.transformer,
+            Unet => base.transformer.is_none(),
             Other(_) => false,
             // A base of another width, such as a small one of tests, may be of either.
             Sd1 | Sd2 => {
-                !base.transformer && !base.two_encoders && by_width.is_none_or(|base| base == self)
+                base.transformer.is_none()
+                    && !base.two_encoders
+                    && by_width.is_none_or(|base| base == self)
             }
         }
     }
@@ -163,7 +191,7 @@ mod tests {
     fn metadata_and_names_tell_the_architecture() {
         let of = |key: &str, value: &str| {
             let metadata = HashMap::from([(key.to_owned(), value.to_owned())]);
-            Architecture::of_file(&metadata, [].iter())
+            Architecture::of_file(&metadata, std::iter::empty())
         };
         let (kohya, spec) = ("ss_base_model_version", "modelspec.architecture");
         assert_eq!(of(kohya, "sdxl_base_v1-0"), Some(Sdxl));
@@ -174,6 +202,10 @@ mod tests {
         assert_eq!(of(spec, "Flux.2-klein-4b/lora"), Some(Flux2));
         assert_eq!(of(kohya, "flux_2_klein_9b"), Some(Flux2));
         assert_eq!(of(kohya, "flux2_klein_4b"), Some(Flux2));
+        assert_eq!(of(kohya, "z_image"), Some(ZImage));
+        assert_eq!(of(kohya, "zimage:turbo"), Some(ZImage));
+        assert_eq!(of(spec, "Z-Image/lora"), Some(ZImage));
+        assert_eq!(of(spec, "lumina-2/lora"), Some(LUMINA2));
         assert_eq!(of(kohya, "my own"), None);
         for (name, found) in [
             ("lora_unet_double_blocks_0_img_attn_qkv.alpha", Flux),
@@ -184,13 +216,20 @@ mod tests {
             ("lora_unet_input_blocks_4_1_proj_in.alpha", Unet),
             ("unet.up_blocks.1.attentions.0.proj_in.lora_A.weight", Unet),
             ("diffusion_model.joint_blocks.0.x.lora_A.weight", SD3),
+            ("lora_unet_layers_0_attention_to_q.alpha", ZImage),
+            ("lora_unet_layers_29_feed_forward_w1.alpha", ZImage),
+            ("diffusion_model.layers.0.attention.qkv.lora_A.weight", ZImage),
+            ("transformer.context_refiner.0.attention.to_out.0.lora_A.weight", ZImage),
         ] {
-            let names = [name.to_owned()];
-            assert_eq!(Architecture::of_file(&HashMap::new(), names.iter()), Some(found), "{name}");
+            let names = [name];
+            let found_in = Architecture::of_file(&HashMap::new(), names.into_iter());
+            assert_eq!(found_in, Some(found), "{name}");
         }
+        let names = ["text_encoder.text_model.encoder.layers.0.self_attn.out_proj.lora_A.weight"];
+        assert_eq!(Architecture::of_file(&HashMap::new(), names.into_iter()), None);
         // The modulation that all blocks of FLUX.2 share.
-        let names = ["diffusion_model.single_stream_modulation.lin.lora_A.weight".to_owned()];
-        assert_eq!(Architecture::of_file(&HashMap::new(), names.iter()), None);
+        let names = ["diffusion_model.single_stream_modulation.lin.lora_A.weight"];
+        assert_eq!(Architecture::of_file(&HashMap::new(), names.into_iter()), None);
     }
 
     #[test]
@@ -201,17 +240,24 @@ mod tests {
         let two = Base { two_encoders: true, ..base(Some(2048)) };
         assert!(Sdxl.fits(&two) && !Sdxl.fits(&base(Some(160))) && !Sd1.fits(&two));
         assert!(Unet.fits(&two) && Unet.fits(&base(None)));
-        let flux = Base { transformer: true, ..Base::default() };
+        let [flux, z_image] = ["proj_out", "layers.0.attention.to_q"].map(|layer| Base {
+            transformer: Architecture::of_transformer_layer(layer),
+            ..Base::default()
+        });
+        assert_eq!([flux.name(), z_image.name()], ["FLUX.2", "Z-Image"]);
         for (architecture, fits) in [
-            (Flux, true),
-            (Flux2, true),
-            (FLUX1, false),
-            (Sd1, false),
-            (Sdxl, false),
-            (Unet, false),
+            (Flux, [true, false]),
+            (Flux2, [true, false]),
+            (ZImage, [false, true]),
+            (LUMINA2, [false, false]),
+            (FLUX1, [false, false]),
+            (Sd1, [false, false]),
+            (Sdxl, [false, false]),
+            (Unet, [false, false]),
         ] {
-            assert_eq!(architecture.fits(&flux), fits, "{architecture:?}");
+            let found = [&flux, &z_image].map(|base| architecture.fits(base));
+            assert_eq!(found, fits, "{architecture:?}");
         }
-        assert!(!Flux.fits(&base(None)) && !Flux2.fits(&two));
+        assert!(!Flux.fits(&base(None)) && !Flux2.fits(&two) && !ZImage.fits(&two));
     }
 }

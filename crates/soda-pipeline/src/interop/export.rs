@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use soda_adapters::{Adapter, Plan, Targets, Weight};
-use soda_models::flux2::Rows;
+use soda_models::original_names::Rows;
 
 use super::compress::{AlphaRule, CompressedLora, LoraLayer, frobenius_norm, round};
 use super::export_settings::{DYNAMIC, ExportSettings, Family, Network};
@@ -26,14 +26,17 @@ const DIFFUSERS: &str = "diffusers";
 /// The code of FLUX.2's authors.
 const BLACK_FOREST_LABS: &str = "https://github.com/black-forest-labs/flux2";
 
+/// The code of Z-Image's authors.
+const TONGYI_MAI: &str = "https://github.com/Tongyi-MAI/Z-Image";
+
 /// Writes a LoRA with the names of kohya's scripts, which ComfyUI, A1111 and diffusers read.
 ///
 /// A UNet's modules have the names of Stability's code for SDXL, and of diffusers for other bases. All layers
 /// have one `α`, and `B` is scaled in proportion to the rank, because diffusers 0.42 drops the `α` of
 /// attention layers that differ from the others.
 ///
-/// The modules of FLUX.2 have the names of Black Forest Labs' code, where queries, keys and values are one
-/// layer. Its rank is the sum of theirs, unless they have one `A`. `α` is the rank of each layer.
+/// The modules of FLUX.2 and Z-Image have the names of their authors' code, where queries, keys and values
+/// are one layer. Its rank is the sum of theirs, unless they have one `A`. `α` is the rank of each layer.
 ///
 /// # Errors
 /// [`PipelineError::Format`] with the name of a tensor that [`ExportSettings::dtype`] cannot hold, or with
@@ -181,6 +184,7 @@ fn implementation(settings: &ExportSettings) -> &'static str {
         Family::Sd1 | Family::Sd2 => DIFFUSERS,
         Family::Sdxl => STABILITY,
         Family::Flux2(_) => BLACK_FOREST_LABS,
+        Family::ZImage => TONGYI_MAI,
     }
 }
 
@@ -211,7 +215,9 @@ fn kohya_name(weight: &str, settings: &ExportSettings) -> (String, Rows) {
     let family = settings.family();
     let original = match family {
         Family::Sd1 | Family::Sd2 => None,
-        Family::Sdxl | Family::Flux2(_) => settings.original_names().of(component, module),
+        Family::Sdxl | Family::Flux2(_) | Family::ZImage => {
+            settings.original_names().of(component, module)
+        }
     };
     let (module, rows) = original.unwrap_or_else(|| (module.to_owned(), Rows::All));
     let prefix = kohya_prefix(component, family == Family::Sdxl);

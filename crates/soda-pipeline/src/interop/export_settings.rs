@@ -56,6 +56,7 @@ pub(super) enum Family {
     Sd2,
     Sdxl,
     Flux2(KleinSize),
+    ZImage,
 }
 
 /// The sizes of FLUX.2 klein that other tools tell apart.
@@ -106,6 +107,7 @@ impl ExportSettings {
             (_, DenoiserConfig::Flux2(config)) => {
                 Family::Flux2(KleinSize::of_width(config.width()))
             }
+            (_, DenoiserConfig::ZImage(_)) => Family::ZImage,
             (true, _) => Family::Sdxl,
             (false, DenoiserConfig::Unet(unet)) if unet.use_linear_projection => Family::Sd2,
             (false, _) => Family::Sd1,
@@ -138,19 +140,19 @@ impl ExportSettings {
     /// The `α` of a file's layers by [`write_kohya`](super::write_kohya).
     ///
     /// diffusers 0.42 drops the `α` of a UNet's attention layers that differ from the others. It reads each
-    /// `α` of FLUX.2.
+    /// `α` of FLUX.2 and Z-Image.
     pub fn kohya_alpha(&self) -> AlphaRule {
         match self.base.family {
             Family::Sd1 | Family::Sd2 | Family::Sdxl => AlphaRule::LargestRank,
-            Family::Flux2(_) => AlphaRule::OwnRank,
+            Family::Flux2(_) | Family::ZImage => AlphaRule::OwnRank,
         }
     }
 
     /// The metadata of a file with this adapter.
     ///
     /// `implementation` is the code whose names the tensors have. Values follow
-    /// `build_minimum_network_metadata` and `sai_model_spec.py` of kohya's sd-scripts, for FLUX.2 those of
-    /// musubi-tuner.
+    /// `build_minimum_network_metadata` and `sai_model_spec.py` of kohya's sd-scripts, for FLUX.2 and
+    /// Z-Image those of musubi-tuner.
     pub(super) fn metadata(
         &self,
         network: &Network,
@@ -167,6 +169,7 @@ impl ExportSettings {
             (Family::Flux2(KleinSize::Small), _) => ("flux_2_klein_4b", "Flux.2-klein-4b"),
             (Family::Flux2(KleinSize::Large), _) => ("flux_2_klein_9b", "Flux.2-klein-9b"),
             (Family::Flux2(KleinSize::Unknown), _) => ("flux_2_klein", "Flux.2-klein"),
+            (Family::ZImage, _) => ("z_image", "Z-Image"),
         };
         let prediction = match prediction_type {
             PredictionType::Epsilon => "epsilon",

@@ -12,7 +12,7 @@ use soda_adapters::{AdapterState, PlanOptions, Recipe, Targets};
 use super::architecture::Architecture;
 use super::convert::convert;
 use super::embedding_files;
-use super::key_names::{ModuleName, PEFT, Role, parse};
+use super::key_names::{ModuleName, PEFT, Role, flatten, parse};
 use super::layers::Layers;
 use super::peft::{CONFIG, PeftConfig, TENSORS};
 use super::weight_names::WeightNames;
@@ -127,7 +127,7 @@ impl Contents {
         if config.is_none() && configs.is_empty() && lacks_scale(tensors.keys()) {
             return Err(InteropError::NoPeftConfig { path: file.clone() }.into());
         }
-        let architecture = Architecture::of_file(&metadata, tensors.keys());
+        let architecture = Architecture::of_file(&metadata, tensors.keys().map(String::as_str));
         self.architecture = self.architecture.or(architecture);
         let alone = tensors.len() == 1;
         for (key, data) in tensors {
@@ -183,7 +183,7 @@ impl Contents {
         };
         let file = match found {
             Some(found) if !found.fits(&base) => found.name(),
-            _ if base.transformer && self.has_more_blocks(names) => "a larger model",
+            _ if base.transformer.is_some() && self.has_more_blocks(names) => "a larger model",
             _ => return Ok(()),
         };
         Err(InteropError::OtherArchitecture { path: path.to_owned(), file, base: base.name() })
@@ -191,7 +191,7 @@ impl Contents {
 
     /// Whether the file has blocks of a transformer that the base lacks.
     ///
-    /// Layers of FLUX.1 and of larger models have the same names, and some have the same sizes.
+    /// Layers of FLUX.1, Lumina 2 and larger models have the same names, and some have the same sizes.
     fn has_more_blocks(&self, names: &WeightNames) -> bool {
         self.unmatched.iter().filter_map(|key| block_of(key)).any(|block| !names.has_block(&block))
     }
@@ -199,14 +199,23 @@ impl Contents {
 
 /// The block of a transformer that a tensor is in, as `double_blocks_3_`.
 fn block_of(key: &str) -> Option<String> {
-    const BLOCKS: [&str; 4] =
-        ["single_transformer_blocks", "transformer_blocks", "double_blocks", "single_blocks"];
-    let (blocks, rest) =
-        BLOCKS.iter().find_map(|blocks| Some((blocks, key.split_once(blocks)?.1)))?;
-    let rest = rest.strip_prefix(['.', '_'])?;
-    let (number, _) = rest.split_once(['.', '_'])?;
-    let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
-    is_number.then(|| format!("{blocks}_{number}_"))
+    const BLOCKS: [&str; 7] = [
+        "transformer_blocks",
+        "single_transformer_blocks",
+        "double_blocks",
+        "single_blocks",
+        "noise_refiner",
+        "context_refiner",
+        "layers",
+    ];
+    let (ModuleName::Dotted(module) | ModuleName::Flat(module)) = parse(key)?.module;
+    let module = flatten(&module);
+    BLOCKS.iter().find_map(|blocks| {
+        let inside = module.strip_prefix(blocks)?.strip_prefix('_')?;
+        let (number, _) = inside.split_once('_')?;
+        let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+        is_number.then(|| format!("{blocks}_{number}_"))
+    })
 }
 
 /// Whether tensor names are PEFT's and without `α`. The scale is in the configuration then.

@@ -20,7 +20,18 @@
 //! | ComfyUI, ai-toolkit | `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight` |
 //! | kohya LoRA | `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight` |
 //!
-//! These have one layer for queries, keys and values. It is divided exactly, whatever the method.
+//! Those for Z-Image have diffusers' names after any of these prefixes, or the names of its authors:
+//!
+//! | format | names of the transformer's tensors |
+//! |---|---|
+//! | diffusers, OneTrainer | `transformer.layers.0.attention.to_q.lora_A.weight`, `….lora_down.weight` |
+//! | ai-toolkit | `diffusion_model.layers.0.attention.to_q.lora_A.weight`, `….lokr_w1` |
+//! | musubi-tuner | `lora_unet_layers_0_attention_to_q.lora_down.weight`, `….hada_w1_a`, `….lokr_w1` |
+//! | ComfyUI | `diffusion_model.layers.0.attention.qkv.lora_A.weight` |
+//! | kohya LoRA | `lora_unet_layers_0_attention_qkv.lora_down.weight` |
+//!
+//! The original code of both has one layer for queries, keys and values. It is divided exactly, whatever the
+//! method.
 //!
 //! | format | read | written |
 //! |---|---|---|
@@ -75,7 +86,7 @@ mod weight_names;
 pub use compress::{
     AlphaRule, CompressedLora, CompressionBudget, LayerReport, LoraLayer, compress_to_lora,
 };
-pub use description::{Description, FileKind, Names, describe};
+pub use description::{Description, FileKind, LayerNames, Names, describe};
 pub use embedding_files::write_embeddings;
 pub use export::{write_diff, write_diffusers, write_kohya};
 pub use export_peft::{round_for_peft, write_peft};

@@ -1,7 +1,8 @@
 //! Module names of the models' original code, which many tools' files have.
 
 use burn::module::Module;
-use soda_models::flux2::{Rows, original_name};
+use soda_models::original_names::Rows;
+use soda_models::{flux2, z_image};
 
 use super::sgm_names::SgmNames;
 use crate::component::Component;
@@ -37,7 +38,10 @@ impl OriginalNames {
     pub(super) fn of(&self, component: Component, module: &str) -> Option<(String, Rows)> {
         match component {
             Component::Unet => self.sgm.original(module).map(|name| (name, Rows::All)),
-            Component::Transformer => original_name(module),
+            // No layer of one transformer has diffusers' name of another's.
+            Component::Transformer => [flux2::ORIGINAL_NAMES, z_image::ORIGINAL_NAMES]
+                .iter()
+                .find_map(|names| names.of(module)),
             Component::TextEncoder | Component::TextEncoder2 => None,
         }
     }

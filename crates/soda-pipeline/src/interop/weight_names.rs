@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use burn::module::Module;
 use soda_adapters::named_params;
-use soda_models::flux2::Rows;
+use soda_models::original_names::Rows;
 
-use super::architecture::{Base, is_on_text};
+use super::architecture::{Architecture, Base, is_on_text};
 use super::key_names::{ModuleName, TEXT_MODEL, flatten};
 use super::original_names::{OriginalNames, Place, fused_name};
 use crate::component::Component;
@@ -16,19 +16,29 @@ pub(super) struct WeightNames {
     weights: HashMap<(Component, String), Vec<Place>>,
     components: BTreeSet<Component>,
     text_width: Option<usize>,
+    /// The family of the transformer, if the networks have one.
+    transformer: Option<Architecture>,
 }
 
 impl WeightNames {
     /// Lists the matrices and kernels of `networks`, a module with a field for each component.
     pub(super) fn from_networks<M: Module>(networks: &M) -> Self {
-        let mut names =
-            Self { weights: HashMap::new(), components: BTreeSet::new(), text_width: None };
+        let mut names = Self {
+            weights: HashMap::new(),
+            components: BTreeSet::new(),
+            text_width: None,
+            transformer: None,
+        };
         let original_names = OriginalNames::from_networks(networks);
         let params = named_params(networks).into_iter();
         for param in params.filter(|param| matches!(param.shape.len(), 2 | 4)) {
             let Some((component, weight)) = Component::split_path(&param.path) else { continue };
             let Some(module) = weight.strip_suffix(".weight") else { continue };
             names.components.insert(component);
+            if component == Component::Transformer {
+                names.transformer =
+                    names.transformer.or_else(|| Architecture::of_transformer_layer(module));
+            }
             if is_on_text(weight) {
                 // burn stores the weight of a linear layer as `[in, out]`.
                 names.text_width = param.shape.first().copied();
@@ -69,7 +79,7 @@ impl WeightNames {
     /// What is known of the networks' architecture.
     pub(super) fn base(&self) -> Base {
         Base {
-            transformer: self.has(Component::Transformer),
+            transformer: self.transformer,
             two_encoders: self.has(Component::TextEncoder2),
             text_width: self.text_width,
         }
@@ -80,7 +90,7 @@ impl WeightNames {
         self.components.contains(&component)
     }
 
-    /// Whether the transformer has a block, given as `double_blocks_3_`.
+    /// Whether the transformer has a block, given as `layers_3_`.
     pub(super) fn has_block(&self, block: &str) -> bool {
         let of_block = |(component, name): &(Component, String)| {
             *component == Component::Transformer && name.starts_with(block)

@@ -61,7 +61,7 @@ impl EncodeCache {
                 format!("{} {}", fingerprint(&clip.text_encoder), second.unwrap_or_default())
             }
             TextEncoders::Qwen3(qwen3) => {
-                format!("{} {}", fingerprint(&qwen3.text_encoder), pipeline.text.prompt_encoding())
+                format!("{} {}", qwen3.weights_hash(), pipeline.text.prompt_encoding())
             }
         };
         Self {

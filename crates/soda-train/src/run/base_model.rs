@@ -4,12 +4,18 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::Device;
-use soda_models::pipeline::{DenoiserConfig, DenoiserPrecision, LoadOptions, Pipeline};
+use soda_models::pipeline::{
+    DenoiserConfig, DenoiserPrecision, LoadOptions, Pipeline, TextEncoderUse,
+};
 use soda_pipeline::TARGET_PRESETS;
 
 use crate::config::{Precision, TrainConfig};
+use crate::data::augment::caption_variants;
+use crate::data::dataset::Dataset;
+use crate::data::folder::Example;
 use crate::data::rng;
 use crate::error::{ConfigError, TrainError};
+use crate::eval::sampling::evaluation_prompts;
 use crate::event::Event;
 
 /// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have
@@ -17,7 +23,11 @@ use crate::event::Event;
 ///
 /// # Errors
 /// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.
-pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, TrainError> {
+pub(crate) fn load(
+    config: &TrainConfig,
+    dataset: &Dataset,
+    device: &Device,
+) -> Result<Pipeline, TrainError> {
     let denoiser = DenoiserConfig::read(&config.base)?;
     check_settings(config, &denoiser)?;
     let exact = match config.precision {
@@ -31,6 +41,10 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
         denoiser: Some(DenoiserPrecision { dtype: config.precision.dtype(), keep_f32: exact }),
         resolution: config.resolution,
         prompt_encoding: config.prompt_encoding(),
+        text_encoder: TextEncoderUse::EncodeAndFree {
+            prompts: all_prompts(config, dataset)?,
+            hash: true,
+        },
         ..LoadOptions::default()
     };
     let mut pipeline = Pipeline::load_with(&config.base, &options, device)?;
@@ -38,6 +52,32 @@ pub(crate) fn load(config: &TrainConfig, device: &Device) -> Result<Pipeline, Tr
         pipeline.scheduler.with_overrides(config.objective.scheduler_overrides())?;
     add_words(config, &mut pipeline)?;
     Ok(pipeline)
+}
+
+/// All prompts of a run: captions, those of samples and of class images, and the empty one of guidance and of
+/// dropped captions.
+fn all_prompts(config: &TrainConfig, dataset: &Dataset) -> Result<Vec<String>, TrainError> {
+    let mut kept = dataset.clone();
+    let held_out = kept.hold_out(config.validation.held_out, config.seed)?;
+    let variants = |examples: &[Example]| {
+        let of_example = |(index, example): (usize, &Example)| {
+            caption_variants(&example.caption, &config.augment, config.seed, index as u64)
+        };
+        examples.iter().enumerate().flat_map(of_example).collect::<Vec<_>>()
+    };
+    let mut prompts = BTreeSet::from([String::new()]);
+    let captions = dataset.examples.iter().map(|example| example.caption.clone());
+    prompts.extend(captions.chain(variants(&kept.examples)).chain(variants(&held_out)));
+    prompts.extend(evaluation_prompts(config, dataset));
+    prompts.extend(config.samples.unrelated.iter().cloned());
+    if let Some(prior) = &config.prior {
+        prompts.insert(prior.prompt.clone());
+        if let Some(data) = &prior.data {
+            let class = Dataset::read(data, Some(&prior.prompt))?;
+            prompts.extend(class.examples.into_iter().map(|example| example.caption));
+        }
+    }
+    Ok(prompts.into_iter().collect())
 }
 
 /// Refuses settings that a transformer does not have yet.
@@ -109,7 +149,12 @@ mod tests {
                 apply_setting(&mut table, setting).unwrap();
             }
             let config = TrainConfig::from_table(table).unwrap();
-            let pipeline = load(&config, &device).unwrap();
+            let dataset = Dataset::read(
+                &soda_testing::workspace_path("examples/toybox/subjects/castle_mug"),
+                None,
+            )
+            .unwrap();
+            let pipeline = load(&config, &dataset, &device).unwrap();
             let weights =
                 config.targets.select_within(&pipeline.denoiser, "", TARGET_PRESETS).unwrap();
             let expected =

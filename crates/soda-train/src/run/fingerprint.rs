@@ -76,7 +76,7 @@ impl RunFingerprint {
                 let captions = dataset.examples.iter();
                 let ids = captions.map(|example| pipeline.text.token_ids(&example.caption));
                 let ids = text_hash(&format!("{:?}", ids.collect::<Vec<_>>()));
-                base.insert("text_encoder".to_owned(), network_hash(&qwen3.text_encoder));
+                base.insert("text_encoder".to_owned(), qwen3.weights_hash());
                 base.insert("tokenizer".to_owned(), ids);
             }
         }

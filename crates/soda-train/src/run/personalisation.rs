@@ -125,7 +125,8 @@ impl Personalisation {
         let load_judges =
             |folder| info_span!("load judges").in_scope(|| Judges::load(folder, device));
         let judges = config.judges.as_deref().map(load_judges).transpose()?;
-        let pipeline = info_span!("load base").in_scope(|| base_model::load(&config, device))?;
+        let pipeline =
+            info_span!("load base").in_scope(|| base_model::load(&config, &dataset, device))?;
         // Unknown targets are an error of the settings, reported before any image is generated.
         check_targets(&config, &pipeline)?;
         check_method(&config, device)?;

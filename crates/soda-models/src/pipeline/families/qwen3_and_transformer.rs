@@ -13,6 +13,7 @@ use crate::pipeline::family::{
     DenoiserPrecision, Found, LoadOptions, LoadedNetworks, TRANSFORMERS,
 };
 use crate::pipeline::prompt_encoding::PromptEncoding;
+use crate::pipeline::prompt_states::{PromptStates, TextEncoderUse};
 use crate::pipeline::text_encoders::{ChatForm, Qwen3Encoder, TextEncoders};
 use crate::qwen3::{self, HiddenStates, Qwen3Config};
 use crate::tokenizer::QwenTokenizer;
@@ -111,17 +112,25 @@ impl Qwen3AndTransformer {
         } = text;
         let text_encoder = info_span!("text_encoder")
             .in_scope(|| qwen3::load_opened(self.text, &config, &states, options.dtype, device))?;
+        let mut text = Qwen3Encoder {
+            tokenizer,
+            states: PromptStates::Encoder(text_encoder),
+            out_layers: states.indices().to_vec(),
+            chats,
+            max_sequence_length,
+            has_default_encoding,
+        };
+        if let TextEncoderUse::EncodeAndFree { prompts, hash } = &options.text_encoder {
+            text = info_span!("encode prompts")
+                .in_scope(|| text.encode_and_free(prompts.clone(), *hash, device));
+            // The memory of the text encoder is free for the denoiser.
+            device.memory_cleanup();
+        }
         let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
         let denoiser = info_span!("transformer")
             .in_scope(|| self.transformer.load_into_mixed(transformer, dtype, &keep_f32))?;
         Ok(LoadedNetworks {
-            text: TextEncoders::Qwen3(Box::new(Qwen3Encoder {
-                tokenizer,
-                text_encoder,
-                chats,
-                max_sequence_length,
-                has_default_encoding,
-            })),
+            text: TextEncoders::Qwen3(Box::new(text)),
             denoiser: denoiser.into(),
             denoiser_config,
         })

@@ -1,7 +1,8 @@
 //! Layers of the original code that are several weights here, or one with its rows in another order.
 //!
-//! FLUX.2's original code has one layer `[3 out, in]` for queries, keys and values. Where every tensor is one
-//! of each part, or has the rows of the parts one after another, the parts are layers of their own:
+//! The original code of FLUX.2 and Z-Image has one layer `[3 out, in]` for queries, keys and values. Where
+//! every tensor is one of each part, or has the rows of the parts one after another, the parts are layers of
+//! their own:
 //!
 //! | tensor | part |
 //! |---|---|
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use soda_adapters::Weight;
-use soda_models::flux2::Rows;
+use soda_models::original_names::Rows;
 
 use super::form::LayerForm;
 use crate::error::InteropError;

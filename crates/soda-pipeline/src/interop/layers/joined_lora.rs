@@ -2,7 +2,7 @@
 //! keys and values as those of one layer.
 
 use burn::tensor::Tensor;
-use soda_models::flux2::Rows;
+use soda_models::original_names::Rows;
 
 use super::joined::swap_halves;
 use crate::interop::compress::LoraLayer;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::TensorData;
 use soda_adapters::Weight;
-use soda_models::flux2::Rows;
+use soda_models::original_names::Rows;
 
 use super::form::LayerForm;
 use super::joined::JoinedLayer;

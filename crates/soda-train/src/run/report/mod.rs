@@ -6,6 +6,7 @@ mod score_table;
 
 use image::{ImageError, RgbImage};
 use maud::{Markup, html};
+use soda_pipeline::counted;
 
 use crate::error::TrainError;
 use crate::eval::sampling::SampledImages;
@@ -91,18 +92,14 @@ fn overview(summary: &RunSummary) -> Markup {
     let config = &summary.config;
     html! {
         p {
-            (count(summary.examples, "training image")) ", "
-            (count(summary.history.steps.len(), "step")) " of " (config.batch_size * config.accumulation) ", "
-            (summary.num_params) " trained parameters on " (count(summary.num_layers, "layer")) ", "
+            (counted(summary.examples, "training image")) ", "
+            (counted(summary.history.steps.len(), "step")) " of " (config.batch_size * config.accumulation) ", "
+            (summary.num_params) " trained parameters on " (counted(summary.num_layers, "layer")) ", "
             (format!("{:.0}", summary.seconds)) " s of training."
             @if let Some(folders) = &summary.folders { " Images by folder: " (folders) "." }
             @if let Some(buckets) = &summary.buckets { " Images by size: " (buckets) "." }
         }
     }
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The mean loss of the first and of the last steps.

@@ -1,40 +1,21 @@
-//! Adapter files for FLUX.2 in the names of several tools, against diffusers 0.42, PEFT 0.21 and LyCORIS 3.2.
-//!
-//! `docs/parity/flux2/lora.py` writes the files, and the change that each tool makes of every weight.
+//! Files for FLUX.2.
 
-#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+use std::collections::BTreeSet;
 
-#[path = "../../soda-models/tests/common/mod.rs"]
-mod common;
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-
-use burn::module::Module as _;
-use burn::tensor::{Device, FloatDType};
-use common::{Fixture, uniform};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use soda_adapters::{Method as _, named_params};
+use burn::tensor::Device;
+use soda_adapters::Method as _;
 use soda_models::flux2::Flux2Config;
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_models::{config, weights};
-use soda_pipeline::interop::{
-    CompressionBudget, ExportSettings, Imported, compress_to_lora, import, write_diff,
-    write_diffusers, write_kohya, write_peft,
+use soda_pipeline::Component;
+use soda_pipeline::interop::{CompressionBudget, compress_to_lora, import, write_kohya};
+
+use super::common::Fixture;
+use super::files::{
+    Exported, Fixtures, full_precision, keys, lora, metadata, read, refusal, write,
 };
-use soda_pipeline::{Component, PipelineError};
-use soda_testing::relative_error;
 
-/// Relative to the largest change of a weight times the probe. The change is a difference of weights in f32,
-/// some ten times larger than itself; a part in the wrong place gives about 1.
-const TOLERANCE: f64 = 2e-5;
-
-fn fixture(name: &str) -> PathBuf {
-    soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures/flux2").join(name)
-}
-
-/// For PiSSA. PEFT decomposes in f32, and the change is a small difference of two parts of the weight.
-const PISSA_TOLERANCE: f64 = 1e-4;
+const FIXTURES: Fixtures = Fixtures("flux2");
 
 /// The transformer of the fixtures.
 fn uneven() -> Networks {
@@ -42,55 +23,6 @@ fn uneven() -> Networks {
     let (config, file) = Fixture::read("flux2-uneven").write_model(dir.path());
     let config: Flux2Config = config::read(&config).unwrap();
     Networks::from(weights::load(config.init(&device), &file).unwrap())
-}
-
-/// The matrices of the transformer as torch's `[out, in]`, by module.
-fn matrices(networks: &Networks) -> BTreeMap<String, (usize, Vec<f32>)> {
-    let matrices = named_params(networks).into_iter().filter_map(|param| {
-        let module = param.path.strip_prefix("transformer.")?.strip_suffix(".weight")?.to_owned();
-        let [input, _] = param.shape[..] else { return None };
-        let values = param.matrix()?.transpose().into_data().iter().collect();
-        Some((module, (input, values)))
-    });
-    matrices.collect()
-}
-
-/// The weights that change with an adapter, and their changes.
-fn changes(networks: &Networks, imported: &Imported) -> BTreeMap<String, (usize, Vec<f32>)> {
-    let plan = imported.file.plan(networks).unwrap();
-    let merged = matrices(&plan.attach(networks.clone()).materialize());
-    let base = matrices(networks);
-    let changed = merged.into_iter().filter_map(|(module, (input, merged))| {
-        let change: Vec<f32> = merged.iter().zip(&base[&module].1).map(|(a, b)| a - b).collect();
-        change.iter().any(|value| *value != 0.0).then_some((module, (input, change)))
-    });
-    changed.collect()
-}
-
-/// Each row of `[out, in]` times the probe of the fixtures.
-fn probed(input: usize, rows: &[f32]) -> Vec<f32> {
-    let probe = uniform("probe", input).into_iter();
-    let probe: Vec<f64> = probe.map(|value| f64::from(value * 3f32.sqrt())).collect();
-    let product =
-        |row: &[f32]| -> f64 { row.iter().zip(&probe).map(|(a, b)| f64::from(*a) * b).sum() };
-    rows.chunks_exact(input).map(|row| product(row) as f32).collect()
-}
-
-#[track_caller]
-fn check(networks: &Networks, name: &str, file: &str) -> Imported {
-    let imported = import(&fixture(file), networks, "base").unwrap();
-    let left_out = [&imported.unmatched, &imported.unread];
-    assert!(left_out.iter().all(|names| names.is_empty()), "{name}: {left_out:?}");
-    assert!(imported.absent.is_empty(), "{name}: {:?}", imported.absent);
-    let found = changes(networks, &imported);
-    let expected = Fixture::open(&fixture(&format!("{name}.expected.safetensors")));
-    assert_eq!(found.keys().cloned().collect::<Vec<_>>(), expected.names(""), "{name}");
-    for (module, (input, change)) in &found {
-        let error = relative_error(&probed(*input, change), &expected.floats(module).1);
-        let tolerance = if name.contains("pissa") { PISSA_TOLERANCE } else { TOLERANCE };
-        assert!(error < tolerance, "{name} {module}: {error:.1e}");
-    }
-    imported
 }
 
 #[test]
@@ -116,7 +48,7 @@ fn files_make_the_weights_that_their_tools_make() {
         ("lycoris-oft-constraint", "full"),
         ("lycoris-full", "full"),
     ] {
-        let imported = check(&networks, name, &format!("{name}.safetensors"));
+        let imported = FIXTURES.check(&networks, name, &format!("{name}.safetensors"));
         let state = &imported.file.adapters[&Component::Transformer];
         assert_eq!(state.recipe.method.name(), method, "{name}");
     }
@@ -137,44 +69,10 @@ fn directories_of_peft_on_either_names_make_the_same_weights() {
         ("hra-bfl", "soda"),
     ] {
         let name = format!("peft/{name}");
-        let imported = check(&networks, &name, &name);
+        let imported = FIXTURES.check(&networks, &name, &name);
         let state = &imported.file.adapters[&Component::Transformer];
         assert_eq!(state.recipe.method.name(), method, "{name}");
     }
-}
-
-/// A file with tensors of these names and shapes.
-fn write(path: &Path, tensors: &[(String, Vec<usize>)], metadata: &[(&str, &str)]) {
-    let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = tensors
-        .iter()
-        .map(|(key, shape)| {
-            let values = uniform(key, shape.iter().product()).into_iter();
-            (key, shape, values.flat_map(|value| (value * 0.2).to_le_bytes()).collect())
-        })
-        .collect();
-    let views = bytes.iter().map(|(key, shape, bytes)| {
-        (key.as_str(), TensorView::new(Dtype::F32, (*shape).clone(), bytes).unwrap())
-    });
-    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    std::fs::write(path, safetensors::serialize(views, Some(metadata.collect())).unwrap()).unwrap();
-}
-
-/// The factors of a LoRA with these names.
-fn lora(module: &str, [outputs, inputs]: [usize; 2], rank: usize) -> [(String, Vec<usize>); 2] {
-    let name = |part| format!("{module}.lora_{part}.weight");
-    [(name("A"), vec![rank, inputs]), (name("B"), vec![outputs, rank])]
-}
-
-fn read(tensors: &[(String, Vec<usize>)], networks: &Networks) -> Result<Imported, PipelineError> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.safetensors");
-    write(&path, tensors, &[]);
-    import(&path, networks, "base")
-}
-
-#[track_caller]
-fn refusal(tensors: &[(String, Vec<usize>)], networks: &Networks) -> String {
-    read(tensors, networks).unwrap_err().to_string()
 }
 
 #[test]
@@ -266,57 +164,11 @@ fn adapted() -> Vec<(String, Vec<usize>)> {
     .concat()
 }
 
-fn full_precision(pipeline: &Pipeline) -> ExportSettings {
-    let mut settings = ExportSettings::new(pipeline);
-    settings.dtype = FloatDType::F32;
-    settings
-}
-
-fn keys(path: &Path) -> BTreeMap<String, Vec<usize>> {
-    let bytes = std::fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.iter().map(|(key, view)| (key.to_owned(), view.shape().to_vec())).collect()
-}
-
-fn metadata(path: &Path) -> BTreeMap<String, String> {
-    let bytes = std::fs::read(path).unwrap();
-    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    header.metadata().clone().unwrap().into_iter().collect()
-}
-
 #[test]
 fn exported_files_have_the_names_of_their_tools_and_are_read_back() {
-    let pipeline = toyflux();
-    let networks = pipeline.networks();
-    let ours = read(&adapted(), &networks).unwrap();
-    let expected = changes(&networks, &ours);
-    assert_eq!(expected.len(), 9);
-    let plan = ours.file.plan(&networks).unwrap();
-    let lora = compress_to_lora(&plan, &networks, CompressionBudget::default()).unwrap();
-    let settings = full_precision(&pipeline);
-    let dir = tempfile::tempdir().unwrap();
-    let paths = ["kohya", "diffusers", "diff"].map(|name| dir.path().join(format!("{name}.st")));
-    let peft = dir.path().join("peft");
-    write_kohya(&lora, &settings, &paths[0]).unwrap();
-    write_diffusers(&lora, &settings, &paths[1]).unwrap();
-    assert_eq!(write_diff(&plan, &networks, &settings, &paths[2]).unwrap(), 0.0);
-    let adapter = &ours.file.adapters[&Component::Transformer];
-    let methods = BTreeMap::from([(Component::Transformer, &adapter.recipe.method)]);
-    write_peft(&methods, &plan, &lora, FloatDType::F32, &peft).unwrap();
-
-    for path in paths.iter().chain([&peft]) {
-        let again = import(path, &networks, "base").unwrap();
-        let left_out = again.unmatched.len() + again.unread.len() + again.absent.len();
-        assert_eq!(left_out, 0, "{}", path.display());
-        let found = changes(&networks, &again);
-        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-        for (module, (_, change)) in &found {
-            // The factors are equal to the bit, and the difference of the weights rounds.
-            let error = relative_error(change, &expected[module].1);
-            assert!(error < 1e-5, "{} {module}: {error:.1e}", path.display());
-        }
-    }
-
+    let exported = Exported::new(&toyflux(), &adapted());
+    assert_eq!(exported.changed, 9);
+    let paths = &exported.files;
     let names = keys(&paths[0]);
     let qkv = "lora_unet_double_blocks_1_img_attn_qkv";
     // The rank is the sum of those of the parts.
@@ -329,23 +181,14 @@ fn exported_files_have_the_names_of_their_tools_and_are_read_back() {
     let deltas = keys(&paths[2]);
     assert_eq!(deltas[&format!("{qkv}.diff")], [576, 192]);
     assert_eq!(deltas.len(), 8);
-    assert!(peft.join("adapter_config.json").is_file(), "a transformer alone is one directory");
-
-    for (path, implementation) in [
-        (&paths[0], "https://github.com/black-forest-labs/flux2"),
-        (&paths[1], "diffusers"),
-        (&paths[2], "https://github.com/black-forest-labs/flux2"),
-    ] {
-        let metadata = metadata(path);
-        for (key, value) in [
+    exported.check_metadata(
+        "https://github.com/black-forest-labs/flux2",
+        &[
             ("ss_base_model_version", "flux_2_klein"),
             ("modelspec.architecture", "Flux.2-klein/lora"),
-            ("modelspec.implementation", implementation),
             ("modelspec.prediction_type", "flow"),
-        ] {
-            assert_eq!(metadata[key], value, "{} {key}", path.display());
-        }
-    }
+        ],
+    );
     let [kohya, diffusers] = [&paths[0], &paths[1]].map(|path| metadata(path));
     assert_eq!((&*kohya["ss_network_dim"], &*kohya["ss_network_alpha"]), ("Dynamic", "5"));
     assert_eq!((&*diffusers["ss_network_dim"], &*diffusers["ss_network_alpha"]), ("Dynamic", "4"));

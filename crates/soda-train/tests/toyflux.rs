@@ -100,7 +100,7 @@ fn every_prompt_of_a_run_is_encoded_when_the_text_encoder_is_read() {
     let data = folder.path().join("tags");
     std::fs::create_dir(&data).unwrap();
     for index in 0..4 {
-        let picture = workspace_path(&format!("examples/toybox/subjects/castle_mug/0{index}.png"));
+        let picture = workspace_path(format!("examples/toybox/subjects/castle_mug/0{index}.png"));
         std::fs::copy(picture, data.join(format!("{index}.png"))).unwrap();
         std::fs::write(data.join(format!("{index}.txt")), format!("[trigger], red, {index}, big"))
             .unwrap();

@@ -29,7 +29,7 @@ fn every_example_plan_lists_its_runs_and_missing_files() {
             continue;
         }
         let (usable, said) = check(&root, &path);
-        assert!(said.contains("that are scored"), "{said}");
+        assert!(said.contains("runs to be scored"), "{said}");
         let dreambooth = path.ends_with("dreambooth.toml");
         let external = dreambooth || path.ends_with("peft-image-gen.toml");
         assert_eq!(usable, !external, "{}: {said}", path.display());

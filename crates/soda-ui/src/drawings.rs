@@ -118,6 +118,12 @@ impl Drawings {
             option("seed", &form.seed.to_string()),
             option("steps", &form.steps.to_string()),
         ];
+        // As the samples of the run.
+        args.push(option("guidance", &config.samples.guidance.to_string()));
+        if let Some(side) = config.resolution {
+            let side = side.to_string();
+            args.extend([option("width", &side), option("height", &side)]);
+        }
         args.extend(self.options.iter().cloned());
         let folder = self.folder.join(number.to_string());
         let commands = ORDER.map(|index| {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::Duration;
 
-use common::{program, soda, toybox};
+use common::{copy_castle_mug, program, soda, toybox};
 use soda_pipeline::AdapterFile;
 
 /// A short run on a copy of the data, with a checkpoint at every step.
@@ -22,14 +22,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("mug");
-        std::fs::create_dir(&data).unwrap();
-        for entry in std::fs::read_dir(toybox("subjects/castle_mug")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                std::fs::copy(&path, data.join(path.file_name().unwrap())).unwrap();
-            }
-        }
+        copy_castle_mug(&folder.path().join("mug"));
         Self { folder }
     }
 

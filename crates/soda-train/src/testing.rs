@@ -13,6 +13,17 @@ use soda_models::noise::{generator, randn_with};
 
 use crate::config::{TrainConfig, apply_setting, preset};
 
+/// A temporary folder with these files and their texts.
+pub(crate) fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    folder
+}
+
 /// The configuration of a small denoiser with the architecture of SDXL.
 pub(crate) fn sdxl() -> Value {
     json!({

@@ -3,7 +3,7 @@
 //! The hidden folder `.ui/drawing` has the pictures of the newest request, in a folder for each strength. A
 //! child ends with the server, and with the next request.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,31 +105,13 @@ impl Drawings {
             is_running: true,
             ..DrawingState::default()
         };
-        let option = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
-            let mut option = OsString::from(format!("--{name}="));
-            option.push(value);
-            option
-        };
-        let mut args = vec![
-            OsString::from("generate"),
-            option("base", &config.base),
-            option("adapter", &run.path.join(RunFolder::ADAPTER)),
-            option("prompt", &form.prompt.trim()),
-            option("seed", &form.seed.to_string()),
-            option("steps", &form.steps.to_string()),
-        ];
-        // As the samples of the run.
-        args.push(option("guidance", &config.samples.guidance.to_string()));
-        if let Some(side) = config.resolution {
-            let side = side.to_string();
-            args.extend([option("width", &side), option("height", &side)]);
-        }
+        let mut args = arguments(run, config, form);
         args.extend(self.options.iter().cloned());
         let folder = self.folder.join(number.to_string());
         let commands = ORDER.map(|index| {
             let mut command = Command::new(&self.program);
             command.args(&args).arg(format!("--strength={}", STRENGTHS[index]));
-            command.arg(option("out", &folder.join(index.to_string())));
+            command.arg(option("out", folder.join(index.to_string())));
             command.env(ENDS_WITH_PARENT, "1").stdin(Stdio::piped());
             command.stdout(Stdio::null()).stderr(Stdio::piped());
             (index, command)
@@ -160,6 +142,31 @@ impl Drawings {
         let path = paths.filter(is_png).find(|path| is_file_below(&self.folder, path))?;
         input_file::read(&path, SizeLimit::IMAGE).ok()
     }
+}
+
+/// The option `--name=value`.
+fn option(name: &str, value: impl AsRef<OsStr>) -> OsString {
+    let mut option = OsString::from(format!("--{name}="));
+    option.push(value);
+    option
+}
+
+/// The options of `soda generate` for a drawing, but strength and folder. Guidance and size are those of the
+/// run's samples.
+fn arguments(run: &Run, config: &TrainConfig, form: &DrawingForm) -> Vec<OsString> {
+    let mut args = vec![
+        OsString::from("generate"),
+        option("base", &config.base),
+        option("adapter", run.path.join(RunFolder::ADAPTER)),
+        option("prompt", form.prompt.trim()),
+        option("seed", form.seed.to_string()),
+        option("steps", form.steps.to_string()),
+        option("guidance", config.samples.guidance.to_string()),
+    ];
+    if let Some(side) = config.resolution {
+        args.extend(["width", "height"].map(|name| option(name, side.to_string())));
+    }
+    args
 }
 
 fn lock(shared: &Mutex<Newest>) -> MutexGuard<'_, Newest> {
@@ -250,4 +257,41 @@ fn end_of(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(end).trim().to_owned();
     let last = text.lines().last().unwrap_or("`soda generate` failed");
     last.trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    #[test]
+    fn a_drawing_has_the_guidance_and_the_size_of_the_runs_samples() {
+        let run = Run { id: String::new(), path: "runs/mug".into(), name: "mug".to_owned() };
+        let form =
+            DrawingForm { run: "id".to_owned(), prompt: " --a mug ".to_owned(), seed: 7, steps: 9 };
+        let words = |more: &str| {
+            let text = format!("base='b'\ndata='d'\nsteps=1\nbatch_size=1\n{more}");
+            let config = TrainConfig::from_toml(&text).unwrap();
+            let words =
+                arguments(&run, &config, &form).into_iter().map(|word| word.into_string().unwrap());
+            words.collect::<Vec<_>>()
+        };
+        let sized = words("resolution=48\n[samples]\nguidance=2.5");
+        for word in [
+            "--prompt=--a mug",
+            "--seed=7",
+            "--steps=9",
+            "--guidance=2.5",
+            "--width=48",
+            "--height=48",
+        ] {
+            assert!(sized.contains(&word.to_owned()), "{word}: {sized:?}");
+        }
+        assert!(
+            words("")
+                .iter()
+                .all(|word| !word.starts_with("--width") && !word.starts_with("--height"))
+        );
+    }
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Callable
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from lycoris import LycorisNetwork, create_lycoris
 from models import value
 from peft import get_peft_model
@@ -42,6 +43,15 @@ class Original(torch.nn.Module):
 
     def diffusers_state(self, rest: dict) -> dict:
         return self.to_diffusers(rest | self.state_dict())
+
+
+def fused_by_diffusers(pipeline_class, model: torch.nn.Module, path: Path) -> dict:
+    """The weights of the transformer after load_lora_weights and fuse_lora."""
+    pipe = pipeline_class(FlowMatchEulerDiscreteScheduler(), None, None, None, model)
+    pipe.load_lora_weights(path)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    return pipe.transformer.state_dict()
 
 
 @dataclass

@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 from peft import BOFTConfig, HRAConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))
-from adapter_files.helpers import Family, check_same, fill_adapter, lokr, lora, probe, report
+from adapter_files.helpers import Family, check_same, fill_adapter, fused_by_diffusers, lokr, lora, probe, report
 from models import fill
 from transformer import ROOT, TOYFLUX, UNEVEN
 
@@ -128,17 +128,9 @@ def diffusers_state(original: dict) -> dict:
 FAMILY = Family(FIXTURES, transformer, original_state, diffusers_state)
 
 
-def pipeline(model) -> Flux2KleinPipeline:
-    return Flux2KleinPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, model)
-
-
 def by_diffusers(path: Path, model=None) -> dict:
     """The weights of the transformer after load_lora_weights and fuse_lora, in diffusers' names."""
-    pipe = pipeline(model if model is not None else transformer())
-    pipe.load_lora_weights(path)
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    return unfused(pipe.transformer.state_dict())
+    return unfused(fused_by_diffusers(Flux2KleinPipeline, model if model is not None else transformer(), path))
 
 
 def unfused(state: dict) -> dict:

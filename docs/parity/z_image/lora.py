@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from peft import BOFTConfig, HRAConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))
 from adapter_files import comfyui
-from adapter_files.helpers import Family, check_same, fill_adapter, lokr, lora, report
+from adapter_files.helpers import Family, check_same, fill_adapter, fused_by_diffusers, lokr, lora, report
 from models import FIXTURES as MODELS, ROOT, fill, weight
 from transformer import CONFIGS
 
@@ -113,17 +113,9 @@ def diffusers_state(original: dict) -> dict:
 FAMILY = Family(FIXTURES, transformer, original_state, diffusers_state)
 
 
-def pipeline(model) -> ZImagePipeline:
-    return ZImagePipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, model)
-
-
 def by_diffusers(path: Path, model=None) -> dict:
     """The weights of the transformer after load_lora_weights and fuse_lora."""
-    pipe = pipeline(model if model is not None else transformer())
-    pipe.load_lora_weights(path)
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    return pipe.transformer.state_dict()
+    return fused_by_diffusers(ZImagePipeline, model if model is not None else transformer(), path)
 
 
 def by_comfyui(path: Path, state: dict | None = None) -> dict:

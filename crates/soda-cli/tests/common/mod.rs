@@ -11,6 +11,17 @@ pub(crate) fn toybox(name: &str) -> PathBuf {
     soda_testing::workspace_path("examples/toybox").join(name)
 }
 
+/// Copies the files of a bundled subject, `castle_mug`, into a new folder.
+pub(crate) fn copy_castle_mug(to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(toybox("subjects/castle_mug")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+}
+
 /// The program under test: the file that `SODA_PROGRAM` names, or the one that cargo built for the tests.
 pub(crate) fn program() -> PathBuf {
     let built = option_env!("CARGO_BIN_EXE_soda").map(PathBuf::from);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use browser::Browser;
-use common::{program, toybox};
+use common::{copy_castle_mug, program, toybox};
 use serde_json::json;
 
 /// The steps of the run: enough to stop it before its end.
@@ -30,14 +30,7 @@ struct Desk {
 impl Desk {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("mug");
-        std::fs::create_dir(&data).unwrap();
-        for entry in std::fs::read_dir(toybox("subjects/castle_mug")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                std::fs::copy(&path, data.join(path.file_name().unwrap())).unwrap();
-            }
-        }
+        copy_castle_mug(&folder.path().join("mug"));
         let mut server = Command::new(program())
             .args(["ui", "--runs", "runs", "--data", "mug", "--no-open", "--device", "cpu"])
             .current_dir(folder.path())

@@ -329,11 +329,7 @@ impl Pipeline {
         let size = request.size.unwrap_or([self.image_size(); 2]);
         self.check_size("size", size)?;
         let mut prompts = request.prompts.iter().chain([&request.negative_prompt]);
-        if let Some(unknown) = prompts.find(|prompt| !self.text.can_encode(prompt)) {
-            let expected =
-                "the text encoder was freed after it had encoded other prompts".to_owned();
-            return refuse("prompt", unknown.clone(), expected);
-        }
+        prompts.try_for_each(|prompt| self.check_prompt(prompt))?;
         if let Err(expected) = self.text.check_clip_skip(request.clip_skip) {
             return refuse("clip_skip", request.clip_skip.to_string(), expected);
         }

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::model::Pipeline;
 use super::text_encoders::TokenIds;
 use crate::condition::Condition;
+use crate::error::ModelError;
 
 impl Pipeline {
     /// Tokenizes prompts. A prompt that is too long is truncated.
@@ -23,13 +24,31 @@ impl Pipeline {
         self.text.is_truncated(prompt)
     }
 
+    /// Checks that a prompt can be encoded.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::InvalidRequest`] if the text encoder was freed and has not encoded this prompt before,
+    /// see [`TextEncoderUse`](super::TextEncoderUse).
+    pub fn check_prompt(&self, prompt: &str) -> Result<(), ModelError> {
+        if self.text.can_encode(prompt) {
+            return Ok(());
+        }
+        Err(ModelError::InvalidRequest {
+            field: "prompt",
+            value: prompt.to_owned(),
+            expected: "the text encoder was freed after it had encoded other prompts".to_owned(),
+        })
+    }
+
     /// Makes the denoiser's condition of prompts, for images of `height` x `width` pixels.
     ///
     /// `clip_skip` layers of the text encoders are skipped at the end.
     ///
     /// # Panics
     ///
-    /// If a text encoder has no more than `clip_skip` layers.
+    /// If a text encoder has no more than `clip_skip` layers, or [`check_prompt`](Self::check_prompt)
+    /// refuses a prompt.
     pub fn condition(&self, prompts: &[String], clip_skip: usize, size: [usize; 2]) -> Condition {
         self.text.condition(prompts, clip_skip, size, &self.device)
     }

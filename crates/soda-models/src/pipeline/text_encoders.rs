@@ -252,6 +252,14 @@ impl TextEncoders {
         }
     }
 
+    /// Whether there is a text encoder. Otherwise it was freed, and the prompts that it encoded are known.
+    pub fn has_encoder(&self) -> bool {
+        match self {
+            Self::Clip(_) => true,
+            Self::Qwen3(qwen3) => matches!(qwen3.states, PromptStates::Encoder(_)),
+        }
+    }
+
     /// Whether the states of a prompt can be had: the text encoder was not freed, or has encoded it before.
     pub fn can_encode(&self, prompt: &str) -> bool {
         match self {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Module as _;
 use burn::tensor::FloatDType;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use soda_adapters::named_params;
+use soda_adapters::{Method as _, named_params};
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_pipeline::interop::{
     CompressionBudget, ExportSettings, Imported, compress_to_lora, import, write_diff,
@@ -66,6 +66,22 @@ impl Fixtures {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         let fixtures = soda_testing::workspace_path("crates/soda-pipeline/tests/fixtures");
         fixtures.join(self.0).join(name)
+    }
+
+    /// Checks files, each by its path, its name, and the method that it becomes.
+    #[track_caller]
+    pub(crate) fn check_all(
+        &self,
+        networks: &Networks,
+        path: impl Fn(&str) -> String,
+        cases: &[(&str, &str)],
+    ) {
+        for (name, method) in cases {
+            let file = path(name);
+            let imported = self.check(networks, file.trim_end_matches(".safetensors"), &file);
+            let state = &imported.file.adapters[&Component::Transformer];
+            assert_eq!(state.recipe.method.name(), *method, "{name}");
+        }
     }
 
     /// Imports a file. Its changes must be those that another tool made of it.

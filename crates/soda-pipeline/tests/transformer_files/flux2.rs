@@ -3,11 +3,9 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::Device;
-use soda_adapters::Method as _;
 use soda_models::flux2::Flux2Config;
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_models::{config, weights};
-use soda_pipeline::Component;
 use soda_pipeline::interop::{CompressionBudget, compress_to_lora, import, write_kohya};
 
 use super::common::Fixture;
@@ -27,8 +25,7 @@ fn uneven() -> Networks {
 
 #[test]
 fn files_make_the_weights_that_their_tools_make() {
-    let networks = uneven();
-    for (name, method) in [
+    let cases = [
         ("diffusers", "lora"),
         ("bfl", "lora"),
         ("kohya", "lora"),
@@ -47,17 +44,13 @@ fn files_make_the_weights_that_their_tools_make() {
         // The bound is that of all blocks together.
         ("lycoris-oft-constraint", "full"),
         ("lycoris-full", "full"),
-    ] {
-        let imported = FIXTURES.check(&networks, name, &format!("{name}.safetensors"));
-        let state = &imported.file.adapters[&Component::Transformer];
-        assert_eq!(state.recipe.method.name(), method, "{name}");
-    }
+    ];
+    FIXTURES.check_all(&uneven(), |name| format!("{name}.safetensors"), &cases);
 }
 
 #[test]
 fn directories_of_peft_on_either_names_make_the_same_weights() {
-    let networks = uneven();
-    for (name, method) in [
+    let cases = [
         ("lora", "lora"),
         ("dora-bfl", "lora"),
         // The triples are those of the whole layer.
@@ -67,12 +60,8 @@ fn directories_of_peft_on_either_names_make_the_same_weights() {
         ("oft-bfl", "oft"),
         ("boft-bfl", "boft"),
         ("hra-bfl", "soda"),
-    ] {
-        let name = format!("peft/{name}");
-        let imported = FIXTURES.check(&networks, &name, &name);
-        let state = &imported.file.adapters[&Component::Transformer];
-        assert_eq!(state.recipe.method.name(), method, "{name}");
-    }
+    ];
+    FIXTURES.check_all(&uneven(), |name| format!("peft/{name}"), &cases);
 }
 
 #[test]

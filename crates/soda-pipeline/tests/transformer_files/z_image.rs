@@ -1,7 +1,6 @@
 //! Files for Z-Image.
 
 use burn::tensor::Device;
-use soda_adapters::Method as _;
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_models::z_image::ZImageConfig;
 use soda_models::{config, weights};
@@ -23,8 +22,7 @@ fn uneven() -> Networks {
 
 #[test]
 fn files_make_the_weights_that_their_tools_make() {
-    let networks = uneven();
-    for (name, method) in [
+    let cases = [
         ("diffusers", "lora"),
         ("ai-toolkit", "lora"),
         ("musubi", "lora"),
@@ -41,17 +39,13 @@ fn files_make_the_weights_that_their_tools_make() {
         ("lycoris-lokr-thirds", "lokr"),
         ("lycoris-oft", "oft"),
         ("lycoris-full", "full"),
-    ] {
-        let imported = FIXTURES.check(&networks, name, &format!("{name}.safetensors"));
-        let state = &imported.file.adapters[&Component::Transformer];
-        assert_eq!(state.recipe.method.name(), method, "{name}");
-    }
+    ];
+    FIXTURES.check_all(&uneven(), |name| format!("{name}.safetensors"), &cases);
 }
 
 #[test]
 fn directories_of_peft_on_either_names_make_the_same_weights() {
-    let networks = uneven();
-    for (name, method) in [
+    let cases = [
         ("lora", "lora"),
         ("dora-original", "lora"),
         // The triples are those of the whole layer.
@@ -61,12 +55,8 @@ fn directories_of_peft_on_either_names_make_the_same_weights() {
         ("oft-original", "oft"),
         ("boft-original", "boft"),
         ("hra-original", "soda"),
-    ] {
-        let name = format!("peft/{name}");
-        let imported = FIXTURES.check(&networks, &name, &name);
-        let state = &imported.file.adapters[&Component::Transformer];
-        assert_eq!(state.recipe.method.name(), method, "{name}");
-    }
+    ];
+    FIXTURES.check_all(&uneven(), |name| format!("peft/{name}"), &cases);
 }
 
 /// A file is told to be read by those tools alone that were seen to apply all of it.

@@ -13,24 +13,45 @@ pub struct Preset {
     pub name: &'static str,
     /// The purpose of the preset in one line.
     pub about: &'static str,
-    /// The method, as settings for [`apply_setting`](crate::apply_setting).
-    method: &'static [&'static str],
-    /// The other settings, TOML.
+    /// The settings, TOML.
     settings: &'static str,
+    /// The method and what differs from presets with the same settings, for
+    /// [`apply_setting`](crate::apply_setting).
+    changes: &'static [&'static str],
 }
+
+/// The settings of the presets for transformers.
+const TRANSFORMER: &str = "\
+steps = 1000
+batch_size = 1
+resolution = 512
+precision = \"bf16\"
+encoder_precision = \"bf16\"
+checkpointing = \"block\"
+targets = [\"attention+ff\"]
+[optimizer]
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 250
+timesteps = 4
+[samples]
+every = 500
+guidance = 4.0
+";
 
 /// All presets.
 pub const PRESETS: &[Preset] = &[
     Preset {
         name: "toybox",
         about: "the bundled 64-pixel model: 300 steps of five images, minutes on two cores",
-        method: &[],
+        changes: &[],
         settings: "steps = 300\nbatch_size = 5\n[validation]\nevery = 50\n",
     },
     Preset {
         name: "sd15",
         about: "a subject on Stable Diffusion 1.5: 1000 steps of one image in f32, warm-up, moving average",
-        method: &[],
+        changes: &[],
         settings: "\
 steps = 1000
 batch_size = 1
@@ -49,7 +70,7 @@ guidance = 7.5
     Preset {
         name: "sd15-8gb",
         about: "a subject on Stable Diffusion 1.5 with 8 GB of GPU memory: LoRA of rank 16, bf16",
-        method: &["method=lora", "method.rank=16"],
+        changes: &["method=lora", "method.rank=16"],
         settings: "\
 steps = 1000
 batch_size = 1
@@ -68,7 +89,7 @@ guidance = 7.5
     Preset {
         name: "sdxl",
         about: "a subject on SDXL with 24 GB of GPU memory: LoRA of rank 32, bf16",
-        method: &["method=lora", "method.rank=32"],
+        changes: &["method=lora", "method.rank=32"],
         settings: "\
 steps = 1000
 batch_size = 1
@@ -87,7 +108,7 @@ guidance = 5.0
     Preset {
         name: "sdxl-12gb",
         about: "a subject on SDXL with 12 GB of GPU memory: rank 16, all networks in bf16, gradient checkpointing, 8-bit AdamW",
-        method: &["method=lora", "method.rank=16"],
+        changes: &["method=lora", "method.rank=16"],
         settings: "\
 steps = 1000
 batch_size = 1
@@ -109,55 +130,19 @@ guidance = 5.0
     Preset {
         name: "flux2-klein-4b",
         about: "a subject on FLUX.2 klein base 4B at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
-        method: &["method=lora", "method.rank=32"],
-        settings: "\
-steps = 1000
-batch_size = 1
-resolution = 512
-precision = \"bf16\"
-encoder_precision = \"bf16\"
-checkpointing = \"block\"
-targets = [\"attention+ff\"]
-[optimizer]
-spectrum_lr = 1e-4
-warmup_steps = 20
-[validation]
-every = 250
-timesteps = 4
-[samples]
-every = 500
-guidance = 4.0
-",
+        changes: &["method=lora", "method.rank=32"],
+        settings: TRANSFORMER,
     },
     Preset {
         name: "z-image",
         about: "a subject on Z-Image at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
-        method: &["method=lora", "method.rank=32"],
-        settings: "\
-steps = 1000
-batch_size = 1
-resolution = 512
-precision = \"bf16\"
-encoder_precision = \"bf16\"
-checkpointing = \"block\"
-targets = [\"attention+ff\"]
-[objective]
-timestep_shift = 2.0
-[optimizer]
-spectrum_lr = 1e-4
-warmup_steps = 20
-[validation]
-every = 250
-timesteps = 4
-[samples]
-every = 500
-guidance = 4.0
-",
+        changes: &["method=lora", "method.rank=32", "objective.timestep_shift=2.0"],
+        settings: TRANSFORMER,
     },
     Preset {
         name: "paper",
         about: "the released SODA recipe: DCO with beta 1000, constant rates, 1000 steps of one image",
-        method: &["method=soda-paper"],
+        changes: &["method=soda-paper"],
         settings: "\
 steps = 1000
 batch_size = 1
@@ -186,7 +171,7 @@ pub fn preset(name: &str) -> Result<Table, TrainError> {
     let preset = PRESETS.iter().find(|preset| preset.name == name).ok_or_else(unknown)?;
     let mut table: Table = toml::from_str(preset.settings)
         .map_err(|error| ConfigError::Read { reason: error.to_string() })?;
-    for setting in preset.method {
+    for setting in preset.changes {
         apply_setting(&mut table, setting)?;
     }
     Ok(table)

@@ -54,16 +54,7 @@ mod tests {
 
     use super::*;
     use crate::data::dataset::Dataset;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = folder.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        folder
-    }
+    use crate::testing::folder;
 
     /// Whatever the place of a caption, the next run takes the written one, and no other caption changes.
     #[test]

@@ -31,10 +31,13 @@ impl Captions {
         captions: &[String],
         cache: Option<&EncodeCache>,
     ) -> Result<Self, TrainError> {
+        // States of a freed text encoder are in memory already.
+        let cache = cache.filter(|_| pipeline.text.has_encoder());
         let mut known: HashMap<&str, EncodedCaption> = HashMap::new();
         let (mut texts, mut all_pooled) = (Vec::new(), Vec::new());
         for caption in captions {
             if !known.contains_key(caption.as_str()) {
+                pipeline.check_prompt(caption)?;
                 let make = || encode(pipeline, caption);
                 let encoded = match cache {
                     Some(cache) => {

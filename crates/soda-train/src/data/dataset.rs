@@ -173,14 +173,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use super::*;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(folder.path().join(name), text).unwrap();
-        }
-        folder
-    }
+    use crate::testing::folder;
 
     #[test]
     fn captions_come_from_metadata_then_text_then_prompt() {
@@ -276,9 +269,8 @@ mod tests {
             ],
             "no picture b.png",
         );
-        assert!(
-            Dataset::read(Path::new("/nowhere"), None).unwrap_err().to_string().contains("--data")
-        );
+        let error = Dataset::read(Path::new("/nowhere"), None).unwrap_err().to_string();
+        assert_eq!(error, "there is no data folder /nowhere; give a folder of images");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum DataError {
     /// The data folder is missing or is not a folder.
-    #[error("there is no data folder {path}; give a folder of images with `--data`", path = .0.display())]
+    #[error("there is no data folder {path}; give a folder of images", path = .0.display())]
     NoFolder(PathBuf),
     /// The data folder has no images.
     #[error(

@@ -42,6 +42,18 @@ impl QuantizedWeight {
         Self { words, scales, layout }
     }
 
+    /// This weight in the place of a parameter `[in, out]` of a network that computes in `dtype`. The value of
+    /// `param` is dropped; one that is not initialized stays so.
+    pub fn replace<const D: usize>(
+        self,
+        param: Param<Tensor<D>>,
+        dtype: DType,
+    ) -> Param<Tensor<D>> {
+        let value = placeholder(&self.scales.device(), dtype);
+        let param = Param::initialized(param.id, value);
+        param.apply_reparameterization(Put(BTreeMap::from([(String::new(), self)])))
+    }
+
     /// The shape of the weight, `[in, out]`.
     pub fn dims(&self) -> [usize; 2] {
         let [output, input] = self.layout.shape();
@@ -51,6 +63,13 @@ impl QuantizedWeight {
     /// Where codes and scales are.
     pub fn layout(&self) -> QuantLayout {
         self.layout
+    }
+
+    /// The codes and scales in little-endian order, which identify the weight.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.words.clone().into_data().as_bytes().to_vec();
+        bytes.extend_from_slice(self.scales.clone().into_data().as_bytes());
+        bytes
     }
 
     /// The product `x W` for rows `x` `[rows, in]`: `[rows, out]` in the dtype of `x`.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use soda_kernels::{
     QuantFormat, QuantLayout, QuantizedMatrix, QuantizedWeight, linear_deferred, quantized_weights,
     take_quantized, with_quantized,
@@ -18,6 +18,16 @@ use common::{assert_matches, distance, random};
 
 /// Shapes `[out, in]`: several rows of one block, an odd number of blocks, more than 256 blocks.
 const SHAPES: [[usize; 2]; 3] = [[5, 64], [3, 192], [65, 320]];
+/// A shape of the formats whose blocks are rows.
+const ROWS_ONLY: [usize; 2] = [7, 40];
+
+/// Pairs of a format and a shape that it has.
+fn cases() -> impl Iterator<Item = (QuantFormat, [usize; 2])> {
+    let shapes = SHAPES.into_iter().chain([ROWS_ONLY]);
+    shapes
+        .flat_map(|shape| QuantFormat::ALL.map(|format| (format, shape)))
+        .filter(|(format, shape)| QuantLayout::new(*format, *shape).is_some())
+}
 
 fn host_values(x: &Tensor<2>) -> Vec<f32> {
     x.clone().into_data().iter().collect()
@@ -49,13 +59,41 @@ fn the_error_of_a_format_is_that_of_its_bits() {
     }
 }
 
+/// The errors of torchao's int8 and fp8 and of bitsandbytes' NF4 on the same matrix, from
+/// `docs/parity/quantization/errors.py`.
+#[test]
+fn a_product_is_no_further_off_than_that_of_pytorch() {
+    let file =
+        soda_testing::workspace_path("crates/soda-kernels/tests/fixtures/quantization.safetensors");
+    let bytes = std::fs::read(file).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let values = |name: &str| -> Vec<f32> {
+        let (numbers, _) = file.tensor(name).unwrap().data().as_chunks::<4>();
+        numbers.iter().map(|number| f32::from_le_bytes(*number)).collect()
+    };
+    let tensor = |name: &str, shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values(name), shape), &Device::default())
+    };
+    let (matrix, x) = (tensor("matrix", [64, 320]), tensor("x", [8, 320]));
+    let expected = soda_kernels::matmul(x.clone(), matrix.transpose());
+    for format in QuantFormat::ALL {
+        let layout = QuantLayout::new(format, [64, 320]).unwrap();
+        let host = QuantizedMatrix::encode(&values("matrix"), layout);
+        let found = QuantizedWeight::new(&host, &Device::default()).product(x.clone());
+        let power = |x: Tensor<2>| f64::from(x.square().mean().into_scalar::<f32>()).sqrt();
+        let error = power(found - expected.clone()) / power(expected.clone());
+        let theirs = f64::from(values(format.name())[0]);
+        // Roundings of equal codes differ by less than this.
+        assert!(error <= theirs * 1.01, "{format:?}: {error:.5}, and {theirs:.5} of PyTorch");
+    }
+}
+
 #[test]
 fn every_device_has_the_numbers_of_the_cpu() {
-    for shape in SHAPES {
-        let mut matrix = random(shape);
+    for (format, shape) in cases() {
         // A row of zeros has the scale 0, which is no divisor.
-        matrix = matrix.slice_fill(0..1, 0.0);
-        for format in QuantFormat::ALL {
+        let matrix = random(shape).slice_fill(0..1, 0.0);
+        {
             let host = quantized(&matrix, format);
             let values = |device: &Device, dtype| {
                 let weight = QuantizedWeight::new(&host, device);
@@ -75,9 +113,9 @@ fn every_device_has_the_numbers_of_the_cpu() {
 
 #[test]
 fn a_product_has_the_value_and_gradient_of_the_matrix() {
-    for shape in SHAPES {
+    for (format, shape) in cases() {
         let matrix = random(shape) / (shape[1] as f32).sqrt();
-        for format in QuantFormat::ALL {
+        {
             let host = quantized(&matrix, format);
             let dense = QuantizedWeight::new(&host, &Device::flex()).dequantize(DType::F32);
             assert_matches(

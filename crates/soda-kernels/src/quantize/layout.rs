@@ -6,6 +6,8 @@ use super::format::QuantFormat;
 const NESTED_BLOCK: usize = 256;
 /// The codes of 8 bits in a word.
 const BYTES: usize = 4;
+/// The numbers of a row that a kernel writes at once.
+const NUMBERS_AT_ONCE: usize = 8;
 
 /// A matrix `[rows, columns]` in a format. The numbers are in row-major order.
 ///
@@ -19,13 +21,11 @@ pub struct QuantLayout {
 }
 
 impl QuantLayout {
-    /// The numbers of a row are a multiple of this one.
-    pub const COLUMN_MULTIPLE: usize = 64;
-
-    /// The layout of a matrix `[rows, columns]`. `None` if the columns are no multiple of
-    /// [`COLUMN_MULTIPLE`](Self::COLUMN_MULTIPLE), or if there is no number.
+    /// The layout of a matrix `[rows, columns]`. `None` if there is no number, or if the columns are no multiple
+    /// of the format's block, or of 8 where a row is a block.
     pub fn new(format: QuantFormat, [rows, columns]: [usize; 2]) -> Option<Self> {
-        let fits = rows > 0 && columns > 0 && columns.is_multiple_of(Self::COLUMN_MULTIPLE);
+        let multiple = format.block().unwrap_or(NUMBERS_AT_ONCE);
+        let fits = rows > 0 && columns > 0 && columns.is_multiple_of(multiple);
         fits.then_some(Self { format, rows, columns })
     }
 
@@ -102,7 +102,9 @@ mod tests {
         assert_eq!(sizes(layout(QuantFormat::Int8)), (96, 3, 396));
         // 384 codes of 4 bits, 6 scales of 8 bits in 2 words, and one scale of these.
         assert_eq!(sizes(layout(QuantFormat::Nf4)), (48 + 2, 1, 204));
+        assert!(QuantLayout::new(QuantFormat::Int8, [3, 72]).is_some());
         assert_eq!(QuantLayout::new(QuantFormat::Int8, [3, 60]), None);
+        assert_eq!(QuantLayout::new(QuantFormat::Nf4, [3, 72]), None);
         assert_eq!(QuantLayout::new(QuantFormat::Int8, [0, 64]), None);
     }
 }

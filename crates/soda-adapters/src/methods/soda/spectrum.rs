@@ -16,7 +16,7 @@
 //! precision would round `x L`, so there the correction is added to the plain product.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use soda_kernels::{deep_copy, has_vendor_blas, matmul, scale_columns, with_stride_order};
 use soda_linalg::{KroneckerRows, LinalgError, Qr, Svd, apply_autograd};
 
@@ -141,7 +141,7 @@ impl Spectrum {
             return matmul(x, self.apply(w.clone()));
         }
         let l = matmul(x.clone().cast(self.left.dtype()), self.left.clone());
-        if let Some(s) = self.factored_spectrum(w.dtype()) {
+        if let Some(s) = self.factored_spectrum(w.as_float()) {
             return self.times_right(self.times_shift(l, Some(s)), output);
         }
         // Added to the exact product of the base, the shift of an initial adapter is zero.
@@ -161,7 +161,7 @@ impl Spectrum {
         let plain = |x: &Tensor<2>| x.clone().without_autodiff();
         let (delta, right) = (self.delta.as_ref()?, plain(self.right.as_ref()?));
         let same_dtype = [w, &self.left, &right].iter().all(|m| m.dtype() == x.dtype());
-        if !(same_dtype && has_vendor_blas(x)) || self.factored_spectrum(w.dtype()).is_some() {
+        if !(same_dtype && has_vendor_blas(x)) || self.factored_spectrum(Some(w)).is_some() {
             return None;
         }
         let sizes: Vec<usize> = rotation.iter().map(|factor| factor.dims()[0]).collect();
@@ -177,8 +177,10 @@ impl Spectrum {
         Some(apply_autograd(&layer, x.clone().unsqueeze_dim(2), &flat).flatten(1, 2))
     }
 
-    /// The singular values, if the factors replace `w` in a product.
-    fn factored_spectrum(&self, dtype: DType) -> Option<&Tensor<1>> {
+    /// The singular values, if the factors replace the weight `w` in a product. They are those of the weight in
+    /// the file, and so do not replace a quantized one, which is `None`.
+    fn factored_spectrum(&self, w: Option<&Tensor<2>>) -> Option<&Tensor<1>> {
+        let dtype = w?.dtype();
         self.s.as_ref().filter(|_| self.exact && dtype == self.left.dtype())
     }
 
@@ -220,7 +222,7 @@ impl Spectrum {
         // On the weight, `L ΔC` scales columns and is no product.
         let output = if self.right.is_some() { w.dims()[1] } else { 0 };
         let cost = cost.and_factors(rows, input, k, output);
-        if self.factored_spectrum(w.dtype()).is_some() {
+        if self.factored_spectrum(w.as_float()).is_some() {
             cost.without_base(rows, w.dims())
         } else {
             cost

@@ -14,7 +14,7 @@ __device__ float e4m3(unsigned code) {
   return load(x) * 256;
 }
 
-// y[i] = table[code i] * scale of the block of i, for n numbers, n a multiple of 64. The scales of NF4 are the
+// y[i] = table[code i] * scale of the block of i, for n numbers in blocks of a multiple of 8. The scales of NF4 are the
 // bytes behind the codes, times one scale for 256 of them.
 template <class T> __device__ void dequantize(const unsigned *words, const float *scales, T *y, i64 n, i64 block, int format) {
   __shared__ float table[16];

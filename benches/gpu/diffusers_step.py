@@ -98,6 +98,15 @@ def attention_only(denoiser, rank):
                 found[0] = Lora(found[0], rank)
 
 
+def quantize(denoiser, kind):
+    """Quantizes what `soda bench --base-precision` does: the linear weights of the blocks, in torchao's formats."""
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    blocks = ("transformer_blocks", "layers.", "_refiner.")
+    inside = lambda module, name: isinstance(module, torch.nn.Linear) and any(b in name for b in blocks) and "adaLN" not in name
+    quantize_(denoiser, {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind](), filter_fn=inside)
+
+
 def unet_call(unet, batch, side, tokens, draw, device):
     """A call of the UNet on a random batch, and the shape of what it gives."""
     inputs = dict(
@@ -144,6 +153,7 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="mode of torch.compile")
     parser.add_argument("--checkpoint", action="store_true")
+    parser.add_argument("--quantize", choices=("int8", "fp8"), help="torchao's weight-only formats")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
 
@@ -156,6 +166,8 @@ def main():
         torch.set_default_dtype(torch.float32)
     denoiser.requires_grad_(False)
     attention_only(denoiser, args.rank)
+    if args.quantize:
+        quantize(denoiser, args.quantize)
     if args.checkpoint:
         denoiser.enable_gradient_checkpointing()
     denoiser.train()
@@ -203,6 +215,7 @@ def main():
                 latents=side,
                 tokens=tokens,
                 dtype=args.dtype,
+                base_precision=args.quantize or "none",
                 trained=sum(p.numel() for p in trained),
                 first_step_s=round(cold, 2),
                 step_ms=round(1e3 * times[len(times) // 2], 2),

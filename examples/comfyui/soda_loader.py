@@ -9,11 +9,16 @@ Adapters belong into `ComfyUI/models/loras`. The node is "Load SODA adapter" in 
 The change of a weight is that of its base: the node puts itself before other patches of the weight, whose changes
 are added. Several adapters of SODA on one weight add their changes. Decompositions are kept in main memory, so that
 another strength is quick.
+
+New words of an adapter (textual inversion) are those of its file: write `<mug>` in the prompt of a node that has the
+node's CLIP. A weight is given as for other words: `(<mug>:1.2)`.
 """
 
 import collections
+import copy
 import logging
 import os
+import re
 import weakref
 
 import comfy.utils
@@ -157,6 +162,86 @@ def text_places(model, component, paths):
     return {}
 
 
+class Words:
+    """The tokenizer of one text encoder that knows new words, over ComfyUI's class of it.
+
+    ComfyUI finds embeddings by `embedding:NAME`. A new word in a prompt becomes such a name, whose vectors are here.
+    """
+
+    # By word: the vectors `[k, width]`.
+    soda_words = {}
+
+    def tokenize_with_weights(self, text, *args, **kwargs):
+        return super().tokenize_with_weights(self._marked(text), *args, **kwargs)
+
+    def _marked(self, text):
+        """The text with the names of new words. Words are found in any case, as the `soda` binary finds them."""
+        names = {word.lower(): index for index, word in enumerate(self.soda_words)}
+        # Of two words that begin alike, the longer one.
+        pattern = "|".join(_expression(word) for word in sorted(names, key=len, reverse=True))
+
+        def name(found):
+            return f" {self.embedding_identifier}{_name(names[found[0].lower()])} "
+
+        return re.sub(pattern, name, text, flags=re.IGNORECASE)
+
+    def _try_get_embedding(self, embedding_name):
+        name, _, rest = embedding_name.strip().partition(" ")
+        for index, vectors in enumerate(self.soda_words.values()):
+            if name == _name(index):
+                return vectors, rest.strip()
+        return super()._try_get_embedding(embedding_name)
+
+
+def _name(index):
+    """The name of a new word, which is no number and no file of a user."""
+    return f"soda.word.{index}."
+
+
+def _expression(word):
+    """Finds a word. One that begins or ends with a letter or digit is found as a whole word only."""
+    bare = re.match(r"\w", word) or re.search(r"\w$", word)
+    return rf"(?<!\w){re.escape(word)}(?!\w)" if bare else re.escape(word)
+
+
+def with_words(tokenizer, adapter):
+    """A copy of ComfyUI's tokenizer that knows the new words of an adapter."""
+    places = {}
+    for component, names in _TEXT_ENCODERS.items():
+        for name in names:
+            if hasattr(tokenizer, name):
+                places[component] = name
+    tokenizer = copy.copy(tokenizer)
+    for word, vectors in adapter.tokens.items():
+        if set(vectors) != set(places):
+            raise ValueError(f"{adapter.path} has the new word {word} for {sorted(vectors)}, and the CLIP has {sorted(places)}")
+        for component, values in vectors.items():
+            inner = getattr(tokenizer, places[component])
+            if values.shape[1] != inner.embedding_size or not len(values):
+                raise ValueError(
+                    f"{adapter.path} has the new word {word} with vectors {list(values.shape)}, and the {component} has "
+                    f"{inner.embedding_size} numbers"
+                )
+            if inner.tokenizer.get_vocab().get(f"{word}</w>") is not None:
+                raise ValueError(f"{adapter.path} has the new word {word}, which the tokenizer has already")
+            setattr(tokenizer, places[component], _with_word(inner, adapter.path, word, torch.from_numpy(values)))
+    return tokenizer
+
+
+def _with_word(inner, path, word, vectors):
+    known = getattr(inner, "soda_words", {})
+    for other, found in known.items():
+        if other.lower() == word.lower() and not torch.equal(found, vectors):
+            raise ValueError(f"{path} has the new word {word}, which another adapter has with other vectors")
+    inner = copy.copy(inner)
+    if not isinstance(inner, Words):
+        inner.__class__ = type("SodaTokenizer", (Words, type(inner)), {})
+    # Without a folder ComfyUI looks for no embeddings.
+    inner.embedding_directory = inner.embedding_directory or []
+    inner.soda_words = {**known, word: vectors}
+    return inner
+
+
 class Part:
     """The formula of one adapted weight, with its decomposition."""
 
@@ -289,13 +374,14 @@ def check_base(where, adapter, part, weights):
 def load(model, clip, path, strength_model, strength_clip):
     """Returns clones of a `ModelPatcher` and a `CLIP` with the adapter; either may be `None`."""
     adapter, parts = read_file(path)
-    if adapter.tokens:
-        words = ", ".join(adapter.tokens)
-        logging.warning(f"{path} has the new words {words}; `soda export --format embeddings` writes them for ComfyUI")
     if adapter.schedule:
         logging.warning(f"{path} was trained with the schedule {adapter.schedule}; set it by ModelSamplingDiscrete")
     model = model.clone() if model is not None else None
     clip = clip.clone() if clip is not None else None
+    if adapter.tokens and clip is not None:
+        clip.tokenizer = with_words(clip.tokenizer, adapter)
+    elif adapter.tokens:
+        logging.warning(f"{path}: the new words {', '.join(adapter.tokens)} are left out, since no CLIP is connected")
     for component in adapter.parts:
         of_text = component in _TEXT_ENCODERS
         target = clip.patcher if of_text and clip is not None else None if of_text else model

@@ -146,6 +146,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     let mut settings = ExportSettings::new(&pipeline);
     settings.title = args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     settings.trigger.clone_from(&file.header.trigger);
+    settings.base_name.clone_from(&file.header.base);
     settings.dtype = dtype;
     let trained_at = file.header.training["config"]["resolution"].as_u64();
     if let Some(side) = trained_at.and_then(|side| usize::try_from(side).ok()) {

@@ -1,5 +1,6 @@
 """Reading and writing adapter files: what is damaged or unknown is refused by name."""
 
+import importlib.util
 import json
 import os
 import random
@@ -23,6 +24,8 @@ from soda_adapters.targets import PRESETS, select
 from test_formulas import base_weight
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parents[1]
 SOURCES = Path(__file__).resolve().parents[2] / "soda-adapters/src/methods"
 
 
@@ -280,6 +283,35 @@ class Sources(unittest.TestCase):
     def words(self, pattern):
         """What is between the bars of a pattern, in any order."""
         return set(re.findall(r"[\w\\.\[\]]+", pattern.replace(r"\.weight$", "")))
+
+
+class Packaging(unittest.TestCase):
+    """The wheel with the command, of the root, and the wheel of the package alone."""
+
+    def test_both_wheels_have_one_name_and_the_same_needs(self):
+        try:
+            import tomllib
+        except ModuleNotFoundError:
+            self.skipTest("Python 3.10 reads no TOML")
+        whole, alone = (tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, PACKAGE))
+        for field in ("name", "requires-python", "dependencies", "optional-dependencies", "urls"):
+            self.assertEqual(whole[field], alone[field], field)
+
+    def test_the_version_is_that_of_the_binary(self):
+        manifest = (ROOT / "Cargo.toml").read_text()
+        self.assertEqual(re.search(r'^version = "(.+)"', manifest, re.M)[1], soda_adapters.__version__)
+
+    def test_a_missing_toolchain_is_named(self):
+        spec = importlib.util.spec_from_file_location("rust_toolchain", PACKAGE / "packaging/rust_toolchain.py")
+        toolchain = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(toolchain)
+        manifest = (ROOT / "Cargo.toml").read_text()
+        for found, sentence in ((None, "`cargo` is not on the PATH"), ("cargo 1.80.1 (x)\n", "this is cargo 1.80.1")):
+            reason = toolchain.missing(manifest, found)
+            self.assertIn(sentence, reason)
+            self.assertIn("pip install ./crates/soda-python", reason)
+        for found in ("cargo 1.92.0 (x)\n", "cargo 2.1.0\n"):
+            self.assertIsNone(toolchain.missing(manifest, found))
 
 
 class Formulas(unittest.TestCase):

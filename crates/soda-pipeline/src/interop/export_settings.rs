@@ -4,8 +4,9 @@
 //! |---|---|---|
 //! | `ss_base_model_version`, `ss_v2` | the family of the base | A1111, which shows no other LoRAs |
 //! | `ss_network_module`, `_dim`, `_alpha`, `_args` | the adapter, in kohya's words | kohya's scripts |
-//! | `ss_output_name`, `ss_sd_model_name`, `ss_resolution` | names of file and base, pixels | A1111, Civitai |
-//! | `ss_tag_frequency` | the trigger words, each once | A1111, Civitai, nodes of ComfyUI |
+//! | `ss_output_name`, `ss_sd_model_name` | the names of the file and of the base | A1111 |
+//! | `ss_resolution` | the sides of the images in pixels | nodes of ComfyUI |
+//! | `ss_tag_frequency` | the trigger words, each once | A1111, nodes of ComfyUI |
 //! | `sshs_model_hash`, `sshs_legacy_hash` | checksums of the tensors | A1111, Civitai |
 //! | `modelspec.*` | Stability's Model Metadata Standard 1.0.1 | ComfyUI, SwarmUI |
 

@@ -23,11 +23,12 @@ import weakref
 
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import WeightAdapterBase
 
 try:
     import soda_adapters
-    from soda_adapters import formulas, settings, targets
+    from soda_adapters import formulas, masks, settings, targets
 except ImportError:
     raise ImportError(
         "the node of SODA needs the package soda-adapters: run `python -m pip install PATH/TO/soda/crates/soda-python` "
@@ -124,6 +125,15 @@ class Place:
         if self.swapped:
             return (self.key, None, comfy.utils.swap_scale_shift)
         return self.key if self.rows is None else (self.key, (0, *self.rows))
+
+    def add(self, output, change):
+        """Adds a change of diffusers' outputs to those of the layer here."""
+        if self.swapped:
+            change = torch.cat(change.chunk(2, -1)[::-1], -1)
+        if self.rows is None:
+            return output + change
+        first, length = self.rows
+        return output + torch.nn.functional.pad(change, (first, output.shape[-1] - first - length))
 
     def of(self, weight):
         """The weight as diffusers has it."""
@@ -251,16 +261,20 @@ class Part:
 
     def weight(self, base, strength):
         """The adapted weight of `base` in f32."""
-        if strength == 0.0:
-            return base
+        return base if strength == 0.0 else formulas.adapted(self.made, base, strength, self._basis(base))
+
+    def factors(self, base, strength):
+        """The change as factors with their ranks, for a mask over timesteps."""
+        return formulas.factors(self.made, base, strength, self._basis(base))
+
+    def _basis(self, base):
         # Another checkpoint has other decompositions.
         known = (float(base.sum(dtype=torch.float64)), float(base.norm()))
         if known != self.known:
             basis = formulas.basis_of(self.made, base)
             self.basis = None if basis is None else tuple(part.cpu() for part in basis)
             self.known = known
-        basis = None if self.basis is None else tuple(part.to(base.device) for part in self.basis)
-        return formulas.adapted(self.made, base, strength, basis)
+        return None if self.basis is None else tuple(part.to(base.device) for part in self.basis)
 
 
 class SodaPatch(WeightAdapterBase):
@@ -299,6 +313,45 @@ class SodaPatch(WeightAdapterBase):
         return weight
 
 
+class MaskedForward:
+    """The forward function of a linear layer with masked changes, and the places of their outputs."""
+
+    def __init__(self, layer, changes):
+        self.layer, self.changes = layer, changes
+
+    def __call__(self, x, *args, **kwargs):
+        output = type(self.layer).forward(self.layer, x, *args, **kwargs)
+        for place, change in self.changes:
+            output = place.add(output, change(x).to(output.dtype))
+        return output
+
+
+def timesteps_of(model, mask, discrete):
+    """The timesteps of a mask, and a wrapper of `apply_model` that keeps those of a call."""
+    timesteps = masks.Timesteps(mask)
+
+    def wrapper(executor, x, sigma, *args, **kwargs):
+        # Models of flows have the timestep 1000 σ.
+        values = model.model_sampling.timestep(sigma) if discrete else sigma * 1000.0
+        timesteps.set(values.detach().reshape(-1).float().cpu().numpy())
+        return executor(x, sigma, *args, **kwargs)
+
+    return timesteps, wrapper
+
+
+def add_masked(patcher, place, change, where):
+    """Replaces the forward function of a layer by one that adds the change, too."""
+    name = place.key.removesuffix(".weight")
+    layer, function = comfy.utils.get_attr(patcher.model, name), f"{name}.forward"
+    if not isinstance(layer, torch.nn.Linear):
+        raise ValueError(f"{where} has a timestep_mask, which needs a linear layer, and {name} is none")
+    other = patcher.object_patches.get(function)
+    if other is not None and not isinstance(other, MaskedForward):
+        raise ValueError(f"{where}: another node has replaced the forward function of {name}; remove that node")
+    changes = other.changes if other is not None else []
+    patcher.add_object_patch(function, MaskedForward(layer, [*changes, (place, change)]))
+
+
 def read_file(path):
     """The adapter file and its parts, from the memory if it has not changed."""
     status = os.stat(path)
@@ -326,19 +379,29 @@ def patch(patcher, component, adapter, parts, strength):
     if missing:
         raise ValueError(f"{where} adapts {missing[0]}, which the {type(model).__name__} of ComfyUI lacks")
     originals = patcher.get_key_patches()
-    weights = {path: places[path].of(originals[places[path].key][0][0]) for path in part.weights}
+    weights = {path: places[path].of(originals[places[path].key][0][0].detach()) for path in part.weights}
     checked = parts.setdefault(component, weakref.WeakSet())
     if model not in checked:
         check_base(where, adapter, part, weights)
         checked.add(model)
+    # Text encoders have no timestep and use all directions, as a weight does.
+    mask = None if component in _TEXT_ENCODERS else part.settings.get("timestep_mask")
+    if mask and strength != 0.0:
+        timesteps, wrapper = timesteps_of(model, mask, component == "unet")
+        patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "soda", wrapper)
     for path, weight in weights.items():
         place = places[path]
         own = parts.get((component, path))
         if own is None or tuple(own.shape) != tuple(weight.shape):
-            made = formulas.formula(part.method, part.settings, path, part.weights[path], tuple(weight.shape))
+            shape = tuple(weight.shape)
+            made = formulas.formula(part.method, part.settings, path, part.weights[path], shape, masks=True)
             own = parts[component, path] = Part(made, path)
-            own.shape = tuple(weight.shape)
-        add_first(patcher, place, own, strength)
+            own.shape = shape
+        if not mask:
+            add_first(patcher, place, own, strength)
+        elif strength != 0.0:
+            change = masks.MaskedChange(timesteps, path, own.factors(weight.float(), strength))
+            add_masked(patcher, place, change, where)
 
 
 def add_first(patcher, place, part, strength):

@@ -193,7 +193,7 @@ class _Entry:
         self.formulas, self.masked = ({}, made) if mask else (made, {})
         self.masks = Masks(module, mask, where) if mask else None
         for path in self.masked:
-            self.masks.layer(path, self.parameters[path])
+            self.masks.find_layer(path, self.parameters[path])
         if check_base:
             self._check_base(where, adapter, part, selected)
         self.bases = {}
@@ -250,13 +250,12 @@ class _Entry:
         """Computes the changes of the layers with a mask over timesteps."""
         originals = _NETWORKS[self.module].originals
         for path, made in self.masked.items():
-            layer = self.masks.layers[path]
             if self.strength == 0.0:
-                layer.set(None, [])
+                self.masks.set(path, None)
                 continue
             parameter = self.parameters[path]
-            a, b, ranks = self._of_base(factors, made, path, originals.get(path, parameter).to(parameter.device))
-            layer.set((a.contiguous(), b.contiguous()), ranks)
+            base = originals.get(path, parameter).to(parameter.device)
+            self.masks.set(path, self._of_base(factors, made, path, base))
 
     def _of_base(self, function, made, path, base):
         """`function` of a formula, a base weight on its device, the strength and the decomposition."""

@@ -7,6 +7,7 @@
 //! | `ss_output_name`, `ss_sd_model_name` | the names of the file and of the base | A1111 |
 //! | `ss_resolution` | the sides of the images in pixels | nodes of ComfyUI |
 //! | `ss_tag_frequency` | the trigger words, each once | A1111, nodes of ComfyUI |
+//! | `ss_bucket_info`, `ss_dataset_dirs` | the number of training images, and their size | A1111 |
 //! | `sshs_model_hash`, `sshs_legacy_hash` | checksums of the tensors | A1111, Civitai |
 //! | `modelspec.*` | Stability's Model Metadata Standard 1.0.1 | ComfyUI, SwarmUI |
 
@@ -36,6 +37,8 @@ pub struct ExportSettings {
     pub trigger: Vec<String>,
     /// The name of the base model; empty if it is unknown.
     pub base_name: String,
+    /// The number of training images, if it is known and all have the size of [`Self::set_resolution`].
+    pub images: Option<usize>,
     /// The time at which the adapter was made. [`ExportSettings::new`] takes the present.
     pub created: SystemTime,
     /// The type of the tensors: F32, F16 or BF16.
@@ -125,7 +128,8 @@ impl ExportSettings {
         };
         let (title, trigger, base_name) = (String::new(), Vec::new(), String::new());
         let created = SystemTime::now();
-        Self { title, trigger, base_name, created, dtype: FloatDType::F16, base }
+        let (images, dtype) = (None, FloatDType::F16);
+        Self { title, trigger, base_name, images, created, dtype, base }
     }
 
     /// Sets the side of the training images in pixels, where it is not that of the pipeline.
@@ -202,12 +206,17 @@ impl ExportSettings {
             ("modelspec.resolution", format!("{resolution}x{resolution}")),
             ("modelspec.prediction_type", prediction.to_owned()),
         ]);
-        for (key, name) in
-            [("ss_output_name", &self.title), ("ss_sd_model_name", &self.base_name)]
+        for (key, name) in [("ss_output_name", &self.title), ("ss_sd_model_name", &self.base_name)]
         {
             if !name.is_empty() {
                 metadata.insert(key, name.clone());
             }
+        }
+        if let Some(count) = self.images {
+            let buckets = json!({ "buckets": { "0": { "resolution": [resolution, resolution], "count": count } } });
+            metadata.insert("ss_bucket_info", buckets.to_string());
+            let folders = json!({ &self.title: { "n_repeats": 1, "img_count": count } });
+            metadata.insert("ss_dataset_dirs", folders.to_string());
         }
         if !self.trigger.is_empty() {
             metadata.insert("modelspec.trigger_phrase", self.trigger.join(", "));
@@ -299,6 +308,7 @@ mod tests {
             title: "mug".to_owned(),
             trigger: vec!["sks mug".to_owned(), "red".to_owned()],
             base_name: "sd15".to_owned(),
+            images: Some(5),
             created: UNIX_EPOCH + Duration::from_secs(1_709_210_096),
             dtype: FloatDType::F16,
             base,
@@ -363,8 +373,15 @@ mod tests {
         ] {
             assert_eq!(metadata[key], value, "{key}");
         }
-        let tags: Value = serde_json::from_str(&metadata["ss_tag_frequency"]).expect("a table");
-        assert_eq!(tags, json!({ "1_sks mug": { "sks mug": 1 }, "1_red": { "red": 1 } }));
+        let size = json!({ "resolution": [768, 768], "count": 5 });
+        for (key, value) in [
+            ("ss_tag_frequency", json!({ "1_sks mug": { "sks mug": 1 }, "1_red": { "red": 1 } })),
+            ("ss_bucket_info", json!({ "buckets": { "0": size } })),
+            ("ss_dataset_dirs", json!({ "mug": { "n_repeats": 1, "img_count": 5 } })),
+        ] {
+            let found: Value = serde_json::from_str(&metadata[key]).expect("a table");
+            assert_eq!(found, value, "{key}");
+        }
         assert_eq!(iso_8601(UNIX_EPOCH), "1970-01-01T00:00:00");
         let last = UNIX_EPOCH + Duration::from_secs(4_102_444_799);
         assert_eq!(iso_8601(last), "2099-12-31T23:59:59");

@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
-use soda_kernels::has_vendor_blas;
+use soda_kernels::{QuantLayout, QuantizedMatrix, QuantizedWeight, has_vendor_blas};
 
 use super::checkpoint::Checkpoint;
 use super::finite::first_non_finite;
 use super::keys::{BUFFERS, checkpoint_key};
+use super::precision::WeightPrecision;
 use super::prefetch::{Job, Prefetch};
+use super::quantize;
 use super::safetensors::Entry;
 use crate::error::{ModelError, WeightsError};
 
@@ -32,11 +34,10 @@ impl Checkpoint {
     /// [`ModelError::Weights`] for a key that is missing or unused, a wrong shape, an integer tensor or a
     /// weight that is not finite.
     pub fn load_into<M: Module>(self, module: M, dtype: FloatDType) -> Result<M, ModelError> {
-        self.load_into_mixed(module, dtype, &BTreeSet::new())
+        self.load_into_mixed(module, &dtype.into())
     }
 
-    /// Loads every weight of `module` as `dtype`, except those at the paths `keep_f32`, which are loaded as
-    /// f32.
+    /// Loads every weight of `module` in its precision, and freezes the module.
     ///
     /// # Errors
     ///
@@ -44,8 +45,7 @@ impl Checkpoint {
     pub fn load_into_mixed<M: Module>(
         self,
         module: M,
-        dtype: FloatDType,
-        keep_f32: &BTreeSet<String>,
+        precision: &WeightPrecision,
     ) -> Result<M, ModelError> {
         self.check_size(&module)?;
         let mut visit = Visit::default();
@@ -53,8 +53,7 @@ impl Checkpoint {
         let device = module.devices().into_iter().next();
         // A device whose library reads weights as the file has them needs no transposition.
         let keeps_order = device.as_ref().is_some_and(reads_file_order);
-        let dtype = |path: &str| if keep_f32.contains(path) { FloatDType::F32 } else { dtype };
-        let reads = self.reads(&visit.parameters, |path| dtype(path).into(), keeps_order)?;
+        let reads = self.reads(&visit.parameters, precision, keeps_order)?;
         let load = |module: M| {
             Prefetch::scope(&reads, |tensors| {
                 let mut store = Store { reads: &reads, tensors, next: 0, failure: None };
@@ -91,7 +90,7 @@ impl Checkpoint {
     fn reads(
         &self,
         parameters: &[Parameter],
-        dtype: impl Fn(&str) -> DType,
+        precision: &WeightPrecision,
         keeps_order: bool,
     ) -> Result<Vec<Read>, ModelError> {
         let is_buffer = |key: &String| BUFFERS.iter().any(|buffer| key.ends_with(buffer));
@@ -109,12 +108,24 @@ impl Checkpoint {
                 missing.push(parameter.key());
                 continue;
             };
+            let stored = float_dtype(entry)?;
+            let is_transposed = entry.transposed != parameter.is_linear_weight();
+            let exact = precision.exact.contains(&parameter.path);
+            let format = precision.quantization.filter(|_| is_transposed && !exact);
+            let dtype = match (exact, precision.quantization) {
+                (false, _) => precision.dtype.into(),
+                (true, Some(_)) if stored.size() == 2 => stored,
+                (true, _) => DType::F32,
+            };
             reads.push(Read {
                 entry: entry.clone(),
-                is_transposed: entry.transposed != parameter.is_linear_weight(),
+                is_transposed,
+                layout: format
+                    .filter(|_| parameter.is_linear_weight())
+                    .and_then(|format| quantize::layout(&parameter.path, &parameter.shape, format)),
                 shape: parameter.shape.clone(),
-                stored: float_dtype(entry)?,
-                dtype: dtype(&parameter.path),
+                stored,
+                dtype,
                 keeps_order,
             });
         }
@@ -220,6 +231,14 @@ struct Read {
     dtype: DType,
     /// Whether the parameter is a view of the tensor as the file has it.
     keeps_order: bool,
+    /// The layout of a weight that is quantized.
+    layout: Option<QuantLayout>,
+}
+
+/// A tensor that has been read.
+enum Loaded {
+    Float(TensorData),
+    Quantized(QuantizedMatrix),
 }
 
 impl Read {
@@ -240,7 +259,7 @@ impl Read {
 }
 
 impl Job for Read {
-    type Result = Result<TensorData, ModelError>;
+    type Result = Result<Loaded, ModelError>;
 
     fn bytes(&self) -> usize {
         let width = self.dtype.size().max(self.entry.dtype.bitsize() / 8);
@@ -263,8 +282,14 @@ impl Job for Read {
             let (path, key) = (path.clone(), self.entry.key.clone());
             return Err(WeightsError::NonFinite { path, key, index, value }.into());
         }
+        if let Some(layout) = self.layout {
+            let values: Vec<f32> =
+                data.convert_dtype(DType::F32).try_into_vec().unwrap_or_default();
+            return Ok(Loaded::Quantized(QuantizedMatrix::encode(&values, layout)));
+        }
         let data = data.convert_dtype(self.dtype);
-        Ok(if self.is_transposed && !self.keeps_order { transposed(&data) } else { data })
+        let reorders = self.is_transposed && !self.keeps_order;
+        Ok(Loaded::Float(if reorders { transposed(&data) } else { data }))
     }
 }
 
@@ -314,7 +339,10 @@ impl ModuleMapper for Store<'_> {
         self.next += 1;
         let (None, Some(read)) = (&self.failure, self.reads.get(index)) else { return param };
         match self.tensors.take(index) {
-            Some(Ok(data)) => {
+            Some(Ok(Loaded::Quantized(matrix))) => {
+                QuantizedWeight::new(&matrix, &param.lazy_device()).replace(param, read.dtype)
+            }
+            Some(Ok(Loaded::Float(data))) => {
                 let (id, device) = (param.id, param.lazy_device());
                 let tensor = Tensor::<D>::from_data(data, (&device, read.dtype));
                 let tensor = match read.is_transposed && read.keeps_order {

@@ -78,7 +78,7 @@ fn a_stopped_run_on_a_quantized_base_resumes_to_the_same_bits() {
     let (run, opened) = Personalisation::resume(&folder.path().join("stopped"), &device).unwrap();
     let target = RunTarget::Resumed(opened);
     let summary = run.run(target, &AtomicBool::new(false), &mut |_| ()).unwrap();
-    let found = AdapterFile::read(&summary.folder.join(RunFolder::ADAPTER)).unwrap();
+    let found: AdapterFile = AdapterFile::read(&summary.folder.join(RunFolder::ADAPTER)).unwrap();
     for (component, state) in &expected.adapters {
         assert_eq!(found.adapters[component].tensors, state.tensors);
     }

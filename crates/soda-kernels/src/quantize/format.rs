@@ -73,7 +73,7 @@ impl QuantFormat {
     }
 
     /// The value of each code, `2^bits` of them.
-    pub(crate) fn table(self) -> Vec<f32> {
+    pub fn table(self) -> Vec<f32> {
         match self {
             Self::Int8 => (0..=u8::MAX).map(|code| f32::from(code as i8)).collect(),
             Self::Fp8 => (0..=u8::MAX).map(e4m3_value).collect(),

@@ -12,6 +12,7 @@ use safetensors::Dtype;
 use soda_kernels::{QuantLayout, QuantizedMatrix, QuantizedWeight, has_vendor_blas};
 
 use super::checkpoint::Checkpoint;
+use super::eight_bit::{decode, is_eight_bit, scales, take_scale};
 use super::finite::first_non_finite;
 use super::keys::{BUFFERS, checkpoint_key};
 use super::precision::WeightPrecision;
@@ -96,19 +97,24 @@ impl Checkpoint {
         let is_buffer = |key: &String| BUFFERS.iter().any(|buffer| key.ends_with(buffer));
         let mut unused: BTreeSet<&String> =
             self.entries.keys().filter(|key| !is_buffer(key)).collect();
-        for key in &unused {
-            float_dtype(&self.entries[*key])?;
+        for entry in unused.iter().map(|key| &self.entries[*key]) {
+            if !is_eight_bit(entry) {
+                float_dtype(entry)?;
+            }
         }
         let mut missing = Vec::new();
         let mut reads = Vec::with_capacity(parameters.len());
         for parameter in parameters {
             let keys = [parameter.path.clone(), parameter.key()];
             let mut found = keys.iter().filter_map(|key| self.entries.get_key_value(key));
-            let Some((_, entry)) = found.find(|(key, _)| unused.remove(key)) else {
+            let Some((key, entry)) = found.find(|(key, _)| unused.remove(key)) else {
                 missing.push(parameter.key());
                 continue;
             };
-            let stored = float_dtype(entry)?;
+            let (stored, scale) = match is_eight_bit(entry) {
+                true => (DType::F32, take_scale(&self.entries, (key, entry), &mut unused)?),
+                false => (float_dtype(entry)?, None),
+            };
             let is_transposed = entry.transposed != parameter.is_linear_weight();
             let exact = precision.exact.contains(&parameter.path);
             let format = precision.quantization.filter(|_| is_transposed && !exact);
@@ -119,6 +125,7 @@ impl Checkpoint {
             };
             reads.push(Read {
                 entry: entry.clone(),
+                scale,
                 is_transposed,
                 layout: format
                     .filter(|_| parameter.is_linear_weight())
@@ -221,11 +228,13 @@ impl ModuleVisitor for Visit {
 /// A tensor to read for a parameter.
 struct Read {
     entry: Entry,
+    /// The scale of a tensor in 8 bits.
+    scale: Option<Entry>,
     /// Whether the file has the parameter's axes in reverse order.
     is_transposed: bool,
     /// The shape of the parameter.
     shape: Vec<usize>,
-    /// The dtype in the file.
+    /// The dtype in the file; f32 for a tensor in 8 bits.
     stored: DType,
     /// The dtype of the parameter.
     dtype: DType,
@@ -268,9 +277,21 @@ impl Job for Read {
 
     fn run(&self) -> Self::Result {
         let path = &self.entry.source.path;
-        let bytes = self.entry.read().map_err(|e| ModelError::io(path, "a weight file", e))?;
+        let read = |entry: &Entry| {
+            entry.read().map_err(|e| ModelError::io(&entry.source.path, "a weight file", e))
+        };
+        let mut bytes = read(&self.entry)?;
+        let mut dtype = self.entry.dtype;
+        if is_eight_bit(&self.entry) {
+            let scales = match &self.scale {
+                Some(entry) => Some(scales(entry, read(entry)?)),
+                None => None,
+            };
+            let values = decode(&self.entry, &bytes, scales);
+            (bytes, dtype) = (values.iter().flat_map(|x| x.to_le_bytes()).collect(), Dtype::F32);
+        }
         // Checked here, where the tensor has a name. Later, NaN would be a black image.
-        let bad = first_non_finite(self.entry.dtype, &bytes);
+        let bad = first_non_finite(dtype, &bytes);
         let data = TensorData::try_from_bytes(
             Bytes::from_bytes_vec(bytes),
             self.file_shape(),

@@ -13,6 +13,7 @@
 //! [`KEY_RENAMES`] lists keys that older exporters wrote otherwise.
 
 pub(crate) mod checkpoint;
+mod eight_bit;
 mod find;
 mod finite;
 mod keys;

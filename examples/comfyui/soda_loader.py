@@ -9,20 +9,26 @@ Adapters belong into `ComfyUI/models/loras`. The node is "Load SODA adapter" in 
 The change of a weight is that of its base: the node puts itself before other patches of the weight, whose changes
 are added. Several adapters of SODA on one weight add their changes. Decompositions are kept in main memory, so that
 another strength is quick.
+
+New words of an adapter (textual inversion) are those of its file: write `<mug>` in the prompt of a node that has the
+node's CLIP. A weight is given as for other words: `(<mug>:1.2)`.
 """
 
 import collections
+import copy
 import logging
 import os
+import re
 import weakref
 
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import WeightAdapterBase
 
 try:
     import soda_adapters
-    from soda_adapters import formulas, settings, targets
+    from soda_adapters import formulas, masks, settings, targets
 except ImportError:
     raise ImportError(
         "the node of SODA needs the package soda-adapters: run `python -m pip install PATH/TO/soda/crates/soda-python` "
@@ -120,6 +126,15 @@ class Place:
             return (self.key, None, comfy.utils.swap_scale_shift)
         return self.key if self.rows is None else (self.key, (0, *self.rows))
 
+    def add(self, output, change):
+        """Adds a change of diffusers' outputs to those of the layer here."""
+        if self.swapped:
+            change = torch.cat(change.chunk(2, -1)[::-1], -1)
+        if self.rows is None:
+            return output + change
+        first, length = self.rows
+        return output + torch.nn.functional.pad(change, (first, output.shape[-1] - first - length))
+
     def of(self, weight):
         """The weight as diffusers has it."""
         if self.swapped:
@@ -157,6 +172,86 @@ def text_places(model, component, paths):
     return {}
 
 
+class Words:
+    """The tokenizer of one text encoder that knows new words, over ComfyUI's class of it.
+
+    ComfyUI finds embeddings by `embedding:NAME`. A new word in a prompt becomes such a name, whose vectors are here.
+    """
+
+    # By word: the vectors `[k, width]`.
+    soda_words = {}
+
+    def tokenize_with_weights(self, text, *args, **kwargs):
+        return super().tokenize_with_weights(self._marked(text), *args, **kwargs)
+
+    def _marked(self, text):
+        """The text with the names of new words. Words are found in any case, as the `soda` binary finds them."""
+        names = {word.lower(): index for index, word in enumerate(self.soda_words)}
+        # Of two words that begin alike, the longer one.
+        pattern = "|".join(_expression(word) for word in sorted(names, key=len, reverse=True))
+
+        def name(found):
+            return f" {self.embedding_identifier}{_name(names[found[0].lower()])} "
+
+        return re.sub(pattern, name, text, flags=re.IGNORECASE)
+
+    def _try_get_embedding(self, embedding_name):
+        name, _, rest = embedding_name.strip().partition(" ")
+        for index, vectors in enumerate(self.soda_words.values()):
+            if name == _name(index):
+                return vectors, rest.strip()
+        return super()._try_get_embedding(embedding_name)
+
+
+def _name(index):
+    """The name of a new word, which is no number and no file of a user."""
+    return f"soda.word.{index}."
+
+
+def _expression(word):
+    """Finds a word. One that begins or ends with a letter or digit is found as a whole word only."""
+    bare = re.match(r"\w", word) or re.search(r"\w$", word)
+    return rf"(?<!\w){re.escape(word)}(?!\w)" if bare else re.escape(word)
+
+
+def with_words(tokenizer, adapter):
+    """A copy of ComfyUI's tokenizer that knows the new words of an adapter."""
+    places = {}
+    for component, names in _TEXT_ENCODERS.items():
+        for name in names:
+            if hasattr(tokenizer, name):
+                places[component] = name
+    tokenizer = copy.copy(tokenizer)
+    for word, vectors in adapter.tokens.items():
+        if set(vectors) != set(places):
+            raise ValueError(f"{adapter.path} has the new word {word} for {sorted(vectors)}, and the CLIP has {sorted(places)}")
+        for component, values in vectors.items():
+            inner = getattr(tokenizer, places[component])
+            if values.shape[1] != inner.embedding_size or not len(values):
+                raise ValueError(
+                    f"{adapter.path} has the new word {word} with vectors {list(values.shape)}, and the {component} has "
+                    f"{inner.embedding_size} numbers"
+                )
+            if inner.tokenizer.get_vocab().get(f"{word}</w>") is not None:
+                raise ValueError(f"{adapter.path} has the new word {word}, which the tokenizer has already")
+            setattr(tokenizer, places[component], _with_word(inner, adapter.path, word, torch.from_numpy(values)))
+    return tokenizer
+
+
+def _with_word(inner, path, word, vectors):
+    known = getattr(inner, "soda_words", {})
+    for other, found in known.items():
+        if other.lower() == word.lower() and not torch.equal(found, vectors):
+            raise ValueError(f"{path} has the new word {word}, which another adapter has with other vectors")
+    inner = copy.copy(inner)
+    if not isinstance(inner, Words):
+        inner.__class__ = type("SodaTokenizer", (Words, type(inner)), {})
+    # Without a folder ComfyUI looks for no embeddings.
+    inner.embedding_directory = inner.embedding_directory or []
+    inner.soda_words = {**known, word: vectors}
+    return inner
+
+
 class Part:
     """The formula of one adapted weight, with its decomposition."""
 
@@ -166,16 +261,20 @@ class Part:
 
     def weight(self, base, strength):
         """The adapted weight of `base` in f32."""
-        if strength == 0.0:
-            return base
+        return base if strength == 0.0 else formulas.adapted(self.made, base, strength, self._basis(base))
+
+    def factors(self, base, strength):
+        """The change as factors with their ranks, for a mask over timesteps."""
+        return formulas.factors(self.made, base, strength, self._basis(base))
+
+    def _basis(self, base):
         # Another checkpoint has other decompositions.
         known = (float(base.sum(dtype=torch.float64)), float(base.norm()))
         if known != self.known:
             basis = formulas.basis_of(self.made, base)
             self.basis = None if basis is None else tuple(part.cpu() for part in basis)
             self.known = known
-        basis = None if self.basis is None else tuple(part.to(base.device) for part in self.basis)
-        return formulas.adapted(self.made, base, strength, basis)
+        return None if self.basis is None else tuple(part.to(base.device) for part in self.basis)
 
 
 class SodaPatch(WeightAdapterBase):
@@ -214,6 +313,45 @@ class SodaPatch(WeightAdapterBase):
         return weight
 
 
+class MaskedForward:
+    """The forward function of a linear layer with masked changes, and the places of their outputs."""
+
+    def __init__(self, layer, changes):
+        self.layer, self.changes = layer, changes
+
+    def __call__(self, x, *args, **kwargs):
+        output = type(self.layer).forward(self.layer, x, *args, **kwargs)
+        for place, change in self.changes:
+            output = place.add(output, change(x).to(output.dtype))
+        return output
+
+
+def timesteps_of(model, mask, discrete):
+    """The timesteps of a mask, and a wrapper of `apply_model` that keeps those of a call."""
+    timesteps = masks.Timesteps(mask)
+
+    def wrapper(executor, x, sigma, *args, **kwargs):
+        # Models of flows have the timestep 1000 σ.
+        values = model.model_sampling.timestep(sigma) if discrete else sigma * 1000.0
+        timesteps.set(values.detach().reshape(-1).float().cpu().numpy())
+        return executor(x, sigma, *args, **kwargs)
+
+    return timesteps, wrapper
+
+
+def add_masked(patcher, place, change, where):
+    """Replaces the forward function of a layer by one that adds the change, too."""
+    name = place.key.removesuffix(".weight")
+    layer, function = comfy.utils.get_attr(patcher.model, name), f"{name}.forward"
+    if not isinstance(layer, torch.nn.Linear):
+        raise ValueError(f"{where} has a timestep_mask, which needs a linear layer, and {name} is none")
+    other = patcher.object_patches.get(function)
+    if other is not None and not isinstance(other, MaskedForward):
+        raise ValueError(f"{where}: another node has replaced the forward function of {name}; remove that node")
+    changes = other.changes if other is not None else []
+    patcher.add_object_patch(function, MaskedForward(layer, [*changes, (place, change)]))
+
+
 def read_file(path):
     """The adapter file and its parts, from the memory if it has not changed."""
     status = os.stat(path)
@@ -241,19 +379,29 @@ def patch(patcher, component, adapter, parts, strength):
     if missing:
         raise ValueError(f"{where} adapts {missing[0]}, which the {type(model).__name__} of ComfyUI lacks")
     originals = patcher.get_key_patches()
-    weights = {path: places[path].of(originals[places[path].key][0][0]) for path in part.weights}
+    weights = {path: places[path].of(originals[places[path].key][0][0].detach()) for path in part.weights}
     checked = parts.setdefault(component, weakref.WeakSet())
     if model not in checked:
         check_base(where, adapter, part, weights)
         checked.add(model)
+    # Text encoders have no timestep and use all directions, as a weight does.
+    mask = None if component in _TEXT_ENCODERS else part.settings.get("timestep_mask")
+    if mask and strength != 0.0:
+        timesteps, wrapper = timesteps_of(model, mask, component == "unet")
+        patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "soda", wrapper)
     for path, weight in weights.items():
         place = places[path]
         own = parts.get((component, path))
         if own is None or tuple(own.shape) != tuple(weight.shape):
-            made = formulas.formula(part.method, part.settings, path, part.weights[path], tuple(weight.shape))
+            shape = tuple(weight.shape)
+            made = formulas.formula(part.method, part.settings, path, part.weights[path], shape, masks=True)
             own = parts[component, path] = Part(made, path)
-            own.shape = tuple(weight.shape)
-        add_first(patcher, place, own, strength)
+            own.shape = shape
+        if not mask:
+            add_first(patcher, place, own, strength)
+        elif strength != 0.0:
+            change = masks.MaskedChange(timesteps, path, own.factors(weight.float(), strength))
+            add_masked(patcher, place, change, where)
 
 
 def add_first(patcher, place, part, strength):
@@ -289,13 +437,14 @@ def check_base(where, adapter, part, weights):
 def load(model, clip, path, strength_model, strength_clip):
     """Returns clones of a `ModelPatcher` and a `CLIP` with the adapter; either may be `None`."""
     adapter, parts = read_file(path)
-    if adapter.tokens:
-        words = ", ".join(adapter.tokens)
-        logging.warning(f"{path} has the new words {words}; `soda export --format embeddings` writes them for ComfyUI")
     if adapter.schedule:
         logging.warning(f"{path} was trained with the schedule {adapter.schedule}; set it by ModelSamplingDiscrete")
     model = model.clone() if model is not None else None
     clip = clip.clone() if clip is not None else None
+    if adapter.tokens and clip is not None:
+        clip.tokenizer = with_words(clip.tokenizer, adapter)
+    elif adapter.tokens:
+        logging.warning(f"{path}: the new words {', '.join(adapter.tokens)} are left out, since no CLIP is connected")
     for component in adapter.parts:
         of_text = component in _TEXT_ENCODERS
         target = clip.patcher if of_text and clip is not None else None if of_text else model

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use common::{soda, toybox};
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 
 struct Desk(tempfile::TempDir);
 
@@ -141,6 +142,13 @@ fn an_export_imports_as_the_same_adapter() {
     let bytes = std::fs::read(desk.path("d")).unwrap();
     let shape = SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().shape().to_vec();
     assert_eq!(shape[2..], [3, 3]);
+    // A1111 shows the number of training images and their size.
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata = metadata.metadata().clone().unwrap();
+    let table = |key: &str| -> Value { serde_json::from_str(&metadata[key]).unwrap() };
+    assert_eq!(table("ss_dataset_dirs"), json!({ "d": { "n_repeats": 1, "img_count": 5 } }));
+    let size = json!({ "resolution": [64, 64], "count": 5 });
+    assert_eq!(table("ss_bucket_info"), json!({ "buckets": { "0": size } }));
     let said = desk.run(&["import", "d", "--base", &base, "--out", "e"]);
     assert!(said.contains("3 weights matched, 0 names left out"), "{said}");
 }

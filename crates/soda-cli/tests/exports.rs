@@ -131,6 +131,8 @@ fn files_for_sdxl_have_the_names_and_metadata_that_other_tools_expect() {
             ("ss_v2", "False"),
             ("ss_network_module", module),
             ("ss_network_args", args),
+            ("ss_output_name", "out"),
+            ("ss_sd_model_name", "base"),
             ("modelspec.architecture", "stable-diffusion-xl-v1-base/lora"),
             ("modelspec.implementation", "https://github.com/Stability-AI/generative-models"),
             ("modelspec.title", "out"),

@@ -1,9 +1,10 @@
-//! Loading and merging adapters on the bundled model.
+//! Loading and merging adapters on the bundled model, and predictions of the Python package.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use burn::module::Module as _;
-use burn::tensor::{Device, Distribution, TensorData};
+use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use safetensors::SafeTensors;
 use serde_json::json;
 use soda_adapters::lora::LoraConfig;
 use soda_adapters::soda::SodaConfig;
@@ -117,4 +118,43 @@ fn unusable_options_schedules_and_embeddings_are_named() {
     let unknown = AdapterFile::<MethodConfig>::new(unknown);
     let error = load_adapter(&mut pipeline, &unknown, LoadAdapterOptions::default());
     assert_eq!(error.unwrap_err().to_string(), "the adapter has an unknown noise schedule");
+}
+
+/// The predictions are those of the Python package on diffusers' network, whose test compares with them too.
+/// `make_fixtures.py` of the package makes them. The samples of the batch have timesteps of their own.
+#[test]
+fn masks_over_timesteps_are_those_of_the_python_package() {
+    let fixtures = soda_testing::workspace_path("crates/soda-python/tests/fixtures");
+    for name in ["t-lora", "t-soda"] {
+        let bytes = std::fs::read(fixtures.join(format!("{name}.predictions.safetensors")));
+        let bytes = bytes.unwrap();
+        let vectors = SafeTensors::deserialize(&bytes).unwrap();
+        let values = |key: &str| -> (Vec<f32>, Vec<usize>) {
+            let view = vectors.tensor(key).unwrap();
+            let words = view.data().as_chunks::<4>().0.iter();
+            (words.map(|bytes| f32::from_le_bytes(*bytes)).collect(), view.shape().to_vec())
+        };
+        let device = Device::default();
+        let data = |key: &str| {
+            let (values, shape) = values(key);
+            TensorData::new(values, shape)
+        };
+        let file = AdapterFile::read(&fixtures.join(format!("{name}.safetensors"))).unwrap();
+        let (base, _) = values("prediction.0");
+        for (strength, key) in [(0.5, "prediction.0.5"), (1.0, "prediction.1")] {
+            let mut pipeline = pipeline();
+            let options = LoadAdapterOptions { strength, ..LoadAdapterOptions::default() };
+            let plan = load_adapter(&mut pipeline, &file, options).unwrap();
+            pipeline.set_networks(plan.attach(pipeline.networks()));
+            let timesteps = Tensor::<1>::from_data(data("timesteps"), &device);
+            let states = Tensor::<3>::from_data(data("states"), &device);
+            let sample = Tensor::<4>::from_data(data("sample"), &device);
+            let found = pipeline.denoiser.forward(sample, timesteps, states);
+            let found: Vec<f32> = found.into_data().iter().collect();
+            let (expected, _) = values(key);
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-5, "{name} at {strength}: {error:.1e}");
+            assert!(relative_error(&base, &expected) > 1e-3, "{name} changes the prediction");
+        }
+    }
 }

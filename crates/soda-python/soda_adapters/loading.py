@@ -4,6 +4,8 @@ The adapted weights replace those of the base, and the base weights are kept in 
 nothing, every attention processor and compiler works as before, and `unload` restores the base to the bit.
 
 Several adapters on one weight add their changes, `W0 + Σ (Wᵢ - W0)`, as `soda merge` does by default.
+
+A mask over timesteps has no adapted weight: `masks` adds its changes to the outputs of layers.
 """
 
 import math
@@ -14,7 +16,8 @@ import torch
 
 from .errors import AdapterError
 from .files import AdapterFile, read
-from .formulas import adapted, basis_of, formula
+from .formulas import adapted, basis_of, factors, formula
+from .masks import Masks
 from .pipelines import Schedule, Words
 from .prompt_encoding import arguments
 from .settings import needs_its_base
@@ -181,10 +184,16 @@ class _Entry:
                 raise AdapterError(f"{where} has the weight {path}, which the {type(module).__name__} lacks")
         for path in selected:
             _check_weight(path, self.parameters[path])
-        self.formulas = {
-            path: formula(part.method, part.settings, path, part.weights.get(path, {}), shapes[path])
+        made = {
+            path: formula(part.method, part.settings, path, part.weights.get(path, {}), shapes[path], masks=True)
             for path in selected
         }
+        # Text encoders have no timestep and use all directions, as a weight does.
+        mask = part.settings.get("timestep_mask") if component in ("unet", "transformer") else None
+        self.formulas, self.masked = ({}, made) if mask else (made, {})
+        self.masks = Masks(module, mask, where) if mask else None
+        for path in self.masked:
+            self.masks.find_layer(path, self.parameters[path])
         if check_base:
             self._check_base(where, adapter, part, selected)
         self.bases = {}
@@ -212,8 +221,13 @@ class _Entry:
         state = _NETWORKS.setdefault(self.module, _Network())
         state.entries.append(self)
         state.update(self.formulas)
+        self._set_masked()
+        if self.masks:
+            self.masks.attach()
 
     def detach(self):
+        if self.masks:
+            self.masks.detach()
         state = _NETWORKS.get(self.module)
         if state and self in state.entries:
             state.entries.remove(self)
@@ -225,24 +239,39 @@ class _Entry:
         if strength != self.strength:
             self.strength = float(strength)
             _NETWORKS[self.module].update(self.formulas)
+            self._set_masked()
 
     def weight(self, path, base):
         """The adapted weight for the base weight on its device."""
+        return self._of_base(adapted, self.formulas[path], path, base)
+
+    @torch.no_grad()
+    def _set_masked(self):
+        """Computes the changes of the layers with a mask over timesteps."""
+        originals = _NETWORKS[self.module].originals
+        for path, made in self.masked.items():
+            if self.strength == 0.0:
+                self.masks.set(path, None)
+                continue
+            parameter = self.parameters[path]
+            base = originals.get(path, parameter).to(parameter.device)
+            self.masks.set(path, self._of_base(factors, made, path, base))
+
+    def _of_base(self, function, made, path, base):
+        """`function` of a formula, a base weight on its device, the strength and the decomposition."""
         try:
-            return self._adapted(path, base)
+            return function(made, base, self.strength, self._basis(made, path, base))
         except AdapterError as error:
             raise AdapterError(f"{path}: {error}") from None
 
-    def _adapted(self, path, base):
-        made = self.formulas[path]
+    def _basis(self, made, path, base):
         basis = self.bases.get(path)
         if basis is None:
             basis = basis_of(made, base)
             if basis is not None and self.keep:
                 self.bases[path] = tuple(part.cpu() for part in basis)
-        else:
-            basis = tuple(part.to(base.device) for part in basis)
-        return adapted(made, base, self.strength, basis)
+            return basis
+        return tuple(part.to(base.device) for part in basis)
 
 
 class _Network:

@@ -75,6 +75,7 @@ class _Vocabulary:
 
     def update(self, pipeline):
         import torch
+        from transformers import AddedToken
 
         for component in {component for words in self.words.values() for word in words.values() for component in word}:
             if component not in self.originals:
@@ -93,7 +94,7 @@ class _Vocabulary:
                     values = vectors[component]
                     # The names of diffusers, by which prompts are converted.
                     names = [token] + [f"{token}_{index}" for index in range(1, len(values))]
-                    longer.add_tokens(names)
+                    longer.add_tokens([AddedToken(name, single_word=_is_bare(token)) for name in names])
                     rows.update(zip(longer.convert_tokens_to_ids(names), values))
             setattr(pipeline, _tokenizer_name(component), longer)
             if rows:
@@ -111,6 +112,11 @@ class _Vocabulary:
                 text.eos_token_id = tokenizer.eos_token_id if rows and number == 2 else number
         if not self.words:
             self.originals = {}
+
+
+def _is_bare(token):
+    """Whether a token might be part of another word, as `sks` is of `asks`; it is then found as a whole word only."""
+    return any(end.isalnum() or end == "_" for end in (token[0], token[-1]))
 
 
 def _tokenizer_name(component):

@@ -229,6 +229,8 @@ def read_method(value, name):
     settings = METHODS[method].read({key: entry for key, entry in value.items() if key != "name"}, name)
     if method == "soda":
         _check_soda(settings, name)
+    if method == "lora" and settings["timestep_mask"] and settings["dora"]:
+        raise AdapterError(f"{name}: `timestep_mask` and `dora` exclude each other; the file is damaged")
     return method, settings
 
 
@@ -240,6 +242,13 @@ def _check_soda(settings, name):
         raise AdapterError(f"{name}.rotation.scales belongs to the structure `subspace`; the file is damaged")
     if spectrum and spectrum["rank"] and (spectrum["basis"], spectrum["shift"]["form"]) != ("svd", "diagonal"):
         raise AdapterError(f"{name}.spectrum.rank belongs to a diagonal shift of an SVD; the file is damaged")
+    if settings["timestep_mask"]:
+        low_rank = not rotation or rotation["structure"] == "subspace"
+        if not low_rank or (spectrum and spectrum["rank"] is None) or settings["output_scale"]:
+            raise AdapterError(
+                f"{name}.timestep_mask belongs to a rotation of a subspace and a shift of `spectrum.rank`, without "
+                "`output_scale`; the file is damaged"
+            )
 
 
 def needs_its_base(method, settings):

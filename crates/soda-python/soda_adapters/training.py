@@ -65,7 +65,7 @@ def resume(module, file, *, component="unet"):
 
 def _check(settings, directions):
     rotation, spectrum = settings["rotation"], settings["spectrum"]
-    refusals = []
+    refusals = [(settings["timestep_mask"] is not None, "a `timestep_mask` needs `soda train`")]
     if rotation:
         measured = rotation["structure"] == "subspace" and rotation["subspace"] != "principal"
         refusals += [

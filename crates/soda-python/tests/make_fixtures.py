@@ -4,6 +4,10 @@
 
 Each fixture is `NAME.safetensors`, an adapter for the bundled model, and `NAME.expected.safetensors` with some
 outputs of the merged weights at the strengths 0.3 and 1, as `<strength>/<path of the weight>`.
+
+An adapter with a mask over timesteps has no merged weight. `NAME.predictions.safetensors` holds predictions of the
+network instead, of this package on diffusers (which has to be installed). A test of `soda-pipeline` holds the binary
+to them.
 """
 
 import argparse
@@ -60,7 +64,12 @@ VARIANTS = [
     ("full", "full", []),
     ("text", "kronecker", ["method.rotation.side=both"]),
     ("flux", "soda-subspace", SMALL),
+    ("t-lora", "t-lora", ["method.rank=6", "method.alpha=9", "method.init='pissa'"]),
+    ("t-soda", "soda-subspace", [*SMALL, "method.rotation.side=both", "method.timestep_mask={min_rank=2, alpha=1.5}"]),
 ]
+
+# The rows of a picture, of a text, and of the timesteps themselves.
+MASKED = [QUERY, "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight", "time_embedding.linear_1.weight"]
 
 
 def run(command):
@@ -74,7 +83,7 @@ def train(soda, name, method, settings, folder):
     data = folder / "data"
     data.mkdir(exist_ok=True)
     shutil.copy(ROOT / "examples/toybox/subjects/bat_rocket/00.png", data)
-    targets = [FLUX] if name == "flux" else [QUERY] if name == "text" else UNET
+    targets = {"flux": [FLUX], "text": [QUERY], "t-lora": MASKED, "t-soda": MASKED}.get(name, UNET)
     command = [soda, "train", "--base", base.relative_to(ROOT), "--data", data]
     command += ["--steps", 3, "--batch-size", 1, "--method", method, "--runs", folder, "--name", name]
     command += ["--rotation-lr", 0.1, "--spectrum-lr", 0.1, "--prompt", "a photo of a <rocket>" if name == "text" else "a rocket"]
@@ -97,10 +106,29 @@ def trimmed(weight):
     return weight[::step].copy()
 
 
+def predictions(adapter):
+    """The network's predictions at two timesteps of one batch, and its inputs."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    import soda_adapters
+
+    torch.manual_seed(0)
+    inputs = {"sample": torch.randn(2, 4, 8, 8), "timesteps": torch.tensor([900.0, 300.0]), "states": torch.randn(2, 5, 160)}
+    unet = UNet2DConditionModel.from_pretrained(TOYBOX, subfolder="unet").float()
+    found = {key: value.numpy() for key, value in inputs.items()}
+    for strength in (0, 0.5, 1):
+        with soda_adapters.load(unet, adapter, strength), torch.no_grad():
+            found[f"prediction.{strength}"] = unet(*inputs.values()).sample.numpy()
+    return found
+
+
 def make(soda, name, method, settings, folder):
     base, adapter = train(soda, name, method, settings, folder)
-    expected = {}
-    for strength in (0.3, 1):
+    expected, kind = {}, "expected"
+    if name.startswith("t-"):
+        expected, kind = predictions(adapter), "predictions"
+    for strength in (0.3, 1) if kind == "expected" else ():
         merged = folder / f"{name}-{strength}"
         run([soda, "merge", "--base", base, "--adapter", adapter, "--strength", strength, "--out", merged])
         weights = [("unet", path) for path in UNET]
@@ -119,7 +147,7 @@ def make(soda, name, method, settings, folder):
     # The settings of the run hold paths of the machine.
     metadata["training"] = json.dumps({"steps": 3})
     save_file(tensors, FIXTURES / f"{name}.safetensors", metadata)
-    save_file(expected, FIXTURES / f"{name}.expected.safetensors")
+    save_file(expected, FIXTURES / f"{name}.{kind}.safetensors")
 
 
 def main():

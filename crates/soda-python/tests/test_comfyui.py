@@ -1,6 +1,6 @@
 """The ComfyUI node, on ComfyUI's own model patcher. `COMFYUI` names a folder with its code:
 
-    COMFYUI=PATH python -m unittest discover -s crates/soda-python/tests -p 'test_comfyui.py'
+    COMFYUI=PATH python -m unittest discover -s crates/soda-python/tests -p 'test_comfyui*.py'
 """
 
 import importlib.util
@@ -26,6 +26,7 @@ args.cpu = True
 import comfy.lora
 import comfy.model_patcher
 import comfy.sd
+from comfy.sd1_clip import SD1Tokenizer, SDTokenizer
 from comfy.weight_adapter import LoRAAdapter
 
 spec = importlib.util.spec_from_file_location("soda_loader", reference.ROOT / "examples/comfyui/soda_loader.py")
@@ -82,11 +83,19 @@ def unet(dtype=torch.float32):
 class Clip:
     """What the node uses of ComfyUI's CLIP."""
 
-    def __init__(self, patcher):
-        self.patcher = patcher
+    def __init__(self, patcher, tokenizer):
+        self.patcher, self.tokenizer = patcher, tokenizer
 
     def clone(self):
-        return Clip(self.patcher.clone())
+        return Clip(self.patcher.clone(), self.tokenizer)
+
+
+class ToyTokenizer(SDTokenizer):
+    """ComfyUI's tokenizer with the vocabulary of the bundled model."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        folder = reference.ROOT / "examples/toybox/base/tokenizer"
+        super().__init__(str(folder), embedding_directory=embedding_directory, embedding_size=160)
 
 
 def path_of(name):
@@ -128,10 +137,11 @@ class Node(unittest.TestCase):
 
     def test_text_encoders_have_their_own_strength(self):
         model = patcher([f"unet.{QUERY}"])
-        clip = Clip(patcher([f"text_encoder.{TEXT}"]))
+        clip = Clip(patcher([f"text_encoder.{TEXT}"]), SD1Tokenizer(tokenizer=ToyTokenizer))
         with self.assertLogs(level=logging.WARNING) as logs:
-            model, clip = node.load(model, clip, path_of("text"), 0.3, 1.0)
+            node.load(model, None, path_of("text"), 0.3, 1.0)
         self.assertIn("<rocket>", logs.output[0])
+        model, clip = node.load(model, clip, path_of("text"), 0.3, 1.0)
         self.check(model, "text", 0.3)
         self.check(clip.patcher, "text", 1.0)
         self.assert_base(clip.patcher)

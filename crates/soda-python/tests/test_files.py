@@ -1,5 +1,6 @@
 """Reading and writing adapter files: what is damaged or unknown is refused by name."""
 
+import importlib.util
 import json
 import os
 import random
@@ -15,12 +16,16 @@ from safetensors.numpy import save_file
 import soda_adapters
 from soda_adapters import AdapterError
 from soda_adapters.factors import factor_sizes
-from soda_adapters.formulas import adapted, algebra, formula, permutations
+from soda_adapters.formulas import adapted, algebra, factors, formula, permutations
+from soda_adapters.formulas.timestep_mask import active_directions
 from soda_adapters.prompt_encoding import arguments, read_prompt_encoding
 from soda_adapters.settings import METHODS
 from soda_adapters.targets import PRESETS, select
+from test_formulas import base_weight
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parents[1]
 SOURCES = Path(__file__).resolve().parents[2] / "soda-adapters/src/methods"
 
 
@@ -115,6 +120,10 @@ class Files(unittest.TestCase):
             ("oft", method(cayley={"form": "series"}), "unet.method.cayley.form"),
             ("oft", method(cayley={"form": "neumann", "terms": 1000}), "unet.method.cayley.terms"),
             ("kronecker-svd", method(rotation=None, spectrum=None), "trains nothing"),
+            ("kronecker-svd", method(timestep_mask={}), "timestep_mask belongs to a rotation of a subspace"),
+            ("svdiff", method(timestep_mask={}), "timestep_mask belongs to"),
+            ("dora", method(timestep_mask={}), "`dora` exclude each other"),
+            ("lora", method(timestep_mask={"alpha": 0}), "timestep_mask.alpha is 0"),
             ("kronecker-svd", method(spectrum={"basis": "lu"}), "unet.method.spectrum.basis"),
             ("lora", lambda part: part.update(targets=[]), "targets"),
             ("lora", lambda part: part.update(base_hash=1), "base_hash"),
@@ -159,8 +168,9 @@ class Files(unittest.TestCase):
         part = soda_adapters.read(self.path).parts["unet"]
         self.assertEqual(part.settings["timestep_mask"], {"min_rank": 1, "alpha": 2.0})
         path = "conv_in.weight"
-        with self.assertRaisesRegex(AdapterError, "timestep_mask"):
-            formula(part.method, part.settings, path, part.weights[path], (64, 4, 3, 3))
+        for masks, sentence in ((False, "soda_adapters.load"), (True, "convolution")):
+            with self.assertRaisesRegex(AdapterError, sentence):
+                formula(part.method, part.settings, path, part.weights[path], (64, 4, 3, 3), masks=masks)
 
     def test_other_files_are_refused(self):
         for text, sentence in ((b"", "safetensors"), (b"\xff" * 8, "larger"), (b"\x10" + b"\0" * 30, "safetensors")):
@@ -275,10 +285,63 @@ class Sources(unittest.TestCase):
         return set(re.findall(r"[\w\\.\[\]]+", pattern.replace(r"\.weight$", "")))
 
 
+class Packaging(unittest.TestCase):
+    """The wheel with the command, of the root, and the wheel of the package alone."""
+
+    def test_both_wheels_have_one_name_and_the_same_needs(self):
+        try:
+            import tomllib
+        except ModuleNotFoundError:
+            self.skipTest("Python 3.10 reads no TOML")
+        whole, alone = (tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, PACKAGE))
+        for field in ("name", "requires-python", "dependencies", "optional-dependencies", "urls"):
+            self.assertEqual(whole[field], alone[field], field)
+
+    def test_the_version_is_that_of_the_binary(self):
+        manifest = (ROOT / "Cargo.toml").read_text()
+        self.assertEqual(re.search(r'^version = "(.+)"', manifest, re.M)[1], soda_adapters.__version__)
+
+    def test_a_missing_toolchain_is_named(self):
+        spec = importlib.util.spec_from_file_location("rust_toolchain", PACKAGE / "packaging/rust_toolchain.py")
+        toolchain = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(toolchain)
+        manifest = (ROOT / "Cargo.toml").read_text()
+        for found, sentence in ((None, "`cargo` is not on the PATH"), ("cargo 1.80.1 (x)\n", "this is cargo 1.80.1")):
+            reason = toolchain.missing(manifest, found)
+            self.assertIn(sentence, reason)
+            self.assertIn("pip install ./crates/soda-python", reason)
+        for found in ("cargo 1.92.0 (x)\n", "cargo 2.1.0\n"):
+            self.assertIsNone(toolchain.missing(manifest, found))
+
+
 class Formulas(unittest.TestCase):
     def test_sizes_of_factors_are_those_of_the_binary(self):
         for n, count, sizes in ((1280, 3, [8, 10, 16]), (127, 3, [127]), (64, 3, [4, 4, 4]), (1, 3, [1]), (320, 2, [16, 20])):
             self.assertEqual(factor_sizes(n, count), sizes)
+
+    def test_whole_timesteps_have_the_directions_of_the_binary(self):
+        for rank, least in ((16, 1), (64, 32), (10, 0), (7, 7), (4, 9)):
+            found = active_directions({"min_rank": least, "alpha": 1.0}, np.arange(1001), rank)
+            wanted = [min(max(rank - least, 0) * (1000 - t) // 1000 + least, rank) for t in range(1001)]
+            self.assertEqual(found.tolist(), wanted)
+        found = active_directions({"min_rank": 2, "alpha": 2.0}, [0, 250, 500, 700, 1000], 12)
+        self.assertEqual(found.tolist(), [12, 7, 4, 2, 2])
+
+    def test_factors_are_the_change_of_the_weight(self):
+        compared = 0
+        for name in ("lora", "rslora", "pissa", "subspace", "subspace-both", "subspace-ranks", "psoft", "t-lora", "t-soda"):
+            part = soda_adapters.read(FIXTURES / f"{name}.safetensors").parts["unet"]
+            for path, tensors in part.weights.items():
+                weight = base_weight("unet", path)
+                made = formula(part.method, part.settings, path, tensors, weight.shape, masks=True)
+                for strength in (0.3, 1.0):
+                    a, b, ranks = factors(made, weight, strength)
+                    change = adapted(made, weight, strength) - weight
+                    self.assertEqual((a.shape[1], b.shape[0]), (sum(ranks), sum(ranks)))
+                    error = np.abs((a @ b).T.reshape(weight.shape) - change).max() / np.abs(weight).max()
+                    self.assertTrue(error <= 1e-6, f"{name} {path}: {error:.1e}")
+                    compared += np.abs(change).max() > 1e-3
+        self.assertTrue(compared > 30, compared)
 
     def test_random_orders_are_those_of_the_binary(self):
         self.assertEqual(permutations.random(8, 0).tolist(), [1, 3, 5, 6, 0, 7, 4, 2])

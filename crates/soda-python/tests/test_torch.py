@@ -138,6 +138,15 @@ class Pipelines(unittest.TestCase):
         with self.assertRaisesRegex(AdapterError, "has no adapter"):
             soda_adapters.unload(self.pipe)
 
+    def test_a_word_without_brackets_is_no_part_of_another(self):
+        vectors = np.ones((1, 160), np.float32)
+        ids = lambda text: self.pipe.tokenizer(text).input_ids[1:-1]
+        before = ids("zqxs azqx")
+        with soda_adapters.load(self.pipe, soda_adapters.AdapterFile({}, tokens={"zqx": {"text_encoder": vectors}})):
+            word = self.pipe.tokenizer.convert_tokens_to_ids("zqx")
+            self.assertEqual(ids("zqx, ZQX")[::2], [word, word])
+            self.assertEqual(ids("zqxs azqx"), before)
+
     def test_a_bare_module_is_loaded(self):
         unet = self.pipe.unet
         with soda_adapters.load(unet, path_of("subspace"), 0.3):

@@ -241,6 +241,7 @@ class Training(unittest.TestCase):
             ({"name": "soda", "rotation": {"structure": "householder"}, "spectrum": None}, "reflections"),
             ({"name": "soda", "rotation": {"structure": "subspace"}, "spectrum": None}, "directions"),
             ({"name": "soda", "rotation": None, "spectrum": {"select": "gradient", "rank": 2}}, "select"),
+            ({"name": "soda", "rotation": None, "spectrum": {"rank": 2}, "timestep_mask": {}}, "needs `soda train`"),
         ):
             with self.assertRaisesRegex(AdapterError, sentence):
                 attach(Net(), method, TARGETS)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use serde_json::Value;
 use soda_models::pipeline::LoadOptions;
 use soda_pipeline::counted;
 use soda_pipeline::interop::{
@@ -146,10 +147,16 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     let mut settings = ExportSettings::new(&pipeline);
     settings.title = args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     settings.trigger.clone_from(&file.header.trigger);
+    settings.base_name.clone_from(&file.header.base);
     settings.dtype = dtype;
-    let trained_at = file.header.training["config"]["resolution"].as_u64();
-    if let Some(side) = trained_at.and_then(|side| usize::try_from(side).ok()) {
+    let number = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+    let training = &file.header.training;
+    if let Some(side) = number(&training["config"]["resolution"]) {
         settings.set_resolution(side);
+    }
+    // Images of several sizes are not told by one.
+    if training["config"]["buckets"].is_null() {
+        settings.images = number(&training["images"]);
     }
     // The date is that of the adapter, so that an export gives the same bytes at any time.
     if let Ok(created) = args.adapter.metadata().and_then(|file| file.modified()) {

@@ -4,6 +4,10 @@
 //! |---|---|---|
 //! | `ss_base_model_version`, `ss_v2` | the family of the base | A1111, which shows no other LoRAs |
 //! | `ss_network_module`, `_dim`, `_alpha`, `_args` | the adapter, in kohya's words | kohya's scripts |
+//! | `ss_output_name`, `ss_sd_model_name` | the names of the file and of the base | A1111 |
+//! | `ss_resolution` | the sides of the images in pixels | nodes of ComfyUI |
+//! | `ss_tag_frequency` | the trigger words, each once | A1111, nodes of ComfyUI |
+//! | `ss_bucket_info`, `ss_dataset_dirs` | the number of training images, and their size | A1111 |
 //! | `sshs_model_hash`, `sshs_legacy_hash` | checksums of the tensors | A1111, Civitai |
 //! | `modelspec.*` | Stability's Model Metadata Standard 1.0.1 | ComfyUI, SwarmUI |
 
@@ -12,7 +16,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use burn::tensor::{DType, FloatDType};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use soda_models::pipeline::{DenoiserConfig, Pipeline};
 use soda_models::scheduler::PredictionType;
@@ -31,6 +35,10 @@ pub struct ExportSettings {
     pub title: String,
     /// The words that the subject was trained with.
     pub trigger: Vec<String>,
+    /// The name of the base model; empty if it is unknown.
+    pub base_name: String,
+    /// The number of training images, if it is known and all have the size of [`Self::set_resolution`].
+    pub images: Option<usize>,
     /// The time at which the adapter was made. [`ExportSettings::new`] takes the present.
     pub created: SystemTime,
     /// The type of the tensors: F32, F16 or BF16.
@@ -118,8 +126,10 @@ impl ExportSettings {
             resolution: pipeline.image_size(),
             original_names: OriginalNames::from_networks(&pipeline.networks()),
         };
-        let (title, trigger) = (String::new(), Vec::new());
-        Self { title, trigger, created: SystemTime::now(), dtype: FloatDType::F16, base }
+        let (title, trigger, base_name) = (String::new(), Vec::new(), String::new());
+        let created = SystemTime::now();
+        let (images, dtype) = (None, FloatDType::F16);
+        Self { title, trigger, base_name, images, created, dtype, base }
     }
 
     /// Sets the side of the training images in pixels, where it is not that of the pipeline.
@@ -187,6 +197,7 @@ impl ExportSettings {
             ("ss_network_dim", network.dim.clone()),
             ("ss_network_alpha", network.alpha.clone()),
             ("ss_network_args", network.args.to_string()),
+            ("ss_resolution", format!("({resolution}, {resolution})")),
             ("modelspec.sai_model_spec", "1.0.1".to_owned()),
             ("modelspec.architecture", format!("{architecture}/lora")),
             ("modelspec.implementation", implementation.to_owned()),
@@ -195,8 +206,21 @@ impl ExportSettings {
             ("modelspec.resolution", format!("{resolution}x{resolution}")),
             ("modelspec.prediction_type", prediction.to_owned()),
         ]);
+        for (key, name) in [("ss_output_name", &self.title), ("ss_sd_model_name", &self.base_name)]
+        {
+            if !name.is_empty() {
+                metadata.insert(key, name.clone());
+            }
+        }
+        if let Some(count) = self.images {
+            let buckets = json!({ "buckets": { "0": { "resolution": [resolution, resolution], "count": count } } });
+            metadata.insert("ss_bucket_info", buckets.to_string());
+            let folders = json!({ &self.title: { "n_repeats": 1, "img_count": count } });
+            metadata.insert("ss_dataset_dirs", folders.to_string());
+        }
         if !self.trigger.is_empty() {
             metadata.insert("modelspec.trigger_phrase", self.trigger.join(", "));
+            metadata.insert("ss_tag_frequency", tag_frequency(&self.trigger));
         }
         metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
@@ -211,6 +235,14 @@ impl ExportSettings {
         ]);
         file.write_as(path, self.dtype.into())
     }
+}
+
+/// The trigger words as the tags of kohya's folders of images, whose names begin with a number of repeats.
+///
+/// Tools show the tags by their frequency. ai-toolkit writes one folder for its trigger word, too.
+fn tag_frequency(trigger: &[String]) -> String {
+    let folder = |words: &String| (format!("1_{words}"), json!({ words: 1 }));
+    Value::Object(trigger.iter().map(folder).collect()).to_string()
 }
 
 /// The checksums of kohya's `precalculate_safetensors_hashes`.
@@ -266,7 +298,6 @@ mod tests {
     use std::time::Duration;
 
     use burn::tensor::TensorData;
-    use serde_json::json;
 
     use super::*;
 
@@ -276,6 +307,8 @@ mod tests {
         let settings = ExportSettings {
             title: "mug".to_owned(),
             trigger: vec!["sks mug".to_owned(), "red".to_owned()],
+            base_name: "sd15".to_owned(),
+            images: Some(5),
             created: UNIX_EPOCH + Duration::from_secs(1_709_210_096),
             dtype: FloatDType::F16,
             base,
@@ -328,6 +361,9 @@ mod tests {
             ("ss_network_dim", "8"),
             ("ss_network_alpha", "8"),
             ("ss_network_args", r#"{"conv_dim":"4"}"#),
+            ("ss_output_name", "mug"),
+            ("ss_sd_model_name", "sd15"),
+            ("ss_resolution", "(768, 768)"),
             ("modelspec.sai_model_spec", "1.0.1"),
             ("modelspec.implementation", "diffusers"),
             ("modelspec.title", "mug"),
@@ -336,6 +372,15 @@ mod tests {
             ("modelspec.trigger_phrase", "sks mug, red"),
         ] {
             assert_eq!(metadata[key], value, "{key}");
+        }
+        let size = json!({ "resolution": [768, 768], "count": 5 });
+        for (key, value) in [
+            ("ss_tag_frequency", json!({ "1_sks mug": { "sks mug": 1 }, "1_red": { "red": 1 } })),
+            ("ss_bucket_info", json!({ "buckets": { "0": size } })),
+            ("ss_dataset_dirs", json!({ "mug": { "n_repeats": 1, "img_count": 5 } })),
+        ] {
+            let found: Value = serde_json::from_str(&metadata[key]).expect("a table");
+            assert_eq!(found, value, "{key}");
         }
         assert_eq!(iso_8601(UNIX_EPOCH), "1970-01-01T00:00:00");
         let last = UNIX_EPOCH + Duration::from_secs(4_102_444_799);

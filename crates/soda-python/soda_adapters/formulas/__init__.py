@@ -6,6 +6,8 @@
   may be kept.
 - `apply(w, t, basis)`: the adapted matrix at the strength `t`. 0 is the base and 1 the trained adapter; rotations
   move along their geodesic.
+
+LoRA and SODA in a subspace also have `factors(w, t, basis)`: the change as a product of low rank.
 """
 
 from ..errors import AdapterError
@@ -17,21 +19,25 @@ from .tensors import Tensors
 FORMULAS = {"soda": Soda, "lora": Lora, "loha": Loha, "lokr": Lokr, "oft": Oft, "boft": Boft, "full": Full}
 
 
-def formula(method, settings, path, tensors, shape, check=True):
+def formula(method, settings, path, tensors, shape, check=True, masks=False):
     """Makes the formula of the weight at `path`, whose stored shape is `[out, in]` or `[out, in, kh, kw]`.
 
     Raises `AdapterError` for a tensor that is missing, unknown or of another shape. `check=False` leaves out the check
-    of orthogonality, which a step of training has no time for.
+    of orthogonality, which a step of training has no time for. `masks=True` allows a mask over timesteps; the formula
+    is then that of all directions, and `factors` gives them one by one.
     """
     window = 1
     for length in shape[2:]:
         window *= length
     matrix = (shape[1] * window, shape[0])
     if settings.get("timestep_mask"):
-        raise AdapterError(
-            f"{path}.{method} has a timestep_mask, so that no weight stands for it at all timesteps; draw with it by "
-            "`soda generate --adapter`"
-        )
+        if not masks:
+            raise AdapterError(
+                f"{path}.{method} has a timestep_mask, so that no weight stands for it at all timesteps; load it onto a "
+                "pipeline by `soda_adapters.load`"
+            )
+        if len(shape) != 2:
+            raise AdapterError(f"{path}.{method} has a timestep_mask, which a convolution cannot have; the file is damaged")
     taken = Tensors(tensors, f"{path}.{method}", check)
     made = FORMULAS[method](settings, path, taken, matrix, window)
     taken.finish()
@@ -67,3 +73,17 @@ def basis_of(made, weight):
     from ..arrays import of
 
     return made.basis(of(weight).single(to_matrix(weight)))
+
+
+def factors(made, weight, t, basis=None):
+    """`a` `[in, Σr]` and `b` `[Σr, out]` with the adapted matrix `w + a b`, and the ranks `r` of the changes in them.
+
+    A mask over timesteps takes directions from the end of each of these changes.
+    """
+    from ..arrays import of
+
+    xp = of(weight)
+    w = xp.single(to_matrix(weight))
+    if basis is None:
+        basis = made.basis(w)
+    return made.factors(w, t, basis)

@@ -58,6 +58,14 @@ class Lora:
         gain = xp.where(norms == 0, xp.ones(tuple(norms.shape), w), (wanted - norms) / safe + 1.0)
         return direction * gain[None, :]
 
+    def factors(self, w, t, basis):
+        """`a`, `b` with `w + a b`, and the ranks of the two products of PiSSA, or of the one."""
+        xp = of(w)
+        a, b = xp.array(self.a, w), xp.array(self.b, w) * (self.scale * t)
+        if basis is None:
+            return a, b, [self.rank]
+        return xp.concat([a, basis[0]], 1), xp.concat([b, basis[1] * -t], 0), [self.rank] * 2
+
 
 class Loha:
     """`w + s ((W1a W1b) ∘ (W2a W2b))ᵀ`."""

@@ -91,8 +91,8 @@ class Rotation:
             part = cayley(skew(part))
         return rotation_power(part, t)
 
-    def _low_rank(self, t, like):
-        """`Z` and `S` with `R = I + Z S Zᵀ`."""
+    def low_rank(self, t, like):
+        """`Z` and `S` with `R = I + Z S Zᵀ`, for a subspace or reflections."""
         xp = of(like)
         if self.structure == "householder":
             z, s = reflections(xp.array(self.reflections, like))
@@ -120,7 +120,7 @@ class Rotation:
         """Computes `Rᵗ w` for `w` `[width, cols]`, or the product with the transposed rotation."""
         xp = of(w)
         if self.structure in ("subspace", "householder"):
-            z, s = self._low_rank(t, w)
+            z, s = self.low_rank(t, w)
             return w + z @ ((s.T if transposed else s) @ (z.T @ w))
         if self.second is None:
             return self._times(self.parts, t, w, transposed)

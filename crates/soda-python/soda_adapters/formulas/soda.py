@@ -75,6 +75,32 @@ class Soda:
             w = w * ((xp.array(self.scale, w) - 1.0) * t + 1.0)[None, :]
         return w
 
+    def factors(self, w, t, basis):
+        """`a`, `b` with `w + a b`, and the ranks of the input's subspace, the spectrum and the output's subspace.
+
+            a  = [Q  L  w Q']
+            b0 = [M (Qᵀw + QᵀL Δ Bᵀ) ; Δ Bᵀ],    M = Rr - I
+            b  = [b0 + b0 Q' M' Q'ᵀ ; M' Q'ᵀ]
+        """
+        xp = of(w)
+        columns, rows = [], []
+        turned = w
+        if self.truncated:
+            part = {name: xp.array(value, w) for name, value in self.truncated.items()}
+            shift = (part["right"] * xp.maximum(part["delta"] * t, -part["s"])[None, :]).T
+            columns, rows = [part["left"]], [shift]
+            turned = w + part["left"] @ shift
+        if self.rotations[0]:
+            q, deviation = self.rotations[0].low_rank(t, w)
+            columns, rows = [q, *columns], [deviation @ (q.T @ turned), *rows]
+        if self.rotations[1]:
+            q, deviation = self.rotations[1].low_rank(t, w)
+            turn = deviation @ q.T
+            columns, rows = [*columns, w @ q], [*(b + (b @ q) @ turn for b in rows), turn]
+        if not columns:
+            return xp.zeros((w.shape[0], 0), w), xp.zeros((0, w.shape[1]), w), []
+        return xp.concat(columns, 1), xp.concat(rows, 0), [part.shape[1] for part in columns]
+
     def _shift(self, w, t, basis):
         """`L ΔC B`."""
         xp = of(w)

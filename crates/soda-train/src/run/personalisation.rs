@@ -378,7 +378,7 @@ fn header(config: &TrainConfig, dataset: &Dataset, encoding: PromptEncoding) -> 
         base: model_name(&config.base),
         trigger: dataset.trigger.iter().chain(new).cloned().collect(),
         schedule: if change == SchedulerOverrides::default() { Value::Null } else { json!(change) },
-        training: json!({}),
+        training: json!({ "images": dataset.examples.len() }),
         prompt_encoding: encoding,
     }
 }
@@ -394,7 +394,7 @@ fn adapter_file(
     let TrainedRun { networks, history, seconds } = trained;
     let best = history.best().filter(|_| config.validation.load_best_model_at_end);
     let training = json!({
-        "config": config,
+        "config": config, "images": header.training["images"],
         "final_loss": running_mean(&history.losses()).last(),
         "best_step": best.map(|best| best.step),
         "seconds": seconds,

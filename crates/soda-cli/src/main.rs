@@ -9,8 +9,10 @@ mod child;
 mod command;
 mod device;
 mod escape;
+mod launcher;
 mod out_of_memory;
 mod progress;
+mod ranks;
 mod remedy;
 mod sampler_label;
 mod synthetic;
@@ -144,7 +146,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::print_error(&error, remedy(&error, failed));
+            let remedy = remedy(&error, failed);
+            progress::print_error(&error, remedy);
+            ranks::end(&progress::sentence(&error, remedy));
             let is_usage = error.chain().any(|cause| cause.is::<UsageError>());
             if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }

@@ -7,6 +7,7 @@ mod args;
 mod base_model;
 mod child;
 mod command;
+mod comparison_report;
 mod device;
 mod escape;
 mod launcher;
@@ -15,6 +16,7 @@ mod progress;
 mod ranks;
 mod remedy;
 mod sampler_label;
+mod shards;
 mod synthetic;
 mod timings;
 mod usage;
@@ -139,11 +141,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "ui")]
         Command::Ui(args) => command::ui::run(args),
     });
-    device::finish();
-    if let Some(timings) = timings {
-        timings.print();
-    }
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let remedy = remedy(&error, failed);
@@ -152,7 +150,12 @@ fn main() -> ExitCode {
             let is_usage = error.chain().any(|cause| cause.is::<UsageError>());
             if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
+    };
+    device::finish();
+    if let Some(timings) = timings {
+        timings.print();
     }
+    code
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ const SETTINGS: usize = 1 << 20;
 /// The time between two looks whether the work is done.
 const BEAT: Duration = Duration::from_millis(500);
 
+/// The time that the device has to do what is queued on it after an error.
+const LONGEST_END: Duration = Duration::from_secs(20);
+
 /// The ranks that this process has joined, which must hear how it ends.
 static JOINED: OnceLock<Arc<dyn Reduce>> = OnceLock::new();
 
@@ -86,9 +89,13 @@ pub(crate) fn join(patience: Duration) -> Result<Membership> {
     Ok(Membership { reduce, local_rank: Some(launch.local_rank) })
 }
 
-/// Tells the other ranks that this process ends with an error.
+/// Tells the other ranks that this process ends with an error, and makes sure that it does.
 pub(crate) fn end(sentence: &str) {
-    if let Some(ranks) = JOINED.get() {
-        ranks.end(sentence);
-    }
+    let Some(ranks) = JOINED.get() else { return };
+    ranks.end(sentence);
+    // The device may wait for a rank that has gone.
+    std::thread::spawn(|| {
+        std::thread::sleep(LONGEST_END);
+        std::process::exit(1);
+    });
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use clap::Args;
+use anyhow::{Context as _, Result, bail};
+use burn::tensor::Device;
+use clap::{Args, ValueEnum};
 use soda_adapters::{AdapterError, TargetError};
 use soda_pipeline::counted;
 use soda_train::{
@@ -18,7 +19,7 @@ use soda_train::{
 use crate::args::{CacheArg, DeviceArg, SettingsArgs, ToArgv as _, option};
 use crate::base_model::find_base;
 use crate::child::{INTERRUPTED, on_signal_of_parent};
-use crate::device::{DeviceChoice, shards};
+use crate::device::{DeviceChoice, is_processor, shards};
 use crate::launcher;
 use crate::progress::{Progress, print_result, print_stderr};
 use crate::ranks::{self, Membership};
@@ -76,6 +77,10 @@ pub(crate) struct TrainArgs {
         value_parser = clap::value_parser!(u32).range(1..=86_400),
     )]
     pub(crate) rank_timeout: u32,
+    /// How several processes add their gradients: nccl on their GPUs, tcp over rank 0, or auto for nccl where
+    /// all of them have it
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) collectives: Collectives,
     #[command(flatten)]
     pub(crate) cache: CacheArg,
     #[command(flatten)]
@@ -87,9 +92,9 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         return launcher::run(world, &args.gpus);
     }
     let ranks = ranks::join(Duration::from_secs(args.rank_timeout.into()))?;
-    let (job, target) = ranks.while_others_wait(|| open(&args, &ranks))?;
+    let (device, job, target) = ranks.while_others_wait(|| open(&args, &ranks))?;
     let job = job.with_cache(args.cache.cache.clone()).with_graph();
-    let job = job.with_ranks(Ranks::new(Arc::clone(&ranks.reduce)));
+    let job = job.with_ranks(add_gradients(&args, &ranks, &device)?);
     let interrupt = Interrupt::listen(ranks.is_first())?;
     let blame = |error| with_blame(error, &args.settings);
     let Some(target) = target else {
@@ -105,11 +110,39 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     Ok(())
 }
 
+/// How several processes add their gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Collectives {
+    #[default]
+    Auto,
+    Nccl,
+    Tcp,
+}
+
+/// Connects the GPUs of the ranks if they can be, and says so.
+fn add_gradients(args: &TrainArgs, ranks: &Membership, device: &Device) -> Result<Ranks> {
+    let own = Ranks::new(Arc::clone(&ranks.reduce));
+    let is_wanted = args.collectives != Collectives::Tcp && !is_processor(device);
+    let patience = Duration::from_secs(args.rank_timeout.into());
+    let (own, refusal) = own.with_collective(device, is_wanted, patience)?;
+    if own.world() > 1 && !own.has_collective() && args.collectives == Collectives::Nccl {
+        let reason = refusal.map_or_else(
+            || "another rank has no NCCL or no GPU of its own".to_owned(),
+            |refusal| refusal.to_string(),
+        );
+        bail!("--collectives nccl: {reason}; install NCCL, or give --collectives tcp");
+    }
+    if let Some(refusal) = refusal {
+        print_stderr(&format!("gradients are added over TCP: {refusal}"));
+    }
+    Ok(own)
+}
+
 /// Reads what the command line names. Only rank 0 gets a folder to write to.
 fn open<'a>(
     args: &'a TrainArgs,
     ranks: &Membership,
-) -> Result<(Personalisation, Option<RunTarget<'a>>)> {
+) -> Result<(Device, Personalisation, Option<RunTarget<'a>>)> {
     let choice = if args.gpus.is_empty() { args.device.device } else { DeviceChoice::Cuda(None) };
     let device = choice.of_rank(ranks.local_rank).open()?;
     let Some(folder) = &args.resume else {
@@ -121,16 +154,17 @@ fn open<'a>(
         let job = Personalisation::new(config, &device);
         let job = job.map_err(|error| with_blame(error, &args.settings))?;
         let target = RunTarget::New { root: &args.runs, name: args.name.as_deref() };
-        return Ok((job, ranks.is_first().then_some(target)));
+        return Ok((device, job, ranks.is_first().then_some(target)));
     };
     if ranks.is_first() {
         let (job, folder) = Personalisation::resume(folder, &device)?;
         ranks.text_of_rank_0(job.config().to_toml()?)?;
-        return Ok((job, Some(RunTarget::Resumed(folder))));
+        return Ok((device, job, Some(RunTarget::Resumed(folder))));
     }
     // The folder may be one of rank 0's machine only.
     let config = TrainConfig::from_toml(&ranks.text_of_rank_0(String::new())?)?;
-    Ok((Personalisation::new(config, &device)?, None))
+    let job = Personalisation::new(config, &device)?;
+    Ok((device, job, None))
 }
 
 impl TrainArgs {

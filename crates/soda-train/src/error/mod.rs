@@ -45,6 +45,9 @@ pub enum TrainError {
     /// A run's folder that cannot be created or resumed.
     #[error(transparent)]
     RunFolder(#[from] RunFolderError),
+    /// Devices that cannot add their gradients.
+    #[error("the GPUs of the ranks cannot add their gradients: {0}")]
+    Collective(soda_kernels::CollectiveError),
     /// Ranks that cannot go on together.
     #[error(transparent)]
     Ranks(#[from] soda_distributed::DistributedError),

@@ -7,10 +7,11 @@
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use soda_distributed::{Alone, Item, Reduce};
-use soda_kernels::{multi_tensor_cat, multi_tensor_split};
+use soda_kernels::{Collective, CollectiveError, multi_tensor_cat, multi_tensor_split};
 use soda_optim::BatchedParams;
 
 use crate::error::TrainError;
@@ -22,6 +23,8 @@ const COMPARISON: usize = 50;
 #[derive(Clone)]
 pub struct Ranks {
     reduce: Arc<dyn Reduce>,
+    /// The sum of gradients without the host.
+    collective: Option<Arc<Collective>>,
     /// Whether any rank was asked to stop before the last sum.
     stopped: Cell<bool>,
 }
@@ -47,7 +50,60 @@ impl fmt::Debug for Ranks {
 impl Ranks {
     /// The ranks that `reduce` connects.
     pub fn new(reduce: Arc<dyn Reduce>) -> Self {
-        Self { reduce, stopped: Cell::new(false) }
+        Self { reduce, collective: None, stopped: Cell::new(false) }
+    }
+
+    /// Adds gradients on the devices of the ranks, by NCCL, if all of them can. Otherwise they are added on
+    /// rank 0, over TCP. Also returns why, on a rank that cannot.
+    ///
+    /// A rank that does not come within `patience`, at the start or to a sum, is an error. `is_wanted` is
+    /// whether this rank would.
+    ///
+    /// # Errors
+    /// A rank that has gone.
+    pub fn with_collective(
+        mut self,
+        device: &Device,
+        is_wanted: bool,
+        patience: Duration,
+    ) -> Result<(Self, Option<CollectiveError>), TrainError> {
+        if self.world() == 1 {
+            return Ok((self, None));
+        }
+        let own = if is_wanted { Collective::check(device).err() } else { None };
+        if !self.all(is_wanted && own.is_none())? {
+            return Ok((self, own));
+        }
+        let mut id = [0; 128];
+        if self.rank() == 0 {
+            match Collective::unique_id() {
+                Ok(made) => id = made,
+                Err(error) => {
+                    self.reduce.broadcast(Vec::new(), id.len())?;
+                    return Ok((self, Some(error)));
+                }
+            }
+        }
+        let sent = self.reduce.broadcast(id.to_vec(), id.len())?;
+        let Ok(id) = sent.try_into() else { return Ok((self, None)) };
+        let joined = Collective::join(device, self.rank(), self.world(), id, patience);
+        if !self.all(joined.is_ok())? {
+            return Ok((self, joined.err()));
+        }
+        self.collective = joined.ok().map(Arc::new);
+        Ok((self, None))
+    }
+
+    /// Whether gradients are added on the devices.
+    pub fn has_collective(&self) -> bool {
+        self.collective.is_some()
+    }
+
+    /// Whether something holds on all ranks.
+    fn all(&self, holds: bool) -> Result<bool, TrainError> {
+        let mut count = [f32::from(u8::from(holds))];
+        self.reduce.sum(&mut count)?;
+        Ok(count[0] == self.world() as f32)
     }
 
     /// This rank, from 0. Rank 0 writes.
@@ -82,26 +138,36 @@ impl Ranks {
         let Contribution { loss, grads } = own;
         let flattened = grads.flattened();
         let sizes: Vec<usize> = flattened.iter().map(|values| values.dims()[0]).collect();
-        let device = flattened.first().map(Tensor::device);
-        let mut bucket: Vec<f32> = match device {
-            Some(_) => multi_tensor_cat(flattened).into_data().iter().collect(),
-            None => Vec::new(),
-        };
-        // Whoever is asked while the others compute is asked in the same step.
+        let flat = (!sizes.is_empty()).then(|| multi_tensor_cat(flattened));
+        let on_host = flat.as_ref().filter(|_| self.collective.is_none());
+        let mut bucket: Vec<f32> =
+            on_host.map_or_else(Vec::new, |flat| flat.to_data().iter().collect());
+        // Whoever is asked while the others compute is asked in the same step. With a collective this
+        // exchange finds ranks that have gone before the devices wait for them.
         bucket.extend([loss, f32::from(u8::from(stop()))]);
         self.reduce.sum(&mut bucket)?;
         let stops = bucket.pop().unwrap_or_default();
         let loss = bucket.pop().unwrap_or_default();
         self.stopped.set(stops > 0.0);
-        let grads = match device {
-            Some(device) => {
+        let Some(flat) = flat else { return Ok(Contribution { loss, grads }) };
+        let sum = match &self.collective {
+            Some(collective) => match collective.sum(&flat) {
+                Ok(sum) => sum,
+                Err(error) => return Err(self.blame(error)),
+            },
+            None => {
                 let count = bucket.len();
-                let sum = Tensor::from_data(TensorData::new(bucket, [count]), &device);
-                grads.with_flattened(multi_tensor_split(sum, &sizes).into_iter())
+                Tensor::from_data(TensorData::new(bucket, [count]), &flat.device())
             }
-            None => grads,
         };
+        let grads = grads.with_flattened(multi_tensor_split(sum, &sizes).into_iter());
         Ok(Contribution { loss, grads })
+    }
+
+    /// The rank that has gone, if there is one, or the error of the devices.
+    fn blame(&self, error: CollectiveError) -> TrainError {
+        let found = self.reduce.agree(&[]);
+        found.err().map_or_else(|| TrainError::Collective(error), TrainError::Ranks)
     }
 
     /// Compares the parameters of all ranks, at the first step and every [`COMPARISON`] steps.

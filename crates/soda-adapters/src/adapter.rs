@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use soda_linalg::LinalgError;
 
+use crate::base_weight::BaseWeight;
 use crate::rotation_merge::MergeRule;
 
 /// The adapter of one weight: a burn module of trainable tensors, and the formula of the adapted weight.
@@ -30,7 +31,7 @@ pub trait Adapter: Module + Sync + 'static {
     ///
     /// Returns `None` where the method has no such form, or where the form costs more for so many rows. `x`
     /// and `w` are in the float type of the network.
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         let _ = (x, w);
         None
     }

@@ -11,9 +11,12 @@ use burn::module::{
     Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization, Reparameterizer,
 };
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{matmul, offer_product};
+use soda_kernels::{
+    QuantizedWeight, matmul, offer_product, quantized_weights, take_quantized, with_quantized,
+};
 
 use crate::adapter::Adapter;
+use crate::base_weight::BaseWeight;
 use crate::method::Method;
 use crate::named_params::ADAPTER_SEGMENT;
 use crate::plan::Plan;
@@ -31,7 +34,8 @@ impl<A: Adapter> Plan<A> {
 
 /// Freezes `module` and attaches several plans, each with a weight: `W = W0 + Σ λᵢ (Wᵢ - W0)`.
 ///
-/// A parameter that already has adapters keeps them and gets no others; call [`detach`] first.
+/// A parameter that already has adapters keeps them and gets no others; call [`detach`] first. An adapter on a
+/// quantized weight computes with it. A module with quantized weights has no adapters yet.
 pub fn attach_all<A: Adapter, M: Module>(
     plans: impl IntoIterator<Item = (Plan<A>, f64)>,
     module: M,
@@ -42,20 +46,35 @@ pub fn attach_all<A: Adapter, M: Module>(
             by_path.entry(path).or_default().weighted.push((weight, adapter));
         }
     }
-    module.apply_reparameterization(Attach(by_path))
+    let (module, mut quantized) = take_quantized(module);
+    for (path, adapted) in &mut by_path {
+        adapted.quantized = quantized.remove(path);
+    }
+    with_quantized(module.apply_reparameterization(Attach(by_path)), quantized)
 }
 
 /// Removes all adapters. The weights are those of the base, to the bit; they stay frozen.
 pub fn detach<M: Module>(module: M) -> M {
-    // Materializing a disabled adapter gives the base weight.
-    without_adapters(|| module.materialize())
+    let of_adapters = format!(".{ADAPTER_SEGMENT}");
+    let quantized = quantized_weights(&module).into_iter().map(|(path, weight)| {
+        (path.strip_suffix(&of_adapters).unwrap_or(&path).to_owned(), weight)
+    });
+    let quantized = quantized.collect();
+    // Materializing a disabled adapter gives the base weight, which of a quantized one is its placeholder.
+    let module = without_adapters(|| take_quantized(module).0.materialize());
+    with_quantized(module, quantized)
 }
 
 /// Replaces the adapted weights by plain ones, for calls without further training.
 ///
-/// Adapters of a `method` that [depends on the timestep](Method::depends_on_timestep) stay attached.
+/// Adapters of a `method` that [depends on the timestep](Method::depends_on_timestep) stay attached, and so do
+/// those of a network with quantized weights, which would become floats.
 pub fn for_inference<M: Module>(module: M, method: &impl Method) -> M {
-    if method.depends_on_timestep() { module } else { module.materialize() }
+    if method.depends_on_timestep() || !quantized_weights(&module).is_empty() {
+        module
+    } else {
+        module.materialize()
+    }
 }
 
 /// Runs `f` with every adapter disabled on the calling thread: the base model from the same weights.
@@ -82,6 +101,8 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Attached<A> {
     weighted: Vec<(f64, A)>,
+    /// The weight under the adapters, if it is quantized. The parameter is its placeholder then.
+    quantized: Option<QuantizedWeight>,
 }
 
 impl<A> Attached<A> {
@@ -90,26 +111,33 @@ impl<A> Attached<A> {
         &self.weighted
     }
 
-    fn map_each(self, f: impl Fn(A) -> A) -> Self {
+    fn map_each(
+        self,
+        f: impl Fn(A) -> A,
+        of_base: impl FnOnce(QuantizedWeight) -> QuantizedWeight,
+    ) -> Self {
         let map = |(weight, adapter)| (weight, f(adapter));
-        Self { weighted: self.weighted.into_iter().map(map).collect() }
+        Self {
+            weighted: self.weighted.into_iter().map(map).collect(),
+            quantized: self.quantized.map(of_base),
+        }
     }
 }
 
 impl<A: Adapter> Attached<A> {
     /// The adapted product of the rows `x` `[rows, in]` with the base weight `w` `[in, out]`, where it can do
     /// without the adapted weight.
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         if let [(1.0, adapter)] = self.weighted.as_slice() {
             return adapter.product(x, w);
         }
         if !self.weighted.iter().any(|(_, adapter)| adapter.depends_on_timestep()) {
             return None;
         }
-        let plain = matmul(x.clone(), w.clone());
+        let plain = w.product(x.clone());
         Some(self.weighted.iter().fold(plain.clone(), |sum, (weight, adapter)| {
             let adapted = adapter.product(x, w).unwrap_or_else(|| {
-                let adapted = adapter.apply(to_matrix(w.clone()));
+                let adapted = adapter.apply(to_matrix(w.to_float()));
                 matmul(x.clone(), from_matrix(adapted, w.dims(), w.dtype()))
             });
             sum + (adapted - plain.clone()).mul_scalar(*weight)
@@ -119,7 +147,7 @@ impl<A: Adapter> Attached<A> {
 
 impl<A> Default for Attached<A> {
     fn default() -> Self {
-        Self { weighted: Vec::new() }
+        Self { weighted: Vec::new(), quantized: None }
     }
 }
 
@@ -128,17 +156,33 @@ impl<A: Adapter> Reparameterization for Attached<A> {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         if DISABLED.get() {
-            return base;
+            return match &self.quantized {
+                Some(quantized) => quantized.apply(base),
+                None => base,
+            };
         }
-        let (dims, dtype) = (base.dims(), base.dtype());
+        let dtype = base.dtype();
+        let weight = || match &self.quantized {
+            Some(quantized) => BaseWeight::Quantized(quantized.clone(), dtype),
+            None => {
+                let dims = base.dims();
+                BaseWeight::Float(base.clone().reshape([dims[0], dims[1]]))
+            }
+        };
         // A layer of soda-kernels that is about to multiply with this weight takes the product instead.
-        if D == 2 && offer_product(|x| self.product(&x, &base.clone().reshape([dims[0], dims[1]])))
-        {
+        if D == 2 && offer_product(|x| self.product(&x, &weight())) {
             return base;
         }
         // Adapters compute in f32 for a network in any float type. An initial adapter returns the bits of the
         // base, which both casts keep.
-        let w = to_matrix(base);
+        let (w, dims) = match &self.quantized {
+            None => (to_matrix(base.clone()), base.dims()),
+            Some(quantized) => {
+                let dims = quantized.dims();
+                // Only matrices are quantized.
+                (to_matrix(quantized.dequantize(dtype)), std::array::from_fn(|axis| dims[axis]))
+            }
+        };
         let adapted = match self.weighted.as_slice() {
             [(1.0, adapter)] => adapter.apply(w),
             weighted => weighted.iter().fold(w.clone(), |sum, (weight, adapter)| {
@@ -152,6 +196,11 @@ impl<A: Adapter> Reparameterization for Attached<A> {
 /// The tensors of a single adapter follow the path segment `adapter`; those of several follow their number.
 impl<A: Adapter> Module for Attached<A> {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        if let Some(quantized) = &self.quantized {
+            visitor.enter_module(QuantizedWeight::NAME, ADAPTER_SEGMENT);
+            quantized.visit(visitor);
+            visitor.exit_module(QuantizedWeight::NAME, ADAPTER_SEGMENT);
+        }
         if let [(_, adapter)] = self.weighted.as_slice() {
             return adapter.visit(visitor);
         }
@@ -174,31 +223,32 @@ impl<A: Adapter> Module for Attached<A> {
             }
             (weight, adapter)
         };
-        Self { weighted: self.weighted.into_iter().enumerate().map(map).collect() }
+        Self { weighted: self.weighted.into_iter().enumerate().map(map).collect(), ..self }
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
+        let devices = self.quantized.collect_devices(devices);
         self.weighted.iter().fold(devices, |devices, (_, adapter)| adapter.collect_devices(devices))
     }
 
     fn to_device(self, device: &Device) -> Self {
-        self.map_each(|adapter| adapter.to_device(device))
+        self.map_each(|adapter| adapter.to_device(device), |weight| weight.to_device(device))
     }
 
     fn fork(self, device: &Device) -> Self {
-        self.map_each(|adapter| adapter.fork(device))
+        self.map_each(|adapter| adapter.fork(device), |weight| weight.fork(device))
     }
 
     fn train(self) -> Self {
-        self.map_each(Module::train)
+        self.map_each(Module::train, Module::train)
     }
 
     fn valid(&self) -> Self {
-        self.clone().map_each(|adapter| adapter.valid())
+        self.clone().map_each(|adapter| adapter.valid(), |weight| weight.valid())
     }
 
     fn materialize(self) -> Self {
-        self.map_each(Module::materialize)
+        self.map_each(Module::materialize, Module::materialize)
     }
 }
 

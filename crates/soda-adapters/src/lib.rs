@@ -47,6 +47,7 @@
 
 mod adapter;
 mod attached;
+mod base_weight;
 mod directions;
 mod error;
 mod fingerprint;
@@ -64,6 +65,7 @@ mod weight;
 
 pub use adapter::Adapter;
 pub use attached::{Attached, attach_all, detach, for_inference, without_adapters};
+pub use base_weight::BaseWeight;
 pub use directions::{Calibration, CalibrationRequest};
 pub use error::{AdapterError, StateError, TargetError};
 pub use fingerprint::fingerprint;

@@ -189,9 +189,13 @@ impl<M: Method> AdapterState<M> {
 
     /// Number of adapted weights.
     pub fn num_weights(&self) -> usize {
+        self.paths().len()
+    }
+
+    /// Paths of the adapted weights.
+    pub fn paths(&self) -> BTreeSet<&str> {
         let separator = format!(".{}.", self.recipe.method.name());
-        let weights = self.tensors.keys().filter_map(|key| Some(key.split_once(&separator)?.0));
-        weights.collect::<BTreeSet<_>>().len()
+        self.tensors.keys().filter_map(|key| Some(key.split_once(&separator)?.0)).collect()
     }
 
     /// Number of trained values.

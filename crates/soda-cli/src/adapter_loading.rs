@@ -9,9 +9,10 @@ use burn::tensor::{Device, FloatDType};
 use soda_adapters::{AnyAdapter, Plan};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_models::weights::WeightPrecision;
 use soda_pipeline::{
-    AdapterFile, LoadAdapterOptions, MergeMode, MergeOptions, PipelineError, counted, load_adapter,
-    merge_adapters,
+    AdapterFile, Component, LoadAdapterOptions, MergeMode, MergeOptions, PipelineError, counted,
+    load_adapter, merge_adapters,
 };
 use soda_train::Event;
 use tracing::info_span;
@@ -63,15 +64,14 @@ impl BaseModel<'_> {
     /// Loads the base with one adapter at `strength`, to draw: merged into its weights where it can be.
     pub(crate) fn load_to_draw(&self, adapter: &Path, strength: f64) -> Result<Pipeline> {
         let (mut pipeline, file, plan) = self.load_plan(adapter, strength)?;
-        info_span!("merge adapter").in_scope(|| {
-            let adapted = plan.attach(pipeline.networks());
-            let depends_on_timestep = file.depends_on_timestep();
-            pipeline.set_networks(if depends_on_timestep {
-                adapted
-            } else {
-                adapted.materialize()
-            });
-        });
+        let _span = info_span!("merge adapter").entered();
+        if file.depends_on_timestep() {
+            pipeline = self.quantized(pipeline);
+            pipeline.set_networks(plan.attach(pipeline.networks()));
+        } else {
+            pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
+            pipeline = self.quantized(pipeline);
+        }
         Ok(pipeline.in_drawing_format())
     }
 
@@ -105,16 +105,38 @@ impl BaseModel<'_> {
         for (file, path) in files.iter().zip([subject, style]) {
             print_match(file, path, &progress);
         }
-        Ok(pipeline.in_drawing_format())
+        Ok(self.quantized(pipeline).in_drawing_format())
     }
 
-    /// Loads the base with the encoding of prompts that the options or else the adapters ask for.
+    /// Loads the base with the encoding of prompts that the options or else the adapters ask for. Weights
+    /// under adapters are not quantized yet.
     fn load_for(&self, files: &[&AdapterFile]) -> Result<Pipeline> {
         let mut options = self.options.clone();
+        let mut exact = BTreeSet::new();
         for file in files {
             options.prompt_encoding = options.prompt_encoding.or(&file.header.prompt_encoding);
+            for (component, state) in &file.adapters {
+                match component {
+                    Component::Unet | Component::Transformer => {
+                        exact.extend(state.paths().into_iter().map(str::to_owned));
+                    }
+                    Component::TextEncoder | Component::TextEncoder2 => options.quantization = None,
+                }
+            }
+        }
+        if let Some(format) = self.options.quantization {
+            let (dtype, quantization) = (options.dtype, Some(format));
+            options.denoiser = Some(WeightPrecision { dtype, quantization, exact });
         }
         load_base(self.path, &options, self.device)
+    }
+
+    /// Quantizes what is in floats because of adapters, if the options say so.
+    fn quantized(&self, pipeline: Pipeline) -> Pipeline {
+        match self.options.quantization {
+            Some(format) => pipeline.quantized(format, self.options.dtype),
+            None => pipeline,
+        }
     }
 
     /// Warns that the weights of the base are not those that an adapter was made for.

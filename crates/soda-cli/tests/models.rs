@@ -229,3 +229,29 @@ fn marks_of_prediction_in_a_single_file_are_followed() {
     assert_eq!(fields["rescale_betas_zero_snr"], true);
     assert_eq!(fields["timestep_spacing"], "trailing");
 }
+
+/// Pictures of a quantized base are near those in floats, and an adapter is merged before.
+#[test]
+fn a_quantized_base_draws_nearly_the_same_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let data = toybox("subjects/castle_mug");
+    let train = ["train", "--base", &BASE, "--data", data.to_str().unwrap(), "--name", "run"];
+    let short = ["--method", "lora", "--steps", "2", "--batch-size", "1", "--sample", "a sks mug"];
+    run(folder, &[&train[..], &short, &["--set", "samples.steps=1"]].concat());
+    let draw = |out: &str, options: &[&str]| {
+        let request = ["generate", "--base", &BASE, "--prompt", "a sks mug", "--out", out];
+        run(folder, &[&request[..], &["--steps", "4"], options].concat());
+        image::open(folder.join(out).join("seed0-00.png")).unwrap().into_rgb8().into_raw()
+    };
+    let adapter = ["--adapter", "runs/run/adapter.safetensors"];
+    for (name, more) in [("plain", &[][..]), ("adapted", &adapter)] {
+        let floats = draw(name, more);
+        let int8 = draw(&format!("{name}-int8"), &[more, &["--base-precision", "int8"]].concat());
+        assert_ne!(int8, floats);
+        let off = soda_testing::max_abs_diff(&int8, &floats);
+        assert!(off <= 24.0, "{name}: {off} of 255");
+    }
+    let error = fail(folder, &["generate", "--base", &BASE, "--base-precision", "int3"]);
+    assert!(error.contains("int8, fp8, nf4"), "{error}");
+}

@@ -1,14 +1,17 @@
 //! [`Kernels`] for the autodiff backend: every operation records the tape node of its file in `ops/`.
 
-use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, AutodiffBackend};
+use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
 use crate::backend::{KernelGradients, Kernels};
 use crate::ops::{
-    attention, bias_residual, concat_channels, conv, geglu, low_rank, matmul, norm, scale_columns,
+    attention, bias_residual, concat_channels, conv, geglu, linear_quantized, low_rank, matmul,
+    norm, scale_columns,
 };
+use crate::quantize::QuantLayout;
 
 impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -22,6 +25,29 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         b: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         low_rank::record::<B, C>(x, w, a, b)
+    }
+
+    fn dequantize_matrix(
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: QuantLayout,
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        <Self as AutodiffBackend>::from_inner(B::dequantize_matrix(
+            words,
+            scales.into_primitive(),
+            layout,
+            dtype,
+        ))
+    }
+
+    fn linear_quantized(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: QuantLayout,
+    ) -> FloatTensor<Self> {
+        linear_quantized::record::<B, C>(x, words, scales, layout)
     }
 
     fn conv2d_forward(

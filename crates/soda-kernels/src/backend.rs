@@ -6,14 +6,15 @@
 //! `conv2d`, `layer_norm` and `attention` are names of burn's own backend traits, hence the suffix `_forward`
 //! here.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, backend_extension};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, TensorMetadata, backend_extension};
 use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
 use crate::fallback;
 use crate::fallback::attention::AttentionGradient;
 use crate::fallback::steps::{BackwardSteps, ForwardSteps};
+use crate::quantize::QuantLayout;
 
 /// Forward operations that a backend may implement better than burn does.
 ///
@@ -63,6 +64,27 @@ pub trait Kernels: Backend {
         b: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         fallback::low_rank::forward::<Self>(x, w, a, b).y
+    }
+
+    /// The quantized matrix `[rows, columns]` in `dtype`, from its words and scales.
+    fn dequantize_matrix(
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: QuantLayout,
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        fallback::dequantize::dequantize::<Self>(words, scales, layout, dtype)
+    }
+
+    /// The product `x W'` for `x` `[n, columns]` and the quantized matrix `W` `[rows, columns]`.
+    fn linear_quantized(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: QuantLayout,
+    ) -> FloatTensor<Self> {
+        let w = Self::dequantize_matrix(words, scales, layout, x.dtype().into());
+        Self::matmul(x, fallback::transposed::<Self>(w))
     }
 
     /// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`: one group, no dilation,

@@ -18,6 +18,7 @@
 //! - [`linear_deferred`] forms its weight at the moment of use. [`offer_product`] replaces the product with
 //!   that weight, so that an adapter on few rows forms no effective weight.
 //! - [`linear_low_rank`] is a LoRA layer.
+//! - [`QuantizedWeight`] is a frozen weight in 4 or 8 bits, and its product.
 //! - [`KroneckerProduct`] multiplies rows with a Kronecker product of small factors.
 //! - [`PolarIteration`] approaches the polar factor of a matrix by products.
 //!
@@ -28,6 +29,8 @@
 //! | `ops/` | the public operations, one file each, with tape node and gradient |
 //! | `backend` | the traits [`Kernels`] (forward) and [`KernelGradients`] (called by the tape) |
 //! | `autodiff` | [`Kernels`] for burn's autodiff backend |
+//! | `quantize/` | number formats of frozen weights, and their codes on the host |
+//! | `quantized_weight` | quantized weights in the place of a module's parameters |
 //! | `fallback/` | both traits in burn's own operations: the defaults |
 //! | `cpu/` | both traits for the CPU, in float32 on slices; feature `cpu` |
 //! | `cuda/` | both traits for CUDA: cuBLAS, cuBLASLt, cuDNN and kernels of this crate; feature `cuda` |
@@ -60,6 +63,8 @@ mod cuda;
 mod device;
 mod fallback;
 mod ops;
+mod quantize;
+mod quantized_weight;
 
 pub use backend::{KernelGradients, Kernels};
 #[cfg(feature = "cuda")]
@@ -86,3 +91,5 @@ pub use ops::norm::{group_norm, layer_norm, layer_norm_without_affine};
 pub use ops::polar::PolarIteration;
 pub use ops::scale_columns::{scale_columns, scale_columns_gradient};
 pub use ops::timesteps::{current_timesteps, with_timesteps};
+pub use quantize::{QuantFormat, QuantLayout, QuantizedMatrix};
+pub use quantized_weight::{QuantizedWeight, quantized_weights, take_quantized, with_quantized};

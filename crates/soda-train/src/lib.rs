@@ -66,9 +66,9 @@ mod step;
 mod testing;
 
 pub use config::{
-    AugmentConfig, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss, LossScaleConfig,
-    MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision, Preset,
-    PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
+    AugmentConfig, BasePrecision, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss,
+    LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision,
+    Preset, PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
     ValidationConfig, apply_setting, preset, toml_message,
 };
 pub use data::batch::Batch;

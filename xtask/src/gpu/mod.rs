@@ -19,7 +19,7 @@ const USAGE: &str = "cargo xtask test-gpu [--backend cuda|wgpu] [--pack FILE.tar
 const RUN: &str = include_str!("run.sh");
 
 /// The folders that tests read, as the root has them.
-const DATA: &[&str] = &["examples/toybox", "examples/compare"];
+const DATA: &[&str] = &["examples/toybox", "examples/toyflux", "examples/compare"];
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]

@@ -106,10 +106,12 @@ pub(super) fn write(folder: &Path) -> Result<PathBuf, String> {
     Ok(folder.join("Cargo.toml"))
 }
 
-/// The names of the crates, in order.
+/// The names of the crates, in order. A Python package lies beside them.
 pub(super) fn crates() -> Result<Vec<String>, String> {
-    let mut names = entries(&root().join("crates"))?;
-    names.retain(|name| name.starts_with("soda-"));
+    let folder = root().join("crates");
+    let mut names = entries(&folder)?;
+    names
+        .retain(|name| name.starts_with("soda-") && folder.join(name).join("Cargo.toml").is_file());
     Ok(names)
 }
 
@@ -167,7 +169,7 @@ fn read(path: &Path) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{crates, names_of_dependencies, test_files};
+    use super::{crates, names_of_dependencies, test_files, write};
 
     #[test]
     fn dependencies_of_code_and_tests_are_found() {
@@ -187,6 +189,17 @@ image = { workspace = true, features = [\"png\"] }
 workspace = true
 ";
         assert_eq!(names_of_dependencies(manifest), ["burn", "libc", "image"]);
+    }
+
+    /// Fails when a new folder or a new manifest is one that the command cannot read.
+    #[test]
+    fn the_workspace_of_this_checkout_is_written() {
+        let folder = std::env::temp_dir().join(format!("soda-suite-{}", std::process::id()));
+        let manifest = write(&folder);
+        let modules = std::fs::read_to_string(folder.join("suite/suite.rs")).unwrap_or_default();
+        assert!(std::fs::remove_dir_all(&folder).is_ok(), "{manifest:?}");
+        assert_eq!(manifest, Ok(folder.join("Cargo.toml")));
+        assert!(modules.contains("mod soda_kernels;"), "{modules}");
     }
 
     #[test]

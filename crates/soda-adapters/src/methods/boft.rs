@@ -8,7 +8,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use super::block_rotation::{BlockRotation, CayleyForm, nearest_divisor};
@@ -16,6 +15,7 @@ use super::bounds::{MAX_BLOCK, MAX_TERMS, check_most};
 use super::cost_model::CostModel;
 use super::permutation::Permutation;
 use crate::adapter::Adapter;
+use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;
 use crate::method::Method;
 use crate::weight::{Weight, compute_dtype};
@@ -119,12 +119,12 @@ impl Adapter for Boft {
         w * self.scale.val().unsqueeze_dim(0)
     }
 
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let cost = self.levels.iter().fold(CostModel::layer(rows, input, output), |cost, level| {
             cost.and_rotation(rows, input, output, level.rotation.block_size())
         });
-        if !cost.prefers_input(x) {
+        if !cost.prefers_input(x, w) {
             return None;
         }
         let mut rotated = x.clone().cast(self.scale.val().dtype());
@@ -137,7 +137,7 @@ impl Adapter for Boft {
                 }
             };
         }
-        let y = matmul(rotated.cast(w.dtype()), w.clone());
+        let y = w.product(rotated.cast(w.dtype()));
         let scale = self.scale.val().unsqueeze_dim(0);
         Some((y.cast(scale.dtype()) * scale).cast(w.dtype()))
     }

@@ -16,6 +16,8 @@
 use burn::tensor::{DType, Tensor};
 use soda_kernels::has_vendor_blas;
 
+use crate::base_weight::BaseWeight;
+
 /// Multiply-adds of one training step through a layer, both ways.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CostModel {
@@ -87,9 +89,10 @@ impl CostModel {
     /// Whether to adapt the input rows `x`.
     ///
     /// Adapting the input is always preferred on a device with a vendor's library for products. There, the
-    /// other operations on the weight, in f32, take most of the time.
-    pub(crate) fn prefers_input(self, x: &Tensor<2>) -> bool {
-        has_vendor_blas(x) || !self.weight_is_cheaper()
+    /// other operations on the weight, in f32, take most of the time. So it is under a quantized weight `w`,
+    /// which would be kept in floats until the backward pass.
+    pub(crate) fn prefers_input(self, x: &Tensor<2>, w: &BaseWeight) -> bool {
+        has_vendor_blas(x) || w.as_float().is_none() || !self.weight_is_cheaper()
     }
 
     /// Whether forming the weight needs no more multiply-adds than adapting the input.

@@ -39,7 +39,8 @@ impl Magnitude {
     pub(crate) fn gain_of_low_rank(&self, w0: &Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> Tensor<1> {
         let (a, b) = (a.detach(), b.detach());
         let transposed = a.clone().transpose();
-        let cross = matmul(transposed.clone(), w0.clone()).mul_scalar(2);
+        let w0 = w0.clone().cast(a.dtype());
+        let cross = matmul(transposed.clone(), w0).mul_scalar(2);
         let change = (b.clone() * (cross + matmul(matmul(transposed, a), b))).sum_dim(0);
         // Cancellation may leave a value below zero.
         self.gain((self.squares.clone() + change.squeeze_dim(0)).clamp_min(0.0))

@@ -14,6 +14,7 @@ use soda_linalg::{LinalgError, kron, kron_right};
 use super::cost_model::CostModel;
 use super::loha::low_rank_scale;
 use crate::adapter::Adapter;
+use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;
 use crate::method::Method;
 use crate::seeded_init::SeededInit;
@@ -184,14 +185,14 @@ impl Adapter for Lokr {
         }
     }
 
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let factors = [self.w1.value()?.transpose(), self.w2.value()?.transpose()];
         let [small, large] = [0, 1].map(|i| factors[i].dims());
         let cost = CostModel::layer(rows, input, output).and_kronecker(rows, small, large);
-        cost.prefers_input(x).then(|| {
+        cost.prefers_input(x, w).then(|| {
             let change = kron_right(x.clone().cast(factors[0].dtype()), &factors);
-            matmul(x.clone(), w.clone()) + change.mul_scalar(self.scale).cast(w.dtype())
+            w.product(x.clone()) + change.mul_scalar(self.scale).cast(w.dtype())
         })
     }
 

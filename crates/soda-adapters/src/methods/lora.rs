@@ -28,6 +28,7 @@ use super::dora::Magnitude;
 use super::low_rank::low_rank_product;
 use super::timestep_mask::TimestepMask;
 use crate::adapter::Adapter;
+use crate::base_weight::BaseWeight;
 use crate::error::{AdapterError, TargetError};
 use crate::method::Method;
 use crate::path_pattern::matches_one_path;
@@ -266,7 +267,7 @@ impl Adapter for Lora {
         Ok(Self { scale: self.scale * t, magnitude, ..self })
     }
 
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let rank = self.a.val().dims()[1];
         if let Some(mask) = self.mask {
@@ -278,8 +279,12 @@ impl Adapter for Lora {
             // The norms need a product with the weight, in the type of the adapter.
             cost = cost.and_on_input(input * rank * output);
         }
-        let dtypes_fit = self.magnitude.is_none() || w.dtype() == self.a.val().dtype();
-        if !dtypes_fit || !cost.prefers_input(x) {
+        let dtypes_fit = match w {
+            BaseWeight::Float(w) => w.dtype() == self.a.val().dtype(),
+            BaseWeight::Quantized(..) => true,
+        };
+        let dtypes_fit = dtypes_fit || self.magnitude.is_none();
+        if !dtypes_fit || !cost.prefers_input(x, w) {
             return None;
         }
         let dtype = product_dtype(x, self.a.val().dtype());
@@ -295,11 +300,12 @@ impl Adapter for Lora {
         if let Some((a, b)) = &self.start {
             change = change - low_rank_product(a.clone(), b.clone());
         }
-        let y = matmul(x.clone(), w.clone()) + change.cast(w.dtype());
+        let y = w.product(x.clone()) + change.cast(w.dtype());
         Some(match &self.magnitude {
             Some(magnitude) => {
                 let (a, b) = self.factors();
-                y * magnitude.gain_of_low_rank(w, a, b).unsqueeze_dim(0)
+                let gain = magnitude.gain_of_low_rank(&w.to_float(), a, b).unsqueeze_dim(0);
+                (y.cast(gain.dtype()) * gain).cast(w.dtype())
             }
             None => y,
         })

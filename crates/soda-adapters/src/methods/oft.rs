@@ -6,7 +6,6 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
 use super::block_rotation::{BlockRotation, CayleyForm, nearest_divisor};
@@ -14,6 +13,7 @@ use super::bounds::{MAX_BLOCK, MAX_TERMS, check_most};
 use super::cost_model::CostModel;
 use super::soda::Side;
 use crate::adapter::Adapter;
+use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;
 use crate::method::Method;
 use crate::rotation_merge::{MergeRule, merge_optional};
@@ -107,7 +107,7 @@ impl Adapter for Oft {
         w
     }
 
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let mut cost = CostModel::layer(rows, input, output);
         if let Some(rotation) = &self.rotation {
@@ -116,14 +116,14 @@ impl Adapter for Oft {
         if let Some(rotation) = &self.output_rotation {
             cost = cost.and_rotation(rows, output, input, rotation.block_size());
         }
-        if !cost.prefers_input(x) {
+        if !cost.prefers_input(x, w) {
             return None;
         }
         let rotate = |rotation: &Option<BlockRotation>, x: Tensor<2>| match rotation {
             Some(rotation) => rotation.right(x.cast(rotation.skew.val().dtype())).cast(w.dtype()),
             None => x,
         };
-        let y = matmul(rotate(&self.rotation, x.clone()), w.clone());
+        let y = w.product(rotate(&self.rotation, x.clone()));
         Some(rotate(&self.output_rotation, y))
     }
 

@@ -132,7 +132,7 @@ macro_rules! methods {
             fn product(
                 &self,
                 x: &::burn::tensor::Tensor<2>,
-                w: &::burn::tensor::Tensor<2>,
+                w: &$crate::BaseWeight,
             ) -> Option<::burn::tensor::Tensor<2>> {
                 match self { $(Self::$variant(adapter) => $crate::Adapter::product(adapter, x, w),)+ }
             }

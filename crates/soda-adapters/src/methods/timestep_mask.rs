@@ -15,6 +15,7 @@ use soda_kernels::{current_timesteps, matmul};
 
 use super::bounds::MAX_PRODUCT_RANK;
 use super::cost_model::product_dtype;
+use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;
 use crate::weight::Weight;
 
@@ -88,7 +89,7 @@ impl TimestepMask {
     pub(crate) fn product(
         self,
         x: &Tensor<2>,
-        w: &Tensor<2>,
+        w: &BaseWeight,
         (a, b): (Tensor<2>, Tensor<2>),
         ranks: &[usize],
     ) -> Tensor<2> {
@@ -103,7 +104,7 @@ impl TimestepMask {
             let by_sample = columns.reshape([samples, rows / samples, rank]);
             columns = (by_sample * mask).reshape([rows, rank]);
         }
-        matmul(x.clone(), w.clone()) + matmul(columns, b.cast(dtype)).cast(w.dtype())
+        w.product(x.clone()) + matmul(columns, b.cast(dtype)).cast(w.dtype())
     }
 }
 

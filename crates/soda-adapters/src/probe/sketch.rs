@@ -18,6 +18,7 @@ use soda_kernels::matmul;
 use soda_linalg::{AutogradFunction, LinalgError, apply_autograd};
 
 use crate::adapter::Adapter;
+use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;
 use crate::seeded_init::SeededInit;
 use crate::weight::Weight;
@@ -165,12 +166,12 @@ impl Adapter for Probe {
         Ok(self)
     }
 
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         let x = match &self.input {
             Some(input) => input.rows(x.clone()),
             None => x.clone(),
         };
-        let mut y = matmul(x.clone(), w.clone());
+        let mut y = w.product(x.clone());
         if let Some(SpectrumProbe { delta, left, right }) = &self.spectrum {
             let columns = matmul(x.cast(left.dtype()), left.clone());
             let change = matmul(columns * delta.val().unsqueeze_dim(0), right.clone());

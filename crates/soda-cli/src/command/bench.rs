@@ -14,13 +14,16 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, PlanOptions, Probe, Targets};
-use soda_kernels::{CapturedGraph, MemoryUsage, memory_usage, to_preferred_memory_format};
+use soda_kernels::{
+    CapturedGraph, MemoryUsage, QuantFormat, memory_usage, to_preferred_memory_format,
+};
+use soda_models::weights::quantize;
 use soda_optim::{AdapterOptimizer, AdapterOptimizerConfig, BatchedParams};
 use soda_pipeline::TARGET_PRESETS;
 use soda_train::GradientCheckpointing;
 
 use crate::args::DeviceArg;
-use crate::device::{Precision, is_processor};
+use crate::device::{BasePrecision, Precision, is_processor};
 use crate::progress::print_result;
 use crate::synthetic::{
     Architecture, BatchSizes, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
@@ -62,6 +65,9 @@ pub(crate) struct BenchArgs {
     /// Precision of the network; adapters are f32
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
+    /// Quantize the linear weights of the blocks; products stay in --dtype
+    #[arg(long, value_enum, conflicts_with = "layer")]
+    pub(crate) base_precision: Option<BasePrecision>,
     /// Gradient checkpointing of the denoiser's blocks
     #[arg(long, value_enum, default_value_t)]
     pub(crate) checkpointing: CheckpointingName,
@@ -120,12 +126,13 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let method = method(&args)?;
     let device = args.device.device.open()?;
     let dtype = FloatDType::from(args.dtype);
+    let precision = (dtype, args.base_precision.map(QuantFormat::from));
     let checkpointing = GradientCheckpointing::from(args.checkpointing);
     let (times, what) = match args.layer {
         Some(widths) => {
             require_room(layer_numbers(widths, args.batch * args.rows), &device)?;
             let layer = LinearConfig::new(widths[0], widths[1]).with_bias(false).init(&device);
-            let adapted = Adapted::new(layer, "^weight$", &method, dtype, &device)?;
+            let adapted = Adapted::new(layer, "^weight$", &method, precision, &device)?;
             let rows = args.batch * args.rows;
             let times =
                 adapted.time(&args, start, |layer| LayerStep::new(layer, rows, dtype, &device))?;
@@ -135,7 +142,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
             let latents = args.latents.unwrap_or(args.arch.latents());
             let config = args.arch.config()?;
             require_room(batch_numbers(&config, args.batch, latents), &device)?;
-            let adapted = Adapted::new(config.init(&device), "attention", &method, dtype, &device)?;
+            let adapted =
+                Adapted::new(config.init(&device), "attention", &method, precision, &device)?;
             let sizes = BatchSizes { images: args.batch, latents, tokens: args.arch.tokens() };
             let batch = || RandomBatch::new(&config, sizes, dtype, &device);
             let step = |denoiser| DenoiserStep { denoiser, batch: batch(), checkpointing };
@@ -155,6 +163,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "batch": args.batch,
         "checkpointing": checkpointing,
         "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
+        "base_precision": args.base_precision.map_or("none", |format| QuantFormat::from(format).name()),
         "trained": trained,
         "recorded": steps.captured,
         "build_s": round(built.as_secs_f64()),
@@ -220,7 +229,7 @@ impl<'a, N: Module> Adapted<'a, N> {
         network: N,
         target: &str,
         method: &MethodConfig,
-        dtype: FloatDType,
+        (dtype, quantization): (FloatDType, Option<QuantFormat>),
         device: &'a Device,
     ) -> Result<Self> {
         let start = Instant::now();
@@ -238,6 +247,11 @@ impl<'a, N: Module> Adapted<'a, N> {
         let plan = method.plan_with(&targets, &network, &mut options)?;
         device.sync().context("the adapters cannot be made")?;
         let planned = start.elapsed() - built;
+        let network = match quantization {
+            Some(format) => quantize(network, format),
+            None => network,
+        };
+        device.memory_cleanup();
         let network = plan.attach(network);
         let parameters = BatchedParams::new(method, &network);
         Ok(Self { network, parameters, built, planned, device })
@@ -376,6 +390,7 @@ fn print_table(report: &Value) {
         ("layer", "widths of the layer"),
         ("rows", "rows for each image"),
         ("dtype", "dtype"),
+        ("base_precision", "precision of linear weights"),
         ("checkpointing", "gradient checkpointing"),
         ("device", "device"),
         ("trained", "trainable parameters"),

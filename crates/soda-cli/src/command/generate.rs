@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use soda_kernels::QuantFormat;
 use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{
@@ -18,7 +19,7 @@ use tracing::info_span;
 use crate::adapter_loading::BaseModel;
 use crate::args::{AdapterArg, CacheArg, DeviceArg, PromptEncodingArgs, finite, seed};
 use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sampler};
-use crate::device::{Precision, shards};
+use crate::device::{BasePrecision, Precision, shards};
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
 use crate::usage::require;
@@ -87,6 +88,9 @@ pub(crate) struct GenerateArgs {
     /// Precision of the weights in memory
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
+    /// Quantize the linear weights of text encoders and denoiser; products stay in --dtype
+    #[arg(long, value_enum)]
+    pub(crate) base_precision: Option<BasePrecision>,
     /// Variant of the model's files, such as fp16
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) variant: Option<String>,
@@ -295,6 +299,7 @@ fn has_text(picture: &[u8], text: &str) -> bool {
 fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
     let options = LoadOptions {
         dtype: args.dtype.into(),
+        quantization: args.base_precision.map(QuantFormat::from),
         variant: args.variant.clone(),
         prompt_encoding: args.prompt_encoding.encoding(),
         // Its memory is free before the denoiser is read.

@@ -11,6 +11,7 @@
 mod attention;
 mod conv;
 mod conv_geometry;
+mod dequantize;
 mod geglu;
 mod im2col;
 mod matmul;
@@ -23,6 +24,7 @@ mod winograd;
 
 use burn::backend::Flex;
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn::backend::tensor::IntTensor;
 use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
@@ -30,10 +32,21 @@ use self::tensor::{FlexTensor, all_f32};
 use crate::backend::{KernelGradients, Kernels};
 use crate::fallback;
 use crate::fallback::attention::AttentionGradient;
+use crate::quantize::QuantLayout;
 
 impl Kernels for Flex {
     fn matmul(lhs: FlexTensor, rhs: FlexTensor) -> FlexTensor {
         if all_f32(&[&lhs, &rhs]) { matmul::matmul(lhs, rhs) } else { Self::float_matmul(lhs, rhs) }
+    }
+
+    fn dequantize_matrix(
+        words: IntTensor<Self>,
+        scales: FlexTensor,
+        layout: QuantLayout,
+        dtype: FloatDType,
+    ) -> FlexTensor {
+        let matrix = dequantize::dequantize(&words, &scales, layout);
+        if dtype == FloatDType::F32 { matrix } else { Self::float_cast(matrix, dtype) }
     }
 
     fn conv2d_forward(x: FlexTensor, weight: FlexTensor, options: ConvOptions<2>) -> FlexTensor {

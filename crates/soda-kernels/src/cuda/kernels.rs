@@ -3,20 +3,22 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, FloatDType};
 
 use super::launch::attention::Attention;
 use super::launch::group_norm::GroupNorm;
 use super::launch::{
-    bias_residual, cast_pair, concat_channels, geglu, layer_norm, scale_columns, softmax,
+    bias_residual, cast_pair, concat_channels, dequantize, geglu, layer_norm, scale_columns,
+    softmax,
 };
 use super::support::{Cube, cublas_takes, kernels_take, on_cuda, row_kernels_take};
 use super::{cublas, cublaslt, cudnn, dlopen};
 use crate::backend::{KernelGradients, Kernels};
 use crate::fallback;
 use crate::fallback::attention::AttentionGradient;
+use crate::quantize::QuantLayout;
 
 type Float = FloatTensor<Cube>;
 
@@ -58,6 +60,18 @@ impl Kernels for Cube {
             return cast_pair::f32_to_half(a, b, to);
         }
         fallback::low_rank::cast_pair::<Self>(a, b, dtype)
+    }
+
+    fn dequantize_matrix(
+        words: IntTensor<Self>,
+        scales: Float,
+        layout: QuantLayout,
+        dtype: FloatDType,
+    ) -> Float {
+        if kernels_take(&scales) && dtype != FloatDType::F64 {
+            return dequantize::dequantize(words, scales, layout, dtype.into());
+        }
+        fallback::dequantize::dequantize::<Self>(words, scales, layout, dtype)
     }
 
     fn conv2d_forward(x: Float, weight: Float, options: ConvOptions<2>) -> Float {

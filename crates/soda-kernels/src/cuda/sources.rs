@@ -39,6 +39,7 @@ impl Source {
                 "geglu.cu",
                 "scale_columns.cu",
                 "elementwise.cu",
+                "dequantize.cu",
                 "multi_tensor.cu",
                 "tf32_split.cu"
             ),

@@ -5,6 +5,7 @@ pub(crate) mod attention;
 pub(crate) mod bias_residual;
 pub(crate) mod concat_channels;
 pub(crate) mod conv;
+pub(crate) mod dequantize;
 pub(crate) mod geglu;
 pub(crate) mod low_rank;
 pub(crate) mod norm;

@@ -1,10 +1,10 @@
 //! What differs between model families: text encoders and denoiser, with their files and how they are loaded.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use serde_json::{Map, Value};
+use soda_kernels::QuantFormat;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
 use super::load_warning::LoadWarning;
@@ -15,7 +15,7 @@ use crate::config;
 use crate::error::{ConfigError, ModelError};
 use crate::scheduler::{SamplerKind, SchedulerConfig};
 use crate::vae::VaeConfig;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, WeightPrecision};
 
 /// The names of weight files, without variant and extension.
 pub(super) const TRANSFORMERS: &str = "model";
@@ -29,8 +29,10 @@ pub struct LoadOptions {
     /// The variant of the weight files, such as `fp16`. Parts without it are read from their plain files.
     /// `None` for the plain files, or else for the only variant there is.
     pub variant: Option<String>,
-    /// The dtype of the denoiser's weights, if it differs.
-    pub denoiser: Option<DenoiserPrecision>,
+    /// The number format of frozen linear weights; `None` for the dtype.
+    pub quantization: Option<QuantFormat>,
+    /// The precision of the denoiser's weights, if it differs.
+    pub denoiser: Option<WeightPrecision>,
     /// Side of the images that are drawn and trained unless a request has another size, in pixels: a multiple
     /// of [`Pipeline::pixels_per_token`](super::Pipeline::pixels_per_token). `None` for that of the model's
     /// training.
@@ -41,22 +43,12 @@ pub struct LoadOptions {
     pub text_encoder: TextEncoderUse,
 }
 
-/// The dtypes of a denoiser that is to be adapted.
-///
-/// An adapter is made from a weight as it is in the file. All other weights never exist in f32.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DenoiserPrecision {
-    /// The dtype of the weights that are not in `keep_f32`.
-    pub dtype: FloatDType,
-    /// Paths of the weights that are loaded as f32. The caller casts them after it has made the adapters.
-    pub keep_f32: BTreeSet<String>,
-}
-
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: FloatDType::F32,
             variant: None,
+            quantization: None,
             denoiser: None,
             resolution: None,
             prompt_encoding: PromptEncoding::default(),
@@ -66,10 +58,14 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// The dtypes of the denoiser's weights.
-    pub(super) fn denoiser_precision(&self) -> DenoiserPrecision {
-        let all = || DenoiserPrecision { dtype: self.dtype, keep_f32: BTreeSet::new() };
-        self.denoiser.clone().unwrap_or_else(all)
+    /// The precision of text encoders.
+    pub(super) fn text_precision(&self) -> WeightPrecision {
+        WeightPrecision { quantization: self.quantization, ..WeightPrecision::from(self.dtype) }
+    }
+
+    /// The precision of the denoiser's weights.
+    pub(super) fn denoiser_precision(&self) -> WeightPrecision {
+        self.denoiser.clone().unwrap_or_else(|| self.text_precision())
     }
 
     /// Refuses dtypes that the device does not compute in.

@@ -11,7 +11,7 @@ use super::family::{Configs, DIFFUSERS, Family, Found, LoadOptions, LoadedNetwor
 use super::family_name::{FamilyName, model_index};
 use super::model::Pipeline;
 use crate::error::ModelError;
-use crate::weights::{self, Checkpoint};
+use crate::weights::{self, Checkpoint, WeightPrecision};
 
 /// The autoencoder's weights that are f32 in every dtype.
 const STATISTICS: &[&str] = &["bn.running_mean", "bn.running_var"];
@@ -84,11 +84,12 @@ impl Pipeline {
         let LoadedNetworks { text, denoiser, denoiser_config } =
             family.load(weights, options, device)?;
         // Rounded statistics would shift all colours.
-        let keep_f32 = STATISTICS.iter().map(|path| (*path).to_owned()).collect();
+        let exact = STATISTICS.iter().map(|path| (*path).to_owned()).collect();
         let dtype = vae_config.dtype(options.dtype);
+        let precision = WeightPrecision { exact, ..dtype.into() };
         let vae = vae.with_renamed_keys(weights::KEY_RENAMES);
         let vae = info_span!("vae")
-            .in_scope(|| vae.load_into_mixed(vae_config.init(device), dtype, &keep_f32))?;
+            .in_scope(|| vae.load_into_mixed(vae_config.init(device), &precision))?;
         let pipeline = Self {
             text,
             denoiser,

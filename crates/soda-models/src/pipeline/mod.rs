@@ -25,13 +25,14 @@ mod prediction_marks;
 mod prompt;
 mod prompt_encoding;
 mod prompt_states;
+mod quantize;
 mod save;
 mod single_file;
 mod text_encoders;
 mod textual_inversion;
 
 pub use denoiser::{Denoiser, DenoiserConfig};
-pub use family::{DenoiserPrecision, LoadOptions};
+pub use family::LoadOptions;
 pub use generate::{GenerateConfig, InitImage};
 pub use load_warning::LoadWarning;
 pub use model::Pipeline;

@@ -6,6 +6,7 @@ use std::fmt;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use sha2::{Digest as _, Sha256};
+use soda_kernels::quantized_weights;
 
 use crate::condition::Condition;
 use crate::qwen3::Qwen3TextModel;
@@ -110,5 +111,9 @@ pub(super) fn weights_hash<M: Module>(network: &M) -> String {
     }
     let mut hash = Hash(Sha256::new());
     network.visit(&mut hash);
+    for (path, weight) in quantized_weights(network) {
+        hash.0.update(format!("{path} {:?} ", weight.layout()));
+        hash.0.update(weight.to_bytes());
+    }
     hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

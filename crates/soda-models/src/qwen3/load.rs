@@ -8,7 +8,7 @@ use burn::tensor::{Device, FloatDType};
 use super::config::{HiddenStates, Qwen3Config};
 use super::model::Qwen3TextModel;
 use crate::error::ModelError;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, WeightPrecision};
 
 /// Key renames of a `Qwen3Model`'s file, as (regular expression, replacement). A `Qwen3ForCausalLM` has the
 /// longer keys.
@@ -61,7 +61,8 @@ pub fn load(
     variant: Option<&str>,
     device: &Device,
 ) -> Result<Qwen3TextModel, ModelError> {
-    load_opened(Checkpoint::find(dir, "model", variant)?, config, states, dtype, device)
+    let checkpoint = Checkpoint::find(dir, "model", variant)?;
+    load_opened(checkpoint, config, states, &dtype.into(), device)
 }
 
 /// Loads open weight files as [`load`] does.
@@ -69,13 +70,13 @@ pub(crate) fn load_opened(
     checkpoint: Checkpoint,
     config: &Qwen3Config,
     states: &HiddenStates,
-    dtype: FloatDType,
+    precision: &WeightPrecision,
     device: &Device,
 ) -> Result<Qwen3TextModel, ModelError> {
     let mut checkpoint = checkpoint.with_renamed_keys(KEY_RENAMES);
     let skipped = skipped(config, states);
     checkpoint.entries.retain(|key, _| !skipped.contains(key));
-    checkpoint.load_into(config.init(states, device), dtype)
+    checkpoint.load_into_mixed(config.init(states, device), precision)
 }
 
 /// The keys of a whole model that `states` do not need. Any other key is the network's, or refused.

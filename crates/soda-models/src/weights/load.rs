@@ -9,12 +9,15 @@ use std::path::PathBuf;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
-use soda_kernels::has_vendor_blas;
+use soda_kernels::{QuantLayout, QuantizedMatrix, QuantizedWeight, has_vendor_blas};
 
 use super::checkpoint::Checkpoint;
+use super::eight_bit::{decode, is_eight_bit, scales, take_scale};
 use super::finite::first_non_finite;
 use super::keys::{BUFFERS, checkpoint_key};
+use super::precision::WeightPrecision;
 use super::prefetch::{Job, Prefetch};
+use super::quantize;
 use super::safetensors::Entry;
 use crate::error::{ModelError, WeightsError};
 
@@ -32,11 +35,10 @@ impl Checkpoint {
     /// [`ModelError::Weights`] for a key that is missing or unused, a wrong shape, an integer tensor or a
     /// weight that is not finite.
     pub fn load_into<M: Module>(self, module: M, dtype: FloatDType) -> Result<M, ModelError> {
-        self.load_into_mixed(module, dtype, &BTreeSet::new())
+        self.load_into_mixed(module, &dtype.into())
     }
 
-    /// Loads every weight of `module` as `dtype`, except those at the paths `keep_f32`, which are loaded as
-    /// f32.
+    /// Loads every weight of `module` in its precision, and freezes the module.
     ///
     /// # Errors
     ///
@@ -44,8 +46,7 @@ impl Checkpoint {
     pub fn load_into_mixed<M: Module>(
         self,
         module: M,
-        dtype: FloatDType,
-        keep_f32: &BTreeSet<String>,
+        precision: &WeightPrecision,
     ) -> Result<M, ModelError> {
         self.check_size(&module)?;
         let mut visit = Visit::default();
@@ -53,8 +54,7 @@ impl Checkpoint {
         let device = module.devices().into_iter().next();
         // A device whose library reads weights as the file has them needs no transposition.
         let keeps_order = device.as_ref().is_some_and(reads_file_order);
-        let dtype = |path: &str| if keep_f32.contains(path) { FloatDType::F32 } else { dtype };
-        let reads = self.reads(&visit.parameters, |path| dtype(path).into(), keeps_order)?;
+        let reads = self.reads(&visit.parameters, precision, keeps_order)?;
         let load = |module: M| {
             Prefetch::scope(&reads, |tensors| {
                 let mut store = Store { reads: &reads, tensors, next: 0, failure: None };
@@ -91,30 +91,48 @@ impl Checkpoint {
     fn reads(
         &self,
         parameters: &[Parameter],
-        dtype: impl Fn(&str) -> DType,
+        precision: &WeightPrecision,
         keeps_order: bool,
     ) -> Result<Vec<Read>, ModelError> {
         let is_buffer = |key: &String| BUFFERS.iter().any(|buffer| key.ends_with(buffer));
         let mut unused: BTreeSet<&String> =
             self.entries.keys().filter(|key| !is_buffer(key)).collect();
-        for key in &unused {
-            float_dtype(&self.entries[*key])?;
+        for entry in unused.iter().map(|key| &self.entries[*key]) {
+            if !is_eight_bit(entry) {
+                float_dtype(entry)?;
+            }
         }
         let mut missing = Vec::new();
         let mut reads = Vec::with_capacity(parameters.len());
         for parameter in parameters {
             let keys = [parameter.path.clone(), parameter.key()];
             let mut found = keys.iter().filter_map(|key| self.entries.get_key_value(key));
-            let Some((_, entry)) = found.find(|(key, _)| unused.remove(key)) else {
+            let Some((key, entry)) = found.find(|(key, _)| unused.remove(key)) else {
                 missing.push(parameter.key());
                 continue;
             };
+            let (stored, scale) = match is_eight_bit(entry) {
+                true => (DType::F32, take_scale(&self.entries, (key, entry), &mut unused)?),
+                false => (float_dtype(entry)?, None),
+            };
+            let is_transposed = entry.transposed != parameter.is_linear_weight();
+            let exact = precision.exact.contains(&parameter.path);
+            let format = precision.quantization.filter(|_| is_transposed && !exact);
+            let dtype = match (exact, precision.quantization) {
+                (false, _) => precision.dtype.into(),
+                (true, Some(_)) if stored.size() == 2 => stored,
+                (true, _) => DType::F32,
+            };
             reads.push(Read {
                 entry: entry.clone(),
-                is_transposed: entry.transposed != parameter.is_linear_weight(),
+                scale,
+                is_transposed,
+                layout: format
+                    .filter(|_| parameter.is_linear_weight())
+                    .and_then(|format| quantize::layout(&parameter.path, &parameter.shape, format)),
                 shape: parameter.shape.clone(),
-                stored: float_dtype(entry)?,
-                dtype: dtype(&parameter.path),
+                stored,
+                dtype,
                 keeps_order,
             });
         }
@@ -210,16 +228,26 @@ impl ModuleVisitor for Visit {
 /// A tensor to read for a parameter.
 struct Read {
     entry: Entry,
+    /// The scale of a tensor in 8 bits.
+    scale: Option<Entry>,
     /// Whether the file has the parameter's axes in reverse order.
     is_transposed: bool,
     /// The shape of the parameter.
     shape: Vec<usize>,
-    /// The dtype in the file.
+    /// The dtype in the file; f32 for a tensor in 8 bits.
     stored: DType,
     /// The dtype of the parameter.
     dtype: DType,
     /// Whether the parameter is a view of the tensor as the file has it.
     keeps_order: bool,
+    /// The layout of a weight that is quantized.
+    layout: Option<QuantLayout>,
+}
+
+/// A tensor that has been read.
+enum Loaded {
+    Float(TensorData),
+    Quantized(QuantizedMatrix),
 }
 
 impl Read {
@@ -240,7 +268,7 @@ impl Read {
 }
 
 impl Job for Read {
-    type Result = Result<TensorData, ModelError>;
+    type Result = Result<Loaded, ModelError>;
 
     fn bytes(&self) -> usize {
         let width = self.dtype.size().max(self.entry.dtype.bitsize() / 8);
@@ -249,9 +277,21 @@ impl Job for Read {
 
     fn run(&self) -> Self::Result {
         let path = &self.entry.source.path;
-        let bytes = self.entry.read().map_err(|e| ModelError::io(path, "a weight file", e))?;
+        let read = |entry: &Entry| {
+            entry.read().map_err(|e| ModelError::io(&entry.source.path, "a weight file", e))
+        };
+        let mut bytes = read(&self.entry)?;
+        let mut dtype = self.entry.dtype;
+        if is_eight_bit(&self.entry) {
+            let scales = match &self.scale {
+                Some(entry) => Some(scales(entry, read(entry)?)),
+                None => None,
+            };
+            let values = decode(&self.entry, &bytes, scales);
+            (bytes, dtype) = (values.iter().flat_map(|x| x.to_le_bytes()).collect(), Dtype::F32);
+        }
         // Checked here, where the tensor has a name. Later, NaN would be a black image.
-        let bad = first_non_finite(self.entry.dtype, &bytes);
+        let bad = first_non_finite(dtype, &bytes);
         let data = TensorData::try_from_bytes(
             Bytes::from_bytes_vec(bytes),
             self.file_shape(),
@@ -263,8 +303,14 @@ impl Job for Read {
             let (path, key) = (path.clone(), self.entry.key.clone());
             return Err(WeightsError::NonFinite { path, key, index, value }.into());
         }
+        if let Some(layout) = self.layout {
+            let values: Vec<f32> =
+                data.convert_dtype(DType::F32).try_into_vec().unwrap_or_default();
+            return Ok(Loaded::Quantized(QuantizedMatrix::encode(&values, layout)));
+        }
         let data = data.convert_dtype(self.dtype);
-        Ok(if self.is_transposed && !self.keeps_order { transposed(&data) } else { data })
+        let reorders = self.is_transposed && !self.keeps_order;
+        Ok(Loaded::Float(if reorders { transposed(&data) } else { data }))
     }
 }
 
@@ -314,7 +360,10 @@ impl ModuleMapper for Store<'_> {
         self.next += 1;
         let (None, Some(read)) = (&self.failure, self.reads.get(index)) else { return param };
         match self.tensors.take(index) {
-            Some(Ok(data)) => {
+            Some(Ok(Loaded::Quantized(matrix))) => {
+                QuantizedWeight::new(&matrix, &param.lazy_device()).replace(param, read.dtype)
+            }
+            Some(Ok(Loaded::Float(data))) => {
                 let (id, device) = (param.id, param.lazy_device());
                 let tensor = Tensor::<D>::from_data(data, (&device, read.dtype));
                 let tensor = match read.is_transposed && read.keeps_order {

@@ -13,13 +13,16 @@
 //! [`KEY_RENAMES`] lists keys that older exporters wrote otherwise.
 
 pub(crate) mod checkpoint;
+mod eight_bit;
 mod find;
 mod finite;
 mod keys;
 pub(crate) mod ldm;
 mod load;
 mod module;
+mod precision;
 mod prefetch;
+mod quantize;
 mod safetensors;
 mod sha256;
 pub(crate) mod write;
@@ -28,5 +31,7 @@ pub use checkpoint::Checkpoint;
 pub use keys::KEY_RENAMES;
 pub(crate) use module::{check_writable, file_dtype, to_pytorch};
 pub use module::{load, load_renamed, save};
+pub use precision::WeightPrecision;
+pub use quantize::quantize;
 pub use safetensors::SafetensorsReader;
 pub use sha256::sha256;

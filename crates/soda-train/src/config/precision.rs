@@ -5,6 +5,7 @@
 
 use burn::tensor::{Device, FloatDType};
 use serde::{Deserialize, Serialize};
+use soda_kernels::QuantFormat;
 
 /// The floating-point type in which a network computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,5 +34,27 @@ impl Precision {
     /// Whether `device` computes in this precision.
     pub(crate) fn is_supported(self, device: &Device) -> bool {
         device.supports_dtype(self.dtype())
+    }
+}
+
+/// The number format of the frozen linear weights of the base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BasePrecision {
+    /// Integers of 8 bits with a scale for each output.
+    Int8,
+    /// Floats of 8 bits (E4M3) with a scale for each output.
+    Fp8,
+    /// NF4 of QLoRA: 4 bits, in blocks of 64 with scales of 8 bits.
+    Nf4,
+}
+
+impl From<BasePrecision> for QuantFormat {
+    fn from(precision: BasePrecision) -> Self {
+        match precision {
+            BasePrecision::Int8 => Self::Int8,
+            BasePrecision::Fp8 => Self::Fp8,
+            BasePrecision::Nf4 => Self::Nf4,
+        }
     }
 }

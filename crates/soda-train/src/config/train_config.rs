@@ -17,7 +17,7 @@ use crate::config::masks::MaskConfig;
 use crate::config::method;
 use crate::config::objective::{Loss, ObjectiveConfig, PriorConfig};
 use crate::config::optimizer::OptimizerConfig;
-use crate::config::precision::Precision;
+use crate::config::precision::{BasePrecision, Precision};
 use crate::config::samples::SampleConfig;
 use crate::config::seed;
 use crate::config::text_encoder::TextEncoderConfig;
@@ -97,6 +97,10 @@ pub struct TrainConfig {
     /// The precision of the text encoders and the autoencoder.
     #[serde(default)]
     pub encoder_precision: Precision,
+    /// The number format of the frozen linear weights of denoiser and text encoders. Without it they are in
+    /// `precision` and `encoder_precision`, in which products are computed in any case.
+    #[serde(default)]
+    pub base_precision: Option<BasePrecision>,
     /// Side of the training images and of the samples, in pixels: a multiple of the denoiser's patches. The
     /// default is that of the base model's training.
     #[serde(default)]

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::Device;
-use soda_models::pipeline::{
-    DenoiserConfig, DenoiserPrecision, LoadOptions, Pipeline, TextEncoderUse,
-};
+use soda_kernels::QuantFormat;
+use soda_models::pipeline::{DenoiserConfig, LoadOptions, Pipeline, TextEncoderUse};
+use soda_models::weights::WeightPrecision;
 use soda_pipeline::TARGET_PRESETS;
 
 use crate::config::{Precision, TrainConfig};
@@ -18,8 +18,8 @@ use crate::error::{ConfigError, TrainError};
 use crate::eval::sampling::evaluation_prompts;
 use crate::event::Event;
 
-/// Reads the base model. Adapted weights stay in f32 until their adapters are made; all other weights have
-/// the precisions of the settings.
+/// Reads the base model. Adapted weights stay as they are in the file until their adapters are made; all other
+/// weights have the precisions of the settings.
 ///
 /// # Errors
 /// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.
@@ -30,15 +30,18 @@ pub(crate) fn load(
 ) -> Result<Pipeline, TrainError> {
     let denoiser = DenoiserConfig::read(&config.base)?;
     check_settings(config, &denoiser)?;
+    let quantization = config.base_precision.map(QuantFormat::from);
     let exact = match config.precision {
-        Precision::F32 => BTreeSet::new(),
-        Precision::Bf16 | Precision::F16 => {
+        Precision::F32 if quantization.is_none() => BTreeSet::new(),
+        Precision::F32 | Precision::Bf16 | Precision::F16 => {
             config.targets.matching_paths(&denoiser.init(device), TARGET_PRESETS)?
         }
     };
     let options = LoadOptions {
         dtype: config.encoder_precision.dtype(),
-        denoiser: Some(DenoiserPrecision { dtype: config.precision.dtype(), keep_f32: exact }),
+        // Adapters of text encoders are made from their weights, which are loaded as they are then.
+        quantization: quantization.filter(|_| !config.trains_text_encoder()),
+        denoiser: Some(WeightPrecision { dtype: config.precision.dtype(), quantization, exact }),
         resolution: config.resolution,
         prompt_encoding: config.prompt_encoding(),
         text_encoder: TextEncoderUse::EncodeAndFree {

@@ -24,6 +24,7 @@ use crate::run::planning::Planning;
 use crate::run::rank_start;
 use crate::run::training_loop::{has_lost_patience, is_validation_due};
 use crate::step::adapted_networks::trained_networks;
+use crate::step::precision::frozen_denoiser;
 use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
 
@@ -65,7 +66,7 @@ impl Personalisation {
             with_graph,
         };
         let (_, plan) = planning.plan(&data, &schedule, on_event)?;
-        pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
+        pipeline.denoiser = frozen_denoiser(&config, pipeline.denoiser);
         pipeline = pipeline.in_drawing_format();
         let prior = class_images(&ranks, &config, &pipeline, cache.as_ref(), on_event)?;
         let networks = trained_networks(&config, &pipeline);

@@ -246,7 +246,7 @@ impl Personalisation {
         let (adapted, plan) = planning.plan(&data, &schedule, on_event)?;
         let num_layers = plan.paths().len();
         let span = info_span!("cast").entered();
-        pipeline.denoiser = config.precision.cast_denoiser(pipeline.denoiser);
+        pipeline.denoiser = crate::step::precision::frozen_denoiser(&config, pipeline.denoiser);
         span.exit();
         pipeline = pipeline.in_drawing_format();
         // Class images need the final precision, which before the cast only a part of the network has.

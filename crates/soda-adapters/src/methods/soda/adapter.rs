@@ -10,6 +10,7 @@ use super::rotation::Rotation;
 use super::spectrum::Spectrum;
 use super::truncated::TruncatedSpectrum;
 use crate::adapter::Adapter;
+use crate::base_weight::BaseWeight;
 use crate::methods::cost_model::CostModel;
 use crate::methods::low_rank::low_rank_product;
 use crate::methods::timestep_mask::TimestepMask;
@@ -81,7 +82,7 @@ impl Soda {
     }
 
     /// The rotated product of rows, for rotations and shifts of any form.
-    fn rotated_product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+    fn rotated_product(&self, x: &Tensor<2>, w: &BaseWeight) -> Tensor<2> {
         let rotate = |x: Tensor<2>, rotation: &Option<Rotation>| match rotation {
             Some(rotation) => rotation.rows(x),
             None => x,
@@ -89,7 +90,7 @@ impl Soda {
         let x = rotate(x.clone(), &self.rotation);
         let mut y = match &self.spectrum {
             Some(spectrum) => spectrum.product(x.clone(), w),
-            None => matmul(x.clone(), w.clone()),
+            None => w.product(x.clone()),
         };
         if let Some(spectrum) = &self.truncated_spectrum {
             let left = spectrum.left.val();
@@ -100,7 +101,7 @@ impl Soda {
     }
 
     /// The product of rows before the scale of the outputs, if it is cheaper than forming the weight.
-    fn unscaled_product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn unscaled_product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         let mut cost = CostModel::layer(rows, input, output);
         if let (Some(frozen), Some(mask)) = (&self.frozen, self.mask) {
@@ -109,11 +110,12 @@ impl Soda {
         }
         if let Some(frozen) = &self.frozen {
             cost = cost.and_factors(rows, input, frozen.rank(), output);
-            let (a, b) = cost.prefers_input(x).then(|| frozen.factors(self.parts()))?;
+            let (a, b) = cost.prefers_input(x, w).then(|| frozen.factors(self.parts()))?;
             return Some(low_rank_product(x, w, a, b));
         }
         if let (Some(rotation), None, Some(spectrum)) =
             (&self.rotation, &self.output_rotation, &self.spectrum)
+            && let Some(w) = w.as_float()
             && let Some(factors) = rotation.kronecker_factors()
             && let Some(y) = spectrum.fused_product(x, &factors, w)
         {
@@ -131,7 +133,7 @@ impl Soda {
         if let Some(spectrum) = &self.truncated_spectrum {
             cost = cost.and_factors(rows, input, spectrum.s.val().dims()[0], output);
         }
-        cost.prefers_input(x).then(|| self.rotated_product(x, w))
+        cost.prefers_input(x, w).then(|| self.rotated_product(x, w))
     }
 }
 
@@ -155,7 +157,7 @@ impl Adapter for Soda {
         self.scaled(w)
     }
 
-    fn product(&self, x: &Tensor<2>, w: &Tensor<2>) -> Option<Tensor<2>> {
+    fn product(&self, x: &Tensor<2>, w: &BaseWeight) -> Option<Tensor<2>> {
         self.unscaled_product(x, w).map(|y| self.scaled(y))
     }
 

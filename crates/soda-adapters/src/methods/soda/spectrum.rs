@@ -22,6 +22,7 @@ use soda_linalg::{KroneckerRows, LinalgError, Qr, Svd, apply_autograd};
 
 use super::config::{Basis, Shift, SpectrumConfig};
 use super::fused::FusedLayer;
+use crate::base_weight::BaseWeight;
 use crate::methods::cost_model::{CostModel, product_dtype};
 use crate::seeded_init::SeededInit;
 use crate::weight::{Weight, WeightSvd};
@@ -129,19 +130,22 @@ impl Spectrum {
 
     /// Computes `x (w + L ΔC B)` for rows `x` `[rows, in]`: `[rows, out]`. Both are in the float type of the
     /// network.
-    pub(crate) fn product(&self, x: Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+    pub(crate) fn product(&self, x: Tensor<2>, w: &BaseWeight) -> Tensor<2> {
         let (rows, [input, output]) = (x.dims()[0], w.dims());
         // A vendor's library multiplies the weight as fast, and the weight may have far fewer rows.
         let cost = self.cost(CostModel::layer(rows, input, output), rows, w);
-        if has_vendor_blas(&x) && cost.weight_is_cheaper() {
+        if let Some(w) = w.as_float()
+            && has_vendor_blas(&x)
+            && cost.weight_is_cheaper()
+        {
             return matmul(x, self.apply(w.clone()));
         }
         let l = matmul(x.clone().cast(self.left.dtype()), self.left.clone());
-        if let Some(s) = self.factored_spectrum(w) {
+        if let Some(s) = self.factored_spectrum(w.as_float()) {
             return self.times_right(self.times_shift(l, Some(s)), output);
         }
         // Added to the exact product of the base, the shift of an initial adapter is zero.
-        matmul(x, w.clone()) + self.times_right(self.times_shift(l, None), output).cast(w.dtype())
+        w.product(x) + self.times_right(self.times_shift(l, None), output).cast(w.dtype())
     }
 
     /// Computes `(x R) (w + L ΔC B)` as one operation, which keeps only `x` for the backward pass.
@@ -157,7 +161,7 @@ impl Spectrum {
         let plain = |x: &Tensor<2>| x.clone().without_autodiff();
         let (delta, right) = (self.delta.as_ref()?, plain(self.right.as_ref()?));
         let same_dtype = [w, &self.left, &right].iter().all(|m| m.dtype() == x.dtype());
-        if !(same_dtype && has_vendor_blas(x)) || self.factored_spectrum(w).is_some() {
+        if !(same_dtype && has_vendor_blas(x)) || self.factored_spectrum(Some(w)).is_some() {
             return None;
         }
         let sizes: Vec<usize> = rotation.iter().map(|factor| factor.dims()[0]).collect();
@@ -173,9 +177,11 @@ impl Spectrum {
         Some(apply_autograd(&layer, x.clone().unsqueeze_dim(2), &flat).flatten(1, 2))
     }
 
-    /// The singular values, if the factors replace `w` in a product.
-    fn factored_spectrum(&self, w: &Tensor<2>) -> Option<&Tensor<1>> {
-        self.s.as_ref().filter(|_| self.exact && w.dtype() == self.left.dtype())
+    /// The singular values, if the factors replace the weight `w` in a product. They are those of the weight in
+    /// the file, and so do not replace a quantized one, which is `None`.
+    fn factored_spectrum(&self, w: Option<&Tensor<2>>) -> Option<&Tensor<1>> {
+        let dtype = w?.dtype();
+        self.s.as_ref().filter(|_| self.exact && dtype == self.left.dtype())
     }
 
     /// Computes `l (diag(s) + ΔC)` for `l` `[rows, k]`, or `l ΔC` without `s`.
@@ -211,12 +217,16 @@ impl Spectrum {
     /// Adds the cost of the shift to that of a layer with the weight `w`.
     ///
     /// The input side multiplies with `L` and `B`, the weight side with `B`.
-    pub(crate) fn cost(&self, cost: CostModel, rows: usize, w: &Tensor<2>) -> CostModel {
+    pub(crate) fn cost(&self, cost: CostModel, rows: usize, w: &BaseWeight) -> CostModel {
         let [input, k] = self.left.dims();
         // On the weight, `L ΔC` scales columns and is no product.
         let output = if self.right.is_some() { w.dims()[1] } else { 0 };
         let cost = cost.and_factors(rows, input, k, output);
-        if self.factored_spectrum(w).is_some() { cost.without_base(rows, w.dims()) } else { cost }
+        if self.factored_spectrum(w.as_float()).is_some() {
+            cost.without_base(rows, w.dims())
+        } else {
+            cost
+        }
     }
 
     /// Scales the shift by `t`.

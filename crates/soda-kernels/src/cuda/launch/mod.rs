@@ -26,6 +26,7 @@ pub(super) mod attention;
 pub(super) mod bias_residual;
 pub(super) mod cast_pair;
 pub(super) mod concat_channels;
+pub(super) mod dequantize;
 pub(super) mod geglu;
 pub(super) mod group_norm;
 pub(super) mod kronecker;

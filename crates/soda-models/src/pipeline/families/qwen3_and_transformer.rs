@@ -9,9 +9,7 @@ use tracing::info_span;
 use crate::config;
 use crate::error::ModelError;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
-use crate::pipeline::family::{
-    DenoiserPrecision, Found, LoadOptions, LoadedNetworks, TRANSFORMERS,
-};
+use crate::pipeline::family::{Found, LoadOptions, LoadedNetworks, TRANSFORMERS};
 use crate::pipeline::prompt_encoding::PromptEncoding;
 use crate::pipeline::prompt_states::{PromptStates, TextEncoderUse};
 use crate::pipeline::text_encoders::{ChatForm, Qwen3Encoder, TextEncoders};
@@ -110,8 +108,9 @@ impl Qwen3AndTransformer {
             max_sequence_length,
             has_default_encoding,
         } = text;
+        let precision = options.text_precision();
         let text_encoder = info_span!("text_encoder")
-            .in_scope(|| qwen3::load_opened(self.text, &config, &states, options.dtype, device))?;
+            .in_scope(|| qwen3::load_opened(self.text, &config, &states, &precision, device))?;
         let mut text = Qwen3Encoder {
             tokenizer,
             states: PromptStates::Encoder(text_encoder),
@@ -126,9 +125,9 @@ impl Qwen3AndTransformer {
             // The memory of the text encoder is free for the denoiser.
             device.memory_cleanup();
         }
-        let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
+        let precision = options.denoiser_precision();
         let denoiser = info_span!("transformer")
-            .in_scope(|| self.transformer.load_into_mixed(transformer, dtype, &keep_f32))?;
+            .in_scope(|| self.transformer.load_into_mixed(transformer, &precision))?;
         Ok(LoadedNetworks {
             text: TextEncoders::Qwen3(Box::new(text)),
             denoiser: denoiser.into(),

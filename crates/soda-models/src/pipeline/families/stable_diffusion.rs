@@ -11,8 +11,7 @@ use crate::config;
 use crate::error::ModelError;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
 use crate::pipeline::family::{
-    DenoiserPrecision, Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, refuse_config,
-    unsupported,
+    Family, Found, LoadOptions, LoadedNetworks, TRANSFORMERS, refuse_config, unsupported,
 };
 use crate::pipeline::prompt_encoding::PromptEncoding;
 use crate::pipeline::text_encoders::{ClipEncoders, SecondTextEncoder, TextEncoders};
@@ -156,7 +155,7 @@ impl Family for StableDiffusionConfigs {
     ) -> Result<LoadedNetworks, ModelError> {
         let load_text = |config: &ClipTextConfig, weights: Checkpoint| {
             let weights = weights.with_renamed_keys(TEXT_KEY_RENAMES);
-            weights.load_into(config.init(device), options.dtype)
+            weights.load_into_mixed(config.init(device), &options.text_precision())
         };
         let text_encoder: ClipTextModel =
             info_span!("text_encoder").in_scope(|| load_text(&self.text, weights.text))?;
@@ -169,9 +168,9 @@ impl Family for StableDiffusionConfigs {
             }),
             _ => None,
         };
-        let DenoiserPrecision { dtype, keep_f32 } = options.denoiser_precision();
+        let precision = options.denoiser_precision();
         let unet = info_span!("unet")
-            .in_scope(|| weights.unet.load_into_mixed(self.unet.init(device), dtype, &keep_f32))?;
+            .in_scope(|| weights.unet.load_into_mixed(self.unet.init(device), &precision))?;
         let clip = ClipEncoders { tokenizer: self.tokenizer, text_encoder, second };
         Ok(LoadedNetworks {
             text: TextEncoders::Clip(Box::new(clip)),

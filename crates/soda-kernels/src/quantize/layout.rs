@@ -1,0 +1,110 @@
+//! Where the codes and scales of a matrix are.
+
+use super::format::QuantFormat;
+
+/// The numbers of scales that share a scale of their own, if scales are integers.
+const NESTED_BLOCK: usize = 256;
+/// The codes of 8 bits in a word.
+const BYTES: usize = 4;
+/// The numbers of a row that a kernel writes at once.
+const NUMBERS_AT_ONCE: usize = 8;
+
+/// A matrix `[rows, columns]` in a format. The numbers are in row-major order.
+///
+/// Codes and scales of 8 bits are stored in words of 32 bits, the first in the lowest bits: the codes, then
+/// the scales. The scales in float32 are apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantLayout {
+    format: QuantFormat,
+    rows: usize,
+    columns: usize,
+}
+
+impl QuantLayout {
+    /// The layout of a matrix `[rows, columns]`. `None` if there is no number, or if the columns are no multiple
+    /// of the format's block, or of 8 where a row is a block.
+    pub fn new(format: QuantFormat, [rows, columns]: [usize; 2]) -> Option<Self> {
+        let multiple = format.block().unwrap_or(NUMBERS_AT_ONCE);
+        let fits = rows > 0 && columns > 0 && columns.is_multiple_of(multiple);
+        fits.then_some(Self { format, rows, columns })
+    }
+
+    /// The format.
+    pub fn format(&self) -> QuantFormat {
+        self.format
+    }
+
+    /// The shape `[rows, columns]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
+    /// The number of numbers.
+    pub fn numbers(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// The numbers that share a scale.
+    pub fn block(&self) -> usize {
+        self.format.block().unwrap_or(self.columns)
+    }
+
+    /// The number of blocks.
+    pub(crate) fn blocks(&self) -> usize {
+        self.numbers() / self.block()
+    }
+
+    /// Whether the scales of blocks are integers of 8 bits with scales of their own.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.format == QuantFormat::Nf4
+    }
+
+    /// The blocks that share a scale in float32.
+    pub(crate) fn blocks_per_scale(&self) -> usize {
+        if self.is_nested() { NESTED_BLOCK } else { 1 }
+    }
+
+    /// The number of scales in float32.
+    pub(crate) fn scales(&self) -> usize {
+        self.blocks().div_ceil(self.blocks_per_scale())
+    }
+
+    /// The codes in a word.
+    pub(crate) fn codes_per_word(&self) -> usize {
+        32 / self.format.bits()
+    }
+
+    /// The number of words that hold codes.
+    pub(crate) fn code_words(&self) -> usize {
+        self.numbers() / self.codes_per_word()
+    }
+
+    /// The number of words that hold codes and scales.
+    pub(crate) fn words(&self) -> usize {
+        let scales = if self.is_nested() { self.blocks().div_ceil(BYTES) } else { 0 };
+        self.code_words() + scales
+    }
+
+    /// The bytes of the matrix.
+    pub fn bytes(&self) -> usize {
+        4 * (self.words() + self.scales())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_counts_codes_and_scales() {
+        let layout = |format| QuantLayout::new(format, [3, 128]).expect("a multiple of 64");
+        let sizes = |layout: QuantLayout| (layout.words(), layout.scales(), layout.bytes());
+        assert_eq!(sizes(layout(QuantFormat::Int8)), (96, 3, 396));
+        // 384 codes of 4 bits, 6 scales of 8 bits in 2 words, and one scale of these.
+        assert_eq!(sizes(layout(QuantFormat::Nf4)), (48 + 2, 1, 204));
+        assert!(QuantLayout::new(QuantFormat::Int8, [3, 72]).is_some());
+        assert_eq!(QuantLayout::new(QuantFormat::Int8, [3, 60]), None);
+        assert_eq!(QuantLayout::new(QuantFormat::Nf4, [3, 72]), None);
+        assert_eq!(QuantLayout::new(QuantFormat::Int8, [0, 64]), None);
+    }
+}

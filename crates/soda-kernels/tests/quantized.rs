@@ -1,0 +1,165 @@
+//! Quantized weights: errors of the formats, equality of devices, products with their gradients, and modules.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use soda_kernels::{
+    QuantFormat, QuantLayout, QuantizedMatrix, QuantizedWeight, linear_deferred, quantized_weights,
+    take_quantized, with_quantized,
+};
+
+use common::{assert_matches, distance, random};
+
+/// Shapes `[out, in]`: several rows of one block, an odd number of blocks, more than 256 blocks.
+const SHAPES: [[usize; 2]; 3] = [[5, 64], [3, 192], [65, 320]];
+/// A shape of the formats whose blocks are rows.
+const ROWS_ONLY: [usize; 2] = [7, 40];
+
+/// Pairs of a format and a shape that it has.
+fn cases() -> impl Iterator<Item = (QuantFormat, [usize; 2])> {
+    let shapes = SHAPES.into_iter().chain([ROWS_ONLY]);
+    shapes
+        .flat_map(|shape| QuantFormat::ALL.map(|format| (format, shape)))
+        .filter(|(format, shape)| QuantLayout::new(*format, *shape).is_some())
+}
+
+fn host_values(x: &Tensor<2>) -> Vec<f32> {
+    x.clone().into_data().iter().collect()
+}
+
+/// The quantized form of a matrix `[out, in]`.
+fn quantized(matrix: &Tensor<2>, format: QuantFormat) -> QuantizedMatrix {
+    let layout = QuantLayout::new(format, matrix.dims()).unwrap();
+    QuantizedMatrix::encode(&host_values(matrix), layout)
+}
+
+/// The root mean square error over the root mean square of normal numbers, with a scale for each row or block.
+#[test]
+fn the_error_of_a_format_is_that_of_its_bits() {
+    let matrix = random([256, 1280]);
+    for (format, least, most) in [
+        // Steps of the peak of 1280 numbers over 127, about 3.4 / 127: their uniform error is 0.0077.
+        (QuantFormat::Int8, 0.006, 0.009),
+        // A mantissa of three bits: steps of 1/8 to 1/16 of the number.
+        (QuantFormat::Fp8, 0.02, 0.03),
+        // The error that the paper of QLoRA gives for blocks of 64.
+        (QuantFormat::Nf4, 0.08, 0.10),
+    ] {
+        let weight = QuantizedWeight::new(&quantized(&matrix, format), &Device::flex());
+        let found = weight.dequantize(DType::F32).transpose();
+        let power = |x: Tensor<2>| f64::from(x.square().mean().into_scalar::<f32>()).sqrt();
+        let error = power(found - matrix.clone()) / power(matrix.clone());
+        assert!(error > least && error < most, "{format:?}: {error}");
+    }
+}
+
+/// The errors of torchao's int8 and fp8 and of bitsandbytes' NF4 on the same matrix, from
+/// `docs/parity/quantization/errors.py`.
+#[test]
+fn a_product_is_no_further_off_than_that_of_pytorch() {
+    let file =
+        soda_testing::workspace_path("crates/soda-kernels/tests/fixtures/quantization.safetensors");
+    let bytes = std::fs::read(file).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let values = |name: &str| -> Vec<f32> {
+        let (numbers, _) = file.tensor(name).unwrap().data().as_chunks::<4>();
+        numbers.iter().map(|number| f32::from_le_bytes(*number)).collect()
+    };
+    let tensor = |name: &str, shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values(name), shape), &Device::default())
+    };
+    let (matrix, x) = (tensor("matrix", [64, 320]), tensor("x", [8, 320]));
+    let expected = soda_kernels::matmul(x.clone(), matrix.transpose());
+    for format in QuantFormat::ALL {
+        let layout = QuantLayout::new(format, [64, 320]).unwrap();
+        let host = QuantizedMatrix::encode(&values("matrix"), layout);
+        let found = QuantizedWeight::new(&host, &Device::default()).product(x.clone());
+        let power = |x: Tensor<2>| f64::from(x.square().mean().into_scalar::<f32>()).sqrt();
+        let error = power(found - expected.clone()) / power(expected.clone());
+        let theirs = f64::from(values(format.name())[0]);
+        // Roundings of equal codes differ by less than this.
+        assert!(error <= theirs * 1.01, "{format:?}: {error:.5}, and {theirs:.5} of PyTorch");
+    }
+}
+
+#[test]
+fn every_device_has_the_numbers_of_the_cpu() {
+    for (format, shape) in cases() {
+        // A row of zeros has the scale 0, which is no divisor.
+        let matrix = random(shape).slice_fill(0..1, 0.0);
+        {
+            let host = quantized(&matrix, format);
+            let values = |device: &Device, dtype| {
+                let weight = QuantizedWeight::new(&host, device);
+                assert_eq!(weight.dims(), [shape[1], shape[0]]);
+                weight.dequantize(dtype).to_device(&Device::flex()).cast(FloatDType::F32)
+            };
+            let expected = values(&Device::flex(), DType::F32);
+            assert!(distance(expected.clone().transpose(), matrix.clone()) < 0.2, "{format:?}");
+            assert_eq!(distance(values(&Device::default(), DType::F32), expected.clone()), 0.0);
+            if Device::default().supports_dtype(FloatDType::BF16) {
+                let rounded = expected.cast(FloatDType::BF16).cast(FloatDType::F32);
+                assert_eq!(distance(values(&Device::default(), DType::BF16), rounded), 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_has_the_value_and_gradient_of_the_matrix() {
+    for (format, shape) in cases() {
+        let matrix = random(shape) / (shape[1] as f32).sqrt();
+        {
+            let host = quantized(&matrix, format);
+            let dense = QuantizedWeight::new(&host, &Device::flex()).dequantize(DType::F32);
+            assert_matches(
+                format.name(),
+                [random([7, shape[1]])],
+                |[x], _| QuantizedWeight::new(&host, &x.device()).train().product(x),
+                |[x]| {
+                    x.clone().matmul(if x.is_autodiff() {
+                        Tensor::from_inner(dense.clone())
+                    } else {
+                        dense.clone()
+                    })
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn a_layer_computes_with_its_quantized_weight() {
+    let device = Device::default();
+    let layer = LinearConfig::new(64, 5).with_bias(false).init(&device);
+    let matrix = layer.weight.val().transpose().to_device(&Device::flex());
+    let weight = QuantizedWeight::new(&quantized(&matrix, QuantFormat::Int8), &device);
+    let x = random([3, 64]).to_device(&device);
+    let forward = |layer: &Linear| linear_deferred(x.clone(), || layer.weight.val(), None);
+    let dense = forward(&layer);
+
+    let layer = with_quantized(layer, BTreeMap::from([("weight".to_owned(), weight.clone())]));
+    let found = forward(&layer);
+    assert_eq!(distance(found.clone(), weight.product(x.clone())), 0.0);
+    assert!(distance(found.clone(), dense) < 0.02);
+    // A reader of the weight itself gets it in floats.
+    assert_eq!(distance(layer.weight.val(), weight.dequantize(DType::F32)), 0.0);
+    // A reader of the parameter gets no number.
+    assert_eq!(layer.weight.base().dims(), [1, 1]);
+    assert!(layer.weight.base().into_scalar::<f32>().is_nan());
+    // A traversal leaves it as it is, on and off the tape.
+    let same = layer.clone().train().valid().to_device(&device);
+    assert_eq!(distance(forward(&same), found.clone()), 0.0);
+
+    assert_eq!(quantized_weights(&layer).into_keys().collect::<Vec<_>>(), ["weight"]);
+    let (bare, weights) = take_quantized(layer);
+    assert!(quantized_weights(&bare).is_empty());
+    let again = with_quantized(bare, weights);
+    assert_eq!(distance(forward(&again), found), 0.0);
+}

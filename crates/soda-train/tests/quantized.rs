@@ -1,0 +1,118 @@
+//! Runs on a quantized base: what they learn, and that a stopped one goes on to the same bits.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::Device;
+use soda_kernels::quantized_weights;
+use soda_models::pipeline::Pipeline;
+use soda_pipeline::{AdapterFile, LoadAdapterOptions, fuse_adapter};
+use soda_testing::{relative_error, workspace_path};
+use soda_train::{
+    Event, Personalisation, RunFolder, RunTarget, TrainConfig, TrainError, apply_setting, preset,
+};
+
+const STEPS: usize = 4;
+
+fn config(base: &str, settings: &[&str]) -> TrainConfig {
+    let mut table = preset("toybox").unwrap();
+    let base = format!("base={}", workspace_path(format!("examples/{base}/base")).display());
+    let data = format!("data={}", workspace_path("examples/toybox/subjects/castle_mug").display());
+    let steps = format!("steps={STEPS}");
+    let common = ["method=lora", &steps, "batch_size=2", "optimizer.spectrum_lr=1e-2"];
+    let short = ["samples.prompts=['a sks mug']", "samples.steps=1", "validation.every=1"];
+    for setting in [base.as_str(), &data].iter().chain(&common).chain(&short).chain(settings) {
+        apply_setting(&mut table, setting).unwrap();
+    }
+    TrainConfig::from_table(table).unwrap()
+}
+
+/// Trains in the folder `root`. Returns the adapter and the losses.
+fn train(root: &Path, name: &str, config: TrainConfig) -> (AdapterFile, Vec<f64>) {
+    let run = Personalisation::new(config, &Device::default()).unwrap();
+    let target = RunTarget::New { root, name: Some(name) };
+    let summary = run.run(target, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    let losses = summary.history.losses().iter().map(|loss| f64::from(*loss)).collect();
+    (AdapterFile::read(&summary.folder.join(RunFolder::ADAPTER)).unwrap(), losses)
+}
+
+/// The losses are those of the base in floats, to the error of the format. The adapter is one of the base in
+/// floats.
+#[test]
+fn a_run_on_a_quantized_base_learns_what_one_in_floats_does() {
+    let folder = tempfile::tempdir().unwrap();
+    for base in ["toybox", "toyflux"] {
+        let (_, floats) = train(folder.path(), base, config(base, &[]));
+        for (format, tolerance) in [("int8", 0.01), ("fp8", 0.03), ("nf4", 0.1)] {
+            let settings = [format!("base_precision={format}")];
+            let name = format!("{base}-{format}");
+            let (file, losses) = train(folder.path(), &name, config(base, &[&settings[0]]));
+            let off = relative_error(&losses, &floats);
+            assert!(off > 0.0 && off <= tolerance, "{name}: losses off by {off}");
+            let base = workspace_path(format!("examples/{base}/base"));
+            let mut pipeline = Pipeline::load(&base, &Device::default()).unwrap();
+            fuse_adapter(&mut pipeline, &file, LoadAdapterOptions::default()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_stopped_run_on_a_quantized_base_resumes_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["base_precision=nf4", "precision=bf16", "checkpointing=block"];
+    let device = Device::default();
+    let precision = if device.supports_dtype(burn::tensor::FloatDType::BF16) { 3 } else { 1 };
+    let config = || config("toyflux", &settings[..precision]);
+    let (expected, _) = train(folder.path(), "straight", config());
+    let stop = AtomicBool::new(false);
+    let run = Personalisation::new(config(), &device).unwrap();
+    let target = RunTarget::New { root: folder.path(), name: Some("stopped") };
+    let error = run.run(target, &stop, &mut |event| {
+        if let Event::Progress { done: 2, loss: Some(_), .. } = event {
+            stop.store(true, Ordering::Relaxed);
+        }
+    });
+    assert!(matches!(error, Err(TrainError::Stopped { step: 2, .. })));
+    let (run, opened) = Personalisation::resume(&folder.path().join("stopped"), &device).unwrap();
+    let target = RunTarget::Resumed(opened);
+    let summary = run.run(target, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    let found: AdapterFile = AdapterFile::read(&summary.folder.join(RunFolder::ADAPTER)).unwrap();
+    for (component, state) in &expected.adapters {
+        assert_eq!(found.adapters[component].tensors, state.tensors);
+    }
+}
+
+/// Weights under adapters are loaded as the file has them, and all others of the blocks in the format.
+#[test]
+fn a_base_is_quantized_but_for_the_weights_under_adapters() {
+    use soda_models::pipeline::LoadOptions;
+    use soda_models::weights::{WeightPrecision, quantize};
+
+    let format = soda_kernels::QuantFormat::Int8;
+    let path = "transformer_blocks.0.attn.to_q.weight".to_owned();
+    let denoiser = WeightPrecision {
+        dtype: burn::tensor::FloatDType::F32,
+        quantization: Some(format),
+        exact: [path.clone()].into(),
+    };
+    let options = LoadOptions {
+        quantization: Some(format),
+        denoiser: Some(denoiser),
+        ..LoadOptions::default()
+    };
+    let base = workspace_path("examples/toyflux/base");
+    let pipeline = Pipeline::load_with(&base, &options, &Device::default()).unwrap();
+    let loaded = quantized_weights(&pipeline.denoiser);
+    assert!(loaded.len() > 20 && !loaded.contains_key(&path));
+    let all = quantized_weights(&quantize(pipeline.denoiser, format));
+    assert_eq!(all.len(), loaded.len() + 1);
+    // The codes of a loaded network are those of the file, whenever they are made.
+    let floats = Pipeline::load(&base, &Device::default()).unwrap();
+    let later = quantized_weights(&quantize(floats.denoiser, format));
+    assert_eq!(later.keys().collect::<Vec<_>>(), all.keys().collect::<Vec<_>>());
+    for (path, weight) in &later {
+        assert_eq!(weight.to_bytes(), all[path].to_bytes(), "{path}");
+    }
+}

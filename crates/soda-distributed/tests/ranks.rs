@@ -33,11 +33,13 @@ fn ranks<T: Send>(world: usize, patience: Duration, work: impl Fn(Tcp) -> T + Sy
     })
 }
 
-/// Values of a rank whose sum depends on the order in f32.
+/// Values of a rank whose sum depends on the order, also in f64.
 fn values(rank: usize, count: usize) -> Vec<f32> {
-    (0..count)
-        .map(|i| ((i * 7 + rank * 31) as f32).sin() * 10f32.powi((rank as i32 * 5) % 9))
-        .collect()
+    let value = |i: usize| match i % 3 {
+        0 => [1e20, -1e20, 1.0, i as f32][rank],
+        _ => ((i * 7 + rank * 31) as f32).sin() * 10f32.powi((rank as i32 * 5) % 9),
+    };
+    (0..count).map(value).collect()
 }
 
 #[test]

@@ -338,6 +338,17 @@ mod tests {
             let sum: f32 =
                 batches.iter().map(|batch| batch.weight.clone().sum().into_scalar::<f32>()).sum();
             assert!((sum - 1.5).abs() < 1e-5, "{sum}");
+            for world in [2, 5] {
+                let share = |rank| Batch::share(batches.clone(), rank, world);
+                let shares: Vec<_> = (0..world).flat_map(share).collect();
+                let values = |batches: &[Batch]| -> Vec<f32> {
+                    let of = |batch: &Batch| batch.noisy.clone().into_data().iter().collect();
+                    let mut values: Vec<f32> = batches.iter().flat_map::<Vec<f32>, _>(of).collect();
+                    values.sort_by(f32::total_cmp);
+                    values
+                };
+                assert_eq!(values(&shares), values(&batches), "{world} ranks");
+            }
             for batch in &batches {
                 let shape = batch.noisy.dims();
                 assert_eq!(shape, batch.target.dims());

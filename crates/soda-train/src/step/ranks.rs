@@ -188,3 +188,101 @@ impl Ranks {
         Ok(self.reduce.agree(&[Item::new(what, format!("{sum:08x}"))])?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::sync::Mutex;
+
+    use burn::nn::{Linear, LinearConfig};
+    use soda_adapters::lora::LoraConfig;
+    use soda_adapters::{Method as _, Targets};
+    use soda_distributed::DistributedError;
+
+    use super::*;
+
+    /// Two ranks that have the same values, and what they have compared.
+    #[derive(Default)]
+    struct Twins(Mutex<Vec<Item>>);
+
+    impl Reduce for Twins {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn world(&self) -> usize {
+            2
+        }
+
+        fn sum(&self, values: &mut [f32]) -> Result<(), DistributedError> {
+            values.iter_mut().for_each(|value| *value *= 2.0);
+            Ok(())
+        }
+
+        fn broadcast(&self, bytes: Vec<u8>, _: usize) -> Result<Vec<u8>, DistributedError> {
+            Ok(bytes)
+        }
+
+        fn agree(&self, items: &[Item]) -> Result<(), DistributedError> {
+            self.0.lock().unwrap().extend_from_slice(items);
+            Ok(())
+        }
+
+        fn alive(&self) {}
+
+        fn end(&self, _: &str) {}
+    }
+
+    fn params() -> BatchedParams {
+        let device = Device::default();
+        let layer: Linear = LinearConfig::new(6, 4).init(&device);
+        let method = LoraConfig::default();
+        let plan = method.plan(&Targets(vec!["weight$".to_owned()]), &layer).unwrap();
+        BatchedParams::new(&method, &plan.attach(layer))
+    }
+
+    fn values(params: &BatchedParams) -> Vec<f32> {
+        params
+            .flattened()
+            .into_iter()
+            .flat_map(|x| x.into_data().iter().collect::<Vec<f32>>())
+            .collect()
+    }
+
+    #[test]
+    fn gradients_losses_and_requests_to_stop_are_added() {
+        let grads = params().map(|_, value| value.clone().add_scalar(0.25));
+        let before = values(&grads);
+        assert!(before.iter().any(|value| *value != 0.25));
+        for (stop, expected) in [(true, true), (false, false)] {
+            let ranks = Ranks::new(Arc::new(Twins::default()));
+            let own = Contribution { loss: 1.5, grads: grads.clone() };
+            let sum = ranks.sum(own, || stop).unwrap();
+            assert_eq!((sum.loss, ranks.stopped()), (3.0, expected));
+            let doubled: Vec<f32> = before.iter().map(|value| 2.0 * value).collect();
+            assert_eq!(values(&sum.grads), doubled);
+        }
+        // One process changes no bit and looks at no flag.
+        let alone = Ranks::default();
+        let own = Contribution { loss: 1.5, grads };
+        let sum = alone.sum(own, || panic!("looked at")).unwrap();
+        assert_eq!((sum.loss, values(&sum.grads), alone.stopped()), (1.5, before, false));
+    }
+
+    #[test]
+    fn other_parameters_are_compared_as_other_values() {
+        let twins = Arc::new(Twins::default());
+        let ranks = Ranks::new(twins.clone());
+        let params = params();
+        let other = params.map(|_, value| value.clone().add_scalar(1e-6));
+        for (params, step) in [(&params, 0), (&params, 1), (&params, 50), (&other, 50)] {
+            ranks.agree_on_params(params, step).unwrap();
+        }
+        let compared = twins.0.lock().unwrap();
+        assert_eq!(compared.len(), 3, "{compared:?}");
+        assert_eq!(compared[0].value, compared[1].value);
+        assert_ne!(compared[1].value, compared[2].value);
+        assert!(compared[2].what.contains("after step 50"));
+    }
+}

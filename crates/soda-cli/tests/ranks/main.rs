@@ -332,3 +332,25 @@ fn the_launcher_shows_one_sentence() {
     assert!(errors == 1 && said.contains("/nowhere"), "{said}");
     assert!(started.elapsed() < Duration::from_secs(50), "{:?}", started.elapsed());
 }
+
+/// Class images that rank 0 draws, a method that is calibrated on data, text encoders and an average: the
+/// others have them alike.
+#[test]
+fn what_is_made_before_the_first_step_is_the_same_on_all_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        "prior.prompt=a mug",
+        "prior.count=3",
+        "optimizer.ema_decay=0.9",
+        "method=soda-subspace",
+        r"text_encoder.targets=['layers\.1\..*q_proj\.weight$']",
+        "text_encoder.learning_rate=1e-3",
+    ];
+    World::start(folder.path(), 2, &train("two", 1, 6, &settings)).finish();
+    let one = train("one", 2, 6, &settings);
+    let args: Vec<&str> = one.iter().map(String::as_str).collect();
+    let output = common::soda(folder.path(), &args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let [two, one] = ["two", "one"].map(|name| losses(folder.path(), name));
+    assert!(relative_error(&two, &one) <= 1e-5, "{}", relative_error(&two, &one));
+}

@@ -1,19 +1,28 @@
-//! `soda` commands that run as child processes of a comparison.
+//! `soda` commands that run as child processes of a comparison, or as ranks of a training.
 //!
 //! A run in a process of its own cannot take others down with it, and its peak memory can be measured. A
 //! child ends with its parent: its standard input is a pipe that the parent never writes to, and that the
-//! system closes when the parent ends, however it does.
+//! system closes when the parent ends, however it does. A launcher of ranks writes a byte for each signal.
 
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use soda_distributed::Launch;
 
 use crate::remedy::CHILD;
 
 /// The environment variable by which a parent asks its child to end with it.
-const ENDS_WITH_PARENT: &str = "SODA_ENDS_WITH_PARENT";
+pub(crate) const ENDS_WITH_PARENT: &str = "SODA_ENDS_WITH_PARENT";
+
+/// The exit code of shells for a command that Ctrl-C ended.
+pub(crate) const INTERRUPTED: i32 = 130;
+
+/// What a byte of the parent does. Without it the process ends.
+static ON_SIGNAL: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
 /// Ends this process as soon as its parent ends, if the parent asked for it.
 pub(crate) fn end_with_parent() {
@@ -21,10 +30,22 @@ pub(crate) fn end_with_parent() {
         return;
     }
     std::thread::spawn(|| {
-        // Returns at the end of the pipe.
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let mut input = std::io::stdin().lock();
+        // The pipe ends with the parent.
+        while let Ok(1) = input.read(&mut [0]) {
+            match ON_SIGNAL.get() {
+                Some(on_signal) => on_signal(),
+                None => std::process::exit(INTERRUPTED),
+            }
+        }
         std::process::exit(1);
     });
+}
+
+/// Calls `on_signal` for each byte that the parent sends.
+pub(crate) fn on_signal_of_parent(on_signal: impl Fn() + Send + Sync + 'static) {
+    // A process listens once.
+    let _ = ON_SIGNAL.set(Box::new(on_signal));
 }
 
 /// The environment of the child processes.
@@ -54,6 +75,10 @@ impl ChildPool {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        // A child is no rank, whatever started this process.
+        for variable in Launch::VARIABLES {
+            command.env_remove(variable);
+        }
         if let Some(gpu) = self.gpus.get(worker % self.gpus.len().max(1)) {
             command.env("CUDA_VISIBLE_DEVICES", gpu.to_string());
         }

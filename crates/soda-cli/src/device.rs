@@ -135,6 +135,19 @@ impl DeviceChoice {
         }
     }
 
+    /// The choice of a rank: each takes the GPU of its number, or the only one that it is shown.
+    pub(crate) fn of_rank(self, local_rank: Option<usize>) -> Self {
+        let shown = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+        match (self, local_rank) {
+            (Self::Cuda(None), Some(rank)) if !is_one_device(&shown) => Self::Cuda(Some(rank)),
+            #[cfg(feature = "cuda")]
+            (Self::Auto, Some(rank)) if !is_one_device(&shown) && cuda(0).is_ok() => {
+                Self::Cuda(Some(rank))
+            }
+            (choice, _) => choice,
+        }
+    }
+
     /// The same backend without an index.
     pub(crate) fn without_index(self) -> Self {
         match self {
@@ -145,10 +158,22 @@ impl DeviceChoice {
     }
 }
 
+/// Whether a value of `CUDA_VISIBLE_DEVICES` shows one device.
+fn is_one_device(shown: &str) -> bool {
+    !shown.trim().is_empty() && !shown.contains(',')
+}
+
 /// Returns the device `index` of those that the backend finds on this machine.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn nth(backend: burn::tensor::DeviceType, index: usize, name: &str) -> Result<Device> {
     let mut found = Device::enumerate(backend).into_vec();
+    let shown = std::env::var("CUDA_VISIBLE_DEVICES").ok().filter(|_| name == "CUDA");
+    if let (true, Some(shown)) = (found.is_empty(), shown) {
+        anyhow::bail!(
+            "this machine has no CUDA device `{shown}`, which `--gpus` or CUDA_VISIBLE_DEVICES names, or no driver \
+             that shows it"
+        );
+    }
     anyhow::ensure!(
         !found.is_empty(),
         "this machine has no {name} device, or no driver that shows it; give another --device"
@@ -315,6 +340,15 @@ mod tests {
         for text in ["", "gpu", "auto:0", "cpu:1", "cuda:", "cuda:-1", "cuda:0:1", "CUDA"] {
             assert_eq!(DeviceChoice::from_str(text), Err(expected()), "{text}");
         }
+    }
+
+    #[test]
+    fn a_rank_takes_the_device_of_its_number() {
+        assert_eq!(DeviceChoice::Cpu.of_rank(Some(3)), DeviceChoice::Cpu);
+        assert_eq!(DeviceChoice::Cuda(Some(1)).of_rank(Some(3)), DeviceChoice::Cuda(Some(1)));
+        assert_eq!(DeviceChoice::Cuda(None).of_rank(None), DeviceChoice::Cuda(None));
+        assert!(is_one_device("3") && is_one_device("GPU-8932f937") && !is_one_device("0,1"));
+        assert!(!is_one_device("") && !is_one_device(" "));
     }
 
     #[test]

@@ -7,12 +7,16 @@ mod args;
 mod base_model;
 mod child;
 mod command;
+mod comparison_report;
 mod device;
 mod escape;
+mod launcher;
 mod out_of_memory;
 mod progress;
+mod ranks;
 mod remedy;
 mod sampler_label;
+mod shards;
 mod synthetic;
 mod timings;
 mod usage;
@@ -137,18 +141,21 @@ fn main() -> ExitCode {
         #[cfg(feature = "ui")]
         Command::Ui(args) => command::ui::run(args),
     });
+    let code = match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let remedy = remedy(&error, failed);
+            progress::print_error(&error, remedy);
+            ranks::end(&progress::sentence(&error, remedy));
+            let is_usage = error.chain().any(|cause| cause.is::<UsageError>());
+            if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    };
     device::finish();
     if let Some(timings) = timings {
         timings.print();
     }
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            progress::print_error(&error, remedy(&error, failed));
-            let is_usage = error.chain().any(|cause| cause.is::<UsageError>());
-            if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
-        }
-    }
+    code
 }
 
 #[cfg(test)]

@@ -176,3 +176,85 @@ unrelated = ["a blue boat"]
     assert!(report.contains("the held-out images"), "{report}");
     assert!(report.contains("Over the steps"), "{report}");
 }
+
+/// Two shards in one folder do the runs of the plan once, and the report joins them. So it does with the
+/// results of two folders.
+#[test]
+fn shards_do_the_runs_of_a_plan_and_the_report_joins_them() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path();
+    let plan = format!(
+        r#"
+[train]
+base = {:?}
+judges = {:?}
+steps = 1
+batch_size = 1
+targets = ['mid_block.*to_q\.weight$']
+samples = {{ steps = 1, prompts = ["a mug"], unrelated = [] }}
+validation.every = 0
+
+[score]
+data = [{:?}]
+seeds = [1, 2]
+
+[[arm]]
+name = "lora"
+train.method = "lora"
+
+[[arm]]
+name = "svdiff"
+train.method = "svdiff"
+"#,
+        toybox("base"),
+        toybox("eval"),
+        toybox("subjects/castle_mug")
+    );
+    std::fs::write(folder.join("plan.toml"), plan).unwrap();
+    let run = |args: &[&str]| {
+        let output = soda(folder, &[&["compare"], args].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &said
+    };
+    let ids = |path: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(folder.join(path)).unwrap();
+        let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].to_string();
+        text.lines().map(id).collect()
+    };
+    for shard in ["1/2", "2/2"] {
+        let said = run(&["plan.toml", "--out", "out", "--shard", shard]);
+        assert!(said.contains(&format!("shard {shard} is done")), "{said}");
+    }
+    let mut all = [ids("out/results-1-of-2.jsonl"), ids("out/results-2-of-2.jsonl")].concat();
+    assert!(!folder.join("out/report.html").exists());
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 4, "{all:?}");
+    assert!(run(&["report", "out"]).contains("4 of 4 runs are finished"));
+    let report = std::fs::read_to_string(folder.join("out/report.html")).unwrap();
+    assert!(report.contains("lora") && report.contains("svdiff"));
+    // Nothing is left for a comparison without shards.
+    run(&["plan.toml", "--out", "out"]);
+    assert_eq!(ids("out/results.jsonl"), Vec::<String>::new());
+    // The results of two machines that share no folder.
+    std::fs::create_dir(folder.join("a")).unwrap();
+    std::fs::create_dir(folder.join("b")).unwrap();
+    for (to, name) in [("a", "results-1-of-2.jsonl"), ("b", "results-2-of-2.jsonl")] {
+        std::fs::copy(folder.join("out").join(name), folder.join(to).join(name)).unwrap();
+    }
+    std::fs::copy(folder.join("plan.toml"), folder.join("a/plan.toml")).unwrap();
+    std::fs::rename(folder.join("out/runs"), folder.join("b/runs")).unwrap();
+    assert!(run(&["report", "a", "b"]).contains("4 of 4 runs are finished"));
+
+    for (args, code, expected) in [
+        (&["plan.toml", "--out", "out", "--shard", "3/2"][..], 2, "such as 1/4"),
+        (&["plan.toml", "--out", "out", "--shard", "auto"], 2, "SLURM_ARRAY_TASK_ID"),
+        (&["report", "b"], 1, "b holds no comparison"),
+    ] {
+        let output = soda(folder, &[&["compare"], args].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+}

@@ -37,8 +37,8 @@ pub use plan::{
 };
 pub use report::{ReportInput, report};
 pub use results::{
-    ResultsFile, RunMetrics, RunResult, StoredResult, Task, TaskEvent, TaskFailure, downsampled,
-    execute,
+    ResultsFile, RunMetrics, RunResult, Shard, StoredResult, Task, TaskEvent, TaskFailure,
+    downsampled, execute, results_files,
 };
 pub use run::Run;
 pub use score_table::{AdjustedTest, ArmRow, score_table};

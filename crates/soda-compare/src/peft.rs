@@ -175,7 +175,7 @@ fn metrics(config: &TrainConfig, run_metrics: &RunMetrics) -> Vec<Value> {
 
 /// The number of images per optimizer step.
 fn images_per_step(config: &TrainConfig) -> usize {
-    config.batch_size * config.accumulation
+    config.images_per_step()
 }
 
 fn present<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {

@@ -61,7 +61,7 @@ fn settings_are_chosen_on_search_data_and_every_run_is_executed_once() {
             results: &results,
             evaluations: &[],
             evaluation_results: &evaluation_results,
-            folder: folder.path(),
+            folders: &[folder.path().to_owned()],
         })
         .unwrap();
         assert!(html.contains("0.810 ± 0.012") && html.contains("p 0.500, Holm 0.500"), "{html}");
@@ -180,7 +180,7 @@ fn finished_runs_are_evaluated_at_other_strengths_and_merged() {
         results: &results,
         evaluations: &evaluations,
         evaluation_results: &evaluated,
-        folder: folder.path(),
+        folders: &[folder.path().to_owned()],
     })
     .unwrap();
     assert!(html.contains("one in style, compose at 0.8, 0.6"), "{html}");

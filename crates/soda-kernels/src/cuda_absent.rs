@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use burn::tensor::Tensor;
 
@@ -60,6 +61,33 @@ pub(crate) fn polar_step(
     _coefficients: [f64; 3],
 ) -> Option<(Tf32Split, Tensor<3>, Tensor<3>)> {
     match split.0 {}
+}
+
+pub(crate) fn nccl_refusal(_x: &Tensor<1>) -> Option<String> {
+    Some("this soda was built without CUDA".to_owned())
+}
+
+pub(crate) fn nccl_unique_id() -> Result<[u8; 128], String> {
+    Err("this soda was built without CUDA".to_owned())
+}
+
+/// The GPUs of several processes, of which there are none.
+pub(crate) struct Communicator(Infallible);
+
+impl Communicator {
+    pub(crate) fn join(
+        _x: &Tensor<1>,
+        _rank: usize,
+        _world: usize,
+        _id: [u8; 128],
+        _patience: Duration,
+    ) -> Result<Self, String> {
+        Err("this soda was built without CUDA".to_owned())
+    }
+
+    pub(crate) fn sum(&self, _x: &Tensor<1>, _patience: Duration) -> Result<Tensor<1>, String> {
+        match self.0 {}
+    }
 }
 
 /// A captured graph, of which there is none.

@@ -35,7 +35,7 @@
 //! | `cpu/` | both traits for the CPU, in float32 on slices; feature `cpu` |
 //! | `cuda/` | both traits for CUDA: cuBLAS, cuBLASLt, cuDNN and kernels of this crate; feature `cuda` |
 //! | `cuda_absent` | the stand-in for `cuda/` in builds without the feature |
-//! | `device/` | memory usage, memory format, graph capture, vendor libraries, kernel cache |
+//! | `device/` | memory usage and format, graph capture, sums of devices, vendor libraries, kernel cache |
 //!
 //! # Invariants
 //!
@@ -69,6 +69,7 @@ mod quantized_weight;
 pub use backend::{KernelGradients, Kernels};
 #[cfg(feature = "cuda")]
 pub use cuda::missing_for_cuda;
+pub use device::collective::{Collective, CollectiveError, CollectiveId};
 pub use device::graph::CapturedGraph;
 #[cfg(feature = "persistence")]
 pub use device::kernel_cache::enable_kernel_cache;

@@ -100,4 +100,5 @@ pub use step::adapted_networks::check_method;
 pub use step::backward::{ConditionGradient, DenoiserInputs, LossAndGradients};
 pub use step::loss_scale::LossScale;
 pub use step::metrics::StepMetrics;
+pub use step::ranks::Ranks;
 pub use step::trainer::{StepData, Trainer, TrainerState};

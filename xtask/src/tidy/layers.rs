@@ -5,6 +5,7 @@ use super::{Faults, tree::Tree};
 /// Each crate, and the crates of the workspace that its code may use.
 const LAYERS: &[(&str, &[&str])] = &[
     ("soda-testing", &[]),
+    ("soda-distributed", &[]),
     ("soda-files", &[]),
     ("soda-hub", &[]),
     ("soda-kernels", &[]),
@@ -19,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "soda-train",
         &[
+            "soda-distributed",
             "soda-files",
             "soda-kernels",
             "soda-linalg",
@@ -33,6 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "soda-cli",
         &[
+            "soda-distributed",
             "soda-files",
             "soda-hub",
             "soda-kernels",

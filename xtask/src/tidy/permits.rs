@@ -55,6 +55,7 @@ const PERMITS: &[Permit] = &[
         places: &[
             "crates/soda-cli/src/child.rs",
             "crates/soda-cli/src/command/bench.rs",
+            "crates/soda-distributed/src/host.rs",
             "crates/soda-files/src/",
             "crates/soda-hub/src/",
             "crates/soda-linalg/src/svd/cache_file.rs",

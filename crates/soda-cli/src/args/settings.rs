@@ -39,7 +39,7 @@ pub(crate) struct SettingsArgs {
     /// Optimizer steps
     #[arg(long)]
     pub(crate) steps: Option<usize>,
-    /// Images per step
+    /// Images in a batch of each process
     #[arg(long)]
     pub(crate) batch_size: Option<usize>,
     /// Seed of data order, noise and samples

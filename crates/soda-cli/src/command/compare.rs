@@ -1,17 +1,13 @@
 //! `soda compare`
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{Args, Subcommand};
 use soda_compare::{
-    ComparisonConfig, ComparisonPlan, Evaluation, EvaluationKind, EvaluationResult,
-    EvaluationScores, MergeMode, ReportInput, ResultsFile, Run, RunMetrics, RunResult,
-    StrengthPath, Task, TaskEvent, downsampled, execute, peft_jsonl, report, score_table,
-    strength_table,
+    ComparisonConfig, ComparisonPlan, Evaluation, EvaluationKind, EvaluationScores, MergeMode,
+    ResultsFile, Run, RunMetrics, StrengthPath, Task, TaskEvent, downsampled, execute,
 };
-use soda_files::Lock;
 use soda_models::input_file::SizeLimit;
 use soda_pipeline::{AdapterFile, counted};
 use soda_train::{
@@ -24,9 +20,11 @@ use crate::base_model::{find_base, is_path_or_name};
 use crate::child::ChildPool;
 use crate::command::evaluate::EvaluateArgs;
 use crate::command::train::train_argv;
+use crate::comparison_report::Done;
 use crate::device::host;
 use crate::progress::{Progress, print_result, sentence};
 use crate::remedy::{Failed, remedy};
+use crate::shards::{ShardChoice, include_others, lock, open_results, own, shard_choice};
 use crate::usage::require;
 
 #[derive(Debug, Args)]
@@ -36,15 +34,20 @@ Examples:
   soda compare examples/compare/dreambooth.toml --check
   soda compare examples/compare/dreambooth.toml --out comparisons/dreambooth --device cuda \\
       --jobs 4 --gpus 0,1,2,3
+  soda compare examples/compare/dreambooth.toml --out shared/dreambooth --shard 1/4
+  soda compare report shared/dreambooth
 
 Writes report.html, and in runs/ a folder for each run and evaluation. Started again, it continues.
   results.jsonl  one line per finished run
   probes.jsonl   one line per evaluation of a finished run: other strengths, merged adapters
   peft.jsonl     the scored runs in the format of PEFT's method comparison")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct CompareArgs {
+    #[command(subcommand)]
+    pub(crate) action: Option<CompareAction>,
     /// The plan: arms x data sets x seeds
-    #[arg(value_name = "TOML")]
-    pub(crate) plan: PathBuf,
+    #[arg(value_name = "TOML", required = true)]
+    pub(crate) plan: Option<PathBuf>,
     /// Folder for results and report
     #[arg(long, value_name = "DIR", required_unless_present = "check")]
     pub(crate) out: Option<PathBuf>,
@@ -57,21 +60,85 @@ pub(crate) struct CompareArgs {
     /// CUDA devices that the runs are spread over, by their numbers in `nvidia-smi -L`; by default the first
     #[arg(long, value_name = "0,1,...", value_delimiter = ',')]
     pub(crate) gpus: Vec<u32>,
+    /// Do one of several parts, such as 2/4, or that of a Slurm array with auto. The parts may share --out.
+    /// `soda compare report` joins them
+    #[arg(long, value_name = "I/N|auto", value_parser = shard_choice, conflicts_with = "check")]
+    pub(crate) shard: Option<ShardChoice>,
     #[command(flatten)]
     pub(crate) cache: CacheArg,
     #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum CompareAction {
+    /// Write the report of what several machines have done, and run nothing
+    Report(CompareReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareReportArgs {
+    /// Folders of results, of one plan. The report is written into the first
+    #[arg(value_name = "DIR", required = true)]
+    pub(crate) folders: Vec<PathBuf>,
+}
+
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    match (&args.action, &args.plan) {
+        (Some(CompareAction::Report(args)), _) => join(args),
+        (None, Some(plan)) => compare(args, plan),
+        // clap requires one of the two.
+        (None, None) => Ok(()),
+    }
+}
+
+/// The copy of the plan in a folder of results.
+const PLAN: &str = "plan.toml";
+
+/// Reads a plan. `path` names it in messages.
+fn read_plan(text: &str, path: &Path) -> Result<ComparisonPlan> {
+    let named = || path.display().to_string();
+    let plan =
+        ComparisonConfig::from_toml(text).and_then(ComparisonConfig::check).with_context(named)?;
+    check_methods(&plan).with_context(named)?;
+    Ok(plan)
+}
+
+/// Writes the report of the results in several folders.
+fn join(args: &CompareReportArgs) -> Result<()> {
+    let CompareReportArgs { folders } = args;
+    let out = &folders[0];
+    let path = out.join(PLAN);
+    let text = read_text(&path, SizeLimit::SETTINGS)
+        .with_context(|| format!("{} holds no comparison", out.display()))?;
+    let plan = read_plan(&text, &path)?;
+    let (mut results, mut evaluation_results) =
+        (ResultsFile::in_memory(), ResultsFile::in_memory());
+    include_others(&mut results, folders, RESULTS)?;
+    include_others(&mut evaluation_results, folders, EVALUATIONS)?;
+    let runs = plan.score_runs(&results);
+    let finished = runs.iter().filter(|run| results.get(&run.id).is_some()).count();
+    print_result(&format!("{finished} of {} are finished", counted(runs.len(), "run")));
+    if let arms @ [_, ..] = &plan.waiting_arms(&results)[..] {
+        print_result(&unscored(arms));
+    }
+    let runs_folders: Vec<PathBuf> = folders.iter().map(|folder| folder.join("runs")).collect();
+    let done = Done { plan: &plan, runs: &runs, results: &results };
+    let evaluations = plan.evaluations(&runs, &results);
+    done.write_report(&evaluations, &evaluation_results, &runs_folders, out)
+}
+
+/// The stems of the results files.
+const RESULTS: &str = "results";
+const EVALUATIONS: &str = "probes";
+
+fn compare(args: &CompareArgs, path: &Path) -> Result<()> {
     let one_choice =
         args.gpus.is_empty() || args.device.device == args.device.device.without_index();
     require(one_choice, "--gpus and --device both choose a GPU; give --device without an index")?;
-    let text = read_text(&args.plan, SizeLimit::SETTINGS)?;
-    let named = || args.plan.display().to_string();
-    let plan =
-        ComparisonConfig::from_toml(&text).and_then(ComparisonConfig::check).with_context(named)?;
-    check_methods(&plan).with_context(named)?;
+    let text = read_text(path, SizeLimit::SETTINGS)?;
+    let plan = read_plan(&text, path)?;
+    let shard = args.shard.map(ShardChoice::shard).transpose()?;
     let out = match &args.out {
         Some(out) if !args.check => out,
         _ => return check(&plan),
@@ -83,9 +150,10 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let runs_folder = out.join("runs");
     std::fs::create_dir_all(&runs_folder)
         .with_context(|| format!("cannot create {}", runs_folder.display()))?;
-    let _lock = lock(out)?;
-    let mut results = ResultsFile::open(&out.join("results.jsonl"))?;
-    let mut evaluation_results = ResultsFile::open(&out.join("probes.jsonl"))?;
+    let _lock = lock(out, shard)?;
+    write_file(&out.join(PLAN), text.as_bytes())?;
+    let mut results = open_results(out, RESULTS, shard)?;
+    let mut evaluation_results = open_results(out, EVALUATIONS, shard)?;
 
     let jobs = args.jobs as usize;
     let worker = Worker {
@@ -99,45 +167,50 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let mut searched = Ok(());
     // The runs of a search may depend on the results of earlier ones.
     while searched.is_ok() && !plan.search_is_finished(&results) {
-        searched = execute_all("searching", &plan.search_runs(&results), jobs, &mut results, train);
+        let runs = own(plan.search_runs(&results), shard);
+        if runs.iter().all(|run| results.get(&run.id).is_some()) {
+            // The rest belongs to other shards.
+            break;
+        }
+        searched = execute_all("searching", &runs, jobs, &mut results, train);
+        include_others(&mut results, std::slice::from_ref(out), RESULTS)?;
     }
     let waiting = plan.waiting_arms(&results);
     let searched = match &waiting[..] {
         [] => searched,
+        arms if searched.is_ok() && shard.is_some() => Err(anyhow!("{}", unfinished_search(arms))),
         arms => searched.with_context(|| unscored(arms)),
     };
     let runs = plan.score_runs(&results);
-    let scored = execute_all("training", &runs, jobs, &mut results, train);
+    let scored = execute_all("training", &own(runs.clone(), shard), jobs, &mut results, train);
+    include_others(&mut results, std::slice::from_ref(out), RESULTS)?;
     let evaluations = plan.evaluations(&runs, &results);
-    let evaluated =
-        execute_all("evaluating", &evaluations, jobs, &mut evaluation_results, evaluate);
-
-    let page = report(&ReportInput {
-        plan: &plan,
-        runs: &runs,
-        results: &results,
-        evaluations: &evaluations,
-        evaluation_results: &evaluation_results,
-        folder: &runs_folder,
-    })?;
-    write_file(&out.join("report.html"), page.as_bytes())?;
-    write_file(&out.join("peft.jsonl"), peft_jsonl(&runs, &results).as_bytes())?;
-    print_scores(&runs, &results);
-    print_strengths(&evaluations, &evaluation_results);
-    print_result(&format!("see {}", out.join("report.html").display()));
+    let evaluated = execute_all(
+        "evaluating",
+        &own(evaluations.clone(), shard),
+        jobs,
+        &mut evaluation_results,
+        evaluate,
+    );
+    match shard {
+        Some(shard) => print_result(&format!(
+            "shard {shard} is done; `soda compare report {}` joins the shards",
+            out.display()
+        )),
+        None => {
+            let done = Done { plan: &plan, runs: &runs, results: &results };
+            done.write_report(&evaluations, &evaluation_results, &[runs_folder], out)?;
+        }
+    }
     searched.and(scored).and(evaluated)
 }
 
-/// The time that the processes of a killed comparison have to end.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Locks the folder of the results against a second comparison.
-fn lock(out: &Path) -> Result<Lock> {
-    let lock = Lock::wait(&out.join(".lock"), PATIENCE)
-        .with_context(|| format!("cannot lock {}", out.join(".lock").display()))?;
-    lock.with_context(|| {
-        format!("another comparison is working on {}; wait for it, or stop it", out.display())
-    })
+/// What a shard says whose arms wait for others.
+fn unfinished_search(arms: &[&str]) -> String {
+    format!(
+        "the candidates of {} in this shard are done; start it again when the other shards have done theirs",
+        counted(arms.len(), "arm")
+    )
 }
 
 /// Why the runs of these arms are not scored.
@@ -362,42 +435,4 @@ fn read_metrics(folder: &Path, peak_memory: Option<u64>) -> Result<RunMetrics> {
         file_size: std::fs::metadata(&path)?.len(),
         peak_memory,
     })
-}
-
-fn print_scores(runs: &[Run], results: &ResultsFile<RunResult>) {
-    for row in score_table(runs, results) {
-        let show = |index: usize| {
-            let score = row.scores[index];
-            score.map_or("-".to_owned(), |s| format!("{:.3} ± {:.3}", s.mean, s.std_dev))
-        };
-        let (similarity, dino) = match row.scores[1] {
-            Some(_) => ("DINO to truth", show(1)),
-            None => ("DINO to subject", show(3)),
-        };
-        print_result(&format!(
-            "{:<16} {}  CLIP-T {}  {similarity} {dino}  {:.3} s a step",
-            row.arm,
-            counted(row.runs, "run"),
-            show(0),
-            row.seconds_per_step,
-        ));
-    }
-}
-
-fn print_strengths(evaluations: &[Evaluation], results: &ResultsFile<EvaluationResult>) {
-    for row in strength_table(evaluations, results) {
-        let at = row.at.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
-        let mean = |index: usize| {
-            row.scores[index].map_or("-".to_owned(), |score| format!("{:.3}", score.mean))
-        };
-        print_result(&format!(
-            "{} at {at}: CLIP-T {}  DINO to truth {}  to subject {}  CLIP-I to style {}  drift {}",
-            row.series,
-            mean(0),
-            mean(1),
-            mean(2),
-            mean(4),
-            mean(5),
-        ));
-    }
 }

@@ -4,20 +4,26 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use clap::Args;
+use anyhow::{Context as _, Result, bail};
+use burn::tensor::Device;
+use clap::{Args, ValueEnum};
 use soda_adapters::{AdapterError, TargetError};
 use soda_pipeline::counted;
 use soda_train::{
-    Event, Personalisation, RunFolder, RunFolderError, RunSummary, RunTarget, TrainError,
+    Event, Personalisation, Ranks, RunFolder, RunFolderError, RunSummary, RunTarget, TrainConfig,
+    TrainError,
 };
 
 use crate::args::{CacheArg, DeviceArg, SettingsArgs, ToArgv as _, option};
 use crate::base_model::find_base;
-use crate::device::shards;
+use crate::child::{INTERRUPTED, on_signal_of_parent};
+use crate::device::{DeviceChoice, is_processor, shards};
+use crate::launcher;
 use crate::progress::{Progress, print_result, print_stderr};
-use crate::usage::UsageError;
+use crate::ranks::{self, Membership};
+use crate::usage::{UsageError, require};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -31,6 +37,8 @@ Examples:
   soda train --base models/toy --data photos/mug --text-encoder-lr 1e-3
   soda train --base models/toy --data photos/mug --prompt \"a photo of a <mug>\" --token \"<mug>=mug\"
   soda train --resume runs/mug-1
+  soda train --base models/sdxl --preset sdxl --data photos/mug --gpus 0,1,2,3
+  torchrun --nproc-per-node 4 --no-python soda train --base models/sdxl --data photos/mug
 
 A run writes runs/<name>/: adapter.safetensors, config.toml, samples.png, loss.csv, loss.svg,
 scores.json and report.html. Captions come from metadata.jsonl, .txt files beside the images, or --prompt.
@@ -56,6 +64,23 @@ pub(crate) struct TrainArgs {
     /// Folder of the runs
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub(crate) runs: PathBuf,
+    /// Train on several CUDA devices of this machine, by their numbers in `nvidia-smi -L`, with one process
+    /// each. A step then learns --batch-size images on each of them
+    #[arg(long, value_name = "0,1,...", value_delimiter = ',', conflicts_with = "ranks")]
+    pub(crate) gpus: Vec<u32>,
+    /// Train with this many processes of this machine, which share its cores
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) ranks: Option<u32>,
+    /// The longest time in seconds that a process of several may say nothing before all of them end
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = 300,
+        value_parser = clap::value_parser!(u32).range(1..=86_400),
+    )]
+    pub(crate) rank_timeout: u32,
+    /// How several processes add their gradients: nccl on their GPUs, tcp over rank 0, or auto for nccl where
+    /// all of them have it
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) collectives: Collectives,
     #[command(flatten)]
     pub(crate) cache: CacheArg,
     #[command(flatten)]
@@ -63,31 +88,117 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: TrainArgs) -> Result<()> {
-    let device = args.device.device.open()?;
-    let (job, target) = match &args.resume {
-        Some(folder) => {
-            let (job, folder) = Personalisation::resume(folder, &device)?;
-            (job, RunTarget::Resumed(folder))
-        }
-        None => {
-            let mut config = args.settings.train_config()?;
-            config.base = find_base(&config.base, None)?;
-            config.shards.get_or_insert(shards(&device));
-            let target = RunTarget::New { root: &args.runs, name: args.name.as_deref() };
-            let job = Personalisation::new(config, &device);
-            (job.map_err(|error| with_blame(error, &args.settings))?, target)
-        }
+    if let Some(world) = args.ranks_to_launch()? {
+        return launcher::run(world, &args.gpus);
+    }
+    let ranks = ranks::join(Duration::from_secs(args.rank_timeout.into()))?;
+    let (device, job, target) = ranks.while_others_wait(|| open(&args, &ranks))?;
+    let job = job.with_cache(args.cache.cache.clone()).with_graph();
+    let job = job.with_ranks(add_gradients(&args, &ranks, &device)?);
+    let interrupt = Interrupt::listen(ranks.is_first())?;
+    let blame = |error| with_blame(error, &args.settings);
+    let Some(target) = target else {
+        return job.follow(&interrupt.stop, &mut |event| interrupt.observe(event)).map_err(blame);
     };
-    let interrupt = Interrupt::listen()?;
     let mut progress = Progress::default();
-    let job = job.with_cache(args.cache.cache).with_graph();
     let summary = job.run(target, &interrupt.stop, &mut |event| {
         interrupt.observe(event);
         progress.show(event);
     });
     progress.finish();
-    print_summary(&summary.map_err(|error| with_blame(error, &args.settings))?);
+    print_summary(&summary.map_err(blame)?);
     Ok(())
+}
+
+/// How several processes add their gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Collectives {
+    #[default]
+    Auto,
+    Nccl,
+    Tcp,
+}
+
+/// Connects the GPUs of the ranks if they can be, and says so.
+fn add_gradients(args: &TrainArgs, ranks: &Membership, device: &Device) -> Result<Ranks> {
+    let own = Ranks::new(Arc::clone(&ranks.reduce));
+    let is_wanted = args.collectives != Collectives::Tcp && !is_processor(device);
+    let patience = Duration::from_secs(args.rank_timeout.into());
+    let (own, refusal) = own.with_collective(device, is_wanted, patience)?;
+    if own.world() > 1 && !own.has_collective() && args.collectives == Collectives::Nccl {
+        let reason = refusal.map_or_else(
+            || "another rank has no NCCL or no GPU of its own".to_owned(),
+            |refusal| refusal.to_string(),
+        );
+        bail!("--collectives nccl: {reason}; install NCCL, or give --collectives tcp");
+    }
+    if let Some(refusal) = refusal {
+        print_stderr(&format!("gradients are added over TCP: {refusal}"));
+    }
+    Ok(own)
+}
+
+/// Reads what the command line names. Only rank 0 gets a folder to write to.
+fn open<'a>(
+    args: &'a TrainArgs,
+    ranks: &Membership,
+) -> Result<(Device, Personalisation, Option<RunTarget<'a>>)> {
+    let choice = if args.gpus.is_empty() { args.device.device } else { DeviceChoice::Cuda(None) };
+    let device = choice.of_rank(ranks.local_rank).open()?;
+    let Some(folder) = &args.resume else {
+        let mut config = args.settings.train_config()?;
+        config.base = ranks.first_on_rank_0(|| find_base(&config.base, None))?;
+        config.shards.get_or_insert(shards(&device));
+        let world = ranks.reduce.world();
+        config.ranks = config.ranks.or((world > 1).then_some(world));
+        let job = Personalisation::new(config, &device);
+        let job = job.map_err(|error| with_blame(error, &args.settings))?;
+        let target = RunTarget::New { root: &args.runs, name: args.name.as_deref() };
+        return Ok((device, job, ranks.is_first().then_some(target)));
+    };
+    if ranks.is_first() {
+        let (job, folder) = Personalisation::resume(folder, &device)?;
+        ranks.text_of_rank_0(job.config().to_toml()?)?;
+        return Ok((device, job, Some(RunTarget::Resumed(folder))));
+    }
+    // The folder may be one of rank 0's machine only.
+    let config = TrainConfig::from_toml(&ranks.text_of_rank_0(String::new())?)?;
+    let job = Personalisation::new(config, &device)?;
+    Ok((device, job, None))
+}
+
+impl TrainArgs {
+    /// The number of processes to start; `None` in a process that is one itself.
+    fn ranks_to_launch(&self) -> Result<Option<usize>> {
+        if launcher::is_launched() {
+            return Ok(None);
+        }
+        let world = match (self.ranks, self.gpus.len()) {
+            (Some(ranks), _) => ranks as usize,
+            (None, 0) => return Ok(None),
+            (None, gpus) => gpus,
+        };
+        let option = if self.ranks.is_some() { "--ranks" } else { "--gpus" };
+        require(
+            ranks::launch()?.is_none(),
+            &format!(
+                "{option} starts its own processes, and the variables RANK and WORLD_SIZE say that this is one \
+                of several; give one of the two"
+            ),
+        )?;
+        let one_choice = self.device.device == self.device.device.without_index();
+        require(
+            self.gpus.is_empty() || one_choice,
+            "--gpus and --device both choose a GPU; give --device without an index",
+        )?;
+        require(
+            self.gpus.is_empty()
+                || matches!(self.device.device, DeviceChoice::Auto | DeviceChoice::Cuda(_)),
+            "--gpus chooses CUDA devices and --device others; give one of the two, or --ranks",
+        )?;
+        // One process needs no others.
+        Ok((world > 1 || !self.gpus.is_empty()).then_some(world))
+    }
 }
 
 /// Adapters that cannot be made are a mistake of the command line, if that describes them.
@@ -138,17 +249,27 @@ struct Interrupt {
 impl Interrupt {
     /// The first signal sets `stop`, if the run looks at it. Otherwise, and a second time, a signal ends the
     /// process: nothing is lost before the first step, and a file that cannot be read to its end, such as a
-    /// named pipe, must not keep the process.
-    fn listen() -> Result<Self> {
+    /// named pipe, must not keep the process. `speaks` says whether the user is told.
+    fn listen(speaks: bool) -> Result<Self> {
         let [stop, is_stoppable] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
         let (set, may_set) = (Arc::clone(&stop), Arc::clone(&is_stoppable));
-        ctrlc::set_handler(move || {
+        let on_signal = move || {
             if !may_set.load(Ordering::Relaxed) || set.swap(true, Ordering::Relaxed) {
                 std::process::exit(INTERRUPTED);
             }
-            print_stderr("stopping after this step; Ctrl-C again stops at once");
-        })
-        .context("cannot listen for Ctrl-C")?;
+            if speaks {
+                print_stderr("stopping after this step; Ctrl-C again stops at once");
+            }
+        };
+        let listening = match launcher::is_launched() {
+            // The launcher passes each signal on once.
+            true => {
+                on_signal_of_parent(on_signal);
+                ctrlc::set_handler(|| ())
+            }
+            false => ctrlc::set_handler(on_signal),
+        };
+        listening.context("cannot listen for Ctrl-C")?;
         Ok(Self { stop, is_stoppable })
     }
 
@@ -159,9 +280,6 @@ impl Interrupt {
         }
     }
 }
-
-/// The exit code of shells for a command that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
 
 fn print_summary(summary: &RunSummary) {
     print_result(&format!(

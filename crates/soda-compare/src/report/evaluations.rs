@@ -1,29 +1,28 @@
 //! The section of the report on evaluations: other strengths, and merged adapters.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use maud::{Markup, PreEscaped, html};
-use soda_train::RunFolder;
 use soda_train::plot::{Line, line_chart};
 
-use super::image_grid::grid_rows;
+use super::image_grid::{grid_rows, samples_grid};
 use crate::error::CompareError;
 use crate::evaluation::{
     EVALUATION_SCORES, Evaluation, EvaluationKind, EvaluationResult, StrengthRow, strength_table,
 };
 use crate::results::ResultsFile;
 
-/// Makes the section; empty without a finished evaluation. `folder` has one folder per evaluation.
+/// Makes the section; empty without a finished evaluation. `folders` have one folder per evaluation.
 pub(super) fn evaluation_section(
     evaluations: &[Evaluation],
     results: &ResultsFile<EvaluationResult>,
-    folder: &Path,
+    folders: &[PathBuf],
 ) -> Result<Markup, CompareError> {
     let rows = strength_table(evaluations, results);
     if rows.is_empty() {
         return Ok(html! {});
     }
-    let images = merged_images(evaluations, results, folder)?;
+    let images = merged_images(evaluations, results, folders)?;
     Ok(html! {
         h2 { "Strength and merging" }
         table {
@@ -76,7 +75,7 @@ fn strength_curves(rows: &[StrengthRow], score: usize) -> Vec<Line> {
 fn merged_images(
     evaluations: &[Evaluation],
     results: &ResultsFile<EvaluationResult>,
-    folder: &Path,
+    folders: &[PathBuf],
 ) -> Result<Vec<(String, String)>, CompareError> {
     let pair = |evaluation: &Evaluation| match &evaluation.kind {
         EvaluationKind::Merge { style, .. } => Some((evaluation.run.id.clone(), style.id.clone())),
@@ -86,7 +85,7 @@ fn merged_images(
     let Some(first) = finished().find_map(pair) else { return Ok(Vec::new()) };
     let shown = finished().filter(|one| pair(one).as_ref() == Some(&first));
     let image = |evaluation: &Evaluation| {
-        let path = folder.join(&evaluation.id).join(RunFolder::SAMPLES_GRID);
+        let path = samples_grid(folders, &evaluation.id);
         let name = format!("{} at {}", evaluation.series, point(&evaluation.at));
         // The rows of the file are the subject's images and the generated images.
         Ok((name, grid_rows(&path, 2, 1..2)?))

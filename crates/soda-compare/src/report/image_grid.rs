@@ -1,7 +1,7 @@
 //! Rows of a run's image grid, small enough that a page can show hundreds of them.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::imageops::{self, FilterType};
 use image::{ImageError, RgbImage};
@@ -58,13 +58,13 @@ fn cut(grid: &RgbImage, rows: u32, wanted: Range<u32>) -> (RgbImage, bool) {
     (imageops::resize(&part, width, height, FilterType::CatmullRom), true)
 }
 
-/// Shows the images of all arms on one data set and seed. `folder` has one folder per run.
+/// Shows the images of all arms on one data set and seed. `folders` have one folder per run.
 pub(super) fn data_set_grids(
     data: &Path,
     seed: u64,
     runs: &[Run],
     results: &ResultsFile<RunResult>,
-    folder: &Path,
+    folders: &[PathBuf],
 ) -> Result<Markup, CompareError> {
     let shown: Vec<&Run> = runs
         .iter()
@@ -73,7 +73,7 @@ pub(super) fn data_set_grids(
         .collect();
     let mut grids = Vec::new();
     for (index, run) in shown.iter().enumerate() {
-        let path = folder.join(&run.id).join(RunFolder::SAMPLES_GRID);
+        let path = samples_grid(folders, &run.id);
         // The rows of the file are training images, base model and fine-tuned model. The first two are the
         // same for every arm.
         if index == 0 {
@@ -87,6 +87,13 @@ pub(super) fn data_set_grids(
             div { small { (name) } br; img src=(source) alt=(name); }
         }
     })
+}
+
+/// The image grid of a task, in the first folder that has it.
+pub(super) fn samples_grid(folders: &[PathBuf], id: &str) -> PathBuf {
+    let grid = |folder: &PathBuf| folder.join(id).join(RunFolder::SAMPLES_GRID);
+    let found = folders.iter().map(grid).find(|path| path.is_file());
+    found.or_else(|| folders.first().map(grid)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The page of the report: scores, figures, costs and image grids.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use maud::{Markup, PreEscaped, html};
 use soda_train::page::page;
@@ -32,8 +32,8 @@ pub struct ReportInput<'a> {
     pub evaluations: &'a [Evaluation],
     /// The results of the evaluations.
     pub evaluation_results: &'a ResultsFile<EvaluationResult>,
-    /// The folder with one folder per run and per evaluation.
-    pub folder: &'a Path,
+    /// Folders with one folder per run and per evaluation. The first that has one counts.
+    pub folders: &'a [PathBuf],
 }
 
 /// Writes the report as one HTML page.
@@ -41,7 +41,7 @@ pub struct ReportInput<'a> {
 /// # Errors
 /// A `samples.png` is missing or cannot be decoded.
 pub fn report(input: &ReportInput<'_>) -> Result<String, CompareError> {
-    let &ReportInput { plan, runs, results, folder, .. } = input;
+    let &ReportInput { plan, runs, results, folders, .. } = input;
     let rows = score_table(runs, results);
     let arms: Vec<(&str, Vec<(&Run, &RunResult)>)> =
         rows.iter().map(|row| (row.arm.as_str(), finished(runs, results, &row.arm))).collect();
@@ -54,7 +54,7 @@ pub fn report(input: &ReportInput<'_>) -> Result<String, CompareError> {
     }
     let grids = sets
         .iter()
-        .map(|data| data_set_grids(data, plan.score().seeds[0], runs, results, folder))
+        .map(|data| data_set_grids(data, plan.score().seeds[0], runs, results, folders))
         .collect::<Result<Vec<_>, _>>()?;
     let curves = score_curves(&arms, &[dino, CLIP_T, DRIFT]);
     let body = html! {
@@ -70,7 +70,7 @@ pub fn report(input: &ReportInput<'_>) -> Result<String, CompareError> {
             p { small { "The mean of an arm's runs, from the base model to the last step." } }
             @for curve in &curves { (PreEscaped(curve)) }
         }
-        (evaluation_section(input.evaluations, input.evaluation_results, folder)?)
+        (evaluation_section(input.evaluations, input.evaluation_results, folders)?)
         h2 { "Cost" }
         (costs(&rows))
         h2 { "Loss" }

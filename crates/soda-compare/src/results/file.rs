@@ -22,7 +22,8 @@ pub trait StoredResult: Serialize + DeserializeOwned {
 #[derive(Debug)]
 pub struct ResultsFile<R> {
     path: PathBuf,
-    file: File,
+    /// `None` for results that are only read.
+    file: Option<File>,
     results: BTreeMap<String, R>,
 }
 
@@ -32,29 +33,30 @@ impl<R: StoredResult> ResultsFile<R> {
     /// # Errors
     /// The file cannot be read or written, or a complete line does not parse.
     pub fn open(path: &Path) -> Result<Self, CompareError> {
-        let text = match read_text(path, SizeLimit::LIST) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            text => text.map_err(CompareError::io("read", path))?,
-        };
-        // Only complete lines count. The process died while it wrote the rest.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let mut results = BTreeMap::new();
-        for (line, text) in text[..whole].lines().enumerate() {
-            let parsed: R =
-                serde_json::from_str(text).map_err(|error| CompareError::ReadResults {
-                    path: path.to_owned(),
-                    line: line + 1,
-                    reason: error.to_string(),
-                })?;
-            results.insert(parsed.id().to_owned(), parsed);
-        }
+        let (results, whole) = read_lines(path)?;
         let write = CompareError::io("write", path);
         let open = || -> std::io::Result<File> {
             let file = OpenOptions::new().create(true).append(true).open(path)?;
             file.set_len(whole as u64)?;
             Ok(file)
         };
-        Ok(Self { path: path.to_owned(), file: open().map_err(write)?, results })
+        Ok(Self { path: path.to_owned(), file: Some(open().map_err(write)?), results })
+    }
+
+    /// No results, of no file: [`ResultsFile::include`] reads some.
+    pub fn in_memory() -> Self {
+        Self { path: PathBuf::new(), file: None, results: BTreeMap::new() }
+    }
+
+    /// Takes the results of another file, which another process may append to.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a complete line does not parse.
+    pub fn include(&mut self, path: &Path) -> Result<(), CompareError> {
+        if path != self.path {
+            self.results.extend(read_lines(path)?.0);
+        }
+        Ok(())
     }
 
     /// Appends a result. The line is on the disk when this returns.
@@ -67,10 +69,11 @@ impl<R: StoredResult> ResultsFile<R> {
             line: self.results.len() + 1,
             reason: error.to_string(),
         })?;
-        self.file
-            .write_all(format!("{text}\n").as_bytes())
-            .and_then(|()| self.file.sync_data())
-            .map_err(CompareError::io("write", &self.path))?;
+        if let Some(file) = &mut self.file {
+            file.write_all(format!("{text}\n").as_bytes())
+                .and_then(|()| file.sync_data())
+                .map_err(CompareError::io("write", &self.path))?;
+        }
         self.results.insert(result.id().to_owned(), result);
         Ok(())
     }
@@ -79,4 +82,24 @@ impl<R: StoredResult> ResultsFile<R> {
     pub fn get(&self, id: &str) -> Option<&R> {
         self.results.get(id)
     }
+}
+
+/// The results of the complete lines of a file, and the length of these. A missing file has none.
+fn read_lines<R: StoredResult>(path: &Path) -> Result<(BTreeMap<String, R>, usize), CompareError> {
+    let text = match read_text(path, SizeLimit::LIST) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        text => text.map_err(CompareError::io("read", path))?,
+    };
+    // Only complete lines count. The process died while it wrote the rest, or still writes it.
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let mut results = BTreeMap::new();
+    for (line, text) in text[..whole].lines().enumerate() {
+        let parsed: R = serde_json::from_str(text).map_err(|error| CompareError::ReadResults {
+            path: path.to_owned(),
+            line: line + 1,
+            reason: error.to_string(),
+        })?;
+        results.insert(parsed.id().to_owned(), parsed);
+    }
+    Ok((results, whole))
 }

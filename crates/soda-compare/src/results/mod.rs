@@ -2,8 +2,10 @@
 
 mod file;
 mod run_result;
+mod shard;
 mod task;
 
 pub use file::{ResultsFile, StoredResult};
 pub use run_result::{RunMetrics, RunResult, downsampled};
+pub use shard::{Shard, results_files};
 pub use task::{Task, TaskEvent, TaskFailure, execute};

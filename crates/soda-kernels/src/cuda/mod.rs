@@ -13,6 +13,7 @@
 //! | `graph` | capture and replay of CUDA graphs |
 //! | `cublas`, `cublaslt`, `cudnn` | calls of the libraries |
 //! | `cublaslt_plan`, `cudnn_plan` | descriptors and chosen algorithms, kept for each shape |
+//! | `nccl` | sums over the GPUs of several processes |
 //! | `driver` | calls of the driver, and its errors |
 //! | `dlopen` | whether a library is there |
 //! | `handles` | handles and workspaces of the libraries, for each stream |
@@ -36,6 +37,7 @@ mod kernels;
 mod launch;
 mod matrices;
 mod module;
+mod nccl;
 mod nvrtc;
 mod sources;
 mod stream;
@@ -44,6 +46,7 @@ mod tensors;
 
 pub use dlopen::missing_for_cuda;
 pub(crate) use graph::Graph;
+pub(crate) use nccl::{Communicator, nccl_refusal, nccl_unique_id};
 pub(crate) use tensors::{
     Tf32Split, has_blas, kronecker_gradient, kronecker_product, multi_tensor_cat,
     multi_tensor_split, polar_step, tf32_split, workspace_bytes,

@@ -1,6 +1,7 @@
 //! What concerns the device rather than a formula: memory, memory format, graph capture, vendor libraries,
 //! kernel cache.
 
+pub(crate) mod collective;
 pub(crate) mod graph;
 #[cfg(feature = "persistence")]
 pub(crate) mod kernel_cache;

@@ -14,6 +14,7 @@ mod precision;
 mod preset;
 mod samples;
 mod seed;
+mod step_size;
 mod text_encoder;
 mod tokens;
 mod train_config;

@@ -67,12 +67,16 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Number of optimizer steps.
     pub steps: usize,
-    /// Images in a batch.
+    /// Images in a batch of one rank, which is one process.
     pub batch_size: usize,
-    /// Gradient accumulation: batches in a step. A step uses `batch_size * accumulation` images in the memory
-    /// of one batch.
+    /// Gradient accumulation: batches of each rank in a step. A step uses `batch_size * accumulation * ranks`
+    /// images in the memory of one batch for each rank.
     #[serde(default = "one")]
     pub accumulation: usize,
+    /// The ranks whose batches make a step. The default is the number of processes that begin the run. With
+    /// fewer processes each computes the batches of several ranks, one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<usize>,
     /// Number of shards of a batch that a CPU computes in parallel, each on its own threads. A batch has at
     /// most one shard per sample. The default is one; the command line uses one per core. Runs with the same
     /// number of shards give the same bits.
@@ -219,6 +223,7 @@ impl TrainConfig {
         let at_least_one = [
             ("batch_size", self.batch_size),
             ("accumulation", self.accumulation),
+            ("ranks", self.ranks.unwrap_or(1)),
             ("shards", self.shards.unwrap_or(1)),
             ("checkpoints.keep", self.checkpoints.keep),
             ("samples.steps", self.samples.steps),
@@ -226,10 +231,9 @@ impl TrainConfig {
         if let Some((field, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError::OutOfRange { field, range: "at least 1" }.into());
         }
-        let samples = self.batch_size.checked_mul(self.accumulation);
-        if samples.is_none_or(|samples| samples > MAX_STEP_SAMPLES) {
+        if self.checked_images_per_step().is_none_or(|images| images > MAX_STEP_SAMPLES) {
             let field = "batch_size";
-            let range = "at most a million samples in a step, `accumulation` counted";
+            let range = "at most a million samples in a step, `accumulation` and `ranks` counted";
             return Err(ConfigError::OutOfRange { field, range }.into());
         }
         if self.steps > MAX_STEPS {
@@ -386,6 +390,8 @@ mod tests {
             ("batch_size=0", "batch_size"),
             ("accumulation=0", "accumulation"),
             ("accumulation=1000001", "`batch_size` must be at most a million samples"),
+            ("ranks=0", "`ranks` must be at least 1"),
+            ("ranks=1000001", "`batch_size` must be at most a million samples"),
             ("batch_size=9223372036854775807", "at most a million samples"),
             ("samples.steps=1001", "`samples.steps` must be at most 1000"),
             ("steps=1000000001", "`steps` must be at most"),

@@ -34,8 +34,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Draws the samples of `step`, from 0: `accumulation * batch_size` examples of `data`, and as many class
-    /// images if there are any. Consecutive samples of one size are merged into one batch.
+    /// Draws the samples of `step`, from 0: `accumulation * batch_size * ranks` examples of `data`, and as
+    /// many class images if there are any. Consecutive samples of one size are merged into one batch.
     pub fn sample(
         data: &EncodedDataset,
         class: Option<&EncodedDataset>,
@@ -45,7 +45,7 @@ impl Batch {
     ) -> Vec<Self> {
         let seed = config.seed;
         let stream = |stream: u64| generator(seed, stream + step as u64);
-        let (size, count) = (config.batch_size, config.accumulation);
+        let (size, count) = (config.global_batch_size(), config.accumulation);
         let weight = 1.0 / (size * count) as f64;
         let mut variant = stream(rng::VARIANT);
         let mut clean: Vec<CleanSamples> = Vec::new();
@@ -82,6 +82,22 @@ impl Batch {
             .into_iter()
             .map(|clean| clean.with_noise(schedule, objective, &mut generators))
             .collect()
+    }
+
+    /// The samples of rank `rank` of `world`, of the batches of a step: consecutive rows of each batch, with
+    /// their weights in the loss of the whole step.
+    ///
+    /// The batches are those of all ranks, so that noise and timesteps of a sample do not depend on the
+    /// number of ranks. A rank gets no batch that is too small for all.
+    pub(crate) fn share(batches: Vec<Self>, rank: usize, world: usize) -> Vec<Self> {
+        let share = |batch: Self| {
+            let rows = batch.len() * rank / world..batch.len() * (rank + 1) / world;
+            (!rows.is_empty()).then(|| batch.rows(rows))
+        };
+        match world {
+            1 => batches,
+            _ => batches.into_iter().filter_map(share).collect(),
+        }
     }
 
     /// The number of samples.
@@ -322,6 +338,17 @@ mod tests {
             let sum: f32 =
                 batches.iter().map(|batch| batch.weight.clone().sum().into_scalar::<f32>()).sum();
             assert!((sum - 1.5).abs() < 1e-5, "{sum}");
+            for world in [2, 5] {
+                let share = |rank| Batch::share(batches.clone(), rank, world);
+                let shares: Vec<_> = (0..world).flat_map(share).collect();
+                let values = |batches: &[Batch]| -> Vec<f32> {
+                    let of = |batch: &Batch| batch.noisy.clone().into_data().iter().collect();
+                    let mut values: Vec<f32> = batches.iter().flat_map::<Vec<f32>, _>(of).collect();
+                    values.sort_by(f32::total_cmp);
+                    values
+                };
+                assert_eq!(values(&shares), values(&batches), "{world} ranks");
+            }
             for batch in &batches {
                 let shape = batch.noisy.dims();
                 assert_eq!(shape, batch.target.dims());

@@ -1,6 +1,7 @@
 //! Class images for prior preservation (DreamBooth, arXiv 2208.12242, 3.3): read from a folder, or generated
 //! by the base model before training.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use soda_models::pipeline::{GenerateConfig, Pipeline};
@@ -11,7 +12,7 @@ use crate::data::dataset::Dataset;
 use crate::data::encode::{EncodeConfig, EncodeOptions};
 use crate::data::encoded_dataset::EncodedDataset;
 use crate::data::folder::Example;
-use crate::error::TrainError;
+use crate::error::{DataError, TrainError};
 use crate::event::{CLASS_IMAGES, Event};
 use crate::output::run_folder::RunFolder;
 
@@ -31,20 +32,60 @@ pub(crate) fn encode(
 ) -> Result<Option<EncodedDataset>, TrainError> {
     let Some(prior) = &config.prior else { return Ok(None) };
     let examples = match &prior.data {
-        Some(data) => {
-            let dataset = Dataset::read(data, Some(&prior.prompt))?;
-            for skipped in &dataset.skipped {
-                on_event(Event::Warning(&skipped.to_string()));
-            }
-            dataset.examples
-        }
+        Some(_) => read(prior, on_event)?,
         None => generate(pipeline, prior, config, folder, BATCH, stop, on_event)?,
     };
+    encode_examples(pipeline, config, &examples, cache, on_event).map(Some)
+}
+
+/// Reads the class images of the settings' folder. No images without one.
+pub(crate) fn read(
+    prior: &PriorConfig,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<Example>, TrainError> {
+    let Some(data) = &prior.data else { return Ok(Vec::new()) };
+    let dataset = Dataset::read(data, Some(&prior.prompt))?;
+    for skipped in &dataset.skipped {
+        on_event(Event::Warning(&skipped.to_string()));
+    }
+    Ok(dataset.examples)
+}
+
+/// The class images that another process has generated in `folder`.
+///
+/// # Errors
+/// [`DataError::NoClassImages`] if this machine does not see them.
+pub(crate) fn drawn(prior: &PriorConfig, folder: &Path) -> Result<Vec<Example>, TrainError> {
+    let example = |index| Example {
+        image: folder.join(file_name(index)),
+        caption: prior.prompt.clone(),
+        repeats: 1,
+    };
+    let examples: Vec<Example> = (0..prior.count).map(example).collect();
+    match examples.iter().all(|example| example.image.is_file()) {
+        true => Ok(examples),
+        false => Err(DataError::NoClassImages { folder: folder.to_owned() }.into()),
+    }
+}
+
+/// Encodes class images, without masks and augmentation.
+pub(crate) fn encode_examples(
+    pipeline: &Pipeline,
+    config: &TrainConfig,
+    examples: &[Example],
+    cache: Option<&EncodeCache>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<EncodedDataset, TrainError> {
     on_event(Event::Stage { name: "encoding class images" });
     let progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
     let options = EncodeOptions { cache, on_progress: Some(progress) };
     let encode = EncodeConfig::from_train_config(config).without_augmentation().without_masks();
-    EncodedDataset::new(pipeline, &examples, &encode, options).map(Some)
+    EncodedDataset::new(pipeline, examples, &encode, options)
+}
+
+/// The name of a class image in its folder.
+fn file_name(index: usize) -> String {
+    format!("{index:04}.png")
 }
 
 /// Generates the class images that the run's folder lacks, `batch` at a time.
@@ -58,7 +99,7 @@ fn generate(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Vec<Example>, TrainError> {
     folder.create_subfolder(RunFolder::CLASS_IMAGES)?;
-    let name = |index: usize| format!("{}/{index:04}.png", RunFolder::CLASS_IMAGES);
+    let name = |index: usize| format!("{}/{}", RunFolder::CLASS_IMAGES, file_name(index));
     on_event(Event::Stage { name: CLASS_IMAGES });
     for first in (0..prior.count).step_by(batch) {
         let here = first..(first + batch).min(prior.count);
@@ -81,12 +122,7 @@ fn generate(
             folder.write_png(&name(index), image)?;
         }
     }
-    let example = |index| Example {
-        image: folder.file(&name(index)),
-        caption: prior.prompt.clone(),
-        repeats: 1,
-    };
-    Ok((0..prior.count).map(example).collect())
+    drawn(prior, &folder.file(RunFolder::CLASS_IMAGES))
 }
 
 #[cfg(test)]

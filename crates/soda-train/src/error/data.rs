@@ -100,4 +100,14 @@ pub enum DataError {
         /// The step of the buckets, in pixels.
         step: u32,
     },
+    /// Class images that rank 0 has drawn and this rank does not see.
+    #[error(
+        "there are no class images in {folder}, where rank 0 has drawn them; let all machines share the folder of \
+         the runs, or give `prior.data`",
+        folder = folder.display()
+    )]
+    NoClassImages {
+        /// The folder.
+        folder: PathBuf,
+    },
 }

@@ -45,6 +45,12 @@ pub enum TrainError {
     /// A run's folder that cannot be created or resumed.
     #[error(transparent)]
     RunFolder(#[from] RunFolderError),
+    /// Devices that cannot add their gradients.
+    #[error("the GPUs of the ranks cannot add their gradients: {0}")]
+    Collective(soda_kernels::CollectiveError),
+    /// Ranks that cannot go on together.
+    #[error(transparent)]
+    Ranks(#[from] soda_distributed::DistributedError),
     /// A file or folder that cannot be read or written.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {
@@ -102,6 +108,24 @@ pub enum TrainError {
     StoppedSampling {
         /// The run's folder.
         folder: PathBuf,
+    },
+    /// Another rank has gone, and the run can go on from its newest checkpoint.
+    #[error("{source}; `soda train --resume {folder}` goes on after step {step}", folder = .folder.display())]
+    RankLost {
+        /// What happened to the rank.
+        source: soda_distributed::DistributedError,
+        /// The number of finished steps.
+        step: usize,
+        /// The run's folder.
+        folder: PathBuf,
+    },
+    /// The ranks were asked to stop. Rank 0 says how to go on.
+    #[error("rank {rank} stopped after step {step}, as all ranks did")]
+    RankStopped {
+        /// This rank.
+        rank: usize,
+        /// The number of finished steps.
+        step: usize,
     },
     /// The run was asked to stop.
     #[error(

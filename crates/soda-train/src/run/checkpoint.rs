@@ -143,6 +143,18 @@ impl Checkpoint {
         Ok(Self::from_parts(header, tensors))
     }
 
+    /// The checkpoint as bytes for another process.
+    pub(crate) fn to_sent_bytes(&self) -> Result<Vec<u8>, TrainError> {
+        self.to_bytes(Path::new("for the other ranks"))
+    }
+
+    /// Reads the bytes of another process, of the same version of soda. `None` if they are damaged.
+    pub(crate) fn from_sent_bytes(bytes: &[u8]) -> Option<Self> {
+        let (header, tensors) = tensor_file::from_bytes(bytes)?;
+        let header: Header = serde_json::from_str(&header).ok()?;
+        (header.version == VERSION).then(|| Self::from_parts(header, tensors))
+    }
+
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
         let History { steps, validation } = &self.history;
         let values = |step: &StepMetrics| step.named().map(|(_, value)| value);
@@ -271,6 +283,9 @@ mod tests {
         assert_eq!(list(folder.path()).unwrap().len(), 2);
         let newest = Checkpoint::newest(folder.path(), |error| panic!("{error}")).unwrap();
         assert_eq!(newest, Some(checkpoint(100)));
+        let sent = checkpoint(7).to_sent_bytes().unwrap();
+        assert_eq!(Checkpoint::from_sent_bytes(&sent), Some(checkpoint(7)));
+        assert_eq!(Checkpoint::from_sent_bytes(&sent[..sent.len() - 1]), None);
         assert_eq!(Checkpoint::newest(Path::new("/nowhere"), |_| ()).unwrap(), None);
     }
 

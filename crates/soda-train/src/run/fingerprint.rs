@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use soda_adapters::named_params;
+use soda_distributed::Item;
 use soda_kernels::quantized_weights;
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
@@ -91,6 +92,21 @@ impl RunFingerprint {
         };
         let settings: Vec<_> = self.settings.iter().filter(|(key, _)| matters(key)).collect();
         text_hash(&format!("{:?} {settings:?}", self.base))
+    }
+
+    /// The settings and parts of the base model, which all ranks of a run must have alike. The threads of a
+    /// machine are its own.
+    pub(crate) fn items(&self) -> Vec<Item> {
+        let settings = self.settings.iter().filter(|(key, _)| *key != "shards");
+        let setting = |(key, value): (&String, &Value)| {
+            let what = format!("the setting `{key}`; give all ranks the same");
+            Item::new(what, text_hash(&value.to_string()))
+        };
+        let part = |(part, hash): (&String, &String)| {
+            let what = format!("`{part}` of the base model; give all ranks copies of one folder");
+            Item::new(what, hash.as_str())
+        };
+        settings.map(setting).chain(self.base.iter().map(part)).collect()
     }
 
     /// Compares the run that is resumed, `self`, with the one that was begun.

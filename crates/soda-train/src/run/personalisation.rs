@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
-use serde_json::{Value, json};
 use soda_adapters::{for_inference, named_params};
 use soda_linalg::SvdCache;
 use soda_models::image::grid;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
-use soda_models::pipeline::{Pipeline, PromptEncoding, model_name};
-use soda_models::scheduler::SchedulerOverrides;
-use soda_pipeline::{AdapterFile, Header};
+use soda_models::pipeline::Pipeline;
 use tracing::info_span;
 
 use crate::config::TrainConfig;
@@ -27,9 +24,7 @@ use crate::data::prior;
 use crate::data::text_file::read_text;
 use crate::error::{ConfigError, RunFolderError, TrainError};
 use crate::eval::dataset_images::DatasetImages;
-use crate::eval::sampling::{SampledImages, Sampler, evaluation_prompts};
-use crate::eval::scores::RunScores;
-use crate::eval::snapshots::read_snapshots;
+use crate::eval::sampling::{Sampler, evaluation_prompts};
 use crate::eval::validation::Validation;
 use crate::event::{Event, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::event_log::EventLog;
@@ -39,24 +34,25 @@ use crate::run::base_model;
 use crate::run::checkpoint::Checkpoint;
 use crate::run::data_notes::{bucket_sizes, describe_data};
 use crate::run::fingerprint::RunFingerprint;
-use crate::run::history::{History, running_mean};
 use crate::run::planning::Planning;
-use crate::run::report::{ReportImages, loss_chart, report};
+use crate::run::rank_start;
+use crate::run::report::ReportImages;
+use crate::run::results::{adapter_file, finish, header, score, write_training_results};
 use crate::run::summary::RunSummary;
 use crate::run::training_loop::{TrainedRun, TrainingLoop, orthogonality_defect};
-use crate::step::adapted_networks::{
-    AdaptedNetworks, check_method, check_targets, trained_networks,
-};
+use crate::step::adapted_networks::{check_method, check_targets, trained_networks};
+use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
 
 /// A checked run. All inputs have been read; nothing has been written.
 pub struct Personalisation {
-    config: TrainConfig,
-    dataset: Dataset,
-    pipeline: Pipeline,
-    judges: Option<Judges>,
-    cache: Option<PathBuf>,
-    with_graph: bool,
+    pub(super) config: TrainConfig,
+    pub(super) dataset: Dataset,
+    pub(super) pipeline: Pipeline,
+    pub(super) judges: Option<Judges>,
+    pub(super) cache: Option<PathBuf>,
+    pub(super) with_graph: bool,
+    pub(super) ranks: Ranks,
 }
 
 /// The folder that a run writes to.
@@ -136,7 +132,19 @@ impl Personalisation {
             let images = dataset.examples.iter().map(|example| example.image.as_path());
             masks::check(masks, &config.data, images)?;
         }
-        Ok(Self { config, dataset, pipeline, judges, cache: None, with_graph: false })
+        let ranks = Ranks::default();
+        Ok(Self { config, dataset, pipeline, judges, cache: None, with_graph: false, ranks })
+    }
+
+    /// The settings of the run.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Shares the steps with other processes. Rank 0 calls [`Personalisation::run`], and the others
+    /// [`Personalisation::follow`].
+    pub fn with_ranks(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
     }
 
     /// Keeps singular value decompositions, latents and text states in the folder `cache`.
@@ -193,12 +201,15 @@ impl Personalisation {
         log: &OnceCell<EventLog>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunSummary, TrainError> {
-        let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph } = self;
+        let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph, ranks } = self;
         config.samples.prompts = evaluation_prompts(&config, &dataset);
         let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
         let fingerprint = info_span!("fingerprint")
             .in_scope(|| RunFingerprint::new(&config, &pipeline, &dataset))?;
+        rank_start::agree(&ranks, &config, &fingerprint, &dataset)?;
         let checkpoint = target.checkpoint(&fingerprint, &config, on_event)?;
+        rank_start::give_checkpoint(&ranks, checkpoint.as_ref())?;
+        rank_start::describe(&ranks, &config, on_event);
 
         let svd_cache = cache.as_ref().map(SvdCache::new);
         on_event(Event::Stage { name: "encoding" });
@@ -208,6 +219,7 @@ impl Personalisation {
         let (data, validation) =
             encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;
         describe_data(&config, &data, &dataset, on_event);
+        rank_start::agree_on_data(&ranks, &data)?;
         let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
         span.exit();
         let folder = target.open(&config)?;
@@ -215,6 +227,7 @@ impl Personalisation {
         let log = log.get_or_init(|| opened);
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             log.observe(event);
+            ranks.reduce().alive();
             if matches!(event, Event::Progress { .. }) && folder.takes_stop_request() {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -238,6 +251,7 @@ impl Personalisation {
         pipeline = pipeline.in_drawing_format();
         // Class images need the final precision, which before the cast only a part of the network has.
         let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
+        rank_start::give_class_images(&ranks, &config, &folder)?;
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
@@ -258,7 +272,7 @@ impl Personalisation {
 
         let span = info_span!("attach").entered();
         let networks = plan.attach(networks).with_trainable_tokens();
-        let trainer = Trainer::new(networks, &config.method, &config)?;
+        let trainer = Trainer::new(networks, &config.method, &config)?.with_ranks(ranks.clone());
         let trainer = if with_graph { trainer.with_graph() } else { trainer };
         span.exit();
         on_event(Event::Stage { name: TRAINING });
@@ -275,6 +289,7 @@ impl Personalisation {
             fingerprint: &fingerprint,
             events: events.as_mut(),
             log,
+            ranks: &ranks,
         };
         let span = info_span!("train").entered();
         let trained = training.run(trainer, checkpoint, &mut sampler, stop, on_event)?;
@@ -321,7 +336,7 @@ impl Personalisation {
 
 /// Encodes the training images and, where the settings ask for it, the validation. Refuses settings with
 /// masks for images without any.
-fn encode(
+pub(super) fn encode(
     config: &TrainConfig,
     pipeline: &Pipeline,
     dataset: &Dataset,
@@ -367,84 +382,4 @@ fn with_absolute_paths(config: &TrainConfig) -> Result<TrainConfig, TrainError> 
         prior.data = prior.data.as_deref().map(absolute).transpose()?;
     }
     Ok(config)
-}
-
-/// The header of the adapter's file, without the summary of the training.
-fn header(config: &TrainConfig, dataset: &Dataset, encoding: PromptEncoding) -> Header {
-    let words = config.trained_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
-    let new = words.filter(|word| !dataset.trigger.iter().any(|trigger| trigger.contains(*word)));
-    let change = config.objective.scheduler_overrides();
-    Header {
-        base: model_name(&config.base),
-        trigger: dataset.trigger.iter().chain(new).cloned().collect(),
-        schedule: if change == SchedulerOverrides::default() { Value::Null } else { json!(change) },
-        training: json!({ "images": dataset.examples.len() }),
-        prompt_encoding: encoding,
-    }
-}
-
-/// The adapter's file, with all settings and the final loss in its header.
-fn adapter_file(
-    config: &TrainConfig,
-    header: Header,
-    adapted: &AdaptedNetworks,
-    trained: &TrainedRun,
-    sampler: &Sampler<'_>,
-) -> AdapterFile {
-    let TrainedRun { networks, history, seconds } = trained;
-    let best = history.best().filter(|_| config.validation.load_best_model_at_end);
-    let training = json!({
-        "config": config, "images": header.training["images"],
-        "final_loss": running_mean(&history.losses()).last(),
-        "best_step": best.map(|best| best.step),
-        "seconds": seconds,
-    });
-    let header = Header { training, ..header };
-    adapted.adapter_file(header, networks, sampler.pipeline.token_embeddings(networks))
-}
-
-fn write_training_results(
-    folder: &RunFolder,
-    adapter: &AdapterFile,
-    history: &History,
-) -> Result<(), TrainError> {
-    adapter.write(&folder.file(RunFolder::ADAPTER))?;
-    folder.write(RunFolder::LOSS_CSV, history.csv().as_bytes())?;
-    folder.write(RunFolder::LOSS_CHART, loss_chart(history).as_bytes())
-}
-
-/// Scores the samples and writes the scores. `None` without judges.
-fn score(
-    sampler: &Sampler<'_>,
-    before: &SampledImages,
-    after: &SampledImages,
-    held_out: Vec<String>,
-    events: Option<&mut Events>,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Option<RunScores>, TrainError> {
-    on_event(Event::Stage { name: "judging" });
-    let _span = info_span!("score").entered();
-    let (Some(before), Some(after)) = (sampler.score(before)?, sampler.score(after)?) else {
-        return Ok(None);
-    };
-    let scores = RunScores { before, after, truth: sampler.score_truth()?, held_out };
-    if let Some(events) = events {
-        events.scalars(0, &scores.before.named())?;
-        events.scalars(sampler.config.steps, &scores.after.named())?;
-    }
-    scores.write(sampler.folder)?;
-    Ok(Some(scores))
-}
-
-/// Writes the report and removes the checkpoints.
-fn finish(
-    folder: &RunFolder,
-    summary: &RunSummary,
-    images: &ReportImages<'_>,
-) -> Result<(), TrainError> {
-    let _span = info_span!("report").entered();
-    let report = report(summary, images, &read_snapshots(folder)?)?;
-    folder.write(RunFolder::REPORT, report.as_bytes())?;
-    // The report marks the run as finished: no run will continue from a checkpoint.
-    folder.remove_subfolder(RunFolder::CHECKPOINTS)
 }

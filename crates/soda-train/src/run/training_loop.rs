@@ -1,10 +1,11 @@
 //! All training steps of a run, with validation, snapshots and checkpoints in between.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 use soda_adapters::{Geometry, Method, NamedParam, for_inference, named_params};
+use soda_distributed::DistributedError;
 use soda_linalg::stiefel::orthogonality_error;
 use soda_models::pipeline::Networks;
 use soda_pipeline::Header;
@@ -24,6 +25,7 @@ use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, ValidationMetrics};
 use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::metrics::StepMetrics;
+use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
 
 /// Everything that the training steps of a run need.
@@ -41,6 +43,8 @@ pub(crate) struct TrainingLoop<'a> {
     pub(crate) events: Option<&'a mut Events>,
     /// The log of the run.
     pub(crate) log: &'a EventLog,
+    /// The processes that share the steps.
+    pub(crate) ranks: &'a Ranks,
 }
 
 /// The result of all steps.
@@ -72,6 +76,7 @@ impl<'a> TrainingLoop<'a> {
         let digest = self.data.digest();
         let mut progress = self.restore(trainer, checkpoint, &digest)?;
         let total = self.config.steps;
+        progress.trainer.agree()?;
         let done = progress.trainer.steps_done();
         self.log.write(LogEntry::Started { step: done, steps: total });
         if progress.history.steps.is_empty() {
@@ -82,10 +87,13 @@ impl<'a> TrainingLoop<'a> {
             self.snapshot(&progress, sampler, on_event)?;
         }
         while progress.trainer.steps_done() < total && !self.has_lost_patience(&progress.history) {
-            let metrics = self.step(&mut progress, sampler)?;
+            let (metrics, stop) = match self.step(&mut progress, sampler, stop) {
+                Err(TrainError::Ranks(lost)) => return Err(self.lost(&progress, &digest, lost)),
+                done => done?,
+            };
             let done = progress.trainer.steps_done();
             self.report_step(&progress, metrics, on_event)?;
-            if is_due(self.config.validation.every, done) || done == total {
+            if is_validation_due(self.config, done) {
                 self.validate(&mut progress)?;
                 self.keep_if_best(&progress, &digest)?;
             }
@@ -96,7 +104,7 @@ impl<'a> TrainingLoop<'a> {
             let stopped = matches!(sampled, Err(TrainError::StoppedSampling { .. }));
             // The last step is stored as well, since drawing its samples may be stopped.
             let last = done == total || self.has_lost_patience(&progress.history);
-            let stop = stop.load(Ordering::Relaxed) && !last;
+            let stop = stop && !last;
             if stop || stopped || last || is_due(self.config.checkpoints.every, done) {
                 self.write_checkpoint(&progress, &digest)?;
             }
@@ -130,9 +138,7 @@ impl<'a> TrainingLoop<'a> {
 
     /// Whether the settings end the run by its validation losses.
     fn has_lost_patience(&self, history: &History) -> bool {
-        let validation = &self.config.validation;
-        let since = history.validations_since_best(validation.early_stopping_threshold);
-        validation.early_stopping_patience > 0 && since >= validation.early_stopping_patience
+        has_lost_patience(self.config, history)
     }
 
     /// Stores the state whose validation was the newest and is the best, if the run ends with it.
@@ -180,10 +186,12 @@ impl<'a> TrainingLoop<'a> {
         &self,
         progress: &mut Progress<'_>,
         sampler: &Sampler<'_>,
-    ) -> Result<StepMetrics, TrainError> {
+        stop: &AtomicBool,
+    ) -> Result<(StepMetrics, bool), TrainError> {
         let _span = info_span!("step").entered();
         let started = Instant::now();
-        let metrics = match progress.trainer.step(&self.data) {
+        let done = progress.trainer.step_unless(&self.data, stop);
+        let (metrics, stop) = match done.and_then(|done| progress.trainer.agree().map(|()| done)) {
             Err(error) => {
                 let path = self.folder.file(RunFolder::ADAPTER);
                 let Some(error) = error.keeping(&path) else { return Err(error) };
@@ -192,11 +200,24 @@ impl<'a> TrainingLoop<'a> {
                 self.adapted.adapter_file(self.header.clone(), &networks, words).write(&path)?;
                 return Err(error);
             }
-            Ok(metrics) => metrics,
+            Ok(done) => done,
         };
         progress.seconds += started.elapsed().as_secs_f64();
         progress.history.steps.push(metrics);
-        Ok(metrics)
+        Ok((metrics, stop))
+    }
+
+    /// Stores the finished steps when another rank has gone, and says how to go on.
+    fn lost(&self, progress: &Progress<'_>, digest: &str, source: DistributedError) -> TrainError {
+        let step = progress.trainer.steps_done();
+        // Parameters that differ may be those of rank 0, and nothing is stored before the first step.
+        if matches!(source, DistributedError::Differs { .. }) || step == 0 {
+            return source.into();
+        }
+        match self.write_checkpoint(progress, digest) {
+            Ok(()) => TrainError::RankLost { source, step, folder: self.folder.path().to_owned() },
+            Err(error) => error,
+        }
     }
 
     /// Sends the metrics of the newest step to the caller and to TensorBoard.
@@ -229,9 +250,11 @@ impl<'a> TrainingLoop<'a> {
         let Some(validation) = &self.validation else { return Ok(()) };
         let _span = info_span!("validate").entered();
         let networks = progress.trainer.networks();
+        let loss = validation.loss(&networks);
+        self.ranks.reduce().broadcast(loss.to_le_bytes().to_vec(), size_of::<f32>())?;
         let metrics = ValidationMetrics {
             step: progress.trainer.steps_done(),
-            loss: validation.loss(&networks),
+            loss,
             orthogonality: orthogonality_defect(&self.config.method, &named_params(&networks)),
         };
         if let Some(events) = &mut self.events {
@@ -298,6 +321,18 @@ pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam])
     // `f32::max` would lose NaN.
     let largest = |a: f32, b: f32| if a.is_nan() || a >= b { a } else { b };
     factors.map(error).fold(0.0, largest)
+}
+
+/// Whether the settings end the run by its validation losses.
+pub(crate) fn has_lost_patience(config: &TrainConfig, history: &History) -> bool {
+    let validation = &config.validation;
+    let since = history.validations_since_best(validation.early_stopping_threshold);
+    validation.early_stopping_patience > 0 && since >= validation.early_stopping_patience
+}
+
+/// Whether the validation loss is measured after `done` steps, if there is a validation.
+pub(crate) fn is_validation_due(config: &TrainConfig, done: usize) -> bool {
+    is_due(config.validation.every, done) || done == config.steps
 }
 
 /// Whether an action with this interval in steps is due after `done` steps. An interval of 0 means never.

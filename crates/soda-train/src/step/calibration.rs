@@ -83,7 +83,7 @@ impl Probes {
             all.extend(probes.clone().with_prefix(&component.prefix()));
         }
         let draws = config.method.calibration().map_or(0, |request| request.draws);
-        let steps = draws.div_ceil(config.batch_size * config.accumulation);
+        let steps = draws.div_ceil(config.images_per_step());
         // The gradients are those of the network that is trained, in its precision.
         let mut networks = networks.clone();
         networks.denoiser = config.precision.cast_denoiser(networks.denoiser);

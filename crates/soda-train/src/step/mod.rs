@@ -11,6 +11,7 @@ pub(crate) mod loss_scale;
 pub(crate) mod metrics;
 pub(crate) mod param_groups;
 pub(crate) mod precision;
+pub(crate) mod ranks;
 pub(crate) mod text_encoding;
 #[cfg(test)]
 mod text_encoding_tests;

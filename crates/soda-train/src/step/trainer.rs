@@ -4,6 +4,7 @@
 //! continues therefore equals the run that never stopped, to the bit.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module as _;
 use burn::tensor::TensorData;
@@ -23,6 +24,7 @@ use crate::step::loss::gradients;
 use crate::step::loss_scale::LossScale;
 use crate::step::metrics::StepMetrics;
 use crate::step::param_groups::{DENOISER, TEXT_ENCODERS, TOKENS, param_group};
+use crate::step::ranks::{Contribution, Ranks};
 
 /// The encoded data that steps sample from.
 pub struct StepData<'a> {
@@ -57,6 +59,7 @@ pub struct Trainer<'a> {
     /// Only in f16.
     loss_scale: Option<LossScale>,
     graph: StepGraph,
+    ranks: Ranks,
     step: usize,
 }
 
@@ -108,6 +111,10 @@ fn samples_per_batch(config: &TrainConfig) -> usize {
     config.batch_size * if with_prior { 2 } else { 1 }
 }
 
+fn is_set(stop: &AtomicBool) -> bool {
+    stop.load(Ordering::Relaxed)
+}
+
 fn loss_scale_config(config: &TrainConfig) -> LossScaleConfig {
     config.loss_scale.unwrap_or_default()
 }
@@ -143,6 +150,7 @@ impl<'a> Trainer<'a> {
             shards: BatchShards::new(shards)?,
             loss_scale: is_f16.then(|| LossScale::new(&loss_scale_config(config))),
             graph: StepGraph::Unsupported,
+            ranks: Ranks::default(),
             step: 0,
             last_finite: params.clone(),
             params,
@@ -166,35 +174,63 @@ impl<'a> Trainer<'a> {
         Self { graph, ..self }
     }
 
+    /// Shares each step with other processes. All of them have the same settings and data.
+    #[must_use]
+    pub fn with_ranks(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
+    }
+
     /// The number of finished steps.
     pub fn steps_done(&self) -> usize {
         self.step
     }
 
-    /// Does the next step, on samples of `data`.
+    /// Does the next step, on this rank's samples of `data`.
     ///
     /// # Errors
     /// As [`Trainer::step_on`].
     pub fn step(&mut self, data: &StepData<'_>) -> Result<StepMetrics, TrainError> {
-        let StepData { data, prior, schedule } = *data;
-        let batches = Batch::sample(data, prior, schedule, self.config, self.step);
-        self.step_on_batches(&batches)
+        self.step_unless(data, &AtomicBool::new(false)).map(|(metrics, _)| metrics)
     }
 
-    /// Does the next step, on the samples of `batch`.
+    /// Does the next step, and returns whether `stop` was set on any rank. All ranks return the same.
+    pub(crate) fn step_unless(
+        &mut self,
+        data: &StepData<'_>,
+        stop: &AtomicBool,
+    ) -> Result<(StepMetrics, bool), TrainError> {
+        let batches = self.samples(data, self.step);
+        let metrics = self.step_on_batches(&batches, stop)?;
+        Ok((metrics, self.ranks.stopped() || self.ranks.world() == 1 && is_set(stop)))
+    }
+
+    /// This rank's samples of a step.
+    fn samples(&self, data: &StepData<'_>, step: usize) -> Vec<Batch> {
+        let StepData { data, prior, schedule } = *data;
+        let batches = Batch::sample(data, prior, schedule, self.config, step);
+        Batch::share(batches, self.ranks.rank(), self.ranks.world())
+    }
+
+    /// Does the next step, on the samples of `batch`. With several ranks each gives its own.
     ///
     /// # Errors
     /// A loss or a gradient that is not finite. The parameters have not moved then; see
     /// [`Trainer::last_finite`]. In f16 a step whose gradient is not finite is skipped, and is an error only
     /// if no loss scale helps.
     pub fn step_on(&mut self, batch: &Batch) -> Result<StepMetrics, TrainError> {
-        self.step_on_batches(std::slice::from_ref(batch))
+        self.step_on_batches(std::slice::from_ref(batch), &AtomicBool::new(false))
     }
 
-    fn step_on_batches(&mut self, batches: &[Batch]) -> Result<StepMetrics, TrainError> {
+    fn step_on_batches(
+        &mut self,
+        batches: &[Batch],
+        stop: &AtomicBool,
+    ) -> Result<StepMetrics, TrainError> {
         let trained = TrainedGroups::at(self.step, self.config);
         self.freeze_finished(trained);
         let (loss, grads) = self.accumulate(batches);
+        let own = Contribution { loss, grads };
+        let Contribution { loss, grads } = self.ranks.sum(own, || is_set(stop))?;
         // The optimizer would turn an infinite gradient of a finite loss into an infinite adapter.
         let norm = grads.norm().map_or(0.0, |norm| norm.into_scalar::<f32>());
         if loss.is_finite() {
@@ -218,10 +254,9 @@ impl<'a> Trainer<'a> {
         steps: usize,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> BTreeMap<String, TensorData> {
-        let StepData { data, prior, schedule } = *data;
         let mut sum = self.params.scaled(0.0);
         for step in 0..steps {
-            let batches = Batch::sample(data, prior, schedule, self.config, step);
+            let batches = self.samples(data, step);
             sum = sum + self.accumulate(&batches).1;
             on_progress(step + 1, steps);
         }
@@ -246,7 +281,9 @@ impl<'a> Trainer<'a> {
     /// The loss of all `batches` and its gradients, without the loss scale.
     fn accumulate(&mut self, batches: &[Batch]) -> (f32, BatchedParams) {
         let samples: usize = batches.iter().map(Batch::len).sum();
-        let micro_batch = samples.div_ceil(self.config.accumulation).max(1);
+        // A process that stands for several ranks takes their batches one after the other.
+        let ranks_here = self.config.ranks.unwrap_or(1).div_ceil(self.ranks.world());
+        let micro_batch = samples.div_ceil(self.config.accumulation * ranks_here).max(1);
         let micro_batches =
             batches.iter().flat_map(|batch| batch.split(batch.len().div_ceil(micro_batch)));
         let mut sum: Option<(f32, BatchedParams)> = None;
@@ -332,6 +369,14 @@ impl<'a> Trainer<'a> {
     /// average.
     pub fn networks(&self) -> Networks {
         self.ema.as_ref().map_or(&self.params, Ema::params).write_to(self.networks.clone())
+    }
+
+    /// Compares the parameters of all ranks, which must be the same bits.
+    ///
+    /// # Errors
+    /// The first rank that has other parameters than rank 0, or a rank that has gone.
+    pub(crate) fn agree(&self) -> Result<(), TrainError> {
+        self.ranks.agree_on_params(&self.params, self.step)
     }
 
     /// The loss scale, only in f16.

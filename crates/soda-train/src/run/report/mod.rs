@@ -93,7 +93,7 @@ fn overview(summary: &RunSummary) -> Markup {
     html! {
         p {
             (counted(summary.examples, "training image")) ", "
-            (counted(summary.history.steps.len(), "step")) " of " (config.batch_size * config.accumulation) ", "
+            (counted(summary.history.steps.len(), "step")) " of " (config.images_per_step()) ", "
             (summary.num_params) " trained parameters on " (counted(summary.num_layers, "layer")) ", "
             (format!("{:.0}", summary.seconds)) " s of training."
             @if let Some(folders) = &summary.folders { " Images by folder: " (folders) "." }

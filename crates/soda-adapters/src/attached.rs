@@ -34,8 +34,8 @@ impl<A: Adapter> Plan<A> {
 
 /// Freezes `module` and attaches several plans, each with a weight: `W = W0 + Σ λᵢ (Wᵢ - W0)`.
 ///
-/// A parameter that already has adapters keeps them and gets no others; call [`detach`] first. An adapter on a
-/// quantized weight computes with it. A module with quantized weights has no adapters yet.
+/// A parameter that already has adapters keeps them and gets no others; call [`detach`] first. An
+/// adapter on a quantized weight computes with it. A module with quantized weights has no adapters yet.
 pub fn attach_all<A: Adapter, M: Module>(
     plans: impl IntoIterator<Item = (Plan<A>, f64)>,
     module: M,
@@ -67,8 +67,8 @@ pub fn detach<M: Module>(module: M) -> M {
 
 /// Replaces the adapted weights by plain ones, for calls without further training.
 ///
-/// Adapters of a `method` that [depends on the timestep](Method::depends_on_timestep) stay attached, and so do
-/// those of a network with quantized weights, which would become floats.
+/// Adapters of a `method` that [depends on the timestep](Method::depends_on_timestep) stay attached,
+/// and so do those of a network with quantized weights, which would become floats.
 pub fn for_inference<M: Module>(module: M, method: &impl Method) -> M {
     if method.depends_on_timestep() || !quantized_weights(&module).is_empty() {
         module

@@ -1,7 +1,7 @@
 //! Quantized weights of a network, in the place of float parameters.
 //!
-//! The parameter of a quantized weight holds one NaN, so that nothing reads it by mistake. The layer reads its
-//! weight through burn's reparameterization, which is the quantized one.
+//! The parameter of a quantized weight holds one NaN, so that nothing reads it by mistake. The layer
+//! reads its weight through burn's reparameterization, which is the quantized one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -42,8 +42,8 @@ impl QuantizedWeight {
         Self { words, scales, layout }
     }
 
-    /// This weight in the place of a parameter `[in, out]` of a network that computes in `dtype`. The value of
-    /// `param` is dropped; one that is not initialized stays so.
+    /// This weight in the place of a parameter `[in, out]` of a network that computes in `dtype`. The
+    /// value of `param` is dropped; one that is not initialized stays so.
     pub fn replace<const D: usize>(
         self,
         param: Param<Tensor<D>>,

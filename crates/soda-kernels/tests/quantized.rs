@@ -16,7 +16,7 @@ use soda_kernels::{
 
 use common::{assert_matches, distance, random};
 
-/// Shapes `[out, in]`: several rows of one block, an odd number of blocks, more than 256 blocks.
+/// Shapes `[out, in]`: rows of one block, an odd number of blocks, many blocks.
 const SHAPES: [[usize; 2]; 3] = [[5, 64], [3, 192], [65, 320]];
 /// A shape of the formats whose blocks are rows.
 const ROWS_ONLY: [usize; 2] = [7, 40];
@@ -39,7 +39,7 @@ fn quantized(matrix: &Tensor<2>, format: QuantFormat) -> QuantizedMatrix {
     QuantizedMatrix::encode(&host_values(matrix), layout)
 }
 
-/// The root mean square error over the root mean square of normal numbers, with a scale for each row or block.
+/// The root mean square error over the root mean square of normal numbers.
 #[test]
 fn the_error_of_a_format_is_that_of_its_bits() {
     let matrix = random([256, 1280]);
@@ -62,7 +62,7 @@ fn the_error_of_a_format_is_that_of_its_bits() {
 /// The errors of torchao's int8 and fp8 and of bitsandbytes' NF4 on the same matrix, from
 /// `docs/parity/quantization/errors.py`.
 #[test]
-fn a_product_is_no_further_off_than_that_of_pytorch() {
+fn a_weight_is_no_further_off_than_that_of_pytorch() {
     let file =
         soda_testing::workspace_path("crates/soda-kernels/tests/fixtures/quantization.safetensors");
     let bytes = std::fs::read(file).unwrap();
@@ -74,16 +74,16 @@ fn a_product_is_no_further_off_than_that_of_pytorch() {
     let tensor = |name: &str, shape: [usize; 2]| {
         Tensor::<2>::from_data(TensorData::new(values(name), shape), &Device::default())
     };
-    let (matrix, x) = (tensor("matrix", [64, 320]), tensor("x", [8, 320]));
-    let expected = soda_kernels::matmul(x.clone(), matrix.transpose());
+    let matrix = tensor("matrix", [64, 320]);
+    let norms = |x: Tensor<2>| x.square().sum_dim(1);
     for format in QuantFormat::ALL {
         let layout = QuantLayout::new(format, [64, 320]).unwrap();
         let host = QuantizedMatrix::encode(&values("matrix"), layout);
-        let found = QuantizedWeight::new(&host, &Device::default()).product(x.clone());
-        let power = |x: Tensor<2>| f64::from(x.square().mean().into_scalar::<f32>()).sqrt();
-        let error = power(found - expected.clone()) / power(expected.clone());
+        let found = QuantizedWeight::new(&host, &Device::default()).dequantize(DType::F32);
+        let errors = norms(found.transpose() - matrix.clone()) / norms(matrix.clone());
+        let error = f64::from(errors.mean().into_scalar::<f32>()).sqrt();
         let theirs = f64::from(values(format.name())[0]);
-        // Roundings of equal codes differ by less than this.
+        // torchao has one integer more on one side: steps of 2/255 instead of 2/254.
         assert!(error <= theirs * 1.01, "{format:?}: {error:.5}, and {theirs:.5} of PyTorch");
     }
 }

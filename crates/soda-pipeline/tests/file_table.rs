@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, FloatDType};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use models::{Fixture, write_pipeline, write_z_image};
 use soda_adapters::boft::BoftConfig;
 use soda_adapters::full::FullConfig;
@@ -28,6 +28,7 @@ use soda_adapters::{
     Adapter as _, AdapterState, AnyAdapter, Method as _, MethodConfig, Plan, Recipe, Targets,
     TimestepMask,
 };
+use soda_kernels::has_vendor_blas;
 use soda_models::clip::ClipTextModel;
 use soda_models::flux2::Flux2Config;
 use soda_models::pipeline::{Networks, Pipeline};
@@ -41,7 +42,12 @@ use soda_pipeline::{AdapterFile, Component, Header, PipelineError};
 use soda_testing::{max_abs, max_abs_diff};
 
 /// The largest difference of what the page calls exact, relative to the largest change: roundings of f32.
-const EXACT: f64 = 3e-7;
+///
+/// The change is a difference of weights that are ten times as large, and a vendor's library sums the
+/// norms of DoRA in another order.
+fn exact(device: &Device) -> f64 {
+    if has_vendor_blas(&Tensor::<1>::zeros([1], device)) { 3e-6 } else { 3e-7 }
+}
 
 /// The smallest and the largest difference of a LoRA that a decomposition in f32 made.
 const CLOSE: [f64; 2] = [1e-7, 1e-4];
@@ -275,7 +281,7 @@ fn every_method_travels_in_every_format_as_the_page_says() {
             for ((cell, file), name) in row.iter().zip(&files).zip(&names) {
                 let found = difference(format, file, &pipeline);
                 let holds = match (cell.as_str(), &found) {
-                    ("exact", Ok(found)) => *found <= EXACT,
+                    ("exact", Ok(found)) => *found <= exact(&Device::default()),
                     ("1e-4", Ok(found)) => CLOSE[0] < *found && *found <= CLOSE[1],
                     (cell, Err(sentence)) => {
                         let number =

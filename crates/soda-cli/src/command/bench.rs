@@ -422,16 +422,14 @@ fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-/// Refuses a step of as many numbers that the memory of the processor has no room for.
-///
-/// The system would end the program without a sentence. A GPU without memory has one.
+/// Refuses a step of as many numbers that the machine has no room for: the system would end the program
+/// without a sentence. A driver refuses what a GPU has no room for, but no GPU has 1 TB.
 fn require_room(numbers: usize, device: &Device) -> Result<()> {
-    /// The memory in KiB where the system does not say it: 4 TB, more than any machine has.
-    const MOST: u64 = 1 << 32;
     // Two bytes are those of the smallest precision.
     let needed = (numbers as u64).saturating_mul(2) >> 10;
+    let processor = || kib("/proc/meminfo", "MemTotal:").unwrap_or(1 << 32);
     ensure!(
-        !is_processor(device) || needed <= kib("/proc/meminfo", "MemTotal:").unwrap_or(MOST),
+        needed <= if is_processor(device) { processor() } else { 1 << 30 },
         "a step needs more memory than this machine has; give a smaller --batch, --latents, --layer or --rows"
     );
     Ok(())

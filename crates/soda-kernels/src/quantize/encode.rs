@@ -1,5 +1,7 @@
 //! Quantization on the host, so that every device has the same codes.
 
+use std::num::NonZero;
+
 use super::format::QuantFormat;
 use super::layout::QuantLayout;
 
@@ -20,12 +22,15 @@ impl QuantizedMatrix {
     /// If `values` does not have the length of the layout.
     pub fn encode(values: &[f32], layout: QuantLayout) -> Self {
         assert_eq!(values.len(), layout.numbers(), "a value for each number of the layout");
-        let format = layout.format();
-        let peak = |block: &[f32]| block.iter().fold(0.0f32, |peak, x| maximum(peak, x.abs()));
-        let peaks: Vec<f32> = values
-            .chunks_exact(layout.block())
-            .map(|block| peak(block) / format.largest())
-            .collect();
+        let (format, block) = (layout.format(), layout.block());
+        let mut peaks = vec![0.0; layout.blocks()];
+        in_parallel(&mut peaks, 1, block, |first, peaks| {
+            let blocks = values[first * block..].chunks_exact(block);
+            for (peak, block) in peaks.iter_mut().zip(blocks) {
+                let largest = block.iter().fold(0.0f32, |peak, x| maximum(peak, x.abs()));
+                *peak = largest / format.largest();
+            }
+        });
         let (scale_codes, scales) = if layout.is_nested() {
             nested(&peaks, layout.blocks_per_scale())
         } else {
@@ -37,14 +42,17 @@ impl QuantizedMatrix {
         };
         let mut words = vec![0; layout.words()];
         let (codes, nested_words) = words.split_at_mut(layout.code_words());
-        let words_per_block = layout.block() / layout.codes_per_word();
-        let blocks =
-            values.chunks_exact(layout.block()).zip(codes.chunks_exact_mut(words_per_block));
-        for (block, (values, words)) in blocks.enumerate() {
-            let scale = scale(block);
-            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-            pack(format, values, inverse, words);
-        }
+        let words_per_block = block / layout.codes_per_word();
+        in_parallel(codes, words_per_block, block, |first, words| {
+            let blocks = values[first * block..].chunks_exact(block);
+            for (index, (words, block)) in
+                words.chunks_exact_mut(words_per_block).zip(blocks).enumerate()
+            {
+                let scale = scale(first + index);
+                let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+                pack(format, block, inverse, words);
+            }
+        });
         for (index, code) in scale_codes.iter().enumerate() {
             nested_words[index / 4] |= u32::from(*code) << (8 * (index % 4));
         }
@@ -67,6 +75,33 @@ impl QuantizedMatrix {
     }
 }
 
+/// The numbers for which another thread pays.
+const NUMBERS_OF_A_THREAD: usize = 1 << 20;
+
+/// Calls `f` with parts of `results`, which has `each` for every block of `block` numbers, and the
+/// index of the first block of each part.
+fn in_parallel<T: Send>(
+    results: &mut [T],
+    each: usize,
+    block: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let blocks = results.len() / each;
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = (blocks * block / NUMBERS_OF_A_THREAD).clamp(1, processors);
+    let blocks_each = blocks.div_ceil(threads).max(1);
+    let parts = results.chunks_mut(blocks_each * each).enumerate();
+    if threads == 1 {
+        return parts.for_each(|(_, part)| f(0, part));
+    }
+    std::thread::scope(|scope| {
+        for (index, part) in parts {
+            let f = &f;
+            scope.spawn(move || f(index * blocks_each, part));
+        }
+    });
+}
+
 /// The larger of two numbers; NaN if one of them is.
 fn maximum(a: f32, b: f32) -> f32 {
     if b > a || b.is_nan() { b } else { a }
@@ -87,6 +122,7 @@ fn nested(peaks: &[f32], share: usize) -> (Vec<u8>, Vec<f32>) {
 }
 
 /// Writes the codes of `values * inverse`.
+#[inline]
 fn pack(format: QuantFormat, values: &[f32], inverse: f32, words: &mut [u32]) {
     let bits = format.bits();
     for (word, values) in words.iter_mut().zip(values.chunks_exact(32 / bits)) {

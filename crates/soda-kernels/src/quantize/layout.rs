@@ -2,8 +2,6 @@
 
 use super::format::QuantFormat;
 
-/// The numbers of scales that share a scale of their own, if scales are integers.
-const NESTED_BLOCK: usize = 256;
 /// The codes of 8 bits in a word.
 const BYTES: usize = 4;
 /// The numbers of a row that a kernel writes at once.
@@ -21,8 +19,8 @@ pub struct QuantLayout {
 }
 
 impl QuantLayout {
-    /// The layout of a matrix `[rows, columns]`. `None` if there is no number, or if the columns are no multiple
-    /// of the format's block, or of 8 where a row is a block.
+    /// The layout of a matrix `[rows, columns]`. `None` if there is no number, or if the columns are no
+    /// multiple of the format's block, or of 8 where a row is a block.
     pub fn new(format: QuantFormat, [rows, columns]: [usize; 2]) -> Option<Self> {
         let multiple = format.block().unwrap_or(NUMBERS_AT_ONCE);
         let fits = rows > 0 && columns > 0 && columns.is_multiple_of(multiple);
@@ -59,14 +57,14 @@ impl QuantLayout {
         self.format == QuantFormat::Nf4
     }
 
-    /// The blocks that share a scale in float32.
+    /// The blocks that share a scale in float32: those of a row.
     pub(crate) fn blocks_per_scale(&self) -> usize {
-        if self.is_nested() { NESTED_BLOCK } else { 1 }
+        self.columns / self.block()
     }
 
-    /// The number of scales in float32.
+    /// The number of scales in float32, one for each row.
     pub(crate) fn scales(&self) -> usize {
-        self.blocks().div_ceil(self.blocks_per_scale())
+        self.rows
     }
 
     /// The codes in a word.
@@ -100,8 +98,8 @@ mod tests {
         let layout = |format| QuantLayout::new(format, [3, 128]).expect("a multiple of 64");
         let sizes = |layout: QuantLayout| (layout.words(), layout.scales(), layout.bytes());
         assert_eq!(sizes(layout(QuantFormat::Int8)), (96, 3, 396));
-        // 384 codes of 4 bits, 6 scales of 8 bits in 2 words, and one scale of these.
-        assert_eq!(sizes(layout(QuantFormat::Nf4)), (48 + 2, 1, 204));
+        // 384 codes of 4 bits, 6 scales of 8 bits in 2 words, and a scale of these for each row.
+        assert_eq!(sizes(layout(QuantFormat::Nf4)), (48 + 2, 3, 212));
         assert!(QuantLayout::new(QuantFormat::Int8, [3, 72]).is_some());
         assert_eq!(QuantLayout::new(QuantFormat::Int8, [3, 60]), None);
         assert_eq!(QuantLayout::new(QuantFormat::Nf4, [3, 72]), None);

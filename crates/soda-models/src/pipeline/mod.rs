@@ -25,7 +25,6 @@ mod prediction_marks;
 mod prompt;
 mod prompt_encoding;
 mod prompt_states;
-mod quantize;
 mod save;
 mod single_file;
 mod text_encoders;

@@ -5,7 +5,7 @@ use burn::module::{
     Param,
 };
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use soda_kernels::{MemoryFormat, has_vendor_blas};
+use soda_kernels::{MemoryFormat, QuantFormat, has_vendor_blas, persistent};
 use tracing::info_span;
 
 use super::denoiser::Denoiser;
@@ -15,6 +15,7 @@ use super::text_encoders::{TextEncoders, TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
 use crate::flux2::Flux2Transformer;
 use crate::unet::Unet;
+use crate::weights::quantize;
 use crate::z_image::ZImageTransformer;
 
 /// The memory format of a denoiser that draws.
@@ -87,12 +88,12 @@ impl From<ZImageTransformer> for Networks {
     }
 }
 
-/// Casts all weights to bf16.
-struct ToBf16;
+/// Casts all weights.
+struct Cast(FloatDType);
 
-impl ModuleMapper for ToBf16 {
+impl ModuleMapper for Cast {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|weight| weight.cast(FloatDType::BF16))
+        param.map(|weight| persistent(weight, |weight| weight.cast(self.0)))
     }
 }
 
@@ -132,7 +133,25 @@ impl Pipeline {
             }
         };
         if self.draws_in_bf16() {
-            self.vae = self.vae.map(&mut ToBf16);
+            self.vae = self.vae.map(&mut Cast(FloatDType::BF16));
+        }
+        self
+    }
+
+    /// Quantizes the linear weights of text encoders and denoiser that are in floats, and casts the other
+    /// weights of the denoiser to `dtype`. The networks have no adapters.
+    #[must_use]
+    pub fn quantized(mut self, format: QuantFormat, dtype: FloatDType) -> Self {
+        let _span = info_span!("quantize").entered();
+        self.denoiser = quantize(self.denoiser, format).map(&mut Cast(dtype));
+        if let TextEncoders::Clip(clip) = self.text {
+            let mut clip = *clip;
+            clip.text_encoder = quantize(clip.text_encoder, format);
+            if let Some(mut second) = clip.second.take() {
+                second.text_encoder = quantize(second.text_encoder, format);
+                clip.second = Some(second);
+            }
+            self.text = TextEncoders::Clip(Box::new(clip));
         }
         self
     }

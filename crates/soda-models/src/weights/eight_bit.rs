@@ -3,7 +3,7 @@
 //! | dtype | scale | written by |
 //! |---|---|---|
 //! | `I8` | `<layer>.weight_scale`, for each output or for all | torchao-like exports |
-//! | `F8_E4M3` | `<layer>.weight_scale` or `<layer>.scale_weight`, for each output or for all | the authors of FLUX.2, ComfyUI |
+//! | `F8_E4M3` | the same, or `<layer>.scale_weight` | ComfyUI, the authors of FLUX.2 |
 //! | `F8_E4M3` | none | plain casts |
 //!
 //! `<layer>.input_scale` is for products in 8 bits. Products here are in floats, which need none.
@@ -30,8 +30,8 @@ pub(super) fn is_eight_bit(entry: &Entry) -> bool {
 ///
 /// # Errors
 ///
-/// [`WeightsError::Mismatch`] for int8 without a scale, and for a scale that is neither one number nor one for
-/// each output, or not in floats.
+/// [`WeightsError::Mismatch`] for int8 without a scale, and for a scale that is neither one number nor
+/// one for each output, or not in floats.
 pub(super) fn take_scale(
     entries: &BTreeMap<String, Entry>,
     (key, entry): (&String, &Entry),

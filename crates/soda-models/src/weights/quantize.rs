@@ -1,11 +1,11 @@
 //! Which weights of a network are quantized, and the quantization of a loaded network.
 //!
-//! The linear weights of the repeated blocks are quantized: they are nearly all weights of a transformer. What
-//! stays in floats is small, and an error in it reaches every token:
+//! The linear weights of the repeated blocks are quantized: they are nearly all weights of a
+//! transformer. What stays in floats is small, and an error in it reaches every token:
 //!
 //! | stays | reason |
 //! |---|---|
-//! | embeddings of latents, prompts, timesteps and sizes, and the last projection | the first and last layers |
+//! | embeddings of latents, prompts, timesteps, sizes; the last projection | the first and last layers |
 //! | modulations by the timestep | scale and shift every channel of a block |
 //! | norms, biases | vectors |
 //! | convolutions | no format for them |

@@ -18,8 +18,8 @@ use crate::error::{ConfigError, TrainError};
 use crate::eval::sampling::evaluation_prompts;
 use crate::event::Event;
 
-/// Reads the base model. Adapted weights stay as they are in the file until their adapters are made; all other
-/// weights have the precisions of the settings.
+/// Reads the base model. Adapted weights stay as they are in the file until their adapters are made;
+/// all other weights have the precisions of the settings.
 ///
 /// # Errors
 /// A base model that cannot be read, an unusable noise schedule, or a word that the vocabulary has already.

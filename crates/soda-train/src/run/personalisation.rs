@@ -41,6 +41,7 @@ use crate::run::results::{adapter_file, finish, header, score, write_training_re
 use crate::run::summary::RunSummary;
 use crate::run::training_loop::{TrainedRun, TrainingLoop, orthogonality_defect};
 use crate::step::adapted_networks::{check_method, check_targets, trained_networks};
+use crate::step::precision::frozen_denoiser;
 use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
 
@@ -246,7 +247,7 @@ impl Personalisation {
         let (adapted, plan) = planning.plan(&data, &schedule, on_event)?;
         let num_layers = plan.paths().len();
         let span = info_span!("cast").entered();
-        pipeline.denoiser = crate::step::precision::frozen_denoiser(&config, pipeline.denoiser);
+        pipeline.denoiser = frozen_denoiser(&config, pipeline.denoiser);
         span.exit();
         pipeline = pipeline.in_drawing_format();
         // Class images need the final precision, which before the cast only a part of the network has.

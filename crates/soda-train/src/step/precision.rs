@@ -14,8 +14,8 @@ impl Precision {
     }
 }
 
-/// A denoiser without adapters as a run keeps it: its linear weights quantized, if the settings say so, and all
-/// others in the precision of the run.
+/// A denoiser without adapters as a run keeps it: its linear weights quantized, if the settings say so,
+/// and all others in the precision of the run.
 ///
 /// Weights are quantized as they are in the file, before the cast.
 pub(crate) fn frozen_denoiser<M: Module>(config: &TrainConfig, denoiser: M) -> M {

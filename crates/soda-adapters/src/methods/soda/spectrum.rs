@@ -177,8 +177,8 @@ impl Spectrum {
         Some(apply_autograd(&layer, x.clone().unsqueeze_dim(2), &flat).flatten(1, 2))
     }
 
-    /// The singular values, if the factors replace the weight `w` in a product. They are those of the weight in
-    /// the file, and so do not replace a quantized one, which is `None`.
+    /// The singular values, if the factors replace the weight `w` in a product. They are those of the
+    /// weight in the file, and so do not replace a quantized one, which is `None`.
     fn factored_spectrum(&self, w: Option<&Tensor<2>>) -> Option<&Tensor<1>> {
         let dtype = w?.dtype();
         self.s.as_ref().filter(|_| self.exact && dtype == self.left.dtype())

@@ -23,9 +23,9 @@ pub(crate) fn dequantize(
         QuantFormat::Fp8 => 1,
         QuantFormat::Nf4 => 2,
     };
-    let (n, block) = (layout.numbers(), layout.block());
+    let (n, block, share) = (layout.numbers(), layout.block(), layout.blocks_per_scale());
     stream::submit([&words, &scales, &y], move |context, [words, scales, y]| {
-        let arguments = vec![words, scales, y, n as u64, block as u64, format];
+        let arguments = vec![words, scales, y, n as u64, block as u64, share as u64, format];
         // A thread has at least eight numbers.
         let blocks = n.div_ceil(2048).clamp(1, 8192);
         context.launcher.launch(name, [blocks, 1], 256, 0, arguments)

@@ -14,9 +14,9 @@ __device__ float e4m3(unsigned code) {
   return load(x) * 256;
 }
 
-// y[i] = table[code i] * scale of the block of i, for n numbers in blocks of a multiple of 8. The scales of NF4 are the
-// bytes behind the codes, times one scale for 256 of them.
-template <class T> __device__ void dequantize(const unsigned *words, const float *scales, T *y, i64 n, i64 block, int format) {
+// y[i] = table[code i] * scale of the block of i, for n numbers in blocks of a multiple of 8. The
+// scales of NF4 are the bytes behind the codes, times one scale for each row of `share` blocks.
+template <class T> __device__ void dequantize(const unsigned *words, const float *scales, T *y, i64 n, i64 block, i64 share, int format) {
   __shared__ float table[16];
   if (threadIdx.x < 16) table[threadIdx.x] = NF4[threadIdx.x];
   __syncthreads();
@@ -30,7 +30,7 @@ template <class T> __device__ void dequantize(const unsigned *words, const float
     if (format == NF4_NESTED) {
       unsigned word = words[v];
       EACH(j, N) values[j] = table[word >> 4 * j & 15];
-      scale = bytes[b] * scales[b / 256];
+      scale = bytes[b] * scales[b / (unsigned)share];
     } else {
       uint2 pair = ((const uint2 *)words)[v];
       EACH(j, N) {
@@ -50,7 +50,7 @@ template <class T> __device__ void dequantize(const unsigned *words, const float
 }
 
 #define EXPORT(T, t) extern "C" { \
-  __global__ void dequantize_##t(const unsigned *words, const float *scales, T *y, i64 n, i64 block, i64 format) { dequantize(words, scales, y, n, block, (int)format); } \
+  __global__ void dequantize_##t(const unsigned *words, const float *scales, T *y, i64 n, i64 block, i64 share, i64 format) { dequantize(words, scales, y, n, block, share, (int)format); } \
 }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)

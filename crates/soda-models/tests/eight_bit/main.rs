@@ -1,4 +1,4 @@
-//! Checkpoints whose weights are in 8 bits: int8 with a scale for each output, and E4M3 with one scale or none.
+//! Checkpoints with weights in 8 bits: int8 with a scale for each output, and E4M3 with one scale or none.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

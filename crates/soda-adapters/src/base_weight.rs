@@ -4,6 +4,7 @@ use burn::tensor::{DType, Tensor};
 use soda_kernels::{QuantizedWeight, matmul};
 
 /// The frozen weight `[in, out]` that an adapter changes, in the float type of the network or quantized.
+#[allow(clippy::large_enum_variant, reason = "made for one product, and never stored")]
 #[derive(Clone, Debug)]
 pub enum BaseWeight {
     /// The weight in floats.

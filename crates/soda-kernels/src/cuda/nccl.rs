@@ -13,7 +13,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cudarc::driver::sys as driver;
 use libloading::Library;
 
-use super::stream::submit;
+use super::stream::{flush, submit};
 use super::support::{Cube, on_cuda};
 
 /// The bytes by which ranks find each other.
@@ -143,6 +143,7 @@ impl Communicator {
             let _ = sender.send(functions.check("ncclCommInitRank", code).map(|()| comm as usize));
             Ok(())
         });
+        flush();
         match receiver.recv_timeout(patience) {
             Ok(joined) => joined.map(|comm| Self { comm }),
             Err(_) => {
@@ -166,6 +167,7 @@ impl Communicator {
             let _ = sender.send(functions.check("ncclAllReduce", code));
             Ok(())
         });
+        flush();
         let until = Instant::now() + patience;
         let late = || {
             // SAFETY: NCCL lets another thread abort, which ends its kernel on the device.
@@ -197,6 +199,7 @@ fn is_done(x: &CubeTensor) -> Result<bool, String> {
         let _ = sender.send(unsafe { driver::cuStreamQuery(context.stream) });
         Ok(())
     });
+    flush();
     match receiver.recv() {
         Ok(driver::CUresult::CUDA_ERROR_NOT_READY) => Ok(false),
         Ok(driver::CUresult::CUDA_SUCCESS) => Ok(true),

@@ -90,12 +90,11 @@ fn in_parallel<T: Send>(
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let threads = (blocks * block / NUMBERS_OF_A_THREAD).clamp(1, processors);
     let blocks_each = blocks.div_ceil(threads).max(1);
-    let parts = results.chunks_mut(blocks_each * each).enumerate();
     if threads == 1 {
-        return parts.for_each(|(_, part)| f(0, part));
+        return f(0, results);
     }
     std::thread::scope(|scope| {
-        for (index, part) in parts {
+        for (index, part) in results.chunks_mut(blocks_each * each).enumerate() {
             let f = &f;
             scope.spawn(move || f(index * blocks_each, part));
         }

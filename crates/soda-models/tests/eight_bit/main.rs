@@ -15,9 +15,10 @@ use soda_testing::{relative_error, workspace_path};
 const FILE: &str = "transformer/diffusion_pytorch_model.safetensors";
 
 type Stored = (Dtype, Vec<usize>, Vec<u8>);
+type Tensors = BTreeMap<String, Stored>;
 
 /// The tensors of the bundled transformer.
-fn tensors() -> BTreeMap<String, Stored> {
+fn tensors() -> Tensors {
     let bytes = std::fs::read(workspace_path("examples/toyflux/base").join(FILE)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let stored = |(name, view): (String, TensorView<'_>)| {
@@ -27,7 +28,7 @@ fn tensors() -> BTreeMap<String, Stored> {
 }
 
 /// Loads the bundled model with these tensors as its transformer.
-fn load(tensors: &BTreeMap<String, Stored>, options: &LoadOptions) -> Result<Pipeline, ModelError> {
+fn load(tensors: &Tensors, options: &LoadOptions) -> Result<Pipeline, ModelError> {
     let folder = tempfile::tempdir().unwrap();
     copy(&workspace_path("examples/toyflux/base"), folder.path());
     let views: BTreeMap<_, _> = tensors
@@ -60,7 +61,7 @@ fn int8() -> LoadOptions {
 }
 
 /// Replaces the weights of the blocks by int8 with scales, from the program's own codes.
-fn as_int8(tensors: &mut BTreeMap<String, Stored>) -> BTreeMap<String, QuantizedWeight> {
+fn as_int8(tensors: &mut Tensors) -> BTreeMap<String, QuantizedWeight> {
     let weights = quantized_weights(&load(tensors, &int8()).unwrap().denoiser);
     for (path, weight) in &weights {
         let [rows, columns] = weight.layout().shape();
@@ -124,7 +125,7 @@ fn e4m3_is_read_with_one_scale_or_none() {
     let codes: Vec<u8> = (0..shape.iter().product::<usize>()).map(|i| (i % 0x70) as u8).collect();
     let mut scaled = plain.clone();
     scaled.insert(path.to_owned(), (Dtype::F8_E4M3, shape.clone(), codes));
-    let of = |tensors: &BTreeMap<String, Stored>| {
+    let of = |tensors: &Tensors| {
         values_by_path(&load(tensors, &LoadOptions::default()).unwrap())[path].clone()
     };
     let without = of(&scaled);
@@ -141,37 +142,39 @@ fn e4m3_is_read_with_one_scale_or_none() {
     assert_eq!(without[8 * stride], 2f32.powi(-6));
 }
 
+/// Replaces a weight by codes of int8.
+fn put_int8(tensors: &mut Tensors, weight: &str) {
+    let shape = tensors[weight].1.clone();
+    let codes = vec![1; shape.iter().product()];
+    tensors.insert(weight.to_owned(), (Dtype::I8, shape, codes));
+}
+
 #[test]
 fn what_is_wrong_with_eight_bits_is_named() {
-    let refusal = |change: &dyn Fn(&mut BTreeMap<String, Stored>, &str, &str)| {
+    let refusal = |change: fn(&mut Tensors, &str, &str)| {
         let mut tensors = tensors();
         let layer = "transformer_blocks.0.attn.to_q.";
         change(&mut tensors, &format!("{layer}weight"), &format!("{layer}weight_scale"));
         load(&tensors, &LoadOptions::default()).unwrap_err().to_string()
     };
-    let int8 = |tensors: &mut BTreeMap<String, Stored>, weight: &str| {
-        let shape = tensors[weight].1.clone();
-        let codes = vec![1; shape.iter().product()];
-        tensors.insert(weight.to_owned(), (Dtype::I8, shape, codes));
-    };
-    let error = refusal(&|tensors, weight, _| int8(tensors, weight));
+    let error = refusal(|tensors, weight, _| put_int8(tensors, weight));
     assert!(error.contains("to_q.weight is in int8 and has no"), "{error}");
-    let error = refusal(&|tensors, weight, scale| {
-        int8(tensors, weight);
+    let error = refusal(|tensors, weight, scale| {
+        put_int8(tensors, weight);
         tensors.insert(scale.to_owned(), (Dtype::F32, vec![2], vec![0; 8]));
     });
     assert!(error.contains("must be one number or"), "{error}");
-    let error = refusal(&|tensors, weight, scale| {
-        int8(tensors, weight);
+    let error = refusal(|tensors, weight, scale| {
+        put_int8(tensors, weight);
         tensors.insert(scale.to_owned(), (Dtype::F32, vec![], f32::NAN.to_le_bytes().into()));
     });
     assert!(error.contains("to_q.weight") && error.contains("NaN"), "{error}");
     // A scale without a weight in 8 bits is an unknown key.
-    let error = refusal(&|tensors, _, scale| {
+    let error = refusal(|tensors, _, scale| {
         tensors.insert(scale.to_owned(), (Dtype::F32, vec![], vec![0; 4]));
     });
     assert!(error.contains("to_q.weight_scale"), "{error}");
-    let error = refusal(&|tensors, weight, _| {
+    let error = refusal(|tensors, weight, _| {
         let shape = tensors[weight].1.clone();
         let codes = vec![0x7f; shape.iter().product()];
         tensors.insert(weight.to_owned(), (Dtype::F8_E4M3, shape, codes));

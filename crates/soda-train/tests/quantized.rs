@@ -74,7 +74,9 @@ fn a_stopped_run_on_a_quantized_base_resumes_to_the_same_bits() {
             stop.store(true, Ordering::Relaxed);
         }
     });
-    assert!(matches!(error, Err(TrainError::Stopped { step: 2, .. })));
+    // The losses of a step are read during the next one.
+    let stopped = matches!(error, Err(TrainError::Stopped { step: 2 | 3, .. }));
+    assert!(stopped, "{:?}", error.map(|summary| summary.folder));
     let (run, opened) = Personalisation::resume(&folder.path().join("stopped"), &device).unwrap();
     let target = RunTarget::Resumed(opened);
     let summary = run.run(target, &AtomicBool::new(false), &mut |_| ()).unwrap();

@@ -91,8 +91,8 @@ pub(super) fn submit_all(
     });
 }
 
-/// Hands what this thread has submitted to the devices' threads, for a caller that waits for a task. Otherwise
-/// tasks wait for the next read.
+/// Hands what this thread has submitted to the devices' threads, for a caller that waits for a task.
+/// Otherwise tasks wait for the next read.
 pub(super) fn flush() {
     DEVICES.with_borrow(|devices| devices.values().for_each(DeviceHandle::flush_queue));
 }

@@ -31,7 +31,7 @@ pub struct QuantizedWeight {
 }
 
 impl QuantizedWeight {
-    /// Puts a matrix `[out, in]` onto `device`, in allocations of their own.
+    /// Puts a matrix `[out, in]` onto `device`.
     pub fn new(matrix: &QuantizedMatrix, device: &Device) -> Self {
         let layout = matrix.layout();
         let words = matrix.words().iter().flat_map(|word| word.to_le_bytes()).collect();

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use soda_kernels::QuantFormat;
 use tracing::info_span;
 
@@ -281,25 +282,11 @@ pub(crate) enum Precision {
     Bf16,
 }
 
-/// The number format of linear weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BasePrecision {
-    /// Integers of 8 bits with a scale for each output
-    Int8,
-    /// Floats of 8 bits (E4M3) with a scale for each output
-    Fp8,
-    /// NF4 of QLoRA: 4 bits in blocks of 64
-    Nf4,
-}
-
-impl From<BasePrecision> for QuantFormat {
-    fn from(precision: BasePrecision) -> Self {
-        match precision {
-            BasePrecision::Int8 => Self::Int8,
-            BasePrecision::Fp8 => Self::Fp8,
-            BasePrecision::Nf4 => Self::Nf4,
-        }
-    }
+/// Reads the name of a number format of linear weights.
+pub(crate) fn quant_format() -> impl TypedValueParser<Value = QuantFormat> {
+    let named = |name: String| QuantFormat::ALL.into_iter().find(|format| format.name() == name);
+    PossibleValuesParser::new(QuantFormat::ALL.map(QuantFormat::name))
+        .try_map(move |name| named(name).ok_or("no such format"))
 }
 
 impl From<Precision> for FloatDType {

@@ -23,7 +23,7 @@ use soda_pipeline::TARGET_PRESETS;
 use soda_train::GradientCheckpointing;
 
 use crate::args::DeviceArg;
-use crate::device::{BasePrecision, Precision, is_processor};
+use crate::device::{Precision, is_processor, quant_format};
 use crate::progress::print_result;
 use crate::synthetic::{
     Architecture, BatchSizes, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
@@ -66,8 +66,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
     /// Quantize the linear weights of the blocks; products stay in --dtype
-    #[arg(long, value_enum, conflicts_with = "layer")]
-    pub(crate) base_precision: Option<BasePrecision>,
+    #[arg(long, value_name = "FORMAT", value_parser = quant_format(), conflicts_with = "layer")]
+    pub(crate) base_precision: Option<QuantFormat>,
     /// Gradient checkpointing of the denoiser's blocks
     #[arg(long, value_enum, default_value_t)]
     pub(crate) checkpointing: CheckpointingName,
@@ -126,7 +126,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let method = method(&args)?;
     let device = args.device.device.open()?;
     let dtype = FloatDType::from(args.dtype);
-    let precision = (dtype, args.base_precision.map(QuantFormat::from));
+    let precision = (dtype, args.base_precision);
     let checkpointing = GradientCheckpointing::from(args.checkpointing);
     let (times, what) = match args.layer {
         Some(widths) => {
@@ -163,7 +163,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "batch": args.batch,
         "checkpointing": checkpointing,
         "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
-        "base_precision": args.base_precision.map_or("none", |format| QuantFormat::from(format).name()),
+        "base_precision": args.base_precision.map_or("none", QuantFormat::name),
         "trained": trained,
         "recorded": steps.captured,
         "build_s": round(built.as_secs_f64()),

@@ -19,7 +19,7 @@ use tracing::info_span;
 use crate::adapter_loading::BaseModel;
 use crate::args::{AdapterArg, CacheArg, DeviceArg, PromptEncodingArgs, finite, seed};
 use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sampler};
-use crate::device::{BasePrecision, Precision, shards};
+use crate::device::{Precision, quant_format, shards};
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
 use crate::usage::require;
@@ -89,8 +89,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
     /// Quantize the linear weights of text encoders and denoiser; products stay in --dtype
-    #[arg(long, value_enum)]
-    pub(crate) base_precision: Option<BasePrecision>,
+    #[arg(long, value_name = "FORMAT", value_parser = quant_format())]
+    pub(crate) base_precision: Option<QuantFormat>,
     /// Variant of the model's files, such as fp16
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) variant: Option<String>,
@@ -299,7 +299,7 @@ fn has_text(picture: &[u8], text: &str) -> bool {
 fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
     let options = LoadOptions {
         dtype: args.dtype.into(),
-        quantization: args.base_precision.map(QuantFormat::from),
+        quantization: args.base_precision,
         variant: args.variant.clone(),
         prompt_encoding: args.prompt_encoding.encoding(),
         // Its memory is free before the denoiser is read.

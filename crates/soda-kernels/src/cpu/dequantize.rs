@@ -62,3 +62,44 @@ fn write_block(format: QuantFormat, table: &[f32], words: &[i32], scale: f32, y:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::ops::{FloatTensorOps, IntTensorOps};
+    use burn::tensor::{DType, FloatDType, TensorData};
+
+    use super::*;
+    use crate::fallback;
+    use crate::quantize::QuantizedMatrix;
+
+    /// Backends without a kernel unpack by burn's operations. They get the bits of the kernels.
+    #[test]
+    fn operations_of_burn_unpack_the_same_numbers() {
+        let device = <Flex as burn::backend::BackendTypes>::Device::default();
+        for (format, shape) in [
+            (QuantFormat::Int8, [5, 72]),
+            (QuantFormat::Fp8, [3, 40]),
+            (QuantFormat::Nf4, [7, 192]),
+        ] {
+            let Some(layout) = QuantLayout::new(format, shape) else { panic!("{shape:?}") };
+            // Negative words too: the highest bits of a code are those of the sign.
+            let values: Vec<f32> =
+                (0..layout.numbers()).map(|index| (index as f32 * 0.7).sin() * 3.0).collect();
+            let matrix = QuantizedMatrix::encode(&values, layout);
+            let words = matrix.words().iter().flat_map(|word| word.to_le_bytes()).collect();
+            let words = TensorData::from_bytes_vec(words, [layout.words()], DType::I32);
+            let words = Flex::int_from_data(words, &device);
+            let scales = Flex::float_from_data(TensorData::from(matrix.scales()), &device);
+            let expected = dequantize(&words, &scales, layout);
+            let found =
+                fallback::dequantize::dequantize::<Flex>(words, scales, layout, FloatDType::F32);
+            assert_eq!(
+                super::values(&found.to_contiguous()),
+                super::values(&expected),
+                "{format:?}"
+            );
+            let largest = super::values(&expected).iter().zip(&values).map(|(a, b)| (a - b).abs());
+            assert!(largest.into_iter().all(|off| off < 0.5), "{format:?}");
+        }
+    }
+}

@@ -271,7 +271,10 @@ impl Job for Read {
     type Result = Result<Loaded, ModelError>;
 
     fn bytes(&self) -> usize {
-        let width = self.dtype.size().max(self.entry.dtype.bitsize() / 8);
+        // Codes are made of f32, and made into f32.
+        let through_f32 = self.layout.is_some() || is_eight_bit(&self.entry);
+        let dtype = if through_f32 { DType::F32 } else { self.dtype };
+        let width = dtype.size().max(self.entry.dtype.bitsize() / 8);
         self.entry.elements() * width
     }
 

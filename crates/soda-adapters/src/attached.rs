@@ -11,9 +11,7 @@ use burn::module::{
     Devices, Module, ModuleMapper, ModuleVisitor, Param, Reparameterization, Reparameterizer,
 };
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{
-    QuantizedWeight, matmul, offer_product, quantized_weights, take_quantized, with_quantized,
-};
+use soda_kernels::{StoredWeight, matmul, offer_product, stored_weights, take_stored, with_stored};
 
 use crate::adapter::Adapter;
 use crate::base_weight::BaseWeight;
@@ -35,7 +33,7 @@ impl<A: Adapter> Plan<A> {
 /// Freezes `module` and attaches several plans, each with a weight: `W = W0 + Σ λᵢ (Wᵢ - W0)`.
 ///
 /// A parameter that already has adapters keeps them and gets no others; call [`detach`] first. An
-/// adapter on a quantized weight computes with it. A module with quantized weights has no adapters yet.
+/// adapter on a stored weight computes with it. A module with stored weights has no adapters yet.
 pub fn attach_all<A: Adapter, M: Module>(
     plans: impl IntoIterator<Item = (Plan<A>, f64)>,
     module: M,
@@ -46,31 +44,31 @@ pub fn attach_all<A: Adapter, M: Module>(
             by_path.entry(path).or_default().weighted.push((weight, adapter));
         }
     }
-    let (module, mut quantized) = take_quantized(module);
+    let (module, mut stored) = take_stored(module);
     for (path, adapted) in &mut by_path {
-        adapted.quantized = quantized.remove(path);
+        adapted.stored = stored.remove(path);
     }
-    with_quantized(module.apply_reparameterization(Attach(by_path)), quantized)
+    with_stored(module.apply_reparameterization(Attach(by_path)), stored)
 }
 
 /// Removes all adapters. The weights are those of the base, to the bit; they stay frozen.
 pub fn detach<M: Module>(module: M) -> M {
     let of_adapters = format!(".{ADAPTER_SEGMENT}");
-    let quantized = quantized_weights(&module).into_iter().map(|(path, weight)| {
+    let stored = stored_weights(&module).into_iter().map(|(path, weight)| {
         (path.strip_suffix(&of_adapters).unwrap_or(&path).to_owned(), weight)
     });
-    let quantized = quantized.collect();
-    // Materializing a disabled adapter gives the base weight, which of a quantized one is its placeholder.
-    let module = without_adapters(|| take_quantized(module).0.materialize());
-    with_quantized(module, quantized)
+    let stored = stored.collect();
+    // Materializing a disabled adapter gives the base weight, which of a stored weight is its placeholder.
+    let module = without_adapters(|| take_stored(module).0.materialize());
+    with_stored(module, stored)
 }
 
 /// Replaces the adapted weights by plain ones, for calls without further training.
 ///
 /// Adapters of a `method` that [depends on the timestep](Method::depends_on_timestep) stay attached,
-/// and so do those of a network with quantized weights, which would become floats.
+/// and so do those of a network with stored weights, which would become floats.
 pub fn for_inference<M: Module>(module: M, method: &impl Method) -> M {
-    if method.depends_on_timestep() || !quantized_weights(&module).is_empty() {
+    if method.depends_on_timestep() || !stored_weights(&module).is_empty() {
         module
     } else {
         module.materialize()
@@ -101,8 +99,8 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Attached<A> {
     weighted: Vec<(f64, A)>,
-    /// The weight under the adapters, if it is quantized. The parameter is its placeholder then.
-    quantized: Option<QuantizedWeight>,
+    /// The weight under the adapters, if it is quantized or in host memory. The parameter is its placeholder then.
+    stored: Option<StoredWeight>,
 }
 
 impl<A> Attached<A> {
@@ -114,12 +112,12 @@ impl<A> Attached<A> {
     fn map_each(
         self,
         f: impl Fn(A) -> A,
-        of_base: impl FnOnce(QuantizedWeight) -> QuantizedWeight,
+        of_base: impl FnOnce(StoredWeight) -> StoredWeight,
     ) -> Self {
         let map = |(weight, adapter)| (weight, f(adapter));
         Self {
             weighted: self.weighted.into_iter().map(map).collect(),
-            quantized: self.quantized.map(of_base),
+            stored: self.stored.map(of_base),
         }
     }
 }
@@ -147,7 +145,7 @@ impl<A: Adapter> Attached<A> {
 
 impl<A> Default for Attached<A> {
     fn default() -> Self {
-        Self { weighted: Vec::new(), quantized: None }
+        Self { weighted: Vec::new(), stored: None }
     }
 }
 
@@ -156,14 +154,14 @@ impl<A: Adapter> Reparameterization for Attached<A> {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         if DISABLED.get() {
-            return match &self.quantized {
-                Some(quantized) => quantized.apply(base),
+            return match &self.stored {
+                Some(stored) => stored.apply(base),
                 None => base,
             };
         }
         let dtype = base.dtype();
-        let weight = || match &self.quantized {
-            Some(quantized) => BaseWeight::Quantized(quantized.clone(), dtype),
+        let weight = || match &self.stored {
+            Some(stored) => BaseWeight::Stored(stored.clone(), dtype),
             None => {
                 let dims = base.dims();
                 BaseWeight::Float(base.clone().reshape([dims[0], dims[1]]))
@@ -175,12 +173,12 @@ impl<A: Adapter> Reparameterization for Attached<A> {
         }
         // Adapters compute in f32 for a network in any float type. An initial adapter returns the bits of the
         // base, which both casts keep.
-        let (w, dims) = match &self.quantized {
+        let (w, dims) = match &self.stored {
             None => (to_matrix(base.clone()), base.dims()),
-            Some(quantized) => {
-                let dims = quantized.dims();
-                // Only matrices are quantized.
-                (to_matrix(quantized.dequantize(dtype)), std::array::from_fn(|axis| dims[axis]))
+            Some(stored) => {
+                let dims = stored.dims();
+                // Only matrices are stored.
+                (to_matrix(stored.to_float(dtype)), std::array::from_fn(|axis| dims[axis]))
             }
         };
         let adapted = match self.weighted.as_slice() {
@@ -196,10 +194,10 @@ impl<A: Adapter> Reparameterization for Attached<A> {
 /// The tensors of a single adapter follow the path segment `adapter`; those of several follow their number.
 impl<A: Adapter> Module for Attached<A> {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        if let Some(quantized) = &self.quantized {
-            visitor.enter_module(QuantizedWeight::NAME, ADAPTER_SEGMENT);
-            quantized.visit(visitor);
-            visitor.exit_module(QuantizedWeight::NAME, ADAPTER_SEGMENT);
+        if let Some(stored) = &self.stored {
+            visitor.enter_module(StoredWeight::NAME, ADAPTER_SEGMENT);
+            stored.visit(visitor);
+            visitor.exit_module(StoredWeight::NAME, ADAPTER_SEGMENT);
         }
         if let [(_, adapter)] = self.weighted.as_slice() {
             return adapter.visit(visitor);
@@ -227,7 +225,7 @@ impl<A: Adapter> Module for Attached<A> {
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
-        let devices = self.quantized.collect_devices(devices);
+        let devices = self.stored.collect_devices(devices);
         self.weighted.iter().fold(devices, |devices, (_, adapter)| adapter.collect_devices(devices))
     }
 

@@ -1,16 +1,16 @@
-//! The weight of the base under an adapter, in floats or quantized.
+//! The weight of the base under an adapter: a tensor of floats, or stored otherwise.
 
 use burn::tensor::{DType, Tensor};
-use soda_kernels::{QuantizedWeight, matmul};
+use soda_kernels::{StoredWeight, matmul};
 
-/// The frozen weight `[in, out]` that an adapter changes, in the float type of the network or quantized.
+/// The frozen weight `[in, out]` that an adapter changes.
 #[allow(clippy::large_enum_variant, reason = "made for one product, and never stored")]
 #[derive(Clone, Debug)]
 pub enum BaseWeight {
-    /// The weight in floats.
+    /// The weight in the float type of the network.
     Float(Tensor<2>),
-    /// A quantized weight, and the float type of the network.
-    Quantized(QuantizedWeight, DType),
+    /// A weight that is quantized or in host memory, and the float type of the network.
+    Stored(StoredWeight, DType),
 }
 
 impl BaseWeight {
@@ -18,7 +18,7 @@ impl BaseWeight {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Float(w) => w.dims(),
-            Self::Quantized(w, _) => w.dims(),
+            Self::Stored(w, _) => w.dims(),
         }
     }
 
@@ -26,17 +26,17 @@ impl BaseWeight {
     pub fn dtype(&self) -> DType {
         match self {
             Self::Float(w) => w.dtype(),
-            Self::Quantized(_, dtype) => *dtype,
+            Self::Stored(_, dtype) => *dtype,
         }
     }
 
     /// The product `x W` of rows `x` `[rows, in]`.
     ///
-    /// The tape of a quantized weight holds its codes alone.
+    /// The tape of a stored weight holds its codes, or a reference to the host's memory.
     pub fn product(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Float(w) => matmul(x, w.clone()),
-            Self::Quantized(w, _) => w.product(x),
+            Self::Stored(w, _) => w.product(x),
         }
     }
 
@@ -44,15 +44,15 @@ impl BaseWeight {
     pub fn to_float(&self) -> Tensor<2> {
         match self {
             Self::Float(w) => w.clone(),
-            Self::Quantized(w, dtype) => w.dequantize(*dtype),
+            Self::Stored(w, dtype) => w.to_float(*dtype),
         }
     }
 
-    /// The weight in floats; `None` for a quantized one.
+    /// The weight in floats; `None` for a stored one.
     pub(crate) fn as_float(&self) -> Option<&Tensor<2>> {
         match self {
             Self::Float(w) => Some(w),
-            Self::Quantized(..) => None,
+            Self::Stored(..) => None,
         }
     }
 }

@@ -15,8 +15,8 @@ use soda_adapters::{
     Recipe, Targets, attach_all, detach, for_inference, named_params, without_adapters,
 };
 use soda_kernels::{
-    QuantFormat, QuantLayout, QuantizedMatrix, QuantizedWeight, linear_deferred, quantized_weights,
-    with_quantized,
+    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, linear_deferred, stored_weights,
+    with_stored,
 };
 
 /// A square and a tall layer, one after the other.
@@ -47,13 +47,13 @@ impl Net {
             let values: Vec<f32> = matrix.clone().into_data().iter().collect();
             let layout = QuantLayout::new(format, matrix.dims()).unwrap();
             let matrix = QuantizedMatrix::encode(&values, layout);
-            QuantizedWeight::new(&matrix, &Device::default())
+            StoredWeight::quantized(&matrix, &Device::default())
         };
         let weights = BTreeMap::from([
             ("first.weight".to_owned(), quantize(&self.first)),
             ("second.weight".to_owned(), quantize(&self.second)),
         ]);
-        let quantized = with_quantized(self, weights);
+        let quantized = with_stored(self, weights);
         let floats = quantized.clone().materialize();
         (quantized, floats)
     }
@@ -141,12 +141,12 @@ fn an_adapter_computes_what_it_does_on_the_same_weights_in_floats() {
 
             assert_eq!(difference(without_adapters(|| trained.forward(&x)), base.clone()), 0.0);
             let kept = for_inference(trained.clone(), &method);
-            assert_eq!(quantized_weights(&kept).len(), 2, "{name} stays quantized");
+            assert_eq!(stored_weights(&kept).len(), 2, "{name} stays quantized");
             assert_eq!(difference(kept.forward(&x), trained.forward(&x)), 0.0, "{name}");
             let bare = detach(trained);
             assert_eq!(difference(bare.forward(&x), base), 0.0, "{name}: detached");
             assert_eq!(
-                quantized_weights(&bare).into_keys().collect::<Vec<_>>(),
+                stored_weights(&bare).into_keys().collect::<Vec<_>>(),
                 ["first.weight", "second.weight"]
             );
         }
@@ -171,6 +171,6 @@ fn weighted_adapters_add_their_changes_to_a_quantized_weight() {
     };
     let both = attach_all([again(0.25), again(0.75)], quantized.clone());
     assert!(difference(both.forward(&x), trained.forward(&x)) < 1e-5);
-    assert_eq!(quantized_weights(&both).len(), 2);
+    assert_eq!(stored_weights(&both).len(), 2);
     assert_eq!(both.first.weight.base().dtype(), DType::F32);
 }

@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType};
 use soda_adapters::{AnyAdapter, Plan};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::{LoadOptions, Pipeline};
-use soda_models::weights::WeightPrecision;
+use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_pipeline::{
     AdapterFile, Component, LoadAdapterOptions, MergeMode, MergeOptions, PipelineError, counted,
     load_adapter, merge_adapters,
@@ -66,11 +66,11 @@ impl BaseModel<'_> {
         let (mut pipeline, file, plan) = self.load_plan(adapter, strength)?;
         let _span = info_span!("merge adapter").entered();
         if file.depends_on_timestep() {
-            pipeline = self.quantized(pipeline);
+            pipeline = pipeline.stored(&self.options);
             pipeline.set_networks(plan.attach(pipeline.networks()));
         } else {
             pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
-            pipeline = self.quantized(pipeline);
+            pipeline = pipeline.stored(&self.options);
         }
         Ok(pipeline.in_drawing_format())
     }
@@ -105,11 +105,11 @@ impl BaseModel<'_> {
         for (file, path) in files.iter().zip([subject, style]) {
             print_match(file, path, &progress);
         }
-        Ok(self.quantized(pipeline).in_drawing_format())
+        Ok(pipeline.stored(&self.options).in_drawing_format())
     }
 
     /// Loads the base with the encoding of prompts that the options or else the adapters ask for. Weights
-    /// under adapters are not quantized yet.
+    /// under adapters are on the device in floats.
     fn load_for(&self, files: &[&AdapterFile]) -> Result<Pipeline> {
         let mut options = self.options.clone();
         let mut exact = BTreeSet::new();
@@ -120,23 +120,17 @@ impl BaseModel<'_> {
                     Component::Unet | Component::Transformer => {
                         exact.extend(state.paths().into_iter().map(str::to_owned));
                     }
-                    Component::TextEncoder | Component::TextEncoder2 => options.quantization = None,
+                    Component::TextEncoder | Component::TextEncoder2 => {
+                        options.storage = WeightStorage::default();
+                    }
                 }
             }
         }
-        if let Some(format) = self.options.quantization {
-            let (dtype, quantization) = (options.dtype, Some(format));
-            options.denoiser = Some(WeightPrecision { dtype, quantization, exact });
+        let precision = self.options.denoiser_precision();
+        if precision.storage != WeightStorage::default() {
+            options.denoiser = Some(WeightPrecision { exact, ..precision });
         }
         load_base(self.path, &options, self.device)
-    }
-
-    /// Quantizes what is in floats because of adapters, if the options say so.
-    fn quantized(&self, pipeline: Pipeline) -> Pipeline {
-        match self.options.quantization {
-            Some(format) => pipeline.quantized(format, self.options.dtype),
-            None => pipeline,
-        }
     }
 
     /// Warns that the weights of the base are not those that an adapter was made for.

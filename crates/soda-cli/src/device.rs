@@ -7,8 +7,6 @@ use std::sync::OnceLock;
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use soda_kernels::QuantFormat;
 use tracing::info_span;
 
 /// The value of `--device`.
@@ -280,13 +278,6 @@ pub(crate) enum Precision {
     F32,
     F16,
     Bf16,
-}
-
-/// Reads the name of a number format of linear weights.
-pub(crate) fn quant_format() -> impl TypedValueParser<Value = QuantFormat> {
-    let named = |name: String| QuantFormat::ALL.into_iter().find(|format| format.name() == name);
-    PossibleValuesParser::new(QuantFormat::ALL.map(QuantFormat::name))
-        .try_map(move |name| named(name).ok_or("no such format"))
 }
 
 impl From<Precision> for FloatDType {

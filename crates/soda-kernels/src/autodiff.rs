@@ -7,9 +7,10 @@ use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
 use crate::backend::{KernelGradients, Kernels};
+use crate::host_matrix::HostMatrix;
 use crate::ops::{
-    attention, bias_residual, concat_channels, conv, geglu, linear_quantized, low_rank, matmul,
-    norm, scale_columns,
+    attention, bias_residual, concat_channels, conv, geglu, linear_stored, low_rank, matmul, norm,
+    scale_columns,
 };
 use crate::quantize::QuantLayout;
 
@@ -47,7 +48,27 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         scales: FloatTensor<Self>,
         layout: QuantLayout,
     ) -> FloatTensor<Self> {
-        linear_quantized::record::<B, C>(x, words, scales, layout)
+        linear_stored::record_quantized::<B, C>(x, words, scales, layout)
+    }
+
+    fn matrix_from_host(
+        matrix: HostMatrix,
+        scales: FloatTensor<Self>,
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        <Self as AutodiffBackend>::from_inner(B::matrix_from_host(
+            matrix,
+            scales.into_primitive(),
+            dtype,
+        ))
+    }
+
+    fn linear_from_host(
+        x: FloatTensor<Self>,
+        matrix: HostMatrix,
+        scales: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        linear_stored::record_from_host::<B, C>(x, matrix, scales)
     }
 
     fn conv2d_forward(

@@ -14,6 +14,7 @@ use burn::tensor::ops::ConvOptions;
 use crate::fallback;
 use crate::fallback::attention::AttentionGradient;
 use crate::fallback::steps::{BackwardSteps, ForwardSteps};
+use crate::host_matrix::{HostMatrix, HostNumbers};
 use crate::quantize::QuantLayout;
 
 /// Forward operations that a backend may implement better than burn does.
@@ -84,6 +85,45 @@ pub trait Kernels: Backend {
         layout: QuantLayout,
     ) -> FloatTensor<Self> {
         let w = Self::dequantize_matrix(words, scales, layout, x.dtype().into());
+        Self::matmul(x, fallback::transposed::<Self>(w))
+    }
+
+    /// The floats `[rows, columns]` of a matrix in host memory, on the device of `like`.
+    fn floats_from_host(matrix: HostMatrix, like: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::host_matrix::floats::<Self>(&matrix, &like)
+    }
+
+    /// The words of a quantized matrix in host memory, on the device of `like`.
+    fn words_from_host(matrix: HostMatrix, like: FloatTensor<Self>) -> IntTensor<Self> {
+        fallback::host_matrix::words::<Self>(&matrix, &like)
+    }
+
+    /// The matrix `[rows, columns]` in host memory in `dtype`, on the device of `scales`. Only a quantized
+    /// matrix reads its scales.
+    fn matrix_from_host(
+        matrix: HostMatrix,
+        scales: FloatTensor<Self>,
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        match matrix.numbers() {
+            HostNumbers::Codes(layout) => {
+                let words = Self::words_from_host(matrix, scales.clone());
+                Self::dequantize_matrix(words, scales, layout, dtype)
+            }
+            HostNumbers::Floats { dtype: stored, .. } => {
+                let floats = Self::floats_from_host(matrix, scales);
+                if stored == dtype { floats } else { Self::float_cast(floats, dtype) }
+            }
+        }
+    }
+
+    /// The product `x W'` for `x` `[n, columns]` and a matrix `W` `[rows, columns]` in host memory.
+    fn linear_from_host(
+        x: FloatTensor<Self>,
+        matrix: HostMatrix,
+        scales: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let w = Self::matrix_from_host(matrix, scales, x.dtype().into());
         Self::matmul(x, fallback::transposed::<Self>(w))
     }
 

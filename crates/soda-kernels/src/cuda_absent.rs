@@ -19,6 +19,16 @@ pub(crate) fn workspace_bytes() -> u64 {
     0
 }
 
+pub(crate) fn pin(_bytes: &[u8], _like: &Tensor<1>) -> Option<crate::host_matrix::Pin> {
+    None
+}
+
+pub(crate) fn begin_pass() -> bool {
+    false
+}
+
+pub(crate) fn end_pass() {}
+
 pub(crate) fn kronecker_product(
     _shape: (&[usize], bool),
     _x: &Tensor<2>,

@@ -18,7 +18,7 @@
 //! - [`linear_deferred`] forms its weight at the moment of use. [`offer_product`] replaces the product with
 //!   that weight, so that an adapter on few rows forms no effective weight.
 //! - [`linear_low_rank`] is a LoRA layer.
-//! - [`QuantizedWeight`] is a frozen weight in 4 or 8 bits, and its product.
+//! - [`StoredWeight`] is a frozen weight in 4 or 8 bits, and its product.
 //! - [`KroneckerProduct`] multiplies rows with a Kronecker product of small factors.
 //! - [`PolarIteration`] approaches the polar factor of a matrix by products.
 //!
@@ -30,12 +30,13 @@
 //! | `backend` | the traits [`Kernels`] (forward) and [`KernelGradients`] (called by the tape) |
 //! | `autodiff` | [`Kernels`] for burn's autodiff backend |
 //! | `quantize/` | number formats of frozen weights, and their codes on the host |
-//! | `quantized_weight` | quantized weights in the place of a module's parameters |
+//! | `host_matrix` | matrices in host memory |
+//! | `stored_weight` | weights that are quantized or in host memory, in the place of a module's parameters |
 //! | `fallback/` | both traits in burn's own operations: the defaults |
 //! | `cpu/` | both traits for the CPU, in float32 on slices; feature `cpu` |
 //! | `cuda/` | both traits for CUDA: cuBLAS, cuBLASLt, cuDNN and kernels of this crate; feature `cuda` |
 //! | `cuda_absent` | the stand-in for `cuda/` in builds without the feature |
-//! | `device/` | memory usage and format, graph capture, sums of devices, vendor libraries, kernel cache |
+//! | `device/` | memory usage and format, graph capture, copies ahead, sums of devices, vendor libraries, kernel cache |
 //!
 //! # Invariants
 //!
@@ -62,14 +63,16 @@ mod cuda;
 mod cuda;
 mod device;
 mod fallback;
+mod host_matrix;
 mod ops;
 mod quantize;
-mod quantized_weight;
+mod stored_weight;
 
 pub use backend::{KernelGradients, Kernels};
 #[cfg(feature = "cuda")]
 pub use cuda::missing_for_cuda;
 pub use device::collective::{Collective, CollectiveError, CollectiveId};
+pub use device::copies_ahead::with_copies_ahead;
 pub use device::graph::CapturedGraph;
 #[cfg(feature = "persistence")]
 pub use device::kernel_cache::enable_kernel_cache;
@@ -77,6 +80,7 @@ pub use device::memory::{MemoryUsage, deep_copy, memory_usage, persistent};
 pub use device::memory_format::{MemoryFormat, to_preferred_memory_format, with_stride_order};
 pub use device::vendor_blas::has_vendor_blas;
 pub use fallback::attention::AttentionGradient;
+pub use host_matrix::{HostMatrix, HostNumbers};
 pub use ops::attention::attention;
 pub use ops::concat_channels::concat_channels;
 pub use ops::conv::{conv2d, conv2d_residual};
@@ -92,4 +96,4 @@ pub use ops::polar::PolarIteration;
 pub use ops::scale_columns::{scale_columns, scale_columns_gradient};
 pub use ops::timesteps::{current_timesteps, with_timesteps};
 pub use quantize::{QuantFormat, QuantLayout, QuantizedMatrix};
-pub use quantized_weight::{QuantizedWeight, quantized_weights, take_quantized, with_quantized};
+pub use stored_weight::{StoredFormat, StoredWeight, stored_weights, take_stored, with_stored};

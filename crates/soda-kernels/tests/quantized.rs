@@ -10,8 +10,8 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use soda_kernels::{
-    QuantFormat, QuantLayout, QuantizedMatrix, QuantizedWeight, linear_deferred, quantized_weights,
-    take_quantized, with_quantized,
+    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, linear_deferred, stored_weights,
+    take_stored, with_stored,
 };
 
 use common::{assert_matches, distance, random};
@@ -51,8 +51,8 @@ fn the_error_of_a_format_is_that_of_its_bits() {
         // The error that the paper of QLoRA gives for blocks of 64.
         (QuantFormat::Nf4, 0.08, 0.10),
     ] {
-        let weight = QuantizedWeight::new(&quantized(&matrix, format), &Device::flex());
-        let found = weight.dequantize(DType::F32).transpose();
+        let weight = StoredWeight::quantized(&quantized(&matrix, format), &Device::flex());
+        let found = weight.to_float(DType::F32).transpose();
         let power = |x: Tensor<2>| f64::from(x.square().mean().into_scalar::<f32>()).sqrt();
         let error = power(found - matrix.clone()) / power(matrix.clone());
         assert!(error > least && error < most, "{format:?}: {error}");
@@ -79,7 +79,7 @@ fn a_weight_is_no_further_off_than_that_of_pytorch() {
     for format in QuantFormat::ALL {
         let layout = QuantLayout::new(format, [64, 320]).unwrap();
         let host = QuantizedMatrix::encode(&values("matrix"), layout);
-        let found = QuantizedWeight::new(&host, &Device::default()).dequantize(DType::F32);
+        let found = StoredWeight::quantized(&host, &Device::default()).to_float(DType::F32);
         let errors = norms(found.transpose() - matrix.clone()) / norms(matrix.clone());
         let error = f64::from(errors.mean().into_scalar::<f32>()).sqrt();
         let theirs = f64::from(values(format.name())[0]);
@@ -96,9 +96,9 @@ fn every_device_has_the_numbers_of_the_cpu() {
         {
             let host = quantized(&matrix, format);
             let values = |device: &Device, dtype| {
-                let weight = QuantizedWeight::new(&host, device);
+                let weight = StoredWeight::quantized(&host, device);
                 assert_eq!(weight.dims(), [shape[1], shape[0]]);
-                weight.dequantize(dtype).to_device(&Device::flex()).cast(FloatDType::F32)
+                weight.to_float(dtype).to_device(&Device::flex()).cast(FloatDType::F32)
             };
             let expected = values(&Device::flex(), DType::F32);
             assert!(distance(expected.clone().transpose(), matrix.clone()) < 0.2, "{format:?}");
@@ -117,11 +117,11 @@ fn a_product_has_the_value_and_gradient_of_the_matrix() {
         let matrix = random(shape) / (shape[1] as f32).sqrt();
         {
             let host = quantized(&matrix, format);
-            let dense = QuantizedWeight::new(&host, &Device::flex()).dequantize(DType::F32);
+            let dense = StoredWeight::quantized(&host, &Device::flex()).to_float(DType::F32);
             assert_matches(
                 format.name(),
                 [random([7, shape[1]])],
-                |[x], _| QuantizedWeight::new(&host, &x.device()).train().product(x),
+                |[x], _| StoredWeight::quantized(&host, &x.device()).train().product(x),
                 |[x]| {
                     x.clone().matmul(if x.is_autodiff() {
                         Tensor::from_inner(dense.clone())
@@ -139,17 +139,17 @@ fn a_layer_computes_with_its_quantized_weight() {
     let device = Device::default();
     let layer = LinearConfig::new(64, 5).with_bias(false).init(&device);
     let matrix = layer.weight.val().transpose().to_device(&Device::flex());
-    let weight = QuantizedWeight::new(&quantized(&matrix, QuantFormat::Int8), &device);
+    let weight = StoredWeight::quantized(&quantized(&matrix, QuantFormat::Int8), &device);
     let x = random([3, 64]).to_device(&device);
     let forward = |layer: &Linear| linear_deferred(x.clone(), || layer.weight.val(), None);
     let dense = forward(&layer);
 
-    let layer = with_quantized(layer, BTreeMap::from([("weight".to_owned(), weight.clone())]));
+    let layer = with_stored(layer, BTreeMap::from([("weight".to_owned(), weight.clone())]));
     let found = forward(&layer);
     assert_eq!(distance(found.clone(), weight.product(x.clone())), 0.0);
     assert!(distance(found.clone(), dense) < 0.02);
     // A reader of the weight itself gets it in floats.
-    assert_eq!(distance(layer.weight.val(), weight.dequantize(DType::F32)), 0.0);
+    assert_eq!(distance(layer.weight.val(), weight.to_float(DType::F32)), 0.0);
     // A reader of the parameter gets no number.
     assert_eq!(layer.weight.base().dims(), [1, 1]);
     assert!(layer.weight.base().into_scalar::<f32>().is_nan());
@@ -157,9 +157,9 @@ fn a_layer_computes_with_its_quantized_weight() {
     let same = layer.clone().train().valid().to_device(&device);
     assert_eq!(distance(forward(&same), found.clone()), 0.0);
 
-    assert_eq!(quantized_weights(&layer).into_keys().collect::<Vec<_>>(), ["weight"]);
-    let (bare, weights) = take_quantized(layer);
-    assert!(quantized_weights(&bare).is_empty());
-    let again = with_quantized(bare, weights);
+    assert_eq!(stored_weights(&layer).into_keys().collect::<Vec<_>>(), ["weight"]);
+    let (bare, weights) = take_stored(layer);
+    assert!(stored_weights(&bare).is_empty());
+    let again = with_stored(bare, weights);
     assert_eq!(distance(forward(&again), found), 0.0);
 }

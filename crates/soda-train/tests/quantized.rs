@@ -1,4 +1,4 @@
-//! Runs on a quantized base: what they learn, and that a stopped one goes on to the same bits.
+//! Runs on a base that is quantized or in host memory: what they learn, and that a stopped one goes on to the same bits.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
-use soda_kernels::quantized_weights;
+use soda_kernels::stored_weights;
 use soda_models::pipeline::Pipeline;
 use soda_pipeline::{AdapterFile, LoadAdapterOptions, fuse_adapter};
 use soda_testing::{relative_error, workspace_path};
@@ -58,12 +58,38 @@ fn a_run_on_a_quantized_base_learns_what_one_in_floats_does() {
     }
 }
 
+/// Blocks in host memory are the same numbers. Products with them are added in another order.
+#[test]
+fn a_run_with_offloaded_blocks_learns_what_one_without_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&str, &[&str]); 4] = [
+        ("toybox", &[]),
+        ("toyflux", &[]),
+        ("toyflux", &["checkpointing=block"]),
+        ("toyflux", &["base_precision=int8"]),
+    ];
+    for (index, (base, settings)) in cases.into_iter().enumerate() {
+        let (_, on_device) = train(folder.path(), &format!("{index}"), config(base, settings));
+        // More than there are: all.
+        for blocks in ["offload=3", "offload=1000"] {
+            let settings = [settings, &[blocks, "text_encoder_offload=2"]].concat();
+            let name = format!("{index}-{blocks}");
+            let (file, losses) = train(folder.path(), &name, config(base, &settings));
+            let off = relative_error(&losses, &on_device);
+            assert!(off <= 1e-5, "{base} {settings:?}: losses off by {off}");
+            let base = workspace_path(format!("examples/{base}/base"));
+            let mut pipeline = Pipeline::load(&base, &Device::default()).unwrap();
+            fuse_adapter(&mut pipeline, &file, LoadAdapterOptions::default()).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_stopped_run_on_a_quantized_base_resumes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    let settings = ["base_precision=nf4", "precision=bf16", "checkpointing=block"];
+    let settings = ["base_precision=nf4", "offload=4", "precision=bf16", "checkpointing=block"];
     let device = Device::default();
-    let precision = if device.supports_dtype(burn::tensor::FloatDType::BF16) { 3 } else { 1 };
+    let precision = if device.supports_dtype(burn::tensor::FloatDType::BF16) { 4 } else { 2 };
     let config = || config("toyflux", &settings[..precision]);
     let (expected, _) = train(folder.path(), "straight", config());
     let stop = AtomicBool::new(false);
@@ -90,29 +116,25 @@ fn a_stopped_run_on_a_quantized_base_resumes_to_the_same_bits() {
 #[test]
 fn a_base_is_quantized_but_for_the_weights_under_adapters() {
     use soda_models::pipeline::LoadOptions;
-    use soda_models::weights::{WeightPrecision, quantize};
+    use soda_models::weights::{WeightPrecision, WeightStorage, store};
 
-    let format = soda_kernels::QuantFormat::Int8;
+    let storage = WeightStorage {
+        quantization: Some(soda_kernels::QuantFormat::Int8),
+        ..WeightStorage::default()
+    };
+    let dtype = burn::tensor::FloatDType::F32;
     let path = "transformer_blocks.0.attn.to_q.weight".to_owned();
-    let denoiser = WeightPrecision {
-        dtype: burn::tensor::FloatDType::F32,
-        quantization: Some(format),
-        exact: [path.clone()].into(),
-    };
-    let options = LoadOptions {
-        quantization: Some(format),
-        denoiser: Some(denoiser),
-        ..LoadOptions::default()
-    };
+    let denoiser = WeightPrecision { dtype, storage, exact: [path.clone()].into() };
+    let options = LoadOptions { storage, denoiser: Some(denoiser), ..LoadOptions::default() };
     let base = workspace_path("examples/toyflux/base");
     let pipeline = Pipeline::load_with(&base, &options, &Device::default()).unwrap();
-    let loaded = quantized_weights(&pipeline.denoiser);
+    let loaded = stored_weights(&pipeline.denoiser);
     assert!(loaded.len() > 20 && !loaded.contains_key(&path));
-    let all = quantized_weights(&quantize(pipeline.denoiser, format));
+    let all = stored_weights(&store(pipeline.denoiser, storage, dtype));
     assert_eq!(all.len(), loaded.len() + 1);
     // The codes of a loaded network are those of the file, whenever they are made.
     let floats = Pipeline::load(&base, &Device::default()).unwrap();
-    let later = quantized_weights(&quantize(floats.denoiser, format));
+    let later = stored_weights(&store(floats.denoiser, storage, dtype));
     assert_eq!(later.keys().collect::<Vec<_>>(), all.keys().collect::<Vec<_>>());
     for (path, weight) in &later {
         assert_eq!(weight.to_bytes(), all[path].to_bytes(), "{path}");

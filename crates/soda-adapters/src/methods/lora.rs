@@ -281,7 +281,7 @@ impl Adapter for Lora {
         }
         let dtypes_fit = match w {
             BaseWeight::Float(w) => w.dtype() == self.a.val().dtype(),
-            BaseWeight::Quantized(..) => true,
+            BaseWeight::Stored(..) => true,
         };
         let dtypes_fit = dtypes_fit || self.magnitude.is_none();
         if !dtypes_fit || !cost.prefers_input(x, w) {

@@ -8,6 +8,7 @@ mod merged;
 mod number;
 mod prompt_encoding;
 mod settings;
+mod storage;
 
 pub(crate) use self::adapter::AdapterArg;
 pub(crate) use self::argv::{ToArgv, option, repeated};
@@ -17,3 +18,4 @@ pub(crate) use self::merged::{MergeModeName, MergedArgs};
 pub(crate) use self::number::{finite, seed};
 pub(crate) use self::prompt_encoding::PromptEncodingArgs;
 pub(crate) use self::settings::SettingsArgs;
+pub(crate) use self::storage::StorageArgs;

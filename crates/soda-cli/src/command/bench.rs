@@ -14,16 +14,14 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, PlanOptions, Probe, Targets};
-use soda_kernels::{
-    CapturedGraph, MemoryUsage, QuantFormat, memory_usage, to_preferred_memory_format,
-};
-use soda_models::weights::quantize;
+use soda_kernels::{CapturedGraph, MemoryUsage, memory_usage, to_preferred_memory_format};
+use soda_models::weights::{WeightStorage, store};
 use soda_optim::{AdapterOptimizer, AdapterOptimizerConfig, BatchedParams};
 use soda_pipeline::TARGET_PRESETS;
 use soda_train::GradientCheckpointing;
 
-use crate::args::DeviceArg;
-use crate::device::{Precision, is_processor, quant_format};
+use crate::args::{DeviceArg, StorageArgs};
+use crate::device::{Precision, is_processor};
 use crate::progress::print_result;
 use crate::synthetic::{
     Architecture, BatchSizes, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
@@ -44,7 +42,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) arch: Architecture,
     /// One linear layer of these widths instead of a network
-    #[arg(long, value_name = "INxOUT", value_parser = layer, conflicts_with_all = ["arch", "latents", "checkpointing"])]
+    #[arg(long, value_name = "INxOUT", value_parser = layer, conflicts_with_all = ["arch", "latents", "checkpointing", "base_precision", "offload"])]
     pub(crate) layer: Option<[usize; 2]>,
     /// Rows of the layer's input for each image
     #[arg(long, default_value_t = 4096, value_parser = positive(), requires = "layer")]
@@ -65,9 +63,8 @@ pub(crate) struct BenchArgs {
     /// Precision of the network; adapters are f32
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
-    /// Quantize the linear weights of the blocks; products stay in --dtype
-    #[arg(long, value_name = "FORMAT", value_parser = quant_format(), conflicts_with = "layer")]
-    pub(crate) base_precision: Option<QuantFormat>,
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
     /// Gradient checkpointing of the denoiser's blocks
     #[arg(long, value_enum, default_value_t)]
     pub(crate) checkpointing: CheckpointingName,
@@ -126,7 +123,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let method = method(&args)?;
     let device = args.device.device.open()?;
     let dtype = FloatDType::from(args.dtype);
-    let precision = (dtype, args.base_precision);
+    let precision = (dtype, args.storage.denoiser());
     let checkpointing = GradientCheckpointing::from(args.checkpointing);
     let (times, what) = match args.layer {
         Some(widths) => {
@@ -163,7 +160,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "batch": args.batch,
         "checkpointing": checkpointing,
         "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
-        "base_precision": args.base_precision.map_or("none", QuantFormat::name),
+        "base_precision": args.storage.format_name(),
+        "offload": args.storage.denoiser().offload,
         "trained": trained,
         "recorded": steps.captured,
         "build_s": round(built.as_secs_f64()),
@@ -229,7 +227,7 @@ impl<'a, N: Module> Adapted<'a, N> {
         network: N,
         target: &str,
         method: &MethodConfig,
-        (dtype, quantization): (FloatDType, Option<QuantFormat>),
+        (dtype, storage): (FloatDType, WeightStorage),
         device: &'a Device,
     ) -> Result<Self> {
         let start = Instant::now();
@@ -247,10 +245,7 @@ impl<'a, N: Module> Adapted<'a, N> {
         let plan = method.plan_with(&targets, &network, &mut options)?;
         device.sync().context("the adapters cannot be made")?;
         let planned = start.elapsed() - built;
-        let network = match quantization {
-            Some(format) => quantize(network, format),
-            None => network,
-        };
+        let network = store(network, storage, dtype);
         device.memory_cleanup();
         let network = plan.attach(network);
         let parameters = BatchedParams::new(method, &network);
@@ -391,6 +386,7 @@ fn print_table(report: &Value) {
         ("rows", "rows for each image"),
         ("dtype", "dtype"),
         ("base_precision", "precision of linear weights"),
+        ("offload", "blocks in host memory"),
         ("checkpointing", "gradient checkpointing"),
         ("device", "device"),
         ("trained", "trainable parameters"),

@@ -3,23 +3,23 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use soda_kernels::QuantFormat;
 use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{
     GenerateConfig, InitImage, LoadOptions, Pipeline, TextEncoderUse, model_name,
 };
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
+use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_train::{Event, write_file};
 use tracing::info_span;
 
 use crate::adapter_loading::BaseModel;
-use crate::args::{AdapterArg, CacheArg, DeviceArg, PromptEncodingArgs, finite, seed};
+use crate::args::{AdapterArg, CacheArg, DeviceArg, PromptEncodingArgs, StorageArgs, finite, seed};
 use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sampler};
-use crate::device::{Precision, quant_format, shards};
+use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
 use crate::usage::require;
@@ -88,9 +88,11 @@ pub(crate) struct GenerateArgs {
     /// Precision of the weights in memory
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dtype: Precision,
-    /// Quantize the linear weights of text encoders and denoiser; products stay in --dtype
-    #[arg(long, value_name = "FORMAT", value_parser = quant_format())]
-    pub(crate) base_precision: Option<QuantFormat>,
+    #[command(flatten)]
+    pub(crate) storage: StorageArgs,
+    /// Keep the linear weights of this many blocks of each text encoder in host memory, at most all
+    #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
+    pub(crate) text_encoder_offload: usize,
     /// Variant of the model's files, such as fp16
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) variant: Option<String>,
@@ -297,9 +299,11 @@ fn has_text(picture: &[u8], text: &str) -> bool {
 
 /// Loads the base, merges the adapter and applies the options of the sampler.
 fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
+    let (dtype, denoiser) = (FloatDType::from(args.dtype), args.storage.denoiser());
     let options = LoadOptions {
-        dtype: args.dtype.into(),
-        quantization: args.base_precision,
+        dtype,
+        storage: WeightStorage { offload: args.text_encoder_offload, ..denoiser },
+        denoiser: Some(WeightPrecision { storage: denoiser, ..dtype.into() }),
         variant: args.variant.clone(),
         prompt_encoding: args.prompt_encoding.encoding(),
         // Its memory is free before the denoiser is read.

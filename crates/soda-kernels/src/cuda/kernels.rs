@@ -14,10 +14,11 @@ use super::launch::{
     softmax,
 };
 use super::support::{Cube, cublas_takes, kernels_take, on_cuda, row_kernels_take};
-use super::{cublas, cublaslt, cudnn, dlopen};
+use super::{cublas, cublaslt, cudnn, dlopen, offload};
 use crate::backend::{KernelGradients, Kernels};
 use crate::fallback;
 use crate::fallback::attention::AttentionGradient;
+use crate::host_matrix::HostMatrix;
 use crate::quantize::QuantLayout;
 
 type Float = FloatTensor<Cube>;
@@ -72,6 +73,20 @@ impl Kernels for Cube {
             return dequantize::dequantize(words, scales, layout, dtype.into());
         }
         fallback::dequantize::dequantize::<Self>(words, scales, layout, dtype)
+    }
+
+    fn floats_from_host(matrix: HostMatrix, like: Float) -> Float {
+        if on_cuda(&like) {
+            return offload::fetch(&matrix, &like);
+        }
+        fallback::host_matrix::floats::<Self>(&matrix, &like)
+    }
+
+    fn words_from_host(matrix: HostMatrix, like: Float) -> IntTensor<Self> {
+        if on_cuda(&like) {
+            return offload::fetch(&matrix, &like);
+        }
+        fallback::host_matrix::words::<Self>(&matrix, &like)
     }
 
     fn conv2d_forward(x: Float, weight: Float, options: ConvOptions<2>) -> Float {

@@ -14,6 +14,7 @@
 //! | `cublas`, `cublaslt`, `cudnn` | calls of the libraries |
 //! | `cublaslt_plan`, `cudnn_plan` | descriptors and chosen algorithms, kept for each shape |
 //! | `nccl` | sums over the GPUs of several processes |
+//! | `copy_stream`, `offload/` | copies of matrices in host memory, ahead of the products that read them |
 //! | `driver` | calls of the driver, and its errors |
 //! | `dlopen` | whether a library is there |
 //! | `handles` | handles and workspaces of the libraries, for each stream |
@@ -24,6 +25,7 @@
 //! | `launch/` | the launchers of this crate's kernels, one file an operation |
 //! | `src/*.cu`, `src/*.cuh` | the kernels |
 
+mod copy_stream;
 mod cublas;
 mod cublaslt;
 mod cublaslt_plan;
@@ -39,6 +41,7 @@ mod matrices;
 mod module;
 mod nccl;
 mod nvrtc;
+mod offload;
 mod sources;
 mod stream;
 mod support;
@@ -47,6 +50,7 @@ mod tensors;
 pub use dlopen::missing_for_cuda;
 pub(crate) use graph::Graph;
 pub(crate) use nccl::{Communicator, nccl_refusal, nccl_unique_id};
+pub(crate) use offload::{begin_pass, end_pass, pin};
 pub(crate) use tensors::{
     Tf32Split, has_blas, kronecker_gradient, kronecker_product, multi_tensor_cat,
     multi_tensor_split, polar_step, tf32_split, workspace_bytes,

@@ -26,6 +26,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl_server::stream::{FailureStore as _, WriteScoped};
 use cudarc::driver::{result, sys};
 
+use super::copy_stream::CopyStream;
 use super::driver::{driver_error, is_capturing};
 use super::handles::Handles;
 use super::module::Launcher;
@@ -38,6 +39,7 @@ pub(super) struct StreamContext {
     pub(super) handles: Handles,
     pub(super) launcher: Launcher,
     event: sys::CUevent,
+    copies: Option<CopyStream>,
 }
 
 thread_local! {
@@ -165,7 +167,16 @@ impl StreamContext {
             event: result::event::create(flags).map_err(driver_error("cuEventCreate"))?,
             handles: Handles::new(stream),
             launcher: Launcher::new(stream),
+            copies: None,
         })
+    }
+
+    /// The stream for copies from the host, created at its first use.
+    pub(super) fn copy_stream(&mut self) -> Result<&CopyStream, String> {
+        match &mut self.copies {
+            Some(copies) => Ok(copies),
+            none => Ok(none.insert(CopyStream::new()?)),
+        }
     }
 
     /// Runs `task` after all earlier work of the `others`, and before all later work of them.

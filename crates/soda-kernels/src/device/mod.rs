@@ -2,6 +2,7 @@
 //! kernel cache.
 
 pub(crate) mod collective;
+pub(crate) mod copies_ahead;
 pub(crate) mod graph;
 #[cfg(feature = "persistence")]
 pub(crate) mod kernel_cache;

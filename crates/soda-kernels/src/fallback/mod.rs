@@ -7,6 +7,7 @@ pub(crate) mod concat_channels;
 pub(crate) mod conv;
 pub(crate) mod dequantize;
 pub(crate) mod geglu;
+pub(crate) mod host_matrix;
 pub(crate) mod low_rank;
 pub(crate) mod norm;
 pub(crate) mod scale_columns;

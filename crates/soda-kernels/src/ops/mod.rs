@@ -12,7 +12,7 @@ pub(crate) mod deferred;
 pub(crate) mod geglu;
 pub(crate) mod kronecker;
 pub(crate) mod linear;
-pub(crate) mod linear_quantized;
+pub(crate) mod linear_stored;
 pub(crate) mod low_rank;
 pub(crate) mod matmul;
 pub(crate) mod multi_tensor;

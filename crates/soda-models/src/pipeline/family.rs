@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use serde_json::{Map, Value};
-use soda_kernels::QuantFormat;
 
 use super::denoiser::{Denoiser, DenoiserConfig};
 use super::load_warning::LoadWarning;
@@ -15,7 +14,7 @@ use crate::config;
 use crate::error::{ConfigError, ModelError};
 use crate::scheduler::{SamplerKind, SchedulerConfig};
 use crate::vae::VaeConfig;
-use crate::weights::{Checkpoint, WeightPrecision};
+use crate::weights::{Checkpoint, WeightPrecision, WeightStorage};
 
 /// The names of weight files, without variant and extension.
 pub(super) const TRANSFORMERS: &str = "model";
@@ -29,8 +28,9 @@ pub struct LoadOptions {
     /// The variant of the weight files, such as `fp16`. Parts without it are read from their plain files.
     /// `None` for the plain files, or else for the only variant there is.
     pub variant: Option<String>,
-    /// The number format of frozen linear weights; `None` for the dtype.
-    pub quantization: Option<QuantFormat>,
+    /// How the linear weights of the blocks of text encoders are stored, and those of the denoiser unless
+    /// `denoiser` says otherwise.
+    pub storage: WeightStorage,
     /// The precision of the denoiser's weights, if it differs.
     pub denoiser: Option<WeightPrecision>,
     /// Side of the images that are drawn and trained unless a request has another size, in pixels: a multiple
@@ -48,7 +48,7 @@ impl Default for LoadOptions {
         Self {
             dtype: FloatDType::F32,
             variant: None,
-            quantization: None,
+            storage: WeightStorage::default(),
             denoiser: None,
             resolution: None,
             prompt_encoding: PromptEncoding::default(),
@@ -60,11 +60,11 @@ impl Default for LoadOptions {
 impl LoadOptions {
     /// The precision of text encoders.
     pub(super) fn text_precision(&self) -> WeightPrecision {
-        WeightPrecision { quantization: self.quantization, ..WeightPrecision::from(self.dtype) }
+        WeightPrecision { storage: self.storage, ..WeightPrecision::from(self.dtype) }
     }
 
     /// The precision of the denoiser's weights.
-    pub(super) fn denoiser_precision(&self) -> WeightPrecision {
+    pub fn denoiser_precision(&self) -> WeightPrecision {
         self.denoiser.clone().unwrap_or_else(|| self.text_precision())
     }
 

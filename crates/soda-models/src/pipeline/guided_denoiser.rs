@@ -4,7 +4,7 @@
 //! time than the host needs to issue the next. A captured call is one launch.
 
 use burn::tensor::{FloatDType, Tensor};
-use soda_kernels::{CapturedGraph, deep_copy};
+use soda_kernels::{CapturedGraph, deep_copy, with_copies_ahead};
 
 use super::denoiser::Denoiser;
 use crate::batch_shards::BatchShards;
@@ -98,9 +98,9 @@ impl GuidedNetwork {
             let steps = steps.clone().narrow(0, rows.start, rows.len());
             (self.denoiser.clone(), input, steps, condition.rows(rows))
         };
-        let done = shards
-            .map((0..parts).map(part).collect(), |(denoiser, input, steps, condition)| {
-                denoiser.forward(input, steps, condition)
+        let done =
+            shards.map((0..parts).map(part).collect(), |(denoiser, input, steps, condition)| {
+                with_copies_ahead(|| denoiser.forward(input, steps, condition))
             });
         let prediction = Tensor::cat(done, 0).cast(FloatDType::F32);
         let Some(factor) = self.guidance else { return prediction };

@@ -5,17 +5,18 @@ use burn::module::{
     Param,
 };
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use soda_kernels::{MemoryFormat, QuantFormat, has_vendor_blas, persistent};
+use soda_kernels::{MemoryFormat, has_vendor_blas, persistent};
 use tracing::info_span;
 
 use super::denoiser::Denoiser;
+use super::family::LoadOptions;
 use super::model::Pipeline;
 use super::prompt_states::PromptStates;
 use super::text_encoders::{TextEncoders, TokenIds, states};
 use crate::clip::{ClipTextModel, PromptEmbeds};
 use crate::flux2::Flux2Transformer;
 use crate::unet::Unet;
-use crate::weights::quantize;
+use crate::weights::{WeightPrecision, WeightStorage, store};
 use crate::z_image::ZImageTransformer;
 
 /// The memory format of a denoiser that draws.
@@ -138,17 +139,22 @@ impl Pipeline {
         self
     }
 
-    /// Quantizes the linear weights of text encoders and denoiser that are in floats, and casts the other
-    /// weights of the denoiser to `dtype`. The networks have no adapters.
+    /// Stores the linear weights of text encoders and denoiser that are in floats on the device as `options`
+    /// say, and casts the other weights of the denoiser. The networks have no adapters.
     #[must_use]
-    pub fn quantized(mut self, format: QuantFormat, dtype: FloatDType) -> Self {
-        let _span = info_span!("quantize").entered();
-        self.denoiser = quantize(self.denoiser, format).map(&mut Cast(dtype));
+    pub fn stored(mut self, options: &LoadOptions) -> Self {
+        let WeightPrecision { dtype, storage, .. } = options.denoiser_precision();
+        if [storage, options.storage] == [WeightStorage::default(); 2] {
+            return self;
+        }
+        let _span = info_span!("store").entered();
+        self.denoiser = store(self.denoiser, storage, dtype).map(&mut Cast(dtype));
         if let TextEncoders::Clip(clip) = self.text {
             let mut clip = *clip;
-            clip.text_encoder = quantize(clip.text_encoder, format);
+            let stored = |encoder| store(encoder, options.storage, options.dtype);
+            clip.text_encoder = stored(clip.text_encoder);
             if let Some(mut second) = clip.second.take() {
-                second.text_encoder = quantize(second.text_encoder, format);
+                second.text_encoder = stored(second.text_encoder);
                 clip.second = Some(second);
             }
             self.text = TextEncoders::Clip(Box::new(clip));

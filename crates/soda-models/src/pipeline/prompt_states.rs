@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use sha2::{Digest as _, Sha256};
-use soda_kernels::quantized_weights;
+use soda_kernels::stored_weights;
 
 use crate::condition::Condition;
 use crate::qwen3::Qwen3TextModel;
@@ -111,8 +111,8 @@ pub(super) fn weights_hash<M: Module>(network: &M) -> String {
     }
     let mut hash = Hash(Sha256::new());
     network.visit(&mut hash);
-    for (path, weight) in quantized_weights(network) {
-        hash.0.update(format!("{path} {:?} ", weight.layout()));
+    for (path, weight) in stored_weights(network) {
+        hash.0.update(format!("{path} {:?} ", weight.format()));
         hash.0.update(weight.to_bytes());
     }
     hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor};
+use soda_kernels::with_copies_ahead;
 
 use super::prompt_states::{EncodedPrompts, PromptStates, weights_hash};
 use crate::clip::{ClipTextModel, HiddenLayer, PromptEmbeds};
@@ -212,7 +213,8 @@ impl Qwen3Encoder {
         let longest = lengths.as_ref().and_then(|lengths| lengths.iter().copied().max());
         let length = longest.unwrap_or(self.max_sequence_length);
         let PaddedPrompts { ids, mask } = self.tokenize_all(prompts, length, device);
-        Condition { text: text_encoder.forward(ids, mask), lengths, added: None }
+        let text = with_copies_ahead(|| text_encoder.forward(ids, mask));
+        Condition { text, lengths, added: None }
     }
 
     /// Encodes prompts one by one and frees the text encoder. `hash` is as in [`TextEncoderUse`].

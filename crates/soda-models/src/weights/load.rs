@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
-use soda_kernels::{QuantLayout, QuantizedMatrix, QuantizedWeight, has_vendor_blas};
+use soda_kernels::{QuantLayout, QuantizedMatrix, StoredWeight, has_vendor_blas};
 
 use super::checkpoint::Checkpoint;
 use super::eight_bit::{decode, is_eight_bit, scales, take_scale};
@@ -17,8 +17,8 @@ use super::finite::first_non_finite;
 use super::keys::{BUFFERS, checkpoint_key};
 use super::precision::WeightPrecision;
 use super::prefetch::{Job, Prefetch};
-use super::quantize;
 use super::safetensors::Entry;
+use super::storage::{self, OffloadedBlocks};
 use crate::error::{ModelError, WeightsError};
 
 /// The number of weights that may be missing until they are listed.
@@ -102,6 +102,8 @@ impl Checkpoint {
                 float_dtype(entry)?;
             }
         }
+        let paths = parameters.iter().map(|parameter| parameter.path.as_str());
+        let offloaded = OffloadedBlocks::choose(paths, precision.storage.offload);
         let mut missing = Vec::new();
         let mut reads = Vec::with_capacity(parameters.len());
         for parameter in parameters {
@@ -117,19 +119,20 @@ impl Checkpoint {
             };
             let is_transposed = entry.transposed != parameter.is_linear_weight();
             let exact = precision.exact.contains(&parameter.path);
-            let format = precision.quantization.filter(|_| is_transposed && !exact);
-            let dtype = match (exact, precision.quantization) {
-                (false, _) => precision.dtype.into(),
-                (true, Some(_)) if stored.size() == 2 => stored,
-                (true, _) => DType::F32,
+            let is_stored = is_transposed && !exact && parameter.is_linear_weight();
+            let format = precision.storage.quantization.filter(|_| is_stored);
+            let dtype = match exact {
+                false => precision.dtype.into(),
+                true if stored.size() == 2 => stored,
+                true => DType::F32,
             };
             reads.push(Read {
                 entry: entry.clone(),
                 scale,
                 is_transposed,
                 layout: format
-                    .filter(|_| parameter.is_linear_weight())
-                    .and_then(|format| quantize::layout(&parameter.path, &parameter.shape, format)),
+                    .and_then(|format| storage::layout(&parameter.path, &parameter.shape, format)),
+                is_offloaded: is_stored && offloaded.contain(&parameter.path),
                 shape: parameter.shape.clone(),
                 stored,
                 dtype,
@@ -242,6 +245,8 @@ struct Read {
     keeps_order: bool,
     /// The layout of a weight that is quantized.
     layout: Option<QuantLayout>,
+    /// Whether the weight stays in host memory.
+    is_offloaded: bool,
 }
 
 /// A tensor that has been read.
@@ -312,7 +317,7 @@ impl Job for Read {
             return Ok(Loaded::Quantized(QuantizedMatrix::encode(&values, layout)));
         }
         let data = data.convert_dtype(self.dtype);
-        let reorders = self.is_transposed && !self.keeps_order;
+        let reorders = self.is_transposed && !self.keeps_order && !self.is_offloaded;
         Ok(Loaded::Float(if reorders { transposed(&data) } else { data }))
     }
 }
@@ -364,7 +369,18 @@ impl ModuleMapper for Store<'_> {
         let (None, Some(read)) = (&self.failure, self.reads.get(index)) else { return param };
         match self.tensors.take(index) {
             Some(Ok(Loaded::Quantized(matrix))) => {
-                QuantizedWeight::new(&matrix, &param.lazy_device()).replace(param, read.dtype)
+                let device = param.lazy_device();
+                let weight = match read.is_offloaded {
+                    true => StoredWeight::offloaded_codes(&matrix, &device),
+                    false => StoredWeight::quantized(&matrix, &device),
+                };
+                weight.replace(param, read.dtype)
+            }
+            Some(Ok(Loaded::Float(data))) if read.is_offloaded => {
+                match StoredWeight::offloaded_floats(&data, &param.lazy_device()) {
+                    Some(weight) => weight.replace(param, read.dtype),
+                    None => param,
+                }
             }
             Some(Ok(Loaded::Float(data))) => {
                 let (id, device) = (param.id, param.lazy_device());

@@ -22,9 +22,9 @@ mod load;
 mod module;
 mod precision;
 mod prefetch;
-mod quantize;
 mod safetensors;
 mod sha256;
+mod storage;
 pub(crate) mod write;
 
 pub use checkpoint::Checkpoint;
@@ -32,6 +32,6 @@ pub use keys::KEY_RENAMES;
 pub(crate) use module::{check_writable, file_dtype, to_pytorch};
 pub use module::{load, load_renamed, save};
 pub use precision::WeightPrecision;
-pub use quantize::quantize;
 pub use safetensors::SafetensorsReader;
 pub use sha256::sha256;
+pub use storage::{WeightStorage, store};

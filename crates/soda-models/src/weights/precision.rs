@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::FloatDType;
-use soda_kernels::QuantFormat;
+
+use super::storage::WeightStorage;
 
 /// The dtypes and formats of a network's weights.
 ///
@@ -13,16 +14,16 @@ use soda_kernels::QuantFormat;
 pub struct WeightPrecision {
     /// The dtype of the weights that are not in `exact`, and of the computation.
     pub dtype: FloatDType,
-    /// The number format of linear weights that are not in `exact`; `None` for `dtype`.
-    pub quantization: Option<QuantFormat>,
-    /// Paths of the weights that are loaded as f32, or beside quantized weights in the dtype of the file. The
-    /// caller casts or quantizes them after it has made the adapters.
+    /// How linear weights that are not in `exact` are stored.
+    pub storage: WeightStorage,
+    /// Paths of the weights that are loaded onto the device as f32, or in the dtype of the file if that has
+    /// 16 bits. The caller casts or stores them after it has made the adapters.
     pub exact: BTreeSet<String>,
 }
 
 /// All weights in one dtype.
 impl From<FloatDType> for WeightPrecision {
     fn from(dtype: FloatDType) -> Self {
-        Self { dtype, quantization: None, exact: BTreeSet::new() }
+        Self { dtype, storage: WeightStorage::default(), exact: BTreeSet::new() }
     }
 }

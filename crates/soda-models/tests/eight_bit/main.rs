@@ -7,9 +7,10 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use soda_kernels::{QuantFormat, QuantizedWeight, quantized_weights};
+use soda_kernels::{QuantFormat, StoredWeight, stored_weights};
 use soda_models::ModelError;
 use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_models::weights::WeightStorage;
 use soda_testing::{relative_error, workspace_path};
 
 const FILE: &str = "transformer/diffusion_pytorch_model.safetensors";
@@ -57,12 +58,14 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn int8() -> LoadOptions {
-    LoadOptions { quantization: Some(QuantFormat::Int8), ..LoadOptions::default() }
+    let storage =
+        WeightStorage { quantization: Some(QuantFormat::Int8), ..WeightStorage::default() };
+    LoadOptions { storage, ..LoadOptions::default() }
 }
 
 /// Replaces the weights of the blocks by int8 with scales, from the program's own codes.
-fn as_int8(tensors: &mut Tensors) -> BTreeMap<String, QuantizedWeight> {
-    let weights = quantized_weights(&load(tensors, &int8()).unwrap().denoiser);
+fn as_int8(tensors: &mut Tensors) -> BTreeMap<String, StoredWeight> {
+    let weights = stored_weights(&load(tensors, &int8()).unwrap().denoiser);
     for (path, weight) in &weights {
         let [rows, columns] = weight.layout().shape();
         let bytes = weight.to_bytes();
@@ -84,10 +87,10 @@ fn int8_is_read_as_its_numbers_and_keeps_its_codes() {
     let (path, weight) = expected.iter().next().unwrap();
     let params = values_by_path(&floats);
     let found = &params[path];
-    let values = weight.dequantize(DType::F32).into_data().iter::<f32>().collect::<Vec<_>>();
+    let values = weight.to_float(DType::F32).into_data().iter::<f32>().collect::<Vec<_>>();
     assert!(relative_error(found, &values) < 1e-6);
     // A row has a code of the largest magnitude, so that quantizing it again finds the codes.
-    let again = quantized_weights(&load(&tensors, &int8()).unwrap().denoiser);
+    let again = stored_weights(&load(&tensors, &int8()).unwrap().denoiser);
     for (path, weight) in &expected {
         let codes = weight.layout().numbers();
         assert_eq!(again[path].to_bytes()[..codes], weight.to_bytes()[..codes], "{path}");

@@ -101,6 +101,12 @@ pub struct TrainConfig {
     /// `precision` and `encoder_precision`, in which products are computed in any case.
     #[serde(default)]
     pub base_precision: Option<BasePrecision>,
+    /// The number of the denoiser's blocks whose linear weights stay in host memory, at most all.
+    #[serde(default)]
+    pub offload: usize,
+    /// As `offload`, for the blocks of each text encoder.
+    #[serde(default)]
+    pub text_encoder_offload: usize,
     /// Side of the training images and of the samples, in pixels: a multiple of the denoiser's patches. The
     /// default is that of the base model's training.
     #[serde(default)]

@@ -24,7 +24,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 use soda_adapters::named_params;
-use soda_kernels::quantized_weights;
+use soda_kernels::stored_weights;
 use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
@@ -220,8 +220,8 @@ fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
     // The settings that are not weights, such as the activation function.
     hash.update(module.to_string());
     weights.iter().for_each(|weight| hash.update(weight));
-    for (path, weight) in quantized_weights(module) {
-        hash.update(format!("{path} {:?} ", weight.layout()));
+    for (path, weight) in stored_weights(module) {
+        hash.update(format!("{path} {:?} ", weight.format()));
         hash.update(weight.to_bytes());
     }
     hex(hash)

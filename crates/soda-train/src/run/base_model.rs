@@ -4,9 +4,8 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::Device;
-use soda_kernels::QuantFormat;
 use soda_models::pipeline::{DenoiserConfig, LoadOptions, Pipeline, TextEncoderUse};
-use soda_models::weights::WeightPrecision;
+use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_pipeline::TARGET_PRESETS;
 
 use crate::config::{Precision, TrainConfig};
@@ -30,18 +29,17 @@ pub(crate) fn load(
 ) -> Result<Pipeline, TrainError> {
     let denoiser = DenoiserConfig::read(&config.base)?;
     check_settings(config, &denoiser)?;
-    let quantization = config.base_precision.map(QuantFormat::from);
+    let storage = config.denoiser_storage();
     let exact = match config.precision {
-        Precision::F32 if quantization.is_none() => BTreeSet::new(),
+        Precision::F32 if storage == WeightStorage::default() => BTreeSet::new(),
         Precision::F32 | Precision::Bf16 | Precision::F16 => {
             config.targets.matching_paths(&denoiser.init(device), TARGET_PRESETS)?
         }
     };
     let options = LoadOptions {
         dtype: config.encoder_precision.dtype(),
-        // Adapters of text encoders are made from their weights, which are loaded as they are then.
-        quantization: quantization.filter(|_| !config.trains_text_encoder()),
-        denoiser: Some(WeightPrecision { dtype: config.precision.dtype(), quantization, exact }),
+        storage: config.text_encoder_storage(),
+        denoiser: Some(WeightPrecision { dtype: config.precision.dtype(), storage, exact }),
         resolution: config.resolution,
         prompt_encoding: config.prompt_encoding(),
         text_encoder: TextEncoderUse::EncodeAndFree {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use soda_adapters::named_params;
 use soda_distributed::Item;
-use soda_kernels::quantized_weights;
+use soda_kernels::stored_weights;
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
 use crate::config::TrainConfig;
@@ -194,11 +194,11 @@ fn network_hash<M: Module + fmt::Display>(module: &M) -> String {
             format!("{} {:?} {:?} {sum:08x} ", param.path, param.shape, data.dtype())
         })
         .collect();
-    let quantized = quantized_weights(module).into_iter().map(|(path, weight)| {
-        format!("{path} {:?} {:08x} ", weight.layout(), crc32c::crc32c(&weight.to_bytes()))
+    let stored = stored_weights(module).into_iter().map(|(path, weight)| {
+        format!("{path} {:?} {:08x} ", weight.format(), crc32c::crc32c(&weight.to_bytes()))
     });
-    let quantized: String = quantized.collect();
-    text_hash(&format!("{module} {}{quantized}", weights.concat()))
+    let stored: String = stored.collect();
+    text_hash(&format!("{module} {}{stored}", weights.concat()))
 }
 
 #[cfg(test)]

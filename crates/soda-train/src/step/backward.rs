@@ -17,7 +17,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
-use soda_kernels::with_timesteps;
+use soda_kernels::{with_copies_ahead, with_timesteps};
 use soda_models::condition::{AddedCondition, Condition};
 use soda_models::pipeline::Denoiser;
 use soda_models::stages::{Shared as _, Stage as _, StagedDenoiser};
@@ -65,6 +65,15 @@ impl GradientCheckpointing {
     /// `denoiser` has its adapters attached and is on a plain device. `loss` maps the prediction `[b, c, h,
     /// w]`, which is on a tape, to a scalar `[1]`.
     pub fn backward(
+        self,
+        denoiser: &Denoiser,
+        inputs: DenoiserInputs,
+        loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
+    ) -> LossAndGradients {
+        with_copies_ahead(|| self.backward_in_pass(denoiser, inputs, loss))
+    }
+
+    fn backward_in_pass(
         self,
         denoiser: &Denoiser,
         inputs: DenoiserInputs,

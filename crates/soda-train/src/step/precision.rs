@@ -1,9 +1,9 @@
-//! The cast of the frozen denoiser to the precision of a run.
+//! The frozen denoiser as a run keeps it: its precision, and how its linear weights are stored.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
-use soda_kernels::{persistent, to_preferred_memory_format};
-use soda_models::weights::quantize;
+use soda_kernels::{QuantFormat, persistent, to_preferred_memory_format};
+use soda_models::weights::{WeightStorage, store};
 
 use crate::config::{Precision, TrainConfig};
 
@@ -14,16 +14,32 @@ impl Precision {
     }
 }
 
-/// A denoiser without adapters as a run keeps it: its linear weights quantized, if the settings say so,
-/// and all others in the precision of the run.
+/// A denoiser without adapters as a run keeps it: its linear weights stored as the settings say, and all
+/// others in the precision of the run.
 ///
 /// Weights are quantized as they are in the file, before the cast.
 pub(crate) fn frozen_denoiser<M: Module>(config: &TrainConfig, denoiser: M) -> M {
-    let denoiser = match config.base_precision {
-        Some(format) => quantize(denoiser, format.into()),
-        None => denoiser,
-    };
-    config.precision.cast_denoiser(denoiser)
+    let precision = config.precision;
+    precision.cast_denoiser(store(denoiser, config.denoiser_storage(), precision.dtype()))
+}
+
+impl TrainConfig {
+    /// How the linear weights of the denoiser's blocks are stored.
+    pub(crate) fn denoiser_storage(&self) -> WeightStorage {
+        let quantization = self.base_precision.map(QuantFormat::from);
+        WeightStorage { quantization, offload: self.offload }
+    }
+
+    /// How those of the text encoders' blocks are stored. Adapters of text encoders are made from the weights
+    /// of the file, which are loaded as they are then.
+    pub(crate) fn text_encoder_storage(&self) -> WeightStorage {
+        match self.trains_text_encoder() {
+            true => WeightStorage::default(),
+            false => {
+                WeightStorage { offload: self.text_encoder_offload, ..self.denoiser_storage() }
+            }
+        }
+    }
 }
 
 struct Cast(FloatDType);

@@ -1,0 +1,103 @@
+//! Products with frozen matrices that are quantized or in host memory. The tape saves codes, or a reference
+//! to the host's memory, instead of the matrix.
+//!
+//! ```text
+//! y = x W'      dx = dy W
+//! ```
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, TensorMetadata};
+use burn::tensor::FloatDType;
+
+use crate::backend::Kernels;
+use crate::host_matrix::HostMatrix;
+use crate::quantize::QuantLayout;
+
+#[derive(Debug)]
+struct LinearStored;
+
+/// A frozen matrix `[rows, columns]` as it is stored.
+#[derive(Clone, Debug)]
+enum Matrix<I, F> {
+    Quantized { words: I, scales: F, layout: QuantLayout },
+    Host { matrix: HostMatrix, scales: F },
+}
+
+impl<I: Clone, F: Clone> Matrix<I, F> {
+    fn product<B>(self, x: FloatTensor<B>) -> FloatTensor<B>
+    where
+        B: Kernels<IntTensorPrimitive = I, FloatTensorPrimitive = F>,
+    {
+        match self {
+            Self::Quantized { words, scales, layout } => {
+                B::linear_quantized(x, words, scales, layout)
+            }
+            Self::Host { matrix, scales } => B::linear_from_host(x, matrix, scales),
+        }
+    }
+
+    fn into_float<B>(self, dtype: FloatDType) -> FloatTensor<B>
+    where
+        B: Kernels<IntTensorPrimitive = I, FloatTensorPrimitive = F>,
+    {
+        match self {
+            Self::Quantized { words, scales, layout } => {
+                B::dequantize_matrix(words, scales, layout, dtype)
+            }
+            Self::Host { matrix, scales } => B::matrix_from_host(matrix, scales, dtype),
+        }
+    }
+}
+
+/// Records [`Kernels::linear_quantized`] on the tape. The matrix is frozen.
+pub(crate) fn record_quantized<B: Kernels, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    words: IntTensor<B>,
+    scales: FloatTensor<Autodiff<B, C>>,
+    layout: QuantLayout,
+) -> FloatTensor<Autodiff<B, C>> {
+    record(x, Matrix::Quantized { words, scales: scales.into_primitive(), layout })
+}
+
+/// Records [`Kernels::linear_from_host`] on the tape. The matrix is frozen.
+pub(crate) fn record_from_host<B: Kernels, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    matrix: HostMatrix,
+    scales: FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    record(x, Matrix::Host { matrix, scales: scales.into_primitive() })
+}
+
+fn record<B: Kernels, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    matrix: Matrix<IntTensor<B>, FloatTensor<B>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match Backward::<B, 1>::prepare::<C>(LinearStored, [x.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            prep.finish(matrix.clone(), matrix.product::<B>(x.into_primitive()))
+        }
+        OpsKind::UnTracked(prep) => prep.finish(matrix.product::<B>(x.into_primitive())),
+    }
+}
+
+impl<B: Kernels> Backward<B, 1> for LinearStored {
+    type State = Matrix<IntTensor<B>, FloatTensor<B>>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let [node] = ops.parents;
+        if let Some(node) = node {
+            let w = ops.state.into_float::<B>(dy.dtype().into());
+            grads.register::<B>(node.id, B::matmul(dy, w));
+        }
+    }
+}

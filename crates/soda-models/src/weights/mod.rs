@@ -19,6 +19,7 @@ mod finite;
 mod keys;
 pub(crate) mod ldm;
 mod load;
+mod memory;
 mod module;
 mod precision;
 mod prefetch;
@@ -29,6 +30,7 @@ pub(crate) mod write;
 
 pub use checkpoint::Checkpoint;
 pub use keys::KEY_RENAMES;
+pub use memory::WeightMemory;
 pub(crate) use module::{check_writable, file_dtype, to_pytorch};
 pub use module::{load, load_renamed, save};
 pub use precision::WeightPrecision;

@@ -124,6 +124,19 @@ impl Batch {
         }
     }
 
+    /// The upper left parts of the samples, with latents of this height and width. They are at most those of
+    /// the batch.
+    #[must_use]
+    pub(crate) fn cropped(&self, [height, width]: [usize; 2]) -> Self {
+        let crop = |x: &Tensor<4>| x.clone().narrow(2, 0, height).narrow(3, 0, width);
+        Self {
+            noisy: crop(&self.noisy),
+            target: crop(&self.target),
+            mask: self.mask.as_ref().map(crop),
+            ..self.clone()
+        }
+    }
+
     /// Multiplies the weights of all samples by `scale`.
     #[must_use]
     pub(crate) fn weighted(&self, scale: f32) -> Self {

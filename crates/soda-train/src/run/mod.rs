@@ -6,6 +6,7 @@ mod data_notes;
 pub(crate) mod fingerprint;
 mod follower;
 pub(crate) mod history;
+pub(crate) mod memory_plan;
 pub(crate) mod personalisation;
 pub(crate) mod planning;
 mod rank_start;

@@ -1,0 +1,217 @@
+//! The memory of a run, predicted before it starts.
+//!
+//! The plan does what a run does until its first step, and then a few steps on smaller images. What a step
+//! keeps grows with the number of pixels, since no kernel keeps the scores of an attention:
+//!
+//! ```text
+//! peak(pixels) = fixed + each · pixels
+//! ```
+//!
+//! Two sizes give both numbers. Images that are too small to be halved twice are measured as they are.
+
+use std::ops::RangeInclusive;
+
+use burn::tensor::{Tensor, TensorData};
+use soda_linalg::SvdCache;
+use soda_models::pipeline::{Networks, Pipeline};
+use soda_models::weights::WeightMemory;
+
+use crate::config::TrainConfig;
+use crate::data::batch::Batch;
+use crate::data::cache::EncodeCache;
+use crate::error::TrainError;
+use crate::event::Event;
+use crate::run::fingerprint::RunFingerprint;
+use crate::run::personalisation::{Personalisation, encode};
+use crate::run::planning::Planning;
+use crate::step::adapted_networks::trained_networks;
+use crate::step::precision::frozen_denoiser;
+use crate::step::trainer::{Trainer, TrainerState};
+
+/// Sides of latents are multiples of this number: a UNet halves them three times.
+const SIDE_MULTIPLE: usize = 8;
+/// The steps of a measurement. The first one may capture a graph, and the second one has moments.
+const STEPS: RangeInclusive<usize> = 1..=2;
+
+/// Measures the memory of a device, or of the process on a CPU.
+pub trait MemoryMeter {
+    /// Gives back what is not in use, and begins to measure anew.
+    fn restart(&mut self);
+
+    /// The most bytes since the last restart. `None` if this system does not tell.
+    fn peak(&mut self) -> Option<u64>;
+}
+
+/// The predicted memory of a run in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The weights of all networks during the steps.
+    pub weights: WeightMemory,
+    /// The adapter: its parameters, those before the step, and their gradients.
+    pub adapter: u64,
+    /// The optimizer's moments, and the moving average of the parameters.
+    pub optimizer: u64,
+    /// The peak until the first step: reading, encoding, making the adapters.
+    pub preparation: u64,
+    /// The peak of encoding and decoding an image.
+    pub images: u64,
+    /// The peak of a step.
+    pub step: u64,
+}
+
+impl MemoryPlan {
+    /// The predicted peak of the run.
+    pub fn peak(&self) -> u64 {
+        self.preparation.max(self.images).max(self.step)
+    }
+
+    /// What a step needs beside weights, adapter and optimizer: activations and the space of operations.
+    pub fn activations(&self) -> u64 {
+        let known = self.weights.device as u64 + self.adapter + self.optimizer;
+        self.step.saturating_sub(known)
+    }
+}
+
+impl Personalisation {
+    /// Predicts the memory of the run. Writes nothing but the cache.
+    ///
+    /// # Errors
+    /// As [`Personalisation::run`] until its first step; [`TrainError::NoMemoryMeter`] if `meter` measures
+    /// nothing.
+    pub fn plan_memory(
+        self,
+        meter: &mut dyn MemoryMeter,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<MemoryPlan, TrainError> {
+        let Self { config, mut dataset, mut pipeline, cache, with_graph, .. } = self;
+        dataset.hold_out(config.validation.held_out, config.seed)?;
+        let fingerprint = RunFingerprint::new(&config, &pipeline, &dataset)?;
+        let svd_cache = cache.as_ref().map(SvdCache::new);
+        on_event(Event::Stage { name: "encoding" });
+        let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
+        let unvalidated = without_validation(&config);
+        let (data, _) = encode(&unvalidated, &pipeline, &dataset, &[], cache.as_ref(), on_event)?;
+        let schedule = pipeline.forward_process();
+        let planning = Planning {
+            config: &config,
+            pipeline: &pipeline,
+            fingerprint: &fingerprint,
+            svd_cache: svd_cache.as_ref(),
+            cache: cache.as_ref(),
+            with_graph,
+        };
+        let (_, plan) = planning.plan(&data, &schedule, on_event)?;
+        pipeline.denoiser = frozen_denoiser(&config, pipeline.denoiser);
+        pipeline = pipeline.in_drawing_format();
+        let preparation = peak(meter)?;
+
+        on_event(Event::Stage { name: "measuring" });
+        let networks = plan.attach(trained_networks(&config, &pipeline)).with_trainable_tokens();
+        let batches = Batch::sample(&data, None, &schedule, &config, 0);
+        let area = |batch: &Batch| size(batch)[0] * size(batch)[1];
+        let batch = batches.into_iter().max_by_key(area).expect("a step has a batch");
+        let full = size(&batch);
+        let mut state = TrainerState::default();
+        let step = extrapolated(full, |side| {
+            let batch = batch.cropped(side);
+            let trainer = Trainer::new(networks.clone(), &config.method, &config)?;
+            let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
+            meter.restart();
+            for _ in STEPS {
+                trainer.step_on(&batch)?;
+            }
+            let peak = peak(meter)?;
+            state = trainer.state();
+            Ok(peak)
+        })?;
+        let pixels = pipeline.vae_config.pixels_per_patch();
+        let images = extrapolated(full, |[height, width]| {
+            let shape = [1, 3, height * pixels, width * pixels];
+            meter.restart();
+            let latents = pipeline.encode(Tensor::zeros(shape, &pipeline.device), false);
+            let _ = pipeline.decode(latents).into_data();
+            peak(meter)
+        })?;
+        let adapter = bytes(state.adapter.values());
+        let average = bytes(state.average.values());
+        Ok(MemoryPlan {
+            weights: weights(&pipeline),
+            adapter: 3 * adapter,
+            optimizer: bytes(state.optimizer.tensors.values()) + average,
+            preparation,
+            images,
+            step,
+        })
+    }
+}
+
+/// The settings without validation, whose encoded samples a plan does not need.
+fn without_validation(config: &TrainConfig) -> TrainConfig {
+    let mut config = config.clone();
+    config.validation.every = 0;
+    config
+}
+
+/// The height and width of the latents.
+fn size(batch: &Batch) -> [usize; 2] {
+    let [_, _, height, width] = batch.noisy.dims();
+    [height, width]
+}
+
+fn peak(meter: &mut dyn MemoryMeter) -> Result<u64, TrainError> {
+    meter.peak().ok_or(TrainError::NoMemoryMeter)
+}
+
+/// The peak for latents of size `full`, from those of a quarter and a half of its sides.
+fn extrapolated(
+    full: [usize; 2],
+    mut measure: impl FnMut([usize; 2]) -> Result<u64, TrainError>,
+) -> Result<u64, TrainError> {
+    let part = |divisor: usize| full.map(|side| (side / divisor).next_multiple_of(SIDE_MULTIPLE));
+    let (small, half) = (part(4), part(2));
+    let area = |[height, width]: [usize; 2]| (height * width) as f64;
+    if area(small) >= area(half) || area(half) >= area(full) {
+        return measure(full);
+    }
+    let (low, high) = (measure(small)? as f64, measure(half)? as f64);
+    let each = (high - low).max(0.0) / (area(half) - area(small));
+    Ok((high + each * (area(full) - area(half))) as u64)
+}
+
+/// The weights of all networks that are in memory.
+fn weights(pipeline: &Pipeline) -> WeightMemory {
+    let Networks { denoiser, text_encoder, text_encoder_2 } = pipeline.networks();
+    let encoders = [text_encoder, text_encoder_2].into_iter().flatten();
+    let encoders = encoders.map(|encoder| WeightMemory::of(&encoder));
+    encoders.fold(WeightMemory::of(&denoiser) + WeightMemory::of(&pipeline.vae), |sum, memory| {
+        sum + memory
+    })
+}
+
+fn bytes<'a>(tensors: impl Iterator<Item = &'a TensorData>) -> u64 {
+    tensors.map(|data| data.as_bytes().len() as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_is_extrapolated_from_two_sizes() {
+        let peak = |full| {
+            let mut seen = Vec::new();
+            let peak = extrapolated(full, |side| {
+                seen.push(side);
+                Ok(1000 + 3 * (side[0] * side[1]) as u64)
+            });
+            (peak.unwrap_or_default(), seen)
+        };
+        assert_eq!(peak([128, 96]), (1000 + 3 * 128 * 96, vec![[32, 24], [64, 48]]));
+        // Sides that are no multiple of four times eight.
+        assert_eq!(peak([120, 72]), (1000 + 3 * 120 * 72, vec![[32, 24], [64, 40]]));
+        assert_eq!(peak([8, 8]), (1000 + 3 * 64, vec![[8, 8]]));
+        // A step that takes less with more pixels is noise.
+        let shrinking = extrapolated([64, 64], |side| Ok(10_000 - side[0] as u64));
+        assert_eq!(shrinking.unwrap_or_default(), 10_000 - 32);
+    }
+}

@@ -60,7 +60,7 @@ pub(crate) fn record_quantized<B: Kernels, C: CheckpointStrategy>(
     scales: FloatTensor<Autodiff<B, C>>,
     layout: QuantLayout,
 ) -> FloatTensor<Autodiff<B, C>> {
-    record(x, Matrix::Quantized { words, scales: scales.into_primitive(), layout })
+    record::<B, C>(x, Matrix::Quantized { words, scales: scales.into_primitive(), layout })
 }
 
 /// Records [`Kernels::linear_from_host`] on the tape. The matrix is frozen.
@@ -69,7 +69,7 @@ pub(crate) fn record_from_host<B: Kernels, C: CheckpointStrategy>(
     matrix: HostMatrix,
     scales: FloatTensor<Autodiff<B, C>>,
 ) -> FloatTensor<Autodiff<B, C>> {
-    record(x, Matrix::Host { matrix, scales: scales.into_primitive() })
+    record::<B, C>(x, Matrix::Host { matrix, scales: scales.into_primitive() })
 }
 
 fn record<B: Kernels, C: CheckpointStrategy>(

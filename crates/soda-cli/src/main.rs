@@ -11,6 +11,7 @@ mod comparison_report;
 mod device;
 mod escape;
 mod launcher;
+mod memory_meter;
 mod out_of_memory;
 mod progress;
 mod ranks;
@@ -145,8 +146,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let remedy = remedy(&error, failed);
-            progress::print_error(&error, remedy);
-            ranks::end(&progress::sentence(&error, remedy));
+            progress::print_error(&error, &remedy);
+            ranks::end(&progress::sentence(&error, &remedy));
             let is_usage = error.chain().any(|cause| cause.is::<UsageError>());
             if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }

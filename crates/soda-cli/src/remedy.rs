@@ -1,6 +1,10 @@
 //! The remedy for a refusal of the operating system or of a device, which differs between commands.
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
+use std::sync::OnceLock;
+
+use soda_train::MemorySaving;
 
 use crate::out_of_memory::OutOfDeviceMemory;
 
@@ -19,16 +23,52 @@ pub(crate) enum Failed {
 }
 
 /// The end of the sentence of `error`: what to do, or nothing.
-pub(crate) fn remedy(error: &anyhow::Error, failed: Failed) -> &'static str {
+pub(crate) fn remedy(error: &anyhow::Error, failed: Failed) -> Cow<'static, str> {
     if error.is::<OutOfDeviceMemory>() {
         return match failed {
-            Failed::Train => {
-                "; give a smaller --batch-size, `--set checkpointing=block` or `--set precision=bf16`"
+            Failed::Train => memory_remedy().into(),
+            Failed::Child => "".into(),
+            Failed::Other => {
+                "; ask for fewer or smaller images at once, or give `--base-precision nf4` or \
+                 --device cpu"
+                    .into()
             }
-            Failed::Child => "",
-            Failed::Other => "; ask for fewer or smaller images at once, or give --device cpu",
         };
     }
+    of_system(error, failed).into()
+}
+
+/// The settings that make the run of this process need less memory, once it is known.
+static SAVINGS: OnceLock<Vec<MemorySaving>> = OnceLock::new();
+
+/// Notes the run of this process, for a remedy if the memory of its device is full.
+pub(crate) fn note_savings(savings: Vec<MemorySaving>) {
+    // A process has one run.
+    let _ = SAVINGS.set(savings);
+}
+
+/// The three settings that make a run need less memory, and by how much.
+fn memory_remedy() -> String {
+    let savings = SAVINGS.get().map(Vec::as_slice).unwrap_or_default();
+    let part = |saving: &MemorySaving| {
+        let frees = match saving.bytes {
+            Some(bytes) => format!("{} MiB of weights", bytes >> 20),
+            None => "activations".to_owned(),
+        };
+        format!("`--set {}` frees {frees}", saving.setting)
+    };
+    let parts: Vec<_> = savings.iter().take(3).map(part).collect();
+    match parts.is_empty() {
+        true => "; give `--set base_precision=nf4`, `--set checkpointing=block` or a smaller \
+                 --batch-size; `soda train --plan` predicts the memory"
+            .to_owned(),
+        false => {
+            format!("; {}; `soda train --plan` predicts the memory", parts.join(", "))
+        }
+    }
+}
+
+fn of_system(error: &anyhow::Error, failed: Failed) -> &'static str {
     let reasons = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     // A limit of this program on the files that it reads is no refusal of the operating system.
     let of_system = |error: &&std::io::Error| {

@@ -24,7 +24,7 @@ fn a_full_gpu_is_one_sentence_and_the_next_run_works() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("error: the GPU's memory is full"), "{said}");
-    assert!(said.contains("--batch-size") && !said.contains("panicked"), "{said}");
+    assert!(said.contains("`--set batch_size=1`") && !said.contains("panicked"), "{said}");
 
     let failed = folder.path().join("runs/run");
     if failed.exists() {

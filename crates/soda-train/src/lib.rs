@@ -94,6 +94,8 @@ pub use output::{page, plot};
 pub use run::checkpoint::Checkpoint;
 pub use run::fingerprint::RunFingerprint;
 pub use run::history::{History, ValidationMetrics};
+pub use run::memory_plan::{MemoryMeter, MemoryPlan};
+pub use run::memory_saving::MemorySaving;
 pub use run::personalisation::{Personalisation, RunTarget};
 pub use run::summary::RunSummary;
 pub use step::adapted_networks::check_method;

@@ -22,6 +22,7 @@ use soda_train::GradientCheckpointing;
 
 use crate::args::{DeviceArg, StorageArgs};
 use crate::device::{Precision, is_processor};
+use crate::memory_meter::peak_of_process;
 use crate::progress::print_result;
 use crate::synthetic::{
     Architecture, BatchSizes, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
@@ -172,7 +173,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "forward_ms": round(stages.forward_ms),
         "backward_ms": round(stages.backward_ms),
         "optimizer_ms": round(stages.optimizer_ms),
-        "peak_mib": after.map(|m| (m.reserved + m.workspace) >> 20).or_else(peak_mib),
+        "peak_mib": after.map(|m| (m.reserved + m.workspace) >> 20).or_else(|| peak_of_process().map(|peak| peak >> 20)),
         "in_use_mib": stages.memory.map(|m| (m.in_use + m.workspace) >> 20),
         "scratch_mib": after.map(|m| m.workspace >> 20),
     });
@@ -429,11 +430,6 @@ fn require_room(numbers: usize, device: &Device) -> Result<()> {
         "a step needs more memory than this machine has; give a smaller --batch, --latents, --layer or --rows"
     );
     Ok(())
-}
-
-/// The peak resident memory of this process in MiB, for devices that use the host's memory.
-fn peak_mib() -> Option<u64> {
-    kib("/proc/self/status", "VmHWM:").map(|kib| kib >> 10)
 }
 
 /// A size in a file of the kernel of Linux, in KiB.

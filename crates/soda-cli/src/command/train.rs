@@ -12,8 +12,8 @@ use clap::{Args, ValueEnum};
 use soda_adapters::{AdapterError, TargetError};
 use soda_pipeline::counted;
 use soda_train::{
-    Event, Personalisation, Ranks, RunFolder, RunFolderError, RunSummary, RunTarget, TrainConfig,
-    TrainError,
+    Event, MemoryMeter as _, Personalisation, Ranks, RunFolder, RunFolderError, RunSummary,
+    RunTarget, TrainConfig, TrainError,
 };
 
 use crate::args::{CacheArg, DeviceArg, SettingsArgs, ToArgv as _, option};
@@ -21,8 +21,10 @@ use crate::base_model::find_base;
 use crate::child::{INTERRUPTED, on_signal_of_parent};
 use crate::device::{DeviceChoice, is_processor, shards};
 use crate::launcher;
+use crate::memory_meter::DeviceMemory;
 use crate::progress::{Progress, print_result, print_stderr};
 use crate::ranks::{self, Membership};
+use crate::remedy::note_savings;
 use crate::usage::{UsageError, require};
 
 #[derive(Debug, Args)]
@@ -81,6 +83,10 @@ pub(crate) struct TrainArgs {
     /// tested yet
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) collectives: Collectives,
+    /// Predict the memory of the run, without training: reads the base and the pictures, makes the adapters,
+    /// and measures steps on smaller pictures
+    #[arg(long, conflicts_with_all = ["resume", "gpus", "ranks", "name"])]
+    pub(crate) plan: bool,
     #[command(flatten)]
     pub(crate) cache: CacheArg,
     #[command(flatten)]
@@ -95,6 +101,11 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     let (device, job, target) = ranks.while_others_wait(|| open(&args, &ranks))?;
     let job = job.with_cache(args.cache.cache.clone()).with_graph();
     let job = job.with_ranks(add_gradients(&args, &ranks, &device)?);
+    note_savings(job.memory_savings());
+    if args.plan {
+        return print_plan(job, &device).map_err(|error| with_blame(error, &args.settings));
+    }
+    let mut memory = DeviceMemory::of(&device);
     let interrupt = Interrupt::listen(ranks.is_first())?;
     let blame = |error| with_blame(error, &args.settings);
     let Some(target) = target else {
@@ -106,7 +117,31 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         progress.show(event);
     });
     progress.finish();
-    print_summary(&summary.map_err(blame)?);
+    print_summary(&summary.map_err(blame)?, memory.peak());
+    Ok(())
+}
+
+/// Predicts the memory of a run and prints it.
+fn print_plan(job: Personalisation, device: &Device) -> Result<(), TrainError> {
+    let mut progress = Progress::default();
+    let mut memory = DeviceMemory::of(device);
+    let plan = job.plan_memory(&mut memory, &mut |event| progress.show(event));
+    progress.finish();
+    let plan = plan?;
+    let lines = [
+        ("weights on the device", plan.weights.device as u64),
+        ("adapter and its gradients", plan.adapter),
+        ("optimizer", plan.optimizer),
+        ("activations of a step, and workspace", plan.activations()),
+        ("peak of a step", plan.step),
+        ("peak until the first step", plan.preparation),
+        ("peak of encoding and decoding a picture", plan.images),
+        ("peak of the run", plan.peak()),
+        ("weights in host memory", plan.weights.host as u64),
+    ];
+    for (name, bytes) in lines {
+        print_result(&format!("{name:<42} {:>7} MiB", bytes >> 20));
+    }
     Ok(())
 }
 
@@ -280,7 +315,7 @@ impl Interrupt {
     }
 }
 
-fn print_summary(summary: &RunSummary) {
+fn print_summary(summary: &RunSummary, memory: Option<u64>) {
     print_result(&format!(
         "{}: {} on {}, {} in {:.0} s",
         summary.folder.display(),
@@ -303,6 +338,9 @@ fn print_summary(summary: &RunSummary) {
         if let Some(drift) = after.drift {
             print_result(&format!("  drift of unrelated prompts {drift:.3}"));
         }
+    }
+    if let Some(bytes) = memory {
+        print_result(&format!("  {} MiB of memory at most", bytes >> 20));
     }
     print_result(&format!("  see {}", summary.folder.join(RunFolder::REPORT).display()));
 }

@@ -1,10 +1,13 @@
 //! The memory of a network's weights.
 
+use std::collections::BTreeSet;
 use std::ops::Add;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use soda_kernels::stored_weights;
+
+use super::storage::{self, WeightStorage};
 
 /// The bytes of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,71 @@ impl WeightMemory {
             let (device, host) = weight.memory();
             sum + Self { device, host }
         })
+    }
+}
+
+/// The linear weights of a network's repeated blocks, which [`WeightStorage`] concerns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockWeights {
+    /// The numbers of the weights.
+    pub numbers: usize,
+    /// The blocks.
+    pub blocks: usize,
+}
+
+impl BlockWeights {
+    /// Counts the weights of `module`, however they are stored.
+    pub fn of<M: Module>(module: &M) -> Self {
+        let mut count = Count::default();
+        module.visit(&mut count);
+        let stored = stored_weights(module).into_iter();
+        let stored = stored.map(|(_, weight)| weight.dims().iter().product::<usize>());
+        Self { numbers: count.numbers + stored.sum::<usize>(), blocks: count.blocks.len() }
+    }
+
+    /// The bytes on the device, stored as `storage` says in a network that computes in numbers of
+    /// `dtype_bytes` bytes.
+    pub fn device_bytes(&self, storage: WeightStorage, dtype_bytes: usize) -> usize {
+        let resident = self.blocks.saturating_sub(storage.offload);
+        let per_block = self.numbers / self.blocks.max(1);
+        let of_numbers = |numbers: usize| match storage.quantization {
+            None => numbers * dtype_bytes,
+            Some(format) => {
+                let scales = format.block().map_or(0, |block| numbers / block);
+                numbers * format.bits() / 8 + scales
+            }
+        };
+        of_numbers(resident * per_block)
+    }
+}
+
+/// Counts blocks, and the linear weights in them that are not stored otherwise.
+#[derive(Default)]
+struct Count {
+    path: Vec<String>,
+    blocks: BTreeSet<String>,
+    numbers: usize,
+}
+
+impl ModuleVisitor for Count {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        if let Some(block) = storage::block(&path) {
+            self.blocks.insert(block.to_owned());
+            let dims = param.base().dims();
+            // A stored weight has a placeholder here.
+            if D == 2 && dims != [1; D] && storage::is_stored(&path) {
+                self.numbers += dims.iter().product::<usize>();
+            }
+        }
     }
 }
 
@@ -51,7 +119,7 @@ mod tests {
     use burn::tensor::{Device, FloatDType};
 
     use super::*;
-    use crate::weights::{WeightStorage, store};
+    use crate::weights::store;
 
     #[derive(Module, Debug)]
     struct Network {
@@ -70,5 +138,22 @@ mod tests {
         // The placeholder, and a number in the place of scales.
         let device = weight + 2 * bias + 4 + 4;
         assert_eq!(found, WeightMemory { device, host: weight });
+    }
+
+    #[test]
+    fn blocks_are_counted_however_they_are_stored() {
+        let layer = || LinearConfig::new(64, 8).init(&Device::default());
+        let network = Network { layers: vec![layer(), layer(), layer()] };
+        let expected = BlockWeights { numbers: 3 * 64 * 8, blocks: 3 };
+        assert_eq!(BlockWeights::of(&network), expected);
+        let quantization = Some(soda_kernels::QuantFormat::Int8);
+        let storage = WeightStorage { quantization, offload: 1 };
+        let stored = store(network, storage, FloatDType::F32);
+        assert_eq!(BlockWeights::of(&stored), expected);
+        let plain = WeightStorage::default();
+        assert_eq!(expected.device_bytes(plain, 2), 2 * expected.numbers);
+        assert_eq!(expected.device_bytes(storage, 2), 2 * 64 * 8);
+        let all = WeightStorage { offload: 9, ..plain };
+        assert_eq!(expected.device_bytes(all, 2), 0);
     }
 }

@@ -30,7 +30,7 @@ pub(crate) mod write;
 
 pub use checkpoint::Checkpoint;
 pub use keys::KEY_RENAMES;
-pub use memory::WeightMemory;
+pub use memory::{BlockWeights, WeightMemory};
 pub(crate) use module::{check_writable, file_dtype, to_pytorch};
 pub use module::{load, load_renamed, save};
 pub use precision::WeightPrecision;

@@ -39,7 +39,7 @@ const BLOCKS: &[&str] = &[
 const KEPT: &[&str] = &["adaLN_modulation"];
 
 /// Whether the linear weight at `path` is stored as [`WeightStorage`] says.
-fn is_stored(path: &str) -> bool {
+pub(super) fn is_stored(path: &str) -> bool {
     let has = |names: &[&str]| path.split('.').any(|segment| names.contains(&segment));
     has(BLOCKS) && !has(KEPT)
 }
@@ -51,7 +51,7 @@ pub(super) fn layout(path: &str, shape: &[usize], format: QuantFormat) -> Option
 }
 
 /// The block of the parameter at `path`: the path up to its number. `None` if it is in none.
-fn block(path: &str) -> Option<&str> {
+pub(super) fn block(path: &str) -> Option<&str> {
     let mut end = 0;
     let mut segments = path.split('.').peekable();
     let mut found = None;

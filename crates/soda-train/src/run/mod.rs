@@ -7,6 +7,7 @@ pub(crate) mod fingerprint;
 mod follower;
 pub(crate) mod history;
 pub(crate) mod memory_plan;
+pub(crate) mod memory_saving;
 pub(crate) mod personalisation;
 pub(crate) mod planning;
 mod rank_start;

@@ -1,0 +1,62 @@
+//! The memory of a device, or of this process on a CPU.
+
+use burn::tensor::Device;
+use soda_kernels::memory_usage;
+use soda_train::MemoryMeter;
+
+use crate::device::is_processor;
+
+/// Measures the memory pools of a GPU, or the resident memory of this process.
+pub(crate) struct DeviceMemory(Device);
+
+impl DeviceMemory {
+    pub(crate) fn of(device: &Device) -> Self {
+        Self(device.clone())
+    }
+}
+
+impl MemoryMeter for DeviceMemory {
+    fn restart(&mut self) {
+        if is_processor(&self.0) {
+            // Linux then measures the peak anew. Where it does not, the peak is that of the whole process.
+            let _ = std::fs::write("/proc/self/clear_refs", "5");
+        } else {
+            // A device that does not run is an error of the next step.
+            let _ = self.0.sync();
+            self.0.memory_cleanup();
+        }
+    }
+
+    fn peak(&mut self) -> Option<u64> {
+        if is_processor(&self.0) {
+            return peak_of_process();
+        }
+        let usage = memory_usage(&self.0)?;
+        Some(usage.reserved + usage.workspace)
+    }
+}
+
+/// The most resident memory of this process in bytes, where the system is Linux.
+pub(crate) fn peak_of_process() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_meter_sees_what_the_process_takes() {
+        let mut meter = DeviceMemory::of(&Device::flex());
+        meter.restart();
+        let before = meter.peak().unwrap_or_default();
+        let taken = vec![1u8; 64 << 20];
+        assert!(taken.iter().all(|byte| *byte == 1));
+        let peak = meter.peak().unwrap_or_default();
+        assert!(before > 0 && peak >= before + (60 << 20), "{before} {peak}");
+    }
+}

@@ -13,13 +13,13 @@ use soda_train::{Batch, Prompts, TrainConfig, TrainerState};
 use common::{settings, text_trainer, trainer};
 
 /// Samples with different values in every step.
-fn batch(step: usize, samples: usize, tokens: bool, device: &Device) -> Batch {
+fn batch(step: usize, [samples, h, w]: [usize; 3], tokens: bool, device: &Device) -> Batch {
     let wave = |pace: f32, shape: &[usize]| {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = (0..count).map(|i| (i as f32 * pace + step as f32).sin()).collect();
         TensorData::new(values, shape.to_vec())
     };
-    let shape = [samples, 4, 16, 16];
+    let shape = [samples, 4, h, w];
     // Words of the vocabulary, the new word (787), and the padding.
     let id = |row: usize, at: usize| match at {
         0..5 => (97 * row + 31 * at + step) as i32 % 785,
@@ -53,11 +53,11 @@ fn run(config: &TrainConfig, with_graph: bool, device: &Device) -> (Vec<f32>, Tr
         false => trainer(config, device),
     };
     let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
-    // One batch has another size and runs without the graph.
-    let batches = [(0, 4), (1, 4), (2, 4), (3, 2), (4, 4)];
-    let losses = batches.map(|(step, samples)| {
-        trainer.step_on(&batch(step, samples, tokens, device)).unwrap().loss
-    });
+    // One batch has another size, and one has as many numbers in another shape. They run without the graph.
+    let (upright, lying) = ([4, 16, 8], [4, 8, 16]);
+    let batches = [(0, upright), (1, upright), (2, lying), (3, [2, 16, 8]), (4, upright)];
+    let losses = batches
+        .map(|(step, shape)| trainer.step_on(&batch(step, shape, tokens, device)).unwrap().loss);
     (losses.to_vec(), trainer.state())
 }
 

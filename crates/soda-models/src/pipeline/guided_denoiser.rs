@@ -23,9 +23,9 @@ pub(super) struct GuidedDenoiser {
 enum DenoiserGraph {
     /// There was no call yet.
     Pending,
-    /// The graph of one batch size. Batches of other sizes are computed without it.
+    /// The graph of inputs of one shape. Others are computed without it.
     Captured(Box<CapturedCall>),
-    /// The device captures no graphs, there are too few calls, or the denoiser is no UNet.
+    /// The device captures no graphs, or there are too few calls.
     Unsupported,
 }
 
@@ -38,10 +38,9 @@ struct CapturedCall {
 impl GuidedDenoiser {
     /// Prepares about `calls` predictions with guidance of the factor `guidance`, if there is any.
     pub(super) fn new(denoiser: Denoiser, guidance: Option<f64>, calls: usize) -> Self {
-        // Graphs were tried with UNets only.
-        let graph = match denoiser {
-            Denoiser::Unet(_) if calls >= CALLS_WORTH_A_GRAPH => DenoiserGraph::Pending,
-            _ => DenoiserGraph::Unsupported,
+        let graph = match calls >= CALLS_WORTH_A_GRAPH {
+            true => DenoiserGraph::Pending,
+            false => DenoiserGraph::Unsupported,
         };
         Self { network: GuidedNetwork { denoiser, guidance }, graph }
     }
@@ -69,7 +68,7 @@ impl GuidedDenoiser {
             };
         }
         match &mut self.graph {
-            DenoiserGraph::Captured(call) if call.shapes.sizes() == inputs.sizes() => {
+            DenoiserGraph::Captured(call) if call.shapes.shape() == inputs.shape() => {
                 // The next replay overwrites the original, and a sampler keeps predictions.
                 deep_copy(call.graph.replay(inputs.flattened()).clone())
             }
@@ -161,7 +160,10 @@ impl Inputs {
         tensors
     }
 
-    fn sizes(&self) -> Vec<usize> {
-        self.flattened().iter().map(|x| x.dims()[0]).collect()
+    /// What a captured call has read on the host: the shapes of latents and text states, and the lengths of
+    /// the texts.
+    fn shape(&self) -> ([usize; 4], [usize; 3], Option<&[usize]>) {
+        let Condition { text, lengths, .. } = &self.condition;
+        (self.input.dims(), text.dims(), lengths.as_deref())
     }
 }

@@ -40,6 +40,25 @@ every = 500
 guidance = 4.0
 ";
 
+/// The settings of the presets for SDXL on small cards.
+const SMALL_SDXL: &str = "\
+steps = 1000
+batch_size = 1
+precision = \"bf16\"
+encoder_precision = \"bf16\"
+checkpointing = \"block\"
+[optimizer]
+flat = \"adamw-8bit\"
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 250
+timesteps = 4
+[samples]
+every = 500
+guidance = 5.0
+";
+
 /// All presets.
 pub const PRESETS: &[Preset] = &[
     Preset {
@@ -109,28 +128,47 @@ guidance = 5.0
         name: "sdxl-12gb",
         about: "a subject on SDXL with 12 GB of GPU memory: rank 16, all networks in bf16, gradient checkpointing, 8-bit AdamW",
         changes: &["method=lora", "method.rank=16"],
-        settings: "\
-steps = 1000
-batch_size = 1
-precision = \"bf16\"
-encoder_precision = \"bf16\"
-checkpointing = \"block\"
-[optimizer]
-flat = \"adamw-8bit\"
-spectrum_lr = 1e-4
-warmup_steps = 20
-[validation]
-every = 250
-timesteps = 4
-[samples]
-every = 500
-guidance = 5.0
-",
+        settings: SMALL_SDXL,
+    },
+    Preset {
+        name: "sdxl-8gb",
+        about: "a subject on SDXL with 8 GB of GPU memory: rank 16, int8 base, gradient checkpointing, 8-bit AdamW",
+        changes: &["method=lora", "method.rank=16", "base_precision=int8"],
+        settings: SMALL_SDXL,
     },
     Preset {
         name: "flux2-klein-4b",
         about: "a subject on FLUX.2 klein base 4B at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
         changes: &["method=lora", "method.rank=32"],
+        settings: TRANSFORMER,
+    },
+    Preset {
+        name: "flux2-klein-4b-8gb",
+        about: "the same with 8 GB of GPU memory: LoRA of rank 16, nf4 base, 8-bit AdamW",
+        changes: &[
+            "method=lora",
+            "method.rank=16",
+            "base_precision=nf4",
+            "optimizer.flat=adamw-8bit",
+        ],
+        settings: TRANSFORMER,
+    },
+    Preset {
+        name: "flux2-klein-4b-12gb",
+        about: "the same with 12 GB of GPU memory: LoRA of rank 32, int8 base",
+        changes: &["method=lora", "method.rank=32", "base_precision=int8"],
+        settings: TRANSFORMER,
+    },
+    Preset {
+        name: "flux2-klein-4b-16gb",
+        about: "the same with 16 GB of GPU memory, a third faster: LoRA of rank 32, int8 base, nothing is recomputed",
+        changes: &[
+            "method=lora",
+            "method.rank=32",
+            "base_precision=int8",
+            "checkpointing=none",
+            "optimizer.flat=adamw-8bit",
+        ],
         settings: TRANSFORMER,
     },
     Preset {

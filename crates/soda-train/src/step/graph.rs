@@ -20,22 +20,42 @@ use crate::step::text_encoding::TextEncoding;
 pub(crate) enum StepGraph {
     /// No batch has been seen yet.
     Pending,
-    /// The graph of one batch size. Other sizes are rare (the end of a bucket) and run without a graph,
-    /// because a graph holds all memory of a step.
+    /// The graph of batches of one shape. Other shapes run without a graph, because a graph holds all memory of
+    /// a step.
     Captured(Box<CapturedStep>),
     /// The device captures no graphs, or the caller asked for none.
     Unsupported,
 }
 
-/// A captured step on batches of one size.
+/// A captured step on batches of one shape.
 pub(crate) struct CapturedStep {
-    sizes: Vec<usize>,
+    shape: GraphShape,
     graph: CapturedGraph<(Tensor<1>, BatchedParams, Option<ConditionGradient>)>,
+}
+
+/// What a captured step has read on the host: it replays on no other.
+#[derive(PartialEq, Eq)]
+struct GraphShape {
+    /// The shape of the latents. Those of an upright and of a lying bucket have as many numbers.
+    noisy: [usize; 4],
+    /// The shape of the text states, and the lengths of the texts in them.
+    text: ([usize; 3], Option<Vec<usize>>),
+    /// The numbers of each tensor of the inputs.
+    sizes: Vec<usize>,
+}
+
+impl GraphShape {
+    fn of(inputs: &LossInputs) -> Self {
+        let (noisy, condition) = (inputs.noisy_dims(), inputs.condition());
+        let text = (condition.text.dims(), condition.lengths.clone());
+        let sizes = flattened(inputs).iter().map(|x| x.dims()[0]).collect();
+        Self { noisy, text, sizes }
+    }
 }
 
 impl StepGraph {
     /// The loss of `batch` and its gradients, as [`gradients`] of `networks` with `params` gives them.
-    /// Replays the graph if the batch has its size.
+    /// Replays the graph if the batch has its shape.
     pub(crate) fn gradients(
         &mut self,
         networks: &Networks,
@@ -61,7 +81,7 @@ impl StepGraph {
             *self = captured.map_or(Self::Unsupported, |step| Self::Captured(Box::new(step)));
         }
         let (loss, grads, condition) = match self {
-            Self::Captured(step) if step.sizes == sizes(&flattened(&inputs)) => {
+            Self::Captured(step) if step.shape == GraphShape::of(&inputs) => {
                 step.replay(params, &inputs)
             }
             _ => {
@@ -85,7 +105,7 @@ impl CapturedStep {
         config: &TrainConfig,
     ) -> Option<Self> {
         let (networks, layout, shapes) = (networks.clone(), params.clone(), inputs.clone());
-        let sizes = sizes(&flattened(inputs));
+        let shape = GraphShape::of(inputs);
         let config = config.clone();
         let graph = CapturedGraph::capture(graph_inputs(params, inputs), move |tensors| {
             let mut tensors = tensors.iter().cloned();
@@ -94,7 +114,7 @@ impl CapturedStep {
             let adapted = params.write_to(networks.clone());
             denoiser_gradients(&adapted, &params, &inputs, &config)
         })?;
-        Some(Self { sizes, graph })
+        Some(Self { shape, graph })
     }
 
     /// The gradient by the condition is valid until the next replay; the other results are copies.
@@ -132,8 +152,4 @@ fn flattened(inputs: &LossInputs) -> Vec<Tensor<1>> {
         x
     });
     tensors
-}
-
-fn sizes(tensors: &[Tensor<1>]) -> Vec<usize> {
-    tensors.iter().map(|x| x.dims()[0]).collect()
 }

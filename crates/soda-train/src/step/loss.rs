@@ -96,6 +96,16 @@ impl LossInputs {
         })
     }
 
+    /// The shape of the noisy latents.
+    pub(crate) fn noisy_dims(&self) -> [usize; 4] {
+        self.batch.noisy.dims()
+    }
+
+    /// The encoded prompts.
+    pub(crate) fn condition(&self) -> &Condition {
+        &self.condition
+    }
+
     /// Applies `f` to every tensor, flattened, in a fixed order.
     #[must_use]
     pub(crate) fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {

@@ -11,7 +11,7 @@ use burn::tensor::TensorData;
 use soda_adapters::Method;
 use soda_models::batch_shards::BatchShards;
 use soda_models::clip::NewTokens;
-use soda_models::pipeline::{Denoiser, Networks};
+use soda_models::pipeline::Networks;
 use soda_models::scheduler::ForwardProcess;
 use soda_optim::{AdapterOptimizer, BatchedParams, Ema, OptimizerState, ParamGroup};
 
@@ -159,19 +159,14 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Replays steps of a UNet from a CUDA graph, where the device can capture one.
+    /// Replays steps from a CUDA graph, where the device can capture one.
     ///
     /// A step is then one launch instead of thousands, for as much more memory as a step takes. Text encoders
     /// that are trained stay outside the graph. No other thread of the process may use the device while the
     /// first step captures the graph.
     #[must_use]
     pub fn with_graph(self) -> Self {
-        let graph = match self.networks.denoiser {
-            Denoiser::Unet(_) => StepGraph::Pending,
-            // Graphs were tried with UNets only.
-            _ => StepGraph::Unsupported,
-        };
-        Self { graph, ..self }
+        Self { graph: StepGraph::Pending, ..self }
     }
 
     /// Shares each step with other processes. All of them have the same settings and data.

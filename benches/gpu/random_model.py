@@ -1,0 +1,123 @@
+"""Writes a model of full size with random weights, in the layout of diffusers, for runs whose speed and memory are measured.
+
+    python random_model.py --arch sdxl|flux2-klein-4b --tokenizer examples/toybox/base/tokenizer OUT
+
+The weights are small, so that nothing overflows in half precision. They are made on a GPU where there is one. The tokenizer
+is copied; its tokens are among those of the full vocabulary.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2Transformer2DModel, UNet2DConditionModel
+from diffusers_step import KLEIN_4B, SDXL
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3ForCausalLM
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768)
+CLIP_G = dict(
+    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280, hidden_act="gelu"
+)
+QWEN3_4B = dict(
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+    max_position_embeddings=40960,
+    rope_parameters=dict(rope_type="default", rope_theta=1e6),
+)
+SDXL_VAE = dict(
+    block_out_channels=(128, 256, 512, 512),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=2,
+    sample_size=1024,
+    scaling_factor=0.13025,
+)
+
+
+def save(folder, make, dtype):
+    """Makes a network in `dtype` and saves it."""
+    torch.set_default_dtype(dtype)
+    with torch.device(DEVICE):
+        network = make()
+    torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.5 * weight[0].numel() ** -0.5)
+    network.to(dtype).save_pretrained(folder)
+    del network
+    torch.cuda.empty_cache()
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2))
+
+
+def copy_tokenizer(source, folder, most):
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder / "tokenizer_config.json", {**config, "model_max_length": most})
+
+
+def sdxl(out, tokenizer):
+    f16 = torch.float16
+    clip = lambda **settings: CLIPTextConfig(**settings)
+    save(out / "text_encoder", lambda: CLIPTextModel(clip(**CLIP_L)), f16)
+    save(out / "text_encoder_2", lambda: CLIPTextModelWithProjection(clip(**CLIP_G)), f16)
+    save(out / "unet", lambda: UNet2DConditionModel(**SDXL), f16)
+    save(out / "vae", lambda: AutoencoderKL(**SDXL_VAE), f16)
+    for name in ("tokenizer", "tokenizer_2"):
+        copy_tokenizer(tokenizer, out / name, 77)
+    scheduler = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading")
+    write(out / "scheduler" / "scheduler_config.json", {"_class_name": "EulerDiscreteScheduler", **scheduler})
+    parts = dict(
+        text_encoder=["transformers", "CLIPTextModel"],
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        tokenizer_2=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        scheduler=["diffusers", "EulerDiscreteScheduler"],
+    )
+    write(out / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **parts})
+
+
+def flux2_klein_4b(out, tokenizer):
+    bf16 = torch.bfloat16
+    save(out / "text_encoder", lambda: Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)), bf16)
+    save(out / "transformer", lambda: Flux2Transformer2DModel(**KLEIN_4B), bf16)
+    save(out / "vae", AutoencoderKLFlux2, bf16)
+    copy_tokenizer(tokenizer, out / "tokenizer", 512)
+    scheduler = dict(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, time_shift_type="exponential")
+    write(out / "scheduler" / "scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler})
+    parts = dict(
+        text_encoder=["transformers", "Qwen3ForCausalLM"],
+        tokenizer=["transformers", "Qwen2TokenizerFast"],
+        transformer=["diffusers", "Flux2Transformer2DModel"],
+        vae=["diffusers", "AutoencoderKLFlux2"],
+        scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    )
+    write(out / "model_index.json", {"_class_name": "Flux2KleinPipeline", "is_distilled": False, **parts})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", choices=("sdxl", "flux2-klein-4b"), required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    {"sdxl": sdxl, "flux2-klein-4b": flux2_klein_4b}[args.arch](args.out, args.tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -113,7 +113,7 @@ mod tests {
     fn remedies(kind: ErrorKind, context: &'static str) -> [&'static str; 3] {
         let error = Err::<(), _>(std::io::Error::from(kind)).context(context);
         let error: Error = error.err().unwrap_or_else(|| Error::msg("no error"));
-        [Failed::Train, Failed::Child, Failed::Other].map(|failed| remedy(&error, failed))
+        [Failed::Train, Failed::Child, Failed::Other].map(|failed| of_system(&error, failed))
     }
 
     #[test]

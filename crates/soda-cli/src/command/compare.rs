@@ -283,7 +283,7 @@ fn execute_all<T: Task>(
     progress.show(Event::Stage { name: stage });
     let act = |worker, task: &T| {
         // A full disk has the same remedy in this process as in those that it starts.
-        act(worker, task).map_err(|error| sentence(&error, remedy(&error, Failed::Child)))
+        act(worker, task).map_err(|error| sentence(&error, &remedy(&error, Failed::Child)))
     };
     let failures = execute(tasks, jobs, results, act, |event| match event {
         TaskEvent::Started(_) => {}

@@ -117,7 +117,7 @@ fn generate(
             on_event(Event::Progress { done, total, loss: None });
         };
         let images = pipeline.generate_unless(&request, stop, &mut on_step);
-        let images = images.map_err(TrainError::sampling(folder.path()))?;
+        let images = images.map_err(TrainError::sampling(Some(folder.path())))?;
         for (index, image) in here.zip(&images) {
             folder.write_png(&name(index), image)?;
         }

@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use sha2::{Digest as _, Sha256};
 
-/// Tensors by name, in f32 or f64.
+/// Tensors by name, in f32, f64 or u8.
 pub(crate) type Tensors = BTreeMap<String, TensorData>;
 
 /// Encodes a header and tensors as the content of a file. The same contents give the same bytes.
@@ -22,6 +22,7 @@ pub(crate) fn to_bytes(
     for (name, data) in tensors {
         let dtype = match data.dtype() {
             DType::F64 => safetensors::Dtype::F64,
+            DType::U8 => safetensors::Dtype::U8,
             _ => safetensors::Dtype::F32,
         };
         let shape = data.shape().as_slice().to_vec();
@@ -55,6 +56,7 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Option<(String, Tensors)> {
         let dtype = match view.dtype() {
             safetensors::Dtype::F64 => DType::F64,
             safetensors::Dtype::F32 => DType::F32,
+            safetensors::Dtype::U8 => DType::U8,
             // No file of this crate has another type.
             _ => return None,
         };

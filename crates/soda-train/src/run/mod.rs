@@ -8,6 +8,7 @@ mod follower;
 pub(crate) mod history;
 pub(crate) mod personalisation;
 pub(crate) mod planning;
+mod preparation;
 mod rank_start;
 pub(crate) mod report;
 mod results;

@@ -79,6 +79,28 @@ impl<'a> Division<'a> {
         (self.reduce.rank()..count).step_by(self.reduce.world()).collect()
     }
 
+    /// The bytes of rank 0, at most `limit`, on every rank.
+    pub(crate) fn of_rank_0(self, bytes: Vec<u8>, limit: usize) -> Result<Vec<u8>, TrainError> {
+        Ok(self.reduce.broadcast(bytes, limit)?)
+    }
+
+    /// The number of ranks.
+    pub(crate) fn world(self) -> usize {
+        self.reduce.world()
+    }
+
+    /// The numbers of the items of other ranks, on rank 0, which stores what they have made; none on the others.
+    pub(crate) fn of_others(self, count: usize) -> impl Iterator<Item = usize> {
+        let world = self.reduce.world();
+        let here = if self.is_first() { count } else { 0 };
+        (0..here).filter(move |item| item % world > 0)
+    }
+
+    /// Whether an item is this rank's.
+    pub(crate) fn owns(self, item: usize) -> bool {
+        item % self.reduce.world() == self.reduce.rank()
+    }
+
     /// Does this rank's items with `run`, which gets their numbers and returns one result for each.
     ///
     /// Returns the results of all items in order to the recipients, and to other ranks those of their own

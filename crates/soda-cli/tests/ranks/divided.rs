@@ -127,3 +127,68 @@ fn a_rank_that_is_killed_while_samples_are_divided_is_named() {
         }
     }
 }
+
+/// The caches of encodings have the same files, which rank 0 alone writes, and the adapters the same bits.
+#[test]
+fn encodings_are_those_of_one_process_and_rank_0_alone_stores_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        "ranks=2",
+        "augment.flip=true",
+        "augment.tag_orders=2",
+        "validation.every=2",
+        "validation.held_out=0.4",
+    ];
+    let files = |cache: &str| {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(folder.path().join(cache)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.ends_with(".latents") || name.ends_with(".text") {
+                all.push((name, std::fs::read(&path).unwrap()));
+            }
+        }
+        all.sort();
+        all
+    };
+    let args = |name: &str, cache: &str| {
+        [train(name, 1, 2, &settings), vec![format!("--cache={cache}")]].concat()
+    };
+    World::start(folder.path(), 1, &args("one", "one")).finish();
+    // The cache of rank 1 is another folder.
+    World::start_each(folder.path(), &[args("two", "two"), args("two", "other")]).finish();
+    World::start(folder.path(), 3, &args("three", "three")).finish();
+    let expected = files("one");
+    assert!(expected.len() > 8, "{}", expected.len());
+    for cache in ["two", "three"] {
+        assert!(files(cache) == expected, "{cache}: other files");
+    }
+    let other = folder.path().join("other");
+    assert!(!other.exists() || files("other").is_empty(), "rank 1 has written");
+    assert_eq!(adapter(folder.path(), "two"), adapter(folder.path(), "one"));
+
+    // A full cache is read, and a damaged entry is made again.
+    let (name, _) = expected.iter().find(|(name, _)| name.ends_with(".latents")).unwrap();
+    std::fs::write(folder.path().join("two").join(name), "damaged").unwrap();
+    World::start(folder.path(), 2, &args("again", "two")).finish();
+    assert!(files("two") == expected, "other files after damage");
+    assert_eq!(adapter(folder.path(), "again"), adapter(folder.path(), "one"));
+}
+
+/// Class pictures are drawn by all ranks, eight at a time, and written by rank 0.
+#[test]
+fn class_pictures_are_those_of_one_process_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["ranks=2", "prior.prompt=a mug", "prior.count=18"];
+    for (name, world) in [("one", 1), ("two", 2)] {
+        World::start(folder.path(), world, &train(name, 1, 2, &settings)).finish();
+    }
+    for index in 0..18 {
+        let file = format!("class/{index:04}.png");
+        assert!(
+            read(folder.path(), "one", &file) == read(folder.path(), "two", &file),
+            "picture {index} differs"
+        );
+    }
+    assert_eq!(adapter(folder.path(), "two"), adapter(folder.path(), "one"));
+}

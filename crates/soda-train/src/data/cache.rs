@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::Device;
 use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
@@ -31,6 +31,7 @@ use soda_models::pipeline::{Pipeline, TextEncoders};
 use crate::data::augment::ImageVariant;
 use crate::data::encoded_caption::EncodedCaption;
 use crate::data::latents::{Posterior, takes_mode};
+use crate::divided::Sent as _;
 use crate::error::TrainError;
 use crate::output::files::{create_folder, write_file};
 use crate::output::tensor_file::{Tensors, from_bytes, hex, to_bytes};
@@ -47,6 +48,8 @@ pub struct EncodeCache {
     vae: String,
     /// Identifies the text encoders.
     text: String,
+    /// Whether new entries are written.
+    writes: bool,
     hits: AtomicUsize,
     misses: AtomicUsize,
 }
@@ -79,9 +82,16 @@ impl EncodeCache {
                 }
             ),
             text,
+            writes: true,
             hits: AtomicUsize::new(0),
             misses: AtomicUsize::new(0),
         }
+    }
+
+    /// The cache for a rank that reads entries and leaves writing to rank 0.
+    #[must_use]
+    pub(crate) fn read_only(self) -> Self {
+        Self { writes: false, ..self }
     }
 
     /// The number of hits and of misses.
@@ -98,14 +108,8 @@ impl EncodeCache {
         make: impl FnOnce() -> Posterior,
     ) -> Result<Posterior, TrainError> {
         let key = self.key(&[&self.vae, image_hash, &variant.cache_key()]);
-        let unpack = |tensors: &Tensors| {
-            let [mean, std] = ["mean", "std"].map(|name| tensor(tensors, name, device));
-            Some(Posterior { mean: mean?, std: std? })
-        };
-        let pack = |Posterior { mean, std }: &Posterior| {
-            Tensors::from([entry("mean", mean), entry("std", std)])
-        };
-        self.get(&format!("{key}.latents"), unpack, pack, || Ok(make()))
+        let unpack = |tensors: &Tensors| Posterior::from_tensors(tensors, device);
+        self.get(&format!("{key}.latents"), unpack, Posterior::to_tensors, || Ok(make()))
     }
 
     /// The encoded caption with these tokens, computed by `make` if it is missing.
@@ -116,18 +120,8 @@ impl EncodeCache {
         make: impl FnOnce() -> EncodedCaption,
     ) -> Result<EncodedCaption, TrainError> {
         let key = self.key(&[&self.text, tokens]);
-        let unpack = |tensors: &Tensors| {
-            let pooled = match tensors.contains_key("pooled") {
-                true => Some(tensor(tensors, "pooled", device)?),
-                false => None,
-            };
-            Some(EncodedCaption { hidden: tensor(tensors, "states", device)?, pooled })
-        };
-        let pack = |EncodedCaption { hidden, pooled }: &EncodedCaption| {
-            let pooled = pooled.as_ref().map(|pooled| entry("pooled", pooled));
-            [entry("states", hidden)].into_iter().chain(pooled).collect()
-        };
-        self.get(&format!("{key}.text"), unpack, pack, || Ok(make()))
+        let unpack = |tensors: &Tensors| EncodedCaption::from_tensors(tensors, device);
+        self.get(&format!("{key}.text"), unpack, EncodedCaption::to_tensors, || Ok(make()))
     }
 
     /// The directions of a calibration that depends on `parts`, measured by `make` if they are missing.
@@ -178,13 +172,16 @@ impl EncodeCache {
             return Ok(value);
         }
         let value = make()?;
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        if !self.writes {
+            return Ok(value);
+        }
         let refuse = |error: safetensors::SafeTensorError| {
             TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
         };
         let bytes = to_bytes(name.to_owned(), &pack(&value)).map_err(refuse)?;
         create_folder(&self.folder)?;
         write_file(&path, &bytes)?;
-        self.misses.fetch_add(1, Ordering::Relaxed);
         Ok(value)
     }
 }
@@ -227,23 +224,13 @@ fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
     hex(hash)
 }
 
-/// A named tensor of a file.
-fn entry<const D: usize>(name: &str, tensor: &Tensor<D>) -> (String, TensorData) {
-    (name.to_owned(), tensor.to_data())
-}
-
-/// The tensor of this name, if it has this rank and is in f32.
-fn tensor<const D: usize>(tensors: &Tensors, name: &str, device: &Device) -> Option<Tensor<D>> {
-    let data = tensors.get(name)?;
-    let fits = data.shape().len() == D && data.dtype() == DType::F32;
-    fits.then(|| Tensor::from_data(data.clone(), device))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use std::path::PathBuf;
+
+    use burn::tensor::Tensor;
 
     use super::*;
 

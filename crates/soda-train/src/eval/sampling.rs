@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{Device, TensorData};
 use image::RgbImage;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, Networks, Pipeline};
@@ -21,7 +21,7 @@ use crate::eval::scores::{
 };
 use crate::event::Event;
 use crate::output::run_folder::RunFolder;
-use crate::output::tensor_file::Tensors;
+use crate::output::tensor_file::{Tensors, from_images, to_images};
 
 /// Samples the prompts of `config.samples`, always from the same initial noise, and scores them.
 pub(crate) struct Sampler<'a> {
@@ -59,14 +59,7 @@ struct SampledPart {
 
 impl Sent for SampledPart {
     fn to_tensors(&self) -> Tensors {
-        let mut tensors = Tensors::new();
-        if let Some(first) = self.images.first() {
-            let (width, height) = first.dimensions();
-            let pixels: Vec<u8> =
-                self.images.iter().flat_map(|image| image.as_raw()).copied().collect();
-            let shape = [self.images.len(), height as usize, width as usize, 3];
-            tensors.insert("images".to_owned(), TensorData::new(pixels, shape));
-        }
+        let mut tensors = Tensors::from([("images".to_owned(), from_images(&self.images))]);
         if !self.scores.is_empty() {
             let values: Vec<f32> = self.scores.iter().flatten().copied().collect();
             tensors.insert("scores".to_owned(), TensorData::new(values, [self.scores.len(), 5]));
@@ -75,23 +68,15 @@ impl Sent for SampledPart {
     }
 
     fn from_tensors(tensors: &Tensors, _: &Device) -> Option<Self> {
-        let images = tensors.get("images")?;
-        let &[count, height, width, 3] = images.shape().as_slice() else { return None };
-        let (height, width) = (u32::try_from(height).ok()?, u32::try_from(width).ok()?);
-        if images.dtype() != DType::U8 || count == 0 {
-            return None;
-        }
-        let bytes = images.as_bytes();
-        let image = |bytes: &[u8]| RgbImage::from_raw(width, height, bytes.to_vec());
-        let images = bytes.chunks((bytes.len() / count).max(1)).map(image);
+        let images = to_images(tensors.get("images")?)?;
         let scores = match tensors.get("scores") {
             None => Vec::new(),
-            Some(data) if data.shape().as_slice() == [count, 5] => {
+            Some(data) if data.shape().as_slice() == [images.len(), 5] => {
                 data.as_slice::<f32>().ok()?.as_chunks().0.to_vec()
             }
             Some(_) => return None,
         };
-        Some(Self { images: images.collect::<Option<_>>()?, scores })
+        Some(Self { images, scores })
     }
 }
 

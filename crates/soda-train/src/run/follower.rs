@@ -56,7 +56,7 @@ impl Personalisation {
         let (mut pipeline, _, plan) =
             encodings.plan(&config, pipeline, &fingerprint, with_graph, on_event)?;
         let Encodings { cache, data, validation, .. } = encodings;
-        let prior = class_images(&ranks, &config, &pipeline, cache.as_ref(), on_event)?;
+        let prior = class_images(&ranks, &config, &pipeline, cache.as_ref(), stop, on_event)?;
         // Without judges nothing is compared with these.
         let images = match &judges {
             Some(_) => DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?,
@@ -85,20 +85,23 @@ impl Personalisation {
     }
 }
 
-/// The class images that rank 0 has drawn, or those of the settings' folder.
+/// The class images that all ranks have drawn and rank 0 has written, or those of the settings' folder.
 fn class_images(
     ranks: &Ranks,
     config: &TrainConfig,
     pipeline: &Pipeline,
     cache: Option<&EncodeCache>,
+    stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<EncodedDataset>, TrainError> {
     let Some(settings) = &config.prior else { return Ok(None) };
+    let division = ranks.division();
+    let read = prior::images(pipeline, config, None, division, stop, on_event)?;
     let examples = match rank_start::take_class_images(ranks, config)? {
-        None => prior::read(settings, &mut |_| ())?,
+        None => read.unwrap_or_default(),
         Some(folder) => prior::drawn(settings, &folder.join(RunFolder::CLASS_IMAGES))?,
     };
-    prior::encode_examples(pipeline, config, &examples, cache, on_event).map(Some)
+    prior::encode(pipeline, config, &examples, cache, division, on_event).map(Some)
 }
 
 /// The steps of a rank.

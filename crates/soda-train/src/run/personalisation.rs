@@ -199,6 +199,10 @@ impl Personalisation {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunSummary, TrainError> {
         let Self { mut config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
+        let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
+            ranks.reduce().alive();
+            on_event(event);
+        };
         let (held_out, fingerprint) =
             preparation::begin(&mut config, &mut dataset, &pipeline, judges.as_ref(), &ranks)?;
         let checkpoint = target.checkpoint(&fingerprint, &config, on_event)?;
@@ -213,7 +217,6 @@ impl Personalisation {
         let log = log.get_or_init(|| opened);
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             log.observe(event);
-            ranks.reduce().alive();
             if matches!(event, Event::Progress { .. }) && folder.takes_stop_request() {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -226,8 +229,13 @@ impl Personalisation {
         let Encodings { cache, data, validation, .. } = encodings;
         let num_layers = plan.paths().len();
         // Class images need the final precision, which before the cast only a part of the network has.
-        let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
+        let division = ranks.division();
+        let class = prior::images(&pipeline, &config, Some(&folder), division, stop, on_event)?;
         rank_start::give_class_images(&ranks, &config, &folder)?;
+        let encode = |class: Vec<Example>| {
+            prior::encode(&pipeline, &config, &class, cache.as_ref(), division, on_event)
+        };
+        let prior = class.map(encode).transpose()?;
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
@@ -240,7 +248,7 @@ impl Personalisation {
             judges: judges.as_ref(),
             reference: &reference,
             stop,
-            division: ranks.division(),
+            division,
         };
         let before = sampler.sample_base(SAMPLING_BEFORE, on_event)?;
         folder.write_png(RunFolder::BEFORE_GRID, &grid(std::slice::from_ref(&before.images)))?;

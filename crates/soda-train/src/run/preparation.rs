@@ -71,8 +71,9 @@ impl Encodings {
         base_model::describe(pipeline, on_event);
         let svd_cache = cache.as_ref().map(SvdCache::new);
         let cache = cache.map(|folder| EncodeCache::new(folder, pipeline));
+        let cache = if ranks.rank() > 0 { cache.map(EncodeCache::read_only) } else { cache };
         let (data, validation) =
-            encode(config, pipeline, dataset, held_out, cache.as_ref(), on_event)?;
+            encode(config, pipeline, dataset, held_out, cache.as_ref(), ranks, on_event)?;
         describe_data(config, &data, dataset, on_event);
         rank_start::agree_on_data(ranks, &data)?;
         Ok(Self { svd_cache, cache, data, validation })
@@ -125,12 +126,13 @@ fn encode(
     dataset: &Dataset,
     held_out: &[Example],
     cache: Option<&EncodeCache>,
+    ranks: &Ranks,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(EncodedDataset, Option<Validation>), TrainError> {
     let mut encode = |examples: &[Example], encode: &EncodeConfig| {
         let on_progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
         let options = EncodeOptions { cache, on_progress: Some(on_progress) };
-        EncodedDataset::new(pipeline, examples, encode, options)
+        EncodedDataset::divided(pipeline, examples, encode, options, ranks.division())
     };
     let settings = EncodeConfig::from_train_config(config);
     let data = encode(&dataset.examples, &settings)?;

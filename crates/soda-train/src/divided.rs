@@ -84,6 +84,33 @@ impl<'a> Division<'a> {
         Ok(self.reduce.broadcast(bytes, limit)?)
     }
 
+    /// What rank 0 has found, if it has, on every rank.
+    ///
+    /// # Errors
+    /// A rank that has gone, or that sent something else.
+    pub(crate) fn found_by_rank_0<T>(
+        self,
+        what: &str,
+        own: Option<T>,
+        pack: impl Fn(&T) -> Tensors,
+        unpack: impl Fn(&Tensors) -> Option<T>,
+    ) -> Result<Option<T>, TrainError> {
+        if self.reduce.world() == 1 {
+            return Ok(own);
+        }
+        let bytes = own.as_ref().map(|own| to_bytes(what.to_owned(), &pack(own))).transpose();
+        let bytes = bytes.map_err(|_| self.reduce.refuse(0, what))?.unwrap_or_default();
+        let bytes = self.reduce.broadcast(bytes, LONGEST_RESULT)?;
+        if self.is_first() || bytes.is_empty() {
+            return Ok(own);
+        }
+        let found = from_bytes(&bytes).filter(|(name, _)| name == what);
+        match found.and_then(|(_, tensors)| unpack(&tensors)) {
+            Some(found) => Ok(Some(found)),
+            None => Err(self.reduce.refuse(0, what).into()),
+        }
+    }
+
     /// The number of ranks.
     pub(crate) fn world(self) -> usize {
         self.reduce.world()

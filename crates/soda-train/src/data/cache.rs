@@ -109,7 +109,7 @@ impl EncodeCache {
     ) -> Result<Posterior, TrainError> {
         let key = self.key(&[&self.vae, image_hash, &variant.cache_key()]);
         let unpack = |tensors: &Tensors| Posterior::from_tensors(tensors, device);
-        self.get(&format!("{key}.latents"), unpack, Posterior::to_tensors, || Ok(make()))
+        self.get(&format!("{key}.latents"), unpack, Posterior::to_tensors, make)
     }
 
     /// The encoded caption with these tokens, computed by `make` if it is missing.
@@ -121,21 +121,31 @@ impl EncodeCache {
     ) -> Result<EncodedCaption, TrainError> {
         let key = self.key(&[&self.text, tokens]);
         let unpack = |tensors: &Tensors| EncodedCaption::from_tensors(tensors, device);
-        self.get(&format!("{key}.text"), unpack, EncodedCaption::to_tensors, || Ok(make()))
+        self.get(&format!("{key}.text"), unpack, EncodedCaption::to_tensors, make)
     }
 
-    /// The directions of a calibration that depends on `parts`, measured by `make` if they are missing.
+    /// The directions of a calibration that depends on `parts`. `None` if they are missing or damaged.
     ///
     /// # Errors
-    /// A file that cannot be read or written, and the errors of `make`.
-    pub(crate) fn calibration<T>(
+    /// A file that cannot be read.
+    pub(crate) fn find_calibration<T>(
         &self,
         parts: &[&str],
         unpack: impl Fn(&Tensors) -> Option<T>,
-        pack: impl Fn(&T) -> Tensors,
-        make: impl FnOnce() -> Result<T, TrainError>,
-    ) -> Result<T, TrainError> {
-        self.get(&format!("{}.calibration", self.key(parts)), unpack, pack, make)
+    ) -> Result<Option<T>, TrainError> {
+        self.find(&format!("{}.calibration", self.key(parts)), unpack)
+    }
+
+    /// Stores the directions of a calibration that depends on `parts`.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(crate) fn store_calibration(
+        &self,
+        parts: &[&str],
+        tensors: &Tensors,
+    ) -> Result<(), TrainError> {
+        self.store(&format!("{}.calibration", self.key(parts)), tensors)
     }
 
     /// The SHA-256 of the version and the lengths and texts of `parts`, in hexadecimal digits.
@@ -149,40 +159,55 @@ impl EncodeCache {
         hex(hash)
     }
 
-    /// The content of the file `name`. If it is missing or damaged, the result of `make` is written and
+    /// The content of the file `name`. If it is missing or damaged, the result of `make` is stored and
     /// returned.
     fn get<T>(
         &self,
         name: &str,
         unpack: impl Fn(&Tensors) -> Option<T>,
         pack: impl Fn(&T) -> Tensors,
-        make: impl FnOnce() -> Result<T, TrainError>,
+        make: impl FnOnce() -> T,
     ) -> Result<T, TrainError> {
+        if let Some(found) = self.find(name, unpack)? {
+            return Ok(found);
+        }
+        let made = make();
+        self.store(name, &pack(&made))?;
+        Ok(made)
+    }
+
+    /// The content of the file `name`. `None` if it is missing or damaged.
+    fn find<T>(
+        &self,
+        name: &str,
+        unpack: impl Fn(&Tensors) -> Option<T>,
+    ) -> Result<Option<T>, TrainError> {
         let path = self.folder.join(name);
         let bytes = match input_file::read(&path, SizeLimit::TENSORS) {
-            Ok(bytes) => Some(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(TrainError::io("read", &path)(error)),
         };
         // The header repeats the name, so that a renamed file is not taken for the entry.
-        let stored = bytes.and_then(|bytes| from_bytes(&bytes));
-        let stored = stored.filter(|(header, _)| header == name);
-        if let Some(value) = stored.and_then(|(_, tensors)| unpack(&tensors)) {
-            self.hits.fetch_add(1, Ordering::Relaxed);
-            return Ok(value);
+        let stored = from_bytes(&bytes).filter(|(header, _)| header == name);
+        let found = stored.and_then(|(_, tensors)| unpack(&tensors));
+        self.hits.fetch_add(usize::from(found.is_some()), Ordering::Relaxed);
+        Ok(found)
+    }
+
+    /// Writes the file `name`, on the rank that writes.
+    fn store(&self, name: &str, tensors: &Tensors) -> Result<(), TrainError> {
+        if self.writes {
+            let path = self.folder.join(name);
+            let refuse = |error: safetensors::SafeTensorError| {
+                TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
+            };
+            let bytes = to_bytes(name.to_owned(), tensors).map_err(refuse)?;
+            create_folder(&self.folder)?;
+            write_file(&path, &bytes)?;
         }
-        let value = make()?;
         self.misses.fetch_add(1, Ordering::Relaxed);
-        if !self.writes {
-            return Ok(value);
-        }
-        let refuse = |error: safetensors::SafeTensorError| {
-            TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
-        };
-        let bytes = to_bytes(name.to_owned(), &pack(&value)).map_err(refuse)?;
-        create_folder(&self.folder)?;
-        write_file(&path, &bytes)?;
-        Ok(value)
+        Ok(())
     }
 }
 

@@ -54,7 +54,7 @@ impl Personalisation {
             Encodings::new(&config, &pipeline, &dataset, &held_out, cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
         let (mut pipeline, _, plan) =
-            encodings.plan(&config, pipeline, &fingerprint, with_graph, on_event)?;
+            encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
         let Encodings { cache, data, validation, .. } = encodings;
         let prior = class_images(&ranks, &config, &pipeline, cache.as_ref(), stop, on_event)?;
         // Without judges nothing is compared with these.

@@ -225,7 +225,7 @@ impl Personalisation {
 
         let schedule = pipeline.forward_process();
         let (mut pipeline, adapted, plan) =
-            encodings.plan(&config, pipeline, &fingerprint, with_graph, on_event)?;
+            encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
         let Encodings { cache, data, validation, .. } = encodings;
         let num_layers = plan.paths().len();
         // Class images need the final precision, which before the cast only a part of the network has.

@@ -85,6 +85,7 @@ impl Encodings {
         config: &TrainConfig,
         mut pipeline: Pipeline,
         fingerprint: &RunFingerprint,
+        ranks: &Ranks,
         with_graph: bool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(Pipeline, AdaptedNetworks, Plan<AnyAdapter>), TrainError> {
@@ -95,6 +96,7 @@ impl Encodings {
             fingerprint,
             svd_cache: self.svd_cache.as_ref(),
             cache: self.cache.as_ref(),
+            ranks,
             with_graph,
         };
         let (adapted, plan) = planning.plan(&self.data, &schedule, on_event)?;

@@ -120,7 +120,9 @@ fn encode_distinct(
         count: captions.len(),
         recipients: Recipients::All,
         device,
-        fits: &|_, found, before| before.first().is_none_or(|first| found.can_join(first)),
+        fits: &|_, found: &EncodedCaption, before: &[EncodedCaption]| {
+            before.first().is_none_or(|first| found.can_join(first))
+        },
     };
     let one = |item: usize| find(captions[item], &|| encode(pipeline, captions[item]));
     let encoded = division.each(&work, one)?;

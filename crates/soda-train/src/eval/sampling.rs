@@ -138,14 +138,11 @@ impl Sampler<'_> {
     }
 
     /// The parts that are here, with the numbers of their prompts: all on rank 0.
-    fn here<'p>(
-        &self,
-        parts: &'p [SampledPart],
-    ) -> impl Iterator<Item = (Vec<usize>, &'p SampledPart)> {
+    fn here<'p>(&self, parts: &'p [SampledPart]) -> Vec<(Vec<usize>, &'p SampledPart)> {
         let indices = self.parts();
         let all = (0..indices.len()).collect();
         let here = if self.division.is_first() { all } else { self.division.own(indices.len()) };
-        here.into_iter().zip(parts).map(move |(number, part)| (indices[number].clone(), part))
+        here.into_iter().zip(parts).map(|(number, part)| (indices[number].clone(), part)).collect()
     }
 
     /// Draws and scores this rank's parts.

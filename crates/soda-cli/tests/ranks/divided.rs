@@ -102,8 +102,8 @@ fn a_rank_that_is_killed_while_samples_are_divided_is_named() {
         world.wait_for(&run.join("before.png"));
         let log = run.join("events.jsonl");
         let started = Instant::now();
-        while !std::fs::read_to_string(&log).unwrap_or_default().contains("\"event\":\"step\"") {
-            assert!(started.elapsed() < Duration::from_secs(60), "no step comes");
+        while !std::fs::read_to_string(&log).unwrap_or_default().contains("\"name\":\"sampling\"") {
+            assert!(started.elapsed() < Duration::from_secs(60), "no samples are begun");
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(world.signal(victim, "KILL"), "the run was over");

@@ -38,6 +38,9 @@ pub enum AdapterError {
         /// The reason from the linear algebra.
         source: LinalgError,
     },
+    /// Another process does not give its part of the decompositions.
+    #[error(transparent)]
+    Divided(Box<dyn std::error::Error + Send + Sync>),
     /// A method needs a [`Calibration`](crate::Calibration) that the plan was not given.
     #[error(
         "the {method} configuration places its parameters by the training data, and {path} was not \

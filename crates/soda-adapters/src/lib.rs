@@ -75,7 +75,7 @@ pub use methods::{
     TimestepMask, boft, dora, full, loha, lokr, lora, oft, soda,
 };
 pub use named_params::{NamedParam, map_params, named_params};
-pub use plan::{Plan, PlanOptions};
+pub use plan::{DivideDecompositions, Plan, PlanOptions};
 pub use probe::Probe;
 pub use rotation_merge::MergeRule;
 pub use state::{AdapterState, Recipe};

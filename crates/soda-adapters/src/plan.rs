@@ -4,17 +4,19 @@
 //! cannot fail.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 
+use burn::tensor::Device;
 use rayon::prelude::*;
 use soda_kernels::has_vendor_blas;
-use soda_linalg::{LinalgError, SvdCache};
+use soda_linalg::{LinalgError, Svd, SvdCache};
 
 use crate::adapter::Adapter;
 use crate::directions::Calibration;
 use crate::error::AdapterError;
 use crate::rotation_merge::MergeRule;
 use crate::targets::TargetPreset;
-use crate::weight::{Weight, decompose_batch};
+use crate::weight::{Weight, WeightSvd, decompose_batch, is_exact};
 
 /// Number of weights that are decomposed together: enough to fill a GPU, and far below a copy of a large
 /// model.
@@ -38,6 +40,9 @@ pub struct PlanOptions<'a> {
     pub cache: Option<&'a SvdCache>,
     /// The directions of the weights, for methods with a [`calibration`](crate::Method::calibration).
     pub calibration: Option<&'a Calibration>,
+    /// Other processes that make the same plan, and decompose a part of the weights. A GPU with a vendor's
+    /// library decomposes all of them itself, which is faster than sending the factors.
+    pub division: Option<&'a dyn DivideDecompositions>,
     /// Called with the number of decomposed weights and of all weights, by a method that decomposes.
     pub on_progress: Option<&'a mut dyn FnMut(usize, usize)>,
     /// Called if the base is another than that of a trained state. The plan is then made all the same.
@@ -54,10 +59,29 @@ impl Default for PlanOptions<'_> {
             presets: TargetPreset::GENERIC,
             cache: None,
             calibration: None,
+            division: None,
             on_progress: None,
             on_other_base: None,
         }
     }
+}
+
+/// Processes that make one plan and divide its decompositions.
+pub trait DivideDecompositions {
+    /// Whether this process decomposes the matrix with this number in a list.
+    fn owns(&self, item: usize) -> bool;
+
+    /// The decompositions of all matrices of a list, on `device`. `shapes` are those of all matrices, and `own`
+    /// the decompositions of the matrices that this process [owns](Self::owns), in their order.
+    ///
+    /// # Errors
+    /// A process that has gone, or that sent something else.
+    fn exchange(
+        &self,
+        shapes: &[[usize; 2]],
+        device: &Device,
+        own: Vec<Svd>,
+    ) -> Result<Vec<Svd>, Box<dyn Error + Send + Sync>>;
 }
 
 /// Adapters by the path of their weight, checked against a network.
@@ -171,7 +195,7 @@ pub(crate) fn plan_weights<A: Adapter>(
     while !selected.is_empty() {
         let later = selected.split_off(SVD_BATCH.min(selected.len()));
         let batch = std::mem::replace(&mut selected, later);
-        adapters.extend(init_all(with_decompositions(batch, options.cache)?, &init)?);
+        adapters.extend(init_all(with_decompositions(batch, options)?, &init)?);
         if let Some(on_progress) = &mut options.on_progress {
             on_progress(adapters.len(), total);
         }
@@ -186,15 +210,49 @@ pub(crate) fn plan_weights<A: Adapter>(
 /// Decomposes the weights of a batch and stores each decomposition in its weight.
 fn with_decompositions(
     batch: Vec<(String, Weight)>,
-    cache: Option<&SvdCache>,
+    options: &PlanOptions<'_>,
 ) -> Result<Vec<(String, Weight)>, AdapterError> {
     let weights: Vec<_> = batch.iter().map(|(_, weight)| weight).collect();
-    let found = decompose_batch(&weights, cache);
+    let on_host = !weights.iter().any(|weight| has_vendor_blas(&weight.matrix));
+    if let Some(division) = options.division.filter(|_| on_host) {
+        return with_divided_decompositions(batch, options.cache, division);
+    }
+    let found = decompose_batch(&weights, options.cache);
     let store = |((path, weight), svd): ((String, Weight), Result<_, LinalgError>)| match svd {
         Ok(svd) => Ok((path, weight.with_svd(svd))),
         Err(source) => Err(AdapterError::Decomposition { path, source }),
     };
     batch.into_iter().zip(found).map(store).collect()
+}
+
+/// Decomposes this process's weights of a batch, and stores the decompositions of all in their weights.
+fn with_divided_decompositions(
+    batch: Vec<(String, Weight)>,
+    cache: Option<&SvdCache>,
+    division: &dyn DivideDecompositions,
+) -> Result<Vec<(String, Weight)>, AdapterError> {
+    let Some((_, first)) = batch.first() else { return Ok(batch) };
+    let device = first.matrix.device();
+    let own: Vec<_> = batch
+        .iter()
+        .enumerate()
+        .filter(|(item, _)| division.owns(*item))
+        .map(|(_, own)| own)
+        .collect();
+    let weights: Vec<_> = own.iter().map(|(_, weight)| weight).collect();
+    let found = decompose_batch(&weights, cache).into_iter().zip(&own);
+    let found = found.map(|(found, (path, _))| {
+        let found = found.map(|found| found.svd);
+        found.map_err(|source| AdapterError::Decomposition { path: path.clone(), source })
+    });
+    let found = found.collect::<Result<_, _>>()?;
+    let shapes: Vec<_> = batch.iter().map(|(_, weight)| weight.matrix.dims()).collect();
+    let all = division.exchange(&shapes, &device, found).map_err(AdapterError::Divided)?;
+    let exact = is_exact(&batch.iter().map(|(_, weight)| weight).collect::<Vec<_>>());
+    let store = |((path, weight), svd): ((String, Weight), Svd)| {
+        (path, weight.with_svd(WeightSvd { svd, exact }))
+    };
+    Ok(batch.into_iter().zip(all).map(store).collect())
 }
 
 /// Makes the adapters of `weights`, in parallel on a CPU.

@@ -115,12 +115,7 @@ pub(crate) fn decompose_batch(
     weights: &[&Weight],
     cache: Option<&SvdCache>,
 ) -> Vec<Result<WeightSvd, LinalgError>> {
-    let exact = |weight: &Weight| {
-        let matrix = &weight.matrix;
-        compute_dtype(matrix.dtype()) == matrix.dtype() && !has_vendor_blas(matrix)
-    };
-    // All weights of a network have the same float type and device.
-    let exact = weights.iter().all(|weight| exact(weight));
+    let exact = is_exact(weights);
     let cast = |weight: &&Weight| {
         let matrix = weight.matrix.clone();
         let dtype = compute_dtype(matrix.dtype());
@@ -134,6 +129,14 @@ pub(crate) fn decompose_batch(
         (Some(cache), true) => cache.thin_batch_via_f64(&matrices),
     };
     found.into_iter().map(|svd| Ok(WeightSvd { svd: svd?, exact })).collect()
+}
+
+/// Whether these weights are decomposed in f64. All weights of a network have the same float type and device.
+pub(crate) fn is_exact(weights: &[&Weight]) -> bool {
+    weights.iter().all(|weight| {
+        let matrix = &weight.matrix;
+        compute_dtype(matrix.dtype()) == matrix.dtype() && !has_vendor_blas(matrix)
+    })
 }
 
 /// Converts a stored weight to its matrix `[in, out]`, in the float type that adapters compute in.

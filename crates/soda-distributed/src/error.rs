@@ -124,6 +124,19 @@ pub enum DistributedError {
         /// Its host.
         host: String,
     },
+    /// A rank sent bytes that are damaged, or that belong to another training.
+    #[error(
+        "rank {rank} on {host} sent {what} that cannot be used here; give all ranks one base model, one data \
+         folder and one build of soda"
+    )]
+    Foreign {
+        /// The rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// What the bytes should be.
+        what: String,
+    },
     /// A connection failed in another way.
     #[error("the connection to rank {rank} on {host} failed: {source}")]
     Connection {

@@ -38,6 +38,7 @@ pub(crate) enum Operation {
     Sum = 1,
     Broadcast = 2,
     Agree = 3,
+    Gather = 4,
 }
 
 /// The header of a message.

@@ -7,7 +7,7 @@
 //! | `rendezvous` | [`connect`]: the ranks find each other and compare versions |
 //! | `hello` | the first message of a rank |
 //! | `frame` | messages on a connection, with limits |
-//! | `reduce` | [`Reduce`]: sums, broadcasts and comparisons; [`Alone`] for one process |
+//! | `reduce` | [`Reduce`]: sums, broadcasts, gathers and comparisons; [`Alone`] for one process |
 //! | `tcp` | [`Tcp`]: all of it over TCP |
 //! | `host` | the name of this machine |
 //! | `error` | [`LaunchError`], [`DistributedError`] |

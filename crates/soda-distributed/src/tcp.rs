@@ -1,4 +1,4 @@
-//! Operations of all ranks over TCP: rank 0 receives, adds in the order of the ranks, and sends back.
+//! Operations of all ranks over TCP: rank 0 receives, adds or collects in the order of the ranks, and sends back.
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -185,7 +185,7 @@ impl Tcp {
     }
 
     /// Receives a part of every other rank, in order. While one is late, the others hear that rank 0 waits.
-    fn gather(
+    fn receive_each(
         &self,
         state: &mut State,
         call: Call,
@@ -281,7 +281,7 @@ impl Reduce for Tcp {
                 return copy(peer, &state.received, values);
             }
             let mut sums: Vec<f64> = values.iter().map(|x| f64::from(*x)).collect();
-            self.gather(state, call, limit, |peer, bytes| {
+            self.receive_each(state, call, limit, |peer, bytes| {
                 let (parts, _) = bytes.as_chunks::<4>();
                 if bytes.len() != limit {
                     return Err(peer.error(ReadError::Malformed, self.patience));
@@ -310,6 +310,40 @@ impl Reduce for Tcp {
         })
     }
 
+    fn gather(&self, bytes: Vec<u8>, limit: usize) -> Result<Vec<Vec<u8>>, DistributedError> {
+        self.call(Operation::Gather, |state, call| {
+            if self.rank > 0 {
+                // Rank 0 may receive for longer from others than a write may take.
+                self.receive(state, call, 0)?;
+                self.send_all(state, call, &bytes)?;
+                return Ok(Vec::new());
+            }
+            let mut all = vec![bytes];
+            for index in 0..state.peers.len() {
+                let State { peers, received, last_pulse, .. } = &mut *state;
+                let mut on_wait = || {
+                    if last_pulse.elapsed() >= PULSE {
+                        pulse(peers, last_pulse);
+                    }
+                };
+                let peer = &peers[index];
+                peer.send(call, &[], self.patience)?;
+                peer.receive(call, limit, self.patience, &mut on_wait, received)?;
+                all.push(std::mem::take(received));
+            }
+            Ok(all)
+        })
+    }
+
+    fn refuse(&self, rank: usize, what: &str) -> DistributedError {
+        let mut state = self.state();
+        let host = state.peers.iter().find(|peer| peer.rank == rank).map(|peer| peer.host.clone());
+        let host = host.unwrap_or_else(|| self.host.clone());
+        let error = DistributedError::Foreign { rank, host, what: what.to_owned() };
+        state.finish(&error.to_string());
+        error
+    }
+
     fn agree(&self, items: &[Item]) -> Result<(), DistributedError> {
         let own = to_lines(items);
         self.call(Operation::Agree, |state, call| {
@@ -317,13 +351,15 @@ impl Reduce for Tcp {
                 self.send_all(state, call, own.as_bytes())?;
                 return self.receive(state, call, 0);
             }
-            self.gather(state, call, LONGEST_ITEMS, |peer, bytes| match bytes == own.as_bytes() {
-                true => Ok(()),
-                false => Err(DistributedError::Differs {
-                    rank: peer.rank,
-                    host: peer.host.clone(),
-                    what: first_difference(&own, &String::from_utf8_lossy(bytes)),
-                }),
+            self.receive_each(state, call, LONGEST_ITEMS, |peer, bytes| {
+                match bytes == own.as_bytes() {
+                    true => Ok(()),
+                    false => Err(DistributedError::Differs {
+                        rank: peer.rank,
+                        host: peer.host.clone(),
+                        what: first_difference(&own, &String::from_utf8_lossy(bytes)),
+                    }),
+                }
             })?;
             self.send_all(state, call, &[])
         })

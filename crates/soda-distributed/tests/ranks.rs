@@ -98,6 +98,72 @@ fn rank_0_gives_its_bytes_to_all() {
     assert!(received.iter().all(|bytes| *bytes == payload));
 }
 
+/// Rank 0 gets the bytes of all in order. A rank that is late and says that it works on is waited for, also by
+/// a rank whose bytes are more than a connection holds.
+#[test]
+fn rank_0_gathers_the_bytes_of_all_in_order() {
+    let payload = |rank: usize| vec![rank as u8 + 1; [0, 3, 20_000_000][rank]];
+    let gathered = ranks(3, Duration::from_secs(2), |ranks| {
+        if ranks.rank() == 1 {
+            for _ in 0..35 {
+                thread::sleep(Duration::from_millis(100));
+                ranks.alive();
+            }
+        }
+        let first = ranks.gather(payload(ranks.rank()), 20_000_000).unwrap();
+        let empty = ranks.gather(Vec::new(), 0).unwrap();
+        assert!(empty.iter().all(Vec::is_empty));
+        first
+    });
+    assert_eq!(gathered[0], [payload(0), payload(1), payload(2)]);
+    assert!(gathered[1].is_empty() && gathered[2].is_empty());
+    assert_eq!(Alone.gather(vec![7], 0).unwrap(), [[7]]);
+}
+
+#[test]
+fn bytes_that_are_too_long_or_refused_end_all_with_the_name_of_their_rank() {
+    let errors = ranks(3, PATIENCE, |ranks| {
+        let bytes = vec![0; 10 + ranks.rank()];
+        let error = ranks.gather(bytes, 11).err().or_else(|| ranks.sum(&mut [1.0]).err());
+        error.unwrap().to_string()
+    });
+    for error in errors {
+        assert!(error.starts_with("rank 2 on ") && error.contains("unexpected"), "{error}");
+    }
+    let errors = ranks(3, PATIENCE, |ranks| {
+        ranks.gather(vec![1], 1).unwrap();
+        let error = match ranks.rank() {
+            0 => ranks.refuse(1, "samples"),
+            _ => ranks.sum(&mut [1.0]).unwrap_err(),
+        };
+        assert_eq!(ranks.sum(&mut [1.0]).unwrap_err().to_string(), error.to_string());
+        error.to_string()
+    });
+    for error in errors {
+        assert!(
+            error.starts_with("rank 1 on ") && error.contains(" sent samples that "),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_rank_that_goes_before_a_gather_is_named_on_every_rank() {
+    for lost in 0..3 {
+        let errors = ranks(3, PATIENCE, |ranks| {
+            if ranks.rank() == lost {
+                return None;
+            }
+            let error = (0..3).find_map(|_| ranks.gather(vec![1; 100_000], 1 << 20).err()).unwrap();
+            Some(error.to_string())
+        });
+        for error in errors.iter().flatten() {
+            assert!(error.starts_with(&format!("rank {lost} on ")), "{lost}: {error}");
+            assert!(error.contains("has gone"), "{error}");
+        }
+    }
+}
+
 #[test]
 fn a_rank_that_differs_is_named_on_every_rank() {
     let items = |rank: usize| {

@@ -119,6 +119,7 @@ impl<M: Method> AdapterFile<M> {
                 prefix: &prefix,
                 presets: TARGET_PRESETS,
                 calibration: None,
+                division: None,
                 cache: options.cache,
                 on_progress: match &mut options.on_progress {
                     Some(on_progress) => Some(&mut **on_progress),

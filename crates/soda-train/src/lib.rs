@@ -9,6 +9,7 @@
 //! | `error` | [`TrainError`] and its groups |
 //! | `config` | settings: TOML, presets, single settings |
 //! | `output` | files: the run's folder, charts, HTML pages, TensorBoard events, tensors |
+//! | `divided` | work that the ranks divide, and its results on their way |
 //! | `data` | images, captions, masks, their encodings, the cache, batches |
 //! | `step` | one training step: loss, gradients, loss scale, trainer |
 //! | `eval` | validation loss, sampled images, scores |
@@ -56,6 +57,7 @@
 
 mod config;
 mod data;
+mod divided;
 mod error;
 mod eval;
 mod event;

@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod divided;
 mod world;
 
 use std::path::Path;

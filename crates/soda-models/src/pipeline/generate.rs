@@ -114,25 +114,50 @@ impl Pipeline {
         stop: &AtomicBool,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<RgbImage>, ModelError> {
+        let all: Vec<usize> = (0..request.prompts.len()).collect();
+        self.generate_some(request, &all, stop, progress)
+    }
+
+    /// Generates the images of a request with these indices, as [`Pipeline::generate_unless`] does. The others
+    /// are left to other processes.
+    ///
+    /// An image has the noise that it has among all of them. A batch holds other images than with all of them,
+    /// which changes rounding only, and not even that where a batch is one large image.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::InvalidRequest`] for an index without a prompt; all errors of
+    /// [`Pipeline::generate_unless`].
+    pub fn generate_some(
+        &self,
+        request: &GenerateConfig,
+        indices: &[usize],
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<RgbImage>, ModelError> {
         let size = self.check(request)?;
+        if let Some(index) = indices.iter().find(|index| **index >= request.prompts.len()) {
+            let expected = format!("there are {} prompts", request.prompts.len());
+            let value = format!("image {index}");
+            return Err(ModelError::InvalidRequest { field: "prompts", value, expected });
+        }
         let (sampler, begin) = self.plan(request, size)?;
         let at_once = (PIXELS_AT_ONCE / (size[0] * size[1])).clamp(1, PROMPTS_AT_ONCE);
-        let batches = request.prompts.len().div_ceil(at_once);
+        let batches = indices.len().div_ceil(at_once);
         let total = batches * (sampler.timesteps().len() - begin);
         let mut denoiser = self.guided_denoiser(request, total);
         let mut done = 0;
-        let mut images = Vec::with_capacity(request.prompts.len());
-        for (batch, prompts) in request.prompts.chunks(at_once).enumerate() {
-            let first = batch * at_once;
-            let indices: Vec<usize> = (first..first + prompts.len()).collect();
+        let mut images = Vec::with_capacity(indices.len());
+        for indices in indices.chunks(at_once) {
             let noise = indices.iter().map(|i| self.noise(request.seed, *i, size)).collect();
-            let part = GenerateConfig { prompts: prompts.to_vec(), ..request.clone() };
+            let prompts = indices.iter().map(|i| request.prompts[*i].clone()).collect();
+            let part = GenerateConfig { prompts, ..request.clone() };
             let noise = Tensor::cat(noise, 0);
-            let latents = self.sample(&part, &mut denoiser, &indices, noise, stop, &mut |_| {
+            let latents = self.sample(&part, &mut denoiser, indices, noise, stop, &mut |_| {
                 done += 1;
                 progress(done, total);
             })?;
-            images.extend(self.decode_each(latents, first, request.tiling)?);
+            images.extend(self.decode_each(latents, indices, request.tiling)?);
         }
         Ok(images)
     }
@@ -277,18 +302,18 @@ impl Pipeline {
     /// Decodes latents to images, large ones one at a time, since the autoencoder needs more memory than the
     /// denoiser.
     ///
-    /// `first` is the index of the first image, for errors.
+    /// `indices` are those of the images, for errors.
     fn decode_each(
         &self,
         latents: Tensor<4>,
-        first: usize,
+        indices: &[usize],
         tiling: bool,
     ) -> Result<Vec<RgbImage>, ModelError> {
         let _span = info_span!("decode").entered();
         let [count, channels, height, width] = latents.dims();
         let bad = latents.clone().into_data().iter::<f32>().position(|value| !value.is_finite());
         if let Some(bad) = bad {
-            let index = first + bad / (channels * height * width);
+            let index = indices[bad / (channels * height * width)];
             return Err(ImageError::NonFinite { what: "latents", index }.into());
         }
         let at_once = if height * width > 32 * 32 { 1 } else { count };
@@ -302,7 +327,7 @@ impl Pipeline {
             // The pixels are not clamped before the check, since a clamp would turn infinity into white.
             let decoded = to_images(unit_scale(decoded)).map_err(|error| match error {
                 ModelError::Image(ImageError::NonFinite { what, index }) => {
-                    ImageError::NonFinite { what, index: first + images.len() + index }.into()
+                    ImageError::NonFinite { what, index: indices[images.len() + index] }.into()
                 }
                 other => other,
             })?;

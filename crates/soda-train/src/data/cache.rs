@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::Device;
 use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
@@ -31,6 +31,7 @@ use soda_models::pipeline::{Pipeline, TextEncoders};
 use crate::data::augment::ImageVariant;
 use crate::data::encoded_caption::EncodedCaption;
 use crate::data::latents::{Posterior, takes_mode};
+use crate::divided::Sent as _;
 use crate::error::TrainError;
 use crate::output::files::{create_folder, write_file};
 use crate::output::tensor_file::{Tensors, from_bytes, hex, to_bytes};
@@ -47,6 +48,8 @@ pub struct EncodeCache {
     vae: String,
     /// Identifies the text encoders.
     text: String,
+    /// Whether new entries are written.
+    writes: bool,
     hits: AtomicUsize,
     misses: AtomicUsize,
 }
@@ -79,9 +82,16 @@ impl EncodeCache {
                 }
             ),
             text,
+            writes: true,
             hits: AtomicUsize::new(0),
             misses: AtomicUsize::new(0),
         }
+    }
+
+    /// The cache for a rank that reads entries and leaves writing to rank 0.
+    #[must_use]
+    pub(crate) fn read_only(self) -> Self {
+        Self { writes: false, ..self }
     }
 
     /// The number of hits and of misses.
@@ -98,14 +108,8 @@ impl EncodeCache {
         make: impl FnOnce() -> Posterior,
     ) -> Result<Posterior, TrainError> {
         let key = self.key(&[&self.vae, image_hash, &variant.cache_key()]);
-        let unpack = |tensors: &Tensors| {
-            let [mean, std] = ["mean", "std"].map(|name| tensor(tensors, name, device));
-            Some(Posterior { mean: mean?, std: std? })
-        };
-        let pack = |Posterior { mean, std }: &Posterior| {
-            Tensors::from([entry("mean", mean), entry("std", std)])
-        };
-        self.get(&format!("{key}.latents"), unpack, pack, || Ok(make()))
+        let unpack = |tensors: &Tensors| Posterior::from_tensors(tensors, device);
+        self.get(&format!("{key}.latents"), unpack, Posterior::to_tensors, make)
     }
 
     /// The encoded caption with these tokens, computed by `make` if it is missing.
@@ -116,32 +120,32 @@ impl EncodeCache {
         make: impl FnOnce() -> EncodedCaption,
     ) -> Result<EncodedCaption, TrainError> {
         let key = self.key(&[&self.text, tokens]);
-        let unpack = |tensors: &Tensors| {
-            let pooled = match tensors.contains_key("pooled") {
-                true => Some(tensor(tensors, "pooled", device)?),
-                false => None,
-            };
-            Some(EncodedCaption { hidden: tensor(tensors, "states", device)?, pooled })
-        };
-        let pack = |EncodedCaption { hidden, pooled }: &EncodedCaption| {
-            let pooled = pooled.as_ref().map(|pooled| entry("pooled", pooled));
-            [entry("states", hidden)].into_iter().chain(pooled).collect()
-        };
-        self.get(&format!("{key}.text"), unpack, pack, || Ok(make()))
+        let unpack = |tensors: &Tensors| EncodedCaption::from_tensors(tensors, device);
+        self.get(&format!("{key}.text"), unpack, EncodedCaption::to_tensors, make)
     }
 
-    /// The directions of a calibration that depends on `parts`, measured by `make` if they are missing.
+    /// The directions of a calibration that depends on `parts`. `None` if they are missing or damaged.
     ///
     /// # Errors
-    /// A file that cannot be read or written, and the errors of `make`.
-    pub(crate) fn calibration<T>(
+    /// A file that cannot be read.
+    pub(crate) fn find_calibration<T>(
         &self,
         parts: &[&str],
         unpack: impl Fn(&Tensors) -> Option<T>,
-        pack: impl Fn(&T) -> Tensors,
-        make: impl FnOnce() -> Result<T, TrainError>,
-    ) -> Result<T, TrainError> {
-        self.get(&format!("{}.calibration", self.key(parts)), unpack, pack, make)
+    ) -> Result<Option<T>, TrainError> {
+        self.find(&format!("{}.calibration", self.key(parts)), unpack)
+    }
+
+    /// Stores the directions of a calibration that depends on `parts`.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(crate) fn store_calibration(
+        &self,
+        parts: &[&str],
+        tensors: &Tensors,
+    ) -> Result<(), TrainError> {
+        self.store(&format!("{}.calibration", self.key(parts)), tensors)
     }
 
     /// The SHA-256 of the version and the lengths and texts of `parts`, in hexadecimal digits.
@@ -155,37 +159,55 @@ impl EncodeCache {
         hex(hash)
     }
 
-    /// The content of the file `name`. If it is missing or damaged, the result of `make` is written and
+    /// The content of the file `name`. If it is missing or damaged, the result of `make` is stored and
     /// returned.
     fn get<T>(
         &self,
         name: &str,
         unpack: impl Fn(&Tensors) -> Option<T>,
         pack: impl Fn(&T) -> Tensors,
-        make: impl FnOnce() -> Result<T, TrainError>,
+        make: impl FnOnce() -> T,
     ) -> Result<T, TrainError> {
+        if let Some(found) = self.find(name, unpack)? {
+            return Ok(found);
+        }
+        let made = make();
+        self.store(name, &pack(&made))?;
+        Ok(made)
+    }
+
+    /// The content of the file `name`. `None` if it is missing or damaged.
+    fn find<T>(
+        &self,
+        name: &str,
+        unpack: impl Fn(&Tensors) -> Option<T>,
+    ) -> Result<Option<T>, TrainError> {
         let path = self.folder.join(name);
         let bytes = match input_file::read(&path, SizeLimit::TENSORS) {
-            Ok(bytes) => Some(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(TrainError::io("read", &path)(error)),
         };
         // The header repeats the name, so that a renamed file is not taken for the entry.
-        let stored = bytes.and_then(|bytes| from_bytes(&bytes));
-        let stored = stored.filter(|(header, _)| header == name);
-        if let Some(value) = stored.and_then(|(_, tensors)| unpack(&tensors)) {
-            self.hits.fetch_add(1, Ordering::Relaxed);
-            return Ok(value);
+        let stored = from_bytes(&bytes).filter(|(header, _)| header == name);
+        let found = stored.and_then(|(_, tensors)| unpack(&tensors));
+        self.hits.fetch_add(usize::from(found.is_some()), Ordering::Relaxed);
+        Ok(found)
+    }
+
+    /// Writes the file `name`, on the rank that writes.
+    fn store(&self, name: &str, tensors: &Tensors) -> Result<(), TrainError> {
+        if self.writes {
+            let path = self.folder.join(name);
+            let refuse = |error: safetensors::SafeTensorError| {
+                TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
+            };
+            let bytes = to_bytes(name.to_owned(), tensors).map_err(refuse)?;
+            create_folder(&self.folder)?;
+            write_file(&path, &bytes)?;
         }
-        let value = make()?;
-        let refuse = |error: safetensors::SafeTensorError| {
-            TrainError::io("write", &path)(std::io::Error::other(error.to_string()))
-        };
-        let bytes = to_bytes(name.to_owned(), &pack(&value)).map_err(refuse)?;
-        create_folder(&self.folder)?;
-        write_file(&path, &bytes)?;
         self.misses.fetch_add(1, Ordering::Relaxed);
-        Ok(value)
+        Ok(())
     }
 }
 
@@ -227,23 +249,13 @@ fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
     hex(hash)
 }
 
-/// A named tensor of a file.
-fn entry<const D: usize>(name: &str, tensor: &Tensor<D>) -> (String, TensorData) {
-    (name.to_owned(), tensor.to_data())
-}
-
-/// The tensor of this name, if it has this rank and is in f32.
-fn tensor<const D: usize>(tensors: &Tensors, name: &str, device: &Device) -> Option<Tensor<D>> {
-    let data = tensors.get(name)?;
-    let fits = data.shape().len() == D && data.dtype() == DType::F32;
-    fits.then(|| Tensor::from_data(data.clone(), device))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use std::path::PathBuf;
+
+    use burn::tensor::Tensor;
 
     use super::*;
 

@@ -9,6 +9,7 @@ use soda_models::pipeline::{Pipeline, TokenIds};
 use crate::data::cache::EncodeCache;
 use crate::data::encoded_caption::EncodedCaption;
 use crate::data::prompts::Prompts;
+use crate::divided::{Division, Recipients, Work};
 use crate::error::TrainError;
 
 /// A list of `m` captions.
@@ -22,7 +23,7 @@ pub(crate) enum Captions {
 }
 
 impl Captions {
-    /// Encodes each distinct caption once, as far as `cache` lacks it.
+    /// Encodes each distinct caption once, as far as `cache` lacks it. The ranks divide the distinct captions.
     ///
     /// Captions are encoded one by one: sums in a batch have another order, and the result must not depend on
     /// the captions that a cache has.
@@ -30,24 +31,21 @@ impl Captions {
         pipeline: &Pipeline,
         captions: &[String],
         cache: Option<&EncodeCache>,
+        division: Division<'_>,
     ) -> Result<Self, TrainError> {
-        // States of a freed text encoder are in memory already.
-        let cache = cache.filter(|_| pipeline.text.has_encoder());
-        let mut known: HashMap<&str, EncodedCaption> = HashMap::new();
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        let mut distinct: Vec<&String> = Vec::new();
+        for caption in captions {
+            pipeline.check_prompt(caption)?;
+            numbers.entry(caption).or_insert_with(|| {
+                distinct.push(caption);
+                distinct.len() - 1
+            });
+        }
+        let encoded = encode_distinct(pipeline, &distinct, cache, division)?;
         let (mut texts, mut all_pooled) = (Vec::new(), Vec::new());
         for caption in captions {
-            if !known.contains_key(caption.as_str()) {
-                pipeline.check_prompt(caption)?;
-                let make = || encode(pipeline, caption);
-                let encoded = match cache {
-                    Some(cache) => {
-                        cache.caption(&token_key(pipeline, caption), &pipeline.device, make)?
-                    }
-                    None => make(),
-                };
-                known.insert(caption, encoded);
-            }
-            let EncodedCaption { hidden, pooled } = known[caption.as_str()].clone();
+            let EncodedCaption { hidden, pooled } = encoded[numbers[caption.as_str()]].clone();
             // A caption that was encoded alone has no padding, unless the denoiser sees it.
             let lengths = (!pipeline.text.shows_padding()).then(|| vec![hidden.dims()[1]]);
             texts.push(Condition { text: hidden, lengths, added: None });
@@ -99,6 +97,40 @@ impl Captions {
             },
         }
     }
+}
+
+/// Encodes each of these captions.
+fn encode_distinct(
+    pipeline: &Pipeline,
+    captions: &[&String],
+    cache: Option<&EncodeCache>,
+    division: Division<'_>,
+) -> Result<Vec<EncodedCaption>, TrainError> {
+    if !pipeline.text.has_encoder() {
+        // States of a freed text encoder are in the memory of every rank already.
+        return Ok(captions.iter().map(|caption| encode(pipeline, caption)).collect());
+    }
+    let device = &pipeline.device;
+    let find = |caption: &String, make: &dyn Fn() -> EncodedCaption| match cache {
+        Some(cache) => cache.caption(&token_key(pipeline, caption), device, make),
+        None => Ok(make()),
+    };
+    let work = Work {
+        what: "encoded captions",
+        count: captions.len(),
+        recipients: Recipients::All,
+        device,
+        fits: &|_, found: &EncodedCaption, before: &[EncodedCaption]| {
+            before.first().is_none_or(|first| found.can_join(first))
+        },
+    };
+    let one = |item: usize| find(captions[item], &|| encode(pipeline, captions[item]));
+    let encoded = division.each(&work, one)?;
+    // What others have encoded, rank 0 stores.
+    for item in division.of_others(captions.len()) {
+        find(captions[item], &|| encoded[item].clone())?;
+    }
+    Ok(encoded)
 }
 
 /// Encodes one caption in f32.

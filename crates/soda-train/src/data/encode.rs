@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use image::{GrayImage, RgbImage};
 use sha2::{Digest as _, Sha256};
 use soda_models::image::read_rgb_and_alpha;
@@ -20,6 +21,7 @@ use crate::data::encoded_dataset::{Bucket, EncodedDataset, ExampleVariants, Exam
 use crate::data::folder::Example;
 use crate::data::latents::{LatentsBuilder, Posterior};
 use crate::data::masks;
+use crate::divided::{Division, Recipients, Work};
 use crate::error::{ConfigError, DataError, TrainError};
 use crate::output::tensor_file::hex;
 
@@ -89,11 +91,29 @@ impl EncodedDataset {
         config: &EncodeConfig,
         options: EncodeOptions<'_>,
     ) -> Result<Self, TrainError> {
+        Self::divided(pipeline, examples, config, options, Division::default())
+    }
+
+    /// Encodes `examples` as [`EncodedDataset::new`] does. The ranks divide the image variants and the captions;
+    /// all of them read all images.
+    ///
+    /// # Errors
+    /// As [`EncodedDataset::new`]; a rank that has gone.
+    pub(crate) fn divided(
+        pipeline: &Pipeline,
+        examples: &[Example],
+        config: &EncodeConfig,
+        options: EncodeOptions<'_>,
+        division: Division<'_>,
+    ) -> Result<Self, TrainError> {
         let EncodeOptions { cache, mut on_progress } = options;
         let mut encoder = Encoder {
             pipeline,
             config,
             cache,
+            division,
+            variants: Vec::new(),
+            own: Vec::new(),
             buckets: buckets_for(pipeline, config.buckets.as_ref())?,
             by_size: BTreeMap::new(),
             captions: Vec::new(),
@@ -126,6 +146,11 @@ struct Encoder<'a> {
     pipeline: &'a Pipeline,
     config: &'a EncodeConfig,
     cache: Option<&'a EncodeCache>,
+    division: Division<'a>,
+    /// All image variants so far, and the hashes of their images where a cache needs them.
+    variants: Vec<(ImageVariant, Option<String>)>,
+    /// The latents of the variants that this rank encodes.
+    own: Vec<Posterior>,
     buckets: Buckets,
     by_size: BTreeMap<Size, (LatentsBuilder, Examples)>,
     captions: Vec<String>,
@@ -187,7 +212,7 @@ impl Encoder<'_> {
         Ok(size)
     }
 
-    /// Encodes all variants of an image, and scales its mask to their latents.
+    /// Encodes this rank's variants of an image, and scales its mask to the latents of all.
     fn encode_image(
         &mut self,
         image: &RgbImage,
@@ -195,36 +220,64 @@ impl Encoder<'_> {
         size: Size,
         index: u64,
     ) -> Result<(), TrainError> {
-        let Self { pipeline, config, cache, by_size, .. } = self;
+        let Self { pipeline, config, cache, by_size, division, .. } = self;
         let grid = pipeline.vae_config.pixels_per_patch() as u32;
-        let cache = cache.map(|cache| (cache, image_hash(image)));
-        let encode = |variant: &ImageVariant| {
-            let make = || Posterior::encode(variant.apply(image), pipeline);
-            match &cache {
-                Some((cache, hash)) => cache.posterior(hash, variant, &pipeline.device, make),
-                None => Ok(make()),
-            }
-        };
+        let hash = cache.map(|_| image_hash(image));
         let (latents, _) = by_size.entry(size).or_default();
         for variant in image_variants(image.dimensions(), size, &config.augment, config.seed, index)
         {
             let mask = config.masks.as_ref().zip(mask);
             let weights = mask.map(|(masks, mask)| masks::weights(masks, mask, &variant, grid));
-            latents.push(&variant, encode(&variant)?, weights);
+            latents.push(&variant, weights);
+            if division.owns(self.variants.len()) {
+                let make = || Posterior::encode(variant.apply(image), pipeline);
+                self.own.push(stored(*cache, hash.as_deref(), &variant, &pipeline.device, make)?);
+            }
+            self.variants.push((variant, hash.clone()));
         }
         Ok(())
     }
 
+    /// The latents of all image variants in order, of which other ranks have sent theirs.
+    fn exchange(&mut self) -> Result<Vec<Posterior>, TrainError> {
+        let Self { pipeline, cache, division, variants, .. } = self;
+        let fits = |item: usize, found: &Posterior, before: &[Posterior]| {
+            let side = |pixels: u32| pixels as usize / pipeline.vae_config.pixels_per_patch();
+            let [width, height] = variants[item].0.size;
+            let [count, channels, rows, columns] = found.mean.dims();
+            let known = before.first().map_or(channels, |first| first.mean.dims()[1]);
+            [count, channels, rows, columns] == [1, known, side(height), side(width)]
+        };
+        let work = Work {
+            what: "latents",
+            count: variants.len(),
+            recipients: Recipients::All,
+            device: &pipeline.device,
+            fits: &fits,
+        };
+        let own = std::mem::take(&mut self.own);
+        let all = division.run(&work, |_| Ok(own))?;
+        for item in division.of_others(variants.len()) {
+            let (variant, hash) = &variants[item];
+            let make = || all[item].clone();
+            stored(*cache, hash.as_deref(), variant, &pipeline.device, make)?;
+        }
+        Ok(all)
+    }
+
     /// Encodes the captions and the empty caption, and puts everything together.
-    fn finish(self, examples: &[Example]) -> Result<EncodedDataset, TrainError> {
-        let Self { pipeline, config, cache, mut captions, .. } = self;
+    fn finish(mut self, examples: &[Example]) -> Result<EncodedDataset, TrainError> {
+        for (posterior, (variant, _)) in self.exchange()?.into_iter().zip(&self.variants) {
+            self.by_size.entry(variant.size).or_default().0.push_latents(posterior);
+        }
+        let Self { pipeline, config, cache, division, mut captions, .. } = self;
         let truncated = examples.iter().map(|example| &example.caption);
         let truncated =
             truncated.filter(|caption| pipeline.is_truncated(caption)).cloned().collect();
         captions.push(String::new());
         let captions = match config.tokens {
             true => Captions::Tokens(pipeline.tokenize(&captions)),
-            false => Captions::encode(pipeline, &captions, cache)?,
+            false => Captions::encode(pipeline, &captions, cache, division)?,
         };
         let bucket = |(size, (latents, examples)): (Size, (LatentsBuilder, Examples))| Bucket {
             size,
@@ -242,11 +295,24 @@ impl Encoder<'_> {
     }
 }
 
+/// The latents of an image variant from the cache, if there is one, else made.
+fn stored(
+    cache: Option<&EncodeCache>,
+    hash: Option<&str>,
+    variant: &ImageVariant,
+    device: &Device,
+    make: impl FnOnce() -> Posterior,
+) -> Result<Posterior, TrainError> {
+    match cache.zip(hash) {
+        Some((cache, hash)) => cache.posterior(hash, variant, device, make),
+        None => Ok(make()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-    use burn::tensor::Device;
     use soda_models::image::{read_rgb, resize_center_crop, to_tensor};
     use soda_models::noise::generator;
 

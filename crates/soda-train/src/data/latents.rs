@@ -11,6 +11,8 @@ use soda_models::noise::randn_with;
 use soda_models::pipeline::Pipeline;
 
 use crate::data::augment::ImageVariant;
+use crate::divided::Sent;
+use crate::output::tensor_file::{Tensors, tensor};
 
 /// The posterior distribution of an image's latents, in the scale that the denoiser sees.
 #[derive(Clone, Debug)]
@@ -34,6 +36,20 @@ impl Posterior {
             false => posterior.std().cast(FloatDType::F32).mul_scalar(vae.scaling_factor),
         };
         Self { mean, std }
+    }
+}
+
+impl Sent for Posterior {
+    fn to_tensors(&self) -> Tensors {
+        [("mean", &self.mean), ("std", &self.std)]
+            .map(|(name, tensor)| (name.to_owned(), tensor.to_data()))
+            .into()
+    }
+
+    fn from_tensors(tensors: &Tensors, device: &Device) -> Option<Self> {
+        let [mean, std] = ["mean", "std"].map(|name| tensor(tensors, name, device));
+        let (mean, std) = (mean?, std?);
+        (mean.dims() == std.dims()).then_some(Self { mean, std })
     }
 }
 
@@ -107,23 +123,22 @@ pub(crate) struct LatentsBuilder {
 impl LatentsBuilder {
     /// The number of image variants so far.
     pub(crate) fn len(&self) -> usize {
-        self.means.len()
+        self.masks.len()
     }
 
-    /// Adds an image variant.
-    pub(crate) fn push(
-        &mut self,
-        variant: &ImageVariant,
-        Posterior { mean, std }: Posterior,
-        mask: Option<Vec<f32>>,
-    ) {
+    /// Adds an image variant, whose latents come later.
+    pub(crate) fn push(&mut self, variant: &ImageVariant, mask: Option<Vec<f32>>) {
         self.masks.push(mask);
-        self.means.push(mean);
-        self.stds.push(std);
         self.ids.extend(variant.time_ids());
     }
 
-    /// Concatenates all variants. There must be at least one.
+    /// Adds the latents of the next image variant.
+    pub(crate) fn push_latents(&mut self, Posterior { mean, std }: Posterior) {
+        self.means.push(mean);
+        self.stds.push(std);
+    }
+
+    /// Concatenates all variants. There must be at least one, and latents of each.
     pub(crate) fn finish(self, device: &Device) -> Latents {
         let count = self.len();
         let mean = Tensor::cat(self.means, 0);

@@ -112,6 +112,11 @@ pub enum TrainError {
         /// The run's folder.
         folder: PathBuf,
     },
+    /// This rank, which writes nothing, was asked to stop while it generated images.
+    #[error(
+        "stopped while pictures were drawn, as this process was asked to; rank 0 says how to go on"
+    )]
+    RankStoppedSampling,
     /// Another rank has gone, and the run can go on from its newest checkpoint.
     #[error("{source}; `soda train --resume {folder}` goes on after step {step}", folder = .folder.display())]
     RankLost {
@@ -160,6 +165,15 @@ impl TrainError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// The loss of another rank after `step` steps as an error that says how the run goes on. All other errors
+    /// stay as they are.
+    pub(crate) fn with_resumable(self, folder: &Path, step: usize) -> Self {
+        match self {
+            Self::Ranks(source) => Self::RankLost { source, step, folder: folder.to_owned() },
+            other => other,
+        }
+    }
+
     /// The error with another name for the file or folder that it is of.
     #[must_use]
     pub fn named(self, name: impl FnOnce(&Path) -> PathBuf) -> Self {
@@ -169,11 +183,15 @@ impl TrainError {
         }
     }
 
-    /// The error of generating images for the run in `folder`, for `map_err`.
-    pub(crate) fn sampling(folder: &Path) -> impl FnOnce(ModelError) -> Self {
-        move |error| match error {
-            ModelError::Stopped => Self::StoppedSampling { folder: folder.to_owned() },
-            error => error.into(),
+    /// The error of generating images for the run in `folder`, for `map_err`. `None` is the folder of a rank
+    /// that writes nothing.
+    pub(crate) fn sampling(folder: Option<&Path>) -> impl FnOnce(ModelError) -> Self {
+        move |error| match (error, folder) {
+            (ModelError::Stopped, Some(folder)) => {
+                Self::StoppedSampling { folder: folder.to_owned() }
+            }
+            (ModelError::Stopped, None) => Self::RankStoppedSampling,
+            (error, _) => error.into(),
         }
     }
 

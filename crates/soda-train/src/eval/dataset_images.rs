@@ -13,7 +13,7 @@ use crate::eval::scores::ScoreReference;
 use crate::output::run_folder::RunFolder;
 
 /// The images of a data set as squares of the base model's size.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DatasetImages {
     /// The training images.
     pub training: Vec<RgbImage>,

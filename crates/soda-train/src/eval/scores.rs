@@ -55,12 +55,35 @@ impl Scores {
         images: &[RgbImage],
         base: &[RgbImage],
     ) -> Result<Self, TrainError> {
-        if images.is_empty() {
-            return Ok(self);
+        Ok(self.with_drift_of(&similarities(judges, images, base)?))
+    }
+
+    /// The mean scores of samples, and the drift of samples of unrelated prompts if there are any.
+    pub(crate) fn from_samples(
+        samples: &[SampleScores],
+        unrelated: &[SampleScores],
+        has_truth: bool,
+    ) -> Self {
+        let mean_of = |index: usize| mean(&samples.iter().map(|of| of[index]).collect::<Vec<_>>());
+        let scores = Self {
+            clip_t: mean_of(0),
+            clip_i: mean_of(1),
+            dino: mean_of(2),
+            truth_clip_i: has_truth.then(|| mean_of(3)),
+            truth_dino: has_truth.then(|| mean_of(4)),
+            drift: None,
+            drift_dino: None,
+        };
+        scores.with_drift_of(unrelated)
+    }
+
+    fn with_drift_of(self, unrelated: &[SampleScores]) -> Self {
+        if unrelated.is_empty() {
+            return self;
         }
-        let by_dino = mean(&judges.dino_pairs(images, base)?);
-        let (drift, drift_dino) = (drift(judges, images, base)?, 1.0 - by_dino);
-        Ok(Self { drift: Some(drift), drift_dino: Some(drift_dino), ..self })
+        let drift =
+            |index: usize| 1.0 - mean(&unrelated.iter().map(|of| of[index]).collect::<Vec<_>>());
+        Self { drift: Some(drift(0)), drift_dino: Some(drift(1)), ..self }
     }
 
     /// The scores that are not `None`, by name.
@@ -124,6 +147,18 @@ pub struct ScoreReference {
     pub truth: Vec<RgbImage>,
 }
 
+impl ScoreReference {
+    /// What samples of some of the prompts are compared with.
+    pub(crate) fn select(&self, prompts: &[usize]) -> Self {
+        let truth = |index: &usize| self.truth.get(*index).cloned();
+        Self {
+            prompts: prompts.iter().map(|index| self.prompts[*index].clone()).collect(),
+            subject: self.subject.clone(),
+            truth: prompts.iter().filter_map(truth).collect(),
+        }
+    }
+}
+
 /// Scores `images`, of which the i-th is a sample of the i-th prompt.
 ///
 /// # Errors
@@ -133,20 +168,45 @@ pub fn score(
     images: &[RgbImage],
     reference: &ScoreReference,
 ) -> Result<Scores, TrainError> {
-    let has_truth = !reference.truth.is_empty();
-    Ok(Scores {
-        clip_t: mean(&judges.clip_t(images, &reference.prompts)?),
-        clip_i: mean(&judges.clip_i(images, &reference.subject)?),
-        dino: mean(&judges.dino(images, &reference.subject)?),
-        truth_clip_i: has_truth
-            .then(|| judges.clip_i_pairs(images, &reference.truth).map(|scores| mean(&scores)))
-            .transpose()?,
-        truth_dino: has_truth
-            .then(|| judges.dino_pairs(images, &reference.truth).map(|scores| mean(&scores)))
-            .transpose()?,
-        drift: None,
-        drift_dino: None,
-    })
+    let scores = sample_scores(judges, images, reference)?;
+    Ok(Scores::from_samples(&scores, &[], !reference.truth.is_empty()))
+}
+
+/// The scores of one sample: CLIP-T, CLIP-I, DINO, and CLIP-I and DINO with the ground truth or 0 without it.
+/// Of a sample of an unrelated prompt: its similarity to the base model's, by CLIP and by DINO, and zeros.
+pub(crate) type SampleScores = [f32; 5];
+
+/// The scores of each of `images`, of which the i-th is a sample of the i-th prompt.
+pub(crate) fn sample_scores(
+    judges: &Judges,
+    images: &[RgbImage],
+    reference: &ScoreReference,
+) -> Result<Vec<SampleScores>, TrainError> {
+    let ScoreReference { prompts, subject, truth } = reference;
+    let none = || vec![0.0; images.len()];
+    let columns = [
+        judges.clip_t(images, prompts)?,
+        judges.clip_i(images, subject)?,
+        judges.dino(images, subject)?,
+        if truth.is_empty() { none() } else { judges.clip_i_pairs(images, truth)? },
+        if truth.is_empty() { none() } else { judges.dino_pairs(images, truth)? },
+    ];
+    let row = |index: usize| columns.each_ref().map(|column| column[index]);
+    Ok((0..images.len()).map(row).collect())
+}
+
+/// The similarity of each of `images` to the base model's sample of the same prompt and noise.
+pub(crate) fn similarities(
+    judges: &Judges,
+    images: &[RgbImage],
+    base: &[RgbImage],
+) -> Result<Vec<SampleScores>, TrainError> {
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
+    let by_dino = judges.dino_pairs(images, base)?;
+    let by_clip = judges.clip_i_pairs(images, base)?;
+    Ok(by_clip.into_iter().zip(by_dino).map(|(clip, dino)| [clip, dino, 0.0, 0.0, 0.0]).collect())
 }
 
 /// The drift of `images` from `base`, the base model's samples of the same prompts and noise: 1 less the mean

@@ -10,6 +10,8 @@ use crate::config::TrainConfig;
 use crate::data::batch::Batch;
 use crate::data::encoded_dataset::{EncodedDataset, Rows};
 use crate::data::rng;
+use crate::divided::{Division, Recipients, Work};
+use crate::error::TrainError;
 use crate::step::loss::squared_error;
 
 /// The batches on which the validation loss is measured.
@@ -54,9 +56,25 @@ impl Validation {
         Self { batches }
     }
 
-    /// The validation loss of `networks`: the mean over images and timesteps.
-    pub(crate) fn loss(&self, networks: &Networks) -> f32 {
-        self.batches.iter().map(|batch| squared_error(networks, batch)).sum()
+    /// The validation loss of `networks`, on rank 0: the mean over images and timesteps. The ranks divide the
+    /// batches, and rank 0 adds their losses in the order of the batches.
+    ///
+    /// # Errors
+    /// A rank that has gone.
+    pub(crate) fn loss(
+        &self,
+        networks: &Networks,
+        division: Division<'_>,
+    ) -> Result<f32, TrainError> {
+        let work = Work {
+            what: "validation losses",
+            count: self.batches.len(),
+            recipients: Recipients::Rank0,
+            device: &networks.denoiser.device(),
+            fits: &|_, _, _| true,
+        };
+        let loss = |batch: usize| Ok(squared_error(networks, &self.batches[batch]));
+        Ok(division.each(&work, loss)?.into_iter().sum())
     }
 }
 
@@ -98,8 +116,10 @@ mod tests {
         let schedule = pipeline.forward_process();
         let validation = Validation::new(&data, &schedule, &config);
         let networks = pipeline.networks();
-        let found = validation.loss(&networks);
-        assert_eq!(found, Validation::new(&data, &schedule, &config).loss(&networks));
+        let alone = Division::default();
+        let found = validation.loss(&networks, alone).unwrap();
+        let again = Validation::new(&data, &schedule, &config).loss(&networks, alone).unwrap();
+        assert_eq!(found, again);
 
         let mut sum = 0.0;
         let latents = data.mode(&data.first_rows()[0]);

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use image::RgbImage;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use sha2::{Digest as _, Sha256};
 
-/// Tensors by name, in f32 or f64.
+/// Tensors by name, in f32, f64 or u8.
 pub(crate) type Tensors = BTreeMap<String, TensorData>;
 
 /// Encodes a header and tensors as the content of a file. The same contents give the same bytes.
@@ -22,6 +23,7 @@ pub(crate) fn to_bytes(
     for (name, data) in tensors {
         let dtype = match data.dtype() {
             DType::F64 => safetensors::Dtype::F64,
+            DType::U8 => safetensors::Dtype::U8,
             _ => safetensors::Dtype::F32,
         };
         let shape = data.shape().as_slice().to_vec();
@@ -55,6 +57,7 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Option<(String, Tensors)> {
         let dtype = match view.dtype() {
             safetensors::Dtype::F64 => DType::F64,
             safetensors::Dtype::F32 => DType::F32,
+            safetensors::Dtype::U8 => DType::U8,
             // No file of this crate has another type.
             _ => return None,
         };
@@ -75,6 +78,36 @@ fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) 
     hex(hash)
 }
 
+/// The tensor of this name, if it has this rank and is in f32.
+pub(crate) fn tensor<const D: usize>(
+    tensors: &Tensors,
+    name: &str,
+    device: &Device,
+) -> Option<Tensor<D>> {
+    let data = tensors.get(name)?;
+    let fits = data.shape().len() == D && data.dtype() == DType::F32;
+    fits.then(|| Tensor::from_data(data.clone(), device))
+}
+
+/// Images of one size as one tensor, `[n, h, w, 3]`.
+pub(crate) fn from_images(images: &[RgbImage]) -> TensorData {
+    let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
+    let pixels: Vec<u8> = images.iter().flat_map(|image| image.as_raw()).copied().collect();
+    TensorData::new(pixels, [images.len(), height as usize, width as usize, 3])
+}
+
+/// The images of [`from_images`]. `None` if these are none, or no images.
+pub(crate) fn to_images(data: &TensorData) -> Option<Vec<RgbImage>> {
+    let &[count, height, width, 3] = data.shape().as_slice() else { return None };
+    let (height, width) = (u32::try_from(height).ok()?, u32::try_from(width).ok()?);
+    let bytes = data.as_bytes();
+    if data.dtype() != DType::U8 || bytes.is_empty() {
+        return None;
+    }
+    let image = |bytes: &[u8]| RgbImage::from_raw(width, height, bytes.to_vec());
+    bytes.chunks(bytes.len() / count.max(1)).map(image).collect()
+}
+
 /// The hexadecimal digits of a hash.
 pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -85,6 +118,19 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use super::*;
+
+    #[test]
+    fn images_are_the_same_after_the_journey() {
+        let image = |red| RgbImage::from_fn(3, 2, |x, y| image::Rgb([red, x as u8, y as u8]));
+        let images = vec![image(7), image(200)];
+        let tensors = Tensors::from([("images".to_owned(), from_images(&images))]);
+        let bytes = to_bytes("h".to_owned(), &tensors).unwrap();
+        let (_, found) = from_bytes(&bytes).unwrap();
+        assert_eq!(to_images(&found["images"]), Some(images));
+        for other in [TensorData::from([1f32]), from_images(&[])] {
+            assert_eq!(to_images(&other), None);
+        }
+    }
 
     #[test]
     fn the_same_contents_give_the_same_bytes() {

@@ -185,7 +185,7 @@ fn text_hash(text: &str) -> String {
 
 /// Identifies a network by its settings and all its weights. A checksum of each weight suffices against
 /// mistakes, and is several times as fast as a cryptographic hash of gigabytes.
-fn network_hash<M: Module + fmt::Display>(module: &M) -> String {
+pub(super) fn network_hash<M: Module + fmt::Display>(module: &M) -> String {
     let weights: Vec<_> = named_params(module)
         .into_par_iter()
         .map(|param| {

@@ -1,11 +1,12 @@
 //! A rank that computes its share of the steps and writes nothing.
 //!
 //! It does what [`TrainingLoop`](super::training_loop::TrainingLoop) does with the other ranks, in the same
-//! order: sums, comparisons, and the validation loss of rank 0, by which a run may end early.
+//! order: sums, comparisons, validation losses, by which a run may end early, and samples.
 
-use std::sync::atomic::AtomicBool;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use soda_linalg::SvdCache;
+use soda_adapters::for_inference;
 use soda_models::pipeline::Pipeline;
 use tracing::info_span;
 
@@ -14,17 +15,19 @@ use crate::data::cache::EncodeCache;
 use crate::data::encoded_dataset::EncodedDataset;
 use crate::data::prior;
 use crate::error::{CheckpointError, TrainError};
-use crate::event::{Event, TRAINING};
+use crate::eval::dataset_images::DatasetImages;
+use crate::eval::sampling::Sampler;
+use crate::eval::validation::Validation;
+use crate::event::{Event, SAMPLING, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::run::checkpoint::Checkpoint;
-use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, ValidationMetrics};
-use crate::run::personalisation::{Personalisation, encode};
-use crate::run::planning::Planning;
+use crate::run::personalisation::Personalisation;
+use crate::run::preparation::{self, Encodings};
 use crate::run::rank_start;
-use crate::run::training_loop::{has_lost_patience, is_validation_due};
-use crate::step::adapted_networks::trained_networks;
-use crate::step::precision::frozen_denoiser;
+use crate::run::training_loop::{
+    are_samples_due, has_lost_patience, is_validation_due, older_best,
+};
 use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
 
@@ -39,100 +42,123 @@ impl Personalisation {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
-        let Self { config, mut dataset, mut pipeline, cache, with_graph, ranks, .. } = self;
+        let Self { mut config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             ranks.reduce().alive();
             on_event(event);
         };
-        // Rank 0 validates alone.
-        dataset.hold_out(config.validation.held_out, config.seed)?;
-        let fingerprint = RunFingerprint::new(&config, &pipeline, &dataset)?;
-        rank_start::agree(&ranks, &config, &fingerprint, &dataset)?;
+        let (held_out, fingerprint) =
+            preparation::begin(&mut config, &mut dataset, &pipeline, judges.as_ref(), &ranks)?;
         let checkpoint = rank_start::take_checkpoint(&ranks)?;
-        let svd_cache = cache.as_ref().map(SvdCache::new);
-        on_event(Event::Stage { name: "encoding" });
-        let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
-        let mut unvalidated = config.clone();
-        unvalidated.validation.every = 0;
-        let (data, _) = encode(&unvalidated, &pipeline, &dataset, &[], cache.as_ref(), on_event)?;
-        rank_start::agree_on_data(&ranks, &data)?;
+        let encodings =
+            Encodings::new(&config, &pipeline, &dataset, &held_out, cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
-        let planning = Planning {
-            config: &config,
-            pipeline: &pipeline,
-            fingerprint: &fingerprint,
-            svd_cache: svd_cache.as_ref(),
-            cache: cache.as_ref(),
-            with_graph,
+        let (mut pipeline, _, plan) =
+            encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
+        let Encodings { cache, data, validation, .. } = encodings;
+        let prior = class_images(&ranks, &config, &pipeline, cache.as_ref(), stop, on_event)?;
+        // Without judges nothing is compared with these.
+        let images = match &judges {
+            Some(_) => DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?,
+            None => DatasetImages::default(),
         };
-        let (_, plan) = planning.plan(&data, &schedule, on_event)?;
-        pipeline.denoiser = frozen_denoiser(&config, pipeline.denoiser);
-        pipeline = pipeline.in_drawing_format();
-        let prior = class_images(&ranks, &config, &pipeline, cache.as_ref(), on_event)?;
-        let networks = trained_networks(&config, &pipeline);
-        let networks = plan.attach(networks).with_trainable_tokens();
-        let trainer = Trainer::new(networks, &config.method, &config)?.with_ranks(ranks.clone());
-        let trainer = if with_graph { trainer.with_graph() } else { trainer };
+        let reference = images.reference(&dataset, &config.samples.prompts);
+        let mut sampler = Sampler {
+            base_unrelated: BTreeMap::new(),
+            pipeline: &mut pipeline,
+            config: &config,
+            folder: None,
+            judges: judges.as_ref(),
+            reference: &reference,
+            stop,
+            division: ranks.division(),
+        };
+        sampler.sample_base(SAMPLING_BEFORE, on_event)?;
+        let trainer = preparation::trainer(&config, sampler.pipeline, plan, &ranks, with_graph)?;
         on_event(Event::Stage { name: TRAINING });
         let data = StepData { data: &data, prior: prior.as_ref(), schedule: &schedule };
-        Follower { config: &config, ranks: &ranks }.run(trainer, checkpoint, &data, stop, on_event)
+        let follower = Follower { config: &config, ranks: &ranks, validation, stop };
+        let trainer = follower.run(trainer, checkpoint, &data, &mut sampler, on_event)?;
+        let networks = for_inference(trainer.networks(), &config.method);
+        sampler.sample_with(networks, SAMPLING_AFTER, on_event)?;
+        Ok(())
     }
 }
 
-/// The class images that rank 0 has drawn, or those of the settings' folder.
+/// The class images that all ranks have drawn and rank 0 has written, or those of the settings' folder.
 fn class_images(
     ranks: &Ranks,
     config: &TrainConfig,
     pipeline: &Pipeline,
     cache: Option<&EncodeCache>,
+    stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<EncodedDataset>, TrainError> {
     let Some(settings) = &config.prior else { return Ok(None) };
+    let division = ranks.division();
+    let read = prior::images(pipeline, config, None, division, stop, on_event)?;
     let examples = match rank_start::take_class_images(ranks, config)? {
-        None => prior::read(settings, &mut |_| ())?,
+        None => read.unwrap_or_default(),
         Some(folder) => prior::drawn(settings, &folder.join(RunFolder::CLASS_IMAGES))?,
     };
-    prior::encode_examples(pipeline, config, &examples, cache, on_event).map(Some)
+    prior::encode(pipeline, config, &examples, cache, division, on_event).map(Some)
 }
 
 /// The steps of a rank.
 struct Follower<'a> {
     config: &'a TrainConfig,
     ranks: &'a Ranks,
+    validation: Option<Validation>,
+    stop: &'a AtomicBool,
 }
 
 impl<'a> Follower<'a> {
+    /// Runs to the last step. Returns the trainer with the parameters that rank 0 ends with.
     fn run(
         &self,
         trainer: Trainer<'a>,
         checkpoint: Option<Checkpoint>,
         data: &StepData<'_>,
-        stop: &AtomicBool,
+        sampler: &mut Sampler<'_>,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), TrainError> {
+    ) -> Result<Trainer<'a>, TrainError> {
         let (mut trainer, mut history) = self.restore(trainer, checkpoint, data)?;
         let total = self.config.steps;
         trainer.agree()?;
         if history.steps.is_empty() {
-            self.validate(&mut history, 0)?;
+            self.validate(&trainer, &mut history)?;
+        }
+        if are_samples_due(self.config, trainer.steps_done()) && rank_start::take_flag(self.ranks)?
+        {
+            self.sample(&trainer, sampler, on_event)?;
         }
         while trainer.steps_done() < total && !has_lost_patience(self.config, &history) {
             let span = info_span!("step").entered();
-            let (metrics, stop) = trainer.step_unless(data, stop)?;
+            let (metrics, stopping) = trainer.step_unless(data, self.stop)?;
             trainer.agree()?;
             span.exit();
+            if stopping {
+                self.stop.store(true, Ordering::Relaxed);
+            }
             history.steps.push(metrics);
             let done = trainer.steps_done();
             on_event(Event::Progress { done, total, loss: Some(metrics.loss) });
             if is_validation_due(self.config, done) {
-                self.validate(&mut history, done)?;
+                self.validate(&trainer, &mut history)?;
+            }
+            if are_samples_due(self.config, done) {
+                self.sample(&trainer, sampler, on_event)?;
             }
             let last = done == total || has_lost_patience(self.config, &history);
-            if stop && !last {
+            if stopping && !last {
                 return Err(TrainError::RankStopped { rank: self.ranks.rank(), step: done });
             }
         }
-        Ok(())
+        if older_best(self.config, &history, trainer.steps_done()).is_none() {
+            return Ok(trainer);
+        }
+        let best = rank_start::take_checkpoint(self.ranks)?;
+        best.and_then(|best| trainer.restored(best.state)).ok_or_else(other_settings)
     }
 
     fn restore(
@@ -147,18 +173,34 @@ impl<'a> Follower<'a> {
         if digest != data.digest() {
             return Err(CheckpointError::OtherData(self.config.data.clone()).into());
         }
-        let other = || CheckpointError::OtherSettings("sent by rank 0".into());
-        Ok((trainer.restored(state).ok_or_else(other)?, history))
+        Ok((trainer.restored(state).ok_or_else(other_settings)?, history))
     }
 
-    /// Takes the validation loss that rank 0 has measured, if the settings ask for it.
-    fn validate(&self, history: &mut History, step: usize) -> Result<(), TrainError> {
-        if self.config.validation.every == 0 {
-            return Ok(());
-        }
+    /// Measures this rank's share of the validation loss, and takes the loss of all from rank 0.
+    fn validate(&self, trainer: &Trainer<'_>, history: &mut History) -> Result<(), TrainError> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        validation.loss(&trainer.networks(), self.ranks.division())?;
         let bytes = self.ranks.reduce().broadcast(Vec::new(), size_of::<f32>())?;
         let loss = bytes.try_into().map_or(f32::NAN, f32::from_le_bytes);
+        let step = trainer.steps_done();
         history.validation.push(ValidationMetrics { step, loss, orthogonality: 0.0 });
         Ok(())
     }
+
+    /// Draws this rank's share of the samples.
+    fn sample(
+        &self,
+        trainer: &Trainer<'_>,
+        sampler: &mut Sampler<'_>,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), TrainError> {
+        let networks = for_inference(trainer.networks(), &self.config.method);
+        sampler.sample_with(networks, SAMPLING, on_event)?;
+        on_event(Event::Stage { name: TRAINING });
+        Ok(())
+    }
+}
+
+fn other_settings() -> TrainError {
+    CheckpointError::OtherSettings("sent by rank 0".into()).into()
 }

@@ -10,6 +10,7 @@ pub(crate) mod memory_plan;
 pub(crate) mod memory_saving;
 pub(crate) mod personalisation;
 pub(crate) mod planning;
+mod preparation;
 mod rank_start;
 pub(crate) mod report;
 mod results;

@@ -1,12 +1,12 @@
 //! A whole run: check everything, sample, train, sample again, score, report.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use soda_adapters::{for_inference, named_params};
-use soda_linalg::SvdCache;
 use soda_models::image::grid;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
@@ -14,36 +14,32 @@ use soda_models::pipeline::Pipeline;
 use tracing::info_span;
 
 use crate::config::TrainConfig;
-use crate::data::cache::EncodeCache;
 use crate::data::dataset::{Dataset, expand_trigger};
-use crate::data::encode::{EncodeConfig, EncodeOptions, buckets_for};
-use crate::data::encoded_dataset::EncodedDataset;
+use crate::data::encode::buckets_for;
 use crate::data::folder::Example;
 use crate::data::masks;
 use crate::data::prior;
 use crate::data::text_file::read_text;
 use crate::error::{ConfigError, RunFolderError, TrainError};
 use crate::eval::dataset_images::DatasetImages;
-use crate::eval::sampling::{Sampler, evaluation_prompts};
-use crate::eval::validation::Validation;
+use crate::eval::sampling::Sampler;
 use crate::event::{Event, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::event_log::EventLog;
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::base_model;
 use crate::run::checkpoint::Checkpoint;
-use crate::run::data_notes::{bucket_sizes, describe_data};
+use crate::run::data_notes::bucket_sizes;
 use crate::run::fingerprint::RunFingerprint;
-use crate::run::planning::Planning;
+use crate::run::preparation::{self, Encodings};
 use crate::run::rank_start;
 use crate::run::report::ReportImages;
 use crate::run::results::{adapter_file, finish, header, score, write_training_results};
 use crate::run::summary::RunSummary;
 use crate::run::training_loop::{TrainedRun, TrainingLoop, orthogonality_defect};
-use crate::step::adapted_networks::{check_method, check_targets, trained_networks};
-use crate::step::precision::frozen_denoiser;
+use crate::step::adapted_networks::{check_method, check_targets};
 use crate::step::ranks::Ranks;
-use crate::step::trainer::{StepData, Trainer};
+use crate::step::trainer::StepData;
 
 /// A checked run. All inputs have been read; nothing has been written.
 pub struct Personalisation {
@@ -153,7 +149,7 @@ impl Personalisation {
         Self { cache, ..self }
     }
 
-    /// Replays training steps from a CUDA graph, see [`Trainer::with_graph`].
+    /// Replays training steps from a CUDA graph, see [`Trainer::with_graph`](crate::Trainer::with_graph).
     pub fn with_graph(self) -> Self {
         Self { with_graph: true, ..self }
     }
@@ -202,33 +198,25 @@ impl Personalisation {
         log: &OnceCell<EventLog>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunSummary, TrainError> {
-        let Self { mut config, mut dataset, mut pipeline, judges, cache, with_graph, ranks } = self;
-        config.samples.prompts = evaluation_prompts(&config, &dataset);
-        let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
-        let fingerprint = info_span!("fingerprint")
-            .in_scope(|| RunFingerprint::new(&config, &pipeline, &dataset))?;
-        rank_start::agree(&ranks, &config, &fingerprint, &dataset)?;
+        let Self { mut config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
+        let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
+            ranks.reduce().alive();
+            on_event(event);
+        };
+        let (held_out, fingerprint) =
+            preparation::begin(&mut config, &mut dataset, &pipeline, judges.as_ref(), &ranks)?;
         let checkpoint = target.checkpoint(&fingerprint, &config, on_event)?;
         rank_start::give_checkpoint(&ranks, checkpoint.as_ref())?;
         rank_start::describe(&ranks, &config, on_event);
 
-        let svd_cache = cache.as_ref().map(SvdCache::new);
-        on_event(Event::Stage { name: "encoding" });
-        let span = info_span!("encode data").entered();
-        base_model::describe(&pipeline, on_event);
-        let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
-        let (data, validation) =
-            encode(&config, &pipeline, &dataset, &held_out, cache.as_ref(), on_event)?;
-        describe_data(&config, &data, &dataset, on_event);
-        rank_start::agree_on_data(&ranks, &data)?;
+        let encodings =
+            Encodings::new(&config, &pipeline, &dataset, &held_out, cache, &ranks, on_event)?;
         let images = DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?;
-        span.exit();
         let folder = target.open(&config)?;
         let opened = EventLog::open(&folder)?;
         let log = log.get_or_init(|| opened);
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             log.observe(event);
-            ranks.reduce().alive();
             if matches!(event, Event::Progress { .. }) && folder.takes_stop_request() {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -236,46 +224,36 @@ impl Personalisation {
         };
 
         let schedule = pipeline.forward_process();
-        let planning = Planning {
-            config: &config,
-            pipeline: &pipeline,
-            fingerprint: &fingerprint,
-            svd_cache: svd_cache.as_ref(),
-            cache: cache.as_ref(),
-            with_graph,
-        };
-        let (adapted, plan) = planning.plan(&data, &schedule, on_event)?;
+        let (mut pipeline, adapted, plan) =
+            encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
+        let Encodings { cache, data, validation, .. } = encodings;
         let num_layers = plan.paths().len();
-        let span = info_span!("cast").entered();
-        pipeline.denoiser = frozen_denoiser(&config, pipeline.denoiser);
-        span.exit();
-        pipeline = pipeline.in_drawing_format();
         // Class images need the final precision, which before the cast only a part of the network has.
-        let prior = prior::encode(&pipeline, &config, &folder, cache.as_ref(), stop, on_event)?;
+        let division = ranks.division();
+        let class = prior::images(&pipeline, &config, Some(&folder), division, stop, on_event)?;
         rank_start::give_class_images(&ranks, &config, &folder)?;
+        let encode = |class: Vec<Example>| {
+            prior::encode(&pipeline, &config, &class, cache.as_ref(), division, on_event)
+        };
+        let prior = class.map(encode).transpose()?;
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
-        let networks = trained_networks(&config, &pipeline);
         let reference = images.reference(&dataset, &config.samples.prompts);
         let mut sampler = Sampler {
-            base_unrelated: Vec::new(),
+            base_unrelated: BTreeMap::new(),
             pipeline: &mut pipeline,
             config: &config,
-            folder: &folder,
+            folder: Some(&folder),
             judges: judges.as_ref(),
             reference: &reference,
             stop,
+            division,
         };
-        let before = sampler.sample(SAMPLING_BEFORE, on_event)?;
-        sampler.base_unrelated.clone_from(&before.unrelated);
+        let before = sampler.sample_base(SAMPLING_BEFORE, on_event)?;
         folder.write_png(RunFolder::BEFORE_GRID, &grid(std::slice::from_ref(&before.images)))?;
 
-        let span = info_span!("attach").entered();
-        let networks = plan.attach(networks).with_trainable_tokens();
-        let trainer = Trainer::new(networks, &config.method, &config)?.with_ranks(ranks.clone());
-        let trainer = if with_graph { trainer.with_graph() } else { trainer };
-        span.exit();
+        let trainer = preparation::trainer(&config, sampler.pipeline, plan, &ranks, with_graph)?;
         on_event(Event::Stage { name: TRAINING });
         let header = header(&config, &dataset, sampler.pipeline.text.prompt_encoding());
         let tensorboard = folder.file(RunFolder::TENSORBOARD);
@@ -304,10 +282,13 @@ impl Personalisation {
         let TrainedRun { networks, history, seconds } = trained;
         let networks =
             info_span!("materialize").in_scope(|| for_inference(networks, &config.method));
-        let after = sampler.sample_with(networks, SAMPLING_AFTER, on_event)?;
+        let after = sampler.sample_with(networks, SAMPLING_AFTER, on_event);
+        let after =
+            after.map_err(|error| error.with_resumable(folder.path(), history.steps.len()))?;
         images.write(&folder, &before, &after)?;
         let held_out: Vec<String> = held_out.iter().map(Example::name).collect();
-        let scores = score(&sampler, &before, &after, held_out.clone(), events.as_mut(), on_event)?;
+        let scores =
+            score(&sampler, &folder, &before, &after, held_out.clone(), events.as_mut(), on_event)?;
 
         let summary = RunSummary {
             name: folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -333,42 +314,6 @@ impl Personalisation {
         finish(&folder, &summary, &images)?;
         Ok(summary)
     }
-}
-
-/// Encodes the training images and, where the settings ask for it, the validation. Refuses settings with
-/// masks for images without any.
-pub(super) fn encode(
-    config: &TrainConfig,
-    pipeline: &Pipeline,
-    dataset: &Dataset,
-    held_out: &[Example],
-    cache: Option<&EncodeCache>,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<(EncodedDataset, Option<Validation>), TrainError> {
-    let mut encode = |examples: &[Example], encode: &EncodeConfig| {
-        let on_progress = &mut |done, total| on_event(Event::Progress { done, total, loss: None });
-        EncodedDataset::new(
-            pipeline,
-            examples,
-            encode,
-            EncodeOptions { cache, on_progress: Some(on_progress) },
-        )
-    };
-    let settings = EncodeConfig::from_train_config(config);
-    let data = encode(&dataset.examples, &settings)?;
-    let schedule = pipeline.forward_process();
-    let validation = match (config.validation.every, held_out) {
-        (0, _) => None,
-        (_, []) => Some(Validation::new(&data, &schedule, config)),
-        (_, held_out) => {
-            let held_out = encode(held_out, &settings.without_augmentation())?;
-            Some(Validation::new(&held_out, &schedule, config))
-        }
-    };
-    if let Some(masks) = config.masks.as_ref().filter(|_| !data.is_masked()) {
-        return Err(masks::no_masks(masks, &config.data).into());
-    }
-    Ok((data, validation))
 }
 
 /// The settings with paths that are valid from every folder.

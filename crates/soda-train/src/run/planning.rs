@@ -11,9 +11,11 @@ use crate::data::cache::EncodeCache;
 use crate::data::encoded_dataset::EncodedDataset;
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::output::tensor_file::Tensors;
 use crate::run::fingerprint::RunFingerprint;
 use crate::step::adapted_networks::{AdaptedNetworks, trained_networks};
 use crate::step::calibration::{Calibrations, Probes};
+use crate::step::ranks::Ranks;
 use crate::step::trainer::StepData;
 
 /// What the adapters of a run are made from, beside the data.
@@ -23,6 +25,7 @@ pub(crate) struct Planning<'a> {
     pub(crate) fingerprint: &'a RunFingerprint,
     pub(crate) svd_cache: Option<&'a SvdCache>,
     pub(crate) cache: Option<&'a EncodeCache>,
+    pub(crate) ranks: &'a Ranks,
     /// Whether gradients are replayed from a CUDA graph.
     pub(crate) with_graph: bool,
 }
@@ -46,6 +49,7 @@ impl Planning<'_> {
             &networks,
             &calibrations,
             self.svd_cache,
+            self.ranks.division(),
             &mut on_progress,
         )
     }
@@ -63,22 +67,31 @@ impl Planning<'_> {
         }
         on_event(Event::Stage { name: "calibrating" });
         let _span = info_span!("calibrate").entered();
-        let probes = Probes::plan(self.config, networks, self.svd_cache)?;
+        let division = self.ranks.division();
+        let probes = Probes::plan(self.config, networks, self.svd_cache, division)?;
         let data = StepData { data, prior: None, schedule };
         let mut measure = || {
             let on_progress = &mut |done, total| {
                 on_event(Event::Progress { done, total, loss: None });
             };
-            probes.measure(self.config, networks, &data, self.with_graph, on_progress)
+            probes.measure(self.config, networks, &data, self.with_graph, division, on_progress)
         };
-        match self.cache {
-            None => measure(),
-            Some(cache) => cache.calibration(
-                &[&self.fingerprint.of_first_gradient(), &data.digest()],
-                |tensors| probes.stored(tensors),
-                Calibrations::to_tensors,
-                measure,
-            ),
+        // All ranks measure or none, as the cache of rank 0 says, which alone stores.
+        let cache = self.cache.filter(|_| division.is_first());
+        let parts = [self.fingerprint.of_first_gradient(), data.digest()];
+        let parts = parts.each_ref().map(String::as_str);
+        let unpack = |tensors: &Tensors| probes.stored(tensors);
+        let find = |cache: &EncodeCache| cache.find_calibration(&parts, unpack);
+        let own = cache.map(find).transpose()?.flatten();
+        let found =
+            division.found_by_rank_0("calibration", own, Calibrations::to_tensors, unpack)?;
+        if let Some(found) = found {
+            return Ok(found);
         }
+        let measured = measure()?;
+        if let Some(cache) = cache {
+            cache.store_calibration(&parts, &measured.to_tensors())?;
+        }
+        Ok(measured)
     }
 }

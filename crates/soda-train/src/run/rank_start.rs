@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use soda_distributed::Item;
+use soda_models::metrics::Judges;
 use soda_pipeline::counted;
 
 use crate::config::TrainConfig;
@@ -13,7 +14,7 @@ use crate::event::Event;
 use crate::output::run_folder::RunFolder;
 use crate::output::tensor_file::hex;
 use crate::run::checkpoint::Checkpoint;
-use crate::run::fingerprint::RunFingerprint;
+use crate::run::fingerprint::{RunFingerprint, network_hash};
 use crate::step::ranks::Ranks;
 
 /// The most bytes of a checkpoint: as of the files of adapters.
@@ -30,6 +31,7 @@ pub(super) fn agree(
     config: &TrainConfig,
     fingerprint: &RunFingerprint,
     dataset: &Dataset,
+    judges: Option<&Judges>,
 ) -> Result<(), TrainError> {
     if ranks.world() == 1 {
         return Ok(());
@@ -43,6 +45,13 @@ pub(super) fn agree(
         let what = format!("the setting `{key}`; give all ranks the same");
         items.push(Item::new(what, value.to_string()));
     }
+    // The ranks divide the prompts, and each scores what it draws.
+    let samples = format!("{:?}", config.samples);
+    let what = "the settings `samples` or the prompts of the data folder; give all ranks the same";
+    items.push(Item::new(what, short(&samples)));
+    let weights = judges.map(|judges| network_hash(&judges.clip) + &network_hash(&judges.dino));
+    let what = "`judges`; give all ranks copies of one folder, or none";
+    items.push(Item::new(what, weights.unwrap_or_default()));
     items.extend(listing(dataset));
     Ok(ranks.reduce().agree(&items)?)
 }
@@ -95,6 +104,17 @@ pub(super) fn take_checkpoint(ranks: &Ranks) -> Result<Option<Checkpoint>, Train
         true => Ok(None),
         false => Checkpoint::from_sent_bytes(&bytes).map(Some).ok_or_else(damaged),
     }
+}
+
+/// Tells the others whether something holds on rank 0.
+pub(super) fn give_flag(ranks: &Ranks, holds: bool) -> Result<(), TrainError> {
+    ranks.reduce().broadcast(vec![u8::from(holds)], 1)?;
+    Ok(())
+}
+
+/// Whether something holds on rank 0, on another rank.
+pub(super) fn take_flag(ranks: &Ranks) -> Result<bool, TrainError> {
+    Ok(ranks.reduce().broadcast(Vec::new(), 1)? == [1])
 }
 
 /// Tells the others where rank 0 has drawn the class images.

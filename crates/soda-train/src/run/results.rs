@@ -66,9 +66,10 @@ pub(crate) fn write_training_results(
     folder.write(RunFolder::LOSS_CHART, loss_chart(history).as_bytes())
 }
 
-/// Scores the samples and writes the scores. `None` without judges.
+/// Scores the ground truth, and writes all scores. `None` without judges.
 pub(crate) fn score(
     sampler: &Sampler<'_>,
+    folder: &RunFolder,
     before: &SampledImages,
     after: &SampledImages,
     held_out: Vec<String>,
@@ -77,15 +78,13 @@ pub(crate) fn score(
 ) -> Result<Option<RunScores>, TrainError> {
     on_event(Event::Stage { name: "judging" });
     let _span = info_span!("score").entered();
-    let (Some(before), Some(after)) = (sampler.score(before)?, sampler.score(after)?) else {
-        return Ok(None);
-    };
+    let (Some(before), Some(after)) = (before.scores, after.scores) else { return Ok(None) };
     let scores = RunScores { before, after, truth: sampler.score_truth()?, held_out };
     if let Some(events) = events {
         events.scalars(0, &scores.before.named())?;
         events.scalars(sampler.config.steps, &scores.after.named())?;
     }
-    scores.write(sampler.folder)?;
+    scores.write(folder)?;
     Ok(Some(scores))
 }
 

@@ -1,12 +1,13 @@
 //! All training steps of a run, with validation, snapshots and checkpoints in between.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 use soda_adapters::{Geometry, Method, NamedParam, for_inference, named_params};
 use soda_distributed::DistributedError;
 use soda_linalg::stiefel::orthogonality_error;
+use soda_models::image::grid;
 use soda_models::pipeline::Networks;
 use soda_pipeline::Header;
 use tracing::info_span;
@@ -14,15 +15,16 @@ use tracing::info_span;
 use crate::config::TrainConfig;
 use crate::error::{CheckpointError, TrainError};
 use crate::eval::sampling::Sampler;
-use crate::eval::snapshots::snapshot_grid;
+use crate::eval::snapshots::{snapshot_grid, write_snapshot};
 use crate::eval::validation::Validation;
-use crate::event::{Event, TRAINING};
+use crate::event::{Event, SAMPLING, TRAINING};
 use crate::output::event_log::{EventLog, LogEntry, Values};
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::checkpoint::Checkpoint;
 use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, ValidationMetrics};
+use crate::run::rank_start;
 use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::metrics::StepMetrics;
 use crate::step::ranks::Ranks;
@@ -83,14 +85,22 @@ impl<'a> TrainingLoop<'a> {
             self.validate(&mut progress)?;
         }
         // A run that was stopped while it drew these samples has stored the step without them.
-        if done < total && is_due(self.config.samples.every, done) && !self.has_snapshot(done) {
-            self.snapshot(&progress, sampler, on_event)?;
+        if are_samples_due(self.config, done) {
+            let missing = !self.has_snapshot(done);
+            rank_start::give_flag(self.ranks, missing)?;
+            if missing {
+                self.snapshot(&progress, sampler, on_event)?;
+            }
         }
         while progress.trainer.steps_done() < total && !self.has_lost_patience(&progress.history) {
-            let (metrics, stop) = match self.step(&mut progress, sampler, stop) {
+            let (metrics, stopping) = match self.step(&mut progress, sampler, stop) {
                 Err(TrainError::Ranks(lost)) => return Err(self.lost(&progress, &digest, lost)),
                 done => done?,
             };
+            if stopping {
+                // Also where another rank was asked, so that no rank begins to draw samples.
+                stop.store(true, Ordering::Relaxed);
+            }
             let done = progress.trainer.steps_done();
             self.report_step(&progress, metrics, on_event)?;
             if is_validation_due(self.config, done) {
@@ -98,18 +108,21 @@ impl<'a> TrainingLoop<'a> {
                 self.keep_if_best(&progress, &digest)?;
             }
             let mut sampled = Ok(());
-            if is_due(self.config.samples.every, done) && done < total {
+            if are_samples_due(self.config, done) {
                 sampled = self.snapshot(&progress, sampler, on_event);
+            }
+            if let Err(TrainError::Ranks(lost)) = sampled {
+                return Err(self.lost(&progress, &digest, lost));
             }
             let stopped = matches!(sampled, Err(TrainError::StoppedSampling { .. }));
             // The last step is stored as well, since drawing its samples may be stopped.
             let last = done == total || self.has_lost_patience(&progress.history);
-            let stop = stop && !last;
-            if stop || stopped || last || is_due(self.config.checkpoints.every, done) {
+            let stopping = stopping && !last;
+            if stopping || stopped || last || is_due(self.config.checkpoints.every, done) {
                 self.write_checkpoint(&progress, &digest)?;
             }
             sampled?;
-            if stop {
+            if stopping {
                 let folder = self.folder.path().to_owned();
                 return Err(TrainError::Stopped { step: done, folder });
             }
@@ -123,15 +136,14 @@ impl<'a> TrainingLoop<'a> {
             on_event(Event::Note(&text));
         }
         let Progress { trainer, history, seconds } = progress;
-        let trainer = match history.best().filter(|_| self.config.validation.load_best_model_at_end)
-        {
-            Some(best) if best.step < trainer.steps_done() => {
+        let trainer = match older_best(self.config, &history, trainer.steps_done()) {
+            Some(best) => {
                 let text =
                     format!("the adapter of step {} has the least validation loss", best.step);
                 on_event(Event::Note(&text));
                 self.restore_best(trainer)?
             }
-            _ => trainer,
+            None => trainer,
         };
         Ok(TrainedRun { networks: trainer.networks(), history, seconds })
     }
@@ -158,6 +170,7 @@ impl<'a> TrainingLoop<'a> {
     fn restore_best(&self, trainer: Trainer<'a>) -> Result<Trainer<'a>, TrainError> {
         let folder = self.folder.file(RunFolder::CHECKPOINTS);
         let best = Checkpoint::read_best(&folder)?;
+        rank_start::give_checkpoint(self.ranks, Some(&best))?;
         trainer.restored(best.state).ok_or_else(|| CheckpointError::OtherSettings(folder).into())
     }
 
@@ -250,7 +263,7 @@ impl<'a> TrainingLoop<'a> {
         let Some(validation) = &self.validation else { return Ok(()) };
         let _span = info_span!("validate").entered();
         let networks = progress.trainer.networks();
-        let loss = validation.loss(&networks);
+        let loss = validation.loss(&networks, self.ranks.division())?;
         self.ranks.reduce().broadcast(loss.to_le_bytes().to_vec(), size_of::<f32>())?;
         let metrics = ValidationMetrics {
             step: progress.trainer.steps_done(),
@@ -268,7 +281,7 @@ impl<'a> TrainingLoop<'a> {
 
     /// Whether the samples after `step` steps are in the run's folder.
     fn has_snapshot(&self, step: usize) -> bool {
-        step == 0 || self.folder.file(&snapshot_grid(step)).is_file()
+        self.folder.file(&snapshot_grid(step)).is_file()
     }
 
     /// Samples the prompts with the current adapter and writes the grid.
@@ -282,7 +295,9 @@ impl<'a> TrainingLoop<'a> {
         // The adapters are constant while sampling: merging them once saves their cost in every denoising
         // step.
         let networks = for_inference(trainer.networks(), &self.config.method);
-        let snapshot = sampler.snapshot(networks, trainer.steps_done(), on_event)?;
+        let sampled = sampler.sample_with(networks, SAMPLING, on_event)?;
+        let grid = grid(&[sampled.images]);
+        let snapshot = write_snapshot(self.folder, trainer.steps_done(), &grid, sampled.scores)?;
         if let Some(events) = &mut self.events {
             snapshot.write_events(events)?;
         }
@@ -333,6 +348,21 @@ pub(crate) fn has_lost_patience(config: &TrainConfig, history: &History) -> bool
 /// Whether the validation loss is measured after `done` steps, if there is a validation.
 pub(crate) fn is_validation_due(config: &TrainConfig, done: usize) -> bool {
     is_due(config.validation.every, done) || done == config.steps
+}
+
+/// Whether samples are drawn after `done` steps, which are neither none nor all.
+pub(crate) fn are_samples_due(config: &TrainConfig, done: usize) -> bool {
+    is_due(config.samples.every, done) && 0 < done && done < config.steps
+}
+
+/// The best state, if the run ends with an older one than that after `done` steps.
+pub(crate) fn older_best(
+    config: &TrainConfig,
+    history: &History,
+    done: usize,
+) -> Option<ValidationMetrics> {
+    let best = history.best().filter(|_| config.validation.load_best_model_at_end)?;
+    (best.step < done).then_some(best)
 }
 
 /// Whether an action with this interval in steps is due after `done` steps. An interval of 0 means never.

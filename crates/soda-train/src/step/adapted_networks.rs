@@ -4,13 +4,15 @@ use burn::module::Module;
 use burn::nn::LinearConfig;
 use burn::tensor::Device;
 use soda_adapters::{
-    AdapterError, AdapterState, AnyAdapter, Method as _, Plan, PlanOptions, Recipe, Targets,
+    AdapterError, AdapterState, AnyAdapter, DivideDecompositions, Method as _, Plan, PlanOptions,
+    Recipe, Targets,
 };
 use soda_linalg::SvdCache;
 use soda_models::pipeline::{Networks, Pipeline, TokenEmbedding};
 use soda_pipeline::{AdapterFile, Component, Header, TARGET_PRESETS, embedding_vectors};
 
 use crate::config::TrainConfig;
+use crate::divided::Division;
 use crate::error::TrainError;
 use crate::step::calibration::Calibrations;
 
@@ -60,6 +62,7 @@ impl AdaptedNetworks {
         networks: &Networks,
         calibrations: &Calibrations,
         cache: Option<&SvdCache>,
+        division: Division<'_>,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(Self, Plan<AnyAdapter>), TrainError> {
         let (mut adapted, mut all) = (Self::default(), Plan::default());
@@ -67,6 +70,7 @@ impl AdaptedNetworks {
         let mut options = PlanOptions {
             presets: TARGET_PRESETS,
             cache,
+            division: (division.world() > 1).then_some(&division as &dyn DivideDecompositions),
             on_progress: Some(on_progress),
             ..PlanOptions::default()
         };

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::TensorData;
-use soda_adapters::{AdapterError, Calibration, Method as _, Plan, PlanOptions, Probe, Targets};
+use soda_adapters::{
+    AdapterError, Calibration, DivideDecompositions, Method as _, Plan, PlanOptions, Probe, Targets,
+};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::Networks;
 use soda_pipeline::{Component, TARGET_PRESETS};
 
 use crate::config::{Loss, TrainConfig};
+use crate::divided::Division;
 use crate::error::TrainError;
 use crate::output::tensor_file::Tensors;
+use crate::step::gradient_sum::gradient_sum;
 use crate::step::trainer::{StepData, Trainer};
 
 /// Separates the samples of the calibration from those of the training steps.
@@ -48,31 +52,34 @@ impl Probes {
         config: &TrainConfig,
         networks: &Networks,
         cache: Option<&SvdCache>,
+        division: Division<'_>,
     ) -> Result<Self, AdapterError> {
         let Networks { denoiser, text_encoder, text_encoder_2 } = networks;
-        let of_denoiser = probes_of(denoiser, config, &config.targets, cache)?;
+        let of_denoiser = probes_of(denoiser, config, &config.targets, cache, division)?;
         let mut probes = BTreeMap::from([(Component::from(denoiser), of_denoiser)]);
         let encoders =
             [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
         for (component, encoder) in encoders {
             if let (Some(text), Some(encoder)) = (config.trained_text_encoder(), encoder) {
-                probes.insert(component, probes_of(encoder, config, &text.targets, cache)?);
+                probes
+                    .insert(component, probes_of(encoder, config, &text.targets, cache, division)?);
             }
         }
         Ok(Self(probes))
     }
 
     /// Measures the directions on samples that no training step sees. `networks` are those of the plan, whose
-    /// adapted weights are in f32. `with_graph` replays the gradients from a CUDA graph.
+    /// adapted weights are in f32. The ranks divide the steps. `with_graph` replays the gradients from a CUDA graph.
     ///
     /// # Errors
-    /// A gradient that is not finite.
+    /// A gradient that is not finite; a rank that has gone.
     pub(crate) fn measure(
         &self,
         config: &TrainConfig,
         networks: &Networks,
         data: &StepData<'_>,
         with_graph: bool,
+        division: Division<'_>,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Calibrations, TrainError> {
         let mut config = TrainConfig { seed: config.seed ^ SEED, ..config.clone() };
@@ -89,7 +96,7 @@ impl Probes {
         networks.denoiser = config.precision.cast_denoiser(networks.denoiser);
         let trainer = Trainer::new(all.attach(networks), &config.method, &config)?;
         let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
-        let gradients = trainer.gradient_sum(data, steps, on_progress);
+        let gradients = gradient_sum(&mut trainer, data, steps, division, on_progress)?;
         let calibrate = |(component, probes): (&Component, &Plan<Probe>)| {
             let gradients = of_component(&gradients, *component);
             Ok((*component, Probe::measure(probes.adapters(), &gradients)?))
@@ -128,7 +135,10 @@ fn probes_of<N: Module>(
     config: &TrainConfig,
     targets: &Targets,
     cache: Option<&SvdCache>,
+    division: Division<'_>,
 ) -> Result<Plan<Probe>, AdapterError> {
-    let mut options = PlanOptions { presets: TARGET_PRESETS, cache, ..PlanOptions::default() };
+    let division = (division.world() > 1).then_some(&division as &dyn DivideDecompositions);
+    let presets = TARGET_PRESETS;
+    let mut options = PlanOptions { presets, cache, division, ..PlanOptions::default() };
     config.method.plan_probes(targets, network, &mut options)
 }

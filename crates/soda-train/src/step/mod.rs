@@ -5,6 +5,8 @@ pub(crate) mod backward;
 pub(crate) mod calibration;
 #[cfg(test)]
 mod checkpointing_tests;
+mod decompositions;
+mod gradient_sum;
 pub(crate) mod graph;
 pub(crate) mod loss;
 pub(crate) mod loss_scale;

@@ -14,6 +14,7 @@ use soda_distributed::{Alone, Item, Reduce};
 use soda_kernels::{Collective, CollectiveError, multi_tensor_cat, multi_tensor_split};
 use soda_optim::BatchedParams;
 
+use crate::divided::Division;
 use crate::error::TrainError;
 
 /// The number of steps between two comparisons of the parameters of all ranks.
@@ -126,6 +127,11 @@ impl Ranks {
         &*self.reduce
     }
 
+    /// Work that the ranks divide.
+    pub(crate) fn division(&self) -> Division<'_> {
+        Division::new(&*self.reduce)
+    }
+
     /// The sum of the parts of all ranks.
     pub(crate) fn sum(
         &self,
@@ -222,6 +228,14 @@ mod tests {
 
         fn broadcast(&self, bytes: Vec<u8>, _: usize) -> Result<Vec<u8>, DistributedError> {
             Ok(bytes)
+        }
+
+        fn gather(&self, bytes: Vec<u8>, _: usize) -> Result<Vec<Vec<u8>>, DistributedError> {
+            Ok(vec![bytes.clone(), bytes])
+        }
+
+        fn refuse(&self, rank: usize, what: &str) -> DistributedError {
+            Alone.refuse(rank, what)
         }
 
         fn agree(&self, items: &[Item]) -> Result<(), DistributedError> {

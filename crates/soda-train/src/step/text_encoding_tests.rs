@@ -14,6 +14,7 @@ use soda_testing::max_abs;
 use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
 use crate::data::prompts::{Prompts, condition};
+use crate::divided::Division;
 use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::calibration::Calibrations;
 use crate::step::loss::gradients;
@@ -68,9 +69,15 @@ fn adapted(more: &[&str], device: &Device) -> (TrainConfig, Networks) {
     let common = ["method=svdiff", "text_encoder.targets=['text-attention+mlp']"];
     let config = settings(&[&common, more].concat());
     let networks = networks(device);
-    let (_, plan) =
-        AdaptedNetworks::plan(&config, &networks, &Calibrations::default(), None, &mut |_, _| ())
-            .unwrap();
+    let (_, plan) = AdaptedNetworks::plan(
+        &config,
+        &networks,
+        &Calibrations::default(),
+        None,
+        Division::default(),
+        &mut |_, _| (),
+    )
+    .unwrap();
     (config, plan.attach(networks))
 }
 

@@ -175,6 +175,11 @@ impl<'a> Trainer<'a> {
         Self { ranks, ..self }
     }
 
+    /// The parameters.
+    pub(super) fn params(&self) -> &BatchedParams {
+        &self.params
+    }
+
     /// The number of finished steps.
     pub fn steps_done(&self) -> usize {
         self.step
@@ -200,7 +205,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// This rank's samples of a step.
-    fn samples(&self, data: &StepData<'_>, step: usize) -> Vec<Batch> {
+    pub(super) fn samples(&self, data: &StepData<'_>, step: usize) -> Vec<Batch> {
         let StepData { data, prior, schedule } = *data;
         let batches = Batch::sample(data, prior, schedule, self.config, step);
         Batch::share(batches, self.ranks.rank(), self.ranks.world())
@@ -242,22 +247,6 @@ impl<'a> Trainer<'a> {
         Ok(self.move_parameters(loss, norm, &grads, trained))
     }
 
-    /// The sum of the gradients of `steps` steps, by path of the parameter. Nothing moves.
-    pub(crate) fn gradient_sum(
-        &mut self,
-        data: &StepData<'_>,
-        steps: usize,
-        on_progress: &mut dyn FnMut(usize, usize),
-    ) -> BTreeMap<String, TensorData> {
-        let mut sum = self.params.scaled(0.0);
-        for step in 0..steps {
-            let batches = self.samples(data, step);
-            sum = sum + self.accumulate(&batches).1;
-            on_progress(step + 1, steps);
-        }
-        sum.to_data()
-    }
-
     /// Stops tracking gradients of text encoders and embeddings whose training has ended.
     fn freeze_finished(&mut self, trained: TrainedGroups) {
         let Networks { text_encoder, text_encoder_2, .. } = &mut self.networks;
@@ -274,7 +263,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The loss of all `batches` and its gradients, without the loss scale.
-    fn accumulate(&mut self, batches: &[Batch]) -> (f32, BatchedParams) {
+    pub(super) fn accumulate(&mut self, batches: &[Batch]) -> (f32, BatchedParams) {
         let samples: usize = batches.iter().map(Batch::len).sum();
         // A process that stands for several ranks takes their batches one after the other.
         let ranks_here = self.config.ranks.unwrap_or(1).div_ceil(self.ranks.world());

@@ -192,6 +192,7 @@ mod tests {
         let sampled = |red| SampledImages {
             images: vec![square(side, red), square(side, red + 1)],
             unrelated: vec![square(side, red + 2)],
+            scores: None,
         };
         let (before, after) = (sampled(10), sampled(20));
         let truths = [square(side, 30), square(side, 31)];

@@ -46,6 +46,9 @@ fn seeds(data: &Path, picture: &Path) -> Vec<Vec<u8>> {
         get(format!("/api/runs/{run}")),
         get(format!("/api/runs/{run}/events?from=3")),
         get(format!("/api/runs/{run}/images/4")),
+        get(format!("/api/runs/{run}/comparison")),
+        get(format!("/api/runs/{run}/exports")),
+        put(format!("POST /api/runs/{run}/exports"), r#"{"kind": "kohya", "strength": 0.5}"#),
         get(format!("/api/data/{data}")),
         get(format!("/api/data/{data}/check?resolution=64")),
         get(format!("/api/data/{data}/images/{picture}")),
@@ -53,6 +56,8 @@ fn seeds(data: &Path, picture: &Path) -> Vec<Vec<u8>> {
         put(format!("PUT /api/data/{data}/captions/{picture}"), r#"{"caption": "a new mug"}"#),
         put("POST /api/settings".to_owned(), form),
         put("POST /api/runs".to_owned(), form),
+        put("POST /api/runs".to_owned(), &form.replacen('{', "{\"queue\": true, ", 1)),
+        put("POST /api/queue/0123456789abcdef/up".to_owned(), "{}"),
         put("POST /api/drawings".to_owned(), &drawing),
         put(format!("POST /api/runs/{run}/stop"), "{}"),
     ];

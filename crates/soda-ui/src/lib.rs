@@ -9,6 +9,7 @@
 //! | `http` | requests, responses and connections of HTTP/1.1 |
 //! | `guard` | which requests are answered: token, host, origin |
 //! | `runs` | the runs of a folder and their states |
+//! | `curves` | the curves of a run, for comparisons |
 //! | `jobs` | child processes |
 //! | `settings` | the settings of a new run |
 //! | `data` | data folders, their captions and findings |
@@ -25,6 +26,7 @@
 
 mod assets;
 mod config;
+mod curves;
 mod data;
 mod drawings;
 mod error;

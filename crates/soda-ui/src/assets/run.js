@@ -3,6 +3,7 @@
 import { get, post } from "./api.js";
 import { chart } from "./chart.js";
 import { compare } from "./compare.js";
+import { exportsOf } from "./exports.js";
 import { duration, el, number, repeat, say } from "./dom.js";
 
 /** The number of steps of a running mean, as in the report. */
@@ -48,6 +49,7 @@ export function showRun(view, id) {
   const columns = el("ol", { class: "columns" });
   const samples = el("section", { hidden: true }, el("h2", {}, "Samples"), slides.view,
     el("div", { class: "sliders" }, slides.label, el("label", {}, "samples of", at, atText)), columns);
+  const exported = exportsOf(id);
   const lines = el("ol", { class: "log", tabindex: 0, "aria-label": "Log" });
   const settings = el("pre", { tabindex: 0 });
   const output = el("pre", { tabindex: 0 });
@@ -57,7 +59,7 @@ export function showRun(view, id) {
     el("div", { class: "title" }, title, state, el("div", { class: "actions" }, stop, resume)),
     failure, facts, done,
     el("h2", {}, "Loss and learning rates"), el("div", { class: "charts" }, loss.figure, rates.figure),
-    samples, el("h2", {}, "Log"), lines,
+    samples, exported.view, el("h2", {}, "Log"), lines,
     el("details", {}, el("summary", {}, "Settings"), settings), outputs,
   );
 
@@ -77,6 +79,7 @@ export function showRun(view, id) {
       run = answer.run;
       output.textContent = answer.output;
       outputs.hidden = answer.output === "";
+      await exported.show(run);
     } catch (error) {
       say(error.message);
       return;

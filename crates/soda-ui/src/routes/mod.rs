@@ -3,14 +3,17 @@
 //! | address | answer |
 //! |---|---|
 //! | `GET /`, `GET /assets/...` | the page |
-//! | `GET /api/runs` | all runs and starts |
-//! | `POST /api/runs` | starts a run |
+//! | `GET /api/runs` | all runs, starts, and runs that wait |
+//! | `POST /api/runs` | starts a run, or lets it wait |
+//! | `POST /api/queue/ID/up`, `.../remove` | moves or removes a run that waits |
 //! | `POST /api/settings` | the settings of a form as TOML, or what is wrong with them |
 //! | `GET /api/choices` | presets, methods, known bases and data folders |
 //! | `GET /api/runs/ID` | a run |
 //! | `GET /api/runs/ID/events` | its log, as server-sent events |
 //! | `GET /api/runs/ID/images/NAME` | a grid of samples |
+//! | `GET /api/runs/ID/comparison` | its curves, settings and scores |
 //! | `POST /api/runs/ID/stop`, `.../resume` | stops or resumes it |
+//! | `GET /api/runs/ID/exports`, `POST ...` | what its adapter was written to, or writes it |
 //! | `POST /api/starts/ID/discard` | ends a run that has no folder yet, or forgets it |
 //! | `GET /api/data`, `GET /api/data/ID`, `GET /api/data/ID/check` | data folders, their pictures, findings |
 //! | `GET /api/data/ID/images/ID` | a picture, reduced |
@@ -21,6 +24,7 @@
 
 mod data;
 mod events;
+mod exports;
 mod play;
 mod runs;
 
@@ -60,6 +64,11 @@ impl App {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Starts the next run that waits, if it is its turn.
+    pub(crate) fn advance(&self) {
+        self.jobs().advance();
+    }
+
     /// The answer to a request that the guard lets pass.
     pub(crate) fn answer(&self, request: &Request) -> Answer {
         let path: Vec<&str> = request.path.split('/').skip(1).collect();
@@ -70,9 +79,15 @@ impl App {
             (Method::Get, ["api", "choices"]) => self.choices().into(),
             (Method::Get, ["api", "runs", id]) => self.run(id).into(),
             (Method::Get, ["api", "runs", id, "events"]) => self.events(id, request),
+            (Method::Get, ["api", "runs", id, "comparison"]) => self.comparison(id).into(),
             (Method::Get, ["api", "runs", id, "images", name]) => self.run_image(id, name).into(),
+            (Method::Get, ["api", "runs", id, "exports"]) => self.list_exports(id).into(),
+            (Method::Post, ["api", "runs", id, "exports"]) => self.export(id, request).into(),
             (Method::Post, ["api", "runs", id, "stop"]) => self.stop_run(id).into(),
             (Method::Post, ["api", "runs", id, "resume"]) => self.resume_run(id).into(),
+            (Method::Post, ["api", "queue", id, change @ ("up" | "remove")]) => {
+                self.change_queue(id, change).into()
+            }
             (Method::Post, ["api", "starts", id, "discard"]) => self.discard_start(id).into(),
             (Method::Get, ["api", "data"]) => self.list_data().into(),
             (Method::Get, ["api", "data", id]) => self.data_folder(id).into(),

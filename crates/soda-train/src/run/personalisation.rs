@@ -229,7 +229,7 @@ impl Personalisation {
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             log.observe(event);
             ranks.reduce().alive();
-            if matches!(event, Event::Progress { .. }) && folder.takes_stop_request() {
+            if matches!(event, Event::Progress { .. }) && folder.takes_request(RunFolder::STOP) {
                 stop.store(true, Ordering::Relaxed);
             }
             on_event(event);

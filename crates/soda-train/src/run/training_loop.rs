@@ -97,16 +97,22 @@ impl<'a> TrainingLoop<'a> {
                 self.validate(&mut progress)?;
                 self.keep_if_best(&progress, &digest)?;
             }
+            let (sample, save) = (RunFolder::SAMPLE, RunFolder::SAVE);
+            let [sample, save] = [sample, save].map(|name| self.folder.takes_request(name));
             let mut sampled = Ok(());
-            if is_due(self.config.samples.every, done) && done < total {
+            if (sample || is_due(self.config.samples.every, done)) && done < total {
                 sampled = self.snapshot(&progress, sampler, on_event);
             }
             let stopped = matches!(sampled, Err(TrainError::StoppedSampling { .. }));
             // The last step is stored as well, since drawing its samples may be stopped.
             let last = done == total || self.has_lost_patience(&progress.history);
             let stop = stop && !last;
-            if stop || stopped || last || is_due(self.config.checkpoints.every, done) {
+            if stop || stopped || last || save || is_due(self.config.checkpoints.every, done) {
                 self.write_checkpoint(&progress, &digest)?;
+            }
+            if save {
+                self.write_adapter(&progress.trainer.networks(), sampler)?;
+                on_event(Event::Note(&format!("wrote the adapter of step {done}")));
             }
             sampled?;
             if stop {
@@ -195,9 +201,7 @@ impl<'a> TrainingLoop<'a> {
             Err(error) => {
                 let path = self.folder.file(RunFolder::ADAPTER);
                 let Some(error) = error.keeping(&path) else { return Err(error) };
-                let networks = progress.trainer.last_finite();
-                let words = sampler.pipeline.token_embeddings(&networks);
-                self.adapted.adapter_file(self.header.clone(), &networks, words).write(&path)?;
+                self.write_adapter(&progress.trainer.last_finite(), sampler)?;
                 return Err(error);
             }
             Ok(done) => done,
@@ -205,6 +209,13 @@ impl<'a> TrainingLoop<'a> {
         progress.seconds += started.elapsed().as_secs_f64();
         progress.history.steps.push(metrics);
         Ok((metrics, stop))
+    }
+
+    /// Writes the adapters of `networks` to the run's adapter file.
+    fn write_adapter(&self, networks: &Networks, sampler: &Sampler<'_>) -> Result<(), TrainError> {
+        let words = sampler.pipeline.token_embeddings(networks);
+        let file = self.adapted.adapter_file(self.header.clone(), networks, words);
+        Ok(file.write(&self.folder.file(RunFolder::ADAPTER))?)
     }
 
     /// Stores the finished steps when another rank has gone, and says how to go on.

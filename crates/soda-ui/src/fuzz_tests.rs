@@ -52,6 +52,7 @@ fn seeds(data: &Path, picture: &Path) -> Vec<Vec<u8>> {
         get(format!("/api/data/{data}")),
         get(format!("/api/data/{data}/check?resolution=64")),
         get(format!("/api/data/{data}/images/{picture}")),
+        get(format!("/api/data/{data}/masks/{picture}")),
         get("/api/drawings/1/4".to_owned()),
         put(format!("PUT /api/data/{data}/captions/{picture}"), r#"{"caption": "a new mug"}"#),
         put("POST /api/settings".to_owned(), form),
@@ -60,6 +61,7 @@ fn seeds(data: &Path, picture: &Path) -> Vec<Vec<u8>> {
         put("POST /api/queue/0123456789abcdef/up".to_owned(), "{}"),
         put("POST /api/drawings".to_owned(), &drawing),
         put(format!("POST /api/runs/{run}/stop"), "{}"),
+        put(format!("POST /api/runs/{run}/sample"), "{}"),
     ];
     requests.into_iter().map(String::into_bytes).collect()
 }

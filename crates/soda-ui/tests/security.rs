@@ -234,6 +234,23 @@ fn bodies_are_bounded_and_settings_are_checked() {
 }
 
 #[test]
+fn a_run_is_asked_for_something_while_a_process_works_on_it() {
+    let desk = Desk::new();
+    let run = desk.get("/api/runs").json()["runs"][0]["id"].as_str().unwrap().to_owned();
+    let ask = |name: &str| desk.write(&format!("POST /api/runs/{run}/{name}"), &json!({})).status;
+    let lock = desk.path("runs/a/.lock");
+    for name in ["stop", "sample", "save"] {
+        let file = desk.path("runs/a").join(name);
+        assert_eq!((ask(name), file.exists()), (409, false), "{name}");
+        let held = soda_files::Lock::try_new(&lock).unwrap().unwrap();
+        assert_eq!((ask(name), file.exists()), (200, true), "{name}");
+        drop(held);
+        assert_eq!(desk.get(&format!("/api/runs/{run}/{name}")).status, 404, "{name}");
+    }
+    assert_eq!(ask("config.toml"), 404);
+}
+
+#[test]
 fn a_drawing_is_checked_and_its_failure_is_told() {
     let desk = Desk::new();
     let run = desk.get("/api/runs").json()["runs"][0]["id"].clone();

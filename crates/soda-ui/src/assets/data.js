@@ -28,14 +28,20 @@ export async function showData(view, id) {
   const summary = el("p", { class: "soft small" }, `${path}: ${pictures.length} pictures. Checking …`);
   const others = el("ul", { class: "findings" });
   const notes = new Map();
-  view.append(summary, el("label", { class: "inline" }, "Resolution of the training", resolution), others, el("ul", { class: "pictures" }, ...pictures.map((picture) => {
+  const masks = el("input", { type: "checkbox", checked: true, onchange: () => grid.classList.toggle("unmasked", !masks.checked) });
+  const masked = pictures.filter((picture) => picture.has_mask).length;
+  const grid = el("ul", { class: "pictures" }, ...pictures.map((picture) => {
     const findings = el("ul", { class: "findings" });
     notes.set(picture.id, findings);
     return el("li", {},
-      el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }),
+      el("div", { class: "masked" },
+        el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }),
+        picture.has_mask ? el("img", { class: "mask", src: `/api/data/${current.id}/masks/${picture.id}`, alt: `Mask of ${picture.name}`, loading: "lazy", decoding: "async" }) : null),
       el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null),
       caption(current.id, picture, findIssues), findings);
-  })));
+  }));
+  view.append(summary, el("div", { class: "inline" }, el("label", {}, "Resolution of the training ", resolution),
+    masked ? el("label", {}, masks, ` Show the masks of ${masked}: dark parts count less`) : null), others, grid);
 
   let left = false;
   async function findIssues() {

@@ -18,6 +18,8 @@ export function showRun(view, id) {
   const title = el("h1", {});
   const state = el("span", { class: "state" });
   const stop = el("button", { type: "button", onclick: () => act("stop", "The run stops after this step.") }, "Stop");
+  const sample = el("button", { type: "button", onclick: () => act("sample", "The samples are drawn after this step.") }, "Sample now");
+  const save = el("button", { type: "button", onclick: () => act("save", "The adapter is written after this step.") }, "Save now");
   const resume = el("button", { type: "button", onclick: () => act("resume", "The run goes on.") }, "Resume");
   const facts = el("dl", { class: "facts" });
   const done = el("progress", { class: "wide", max: 1, value: 0, "aria-label": "Steps done" });
@@ -56,7 +58,7 @@ export function showRun(view, id) {
   const outputs = el("details", {}, el("summary", {}, "Output of the process"), output);
 
   view.append(
-    el("div", { class: "title" }, title, state, el("div", { class: "actions" }, stop, resume)),
+    el("div", { class: "title" }, title, state, el("div", { class: "actions" }, sample, save, stop, resume)),
     failure, facts, done,
     el("h2", {}, "Loss and learning rates"), el("div", { class: "charts" }, loss.figure, rates.figure),
     samples, exported.view, el("h2", {}, "Log"), lines,
@@ -100,7 +102,7 @@ export function showRun(view, id) {
     state.className = `state ${run.state}`;
     state.textContent = run.state === "running" && log.stage ? log.stage : run.state;
     const goesOn = ["running", "starting"].includes(run.state);
-    stop.hidden = run.state !== "running";
+    for (const button of [sample, save, stop]) button.hidden = run.state !== "running";
     resume.hidden = goesOn || run.state === "finished";
     const step = log.steps.at(-1)?.step ?? run.step;
     const pace = median(log.steps.slice(-40));

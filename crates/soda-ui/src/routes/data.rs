@@ -90,6 +90,11 @@ impl App {
         picture.map_or_else(Response::not_found, Response::png)
     }
 
+    pub(super) fn data_mask(&self, id: &str, image: &str) -> Response {
+        let mask = self.listing(id).and_then(|listing| listing.mask(image));
+        mask.map_or_else(Response::not_found, Response::png)
+    }
+
     pub(super) fn write_caption(&self, id: &str, image: &str, request: &Request) -> Response {
         let form: CaptionForm = match read_json(request) {
             Ok(form) => form,

@@ -13,10 +13,11 @@
 //! | `GET /api/runs/ID/images/NAME` | a grid of samples |
 //! | `GET /api/runs/ID/comparison` | its curves, settings and scores |
 //! | `POST /api/runs/ID/stop`, `.../resume` | stops or resumes it |
+//! | `POST /api/runs/ID/sample`, `.../save` | asks it for samples or for its adapter |
 //! | `GET /api/runs/ID/exports`, `POST ...` | what its adapter was written to, or writes it |
 //! | `POST /api/starts/ID/discard` | ends a run that has no folder yet, or forgets it |
 //! | `GET /api/data`, `GET /api/data/ID`, `GET /api/data/ID/check` | data folders, their pictures, findings |
-//! | `GET /api/data/ID/images/ID` | a picture, reduced |
+//! | `GET /api/data/ID/images/ID`, `.../masks/ID` | a picture or its mask, reduced |
 //! | `PUT /api/data/ID/captions/ID` | writes a caption |
 //! | `GET /api/adapters` | runs with an adapter |
 //! | `POST /api/drawings` | draws with an adapter at several strengths |
@@ -83,7 +84,9 @@ impl App {
             (Method::Get, ["api", "runs", id, "images", name]) => self.run_image(id, name).into(),
             (Method::Get, ["api", "runs", id, "exports"]) => self.list_exports(id).into(),
             (Method::Post, ["api", "runs", id, "exports"]) => self.export(id, request).into(),
-            (Method::Post, ["api", "runs", id, "stop"]) => self.stop_run(id).into(),
+            (Method::Post, ["api", "runs", id, request @ ("stop" | "sample" | "save")]) => {
+                self.ask_run(id, request).into()
+            }
             (Method::Post, ["api", "runs", id, "resume"]) => self.resume_run(id).into(),
             (Method::Post, ["api", "queue", id, change @ ("up" | "remove")]) => {
                 self.change_queue(id, change).into()
@@ -95,6 +98,7 @@ impl App {
             (Method::Get, ["api", "data", id, "images", image]) => {
                 self.data_image(id, image).into()
             }
+            (Method::Get, ["api", "data", id, "masks", image]) => self.data_mask(id, image).into(),
             (Method::Put, ["api", "data", id, "captions", image]) => {
                 self.write_caption(id, image, request).into()
             }

@@ -131,12 +131,18 @@ impl App {
         if is_done { Response::json(&json!({})) } else { Response::not_found() }
     }
 
-    pub(super) fn stop_run(&self, id: &str) -> Response {
+    /// Asks the process of a run to stop, for samples, or for its adapter.
+    pub(super) fn ask_run(&self, id: &str, request: &str) -> Response {
         let Some(run) = find(&self.config.runs, id) else { return Response::not_found() };
         if run.is_over() {
             return Response::error(409, &format!("no process works on `{}`", run.name));
         }
-        match RunFolder::request_stop(&run.path) {
+        let asked = match request {
+            "sample" => RunFolder::request_samples(&run.path),
+            "save" => RunFolder::request_adapter(&run.path),
+            _ => RunFolder::request_stop(&run.path),
+        };
+        match asked {
             Ok(()) => Response::json(&json!({})),
             Err(error) => Response::error(500, &error.to_string()),
         }

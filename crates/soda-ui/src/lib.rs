@@ -13,6 +13,7 @@
 //! | `jobs` | child processes |
 //! | `settings` | the settings of a new run |
 //! | `data` | data folders, their captions and findings |
+//! | `uploads` | pictures that the page sends |
 //! | `drawings` | pictures of an adapter at several strengths |
 //! | `routes` | what each address answers |
 //! | `assets` | the page |
@@ -42,6 +43,7 @@ mod runs;
 mod server;
 mod settings;
 mod token;
+mod uploads;
 
 pub use config::UiConfig;
 pub use error::UiError;

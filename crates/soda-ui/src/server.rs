@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::UiConfig;
 use crate::error::UiError;
 use crate::guard::Guard;
-use crate::http::{Answer, serve};
+use crate::http::{Request, serve};
 use crate::routes::App;
 use crate::token::Token;
 
@@ -70,10 +70,11 @@ impl Server {
             std::thread::spawn(move || {
                 let _place = place;
                 let (guard, app) = &*shared;
-                serve(stream, |request| match guard.check(request) {
-                    Ok(()) => app.answer(request),
-                    Err(response) => Answer::from(response),
-                });
+                let admit = |request: &Request| {
+                    guard.check(request)?;
+                    Ok(app.body_limit(request))
+                };
+                serve(stream, admit, |request| app.answer(request));
             });
         }
     }

@@ -1,8 +1,10 @@
 // Pictures of a data folder, with captions that are edited in place and the findings of the check.
 
-import { get, put } from "./api.js";
+import { get, post, put } from "./api.js";
 import { el, say } from "./dom.js";
 
+/** The most bytes of a picture that the server takes. */
+const MOST_BYTES = 24 << 20;
 /** The parts that need more than the folder, by their names in the answer. */
 const UNCHECKED = {
   resolution: "sizes, without a resolution",
@@ -23,7 +25,45 @@ export async function showData(view, id) {
   }
   view.append(el("ul", { class: "folders" }, ...folders.map((folder) => el("li", {},
     el("a", { href: `#/data/${folder.id}`, title: folder.path, "aria-current": folder === current ? "true" : null }, folder.name)))));
-  const { path, pictures } = await get(`/api/data/${current.id}`);
+  const files = el("input", { type: "file", accept: "image/png,image/jpeg", multiple: true, class: "unseen", id: "files", onchange: () => send([...files.files]) });
+  const told = el("p", { class: "message small", role: "status" });
+  view.append(el("div", { class: "inline" }, files, el("label", { for: "files", class: "button" }, "Add pictures"),
+    el("span", {}, "PNG or JPEG, also by dropping them here"), told));
+  view.addEventListener("dragover", (event) => event.preventDefault());
+  view.addEventListener("drop", (event) => { event.preventDefault(); send([...event.dataTransfer.files]); });
+
+  /** Sends pictures one after the other, and shows the folder again. */
+  async function send(pictures) {
+    const refused = [];
+    let count = 0;
+    for (const [index, picture] of pictures.entries()) {
+      told.textContent = `${index + 1} of ${pictures.length} …`;
+      try {
+        if (picture.size > MOST_BYTES) throw new Error(`a picture has at most ${MOST_BYTES >> 20} MiB`);
+        const { is_new } = await post(`/api/data/${current.id}/pictures`, { picture: await base64(picture) });
+        if (is_new) count++; else refused.push(`${picture.name}: is there already`);
+      } catch (error) {
+        refused.push(`${picture.name}: ${error.message}`);
+      }
+    }
+    if (count) {
+      say(`${count === 1 ? "1 picture is" : `${count} pictures are`} in the folder. ${refused.join(". ")}`);
+      dispatchEvent(new HashChangeEvent("hashchange"));
+    } else {
+      told.textContent = refused.join(". ");
+      told.classList.add("bad");
+    }
+  }
+
+  let listing;
+  try {
+    listing = await get(`/api/data/${current.id}`);
+  } catch (error) {
+    // A folder without pictures still takes some.
+    view.append(el("p", { class: "soft" }, error.message));
+    return;
+  }
+  const { path, pictures } = listing;
   const resolution = el("input", { inputmode: "numeric", placeholder: "pixels", onchange: () => findIssues() });
   const summary = el("p", { class: "soft small" }, `${path}: ${pictures.length} pictures. Checking …`);
   const others = el("ul", { class: "findings" });
@@ -63,6 +103,16 @@ export async function showData(view, id) {
   }
   findIssues();
   return () => { left = true; };
+}
+
+/** The bytes of a file as base64. */
+function base64(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result.slice(reader.result.indexOf(",") + 1)));
+    reader.addEventListener("error", () => reject(new Error("cannot be read")));
+    reader.readAsDataURL(file);
+  });
 }
 
 /** The caption of a picture. It is written when the field is left, or by Ctrl+Enter. */

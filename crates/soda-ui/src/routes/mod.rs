@@ -18,6 +18,7 @@
 //! | `POST /api/starts/ID/discard` | ends a run that has no folder yet, or forgets it |
 //! | `GET /api/data`, `GET /api/data/ID`, `GET /api/data/ID/check` | data folders, their pictures, findings |
 //! | `GET /api/data/ID/images/ID`, `.../masks/ID` | a picture or its mask, reduced |
+//! | `POST /api/data/ID/pictures` | stores a picture |
 //! | `PUT /api/data/ID/captions/ID` | writes a caption |
 //! | `GET /api/adapters` | runs with an adapter |
 //! | `POST /api/drawings` | draws with an adapter at several strengths |
@@ -38,6 +39,7 @@ use crate::drawings::Drawings;
 use crate::error::UiError;
 use crate::http::{Answer, Method, Request, Response};
 use crate::jobs::Jobs;
+use crate::uploads::Uploads;
 
 /// What all connections share.
 pub(crate) struct App {
@@ -45,6 +47,7 @@ pub(crate) struct App {
     jobs: Mutex<Jobs>,
     folders: DataFolders,
     drawings: Drawings,
+    uploads: Uploads,
 }
 
 impl App {
@@ -58,7 +61,8 @@ impl App {
         let options = config.train_options.clone();
         let drawings = Drawings::new(&absolute, config.program.clone(), options);
         config.runs = absolute;
-        Ok(Self { config, jobs, folders: DataFolders::default(), drawings })
+        let (folders, uploads) = (DataFolders::default(), Uploads::default());
+        Ok(Self { config, jobs, folders, drawings, uploads })
     }
 
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
@@ -68,6 +72,15 @@ impl App {
     /// Starts the next run that waits, if it is its turn.
     pub(crate) fn advance(&self) {
         self.jobs().advance();
+    }
+
+    /// The most bytes of the body of a request.
+    pub(crate) fn body_limit(&self, request: &Request) -> usize {
+        let path: Vec<&str> = request.path.split('/').skip(1).collect();
+        match (request.method, path.as_slice()) {
+            (Method::Post, ["api", "data", _, "pictures"]) => crate::uploads::MAX_BODY,
+            _ => crate::http::MAX_BODY,
+        }
     }
 
     /// The answer to a request that the guard lets pass.
@@ -99,6 +112,9 @@ impl App {
                 self.data_image(id, image).into()
             }
             (Method::Get, ["api", "data", id, "masks", image]) => self.data_mask(id, image).into(),
+            (Method::Post, ["api", "data", id, "pictures"]) => {
+                self.store_picture(id, request).into()
+            }
             (Method::Put, ["api", "data", id, "captions", image]) => {
                 self.write_caption(id, image, request).into()
             }

@@ -21,7 +21,7 @@
 //! | `POST /api/data/ID/pictures` | stores a picture |
 //! | `PUT /api/data/ID/captions/ID` | writes a caption |
 //! | `GET /api/adapters` | runs with an adapter |
-//! | `POST /api/drawings` | draws with an adapter at several strengths |
+//! | `POST /api/drawings` | draws with an adapter at several strengths, or with two |
 //! | `GET /api/drawing`, `GET /api/drawings/NUMBER/INDEX` | how far it is, and its pictures |
 
 mod data;

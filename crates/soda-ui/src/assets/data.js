@@ -3,6 +3,8 @@
 import { get, post, put } from "./api.js";
 import { el, say } from "./dom.js";
 
+/** The pictures that are shown at once. */
+const AT_ONCE = 300;
 /** The most bytes of a picture that the server takes. */
 const MOST_BYTES = 24 << 20;
 /** The parts that need more than the folder, by their names in the answer. */
@@ -70,8 +72,22 @@ export async function showData(view, id) {
   const notes = new Map();
   const masks = el("input", { type: "checkbox", checked: true, onchange: () => grid.classList.toggle("unmasked", !masks.checked) });
   const masked = pictures.filter((picture) => picture.has_mask).length;
-  const grid = el("ul", { class: "pictures" }, ...pictures.map((picture) => {
-    const findings = el("ul", { class: "findings" });
+  const grid = el("ul", { class: "pictures" });
+  const more = el("button", { type: "button", onclick: showMore });
+  const found = new Map();
+  let shown = 0;
+
+  /** Adds the next pictures: ten thousand at once would take the browser seconds. */
+  function showMore() {
+    const next = pictures.slice(shown, shown + AT_ONCE);
+    shown += next.length;
+    grid.append(...next.map(card));
+    more.hidden = shown === pictures.length;
+    more.textContent = `Show ${Math.min(AT_ONCE, pictures.length - shown)} of ${pictures.length - shown} more`;
+  }
+
+  function card(picture) {
+    const findings = el("ul", { class: "findings" }, ...(found.get(picture.id) ?? []).map(line));
     notes.set(picture.id, findings);
     return el("li", {},
       el("div", { class: "masked" },
@@ -79,9 +95,13 @@ export async function showData(view, id) {
         picture.has_mask ? el("img", { class: "mask", src: `/api/data/${current.id}/masks/${picture.id}`, alt: `Mask of ${picture.name}`, loading: "lazy", decoding: "async" }) : null),
       el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null),
       caption(current.id, picture, findIssues), findings);
-  }));
+  }
+
+  const line = (finding) => el("li", { class: finding.prevents_training ? "bad" : null }, finding.text);
+  const ids = new Set(pictures.map((picture) => picture.id));
   view.append(summary, el("div", { class: "inline" }, el("label", {}, "Resolution of the training ", resolution),
-    masked ? el("label", {}, masks, ` Show the masks of ${masked}: dark parts count less`) : null), others, grid);
+    masked ? el("label", {}, masks, ` Show the masks of ${masked}: dark parts count less`) : null), others, grid, more);
+  showMore();
 
   let left = false;
   async function findIssues() {
@@ -89,9 +109,10 @@ export async function showData(view, id) {
       const { findings, unchecked } = await get(`/api/data/${current.id}/check${/^\d{1,5}$/.test(resolution.value) ? `?resolution=${resolution.value}` : ""}`);
       if (left) return;
       for (const list of [others, ...notes.values()]) list.replaceChildren();
+      found.clear();
       for (const finding of findings) {
-        const list = notes.get(finding.picture) ?? others;
-        list.append(el("li", { class: finding.prevents_training ? "bad" : null }, finding.text));
+        if (ids.has(finding.picture)) found.set(finding.picture, [...(found.get(finding.picture) ?? []), finding]);
+        (notes.get(finding.picture) ?? (ids.has(finding.picture) ? null : others))?.append(line(finding));
       }
       const count = findings.length === 1 ? "1 finding" : `${findings.length} findings`;
       const without = unchecked.map((name) => UNCHECKED[name] ?? name);

@@ -1,7 +1,7 @@
 //! The memory of a device, or of this process on a CPU.
 
 use burn::tensor::Device;
-use soda_kernels::memory_usage;
+use soda_kernels::{memory_usage, release_unused};
 use soda_train::MemoryMeter;
 
 use crate::device::is_processor;
@@ -21,9 +21,7 @@ impl MemoryMeter for DeviceMemory {
             // Linux then measures the peak anew. Where it does not, the peak is that of the whole process.
             let _ = std::fs::write("/proc/self/clear_refs", "5");
         } else {
-            // A device that does not run is an error of the next step.
-            let _ = self.0.sync();
-            self.0.memory_cleanup();
+            release_unused(&self.0);
         }
     }
 

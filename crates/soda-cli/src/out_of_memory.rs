@@ -16,6 +16,8 @@ const SIGNS: &[&str] = &[
     "OUT_OF_MEMORY",
     "can't allocate buffer of size",
     "STATUS_ALLOC_FAILED",
+    // CubeCL names a call of the driver and the number of CUDA_ERROR_OUT_OF_MEMORY.
+    "failed with status 2\n",
 ];
 
 /// The device has no memory for a tensor. Displays as one sentence.
@@ -88,6 +90,8 @@ mod tests {
             OutOfDeviceMemory::from_message(message),
             Some(OutOfDeviceMemory { bytes: None })
         );
+        let message = "bytes: host access failed: Read(Caused by:\n  cuStreamCreate failed with status 2\nBacktrace:)";
+        assert!(OutOfDeviceMemory::from_message(message).is_some());
         assert_eq!(OutOfDeviceMemory::from_message("index out of bounds"), None);
     }
 

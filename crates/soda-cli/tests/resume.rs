@@ -5,7 +5,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use soda_pipeline::AdapterFile;
@@ -246,6 +246,38 @@ fn ten_kills_lose_at_most_one_checkpoint_interval_each() {
         std::fs::read_to_string(folder.join("runs").join(name).join("loss.csv")).unwrap()
     };
     assert_eq!(losses("killed"), losses("straight"));
+}
+
+/// Another program asks a run for samples and for its adapter. The result keeps its bits.
+#[test]
+fn samples_and_the_adapter_are_there_when_a_file_asks_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let straight = train(folder, "straight", STEPS).output().unwrap();
+    assert!(straight.status.success(), "{}", message(&straight));
+    let mut child = train(folder, "asked", STEPS).stderr(Stdio::null()).spawn().unwrap();
+    let run = folder.join("runs/asked");
+    let has = |name: &str| run.join(name).exists();
+    // The files may be there before the first step.
+    while !has("before.png") {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for name in ["sample", "save"] {
+        std::fs::write(run.join(name), "").unwrap();
+    }
+    assert!(child.wait().unwrap().success());
+    assert!(!has("sample") && !has("save"));
+    let pictures = std::fs::read_dir(run.join("samples")).unwrap().flatten();
+    let is_picture = |path: &PathBuf| path.extension().is_some_and(|name| name == "png");
+    // The settings ask for two grids.
+    assert!(pictures.map(|entry| entry.path()).filter(is_picture).count() > 2);
+    let log = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
+    assert!(log.contains("wrote the adapter of step"), "{log}");
+    let adapter = |name: &str| -> AdapterFile {
+        AdapterFile::read(&folder.join("runs").join(name).join("adapter.safetensors")).unwrap()
+    };
+    assert!(adapter("asked").tensors().eq(adapter("straight").tensors()));
 }
 
 /// At a rate at which the run overfits at once, the result is the adapter of the least loss. It has the bits

@@ -83,6 +83,7 @@ pub use data::dataset::{Dataset, expand_trigger};
 pub use data::encode::{EncodeConfig, EncodeOptions};
 pub use data::encoded_dataset::EncodedDataset;
 pub use data::folder::{DataFolder, Example, Skipped};
+pub use data::masks::mask_file;
 pub use data::prompts::Prompts;
 pub use data::text_file::read_text;
 pub use error::{CheckpointError, ConfigError, DataError, RunFolderError, TrainError};

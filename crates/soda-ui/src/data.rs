@@ -5,11 +5,11 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use image::ImageFormat;
+use image::{DynamicImage, ImageFormat, RgbImage};
 use serde::Serialize;
-use soda_models::image::{Filter, read_rgb, resize};
+use soda_models::image::{Filter, read_mask, read_rgb, resize};
 use soda_train::{
-    CaptionTokenizers, DataCheck, DataCheckConfig, Dataset, TrainError, write_caption,
+    CaptionTokenizers, DataCheck, DataCheckConfig, Dataset, TrainError, mask_file, write_caption,
 };
 
 use crate::id::{id_of, is_file_below};
@@ -26,6 +26,8 @@ pub(crate) struct Picture {
     pub(crate) name: String,
     pub(crate) caption: String,
     pub(crate) repeats: usize,
+    /// Whether a file masks parts of it.
+    pub(crate) has_mask: bool,
     #[serde(skip)]
     path: PathBuf,
 }
@@ -69,6 +71,7 @@ impl DataFolders {
                 .to_string(),
             caption: example.caption,
             repeats: example.repeats,
+            has_mask: mask_file(&example.image).is_some(),
             path: example.image,
         });
         let listing = Listing { root: folder.to_owned(), pictures: pictures.collect() };
@@ -93,19 +96,13 @@ impl Listing {
 
     /// A picture, reduced, as PNG.
     pub(crate) fn thumbnail(&self, id: &str) -> Option<Vec<u8>> {
-        let picture = read_rgb(self.file(id)?).ok()?;
-        let (width, height) = picture.dimensions();
-        let scale = f64::from(THUMBNAIL) / f64::from(width.max(height));
-        let small = match scale < 1.0 {
-            true => {
-                let side = |side: u32| ((f64::from(side) * scale) as u32).max(1);
-                resize(&picture, side(width), side(height), Filter::Bilinear)
-            }
-            false => picture,
-        };
-        let mut bytes = Cursor::new(Vec::new());
-        small.write_to(&mut bytes, ImageFormat::Png).ok()?;
-        Some(bytes.into_inner())
+        reduced(read_rgb(self.file(id)?).ok()?)
+    }
+
+    /// The mask of a picture, reduced, as PNG: white where the loss counts.
+    pub(crate) fn mask(&self, id: &str) -> Option<Vec<u8>> {
+        let mask = mask_file(self.file(id)?).filter(|path| is_file_below(&self.root, path))?;
+        reduced(DynamicImage::from(read_mask(&mask).ok()?).into_rgb8())
     }
 
     /// Writes the caption of a picture. False if there is no such picture.
@@ -122,6 +119,22 @@ impl Listing {
         write_caption(&self.root, path, &caption).map_err(|error| error.to_string())?;
         Ok(true)
     }
+}
+
+/// A picture whose longer side is at most [`THUMBNAIL`], as PNG.
+fn reduced(picture: RgbImage) -> Option<Vec<u8>> {
+    let (width, height) = picture.dimensions();
+    let scale = f64::from(THUMBNAIL) / f64::from(width.max(height));
+    let small = match scale < 1.0 {
+        true => {
+            let side = |side: u32| ((f64::from(side) * scale) as u32).max(1);
+            resize(&picture, side(width), side(height), Filter::Bilinear)
+        }
+        false => picture,
+    };
+    let mut bytes = Cursor::new(Vec::new());
+    small.write_to(&mut bytes, ImageFormat::Png).ok()?;
+    Some(bytes.into_inner())
 }
 
 /// What a folder is checked against, as far as it is known.

@@ -1,4 +1,7 @@
-//! Pictures of one adapter at several strengths, drawn ahead by child processes `soda generate`.
+//! Pictures of one adapter at several strengths, or of two adapters merged, drawn ahead by child processes
+//! `soda generate`.
+//!
+//! With two adapters the first one has its weight in all pictures, and the second one from 0 to its weight.
 //!
 //! The hidden folder `.ui/drawing` has the pictures of the newest request, in a folder for each strength. A
 //! child ends with the server, and with the next request.
@@ -17,13 +20,15 @@ use crate::id::is_file_below;
 use crate::runs::Run;
 
 /// The strengths, in the order of the slider.
-pub(crate) const STRENGTHS: [&str; 5] = ["0", "0.25", "0.5", "0.75", "1"];
+pub(crate) const STRENGTHS: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
 /// The order in which they are drawn: the ends first.
 const ORDER: [usize; 5] = [4, 0, 2, 3, 1];
 /// The most characters of a prompt.
 const MAX_PROMPT: usize = 4000;
 /// The most steps of the sampler.
 const MAX_STEPS: u32 = 200;
+/// Weights that are allowed.
+const WEIGHTS: std::ops::RangeInclusive<f64> = -10.0..=10.0;
 /// The most bytes of an error that are shown.
 const MAX_ERROR: usize = 2000;
 /// The environment variable by which a child of `soda` ends with its parent.
@@ -38,6 +43,46 @@ pub(crate) struct DrawingForm {
     pub(crate) prompt: String,
     pub(crate) seed: u64,
     pub(crate) steps: u32,
+    /// The id of the run whose adapter is merged with the other one.
+    #[serde(default)]
+    pub(crate) second: Option<String>,
+    /// The weights of the two.
+    #[serde(default = "one_each")]
+    weights: [f64; 2],
+    #[serde(default)]
+    mode: Mode,
+}
+
+/// How two adapters are merged, see `soda merge --mode`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    #[default]
+    Residual,
+    Geodesic,
+    Compose,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Residual => "residual",
+            Self::Geodesic => "geodesic",
+            Self::Compose => "compose",
+        }
+    }
+}
+
+fn one_each() -> [f64; 2] {
+    [1.0, 1.0]
+}
+
+/// The adapters of a drawing.
+#[derive(Clone, Copy)]
+pub(crate) struct Adapters<'a> {
+    pub(crate) first: &'a Run,
+    /// The adapter that is merged with it.
+    pub(crate) second: Option<&'a Run>,
 }
 
 /// How far the drawing is.
@@ -81,6 +126,9 @@ impl DrawingForm {
         if !(1..=MAX_STEPS).contains(&self.steps) {
             return Err(format!("`steps` must be 1 to {MAX_STEPS}"));
         }
+        if !self.weights.iter().all(|weight| WEIGHTS.contains(weight)) {
+            return Err("`weights` must be numbers from -10 to 10".to_owned());
+        }
         Ok(())
     }
 }
@@ -93,7 +141,12 @@ impl Drawings {
     }
 
     /// Begins to draw, and ends what was drawn before. Returns the number of the drawing.
-    pub(crate) fn start(&self, run: &Run, config: &TrainConfig, form: &DrawingForm) -> u64 {
+    pub(crate) fn start(
+        &self,
+        adapters: Adapters<'_>,
+        config: &TrainConfig,
+        form: &DrawingForm,
+    ) -> u64 {
         let mut newest = lock(&self.shared);
         if let Some(mut child) = newest.child.take() {
             let _ = child.kill().and_then(|()| child.wait());
@@ -105,12 +158,11 @@ impl Drawings {
             is_running: true,
             ..DrawingState::default()
         };
-        let mut args = arguments(run, config, form);
-        args.extend(self.options.iter().cloned());
         let folder = self.folder.join(number.to_string());
         let commands = ORDER.map(|index| {
             let mut command = Command::new(&self.program);
-            command.args(&args).arg(format!("--strength={}", STRENGTHS[index]));
+            command.args(arguments(adapters, config, form, STRENGTHS[index]));
+            command.args(&self.options);
             command.arg(option("out", folder.join(index.to_string())));
             command.env(ENDS_WITH_PARENT, "1").stdin(Stdio::piped());
             command.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -151,18 +203,37 @@ fn option(name: &str, value: impl AsRef<OsStr>) -> OsString {
     option
 }
 
-/// The options of `soda generate` for a drawing, but strength and folder. Guidance and size are those of the
-/// run's samples.
-fn arguments(run: &Run, config: &TrainConfig, form: &DrawingForm) -> Vec<OsString> {
+/// The options of `soda generate` for a drawing, but the folder. Guidance and size are those of the samples of
+/// the first adapter's run.
+fn arguments(
+    adapters: Adapters<'_>,
+    config: &TrainConfig,
+    form: &DrawingForm,
+    strength: f64,
+) -> Vec<OsString> {
+    let adapter = |run: &Run| run.path.join(RunFolder::ADAPTER);
     let mut args = vec![
         OsString::from("generate"),
         option("base", &config.base),
-        option("adapter", run.path.join(RunFolder::ADAPTER)),
         option("prompt", form.prompt.trim()),
         option("seed", form.seed.to_string()),
         option("steps", form.steps.to_string()),
         option("guidance", config.samples.guidance.to_string()),
     ];
+    match adapters.second {
+        Some(second) => {
+            let [first_weight, second_weight] = form.weights;
+            let weights = format!("{first_weight},{}", second_weight * strength);
+            args.push(option("subject", adapter(adapters.first)));
+            args.push(option("style", adapter(second)));
+            args.push(option("weights", weights));
+            args.push(option("mode", form.mode.name()));
+        }
+        None => {
+            args.push(option("adapter", adapter(adapters.first)));
+            args.push(option("strength", strength.to_string()));
+        }
+    }
     if let Some(side) = config.resolution {
         args.extend(["width", "height"].map(|name| option(name, side.to_string())));
     }
@@ -265,33 +336,49 @@ mod tests {
 
     use super::*;
 
+    fn words(form: &serde_json::Value, has_second: bool, more: &str) -> Vec<String> {
+        let run = |name: &str| Run {
+            id: String::new(),
+            path: Path::new("runs").join(name),
+            name: name.to_owned(),
+        };
+        let (first, second) = (run("mug"), run("chalk"));
+        let adapters = Adapters { first: &first, second: has_second.then_some(&second) };
+        let text = format!("base='b'\ndata='d'\nsteps=1\nbatch_size=1\n{more}");
+        let config = TrainConfig::from_toml(&text).unwrap();
+        let form: DrawingForm = serde_json::from_value(form.clone()).unwrap();
+        form.check().unwrap();
+        let words = arguments(adapters, &config, &form, 0.5).into_iter();
+        words.map(|word| word.into_string().unwrap()).collect()
+    }
+
+    #[track_caller]
+    fn assert_all(words: &[String], wanted: &[&str]) {
+        for word in wanted {
+            assert!(words.iter().any(|found| found == word), "{word}: {words:?}");
+        }
+    }
+
     #[test]
     fn a_drawing_has_the_guidance_and_the_size_of_the_runs_samples() {
-        let run = Run { id: String::new(), path: "runs/mug".into(), name: "mug".to_owned() };
-        let form =
-            DrawingForm { run: "id".to_owned(), prompt: " --a mug ".to_owned(), seed: 7, steps: 9 };
-        let words = |more: &str| {
-            let text = format!("base='b'\ndata='d'\nsteps=1\nbatch_size=1\n{more}");
-            let config = TrainConfig::from_toml(&text).unwrap();
-            let words =
-                arguments(&run, &config, &form).into_iter().map(|word| word.into_string().unwrap());
-            words.collect::<Vec<_>>()
-        };
-        let sized = words("resolution=48\n[samples]\nguidance=2.5");
-        for word in [
-            "--prompt=--a mug",
-            "--seed=7",
-            "--steps=9",
-            "--guidance=2.5",
-            "--width=48",
-            "--height=48",
-        ] {
-            assert!(sized.contains(&word.to_owned()), "{word}: {sized:?}");
-        }
-        assert!(
-            words("")
-                .iter()
-                .all(|word| !word.starts_with("--width") && !word.starts_with("--height"))
-        );
+        let form = serde_json::json!({ "run": "id", "prompt": " --a mug ", "seed": 7, "steps": 9 });
+        let sized = words(&form, false, "resolution=48\n[samples]\nguidance=2.5");
+        assert_all(&sized, &["--prompt=--a mug", "--seed=7", "--steps=9", "--guidance=2.5"]);
+        assert_all(&sized, &["--width=48", "--height=48", "--strength=0.5"]);
+        assert_all(&sized, &["--adapter=runs/mug/adapter.safetensors"]);
+        let is_size = |word: &&String| word.starts_with("--width") || word.starts_with("--height");
+        assert_eq!(words(&form, false, "").iter().filter(is_size).count(), 0);
+    }
+
+    #[test]
+    fn the_second_adapter_grows_and_the_first_one_stays() {
+        let form = serde_json::json!({
+            "run": "id", "prompt": "a mug", "seed": 7, "steps": 9, "second": "other",
+            "weights": [0.8, -0.5], "mode": "geodesic",
+        });
+        let words = words(&form, true, "");
+        assert_all(&words, &["--subject=runs/mug/adapter.safetensors", "--mode=geodesic"]);
+        assert_all(&words, &["--style=runs/chalk/adapter.safetensors", "--weights=0.8,-0.25"]);
+        assert!(!words.iter().any(|word| word.starts_with("--strength")), "{words:?}");
     }
 }

@@ -7,7 +7,12 @@ use sha2::{Digest as _, Sha256};
 
 /// The id of a path: 16 hexadecimal digits. Two paths of one listing have different ids in practice.
 pub(crate) fn id_of(path: &Path) -> String {
-    let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    id_of_bytes(path.as_os_str().as_encoded_bytes())
+}
+
+/// The id of some bytes: 16 hexadecimal digits.
+pub(crate) fn id_of_bytes(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
     digest[..8].iter().fold(String::new(), |mut id, byte| {
         // Writing to a String cannot fail.
         let _ = write!(id, "{byte:02x}");

@@ -9,9 +9,11 @@
 //! | `http` | requests, responses and connections of HTTP/1.1 |
 //! | `guard` | which requests are answered: token, host, origin |
 //! | `runs` | the runs of a folder and their states |
+//! | `curves` | the curves of a run, for comparisons |
 //! | `jobs` | child processes |
 //! | `settings` | the settings of a new run |
 //! | `data` | data folders, their captions and findings |
+//! | `uploads` | pictures that the page sends |
 //! | `drawings` | pictures of an adapter at several strengths |
 //! | `routes` | what each address answers |
 //! | `assets` | the page |
@@ -25,6 +27,7 @@
 
 mod assets;
 mod config;
+mod curves;
 mod data;
 mod drawings;
 mod error;
@@ -40,6 +43,7 @@ mod runs;
 mod server;
 mod settings;
 mod token;
+mod uploads;
 
 pub use config::UiConfig;
 pub use error::UiError;

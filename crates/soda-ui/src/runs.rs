@@ -18,7 +18,7 @@ use crate::id::{id_of, is_file_below};
 const TAIL: u64 = 12 << 10;
 
 /// The number of steps of a mean loss, as in the report.
-const WINDOW: usize = 20;
+pub(crate) const WINDOW: usize = 20;
 
 /// A folder of a run.
 #[derive(Clone, Debug)]
@@ -79,6 +79,7 @@ pub(crate) struct RunDetails {
     pub(crate) prompts: Vec<String>,
     pub(crate) has_before: bool,
     pub(crate) has_after: bool,
+    pub(crate) has_adapter: bool,
     /// The steps that have a grid of samples.
     pub(crate) samples: Vec<u64>,
 }
@@ -183,6 +184,7 @@ impl Run {
             prompts: config.map_or_else(Vec::new, |config| config.samples.prompts),
             has_before: self.image("before").is_some(),
             has_after: self.image("after").is_some(),
+            has_adapter: self.has_adapter(),
             samples: self.samples().into_iter().map(|(step, _)| step).collect(),
         }
     }

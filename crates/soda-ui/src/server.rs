@@ -3,16 +3,20 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::config::UiConfig;
 use crate::error::UiError;
 use crate::guard::Guard;
-use crate::http::{Answer, serve};
+use crate::http::{Request, serve};
 use crate::routes::App;
 use crate::token::Token;
 
 /// The most connections at once. A page has up to six.
 const MAX_CONNECTIONS: usize = 64;
+
+/// The time between two looks at the runs that wait.
+const TURN: Duration = Duration::from_secs(1);
 
 /// A server that listens.
 pub struct Server {
@@ -49,6 +53,13 @@ impl Server {
     /// Answers requests until the process ends, each connection on a thread of its own.
     pub fn run(self) {
         let shared = Arc::new((self.guard, self.app));
+        let turns = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            loop {
+                turns.1.advance();
+                std::thread::sleep(TURN);
+            }
+        });
         let open = Arc::new(AtomicUsize::new(0));
         for stream in self.listener.incoming().flatten() {
             if open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
@@ -59,10 +70,11 @@ impl Server {
             std::thread::spawn(move || {
                 let _place = place;
                 let (guard, app) = &*shared;
-                serve(stream, |request| match guard.check(request) {
-                    Ok(()) => app.answer(request),
-                    Err(response) => Answer::from(response),
-                });
+                let admit = |request: &Request| {
+                    guard.check(request)?;
+                    Ok(app.body_limit(request))
+                };
+                serve(stream, admit, |request| app.answer(request));
             });
         }
     }

@@ -27,6 +27,8 @@ pub(crate) struct RunForm {
     validation_every: Option<i64>,
     /// All other settings, TOML.
     toml: String,
+    /// Whether the run waits until no other one goes on.
+    pub(crate) queue: bool,
 }
 
 impl RunForm {

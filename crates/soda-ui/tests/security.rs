@@ -2,143 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+mod common;
+
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
+use common::{Desk, write};
 use serde_json::{Value, json};
 use soda_ui::{Server, UiConfig, UiError};
-
-const CONFIG: &str = "base = 'b/toy'\ndata = '{DATA}'\nsteps = 9\nbatch_size = 1\nmethod = 'lora'";
-
-/// A server on runs of a temporary folder, whose program cannot be started.
-struct Desk {
-    folder: tempfile::TempDir,
-    address: SocketAddr,
-    token: String,
-}
-
-/// The parts of an answer.
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap()
-    }
-}
-
-fn write(path: &Path, bytes: impl AsRef<[u8]>) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, bytes).unwrap();
-}
-
-impl Desk {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let data = at("mug");
-        let picture = image::RgbImage::from_fn(32, 24, |x, y| image::Rgb([x as u8, y as u8, 9]));
-        std::fs::create_dir(&data).unwrap();
-        picture.save(data.join("00.png")).unwrap();
-        write(&data.join("00.txt"), "a mug");
-        write(&at("runs/a/config.toml"), CONFIG.replace("{DATA}", &data.display().to_string()));
-        write(&at("runs/a/before.png"), "before");
-        write(&at("runs/a/samples/00000004.png"), "four");
-        write(&at("runs/a/adapter.safetensors"), "adapter");
-        write(&at("secret.png"), "secret");
-        let config = UiConfig::new(at("runs"), at("no-such-program"));
-        let server = Server::bind(config).unwrap();
-        let url = server.url();
-        let rest = url.strip_prefix("http://").unwrap();
-        let (address, token) = rest.split_once("/?token=").unwrap();
-        let (address, token) = (address.parse().unwrap(), token.to_owned());
-        std::thread::spawn(move || server.run());
-        Self { folder, address, token }
-    }
-
-    fn send(&self, bytes: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        stream.write_all(bytes).unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        let end = answer.windows(4).position(|part| part == b"\r\n\r\n").unwrap();
-        let head = String::from_utf8(answer[..end].to_vec()).unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, head, body: answer[end + 4..].to_vec() }
-    }
-
-    /// Sends a request with these header fields, after which the connection is closed.
-    fn request(&self, line: &str, fields: &[(&str, &str)], body: &str) -> Answer {
-        let mut text = format!("{line} HTTP/1.1\r\nConnection: close\r\n");
-        for (name, value) in fields {
-            text += &format!("{name}: {value}\r\n");
-        }
-        self.send(format!("{text}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
-    }
-
-    fn host(&self) -> String {
-        self.address.to_string()
-    }
-
-    fn cookie(&self) -> String {
-        format!("soda_ui_{}={}", self.address.port(), self.token)
-    }
-
-    /// Reads an address as the page does.
-    fn get(&self, path: &str) -> Answer {
-        let fields = [("Host", &*self.host()), ("Cookie", &self.cookie())];
-        self.request(&format!("GET {path}"), &fields, "")
-    }
-
-    /// Writes as the page does.
-    fn write(&self, line: &str, body: &Value) -> Answer {
-        let (host, cookie) = (self.host(), self.cookie());
-        let fields = [
-            ("Host", &*host),
-            ("Cookie", &cookie),
-            ("Content-Type", "application/json"),
-            ("X-Soda-Ui", "1"),
-            ("Origin", &format!("http://{host}")),
-            ("Sec-Fetch-Site", "same-origin"),
-        ];
-        self.request(line, &fields, &body.to_string())
-    }
-
-    /// The addresses that read something: page, scripts, lists, pictures, events.
-    fn readable(&self) -> Vec<String> {
-        let run = self.get("/api/runs").json()["runs"][0]["id"].as_str().unwrap().to_owned();
-        let data = self.get("/api/data").json()[0]["id"].as_str().unwrap().to_owned();
-        let listing = self.get(&format!("/api/data/{data}")).json();
-        let picture = listing["pictures"][0]["id"].as_str().unwrap();
-        [
-            "/",
-            "/assets/app.js",
-            "/api/runs",
-            "/api/choices",
-            "/api/data",
-            "/api/adapters",
-            "/api/drawing",
-        ]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([
-            format!("/api/runs/{run}"),
-            format!("/api/runs/{run}/events"),
-            format!("/api/runs/{run}/images/before"),
-            format!("/api/runs/{run}/images/4"),
-            format!("/api/data/{data}"),
-            format!("/api/data/{data}/check"),
-            format!("/api/data/{data}/images/{picture}"),
-        ])
-        .collect()
-    }
-}
 
 #[test]
 fn everything_needs_the_token_also_pictures() {
@@ -362,6 +234,23 @@ fn bodies_are_bounded_and_settings_are_checked() {
 }
 
 #[test]
+fn a_run_is_asked_for_something_while_a_process_works_on_it() {
+    let desk = Desk::new();
+    let run = desk.get("/api/runs").json()["runs"][0]["id"].as_str().unwrap().to_owned();
+    let ask = |name: &str| desk.write(&format!("POST /api/runs/{run}/{name}"), &json!({})).status;
+    let lock = desk.path("runs/a/.lock");
+    for name in ["stop", "sample", "save"] {
+        let file = desk.path("runs/a").join(name);
+        assert_eq!((ask(name), file.exists()), (409, false), "{name}");
+        let held = soda_files::Lock::try_new(&lock).unwrap().unwrap();
+        assert_eq!((ask(name), file.exists()), (200, true), "{name}");
+        drop(held);
+        assert_eq!(desk.get(&format!("/api/runs/{run}/{name}")).status, 404, "{name}");
+    }
+    assert_eq!(ask("config.toml"), 404);
+}
+
+#[test]
 fn a_drawing_is_checked_and_its_failure_is_told() {
     let desk = Desk::new();
     let run = desk.get("/api/runs").json()["runs"][0]["id"].clone();
@@ -375,6 +264,10 @@ fn a_drawing_is_checked_and_its_failure_is_told() {
         (json!({ "run": "../a" }), 404),
         (json!({ "prompt": " " }), 422),
         (json!({ "prompt": "x".repeat(4001) }), 422),
+        (json!({ "second": "../a" }), 404),
+        (json!({ "weights": [1, 11] }), 422),
+        (json!({ "weights": [1] }), 400),
+        (json!({ "mode": "sum" }), 400),
         (json!({ "steps": 0 }), 422),
         (json!({ "steps": 201 }), 422),
         (json!({ "steps": -1 }), 400),

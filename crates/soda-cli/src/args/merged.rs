@@ -15,7 +15,7 @@ pub(crate) struct MergedArgs {
     /// The adapter file
     #[arg(long, value_name = "FILE", conflicts_with = "subject")]
     pub(crate) adapter: Option<PathBuf>,
-    /// Strength of the adapter: 0 is the base, 1 the trained adapter
+    /// Strength of the adapter: 0 is the base, 1 the trained adapter; rotations follow the geodesic
     #[arg(long, default_value_t = 1.0, value_parser = finite, requires = "adapter")]
     pub(crate) strength: f64,
     /// The first of two adapter files to merge

@@ -1,6 +1,5 @@
 //! Options that several commands share.
 
-mod adapter;
 mod argv;
 mod cache;
 mod device;
@@ -10,7 +9,6 @@ mod prompt_encoding;
 mod settings;
 mod storage;
 
-pub(crate) use self::adapter::AdapterArg;
 pub(crate) use self::argv::{ToArgv, option, repeated};
 pub(crate) use self::cache::CacheArg;
 pub(crate) use self::device::DeviceArg;

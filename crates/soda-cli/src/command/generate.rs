@@ -16,8 +16,8 @@ use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_train::{Event, write_file};
 use tracing::info_span;
 
-use crate::adapter_loading::BaseModel;
-use crate::args::{AdapterArg, CacheArg, DeviceArg, PromptEncodingArgs, StorageArgs, finite, seed};
+use crate::adapter_loading::load_with_adapters;
+use crate::args::{DeviceArg, MergedArgs, PromptEncodingArgs, StorageArgs, finite, seed};
 use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sampler};
 use crate::device::{Precision, shards};
 use crate::progress::{Progress, print_result};
@@ -31,6 +31,8 @@ Examples:
   soda generate --base models/toy --adapter runs/mug-1/adapter.safetensors \\
       --prompt \"a sks mug in the snow\" --prompt \"pixel art of a sks mug\" --count 4 --out pictures
   soda generate --base models/toy --adapter mug.safetensors --strength 0.6 --prompt \"a sks mug\"
+  soda generate --base models/toy --subject mug.safetensors --style chalk.safetensors \\
+      --weights 0.8,0.6 --prompt \"a sks mug\"
   soda generate --base stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 --dtype f16 --prompt \"a fox\"
   soda generate --base models/sdxl --dtype f16 --scheduler dpm++ --karras --steps 20 --width 1216 \\
       --height 832 --prompt \"a lighthouse in a storm\"
@@ -99,12 +101,10 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) prompt_encoding: PromptEncodingArgs,
     #[command(flatten)]
-    pub(crate) adapter: AdapterArg,
+    pub(crate) merged: MergedArgs,
     /// Folder for the images
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) out: PathBuf,
-    #[command(flatten)]
-    pub(crate) cache: CacheArg,
     #[command(flatten)]
     pub(crate) device: DeviceArg,
 }
@@ -167,6 +167,7 @@ impl SamplerName {
 }
 
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
+    args.merged.check()?;
     require(
         !args.karras || args.scheduler.is_some_and(SamplerName::takes_karras),
         "--karras needs --scheduler euler, dpm++, dpm++-sde, unipc, deis, lms, heun, dpm2 or dpm2-a",
@@ -314,11 +315,9 @@ fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
         ..LoadOptions::default()
     };
     let base = find_base(&args.base, options.variant.as_deref())?;
-    let mut pipeline = match &args.adapter.adapter {
-        Some(adapter) => {
-            let base = BaseModel { path: &base, options, cache: args.cache.open(), device };
-            base.load_to_draw(adapter, args.adapter.strength)?
-        }
+    let adapted = load_with_adapters(&args.merged, &base, options.clone(), device)?;
+    let mut pipeline = match adapted {
+        Some(pipeline) => pipeline,
         None => load_base_to_draw(&base, &options, device)?,
     };
     let scheduler = &mut pipeline.scheduler;
@@ -347,6 +346,18 @@ fn warn_of_guidance(args: &GenerateArgs, pipeline: &Pipeline, progress: &Progres
     }
 }
 
+/// The adapters with their strength or weights, and how two are merged.
+fn adapter_label(args: &MergedArgs, name: impl Fn(&Path) -> String) -> Option<String> {
+    if let Some(file) = &args.adapter {
+        return Some(format!("{} {}", name(file), args.strength));
+    }
+    let (subject, style) = (args.subject.as_ref()?, args.style.as_ref()?);
+    let mode = args.mode.to_possible_value();
+    let mode = mode.as_ref().map_or("", |mode| mode.get_name());
+    let [first, second] = [args.weights.first(), args.weights.get(1)].map(|w| w.unwrap_or(&1.0));
+    Some(format!("{} {first} + {} {second} {mode}", name(subject), name(style)))
+}
+
 /// The generation settings of image `index`, in the format of A1111 that other programs read.
 fn parameters(
     args: &GenerateArgs,
@@ -362,8 +373,7 @@ fn parameters(
     let [height, width] = config.size.unwrap_or_default();
     let optional = |name, value: Option<String>| value.map(|value| (name, value));
     let init = config.init_image.as_ref().map(|init_image| init_image.strength.to_string());
-    let adapter = args.adapter.adapter.as_ref();
-    let adapter = adapter.map(|file| format!("{} {}", name(file), args.adapter.strength));
+    let adapter = adapter_label(&args.merged, name);
     let skipped = (config.clip_skip > 0).then(|| (config.clip_skip + 1).to_string());
     let encoding = pipeline.text.chosen_prompt_encoding().map(|encoding| encoding.to_string());
     let fields = [

@@ -172,6 +172,7 @@ impl Browser {
         let (code, text) = match key {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
+            " " => (32, " "),
             "ArrowLeft" => (37, ""),
             "ArrowRight" => (39, ""),
             other => panic!("no code for {other}"),
@@ -195,7 +196,7 @@ impl Browser {
     /// Presses Tab until an expression of the focused element, `focus`, is true.
     #[track_caller]
     pub(crate) fn tab_to(&mut self, expression: &str) {
-        for _ in 0..60 {
+        for _ in 0..90 {
             let found = format!("((focus) => Boolean({expression}))(document.activeElement)");
             if self.eval(&found) == true {
                 return;

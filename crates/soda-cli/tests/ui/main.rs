@@ -8,6 +8,7 @@
 mod browser;
 #[path = "../common/mod.rs"]
 mod common;
+mod several;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use common::{copy_castle_mug, program, toybox};
 use serde_json::json;
 
 /// The steps of the run: enough to stop it before its end.
-const STEPS: usize = 40;
+const STEPS: usize = 60;
 
 /// A server on a temporary folder with a data set `mug`.
 struct Desk {
@@ -91,6 +92,13 @@ fn a_run_is_started_stopped_resumed_and_looked_at() {
     // Stopped from the page after some steps, and resumed.
     page.wait("document.querySelectorAll('.log li').length > 2", 120);
     page.wait("[...document.querySelectorAll('dd')][0]?.textContent.match(/^[3-9] \\//)", 240);
+    for (button, sign) in [("Sample now", "samples of step"), ("Save now", "wrote the adapter of")]
+    {
+        page.tab_to(&format!("focus.textContent === '{button}'"));
+        page.press("Enter");
+        page.wait(&format!("document.querySelector('.log').innerText.includes('{sign}')"), 60);
+    }
+    assert!(run.join("adapter.safetensors").is_file());
     page.tab_to("focus.textContent === 'Stop'");
     page.press("Enter");
     page.wait("document.querySelector('.state.stopped')", 60);
@@ -121,7 +129,12 @@ fn a_run_is_started_stopped_resumed_and_looked_at() {
     assert!(page.eval(drawn).as_u64().unwrap() > 3, "the chart is empty");
 
     edit_a_caption(&mut page, &desk);
+    several::upload(&mut page, &desk);
+    several::queue(&mut page, &desk);
+    several::compare(&mut page);
+    several::export(&mut page, &desk);
     play(&mut page);
+    several::play_two(&mut page);
     look_at_all_pages(&mut page);
     assert_eq!(page.errors, Vec::<String>::new());
 }
@@ -152,18 +165,27 @@ fn fill_the_form(page: &mut Browser) {
     page.eval("document.activeElement.select()");
     page.insert(toml);
     page.wait("document.querySelector('.message.good')", 20);
-    page.wait("document.querySelector('pre').textContent.includes('steps = 40')", 5);
+    page.wait("document.querySelector('pre').textContent.includes('steps = 60')", 5);
 }
 
-/// Edits a caption in place, and finds it on the disk.
+/// Types over the text of the focused field.
+fn replace(page: &mut Browser, text: &str) {
+    page.eval("document.activeElement.select()");
+    page.insert(text);
+}
+
+/// Edits a caption in place, and finds it on the disk. One of the pictures has a mask.
 fn edit_a_caption(page: &mut Browser, desk: &Desk) {
+    let size = image::image_dimensions(desk.path("mug/00.png")).unwrap();
+    let half = |x: u32, _: u32| image::Luma([if 2 * x < size.0 { 0 } else { 255 }]);
+    image::GrayImage::from_fn(size.0, size.1, half).save(desk.path("mug/00.mask.png")).unwrap();
     page.tab_to("focus.textContent === 'Data' && focus.closest('nav')");
     page.press("Enter");
     page.wait("document.querySelectorAll('.pictures li').length === 5", 20);
     page.wait("document.querySelector('.pictures img').naturalWidth > 0", 20);
+    page.wait("document.querySelector('.pictures .mask')?.naturalWidth > 0", 20);
     page.tab_to("focus.getAttribute('aria-label') === 'Caption of 01.png'");
-    page.eval("document.activeElement.select()");
-    page.insert("a photo of a sks mug, edited");
+    replace(page, "a photo of a sks mug, edited");
     page.press("Tab");
     page.wait("document.getElementById('status').textContent.includes('01.png is written')", 20);
     let list = std::fs::read_to_string(desk.path("mug/metadata.jsonl")).unwrap();
@@ -177,8 +199,7 @@ fn play(page: &mut Browser) {
     page.press("Enter");
     page.wait("document.querySelector('[name=prompt]')?.value === 'a photo of a sks mug'", 20);
     page.tab_to("focus.name === 'steps'");
-    page.eval("document.activeElement.select()");
-    page.insert("4");
+    replace(page, "4");
     page.tab_to("focus.textContent === 'Draw'");
     page.press("Enter");
     page.wait("document.querySelectorAll('.strip img').length === 5", 180);
@@ -200,14 +221,17 @@ fn play(page: &mut Browser) {
 
 /// Each page fits into a wide and a narrow window, in light and dark colours.
 fn look_at_all_pages(page: &mut Browser) {
-    let run = "#/run/".to_owned()
-        + page
-            .eval("fetch('/api/runs').then((r) => r.json()).then((r) => r.runs[0].id)")
-            .as_str()
-            .unwrap();
-    for (name, hash) in
-        [("runs", "#/"), ("run", &run), ("new", "#/new"), ("data", "#/data"), ("play", "#/play")]
-    {
+    let ids = page
+        .eval("fetch('/api/runs').then((r) => r.json()).then((r) => r.runs.map((run) => run.id))");
+    let [second, first] = [0, 1].map(|place| ids[place].as_str().unwrap());
+    for (name, hash) in [
+        ("runs", "#/"),
+        ("run", &*format!("#/run/{second}")),
+        ("compare", &format!("#/compare/{first},{second}")),
+        ("new", "#/new"),
+        ("data", "#/data"),
+        ("play", "#/play"),
+    ] {
         page.eval(&format!("location.hash = '{hash}'"));
         page.wait(
             "document.querySelector('h1') && !document.body.innerText.includes('Checking')",

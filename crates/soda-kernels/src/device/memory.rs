@@ -25,6 +25,16 @@ pub fn memory_usage(device: &Device) -> Option<MemoryUsage> {
     })
 }
 
+/// Gives memory that the pools of `device` hold and no tensor uses back to the device. Waits for the device.
+///
+/// Between two stages of a program whose tensors differ in size. The pools of the first would stay reserved
+/// beside those of the second.
+pub fn release_unused(device: &Device) {
+    // A device that does not run is an error of whoever reads a result next.
+    let _ = device.sync();
+    device.memory_cleanup();
+}
+
 /// Evaluates `make(x)` with persistent allocations, for tensors that live as long as a network does.
 ///
 /// A persistent allocation has exactly the size of its tensor and shares no pool page. A pool cuts tensors

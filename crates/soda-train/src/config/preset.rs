@@ -132,8 +132,8 @@ guidance = 5.0
     },
     Preset {
         name: "sdxl-8gb",
-        about: "a subject on SDXL with 8 GB of GPU memory: rank 16, int8 base, gradient checkpointing, 8-bit AdamW",
-        changes: &["method=lora", "method.rank=16", "base_precision=int8"],
+        about: "a subject on SDXL with 8 GB of GPU memory: rank 16, nf4 base, gradient checkpointing, 8-bit AdamW",
+        changes: &["method=lora", "method.rank=16", "base_precision=nf4"],
         settings: SMALL_SDXL,
     },
     Preset {
@@ -144,12 +144,13 @@ guidance = 5.0
     },
     Preset {
         name: "flux2-klein-4b-8gb",
-        about: "the same with 8 GB of GPU memory: LoRA of rank 16, nf4 base, 8-bit AdamW",
+        about: "the same with 8 GB of GPU memory: LoRA of rank 16 on attention, nf4 base, 8-bit AdamW",
         changes: &[
             "method=lora",
             "method.rank=16",
             "base_precision=nf4",
             "optimizer.flat=adamw-8bit",
+            "targets=['attention']",
         ],
         settings: TRANSFORMER,
     },

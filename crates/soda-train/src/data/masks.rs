@@ -32,8 +32,11 @@ pub(crate) fn is_mask(name: &str) -> bool {
     SUFFIXES.iter().any(|end| name.ends_with(end))
 }
 
-/// The mask file of an image, if there is one. Its name may have another Unicode normal form.
-pub(crate) fn mask_file(image: &Path) -> Option<PathBuf> {
+/// The mask file of an image, if there is one: `NAME.mask.png` or `NAME-masklabel.png` beside the image, or
+/// `masks/NAME.png`. Its name may have another Unicode normal form.
+///
+/// White parts of a mask count in the loss.
+pub fn mask_file(image: &Path) -> Option<PathBuf> {
     let (folder, stem) = (image.parent()?, image.file_stem()?.to_str()?);
     normal_forms(stem).into_iter().find_map(|stem| {
         let beside = SUFFIXES.iter().map(|end| folder.join(format!("{stem}{end}")));

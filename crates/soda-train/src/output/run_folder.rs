@@ -53,6 +53,10 @@ impl RunFolder {
     pub const EVENTS: &str = "events.jsonl";
     /// A file that asks the run to stop, see [`RunFolder::request_stop`].
     pub const STOP: &str = "stop";
+    /// A file that asks the run for samples now, see [`RunFolder::request_samples`].
+    pub const SAMPLE: &str = "sample";
+    /// A file that asks the run for its adapter now, see [`RunFolder::request_adapter`].
+    pub const SAVE: &str = "save";
     /// The folder of the image grids and scores that are sampled during training.
     pub const SNAPSHOTS: &str = "samples";
     /// The folder of the class images that the base model generates for prior preservation.
@@ -142,7 +146,9 @@ impl RunFolder {
         let folder = Self::lock(path.to_owned())?;
         remove_leftovers(path);
         // A request that came after the end of the run is void.
-        folder.takes_stop_request();
+        for request in [Self::STOP, Self::SAMPLE, Self::SAVE] {
+            folder.takes_request(request);
+        }
         for name in [Self::SNAPSHOTS, Self::CLASS_IMAGES, Self::CHECKPOINTS] {
             remove_leftovers(&folder.file(name));
         }
@@ -171,15 +177,37 @@ impl RunFolder {
     /// Returns [`RunFolderError::NoRun`] if there is no run, or [`TrainError::Io`] if the request cannot be
     /// written.
     pub fn request_stop(path: &Path) -> Result<(), TrainError> {
+        Self::request(path, Self::STOP)
+    }
+
+    /// Asks the process that works on the run at `path` to draw samples after its current step, as in the
+    /// interval `samples.every`.
+    ///
+    /// # Errors
+    /// As [`RunFolder::request_stop`].
+    pub fn request_samples(path: &Path) -> Result<(), TrainError> {
+        Self::request(path, Self::SAMPLE)
+    }
+
+    /// Asks the process that works on the run at `path` to write a checkpoint and the adapter after its
+    /// current step.
+    ///
+    /// # Errors
+    /// As [`RunFolder::request_stop`].
+    pub fn request_adapter(path: &Path) -> Result<(), TrainError> {
+        Self::request(path, Self::SAVE)
+    }
+
+    fn request(path: &Path, name: &str) -> Result<(), TrainError> {
         if !path.join(Self::CONFIG).is_file() {
             return Err(RunFolderError::NoRun(path.to_owned()).into());
         }
-        write_file(&path.join(Self::STOP), b"")
+        write_file(&path.join(name), b"")
     }
 
-    /// Whether a stop was requested. The request is taken away.
-    pub(crate) fn takes_stop_request(&self) -> bool {
-        let path = self.file(Self::STOP);
+    /// Whether the file `name` asks for something. The request is taken away.
+    pub(crate) fn takes_request(&self, name: &str) -> bool {
+        let path = self.file(name);
         // A request that cannot be removed would stop every later run as well.
         path.is_file() && std::fs::remove_file(&path).is_ok()
     }
@@ -335,17 +363,25 @@ mod tests {
     }
 
     #[test]
-    fn a_request_to_stop_is_taken_once_and_void_for_a_resumed_run() {
+    fn a_request_is_taken_once_and_void_for_a_resumed_run() {
         let root = tempfile::tempdir().unwrap();
         let folder = create(root.path(), Some("a")).unwrap();
         let path = folder.path().to_owned();
-        assert!(!folder.takes_stop_request() && RunFolder::is_busy(&path));
-        RunFolder::request_stop(&path).unwrap();
-        assert_eq!([folder.takes_stop_request(), folder.takes_stop_request()], [true, false]);
+        let requests: [(_, fn(&Path) -> Result<(), TrainError>); 3] = [
+            (RunFolder::STOP, RunFolder::request_stop),
+            (RunFolder::SAMPLE, RunFolder::request_samples),
+            (RunFolder::SAVE, RunFolder::request_adapter),
+        ];
+        for (name, request) in requests {
+            assert!(!folder.takes_request(name) && RunFolder::is_busy(&path));
+            request(&path).unwrap();
+            assert_eq!([folder.takes_request(name), folder.takes_request(name)], [true, false]);
+            request(&path).unwrap();
+        }
         drop(folder);
         assert!(!RunFolder::is_busy(&path));
-        RunFolder::request_stop(&path).unwrap();
-        assert!(!RunFolder::open(&path).unwrap().takes_stop_request());
+        let folder = RunFolder::open(&path).unwrap();
+        assert!(requests.iter().all(|(name, _)| !folder.takes_request(name)));
         assert!(RunFolder::request_stop(&root.path().join("b")).is_err());
         assert!(!RunFolder::is_busy(&root.path().join("b")));
     }

@@ -12,21 +12,16 @@
 use std::ops::RangeInclusive;
 
 use burn::tensor::{Tensor, TensorData};
-use soda_linalg::SvdCache;
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_models::weights::WeightMemory;
 
 use crate::config::TrainConfig;
 use crate::data::batch::Batch;
-use crate::data::cache::EncodeCache;
 use crate::error::TrainError;
 use crate::event::Event;
-use crate::run::fingerprint::RunFingerprint;
-use crate::run::personalisation::{Personalisation, encode};
-use crate::run::planning::Planning;
-use crate::step::adapted_networks::trained_networks;
-use crate::step::precision::frozen_denoiser;
-use crate::step::trainer::{Trainer, TrainerState};
+use crate::run::personalisation::Personalisation;
+use crate::run::preparation::{Encodings, begin, trainer};
+use crate::step::trainer::TrainerState;
 
 /// Sides of latents are multiples of this number: a UNet halves them three times.
 const SIDE_MULTIPLE: usize = 8;
@@ -83,39 +78,25 @@ impl Personalisation {
         meter: &mut dyn MemoryMeter,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<MemoryPlan, TrainError> {
-        let Self { config, mut dataset, mut pipeline, cache, with_graph, .. } = self;
-        dataset.hold_out(config.validation.held_out, config.seed)?;
-        let fingerprint = RunFingerprint::new(&config, &pipeline, &dataset)?;
-        let svd_cache = cache.as_ref().map(SvdCache::new);
-        on_event(Event::Stage { name: "encoding" });
-        let cache = cache.map(|folder| EncodeCache::new(folder, &pipeline));
-        let unvalidated = without_validation(&config);
-        let (data, _) = encode(&unvalidated, &pipeline, &dataset, &[], cache.as_ref(), on_event)?;
+        let Self { config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
+        let mut config = without_validation(&config);
+        let judges = judges.as_ref();
+        let (_, fingerprint) = begin(&mut config, &mut dataset, &pipeline, judges, &ranks)?;
+        let encodings = Encodings::new(&config, &pipeline, &dataset, &[], cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
-        let planning = Planning {
-            config: &config,
-            pipeline: &pipeline,
-            fingerprint: &fingerprint,
-            svd_cache: svd_cache.as_ref(),
-            cache: cache.as_ref(),
-            with_graph,
-        };
-        let (_, plan) = planning.plan(&data, &schedule, on_event)?;
-        pipeline.denoiser = frozen_denoiser(&config, pipeline.denoiser);
-        pipeline = pipeline.in_drawing_format();
+        let (pipeline, _, plan) =
+            encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
         let preparation = peak(meter)?;
 
         on_event(Event::Stage { name: "measuring" });
-        let networks = plan.attach(trained_networks(&config, &pipeline)).with_trainable_tokens();
-        let batches = Batch::sample(&data, None, &schedule, &config, 0);
+        let batches = Batch::sample(&encodings.data, None, &schedule, &config, 0);
         let area = |batch: &Batch| size(batch)[0] * size(batch)[1];
         let batch = batches.into_iter().max_by_key(area).expect("a step has a batch");
         let full = size(&batch);
         let mut state = TrainerState::default();
         let step = extrapolated(full, |side| {
             let batch = batch.cropped(side);
-            let trainer = Trainer::new(networks.clone(), &config.method, &config)?;
-            let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
+            let mut trainer = trainer(&config, &pipeline, plan.clone(), &ranks, with_graph)?;
             meter.restart();
             for _ in STEPS {
                 trainer.step_on(&batch)?;

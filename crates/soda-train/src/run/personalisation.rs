@@ -217,7 +217,7 @@ impl Personalisation {
         let log = log.get_or_init(|| opened);
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             log.observe(event);
-            if matches!(event, Event::Progress { .. }) && folder.takes_stop_request() {
+            if matches!(event, Event::Progress { .. }) && folder.takes_request(RunFolder::STOP) {
                 stop.store(true, Ordering::Relaxed);
             }
             on_event(event);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use soda_adapters::{AnyAdapter, Plan};
+use soda_kernels::release_unused;
 use soda_linalg::SvdCache;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::Pipeline;
@@ -42,6 +43,7 @@ pub(super) fn begin(
     let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
     let fingerprint =
         info_span!("fingerprint").in_scope(|| RunFingerprint::new(config, pipeline, dataset))?;
+    release_unused(&pipeline.device);
     rank_start::agree(ranks, config, &fingerprint, dataset, judges)?;
     Ok((held_out, fingerprint))
 }
@@ -74,6 +76,8 @@ impl Encodings {
         let cache = if ranks.rank() > 0 { cache.map(EncodeCache::read_only) } else { cache };
         let (data, validation) =
             encode(config, pipeline, dataset, held_out, cache.as_ref(), ranks, on_event)?;
+        // Pages of the memory pools that pictures of this size needed are of no use to what follows.
+        release_unused(&pipeline.device);
         describe_data(config, &data, dataset, on_event);
         rank_start::agree_on_data(ranks, &data)?;
         Ok(Self { svd_cache, cache, data, validation })
@@ -102,7 +106,9 @@ impl Encodings {
         let (adapted, plan) = planning.plan(&self.data, &schedule, on_event)?;
         let _span = info_span!("cast").entered();
         pipeline.denoiser = frozen_denoiser(config, pipeline.denoiser);
-        Ok((pipeline.in_drawing_format(), adapted, plan))
+        let pipeline = pipeline.in_drawing_format();
+        release_unused(&pipeline.device);
+        Ok((pipeline, adapted, plan))
     }
 }
 
@@ -115,6 +121,8 @@ pub(super) fn trainer<'a>(
     with_graph: bool,
 ) -> Result<Trainer<'a>, TrainError> {
     let _span = info_span!("attach").entered();
+    // So are those that drew the samples before training.
+    release_unused(&pipeline.device);
     let networks = plan.attach(trained_networks(config, pipeline)).with_trainable_tokens();
     let trainer = Trainer::new(networks, &config.method, config)?.with_ranks(ranks.clone());
     Ok(if with_graph { trainer.with_graph() } else { trainer })

@@ -107,8 +107,11 @@ impl<'a> TrainingLoop<'a> {
                 self.validate(&mut progress)?;
                 self.keep_if_best(&progress, &digest)?;
             }
+            let (sample, save) = (RunFolder::SAMPLE, RunFolder::SAVE);
+            let [sample, save] = [sample, save].map(|name| self.folder.takes_request(name));
+            let sample = sample && self.draws_alone(on_event);
             let mut sampled = Ok(());
-            if are_samples_due(self.config, done) {
+            if (sample || are_samples_due(self.config, done)) && done < total {
                 sampled = self.snapshot(&progress, sampler, on_event);
             }
             if let Err(TrainError::Ranks(lost)) = sampled {
@@ -118,8 +121,12 @@ impl<'a> TrainingLoop<'a> {
             // The last step is stored as well, since drawing its samples may be stopped.
             let last = done == total || self.has_lost_patience(&progress.history);
             let stopping = stopping && !last;
-            if stopping || stopped || last || is_due(self.config.checkpoints.every, done) {
+            if stopping || stopped || last || save || is_due(self.config.checkpoints.every, done) {
                 self.write_checkpoint(&progress, &digest)?;
+            }
+            if save {
+                self.write_adapter(&progress.trainer.networks(), sampler)?;
+                on_event(Event::Note(&format!("wrote the adapter of step {done}")));
             }
             sampled?;
             if stopping {
@@ -146,6 +153,18 @@ impl<'a> TrainingLoop<'a> {
             None => trainer,
         };
         Ok(TrainedRun { networks: trainer.networks(), history, seconds })
+    }
+
+    /// Whether this process draws samples alone, so that it may when it is asked. Otherwise all ranks draw
+    /// them, at the steps that all know.
+    fn draws_alone(&self, on_event: &mut dyn FnMut(Event<'_>)) -> bool {
+        let alone = self.ranks.world() == 1;
+        if !alone {
+            on_event(Event::Warning(
+                "a run of several processes draws no samples on request: set `samples.every`",
+            ));
+        }
+        alone
     }
 
     /// Whether the settings end the run by its validation losses.
@@ -208,9 +227,7 @@ impl<'a> TrainingLoop<'a> {
             Err(error) => {
                 let path = self.folder.file(RunFolder::ADAPTER);
                 let Some(error) = error.keeping(&path) else { return Err(error) };
-                let networks = progress.trainer.last_finite();
-                let words = sampler.pipeline.token_embeddings(&networks);
-                self.adapted.adapter_file(self.header.clone(), &networks, words).write(&path)?;
+                self.write_adapter(&progress.trainer.last_finite(), sampler)?;
                 return Err(error);
             }
             Ok(done) => done,
@@ -218,6 +235,13 @@ impl<'a> TrainingLoop<'a> {
         progress.seconds += started.elapsed().as_secs_f64();
         progress.history.steps.push(metrics);
         Ok((metrics, stop))
+    }
+
+    /// Writes the adapters of `networks` to the run's adapter file.
+    fn write_adapter(&self, networks: &Networks, sampler: &Sampler<'_>) -> Result<(), TrainError> {
+        let words = sampler.pipeline.token_embeddings(networks);
+        let file = self.adapted.adapter_file(self.header.clone(), networks, words);
+        Ok(file.write(&self.folder.file(RunFolder::ADAPTER))?)
     }
 
     /// Stores the finished steps when another rank has gone, and says how to go on.

@@ -1,5 +1,6 @@
 // Which page is shown, by the part of the address after `#`.
 
+import { showComparison } from "./comparison.js";
 import { showData } from "./data.js";
 import { showNew } from "./new.js";
 import { showPlay } from "./play.js";
@@ -12,10 +13,10 @@ let leave = () => {};
 
 async function show() {
   const [page = "", id = ""] = location.hash.replace(/^#\/?/, "").split("/");
-  const pages = { "": showRuns, run: showRun, new: showNew, data: showData, play: showPlay };
+  const pages = { "": showRuns, run: showRun, compare: showComparison, new: showNew, data: showData, play: showPlay };
   for (const link of document.querySelectorAll("nav a")) {
     const own = link.getAttribute("href").replace(/^#\/?/, "");
-    const is = own === page || (own === "" && page === "run");
+    const is = own === page || (own === "" && ["run", "compare"].includes(page));
     if (is) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

@@ -105,8 +105,15 @@ export function chart({ label, series, log = false }) {
   observer.observe(canvas);
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   scheme.addEventListener("change", draw);
+  /** Gives the series other names. */
+  const name = (names) => {
+    for (const [index, text] of names.entries()) {
+      series[index].name = text;
+      keys[index].textContent = text;
+    }
+  };
   const leave = () => { observer.disconnect(); scheme.removeEventListener("change", draw); };
-  return { figure, draw, leave };
+  return { figure, draw, name, leave };
 }
 
 /** The least and the largest value, with some room, and never equal. */

@@ -1,8 +1,12 @@
 // Pictures of a data folder, with captions that are edited in place and the findings of the check.
 
-import { get, put } from "./api.js";
+import { get, post, put } from "./api.js";
 import { el, say } from "./dom.js";
 
+/** The pictures that are shown at once. */
+const AT_ONCE = 300;
+/** The most bytes of a picture that the server takes. */
+const MOST_BYTES = 24 << 20;
 /** The parts that need more than the folder, by their names in the answer. */
 const UNCHECKED = {
   resolution: "sizes, without a resolution",
@@ -23,19 +27,81 @@ export async function showData(view, id) {
   }
   view.append(el("ul", { class: "folders" }, ...folders.map((folder) => el("li", {},
     el("a", { href: `#/data/${folder.id}`, title: folder.path, "aria-current": folder === current ? "true" : null }, folder.name)))));
-  const { path, pictures } = await get(`/api/data/${current.id}`);
+  const files = el("input", { type: "file", accept: "image/png,image/jpeg", multiple: true, class: "unseen", id: "files", onchange: () => send([...files.files]) });
+  const told = el("p", { class: "message small", role: "status" });
+  view.append(el("div", { class: "inline" }, files, el("label", { for: "files", class: "button" }, "Add pictures"),
+    el("span", {}, "PNG or JPEG, also by dropping them here"), told));
+  view.addEventListener("dragover", (event) => event.preventDefault());
+  view.addEventListener("drop", (event) => { event.preventDefault(); send([...event.dataTransfer.files]); });
+
+  /** Sends pictures one after the other, and shows the folder again. */
+  async function send(pictures) {
+    const refused = [];
+    let count = 0;
+    for (const [index, picture] of pictures.entries()) {
+      told.textContent = `${index + 1} of ${pictures.length} …`;
+      try {
+        if (picture.size > MOST_BYTES) throw new Error(`a picture has at most ${MOST_BYTES >> 20} MiB`);
+        const { is_new } = await post(`/api/data/${current.id}/pictures`, { picture: await base64(picture) });
+        if (is_new) count++; else refused.push(`${picture.name}: is there already`);
+      } catch (error) {
+        refused.push(`${picture.name}: ${error.message}`);
+      }
+    }
+    if (count) {
+      say(`${count === 1 ? "1 picture is" : `${count} pictures are`} in the folder. ${refused.join(". ")}`);
+      dispatchEvent(new HashChangeEvent("hashchange"));
+    } else {
+      told.textContent = refused.join(". ");
+      told.classList.add("bad");
+    }
+  }
+
+  let listing;
+  try {
+    listing = await get(`/api/data/${current.id}`);
+  } catch (error) {
+    // A folder without pictures still takes some.
+    view.append(el("p", { class: "soft" }, error.message));
+    return;
+  }
+  const { path, pictures } = listing;
   const resolution = el("input", { inputmode: "numeric", placeholder: "pixels", onchange: () => findIssues() });
   const summary = el("p", { class: "soft small" }, `${path}: ${pictures.length} pictures. Checking …`);
   const others = el("ul", { class: "findings" });
   const notes = new Map();
-  view.append(summary, el("label", { class: "inline" }, "Resolution of the training", resolution), others, el("ul", { class: "pictures" }, ...pictures.map((picture) => {
-    const findings = el("ul", { class: "findings" });
+  const masks = el("input", { type: "checkbox", checked: true, onchange: () => grid.classList.toggle("unmasked", !masks.checked) });
+  const masked = pictures.filter((picture) => picture.has_mask).length;
+  const grid = el("ul", { class: "pictures" });
+  const more = el("button", { type: "button", onclick: showMore });
+  const found = new Map();
+  let shown = 0;
+
+  /** Adds the next pictures: ten thousand at once would take the browser seconds. */
+  function showMore() {
+    const next = pictures.slice(shown, shown + AT_ONCE);
+    shown += next.length;
+    grid.append(...next.map(card));
+    more.hidden = shown === pictures.length;
+    more.textContent = `Show ${Math.min(AT_ONCE, pictures.length - shown)} of ${pictures.length - shown} more`;
+  }
+
+  function card(picture) {
+    const findings = el("ul", { class: "findings" }, ...(found.get(picture.id) ?? []).map(line));
     notes.set(picture.id, findings);
     return el("li", {},
-      el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }),
+      el("div", { class: "masked" },
+        el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }),
+        picture.has_mask ? el("img", { class: "mask", src: `/api/data/${current.id}/masks/${picture.id}`, alt: `Mask of ${picture.name}`, loading: "lazy", decoding: "async" }) : null),
       el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null),
       caption(current.id, picture, findIssues), findings);
-  })));
+  }
+
+  const line = (finding) => el("li", { class: finding.prevents_training ? "bad" : null }, finding.text);
+  const ids = new Set(pictures.map((picture) => picture.id));
+  view.append(summary, el("div", { class: "inline" }, el("label", {}, "Resolution of the training ", resolution),
+    masked ? el("label", {}, masks, ` Show the masks of ${masked}: dark parts count less`) : null), others, grid, more);
+  showMore();
 
   let left = false;
   async function findIssues() {
@@ -43,9 +109,10 @@ export async function showData(view, id) {
       const { findings, unchecked } = await get(`/api/data/${current.id}/check${/^\d{1,5}$/.test(resolution.value) ? `?resolution=${resolution.value}` : ""}`);
       if (left) return;
       for (const list of [others, ...notes.values()]) list.replaceChildren();
+      found.clear();
       for (const finding of findings) {
-        const list = notes.get(finding.picture) ?? others;
-        list.append(el("li", { class: finding.prevents_training ? "bad" : null }, finding.text));
+        if (ids.has(finding.picture)) found.set(finding.picture, [...(found.get(finding.picture) ?? []), finding]);
+        (notes.get(finding.picture) ?? (ids.has(finding.picture) ? null : others))?.append(line(finding));
       }
       const count = findings.length === 1 ? "1 finding" : `${findings.length} findings`;
       const without = unchecked.map((name) => UNCHECKED[name] ?? name);
@@ -57,6 +124,16 @@ export async function showData(view, id) {
   }
   findIssues();
   return () => { left = true; };
+}
+
+/** The bytes of a file as base64. */
+function base64(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result.slice(reader.result.indexOf(",") + 1)));
+    reader.addEventListener("error", () => reject(new Error("cannot be read")));
+    reader.readAsDataURL(file);
+  });
 }
 
 /** The caption of a picture. It is written when the field is left, or by Ctrl+Enter. */

@@ -20,6 +20,8 @@ const ASSETS: &[(&str, &str, &[u8])] = &[
     ("/assets/dom.js", SCRIPT, include_bytes!("dom.js")),
     ("/assets/chart.js", SCRIPT, include_bytes!("chart.js")),
     ("/assets/compare.js", SCRIPT, include_bytes!("compare.js")),
+    ("/assets/comparison.js", SCRIPT, include_bytes!("comparison.js")),
+    ("/assets/exports.js", SCRIPT, include_bytes!("exports.js")),
     ("/assets/runs.js", SCRIPT, include_bytes!("runs.js")),
     ("/assets/run.js", SCRIPT, include_bytes!("run.js")),
     ("/assets/new.js", SCRIPT, include_bytes!("new.js")),

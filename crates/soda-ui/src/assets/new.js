@@ -28,10 +28,11 @@ export async function showNew(view) {
     field("All other settings, TOML", el("textarea", { name: "toml", class: "code", rows: 7, spellcheck: "false", placeholder: "[optimizer]\nrotation_lr = 1e-3" }), true),
     list("bases", choices.bases), list("folders", choices.data));
   const start = el("button", { class: "primary" }, "Start");
+  const queue = el("button", { value: "queue", title: "The run begins when no other one goes on" }, "Add to the queue");
   const message = el("p", { class: "message", role: "status" });
   const resolved = el("pre", { tabindex: 0, "aria-label": "All settings of the run" });
   const form = el("form", { class: "new", onsubmit: submit, oninput: later }, fields,
-    el("div", {}, el("div", { class: "title" }, start, message), resolved));
+    el("div", {}, el("div", { class: "title" }, start, queue, message), resolved));
   view.append(el("div", { class: "title" }, el("h1", {}, "New run")), form);
 
   function content() {
@@ -71,14 +72,14 @@ export async function showNew(view) {
 
   async function submit(event) {
     event.preventDefault();
-    start.disabled = true;
+    start.disabled = queue.disabled = true;
     try {
-      await post("/api/runs", content());
+      await post("/api/runs", { ...content(), queue: event.submitter === queue });
       location.hash = "#/";
     } catch (error) {
       tell(error.message, "bad");
     }
-    start.disabled = false;
+    start.disabled = queue.disabled = false;
   }
 
   if (choices.bases.length && choices.data.length) check();

@@ -13,24 +13,35 @@ export async function showPlay(view) {
   }
   const field = (text, input, full) => el("label", { class: full ? "field full" : "field" }, el("span", {}, text), input);
   const run = el("select", { name: "run", onchange: suggest }, ...adapters.map((one) => el("option", { value: one.id }, `${one.name} on ${one.base}`)));
+  const second = el("select", { name: "second", onchange: choose }, el("option", { value: "" }, "none"),
+    ...adapters.map((one) => el("option", { value: one.id }, `${one.name} on ${one.base}`)));
+  const weights = ["first", "second"].map((which) => el("input", { name: `weight_${which}`, inputmode: "decimal", value: "1", required: true, autocomplete: "off" }));
+  const mode = el("select", { name: "mode" }, ...[["residual", "sum of the changes"], ["geodesic", "mean of the rotations"],
+    ["compose", "one rotation after the other"]].map(([value, text]) => el("option", { value }, text)));
+  const merged = [field("Weight of the first", weights[0]), field("Weight of the second", weights[1]), field("How they are merged", mode, true)];
   const prompt = el("textarea", { name: "prompt", rows: 3, required: true });
   const seed = el("input", { name: "seed", inputmode: "numeric", pattern: "[0-9]+", value: "0", required: true, autocomplete: "off" });
   const steps = el("input", { name: "steps", inputmode: "numeric", pattern: "[0-9]+", value: "30", required: true, autocomplete: "off" });
   const message = el("p", { class: "message", role: "status" });
   const form = el("form", { onsubmit: submit }, el("div", { class: "fields" },
-    field("Adapter", run, true), field("Prompt", prompt, true), field("Seed", seed), field("Sampler steps", steps)),
+    field("Adapter", run, true), field("Second adapter", second, true), ...merged, field("Prompt", prompt, true), field("Seed", seed), field("Sampler steps", steps)),
   el("div", { class: "title drawn" }, el("button", { class: "primary" }, "Draw"), message));
 
   const picture = plain(el("img", { class: "picture", alt: "" }));
   const slider = el("input", { type: "range", min: 0, max: strengths.length - 1, step: 1, value: strengths.length - 1, "aria-label": "Strength of the adapter" });
+  const scale = el("span", {}, "strength");
   const strength = el("span", { class: "number" });
   slider.addEventListener("input", show);
   const strip = el("ul", { class: "strip" });
   const result = el("div", { hidden: true }, picture, el("div", { class: "sliders" },
-    el("label", {}, "strength", slider, strength)), strip);
+    el("label", {}, scale, slider, strength)), strip);
   view.append(el("div", { class: "new" }, form, result));
 
   let drawing = null;
+
+  function choose() {
+    for (const one of merged) one.hidden = !second.value;
+  }
 
   function suggest() {
     const chosen = adapters.find((one) => one.id === run.value);
@@ -46,7 +57,7 @@ export async function showPlay(view) {
     if (!drawing) return;
     const wanted = Number(slider.value);
     strength.textContent = strengths[wanted];
-    slider.setAttribute("aria-valuetext", strengths[wanted]);
+    slider.setAttribute("aria-valuetext", String(strengths[wanted]));
     const drawn = strengths.map((_, index) => index).filter((index) => drawing.drawn[index]);
     result.hidden = drawn.length === 0;
     if (result.hidden) return;
@@ -68,9 +79,14 @@ export async function showPlay(view) {
         prompt.value = state.form.prompt;
         seed.value = state.form.seed;
         steps.value = state.form.steps;
+        second.value = state.form.second ?? "";
+        for (const [index, input] of weights.entries()) input.value = state.form.weights[index];
+        mode.value = state.form.mode;
+        choose();
       }
       const old = JSON.stringify(drawing?.drawn) + drawing?.number;
       drawing = state;
+      scale.textContent = state.form?.second ? "share of the second" : "strength";
       const count = state.drawn.filter(Boolean).length;
       message.textContent = state.error ?? (state.is_running ? `${count} of ${strengths.length} are drawn …` : "");
       message.className = state.error ? "message bad" : "message";
@@ -87,7 +103,8 @@ export async function showPlay(view) {
   async function submit(event) {
     event.preventDefault();
     try {
-      await post("/api/drawings", { run: run.value, prompt: prompt.value, seed: Number(seed.value), steps: Number(steps.value) });
+      const two = second.value ? { second: second.value, weights: weights.map((input) => Number(input.value)), mode: mode.value } : {};
+      await post("/api/drawings", { run: run.value, prompt: prompt.value, seed: Number(seed.value), steps: Number(steps.value), ...two });
       drawing = null;
       form.dataset.sent = "true";
       await look();
@@ -98,5 +115,6 @@ export async function showPlay(view) {
   }
 
   suggest();
+  choose();
   return repeat(look, 700);
 }

@@ -3,6 +3,7 @@
 import { get, post } from "./api.js";
 import { chart } from "./chart.js";
 import { compare } from "./compare.js";
+import { exportsOf } from "./exports.js";
 import { duration, el, number, repeat, say } from "./dom.js";
 
 /** The number of steps of a running mean, as in the report. */
@@ -17,6 +18,8 @@ export function showRun(view, id) {
   const title = el("h1", {});
   const state = el("span", { class: "state" });
   const stop = el("button", { type: "button", onclick: () => act("stop", "The run stops after this step.") }, "Stop");
+  const sample = el("button", { type: "button", onclick: () => act("sample", "The samples are drawn after this step.") }, "Sample now");
+  const save = el("button", { type: "button", onclick: () => act("save", "The adapter is written after this step.") }, "Save now");
   const resume = el("button", { type: "button", onclick: () => act("resume", "The run goes on.") }, "Resume");
   const facts = el("dl", { class: "facts" });
   const done = el("progress", { class: "wide", max: 1, value: 0, "aria-label": "Steps done" });
@@ -48,16 +51,17 @@ export function showRun(view, id) {
   const columns = el("ol", { class: "columns" });
   const samples = el("section", { hidden: true }, el("h2", {}, "Samples"), slides.view,
     el("div", { class: "sliders" }, slides.label, el("label", {}, "samples of", at, atText)), columns);
+  const exported = exportsOf(id);
   const lines = el("ol", { class: "log", tabindex: 0, "aria-label": "Log" });
   const settings = el("pre", { tabindex: 0 });
   const output = el("pre", { tabindex: 0 });
   const outputs = el("details", {}, el("summary", {}, "Output of the process"), output);
 
   view.append(
-    el("div", { class: "title" }, title, state, el("div", { class: "actions" }, stop, resume)),
+    el("div", { class: "title" }, title, state, el("div", { class: "actions" }, sample, save, stop, resume)),
     failure, facts, done,
     el("h2", {}, "Loss and learning rates"), el("div", { class: "charts" }, loss.figure, rates.figure),
-    samples, el("h2", {}, "Log"), lines,
+    samples, exported.view, el("h2", {}, "Log"), lines,
     el("details", {}, el("summary", {}, "Settings"), settings), outputs,
   );
 
@@ -77,6 +81,7 @@ export function showRun(view, id) {
       run = answer.run;
       output.textContent = answer.output;
       outputs.hidden = answer.output === "";
+      await exported.show(run);
     } catch (error) {
       say(error.message);
       return;
@@ -97,7 +102,7 @@ export function showRun(view, id) {
     state.className = `state ${run.state}`;
     state.textContent = run.state === "running" && log.stage ? log.stage : run.state;
     const goesOn = ["running", "starting"].includes(run.state);
-    stop.hidden = run.state !== "running";
+    for (const button of [sample, save, stop]) button.hidden = run.state !== "running";
     resume.hidden = goesOn || run.state === "finished";
     const step = log.steps.at(-1)?.step ?? run.step;
     const pace = median(log.steps.slice(-40));

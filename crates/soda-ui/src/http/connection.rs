@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use super::request::Request;
-use super::response::{Answer, write_events_head};
+use super::response::{Answer, Response, write_events_head};
 
 /// The time that a connection may be idle, and that one write may take.
 const IDLE: Duration = Duration::from_secs(20);
@@ -13,8 +13,13 @@ const IDLE: Duration = Duration::from_secs(20);
 /// The most bytes of a refused request that are still read.
 const MAX_DRAINED: usize = 1 << 20;
 
-/// Answers the requests of a connection until it ends. `answer` makes the answer to one request.
-pub(crate) fn serve(mut stream: TcpStream, answer: impl Fn(&Request) -> Answer) {
+/// Answers the requests of a connection until it ends. `admit` looks at the head of a request, see
+/// [`Request::read`], and `answer` makes the answer to it.
+pub(crate) fn serve(
+    mut stream: TcpStream,
+    admit: impl Fn(&Request) -> Result<usize, Response>,
+    answer: impl Fn(&Request) -> Answer,
+) {
     let limited =
         stream.set_read_timeout(Some(IDLE)).and_then(|()| stream.set_write_timeout(Some(IDLE)));
     if limited.is_err() {
@@ -23,7 +28,7 @@ pub(crate) fn serve(mut stream: TcpStream, answer: impl Fn(&Request) -> Answer) 
     let _ = stream.set_nodelay(true);
     let mut rest = Vec::new();
     loop {
-        let request = match Request::read(&mut stream, &mut rest) {
+        let request = match Request::read(&mut stream, &mut rest, &admit) {
             Ok(Some(request)) => request,
             Ok(None) => return,
             Err(refusal) => {

@@ -8,5 +8,5 @@ mod request;
 mod response;
 
 pub(crate) use connection::serve;
-pub(crate) use request::{Method, Request};
+pub(crate) use request::{MAX_BODY, Method, Request};
 pub(crate) use response::{Answer, Response};

@@ -9,10 +9,12 @@ use super::response::Response;
 const MAX_HEAD: usize = 16 << 10;
 /// The most header fields.
 const MAX_FIELDS: usize = 64;
-/// The most bytes of a body. A request writes settings or one caption.
-const MAX_BODY: usize = 256 << 10;
+/// The most bytes of most bodies: settings or one caption.
+pub(crate) const MAX_BODY: usize = 256 << 10;
 /// The time within which a request must be whole, so that a slow sender does not keep a thread.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The bytes of a body for which that time is given again.
+const PACE: usize = 2 << 20;
 
 /// The methods that are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,14 +68,17 @@ impl Request {
     }
 
     /// Reads the next request. `rest` holds what was read beyond it. `None` at the end of the connection.
+    /// `admit` looks at the head and gives the most bytes of the body, or refuses the request before that
+    /// is read.
     ///
     /// # Errors
     /// The answer to a request that is refused. The connection must end with it.
     pub(crate) fn read(
         stream: &mut impl Read,
         rest: &mut Vec<u8>,
+        admit: &dyn Fn(&Self) -> Result<usize, Response>,
     ) -> Result<Option<Self>, Response> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + PATIENCE;
         let (mut request, length, start) = loop {
             if let Some(found) = parse(rest)? {
                 break found;
@@ -85,6 +90,10 @@ impl Request {
                 return Ok(None);
             }
         };
+        if length > admit(&request)? {
+            return Err(Response::error(413, "the body is too large"));
+        }
+        deadline += PATIENCE * u32::try_from(length / PACE).unwrap_or(u32::MAX);
         while rest.len() < start + length {
             if !fill(stream, rest, deadline)? {
                 return Ok(None);
@@ -101,7 +110,7 @@ fn fill(stream: &mut impl Read, rest: &mut Vec<u8>, deadline: Instant) -> Result
     if Instant::now() > deadline {
         return Err(Response::error(408, "the request took too long"));
     }
-    let mut bytes = [0; 4096];
+    let mut bytes = [0; 16 << 10];
     let count = stream.read(&mut bytes).unwrap_or(0);
     rest.extend(&bytes[..count]);
     Ok(count > 0)
@@ -144,7 +153,6 @@ fn parse(bytes: &[u8]) -> Result<Option<(Request, usize, usize)>, Response> {
     };
     match length {
         None => Err(Response::error(400, "the length of the body is no number")),
-        Some(length) if length > MAX_BODY => Err(Response::error(413, "the body is too large")),
         Some(length) => Ok(Some((request, length, start))),
     }
 }
@@ -155,7 +163,8 @@ mod tests {
 
     fn read(text: &str) -> Result<Option<Request>, u16> {
         let mut rest = Vec::new();
-        Request::read(&mut text.as_bytes(), &mut rest).map_err(|response| response.status)
+        Request::read(&mut text.as_bytes(), &mut rest, &|_| Ok(MAX_BODY))
+            .map_err(|response| response.status)
     }
 
     #[test]
@@ -164,7 +173,7 @@ mod tests {
             "PUT /a?b=c HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n{}\nGET / HTTP/1.1\r\n\r\n";
         let mut rest = Vec::new();
         let mut stream = text.as_bytes();
-        let mut next = || Request::read(&mut stream, &mut rest).ok().flatten();
+        let mut next = || Request::read(&mut stream, &mut rest, &|_| Ok(MAX_BODY)).ok().flatten();
         let first = next().expect("a request");
         assert_eq!((first.method, &*first.path, &*first.query), (Method::Put, "/a", "b=c"));
         assert_eq!((first.header("HOST"), &*first.body), (Some("x"), &b"{}\n"[..]));
@@ -192,6 +201,35 @@ mod tests {
         // What ends early is no request.
         for text in ["", "GET / HT", "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nshort"] {
             assert!(matches!(read(text), Ok(None)), "{text}");
+        }
+    }
+
+    /// A sender without the token cannot make the server hold a body.
+    #[test]
+    fn a_request_is_refused_before_its_body_is_read() {
+        let mut stream = "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n123456789".as_bytes();
+        let refuse = |_: &Request| Err(Response::error(401, "no"));
+        // One byte at a time, so that what follows the head is still in the stream.
+        let mut slow = std::iter::from_fn(|| {
+            let (first, rest) = stream.split_at_checked(1)?;
+            stream = rest;
+            Some(first[0])
+        });
+        let mut reader = Bytes(&mut slow);
+        let refused = Request::read(&mut reader, &mut Vec::new(), &refuse);
+        assert_eq!(refused.err().map(|response| response.status), Some(401));
+        assert_eq!(slow.count(), 9);
+    }
+
+    /// A stream that gives one byte at a time.
+    struct Bytes<'a>(&'a mut dyn Iterator<Item = u8>);
+
+    impl Read for Bytes<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            Ok(self.0.next().map_or(0, |byte| {
+                buffer[0] = byte;
+                1
+            }))
         }
     }
 

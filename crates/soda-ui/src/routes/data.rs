@@ -13,6 +13,7 @@ use crate::data::{CheckSettings, Listing, check};
 use crate::http::{Request, Response};
 use crate::id::id_of;
 use crate::runs::list;
+use crate::uploads::UploadForm;
 
 /// The sides of training images that are checked, in pixels, as those of `soda data check`.
 const RESOLUTIONS: std::ops::RangeInclusive<u32> = 8..=16384;
@@ -88,6 +89,23 @@ impl App {
         let listing = self.listing(id);
         let picture = listing.and_then(|listing| listing.thumbnail(image));
         picture.map_or_else(Response::not_found, Response::png)
+    }
+
+    pub(super) fn data_mask(&self, id: &str, image: &str) -> Response {
+        let mask = self.listing(id).and_then(|listing| listing.mask(image));
+        mask.map_or_else(Response::not_found, Response::png)
+    }
+
+    pub(super) fn store_picture(&self, id: &str, request: &Request) -> Response {
+        let form: UploadForm = match read_json(request) {
+            Ok(form) => form,
+            Err(refusal) => return refusal,
+        };
+        let Some(folder) = self.find_folder(id) else { return Response::not_found() };
+        match self.uploads.store(&folder, &form) {
+            Ok((name, is_new)) => Response::json(&json!({ "name": name, "is_new": is_new })),
+            Err(sentence) => Response::error(422, &sentence),
+        }
     }
 
     pub(super) fn write_caption(&self, id: &str, image: &str, request: &Request) -> Response {

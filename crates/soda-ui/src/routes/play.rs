@@ -1,10 +1,10 @@
-//! Pictures of an adapter at several strengths.
+//! Pictures of an adapter at several strengths, or of two adapters.
 
 use serde_json::json;
 
 use super::App;
 use super::runs::read_json;
-use crate::drawings::{DrawingForm, STRENGTHS};
+use crate::drawings::{Adapters, DrawingForm, STRENGTHS};
 use crate::http::{Request, Response};
 use crate::runs::{find, list};
 
@@ -33,7 +33,20 @@ impl App {
         let Some(config) = run.config() else {
             return Response::error(422, &format!("the settings of `{}` cannot be read", run.name));
         };
-        Response::json(&json!({ "number": self.drawings.start(&run, &config, &form) }))
+        let second = form.second.as_deref().filter(|id| !id.is_empty());
+        let second = match second.map(|id| find(&self.config.runs, id)) {
+            None => None,
+            Some(Some(second)) if second.has_adapter() => Some(second),
+            Some(_) => return Response::not_found(),
+        };
+        if let Some(second) = &second
+            && second.config().is_none_or(|other| other.base != config.base)
+        {
+            let (first, second) = (&run.name, &second.name);
+            return Response::error(422, &format!("`{first}` and `{second}` have different bases"));
+        }
+        let adapters = Adapters { first: &run, second: second.as_ref() };
+        Response::json(&json!({ "number": self.drawings.start(adapters, &config, &form) }))
     }
 
     pub(super) fn drawing(&self) -> Response {

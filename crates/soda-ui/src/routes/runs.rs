@@ -16,7 +16,9 @@ impl App {
     pub(super) fn list_runs(&self) -> Response {
         let mut runs: Vec<RunSummary> = list(&self.config.runs).iter().map(Run::summary).collect();
         runs.sort_by(|a, b| b.created.total_cmp(&a.created));
-        Response::json(&json!({ "runs": runs, "starts": self.jobs().starts() }))
+        let mut jobs = self.jobs();
+        let starts = jobs.starts();
+        Response::json(&json!({ "runs": runs, "starts": starts, "queue": jobs.queue().list() }))
     }
 
     pub(super) fn run(&self, id: &str) -> Response {
@@ -35,6 +37,11 @@ impl App {
     pub(super) fn run_image(&self, id: &str, name: &str) -> Response {
         let image = find(&self.config.runs, id).and_then(|run| run.read_image(name));
         image.map_or_else(Response::not_found, Response::png)
+    }
+
+    pub(super) fn comparison(&self, id: &str) -> Response {
+        let run = find(&self.config.runs, id);
+        run.map_or_else(Response::not_found, |run| Response::json(&run.comparison()))
     }
 
     pub(super) fn choices(&self) -> Response {
@@ -101,6 +108,12 @@ impl App {
             }
             name => name.to_owned(),
         };
+        if form.queue {
+            return match jobs.queue().add(&name, &toml) {
+                Ok(()) => Response::json(&json!({ "name": name })),
+                Err(error) => Response::error(500, &format!("cannot queue the run: {error}")),
+            };
+        }
         match jobs.start(&name, &toml) {
             Ok(()) => {
                 Response::json(&json!({ "name": name, "id": crate::id::id_of(name.as_ref()) }))
@@ -109,12 +122,27 @@ impl App {
         }
     }
 
-    pub(super) fn stop_run(&self, id: &str) -> Response {
+    pub(super) fn change_queue(&self, id: &str, change: &str) -> Response {
+        let jobs = self.jobs();
+        let is_done = match change {
+            "remove" => jobs.queue().remove(id),
+            _ => jobs.queue().move_up(id),
+        };
+        if is_done { Response::json(&json!({})) } else { Response::not_found() }
+    }
+
+    /// Asks the process of a run to stop, for samples, or for its adapter.
+    pub(super) fn ask_run(&self, id: &str, request: &str) -> Response {
         let Some(run) = find(&self.config.runs, id) else { return Response::not_found() };
         if run.is_over() {
             return Response::error(409, &format!("no process works on `{}`", run.name));
         }
-        match RunFolder::request_stop(&run.path) {
+        let asked = match request {
+            "sample" => RunFolder::request_samples(&run.path),
+            "save" => RunFolder::request_adapter(&run.path),
+            _ => RunFolder::request_stop(&run.path),
+        };
+        match asked {
             Ok(()) => Response::json(&json!({})),
             Err(error) => Response::error(500, &error.to_string()),
         }
@@ -135,8 +163,12 @@ impl App {
 
     pub(super) fn discard_start(&self, id: &str) -> Response {
         match self.jobs().discard(id) {
-            true => Response::json(&json!({})),
-            false => Response::not_found(),
+            Some(true) => Response::json(&json!({})),
+            Some(false) => Response::error(
+                409,
+                "another `soda ui` started it: wait until it has read its base, and stop it then",
+            ),
+            None => Response::not_found(),
         }
     }
 }

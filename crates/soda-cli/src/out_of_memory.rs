@@ -18,6 +18,7 @@ const SIGNS: &[&str] = &[
     "STATUS_ALLOC_FAILED",
     // CubeCL names a call of the driver and the number of CUDA_ERROR_OUT_OF_MEMORY.
     "failed with status 2\n",
+    "failed with status 2\\n",
 ];
 
 /// The device has no memory for a tensor. Displays as one sentence.

@@ -65,7 +65,7 @@ pub(crate) fn end_pass() {
 }
 
 /// The matrix on the CUDA device of `like`, as floats `[rows, columns]` or words `[n]`.
-pub(in crate::cuda) fn fetch(matrix: &HostMatrix, like: &CubeTensor) -> CubeTensor {
+pub(crate) fn fetch(matrix: &HostMatrix, like: &CubeTensor) -> CubeTensor {
     PASSES.with_borrow_mut(|passes| {
         let tensor = passes.take(matrix).unwrap_or_else(|| copied(matrix, like));
         if passes.is_open {

@@ -99,7 +99,8 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Attached<A> {
     weighted: Vec<(f64, A)>,
-    /// The weight under the adapters, if it is quantized or in host memory. The parameter is its placeholder then.
+    /// The weight under the adapters, if it is quantized or in host memory. Then the parameter is its
+    /// placeholder.
     stored: Option<StoredWeight>,
 }
 

@@ -36,10 +36,14 @@ impl MemoryMeter for DeviceMemory {
 
 /// The most resident memory of this process in bytes, where the system is Linux.
 pub(crate) fn peak_of_process() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    kib.checked_mul(1024)
+    kib("/proc/self/status", "VmHWM:")?.checked_mul(1024)
+}
+
+/// A size in a file of the kernel of Linux, in KiB.
+pub(crate) fn kib(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@
 //! | `cpu/` | both traits for the CPU, in float32 on slices; feature `cpu` |
 //! | `cuda/` | both traits for CUDA: cuBLAS, cuBLASLt, cuDNN and kernels of this crate; feature `cuda` |
 //! | `cuda_absent` | the stand-in for `cuda/` in builds without the feature |
-//! | `device/` | memory usage and format, graph capture, copies ahead, sums of devices, vendor libraries, kernel cache |
+//! | `device/` | memory, graph capture, copies ahead, sums of devices, vendor libraries, kernel cache |
 //!
 //! # Invariants
 //!

@@ -116,7 +116,7 @@ impl<'a> Division<'a> {
         self.reduce.world()
     }
 
-    /// The numbers of the items of other ranks, on rank 0, which stores what they have made; none on the others.
+    /// On rank 0, which stores what others have made, the numbers of their items. None on other ranks.
     pub(crate) fn of_others(self, count: usize) -> impl Iterator<Item = usize> {
         let world = self.reduce.world();
         let here = if self.is_first() { count } else { 0 };

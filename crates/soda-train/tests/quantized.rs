@@ -1,4 +1,5 @@
-//! Runs on a base that is quantized or in host memory: what they learn, and that a stopped one goes on to the same bits.
+//! Runs on a base that is quantized or in host memory: what they learn, and that a stopped one goes on to
+//! the same bits.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

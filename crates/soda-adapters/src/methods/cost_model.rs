@@ -89,8 +89,8 @@ impl CostModel {
     /// Whether to adapt the input rows `x`.
     ///
     /// Adapting the input is always preferred on a device with a vendor's library for products. There, the
-    /// other operations on the weight, in f32, take most of the time. So it is under a stored weight `w`, which
-    /// would be kept in floats until the backward pass.
+    /// other operations on the weight, in f32, take most of the time. So it is under a stored weight `w`,
+    /// which would be kept in floats until the backward pass.
     pub(crate) fn prefers_input(self, x: &Tensor<2>, w: &BaseWeight) -> bool {
         has_vendor_blas(x) || w.as_float().is_none() || !self.weight_is_cheaper()
     }

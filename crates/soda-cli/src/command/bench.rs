@@ -22,7 +22,7 @@ use soda_train::GradientCheckpointing;
 
 use crate::args::{DeviceArg, StorageArgs};
 use crate::device::{Precision, is_processor};
-use crate::memory_meter::peak_of_process;
+use crate::memory_meter::{kib, peak_of_process};
 use crate::progress::print_result;
 use crate::synthetic::{
     Architecture, BatchSizes, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
@@ -430,11 +430,4 @@ fn require_room(numbers: usize, device: &Device) -> Result<()> {
         "a step needs more memory than this machine has; give a smaller --batch, --latents, --layer or --rows"
     );
     Ok(())
-}
-
-/// A size in a file of the kernel of Linux, in KiB.
-fn kib(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }

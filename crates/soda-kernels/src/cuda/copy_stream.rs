@@ -5,8 +5,8 @@
 //! copy stream                       | copy i             | copy i+1
 //! ```
 //!
-//! A copy begins after what the backend's stream has been given before it, since the memory may belong to that
-//! work. In a captured graph the two streams are branches that meet at each wait.
+//! A copy begins after what the backend's stream has been given before it, since the memory may belong to
+//! that work. In a captured graph the two streams are branches that meet at each wait.
 
 use cudarc::driver::{result, sys};
 

@@ -1,4 +1,4 @@
-//! Which weights of a network are stored otherwise than as floats on the device: quantized, or in host memory.
+//! Which weights of a network are not stored as floats on the device, but quantized or in host memory.
 //!
 //! These are the linear weights of the repeated blocks, nearly all weights of a transformer. What stays in
 //! floats on the device is small, and an error in it reaches every token:

@@ -20,8 +20,8 @@ use crate::step::text_encoding::TextEncoding;
 pub(crate) enum StepGraph {
     /// No batch has been seen yet.
     Pending,
-    /// The graph of batches of one shape. Other shapes run without a graph, because a graph holds all memory of
-    /// a step.
+    /// The graph of batches of one shape. Other shapes run without a graph, because a graph holds all memory
+    /// of a step.
     Captured(Box<CapturedStep>),
     /// The device captures no graphs, or the caller asked for none.
     Unsupported,

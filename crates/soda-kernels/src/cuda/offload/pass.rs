@@ -14,7 +14,8 @@ use crate::cuda::stream::submit;
 use crate::cuda::support::empty;
 use crate::host_matrix::{HostMatrix, HostNumbers, WeakHostMatrix};
 
-/// The bytes that are copied ahead, unless one matrix has more. A block of FLUX.2 klein 4B in bf16 has 245 MB.
+/// The bytes that are copied ahead, unless one matrix has more. A block of FLUX.2 klein 4B in bf16 has
+/// 245 MB.
 const BYTES_AHEAD: usize = 256 << 20;
 
 /// The passes of one thread. Outside of a pass nothing is copied ahead.

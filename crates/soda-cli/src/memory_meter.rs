@@ -25,6 +25,11 @@ impl MemoryMeter for DeviceMemory {
         }
     }
 
+    fn extrapolates(&self) -> bool {
+        // What an allocator keeps for each thread does not grow with the pictures.
+        !is_processor(&self.0)
+    }
+
     fn peak(&mut self) -> Option<u64> {
         if is_processor(&self.0) {
             return peak_of_process();

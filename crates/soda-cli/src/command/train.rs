@@ -79,8 +79,7 @@ pub(crate) struct TrainArgs {
         value_parser = clap::value_parser!(u32).range(1..=86_400),
     )]
     pub(crate) rank_timeout: u32,
-    /// How several processes add their gradients: tcp over rank 0, or nccl on their GPUs, which is not
-    /// tested yet
+    /// How several processes add their gradients: tcp over rank 0, or nccl on their GPUs
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) collectives: Collectives,
     /// Predict the memory of the run, without training: reads the base and the pictures, makes the adapters,

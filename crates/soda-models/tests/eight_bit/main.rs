@@ -7,7 +7,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use soda_kernels::{QuantFormat, StoredWeight, stored_weights};
+use soda_kernels::{HostNumbers, QuantFormat, QuantLayout, StoredWeight, stored_weights};
 use soda_models::ModelError;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use soda_models::weights::WeightStorage;
@@ -67,7 +67,7 @@ fn int8() -> LoadOptions {
 fn as_int8(tensors: &mut Tensors) -> BTreeMap<String, StoredWeight> {
     let weights = stored_weights(&load(tensors, &int8()).unwrap().denoiser);
     for (path, weight) in &weights {
-        let [rows, columns] = weight.layout().shape();
+        let [rows, columns] = layout_of(weight).shape();
         let bytes = weight.to_bytes();
         let (codes, scales) = bytes.split_at(rows * columns);
         tensors.insert(path.clone(), (Dtype::I8, vec![rows, columns], codes.to_vec()));
@@ -92,7 +92,7 @@ fn int8_is_read_as_its_numbers_and_keeps_its_codes() {
     // A row has a code of the largest magnitude, so that quantizing it again finds the codes.
     let again = stored_weights(&load(&tensors, &int8()).unwrap().denoiser);
     for (path, weight) in &expected {
-        let codes = weight.layout().numbers();
+        let codes = layout_of(weight).numbers();
         assert_eq!(again[path].to_bytes()[..codes], weight.to_bytes()[..codes], "{path}");
     }
 }
@@ -183,4 +183,12 @@ fn what_is_wrong_with_eight_bits_is_named() {
         tensors.insert(weight.to_owned(), (Dtype::F8_E4M3, shape, codes));
     });
     assert!(error.contains("NaN"), "{error}");
+}
+
+/// The layout of a quantized weight.
+fn layout_of(weight: &StoredWeight) -> QuantLayout {
+    match weight.format().numbers {
+        HostNumbers::Codes(layout) => layout,
+        floats @ HostNumbers::Floats { .. } => panic!("not quantized: {floats:?}"),
+    }
 }

@@ -131,27 +131,9 @@ guidance = 5.0
         settings: SMALL_SDXL,
     },
     Preset {
-        name: "sdxl-8gb",
-        about: "a subject on SDXL with 8 GB of GPU memory: rank 16, nf4 base, gradient checkpointing, 8-bit AdamW",
-        changes: &["method=lora", "method.rank=16", "base_precision=nf4"],
-        settings: SMALL_SDXL,
-    },
-    Preset {
         name: "flux2-klein-4b",
         about: "a subject on FLUX.2 klein base 4B at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
         changes: &["method=lora", "method.rank=32"],
-        settings: TRANSFORMER,
-    },
-    Preset {
-        name: "flux2-klein-4b-8gb",
-        about: "the same with 8 GB of GPU memory: LoRA of rank 16 on attention, nf4 base, 8-bit AdamW",
-        changes: &[
-            "method=lora",
-            "method.rank=16",
-            "base_precision=nf4",
-            "optimizer.flat=adamw-8bit",
-            "targets=['attention']",
-        ],
         settings: TRANSFORMER,
     },
     Preset {

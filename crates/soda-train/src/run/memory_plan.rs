@@ -33,6 +33,10 @@ pub trait MemoryMeter {
     /// Gives back what is not in use, and begins to measure anew.
     fn restart(&mut self);
 
+    /// Whether the peak of a step is that of its tensors alone, so that two small sizes tell that of a large
+    /// one. Otherwise the size of the run is measured.
+    fn extrapolates(&self) -> bool;
+
     /// The most bytes since the last restart. `None` if this system does not tell.
     fn peak(&mut self) -> Option<u64>;
 }
@@ -84,9 +88,11 @@ impl Personalisation {
         let (_, fingerprint) = begin(&mut config, &mut dataset, &pipeline, judges, &ranks)?;
         let encodings = Encodings::new(&config, &pipeline, &dataset, &[], cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
+        // Adapted weights are on the device as the file has them until their adapters are made.
+        let loaded = weights(&pipeline).device as u64;
         let (pipeline, _, plan) =
             encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
-        let preparation = peak(meter)?;
+        let preparation = peak(meter)?.max(loaded);
 
         on_event(Event::Stage { name: "measuring" });
         let batches = Batch::sample(&encodings.data, None, &schedule, &config, 0);
@@ -94,7 +100,8 @@ impl Personalisation {
         let batch = batches.into_iter().max_by_key(area).expect("a step has a batch");
         let full = size(&batch);
         let mut state = TrainerState::default();
-        let step = extrapolated(full, |side| {
+        let extrapolates = meter.extrapolates();
+        let step = peak_at(full, extrapolates, |side| {
             let batch = batch.cropped(side);
             let mut trainer = trainer(&config, &pipeline, plan.clone(), &ranks, with_graph)?;
             meter.restart();
@@ -106,7 +113,7 @@ impl Personalisation {
             Ok(peak)
         })?;
         let pixels = pipeline.vae_config.pixels_per_patch();
-        let images = extrapolated(full, |[height, width]| {
+        let images = peak_at(full, extrapolates, |[height, width]| {
             let shape = [1, 3, height * pixels, width * pixels];
             meter.restart();
             let latents = pipeline.encode(Tensor::zeros(shape, &pipeline.device), false);
@@ -144,14 +151,15 @@ fn peak(meter: &mut dyn MemoryMeter) -> Result<u64, TrainError> {
 }
 
 /// The peak for latents of size `full`, from those of a quarter and a half of its sides.
-fn extrapolated(
+fn peak_at(
     full: [usize; 2],
+    extrapolates: bool,
     mut measure: impl FnMut([usize; 2]) -> Result<u64, TrainError>,
 ) -> Result<u64, TrainError> {
     let part = |divisor: usize| full.map(|side| (side / divisor).next_multiple_of(SIDE_MULTIPLE));
     let (small, half) = (part(4), part(2));
     let area = |[height, width]: [usize; 2]| (height * width) as f64;
-    if area(small) >= area(half) || area(half) >= area(full) {
+    if !extrapolates || area(small) >= area(half) || area(half) >= area(full) {
         return measure(full);
     }
     let (low, high) = (measure(small)? as f64, measure(half)? as f64);
@@ -181,7 +189,7 @@ mod tests {
     fn a_peak_is_extrapolated_from_two_sizes() {
         let peak = |full| {
             let mut seen = Vec::new();
-            let peak = extrapolated(full, |side| {
+            let peak = peak_at(full, true, |side| {
                 seen.push(side);
                 Ok(1000 + 3 * (side[0] * side[1]) as u64)
             });
@@ -192,7 +200,7 @@ mod tests {
         assert_eq!(peak([120, 72]), (1000 + 3 * 120 * 72, vec![[32, 24], [64, 40]]));
         assert_eq!(peak([8, 8]), (1000 + 3 * 64, vec![[8, 8]]));
         // A step that takes less with more pixels is noise.
-        let shrinking = extrapolated([64, 64], |side| Ok(10_000 - side[0] as u64));
+        let shrinking = peak_at([64, 64], true, |side| Ok(10_000 - side[0] as u64));
         assert_eq!(shrinking.unwrap_or_default(), 10_000 - 32);
     }
 }

@@ -113,6 +113,10 @@ pub(crate) fn upload(page: &mut Browser, desk: &Desk) {
         page.wait(sign, 20);
     }
     forget_refusal(page);
+    page.tab_to("focus.getAttribute('aria-label')?.startsWith('Caption of') && !focus.value");
+    page.insert("a photo of a sks mug, added");
+    page.press("Tab");
+    page.wait("document.getElementById('status').textContent.includes('is written')", 20);
 }
 
 /// Takes the one refusal of the server away that a browser writes to its console by itself.

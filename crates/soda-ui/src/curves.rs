@@ -22,7 +22,6 @@ type Point = (u64, f64);
 pub(crate) struct Comparison {
     #[serde(flatten)]
     run: RunDetails,
-    #[serde(flatten)]
     curves: Curves,
     /// All settings by their dotted names, as TOML.
     values: BTreeMap<String, String>,

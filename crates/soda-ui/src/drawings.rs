@@ -203,8 +203,8 @@ fn option(name: &str, value: impl AsRef<OsStr>) -> OsString {
     option
 }
 
-/// The options of `soda generate` for a drawing, but the folder. Guidance and size are those of the samples
-/// of the first adapter's run.
+/// The options of `soda generate` for a drawing, but the folder. Guidance and size are those of the first
+/// adapter's run.
 fn arguments(
     adapters: Adapters<'_>,
     config: &TrainConfig,

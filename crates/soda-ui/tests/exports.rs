@@ -36,7 +36,7 @@ fn export(desk: &Desk, form: &Value) -> u16 {
 fn an_adapter_is_written_into_its_run_and_the_output_is_shown() {
     let desk = Desk::with_program(PROGRAM);
     for form in [
-        json!({ "kind": "kohya" }),
+        json!({ "kind": "kohya", "error": 0.05, "strength": 1 }),
         json!({ "kind": "peft", "strength": 0.5, "error": 0.01 }),
         json!({ "kind": "model", "strength": 0.5 }),
     ] {

@@ -46,7 +46,9 @@ pub(crate) fn compare(page: &mut Browser) {
     let loaded = "document.querySelectorAll('.cell img').length === 2 && \
                   [...document.querySelectorAll('.cell img')].every((image) => image.naturalWidth > 0)";
     page.wait(loaded, 20);
-    assert!(page.eval("document.body.innerText").as_str().unwrap().contains("so its noise"));
+    let text = page.eval("document.body.innerText").as_str().unwrap().to_owned();
+    assert!(text.contains("and so the same noise"), "{text}");
+    assert!(!text.contains("loss –"), "{text}");
     // A cell shows its picture and neither the margin of the grid nor another picture.
     let fits = "[...document.querySelectorAll('.cell')].every((cell) => { const [outer, inner] = \
                 [cell, cell.firstChild].map((node) => node.getBoundingClientRect()); \
@@ -113,6 +115,10 @@ pub(crate) fn upload(page: &mut Browser, desk: &Desk) {
         page.wait(sign, 20);
     }
     forget_refusal(page);
+    page.tab_to("focus.getAttribute('aria-label')?.startsWith('Caption of') && !focus.value");
+    page.insert("a photo of a sks mug, added");
+    page.press("Tab");
+    page.wait("document.getElementById('status').textContent.includes('is written')", 20);
 }
 
 /// Takes the one refusal of the server away that a browser writes to its console by itself.

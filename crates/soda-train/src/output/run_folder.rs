@@ -367,7 +367,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = create(root.path(), Some("a")).unwrap();
         let path = folder.path().to_owned();
-        let requests: [(_, fn(&Path) -> Result<(), TrainError>); 3] = [
+        type Request = fn(&Path) -> Result<(), TrainError>;
+        let requests: [(&str, Request); 3] = [
             (RunFolder::STOP, RunFolder::request_stop),
             (RunFolder::SAMPLE, RunFolder::request_samples),
             (RunFolder::SAVE, RunFolder::request_adapter),

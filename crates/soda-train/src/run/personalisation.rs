@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use soda_adapters::{for_inference, named_params};
+use soda_kernels::release_unused;
 use soda_models::image::grid;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
@@ -282,6 +283,8 @@ impl Personalisation {
         let TrainedRun { networks, history, seconds } = trained;
         let networks =
             info_span!("materialize").in_scope(|| for_inference(networks, &config.method));
+        // The steps' pages are of no use to pictures.
+        release_unused(&sampler.pipeline.device);
         let after = sampler.sample_with(networks, SAMPLING_AFTER, on_event);
         let after =
             after.map_err(|error| error.with_resumable(folder.path(), history.steps.len()))?;

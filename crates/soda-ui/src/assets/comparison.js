@@ -25,7 +25,7 @@ export function showComparison(view, list) {
   let runs = [];
   const legend = el("ul", { class: "legend" });
   const series = (curve) => ids.map((_, index) => ({
-    name: "", color: COLORS[index], points: () => runs[index]?.[curve] ?? [],
+    name: "", color: COLORS[index], points: () => runs[index]?.curves[curve] ?? [],
   }));
   const loss = chart({ label: "Mean loss of 20 steps by step, a line for each run", series: series("loss") });
   const validation = chart({ label: "Loss of the held-out pictures by step, a line for each run", series: series("validation") });
@@ -62,7 +62,7 @@ export function showComparison(view, list) {
     note.textContent = shown.every((grid) => !grid) ? "No run has samples yet."
       : prompts.length === 0 ? "No prompt has the same place in the samples of all runs, so that the noise is not the same."
         : differ.length ? `The noise or the sampling is not the same: ${differ.join(", ")} differ.`
-          : "Each column is a run. Its seed, and so its noise, is that of the others.";
+          : "Each column is a run. All have the same seed, and so the same noise.";
     const signature = JSON.stringify([shown, prompts, ids]);
     if (rows.dataset.signature === signature) return;
     rows.dataset.signature = signature;

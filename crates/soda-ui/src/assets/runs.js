@@ -97,7 +97,7 @@ function waitingRow(run, place) {
   }, text);
   return [`waiting-${run.id}`, JSON.stringify([run, place]), () => el("tr", {}, el("td", { class: "box" }),
     el("td", { class: "name" }, run.name),
-    el("td", {}, el("span", { class: "state waiting" }, place === 0 ? "next" : `waiting, ${place + 1}.`)),
+    el("td", {}, el("span", { class: "state waiting" }, place === 0 ? "next" : `waiting, place ${place + 1}`)),
     el("td", { colspan: 6 }, el("div", { class: "actions" },
       place === 0 ? null : button("up", "Earlier", "Start earlier:"), button("remove", "Remove", "Do not start:"))))];
 }

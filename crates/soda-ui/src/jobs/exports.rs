@@ -20,6 +20,8 @@ use crate::runs::Run;
 const FOLDER: &str = "exports";
 /// The most bytes of an output: a line for each layer of a large model.
 const MAX_OUTPUT: usize = 256 << 10;
+/// The value of `soda export --error` by default, which no name has.
+const DEFAULT_ERROR: f64 = 0.05;
 /// Strengths that are allowed.
 const STRENGTHS: std::ops::RangeInclusive<f64> = -10.0..=10.0;
 
@@ -186,7 +188,7 @@ fn arguments(
     let has_error = matches!(form.kind, Kind::Kohya | Kind::Diffusers | Kind::Peft);
     let has_strength = !matches!(form.kind, Kind::Peft | Kind::Embeddings);
     let strength = form.strength.filter(|strength| has_strength && *strength != 1.0);
-    let error = form.error.filter(|_| has_error);
+    let error = form.error.filter(|error| has_error && *error != DEFAULT_ERROR);
     // The suffix of PEFT's folder would be that of a file.
     let part = |letter: &str, value: Option<f64>| {
         value.map_or_else(String::new, |value| format!("-{letter}{value}")).replace('.', "_")

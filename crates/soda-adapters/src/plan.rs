@@ -71,8 +71,8 @@ pub trait DivideDecompositions {
     /// Whether this process decomposes the matrix with this number in a list.
     fn owns(&self, item: usize) -> bool;
 
-    /// The decompositions of all matrices of a list, on `device`. `shapes` are those of all matrices, and `own`
-    /// the decompositions of the matrices that this process [owns](Self::owns), in their order.
+    /// The decompositions of all matrices of a list, on `device`. `shapes` are those of all matrices, and
+    /// `own` the decompositions of the matrices that this process [owns](Self::owns), in their order.
     ///
     /// # Errors
     /// A process that has gone, or that sent something else.

@@ -42,8 +42,8 @@ pub trait Reduce: Send + Sync {
     /// As [`Reduce::sum`].
     fn broadcast(&self, bytes: Vec<u8>, limit: usize) -> Result<Vec<u8>, DistributedError>;
 
-    /// The bytes of every rank in the order of the ranks, on rank 0; nothing on the others. Rank 0 takes at most
-    /// `limit` bytes of each.
+    /// The bytes of every rank in the order of the ranks, on rank 0; nothing on the others. Rank 0 takes at
+    /// most `limit` bytes of each.
     ///
     /// A rank sends when rank 0 is ready to receive, so that a rank with less work than the others waits.
     ///
@@ -51,8 +51,8 @@ pub trait Reduce: Send + Sync {
     /// As [`Reduce::sum`].
     fn gather(&self, bytes: Vec<u8>, limit: usize) -> Result<Vec<Vec<u8>>, DistributedError>;
 
-    /// Ends the training because `rank` sent bytes that are no `what`, such as "samples". Rank 0 is blamed for
-    /// what a broadcast gave. Returns the error for this rank.
+    /// Ends the training because `rank` sent bytes that are no `what`, such as "samples". Rank 0 is blamed
+    /// for what a broadcast gave. Returns the error for this rank.
     fn refuse(&self, rank: usize, what: &str) -> DistributedError;
 
     /// Compares `items` with those of rank 0.

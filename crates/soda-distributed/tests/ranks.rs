@@ -98,8 +98,8 @@ fn rank_0_gives_its_bytes_to_all() {
     assert!(received.iter().all(|bytes| *bytes == payload));
 }
 
-/// Rank 0 gets the bytes of all in order. A rank that is late and says that it works on is waited for, also by
-/// a rank whose bytes are more than a connection holds.
+/// Rank 0 gets the bytes of all in order. A rank that is late and says that it works on is waited for, also
+/// by a rank whose bytes are more than a connection holds.
 #[test]
 fn rank_0_gathers_the_bytes_of_all_in_order() {
     let payload = |rank: usize| vec![rank as u8 + 1; [0, 3, 20_000_000][rank]];

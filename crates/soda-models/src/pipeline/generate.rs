@@ -118,11 +118,11 @@ impl Pipeline {
         self.generate_some(request, &all, stop, progress)
     }
 
-    /// Generates the images of a request with these indices, as [`Pipeline::generate_unless`] does. The others
-    /// are left to other processes.
+    /// Generates the images of a request with these indices, as [`Pipeline::generate_unless`] does. The
+    /// others are left to other processes.
     ///
-    /// An image has the noise that it has among all of them. A batch holds other images than with all of them,
-    /// which changes rounding only, and not even that where a batch is one large image.
+    /// An image has the noise that it has among all of them. A batch holds other images than with all of
+    /// them, which changes rounding only, and not even that where a batch is one large image.
     ///
     /// # Errors
     ///

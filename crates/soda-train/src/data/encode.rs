@@ -94,8 +94,8 @@ impl EncodedDataset {
         Self::divided(pipeline, examples, config, options, Division::default())
     }
 
-    /// Encodes `examples` as [`EncodedDataset::new`] does. The ranks divide the image variants and the captions;
-    /// all of them read all images.
+    /// Encodes `examples` as [`EncodedDataset::new`] does. The ranks divide the image variants and the
+    /// captions; all of them read all images.
     ///
     /// # Errors
     /// As [`EncodedDataset::new`]; a rank that has gone.

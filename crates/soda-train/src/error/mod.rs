@@ -162,8 +162,8 @@ impl TrainError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// The loss of another rank after `step` steps as an error that says how the run goes on. All other errors
-    /// stay as they are.
+    /// The loss of another rank after `step` steps as an error that says how the run goes on. All other
+    /// errors stay as they are.
     pub(crate) fn with_resumable(self, folder: &Path, step: usize) -> Self {
         match self {
             Self::Ranks(source) => Self::RankLost { source, step, folder: folder.to_owned() },

@@ -1,7 +1,7 @@
 //! Samples of the evaluation prompts: before, during and after training.
 //!
-//! The prompts are dealt to as many parts as the run has ranks: prompt `i` is in part `i mod ranks`. A part is
-//! drawn and scored by itself, on its rank, or one after the other where there are fewer processes.
+//! The prompts are dealt to as many parts as the run has ranks: prompt `i` is in part `i mod ranks`. A part
+//! is drawn and scored by itself, on its rank, or one after the other where there are fewer processes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;

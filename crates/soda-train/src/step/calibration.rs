@@ -69,7 +69,8 @@ impl Probes {
     }
 
     /// Measures the directions on samples that no training step sees. `networks` are those of the plan, whose
-    /// adapted weights are in f32. The ranks divide the steps. `with_graph` replays the gradients from a CUDA graph.
+    /// adapted weights are in f32. The ranks divide the steps. `with_graph` replays the gradients from a CUDA
+    /// graph.
     ///
     /// # Errors
     /// A gradient that is not finite; a rank that has gone.

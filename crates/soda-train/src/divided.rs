@@ -422,7 +422,7 @@ mod tests {
         };
         assert_eq!(bits(&received(&whole).unwrap()), bits(&[number(0), number(1)]));
         assert!(received(&[]).is_err());
-        soda_testing::fuzz("result of a rank", &[whole.clone()], 500, |bytes| {
+        soda_testing::fuzz("result of a rank", std::slice::from_ref(&whole), 500, |bytes| {
             // Damage of what is no value, such as a space, changes nothing.
             match received(bytes) {
                 Ok(found) => assert_eq!(bits(&found), bits(&[number(0), number(1)])),

@@ -1,5 +1,4 @@
-//! Operations of all ranks over TCP: rank 0 receives, adds or collects in the order of the ranks, and sends
-//! back.
+//! Operations of all ranks over TCP: rank 0 receives in the order of the ranks, adds, and sends back.
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -192,3 +192,33 @@ fn class_pictures_are_those_of_one_process_to_the_bit() {
     }
     assert_eq!(adapter(folder.path(), "two"), adapter(folder.path(), "one"));
 }
+
+/// A method that is calibrated on data and decomposes weights has the same directions and the same adapter.
+/// The cache of rank 0 says whether the ranks measure, whatever those of the others hold.
+#[test]
+fn calibrations_and_decompositions_are_those_of_one_process_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["ranks=2", "method=soda-subspace"];
+    let args = |name: &str, cache: &str| {
+        [train(name, 1, 2, &settings), vec![format!("--cache={cache}")]].concat()
+    };
+    let calibration = |cache: &str| {
+        let entries = std::fs::read_dir(folder.path().join(cache)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let found: Vec<_> =
+            paths.filter(|path| path.extension().is_some_and(|e| e == "calibration")).collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        std::fs::read(&found[0]).unwrap()
+    };
+    World::start(folder.path(), 1, &args("one", "one")).finish();
+    World::start(folder.path(), 3, &args("three", "three")).finish();
+    // Rank 1 alone has the calibration, then rank 0 alone.
+    World::start_each(folder.path(), &[args("two", "two"), args("two", "one")]).finish();
+    World::start_each(folder.path(), &[args("again", "two"), args("again", "empty")]).finish();
+    for cache in ["three", "two"] {
+        assert!(calibration(cache) == calibration("one"), "{cache}: another calibration");
+    }
+    for name in ["two", "again"] {
+        assert_eq!(adapter(folder.path(), name), adapter(folder.path(), "one"), "{name}");
+    }
+}

@@ -23,7 +23,7 @@ pub(crate) enum Captions {
 }
 
 impl Captions {
-    /// Encodes each distinct caption once, as far as `cache` lacks it. The ranks divide the captions.
+    /// Encodes each distinct caption once, as far as `cache` lacks it. The ranks divide these captions.
     ///
     /// Captions are encoded one by one: sums in a batch have another order, and the result must not depend on
     /// the captions that a cache has.

@@ -48,9 +48,6 @@ pub enum TrainError {
     /// Devices that cannot add their gradients.
     #[error("the GPUs of the ranks cannot add their gradients: {0}")]
     Collective(soda_kernels::CollectiveError),
-    /// A memory plan where nothing tells how much memory is in use.
-    #[error("memory cannot be measured on this device and system: plan on a GPU, or on Linux")]
-    NoMemoryMeter,
     /// Ranks that cannot go on together.
     #[error(transparent)]
     Ranks(#[from] soda_distributed::DistributedError),
@@ -165,7 +162,7 @@ impl TrainError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// The loss of another rank after `step` steps, as an error that says how the run goes on. All other
+    /// The loss of another rank after `step` steps as an error that says how the run goes on. All other
     /// errors stay as they are.
     pub(crate) fn with_resumable(self, folder: &Path, step: usize) -> Self {
         match self {

@@ -23,10 +23,10 @@ impl Sent for StepGradient {
     }
 }
 
-/// The sum of the gradients of `steps` steps of `trainer`, by path of the parameter, in the order of the
-/// steps. Nothing moves.
+/// The sum of the gradients of `steps` steps of `trainer`, by path of the parameter. Nothing moves.
 ///
-/// The ranks divide the steps, so that the sum has the same bits with any number of them.
+/// The ranks divide the steps and add them in order, so that the sum has the same bits with any number of
+/// ranks.
 ///
 /// # Errors
 /// A rank that has gone.

@@ -48,6 +48,9 @@ pub enum TrainError {
     /// Devices that cannot add their gradients.
     #[error("the GPUs of the ranks cannot add their gradients: {0}")]
     Collective(soda_kernels::CollectiveError),
+    /// A memory plan where nothing tells how much memory is in use.
+    #[error("memory cannot be measured on this device and system: plan on a GPU, or on Linux")]
+    NoMemoryMeter,
     /// Ranks that cannot go on together.
     #[error(transparent)]
     Ranks(#[from] soda_distributed::DistributedError),

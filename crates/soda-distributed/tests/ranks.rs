@@ -105,7 +105,7 @@ fn rank_0_gathers_the_bytes_of_all_in_order() {
     let payload = |rank: usize| vec![rank as u8 + 1; [0, 3, 20_000_000][rank]];
     let gathered = ranks(3, Duration::from_secs(2), |ranks| {
         if ranks.rank() == 1 {
-            for _ in 0..35 {
+            for _ in 0..60 {
                 thread::sleep(Duration::from_millis(100));
                 ranks.alive();
             }

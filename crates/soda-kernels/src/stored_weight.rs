@@ -34,6 +34,7 @@ pub struct StoredWeight {
     scales: Tensor<1>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "most weights are on the device")]
 #[derive(Clone, Debug)]
 enum Storage {
     /// The words of a quantized matrix on the device.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::common::program;
 
 /// The longest time of a training here.
-const LONGEST: Duration = Duration::from_secs(240);
+const LONGEST: Duration = Duration::from_secs(900);
 
 /// The ranks of a training, as a launcher starts them.
 pub(crate) struct World(RefCell<Vec<Option<Child>>>);

@@ -27,7 +27,7 @@ run() {
     tee -a "$out/summary.txt"
 }
 
-run sdxl-directory python3 "$here/sdxl_directory.py" "$work/sdxl" "$toybox/base/tokenizer"
+run sdxl-directory python3 "$here/random_model.py" --arch sdxl --tokenizer "$toybox/base/tokenizer" "$work/sdxl"
 # Steps whose results would be stored have other names in each run.
 generate=("$soda" generate --base "$work/sdxl" --dtype f16 --steps 30 --prompt "a photo of a red mug on a beach" --device cuda)
 train=("$soda" train --base "$work/sdxl" --preset sdxl --data "$toybox/subjects/castle_mug" --device cuda

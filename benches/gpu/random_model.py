@@ -3,7 +3,7 @@
     python random_model.py --arch sdxl|flux2-klein-4b --tokenizer examples/toybox/base/tokenizer OUT
 
 The weights are small, so that nothing overflows in half precision. They are made on a GPU where there is one. The tokenizer
-is copied; its tokens are among those of the full vocabulary.
+is copied from a model whose `text_encoder/config.json` lies beside it; its tokens are among those of the full vocabulary.
 """
 
 import argparse
@@ -40,6 +40,7 @@ SDXL_VAE = dict(
     layers_per_block=2,
     sample_size=1024,
     scaling_factor=0.13025,
+    force_upcast=True,
 )
 
 
@@ -71,7 +72,9 @@ def copy_tokenizer(source, folder, most):
 
 def sdxl(out, tokenizer):
     f16 = torch.float16
-    clip = lambda **settings: CLIPTextConfig(**settings)
+    ids = json.loads((tokenizer.parent / "text_encoder" / "config.json").read_text())
+    ids = {name: ids[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    clip = lambda **settings: CLIPTextConfig(vocab_size=49408, **settings, **ids)
     save(out / "text_encoder", lambda: CLIPTextModel(clip(**CLIP_L)), f16)
     save(out / "text_encoder_2", lambda: CLIPTextModelWithProjection(clip(**CLIP_G)), f16)
     save(out / "unet", lambda: UNet2DConditionModel(**SDXL), f16)

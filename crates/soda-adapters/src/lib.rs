@@ -74,7 +74,7 @@ pub use methods::{
     AnyAdapter, BlockRotation, CayleyForm, METHOD_PRESETS, MethodConfig, MethodPreset,
     TimestepMask, boft, dora, full, loha, lokr, lora, oft, soda,
 };
-pub use named_params::{NamedParam, map_params, named_params};
+pub use named_params::{NamedParam, map_params, named_params, read_params};
 pub use plan::{DivideDecompositions, Plan, PlanOptions};
 pub use probe::Probe;
 pub use rotation_merge::MergeRule;

@@ -7,6 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
+use rayon::prelude::*;
+use soda_kernels::has_vendor_blas;
 
 /// The path segment between a weight and the tensors of its adapter, as in `to_q.weight.adapter.a`.
 pub(crate) const ADAPTER_SEGMENT: &str = "adapter";
@@ -75,6 +77,21 @@ pub fn named_params<M: Module>(module: &M) -> Vec<NamedParam> {
     let mut collect = Collect { path: Vec::new(), params: Vec::new() };
     module.visit(&mut collect);
     collect.params
+}
+
+/// Applies `read` to every floating-point parameter of `module`, in parallel on a CPU. The results are in the
+/// order of [`named_params`].
+///
+/// On a GPU one thread reads: each has a queue of its own with its own memory pools.
+pub fn read_params<M: Module, T: Send>(
+    module: &M,
+    read: impl Fn(NamedParam) -> T + Sync + Send,
+) -> Vec<T> {
+    let params = named_params(module);
+    match params.first().is_some_and(|param| has_vendor_blas(&param.value())) {
+        true => params.into_iter().map(read).collect(),
+        false => params.into_par_iter().map(read).collect(),
+    }
 }
 
 /// Replaces values of parameters. `update` returns the new value, `[elements]`, or `None` to keep the

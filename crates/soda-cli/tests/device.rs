@@ -102,6 +102,7 @@ fn pictures_are_those_of_a_model_on_the_device() {
     let whole = draw("whole", &[]);
     let offloaded = draw("moved", &["--offload", "100", "--text-encoder-offload", "1"]);
     assert_eq!(whole.dimensions(), offloaded.dimensions());
+    assert!(whole.pixels().any(|pixel| pixel != whole.get_pixel(0, 0)), "a picture of one colour");
     let largest = whole.as_raw().iter().zip(offloaded.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
     // Products are added in another order.
     assert!(largest.is_some_and(|off| off <= 1), "{largest:?}");

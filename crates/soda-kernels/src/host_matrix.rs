@@ -42,8 +42,7 @@ impl HostMatrix {
         matrix: &QuantizedMatrix,
         pin: impl FnOnce(&[u8]) -> Option<Pin>,
     ) -> Self {
-        let bytes = matrix.words().iter().flat_map(|word| word.to_le_bytes()).collect();
-        Self::new(HostNumbers::Codes(matrix.layout()), bytes, pin)
+        Self::new(HostNumbers::Codes(matrix.layout()), matrix.word_bytes(), pin)
     }
 
     /// A matrix of floats. `None` if `data` is not one.

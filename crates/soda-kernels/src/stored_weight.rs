@@ -55,7 +55,7 @@ impl StoredWeight {
     /// Puts a quantized matrix `[out, in]` onto `device`.
     pub fn quantized(matrix: &QuantizedMatrix, device: &Device) -> Self {
         let layout = matrix.layout();
-        let words = matrix.words().iter().flat_map(|word| word.to_le_bytes()).collect();
+        let words = matrix.word_bytes();
         let words = TensorData::from_bytes_vec(words, [layout.words()], DType::I32);
         let words = Tensor::from_data(words, (device, DType::I32));
         Self { storage: Storage::Device(words, layout), scales: scales_on(device, matrix.scales()) }

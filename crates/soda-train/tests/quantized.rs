@@ -85,6 +85,32 @@ fn a_run_with_offloaded_blocks_learns_what_one_without_does() {
     }
 }
 
+/// Where the settings say so, and nowhere else.
+#[test]
+fn blocks_of_denoiser_and_text_encoders_are_in_host_memory() {
+    use soda_models::pipeline::LoadOptions;
+    use soda_models::weights::{WeightPrecision, WeightStorage};
+
+    let offload = |blocks| WeightStorage { offload: blocks, ..WeightStorage::default() };
+    let denoiser = WeightPrecision { storage: offload(2), ..burn::tensor::FloatDType::F32.into() };
+    let storage = offload(1);
+    let options = LoadOptions { storage, denoiser: Some(denoiser), ..LoadOptions::default() };
+    let base = workspace_path("examples/toybox/base");
+    let networks = Pipeline::load_with(&base, &options, &Device::default()).unwrap().networks();
+    let blocks = |weights: Vec<String>, segment: &str| {
+        let block = |path: &String| {
+            let (before, rest) = path.split_once(segment).unwrap();
+            format!("{before}{}", rest.split('.').next().unwrap())
+        };
+        weights.iter().map(block).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let found = stored_weights(&networks.denoiser);
+    assert!(found.values().all(|weight| weight.format().is_offloaded));
+    assert_eq!(blocks(found.into_keys().collect(), "transformer_blocks."), 2);
+    let found = stored_weights(&networks.text_encoder.unwrap());
+    assert_eq!(blocks(found.into_keys().collect(), "layers."), 1);
+}
+
 #[test]
 fn a_stopped_run_on_a_quantized_base_resumes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();

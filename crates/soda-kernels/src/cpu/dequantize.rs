@@ -86,7 +86,7 @@ mod tests {
             let values: Vec<f32> =
                 (0..layout.numbers()).map(|index| (index as f32 * 0.7).sin() * 3.0).collect();
             let matrix = QuantizedMatrix::encode(&values, layout);
-            let words = matrix.words().iter().flat_map(|word| word.to_le_bytes()).collect();
+            let words = matrix.word_bytes();
             let words = TensorData::from_bytes_vec(words, [layout.words()], DType::I32);
             let words = Flex::int_from_data(words, &device);
             let scales = Flex::float_from_data(TensorData::from(matrix.scales()), &device);

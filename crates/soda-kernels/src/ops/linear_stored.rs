@@ -22,16 +22,13 @@ struct LinearStored;
 
 /// A frozen matrix `[rows, columns]` as it is stored.
 #[derive(Clone, Debug)]
-enum Matrix<I, F> {
-    Quantized { words: I, scales: F, layout: QuantLayout },
-    Host { matrix: HostMatrix, scales: F },
+enum Matrix<B: Kernels> {
+    Quantized { words: IntTensor<B>, scales: FloatTensor<B>, layout: QuantLayout },
+    Host { matrix: HostMatrix, scales: FloatTensor<B> },
 }
 
-impl<I: Clone, F: Clone> Matrix<I, F> {
-    fn product<B>(self, x: FloatTensor<B>) -> FloatTensor<B>
-    where
-        B: Kernels<IntTensorPrimitive = I, FloatTensorPrimitive = F>,
-    {
+impl<B: Kernels> Matrix<B> {
+    fn product(self, x: FloatTensor<B>) -> FloatTensor<B> {
         match self {
             Self::Quantized { words, scales, layout } => {
                 B::linear_quantized(x, words, scales, layout)
@@ -40,10 +37,7 @@ impl<I: Clone, F: Clone> Matrix<I, F> {
         }
     }
 
-    fn into_float<B>(self, dtype: FloatDType) -> FloatTensor<B>
-    where
-        B: Kernels<IntTensorPrimitive = I, FloatTensorPrimitive = F>,
-    {
+    fn into_float(self, dtype: FloatDType) -> FloatTensor<B> {
         match self {
             Self::Quantized { words, scales, layout } => {
                 B::dequantize_matrix(words, scales, layout, dtype)
@@ -74,18 +68,16 @@ pub(crate) fn record_from_host<B: Kernels, C: CheckpointStrategy>(
 
 fn record<B: Kernels, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
-    matrix: Matrix<IntTensor<B>, FloatTensor<B>>,
+    matrix: Matrix<B>,
 ) -> FloatTensor<Autodiff<B, C>> {
     match Backward::<B, 1>::prepare::<C>(LinearStored, [x.node()]).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            prep.finish(matrix.clone(), matrix.product::<B>(x.into_primitive()))
-        }
-        OpsKind::UnTracked(prep) => prep.finish(matrix.product::<B>(x.into_primitive())),
+        OpsKind::Tracked(prep) => prep.finish(matrix.clone(), matrix.product(x.into_primitive())),
+        OpsKind::UnTracked(prep) => prep.finish(matrix.product(x.into_primitive())),
     }
 }
 
 impl<B: Kernels> Backward<B, 1> for LinearStored {
-    type State = Matrix<IntTensor<B>, FloatTensor<B>>;
+    type State = Matrix<B>;
 
     fn backward(
         self,
@@ -96,7 +88,7 @@ impl<B: Kernels> Backward<B, 1> for LinearStored {
         let dy = grads.consume::<B>(&ops.node);
         let [node] = ops.parents;
         if let Some(node) = node {
-            let w = ops.state.into_float::<B>(dy.dtype().into());
+            let w = ops.state.into_float(dy.dtype().into());
             grads.register::<B>(node.id, B::matmul(dy, w));
         }
     }

@@ -64,9 +64,9 @@ impl QuantizedMatrix {
         self.layout
     }
 
-    /// The words, as [`QuantLayout`] describes them.
-    pub(crate) fn words(&self) -> &[u32] {
-        &self.words
+    /// The words, as [`QuantLayout`] describes them, in little-endian order.
+    pub(crate) fn word_bytes(&self) -> Vec<u8> {
+        self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
     /// The scales in float32.

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::ops::Add;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::module::Module;
 use soda_kernels::stored_weights;
 
+use super::parameters::{is_placeholder, stored_parameters};
 use super::storage::{self, WeightStorage};
 
 /// The bytes of weights.
@@ -21,10 +21,10 @@ pub struct WeightMemory {
 impl WeightMemory {
     /// The memory of the parameters of `module`, as they are stored.
     pub fn of<M: Module>(module: &M) -> Self {
-        let mut sum = Bytes(0);
-        module.visit(&mut sum);
+        let parameters = stored_parameters(module);
+        let device = parameters.iter().map(|parameter| parameter.elements() * parameter.width);
         let stored = stored_weights(module).into_values();
-        stored.fold(Self { device: sum.0, host: 0 }, |sum, weight| {
+        stored.fold(Self { device: device.sum(), host: 0 }, |sum, weight| {
             let (device, host) = weight.memory();
             sum + Self { device, host }
         })
@@ -43,11 +43,18 @@ pub struct BlockWeights {
 impl BlockWeights {
     /// Counts the weights of `module`, however they are stored.
     pub fn of<M: Module>(module: &M) -> Self {
-        let mut count = Count::default();
-        module.visit(&mut count);
-        let stored = stored_weights(module).into_iter();
-        let stored = stored.map(|(_, weight)| weight.dims().iter().product::<usize>());
-        Self { numbers: count.numbers + stored.sum::<usize>(), blocks: count.blocks.len() }
+        let (mut blocks, mut numbers) = (BTreeSet::new(), 0);
+        for parameter in &stored_parameters(module) {
+            let Some(block) = storage::block(&parameter.path) else { continue };
+            blocks.insert(block.to_owned());
+            let is_matrix = parameter.shape.len() == 2 && !is_placeholder(&parameter.shape);
+            if is_matrix && storage::is_stored(&parameter.path) {
+                numbers += parameter.elements();
+            }
+        }
+        let stored = stored_weights(module).into_values();
+        let stored = stored.map(|weight| weight.dims().iter().product::<usize>());
+        Self { numbers: numbers + stored.sum::<usize>(), blocks: blocks.len() }
     }
 
     /// The bytes on the device, stored as `storage` says in a network that computes in numbers of
@@ -66,36 +73,6 @@ impl BlockWeights {
     }
 }
 
-/// Counts blocks, and the linear weights in them that are not stored otherwise.
-#[derive(Default)]
-struct Count {
-    path: Vec<String>,
-    blocks: BTreeSet<String>,
-    numbers: usize,
-}
-
-impl ModuleVisitor for Count {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
-        if let Some(block) = storage::block(&path) {
-            self.blocks.insert(block.to_owned());
-            let dims = param.base().dims();
-            // A stored weight has a placeholder here.
-            if D == 2 && dims != [1; D] && storage::is_stored(&path) {
-                self.numbers += dims.iter().product::<usize>();
-            }
-        }
-    }
-}
-
 impl Add for WeightMemory {
     type Output = Self;
 
@@ -104,18 +81,9 @@ impl Add for WeightMemory {
     }
 }
 
-struct Bytes(usize);
-
-impl ModuleVisitor for Bytes {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let value = param.base();
-        self.0 += value.dims().iter().product::<usize>() * value.dtype().size();
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use burn::nn::LinearConfig;
+    use burn::nn::{Linear, LinearConfig};
     use burn::tensor::{Device, FloatDType};
 
     use super::*;
@@ -123,7 +91,7 @@ mod tests {
 
     #[derive(Module, Debug)]
     struct Network {
-        layers: Vec<burn::nn::Linear>,
+        layers: Vec<Linear>,
     }
 
     #[test]

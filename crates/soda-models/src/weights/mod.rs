@@ -21,6 +21,7 @@ pub(crate) mod ldm;
 mod load;
 mod memory;
 mod module;
+mod parameters;
 mod precision;
 mod prefetch;
 mod safetensors;

@@ -12,9 +12,11 @@
 
 use std::collections::BTreeSet;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, FloatDType, Tensor};
 use soda_kernels::{QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight};
+
+use super::parameters::{is_placeholder, stored_parameters};
 
 /// How the linear weights of a network's repeated blocks are stored. The default is floats on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -109,27 +111,6 @@ pub fn store<M: Module>(module: M, storage: WeightStorage, dtype: FloatDType) ->
     module.map(&mut Store { quantization, offloaded, dtype, path, containers })
 }
 
-/// Collects the paths of the parameters.
-#[derive(Default)]
-struct Paths {
-    path: Vec<String>,
-    found: Vec<String>,
-}
-
-impl ModuleVisitor for Paths {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
-        self.found.push(self.path.join("."));
-    }
-}
-
 struct Store {
     quantization: Option<QuantFormat>,
     offloaded: OffloadedBlocks,
@@ -156,8 +137,7 @@ impl ModuleMapper for Store {
             return param;
         }
         let value = param.base();
-        // A stored weight has this placeholder.
-        if value.dims() == [1; D] {
+        if is_placeholder(&value.dims()) {
             return param;
         }
         let path = self.path.join(".");

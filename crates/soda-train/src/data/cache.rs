@@ -21,10 +21,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::Module;
 use burn::tensor::Device;
 use image::RgbImage;
-use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
-use soda_adapters::{NamedParam, named_params};
-use soda_kernels::{has_vendor_blas, stored_weights};
+use soda_adapters::{NamedParam, read_params};
+use soda_kernels::stored_weights;
 use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
@@ -235,13 +234,7 @@ fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
         hash.update(data.as_bytes());
         hash.finalize()
     };
-    let params = named_params(module);
-    // On a GPU every thread would have a stream with its own memory pools.
-    let on_gpu = params.first().is_some_and(|param| has_vendor_blas(&param.value()));
-    let weights: Vec<_> = match on_gpu {
-        true => params.into_iter().map(hash).collect(),
-        false => params.into_par_iter().map(hash).collect(),
-    };
+    let weights = read_params(module, hash);
     let mut hash = Sha256::new();
     // The settings that are not weights, such as the activation function.
     hash.update(module.to_string());

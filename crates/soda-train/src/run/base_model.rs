@@ -132,15 +132,16 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use burn::tensor::DType;
-    use soda_adapters::named_params;
+    use soda_adapters::{METHOD_PRESETS, Method as _, NamedParam, PlanOptions, named_params};
+    use soda_models::pipeline::Denoiser;
 
     use super::*;
     use crate::config::{apply_setting, preset};
 
-    /// Adapters of a half-precision network have the fingerprint of the f32 base: adapted weights are read in
-    /// f32. All other weights are read in half precision.
+    /// A half-precision network has the adapters of the f32 base, and their fingerprint: adapted weights are
+    /// read as the file has them, here in f16. All other weights are read in half precision.
     #[test]
-    fn adapted_weights_are_read_in_f32_and_all_others_in_half_precision() {
+    fn adapted_weights_are_read_as_in_the_file_and_all_others_in_half_precision() {
         let device = Device::default();
         let base = soda_testing::workspace_path("examples/toybox/base");
         let loaded = |settings: &[&str]| {
@@ -174,8 +175,27 @@ mod tests {
         let adapted = config.targets.matching_paths(&half.denoiser, TARGET_PRESETS).unwrap();
         for param in named_params(&half.denoiser) {
             let exact = adapted.contains(&param.path);
-            let wanted = if exact { DType::F32 } else { DType::BF16 };
+            let wanted = if exact { DType::F16 } else { DType::BF16 };
             assert_eq!(param.value().dtype(), wanted, "{}", param.path);
+        }
+        for (name, method) in METHOD_PRESETS {
+            let method = method();
+            if method.calibration().is_some() {
+                continue;
+            }
+            let adapters = |denoiser: &Denoiser| {
+                let options = &mut PlanOptions { presets: TARGET_PRESETS, ..Default::default() };
+                let plan = method.plan_with(&config.targets, denoiser, options).unwrap();
+                let params = named_params(&plan.attach(denoiser.clone())).into_iter();
+                let params = params.filter(|param| param.path.contains(".adapter."));
+                let data = |param: NamedParam| (param.path.clone(), param.value().into_data());
+                params.map(data).collect::<Vec<_>>()
+            };
+            let (expected, found) = (adapters(&single.denoiser), adapters(&half.denoiser));
+            assert!(!expected.is_empty(), "{name}");
+            for ((path, expected), (_, found)) in expected.iter().zip(&found) {
+                assert_eq!(found, expected, "{name}: {path}");
+            }
         }
         let denoiser = config.precision.cast_denoiser(half.denoiser);
         assert!(named_params(&denoiser).iter().all(|param| param.value().dtype() == DType::BF16));

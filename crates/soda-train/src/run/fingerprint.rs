@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use burn::module::Module;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use soda_adapters::{NamedParam, named_params};
+use soda_adapters::{NamedParam, read_params};
 use soda_distributed::Item;
-use soda_kernels::{has_vendor_blas, stored_weights};
+use soda_kernels::stored_weights;
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
 use crate::config::TrainConfig;
@@ -191,13 +190,7 @@ pub(super) fn network_hash<M: Module + fmt::Display>(module: &M) -> String {
         let sum = crc32c::crc32c(data.as_bytes());
         format!("{} {:?} {:?} {sum:08x} ", param.path, param.shape, data.dtype())
     };
-    let params = named_params(module);
-    // On a GPU every thread would have a stream with its own memory pools.
-    let on_gpu = params.first().is_some_and(|param| has_vendor_blas(&param.value()));
-    let weights: Vec<_> = match on_gpu {
-        true => params.into_iter().map(hash).collect(),
-        false => params.into_par_iter().map(hash).collect(),
-    };
+    let weights = read_params(module, hash);
     let stored = stored_weights(module).into_iter().map(|(path, weight)| {
         format!("{path} {:?} {:08x} ", weight.format(), crc32c::crc32c(&weight.to_bytes()))
     });

@@ -50,18 +50,24 @@ pub struct MemoryPlan {
     pub adapter: u64,
     /// The optimizer's moments, and the moving average of the parameters.
     pub optimizer: u64,
-    /// The peak until the first step: reading, encoding, making the adapters.
+    /// The peak until the first step, as far as it was seen: reading, encoding, making the adapters.
     pub preparation: u64,
     /// The peak of encoding and decoding an image.
     pub images: u64,
     /// The peak of a step.
     pub step: u64,
+    /// Whether images are decoded between the steps, beside the memory of a step.
+    pub draws_between_steps: bool,
 }
 
 impl MemoryPlan {
     /// The predicted peak of the run.
     pub fn peak(&self) -> u64 {
-        self.preparation.max(self.images).max(self.step)
+        let beside_step = match self.draws_between_steps {
+            true => self.images.saturating_sub(self.weights.device as u64),
+            false => 0,
+        };
+        self.preparation.max(self.images).max(self.step + beside_step)
     }
 
     /// What a step needs beside weights, adapter and optimizer: activations and the space of operations.
@@ -85,6 +91,12 @@ impl Personalisation {
         let Self { config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
         let mut config = without_validation(&config);
         let judges = judges.as_ref();
+        // Memory is given back between the stages, so that its peak is looked at while they work.
+        let mut preparation = peak(meter)?;
+        let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
+            preparation = preparation.max(meter.peak().unwrap_or_default());
+            on_event(event);
+        };
         let (_, fingerprint) = begin(&mut config, &mut dataset, &pipeline, judges, &ranks)?;
         let encodings = Encodings::new(&config, &pipeline, &dataset, &[], cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
@@ -92,9 +104,9 @@ impl Personalisation {
         let loaded = weights(&pipeline).device as u64;
         let (pipeline, _, plan) =
             encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
-        let preparation = peak(meter)?.max(loaded);
-
         on_event(Event::Stage { name: "measuring" });
+        let preparation = preparation.max(loaded);
+
         let batches = Batch::sample(&encodings.data, None, &schedule, &config, 0);
         let area = |batch: &Batch| size(batch)[0] * size(batch)[1];
         let batch = batches.into_iter().max_by_key(area).expect("a step has a batch");
@@ -129,6 +141,7 @@ impl Personalisation {
             preparation,
             images,
             step,
+            draws_between_steps: config.samples.every > 0,
         })
     }
 }
@@ -202,5 +215,21 @@ mod tests {
         // A step that takes less with more pixels is noise.
         let shrinking = peak_at([64, 64], true, |side| Ok(10_000 - side[0] as u64));
         assert_eq!(shrinking.unwrap_or_default(), 10_000 - 32);
+    }
+
+    #[test]
+    fn images_between_steps_come_on_top_of_a_step() {
+        let plan = MemoryPlan {
+            weights: WeightMemory { device: 100, host: 50 },
+            adapter: 10,
+            optimizer: 5,
+            preparation: 150,
+            images: 160,
+            step: 200,
+            draws_between_steps: false,
+        };
+        assert_eq!((plan.peak(), plan.activations()), (200, 85));
+        assert_eq!(MemoryPlan { draws_between_steps: true, ..plan }.peak(), 260);
+        assert_eq!(MemoryPlan { preparation: 300, ..plan }.peak(), 300);
     }
 }

@@ -102,10 +102,9 @@ pub fn store<M: Module>(module: M, storage: WeightStorage, dtype: FloatDType) ->
     if storage == WeightStorage::default() {
         return module;
     }
-    let mut paths = Paths::default();
-    module.visit(&mut paths);
-    let offloaded =
-        OffloadedBlocks::choose(paths.found.iter().map(String::as_str), storage.offload);
+    let parameters = stored_parameters(&module);
+    let paths = parameters.iter().map(|parameter| parameter.path.as_str());
+    let offloaded = OffloadedBlocks::choose(paths, storage.offload);
     let (path, containers) = (Vec::new(), Vec::new());
     let quantization = storage.quantization;
     module.map(&mut Store { quantization, offloaded, dtype, path, containers })

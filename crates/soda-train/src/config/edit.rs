@@ -59,7 +59,23 @@ pub(super) fn explain(message: &str) -> ConfigError {
         let found = quoted.next().unwrap_or_default();
         nearest(found, quoted)
     });
-    ConfigError::Read { reason: format!("{message}{hint}") }
+    ConfigError::Read { reason: format!("{}{hint}", in_words(message)) }
+}
+
+/// A message of serde with the type that it expected in words: it ends with the name of a type of Rust.
+fn in_words(message: &str) -> String {
+    let words = [
+        ("usize", "a whole number of at least 0"),
+        ("u64", "a whole number of at least 0"),
+        ("u32", "a whole number of at least 0"),
+        ("f64", "a number"),
+        ("f32", "a number"),
+    ];
+    let replaced = words.iter().find_map(|(name, words)| {
+        let before = message.strip_suffix(&format!("expected {name}"))?;
+        Some(format!("{before}expected {words}"))
+    });
+    replaced.unwrap_or_else(|| message.to_owned())
 }
 
 /// The place and the message of a TOML error in one line, such as "line 5, column 1: unknown field `stepz`".

@@ -383,11 +383,10 @@ mod tests {
         assert!(refused("samples.steps=[]").contains("`samples.steps`: invalid type: sequence"));
         assert!(refused("samples.stepz=1").contains("`samples`: unknown field `stepz`"));
         assert!(refused("method.rank=1.5").contains("`method`: "));
-        let mut table = Table::new();
-        assert!(apply_setting(&mut table, "steps").unwrap_err().to_string().contains("key=value"));
-        assert!(
-            apply_setting(&mut table, "method=lorra").unwrap_err().to_string().contains("lora")
-        );
+        assert!(refused("offload=-1").contains("`-1`, expected a whole number of at least 0"));
+        let table = &mut Table::new();
+        assert!(apply_setting(table, "steps").unwrap_err().to_string().contains("key=value"));
+        assert!(apply_setting(table, "method=lorra").unwrap_err().to_string().contains("lora"));
     }
 
     #[test]

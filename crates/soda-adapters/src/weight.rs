@@ -109,8 +109,8 @@ impl Weight {
 /// Decomposes several weights at once, in their order. `cache` provides known decompositions and stores new
 /// ones.
 ///
-/// Weights of a network in f32 are decomposed in f64 and rounded once, except on a GPU with a vendor's
-/// library.
+/// Weights are decomposed in f64 and rounded once, except on a GPU with a vendor's library. Weights of 16 bits
+/// therefore have the decomposition of the same weights in f32.
 pub(crate) fn decompose_batch(
     weights: &[&Weight],
     cache: Option<&SvdCache>,
@@ -131,12 +131,9 @@ pub(crate) fn decompose_batch(
     found.into_iter().map(|svd| Ok(WeightSvd { svd: svd?, exact })).collect()
 }
 
-/// Whether these weights are decomposed in f64. All weights of a network have the same float type and device.
+/// Whether these weights are decomposed in f64. All weights of a network have the same device.
 pub(crate) fn is_exact(weights: &[&Weight]) -> bool {
-    weights.iter().all(|weight| {
-        let matrix = &weight.matrix;
-        compute_dtype(matrix.dtype()) == matrix.dtype() && !has_vendor_blas(matrix)
-    })
+    weights.iter().all(|weight| !has_vendor_blas(&weight.matrix))
 }
 
 /// Converts a stored weight to its matrix `[in, out]`, in the float type that adapters compute in.

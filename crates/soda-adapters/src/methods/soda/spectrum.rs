@@ -80,6 +80,7 @@ impl Spectrum {
         // The basis takes most of the method's memory, and need not be more precise than the products with
         // it.
         let dtype = product_dtype(&weight.matrix, w.dtype());
+        let exact = exact && dtype == w.dtype();
         // Copies out of the batch of decompositions, whose memory stays allocated as long as a view of it
         // exists.
         let persistent = |factor: Tensor<2>, order: [usize; 2]| {

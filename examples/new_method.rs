@@ -37,8 +37,8 @@ impl Method for GainConfig {
     }
 
     fn init(&self, _path: &str, weight: &Weight) -> Result<Gain, AdapterError> {
-        let [_, outputs] = weight.matrix.dims();
-        Ok(Gain { gain: Param::from_tensor(Tensor::zeros([outputs], &weight.matrix.device())) })
+        let [_, outputs] = weight.dims();
+        Ok(Gain { gain: Param::from_tensor(Tensor::zeros([outputs], &weight.device())) })
     }
 }
 

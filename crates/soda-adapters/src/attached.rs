@@ -38,17 +38,26 @@ pub fn attach_all<A: Adapter, M: Module>(
     plans: impl IntoIterator<Item = (Plan<A>, f64)>,
     module: M,
 ) -> M {
+    let (module, mut stored) = take_stored(module);
+    let attached = attached_to(plans, &mut stored);
+    with_stored(module.apply_reparameterization(Attach(attached)), stored)
+}
+
+/// The adapters of several plans by path, on the stored weights, which they take.
+pub(crate) fn attached_to<A>(
+    plans: impl IntoIterator<Item = (Plan<A>, f64)>,
+    stored: &mut BTreeMap<String, StoredWeight>,
+) -> BTreeMap<String, Attached<A>> {
     let mut by_path: BTreeMap<String, Attached<A>> = BTreeMap::new();
     for (plan, weight) in plans {
         for (path, adapter) in plan.adapters {
             by_path.entry(path).or_default().weighted.push((weight, adapter));
         }
     }
-    let (module, mut stored) = take_stored(module);
     for (path, adapted) in &mut by_path {
         adapted.stored = stored.remove(path);
     }
-    with_stored(module.apply_reparameterization(Attach(by_path)), stored)
+    by_path
 }
 
 /// Removes all adapters. The weights are those of the base, to the bit; they stay frozen.

@@ -1,7 +1,7 @@
 //! The weight of the base under an adapter: a tensor of floats, or stored otherwise.
 
-use burn::tensor::{DType, Tensor};
-use soda_kernels::{StoredWeight, matmul};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use soda_kernels::{StoredWeight, has_vendor_blas, matmul};
 
 /// The frozen weight `[in, out]` that an adapter changes.
 #[allow(clippy::large_enum_variant, reason = "made for one product, and never stored")]
@@ -27,6 +27,30 @@ impl BaseWeight {
         match self {
             Self::Float(w) => w.dtype(),
             Self::Stored(_, dtype) => *dtype,
+        }
+    }
+
+    /// The device that computes with the weight.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Float(w) => w.device(),
+            Self::Stored(w, _) => w.device(),
+        }
+    }
+
+    /// Whether the device has the library of [`has_vendor_blas`](soda_kernels::has_vendor_blas).
+    pub(crate) fn has_vendor_blas(&self) -> bool {
+        match self {
+            Self::Float(w) => has_vendor_blas(w),
+            Self::Stored(w, _) => w.has_vendor_blas(),
+        }
+    }
+
+    /// The weight in f32, if it is floats in host memory.
+    pub(crate) fn host_floats(&self) -> Option<TensorData> {
+        match self {
+            Self::Float(_) => None,
+            Self::Stored(w, _) => w.host_floats(),
         }
     }
 

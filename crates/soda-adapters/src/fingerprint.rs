@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, TensorData};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::weight::Weight;
@@ -24,11 +25,17 @@ use crate::weight::Weight;
 /// ```
 pub fn fingerprint(weights: &BTreeMap<String, Weight>) -> String {
     let mut hash = Sha256::new();
-    for (path, weight) in weights {
-        let [rows, cols] = weight.matrix.dims();
-        hash.update(format!("{path} {rows} {cols}\n"));
-        // Hashed by the thread that reads. With another thread the hash changed from run to run on CUDA.
-        update(&mut hash, &weight.matrix.clone().cast(DType::F32).into_data());
+    let weights: Vec<_> = weights.iter().collect();
+    // A device is read by the thread that hashes. With another thread the hash changed from run to run on
+    // CUDA.
+    for window in weights.chunks(rayon::current_num_threads()) {
+        let on_host: Vec<_> = window.par_iter().map(|(_, weight)| weight.host_floats()).collect();
+        for ((path, weight), data) in window.iter().zip(on_host) {
+            let [rows, cols] = weight.dims();
+            hash.update(format!("{path} {rows} {cols}\n"));
+            let read = || weight.matrix().cast(DType::F32).into_data();
+            update(&mut hash, &data.unwrap_or_else(read));
+        }
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

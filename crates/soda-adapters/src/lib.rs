@@ -51,6 +51,7 @@ mod base_weight;
 mod directions;
 mod error;
 mod fingerprint;
+mod fuse;
 mod method;
 mod methods;
 mod named_params;
@@ -69,6 +70,7 @@ pub use base_weight::BaseWeight;
 pub use directions::{Calibration, CalibrationRequest};
 pub use error::{AdapterError, StateError, TargetError};
 pub use fingerprint::fingerprint;
+pub use fuse::fuse_all;
 pub use method::{Geometry, Method};
 pub use methods::{
     AnyAdapter, BlockRotation, CayleyForm, METHOD_PRESETS, MethodConfig, MethodPreset,

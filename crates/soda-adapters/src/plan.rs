@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 use rayon::prelude::*;
-use soda_kernels::has_vendor_blas;
 use soda_linalg::{LinalgError, Svd, SvdCache};
 
 use crate::adapter::Adapter;
@@ -38,6 +37,9 @@ pub struct PlanOptions<'a> {
     pub presets: &'a [TargetPreset],
     /// Cache of decompositions, for methods with [`needs_svd`](crate::Method::needs_svd).
     pub cache: Option<&'a SvdCache>,
+    /// The float type in which the network will compute, if its weights are in another until their adapters
+    /// are made.
+    pub network_dtype: Option<FloatDType>,
     /// The directions of the weights, for methods with a [`calibration`](crate::Method::calibration).
     pub calibration: Option<&'a Calibration>,
     /// Other processes that make the same plan, and decompose a part of the weights. A GPU with a vendor's
@@ -58,6 +60,7 @@ impl Default for PlanOptions<'_> {
             prefix: "",
             presets: TargetPreset::GENERIC,
             cache: None,
+            network_dtype: None,
             calibration: None,
             division: None,
             on_progress: None,
@@ -173,25 +176,25 @@ pub(crate) fn plan_weights<A: Adapter>(
     options: &mut PlanOptions<'_>,
     init: impl Fn(&str, &Weight) -> Result<A, AdapterError> + Sync,
 ) -> Result<Plan<A>, AdapterError> {
-    let mut selected: Vec<_> = match options.calibration {
-        None => selected.into_iter().collect(),
-        Some(calibration) => selected
-            .into_iter()
-            .map(|(path, weight)| {
-                let directions = calibration.get(&path);
-                (path, weight.with_directions(directions))
-            })
-            .collect(),
+    let described = |(path, mut weight): (String, Weight)| {
+        if let Some(calibration) = options.calibration {
+            weight = weight.with_directions(calibration.get(&path));
+        }
+        if let Some(dtype) = options.network_dtype {
+            weight = weight.in_network_of(dtype.into());
+        }
+        (path, weight)
     };
+    let mut selected: Vec<_> = selected.into_iter().map(described).collect();
     if !needs_svd {
         return Ok(Plan { adapters: init_all(selected, &init)? });
     }
     let total = selected.len();
     let mut adapters = BTreeMap::new();
-    let on_device = selected.iter().map(|(_, weight)| &weight.matrix).find(|m| has_vendor_blas(m));
-    let on_device = on_device.map(|matrix| matrix.device());
+    let on_device = selected.iter().find(|(_, weight)| weight.has_vendor_blas());
+    let on_device = on_device.map(|(_, weight)| weight.device());
     // A GPU decomposes matrices of one shape as a batch.
-    selected.sort_by_key(|(_, weight)| weight.matrix.dims());
+    selected.sort_by_key(|(_, weight)| weight.dims());
     while !selected.is_empty() {
         let later = selected.split_off(SVD_BATCH.min(selected.len()));
         let batch = std::mem::replace(&mut selected, later);
@@ -213,7 +216,7 @@ fn with_decompositions(
     options: &PlanOptions<'_>,
 ) -> Result<Vec<(String, Weight)>, AdapterError> {
     let weights: Vec<_> = batch.iter().map(|(_, weight)| weight).collect();
-    let on_host = !weights.iter().any(|weight| has_vendor_blas(&weight.matrix));
+    let on_host = !weights.iter().any(|weight| weight.has_vendor_blas());
     if let Some(division) = options.division.filter(|_| on_host) {
         return with_divided_decompositions(batch, options.cache, division);
     }
@@ -232,7 +235,7 @@ fn with_divided_decompositions(
     division: &dyn DivideDecompositions,
 ) -> Result<Vec<(String, Weight)>, AdapterError> {
     let Some((_, first)) = batch.first() else { return Ok(batch) };
-    let device = first.matrix.device();
+    let device = first.device();
     let own: Vec<_> = batch
         .iter()
         .enumerate()
@@ -246,7 +249,7 @@ fn with_divided_decompositions(
         found.map_err(|source| AdapterError::Decomposition { path: path.clone(), source })
     });
     let found = found.collect::<Result<_, _>>()?;
-    let shapes: Vec<_> = batch.iter().map(|(_, weight)| weight.matrix.dims()).collect();
+    let shapes: Vec<_> = batch.iter().map(|(_, weight)| weight.dims()).collect();
     let all = division.exchange(&shapes, &device, found).map_err(AdapterError::Divided)?;
     let exact = is_exact(&batch.iter().map(|(_, weight)| weight).collect::<Vec<_>>());
     let store = |((path, weight), svd): ((String, Weight), Svd)| {
@@ -265,7 +268,7 @@ fn init_all<A: Adapter>(
         Ok((path, adapter))
     };
     // A tensor belongs to the queue of the thread that makes it, and a CUDA graph is captured from one queue.
-    if weights.iter().any(|(_, weight)| has_vendor_blas(&weight.matrix)) {
+    if weights.iter().any(|(_, weight)| weight.has_vendor_blas()) {
         return weights.into_iter().map(init).collect();
     }
     weights.into_par_iter().map(init).collect()

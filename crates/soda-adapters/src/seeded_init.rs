@@ -22,8 +22,8 @@ impl<'a> SeededInit<'a> {
     /// Prepares the initialization for `weight` at `path`, on its device and in the type that adapters
     /// compute in.
     pub(crate) fn new(seed: u64, path: &'a str, weight: &Weight) -> Self {
-        let dtype = compute_dtype(weight.matrix.dtype());
-        Self { seed, path, device: weight.matrix.device(), dtype }
+        let dtype = compute_dtype(weight.dtype());
+        Self { seed, path, device: weight.device(), dtype }
     }
 
     /// Normal values with mean 0 and standard deviation `std`.

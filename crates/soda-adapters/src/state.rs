@@ -181,7 +181,7 @@ impl<M: Method> AdapterState<M> {
                 Some(Tensor::from_data(data, (&old.device(), old.dtype())))
             });
             if let Some(base) = bases.get(weight) {
-                *adapter = adapter.clone().rebased(&base.matrix);
+                *adapter = adapter.clone().rebased(&base.matrix());
             }
         }
         Ok(plan)

@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use soda_kernels::stored_weights;
 
 use crate::error::{AdapterError, TargetError};
 use crate::named_params::{ADAPTER_SEGMENT, NamedParam, named_params};
@@ -43,7 +44,7 @@ impl TargetPreset {
 ///
 /// let layer = LinearConfig::new(12, 8).init(&Device::default());
 /// let weights = Targets(vec![r"^weight$".into()]).select(&layer)?;
-/// assert_eq!(weights["weight"].matrix.dims(), [12, 8]);
+/// assert_eq!(weights["weight"].dims(), [12, 8]);
 /// assert!(Targets(vec!["to_q".into()]).select(&layer).is_err());
 /// # Ok::<(), soda_adapters::AdapterError>(())
 /// ```
@@ -89,6 +90,11 @@ impl Targets {
             (!param.path.contains(&adapter_tensors)).then_some(param)
         };
         let params: Vec<_> = named_params(module).into_iter().filter_map(inside).collect();
+        let stored = stored_weights(module);
+        let weight = |param: &NamedParam| match stored.get(&format!("{prefix}{}", param.path)) {
+            Some(stored) => Weight::from_stored(stored.clone(), param),
+            None => Weight::from_param(param),
+        };
         let mut selected = BTreeMap::new();
         for pattern in &self.0 {
             let pattern = Pattern::new(pattern, presets)?;
@@ -100,7 +106,7 @@ impl Targets {
                 return Err(pattern.unmatched(&params).into());
             }
             for param in matches {
-                selected.insert(param.path.clone(), Weight::from_param(param)?);
+                selected.insert(param.path.clone(), weight(param)?);
             }
         }
         Ok(selected)

@@ -5,10 +5,11 @@
 //! pair of convolutions (`kh x kw` down, `1 x 1` up) is then a low-rank product, as in PEFT and kohya's
 //! scripts.
 
-use burn::tensor::{DType, Tensor};
-use soda_kernels::{has_vendor_blas, with_stride_order};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use soda_kernels::{StoredWeight, with_stride_order};
 use soda_linalg::{LinalgError, Svd, SvdCache};
 
+use crate::base_weight::BaseWeight;
 use crate::directions::Directions;
 use crate::error::{AdapterError, TargetError};
 use crate::named_params::NamedParam;
@@ -16,8 +17,10 @@ use crate::named_params::NamedParam;
 /// One selected weight of a network, as a matrix.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    /// The weight, `[in, out]`, or `[in kh kw, out]` of a convolution, in the float type of the network.
-    pub matrix: Tensor<2>,
+    /// The weight as the network has it: `[in, out]`, or `[in kh kw, out]` of a convolution.
+    base: BaseWeight,
+    /// The float type in which the network will compute.
+    network_dtype: DType,
     /// The shape in which burn stores the weight.
     pub shape: Vec<usize>,
     /// The decomposition, if it is already computed.
@@ -56,8 +59,27 @@ impl Weight {
         if matrix.is_autodiff() {
             return Err(TargetError::OnAutodiffDevice { path: param.path.clone() }.into());
         }
-        let shape = param.shape.clone();
-        Ok(Self { matrix, shape, svd: None, directions: Directions::Unknown })
+        Ok(Self::new(BaseWeight::Float(matrix), param.shape.clone()))
+    }
+
+    /// Reads a weight that is stored in the place of `param`. It becomes floats each time that it is read.
+    ///
+    /// # Errors
+    /// [`TargetError::OnAutodiffDevice`] for a weight whose device tracks gradients.
+    pub(crate) fn from_stored(
+        stored: StoredWeight,
+        param: &NamedParam,
+    ) -> Result<Self, AdapterError> {
+        if stored.device().is_autodiff() {
+            return Err(TargetError::OnAutodiffDevice { path: param.path.clone() }.into());
+        }
+        let shape = stored.dims().to_vec();
+        Ok(Self::new(BaseWeight::Stored(stored, param.value().dtype()), shape))
+    }
+
+    fn new(base: BaseWeight, shape: Vec<usize>) -> Self {
+        let network_dtype = base.dtype();
+        Self { base, network_dtype, shape, svd: None, directions: Directions::Unknown }
     }
 
     /// Makes the weight of a linear layer, `[in, out]`.
@@ -71,7 +93,54 @@ impl Weight {
     /// ```
     pub fn from_matrix(matrix: Tensor<2>) -> Self {
         let shape = matrix.dims().to_vec();
-        Self { matrix, shape, svd: None, directions: Directions::Unknown }
+        Self::new(BaseWeight::Float(matrix), shape)
+    }
+
+    /// The weight, `[in, out]`, or `[in kh kw, out]` of a convolution, in its float type on its device. A
+    /// weight that is stored otherwise is made anew by each call.
+    pub fn matrix(&self) -> Tensor<2> {
+        self.base.to_float()
+    }
+
+    /// The shape of the matrix.
+    pub fn dims(&self) -> [usize; 2] {
+        self.base.dims()
+    }
+
+    /// The float type of the matrix.
+    pub fn dtype(&self) -> DType {
+        self.base.dtype()
+    }
+
+    /// The device of the network.
+    pub fn device(&self) -> Device {
+        self.base.device()
+    }
+
+    /// The matrix in f32, if it is floats in host memory.
+    pub(crate) fn host_floats(&self) -> Option<TensorData> {
+        self.base.host_floats()
+    }
+
+    /// The matrix in the float type that adapters compute in.
+    pub(crate) fn compute_matrix(&self) -> Tensor<2> {
+        self.matrix().cast(compute_dtype(self.dtype()))
+    }
+
+    /// Whether the device multiplies with its vendor's library.
+    pub(crate) fn has_vendor_blas(&self) -> bool {
+        self.base.has_vendor_blas()
+    }
+
+    /// The float type in which an adapter keeps large constant factors of products. A vendor's library
+    /// multiplies in the type of the network; everywhere else it is that of the adapter's parameters.
+    pub(crate) fn factor_dtype(&self) -> DType {
+        if self.has_vendor_blas() { self.network_dtype } else { compute_dtype(self.dtype()) }
+    }
+
+    /// Names the float type in which the network will compute, where its weights are in another still.
+    pub(crate) fn in_network_of(self, network_dtype: DType) -> Self {
+        Self { network_dtype, ..self }
     }
 
     /// Number of entries of the convolution's window, `kh kw`; 1 for a linear layer.
@@ -109,19 +178,14 @@ impl Weight {
 /// Decomposes several weights at once, in their order. `cache` provides known decompositions and stores new
 /// ones.
 ///
-/// Weights are decomposed in f64 and rounded once, except on a GPU with a vendor's library. Weights of 16 bits
-/// therefore have the decomposition of the same weights in f32.
+/// Weights are decomposed in f64 and rounded once, except on a GPU with a vendor's library. Those of 16 bits
+/// have the decomposition of the same weights in f32.
 pub(crate) fn decompose_batch(
     weights: &[&Weight],
     cache: Option<&SvdCache>,
 ) -> Vec<Result<WeightSvd, LinalgError>> {
     let exact = is_exact(weights);
-    let cast = |weight: &&Weight| {
-        let matrix = weight.matrix.clone();
-        let dtype = compute_dtype(matrix.dtype());
-        matrix.cast(dtype)
-    };
-    let matrices: Vec<_> = weights.iter().map(cast).collect();
+    let matrices: Vec<_> = weights.iter().map(|weight| weight.compute_matrix()).collect();
     let found = match (cache, exact) {
         (None, false) => Svd::thin_batch(&matrices),
         (None, true) => Svd::thin_batch_via_f64(&matrices),
@@ -133,7 +197,7 @@ pub(crate) fn decompose_batch(
 
 /// Whether these weights are decomposed in f64. All weights of a network have the same device.
 pub(crate) fn is_exact(weights: &[&Weight]) -> bool {
-    weights.iter().all(|weight| !has_vendor_blas(&weight.matrix))
+    weights.iter().all(|weight| !weight.has_vendor_blas())
 }
 
 /// Converts a stored weight to its matrix `[in, out]`, in the float type that adapters compute in.

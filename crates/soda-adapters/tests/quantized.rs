@@ -6,13 +6,14 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
 use common::{difference, disturb, gradients};
 use soda_adapters::{
-    AdapterState, AnyAdapter, METHOD_PRESETS, Method as _, MethodConfig, Plan, PlanOptions, Probe,
-    Recipe, Targets, attach_all, detach, for_inference, named_params, without_adapters,
+    AdapterState, AnyAdapter, Calibration, METHOD_PRESETS, Method as _, MethodConfig, Plan,
+    PlanOptions, Probe, Recipe, Targets, attach_all, detach, fingerprint, for_inference, fuse_all,
+    map_params, named_params, without_adapters,
 };
 use soda_kernels::{
     QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, linear_deferred, stored_weights,
@@ -38,6 +39,19 @@ impl Net {
     fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
         let hidden = linear_deferred(x.clone(), || self.first.weight.val(), None).tanh();
         linear_deferred(hidden, || self.second.weight.val(), None)
+    }
+
+    /// The network with its weights in host memory until their adapters are made.
+    fn waiting(self) -> Self {
+        let wait = |layer: &Linear| {
+            let data = layer.weight.val().transpose().into_data();
+            StoredWeight::waiting_floats(&data, &Device::default()).unwrap()
+        };
+        let weights = BTreeMap::from([
+            ("first.weight".to_owned(), wait(&self.first)),
+            ("second.weight".to_owned(), wait(&self.second)),
+        ]);
+        with_stored(self, weights)
     }
 
     /// The network with quantized weights, and with the same weights in floats.
@@ -69,7 +83,21 @@ fn input() -> Tensor<2> {
 
 /// The plan of a method on a network in floats, with directions from one input if it wants them.
 fn plan(method: &MethodConfig, net: &Net) -> Plan<AnyAdapter> {
-    let measure = || {
+    plan_measured(method, net, measured(method, net).as_ref())
+}
+
+fn plan_measured(
+    method: &MethodConfig,
+    net: &Net,
+    calibration: Option<&Calibration>,
+) -> Plan<AnyAdapter> {
+    let mut options = PlanOptions { calibration, ..PlanOptions::default() };
+    method.plan_with(&targets(), net, &mut options).unwrap()
+}
+
+/// The directions of a method that wants them, from one input.
+fn measured(method: &MethodConfig, net: &Net) -> Option<Calibration> {
+    method.calibration().map(|_| {
         let probes = method.plan_probes(&targets(), net, &mut PlanOptions::default()).unwrap();
         let probed = probes.clone().attach(net.clone()).train();
         let output = probed.forward(&Tensor::from_inner(input()));
@@ -81,10 +109,7 @@ fn plan(method: &MethodConfig, net: &Net) -> Plan<AnyAdapter> {
             (path.replace(".adapter.", "."), data)
         };
         Probe::measure(probes.adapters(), &grads.into_iter().map(data).collect()).unwrap()
-    };
-    let calibration = method.calibration().map(|_| measure());
-    let mut options = PlanOptions { calibration: calibration.as_ref(), ..PlanOptions::default() };
-    method.plan_with(&targets(), net, &mut options).unwrap()
+    })
 }
 
 /// Every preset whose initial adapter is the identity.
@@ -173,4 +198,86 @@ fn weighted_adapters_add_their_changes_to_a_quantized_weight() {
     assert!(difference(both.forward(&x), trained.forward(&x)) < 1e-5);
     assert_eq!(stored_weights(&both).len(), 2);
     assert_eq!(both.first.weight.base().dtype(), DType::F32);
+}
+
+/// The adapters of a plan, by path and parameter.
+fn adapters(plan: Plan<AnyAdapter>, net: &Net) -> Vec<(String, Vec<f32>)> {
+    let params = named_params(&plan.attach(net.clone())).into_iter();
+    let params = params.filter(|param| param.path.contains(".adapter."));
+    params.map(|param| (param.path.clone(), param.value().into_data().iter().collect())).collect()
+}
+
+#[test]
+fn adapters_of_waiting_weights_are_those_of_the_same_weights_on_the_device() {
+    for (name, method) in METHOD_PRESETS.iter().map(|(name, make)| (name, make())) {
+        let net = Net::new();
+        let waiting = net.clone().waiting();
+        let weights = |net: &Net| fingerprint(&targets().select(net).unwrap());
+        assert_eq!(weights(&waiting), weights(&net));
+        let calibration = measured(&method, &net);
+        let [expected, found] = [&net, &waiting]
+            .map(|base| adapters(plan_measured(&method, base, calibration.as_ref()), &net));
+        assert!(!expected.is_empty() && expected.len() == found.len(), "{name}");
+        for ((path, expected), (_, found)) in expected.iter().zip(&found) {
+            assert!(found == expected, "{name}: {path}");
+        }
+    }
+}
+
+/// A vendor's library multiplies in the type of the network, whatever that of the file was.
+#[test]
+fn a_network_in_half_precision_computes_the_same_from_a_file_in_any_precision() {
+    let rounded = Net::new().map(&mut Cast(FloatDType::BF16));
+    let from_f32 = rounded.clone().map(&mut Cast(FloatDType::F32));
+    let x = input().cast(FloatDType::BF16);
+    for (name, method) in methods().filter(|(_, method)| method.calibration().is_none()) {
+        let outputs = [&rounded, &from_f32].map(|net| {
+            let network_dtype = Some(FloatDType::BF16);
+            let mut options = PlanOptions { network_dtype, ..PlanOptions::default() };
+            let plan = method.plan_with(&targets(), net, &mut options).unwrap();
+            let trained = map_params(plan.attach(rounded.clone()), |param| {
+                let values = param.path.contains(".adapter.").then(|| param.value())?;
+                let steps = Tensor::arange(0..values.dims()[0] as i64, &Device::default());
+                Some(values.clone() + steps.float().cast(values.dtype()).sin().mul_scalar(0.05))
+            });
+            trained.forward(&x).into_data().iter::<f32>().collect::<Vec<_>>()
+        });
+        assert!(outputs[0] == outputs[1], "{name}");
+    }
+}
+
+#[test]
+fn fused_weights_are_those_of_attached_adapters_and_are_stored_one_by_one() {
+    for (name, method) in methods().filter(|(_, method)| !method.depends_on_timestep()) {
+        let net = Net::new();
+        let recipe = Recipe::new(method.clone(), targets(), &net).unwrap();
+        let trained = disturb(&method, plan(&method, &net).attach(net.clone()));
+        let state = AdapterState::capture(recipe, &trained);
+        let plans = |net: &Net| [0.5, 0.25].map(|weight| (state.plan(net).unwrap(), weight));
+        let expected = attach_all(plans(&net), net.clone()).materialize();
+        let waiting = net.clone().waiting();
+        for net in [&net, &waiting] {
+            let fused = fuse_all(plans(net), net.clone(), |_, _| None);
+            assert!(stored_weights(&fused).is_empty(), "{name}");
+            let x = input();
+            assert_eq!(difference(fused.forward(&x), expected.forward(&x)), 0.0, "{name}");
+        }
+        let store = |path: &str, matrix: &Tensor<2>| {
+            let data = matrix.clone().transpose().into_data();
+            (path == "first.weight")
+                .then(|| StoredWeight::offloaded_floats(&data, &Device::default()).unwrap())
+        };
+        let fused = fuse_all(plans(&waiting), waiting, store);
+        assert_eq!(stored_weights(&fused).into_keys().collect::<Vec<_>>(), ["first.weight"]);
+        let x = input();
+        assert!(difference(fused.forward(&x), expected.forward(&x)) <= 1e-6, "{name}");
+    }
+}
+
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value.cast(self.0))
+    }
 }

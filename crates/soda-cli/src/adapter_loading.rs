@@ -4,15 +4,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
-use burn::module::Module as _;
 use burn::tensor::{Device, FloatDType};
-use soda_adapters::{AnyAdapter, Plan};
+use soda_adapters::{AnyAdapter, Plan, attach_all};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_pipeline::{
-    AdapterFile, Component, LoadAdapterOptions, MergeMode, MergeOptions, PipelineError, counted,
-    load_adapter, merge_adapters,
+    AdapterFile, Component, LoadAdapterOptions, MergeMode, MergeOptions, counted, fuse_plans,
+    load_adapter, plan_merge,
 };
 use soda_train::Event;
 use tracing::info_span;
@@ -50,9 +49,8 @@ impl BaseModel<'_> {
             on_progress: Some(&mut on_progress),
             on_other_base: Some(&mut on_other_base),
         };
-        let plan = info_span!("load adapter")
-            .in_scope(|| load_adapter(&mut pipeline, &file, options))
-            .map_err(|error| with_precision_hint(error, self.options.dtype))?;
+        let plan =
+            info_span!("load adapter").in_scope(|| load_adapter(&mut pipeline, &file, options))?;
         progress.finish();
         if other_base {
             self.warn_of_other_base(&[&file], &progress);
@@ -61,21 +59,33 @@ impl BaseModel<'_> {
         Ok((pipeline, file, plan))
     }
 
-    /// Loads the base with one adapter at `strength`, to draw: merged into its weights where it can be.
+    /// Loads the base with one adapter at `strength`, to draw.
     pub(crate) fn load_to_draw(&self, adapter: &Path, strength: f64) -> Result<Pipeline> {
-        let (mut pipeline, file, plan) = self.load_plan(adapter, strength)?;
-        let _span = info_span!("merge adapter").entered();
-        if file.depends_on_timestep() {
-            pipeline = pipeline.stored(&self.options);
-            pipeline.set_networks(plan.attach(pipeline.networks()));
-        } else {
-            pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
-            pipeline = pipeline.stored(&self.options);
-        }
-        Ok(pipeline.in_drawing_format())
+        let (pipeline, file, plan) = self.load_plan(adapter, strength)?;
+        Ok(self.with_plans(pipeline, vec![(plan, 1.0)], file.depends_on_timestep()))
     }
 
-    /// Loads the base with two adapters merged into its weights.
+    /// Puts adapters onto a pipeline that draws. They are merged into weights in floats. On a quantized base
+    /// they stay attached, as in training, since codes would round their changes.
+    fn with_plans(
+        &self,
+        mut pipeline: Pipeline,
+        plans: Vec<(Plan<AnyAdapter>, f64)>,
+        depends_on_timestep: bool,
+    ) -> Pipeline {
+        let _span = info_span!("merge adapter").entered();
+        let precision = self.options.denoiser_precision();
+        if depends_on_timestep || precision.storage.quantization.is_some() {
+            pipeline = pipeline.stored(&self.options);
+            pipeline.set_networks(attach_all(plans, pipeline.networks()));
+        } else {
+            fuse_plans(&mut pipeline, plans, &precision);
+            pipeline = pipeline.stored(&self.options);
+        }
+        pipeline.in_drawing_format()
+    }
+
+    /// Loads the base with two adapters, to draw.
     fn load_two_merged(&self, subject: &Path, style: &Path, args: &MergedArgs) -> Result<Pipeline> {
         args.check()?;
         let (first, second) = (args.weights[0], args.weights[1]);
@@ -95,8 +105,8 @@ impl BaseModel<'_> {
             on_progress: Some(&mut on_progress),
             on_other_base: Some(&mut on_other_base),
         };
-        let span = info_span!("merge adapter").entered();
-        merge_adapters(&mut pipeline, &[(&files[0], first), (&files[1], second)], options)?;
+        let span = info_span!("load adapter").entered();
+        let plans = plan_merge(&mut pipeline, &[(&files[0], first), (&files[1], second)], options)?;
         span.exit();
         progress.finish();
         if other_base {
@@ -105,11 +115,11 @@ impl BaseModel<'_> {
         for (file, path) in files.iter().zip([subject, style]) {
             print_match(file, path, &progress);
         }
-        Ok(pipeline.stored(&self.options).in_drawing_format())
+        Ok(self.with_plans(pipeline, plans, false))
     }
 
     /// Loads the base with the encoding of prompts that the options or else the adapters ask for. Weights
-    /// under adapters are on the device in floats.
+    /// under adapters are in floats, and wait in host memory if they will not stay floats.
     fn load_for(&self, files: &[&AdapterFile]) -> Result<Pipeline> {
         let mut options = self.options.clone();
         let mut exact = BTreeSet::new();
@@ -122,12 +132,13 @@ impl BaseModel<'_> {
                     }
                     Component::TextEncoder | Component::TextEncoder2 => {
                         options.storage = WeightStorage::default();
+                        options.dtype = FloatDType::F32;
                     }
                 }
             }
         }
         let precision = self.options.denoiser_precision();
-        if precision.storage != WeightStorage::default() {
+        if precision != FloatDType::F32.into() {
             options.denoiser = Some(WeightPrecision { exact, ..precision });
         }
         load_base(self.path, &options, self.device)
@@ -138,8 +149,8 @@ impl BaseModel<'_> {
         let bases: BTreeSet<_> = files.iter().map(|file| file.header.base.as_str()).collect();
         let bases = Vec::from_iter(bases).join(" and ");
         progress.warn(&format!(
-            "the weights of {} are not those that the adapter was made for ({bases}): another model, a \
-             fine-tune, or another --dtype; the change is added to them as it is",
+            "the weights of {} are not those that the adapter was made for ({bases}): another model or \
+             a fine-tune; the change is added to them as it is",
             self.path.display()
         ));
     }
@@ -175,17 +186,4 @@ fn print_match(file: &AdapterFile, path: &Path, progress: &Progress) {
         file.summary(),
         counted(file.num_tensors(), "tensor")
     ));
-}
-
-/// Adds a remedy if the adapter does not fit because the weights were loaded in half precision.
-fn with_precision_hint(error: PipelineError, dtype: FloatDType) -> anyhow::Error {
-    let rounded = dtype != FloatDType::F32 && error.is_other_base();
-    let error = anyhow::Error::from(error);
-    if !rounded {
-        return error;
-    }
-    error.context(format!(
-        "the weights of the base may be rounded in {dtype:?}, and an adapter needs the original weights; \
-         give --dtype f32, or fold it in with `soda merge` and use that model"
-    ))
 }

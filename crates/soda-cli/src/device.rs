@@ -280,6 +280,16 @@ pub(crate) enum Precision {
     Bf16,
 }
 
+impl From<soda_train::Precision> for Precision {
+    fn from(precision: soda_train::Precision) -> Self {
+        match precision {
+            soda_train::Precision::F32 => Self::F32,
+            soda_train::Precision::F16 => Self::F16,
+            soda_train::Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl From<Precision> for FloatDType {
     fn from(precision: Precision) -> Self {
         match precision {

@@ -165,7 +165,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs};
+    use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs, WeightsArgs};
     use crate::device::DeviceChoice;
 
     fn parse(argv: Vec<OsString>) -> Option<Command> {
@@ -218,11 +218,18 @@ mod tests {
             cache,
             ..MergedArgs::default()
         };
-        for (merged, device) in [
-            (one, DeviceChoice::Wgpu(Some(3))),
-            (two, DeviceChoice::Cpu),
-            (MergedArgs::default(), DeviceChoice::Auto),
+        let small: &[&str] = &["precision=bf16", "base_precision=nf4", "offload=3"];
+        for (merged, device, settings) in [
+            (one, DeviceChoice::Wgpu(Some(3)), small),
+            (two, DeviceChoice::Cpu, &["text_encoder_offload=2"]),
+            (MergedArgs::default(), DeviceChoice::Auto, &[]),
         ] {
+            let mut table = soda_train::preset("toybox").unwrap();
+            for setting in ["base=b", "data=d"].iter().chain(settings) {
+                soda_train::apply_setting(&mut table, setting).unwrap();
+            }
+            let config = soda_train::TrainConfig::from_table(table).unwrap();
+            let weights = WeightsArgs::of_run(&config);
             let args = EvaluateArgs {
                 base: "models/toy".into(),
                 judges: "eval".into(),
@@ -235,8 +242,9 @@ mod tests {
                 unrelated: vec!["a blue boat".to_owned()],
                 seed: u64::MAX,
                 steps: 7,
-                guidance: 7.5,
+                guidance: Some(7.5),
                 resolution: Some(512),
+                weights,
                 out: "out".into(),
                 device: DeviceArg { device },
             };

@@ -76,6 +76,28 @@ fn an_evaluation_has_the_scores_of_the_run() {
     assert!(!folder.join("no").exists());
 }
 
+/// Adapters stay attached to a quantized base, as in the run.
+#[test]
+fn an_evaluation_in_the_precisions_of_a_run_has_its_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mug = toybox("subjects/castle_mug");
+    let (mug, prompt) = (mug.to_str().unwrap(), "a photo of a sks mug on a beach");
+    let short = ["--steps", "2", "--set", "samples.steps=2", "--spectrum-lr", "0.1"];
+    let small = ["--set", "precision=bf16", "--set", "encoder_precision=bf16"];
+    let stored = ["--set", "base_precision=nf4", "--set", "offload=2", "--name", "mug"];
+    let what = ["--data", mug, "--sample", prompt];
+    run(folder, "train", &[&short[..], &small, &stored, &what].concat()).unwrap();
+    let trained = scores(folder, "runs/mug");
+    assert_ne!(trained["before"], trained["after"]);
+
+    let adapter = ["--adapter", "runs/mug/adapter.safetensors"];
+    let draw = ["--data", mug, "--steps", "2", "--guidance", "5", "--prompt", prompt];
+    let small = ["--dtype", "bf16", "--base-precision", "nf4", "--offload", "1", "--out", "mug"];
+    run(folder, "evaluate", &[&draw[..], &adapter, &small].concat()).unwrap();
+    assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
+}
+
 /// T-LoRA has no weight of its own: it stays attached to draw, with the scores of the run, and has no merge.
 #[test]
 fn an_adapter_with_a_mask_by_the_timestep_draws_and_is_not_merged() {

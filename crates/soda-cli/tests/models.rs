@@ -85,6 +85,21 @@ fn an_image_has_its_generation_settings() {
 }
 
 #[test]
+fn large_images_are_decoded_in_tiles() {
+    let dir = tempfile::tempdir().unwrap();
+    let size = ["--base", &BASE, "--width", "96", "--height", "64"];
+    let drawn = |out: &str, more: &[&str]| draw(dir.path(), out, &[&size[..], more].concat()).0;
+    let whole = drawn("whole", &[]);
+    // The bundled model was trained on 64 pixels.
+    let tiled = drawn("tiled", &["--tiling"]);
+    assert_eq!(drawn("of_side", &["--tile-size", "64"]), tiled);
+    assert_eq!(drawn("one_tile", &["--tile-size", "96"]), whole);
+    let far = |a: &[u8]| a.iter().zip(&whole).map(|(a, b)| a.abs_diff(*b)).max();
+    assert_eq!(tiled.len(), whole.len());
+    assert!(tiled != whole && far(&tiled) < Some(64), "{:?}", far(&tiled));
+}
+
+#[test]
 fn a_step_of_the_bundled_networks_is_timed() {
     let dir = tempfile::tempdir().unwrap();
     let bench = ["bench", "--device", "cpu", "--steps", "1", "--method", "lora", "--rank", "4"];

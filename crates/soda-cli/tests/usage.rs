@@ -100,6 +100,7 @@ fn every_usage_mistake_of_the_other_commands_ends_with_2() {
             ("generate --base BASE --prompt x --steps 1 --width 7", "7"),
             ("generate --base BASE --prompt x --width 100000 --height 100000", "150000000 pixels"),
             ("generate --base BASE --prompt x --count 0", "--count"),
+            ("generate --base BASE --prompt x --tile-size 63", "64..=16384"),
             ("generate --base FLUX --prompt x --scheduler ddim", "leave out --scheduler"),
             (
                 "generate --base BASE --prompt x --text-encoder-out-layers 9,18",

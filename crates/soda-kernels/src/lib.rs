@@ -30,7 +30,7 @@
 //! | `backend` | the traits [`Kernels`] (forward) and [`KernelGradients`] (called by the tape) |
 //! | `autodiff` | [`Kernels`] for burn's autodiff backend |
 //! | `quantize/` | number formats of frozen weights, and their codes on the host |
-//! | `host_matrix` | matrices in host memory |
+//! | `host_matrix`, `host_transpose` | matrices in host memory |
 //! | `stored_weight` | weights that are quantized or in host memory, in the place of a module's parameters |
 //! | `fallback/` | both traits in burn's own operations: the defaults |
 //! | `cpu/` | both traits for the CPU, in float32 on slices; feature `cpu` |
@@ -64,6 +64,7 @@ mod cuda;
 mod device;
 mod fallback;
 mod host_matrix;
+mod host_transpose;
 mod ops;
 mod quantize;
 mod stored_weight;
@@ -81,6 +82,7 @@ pub use device::memory_format::{MemoryFormat, to_preferred_memory_format, with_s
 pub use device::vendor_blas::has_vendor_blas;
 pub use fallback::attention::AttentionGradient;
 pub use host_matrix::{HostMatrix, HostNumbers};
+pub use host_transpose::transposed;
 pub use ops::attention::attention;
 pub use ops::concat_channels::concat_channels;
 pub use ops::conv::{conv2d, conv2d_residual};

@@ -15,7 +15,9 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use crate::backend::Kernels;
 use crate::cuda::pin;
+use crate::device::vendor_blas::has_vendor_blas;
 use crate::host_matrix::{HostMatrix, HostNumbers};
+use crate::host_transpose::transposed;
 use crate::ops::deferred::offer_product;
 use crate::quantize::{QuantLayout, QuantizedMatrix};
 
@@ -40,6 +42,8 @@ enum Storage {
     /// The words of a quantized matrix on the device.
     Device(Tensor<1, Int>, QuantLayout),
     Host(HostMatrix),
+    /// Floats in host memory until their adapter is made.
+    Waiting(HostMatrix),
 }
 
 /// How a [`StoredWeight`] is stored: what identifies it, beside its bytes.
@@ -77,6 +81,13 @@ impl StoredWeight {
         Some(Self { storage: Storage::Host(host), scales })
     }
 
+    /// Keeps a matrix of floats `[out, in]` in host memory until the adapter of the weight is made. The
+    /// memory is not pinned, since it is read once or twice. `None` if `data` is not such a matrix.
+    pub fn waiting_floats(data: &TensorData, device: &Device) -> Option<Self> {
+        let host = HostMatrix::of_floats(data, |_| None)?;
+        Some(Self { storage: Storage::Waiting(host), scales: scales_on(device, &[1.0]) })
+    }
+
     /// This weight in the place of a parameter `[in, out]` of a network that computes in `dtype`. The
     /// value of `param` is dropped; one that is not initialized stays so.
     pub fn replace<const D: usize>(
@@ -93,9 +104,19 @@ impl StoredWeight {
     pub fn dims(&self) -> [usize; 2] {
         let [output, input] = match &self.storage {
             Storage::Device(_, layout) => layout.shape(),
-            Storage::Host(host) => host.shape(),
+            Storage::Host(host) | Storage::Waiting(host) => host.shape(),
         };
         [input, output]
+    }
+
+    /// The device that computes with the weight.
+    pub fn device(&self) -> Device {
+        self.scales.device()
+    }
+
+    /// Whether the device has the library of [`has_vendor_blas`](crate::has_vendor_blas).
+    pub fn has_vendor_blas(&self) -> bool {
+        has_vendor_blas(&self.scales)
     }
 
     /// How the weight is stored.
@@ -104,7 +125,9 @@ impl StoredWeight {
             Storage::Device(_, layout) => {
                 StoredFormat { numbers: HostNumbers::Codes(*layout), is_offloaded: false }
             }
-            Storage::Host(host) => StoredFormat { numbers: host.numbers(), is_offloaded: true },
+            Storage::Host(host) | Storage::Waiting(host) => {
+                StoredFormat { numbers: host.numbers(), is_offloaded: true }
+            }
         }
     }
 
@@ -112,7 +135,7 @@ impl StoredWeight {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = match &self.storage {
             Storage::Device(words, _) => words.clone().into_data().as_bytes().to_vec(),
-            Storage::Host(host) => host.bytes().to_vec(),
+            Storage::Host(host) | Storage::Waiting(host) => host.bytes().to_vec(),
         };
         bytes.extend_from_slice(self.scales.clone().into_data().as_bytes());
         bytes
@@ -123,7 +146,7 @@ impl StoredWeight {
         let scales = 4 * self.scales.dims()[0];
         match &self.storage {
             Storage::Device(words, _) => (4 * words.dims()[0] + scales, 0),
-            Storage::Host(host) => (scales, host.bytes().len()),
+            Storage::Host(host) | Storage::Waiting(host) => (scales, host.bytes().len()),
         }
     }
 
@@ -142,7 +165,9 @@ impl StoredWeight {
             Storage::Device(words, layout) => {
                 Dispatch::linear_quantized(x, words.clone().into_dispatch(), scales, *layout)
             }
-            Storage::Host(host) => Dispatch::linear_from_host(x, host.clone(), scales),
+            Storage::Host(host) | Storage::Waiting(host) => {
+                Dispatch::linear_from_host(x, host.clone(), scales)
+            }
         })
     }
 
@@ -156,9 +181,37 @@ impl StoredWeight {
                 let words = words.clone().into_dispatch();
                 Dispatch::dequantize_matrix(words, scales, *layout, computed)
             }
-            Storage::Host(host) => Dispatch::matrix_from_host(host.clone(), scales, computed),
+            Storage::Host(host) | Storage::Waiting(host) => {
+                Dispatch::matrix_from_host(host.clone(), scales, computed)
+            }
         });
         matrix.transpose().cast(dtype)
+    }
+
+    /// The weight `[in, out]` in f32, if it is floats in host memory.
+    pub fn host_floats(&self) -> Option<TensorData> {
+        match &self.storage {
+            Storage::Host(host) | Storage::Waiting(host) => match host.numbers() {
+                HostNumbers::Floats { .. } => {
+                    Some(transposed(&host.to_data().convert_dtype(DType::F32)))
+                }
+                HostNumbers::Codes(_) => None,
+            },
+            Storage::Device(..) => None,
+        }
+    }
+
+    /// Whether the weight waits in host memory until its adapter is made.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.storage, Storage::Waiting(_))
+    }
+
+    /// The floats `[out, in]` of a weight that waits; `None` of one that is stored as it will be read.
+    pub fn waiting(&self) -> Option<TensorData> {
+        match &self.storage {
+            Storage::Waiting(host) => Some(host.to_data()),
+            Storage::Device(..) | Storage::Host(_) => None,
+        }
     }
 }
 
@@ -312,7 +365,7 @@ impl StoredWeight {
     ) -> Self {
         let storage = match self.storage {
             Storage::Device(tensor, layout) => Storage::Device(words(tensor), layout),
-            host @ Storage::Host(_) => host,
+            host @ (Storage::Host(_) | Storage::Waiting(_)) => host,
         };
         Self { storage, scales: scales(self.scales) }
     }

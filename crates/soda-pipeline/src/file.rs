@@ -118,6 +118,7 @@ impl<M: Method> AdapterFile<M> {
             let mut options = PlanOptions {
                 prefix: &prefix,
                 presets: TARGET_PRESETS,
+                network_dtype: options.network_dtype,
                 calibration: None,
                 division: None,
                 cache: options.cache,

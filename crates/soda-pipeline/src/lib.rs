@@ -4,8 +4,8 @@
 //! | task | items |
 //! |---|---|
 //! | read and write adapter files | [`AdapterFile`], [`Header`], [`EmbeddingVectors`] |
-//! | put an adapter on a pipeline | [`load_adapter`], [`fuse_adapter`] |
-//! | merge adapters into a pipeline | [`merge_adapters`], [`MergeMode`] |
+//! | put an adapter on a pipeline | [`load_adapter`], [`fuse_adapter`], [`fuse_plans`] |
+//! | merge adapters into a pipeline | [`merge_adapters`], [`plan_merge`], [`MergeMode`] |
 //! | name the networks and their usual targets | [`Component`], [`TARGET_PRESETS`] |
 //! | count things in messages | [`counted`] |
 //! | convert files of PEFT, diffusers, kohya's scripts and LyCORIS | [`interop`] |
@@ -26,6 +26,7 @@ mod component;
 mod counted;
 mod error;
 mod file;
+mod fuse;
 mod header;
 pub mod interop;
 mod load;
@@ -38,8 +39,9 @@ pub use component::Component;
 pub use counted::counted;
 pub use error::{FormatError, InteropError, PipelineError};
 pub use file::{AdapterFile, EmbeddingVectors};
+pub use fuse::fuse_plans;
 pub use header::Header;
 pub use load::{LoadAdapterOptions, configure_pipeline, fuse_adapter, load_adapter};
-pub use merge::{MergeMode, MergeOptions, merge_adapters};
+pub use merge::{MergeMode, MergeOptions, merge_adapters, plan_merge};
 pub use target_presets::TARGET_PRESETS;
 pub use textual_inversion::embedding_vectors;

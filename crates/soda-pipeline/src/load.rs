@@ -1,6 +1,6 @@
 //! Loading an adapter onto a pipeline.
 
-use burn::module::Module as _;
+use burn::tensor::FloatDType;
 use soda_adapters::{AnyAdapter, Plan, PlanOptions};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::Pipeline;
@@ -8,6 +8,7 @@ use soda_models::scheduler::SchedulerOverrides;
 
 use crate::error::PipelineError;
 use crate::file::AdapterFile;
+use crate::fuse::fuse_plans;
 use crate::textual_inversion::add_embeddings;
 
 /// Options of [`load_adapter`] and [`fuse_adapter`].
@@ -84,7 +85,7 @@ pub fn fuse_adapter(
 ) -> Result<(), PipelineError> {
     adapter.check_has_weights()?;
     let plan = load_adapter(pipeline, adapter, options)?;
-    pipeline.set_networks(plan.attach(pipeline.networks()).materialize());
+    fuse_plans(pipeline, [(plan, 1.0)], &FloatDType::F32.into());
     Ok(())
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Module as _;
-use soda_adapters::{MergeRule, Plan, PlanOptions, attach_all};
+use burn::tensor::FloatDType;
+use soda_adapters::{AnyAdapter, MergeRule, Plan, PlanOptions};
 use soda_linalg::SvdCache;
 use soda_models::pipeline::Pipeline;
 
 use crate::error::PipelineError;
 use crate::file::{AdapterFile, EmbeddingVectors};
+use crate::fuse::fuse_plans;
 use crate::load::{apply_schedule, check_prompt_encoding, plan_on};
 use crate::textual_inversion::add_embeddings;
 
@@ -70,9 +71,25 @@ pub fn merge_adapters(
     adapters: &[(&AdapterFile, f64)],
     options: MergeOptions<'_>,
 ) -> Result<(), PipelineError> {
+    let plans = plan_merge(pipeline, adapters, options)?;
+    fuse_plans(pipeline, plans, &FloatDType::F32.into());
+    Ok(())
+}
+
+/// Plans the merge of weighted adapters: their sum with the weights of the pipeline is the merged model.
+///
+/// The pipeline gets the noise schedule and the embeddings of the adapters.
+///
+/// # Errors
+/// As [`merge_adapters`].
+pub fn plan_merge(
+    pipeline: &mut Pipeline,
+    adapters: &[(&AdapterFile, f64)],
+    options: MergeOptions<'_>,
+) -> Result<Vec<(Plan<AnyAdapter>, f64)>, PipelineError> {
     let MergeOptions { mode, cache, on_progress, on_other_base } = options;
     check_options(adapters, mode)?;
-    let Some((first, _)) = adapters.first() else { return Ok(()) };
+    let Some((first, _)) = adapters.first() else { return Ok(Vec::new()) };
     check_schedules(adapters)?;
     for (adapter, _) in adapters {
         adapter.check_has_weights()?;
@@ -88,16 +105,13 @@ pub fn merge_adapters(
         .iter()
         .map(|(adapter, weight)| Ok((plan_on(pipeline, adapter, &mut options)?, *weight)))
         .collect::<Result<Vec<_>, PipelineError>>()?;
-    let networks = pipeline.networks();
-    let networks = match mode {
-        MergeMode::Residual => attach_all(plans, networks),
+    Ok(match mode {
+        MergeMode::Residual => plans,
         MergeMode::Geodesic { restore } => {
-            Plan::merge(plans, MergeRule::Geodesic { restore })?.attach(networks)
+            vec![(Plan::merge(plans, MergeRule::Geodesic { restore })?, 1.0)]
         }
-        MergeMode::Compose => Plan::merge(plans, MergeRule::Compose)?.attach(networks),
-    };
-    pipeline.set_networks(networks.materialize());
-    Ok(())
+        MergeMode::Compose => vec![(Plan::merge(plans, MergeRule::Compose)?, 1.0)],
+    })
 }
 
 /// Checks that the weights are finite and `restore` is in its range.

@@ -174,7 +174,7 @@ fn merged(plan: &Plan<AnyAdapter>, networks: &Networks) -> (Weights, Weights) {
     let mut weights = Targets::from_paths(plan.paths()).select(networks).unwrap();
     let (mut base, mut merged) = (Weights::new(), Weights::new());
     for (path, adapter) in plan.adapters() {
-        let w = weights.remove(path).unwrap().matrix.cast(DType::F32);
+        let w = weights.remove(path).unwrap().matrix().cast(DType::F32);
         base.insert(path.clone(), w.to_data().iter().collect());
         merged.insert(path.clone(), adapter.apply(w).into_data().iter().collect());
     }

@@ -43,7 +43,7 @@ fn weight(pipeline: &Pipeline) -> Vec<f32> {
     let targets = Targets(vec!["cross-attention".to_owned()]);
     let weights = targets.select_within(&pipeline.denoiser, "", TARGET_PRESETS).unwrap();
     let (_, weight) = weights.into_iter().next().unwrap();
-    weight.matrix.into_data().iter().collect()
+    weight.matrix().into_data().iter().collect()
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::adapter::Adapter;
 use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;
 use crate::method::Method;
-use crate::weight::{Weight, compute_dtype};
+use crate::weight::Weight;
 
 /// Settings of BOFT.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +55,7 @@ impl Method for BoftConfig {
         }
         check_most(NAME, self.block_size, MAX_BLOCK, "the block size is at most 4096")?;
         check_most(NAME, self.levels, MAX_TERMS, "a butterfly has at most 100 levels")?;
-        let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
+        let w = weight.compute_matrix();
         let [input, output] = w.dims();
         let size = nearest_divisor(input, self.block_size);
         // Level i pairs halves of blocks at distance 2^i, which needs blocks of even size and 2^i blocks.

@@ -28,7 +28,7 @@ impl Method for FullConfig {
     }
 
     fn init(&self, path: &str, weight: &Weight) -> Result<Full, AdapterError> {
-        let zeros = SeededInit::new(0, path, weight).zeros(weight.matrix.dims());
+        let zeros = SeededInit::new(0, path, weight).zeros(weight.dims());
         Ok(Full { delta: Param::from_tensor(zeros), strength: 1.0 })
     }
 }

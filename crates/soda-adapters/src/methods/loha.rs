@@ -51,7 +51,7 @@ impl Method for LohaConfig {
     fn init(&self, path: &str, weight: &Weight) -> Result<Loha, AdapterError> {
         check_most(NAME, self.rank, MAX_PRODUCT_RANK, "the rank is at most 4096")?;
         let scale = low_rank_scale(NAME, self.rank, self.alpha)?;
-        let ([input, output], r) = (weight.matrix.dims(), self.rank);
+        let ([input, output], r) = (weight.dims(), self.rank);
         let init = SeededInit::new(self.seed, path, weight);
         // The initial values of LyCORIS: one zero factor makes the delta zero.
         Ok(Loha {

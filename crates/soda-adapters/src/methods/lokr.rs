@@ -74,7 +74,7 @@ impl Method for LokrConfig {
         if self.factor == Some(0) {
             return Err(AdapterError::Config { method: NAME, reason: "the factor is at least 1" });
         }
-        let ([input, output], window) = (weight.matrix.dims(), weight.window());
+        let ([input, output], window) = (weight.dims(), weight.window());
         // As in LyCORIS, the window of a convolution belongs to the large matrix.
         let channels = input / window;
         let [(out_small, out_large), (in_small, in_large)] = match self.sizes.get(path) {

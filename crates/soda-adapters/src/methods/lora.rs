@@ -34,7 +34,7 @@ use crate::method::Method;
 use crate::path_pattern::matches_one_path;
 use crate::rotation_merge::MergeRule;
 use crate::seeded_init::SeededInit;
-use crate::weight::{Weight, compute_dtype};
+use crate::weight::Weight;
 
 /// Settings of LoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,7 +158,7 @@ impl Method for LoraConfig {
 
     fn init(&self, path: &str, weight: &Weight) -> Result<Lora, AdapterError> {
         self.check_mask(path, weight)?;
-        let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
+        let w = weight.compute_matrix();
         let [input, output] = w.dims();
         let (rank, scale) = self.rank_and_scale(path, input.min(output))?;
         let init = SeededInit::new(self.seed, path, weight);

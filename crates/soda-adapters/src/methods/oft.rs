@@ -17,7 +17,7 @@ use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;
 use crate::method::Method;
 use crate::rotation_merge::{MergeRule, merge_optional};
-use crate::weight::{Weight, compute_dtype};
+use crate::weight::Weight;
 
 /// Settings of OFT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,7 +73,7 @@ impl Method for OftConfig {
         if self.constraint.is_some_and(|eps| !eps.is_finite() || eps <= 0.0) {
             return refuse("the constraint is a number above 0");
         }
-        let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
+        let w = weight.compute_matrix();
         let rotation = |width: usize| {
             let size = nearest_divisor(width, self.block_size);
             let (share, form, eps) = (self.block_share, self.cayley, self.constraint);

@@ -93,7 +93,7 @@ impl Probe {
         weight: &Weight,
     ) -> Result<Self, AdapterError> {
         let init = SeededInit::new(settings.seed, path, weight);
-        let [input, output] = weight.matrix.dims();
+        let [input, output] = weight.dims();
         let sketch = |side: &str, n: usize, wanted: Option<(Signal, usize)>| {
             let Some((signal, count)) = wanted else { return Ok(None) };
             let of_activations = signal == Signal::Activations;

@@ -8,6 +8,7 @@ mod number;
 mod prompt_encoding;
 mod settings;
 mod storage;
+mod weights;
 
 pub(crate) use self::argv::{ToArgv, option, repeated};
 pub(crate) use self::cache::CacheArg;
@@ -17,3 +18,4 @@ pub(crate) use self::number::{finite, seed};
 pub(crate) use self::prompt_encoding::PromptEncodingArgs;
 pub(crate) use self::settings::SettingsArgs;
 pub(crate) use self::storage::StorageArgs;
+pub(crate) use self::weights::WeightsArgs;

@@ -15,7 +15,7 @@ use soda_train::{
     write_file,
 };
 
-use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs};
+use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs, WeightsArgs};
 use crate::base_model::{find_base, is_path_or_name};
 use crate::child::ChildPool;
 use crate::command::evaluate::EvaluateArgs;
@@ -359,8 +359,9 @@ impl Worker<'_> {
             unrelated: Vec::new(),
             seed: config.seed,
             steps: u32::try_from(config.samples.steps).context("`samples.steps` is too large")?,
-            guidance: config.samples.guidance,
+            guidance: Some(config.samples.guidance),
             resolution: config.resolution,
+            weights: WeightsArgs::of_run(config),
             out: out.to_owned(),
             device: self.device.clone(),
         };

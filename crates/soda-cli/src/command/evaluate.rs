@@ -17,7 +17,9 @@ use soda_train::{
 };
 
 use crate::adapter_loading::load_with_adapters;
-use crate::args::{DeviceArg, MergedArgs, ToArgv as _, finite, option, repeated, seed};
+use crate::args::{
+    DeviceArg, MergedArgs, ToArgv as _, WeightsArgs, finite, option, repeated, seed,
+};
 use crate::base_model::{find_base, load_base_to_draw, warn_of_sampler};
 use crate::device::shards;
 use crate::progress::{Progress, print_result};
@@ -73,11 +75,13 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) steps: u32,
     /// Scale of classifier-free guidance, as of `soda generate`
-    #[arg(long, default_value_t = 5.0, value_parser = finite)]
-    pub(crate) guidance: f64,
+    #[arg(long, value_parser = finite)]
+    pub(crate) guidance: Option<f64>,
     /// Side of the generated images in pixels; by default that of the model's training
     #[arg(long, value_name = "PIXELS")]
     pub(crate) resolution: Option<usize>,
+    #[command(flatten)]
+    pub(crate) weights: WeightsArgs,
     /// The directory to write; it must not exist
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -100,8 +104,9 @@ impl EvaluateArgs {
         argv.extend(repeated("unrelated", &self.unrelated));
         argv.push(option("seed", self.seed.to_string()));
         argv.push(option("steps", self.steps.to_string()));
-        argv.push(option("guidance", self.guidance.to_string()));
+        argv.extend(self.guidance.map(|scale| option("guidance", scale.to_string())));
         argv.extend(self.resolution.map(|side| option("resolution", side.to_string())));
+        self.weights.append_to(&mut argv);
         argv.push(option("out", &self.out));
         self.device.append_to(&mut argv);
         argv
@@ -129,12 +134,6 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let held_out = data.hold_out(args.held_out, args.seed)?;
     let judges = Judges::load(&args.judges, &device)?;
     let base = find_base(&args.base, None)?;
-    let options = LoadOptions { resolution: args.resolution, ..LoadOptions::default() };
-    let pipeline = match load_with_adapters(&args.merged, &base, options.clone(), &device)? {
-        Some(pipeline) => pipeline,
-        None => load_base_to_draw(&base, &options, &device)?,
-    };
-    warn_of_sampler(&pipeline, &Progress::default());
     let prompts = match (&given[..], &data.eval_prompts[..]) {
         ([], []) => {
             let folder = args.data.display();
@@ -144,6 +143,14 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         ([], own) => own.to_vec(),
         (given, _) => given.to_vec(),
     };
+    // The last is the negative prompt.
+    let all = prompts.iter().chain(&args.unrelated).cloned().chain([String::new()]).collect();
+    let options = LoadOptions { resolution: args.resolution, ..args.weights.load_options(all) };
+    let pipeline = match load_with_adapters(&args.merged, &base, options.clone(), &device)? {
+        Some(pipeline) => pipeline,
+        None => load_base_to_draw(&base, &options, &device)?,
+    };
+    warn_of_sampler(&pipeline, &Progress::default());
     let side = pipeline.image_size() as u32;
     let images = DatasetImages::read(&data, &held_out, side)?;
     let style_images =
@@ -152,13 +159,13 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let config = GenerateConfig {
         prompts: prompts.iter().chain(&args.unrelated).cloned().collect(),
         steps: args.steps as usize,
-        guidance_scale: args.guidance,
+        guidance_scale: args.guidance.unwrap_or(pipeline.default_guidance_scale()),
         seed: args.seed,
         shards: shards(&device),
         ..GenerateConfig::default()
     };
     let Generated { samples, unrelated, unrelated_base } =
-        generate(&pipeline, &base, &config, prompts.len(), &mut progress)?;
+        generate(pipeline, (&base, options), &config, prompts.len(), &mut progress)?;
     progress.show(Event::Stage { name: "scoring" });
     let mut reference = images.reference(&data, &prompts);
     if let Some(style) = &style {
@@ -204,8 +211,8 @@ struct Generated {
 /// Generates the prompts of `config`: `num_prompts` prompts, and then the unrelated ones, which the base
 /// draws as well.
 fn generate(
-    pipeline: &Pipeline,
-    base: &Path,
+    pipeline: Pipeline,
+    (base, options): (&Path, LoadOptions),
     config: &GenerateConfig,
     num_prompts: usize,
     progress: &mut Progress,
@@ -216,17 +223,16 @@ fn generate(
             progress.show(Event::Progress { done, total, loss: None });
         })
     };
-    let mut samples = draw(pipeline)?;
+    let mut samples = draw(&pipeline)?;
     let unrelated = samples.split_off(num_prompts);
     let unrelated_base = if unrelated.is_empty() {
         Vec::new()
     } else {
-        let options = LoadOptions {
-            resolution: pipeline.resolution,
-            prompt_encoding: pipeline.text.prompt_encoding(),
-            ..LoadOptions::default()
-        };
-        let base = Pipeline::load_with(base, &options, &pipeline.device)?.in_drawing_format();
+        let options = LoadOptions { prompt_encoding: pipeline.text.prompt_encoding(), ..options };
+        let device = pipeline.device.clone();
+        // There may not be room for two models.
+        drop(pipeline);
+        let base = Pipeline::load_with(base, &options, &device)?.in_drawing_format();
         // The base draws all prompts, so that each prompt has the same noise.
         draw(&base)?.split_off(num_prompts)
     };

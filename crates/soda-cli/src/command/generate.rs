@@ -3,23 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::input_file::{self, SizeLimit};
-use soda_models::pipeline::{
-    GenerateConfig, InitImage, LoadOptions, Pipeline, TextEncoderUse, model_name,
-};
+use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
-use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_train::{Event, write_file};
 use tracing::info_span;
 
 use crate::adapter_loading::load_with_adapters;
-use crate::args::{DeviceArg, MergedArgs, PromptEncodingArgs, StorageArgs, finite, seed};
+use crate::args::{DeviceArg, MergedArgs, PromptEncodingArgs, WeightsArgs, finite, seed};
 use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sampler};
-use crate::device::{Precision, shards};
+use crate::device::shards;
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
 use crate::usage::require;
@@ -87,14 +84,11 @@ pub(crate) struct GenerateArgs {
     /// Decode images larger than those of the training in tiles, which bounds memory
     #[arg(long)]
     pub(crate) tiling: bool,
-    /// Precision of the weights in memory
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) dtype: Precision,
+    /// Decode images larger than a tile of this side in pixels in tiles
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(64..=16384))]
+    pub(crate) tile_size: Option<u16>,
     #[command(flatten)]
-    pub(crate) storage: StorageArgs,
-    /// Keep the linear weights of this many blocks of each text encoder in host memory, at most all
-    #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
-    pub(crate) text_encoder_offload: usize,
+    pub(crate) weights: WeightsArgs,
     /// Variant of the model's files, such as fp16
     #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) variant: Option<String>,
@@ -208,7 +202,10 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         size: Some([height, width]),
         clip_skip: args.clip_skip as usize,
         init_image,
-        tiling: args.tiling,
+        tiling: match args.tile_size {
+            Some(side) => Some(pipeline.vae_config.tiles(side.into())),
+            None => args.tiling.then(|| pipeline.vae_config.tiling()),
+        },
         shards: shards(&device),
     };
     let texts: Vec<String> =
@@ -300,19 +297,11 @@ fn has_text(picture: &[u8], text: &str) -> bool {
 
 /// Loads the base, merges the adapter and applies the options of the sampler.
 fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
-    let (dtype, denoiser) = (FloatDType::from(args.dtype), args.storage.denoiser());
+    let prompts = args.prompt.iter().chain([&args.negative]).cloned().collect();
     let options = LoadOptions {
-        dtype,
-        storage: WeightStorage { offload: args.text_encoder_offload, ..denoiser },
-        denoiser: Some(WeightPrecision { storage: denoiser, ..dtype.into() }),
         variant: args.variant.clone(),
         prompt_encoding: args.prompt_encoding.encoding(),
-        // Its memory is free before the denoiser is read.
-        text_encoder: TextEncoderUse::EncodeAndFree {
-            prompts: args.prompt.iter().chain([&args.negative]).cloned().collect(),
-            hash: false,
-        },
-        ..LoadOptions::default()
+        ..args.weights.load_options(prompts)
     };
     let base = find_base(&args.base, options.variant.as_deref())?;
     let adapted = load_with_adapters(&args.merged, &base, options.clone(), device)?;
@@ -389,12 +378,17 @@ fn parameters(
         optional("Prompt encoding", encoding),
         optional("Denoising strength", init),
         optional("Adapter", adapter),
-        Some(("Version", format!("soda {}", env!("CARGO_PKG_VERSION")))),
     ];
+    let version = ("Version", format!("soda {}", env!("CARGO_PKG_VERSION")));
     GenerationParameters {
         prompt: config.prompts[index].clone(),
         negative_prompt: config.negative_prompt.clone(),
-        fields: fields.into_iter().flatten().collect(),
+        fields: fields
+            .into_iter()
+            .flatten()
+            .chain(args.weights.labels())
+            .chain([version])
+            .collect(),
     }
     .to_string()
 }

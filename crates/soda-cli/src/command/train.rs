@@ -134,7 +134,7 @@ fn print_plan(job: Personalisation, device: &Device) -> Result<(), TrainError> {
         ("activations of a step, and workspace", plan.activations()),
         ("peak of a step", plan.step),
         ("peak until the first step", plan.preparation),
-        ("peak of encoding and decoding a picture", plan.images),
+        ("peak of decoding a picture", plan.images),
         ("peak of the run", plan.peak()),
         ("weights in host memory", plan.weights.host as u64),
     ];

@@ -15,12 +15,13 @@ use image::RgbImage;
 use tracing::info_span;
 
 use super::guided_denoiser::GuidedDenoiser;
-use super::model::{Pipeline, unit_scale};
+use super::model::Pipeline;
 use crate::batch_shards::BatchShards;
 use crate::error::{ImageError, ModelError};
 use crate::image::{MAX_PIXELS, resize_center_crop, to_images, to_tensor};
 use crate::noise::randn;
 use crate::scheduler::{Sampler, SamplerKind};
+use crate::vae::Tiling;
 
 /// Prompts in one batch. Guidance doubles the samples of the denoiser, and memory grows with them.
 const PROMPTS_AT_ONCE: usize = 16;
@@ -50,8 +51,9 @@ pub struct GenerateConfig {
     pub clip_skip: usize,
     /// An initial image. `None` to start from noise alone.
     pub init_image: Option<InitImage>,
-    /// Whether images larger than those of training are encoded and decoded in tiles, which bounds memory.
-    pub tiling: bool,
+    /// The tiles in which larger images are encoded and decoded, which bounds memory. `None` for whole
+    /// images.
+    pub tiling: Option<Tiling>,
     /// Number of shards of a batch that the denoiser computes at once on a CPU, each on threads of its own.
     /// More shards than samples have no effect.
     pub shards: usize,
@@ -79,7 +81,7 @@ impl Default for GenerateConfig {
             size: None,
             clip_skip: 0,
             init_image: None,
-            tiling: false,
+            tiling: None,
             shards: 1,
         }
     }
@@ -280,7 +282,7 @@ impl Pipeline {
     fn init_latents(
         &self,
         init: &InitImage,
-        tiling: bool,
+        tiling: Option<Tiling>,
         [height, width]: [usize; 2],
     ) -> Tensor<4> {
         let image = resize_center_crop(&init.image, width as u32, height as u32);
@@ -294,7 +296,7 @@ impl Pipeline {
             return None;
         }
         let grey = Tensor::full([1, self.vae_config.in_channels, height, width], 0.5, &self.device);
-        let empty = self.encode(grey, false);
+        let empty = self.encode(grey, None);
         let mask = Tensor::ones_like(&empty.clone().narrow(1, 0, 1));
         Some(Tensor::cat(vec![mask, empty], 1).repeat_dim(0, count))
     }
@@ -307,7 +309,7 @@ impl Pipeline {
         &self,
         latents: Tensor<4>,
         indices: &[usize],
-        tiling: bool,
+        tiling: Option<Tiling>,
     ) -> Result<Vec<RgbImage>, ModelError> {
         let _span = info_span!("decode").entered();
         let [count, channels, height, width] = latents.dims();
@@ -319,13 +321,9 @@ impl Pipeline {
         let at_once = if height * width > 32 * 32 { 1 } else { count };
         let mut images = Vec::with_capacity(count);
         for latents in latents.split(at_once, 0) {
-            let latents = self.unscaled(latents);
-            let decoded = match tiling {
-                true => self.vae.decode_tiled(latents, &self.vae_config.tiling()),
-                false => self.vae.decode(latents),
-            };
+            let decoded = self.decode_in(latents, tiling);
             // The pixels are not clamped before the check, since a clamp would turn infinity into white.
-            let decoded = to_images(unit_scale(decoded)).map_err(|error| match error {
+            let decoded = to_images(decoded).map_err(|error| match error {
                 ModelError::Image(ImageError::NonFinite { what, index }) => {
                     ImageError::NonFinite { what, index: indices[images.len() + index] }.into()
                 }

@@ -8,7 +8,7 @@ use super::denoiser::{Denoiser, DenoiserConfig};
 use super::load_warning::LoadWarning;
 use super::text_encoders::TextEncoders;
 use crate::scheduler::{ForwardProcess, SchedulerConfig};
-use crate::vae::{Vae, VaeConfig};
+use crate::vae::{Tiling, Vae, VaeConfig};
 
 /// The networks and settings of a model.
 ///
@@ -106,24 +106,33 @@ impl Pipeline {
 
     /// Decodes scaled latents `[n, c, h', w']` to images `[n, 3, h, w]` in [0, 1], as f32.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        unit_scale(self.vae.decode(self.unscaled(latents))).clamp(0.0, 1.0)
+        self.decode_in(latents, None).clamp(0.0, 1.0)
+    }
+
+    /// Decodes scaled latents as [`Pipeline::decode`] does, without the clamp. With `tiling`, images larger
+    /// than a tile are decoded in tiles, which bounds memory.
+    pub fn decode_in(&self, latents: Tensor<4>, tiling: Option<Tiling>) -> Tensor<4> {
+        let latents = self.unscaled(latents);
+        unit_scale(match tiling {
+            Some(tiling) => self.vae.decode_tiled(latents, &tiling),
+            None => self.vae.decode(latents),
+        })
     }
 
     /// Encodes images `[n, 3, h, w]` in [0, 1] to the mode of their scaled latents, `[n, c, h', w']`, as f32.
     ///
-    /// With `tiling`, large images are encoded in tiles, which bounds memory.
-    pub fn encode(&self, images: Tensor<4>, tiling: bool) -> Tensor<4> {
+    /// With `tiling`, images larger than a tile are encoded in tiles, which bounds memory.
+    pub fn encode(&self, images: Tensor<4>, tiling: Option<Tiling>) -> Tensor<4> {
         let images = images.mul_scalar(2.0).sub_scalar(1.0).cast(self.vae_dtype());
-        let latents = if tiling {
-            self.vae.encode_tiled(images, &self.vae_config.tiling())
-        } else {
-            self.vae.encode(images)
+        let latents = match tiling {
+            Some(tiling) => self.vae.encode_tiled(images, &tiling),
+            None => self.vae.encode(images),
         };
         self.vae.normalize(latents.mode())
     }
 
     /// Latents in the autoencoder's scale and dtype.
-    pub(super) fn unscaled(&self, latents: Tensor<4>) -> Tensor<4> {
+    fn unscaled(&self, latents: Tensor<4>) -> Tensor<4> {
         self.vae.denormalize(latents).cast(self.vae_dtype())
     }
 

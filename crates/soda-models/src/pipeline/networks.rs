@@ -139,19 +139,22 @@ impl Pipeline {
         self
     }
 
-    /// Stores the linear weights of text encoders and denoiser that are in floats on the device as `options`
-    /// say, and casts the other weights of the denoiser. The networks have no adapters.
+    /// Stores the linear weights of text encoders and denoiser that are in floats as `options` say, and casts
+    /// all other weights. The networks have no adapters.
     #[must_use]
     pub fn stored(mut self, options: &LoadOptions) -> Self {
         let WeightPrecision { dtype, storage, .. } = options.denoiser_precision();
-        if [storage, options.storage] == [WeightStorage::default(); 2] {
+        let is_plain = [storage, options.storage] == [WeightStorage::default(); 2];
+        if is_plain && [dtype, options.dtype] == [FloatDType::F32; 2] {
             return self;
         }
         let _span = info_span!("store").entered();
         self.denoiser = store(self.denoiser, storage, dtype).map(&mut Cast(dtype));
         if let TextEncoders::Clip(clip) = self.text {
             let mut clip = *clip;
-            let stored = |encoder| store(encoder, options.storage, options.dtype);
+            let stored = |encoder: ClipTextModel| {
+                store(encoder, options.storage, options.dtype).map(&mut Cast(options.dtype))
+            };
             clip.text_encoder = stored(clip.text_encoder);
             if let Some(mut second) = clip.second.take() {
                 second.text_encoder = stored(second.text_encoder);

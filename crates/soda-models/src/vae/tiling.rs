@@ -25,7 +25,12 @@ pub struct Tiling {
 impl VaeConfig {
     /// Tiles of the size that the autoencoder was trained on, at least one latent wide.
     pub fn tiling(&self) -> Tiling {
-        let latents = (self.sample_size / self.downscale_factor()).max(1);
+        self.tiles(self.sample_size)
+    }
+
+    /// Tiles of at most `side` pixels, at least one latent wide.
+    pub fn tiles(&self, side: usize) -> Tiling {
+        let latents = (side / self.downscale_factor()).max(1);
         Tiling { pixels: latents * self.downscale_factor(), latents }
     }
 }

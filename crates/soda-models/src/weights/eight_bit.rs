@@ -3,12 +3,14 @@
 //! | dtype | scale | written by |
 //! |---|---|---|
 //! | `I8` | `<layer>.weight_scale`, for each output or for all | torchao-like exports |
-//! | `F8_E4M3` | the same, or `<layer>.scale_weight` | ComfyUI, the authors of FLUX.2 |
+//! | `I8` | `<layer>.SCB`, 127 times the factor of each output | bitsandbytes |
+//! | `F8_E4M3` | the same as the first, or `<layer>.scale_weight` | ComfyUI, the authors of FLUX.2 |
 //! | `F8_E4M3` | none | plain casts |
 //!
 //! `<layer>.input_scale` is for products in 8 bits. Products here are in floats, which need none.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use ::safetensors::Dtype;
 use burn::tensor::{Bytes, DType, TensorData};
@@ -17,9 +19,18 @@ use soda_kernels::QuantFormat;
 use super::safetensors::Entry;
 use crate::error::{ModelError, WeightsError};
 
-/// The names of scales of weights, and of activations.
-const SCALES: [&str; 2] = ["weight_scale", "scale_weight"];
+/// The names of scales of weights with the number by which they are divided, and of activations.
+const SCALES: [(&str, f32); 3] = [("weight_scale", 1.0), ("scale_weight", 1.0), ("SCB", 127.0)];
 const OF_ACTIVATIONS: &str = "input_scale";
+/// How bitsandbytes orders its codes: 0 in rows, the only order that it writes today.
+const ORDER: &str = "weight_format";
+
+/// The scale of a tensor in 8 bits.
+#[derive(Debug)]
+pub(super) struct Scale {
+    entry: Entry,
+    divisor: f32,
+}
 
 /// Whether a tensor is in 8 bits.
 pub(super) fn is_eight_bit(entry: &Entry) -> bool {
@@ -30,22 +41,24 @@ pub(super) fn is_eight_bit(entry: &Entry) -> bool {
 ///
 /// # Errors
 ///
-/// [`WeightsError::Mismatch`] for int8 without a scale, and for a scale that is neither one number nor
-/// one for each output, or not in floats.
+/// [`WeightsError::Mismatch`] for int8 without a scale, for a scale that is neither one number nor one for
+/// each output, or not in floats, and for codes that are not in rows.
 pub(super) fn take_scale(
     entries: &BTreeMap<String, Entry>,
     (key, entry): (&String, &Entry),
     unused: &mut BTreeSet<&String>,
-) -> Result<Option<Entry>, ModelError> {
+) -> Result<Option<Scale>, ModelError> {
     let layer = key.strip_suffix("weight").unwrap_or(key);
     unused.remove(&format!("{layer}{OF_ACTIVATIONS}"));
-    let mut names = SCALES.iter().map(|name| format!("{layer}{name}"));
-    let found = names.find_map(|name| entries.get_key_value(&name));
+    let found = SCALES.iter().find_map(|(name, divisor)| {
+        let (name, scale) = entries.get_key_value(&format!("{layer}{name}"))?;
+        Some((name, scale, *divisor))
+    });
     let refuse = |reason: String| {
         let path = entry.source.path.clone();
         Err(WeightsError::Mismatch { path, reason }.into())
     };
-    let Some((name, scale)) = found else {
+    let Some((name, scale, divisor)) = found else {
         return match entry.dtype {
             Dtype::I8 => refuse(format!("{key} is in int8 and has no {layer}weight_scale")),
             _ => Ok(None),
@@ -60,10 +73,18 @@ pub(super) fn take_scale(
             scale.shape, scale.dtype
         ));
     }
-    Ok(Some(scale.clone()))
+    if let Some((name, order)) = entries.get_key_value(&format!("{layer}{ORDER}")) {
+        let read = |e| ModelError::io(&order.source.path, "a weight file", e);
+        // Long tensors are not read.
+        if order.elements() != 1 || order.read().map_err(read)?.iter().any(|byte| *byte != 0) {
+            return refuse(format!("{name} is not 0: the codes of {key} are not in rows"));
+        }
+        unused.remove(name);
+    }
+    Ok(Some(Scale { entry: scale.clone(), divisor }))
 }
 
-/// The numbers of a tensor in 8 bits, in f32. `scales` are those of [`take_scale`].
+/// The numbers of a tensor in 8 bits, in f32. `scales` are those of its [`Scale`].
 pub(super) fn decode(entry: &Entry, codes: &[u8], scales: Option<Vec<f32>>) -> Vec<f32> {
     let table = match entry.dtype {
         Dtype::I8 => QuantFormat::Int8.table(),
@@ -87,16 +108,22 @@ pub(super) fn decode(entry: &Entry, codes: &[u8], scales: Option<Vec<f32>>) -> V
     values
 }
 
-/// The numbers of a scale in f32.
-pub(super) fn scales(entry: &Entry, bytes: Vec<u8>) -> Vec<f32> {
-    let dtype = match entry.dtype {
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        _ => DType::F32,
-    };
-    let count = entry.elements();
-    match TensorData::try_from_bytes(Bytes::from_bytes_vec(bytes), [count], dtype) {
-        Ok(data) => data.iter::<f32>().collect(),
-        Err(_) => vec![f32::NAN; count],
+impl Scale {
+    /// Reads the factors, in f32.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    pub(super) fn read(&self) -> io::Result<Vec<f32>> {
+        let dtype = match self.entry.dtype {
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            _ => DType::F32,
+        };
+        let (count, bytes) = (self.entry.elements(), self.entry.read()?);
+        Ok(match TensorData::try_from_bytes(Bytes::from_bytes_vec(bytes), [count], dtype) {
+            Ok(data) => data.iter::<f32>().map(|scale| scale / self.divisor).collect(),
+            Err(_) => vec![f32::NAN; count],
+        })
     }
 }

@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Bytes, DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
-use soda_kernels::{QuantLayout, QuantizedMatrix, StoredWeight, has_vendor_blas};
+use soda_kernels::{QuantLayout, QuantizedMatrix, StoredWeight, has_vendor_blas, transposed};
 
 use super::checkpoint::Checkpoint;
-use super::eight_bit::{decode, is_eight_bit, scales, take_scale};
 use super::finite::first_non_finite;
 use super::keys::{BUFFERS, checkpoint_key};
 use super::precision::WeightPrecision;
 use super::prefetch::{Job, Prefetch};
+use super::published::Published;
 use super::safetensors::Entry;
 use super::storage::{self, OffloadedBlocks};
 use crate::error::{ModelError, WeightsError};
@@ -97,10 +97,9 @@ impl Checkpoint {
         let is_buffer = |key: &String| BUFFERS.iter().any(|buffer| key.ends_with(buffer));
         let mut unused: BTreeSet<&String> =
             self.entries.keys().filter(|key| !is_buffer(key)).collect();
-        for entry in unused.iter().map(|key| &self.entries[*key]) {
-            if !is_eight_bit(entry) {
-                float_dtype(entry)?;
-            }
+        let mut published = Published::take_all(&self.entries, &mut unused)?;
+        for key in unused.iter().filter(|key| !published.contains_key(**key)) {
+            float_dtype(&self.entries[*key])?;
         }
         let paths = parameters.iter().map(|parameter| parameter.path.as_str());
         let offloaded = OffloadedBlocks::choose(paths, precision.storage.offload);
@@ -113,14 +112,18 @@ impl Checkpoint {
                 missing.push(parameter.key());
                 continue;
             };
-            let (stored, scale) = match is_eight_bit(entry) {
-                true => (DType::F32, take_scale(&self.entries, (key, entry), &mut unused)?),
-                false => (float_dtype(entry)?, None),
+            let published = published.remove(key);
+            let stored = match published {
+                Some(_) => DType::F32,
+                None => float_dtype(entry)?,
             };
             let is_transposed = entry.transposed != parameter.is_linear_weight();
             let exact = precision.exact.contains(&parameter.path);
-            let is_stored = is_transposed && !exact && parameter.is_linear_weight();
+            let is_stored = is_transposed && parameter.is_linear_weight();
             let format = precision.storage.quantization.filter(|_| is_stored);
+            let layout = format
+                .and_then(|format| storage::layout(&parameter.path, &parameter.shape, format));
+            let is_offloaded = is_stored && offloaded.contain(&parameter.path);
             let dtype = match exact {
                 false => precision.dtype.into(),
                 true if stored.size() == 2 => stored,
@@ -128,11 +131,11 @@ impl Checkpoint {
             };
             reads.push(Read {
                 entry: entry.clone(),
-                scale,
+                published,
                 is_transposed,
-                layout: format
-                    .and_then(|format| storage::layout(&parameter.path, &parameter.shape, format)),
-                is_offloaded: is_stored && offloaded.contain(&parameter.path),
+                waits: exact && (is_offloaded || layout.is_some()),
+                layout: layout.filter(|_| !exact),
+                is_offloaded,
                 shape: parameter.shape.clone(),
                 stored,
                 dtype,
@@ -150,7 +153,7 @@ impl Checkpoint {
         match reads.iter().find(|read| !read.fits()) {
             None => Ok(reads),
             Some(read) => {
-                let (key, found) = (read.entry.key.clone(), read.entry.shape.clone());
+                let (key, found) = (read.entry.key.clone(), read.found_shape().to_vec());
                 let expected = read.file_shape();
                 Err(WeightsError::Shape { path: path(), key, expected, found }.into())
             }
@@ -231,13 +234,13 @@ impl ModuleVisitor for Visit {
 /// A tensor to read for a parameter.
 struct Read {
     entry: Entry,
-    /// The scale of a tensor in 8 bits.
-    scale: Option<Entry>,
+    /// How the file has a quantized weight.
+    published: Option<Published>,
     /// Whether the file has the parameter's axes in reverse order.
     is_transposed: bool,
     /// The shape of the parameter.
     shape: Vec<usize>,
-    /// The dtype in the file; f32 for a tensor in 8 bits.
+    /// The dtype in the file; f32 for a quantized weight.
     stored: DType,
     /// The dtype of the parameter.
     dtype: DType,
@@ -247,6 +250,8 @@ struct Read {
     layout: Option<QuantLayout>,
     /// Whether the weight stays in host memory.
     is_offloaded: bool,
+    /// Whether the weight waits in host memory until its adapter is made.
+    waits: bool,
 }
 
 /// A tensor that has been read.
@@ -265,10 +270,18 @@ impl Read {
         shape
     }
 
+    /// The shape that the tensor has in the file.
+    fn found_shape(&self) -> &[usize] {
+        match &self.published {
+            Some(published) => published.shape(&self.entry),
+            None => &self.entry.shape,
+        }
+    }
+
     fn fits(&self) -> bool {
         // burn has no scalars: CLIP's `logit_scale` is a vector of length 1.
         let scalar = self.entry.shape.is_empty() && self.shape == [1];
-        scalar || self.entry.shape == self.file_shape()
+        scalar || self.found_shape() == self.file_shape()
     }
 }
 
@@ -277,27 +290,22 @@ impl Job for Read {
 
     fn bytes(&self) -> usize {
         // Codes are made of f32, and made into f32.
-        let through_f32 = self.layout.is_some() || is_eight_bit(&self.entry);
+        let through_f32 = self.layout.is_some() || self.published.is_some();
         let dtype = if through_f32 { DType::F32 } else { self.dtype };
         let width = dtype.size().max(self.entry.dtype.bitsize() / 8);
-        self.entry.elements() * width
+        self.shape.iter().product::<usize>() * width
     }
 
     fn run(&self) -> Self::Result {
         let path = &self.entry.source.path;
-        let read = |entry: &Entry| {
-            entry.read().map_err(|e| ModelError::io(&entry.source.path, "a weight file", e))
+        let io = |e| ModelError::io(path, "a weight file", e);
+        let (bytes, dtype) = match &self.published {
+            None => (self.entry.read().map_err(io)?, self.entry.dtype),
+            Some(published) => {
+                let values = published.read(&self.entry).map_err(io)?;
+                (values.iter().flat_map(|x| x.to_le_bytes()).collect(), Dtype::F32)
+            }
         };
-        let mut bytes = read(&self.entry)?;
-        let mut dtype = self.entry.dtype;
-        if is_eight_bit(&self.entry) {
-            let scales = match &self.scale {
-                Some(entry) => Some(scales(entry, read(entry)?)),
-                None => None,
-            };
-            let values = decode(&self.entry, &bytes, scales);
-            (bytes, dtype) = (values.iter().flat_map(|x| x.to_le_bytes()).collect(), Dtype::F32);
-        }
         // Checked here, where the tensor has a name. Later, NaN would be a black image.
         let bad = first_non_finite(dtype, &bytes);
         let data = TensorData::try_from_bytes(
@@ -317,41 +325,10 @@ impl Job for Read {
             return Ok(Loaded::Quantized(QuantizedMatrix::encode(&values, layout)));
         }
         let data = data.convert_dtype(self.dtype);
-        let reorders = self.is_transposed && !self.keeps_order && !self.is_offloaded;
+        let stays = self.is_offloaded || self.waits;
+        let reorders = self.is_transposed && !self.keeps_order && !stays;
         Ok(Loaded::Float(if reorders { transposed(&data) } else { data }))
     }
-}
-
-/// Transposes a matrix.
-fn transposed(data: &TensorData) -> TensorData {
-    let shape = data.shape();
-    let (rows, columns) = (shape[0], shape[1]);
-    let bytes = match data.dtype().size() {
-        2 => transposed_elements::<2>(data.as_bytes(), rows, columns),
-        4 => transposed_elements::<4>(data.as_bytes(), rows, columns),
-        _ => transposed_elements::<8>(data.as_bytes(), rows, columns),
-    };
-    TensorData::from_bytes_vec(bytes, [columns, rows], data.dtype())
-}
-
-/// Transposes a matrix of elements of `W` bytes, in tiles that stay in the cache.
-fn transposed_elements<const W: usize>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
-    const TILE: usize = 32;
-    let mut out = vec![0; bytes.len()];
-    let (from, _) = bytes.as_chunks::<W>();
-    let (to, _) = out.as_chunks_mut::<W>();
-    for top in (0..rows).step_by(TILE) {
-        for left in (0..columns).step_by(TILE) {
-            let (bottom, right) = ((top + TILE).min(rows), (left + TILE).min(columns));
-            for column in left..right {
-                let target = &mut to[column * rows + top..column * rows + bottom];
-                for (row, target) in (top..bottom).zip(target) {
-                    *target = from[row * columns + column];
-                }
-            }
-        }
-    }
-    out
 }
 
 /// Stores the tensors in the parameters, in the order of [`Visit`].
@@ -376,8 +353,13 @@ impl ModuleMapper for Store<'_> {
                 };
                 weight.replace(param, read.dtype)
             }
-            Some(Ok(Loaded::Float(data))) if read.is_offloaded => {
-                match StoredWeight::offloaded_floats(&data, &param.lazy_device()) {
+            Some(Ok(Loaded::Float(data))) if read.waits || read.is_offloaded => {
+                let device = param.lazy_device();
+                let weight = match read.waits {
+                    true => StoredWeight::waiting_floats(&data, &device),
+                    false => StoredWeight::offloaded_floats(&data, &device),
+                };
+                match weight {
                     Some(weight) => weight.replace(param, read.dtype),
                     None => param,
                 }

@@ -16,8 +16,9 @@ pub struct WeightPrecision {
     pub dtype: FloatDType,
     /// How linear weights that are not in `exact` are stored.
     pub storage: WeightStorage,
-    /// Paths of the weights that are loaded onto the device as f32, or in the dtype of the file if that has
-    /// 16 bits. The caller casts or stores them after it has made the adapters.
+    /// Paths of the weights that are loaded as f32, or in the dtype of the file if that has 16 bits. The
+    /// caller casts or stores them after it has made the adapters. Those that `storage` concerns wait in host
+    /// memory, and all others on the device.
     pub exact: BTreeSet<String>,
 }
 

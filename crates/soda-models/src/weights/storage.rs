@@ -10,13 +10,16 @@
 //! | norms, biases | vectors |
 //! | convolutions | no format for them |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, FloatDType, Tensor};
-use soda_kernels::{QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use rayon::prelude::*;
+use soda_kernels::{
+    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, stored_weights, take_stored,
+};
 
-use super::parameters::{is_placeholder, stored_parameters};
+use super::parameters::stored_parameters;
 
 /// How the linear weights of a network's repeated blocks are stored. The default is floats on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,27 +96,88 @@ impl OffloadedBlocks {
     }
 }
 
-/// Stores the linear weights of a network's blocks that are in floats on the device, in the format and the
-/// place of `storage`. Weights that are stored already stay as they are.
-///
-/// What is quantized is quantized as it is. Other weights in host memory are cast to `dtype`. The module has
-/// no adapters.
-pub fn store<M: Module>(module: M, storage: WeightStorage, dtype: FloatDType) -> M {
-    if storage == WeightStorage::default() {
-        return module;
-    }
-    let parameters = stored_parameters(&module);
-    let paths = parameters.iter().map(|parameter| parameter.path.as_str());
-    let offloaded = OffloadedBlocks::choose(paths, storage.offload);
-    let (path, containers) = (Vec::new(), Vec::new());
-    let quantization = storage.quantization;
-    module.map(&mut Store { quantization, offloaded, dtype, path, containers })
-}
-
-struct Store {
+/// The storage of one network's weights.
+pub struct NetworkStorage {
     quantization: Option<QuantFormat>,
     offloaded: OffloadedBlocks,
     dtype: FloatDType,
+}
+
+impl NetworkStorage {
+    /// The storage of the weights of `module`, which computes in `dtype`.
+    pub fn new<M: Module>(module: &M, storage: WeightStorage, dtype: FloatDType) -> Self {
+        let parameters = stored_parameters(module);
+        let paths = parameters.iter().map(|parameter| parameter.path.as_str());
+        let offloaded = OffloadedBlocks::choose(paths, storage.offload);
+        Self { quantization: storage.quantization, offloaded, dtype }
+    }
+
+    /// Stores the linear weight at `path`, `[in, out]`, in its format and place. `None` if it stays in floats
+    /// on the device. `matrix` makes the floats `[out, in]`.
+    ///
+    /// What is quantized is quantized as it is. Other weights in host memory are cast.
+    pub fn store(
+        &self,
+        path: &str,
+        shape: [usize; 2],
+        device: &Device,
+        matrix: impl FnOnce() -> TensorData,
+    ) -> Option<StoredWeight> {
+        if self.quantization.is_some_and(|format| layout(path, &shape, format).is_some()) {
+            return Some(self.place(path, &self.encode(path, shape, matrix)?, device));
+        }
+        let floats = || matrix().convert_dtype(self.dtype.into());
+        self.offloaded.contain(path).then(|| StoredWeight::offloaded_floats(&floats(), device))?
+    }
+
+    /// The codes of the weight at `path`. `None` if it stays in floats.
+    fn encode(
+        &self,
+        path: &str,
+        shape: [usize; 2],
+        matrix: impl FnOnce() -> TensorData,
+    ) -> Option<QuantizedMatrix> {
+        let layout = layout(path, &shape, self.quantization?)?;
+        let values = matrix().convert_dtype(DType::F32).try_into_vec();
+        Some(QuantizedMatrix::encode(&values.unwrap_or_default(), layout))
+    }
+
+    /// Puts the codes of the weight at `path` in their place.
+    fn place(&self, path: &str, codes: &QuantizedMatrix, device: &Device) -> StoredWeight {
+        if self.offloaded.contain(path) {
+            StoredWeight::offloaded_codes(codes, device)
+        } else {
+            device.memory_persistent_allocations((), |()| StoredWeight::quantized(codes, device))
+        }
+    }
+}
+
+/// Stores the linear weights of a network's blocks, in floats on the device or waiting in host memory, in the
+/// format and the place of `storage`. Weights that are stored already stay as they are.
+///
+/// The network computes in `dtype`. The module has no adapters.
+pub fn store<M: Module>(module: M, storage: WeightStorage, dtype: FloatDType) -> M {
+    if storage == WeightStorage::default() && stored_weights(&module).is_empty() {
+        return module;
+    }
+    let storage = NetworkStorage::new(&module, storage, dtype);
+    let (module, stored) = take_stored(module);
+    let encode = |(path, weight): (&String, &StoredWeight)| {
+        storage.quantization?;
+        let matrix = weight.waiting()?;
+        Some((path.clone(), storage.encode(path, weight.dims(), || matrix)?))
+    };
+    let codes = stored.par_iter().filter_map(encode).collect();
+    let (path, containers) = (Vec::new(), Vec::new());
+    module.map(&mut Store { storage, stored, codes, path, containers })
+}
+
+struct Store {
+    storage: NetworkStorage,
+    /// The weights that were stored already or wait, by path.
+    stored: BTreeMap<String, StoredWeight>,
+    /// The codes of those that wait.
+    codes: BTreeMap<String, QuantizedMatrix>,
     path: Vec<String>,
     containers: Vec<String>,
 }
@@ -135,33 +199,29 @@ impl ModuleMapper for Store {
         if D != 2 || layer != Some("Linear") {
             return param;
         }
-        let value = param.base();
-        if is_placeholder(&value.dims()) {
-            return param;
-        }
-        let path = self.path.join(".");
-        let format = self.quantization;
-        let layout = format.and_then(|format| layout(&path, &value.dims(), format));
+        let (path, value) = (self.path.join("."), param.base());
         let (device, dtype) = (value.device(), value.dtype());
-        // A GPU has the weight in this order.
-        let matrix = value.swap_dims(0, 1);
-        let weight = match (layout, self.offloaded.contain(&path)) {
-            (Some(layout), is_offloaded) => {
-                let data = matrix.into_data().convert_dtype(DType::F32);
-                let values: Vec<f32> = data.try_into_vec().unwrap_or_default();
-                let matrix = QuantizedMatrix::encode(&values, layout);
-                Some(if is_offloaded {
-                    StoredWeight::offloaded_codes(&matrix, &device)
-                } else {
-                    device.memory_persistent_allocations((), |()| {
-                        StoredWeight::quantized(&matrix, &device)
-                    })
-                })
+        let weight = match (self.codes.remove(&path), self.stored.remove(&path)) {
+            (Some(codes), _) => Some(self.storage.place(&path, &codes, &device)),
+            (None, Some(weight)) => match weight.waiting() {
+                None => Some(weight),
+                Some(matrix) => {
+                    let (dims, shape) = (weight.dims(), |axis| weight.dims()[axis]);
+                    match self.storage.store(&path, dims, &device, || matrix) {
+                        None => {
+                            let shape: [usize; D] = std::array::from_fn(shape);
+                            return param.map(|_| weight.to_float(dtype).reshape(shape));
+                        }
+                        stored => stored,
+                    }
+                }
+            },
+            (None, None) => {
+                let dims = value.dims();
+                // A GPU has the weight in this order.
+                let matrix = || value.swap_dims(0, 1).into_data();
+                self.storage.store(&path, [dims[0], dims[1]], &device, matrix)
             }
-            (None, true) => {
-                StoredWeight::offloaded_floats(&matrix.cast(self.dtype).into_data(), &device)
-            }
-            (None, false) => None,
         };
         match weight {
             Some(weight) => weight.replace(param, dtype),
@@ -172,6 +232,9 @@ impl ModuleMapper for Store {
 
 #[cfg(test)]
 mod tests {
+    use burn::nn::{Linear, LinearConfig};
+    use soda_kernels::with_stored;
+
     use super::*;
 
     #[test]
@@ -216,5 +279,45 @@ mod tests {
         // A modulation stays on the device, in every block.
         let path = "layers.0.adaLN_modulation.0.weight";
         assert!(!OffloadedBlocks::choose([path], 1).contain(path));
+    }
+
+    #[test]
+    fn waiting_weights_are_stored_as_weights_on_the_device_are() {
+        let device = Device::default();
+        let network =
+            Network { layers: (0..3).map(|_| LinearConfig::new(64, 8).init(&device)).collect() };
+        let wait = |layer: &Linear| {
+            let data = layer.weight.val().transpose().into_data();
+            StoredWeight::waiting_floats(&data, &device)
+        };
+        let weights =
+            network.layers.iter().enumerate().filter_map(|(index, layer)| {
+                Some((format!("layers.{index}.weight"), wait(layer)?))
+            });
+        let waiting = with_stored(network.clone(), weights.collect());
+        for quantization in [None, Some(QuantFormat::Int8), Some(QuantFormat::Nf4)] {
+            let storage = WeightStorage { quantization, offload: 1 };
+            let stored = |network: &Network| {
+                let stored = store(network.clone(), storage, FloatDType::F16);
+                let all = stored_weights(&stored).into_iter();
+                let all = all.map(|(path, weight)| (path, weight.format(), weight.to_bytes()));
+                let floats = stored.layers.iter().map(|layer| layer.weight.base().dims());
+                (all.collect::<Vec<_>>(), floats.collect::<Vec<_>>())
+            };
+            let (expected, found) = (stored(&network), stored(&waiting));
+            assert_eq!(expected.0.len(), if quantization.is_some() { 3 } else { 1 });
+            assert!(found == expected, "{quantization:?}");
+            assert!(
+                stored_weights(&store(waiting.clone(), storage, FloatDType::F16))
+                    .values()
+                    .all(|weight| !weight.is_waiting())
+            );
+        }
+        assert_eq!(store(waiting, WeightStorage::default(), FloatDType::F16).layers.len(), 3);
+    }
+
+    #[derive(Module, Debug)]
+    struct Network {
+        layers: Vec<Linear>,
     }
 }

@@ -84,7 +84,7 @@ impl CompressedLora {
             };
             layer.a = round(layer.a.clone(), dtype);
             layer.b = round(layer.b.clone().mul_scalar(scale), dtype).div_scalar(scale);
-            let w = layer.weight.matrix.clone().cast(DType::F32);
+            let w = layer.weight.matrix().cast(DType::F32);
             let delta = adapter.apply(w.clone()) - w;
             let lost = delta.clone() - matmul(layer.a.clone(), layer.b.clone());
             let (lost, norm) = (frobenius_norm(lost), frobenius_norm(delta));
@@ -165,7 +165,7 @@ fn compress_layer<A: Adapter>(
     weight: Weight,
     budget: CompressionBudget,
 ) -> Result<CompressedLayer, AdapterError> {
-    let w = weight.matrix.clone().cast(DType::F32);
+    let w = weight.matrix().cast(DType::F32);
     let delta = adapter.apply(w.clone()) - w.clone();
     let (norm, base) = (frobenius_norm(delta.clone()), frobenius_norm(w));
     let exact =

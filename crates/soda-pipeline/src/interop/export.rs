@@ -120,7 +120,7 @@ pub fn write_diff<A: Adapter, M: Module>(
         let mut shape = Vec::new();
         for (rows, (path, weight)) in parts {
             let Some(adapter) = plan.adapters().get(path) else { continue };
-            let w = weight.matrix.clone().cast(DType::F32);
+            let w = weight.matrix().cast(DType::F32);
             let delta = adapter.apply(w.clone()) - w;
             lost += frobenius_norm(round(delta.clone(), settings.dtype) - delta.clone()).powi(2);
             total += frobenius_norm(delta.clone()).powi(2);

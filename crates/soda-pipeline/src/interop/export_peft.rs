@@ -75,7 +75,7 @@ pub fn round_for_peft(compressed: &mut CompressedLora, plan: &Plan<AnyAdapter>, 
     for report in &mut compressed.reports {
         let found = (compressed.layers.get(&report.path), plan.adapters().get(&report.path));
         let (Some(layer), Some(adapter)) = found else { continue };
-        let w = layer.weight.matrix.clone().cast(DType::F32);
+        let w = layer.weight.matrix().cast(DType::F32);
         let adapted = adapter.apply(w.clone());
         let norm = frobenius_norm(adapted.clone() - w.clone());
         let is_hra = || number_of_reflections(component_and_module(&report.path).0, plan).is_some();

@@ -31,9 +31,6 @@ const MAX_STEP_SAMPLES: usize = 1_000_000;
 /// The most steps of a run. They take decades.
 const MAX_STEPS: usize = 1_000_000_000;
 
-/// The most steps of a sampler. No model was trained on more timesteps to choose from.
-const MAX_SAMPLER_STEPS: usize = 1000;
-
 /// All settings of a run. Together with the files that they name, they determine its result.
 ///
 /// ```
@@ -245,14 +242,7 @@ impl TrainConfig {
         if self.steps > MAX_STEPS {
             return Err(ConfigError::OutOfRange { field: "steps", range: "at most 10^9" }.into());
         }
-        if self.samples.steps > MAX_SAMPLER_STEPS {
-            let field = "samples.steps";
-            return Err(ConfigError::OutOfRange { field, range: "at most 1000" }.into());
-        }
-        if !self.samples.guidance.is_finite() {
-            let field = "samples.guidance";
-            return Err(ConfigError::OutOfRange { field, range: "a finite number" }.into());
-        }
+        self.samples.check()?;
         if let Some(scale) = &self.loss_scale {
             scale.check()?;
             if self.precision != Precision::F16 {
@@ -399,6 +389,7 @@ mod tests {
             ("ranks=1000001", "`batch_size` must be at most a million samples"),
             ("batch_size=9223372036854775807", "at most a million samples"),
             ("samples.steps=1001", "`samples.steps` must be at most 1000"),
+            ("samples.tile_size=63", "`samples.tile_size` must be from 64 to 16384 pixels"),
             ("steps=1000000001", "`steps` must be at most"),
             ("optimizer.rotation_lr=nan", "optimizer.rotation_lr"),
             ("optimizer.ema_decay=1.5", "optimizer.ema_decay"),

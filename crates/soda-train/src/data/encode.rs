@@ -409,7 +409,7 @@ mod tests {
         let wide = read_rgb(&examples[3].image).unwrap();
         let pixels = to_tensor(&[resize_center_crop(&wide, 80, 48)], &device);
         let found = data.mode(&data.first_rows()[2]).narrow(0, 1, 1);
-        assert_eq!(found.into_data(), pipeline.encode(pixels, false).into_data());
+        assert_eq!(found.into_data(), pipeline.encode(pixels, None).into_data());
 
         let narrow = EncodeConfig { buckets: None, ..config };
         let data =

@@ -180,6 +180,7 @@ impl Generation<'_> {
         let request = GenerateConfig {
             prompts: vec![self.prior.prompt.clone(); here.len()],
             seed: self.config.seed.wrapping_add(SEED_SHIFT).wrapping_add(here.start as u64),
+            tiling: self.config.samples.tiling(&self.pipeline.vae_config),
             shards: self.config.shards.unwrap_or(1),
             ..GenerateConfig::default()
         };

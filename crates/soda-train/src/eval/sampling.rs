@@ -157,6 +157,7 @@ impl Sampler<'_> {
             steps: samples.steps,
             guidance_scale: samples.guidance,
             seed: self.config.seed,
+            tiling: samples.tiling(&self.pipeline.vae_config),
             shards: self.config.shards.unwrap_or(1),
             ..GenerateConfig::default()
         };

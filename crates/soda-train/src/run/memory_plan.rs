@@ -52,7 +52,7 @@ pub struct MemoryPlan {
     pub optimizer: u64,
     /// The peak until the first step, as far as it was seen: reading, encoding, making the adapters.
     pub preparation: u64,
-    /// The peak of encoding and decoding an image.
+    /// The peak of decoding an image.
     pub images: u64,
     /// The peak of a step.
     pub step: u64,
@@ -100,7 +100,7 @@ impl Personalisation {
         let (_, fingerprint) = begin(&mut config, &mut dataset, &pipeline, judges, &ranks)?;
         let encodings = Encodings::new(&config, &pipeline, &dataset, &[], cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
-        // Adapted weights are on the device as the file has them until their adapters are made.
+        // Adapted weights are as in the file until their adapters are made.
         let loaded = weights(&pipeline).device as u64;
         let (pipeline, _, plan) =
             encodings.plan(&config, pipeline, &fingerprint, &ranks, with_graph, on_event)?;
@@ -124,12 +124,13 @@ impl Personalisation {
             state = trainer.state();
             Ok(peak)
         })?;
-        let pixels = pipeline.vae_config.pixels_per_patch();
-        let images = peak_at(full, extrapolates, |[height, width]| {
-            let shape = [1, 3, height * pixels, width * pixels];
+        // Tiles have one size, whatever that of the image is.
+        let tiling = config.samples.tiling(&pipeline.vae_config);
+        let images = peak_at(full, extrapolates && tiling.is_none(), |[height, width]| {
+            let shape = [1, pipeline.vae_config.patch_channels(), height, width];
             meter.restart();
-            let latents = pipeline.encode(Tensor::zeros(shape, &pipeline.device), false);
-            let _ = pipeline.decode(latents).into_data();
+            let latents = Tensor::zeros(shape, &pipeline.device);
+            let _ = pipeline.decode_in(latents, tiling).into_data();
             peak(meter)
         })?;
         let adapter = bytes(state.adapter.values());

@@ -82,12 +82,14 @@ impl AdaptedNetworks {
                 Ok::<_, AdapterError>(())
             };
         let component = Component::from(denoiser);
+        options.network_dtype = Some(config.precision.dtype());
         options.calibration = calibrations.get(component);
         add(component, plan_of(denoiser, config, &config.targets, &mut options))?;
         let encoders =
             [(Component::TextEncoder, text_encoder), (Component::TextEncoder2, text_encoder_2)];
         for (component, encoder) in encoders {
             if let (Some(text), Some(encoder)) = (config.trained_text_encoder(), encoder) {
+                options.network_dtype = None;
                 options.calibration = calibrations.get(component);
                 add(component, plan_of(encoder, config, &text.targets, &mut options))?;
             }

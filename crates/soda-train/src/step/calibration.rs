@@ -16,6 +16,7 @@ use crate::divided::Division;
 use crate::error::TrainError;
 use crate::output::tensor_file::Tensors;
 use crate::step::gradient_sum::gradient_sum;
+use crate::step::precision::frozen_denoiser;
 use crate::step::trainer::{StepData, Trainer};
 
 /// Separates the samples of the calibration from those of the training steps.
@@ -69,8 +70,8 @@ impl Probes {
     }
 
     /// Measures the directions on samples that no training step sees. `networks` are those of the plan, whose
-    /// adapted weights are in f32. The ranks divide the steps. `with_graph` replays the gradients from a CUDA
-    /// graph.
+    /// adapted weights are as in the file. The ranks divide the steps. `with_graph` replays the gradients
+    /// from a CUDA graph.
     ///
     /// # Errors
     /// A gradient that is not finite; a rank that has gone.
@@ -92,9 +93,9 @@ impl Probes {
         }
         let draws = config.method.calibration().map_or(0, |request| request.draws);
         let steps = draws.div_ceil(config.images_per_step());
-        // The gradients are those of the network that is trained, in its precision.
+        // The gradients are those of the network that is trained, stored as it will be.
         let mut networks = networks.clone();
-        networks.denoiser = config.precision.cast_denoiser(networks.denoiser);
+        networks.denoiser = frozen_denoiser(&config, networks.denoiser);
         let trainer = Trainer::new(all.attach(networks), &config.method, &config)?;
         let mut trainer = if with_graph { trainer.with_graph() } else { trainer };
         let gradients = gradient_sum(&mut trainer, data, steps, division, on_progress)?;

@@ -21,7 +21,7 @@ use crate::methods::permutation::Permutation;
 use crate::methods::timestep_mask::TimestepMask;
 use crate::probe::{Probe, ProbeSettings, Signal};
 use crate::seeded_init::SeededInit;
-use crate::weight::{Weight, compute_dtype};
+use crate::weight::Weight;
 
 /// Size of the blocks of a group-and-shuffle rotation, unless it is given: that of OFT.
 const BLOCK_SIZE: usize = 32;
@@ -61,7 +61,7 @@ impl Method for SodaConfig {
             return Ok(None);
         }
         self.check()?;
-        let [input, output] = weight.matrix.dims();
+        let [input, output] = weight.dims();
         let side = |side: WeightSide, width: usize| -> Result<_, AdapterError> {
             let rotation = self.rotation.as_ref().filter(|config| side.is_rotated(config.side));
             let (Some(signal), Some(config)) = (self.signal(), rotation) else { return Ok(None) };
@@ -114,7 +114,7 @@ impl Method for SodaConfig {
         if self.timestep_mask.is_some() {
             TimestepMask::check_weight(path, weight)?;
         }
-        let w = weight.matrix.clone().cast(compute_dtype(weight.matrix.dtype()));
+        let w = weight.compute_matrix();
         let rotation = |side: WeightSide| match &self.rotation {
             Some(config) if side.is_rotated(config.side) => {
                 self.rotation(config, side, path, weight, &w)

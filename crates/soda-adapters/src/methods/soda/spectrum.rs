@@ -23,7 +23,7 @@ use soda_linalg::{KroneckerRows, LinalgError, Qr, Svd, apply_autograd};
 use super::config::{Basis, Shift, SpectrumConfig};
 use super::fused::FusedLayer;
 use crate::base_weight::BaseWeight;
-use crate::methods::cost_model::{CostModel, product_dtype};
+use crate::methods::cost_model::CostModel;
 use crate::seeded_init::SeededInit;
 use crate::weight::{Weight, WeightSvd};
 
@@ -79,7 +79,7 @@ impl Spectrum {
         let k = left.dims()[1];
         // The basis takes most of the method's memory, and need not be more precise than the products with
         // it.
-        let dtype = product_dtype(&weight.matrix, w.dtype());
+        let dtype = weight.factor_dtype();
         let exact = exact && dtype == w.dtype();
         // Copies out of the batch of decompositions, whose memory stays allocated as long as a view of it
         // exists.
@@ -90,7 +90,7 @@ impl Spectrum {
             };
             soda_kernels::persistent(factor, |factor| with_stride_order(copy(factor), order))
         };
-        let (left, right, s) = match has_vendor_blas(&weight.matrix) {
+        let (left, right, s) = match weight.has_vendor_blas() {
             // The columns of `Bᵀ` are scaled, so `Bᵀ` is in row-major order.
             true => (
                 persistent(left, [0, 1]),

@@ -15,8 +15,8 @@ use crate::interop::layer_tensors::{LayerTensors, Parameters, to_tensor};
 
 /// Reads LyCORIS' `diff`, a delta in torch's layout.
 pub(super) fn read(layer: &LayerTensors, weight: &Weight) -> Result<Tensor<2>, InteropError> {
-    let [input, output] = weight.matrix.dims();
-    let device = weight.matrix.device();
+    let [input, output] = weight.dims();
+    let device = weight.device();
     let delta = layer.sized_matrix(Role::Diff, "diff", [output, input], &device)?;
     if layer.has(Role::Alpha) {
         return Err(layer.unsupported("`alpha` beside its `diff`"));
@@ -42,7 +42,7 @@ pub(super) fn adapted_delta(
     let state = AdapterState { recipe, tensors: parameters.into_iter().map(named).collect() };
     let weights = BTreeMap::from([(path.to_owned(), weight.clone())]);
     let plan = state.plan_selected(weights, &mut PlanOptions::default()).map_err(refused)?;
-    let w = weight.matrix.clone().cast(DType::F32);
+    let w = weight.matrix().cast(DType::F32);
     Ok(match plan.adapters().get(path) {
         Some(adapter) => adapter.apply(w.clone()) - w,
         None => w.zeros_like(),

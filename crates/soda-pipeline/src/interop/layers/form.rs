@@ -101,7 +101,7 @@ impl LayerForm {
                 Self::Delta(rotations::rescaled_delta(layer, weight)?)
             }
             Family::Oft if rotations::rotates_nothing(layer, weight) => {
-                Self::Delta(weight.matrix.zeros_like().cast(DType::F32))
+                Self::Delta(weight.matrix().zeros_like().cast(DType::F32))
             }
             Family::Oft => Self::Rotation(rotations::read_oft(layer, config, weight)?),
             Family::Boft => Self::Rotation(rotations::read_boft(layer, weight)?),
@@ -168,7 +168,7 @@ fn with_magnitude(
     layer: &LayerTensors,
     weight: &Weight,
 ) -> Result<LayerForm, InteropError> {
-    let ([input, output], window) = (weight.matrix.dims(), weight.window());
+    let ([input, output], window) = (weight.dims(), weight.window());
     let (role, name) = match (layer.has(Role::Magnitude), layer.has(Role::DoraScale)) {
         (false, false) => return Ok(form),
         (true, _) => (Role::Magnitude, "magnitude"),
@@ -192,7 +192,7 @@ fn with_magnitude(
         }
         LayerForm::Rotation(_) => Err(layer.unsupported("magnitude beside a rotation")),
         form => {
-            let w = weight.matrix.clone().cast(DType::F32);
+            let w = weight.matrix().cast(DType::F32);
             let direction = w.clone() + form.delta(layer.weight(), weight)?;
             let device = w.device();
             let adapted = if by_output {

@@ -35,7 +35,7 @@ impl Factors {
         config: Option<&PeftConfig>,
         weight: &Weight,
     ) -> Result<Self, InteropError> {
-        let device = weight.matrix.device();
+        let device = weight.device();
         let matrix = |(role, name)| layer.matrix(role, name, &device);
         let left = [matrix(LEFT[0])?, matrix(LEFT[1])?];
         let right = [matrix(RIGHT[0])?, matrix(RIGHT[1])?];
@@ -60,7 +60,7 @@ pub(super) fn tucker_delta(
     config: Option<&PeftConfig>,
     weight: &Weight,
 ) -> Result<Tensor<2>, InteropError> {
-    let [input, output] = weight.matrix.dims();
+    let [input, output] = weight.dims();
     let Factors { left, right, scale } = Factors::read(layer, config, weight)?;
     let product = |side: usize| {
         let core = layer.required(CORES[side], "core (hada_t1 and hada_t2)")?;
@@ -77,7 +77,7 @@ impl Hadamard {
         config: Option<&PeftConfig>,
         weight: &Weight,
     ) -> Result<Self, InteropError> {
-        let [input, output] = weight.matrix.dims();
+        let [input, output] = weight.dims();
         let Factors { left, right, scale } = Factors::read(layer, config, weight)?;
         for side in 0..2 {
             let rank = right[side].dims()[0];

@@ -142,7 +142,7 @@ impl JoinedLayer {
             _ => places.iter().map(|place| index(place.rows)).eq(0..3),
         };
         let part = |place: &&Place| {
-            let matrix = weights.get(&place.weight)?.matrix.clone();
+            let matrix = weights.get(&place.weight)?.matrix();
             let swapped = place.rows == Rows::HalvesSwapped;
             Some(if swapped { swap_halves(matrix) } else { matrix })
         };

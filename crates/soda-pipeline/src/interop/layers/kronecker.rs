@@ -38,8 +38,8 @@ impl Kronecker {
         config: Option<&PeftConfig>,
         weight: &Weight,
     ) -> Result<Self, InteropError> {
-        let ([input, output], window) = (weight.matrix.dims(), weight.window());
-        let device = weight.matrix.device();
+        let ([input, output], window) = (weight.dims(), weight.window());
+        let device = weight.device();
         let (first, first_rank) = factor(layer, W1, [output, input], &device)?;
         let [rows, cols] = first.dims();
         let large = [output / rows.max(1), input / cols.max(1)];

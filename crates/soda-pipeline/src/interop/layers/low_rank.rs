@@ -32,7 +32,7 @@ impl LowRank {
         config: Option<&PeftConfig>,
         weight: &Weight,
     ) -> Result<Self, InteropError> {
-        let ([input, output], device) = (weight.matrix.dims(), weight.matrix.device());
+        let ([input, output], device) = (weight.dims(), weight.device());
         let mut down = layer.matrix(Role::Down, "A (down)", &device)?;
         let up = layer.matrix(Role::Up, "B (up)", &device)?;
         let rank = down.dims()[0];
@@ -117,9 +117,9 @@ impl LowRank {
         Ok(match &self.magnitude {
             None => product,
             Some(magnitude) => {
-                let outputs = weight.matrix.dims()[1];
-                let magnitude = to_tensor(magnitude, [1, outputs], &weight.matrix.device());
-                let w = weight.matrix.clone().cast(DType::F32);
+                let outputs = weight.dims()[1];
+                let magnitude = to_tensor(magnitude, [1, outputs], &weight.device());
+                let w = weight.matrix().cast(DType::F32);
                 directed(w.clone() + product, magnitude) - w
             }
         })

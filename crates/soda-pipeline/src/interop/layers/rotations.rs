@@ -59,7 +59,7 @@ pub(super) fn read_oft(
 ///
 /// LyCORIS makes them for as few outputs as `conv_out` has.
 pub(super) fn rotates_nothing(layer: &LayerTensors, weight: &Weight) -> bool {
-    let outputs = weight.matrix.dims()[1];
+    let outputs = weight.dims()[1];
     [Role::OftBlocks, Role::KohyaOftBlocks].iter().any(|role| layer.shape(*role) == [outputs, 1, 1])
 }
 
@@ -68,13 +68,13 @@ pub(super) fn rescaled_delta(
     layer: &LayerTensors,
     weight: &Weight,
 ) -> Result<Tensor<2>, InteropError> {
-    let outputs = weight.matrix.dims()[1];
+    let outputs = weight.dims()[1];
     let factors = layer.required(Role::Rescale, "rescale")?;
     if factors.num_elements() != outputs {
         return Err(layer.misfit(Role::Rescale, &format!("[{outputs}, 1]")));
     }
-    let factors = to_tensor(factors, [1, outputs], &weight.matrix.device());
-    let w = weight.matrix.clone().cast(DType::F32);
+    let factors = to_tensor(factors, [1, outputs], &weight.device());
+    let w = weight.matrix().cast(DType::F32);
     let rotated = if rotates_nothing(layer, weight) {
         w.clone()
     } else {
@@ -90,7 +90,7 @@ fn packed(
     config: &PeftOft,
     weight: &Weight,
 ) -> Result<Rotation, InteropError> {
-    let input = weight.matrix.dims()[0];
+    let input = weight.dims()[0];
     let data = layer.required(Role::Skew, "oft_R")?;
     let misfit = || {
         layer
@@ -130,7 +130,7 @@ fn square_blocks(
     role: Role,
     weight: &Weight,
 ) -> Result<Rotation, InteropError> {
-    let output = weight.matrix.dims()[1];
+    let output = weight.dims()[1];
     let data = layer.required(role, "oft_blocks")?;
     let &[blocks, size, same] = data.shape().as_slice() else {
         let four_axes = data.rank() == 4 && role == Role::OftBlocks;
@@ -172,7 +172,7 @@ fn square_blocks(
 
 /// Reads the tensors of PEFT's BOFT.
 pub(super) fn read_boft(layer: &LayerTensors, weight: &Weight) -> Result<Rotation, InteropError> {
-    let [input, output] = weight.matrix.dims();
+    let [input, output] = weight.dims();
     let data = layer.required(Role::BoftBlocks, "boft_R")?;
     let scale = layer.required(Role::BoftScale, "boft_s")?;
     let misfit = || layer.misfit(Role::BoftBlocks, &format!("[levels, {input} / n, n, n]"));
@@ -198,7 +198,7 @@ pub(super) fn read_boft(layer: &LayerTensors, weight: &Weight) -> Result<Rotatio
 
 /// Reads the vectors of PEFT's HRA.
 pub(super) fn read_hra(layer: &LayerTensors, weight: &Weight) -> Result<Rotation, InteropError> {
-    let input = weight.matrix.dims()[0];
+    let input = weight.dims()[0];
     let data = layer.required(Role::Reflections, "hra_u")?;
     let &[rows, rank] = data.shape().as_slice() else {
         return Err(layer.misfit(Role::Reflections, &format!("[{input}, r]")));

@@ -1,6 +1,9 @@
-//! Checkpoints with weights in 8 bits: int8 with a scale for each output, and E4M3 with one scale or none.
+//! Checkpoints with quantized weights: int8 with a scale for each output, E4M3 with one scale or none, and
+//! the forms of bitsandbytes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bitsandbytes;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -138,7 +138,8 @@ fn tiny_z_image() -> tempfile::TempDir {
     dir
 }
 
-/// A file of all networks or of a transformer in the original keys, read with the configs of its family and of another one.
+/// A file of all networks or of a transformer in the original keys, read with the configs of its family and
+/// of another one.
 #[test]
 fn no_bytes_make_a_single_file_panic() {
     let device = Device::default();

@@ -52,6 +52,9 @@ TOYFLUX = dict(
 KLEIN_4B = dict(
     num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
 )
+KLEIN_9B = dict(
+    num_layers=8, num_single_layers=24, num_attention_heads=32, joint_attention_dim=12288, guidance_embeds=False
+)
 
 # Class, settings, side of the latents, tokens of a prompt.
 ARCHITECTURES = {
@@ -60,6 +63,7 @@ ARCHITECTURES = {
     "sdxl": (UNet2DConditionModel, SDXL, 128, 77),
     "toyflux": (Flux2Transformer2DModel, TOYFLUX, 8, 64),
     "flux2-klein-4b": (Flux2Transformer2DModel, KLEIN_4B, 64, 512),
+    "flux2-klein-9b": (Flux2Transformer2DModel, KLEIN_9B, 64, 512),
     "z-image": (ZImageTransformer2DModel, {}, 128, 256),
 }
 

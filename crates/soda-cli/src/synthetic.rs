@@ -32,6 +32,9 @@ pub(crate) enum Architecture {
     /// FLUX.2 klein 4B
     #[value(name = "flux2-klein-4b")]
     Flux2Klein4b,
+    /// FLUX.2 klein 9B
+    #[value(name = "flux2-klein-9b")]
+    Flux2Klein9b,
     /// Z-Image
     ZImage,
 }
@@ -44,6 +47,7 @@ impl Architecture {
             Self::Sdxl => "sdxl",
             Self::Toyflux => "toyflux",
             Self::Flux2Klein4b => "flux2-klein-4b",
+            Self::Flux2Klein9b => "flux2-klein-9b",
             Self::ZImage => "z-image",
         }
     }
@@ -53,7 +57,7 @@ impl Architecture {
         match self {
             Self::Toybox => 16,
             Self::Toyflux => 8,
-            Self::Sd15 | Self::Flux2Klein4b => 64,
+            Self::Sd15 | Self::Flux2Klein4b | Self::Flux2Klein9b => 64,
             Self::Sdxl | Self::ZImage => 128,
         }
     }
@@ -63,7 +67,7 @@ impl Architecture {
         match self {
             Self::Toybox | Self::Sd15 | Self::Sdxl => 77,
             Self::Toyflux => 64,
-            Self::Flux2Klein4b => 512,
+            Self::Flux2Klein4b | Self::Flux2Klein9b => 512,
             Self::ZImage => 256,
         }
     }
@@ -98,6 +102,7 @@ impl Architecture {
                 DenoiserConfig::Flux2(serde_json::from_value(toyflux).context(bundled)?)
             }
             Self::Flux2Klein4b => DenoiserConfig::Flux2(Flux2Config::klein_4b()),
+            Self::Flux2Klein9b => DenoiserConfig::Flux2(Flux2Config::klein_9b()),
             Self::ZImage => DenoiserConfig::ZImage(ZImageConfig::default()),
         })
     }

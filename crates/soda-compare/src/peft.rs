@@ -1,10 +1,14 @@
 //! Finished runs in the format of PEFT's method comparison (`method_comparison/image-gen/results/*.json`).
 //!
-//! The file `peft.jsonl` has one line per run, so that SODA's methods can be listed beside PEFT's.
+//! The file `peft.jsonl` has one line per run, so that SODA's methods can be listed beside PEFT's. The page
+//! of PEFT's comparison reads a file per run: `split -l 1 --additional-suffix=.json peft.jsonl DIR/soda-`.
+//! It lists runs on a GPU with true or held-out images, and needs all of their fields.
 //!
 //! | field | value |
 //! |---|---|
 //! | `run_info.experiment_name` | the method, and [`Run::id`]: arm, data set, seed |
+//! | `run_info.created_at`, `total_time` | start of the run; seconds since, without reading the base |
+//! | `run_info.peft_branch`, versions in `meta_info.package_info` | "none", as the packages take no part |
 //! | `run_info.train_config` | the training configuration: |
 //! | … `model_id`, `dataset_id` | the base model, the folder of images |
 //! | … `resolution`, `max_sequence_length`, `text_encoder_out_layers` | those of the plan |
@@ -20,6 +24,8 @@
 //! | `run_info.peft_config` | null for full fine-tuning, otherwise: |
 //! | … `peft_type` | the method; methods that PEFT lacks have SODA's name |
 //! | … `r`, ... | settings with the same meaning |
+//! | `train_info.accelerator_memory_max` | bytes of a GPU that were reserved after the steps or at the end |
+//! | … `_reserved_avg`, `_reserved_99th` | the same number, which bounds both |
 //! | `train_info.train_time` | seconds of the optimizer steps |
 //! | `train_info.file_size`, `num_trainable_params` | bytes of the adapter file, trainable parameters |
 //! | `train_info.metrics` | one entry per intermediate evaluation, and one for the last step: |
@@ -33,8 +39,8 @@
 //! the only images are the training images. Both similarities are measured on the same images, and no
 //! settings are chosen by them.
 //!
-//! Fields that are not measured are left out: accelerator memory, generation times, total parameters,
-//! versions and revisions. Failed runs have no line, so that `status` is always `success`.
+//! Fields that are not measured are left out: generation times, total parameters, revisions, and the memory
+//! of an accelerator in a run without one. Failed runs have no line, so that `status` is always `success`.
 
 use serde_json::{Map, Value, json};
 use soda_optim::FlatOptimizer;
@@ -54,22 +60,47 @@ fn line(run: &Run, run_metrics: &RunMetrics) -> Value {
     // A configuration that was read from TOML can be written as JSON.
     let method = serde_json::to_value(&config.method).unwrap_or_default();
     let name = method["name"].as_str().unwrap_or_default();
+    let memory = run_metrics.device_memory.map(|bytes| json!(bytes));
     json!({
-        "run_info": {
-            "experiment_name": format!("{name}/{}", run.id),
-            "train_config": train_config(config),
-            "peft_config": peft_config(name, &method),
-            "error_msg": "",
-        },
-        "train_info": {
-            "train_time": run_metrics.seconds_per_step * config.steps as f64,
-            "file_size": run_metrics.file_size,
-            "num_trainable_params": run_metrics.num_params,
-            "status": "success",
-            "metrics": metrics(config, run_metrics),
+        "run_info": present([
+            // The page mixes no times with a zone and without.
+            ("created_at", run_metrics.start_time.as_ref().map(|time| json!(format!("{time}+00:00")))),
+            ("total_time", run_metrics.total_seconds.map(|seconds| json!(seconds))),
+            ("experiment_name", Some(json!(format!("{name}/{}", run.id)))),
+            ("peft_branch", Some(json!(NO_PACKAGE))),
+            ("train_config", Some(train_config(config))),
+            ("peft_config", Some(peft_config(name, &method))),
+            ("error_msg", Some(json!(""))),
+        ]),
+        "train_info": present([
+            ("accelerator_memory_reserved_avg", memory.clone()),
+            ("accelerator_memory_max", memory.clone()),
+            ("accelerator_memory_reserved_99th", memory),
+            ("train_time", Some(json!(run_metrics.seconds_per_step * config.steps as f64))),
+            ("file_size", Some(json!(run_metrics.file_size))),
+            ("num_trainable_params", Some(json!(run_metrics.num_params))),
+            ("status", Some(json!("success"))),
+            ("metrics", Some(json!(metrics(config, run_metrics)))),
+        ]),
+        "meta_info": {
+            "package_info": {
+                "soda-version": env!("CARGO_PKG_VERSION"),
+                "peft-version": NO_PACKAGE,
+                "transformers-version": NO_PACKAGE,
+                "datasets-version": NO_PACKAGE,
+                "diffusers-version": NO_PACKAGE,
+                "torch-version": NO_PACKAGE,
+            },
+            "system_info": {
+                "system": std::env::consts::OS,
+                "machine": std::env::consts::ARCH,
+            },
         },
     })
 }
+
+/// The version of a package that takes no part in a run.
+const NO_PACKAGE: &str = "none";
 
 fn train_config(config: &TrainConfig) -> Value {
     let optimizer = &config.optimizer;

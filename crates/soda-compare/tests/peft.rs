@@ -42,7 +42,8 @@ fn scores(dino: f32, truth_dino: Option<f32>, drift: Option<f32>) -> Scores {
     Scores { clip_t, clip_i, dino, truth_clip_i, truth_dino, drift, drift_dino }
 }
 
-/// Metrics with losses of 1 in the first half of the run and 2 in the second.
+/// Metrics with losses of 1 in the first half of the run and 2 in the second. Without true images they are
+/// those of a CPU and of an earlier version.
 fn metrics(run: &Run, truth: Option<f32>) -> RunMetrics {
     let scored = |step| StepScores { step, scores: scores(0.25, truth, Some(0.125)) };
     let has_trace = run.config.samples.every > 0;
@@ -57,6 +58,9 @@ fn metrics(run: &Run, truth: Option<f32>) -> RunMetrics {
         file_size: 100,
         seconds_per_step: 0.5,
         peak_memory: Some(1 << 30),
+        device_memory: truth.map(|_| 1 << 31),
+        start_time: truth.map(|_| "2026-06-09T19:39:00".to_owned()),
+        total_seconds: truth.map(|_| 170.5),
     }
 }
 
@@ -107,6 +111,9 @@ fn metrics_have_the_field_names_of_peft() {
     let info = &lines[0]["train_info"];
     assert_eq!((&info["train_time"], &info["status"]), (&json!(150.0), &json!("success")));
     assert_eq!((&info["file_size"], &info["num_trainable_params"]), (&json!(100), &json!(10)));
+    for field in ["max", "reserved_avg", "reserved_99th"] {
+        assert_eq!(info[format!("accelerator_memory_{field}")], json!(1_u64 << 31), "{field}");
+    }
     let entry = |step: u32, name: &str, similarity: f32, loss: f32| {
         let samples = step * 6;
         json!({ "step": step, name: similarity, "train loss": loss, "train samples": samples })
@@ -116,6 +123,57 @@ fn metrics_have_the_field_names_of_peft() {
     last["drift"] = json!(0.125);
     let expected = json!([entry(150, "valid dino_similarity", 0.5, 1.0), last]);
     assert_eq!(info["metrics"], expected);
+}
+
+/// What the page of PEFT's comparison looks up in a file, by its `method_comparison/processing.py`. A field
+/// that is absent ends the page.
+#[test]
+fn a_line_has_every_field_that_the_page_of_peft_reads() {
+    for line in lines(PLAN, Some(0.5)).iter().take(2) {
+        let last = line["train_info"]["metrics"].as_array().unwrap().last().unwrap();
+        for (part, numbers, texts) in [
+            (
+                &line["run_info"],
+                &["total_time"][..],
+                &["experiment_name", "peft_branch", "created_at"][..],
+            ),
+            (&line["run_info"]["train_config"], &[], &["model_id"]),
+            (&line["run_info"]["peft_config"], &[], &["peft_type"]),
+            (
+                &line["train_info"],
+                &[
+                    "accelerator_memory_reserved_avg",
+                    "accelerator_memory_max",
+                    "accelerator_memory_reserved_99th",
+                    "train_time",
+                    "file_size",
+                    "num_trainable_params",
+                ],
+                &["status"],
+            ),
+            (last, &["train loss", "train samples", "test dino_similarity", "drift"], &[]),
+            (
+                &line["meta_info"]["package_info"],
+                &[],
+                &[
+                    "peft-version",
+                    "transformers-version",
+                    "datasets-version",
+                    "diffusers-version",
+                    "torch-version",
+                ],
+            ),
+        ] {
+            for field in numbers {
+                assert!(part[field].is_number(), "{field}: {part}");
+            }
+            for field in texts {
+                assert!(part[field].is_string(), "{field}: {part}");
+            }
+        }
+        assert_eq!(line["run_info"]["created_at"], "2026-06-09T19:39:00+00:00");
+        assert!(line["meta_info"]["system_info"].is_object());
+    }
 }
 
 #[test]
@@ -132,7 +190,9 @@ fn fields_that_are_not_measured_are_left_out() {
     assert_eq!(json!(entries(&without[2])), all);
     for line in &without {
         let text = line.to_string();
-        assert!(!text.contains("memory") && !text.contains("total"), "{text}");
+        for name in ["memory", "total", "created_at"] {
+            assert!(!text.contains(name), "{name}: {text}");
+        }
         let config = line["run_info"]["train_config"].as_object().unwrap();
         let nulls = config.iter().filter(|(_, value)| value.is_null()).count();
         assert_eq!(nulls, 0, "{text}");

@@ -2,6 +2,8 @@
 //!
 //! The files of the original code, and those of ComfyUI, ai-toolkit and kohya's scripts, have these names.
 //! The original code has one layer for queries, keys and values, where diffusers has three.
+//!
+//! A [`TransformerNames`] serves adapter files and single files of the whole transformer.
 
 /// The rows of an original layer's weight `[out, in]` that are a layer of diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,13 +19,24 @@ pub enum Rows {
 /// Names of layers: diffusers', the original one, and its rows.
 pub(crate) type LayerNames = &'static [(&'static str, &'static str, Rows)];
 
-/// The names of all layers of a transformer.
+/// The names of a transformer in the original code, and how its files are recognised.
 #[derive(Debug)]
 pub struct TransformerNames {
+    /// What the model is called in messages.
+    pub(crate) model: &'static str,
+    /// Keys that every file of the transformer has. No file of another model or in diffusers' names has all
+    /// of them.
+    pub(crate) marks: &'static [&'static str],
     /// The blocks: diffusers' name, the original one, and their layers.
     pub(crate) blocks: &'static [(&'static str, &'static str, LayerNames)],
     /// The layers outside of the blocks.
     pub(crate) outside: LayerNames,
+    /// The parameters that belong to no layer. They have one name in both.
+    pub(crate) parameters: &'static [&'static str],
+    /// What the original code calls the weight of a norm of queries or keys. Some tools write `weight`.
+    pub(crate) norm_weight: &'static str,
+    /// The beginnings of keys that no network uses.
+    pub(crate) unused: &'static [&'static str],
 }
 
 impl TransformerNames {

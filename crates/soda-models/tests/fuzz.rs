@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
-use common::{Fixture, write_pipeline};
+use common::{Fixture, write_pipeline, write_z_image};
 use peak_alloc::PeakAlloc;
 use serde_json::{Value, json};
 use soda_models::clip::{ClipConfig, ClipTextConfig};
@@ -131,11 +131,19 @@ fn tiny(family: &str) -> tempfile::TempDir {
     dir
 }
 
-/// A file of all networks in the original keys, read with the configs of its family and of another one.
+/// A tiny Z-Image in diffusers' layout.
+fn tiny_z_image() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_z_image(&Fixture::read("pipeline-z-image"), dir.path());
+    dir
+}
+
+/// A file of all networks or of a transformer in the original keys, read with the configs of its family and
+/// of another one.
 #[test]
 fn no_bytes_make_a_single_file_panic() {
     let device = Device::default();
-    let dirs = ["sd15", "sd21", "sdxl"].map(tiny);
+    let dirs = [tiny("sd15"), tiny("sd21"), tiny("sdxl"), tiny_z_image()];
     let load = |path: &Path, configs: &Path| {
         Pipeline::load_single_file(path, configs, FloatDType::F32, &device)
     };

@@ -1,6 +1,7 @@
 //! Single files in the original keys: the keys of diffusers' converters, and the way back.
 //!
-//! The keys are written by `docs/parity/single_file.py`, which checks them with diffusers.
+//! The keys are written by `single_file.py`, `flux2/lora.py` and `z_image/original.py` in `docs/parity`. The
+//! scripts check them with diffusers' converters.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
-use common::{Fixture, write_pipeline};
+use common::{Fixture, write_pipeline, write_z_image};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use soda_models::pipeline::{GenerateConfig, Pipeline};
@@ -162,7 +163,42 @@ fn toyflux() -> PathBuf {
     soda_testing::workspace_path("examples/toyflux/base")
 }
 
-/// Each row times the probe of `docs/parity/flux2/lora.py`: an entry in a wrong place changes it.
+/// A model whose single files are the transformer alone.
+struct WithTransformer {
+    /// What its directory is called here, and its fixture.
+    name: &'static str,
+    /// What messages call it.
+    label: &'static str,
+    base: PathBuf,
+    /// A layer in the original names, and a key that it gives in diffusers'.
+    layer: [&'static str; 2],
+    /// A key that every file has.
+    mark: &'static str,
+}
+
+/// The bundled model of FLUX.2's family, and a random one of Z-Image's that is written into `dir`.
+fn with_transformers(dir: &Path) -> [WithTransformer; 2] {
+    let z_image = dir.join("z-image");
+    std::fs::create_dir(&z_image).unwrap();
+    write_z_image(&Fixture::read("pipeline-z-image"), &z_image);
+    let flux2 = WithTransformer {
+        name: "flux2",
+        label: "FLUX.2",
+        base: toyflux(),
+        layer: ["single_blocks.3.linear2", "single_transformer_blocks.3.attn.to_out.weight"],
+        mark: "single_stream_modulation.lin.weight",
+    };
+    let z_image = WithTransformer {
+        name: "z-image",
+        label: "Z-Image",
+        base: z_image,
+        layer: ["layers.1.attention.qkv", "layers.1.attention.to_k.weight"],
+        mark: "x_embedder.weight",
+    };
+    [flux2, z_image]
+}
+
+/// Each row times the probe of `docs/parity`: an entry in a wrong place changes it.
 fn probed(width: usize, rows: &[f64]) -> Vec<f64> {
     let probe = common::uniform("probe", width).into_iter();
     let probe: Vec<f64> = probe.map(|value| f64::from(value * 3f32.sqrt())).collect();
@@ -170,93 +206,124 @@ fn probed(width: usize, rows: &[f64]) -> Vec<f64> {
 }
 
 #[test]
-fn a_transformer_of_flux2_has_the_keys_and_values_of_the_original_code() {
+fn a_transformer_has_the_keys_and_values_of_the_original_code() {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("flux2.safetensors");
-    let pipeline = Pipeline::load(&toyflux(), &Device::default()).unwrap();
-    pipeline.save_single_file(&file, FloatDType::F32).unwrap();
-    let path =
-        soda_testing::workspace_path("crates/soda-models/tests/fixtures/flux2-original.json");
-    let theirs: BTreeMap<String, serde_json::Value> =
-        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let bytes = std::fs::read(&file).unwrap();
-    let ours = SafeTensors::deserialize(&bytes).unwrap();
-    assert_eq!(ours.len(), theirs.len());
-    for (key, expected) in theirs {
-        let view = ours.tensor(&key).unwrap();
-        assert_eq!(serde_json::json!(view.shape()), expected["shape"], "{key}");
-        let values = view.data().as_chunks::<4>().0.iter();
-        let mut values: Vec<f64> =
-            values.map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
-        for axis in view.shape().iter().rev() {
-            values = probed(*axis, &values);
+    for WithTransformer { name, base, .. } in with_transformers(dir.path()) {
+        let file = dir.path().join(format!("{name}.safetensors"));
+        let pipeline = Pipeline::load(&base, &Device::default()).unwrap();
+        pipeline.save_single_file(&file, FloatDType::F32).unwrap();
+        let fixture = format!("crates/soda-models/tests/fixtures/{name}-original.json");
+        let theirs = std::fs::read_to_string(soda_testing::workspace_path(&fixture)).unwrap();
+        let theirs: BTreeMap<String, serde_json::Value> = serde_json::from_str(&theirs).unwrap();
+        let bytes = std::fs::read(&file).unwrap();
+        let ours = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(ours.len(), theirs.len(), "{name}");
+        for (key, expected) in theirs {
+            let view = ours.tensor(&key).unwrap();
+            assert_eq!(serde_json::json!(view.shape()), expected["shape"], "{key}");
+            let values = view.data().as_chunks::<4>().0.iter();
+            let mut values: Vec<f64> =
+                values.map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
+            for axis in view.shape().iter().rev() {
+                values = probed(*axis, &values);
+            }
+            // Both sides add the same numbers in double precision.
+            soda_testing::assert_close(&key, &values, &[expected["probe"].as_f64().unwrap()], 1e-9);
         }
-        // Both sides add the same numbers in double precision.
-        soda_testing::assert_close(&key, &values, &[expected["probe"].as_f64().unwrap()], 1e-9);
+    }
+}
+
+/// Copies the model `from` without the transformer's weights.
+fn copy_configs(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let out = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_configs(&path, &out);
+        } else if path.parent().unwrap().ends_with("transformer") && !path.ends_with("config.json")
+        {
+            continue;
+        } else {
+            std::fs::copy(&path, out).unwrap();
+        }
     }
 }
 
 #[test]
-fn a_transformer_of_flux2_is_read_from_a_file_of_its_own() {
-    let (dir, device) = (tempfile::tempdir().unwrap(), Device::default());
-    let file = dir.path().join("flux2.safetensors");
-    let pipeline = Pipeline::load(&toyflux(), &device).unwrap();
-    pipeline.save_single_file(&file, FloatDType::F32).unwrap();
-    // The directory beside a single file needs no transformer.
-    let configs = dir.path().join("configs");
-    let copy = |part: &str, name: &str| {
-        std::fs::create_dir_all(configs.join(part)).unwrap();
-        std::fs::copy(toyflux().join(part).join(name), configs.join(part).join(name)).unwrap();
-    };
-    for (part, name) in [
-        ("", "model_index.json"),
-        ("scheduler", "scheduler_config.json"),
-        ("transformer", "config.json"),
-        ("vae", "config.json"),
-        ("vae", "diffusion_pytorch_model.safetensors"),
-    ] {
-        copy(part, name);
+fn a_transformer_is_read_from_a_file_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    for WithTransformer { name, base, layer, .. } in with_transformers(dir.path()) {
+        let file = dir.path().join(format!("{name}.safetensors"));
+        let pipeline = Pipeline::load(&base, &Device::default()).unwrap();
+        pipeline.save_single_file(&file, FloatDType::F32).unwrap();
+        // The directory beside a single file needs no transformer.
+        let configs = dir.path().join(format!("{name}-configs"));
+        copy_configs(&base, &configs);
+        assert!(!configs.join("transformer/diffusion_pytorch_model.safetensors").exists());
+        // As the published files, and as larger files of ComfyUI: with a prefix, another name for the norms
+        // of FLUX.2, and a norm of Z-Image that nothing applies.
+        let bytes = std::fs::read(&file).unwrap();
+        let read = SafeTensors::deserialize(&bytes).unwrap();
+        let other = dir.path().join(format!("{name}-other.safetensors"));
+        let one = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        let unused = (name == "z-image").then(|| ("norm_final.weight".to_owned(), one.clone()));
+        let renamed =
+            read.iter().map(|(key, view)| (key.replace("_norm.scale", "_norm.weight"), view));
+        let renamed = renamed.chain(unused);
+        let renamed = renamed.map(|(key, view)| (format!("model.diffusion_model.{key}"), view));
+        let renamed = renamed.chain([("vae.stray".to_owned(), one.clone())]);
+        safetensors::serialize_to_file(renamed, None, &other).unwrap();
+
+        let weights = |pipeline: &Pipeline, name: &str| {
+            let path = dir.path().join(name);
+            pipeline.save(&path).unwrap();
+            let part = |part: &str| {
+                std::fs::read(path.join(part).join("diffusion_pytorch_model.safetensors")).unwrap()
+            };
+            [part("transformer"), part("vae")]
+        };
+        let expected = weights(&pipeline, &format!("{name}-expected"));
+        for (file, warnings) in [(&file, 0), (&other, 1)] {
+            let again = load(file, &configs).unwrap();
+            assert_eq!(again.warnings.len(), warnings, "{:?}", again.warnings);
+            let name = file.file_stem().unwrap().to_str().unwrap();
+            assert!(weights(&again, &format!("{name}-dir")) == expected, "{name}");
+        }
+        let [original, key] = layer;
+        let missing = read.iter().filter(|(key, _)| !key.contains(original));
+        safetensors::serialize_to_file(missing, None, &other).unwrap();
+        let message = load(&other, &configs).unwrap_err().to_string();
+        assert!(message.contains(key), "{message}");
+        let stray = read.iter().map(|(key, view)| (key.to_owned(), view));
+        let stray = stray.chain([("stray.weight".to_owned(), one)]);
+        safetensors::serialize_to_file(stray, None, &other).unwrap();
+        let message = load(&other, &configs).unwrap_err().to_string();
+        assert!(message.contains("stray.weight"), "{message}");
     }
-    for part in ["text_encoder", "tokenizer"] {
-        for entry in std::fs::read_dir(toyflux().join(part)).unwrap() {
-            copy(part, entry.unwrap().file_name().to_str().unwrap());
+}
+
+#[test]
+fn a_transformer_of_another_family_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = with_transformers(dir.path());
+    for (WithTransformer { name, label, base, mark, .. }, other) in
+        models.iter().zip(models.iter().rev())
+    {
+        let file = dir.path().join(format!("{name}.safetensors"));
+        let pipeline = Pipeline::load(base, &Device::default()).unwrap();
+        pipeline.save_single_file(&file, FloatDType::F32).unwrap();
+        let refused = |file: &Path, configs: &Path| load(file, configs).unwrap_err().to_string();
+        for (configs, theirs) in [(&toybox(), "Stable Diffusion"), (&other.base, other.label)] {
+            let message = refused(&file, configs);
+            let [is, are] = [format!("a transformer of {label}"), format!("are {theirs}'s")];
+            assert!(message.contains(&is) && message.contains(&are), "{message}");
+        }
+        // A UNet, and the transformer in the names of diffusers.
+        let weights = "diffusion_pytorch_model.safetensors";
+        for file in [toybox().join("unet").join(weights), base.join("transformer").join(weights)] {
+            let message = refused(&file, base);
+            assert!(message.contains(&format!("does not have `{mark}`")), "{message}");
         }
     }
-    // As the published files, and as larger files of ComfyUI with another name for the norms.
-    let bytes = std::fs::read(&file).unwrap();
-    let read = SafeTensors::deserialize(&bytes).unwrap();
-    let other = dir.path().join("other.safetensors");
-    let renamed = read.iter().map(|(key, view)| {
-        let key = key.replace("_norm.scale", "_norm.weight");
-        (format!("model.diffusion_model.{key}"), view)
-    });
-    let stray = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
-    let renamed = renamed.chain([("vae.stray".to_owned(), stray)]);
-    safetensors::serialize_to_file(renamed, None, &other).unwrap();
-
-    let weights = |pipeline: &Pipeline, name: &str| {
-        let path = dir.path().join(name);
-        pipeline.save(&path).unwrap();
-        let part = |part: &str| {
-            std::fs::read(path.join(part).join("diffusion_pytorch_model.safetensors")).unwrap()
-        };
-        [part("transformer"), part("vae")]
-    };
-    let expected = weights(&pipeline, "expected");
-    for (file, warnings) in [(&file, 0), (&other, 1)] {
-        let again = load(file, &configs).unwrap();
-        assert_eq!(again.warnings.len(), warnings, "{:?}", again.warnings);
-        let name = file.file_stem().unwrap().to_str().unwrap();
-        assert!(weights(&again, &format!("{name}-dir")) == expected, "{name}");
-    }
-    // A layer of another model, and the configs of another family.
-    let missing = read.iter().filter(|(key, _)| !key.contains("single_blocks.3.linear2"));
-    safetensors::serialize_to_file(missing, None, &other).unwrap();
-    let message = load(&other, &configs).unwrap_err().to_string();
-    assert!(message.contains("single_transformer_blocks.3.attn.to_out.weight"), "{message}");
-    let message = load(&file, &toybox()).unwrap_err().to_string();
-    assert!(message.contains("it is a transformer of FLUX.2"), "{message}");
-    let unet = toybox().join("unet/diffusion_pytorch_model.safetensors");
-    let message = load(&unet, &configs).unwrap_err().to_string();
-    assert!(message.contains("it has no `single_stream_modulation.lin.weight`"), "{message}");
 }

@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use common::{Fixture, check_tensor, value};
+use common::{Fixture, check_tensor, count_lazily, value};
 use serde_json::{Value, json};
 use soda_models::ModelError;
 use soda_models::flux2::{Flux2Config, Flux2Transformer};
@@ -51,6 +51,45 @@ fn autoencoder(device: &Device) -> Vae {
 /// Latents `[b, c, h, w]` as tokens, `[b, h w, c]`.
 fn packed(latents: Tensor<4>) -> Tensor<3> {
     latents.flatten::<3>(2, 3).swap_dims(1, 2)
+}
+
+/// The largest weight is the first matrix of a single block: queries, keys, values and twice the MLP.
+#[test]
+fn the_configs_of_klein_have_four_and_nine_billion_parameters() {
+    let device = Device::default();
+    for (config, all, width) in [
+        (Flux2Config::klein_4b(), 3_875_544_576, 24 * 128),
+        (Flux2Config::klein_9b(), 9_078_581_248, 32 * 128),
+    ] {
+        assert_eq!(count_lazily(&config.init(&device)), [all, width * 9 * width]);
+    }
+}
+
+/// The file of 9B in diffusers' layout, as far as its fields decide on shapes.
+#[test]
+fn the_config_of_klein_9b_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let file = json!({
+        "_class_name": "Flux2Transformer2DModel",
+        "patch_size": 1,
+        "in_channels": 128,
+        "out_channels": null,
+        "num_layers": 8,
+        "num_single_layers": 24,
+        "attention_head_dim": 128,
+        "num_attention_heads": 32,
+        "joint_attention_dim": 12_288,
+        "timestep_guidance_channels": 256,
+        "mlp_ratio": 3.0,
+        "axes_dims_rope": [32, 32, 32, 32],
+        "rope_theta": 2000,
+        "eps": 1e-6,
+        "guidance_embeds": false,
+    });
+    std::fs::write(&path, file.to_string()).unwrap();
+    let config: Flux2Config = config::read(&path).unwrap();
+    assert_eq!(format!("{config:?}"), format!("{:?}", Flux2Config::klein_9b()));
 }
 
 #[test]

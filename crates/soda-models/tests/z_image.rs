@@ -10,7 +10,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Tensor};
-use common::{Fixture, check, check_gradients, check_tensor, value, write_z_image};
+use common::{Fixture, check, check_gradients, check_tensor, count_lazily, value, write_z_image};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use soda_models::ModelError;
@@ -104,26 +104,11 @@ fn samples_of_a_batch_do_not_see_each_other() {
     }
 }
 
-/// Counts parameters without making them.
-struct Count {
-    params: usize,
-    largest: usize,
-}
-
-impl ModuleVisitor for Count {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let shape = param.lazy_shape();
-        self.params += shape.num_elements();
-        self.largest = self.largest.max(shape.num_elements());
-    }
-}
-
 /// The default config is that of the published models.
 #[test]
 fn the_published_model_has_six_billion_parameters() {
-    let mut count = Count { params: 0, largest: 0 };
-    ZImageConfig::default().init(&Device::default()).visit(&mut count);
-    assert_eq!((count.params, count.largest), (6_154_908_736, 3840 * 10_240));
+    let counts = count_lazily(&ZImageConfig::default().init(&Device::default()));
+    assert_eq!(counts, [6_154_908_736, 3840 * 10_240]);
 }
 
 /// A path of the networks is a folder and a key of its checkpoint.

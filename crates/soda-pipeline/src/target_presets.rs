@@ -65,20 +65,25 @@ mod tests {
 
     use super::*;
 
-    /// Five double blocks and twenty single ones. The first two counts are those of diffusers' modules by the
-    /// lists of PEFT's benchmark and of diffusers' training script.
+    /// FLUX.2 klein 4B has five double blocks and twenty single ones, and 9B has eight and twenty-four. The
+    /// first two counts are those of diffusers' modules by the lists of PEFT's benchmark and of diffusers'
+    /// training script.
     #[test]
     fn presets_select_the_layers_of_transformers() {
         let device = Device::default();
-        let (klein, z_image) =
-            (Flux2Config::klein_4b().init(&device), ZImageConfig::default().init(&device));
-        let count = |preset: &str| {
-            let targets = Targets(vec![preset.to_owned()]);
-            targets.matching_paths(&klein, TARGET_PRESETS).unwrap().len()
-        };
-        assert_eq!(count("peft-image-gen"), 5 * 12 + 20);
-        assert_eq!(count("attention"), 5 * 8 + 20 * 2);
-        assert_eq!(count("attention+ff"), 5 * 12 + 20 * 2);
+        let z_image = ZImageConfig::default().init(&device);
+        for (config, [double, single]) in
+            [(Flux2Config::klein_4b(), [5, 20]), (Flux2Config::klein_9b(), [8, 24])]
+        {
+            let klein = config.init(&device);
+            let count = |preset: &str| {
+                let targets = Targets(vec![preset.to_owned()]);
+                targets.matching_paths(&klein, TARGET_PRESETS).unwrap().len()
+            };
+            assert_eq!(count("peft-image-gen"), double * 12 + single);
+            assert_eq!(count("attention"), double * 8 + single * 2);
+            assert_eq!(count("attention+ff"), double * 12 + single * 2);
+        }
         // 30 layers and two refiners of two each, with four projections and three of the feed-forward layer.
         let targets = Targets(vec!["attention+ff".to_owned()]);
         let paths = targets.matching_paths(&z_image, TARGET_PRESETS).unwrap();

@@ -91,6 +91,7 @@ pub use eval::dataset_images::DatasetImages;
 pub use eval::scores::{RunScores, ScoreReference, Scores, drift, score};
 pub use eval::snapshots::{StepScores, read_step_scores};
 pub use event::Event;
+pub use output::event_log::RunSpan;
 pub use output::files::{write_file, write_png};
 pub use output::run_folder::RunFolder;
 pub use output::{page, plot};

@@ -18,7 +18,6 @@ kohya is read by both, with one result. The second command exports adapters with
 pipeline.py, loads them with diffusers, PEFT and ComfyUI, and compares with the model that soda merges.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -30,13 +29,13 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from peft import BOFTConfig, HRAConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))
+import original
 from adapter_files import comfyui
 from adapter_files.helpers import Family, check_same, fill_adapter, fused_by_diffusers, lokr, lora, report
-from models import FIXTURES as MODELS, ROOT, fill, weight
+from models import ROOT, fill
 from transformer import CONFIGS
 
 FIXTURES = ROOT / "crates/soda-pipeline/tests/fixtures/z_image"
@@ -75,39 +74,15 @@ def transformer() -> ZImageTransformer2DModel:
     return fill(ZImageTransformer2DModel(**UNEVEN)).double()
 
 
-def original_module(module: str) -> tuple[str, int]:
-    """The original module of one of diffusers, and which third of its rows it is, or -1 for all."""
-    for third, part in enumerate(["to_q", "to_k", "to_v"]):
-        if module.endswith(f".attention.{part}"):
-            return module.replace(part, "qkv"), third
-    for theirs, ours in {
-        "attention.to_out.0": "attention.out",
-        "attention.norm_q": "attention.q_norm",
-        "attention.norm_k": "attention.k_norm",
-        "all_x_embedder.2-1": "x_embedder",
-        "all_final_layer.2-1": "final_layer",
-    }.items():
-        module = module.replace(theirs, ours)
-    return module, -1
-
-
 def original_state(state: dict) -> dict:
-    """The checkpoint of the original code, written down anew and checked with diffusers' converter."""
-    out = {}
-    for key, tensor in state.items():
-        module, _, kind = key.rpartition(".")
-        name, third = original_module(module)
-        if third < 0:
-            out[f"{name}.{kind}".removeprefix(".")] = tensor
-        else:
-            parts = [state[f"{name.removesuffix('qkv')}to_{part}.{kind}"] for part in "qkv"]
-            out[f"{name}.{kind}"] = torch.cat(parts)
+    """The checkpoint of the original code, checked with diffusers' converter."""
+    out = original.original_state(state, torch.cat)
     check_same(diffusers_state(out), state)
     return out
 
 
-def diffusers_state(original: dict) -> dict:
-    return convert_z_image_transformer_checkpoint_to_diffusers(dict(original))
+def diffusers_state(checkpoint: dict) -> dict:
+    return convert_z_image_transformer_checkpoint_to_diffusers(dict(checkpoint))
 
 
 FAMILY = Family(FIXTURES, transformer, original_state, diffusers_state)
@@ -121,7 +96,7 @@ def by_diffusers(path: Path, model=None) -> dict:
 def by_comfyui(path: Path, state: dict | None = None) -> dict:
     """The weights of the transformer, in diffusers' names, after ComfyUI patched the original ones."""
     state = transformer().state_dict() if state is None else state
-    thirds = {key.removesuffix(".weight"): original_module(key.removesuffix(".weight")) for key in state if key.endswith(".weight")}
+    thirds = {key.removesuffix(".weight"): original.original_module(key.removesuffix(".weight")) for key in state if key.endswith(".weight")}
     return diffusers_state(comfyui.merged(original_state(state), path, thirds))
 
 
@@ -214,33 +189,13 @@ def lycoris_files() -> None:
 # --- Files of soda, read by the others ---------------------------------------------------------
 
 
-def write_base(folder: Path) -> None:
-    """The model directory of pipeline.py's fixture."""
-    from safetensors import safe_open
-
-    with safe_open(MODELS / "pipeline-z-image.safetensors", "pt") as fixture:
-        metadata = fixture.metadata()
-    folder.mkdir()
-    (folder / "model_index.json").write_text(metadata["index"])
-    shutil.copytree(ROOT / "examples/toyflux/base/tokenizer", folder / "tokenizer")
-    keys = json.loads(metadata["keys"])
-    for part, config in json.loads(metadata["configs"]).items():
-        (folder / part).mkdir()
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        (folder / part / name).write_text(json.dumps(config))
-        if part in keys:
-            stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
-            tensors = {key: weight(key, tuple(shape)).contiguous() for key, shape in keys[part].items()}
-            save_file(tensors, folder / part / f"{stem}.safetensors", {"format": "pt"})
-
-
 def check(soda: str) -> None:
     """Exports of adapters for the tiny model, loaded by diffusers, PEFT and ComfyUI."""
     load = lambda folder: ZImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         base = root / "base"
-        write_base(base)
+        original.write_base(base)
         plain = load(base).state_dict()
         run = lambda *args: subprocess.run([soda, *map(str, args)], check=True, stdout=subprocess.DEVNULL)
         outside = r"layers\..*adaLN_modulation\.0|all_final_layer.*adaLN_modulation\.1|all_x_embedder\.2-1|cap_embedder\.1"

@@ -9,10 +9,11 @@ use soda_compare::{
     ResultsFile, Run, RunMetrics, StrengthPath, Task, TaskEvent, downsampled, execute,
 };
 use soda_models::input_file::SizeLimit;
+use soda_pipeline::interop::iso_8601;
 use soda_pipeline::{AdapterFile, counted};
 use soda_train::{
-    Dataset, Event, RunFolder, RunScores, TrainConfig, check_method, read_step_scores, read_text,
-    write_file,
+    Dataset, Event, RunFolder, RunScores, RunSpan, TrainConfig, check_method, read_step_scores,
+    read_text, write_file,
 };
 
 use crate::args::{CacheArg, DeviceArg, MergeModeName, MergedArgs, WeightsArgs};
@@ -424,6 +425,7 @@ fn read_metrics(folder: &Path, peak_memory: Option<u64>) -> Result<RunMetrics> {
         .with_context(|| format!("cannot read {}", path_of_losses.display()))?;
     let losses: Vec<f32> =
         losses.lines().filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();
+    let span = RunSpan::read(folder)?;
     Ok(RunMetrics {
         before: scores.before,
         after: scores.after,
@@ -435,5 +437,8 @@ fn read_metrics(folder: &Path, peak_memory: Option<u64>) -> Result<RunMetrics> {
         num_params: adapter.num_params() as u64,
         file_size: std::fs::metadata(&path)?.len(),
         peak_memory,
+        device_memory: span.and_then(|span| span.device_memory),
+        start_time: span.map(|span| iso_8601(span.started)),
+        total_seconds: span.map(|span| span.seconds),
     })
 }

@@ -19,18 +19,19 @@ Examples:
   soda convert --base sd15.safetensors --config models/sd15 --out models/sd15-copy
   soda convert --base models/sdxl --variant fp16 --out models/sdxl-f32
   soda convert --base flux-2-klein-base-4b.safetensors --config models/klein --out models/mine
+  soda convert --base z_image_bf16.safetensors --config models/z-image --dtype bf16 --out models/mine
 
 A single file has no configs and no tokenizer. Reading one needs a directory that has them (--config).
 
-A single file of FLUX.2 is the transformer alone, in the names of the original code. The directory also gives the
-text encoder and the autoencoder.")]
+A single file of FLUX.2 or Z-Image is the transformer alone, in the names of the original code and of ComfyUI. The
+directory also gives the text encoder and the autoencoder.")]
 pub(crate) struct ConvertArgs {
     /// The model: a diffusers directory, a name on a hub, or a single .safetensors file with the original
     /// key names
     #[arg(long, value_name = "DIR|NAME|FILE")]
     base: PathBuf,
-    /// A diffusers directory with the configs and tokenizers of a single file; for one of FLUX.2, with the
-    /// text encoder and the autoencoder too
+    /// A diffusers directory with the configs and tokenizers of a single file; for one of FLUX.2 or
+    /// Z-Image, with the text encoder and the autoencoder too
     #[arg(long, value_name = "DIR")]
     config: Option<PathBuf>,
     /// What to write: a single file if it ends with .safetensors, otherwise a diffusers directory

@@ -116,7 +116,8 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         progress.show(event);
     });
     progress.finish();
-    print_summary(&summary.map_err(blame)?, memory.peak());
+    let summary = summary.map_err(blame)?;
+    print_summary(&summary, memory.peak().max(summary.device_memory));
     Ok(())
 }
 

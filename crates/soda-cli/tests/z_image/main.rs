@@ -135,9 +135,34 @@ fn what_a_transformer_lacks_is_refused() {
     let size = ["generate", "--base", "base", "--prompt", "a", "--width", "36"];
     let message = refused(&size);
     assert!(message.contains("multiples of 8"), "{message}");
-    let message = refused(&["convert", "--base", "base", "--out", "x.safetensors"]);
-    assert!(message.contains("written as single files"), "{message}");
-    assert!(!folder.join("x.safetensors").exists());
+}
+
+/// The transformer goes into a file of the original names and back, and draws the same.
+#[test]
+fn the_transformer_travels_as_a_single_file() {
+    let desk = desk();
+    let folder = desk.path();
+    let size = ["--width", "40", "--height", "24"];
+    let plain = draw(folder, "base", &size, "plain");
+    run(folder, &["convert", "--base", "base", "--out", "x.safetensors"]);
+    let file = Fixture::open(&folder.join("x.safetensors"));
+    let (shape, _) = file.floats("layers.1.attention.qkv.weight");
+    assert_eq!(shape, [72, 24]);
+    let said = run(folder, &["inspect", "x.safetensors"]);
+    assert!(said.contains("weights of one network: transformer, for Z-Image"), "{said}");
+    // The directory that gives the other networks needs no transformer.
+    let weights = folder.join("base/transformer/diffusion_pytorch_model.safetensors");
+    let ours = folder.join("ours.safetensors");
+    std::fs::rename(weights, &ours).unwrap();
+    let convert = ["convert", "--base", "x.safetensors", "--out", "again"];
+    run(folder, &[&convert[..], &["--config", "base"]].concat());
+    let again = folder.join("again/transformer/diffusion_pytorch_model.safetensors");
+    let [ours, again] = [&ours, &again].map(|file| Fixture::open(file));
+    assert_eq!(again.names(""), ours.names(""));
+    for name in ours.names("") {
+        assert_eq!(again.floats(&name), ours.floats(&name), "{name}");
+    }
+    assert_eq!(draw(folder, "again", &size, "drawn"), plain);
 }
 
 /// A trained adapter goes out in every format, and comes back as the same adapter.

@@ -87,6 +87,9 @@ mod tests {
             file_size: 1,
             seconds_per_step: 1.0,
             peak_memory: None,
+            device_memory: None,
+            start_time: None,
+            total_seconds: None,
         };
         let all = [
             metrics(0.0, &[(10, 0.25), (20, 0.5)]),

@@ -31,6 +31,16 @@ pub struct RunMetrics {
     pub seconds_per_step: f64,
     /// The peak resident memory of the run's process in bytes, where the system reports it.
     pub peak_memory: Option<u64>,
+    /// The most memory in bytes that a GPU's pools held, see [`RunSummary`](soda_train::RunSummary). Results
+    /// of a CPU lack it, and those of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_memory: Option<u64>,
+    /// The start of the run in ISO 8601, in UTC without a zone. Results of earlier versions lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<String>,
+    /// Seconds of the run with encoding, drawing and scoring. Results of earlier versions lack them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_seconds: Option<f64>,
 }
 
 /// The most losses that are kept of a run.

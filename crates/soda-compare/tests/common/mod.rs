@@ -53,5 +53,8 @@ pub(crate) fn metrics(run: &Run) -> RunMetrics {
         file_size: 100,
         seconds_per_step: 0.1,
         peak_memory: None,
+        device_memory: None,
+        start_time: None,
+        total_seconds: None,
     }
 }

@@ -77,6 +77,18 @@ impl Flux2Config {
         }
     }
 
+    /// The config of FLUX.2 klein 9B.
+    pub fn klein_9b() -> Self {
+        Self {
+            num_layers: 8,
+            num_single_layers: 24,
+            num_attention_heads: 32,
+            joint_attention_dim: 12_288,
+            guidance_embeds: false,
+            ..Self::default()
+        }
+    }
+
     /// Width of the tokens.
     pub fn width(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim

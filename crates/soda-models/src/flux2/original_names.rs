@@ -2,16 +2,31 @@
 //!
 //! The two halves of the last modulation, shift and scale, are in opposite order there.
 
+use super::config::Flux2Config;
 use crate::original_names::{LayerNames, Rows, TransformerNames};
+use crate::weights::ldm::Layout;
 
-/// The names of the transformer's layers in the original code.
+/// The names of the transformer in the original code.
 pub const ORIGINAL_NAMES: TransformerNames = TransformerNames {
+    model: "FLUX.2",
+    marks: &["single_stream_modulation.lin.weight"],
     blocks: &[
         ("transformer_blocks", "double_blocks", DOUBLE),
         ("single_transformer_blocks", "single_blocks", SINGLE),
     ],
     outside: OUTSIDE,
+    parameters: &[],
+    norm_weight: "scale",
+    unused: &[],
 };
+
+impl Flux2Config {
+    /// The layout of the transformer in a file of the original names, in which all keys begin with `prefix`.
+    pub(crate) fn original_layout(&self, prefix: &'static str) -> Layout {
+        let blocks = [self.num_layers, self.num_single_layers];
+        Layout::transformer(&ORIGINAL_NAMES, blocks, prefix)
+    }
+}
 
 const DOUBLE: LayerNames = &[
     ("attn.to_q", "img_attn.qkv", Rows::Third(0)),

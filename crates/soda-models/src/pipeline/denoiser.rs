@@ -15,6 +15,7 @@ use crate::error::ModelError;
 use crate::flux2::{Flux2Config, Flux2Transformer};
 use crate::module_enum::module_enum;
 use crate::unet::{Unet, UnetConfig};
+use crate::weights::ldm::Layout;
 use crate::z_image::{ZImageConfig, ZImageTransformer};
 
 /// A denoiser.
@@ -180,6 +181,16 @@ impl DenoiserConfig {
         match self {
             Self::Unet(config) => Some(config.sample_size),
             Self::Flux2(_) | Self::ZImage(_) => None,
+        }
+    }
+
+    /// The layout of a transformer in a file of the original names, in which all keys begin with `prefix`.
+    /// `None` for a UNet, whose files have the other networks too.
+    pub(super) fn original_layout(&self, prefix: &'static str) -> Option<Layout> {
+        match self {
+            Self::Unet(_) => None,
+            Self::Flux2(config) => Some(config.original_layout(prefix)),
+            Self::ZImage(config) => Some(config.original_layout(prefix)),
         }
     }
 

@@ -1,11 +1,14 @@
 //! The family of a model directory, by the class in its `model_index.json`.
 
+use std::fmt;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::json;
 use crate::error::{ConfigError, ModelError};
+use crate::original_names::TransformerNames;
+use crate::{flux2, z_image};
 
 /// The families of models that are supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,12 @@ pub(super) enum FamilyName {
     ZImage,
 }
 
+impl fmt::Display for FamilyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.original_names().map_or("Stable Diffusion", |names| names.model))
+    }
+}
+
 /// The class of FLUX.2 klein in diffusers.
 const FLUX2_KLEIN: &str = "Flux2KleinPipeline";
 
@@ -25,6 +34,24 @@ const FLUX2_KLEIN: &str = "Flux2KleinPipeline";
 const Z_IMAGE: &str = "ZImagePipeline";
 
 impl FamilyName {
+    /// The families whose single files are the transformer alone.
+    pub(super) const TRANSFORMERS: [Self; 2] = [Self::Flux2Klein, Self::ZImage];
+
+    /// Keys that every such file has, and together no other file. None for a family whose files have all
+    /// networks.
+    pub(super) fn marks(self) -> &'static [&'static str] {
+        self.original_names().map_or(&[], |names| names.marks)
+    }
+
+    /// The names of the transformer in such a file.
+    fn original_names(self) -> Option<&'static TransformerNames> {
+        match self {
+            Self::StableDiffusion => None,
+            Self::Flux2Klein => Some(&flux2::ORIGINAL_NAMES),
+            Self::ZImage => Some(&z_image::ORIGINAL_NAMES),
+        }
+    }
+
     /// Reads the family of the model in `dir`.
     pub(super) fn read(dir: &Path) -> Result<Self, ModelError> {
         Self::of(dir, &model_index(dir)?)

@@ -3,7 +3,7 @@
 //! | family | networks of the file | from a directory in diffusers' layout |
 //! | --- | --- | --- |
 //! | Stable Diffusion | all | configs, tokenizers |
-//! | FLUX.2 | the transformer | configs, tokenizer, text encoder, autoencoder |
+//! | FLUX.2, Z-Image | the transformer | configs, tokenizer, text encoder, autoencoder |
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,8 +13,10 @@ use burn::tensor::{Device, FloatDType};
 use burn_store::ModuleSnapshot;
 use burn_store::burn_pack::Tensor as Stored;
 
-use super::denoiser::DenoiserConfig;
-use super::families::{StableDiffusionConfigs, StableDiffusionWeights, flux2_file};
+use super::families::{
+    Flux2KleinConfigs, StableDiffusionConfigs, StableDiffusionWeights, TransformerFile,
+    ZImageConfigs,
+};
 use super::family::{Configs, LoadOptions};
 use super::family_name::{FamilyName, model_index};
 use super::model::Pipeline;
@@ -64,11 +66,11 @@ impl Layouts {
 }
 
 impl Pipeline {
-    /// Loads a single file of SD 1, SD 2, SDXL or FLUX.2 klein, as `dtype`.
+    /// Loads a single file of SD 1, SD 2, SDXL, FLUX.2 klein or Z-Image, as `dtype`.
     ///
-    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout. A file of FLUX.2 is
-    /// the transformer alone, and the directory's text encoder and autoencoder are read too. The marks
-    /// `v_pred` and `ztsnr` of a file of Stable Diffusion override its noise schedule, with a warning.
+    /// Configs and tokenizers are read from `configs`, a directory in diffusers' layout. A file of FLUX.2 or
+    /// Z-Image is the transformer alone, and the directory's text encoder and autoencoder are read too. The
+    /// marks `v_pred` and `ztsnr` of a file of Stable Diffusion override its noise schedule, with a warning.
     ///
     /// # Errors
     ///
@@ -83,25 +85,26 @@ impl Pipeline {
     ) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(file)?;
         let index = model_index(configs)?;
-        let reason = match (FamilyName::of(configs, &index)?, flux2_file::prefix_of(&checkpoint)) {
+        let family = FamilyName::of(configs, &index)?;
+        let reason = match (family, TransformerFile::of(&checkpoint)) {
             (FamilyName::StableDiffusion, None) => {
                 return Self::load_stable_diffusion_file(&checkpoint, configs, dtype, device);
             }
-            (FamilyName::Flux2Klein, Some(prefix)) => {
-                return Self::load_flux2_file(&checkpoint, prefix, configs, dtype, device);
+            (FamilyName::Flux2Klein, Some(found)) if found.family == family => {
+                return found.load::<Flux2KleinConfigs>(configs, dtype, device);
             }
-            (FamilyName::StableDiffusion, Some(_)) => format!(
-                "it is a transformer of FLUX.2, and the configs of {} are Stable Diffusion's",
+            (FamilyName::ZImage, Some(found)) if found.family == family => {
+                return found.load::<ZImageConfigs>(configs, dtype, device);
+            }
+            (_, Some(found)) => format!(
+                "it is a transformer of {}, and the configs of {} are {family}'s",
+                found.family,
                 configs.display()
             ),
-            (FamilyName::ZImage, _) => format!(
-                "single files of Z-Image are not read, and the configs of {} are Z-Image's; use a directory",
-                configs.display()
-            ),
-            (FamilyName::Flux2Klein, None) => format!(
-                "it has no `{}`, as a transformer of FLUX.2 in the original names has, and the configs \
-                 of {} are FLUX.2's",
-                flux2_file::MARK,
+            (_, None) => format!(
+                "it does not have `{}`, as a transformer of {family} in the original names does, and the \
+                 configs of {} are {family}'s",
+                family.marks().join("` and `"),
                 configs.display()
             ),
         };
@@ -147,25 +150,25 @@ impl Pipeline {
     }
 
     /// Saves one file of `dtype`, in the keys of the original checkpoints. It holds all networks of Stable
-    /// Diffusion, or the transformer of FLUX.2. The marks `v_pred` and `ztsnr` say what a UNet predicts.
+    /// Diffusion, or the transformer of FLUX.2 or Z-Image. The marks `v_pred` and `ztsnr` say what a UNet
+    /// predicts.
     ///
     /// # Errors
     ///
     /// - [`ModelError::Token`] if the vocabulary has new tokens, which such a file cannot hold.
     /// - [`WeightsError::UnusedKeys`] for a network that has no original layout.
     /// - [`WeightsError::NotWritten`] for a weight that is not finite as `dtype`.
-    /// - [`WeightsError::NoSingleFile`] for a denoiser that predicts images, and for Z-Image.
+    /// - [`WeightsError::NoSingleFile`] for a denoiser that predicts images.
     /// - [`ModelError::Io`] if the system refuses to write.
     pub fn save_single_file(&self, file: &Path, dtype: FloatDType) -> Result<(), ModelError> {
         let mut tensors = BTreeMap::new();
-        if let DenoiserConfig::Flux2(config) = &self.denoiser_config {
-            collect(&self.denoiser, &Layout::flux2(config, ""), dtype, file, &mut tensors)?;
+        if let Some(names) = self.denoiser_config.original_layout("") {
+            collect(&self.denoiser, &names, dtype, file, &mut tensors)?;
             check_finite(&tensors, file)?;
             return write(&tensors, file);
         }
         let (Some(clip), Some(unet)) = (self.text.clip(), self.denoiser.as_unet()) else {
-            let reason =
-                "only models with a UNet and FLUX.2 are written as single files; write a directory";
+            let reason = "only models with a UNet and CLIP, FLUX.2 and Z-Image are written; write a directory";
             return Err(WeightsError::NoSingleFile { path: file.to_path_buf(), reason }.into());
         };
         let ClipEncoders { tokenizer, text_encoder, second } = clip;

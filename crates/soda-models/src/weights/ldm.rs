@@ -1,5 +1,5 @@
-//! The keys of the original checkpoints (Latent Diffusion's, OpenCLIP's and FLUX.2's) and diffusers' keys for
-//! them.
+//! The keys of the original checkpoints (Latent Diffusion's, OpenCLIP's and those of transformers) and
+//! diffusers' keys for them.
 //!
 //! A [`Layout`] is the table of keys of one network and works in both directions. It is made from the config,
 //! since the original numbers all blocks in sequence where diffusers has levels. An entry is a prefix if the
@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::clip::ClipTextConfig;
-use crate::flux2::{Flux2Config, ORIGINAL_NAMES};
-use crate::original_names::{LayerNames, Rows};
+use crate::original_names::{LayerNames, Rows, TransformerNames};
 use crate::unet::{DownBlockType, UnetConfig, UpBlockType};
 use crate::vae::VaeConfig;
 use crate::weights::checkpoint::Checkpoint;
@@ -277,20 +276,36 @@ impl Layout {
         names
     }
 
-    /// The layout of FLUX.2's transformer, in a file in which all keys begin with `prefix`.
-    pub(crate) fn flux2(config: &Flux2Config, prefix: &'static str) -> Self {
+    /// The layout of a transformer, in a file in which all keys begin with `prefix`. It has `counts` blocks
+    /// of each kind.
+    pub(crate) fn transformer<const KINDS: usize>(
+        original: &TransformerNames,
+        counts: [usize; KINDS],
+        prefix: &'static str,
+    ) -> Self {
         let mut names = Self { prefix, ..Self::default() };
-        let counts = [config.num_layers, config.num_single_layers];
-        for ((to, from, layers), count) in ORIGINAL_NAMES.blocks.iter().zip(counts) {
+        names.unread.extend(original.unused.iter().map(|unused| (*unused).to_owned()));
+        let norm = original.norm_weight;
+        for ((to, from, layers), count) in original.blocks.iter().zip(counts) {
             for block in 0..count {
-                names.flux2_layers(&format!("{from}.{block}."), &format!("{to}.{block}."), layers);
+                let (from, to) = (format!("{from}.{block}."), format!("{to}.{block}."));
+                names.transformer_layers(&from, &to, layers, norm);
             }
         }
-        names.flux2_layers("", "", ORIGINAL_NAMES.outside);
+        names.transformer_layers("", "", original.outside, norm);
+        for parameter in original.parameters {
+            names.pair(*parameter, *parameter);
+        }
         names
     }
 
-    fn flux2_layers(&mut self, original: &str, diffusers: &str, layers: LayerNames) {
+    fn transformer_layers(
+        &mut self,
+        original: &str,
+        diffusers: &str,
+        layers: LayerNames,
+        norm_weight: &str,
+    ) {
         for (to, from, rows) in layers {
             let form = match rows {
                 Rows::All => Form::Same,
@@ -299,8 +314,8 @@ impl Layout {
             };
             let (from, to) = (format!("{original}{from}"), format!("{diffusers}{to}"));
             if from.ends_with("_norm") {
-                // The original code calls the weight of a norm a scale. Some tools write a weight.
-                self.pair(format!("{from}.scale"), format!("{to}.weight"));
+                // Written under this name, and read under any.
+                self.pair(format!("{from}.{norm_weight}"), format!("{to}.weight"));
             }
             self.form(form, from, to);
         }

@@ -1,16 +1,33 @@
 //! Names of the transformer's layers in the code of Tongyi-MAI, which made the model, and in ComfyUI.
 
+use super::config::ZImageConfig;
 use crate::original_names::{LayerNames, Rows, TransformerNames};
+use crate::weights::ldm::Layout;
 
-/// The names of the transformer's layers in the original code.
+/// The names of the transformer in the original code.
 pub const ORIGINAL_NAMES: TransformerNames = TransformerNames {
+    model: "Z-Image",
+    // Lumina 2 has the first of them too, and diffusers' names the second.
+    marks: &["x_embedder.weight", "x_pad_token"],
     blocks: &[
         ("noise_refiner", "noise_refiner", BLOCK),
         ("context_refiner", "context_refiner", BLOCK),
         ("layers", "layers", BLOCK),
     ],
     outside: OUTSIDE,
+    parameters: &["x_pad_token", "cap_pad_token"],
+    norm_weight: "weight",
+    // A norm after the last block, which the code of Lumina 2 has and no program applies.
+    unused: &["norm_final."],
 };
+
+impl ZImageConfig {
+    /// The layout of the transformer in a file of the original names, in which all keys begin with `prefix`.
+    pub(crate) fn original_layout(&self, prefix: &'static str) -> Layout {
+        let blocks = [self.n_refiner_layers, self.n_refiner_layers, self.n_layers];
+        Layout::transformer(&ORIGINAL_NAMES, blocks, prefix)
+    }
+}
 
 const BLOCK: LayerNames = &[
     ("attention.to_q", "attention.qkv", Rows::Third(0)),

@@ -215,6 +215,21 @@ pub(crate) fn check_gradients<M: Module>(
     }
 }
 
+/// The numbers of a module in all, and those of its largest parameter. Makes no parameter.
+pub(crate) fn count_lazily<M: Module>(module: &M) -> [usize; 2] {
+    struct Count([usize; 2]);
+    impl ModuleVisitor for Count {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let numbers = param.lazy_shape().num_elements();
+            let [all, largest] = self.0;
+            self.0 = [all + numbers, largest.max(numbers)];
+        }
+    }
+    let mut count = Count([0, 0]);
+    module.visit(&mut count);
+    count.0
+}
+
 /// Gradients by checkpoint key, in PyTorch's layout.
 struct Collect<'a> {
     path: Vec<String>,

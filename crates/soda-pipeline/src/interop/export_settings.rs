@@ -275,8 +275,8 @@ fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The time in ISO 8601, to the second and in UTC.
-fn iso_8601(time: SystemTime) -> String {
+/// Writes a time in ISO 8601, to the second, in UTC and without a zone.
+pub fn iso_8601(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     // Years begin in March here, so that a leap day is a year's last. An era is 400 years, of 146,097 days

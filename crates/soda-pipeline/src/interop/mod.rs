@@ -90,5 +90,5 @@ pub use description::{Description, FileKind, LayerNames, Names, describe};
 pub use embedding_files::write_embeddings;
 pub use export::{write_diff, write_diffusers, write_kohya};
 pub use export_peft::{round_for_peft, write_peft};
-pub use export_settings::ExportSettings;
+pub use export_settings::{ExportSettings, iso_8601};
 pub use import::{Imported, import};

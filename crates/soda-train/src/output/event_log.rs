@@ -11,7 +11,7 @@
 //! | `validation` | `step`, `values` |
 //! | `samples` | `step` of the grid in `samples/` |
 //! | `warning`, `note` | `text` |
-//! | `finished` | |
+//! | `finished` | `device_memory`: that of [`RunSummary`](crate::RunSummary), if it was measured |
 //! | `stopped`, `failed` | `text` |
 //!
 //! A resumed run appends. It repeats the steps after its checkpoint, whose later lines count.
@@ -19,9 +19,11 @@
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
+use soda_models::input_file::{SizeLimit, read_text};
 
 use crate::error::TrainError;
 use crate::event::Event;
@@ -51,7 +53,11 @@ pub(crate) enum LogEntry<'a> {
     /// Information.
     Note { text: &'a str },
     /// The run is done.
-    Finished,
+    Finished {
+        /// The most bytes that its device's pools held.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device_memory: Option<u64>,
+    },
     /// The run was stopped.
     Stopped { text: &'a str },
     /// The run ended with an error.
@@ -126,10 +132,10 @@ impl EventLog {
         }
     }
 
-    /// Appends how the run ended.
-    pub(crate) fn end<T>(&self, result: &Result<T, TrainError>) {
+    /// Appends how the run ended. A finished one gives the most bytes that its device's pools held.
+    pub(crate) fn end(&self, result: Result<Option<u64>, &TrainError>) {
         match result {
-            Ok(_) => self.write(LogEntry::Finished),
+            Ok(device_memory) => self.write(LogEntry::Finished { device_memory }),
             Err(error) => {
                 let text = &*error.to_string();
                 self.write(match error {
@@ -140,6 +146,43 @@ impl EventLog {
                 });
             }
         }
+    }
+}
+
+/// When a finished run went on, and what it held of its device, by its `events.jsonl`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RunSpan {
+    /// The time of the first line.
+    pub started: SystemTime,
+    /// Seconds from the first line to the last, with any pause between them. The base is read before.
+    pub seconds: f64,
+    /// The device's memory in bytes, see [`RunSummary::device_memory`](crate::RunSummary::device_memory).
+    pub device_memory: Option<u64>,
+}
+
+impl RunSpan {
+    /// Reads the log in the folder of a run. `None` if the log has no line that says that the run finished.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`] if the file cannot be read.
+    pub fn read(folder: &Path) -> Result<Option<Self>, TrainError> {
+        #[derive(Deserialize)]
+        struct Line {
+            time: f64,
+            event: String,
+            device_memory: Option<u64>,
+        }
+        let path = folder.join(RunFolder::EVENTS);
+        let text = read_text(&path, SizeLimit::LIST).map_err(TrainError::io("read", &path))?;
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        let Some(first) = lines.next() else { return Ok(None) };
+        let finished = lines.rfind(|line| line.event == "finished");
+        Ok(finished.and_then(|last| {
+            let since = Duration::try_from_secs_f64(first.time).ok()?;
+            let started = UNIX_EPOCH.checked_add(since)?;
+            let (seconds, device_memory) = (last.time - first.time, last.device_memory);
+            Some(Self { started, seconds, device_memory })
+        }))
     }
 }
 
@@ -170,7 +213,8 @@ mod tests {
         for done in 0..1000 {
             log.observe(Event::Progress { done, total: 1000, loss: None });
         }
-        log.end(&Err::<(), _>(TrainError::Stopped { step: 1, folder: "runs/a".into() }));
+        log.end(Err(&TrainError::Stopped { step: 1, folder: "runs/a".into() }));
+        assert_eq!(RunSpan::read(folder.path()).unwrap(), None);
         let text = std::fs::read_to_string(&path).unwrap();
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let lines: Vec<Value> = lines.collect();
@@ -181,5 +225,11 @@ mod tests {
         assert_eq!(lines[1]["values"]["loss"].to_string(), "0.1");
         assert!(lines[1]["values"]["grad_norm"].is_null());
         assert!(lines.iter().all(|line| line["time"].as_f64().unwrap() > 1e9));
+
+        log.end(Ok(Some(7)));
+        let span = RunSpan::read(folder.path()).unwrap().unwrap();
+        let first = span.started.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        assert!((first - lines[0]["time"].as_f64().unwrap()).abs() < 1e-3);
+        assert!(span.seconds >= 0.0 && span.device_memory == Some(7), "{span:?}");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use soda_adapters::{for_inference, named_params};
-use soda_kernels::release_unused;
+use soda_kernels::{memory_usage, release_unused};
 use soda_models::image::grid;
 use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
@@ -186,7 +186,7 @@ impl Personalisation {
         let log = OnceCell::new();
         let result = self.run_logged(target, stop, &log, on_event);
         if let Some(log) = log.get() {
-            log.end(&result);
+            log.end(result.as_ref().map(|summary| summary.device_memory));
         }
         result
     }
@@ -283,8 +283,11 @@ impl Personalisation {
         let TrainedRun { networks, history, seconds } = trained;
         let networks =
             info_span!("materialize").in_scope(|| for_inference(networks, &config.method));
+        let device = sampler.pipeline.device.clone();
+        let held = || memory_usage(&device).map(|usage| usage.reserved + usage.workspace);
+        let of_steps = held();
         // The steps' pages are of no use to pictures.
-        release_unused(&sampler.pipeline.device);
+        release_unused(&device);
         let after = sampler.sample_with(networks, SAMPLING_AFTER, on_event);
         let after =
             after.map_err(|error| error.with_resumable(folder.path(), history.steps.len()))?;
@@ -301,6 +304,7 @@ impl Personalisation {
             prompts: config.samples.prompts.clone(),
             history,
             seconds,
+            device_memory: of_steps.max(held()),
             num_layers,
             num_params: adapter.num_params(),
             orthogonality,

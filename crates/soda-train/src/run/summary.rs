@@ -30,6 +30,9 @@ pub struct RunSummary {
     pub settings: String,
     /// The duration of the training steps in seconds.
     pub seconds: f64,
+    /// The most memory in bytes that the device's pools held: after the steps, or after the last samples.
+    /// What came before the steps is not in it. `None` where the backend has no pools, as on a CPU.
+    pub device_memory: Option<u64>,
     /// The number of adapted layers.
     pub num_layers: usize,
     /// The number of trained parameters.

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 
 use super::qwen3_and_transformer::{Qwen3AndTransformer, Qwen3Configs};
+use super::transformer_file::TransformerFamily;
 use crate::config;
 use crate::error::ModelError;
 use crate::flux2::Flux2Config;
@@ -19,6 +20,7 @@ use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
 use crate::scheduler::SchedulerConfig;
 use crate::vae::{VaeClass, VaeConfig};
+use crate::weights::ldm::Layout;
 
 /// The configs and the tokenizer.
 #[derive(Debug)]
@@ -28,10 +30,9 @@ pub(crate) struct Flux2KleinConfigs {
     is_distilled: bool,
 }
 
-impl Flux2KleinConfigs {
-    /// The config of the transformer.
-    pub(super) fn transformer(&self) -> &Flux2Config {
-        &self.transformer
+impl TransformerFamily for Flux2KleinConfigs {
+    fn original_layout(&self, prefix: &'static str) -> Layout {
+        self.transformer.original_layout(prefix)
     }
 }
 

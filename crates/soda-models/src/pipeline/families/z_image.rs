@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 
 use super::qwen3_and_transformer::{Qwen3AndTransformer, Qwen3Configs};
+use super::transformer_file::TransformerFamily;
 use crate::config;
 use crate::error::ModelError;
 use crate::pipeline::denoiser::{Denoiser, DenoiserConfig};
@@ -19,6 +20,7 @@ use crate::pipeline::text_encoders::ChatForm;
 use crate::qwen3::HiddenStates;
 use crate::scheduler::SchedulerConfig;
 use crate::vae::{VaeClass, VaeConfig};
+use crate::weights::ldm::Layout;
 use crate::z_image::ZImageConfig;
 
 /// The shift of Z-Image-Turbo's noise levels, which tells it from Z-Image with its shift of 6. No other file
@@ -32,6 +34,12 @@ pub(crate) struct ZImageConfigs {
     transformer: ZImageConfig,
     /// What the `model_index.json` says, if anything.
     distilled_mark: Option<bool>,
+}
+
+impl TransformerFamily for ZImageConfigs {
+    fn original_layout(&self, prefix: &'static str) -> Layout {
+        self.transformer.original_layout(prefix)
+    }
 }
 
 impl Family for ZImageConfigs {

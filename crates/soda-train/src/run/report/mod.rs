@@ -173,6 +173,7 @@ mod tests {
             },
             settings: config.to_toml().unwrap(),
             seconds: 12.0,
+            device_memory: None,
             num_layers: 56,
             num_params: 10580,
             orthogonality: 4.2e-7,

@@ -2,6 +2,7 @@
 
 import { get, post, put } from "./api.js";
 import { el, say } from "./dom.js";
+import { paintMask } from "./paint.js";
 
 /** The pictures that are shown at once. */
 const AT_ONCE = 300;
@@ -65,16 +66,19 @@ export async function showData(view, id) {
     view.append(el("p", { class: "soft" }, error.message));
     return;
   }
-  const { path, pictures } = listing;
+  const { path, pictures, mask_source } = listing;
   const resolution = el("input", { inputmode: "numeric", placeholder: "pixels", onchange: () => findIssues() });
   const summary = el("p", { class: "soft small" }, `${path}: ${pictures.length} pictures. Checking …`);
   const others = el("ul", { class: "findings" });
   const notes = new Map();
-  const masks = el("input", { type: "checkbox", checked: true, onchange: () => grid.classList.toggle("unmasked", !masks.checked) });
-  const masked = pictures.filter((picture) => picture.has_mask).length;
+  const ofFiles = el("option", { value: "files" });
+  const masks = el("select", { "aria-label": "Masks", onchange: showMasks }, ofFiles, el("option", { value: "alpha" }, "of the alpha channel"),
+    el("option", { value: "none" }, "not shown"));
+  masks.value = mask_source;
   const grid = el("ul", { class: "pictures" });
   const more = el("button", { type: "button", onclick: showMore });
   const found = new Map();
+  const frames = new Map();
   let shown = 0;
 
   /** Adds the next pictures: ten thousand at once would take the browser seconds. */
@@ -89,19 +93,39 @@ export async function showData(view, id) {
   function card(picture) {
     const findings = el("ul", { class: "findings" }, ...(found.get(picture.id) ?? []).map(line));
     notes.set(picture.id, findings);
-    return el("li", {},
-      el("div", { class: "masked" },
-        el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }),
-        picture.has_mask ? el("img", { class: "mask", src: `/api/data/${current.id}/masks/${picture.id}`, alt: `Mask of ${picture.name}`, loading: "lazy", decoding: "async" }) : null),
-      el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null),
+    const frame = el("div", { class: "masked" },
+      el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }), mask(picture));
+    frames.set(picture, frame);
+    const paint = el("button", { type: "button", class: "link", "aria-label": `Paint a mask of ${picture.name}`, onclick: () => {
+      paintMask(view, current.id, picture, masks.value === "alpha" ? "alpha" : "files", () => { masks.value = "files"; showMasks(); findIssues(); });
+    } }, "Paint a mask");
+    return el("li", {}, frame,
+      el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null, paint),
       caption(current.id, picture, findIssues), findings);
+  }
+
+  /** The mask over a picture. Any picture may have an alpha channel, and one without it counts everywhere. */
+  function mask(picture) {
+    const source = masks.value;
+    if (source === "none" || (source === "files" && !picture.has_mask)) return null;
+    const address = `/api/data/${current.id}/masks/${picture.id}?source=${source}&painted=${picture.painted ?? 0}`;
+    return el("img", { class: "mask", src: address, alt: `Mask of ${picture.name}`, loading: "lazy", decoding: "async" });
+  }
+
+  function showMasks() {
+    ofFiles.textContent = `of files, ${pictures.filter((picture) => picture.has_mask).length}`;
+    for (const [picture, frame] of frames) {
+      const [image] = frame.children;
+      frame.replaceChildren(...[image, mask(picture)].filter(Boolean));
+    }
   }
 
   const line = (finding) => el("li", { class: finding.prevents_training ? "bad" : null }, finding.text);
   const ids = new Set(pictures.map((picture) => picture.id));
   view.append(summary, el("div", { class: "inline" }, el("label", {}, "Resolution of the training ", resolution),
-    masked ? el("label", {}, masks, ` Show the masks of ${masked}: dark parts count less`) : null), others, grid, more);
+    el("label", {}, "Masks, dark where a part counts less ", masks)), others, grid, more);
   showMore();
+  showMasks();
 
   let left = false;
   async function findIssues() {
@@ -122,8 +146,17 @@ export async function showData(view, id) {
       summary.textContent = error.message;
     }
   }
-  findIssues();
+  // The check reads every file of the folder. What is looked at first comes before it.
+  loaded(grid).then(() => { if (!left) findIssues(); });
   return () => { left = true; };
+}
+
+/** Waits until the pictures in the window are there, or cannot be. */
+function loaded(grid) {
+  const images = [...grid.querySelectorAll("img")].filter((image) => image.getBoundingClientRect().top < innerHeight);
+  return Promise.all(images.filter((image) => !image.complete).map((image) => new Promise((done) => {
+    for (const name of ["load", "error"]) image.addEventListener(name, done);
+  })));
 }
 
 /** The bytes of a file as base64. */

@@ -10,7 +10,7 @@ folder has pictures of 256 x 256 pixels with captions. Every tenth has a mask fi
 | a page | a new server; the requests of the page until it shows something, one after the other; the peak of the memory |
 | a page in the browser | a new server; from the address to what the page shows, where Chromium is installed |
 | findings | the check of all pictures, which the data page shows later |
-| open pages | a training; blocks without a page and with four pages in turn; the ratio of the median times of a step |
+| open pages | a training; blocks without a page and with four in turn; the ratio of a step's median times; the server's time |
 
 A page is the stream of the events, and `GET` of the run and of its exports every four seconds, as in `run.js`. Needs Linux and
 Python 3.10, and nothing else.
@@ -36,7 +36,7 @@ from pathlib import Path
 
 TOYBOX = Path(__file__).resolve().parent.parent / "examples" / "toybox"
 SIDE = 256
-SCRIPTS = ["app", "api", "dom", "chart", "compare", "comparison", "exports", "runs", "run", "new", "data", "play"]
+SCRIPTS = ["app", "api", "dom", "chart", "compare", "comparison", "exports", "runs", "run", "new", "data", "paint", "play"]
 CARDS = 24
 """The pictures of the first screen of the data page."""
 
@@ -91,7 +91,8 @@ def make_runs(soda, root, data, count, steps):
 def write_log(path, seed, steps):
     rng = random.Random(seed)
     start = 1.7e9 + seed * 1e5
-    lines = [{"time": start, "event": "stage", "name": "training"}, {"time": start, "event": "started", "step": 0, "steps": steps}]
+    lines = [{"time": start, "event": "stage", "name": "training"}]
+    lines.append({"time": start, "event": "started", "step": 0, "steps": steps})
     for step in range(1, steps + 1):
         values = {"loss": 0.2 + 0.1 * rng.random(), "grad_norm": rng.random(), "rotation_lr": 0.005, "flat_lr": 0.005}
         lines.append({"time": start + step, "event": "step", "step": step, "values": values | {"text_lr": 0.0, "token_lr": 0.0}})
@@ -138,6 +139,11 @@ class Server:
 
     def json(self, path):
         return json.loads(self.get(path))
+
+    def seconds(self):
+        """The processor time of the server so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def peak(self):
         """The most memory that was resident, MB."""
@@ -201,7 +207,8 @@ def measure_findings(make_server, data):
         for which in ["first", "again"]:
             start = time.perf_counter()
             found = json.loads(server.get(f"/api/data/{data}/check"))["findings"]
-            print(f"findings {which}: {time.perf_counter() - start:.2f} s, {len(found)} found, {server.peak():.0f} MB", flush=True)
+            whole = time.perf_counter() - start
+            print(f"findings {which}: {whole:.2f} s, {len(found)} found, {server.peak():.0f} MB", flush=True)
 
 
 def page_process(server, run, stop):
@@ -227,20 +234,23 @@ def measure_cost(soda, make_server, runs, count, seconds):
     try:
         with make_server() as server:
             while not (log.exists() and len(step_times(log)) > 10):
+                if training.poll() is not None:
+                    raise RuntimeError("the training ended")
                 time.sleep(0.2)
             run = next(run["id"] for run in server.json("/api/runs")["runs"] if run["name"] == "measured")
             for block in range(2 * count):
                 # The order within a pair alternates as well.
-                pages = 4 if (block % 4) in (1, 2) else 0
+                pages = 4 if block % 4 in (1, 2) else 0
                 stop = threading.Event()
                 threads = [threading.Thread(target=page_process, args=(server, run, stop)) for _ in range(pages)]
                 for thread in threads:
                     thread.start()
                 # The lines so far are sent at the start.
                 time.sleep(1)
-                start = time.time()
+                start, used = time.time(), server.seconds()
                 time.sleep(seconds)
-                spans.append((pages, start, time.time()))
+                end = time.time()
+                spans.append((pages, start, end, (server.seconds() - used) / (end - start)))
                 stop.set()
                 for thread in threads:
                     thread.join()
@@ -250,23 +260,25 @@ def measure_cost(soda, make_server, runs, count, seconds):
         training.wait()
     times = step_times(log)
     of = lambda start, end: statistics.median(step for at, step in times if start < at <= end)
-    medians = [(pages, of(start, end)) for pages, start, end in spans]
+    medians = [(pages, of(start, end), share) for pages, start, end, share in spans]
     ratios = []
     for pair in zip(medians[::2], medians[1::2]):
-        pair = dict(pair)
-        ratios.append(pair[4] / pair[0])
+        steps = {pages: step for pages, step, _ in pair}
+        ratios.append(steps[4] / steps[0])
     for pages in [0, 4]:
-        middle = statistics.median(step for count, step in medians if count == pages)
-        print(f"a step with {pages} pages: {1e3 * middle:.1f} ms")
-    quarters = statistics.quantiles(ratios, n=4)
-    print(f"ratio of {len(ratios)} pairs: median {statistics.median(ratios):.4f}, quartiles {quarters[0]:.4f} to {quarters[2]:.4f}, {peak:.0f} MB")
+        step, share = (statistics.median(one[field] for one in medians if one[0] == pages) for field in [1, 2])
+        print(f"{pages} pages: a step {1e3 * step:.1f} ms, the server {100 * share:.2f} % of a core")
+    low, _, high = statistics.quantiles(ratios, n=4)
+    middle = statistics.median(ratios)
+    print(f"ratio of a step, {len(ratios)} pairs: median {middle:.4f}, quartiles {low:.4f} to {high:.4f}, {peak:.0f} MB")
 
 
 class Browser:
     """Chromium without a window, by its DevTools protocol over a web socket."""
 
     def __init__(self, program, profile):
-        options = ["--headless", "--window-size=1400,900", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0"]
+        options = ["--headless", "--window-size=1400,900", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        options.append("--remote-debugging-port=0")
         command = [program, f"--user-data-dir={profile}", *options, "about:blank"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         address = next(line.split("ws://")[1].strip() for line in self.process.stderr if "DevTools listening on" in line)
@@ -328,6 +340,12 @@ def measure_browser(make_server, ids, data, root):
     }
     browser = Browser(program, root / "profile")
     try:
+        # The first page of all waits for the browser itself.
+        with make_server() as server:
+            browser.call("Page.navigate", url=server.url)
+            while not browser.eval("document.querySelector('h1')?.textContent"):
+                time.sleep(0.02)
+            browser.call("Page.navigate", url="about:blank")
         for page, (hash_, sign) in pages.items():
             with make_server() as server:
                 # The first address gives the cookie and leads on to the page.
@@ -366,7 +384,8 @@ def main():
         with make_server() as server:
             ids = [run["id"] for run in server.json("/api/runs")["runs"]]
             folder = next(one["id"] for one in server.json("/api/data") if one["path"] == str(data))
-            print(f"{len(ids)} runs of {args.steps} steps, {args.pictures} pictures, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+            load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+            print(f"{len(ids)} runs of {args.steps} steps, {args.pictures} pictures, {load}")
         measure_pages(make_server, ids, folder)
         measure_browser(make_server, ids, folder, Path(temporary))
         measure_findings(make_server, folder)

@@ -83,7 +83,7 @@ pub use data::check::{
 pub use data::dataset::{Dataset, expand_trigger};
 pub use data::encode::{EncodeConfig, EncodeOptions};
 pub use data::encoded_dataset::EncodedDataset;
-pub use data::folder::{DataFolder, Example, Skipped};
+pub use data::folder::{DataFolder, Example, ListedImage, Skipped};
 pub use data::masks::{MaskFiles, mask_file};
 pub use data::prompts::Prompts;
 pub use data::text_file::read_text;

@@ -9,8 +9,8 @@ use image::{DynamicImage, GrayImage, ImageFormat, Luma, RgbImage};
 use serde::Serialize;
 use soda_models::image::{Filter, read_mask, read_rgb, read_rgb_and_alpha, resize};
 use soda_train::{
-    CaptionTokenizers, CheckedFiles, DataCheck, DataCheckConfig, Dataset, MaskFiles, MaskSource,
-    TrainError, mask_file, write_caption,
+    CaptionTokenizers, CheckedFiles, DataCheck, DataCheckConfig, ListedImage, MaskFiles,
+    MaskSource, TrainError, mask_file, write_caption,
 };
 
 use crate::id::{id_of, is_file_below};
@@ -19,27 +19,44 @@ use crate::id::{id_of, is_file_below};
 pub(crate) const THUMBNAIL: u32 = 320;
 /// The longer side of a picture whose mask is painted, in pixels.
 pub(crate) const LARGE: u32 = 1280;
+/// The pictures of one answer. Ten thousand at once would take the browser seconds.
+const AT_ONCE: usize = 300;
 /// The most characters of a caption.
 const MAX_CAPTION: usize = 10_000;
 
+/// A picture of a folder.
+#[derive(Debug)]
+struct Picture {
+    id: String,
+    has_mask: bool,
+    listed: ListedImage,
+}
+
+impl Picture {
+    fn shown(&self, root: &Path) -> Result<ShownPicture<'_>, TrainError> {
+        let Self { id, has_mask, listed } = self;
+        let name = listed.image.strip_prefix(root).unwrap_or(&listed.image).display().to_string();
+        let (caption, repeats) = (listed.caption()?, listed.repeats);
+        Ok(ShownPicture { id, name, caption, repeats, has_mask: *has_mask })
+    }
+}
+
 /// A picture in the grid.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Picture {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) caption: String,
-    pub(crate) repeats: usize,
+#[derive(Debug, Serialize)]
+pub(crate) struct ShownPicture<'a> {
+    id: &'a str,
+    name: String,
+    caption: String,
+    repeats: usize,
     /// Whether a file masks parts of it.
-    pub(crate) has_mask: bool,
-    #[serde(skip)]
-    path: PathBuf,
+    has_mask: bool,
 }
 
 /// The pictures of a folder when it was last listed.
 #[derive(Debug)]
 pub(crate) struct Listing {
     pub(crate) root: PathBuf,
-    pub(crate) pictures: Vec<Picture>,
+    pictures: Vec<Picture>,
 }
 
 /// A finding about a picture of the folder or about another file.
@@ -61,26 +78,16 @@ pub(crate) struct DataFolders {
 }
 
 impl DataFolders {
-    /// Reads the names and captions of a folder.
+    /// Reads the names of a folder.
     ///
     /// # Errors
     /// The error of a folder that cannot be read.
     pub(crate) fn list(&self, folder: &Path) -> Result<Arc<Listing>, TrainError> {
-        // A picture without a caption has an empty one here. The check names it.
-        let dataset = Dataset::read(folder, Some(""))?;
         let mut masks = MaskFiles::default();
-        let pictures = dataset.examples.into_iter().map(|example| Picture {
-            id: id_of(&example.image),
-            name: example
-                .image
-                .strip_prefix(folder)
-                .unwrap_or(&example.image)
-                .display()
-                .to_string(),
-            caption: example.caption,
-            repeats: example.repeats,
-            has_mask: masks.find(&example.image).is_some(),
-            path: example.image,
+        let pictures = ListedImage::list(folder)?.into_iter().map(|listed| Picture {
+            id: id_of(&listed.image),
+            has_mask: masks.find(&listed.image).is_some(),
+            listed,
         });
         let listing = Listing { root: folder.to_owned(), pictures: pictures.collect() };
         let listing = Arc::new(listing);
@@ -96,10 +103,25 @@ impl DataFolders {
 }
 
 impl Listing {
+    /// The number of pictures, and that of those with a mask file.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let masked = self.pictures.iter().filter(|picture| picture.has_mask);
+        (self.pictures.len(), masked.count())
+    }
+
+    /// Up to [`AT_ONCE`] pictures from the place `start` on, whose captions are read.
+    ///
+    /// # Errors
+    /// The error of a caption that cannot be read.
+    pub(crate) fn shown(&self, start: usize) -> Result<Vec<ShownPicture<'_>>, TrainError> {
+        self.pictures.iter().skip(start).take(AT_ONCE).map(|one| one.shown(&self.root)).collect()
+    }
+
     /// The file of the picture with this id. `None` if a link leads out of the folder.
     pub(crate) fn file(&self, id: &str) -> Option<&Path> {
         let picture = self.pictures.iter().find(|picture| picture.id == id)?;
-        is_file_below(&self.root, &picture.path).then_some(&picture.path)
+        let path = &picture.listed.image;
+        is_file_below(&self.root, path).then_some(path)
     }
 
     /// A picture whose longer side is at most `side`, as PNG.

@@ -59,6 +59,7 @@ fn a_mask_is_found_as_by_the_trainer_and_shown_reduced() {
     let pictures = listing["pictures"].as_array().unwrap();
     let with: Vec<_> = pictures.iter().map(|one| one["has_mask"].as_bool().unwrap()).collect();
     assert_eq!(with, [true, true, false], "{listing}");
+    assert_eq!((listing["count"].as_u64(), listing["masked"].as_u64()), (Some(3), Some(2)));
     let get = |place: usize| {
         let id = pictures[place]["id"].as_str().unwrap();
         desk.get(&format!("/api/data/{data}/masks/{id}"))

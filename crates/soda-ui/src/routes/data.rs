@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::json;
-use soda_train::{MaskSource, TrainConfig};
+use soda_train::{MaskSource, TrainConfig, TrainError};
 
 use super::App;
 use super::runs::read_json;
@@ -53,16 +53,26 @@ impl App {
         Response::json(&folders.collect::<Vec<_>>())
     }
 
-    pub(super) fn data_folder(&self, id: &str) -> Response {
+    /// Some pictures of a folder. The first ones are those of the folder as it is now.
+    pub(super) fn data_folder(&self, id: &str, request: &Request) -> Response {
         let Some(folder) = self.find_folder(id) else { return Response::not_found() };
-        match self.folders.list(&folder) {
-            Ok(listing) => Response::json(&json!({
+        let start = request.query.strip_prefix("from=").and_then(|text| text.parse().ok());
+        let listing = match (start, self.folders.known(id)) {
+            (Some(1..), Some(listing)) => Ok(listing),
+            _ => self.folders.list(&folder),
+        };
+        let answer = |listing: Arc<Listing>| {
+            let (count, masked) = listing.counts();
+            Ok(Response::json(&json!({
                 "path": folder.display().to_string(),
-                "pictures": listing.pictures,
+                "count": count,
+                "masked": masked,
                 "mask_source": self.mask_source(&folder),
-            })),
-            Err(error) => Response::error(422, &error.to_string()),
-        }
+                "pictures": listing.shown(start.unwrap_or(0))?,
+            })))
+        };
+        let answer: Result<Response, TrainError> = listing.and_then(answer);
+        answer.unwrap_or_else(|error| Response::error(422, &error.to_string()))
     }
 
     pub(super) fn check_data(&self, id: &str, request: &Request) -> Response {

@@ -16,7 +16,8 @@
 //! | `POST /api/runs/ID/sample`, `.../save` | asks it for samples or for its adapter |
 //! | `GET /api/runs/ID/exports`, `POST ...` | what its adapter was written to, or writes it |
 //! | `POST /api/starts/ID/discard` | ends a run that has no folder yet, or forgets it |
-//! | `GET /api/data`, `GET /api/data/ID`, `GET /api/data/ID/check` | data folders, their pictures, findings |
+//! | `GET /api/data`, `GET /api/data/ID` | data folders, and some pictures of one: `from=300` |
+//! | `GET /api/data/ID/check` | findings |
 //! | `GET /api/data/ID/images/ID`, `.../masks/ID` | a picture or its mask, reduced: `size=large`, `source=alpha` |
 //! | `PUT /api/data/ID/masks/ID` | writes a mask |
 //! | `POST /api/data/ID/pictures` | stores a picture |
@@ -108,7 +109,7 @@ impl App {
             }
             (Method::Post, ["api", "starts", id, "discard"]) => self.discard_start(id).into(),
             (Method::Get, ["api", "data"]) => self.list_data().into(),
-            (Method::Get, ["api", "data", id]) => self.data_folder(id).into(),
+            (Method::Get, ["api", "data", id]) => self.data_folder(id, request).into(),
             (Method::Get, ["api", "data", id, "check"]) => self.check_data(id, request).into(),
             (Method::Get, ["api", "data", id, "images", image]) => {
                 self.data_image(id, image, request).into()

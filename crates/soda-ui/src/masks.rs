@@ -6,8 +6,9 @@
 //! | pixels of a side | [`LARGE`], checked before they are decoded |
 //! | format, by content | PNG |
 //!
-//! A mask is painted over the picture as [`LARGE`] shows it, and is enlarged to the picture's size. Its pixels
-//! are encoded anew, in grey, so that no byte of a request reaches the disk. Its name is that of the picture.
+//! A mask is painted over the picture as [`LARGE`] shows it, and is enlarged to the picture's size. Its
+//! pixels are encoded anew, in grey, so that no byte of a request reaches the disk. Its name is that of the
+//! picture.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};

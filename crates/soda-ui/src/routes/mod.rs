@@ -18,7 +18,7 @@
 //! | `POST /api/starts/ID/discard` | ends a run that has no folder yet, or forgets it |
 //! | `GET /api/data`, `GET /api/data/ID` | data folders, and some pictures of one: `from=300` |
 //! | `GET /api/data/ID/check` | findings |
-//! | `GET /api/data/ID/images/ID`, `.../masks/ID` | a picture or its mask, reduced: `size=large`, `source=alpha` |
+//! | `GET /api/data/ID/images/ID`, `.../masks/ID` | a picture or its mask, reduced |
 //! | `PUT /api/data/ID/masks/ID` | writes a mask |
 //! | `POST /api/data/ID/pictures` | stores a picture |
 //! | `PUT /api/data/ID/captions/ID` | writes a caption |

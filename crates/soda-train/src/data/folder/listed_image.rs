@@ -1,8 +1,8 @@
 //! Images of a data folder whose captions are not read yet.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{Captions, FolderContents};
+use super::example::Example;
 use crate::data::metadata::read_caption_file;
 use crate::error::TrainError;
 
@@ -20,20 +20,9 @@ pub struct ListedImage {
 }
 
 impl ListedImage {
-    /// Lists the images of `folder` in the order of a run. Images and text files are not opened.
-    ///
-    /// # Errors
-    /// Returns the errors of [`Dataset::read`](crate::Dataset::read) but those of captions.
-    pub fn list(folder: &Path) -> Result<Vec<Self>, TrainError> {
-        let FolderContents { examples, uncaptioned, .. } =
-            FolderContents::read_captions(folder, None, Captions::Listed)?;
-        let listed = examples.into_iter().map(|example| Self {
-            is_in_list: !uncaptioned.contains(&example.image),
-            image: example.image,
-            repeats: example.repeats,
-            caption: example.caption,
-        });
-        Ok(listed.collect())
+    pub(super) fn new(example: Example, is_in_list: bool) -> Self {
+        let Example { image, caption, repeats } = example;
+        Self { image, repeats, caption, is_in_list }
     }
 
     /// The caption, which is empty where the image has none. The text file is read.

@@ -258,6 +258,22 @@ impl FolderContents {
     }
 }
 
+impl ListedImage {
+    /// Lists the images of `folder` in the order of a run. Images and text files are not opened.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Dataset::read`](crate::Dataset::read) but those of captions.
+    pub fn list(folder: &Path) -> Result<Vec<Self>, TrainError> {
+        let FolderContents { examples, uncaptioned, .. } =
+            FolderContents::read_captions(folder, None, Captions::Listed)?;
+        let listed = |example: Example| {
+            let is_in_list = !uncaptioned.contains(&example.image);
+            Self::new(example, is_in_list)
+        };
+        Ok(examples.into_iter().map(listed).collect())
+    }
+}
+
 /// The repeats and the caption in the name of a folder such as `10_sks mug`. More repeats than a number holds
 /// are the largest number.
 fn repeats_and_caption(name: &str) -> Option<(usize, &str)> {

@@ -77,13 +77,14 @@ pub use data::batch::Batch;
 pub use data::cache::EncodeCache;
 pub use data::caption_edit::write_caption;
 pub use data::check::{
-    CaptionTokenizers, CheckedImage, DataCheck, DataCheckConfig, Finding, FindingKind, Unchecked,
+    CaptionTokenizers, CheckedFiles, CheckedImage, DataCheck, DataCheckConfig, Finding,
+    FindingKind, Unchecked,
 };
 pub use data::dataset::{Dataset, expand_trigger};
 pub use data::encode::{EncodeConfig, EncodeOptions};
 pub use data::encoded_dataset::EncodedDataset;
-pub use data::folder::{DataFolder, Example, Skipped};
-pub use data::masks::mask_file;
+pub use data::folder::{DataFolder, Example, ListedImage, Skipped};
+pub use data::masks::{MaskFiles, mask_file};
 pub use data::prompts::Prompts;
 pub use data::text_file::read_text;
 pub use error::{CheckpointError, ConfigError, DataError, RunFolderError, TrainError};

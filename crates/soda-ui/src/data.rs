@@ -5,38 +5,58 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use image::{DynamicImage, ImageFormat, RgbImage};
+use image::{DynamicImage, GrayImage, ImageFormat, Luma, RgbImage};
 use serde::Serialize;
-use soda_models::image::{Filter, read_mask, read_rgb, resize};
+use soda_models::image::{Filter, read_mask, read_rgb, read_rgb_and_alpha, resize};
 use soda_train::{
-    CaptionTokenizers, DataCheck, DataCheckConfig, Dataset, TrainError, mask_file, write_caption,
+    CaptionTokenizers, CheckedFiles, DataCheck, DataCheckConfig, ListedImage, MaskFiles,
+    MaskSource, TrainError, mask_file, write_caption,
 };
 
 use crate::id::{id_of, is_file_below};
 
 /// The longer side of a picture in the grid, in pixels.
-const THUMBNAIL: u32 = 320;
+pub(crate) const THUMBNAIL: u32 = 320;
+/// The longer side of a picture whose mask is painted, in pixels.
+pub(crate) const LARGE: u32 = 1280;
+/// The pictures of one answer. Ten thousand at once would take the browser seconds.
+const AT_ONCE: usize = 300;
 /// The most characters of a caption.
 const MAX_CAPTION: usize = 10_000;
 
+/// A picture of a folder.
+#[derive(Debug)]
+struct Picture {
+    id: String,
+    has_mask: bool,
+    listed: ListedImage,
+}
+
+impl Picture {
+    fn shown(&self, root: &Path) -> Result<ShownPicture<'_>, TrainError> {
+        let Self { id, has_mask, listed } = self;
+        let name = listed.image.strip_prefix(root).unwrap_or(&listed.image).display().to_string();
+        let (caption, repeats) = (listed.caption()?, listed.repeats);
+        Ok(ShownPicture { id, name, caption, repeats, has_mask: *has_mask })
+    }
+}
+
 /// A picture in the grid.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Picture {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) caption: String,
-    pub(crate) repeats: usize,
+#[derive(Debug, Serialize)]
+pub(crate) struct ShownPicture<'a> {
+    id: &'a str,
+    name: String,
+    caption: String,
+    repeats: usize,
     /// Whether a file masks parts of it.
-    pub(crate) has_mask: bool,
-    #[serde(skip)]
-    path: PathBuf,
+    has_mask: bool,
 }
 
 /// The pictures of a folder when it was last listed.
 #[derive(Debug)]
 pub(crate) struct Listing {
-    root: PathBuf,
-    pub(crate) pictures: Vec<Picture>,
+    pub(crate) root: PathBuf,
+    pictures: Vec<Picture>,
 }
 
 /// A finding about a picture of the folder or about another file.
@@ -51,58 +71,81 @@ pub(crate) struct ShownFinding {
 
 /// The folders that were listed, so that a picture is found without reading its folder again.
 #[derive(Default)]
-pub(crate) struct DataFolders(Mutex<HashMap<String, Arc<Listing>>>);
+pub(crate) struct DataFolders {
+    listings: Mutex<HashMap<String, Arc<Listing>>>,
+    /// What the pictures held at earlier checks. One check runs at a time: it takes all cores.
+    checked: Mutex<CheckedFiles>,
+}
 
 impl DataFolders {
-    /// Reads the names and captions of a folder.
+    /// Reads the names of a folder.
     ///
     /// # Errors
     /// The error of a folder that cannot be read.
     pub(crate) fn list(&self, folder: &Path) -> Result<Arc<Listing>, TrainError> {
-        // A picture without a caption has an empty one here. The check names it.
-        let dataset = Dataset::read(folder, Some(""))?;
-        let pictures = dataset.examples.into_iter().map(|example| Picture {
-            id: id_of(&example.image),
-            name: example
-                .image
-                .strip_prefix(folder)
-                .unwrap_or(&example.image)
-                .display()
-                .to_string(),
-            caption: example.caption,
-            repeats: example.repeats,
-            has_mask: mask_file(&example.image).is_some(),
-            path: example.image,
+        let mut masks = MaskFiles::default();
+        let pictures = ListedImage::list(folder)?.into_iter().map(|listed| Picture {
+            id: id_of(&listed.image),
+            has_mask: masks.find(&listed.image).is_some(),
+            listed,
         });
         let listing = Listing { root: folder.to_owned(), pictures: pictures.collect() };
         let listing = Arc::new(listing);
-        let mut folders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        folders.insert(id_of(folder), Arc::clone(&listing));
+        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        listings.insert(id_of(folder), Arc::clone(&listing));
         Ok(listing)
     }
 
     /// The listing of the folder with this id, if it was listed.
     pub(crate) fn known(&self, id: &str) -> Option<Arc<Listing>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 }
 
 impl Listing {
+    /// The number of pictures, and that of those with a mask file.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let masked = self.pictures.iter().filter(|picture| picture.has_mask);
+        (self.pictures.len(), masked.count())
+    }
+
+    /// Up to [`AT_ONCE`] pictures from the place `start` on, whose captions are read.
+    ///
+    /// # Errors
+    /// The error of a caption that cannot be read.
+    pub(crate) fn shown(&self, start: usize) -> Result<Vec<ShownPicture<'_>>, TrainError> {
+        self.pictures.iter().skip(start).take(AT_ONCE).map(|one| one.shown(&self.root)).collect()
+    }
+
     /// The file of the picture with this id. `None` if a link leads out of the folder.
-    fn file(&self, id: &str) -> Option<&Path> {
+    pub(crate) fn file(&self, id: &str) -> Option<&Path> {
         let picture = self.pictures.iter().find(|picture| picture.id == id)?;
-        is_file_below(&self.root, &picture.path).then_some(&picture.path)
+        let path = &picture.listed.image;
+        is_file_below(&self.root, path).then_some(path)
     }
 
-    /// A picture, reduced, as PNG.
-    pub(crate) fn thumbnail(&self, id: &str) -> Option<Vec<u8>> {
-        reduced(read_rgb(self.file(id)?).ok()?)
+    /// A picture whose longer side is at most `side`, as PNG.
+    pub(crate) fn picture(&self, id: &str, side: u32) -> Option<Vec<u8>> {
+        reduced(read_rgb(self.file(id)?).ok()?, side)
     }
 
-    /// The mask of a picture, reduced, as PNG: white where the loss counts.
-    pub(crate) fn mask(&self, id: &str) -> Option<Vec<u8>> {
-        let mask = mask_file(self.file(id)?).filter(|path| is_file_below(&self.root, path))?;
-        reduced(DynamicImage::from(read_mask(&mask).ok()?).into_rgb8())
+    /// The mask of a picture, whose longer side is at most `side`, as PNG: white where the loss counts.
+    ///
+    /// A picture without an alpha channel counts everywhere where that is the source.
+    pub(crate) fn mask(&self, id: &str, source: MaskSource, side: u32) -> Option<Vec<u8>> {
+        let picture = self.file(id)?;
+        let mask = match source {
+            MaskSource::Files => {
+                let file = mask_file(picture).filter(|path| is_file_below(&self.root, path))?;
+                read_mask(&file).ok()?
+            }
+            MaskSource::Alpha => {
+                let (picture, alpha) = read_rgb_and_alpha(picture).ok()?;
+                let (width, height) = picture.dimensions();
+                alpha.unwrap_or_else(|| GrayImage::from_pixel(width, height, Luma([255])))
+            }
+        };
+        reduced(DynamicImage::from(mask).into_rgb8(), side)
     }
 
     /// Writes the caption of a picture. False if there is no such picture.
@@ -121,20 +164,23 @@ impl Listing {
     }
 }
 
-/// A picture whose longer side is at most [`THUMBNAIL`], as PNG.
-fn reduced(picture: RgbImage) -> Option<Vec<u8>> {
-    let (width, height) = picture.dimensions();
-    let scale = f64::from(THUMBNAIL) / f64::from(width.max(height));
-    let small = match scale < 1.0 {
-        true => {
-            let side = |side: u32| ((f64::from(side) * scale) as u32).max(1);
-            resize(&picture, side(width), side(height), Filter::Bilinear)
-        }
-        false => picture,
+/// A picture whose longer side is at most `side`, as PNG.
+fn reduced(picture: RgbImage, side: u32) -> Option<Vec<u8>> {
+    let (width, height) = fitted(picture.dimensions(), side);
+    let small = match (width, height) == picture.dimensions() {
+        true => picture,
+        false => resize(&picture, width, height, Filter::Bilinear),
     };
     let mut bytes = Cursor::new(Vec::new());
     small.write_to(&mut bytes, ImageFormat::Png).ok()?;
     Some(bytes.into_inner())
+}
+
+/// The size of a picture whose longer side is reduced to `side`. A smaller picture keeps its size.
+pub(crate) fn fitted((width, height): (u32, u32), side: u32) -> (u32, u32) {
+    let scale = f64::from(side) / f64::from(width.max(height));
+    let fit = |length: u32| ((f64::from(length) * scale) as u32).max(1);
+    if scale < 1.0 { (fit(width), fit(height)) } else { (width, height) }
 }
 
 /// What a folder is checked against, as far as it is known.
@@ -148,13 +194,25 @@ pub(crate) struct CheckSettings {
     pub(crate) trigger: Option<String>,
 }
 
-/// Checks a folder. Returns the findings and the names of the parts that were not checked.
-///
-/// # Errors
-/// The error of a folder that cannot be read.
-pub(crate) fn check(
+impl DataFolders {
+    /// Checks a folder. Returns the findings and the names of the parts that were not checked.
+    ///
+    /// # Errors
+    /// The error of a folder that cannot be read.
+    pub(crate) fn check(
+        &self,
+        folder: &Path,
+        settings: &CheckSettings,
+    ) -> Result<(Vec<ShownFinding>, Vec<&'static str>), TrainError> {
+        let checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        check(folder, settings, &checked)
+    }
+}
+
+fn check(
     folder: &Path,
     settings: &CheckSettings,
+    checked: &CheckedFiles,
 ) -> Result<(Vec<ShownFinding>, Vec<&'static str>), TrainError> {
     // A base that is gone leaves the length of the captions unchecked, which the answer says.
     let base = settings.base.as_deref();
@@ -164,6 +222,7 @@ pub(crate) fn check(
         trigger: settings.trigger.as_deref(),
         resolution: settings.resolution,
         tokenizers: tokenizers.as_ref(),
+        checked: Some(checked),
     };
     let found = DataCheck::new(folder, &config, &mut |_, _| ())?;
     let pictures: HashSet<&Path> =

@@ -53,6 +53,8 @@ fn seeds(data: &Path, picture: &Path) -> Vec<Vec<u8>> {
         get(format!("/api/data/{data}/check?resolution=64")),
         get(format!("/api/data/{data}/images/{picture}")),
         get(format!("/api/data/{data}/masks/{picture}")),
+        get(format!("/api/data/{data}/masks/{picture}?source=alpha&size=large")),
+        put(format!("PUT /api/data/{data}/masks/{picture}"), r#"{"mask": "iVBORw0KGgo="}"#),
         get("/api/drawings/1/4".to_owned()),
         put(format!("PUT /api/data/{data}/captions/{picture}"), r#"{"caption": "a new mug"}"#),
         put(format!("POST /api/data/{data}/pictures"), r#"{"picture": "iVBORw0KGgo="}"#),

@@ -14,6 +14,7 @@
 //! | `settings` | the settings of a new run |
 //! | `data` | data folders, their captions and findings |
 //! | `uploads` | pictures that the page sends |
+//! | `masks` | masks that the page paints |
 //! | `drawings` | pictures of an adapter at several strengths |
 //! | `routes` | what each address answers |
 //! | `assets` | the page |
@@ -38,6 +39,7 @@ mod guard;
 mod http;
 mod id;
 mod jobs;
+mod masks;
 mod routes;
 mod runs;
 mod server;

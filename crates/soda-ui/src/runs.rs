@@ -120,6 +120,12 @@ impl Run {
         }
     }
 
+    /// Whether the folder of the run is still there, and not a link.
+    pub(crate) fn is_there(&self) -> bool {
+        self.path.symlink_metadata().is_ok_and(|data| data.is_dir())
+            && self.path.join(RunFolder::CONFIG).is_file()
+    }
+
     /// Whether no process works on the run.
     pub(crate) fn is_over(&self) -> bool {
         !RunFolder::is_busy(&self.path)

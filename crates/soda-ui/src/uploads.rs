@@ -12,7 +12,7 @@
 
 use std::io::{Cursor, Write as _};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -45,6 +45,11 @@ pub(crate) struct UploadForm {
 pub(crate) struct Uploads(Mutex<()>);
 
 impl Uploads {
+    /// Waits until no other picture is decoded.
+    pub(crate) fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Stores a picture in a data folder. Returns its file name, and whether it is new.
     ///
     /// # Errors
@@ -71,11 +76,8 @@ impl Uploads {
                 MAX_PIXELS / 1_000_000
             ));
         }
-        let _one = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = std::fs::read_dir(folder).map_or(usize::MAX, |entries| entries.count());
-        if count >= MAX_FILES {
-            return Err(format!("the folder has {MAX_FILES} files or cannot be read"));
-        }
+        let _one = self.one_at_a_time();
+        check_count(folder)?;
         let name = format!("{}.{extension}", id_of_bytes(&bytes));
         let target = folder.join(&name);
         if target.symlink_metadata().is_ok() {
@@ -94,5 +96,14 @@ impl Uploads {
         }
         staged.commit().map_err(written)?;
         Ok((name, true))
+    }
+}
+
+/// Returns an error if a folder takes no more files.
+pub(crate) fn check_count(folder: &Path) -> Result<(), String> {
+    let count = std::fs::read_dir(folder).map_or(usize::MAX, |entries| entries.count());
+    match count < MAX_FILES {
+        true => Ok(()),
+        false => Err(format!("the folder has {MAX_FILES} files or cannot be read")),
     }
 }

@@ -64,6 +64,7 @@ fn check(args: &CheckArgs) -> Result<()> {
         trigger: args.trigger.as_deref(),
         resolution: args.resolution,
         tokenizers: tokenizers.as_ref(),
+        checked: None,
     };
     let mut progress = Progress::default();
     progress.show(Event::Stage { name: "reading" });

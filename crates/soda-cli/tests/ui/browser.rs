@@ -175,6 +175,8 @@ impl Browser {
             " " => (32, " "),
             "ArrowLeft" => (37, ""),
             "ArrowRight" => (39, ""),
+            "Escape" => (27, ""),
+            "e" => (69, "e"),
             other => panic!("no code for {other}"),
         };
         for kind in ["keyDown", "keyUp"] {

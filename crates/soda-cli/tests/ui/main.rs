@@ -8,6 +8,7 @@
 mod browser;
 #[path = "../common/mod.rs"]
 mod common;
+mod masks;
 mod several;
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -129,6 +130,8 @@ fn a_run_is_started_stopped_resumed_and_looked_at() {
     assert!(page.eval(drawn).as_u64().unwrap() > 3, "the chart is empty");
 
     edit_a_caption(&mut page, &desk);
+    masks::alpha(&mut page, &desk);
+    masks::paint(&mut page, &desk);
     several::upload(&mut page, &desk);
     several::queue(&mut page, &desk);
     several::compare(&mut page);

@@ -12,6 +12,7 @@
 //! mask over the latent's part of the image. Where that part has whole pixels, `m` equals PyTorch's
 //! `interpolate(mode="area")`.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use image::GrayImage;
@@ -19,7 +20,7 @@ use soda_models::image::read_mask;
 
 use crate::config::{MaskConfig, MaskSource};
 use crate::data::augment::ImageVariant;
-use crate::data::metadata::normal_forms;
+use crate::data::metadata::{composed, normal_forms};
 use crate::error::{DataError, TrainError};
 
 /// Suffixes of the names of masks beside their images: those of soda and of OneTrainer.
@@ -43,6 +44,44 @@ pub fn mask_file(image: &Path) -> Option<PathBuf> {
         let mut all = beside.chain([folder.join(FOLDER).join(format!("{stem}.png"))]);
         all.find(|path| path.is_file())
     })
+}
+
+/// Finds the mask files of many images. The names of each folder are read once, so that images without a mask
+/// cost no access to the disk.
+///
+/// A mask that is made after its folder was read is not found.
+#[derive(Debug, Default)]
+pub struct MaskFiles(HashMap<PathBuf, HashSet<String>>);
+
+impl MaskFiles {
+    /// The mask file of an image, as [`mask_file`] finds it.
+    pub fn find(&mut self, image: &Path) -> Option<PathBuf> {
+        let (folder, stem) = (image.parent()?, image.file_stem()?.to_str()?);
+        if !self.0.contains_key(folder) {
+            self.0.insert(folder.to_owned(), masked_stems(folder));
+        }
+        let is_masked = self.0.get(folder).is_some_and(|stems| stems.contains(&caseless(stem)));
+        if is_masked { mask_file(image) } else { None }
+    }
+}
+
+/// The names without their ends of all images of a folder that may have a mask, by [`caseless`].
+fn masked_stems(folder: &Path) -> HashSet<String> {
+    let names = |folder: &Path| {
+        // A folder that cannot be read has no masks.
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some(caseless(entry.file_name().to_str()?)))
+    };
+    let stem = |name: &str, end: &str| name.strip_suffix(end).map(str::to_owned);
+    let beside =
+        names(folder).flat_map(|name| SUFFIXES.iter().filter_map(move |end| stem(&name, end)));
+    let apart = names(&folder.join(FOLDER)).filter_map(|name| stem(&name, ".png"));
+    beside.chain(apart).collect()
+}
+
+/// A name in lower case and composed: file systems that take names for equal give equal ones here.
+fn caseless(name: &str) -> String {
+    if name.is_ascii() { name.to_ascii_lowercase() } else { composed(&name.to_lowercase()) }
 }
 
 /// Returns an error if the data set has no masks, as far as that is known without reading images.
@@ -229,6 +268,12 @@ mod tests {
             assert_eq!(mask_file(&at(image)), Some(at(expected)));
         }
         assert_eq!(mask_file(&at("d.png")), None);
+        // Reading the names of the folder once finds the same.
+        let mut files = MaskFiles::default();
+        for image in ["a.jpg", "b.png", "c.webp", "d.png", "masks/c.png", "B.png", "nowhere/a.png"]
+        {
+            assert_eq!(files.find(&at(image)), mask_file(&at(image)), "{image}");
+        }
         let config = MaskConfig::default();
         assert_eq!(read(&config, &at("a.jpg"), (6, 4), None).unwrap(), Some(mask(6, 4)));
         assert_eq!(read(&config, &at("d.png"), (6, 4), Some(mask(6, 4))).unwrap(), None);

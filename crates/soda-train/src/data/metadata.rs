@@ -151,6 +151,9 @@ pub(super) fn composed(name: &str) -> String {
 /// `name` as it is and, where they differ, in the composed and the decomposed form of Unicode.
 pub(super) fn normal_forms(name: &str) -> Vec<String> {
     let mut forms = vec![name.to_owned()];
+    if name.is_ascii() {
+        return forms;
+    }
     for form in [composed(name), name.nfd().map(|(char, _)| char).collect()] {
         if !forms.contains(&form) {
             forms.push(form);

@@ -2,9 +2,8 @@
 
 import { get, post, put } from "./api.js";
 import { el, say } from "./dom.js";
+import { paintMask } from "./paint.js";
 
-/** The pictures that are shown at once. */
-const AT_ONCE = 300;
 /** The most bytes of a picture that the server takes. */
 const MOST_BYTES = 24 << 20;
 /** The parts that need more than the folder, by their names in the answer. */
@@ -65,43 +64,81 @@ export async function showData(view, id) {
     view.append(el("p", { class: "soft" }, error.message));
     return;
   }
-  const { path, pictures } = listing;
+  const { path, count, pictures, mask_source } = listing;
+  let { masked } = listing;
   const resolution = el("input", { inputmode: "numeric", placeholder: "pixels", onchange: () => findIssues() });
-  const summary = el("p", { class: "soft small" }, `${path}: ${pictures.length} pictures. Checking …`);
+  const summary = el("p", { class: "soft small" }, `${path}: ${count} pictures. Checking …`);
   const others = el("ul", { class: "findings" });
   const notes = new Map();
-  const masks = el("input", { type: "checkbox", checked: true, onchange: () => grid.classList.toggle("unmasked", !masks.checked) });
-  const masked = pictures.filter((picture) => picture.has_mask).length;
+  const ofFiles = el("option", { value: "files" });
+  const masks = el("select", { "aria-label": "Masks", onchange: showMasks }, ofFiles, el("option", { value: "alpha" }, "of the alpha channel"),
+    el("option", { value: "none" }, "not shown"));
+  masks.value = mask_source;
   const grid = el("ul", { class: "pictures" });
   const more = el("button", { type: "button", onclick: showMore });
   const found = new Map();
+  const frames = new Map();
   let shown = 0;
 
-  /** Adds the next pictures: ten thousand at once would take the browser seconds. */
-  function showMore() {
-    const next = pictures.slice(shown, shown + AT_ONCE);
+  async function showMore() {
+    more.disabled = true;
+    try {
+      show((await get(`/api/data/${current.id}?from=${shown}`)).pictures);
+    } catch (error) {
+      say(error.message);
+    }
+    more.disabled = false;
+  }
+
+  /** Adds pictures, of which the server gives some hundreds at a time. */
+  function show(next) {
     shown += next.length;
     grid.append(...next.map(card));
-    more.hidden = shown === pictures.length;
-    more.textContent = `Show ${Math.min(AT_ONCE, pictures.length - shown)} of ${pictures.length - shown} more`;
+    more.hidden = shown >= count || next.length === 0;
+    more.textContent = `Show more: ${count - shown} are left`;
   }
 
   function card(picture) {
     const findings = el("ul", { class: "findings" }, ...(found.get(picture.id) ?? []).map(line));
     notes.set(picture.id, findings);
-    return el("li", {},
-      el("div", { class: "masked" },
-        el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }),
-        picture.has_mask ? el("img", { class: "mask", src: `/api/data/${current.id}/masks/${picture.id}`, alt: `Mask of ${picture.name}`, loading: "lazy", decoding: "async" }) : null),
-      el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null),
+    const frame = el("div", { class: "masked" },
+      el("img", { src: `/api/data/${current.id}/images/${picture.id}`, alt: picture.caption || picture.name, loading: "lazy", decoding: "async" }), mask(picture));
+    frames.set(picture, frame);
+    const paint = el("button", { type: "button", class: "link", "aria-label": `Paint a mask of ${picture.name}`, onclick: () => {
+      const had = picture.has_mask;
+      paintMask(view, current.id, picture, masks.value === "alpha" ? "alpha" : "files", () => {
+        if (!had) masked++;
+        masks.value = "files";
+        showMasks();
+        findIssues();
+      });
+    } }, "Paint a mask");
+    return el("li", {}, frame,
+      el("div", { class: "file" }, el("span", {}, picture.name), picture.repeats > 1 ? el("span", {}, `${picture.repeats}×`) : null, paint),
       caption(current.id, picture, findIssues), findings);
   }
 
+  /** The mask over a picture. Any picture may have an alpha channel, and one without it counts everywhere. */
+  function mask(picture) {
+    const source = masks.value;
+    if (source === "none" || (source === "files" && !picture.has_mask)) return null;
+    const address = `/api/data/${current.id}/masks/${picture.id}?source=${source}&painted=${picture.painted ?? 0}`;
+    return el("img", { class: "mask", src: address, alt: `Mask of ${picture.name}`, loading: "lazy", decoding: "async" });
+  }
+
+  function showMasks() {
+    ofFiles.textContent = `of files, ${masked}`;
+    for (const [picture, frame] of frames) {
+      const [image] = frame.children;
+      frame.replaceChildren(...[image, mask(picture)].filter(Boolean));
+    }
+  }
+
   const line = (finding) => el("li", { class: finding.prevents_training ? "bad" : null }, finding.text);
-  const ids = new Set(pictures.map((picture) => picture.id));
   view.append(summary, el("div", { class: "inline" }, el("label", {}, "Resolution of the training ", resolution),
-    masked ? el("label", {}, masks, ` Show the masks of ${masked}: dark parts count less`) : null), others, grid, more);
-  showMore();
+    el("label", {}, "Masks, dark where a part counts less ", masks)), others, grid, more);
+  show(pictures);
+  showMasks();
 
   let left = false;
   async function findIssues() {
@@ -111,19 +148,28 @@ export async function showData(view, id) {
       for (const list of [others, ...notes.values()]) list.replaceChildren();
       found.clear();
       for (const finding of findings) {
-        if (ids.has(finding.picture)) found.set(finding.picture, [...(found.get(finding.picture) ?? []), finding]);
-        (notes.get(finding.picture) ?? (ids.has(finding.picture) ? null : others))?.append(line(finding));
+        if (finding.picture) found.set(finding.picture, [...(found.get(finding.picture) ?? []), finding]);
+        (finding.picture ? notes.get(finding.picture) : others)?.append(line(finding));
       }
-      const count = findings.length === 1 ? "1 finding" : `${findings.length} findings`;
+      const all = findings.length === 1 ? "1 finding" : `${findings.length} findings`;
       const without = unchecked.map((name) => UNCHECKED[name] ?? name);
-      summary.textContent = `${path}: ${pictures.length} pictures, ${count}.`
+      summary.textContent = `${path}: ${count} pictures, ${all}.`
         + (without.length ? ` Not checked: ${without.join(", ")}.` : "");
     } catch (error) {
       summary.textContent = error.message;
     }
   }
-  findIssues();
+  // The check reads every file of the folder. What is looked at first comes before it.
+  loaded(grid).then(() => { if (!left) findIssues(); });
   return () => { left = true; };
+}
+
+/** Waits until the pictures in the window are there, or cannot be. */
+function loaded(grid) {
+  const images = [...grid.querySelectorAll("img")].filter((image) => image.getBoundingClientRect().top < innerHeight);
+  return Promise.all(images.filter((image) => !image.complete).map((image) => new Promise((done) => {
+    for (const name of ["load", "error"]) image.addEventListener(name, done);
+  })));
 }
 
 /** The bytes of a file as base64. */

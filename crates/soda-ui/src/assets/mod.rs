@@ -26,6 +26,7 @@ const ASSETS: &[(&str, &str, &[u8])] = &[
     ("/assets/run.js", SCRIPT, include_bytes!("run.js")),
     ("/assets/new.js", SCRIPT, include_bytes!("new.js")),
     ("/assets/data.js", SCRIPT, include_bytes!("data.js")),
+    ("/assets/paint.js", SCRIPT, include_bytes!("paint.js")),
     ("/assets/play.js", SCRIPT, include_bytes!("play.js")),
     ("/assets/icon.svg", SVG, include_bytes!("icon.svg")),
 ];

@@ -5,7 +5,6 @@
 //! the run and that all lines were sent.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -26,18 +25,12 @@ impl App {
         // A browser that reconnects by itself sends the field. The page gives the place in the address.
         let from = request.header("last-event-id").or(request.query.strip_prefix("from="));
         let start = from.and_then(|text| text.parse().ok()).unwrap_or(0);
-        let root: PathBuf = self.config.runs.clone();
-        Answer::Events(Box::new(move |stream| follow(&root, &run, start, stream)))
+        Answer::Events(Box::new(move |stream| follow(&run, start, stream)))
     }
 }
 
 /// Sends the lines of a run's log from the place `at` on, until the run is over.
-fn follow(
-    root: &std::path::Path,
-    run: &Run,
-    mut at: u64,
-    stream: &mut dyn Write,
-) -> io::Result<()> {
+fn follow(run: &Run, mut at: u64, stream: &mut dyn Write) -> io::Result<()> {
     let mut last_sent = Instant::now();
     loop {
         // The state is looked at first: what is written before the end is sent before `end`.
@@ -53,7 +46,7 @@ fn follow(
             last_sent = Instant::now();
             continue;
         }
-        if is_over || find(root, &run.id).is_none() {
+        if is_over || !run.is_there() {
             return stream.write_all(format!("id: {at}\nevent: end\ndata: end\n\n").as_bytes());
         }
         if last_sent.elapsed() >= ALIVE {
@@ -91,7 +84,7 @@ mod tests {
 
     fn sent(root: &std::path::Path, at: u64) -> String {
         let mut stream = Vec::new();
-        follow(root, &list(root)[0], at, &mut stream).unwrap();
+        follow(&list(root)[0], at, &mut stream).unwrap();
         String::from_utf8(stream).unwrap()
     }
 

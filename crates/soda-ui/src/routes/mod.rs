@@ -16,8 +16,10 @@
 //! | `POST /api/runs/ID/sample`, `.../save` | asks it for samples or for its adapter |
 //! | `GET /api/runs/ID/exports`, `POST ...` | what its adapter was written to, or writes it |
 //! | `POST /api/starts/ID/discard` | ends a run that has no folder yet, or forgets it |
-//! | `GET /api/data`, `GET /api/data/ID`, `GET /api/data/ID/check` | data folders, their pictures, findings |
+//! | `GET /api/data`, `GET /api/data/ID` | data folders, and some pictures of one: `from=300` |
+//! | `GET /api/data/ID/check` | findings |
 //! | `GET /api/data/ID/images/ID`, `.../masks/ID` | a picture or its mask, reduced |
+//! | `PUT /api/data/ID/masks/ID` | writes a mask |
 //! | `POST /api/data/ID/pictures` | stores a picture |
 //! | `PUT /api/data/ID/captions/ID` | writes a caption |
 //! | `GET /api/adapters` | runs with an adapter |
@@ -79,6 +81,7 @@ impl App {
         let path: Vec<&str> = request.path.split('/').skip(1).collect();
         match (request.method, path.as_slice()) {
             (Method::Post, ["api", "data", _, "pictures"]) => crate::uploads::MAX_BODY,
+            (Method::Put, ["api", "data", _, "masks", _]) => crate::masks::MAX_BODY,
             _ => crate::http::MAX_BODY,
         }
     }
@@ -106,12 +109,17 @@ impl App {
             }
             (Method::Post, ["api", "starts", id, "discard"]) => self.discard_start(id).into(),
             (Method::Get, ["api", "data"]) => self.list_data().into(),
-            (Method::Get, ["api", "data", id]) => self.data_folder(id).into(),
+            (Method::Get, ["api", "data", id]) => self.data_folder(id, request).into(),
             (Method::Get, ["api", "data", id, "check"]) => self.check_data(id, request).into(),
             (Method::Get, ["api", "data", id, "images", image]) => {
-                self.data_image(id, image).into()
+                self.data_image(id, image, request).into()
             }
-            (Method::Get, ["api", "data", id, "masks", image]) => self.data_mask(id, image).into(),
+            (Method::Get, ["api", "data", id, "masks", image]) => {
+                self.data_mask(id, image, request).into()
+            }
+            (Method::Put, ["api", "data", id, "masks", image]) => {
+                self.store_mask(id, image, request).into()
+            }
             (Method::Post, ["api", "data", id, "pictures"]) => {
                 self.store_picture(id, request).into()
             }

@@ -157,6 +157,8 @@ impl Desk {
             format!("/api/data/{data}"),
             format!("/api/data/{data}/check"),
             format!("/api/data/{data}/images/{picture}"),
+            format!("/api/data/{data}/images/{picture}?size=large"),
+            format!("/api/data/{data}/masks/{picture}?source=alpha"),
         ])
         .collect()
     }

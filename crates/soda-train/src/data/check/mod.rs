@@ -1,6 +1,7 @@
 //! The check of a data folder before a run: what a training would refuse, and what would harm its result.
 
 mod caption_length;
+mod checked_files;
 mod finding;
 mod perceptual_hash;
 #[cfg(test)]
@@ -10,14 +11,15 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use soda_models::image::{read_mask, read_rgb};
 
 pub use self::caption_length::CaptionTokenizers;
+pub use self::checked_files::CheckedFiles;
+use self::checked_files::ImageContent;
 pub use self::finding::{Finding, FindingKind, Unchecked};
-use self::perceptual_hash::{MAX_COMPARED, dhash, near_duplicates};
+use self::perceptual_hash::{MAX_COMPARED, near_duplicates};
 use crate::data::dataset::{Dataset, expand_trigger};
 use crate::data::folder::{Example, FolderContents};
-use crate::data::masks::{is_mask, mask_file};
+use crate::data::masks::{MaskFiles, is_mask, mask_file};
 use crate::error::TrainError;
 
 /// The number of images that are read between two reports of the progress.
@@ -34,6 +36,8 @@ pub struct DataCheckConfig<'a> {
     pub resolution: Option<u32>,
     /// The tokenizers of the base model.
     pub tokenizers: Option<&'a CaptionTokenizers>,
+    /// What files held at earlier checks. Without it every file is read.
+    pub checked: Option<&'a CheckedFiles>,
 }
 
 /// An image of a data folder, as the check found it.
@@ -76,8 +80,15 @@ impl DataCheck {
             None => Dataset::trigger_of(folder)?,
         };
         let mut found: Vec<ImageContent> = Vec::with_capacity(contents.examples.len());
+        let mut masks = MaskFiles::default();
         for chunk in contents.examples.chunks(CHUNK) {
-            found.par_extend(chunk.par_iter().map(ImageContent::read));
+            let files: Vec<(&Path, Option<PathBuf>)> =
+                chunk.iter().map(|one| (&*one.image, masks.find(&one.image))).collect();
+            let read = |(image, mask): (&Path, Option<PathBuf>)| match config.checked {
+                Some(checked) => checked.content(image, mask),
+                None => ImageContent::read(image, mask),
+            };
+            found.par_extend(files.into_par_iter().map(read));
             on_progress(found.len(), contents.examples.len());
         }
         let hashes: Vec<Option<u64>> = found.iter().map(|content| content.hash).collect();
@@ -120,56 +131,6 @@ impl DataCheck {
     /// Whether a run would refuse the folder.
     pub fn prevents_training(&self) -> bool {
         self.findings.iter().any(|finding| finding.kind.prevents_training())
-    }
-}
-
-/// Width and height of an image, or why it cannot be read.
-type Size = Result<(u32, u32), String>;
-
-/// What one image file and its mask hold.
-struct ImageContent {
-    image: Size,
-    hash: Option<u64>,
-    mask: Option<(PathBuf, Size)>,
-}
-
-impl ImageContent {
-    fn read(example: &Example) -> Self {
-        let image = read_rgb(&example.image).map_err(|error| error.to_string());
-        let hash = image.as_ref().ok().map(dhash);
-        let mask = mask_file(&example.image).map(|path| {
-            let size = read_mask(&path).map(|mask| mask.dimensions());
-            (path, size.map_err(|error| error.to_string()))
-        });
-        Self { image: image.map(|image| image.dimensions()), hash, mask }
-    }
-
-    /// The findings of the image and its mask.
-    fn kinds(&self, resolution: Option<u32>) -> Vec<FindingKind> {
-        let mut kinds = Vec::new();
-        match (&self.image, resolution) {
-            (Err(reason), _) => kinds.push(FindingKind::Unreadable { reason: reason.clone() }),
-            (Ok((width, height)), Some(resolution)) if *width.min(height) < resolution => {
-                let (width, height) = (*width, *height);
-                kinds.push(FindingKind::TooSmall { width, height, resolution });
-            }
-            _ => {}
-        }
-        match (&self.mask, &self.image) {
-            (Some((mask, Err(reason))), _) => {
-                let (mask, reason) = (mask.clone(), reason.clone());
-                kinds.push(FindingKind::UnreadableMask { mask, reason });
-            }
-            (Some((mask, Ok(mask_size))), Ok(size)) if mask_size != size => {
-                kinds.push(FindingKind::MaskSize {
-                    mask: mask.clone(),
-                    mask_size: *mask_size,
-                    size: *size,
-                });
-            }
-            _ => {}
-        }
-        kinds
     }
 }
 

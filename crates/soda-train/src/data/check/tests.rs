@@ -45,8 +45,13 @@ impl Folder {
     }
 }
 
-const ALL: DataCheckConfig<'_> =
-    DataCheckConfig { prompt: None, trigger: Some("sks"), resolution: Some(64), tokenizers: None };
+const ALL: DataCheckConfig<'_> = DataCheckConfig {
+    prompt: None,
+    trigger: Some("sks"),
+    resolution: Some(64),
+    tokenizers: None,
+    checked: None,
+};
 
 fn named(found: &[(&str, &'static str)]) -> Vec<(String, &'static str)> {
     found.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect()
@@ -166,6 +171,45 @@ fn a_caption_is_measured_by_the_tokenizers_of_the_base() {
     let config = DataCheckConfig { tokenizers: Some(&tokenizers), ..ALL };
     assert_eq!(folder.found(&config), named(&[("c.png", "caption_too_long")]));
     assert_eq!(folder.check(&config).unchecked, []);
+}
+
+/// A check that knows the files finds what one that reads them finds, also after one of them changed.
+#[test]
+fn files_that_changed_are_read_again_and_others_are_not() {
+    let folder = Folder::new();
+    let checked = CheckedFiles::default();
+    let config = DataCheckConfig { checked: Some(&checked), ..ALL };
+    let alike = || {
+        let (known, read) = (folder.found(&config), folder.found(&ALL));
+        assert_eq!(known, read);
+        known
+    };
+    assert_eq!(alike(), []);
+    // Bytes of the same length and time are not looked at.
+    let time = std::fs::metadata(folder.at("a.png")).unwrap().modified().unwrap();
+    let damaged = vec![0; std::fs::read(folder.at("a.png")).unwrap().len()];
+    let good = std::fs::read(folder.at("a.png")).unwrap();
+    let write = |bytes: &[u8], time| {
+        std::fs::write(folder.at("a.png"), bytes).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(folder.at("a.png"))
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+    };
+    write(&damaged, time);
+    assert_eq!(folder.found(&config), []);
+    write(&damaged, time + std::time::Duration::from_secs(1));
+    assert_eq!(alike(), named(&[("a.png", "unreadable")]));
+    write(&good, time);
+    picture(2, 63, 200).save(folder.at("b.png")).unwrap();
+    assert_eq!(alike(), named(&[("b.png", "too_small")]));
+    // A mask that appears, and one that is replaced.
+    image::GrayImage::new(9, 9).save(folder.at("c.mask.png")).unwrap();
+    assert_eq!(alike(), named(&[("b.png", "too_small"), ("c.png", "mask_size")]));
+    image::GrayImage::new(96, 80).save(folder.at("c.mask.png")).unwrap();
+    assert_eq!(alike(), named(&[("b.png", "too_small")]));
 }
 
 #[test]

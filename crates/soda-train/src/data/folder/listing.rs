@@ -17,15 +17,28 @@ const UNSUPPORTED: &[&str] =
 /// macOS writes a hidden `._0.png` beside every `0.png` on other systems' disks, and galleries keep removed
 /// images as `.trashed-0.png`.
 pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
-    let mut paths = Vec::new();
+    Ok(entries(folder)?.into_iter().map(|(path, _)| path).collect())
+}
+
+/// The paths of [`list`], and whether each is a folder or a link to one.
+pub(super) fn entries(folder: &Path) -> Result<Vec<(PathBuf, bool)>, TrainError> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(TrainError::io("read", folder))? {
-        let path = entry.map_err(TrainError::io("read", folder))?.path();
-        if !file_name(&path).starts_with('.') {
-            paths.push(path);
+        let entry = entry.map_err(TrainError::io("read", folder))?;
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with('.') {
+            continue;
         }
+        let path = entry.path();
+        // The kind comes with the name, so that only links are looked at.
+        let is_folder = match entry.file_type() {
+            Ok(kind) if !kind.is_symlink() => kind.is_dir(),
+            _ => path.is_dir(),
+        };
+        found.push((name, path, is_folder));
     }
-    paths.sort();
-    Ok(paths)
+    found.sort();
+    Ok(found.into_iter().map(|(_, path, is_folder)| (path, is_folder)).collect())
 }
 
 /// The file at `name` below `folder`, in any normal form of Unicode.

@@ -2,6 +2,7 @@
 //! that `metadata.jsonl` names in other folders.
 
 mod example;
+mod listed_image;
 mod listing;
 mod skipped;
 #[cfg(test)]
@@ -11,8 +12,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 pub use self::example::Example;
+pub use self::listed_image::ListedImage;
 pub(crate) use self::listing::list;
-use self::listing::{file_name, find, is_image, is_unsupported_image};
+use self::listing::{entries, file_name, find, is_image, is_unsupported_image};
 use self::skipped::MAX_LOOKED_AT;
 pub use self::skipped::{DataFolder, Skipped};
 use crate::data::masks;
@@ -41,10 +43,21 @@ pub(super) struct FolderContents {
     /// The folders of the images, in the order of the images.
     pub(super) folders: Vec<DataFolder>,
     pub(super) skipped: Vec<Skipped>,
-    /// Whether an image without a caption is an example with an empty one, and no error.
-    allows_uncaptioned: bool,
+    captions: Captions,
     /// The images that have no caption.
     pub(super) uncaptioned: HashSet<PathBuf>,
+}
+
+/// Which captions are read.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Captions {
+    /// All. An image without one is an error.
+    #[default]
+    Required,
+    /// All. An image without one is an example with an empty one.
+    Optional,
+    /// Those of lists only. Text files are not opened, and all other images count as having none.
+    Listed,
 }
 
 /// One folder and the captions of its images.
@@ -58,12 +71,20 @@ struct Subset<'a> {
 impl FolderContents {
     /// Reads a folder. `prompt` is the caption of images without another one.
     pub(super) fn read(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
-        Self::default().read_folder(folder, prompt)
+        Self::read_captions(folder, prompt, Captions::Required)
     }
 
     /// Reads a folder as [`FolderContents::read`], but lists images without a caption.
     pub(super) fn read_for_check(folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
-        Self { allows_uncaptioned: true, ..Self::default() }.read_folder(folder, prompt)
+        Self::read_captions(folder, prompt, Captions::Optional)
+    }
+
+    fn read_captions(
+        folder: &Path,
+        prompt: Option<&str>,
+        captions: Captions,
+    ) -> Result<Self, TrainError> {
+        Self { captions, ..Self::default() }.read_folder(folder, prompt)
     }
 
     fn read_folder(mut self, folder: &Path, prompt: Option<&str>) -> Result<Self, TrainError> {
@@ -105,11 +126,11 @@ impl FolderContents {
         take: &mut dyn FnMut(&str) -> Option<MetadataEntry>,
     ) -> Result<Vec<PathBuf>, TrainError> {
         let mut subfolders = Vec::new();
-        for path in list(subset.folder)? {
+        for (path, is_folder) in entries(subset.folder)? {
             let name = file_name(&path);
             if OTHER_METADATA.contains(&&*name) {
                 self.skipped.push(Skipped::Captions(path));
-            } else if path.is_dir() {
+            } else if is_folder {
                 if !RESERVED.contains(&&*name) {
                     subfolders.push(path);
                 }
@@ -153,11 +174,13 @@ impl FolderContents {
         let caption = match entry {
             Some(entry) => entry.text,
             None => {
-                let found = read_caption_file(&image)?.or_else(|| subset.prompt.map(str::to_owned));
-                if found.is_none() {
-                    if !self.allows_uncaptioned {
-                        return Err(DataError::NoCaption(image).into());
-                    }
+                let is_listing = self.captions == Captions::Listed;
+                let beside = if is_listing { None } else { read_caption_file(&image)? };
+                let found = beside.or_else(|| subset.prompt.map(str::to_owned));
+                if found.is_none() && self.captions == Captions::Required {
+                    return Err(DataError::NoCaption(image).into());
+                }
+                if found.is_none() || is_listing {
                     self.uncaptioned.insert(image.clone());
                 }
                 found.unwrap_or_default()
@@ -232,6 +255,22 @@ impl FolderContents {
             return Err(DataError::Repeats { folder: path, image, most: MAX_SAMPLES });
         }
         Ok(())
+    }
+}
+
+impl ListedImage {
+    /// Lists the images of `folder` in the order of a run. Images and text files are not opened.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Dataset::read`](crate::Dataset::read) but those of captions.
+    pub fn list(folder: &Path) -> Result<Vec<Self>, TrainError> {
+        let FolderContents { examples, uncaptioned, .. } =
+            FolderContents::read_captions(folder, None, Captions::Listed)?;
+        let listed = |example: Example| {
+            let is_in_list = !uncaptioned.contains(&example.image);
+            Self::new(example, is_in_list)
+        };
+        Ok(examples.into_iter().map(listed).collect())
     }
 }
 

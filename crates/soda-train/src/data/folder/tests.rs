@@ -173,3 +173,39 @@ fn images_and_captions_that_cannot_be_read_are_named() {
     let (_, skipped) = read(&[("0.png", ""), ("0.txt", "a mug"), ("meta_cap.json", "{}")]);
     assert!(skipped.len() == 1 && skipped[0].contains("meta_cap.json is not read"), "{skipped:?}");
 }
+
+/// Listing without reading captions finds what the check of the folder reads.
+#[test]
+fn a_list_of_images_has_the_captions_of_the_folder_when_they_are_asked_for() {
+    let folder = folder(&[
+        ("0.png", ""),
+        ("0.txt", " beside\n"),
+        ("1.png", ""),
+        ("1.txt", "beside, and not read"),
+        ("2.png", ""),
+        (".3.png", ""),
+        ("metadata.jsonl", r#"{"file_name": "1.png", "text": "listed", "repeats": 3}"#),
+    ]);
+    let inside = folder.path().join("10_sks mug");
+    std::fs::create_dir(&inside).unwrap();
+    for (name, text) in [("4.png", ""), ("4.txt", "inside"), ("5.png", "")] {
+        std::fs::write(inside.join(name), text).unwrap();
+    }
+    let listed = ListedImage::list(folder.path()).unwrap();
+    let found: Vec<Example> = listed
+        .iter()
+        .map(|one| Example {
+            image: one.image.clone(),
+            caption: one.caption().unwrap(),
+            repeats: one.repeats,
+        })
+        .collect();
+    assert_eq!(found, FolderContents::read_for_check(folder.path(), None).unwrap().examples);
+    let captions: Vec<_> = found.iter().map(|one| &*one.caption).collect();
+    assert_eq!(captions, ["beside", "listed", "", "inside", "sks mug"]);
+    // A text file that changed afterwards is read as it is.
+    std::fs::write(folder.path().join("0.txt"), "changed").unwrap();
+    assert_eq!(listed[0].caption().unwrap(), "changed");
+    std::fs::write(folder.path().join("0.txt"), [0x80, 0x81]).unwrap();
+    assert!(listed[0].caption().unwrap_err().to_string().contains("0.txt"));
+}

@@ -224,11 +224,11 @@ mod tests {
             (two, DeviceChoice::Cpu, &["text_encoder_offload=2"]),
             (MergedArgs::default(), DeviceChoice::Auto, &[]),
         ] {
-            let mut table = soda_train::preset("toybox").unwrap();
+            let mut table = soda_train::preset("toybox").expect("a preset");
             for setting in ["base=b", "data=d"].iter().chain(settings) {
-                soda_train::apply_setting(&mut table, setting).unwrap();
+                soda_train::apply_setting(&mut table, setting).expect("a setting");
             }
-            let config = soda_train::TrainConfig::from_table(table).unwrap();
+            let config = soda_train::TrainConfig::from_table(table).expect("settings");
             let weights = WeightsArgs::of_run(&config);
             let args = EvaluateArgs {
                 base: "models/toy".into(),

@@ -203,8 +203,8 @@ fn option(name: &str, value: impl AsRef<OsStr>) -> OsString {
     option
 }
 
-/// The options of `soda generate` for a drawing, but the folder. Guidance and size are those of the first
-/// adapter's run.
+/// The options of `soda generate` for a drawing, but the folder. Guidance, size and precisions are those of
+/// the first adapter's run.
 fn arguments(
     adapters: Adapters<'_>,
     config: &TrainConfig,
@@ -220,6 +220,12 @@ fn arguments(
         option("steps", form.steps.to_string()),
         option("guidance", config.samples.guidance.to_string()),
     ];
+    args.push(option("dtype", config.precision.name()));
+    args.extend(config.base_precision.map(|format| option("base-precision", format.name())));
+    let offloads =
+        [("offload", config.offload), ("text-encoder-offload", config.text_encoder_offload)];
+    args.extend(offloads.map(|(name, blocks)| option(name, blocks.to_string())));
+    args.extend(config.samples.tile_size.map(|side| option("tile-size", side.to_string())));
     match adapters.second {
         Some(second) => {
             let [first_weight, second_weight] = form.weights;
@@ -368,6 +374,15 @@ mod tests {
         assert_all(&sized, &["--adapter=runs/mug/adapter.safetensors"]);
         let is_size = |word: &&String| word.starts_with("--width") || word.starts_with("--height");
         assert_eq!(words(&form, false, "").iter().filter(is_size).count(), 0);
+    }
+
+    #[test]
+    fn a_drawing_holds_the_weights_as_the_run_does() {
+        let form = serde_json::json!({ "run": "id", "prompt": "a mug", "seed": 7, "steps": 9 });
+        let small = "precision='bf16'\nbase_precision='nf4'\noffload=3\ntext_encoder_offload=2\n";
+        let words = words(&form, false, &format!("{small}[samples]\ntile_size=512"));
+        assert_all(&words, &["--dtype=bf16", "--base-precision=nf4", "--offload=3"]);
+        assert_all(&words, &["--text-encoder-offload=2", "--tile-size=512"]);
     }
 
     #[test]

@@ -8,6 +8,9 @@ use super::four_bit::FourBit;
 use super::safetensors::Entry;
 use crate::error::ModelError;
 
+/// The tensor that marks a file with weights in E4M3 for ComfyUI. Its numbers say nothing.
+const MARK: &str = "scaled_fp8";
+
 /// How a checkpoint stores a quantized weight.
 #[derive(Debug)]
 pub(super) enum Published {
@@ -27,7 +30,9 @@ impl Published {
     ) -> Result<BTreeMap<String, Self>, ModelError> {
         let mut all = BTreeMap::new();
         for (key, entry) in entries {
-            if is_eight_bit(entry) {
+            if key == MARK {
+                unused.remove(key);
+            } else if is_eight_bit(entry) {
                 let scale = take_scale(entries, (key, entry), unused)?;
                 all.insert(key.clone(), Self::EightBit { scale });
             } else if let Some(weight) = FourBit::described(key)

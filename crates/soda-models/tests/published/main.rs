@@ -140,6 +140,8 @@ fn e4m3_is_read_with_one_scale_or_none() {
         .insert(format!("{layer}scale_weight"), (Dtype::F32, vec![], 0.5f32.to_le_bytes().into()));
     // The scale of activations is for products in 8 bits.
     scaled.insert(format!("{layer}input_scale"), (Dtype::F32, vec![], 3f32.to_le_bytes().into()));
+    // The mark of ComfyUI's files.
+    scaled.insert("scaled_fp8".to_owned(), (Dtype::F8_E4M3, vec![2], vec![0; 2]));
     let half: Vec<f32> = without.iter().map(|x| x * 0.5).collect();
     assert_eq!(of(&scaled), half);
     // The first row of the file is the first column here: codes 0, 1, 2 are multiples of 2^-9.

@@ -31,6 +31,15 @@ impl Precision {
         }
     }
 
+    /// The name in a configuration, and as `--dtype` of a command.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
     /// Whether `device` computes in this precision.
     pub(crate) fn is_supported(self, device: &Device) -> bool {
         device.supports_dtype(self.dtype())
@@ -47,6 +56,13 @@ pub enum BasePrecision {
     Fp8,
     /// NF4 of QLoRA: 4 bits, in blocks of 64 with scales of 8 bits.
     Nf4,
+}
+
+impl BasePrecision {
+    /// The name in a configuration, and as `--base-precision` of a command.
+    pub fn name(self) -> &'static str {
+        QuantFormat::from(self).name()
+    }
 }
 
 impl From<BasePrecision> for QuantFormat {

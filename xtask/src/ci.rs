@@ -69,9 +69,9 @@ fn table(times: &[(&str, Duration)]) -> String {
     times.iter().map(|(name, time)| line(name, *time)).collect::<String>() + &sum
 }
 
-/// Gives damaged inputs to every reader, ten seconds each.
+/// Gives damaged inputs to every reader, five seconds each.
 fn fuzz() -> Outcome {
-    const SECONDS: &[(&str, &str)] = &[("SODA_FUZZ_SECONDS", "10")];
+    const SECONDS: &[(&str, &str)] = &[("SODA_FUZZ_SECONDS", "5")];
     cargo_with(&["test", "--workspace", "--test", "fuzz"], SECONDS)?;
     // The readers of soda-hub are private, and so are their tests.
     cargo_with(&["test", "--workspace", "--lib", "--", "fuzz::"], SECONDS)

@@ -45,6 +45,7 @@ impl BaseModel<'_> {
         let mut on_other_base = || other_base = true;
         let options = LoadAdapterOptions {
             strength,
+            network_dtype: Some(self.options.denoiser_precision().dtype),
             cache: self.cache.as_ref(),
             on_progress: Some(&mut on_progress),
             on_other_base: Some(&mut on_other_base),
@@ -101,6 +102,7 @@ impl BaseModel<'_> {
                 MergeModeName::Geodesic => MergeMode::Geodesic { restore: args.restore },
                 MergeModeName::Compose => MergeMode::Compose,
             },
+            network_dtype: Some(self.options.denoiser_precision().dtype),
             cache: self.cache.as_ref(),
             on_progress: Some(&mut on_progress),
             on_other_base: Some(&mut on_other_base),

@@ -20,6 +20,31 @@ fn run(folder: &Path, verb: &str, more: &[&str]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(said) }
 }
 
+/// The prompt of the samples, and the settings of a short run.
+const PROMPT: &str = "a photo of a sks mug on a beach";
+const SHORT: [&str; 8] =
+    ["--steps", "2", "--set", "samples.steps=2", "--spectrum-lr", "0.1", "--sample", PROMPT];
+const ADAPTER: [&str; 2] = ["--adapter", "runs/mug/adapter.safetensors"];
+
+/// Trains the short run `mug` with further options. Returns its scores.
+fn train_mug(folder: &Path, more: &[&str]) -> Value {
+    let mug = toybox("subjects/castle_mug");
+    let what = ["--data", mug.to_str().unwrap(), "--name", "mug"];
+    run(folder, "train", &[&SHORT[..], &what, more].concat()).unwrap();
+    let trained = scores(folder, "runs/mug");
+    assert_ne!(trained["before"], trained["after"]);
+    trained
+}
+
+/// Draws the samples of the run `mug` with further options. Returns the scores.
+fn evaluate_mug(folder: &Path, more: &[&str]) -> Value {
+    let mug = toybox("subjects/castle_mug");
+    let draw = ["--data", mug.to_str().unwrap(), "--steps", "2", "--guidance", "5"];
+    let what = ["--prompt", PROMPT, "--out", "mug"];
+    run(folder, "evaluate", &[&draw[..], &ADAPTER, &what, more].concat()).unwrap();
+    scores(folder, "mug")["scores"].clone()
+}
+
 fn scores(folder: &Path, name: &str) -> Value {
     let text = std::fs::read_to_string(folder.join(name).join("scores.json")).unwrap();
     serde_json::from_str(&text).unwrap()
@@ -81,21 +106,11 @@ fn an_evaluation_has_the_scores_of_the_run() {
 fn an_evaluation_in_the_precisions_of_a_run_has_its_scores() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let mug = toybox("subjects/castle_mug");
-    let (mug, prompt) = (mug.to_str().unwrap(), "a photo of a sks mug on a beach");
-    let short = ["--steps", "2", "--set", "samples.steps=2", "--spectrum-lr", "0.1"];
     let small = ["--set", "precision=bf16", "--set", "encoder_precision=bf16"];
-    let stored = ["--set", "base_precision=nf4", "--set", "offload=2", "--name", "mug"];
-    let what = ["--data", mug, "--sample", prompt];
-    run(folder, "train", &[&short[..], &small, &stored, &what].concat()).unwrap();
-    let trained = scores(folder, "runs/mug");
-    assert_ne!(trained["before"], trained["after"]);
-
-    let adapter = ["--adapter", "runs/mug/adapter.safetensors"];
-    let draw = ["--data", mug, "--steps", "2", "--guidance", "5", "--prompt", prompt];
-    let small = ["--dtype", "bf16", "--base-precision", "nf4", "--offload", "1", "--out", "mug"];
-    run(folder, "evaluate", &[&draw[..], &adapter, &small].concat()).unwrap();
-    assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
+    let stored = ["--set", "base_precision=nf4", "--set", "offload=2"];
+    let trained = train_mug(folder, &[&small[..], &stored].concat());
+    let small = ["--dtype", "bf16", "--base-precision", "nf4", "--offload", "1"];
+    assert_eq!(evaluate_mug(folder, &small), trained["after"]);
 }
 
 /// T-LoRA has no weight of its own: it stays attached to draw, with the scores of the run, and has no merge.
@@ -103,25 +118,14 @@ fn an_evaluation_in_the_precisions_of_a_run_has_its_scores() {
 fn an_adapter_with_a_mask_by_the_timestep_draws_and_is_not_merged() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let mug = toybox("subjects/castle_mug");
-    let (mug, prompt) = (mug.to_str().unwrap(), "a photo of a sks mug on a beach");
-    let short =
-        ["--steps", "2", "--set", "samples.steps=2", "--spectrum-lr", "0.1", "--name", "mug"];
-    let what = ["--method", "t-lora", "--data", mug, "--sample", prompt];
-    run(folder, "train", &[&short[..], &what].concat()).unwrap();
-    let trained = scores(folder, "runs/mug");
-    assert_ne!(trained["before"], trained["after"]);
-
-    let adapter = ["--adapter", "runs/mug/adapter.safetensors"];
-    let draw = ["--data", mug, "--steps", "2", "--prompt", prompt, "--out", "mug"];
-    run(folder, "evaluate", &[&draw[..], &adapter].concat()).unwrap();
-    assert_eq!(scores(folder, "mug")["scores"], trained["after"]);
+    let trained = train_mug(folder, &["--method", "t-lora"]);
+    assert_eq!(evaluate_mug(folder, &[]), trained["after"]);
 
     let base = toybox("base");
     let kohya = ["--format", "kohya"];
     for (verb, out, more) in [("merge", "merged", &[][..]), ("export", "x.safetensors", &kohya)] {
         let args = [verb, "--base", base.to_str().unwrap(), "--out", out];
-        let output = soda(folder, &[&args[..], &adapter, more].concat());
+        let output = soda(folder, &[&args[..], &ADAPTER, more].concat());
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("has a `timestep_mask`"), "{said}");

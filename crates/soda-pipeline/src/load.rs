@@ -15,6 +15,8 @@ use crate::textual_inversion::add_embeddings;
 pub struct LoadAdapterOptions<'a> {
     /// Strength of the adapter: 0 is the base, 1 is the trained adapter. Rotations move along their geodesic.
     pub strength: f64,
+    /// The float type in which the networks will compute, if their weights are in another still.
+    pub network_dtype: Option<FloatDType>,
     /// Cache of the base's decompositions.
     pub cache: Option<&'a SvdCache>,
     /// Called with the number of decomposed weights and of all weights of a network.
@@ -28,7 +30,13 @@ pub struct LoadAdapterOptions<'a> {
 
 impl Default for LoadAdapterOptions<'_> {
     fn default() -> Self {
-        Self { strength: 1.0, cache: None, on_progress: None, on_other_base: None }
+        Self {
+            strength: 1.0,
+            network_dtype: None,
+            cache: None,
+            on_progress: None,
+            on_other_base: None,
+        }
     }
 }
 
@@ -61,7 +69,7 @@ pub fn load_adapter(
     adapter: &AdapterFile,
     options: LoadAdapterOptions<'_>,
 ) -> Result<Plan<AnyAdapter>, PipelineError> {
-    let LoadAdapterOptions { strength, cache, on_progress, on_other_base } = options;
+    let LoadAdapterOptions { strength, network_dtype, cache, on_progress, on_other_base } = options;
     if !strength.is_finite() {
         return Err(PipelineError::InvalidOption {
             option: "strength",
@@ -70,7 +78,8 @@ pub fn load_adapter(
         });
     }
     configure_pipeline(pipeline, adapter)?;
-    let mut options = PlanOptions { cache, on_progress, on_other_base, ..PlanOptions::default() };
+    let mut options =
+        PlanOptions { network_dtype, cache, on_progress, on_other_base, ..PlanOptions::default() };
     Ok(plan_on(pipeline, adapter, &mut options)?.at_strength(strength)?)
 }
 

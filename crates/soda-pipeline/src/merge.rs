@@ -33,6 +33,8 @@ pub enum MergeMode {
 pub struct MergeOptions<'a> {
     /// How the adapters become one model.
     pub mode: MergeMode,
+    /// The float type in which the networks will compute, if their weights are in another still.
+    pub network_dtype: Option<FloatDType>,
     /// Cache of the base's decompositions.
     pub cache: Option<&'a SvdCache>,
     /// Called with the number of decomposed weights and of all weights of a network.
@@ -87,7 +89,7 @@ pub fn plan_merge(
     adapters: &[(&AdapterFile, f64)],
     options: MergeOptions<'_>,
 ) -> Result<Vec<(Plan<AnyAdapter>, f64)>, PipelineError> {
-    let MergeOptions { mode, cache, on_progress, on_other_base } = options;
+    let MergeOptions { mode, network_dtype, cache, on_progress, on_other_base } = options;
     check_options(adapters, mode)?;
     let Some((first, _)) = adapters.first() else { return Ok(Vec::new()) };
     check_schedules(adapters)?;
@@ -100,7 +102,8 @@ pub fn plan_merge(
     for ((adapter, _), embeddings) in adapters.iter().zip(&embeddings) {
         add_embeddings(pipeline, embeddings, &adapter.display_name())?;
     }
-    let mut options = PlanOptions { cache, on_progress, on_other_base, ..PlanOptions::default() };
+    let mut options =
+        PlanOptions { network_dtype, cache, on_progress, on_other_base, ..PlanOptions::default() };
     let plans = adapters
         .iter()
         .map(|(adapter, weight)| Ok((plan_on(pipeline, adapter, &mut options)?, *weight)))

@@ -1,6 +1,6 @@
-"""Draws with diffusers' StableDiffusionXLPipeline, the counterpart of `soda generate`.
+"""Draws with diffusers' pipeline of a model, the counterpart of `soda generate`.
 
-    python diffusers_generate.py MODEL --count 1 [--compile [MODE]]
+    python diffusers_generate.py MODEL --count 1 [--dtype bf16] [--guidance 4] [--compile [MODE]]
 
 Prints one line of JSON: seconds of the whole process, of loading, and of the pictures once everything is warm.
 """
@@ -12,7 +12,7 @@ import time
 START = time.perf_counter()
 
 import torch  # noqa: E402
-from diffusers import StableDiffusionXLPipeline  # noqa: E402
+from diffusers import DiffusionPipeline  # noqa: E402
 
 
 def main() -> None:
@@ -21,18 +21,24 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--compile", nargs="?", const="default")
+    parser.add_argument("--dtype", default="f16", choices=("bf16", "f16"))
+    parser.add_argument("--guidance", type=float, default=5.0)
     args = parser.parse_args()
-    pipe = StableDiffusionXLPipeline.from_pretrained(args.model, torch_dtype=torch.float16)
+    dtype = {"bf16": torch.bfloat16, "f16": torch.float16}[args.dtype]
+    pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=dtype)
     pipe.to("cuda")
     pipe.set_progress_bar_config(disable=True)
     loaded = time.perf_counter()
     if args.compile:
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.unet = torch.compile(pipe.unet, mode=args.compile, fullgraph=True)
+        name = "unet" if hasattr(pipe, "unet") else "transformer"
+        denoiser = getattr(pipe, name)
+        if name == "unet":
+            denoiser.to(memory_format=torch.channels_last)
+        setattr(pipe, name, torch.compile(denoiser, mode=args.compile, fullgraph=name == "unet"))
 
     def draw():
         prompts = ["a photo of a red mug on a beach"] * args.count
-        images = pipe(prompts, num_inference_steps=args.steps, guidance_scale=5.0).images
+        images = pipe(prompts, num_inference_steps=args.steps, guidance_scale=args.guidance).images
         for index, image in enumerate(images):
             image.save(f"diffusers-{index}.png")
         return time.perf_counter()

@@ -103,12 +103,31 @@ def attention_only(denoiser, rank):
 
 
 def quantize(denoiser, kind):
-    """Quantizes what `soda bench --base-precision` does: the linear weights of the blocks, in torchao's formats."""
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-
+    """Quantizes what `soda bench --base-precision` does: the linear weights of the blocks, by torchao or bitsandbytes."""
     blocks = ("transformer_blocks", "layers.", "_refiner.")
     inside = lambda module, name: isinstance(module, torch.nn.Linear) and any(b in name for b in blocks) and "adaLN" not in name
+    if kind == "nf4":
+        return quantize_nf4(denoiser, inside)
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
     quantize_(denoiser, {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind](), filter_fn=inside)
+
+
+def quantize_nf4(denoiser, inside):
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, module in list(denoiser.named_modules()):
+        if not inside(module, name):
+            continue
+        weight, bias = module.weight, module.bias
+        layer = Linear4bit(
+            module.in_features, module.out_features, bias is not None, weight.dtype, quant_type="nf4", device="meta"
+        )
+        data = weight.data.to("cpu")
+        layer.weight = Params4bit(data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer)
+        layer.bias = bias
+        parent, _, key = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), key, layer.to("cuda"))
 
 
 def unet_call(unet, batch, side, tokens, draw, device):
@@ -157,7 +176,7 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="mode of torch.compile")
     parser.add_argument("--checkpoint", action="store_true")
-    parser.add_argument("--quantize", choices=("int8", "fp8"), help="torchao's weight-only formats")
+    parser.add_argument("--quantize", choices=("int8", "fp8", "nf4"), help="weight-only formats of torchao, and of bitsandbytes")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
 

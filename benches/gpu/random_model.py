@@ -1,6 +1,6 @@
 """Writes a model of full size with random weights, in the layout of diffusers, for runs whose speed and memory are measured.
 
-    python random_model.py --arch sdxl|flux2-klein-4b --tokenizer examples/toybox/base/tokenizer OUT
+    python random_model.py --arch sd15|sdxl|flux2-klein-4b --tokenizer examples/toybox/base/tokenizer OUT
 
 The weights are small, so that nothing overflows in half precision. They are made on a GPU where there is one. The tokenizer
 is copied from a model whose `text_encoder/config.json` lies beside it; its tokens are among those of the full vocabulary.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2Transformer2DModel, UNet2DConditionModel
-from diffusers_step import KLEIN_4B, SDXL
+from diffusers_step import KLEIN_4B, SD15, SDXL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3ForCausalLM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,6 +42,7 @@ SDXL_VAE = dict(
     scaling_factor=0.13025,
     force_upcast=True,
 )
+SD15_VAE = {**SDXL_VAE, "sample_size": 512, "scaling_factor": 0.18215}
 
 
 def save(folder, make, dtype):
@@ -70,11 +71,37 @@ def copy_tokenizer(source, folder, most):
     write(folder / "tokenizer_config.json", {**config, "model_max_length": most})
 
 
-def sdxl(out, tokenizer):
-    f16 = torch.float16
+def clip_config(tokenizer):
+    """Makes configs of text encoders that know the special tokens of the tokenizer."""
     ids = json.loads((tokenizer.parent / "text_encoder" / "config.json").read_text())
     ids = {name: ids[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    clip = lambda **settings: CLIPTextConfig(vocab_size=49408, **settings, **ids)
+    return lambda **settings: CLIPTextConfig(vocab_size=49408, **settings, **ids)
+
+
+def sd15(out, tokenizer):
+    f16 = torch.float16
+    clip = clip_config(tokenizer)
+    save(out / "text_encoder", lambda: CLIPTextModel(clip(**CLIP_L)), f16)
+    save(out / "unet", lambda: UNet2DConditionModel(**SD15), f16)
+    save(out / "vae", lambda: AutoencoderKL(**SD15_VAE), f16)
+    copy_tokenizer(tokenizer, out / "tokenizer", 77)
+    scheduler = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    write(out / "scheduler" / "scheduler_config.json", {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **scheduler})
+    parts = dict(
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        scheduler=["diffusers", "PNDMScheduler"],
+        safety_checker=[None, None],
+        feature_extractor=[None, None],
+    )
+    write(out / "model_index.json", {"_class_name": "StableDiffusionPipeline", **parts})
+
+
+def sdxl(out, tokenizer):
+    f16 = torch.float16
+    clip = clip_config(tokenizer)
     save(out / "text_encoder", lambda: CLIPTextModel(clip(**CLIP_L)), f16)
     save(out / "text_encoder_2", lambda: CLIPTextModelWithProjection(clip(**CLIP_G)), f16)
     save(out / "unet", lambda: UNet2DConditionModel(**SDXL), f16)
@@ -115,11 +142,11 @@ def flux2_klein_4b(out, tokenizer):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", choices=("sdxl", "flux2-klein-4b"), required=True)
+    parser.add_argument("--arch", choices=("sd15", "sdxl", "flux2-klein-4b"), required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    {"sdxl": sdxl, "flux2-klein-4b": flux2_klein_4b}[args.arch](args.out, args.tokenizer)
+    {"sd15": sd15, "sdxl": sdxl, "flux2-klein-4b": flux2_klein_4b}[args.arch](args.out, args.tokenizer)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 //! The graph contains the denoiser's part of a step. Text encoders that are trained run outside it, before
 //! and after: their inputs are tokens, not floats. They take the gradient by the condition from the graph.
 
-use burn::tensor::Tensor;
-use soda_kernels::CapturedGraph;
+use burn::tensor::{Device, Tensor};
+use soda_kernels::{CapturedGraph, free_memory, memory_usage};
 use soda_models::pipeline::Networks;
 use soda_optim::BatchedParams;
 
@@ -16,13 +16,11 @@ use crate::step::backward::{ConditionGradient, LossAndGradients};
 use crate::step::loss::{LossInputs, gradients};
 use crate::step::text_encoding::TextEncoding;
 
-/// The graph of a training step, which the first batch captures.
+/// The graphs of training steps. The first batch of each shape captures one.
 pub(crate) enum StepGraph {
-    /// No batch has been seen yet.
-    Pending,
-    /// The graph of batches of one shape. Other shapes run without a graph, because a graph holds all memory
-    /// of a step.
-    Captured(Box<CapturedStep>),
+    /// The graphs of the shapes so far, as many as the device's memory has room for. A graph holds all memory
+    /// of a step. Batches of other shapes run without one.
+    Captured(Vec<CapturedStep>),
     /// The device captures no graphs, or the caller asked for none.
     Unsupported,
 }
@@ -31,6 +29,8 @@ pub(crate) enum StepGraph {
 pub(crate) struct CapturedStep {
     shape: GraphShape,
     graph: CapturedGraph<(Tensor<1>, BatchedParams, Option<ConditionGradient>)>,
+    /// The bytes that it holds.
+    bytes: u64,
 }
 
 /// What a captured step has read on the host: it replays on no other.
@@ -76,15 +76,9 @@ impl StepGraph {
         };
         let text = TextEncoding::new(&text_networks, &batch.prompts);
         let inputs = LossInputs::new(&text_networks, &batch.weighted(loss_scale), &text, config);
-        if let Self::Pending = self {
-            let captured = CapturedStep::capture(networks, params, &inputs, config);
-            *self = captured.map_or(Self::Unsupported, |step| Self::Captured(Box::new(step)));
-        }
-        let (loss, grads, condition) = match self {
-            Self::Captured(step) if step.shape == GraphShape::of(&inputs) => {
-                step.replay(params, &inputs)
-            }
-            _ => {
+        let (loss, grads, condition) = match self.step_for(networks, params, &inputs, config) {
+            Some(step) => step.replay(params, &inputs),
+            None => {
                 let adapted = params.write_to(networks.clone());
                 denoiser_gradients(&adapted, params, &inputs, config)
             }
@@ -95,6 +89,39 @@ impl StepGraph {
         };
         (loss.into_scalar::<f32>() / loss_scale, grads)
     }
+
+    /// The graph of inputs of this shape, which is captured if there is none and the memory has room.
+    fn step_for(
+        &mut self,
+        networks: &Networks,
+        params: &BatchedParams,
+        inputs: &LossInputs,
+        config: &TrainConfig,
+    ) -> Option<&mut CapturedStep> {
+        let Self::Captured(steps) = self else { return None };
+        let shape = GraphShape::of(inputs);
+        if let Some(known) = steps.iter().position(|step| step.shape == shape) {
+            return Some(&mut steps[known]);
+        }
+        let device = networks.denoiser.device();
+        if steps.last().is_some_and(|last| !has_room_beside(last, &device)) {
+            return None;
+        }
+        match CapturedStep::capture(networks, params, inputs, config) {
+            Some(step) => steps.push(step),
+            // The device captures nothing, or had less memory than it seemed.
+            None if steps.is_empty() => *self = Self::Unsupported,
+            None => {}
+        }
+        let Self::Captured(steps) = self else { return None };
+        steps.last_mut().filter(|step| step.shape == shape)
+    }
+}
+
+/// Whether the device has memory for a graph of another shape. Buckets have about as many pixels as each
+/// other. As much again stays free for samples and validation.
+fn has_room_beside(step: &CapturedStep, device: &Device) -> bool {
+    free_memory(device).is_some_and(|free| free / 2 > step.bytes)
 }
 
 impl CapturedStep {
@@ -104,17 +131,19 @@ impl CapturedStep {
         inputs: &LossInputs,
         config: &TrainConfig,
     ) -> Option<Self> {
-        let (networks, layout, shapes) = (networks.clone(), params.clone(), inputs.clone());
+        let (captured, layout, shapes) = (networks.clone(), params.clone(), inputs.clone());
         let shape = GraphShape::of(inputs);
         let config = config.clone();
+        let in_use = || memory_usage(&networks.denoiser.device()).map_or(0, |usage| usage.in_use);
+        let before = in_use();
         let graph = CapturedGraph::capture(graph_inputs(params, inputs), move |tensors| {
             let mut tensors = tensors.iter().cloned();
             let params = layout.with_flattened(&mut tensors);
             let inputs = shapes.map(|x| tensors.next().unwrap_or(x));
-            let adapted = params.write_to(networks.clone());
+            let adapted = params.write_to(captured.clone());
             denoiser_gradients(&adapted, &params, &inputs, &config)
         })?;
-        Some(Self { shape, graph })
+        Some(Self { shape, graph, bytes: in_use().saturating_sub(before) })
     }
 
     /// The gradient by the condition is valid until the next replay; the other results are copies.

@@ -159,14 +159,14 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Replays steps from a CUDA graph, where the device can capture one.
+    /// Replays steps from CUDA graphs, one for each shape of a batch, where the device can capture them.
     ///
-    /// A step is then one launch instead of thousands, for as much more memory as a step takes. Text encoders
-    /// that are trained stay outside the graph. No other thread of the process may use the device while the
-    /// first step captures the graph.
+    /// A step is then one launch instead of thousands, for as much more memory as a step takes. Shapes for
+    /// whose graph the memory has no room run without one. Text encoders that are trained stay outside the
+    /// graph. No other thread of the process may use the device while a step captures a graph.
     #[must_use]
     pub fn with_graph(self) -> Self {
-        Self { graph: StepGraph::Pending, ..self }
+        Self { graph: StepGraph::Captured(Vec::new()), ..self }
     }
 
     /// Shares each step with other processes. All of them have the same settings and data.

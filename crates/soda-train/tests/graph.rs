@@ -56,9 +56,8 @@ fn run(config: &TrainConfig, with_graph: bool, device: &Device) -> (Vec<f32>, Tr
     // One batch has another size, and one has as many numbers in another shape: graphs of their own.
     let (upright, lying) = ([4, 16, 8], [4, 8, 16]);
     let shapes = [upright, upright, lying, [2, 16, 8], upright, lying, [2, 16, 8]];
-    let mut loss = |(step, shape)| {
-        trainer.step_on(&batch(step, shape, tokens, device)).unwrap().loss
-    };
+    let mut loss =
+        |(step, shape)| trainer.step_on(&batch(step, shape, tokens, device)).unwrap().loss;
     let losses = shapes.into_iter().enumerate().map(&mut loss).collect();
     (losses, trainer.state())
 }

@@ -35,7 +35,7 @@ pub(crate) struct CapturedStep {
 
 /// What a captured step has read on the host: it replays on no other.
 #[derive(PartialEq, Eq)]
-struct GraphShape {
+pub(super) struct GraphShape {
     /// The shape of the latents. Those of an upright and of a lying bucket have as many numbers.
     noisy: [usize; 4],
     /// The shape of the text states, and the lengths of the texts in them.
@@ -45,7 +45,7 @@ struct GraphShape {
 }
 
 impl GraphShape {
-    fn of(inputs: &LossInputs) -> Self {
+    pub(super) fn of(inputs: &LossInputs) -> Self {
         let (noisy, condition) = (inputs.noisy_dims(), inputs.condition());
         let text = (condition.text.dims(), condition.lengths.clone());
         let sizes = flattened(inputs).iter().map(|x| x.dims()[0]).collect();
@@ -174,7 +174,8 @@ fn graph_inputs(params: &BatchedParams, inputs: &LossInputs) -> Vec<Tensor<1>> {
     params.flattened().into_iter().chain(flattened(inputs)).collect()
 }
 
-fn flattened(inputs: &LossInputs) -> Vec<Tensor<1>> {
+/// The tensors of [`LossInputs::map`].
+pub(super) fn flattened(inputs: &LossInputs) -> Vec<Tensor<1>> {
     let mut tensors = Vec::new();
     let _ = inputs.map(|x| {
         tensors.push(x.clone());

@@ -169,6 +169,11 @@ impl<'a> Trainer<'a> {
         Self { graph: StepGraph::Captured(Vec::new()), ..self }
     }
 
+    /// Whether steps are replayed from CUDA graphs.
+    pub(crate) fn has_graphs(&self) -> bool {
+        matches!(self.graph, StepGraph::Captured(_))
+    }
+
     /// Shares each step with other processes. All of them have the same settings and data.
     #[must_use]
     pub fn with_ranks(self, ranks: Ranks) -> Self {

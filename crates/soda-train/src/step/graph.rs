@@ -17,12 +17,13 @@ use crate::step::loss::{LossInputs, gradients};
 use crate::step::text_encoding::TextEncoding;
 
 /// The graphs of training steps. The first batch of each shape captures one.
-pub(crate) enum StepGraph {
+pub(crate) struct StepGraphs {
     /// The graphs of the shapes so far, as many as the device's memory has room for. A graph holds all memory
     /// of a step. Batches of other shapes run without one.
-    Captured(Vec<CapturedStep>),
-    /// The device captures no graphs, or the caller asked for none.
-    Unsupported,
+    captured: Vec<CapturedStep>,
+    /// Whether another graph may be captured. False where the caller asked for none, and after the device has
+    /// refused one.
+    may_capture: bool,
 }
 
 /// A captured step on batches of one shape.
@@ -53,9 +54,19 @@ impl GraphShape {
     }
 }
 
-impl StepGraph {
+impl StepGraphs {
+    /// No graphs yet; none at all without `may_capture`.
+    pub(crate) fn new(may_capture: bool) -> Self {
+        Self { captured: Vec::new(), may_capture }
+    }
+
+    /// Whether steps are replayed from graphs, or will be.
+    pub(crate) fn are_used(&self) -> bool {
+        self.may_capture || !self.captured.is_empty()
+    }
+
     /// The loss of `batch` and its gradients, as [`gradients`] of `networks` with `params` gives them.
-    /// Replays the graph if the batch has its shape.
+    /// Replays a graph if there is one of its shape.
     pub(crate) fn gradients(
         &mut self,
         networks: &Networks,
@@ -64,7 +75,7 @@ impl StepGraph {
         config: &TrainConfig,
         loss_scale: f32,
     ) -> (f32, BatchedParams) {
-        if let Self::Unsupported = self {
+        if !self.are_used() {
             let adapted = params.write_to(networks.clone());
             let (loss, grads) = gradients(&adapted, batch, config, loss_scale);
             return (loss, params.batch_gradients(grads));
@@ -98,23 +109,23 @@ impl StepGraph {
         inputs: &LossInputs,
         config: &TrainConfig,
     ) -> Option<&mut CapturedStep> {
-        let Self::Captured(steps) = self else { return None };
         let shape = GraphShape::of(inputs);
-        if let Some(known) = steps.iter().position(|step| step.shape == shape) {
-            return Some(&mut steps[known]);
+        if let Some(known) = self.captured.iter().position(|step| step.shape == shape) {
+            return self.captured.get_mut(known);
         }
         let device = networks.denoiser.device();
-        if steps.last().is_some_and(|last| !has_room_beside(last, &device)) {
+        let has_room = || self.captured.last().is_none_or(|last| has_room_beside(last, &device));
+        if !self.may_capture || !has_room() {
             return None;
         }
         match CapturedStep::capture(networks, params, inputs, config) {
-            Some(step) => steps.push(step),
-            // The device captures nothing, or had less memory than it seemed.
-            None if steps.is_empty() => *self = Self::Unsupported,
-            None => {}
+            Some(step) => self.captured.push(step),
+            None => {
+                self.may_capture = false;
+                return None;
+            }
         }
-        let Self::Captured(steps) = self else { return None };
-        steps.last_mut().filter(|step| step.shape == shape)
+        self.captured.last_mut()
     }
 }
 

@@ -19,6 +19,10 @@ pub(crate) fn workspace_bytes() -> u64 {
     0
 }
 
+pub(crate) fn free_bytes(_x: &Tensor<1>) -> Option<u64> {
+    None
+}
+
 pub(crate) fn pin(_bytes: &[u8], _like: &Tensor<1>) -> Option<crate::host_matrix::Pin> {
     None
 }

@@ -77,7 +77,9 @@ pub use device::copies_ahead::with_copies_ahead;
 pub use device::graph::CapturedGraph;
 #[cfg(feature = "persistence")]
 pub use device::kernel_cache::enable_kernel_cache;
-pub use device::memory::{MemoryUsage, deep_copy, memory_usage, persistent, release_unused};
+pub use device::memory::{
+    MemoryUsage, deep_copy, free_memory, memory_usage, persistent, release_unused,
+};
 pub use device::memory_format::{MemoryFormat, to_preferred_memory_format, with_stride_order};
 pub use device::vendor_blas::has_vendor_blas;
 pub use fallback::attention::AttentionGradient;

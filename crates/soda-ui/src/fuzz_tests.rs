@@ -59,6 +59,8 @@ fn seeds(data: &Path, picture: &Path) -> Vec<Vec<u8>> {
         put(format!("PUT /api/data/{data}/captions/{picture}"), r#"{"caption": "a new mug"}"#),
         put(format!("POST /api/data/{data}/pictures"), r#"{"picture": "iVBORw0KGgo="}"#),
         put("POST /api/settings".to_owned(), form),
+        put("POST /api/memory-plan".to_owned(), form),
+        get("/api/memory-plan".to_owned()),
         put("POST /api/runs".to_owned(), form),
         put("POST /api/runs".to_owned(), &form.replacen('{', "{\"queue\": true, ", 1)),
         put("POST /api/queue/0123456789abcdef/up".to_owned(), "{}"),

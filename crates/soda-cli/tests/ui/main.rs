@@ -168,7 +168,13 @@ fn fill_the_form(page: &mut Browser) {
     page.eval("document.activeElement.select()");
     page.insert(toml);
     page.wait("document.querySelector('.message.good')", 20);
-    page.wait("document.querySelector('pre').textContent.includes('steps = 60')", 5);
+    page.wait("document.querySelector('pre:last-child').textContent.includes('steps = 60')", 5);
+    page.tab_to("focus.textContent === 'Predict memory'");
+    page.press("Enter");
+    page.wait(
+        "/peak of the run +[1-9][0-9]* MiB/.test(document.querySelector('pre').textContent)",
+        120,
+    );
 }
 
 /// Types over the text of the focused field.

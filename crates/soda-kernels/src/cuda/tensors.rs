@@ -5,11 +5,15 @@
 //! differently. `cuda_absent.rs` declares the same functions for builds without CUDA. All tensors are off the
 //! autodiff tape.
 
+use std::sync::mpsc::channel;
+
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::Tensor;
+use cudarc::driver::result;
 
 use super::launch::kronecker::Kronecker;
 use super::launch::{multi_tensor, polar};
+use super::stream::{flush, submit};
 use super::support::{Cube, cublas_takes, kernels_take};
 
 pub(crate) use super::handles::workspace_bytes;
@@ -18,6 +22,21 @@ pub(crate) use super::handles::workspace_bytes;
 pub(crate) fn has_blas<const D: usize>(x: &Tensor<D>) -> bool {
     let x = x.clone().without_autodiff();
     x.try_into_primitive::<Cube>().is_ok_and(|x| cublas_takes(&x))
+}
+
+/// The bytes of the memory of the device of `x` that no program has allocated. `None` if it is no CUDA
+/// device. Waits until the device's thread has submitted all earlier work.
+pub(crate) fn free_bytes(x: &Tensor<1>) -> Option<u64> {
+    let x = primitive(x).filter(kernels_take)?;
+    let (sender, receiver) = channel();
+    submit([&x], move |_, _| {
+        // Nobody waits after a panic.
+        let _ = sender.send(result::mem_get_info().ok());
+        Ok(())
+    });
+    flush();
+    let (free, _) = receiver.recv().ok()??;
+    Some(free as u64)
 }
 
 /// [`KroneckerProduct::apply`](crate::KroneckerProduct::apply) for factors of these sizes, transposed or not.

@@ -25,6 +25,12 @@ pub fn memory_usage(device: &Device) -> Option<MemoryUsage> {
     })
 }
 
+/// Returns the bytes of the memory of `device` that no program has allocated, or `None` if the backend does
+/// not report them. The pools may hold memory beside it that no tensor uses.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    cuda::free_bytes(&Tensor::zeros([1], &device.clone().inner()))
+}
+
 /// Gives memory that the pools of `device` hold and no tensor uses back to the device. Waits for the device.
 ///
 /// Between two stages of a program whose tensors differ in size. The pools of the first would stay reserved

@@ -12,7 +12,7 @@ use crate::data::encoded_dataset::{EncodedDataset, Rows};
 use crate::data::rng;
 use crate::divided::{Division, Recipients, Work};
 use crate::error::TrainError;
-use crate::step::loss::squared_error;
+use crate::step::error_graph::ErrorGraph;
 
 /// The batches on which the validation loss is measured.
 pub(crate) struct Validation {
@@ -57,13 +57,14 @@ impl Validation {
     }
 
     /// The validation loss of `networks`, on rank 0: the mean over images and timesteps. The ranks divide the
-    /// batches, and rank 0 adds their losses in the order of the batches.
+    /// batches, and rank 0 adds their losses in the order of the batches. `with_graph` allows a CUDA graph.
     ///
     /// # Errors
     /// A rank that has gone.
     pub(crate) fn loss(
         &self,
         networks: &Networks,
+        with_graph: bool,
         division: Division<'_>,
     ) -> Result<f32, TrainError> {
         let work = Work {
@@ -73,7 +74,9 @@ impl Validation {
             device: &networks.denoiser.device(),
             fits: &|_, _, _| true,
         };
-        let loss = |batch: usize| Ok(squared_error(networks, &self.batches[batch]));
+        let own = division.own(self.batches.len()).len();
+        let mut errors = ErrorGraph::new(networks, own, with_graph);
+        let loss = |batch: usize| Ok(errors.squared_error(&self.batches[batch]));
         Ok(division.each(&work, loss)?.into_iter().sum())
     }
 }
@@ -117,8 +120,9 @@ mod tests {
         let validation = Validation::new(&data, &schedule, &config);
         let networks = pipeline.networks();
         let alone = Division::default();
-        let found = validation.loss(&networks, alone).unwrap();
-        let again = Validation::new(&data, &schedule, &config).loss(&networks, alone).unwrap();
+        let found = validation.loss(&networks, false, alone).unwrap();
+        let again =
+            Validation::new(&data, &schedule, &config).loss(&networks, false, alone).unwrap();
         assert_eq!(found, again);
 
         let mut sum = 0.0;

@@ -179,7 +179,7 @@ impl<'a> Follower<'a> {
     /// Measures this rank's share of the validation loss, and takes the loss of all from rank 0.
     fn validate(&self, trainer: &Trainer<'_>, history: &mut History) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
-        validation.loss(&trainer.networks(), self.ranks.division())?;
+        validation.loss(&trainer.networks(), trainer.has_graphs(), self.ranks.division())?;
         let bytes = self.ranks.reduce().broadcast(Vec::new(), size_of::<f32>())?;
         let loss = bytes.try_into().map_or(f32::NAN, f32::from_le_bytes);
         let step = trainer.steps_done();

@@ -287,7 +287,8 @@ impl<'a> TrainingLoop<'a> {
         let Some(validation) = &self.validation else { return Ok(()) };
         let _span = info_span!("validate").entered();
         let networks = progress.trainer.networks();
-        let loss = validation.loss(&networks, self.ranks.division())?;
+        let with_graph = progress.trainer.has_graphs();
+        let loss = validation.loss(&networks, with_graph, self.ranks.division())?;
         self.ranks.reduce().broadcast(loss.to_le_bytes().to_vec(), size_of::<f32>())?;
         let metrics = ValidationMetrics {
             step: progress.trainer.steps_done(),

@@ -4,8 +4,8 @@
 //! The graph contains the denoiser's part of a step. Text encoders that are trained run outside it, before
 //! and after: their inputs are tokens, not floats. They take the gradient by the condition from the graph.
 
-use burn::tensor::Tensor;
-use soda_kernels::CapturedGraph;
+use burn::tensor::{Device, Tensor};
+use soda_kernels::{CapturedGraph, free_memory, memory_usage};
 use soda_models::pipeline::Networks;
 use soda_optim::BatchedParams;
 
@@ -16,26 +16,27 @@ use crate::step::backward::{ConditionGradient, LossAndGradients};
 use crate::step::loss::{LossInputs, gradients};
 use crate::step::text_encoding::TextEncoding;
 
-/// The graph of a training step, which the first batch captures.
-pub(crate) enum StepGraph {
-    /// No batch has been seen yet.
-    Pending,
-    /// The graph of batches of one shape. Other shapes run without a graph, because a graph holds all memory
-    /// of a step.
-    Captured(Box<CapturedStep>),
-    /// The device captures no graphs, or the caller asked for none.
-    Unsupported,
+/// The graphs of training steps. The first batch of each shape captures one.
+pub(crate) struct StepGraphs {
+    /// The graphs of the shapes so far, as many as the device's memory has room for. A graph holds all memory
+    /// of a step. Batches of other shapes run without one.
+    captured: Vec<CapturedStep>,
+    /// Whether another graph may be captured. False where the caller asked for none, and after the device has
+    /// refused one.
+    may_capture: bool,
 }
 
 /// A captured step on batches of one shape.
 pub(crate) struct CapturedStep {
     shape: GraphShape,
     graph: CapturedGraph<(Tensor<1>, BatchedParams, Option<ConditionGradient>)>,
+    /// The bytes that it holds.
+    bytes: u64,
 }
 
 /// What a captured step has read on the host: it replays on no other.
 #[derive(PartialEq, Eq)]
-struct GraphShape {
+pub(super) struct GraphShape {
     /// The shape of the latents. Those of an upright and of a lying bucket have as many numbers.
     noisy: [usize; 4],
     /// The shape of the text states, and the lengths of the texts in them.
@@ -45,7 +46,7 @@ struct GraphShape {
 }
 
 impl GraphShape {
-    fn of(inputs: &LossInputs) -> Self {
+    pub(super) fn of(inputs: &LossInputs) -> Self {
         let (noisy, condition) = (inputs.noisy_dims(), inputs.condition());
         let text = (condition.text.dims(), condition.lengths.clone());
         let sizes = flattened(inputs).iter().map(|x| x.dims()[0]).collect();
@@ -53,9 +54,19 @@ impl GraphShape {
     }
 }
 
-impl StepGraph {
+impl StepGraphs {
+    /// No graphs yet; none at all without `may_capture`.
+    pub(crate) fn new(may_capture: bool) -> Self {
+        Self { captured: Vec::new(), may_capture }
+    }
+
+    /// Whether steps are replayed from graphs, or will be.
+    pub(crate) fn are_used(&self) -> bool {
+        self.may_capture || !self.captured.is_empty()
+    }
+
     /// The loss of `batch` and its gradients, as [`gradients`] of `networks` with `params` gives them.
-    /// Replays the graph if the batch has its shape.
+    /// Replays a graph if there is one of its shape.
     pub(crate) fn gradients(
         &mut self,
         networks: &Networks,
@@ -64,7 +75,7 @@ impl StepGraph {
         config: &TrainConfig,
         loss_scale: f32,
     ) -> (f32, BatchedParams) {
-        if let Self::Unsupported = self {
+        if !self.are_used() {
             let adapted = params.write_to(networks.clone());
             let (loss, grads) = gradients(&adapted, batch, config, loss_scale);
             return (loss, params.batch_gradients(grads));
@@ -76,15 +87,9 @@ impl StepGraph {
         };
         let text = TextEncoding::new(&text_networks, &batch.prompts);
         let inputs = LossInputs::new(&text_networks, &batch.weighted(loss_scale), &text, config);
-        if let Self::Pending = self {
-            let captured = CapturedStep::capture(networks, params, &inputs, config);
-            *self = captured.map_or(Self::Unsupported, |step| Self::Captured(Box::new(step)));
-        }
-        let (loss, grads, condition) = match self {
-            Self::Captured(step) if step.shape == GraphShape::of(&inputs) => {
-                step.replay(params, &inputs)
-            }
-            _ => {
+        let (loss, grads, condition) = match self.step_for(networks, params, &inputs, config) {
+            Some(step) => step.replay(params, &inputs),
+            None => {
                 let adapted = params.write_to(networks.clone());
                 denoiser_gradients(&adapted, params, &inputs, config)
             }
@@ -95,6 +100,39 @@ impl StepGraph {
         };
         (loss.into_scalar::<f32>() / loss_scale, grads)
     }
+
+    /// The graph of inputs of this shape, which is captured if there is none and the memory has room.
+    fn step_for(
+        &mut self,
+        networks: &Networks,
+        params: &BatchedParams,
+        inputs: &LossInputs,
+        config: &TrainConfig,
+    ) -> Option<&mut CapturedStep> {
+        let shape = GraphShape::of(inputs);
+        if let Some(known) = self.captured.iter().position(|step| step.shape == shape) {
+            return self.captured.get_mut(known);
+        }
+        let device = networks.denoiser.device();
+        let has_room = || self.captured.last().is_none_or(|last| has_room_beside(last, &device));
+        if !self.may_capture || !has_room() {
+            return None;
+        }
+        match CapturedStep::capture(networks, params, inputs, config) {
+            Some(step) => self.captured.push(step),
+            None => {
+                self.may_capture = false;
+                return None;
+            }
+        }
+        self.captured.last_mut()
+    }
+}
+
+/// Whether the device has memory for a graph of another shape. Buckets have about as many pixels as each
+/// other. As much again stays free for samples and validation.
+fn has_room_beside(step: &CapturedStep, device: &Device) -> bool {
+    free_memory(device).is_some_and(|free| free / 2 > step.bytes)
 }
 
 impl CapturedStep {
@@ -104,17 +142,19 @@ impl CapturedStep {
         inputs: &LossInputs,
         config: &TrainConfig,
     ) -> Option<Self> {
-        let (networks, layout, shapes) = (networks.clone(), params.clone(), inputs.clone());
+        let (captured, layout, shapes) = (networks.clone(), params.clone(), inputs.clone());
         let shape = GraphShape::of(inputs);
         let config = config.clone();
+        let in_use = || memory_usage(&networks.denoiser.device()).map_or(0, |usage| usage.in_use);
+        let before = in_use();
         let graph = CapturedGraph::capture(graph_inputs(params, inputs), move |tensors| {
             let mut tensors = tensors.iter().cloned();
             let params = layout.with_flattened(&mut tensors);
             let inputs = shapes.map(|x| tensors.next().unwrap_or(x));
-            let adapted = params.write_to(networks.clone());
+            let adapted = params.write_to(captured.clone());
             denoiser_gradients(&adapted, &params, &inputs, &config)
         })?;
-        Some(Self { shape, graph })
+        Some(Self { shape, graph, bytes: in_use().saturating_sub(before) })
     }
 
     /// The gradient by the condition is valid until the next replay; the other results are copies.
@@ -145,7 +185,8 @@ fn graph_inputs(params: &BatchedParams, inputs: &LossInputs) -> Vec<Tensor<1>> {
     params.flattened().into_iter().chain(flattened(inputs)).collect()
 }
 
-fn flattened(inputs: &LossInputs) -> Vec<Tensor<1>> {
+/// The tensors of [`LossInputs::map`].
+pub(super) fn flattened(inputs: &LossInputs) -> Vec<Tensor<1>> {
     let mut tensors = Vec::new();
     let _ = inputs.map(|x| {
         tensors.push(x.clone());

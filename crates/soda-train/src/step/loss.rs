@@ -12,6 +12,7 @@ use burn::module::Module as _;
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{DType, Tensor};
 use soda_adapters::without_adapters;
+use soda_kernels::with_copies_ahead;
 use soda_models::condition::Condition;
 use soda_models::pipeline::{Denoiser, Networks};
 use soda_optim::AdapterGradients;
@@ -72,6 +73,26 @@ impl LossInputs {
             batch: batch.clone(),
             reference_condition,
         }
+    }
+
+    /// What the squared error of `batch` depends on except the denoiser.
+    pub(crate) fn without_gradients(networks: &Networks, batch: &Batch) -> Self {
+        Self {
+            condition: batch.prompts.condition(networks),
+            wants_condition_gradient: false,
+            batch: batch.clone(),
+            reference_condition: None,
+        }
+    }
+
+    /// The weighted squared error, without gradients.
+    pub(crate) fn squared_error(&self, denoiser: &Denoiser) -> Tensor<1> {
+        let Self { batch, condition, .. } = self;
+        let condition = condition.clone().cast(denoiser.dtype());
+        let noisy = batch.noisy.clone().cast(denoiser.dtype());
+        let forward = || denoiser.forward(noisy, batch.timesteps.clone(), condition);
+        let errors = (with_copies_ahead(forward).cast(DType::F32) - batch.target.clone()).square();
+        (per_sample_mean(errors, batch.mask.clone()) * batch.weight.clone()).sum()
     }
 
     /// The weighted sum of the samples' losses and its gradients. Reads nothing back from the device.
@@ -151,17 +172,6 @@ fn per_sample_loss(
             log_sigmoid(difference.mul_scalar(-objective.dco_beta)).neg()
         }
     }
-}
-
-/// The weighted squared error of `batch`, without gradients.
-pub(crate) fn squared_error(networks: &Networks, batch: &Batch) -> f32 {
-    let denoiser = &networks.denoiser;
-    let condition = batch.prompts.condition(networks).cast(denoiser.dtype());
-    let noisy = batch.noisy.clone().cast(denoiser.dtype());
-    let prediction = denoiser.forward(noisy, batch.timesteps.clone(), condition).cast(DType::F32);
-    let errors = (prediction - batch.target.clone()).square();
-    let errors = per_sample_mean(errors, batch.mask.clone());
-    (errors * batch.weight.clone()).sum().into_scalar::<f32>()
 }
 
 /// The mean of each sample, `[b]`. `mask` `[b, 1, h, w]` multiplies `values` `[b, c, h, w]`.

@@ -6,6 +6,7 @@ pub(crate) mod calibration;
 #[cfg(test)]
 mod checkpointing_tests;
 mod decompositions;
+pub(crate) mod error_graph;
 mod gradient_sum;
 pub(crate) mod graph;
 pub(crate) mod loss;

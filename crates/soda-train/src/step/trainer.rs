@@ -19,7 +19,7 @@ use crate::config::{LossScaleConfig, Precision, TrainConfig};
 use crate::data::batch::Batch;
 use crate::data::encoded_dataset::EncodedDataset;
 use crate::error::TrainError;
-use crate::step::graph::StepGraph;
+use crate::step::graph::StepGraphs;
 use crate::step::loss::gradients;
 use crate::step::loss_scale::LossScale;
 use crate::step::metrics::StepMetrics;
@@ -58,7 +58,7 @@ pub struct Trainer<'a> {
     shards: BatchShards,
     /// Only in f16.
     loss_scale: Option<LossScale>,
-    graph: StepGraph,
+    graphs: StepGraphs,
     ranks: Ranks,
     step: usize,
 }
@@ -149,7 +149,7 @@ impl<'a> Trainer<'a> {
             ema: config.optimizer.ema_decay.map(|decay| Ema::new(decay, params.clone())),
             shards: BatchShards::new(shards)?,
             loss_scale: is_f16.then(|| LossScale::new(&loss_scale_config(config))),
-            graph: StepGraph::Unsupported,
+            graphs: StepGraphs::new(false),
             ranks: Ranks::default(),
             step: 0,
             last_finite: params.clone(),
@@ -159,14 +159,19 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Replays steps from a CUDA graph, where the device can capture one.
+    /// Replays steps from CUDA graphs, one for each shape of a batch, where the device can capture them.
     ///
-    /// A step is then one launch instead of thousands, for as much more memory as a step takes. Text encoders
-    /// that are trained stay outside the graph. No other thread of the process may use the device while the
-    /// first step captures the graph.
+    /// A step is then one launch instead of thousands, for as much more memory as a step takes. Shapes for
+    /// whose graph the memory has no room run without one. Text encoders that are trained stay outside the
+    /// graph. No other thread of the process may use the device while a step captures a graph.
     #[must_use]
     pub fn with_graph(self) -> Self {
-        Self { graph: StepGraph::Pending, ..self }
+        Self { graphs: StepGraphs::new(true), ..self }
+    }
+
+    /// Whether steps are replayed from CUDA graphs.
+    pub(crate) fn has_graphs(&self) -> bool {
+        self.graphs.are_used()
     }
 
     /// Shares each step with other processes. All of them have the same settings and data.
@@ -293,7 +298,7 @@ impl<'a> Trainer<'a> {
         let scale = self.loss_scale.map_or(1.0, |scale| scale.value);
         let (networks, params, config) = (&self.networks, &self.params, self.config);
         if self.shards.count() == 1 {
-            return vec![self.graph.gradients(networks, params, batch, config, scale)];
+            return vec![self.graphs.gradients(networks, params, batch, config, scale)];
         }
         let networks = params.write_to(networks.clone());
         let shards = batch.split(self.shards.count());

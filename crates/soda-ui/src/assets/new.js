@@ -29,10 +29,12 @@ export async function showNew(view) {
     list("bases", choices.bases), list("folders", choices.data));
   const start = el("button", { class: "primary" }, "Start");
   const queue = el("button", { value: "queue", title: "The run begins when no other one goes on" }, "Add to the queue");
+  const predict = el("button", { type: "button", onclick: plan, title: "Reads the base and the pictures and measures small steps" }, "Predict memory");
   const message = el("p", { class: "message", role: "status" });
+  const prediction = el("pre", { tabindex: 0, hidden: true, role: "status", "aria-label": "Predicted memory" });
   const resolved = el("pre", { tabindex: 0, "aria-label": "All settings of the run" });
   const form = el("form", { class: "new", onsubmit: submit, oninput: later }, fields,
-    el("div", {}, el("div", { class: "title" }, start, queue, message), resolved));
+    el("div", {}, el("div", { class: "title" }, start, queue, predict, message), prediction, resolved));
   view.append(el("div", { class: "title" }, el("h1", {}, "New run")), form);
 
   function content() {
@@ -50,9 +52,41 @@ export async function showNew(view) {
     message.className = `message ${kind}`;
   }
 
+  // What is predicted belongs to the settings of its time.
+  let planTimer;
+  function forgetPlan() {
+    clearTimeout(planTimer);
+    prediction.hidden = true;
+  }
+
+  async function plan() {
+    forgetPlan();
+    try {
+      await post("/api/memory-plan", content());
+      showPlan("Reading the base and the pictures …");
+      planTimer = setTimeout(lookAtPlan, 500);
+    } catch (error) {
+      tell(error.message, "bad");
+    }
+  }
+
+  function showPlan(text) {
+    prediction.textContent = text;
+    prediction.hidden = false;
+  }
+
+  async function lookAtPlan() {
+    const own = planTimer;
+    const { state, output } = await get("/api/memory-plan").catch((error) => ({ state: "failed", output: error.message }));
+    if (own !== planTimer) return;
+    if (state === "running") planTimer = setTimeout(lookAtPlan, 1000);
+    else showPlan(state === "none" ? "The prediction was ended, as a run began." : output.trim());
+  }
+
   let timer;
   let newest = 0;
   function later() {
+    forgetPlan();
     clearTimeout(timer);
     timer = setTimeout(check, 300);
   }
@@ -83,5 +117,8 @@ export async function showNew(view) {
   }
 
   if (choices.bases.length && choices.data.length) check();
-  return () => clearTimeout(timer);
+  return () => {
+    clearTimeout(timer);
+    clearTimeout(planTimer);
+  };
 }

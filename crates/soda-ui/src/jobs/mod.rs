@@ -5,6 +5,7 @@
 //! it goes on when Ctrl-C ends the server.
 
 mod exports;
+mod memory_plan;
 mod process;
 mod queue;
 
@@ -21,6 +22,7 @@ use crate::id::id_of;
 use crate::runs::{Run, RunState, list};
 pub(crate) use exports::ExportForm;
 use exports::Exports;
+use memory_plan::MemoryPlan;
 use queue::Queue;
 
 /// The folder of settings and outputs, in the folder of the runs.
@@ -46,6 +48,7 @@ pub(crate) struct Jobs {
     children: HashMap<String, Child>,
     queue: Queue,
     exports: Exports,
+    memory_plan: MemoryPlan,
 }
 
 impl Jobs {
@@ -54,7 +57,10 @@ impl Jobs {
         let queue = Queue::new(runs.join(FOLDER).join("queue"))?;
         let folder = runs.join(FOLDER).join("exports");
         let exports = Exports::new(folder, program.clone(), options.clone());
-        Ok(Self { runs, program, options, children: HashMap::new(), queue, exports })
+        let folder = runs.join(FOLDER).join("plan");
+        let memory_plan = MemoryPlan::new(folder, program.clone(), options.clone());
+        let children = HashMap::new();
+        Ok(Self { runs, program, options, children, queue, exports, memory_plan })
     }
 
     fn file(&self, name: &str, end: &str) -> PathBuf {
@@ -78,6 +84,21 @@ impl Jobs {
     /// What writes adapters for other tools.
     pub(crate) fn exports(&mut self) -> &mut Exports {
         &mut self.exports
+    }
+
+    /// The prediction of a run's memory.
+    pub(crate) fn memory_plan(&mut self) -> &mut MemoryPlan {
+        &mut self.memory_plan
+    }
+
+    /// Begins to predict the memory of a run with these settings, TOML. False if a run goes on, whose memory
+    /// the prediction would take.
+    pub(crate) fn plan_memory(&mut self, settings: &str) -> io::Result<bool> {
+        if self.is_any_alive() {
+            return Ok(false);
+        }
+        self.memory_plan.start(settings)?;
+        Ok(true)
     }
 
     /// Starts the next run that waits, if no run of the folder goes on.
@@ -132,6 +153,7 @@ impl Jobs {
     }
 
     fn spawn(&mut self, name: &str, args: &[OsString]) -> io::Result<()> {
+        self.memory_plan.cancel();
         let mut command = Command::new(&self.program);
         command.arg("train").args(args).args(&self.options);
         let child = process::start(&mut command, &self.file(name, "log"))?;

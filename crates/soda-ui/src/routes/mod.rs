@@ -7,6 +7,7 @@
 //! | `POST /api/runs` | starts a run, or lets it wait |
 //! | `POST /api/queue/ID/up`, `.../remove` | moves or removes a run that waits |
 //! | `POST /api/settings` | the settings of a form as TOML, or what is wrong with them |
+//! | `POST /api/memory-plan`, `GET ...` | predicts the memory of a run, and how far that is |
 //! | `GET /api/choices` | presets, methods, known bases and data folders |
 //! | `GET /api/runs/ID` | a run |
 //! | `GET /api/runs/ID/events` | its log, as server-sent events |
@@ -93,6 +94,8 @@ impl App {
             (Method::Get, ["api", "runs"]) => self.list_runs().into(),
             (Method::Post, ["api", "runs"]) => self.start_run(request).into(),
             (Method::Post, ["api", "settings"]) => self.check_settings(request).into(),
+            (Method::Post, ["api", "memory-plan"]) => self.plan_memory(request).into(),
+            (Method::Get, ["api", "memory-plan"]) => self.memory_plan().into(),
             (Method::Get, ["api", "choices"]) => self.choices().into(),
             (Method::Get, ["api", "runs", id]) => self.run(id).into(),
             (Method::Get, ["api", "runs", id, "events"]) => self.events(id, request),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use soda_adapters::MethodConfig;
-use soda_train::{PRESETS, RunFolder};
+use soda_train::{PRESETS, RunFolder, TrainConfig};
 
 use super::App;
 use crate::http::{Request, Response};
@@ -77,21 +77,12 @@ impl App {
     }
 
     pub(super) fn start_run(&self, request: &Request) -> Response {
-        let form: RunForm = match read_json(request) {
+        let (form, config, toml) = match read_form(request) {
             Ok(form) => form,
             Err(refusal) => return refusal,
         };
-        let checked = form.checked_name().and_then(|name| Ok((name, form.config()?)));
-        let (name, config) = match checked {
-            Ok(checked) => checked,
-            Err(sentence) => return Response::error(422, &sentence),
-        };
-        let toml = match config.to_toml() {
-            Ok(toml) => toml,
-            Err(error) => return Response::error(422, &error.to_string()),
-        };
         let mut jobs = self.jobs();
-        let name = match name {
+        let name = match form.name.trim() {
             "" => {
                 let stem = stem(&config);
                 let names = (1..=100_000).map(|number| format!("{stem}-{number}"));
@@ -120,6 +111,26 @@ impl App {
             }
             Err(error) => Response::error(500, &format!("cannot start `soda train`: {error}")),
         }
+    }
+
+    /// Begins to predict the memory of a run.
+    pub(super) fn plan_memory(&self, request: &Request) -> Response {
+        let (_, _, toml) = match read_form(request) {
+            Ok(form) => form,
+            Err(refusal) => return refusal,
+        };
+        match self.jobs().plan_memory(&toml) {
+            Ok(true) => Response::json(&json!({})),
+            Ok(false) => {
+                Response::error(409, "a run goes on, and a prediction would take its memory: wait")
+            }
+            Err(error) => Response::error(500, &format!("cannot start `soda train`: {error}")),
+        }
+    }
+
+    /// How far the newest prediction is.
+    pub(super) fn memory_plan(&self) -> Response {
+        Response::json(&self.jobs().memory_plan().report())
     }
 
     pub(super) fn change_queue(&self, id: &str, change: &str) -> Response {
@@ -170,6 +181,20 @@ impl App {
             ),
             None => Response::not_found(),
         }
+    }
+}
+
+/// The form of a new run, its settings, and these as TOML.
+fn read_form(request: &Request) -> Result<(RunForm, TrainConfig, String), Response> {
+    let form: RunForm = read_json(request)?;
+    let checked = form.checked_name().and_then(|_| form.config());
+    let checked = checked.and_then(|config| match config.to_toml() {
+        Ok(toml) => Ok((config, toml)),
+        Err(error) => Err(error.to_string()),
+    });
+    match checked {
+        Ok((config, toml)) => Ok((form, config, toml)),
+        Err(sentence) => Err(Response::error(422, &sentence)),
     }
 }
 

@@ -141,6 +141,7 @@ impl Desk {
             "/assets/app.js",
             "/api/runs",
             "/api/choices",
+            "/api/memory-plan",
             "/api/data",
             "/api/adapters",
             "/api/drawing",

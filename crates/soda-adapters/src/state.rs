@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::Adapter as _;
 use crate::directions::Directions;
 use crate::error::{AdapterError, StateError};
-use crate::fingerprint::fingerprint;
+use crate::fingerprint::{fingerprint, fingerprint_like};
 use crate::method::{Geometry, Method};
 use crate::methods::MethodConfig;
 use crate::named_params::{ADAPTER_SEGMENT, NamedParam, map_params, named_params};
@@ -132,7 +132,7 @@ impl<M: Method> AdapterState<M> {
     ) -> Result<Plan<M::Adapter>, AdapterError> {
         let Recipe { method, targets, base_hash } = &self.recipe;
         let weights = targets.select_within(module, options.prefix, options.presets)?;
-        let found = fingerprint(&weights);
+        let found = fingerprint_like(base_hash, &weights);
         if found != *base_hash {
             match &mut options.on_other_base {
                 Some(on_other_base) if !method.needs_its_base() => on_other_base(),

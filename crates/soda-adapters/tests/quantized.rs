@@ -16,9 +16,10 @@ use soda_adapters::{
     map_params, named_params, without_adapters,
 };
 use soda_kernels::{
-    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, linear_deferred, stored_weights,
-    with_stored,
+    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, has_vendor_blas, linear_deferred,
+    stored_weights, with_stored,
 };
+use soda_testing::assert_close;
 
 /// A square and a tall layer, one after the other.
 #[derive(Module, Debug)]
@@ -219,9 +220,15 @@ fn adapters_of_waiting_weights_are_those_of_the_same_weights_on_the_device() {
             .map(|base| adapters(plan_measured(&method, base, calibration.as_ref()), &net));
         assert!(!expected.is_empty() && expected.len() == found.len(), "{name}");
         for ((path, expected), (_, found)) in expected.iter().zip(&found) {
-            assert!(found == expected, "{name}: {path}");
+            assert_close(&format!("{name}: {path}"), found, expected, order_of_sums());
         }
     }
+}
+
+/// What the order of a sum may change. A library of a vendor adds in another order where a matrix lies
+/// transposed, as one that has waited does; a CPU adds the numbers of each output in one order.
+fn order_of_sums() -> f64 {
+    if has_vendor_blas(&Tensor::<1>::zeros([1], &Device::default())) { 1e-6 } else { 0.0 }
 }
 
 /// A vendor's library multiplies in the type of the network, whatever that of the file was.
@@ -260,7 +267,8 @@ fn fused_weights_are_those_of_attached_adapters_and_are_stored_one_by_one() {
             let fused = fuse_all(plans(net), net.clone(), |_, _| None);
             assert!(stored_weights(&fused).is_empty(), "{name}");
             let x = input();
-            assert_eq!(difference(fused.forward(&x), expected.forward(&x)), 0.0, "{name}");
+            let difference = difference(fused.forward(&x), expected.forward(&x));
+            assert!(difference <= order_of_sums(), "{name}: {difference}");
         }
         let store = |path: &str, matrix: &Tensor<2>| {
             let data = matrix.clone().transpose().into_data();

@@ -19,6 +19,10 @@ pub(crate) fn workspace_bytes() -> u64 {
     0
 }
 
+pub(crate) fn checksum(_x: &Tensor<1>) -> Option<Tensor<1>> {
+    None
+}
+
 pub(crate) fn free_bytes(_x: &Tensor<1>) -> Option<u64> {
     None
 }

@@ -67,11 +67,13 @@ mod host_matrix;
 mod host_transpose;
 mod ops;
 mod quantize;
+mod stored_checksums;
 mod stored_weight;
 
 pub use backend::{KernelGradients, Kernels};
 #[cfg(feature = "cuda")]
 pub use cuda::missing_for_cuda;
+pub use device::checksum::{checksum, checksum_of_bytes, checksum_of_data};
 pub use device::collective::{Collective, CollectiveError, CollectiveId};
 pub use device::copies_ahead::with_copies_ahead;
 pub use device::graph::CapturedGraph;
@@ -100,4 +102,5 @@ pub use ops::polar::PolarIteration;
 pub use ops::scale_columns::{scale_columns, scale_columns_gradient};
 pub use ops::timesteps::{current_timesteps, with_timesteps};
 pub use quantize::{QuantFormat, QuantLayout, QuantizedMatrix};
+pub use stored_checksums::stored_checksums;
 pub use stored_weight::{StoredFormat, StoredWeight, stored_weights, take_stored, with_stored};

@@ -141,6 +141,19 @@ impl StoredWeight {
         bytes
     }
 
+    /// The numbers in host memory, if they are there.
+    pub(crate) fn host_bytes(&self) -> Option<&[u8]> {
+        match &self.storage {
+            Storage::Device(..) => None,
+            Storage::Host(host) | Storage::Waiting(host) => Some(host.bytes()),
+        }
+    }
+
+    /// The scales of a quantized weight, or one number.
+    pub(crate) fn scales(&self) -> Tensor<1> {
+        self.scales.clone()
+    }
+
     /// The bytes that the weight occupies on its device, and in host memory beside it.
     pub fn memory(&self) -> (usize, usize) {
         let scales = 4 * self.scales.dims()[0];

@@ -61,6 +61,7 @@ mod divided;
 mod error;
 mod eval;
 mod event;
+mod network_hash;
 mod output;
 mod run;
 mod step;

@@ -41,6 +41,7 @@ impl Source {
                 "elementwise.cu",
                 "dequantize.cu",
                 "multi_tensor.cu",
+                "checksum.cu",
                 "tf32_split.cu"
             ),
             Self::Attention => source!("attention.cuh", "attention.cu"),

@@ -8,13 +8,13 @@
 use std::sync::mpsc::channel;
 
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use cudarc::driver::result;
 
 use super::launch::kronecker::Kronecker;
-use super::launch::{multi_tensor, polar};
+use super::launch::{checksum as checksum_kernel, multi_tensor, polar};
 use super::stream::{flush, submit};
-use super::support::{Cube, cublas_takes, kernels_take};
+use super::support::{Cube, cublas_takes, empty, kernels_take};
 
 pub(crate) use super::handles::workspace_bytes;
 
@@ -37,6 +37,14 @@ pub(crate) fn free_bytes(x: &Tensor<1>) -> Option<u64> {
     flush();
     let (free, _) = receiver.recv().ok()??;
     Some(free as u64)
+}
+
+/// The eight bytes of the checksum of `x`, as two numbers. `None` if it is elsewhere or on the tape.
+pub(crate) fn checksum(x: &Tensor<1>) -> Option<Tensor<1>> {
+    let x = copyable(std::slice::from_ref(x))?.remove(0);
+    let sum = Tensor::<1>::from_primitive::<Cube>(empty(&x, vec![2], DType::F32)).zeros_like();
+    checksum_kernel::add_to(&primitive(&sum)?, x);
+    Some(sum)
 }
 
 /// [`KroneckerProduct::apply`](crate::KroneckerProduct::apply) for factors of these sizes, transposed or not.

@@ -1,6 +1,7 @@
 //! What concerns the device rather than a formula: memory, memory format, graph capture, vendor libraries,
 //! kernel cache.
 
+pub(crate) mod checksum;
 pub(crate) mod collective;
 pub(crate) mod copies_ahead;
 pub(crate) mod graph;

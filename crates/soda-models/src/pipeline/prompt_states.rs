@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use sha2::{Digest as _, Sha256};
-use soda_kernels::stored_weights;
+use soda_kernels::{checksum, stored_checksums};
 
 use crate::condition::Condition;
 use crate::qwen3::Qwen3TextModel;
@@ -99,21 +99,22 @@ impl EncodedPrompts {
     }
 }
 
-/// The SHA-256 of the weights of a network in hexadecimal digits: shapes, dtypes and values.
+/// The SHA-256 of the shapes, dtypes and checksums of the weights of a network, in hexadecimal digits.
 pub(super) fn weights_hash<M: Module>(network: &M) -> String {
-    struct Hash(Sha256);
-    impl ModuleVisitor for Hash {
+    struct Lines(String);
+    impl ModuleVisitor for Lines {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let data = param.val().into_data();
-            self.0.update(format!("{:?} {:?} ", data.shape(), data.dtype()));
-            self.0.update(data.as_bytes());
+            let value = param.val();
+            let (shape, dtype) = (value.shape(), value.dtype());
+            let sum = checksum(value.reshape([shape.num_elements()]));
+            self.0 += &format!("{shape:?} {dtype:?} {sum:016x} ");
         }
     }
-    let mut hash = Hash(Sha256::new());
-    network.visit(&mut hash);
-    for (path, weight) in stored_weights(network) {
-        hash.0.update(format!("{path} {:?} ", weight.format()));
-        hash.0.update(weight.to_bytes());
+    let mut lines = Lines(String::new());
+    network.visit(&mut lines);
+    for (path, format, sum) in stored_checksums(network) {
+        lines.0 += &format!("{path} {format:?} {sum:016x} ");
     }
-    hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let hash = Sha256::new_with_prefix(lines.0).finalize();
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -3,7 +3,7 @@
 //!
 //! The name of a file is the SHA-256 of everything that determines its content:
 //!
-//! - the weights and settings of the encoder,
+//! - checksums of the weights, and the settings of the encoder,
 //! - for latents the pixels of the image, the crop and the size,
 //! - for captions the tokens,
 //! - for calibrations the base model, the training data and all settings but the optimizer's.
@@ -18,12 +18,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use burn::module::Module;
 use burn::tensor::Device;
 use image::RgbImage;
 use sha2::{Digest as _, Sha256};
-use soda_adapters::{NamedParam, read_params};
-use soda_kernels::stored_weights;
 use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
@@ -32,6 +29,7 @@ use crate::data::encoded_caption::EncodedCaption;
 use crate::data::latents::{Posterior, takes_mode};
 use crate::divided::Sent as _;
 use crate::error::TrainError;
+use crate::network_hash::network_hash;
 use crate::output::files::{create_folder, write_file};
 use crate::output::tensor_file::{Tensors, from_bytes, hex, to_bytes};
 
@@ -60,8 +58,8 @@ impl EncodeCache {
         let vae = &pipeline.vae;
         let text = match &pipeline.text {
             TextEncoders::Clip(clip) => {
-                let second = clip.second.as_ref().map(|second| fingerprint(&second.text_encoder));
-                format!("{} {}", fingerprint(&clip.text_encoder), second.unwrap_or_default())
+                let second = clip.second.as_ref().map(|second| network_hash(&second.text_encoder));
+                format!("{} {}", network_hash(&clip.text_encoder), second.unwrap_or_default())
             }
             TextEncoders::Qwen3(qwen3) => {
                 format!("{} {}", qwen3.weights_hash(), pipeline.text.prompt_encoding())
@@ -71,11 +69,11 @@ impl EncodeCache {
             folder,
             vae: format!(
                 "{} {} {}{}",
-                fingerprint(&vae.encoder),
-                vae.quant_conv.as_ref().map(fingerprint).unwrap_or_default(),
+                network_hash(&vae.encoder),
+                vae.quant_conv.as_ref().map(network_hash).unwrap_or_default(),
                 vae.scaling_factor,
                 match &vae.bn {
-                    Some(statistics) => fingerprint(statistics),
+                    Some(statistics) => network_hash(statistics),
                     None if takes_mode(pipeline) => format!(" {} mode", vae.shift_factor),
                     None => String::new(),
                 }
@@ -222,27 +220,6 @@ pub(crate) fn image_hash(image: &RgbImage) -> String {
     let mut hash = Sha256::new();
     hash.update(format!("{:?} ", image.dimensions()));
     hash.update(image.as_raw());
-    hex(hash)
-}
-
-/// Identifies a network by its settings and all its weights.
-fn fingerprint<M: Module + fmt::Display>(module: &M) -> String {
-    let hash = |param: NamedParam| {
-        let data = param.value().into_data();
-        let mut hash = Sha256::new();
-        hash.update(format!("{} {:?} {:?} ", param.path, param.shape, data.dtype()));
-        hash.update(data.as_bytes());
-        hash.finalize()
-    };
-    let weights = read_params(module, hash);
-    let mut hash = Sha256::new();
-    // The settings that are not weights, such as the activation function.
-    hash.update(module.to_string());
-    weights.iter().for_each(|weight| hash.update(weight));
-    for (path, weight) in stored_weights(module) {
-        hash.update(format!("{path} {:?} ", weight.format()));
-        hash.update(weight.to_bytes());
-    }
     hex(hash)
 }
 

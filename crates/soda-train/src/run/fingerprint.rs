@@ -4,20 +4,17 @@
 //! run that was begun nor a new one, and is refused.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use burn::module::Module;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use soda_adapters::{NamedParam, read_params};
 use soda_distributed::Item;
-use soda_kernels::stored_weights;
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
 use crate::config::TrainConfig;
 use crate::data::dataset::Dataset;
 use crate::error::{CheckpointError, ConfigError, TrainError};
+use crate::network_hash::network_hash;
 use crate::output::tensor_file::hex;
 
 /// Settings that a resumed run may have changed: lengths, outputs, and paths of files whose content is
@@ -180,22 +177,6 @@ fn flatten(key: &str, value: &Value, settings: &mut BTreeMap<String, Value>) {
 
 fn text_hash(text: &str) -> String {
     hex(Sha256::new_with_prefix(text))
-}
-
-/// Identifies a network by its settings and all its weights. A checksum of each weight suffices against
-/// mistakes, and is several times as fast as a cryptographic hash of gigabytes.
-pub(super) fn network_hash<M: Module + fmt::Display>(module: &M) -> String {
-    let hash = |param: NamedParam| {
-        let data = param.value().into_data();
-        let sum = crc32c::crc32c(data.as_bytes());
-        format!("{} {:?} {:?} {sum:08x} ", param.path, param.shape, data.dtype())
-    };
-    let weights = read_params(module, hash);
-    let stored = stored_weights(module).into_iter().map(|(path, weight)| {
-        format!("{path} {:?} {:08x} ", weight.format(), crc32c::crc32c(&weight.to_bytes()))
-    });
-    let stored: String = stored.collect();
-    text_hash(&format!("{module} {}{stored}", weights.concat()))
 }
 
 #[cfg(test)]

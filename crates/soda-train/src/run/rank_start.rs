@@ -11,10 +11,11 @@ use crate::data::dataset::Dataset;
 use crate::data::encoded_dataset::EncodedDataset;
 use crate::error::{CheckpointError, TrainError};
 use crate::event::Event;
+use crate::network_hash::network_hash;
 use crate::output::run_folder::RunFolder;
 use crate::output::tensor_file::hex;
 use crate::run::checkpoint::Checkpoint;
-use crate::run::fingerprint::{RunFingerprint, network_hash};
+use crate::run::fingerprint::RunFingerprint;
 use crate::step::ranks::Ranks;
 
 /// The most bytes of a checkpoint: as of the files of adapters.

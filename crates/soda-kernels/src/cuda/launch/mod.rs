@@ -25,6 +25,7 @@ macro_rules! entry {
 pub(super) mod attention;
 pub(super) mod bias_residual;
 pub(super) mod cast_pair;
+pub(super) mod checksum;
 pub(super) mod concat_channels;
 pub(super) mod dequantize;
 pub(super) mod geglu;

@@ -14,7 +14,7 @@ use soda_pipeline::TARGET_PRESETS;
 use crate::config::{GradientCheckpointing, TrainConfig};
 use crate::data::batch::Batch;
 use crate::step::backward::DenoiserInputs;
-use crate::step::loss::gradients;
+use crate::step::loss::loss_and_gradients;
 use crate::testing::{filled, norm, random, sdxl, settings};
 
 /// The tolerance relative to the loss, or to the norm of the whole gradient. Only the gradients of the
@@ -138,8 +138,8 @@ fn one_tape_for_each_stage_gives_the_gradients_of_one_tape() {
                         ..plain.clone()
                     };
                     let networks = denoiser.into();
-                    let (expected, plain) = gradients(&networks, &batch, &plain, 1.0);
-                    let (loss, block) = gradients(&networks, &batch, &block, 1.0);
+                    let (expected, plain) = loss_and_gradients(&networks, &batch, &plain, 1.0);
+                    let (loss, block) = loss_and_gradients(&networks, &batch, &block, 1.0);
                     assert!((loss - expected).abs() <= TOLERANCE * expected.abs(), "{case}");
                     let paths = [&plain, &block]
                         .map(|g| g.iter().map(|(path, _)| path).collect::<Vec<_>>());
@@ -168,7 +168,7 @@ fn adapters_in_a_denoiser_know_the_timesteps() {
         for checkpointing in ["checkpointing=none", "checkpointing=block"] {
             let config = settings(&["method=t-lora", "method.rank=3", checkpointing]);
             let networks = adapted(&architecture, &config, &device).into();
-            let (_, grads) = gradients(&networks, &batch, &config, 1.0);
+            let (_, grads) = loss_and_gradients(&networks, &batch, &config, 1.0);
             let of_b = grads.iter().filter(|(path, _)| path.ends_with(".b"));
             let mut found = 0;
             for (path, grad) in of_b {
@@ -220,7 +220,7 @@ fn a_frozen_network_has_a_loss_and_no_gradients() {
         let batch = batch(&architecture, &device);
         let config = settings(&["checkpointing=block"]);
         let denoiser = architecture.init(&device).no_grad();
-        let (loss, found) = gradients(&denoiser.into(), &batch, &config, 1.0);
+        let (loss, found) = loss_and_gradients(&denoiser.into(), &batch, &config, 1.0);
         assert!(loss.is_finite() && found.is_empty());
     }
 }

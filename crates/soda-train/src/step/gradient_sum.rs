@@ -43,7 +43,7 @@ pub(super) fn gradient_sum(
         // Without a copy on the host.
         for step in 0..steps {
             let batches = trainer.samples(data, step);
-            sum = sum + trainer.accumulate(&batches).1;
+            sum = sum + trainer.accumulate(&batches).grads;
             on_progress(step + 1, steps);
         }
         return Ok(sum.to_data());
@@ -63,7 +63,7 @@ pub(super) fn gradient_sum(
         };
         let done = division.each(&work, |item| {
             let batches = trainer.samples(data, first + item);
-            Ok(StepGradient(trainer.accumulate(&batches).1.to_data()))
+            Ok(StepGradient(trainer.accumulate(&batches).grads.to_data()))
         })?;
         for (item, StepGradient(found)) in done.into_iter().enumerate() {
             sum = sum + params.from_data(found)?;

@@ -5,7 +5,7 @@
 //! and after: their inputs are tokens, not floats. They take the gradient by the condition from the graph.
 
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{CapturedGraph, free_memory, memory_usage};
+use soda_kernels::{CapturedGraph, deep_copy, free_memory, memory_usage};
 use soda_models::pipeline::Networks;
 use soda_optim::BatchedParams;
 
@@ -65,8 +65,8 @@ impl StepGraphs {
         self.may_capture || !self.captured.is_empty()
     }
 
-    /// The loss of `batch` and its gradients, as [`gradients`] of `networks` with `params` gives them.
-    /// Replays a graph if there is one of its shape.
+    /// The loss of `batch` times `loss_scale`, and its gradients, as [`gradients`] of `networks` with `params`
+    /// gives them. Replays a graph if there is one of its shape. Waits for nothing.
     pub(crate) fn gradients(
         &mut self,
         networks: &Networks,
@@ -74,7 +74,7 @@ impl StepGraphs {
         batch: &Batch,
         config: &TrainConfig,
         loss_scale: f32,
-    ) -> (f32, BatchedParams) {
+    ) -> (Tensor<1>, BatchedParams) {
         if !self.are_used() {
             let adapted = params.write_to(networks.clone());
             let (loss, grads) = gradients(&adapted, batch, config, loss_scale);
@@ -98,7 +98,7 @@ impl StepGraphs {
             Some(condition) => grads + params.batch_gradients(text.backward(condition)),
             None => grads,
         };
-        (loss.into_scalar::<f32>() / loss_scale, grads)
+        (loss, grads)
     }
 
     /// The graph of inputs of this shape, which is captured if there is none and the memory has room.
@@ -165,7 +165,7 @@ impl CapturedStep {
     ) -> (Tensor<1>, BatchedParams, Option<ConditionGradient>) {
         let (loss, grads, condition) = self.graph.replay(graph_inputs(params, inputs));
         // The next replay overwrites the originals.
-        (loss.clone(), grads.deep_copy(), condition.clone())
+        (deep_copy(loss.clone()), grads.deep_copy(), condition.clone())
     }
 }
 

@@ -23,21 +23,33 @@ use crate::data::prompts::{Prompts, map_condition};
 use crate::step::backward::{DenoiserInputs, LossAndGradients, on_tape};
 use crate::step::text_encoding::TextEncoding;
 
-/// The loss of `batch`, and the gradients of `loss_scale` times that loss. `networks` have their adapters
-/// attached and are on a plain device.
+/// `loss_scale` times the loss of `batch`, and its gradients. `networks` have their adapters attached and are
+/// on a plain device.
 pub(crate) fn gradients(
     networks: &Networks,
     batch: &Batch,
     config: &TrainConfig,
     loss_scale: f32,
-) -> (f32, AdapterGradients) {
+) -> (Tensor<1>, AdapterGradients) {
     let text = TextEncoding::new(networks, &batch.prompts);
     let inputs = LossInputs::new(networks, &batch.weighted(loss_scale), &text, config);
     let LossAndGradients { loss, adapters, condition } =
         inputs.backward(&networks.denoiser, config);
     let text = condition.map(|gradient| text.backward(gradient)).unwrap_or_default();
     let adapters = adapters.with_prefix(networks.denoiser.folder());
-    (loss.into_scalar::<f32>() / loss_scale, adapters + text)
+    (loss, adapters + text)
+}
+
+/// The loss of `batch`, and [`gradients`].
+#[cfg(test)]
+pub(crate) fn loss_and_gradients(
+    networks: &Networks,
+    batch: &Batch,
+    config: &TrainConfig,
+    loss_scale: f32,
+) -> (f32, AdapterGradients) {
+    let (loss, gradients) = gradients(networks, batch, config, loss_scale);
+    (loss.into_scalar::<f32>() / loss_scale, gradients)
 }
 
 /// Everything that the loss of a step depends on except the denoiser: samples and their encoded prompts.

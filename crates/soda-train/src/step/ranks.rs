@@ -36,6 +36,24 @@ pub(crate) struct Contribution {
     pub(crate) grads: BatchedParams,
 }
 
+/// A rank's part of a step that its device may still compute.
+pub(crate) struct PendingContribution {
+    /// The losses of the batches of the part, times `scale`.
+    pub(crate) losses: Vec<Tensor<1>>,
+    pub(crate) scale: f32,
+    /// The sum of the batches, without the scale.
+    pub(crate) grads: BatchedParams,
+}
+
+impl PendingContribution {
+    /// Waits for the losses, and adds them in the order of the batches.
+    pub(crate) fn read(self) -> Contribution {
+        let Self { losses, scale, grads } = self;
+        let losses = losses.into_iter().map(|loss| loss.into_scalar::<f32>() / scale);
+        Contribution { loss: losses.reduce(|sum, loss| sum + loss).unwrap_or(0.0), grads }
+    }
+}
+
 impl Default for Ranks {
     fn default() -> Self {
         Self::new(Arc::new(Alone))
@@ -146,8 +164,7 @@ impl Ranks {
         let sizes: Vec<usize> = flattened.iter().map(|values| values.dims()[0]).collect();
         let flat = (!sizes.is_empty()).then(|| multi_tensor_cat(flattened));
         let on_host = flat.as_ref().filter(|_| self.collective.is_none());
-        let mut bucket: Vec<f32> =
-            on_host.map_or_else(Vec::new, |flat| flat.to_data().iter().collect());
+        let mut bucket: Vec<f32> = on_host.map_or_else(Vec::new, |flat| to_vec(&flat.to_data()));
         // Whoever is asked while the others compute is asked in the same step. With a collective this
         // exchange finds ranks that have gone before the devices wait for them.
         bucket.extend([loss, f32::from(u8::from(stop()))]);
@@ -193,6 +210,11 @@ impl Ranks {
         );
         Ok(self.reduce.agree(&[Item::new(what, format!("{sum:08x}"))])?)
     }
+}
+
+/// The values of a gradient. Those of f32, as all are, are copied at once.
+fn to_vec(data: &TensorData) -> Vec<f32> {
+    data.as_slice().map_or_else(|_| data.iter().collect(), <[f32]>::to_vec)
 }
 
 #[cfg(test)]

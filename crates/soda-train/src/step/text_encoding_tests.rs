@@ -17,7 +17,7 @@ use crate::data::prompts::{Prompts, condition};
 use crate::divided::Division;
 use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::calibration::Calibrations;
-use crate::step::loss::gradients;
+use crate::step::loss::loss_and_gradients;
 use crate::testing::{filled, norm, sdxl, settings};
 
 const SAMPLES: usize = 3;
@@ -106,7 +106,7 @@ fn text_encoders_have_the_gradients_of_one_tape_through_everything() {
     assert_eq!(text_grads, 2 * 6 + 3 * 6);
     for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Block] {
         let config = TrainConfig { checkpointing, ..config.clone() };
-        let (value, found) = gradients(&networks, &batch, &config, 1.0);
+        let (value, found) = loss_and_gradients(&networks, &batch, &config, 1.0);
         assert!((value - loss.clone().into_scalar::<f32>()).abs() < 1e-5);
         for (path, expected) in expected.iter() {
             let found = found.get(path).unwrap().clone();
@@ -126,7 +126,7 @@ fn a_loss_scale_multiplies_the_text_encoders_gradients_too() {
     let batch = batch(&device);
     let (config, networks) = adapted(&[], &device);
     let [(loss, plain), (same, scaled)] =
-        [1.0, 1024.0].map(|scale| gradients(&networks, &batch, &config, scale));
+        [1.0, 1024.0].map(|scale| loss_and_gradients(&networks, &batch, &config, scale));
     assert_eq!(loss, same);
     let text: Vec<_> = plain.iter().filter(|(path, _)| path.starts_with("text_encoder")).collect();
     assert!(!text.is_empty());
@@ -156,8 +156,9 @@ fn dco_measures_against_frozen_text_encoders() {
             weight[sample] = 1.0;
             let weight = Tensor::from_data(TensorData::from(weight), &device);
             let batch = Batch { weight, ..batch(&device) };
-            let loss = gradients(networks, &batch, &config, 1.0).0 - std::f32::consts::LN_2;
-            let error = gradients(networks, &batch, &mse, 1.0).0;
+            let loss =
+                loss_and_gradients(networks, &batch, &config, 1.0).0 - std::f32::consts::LN_2;
+            let error = loss_and_gradients(networks, &batch, &mse, 1.0).0;
             loss.abs() / (0.5 * config.objective.dco_beta as f32 * error)
         };
         max_abs((0..SAMPLES).map(of_sample))

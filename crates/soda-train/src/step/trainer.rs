@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::module::Module as _;
-use burn::tensor::TensorData;
+use burn::tensor::{Tensor, TensorData};
 use soda_adapters::Method;
 use soda_models::batch_shards::BatchShards;
 use soda_models::clip::NewTokens;
@@ -24,7 +24,7 @@ use crate::step::loss::gradients;
 use crate::step::loss_scale::LossScale;
 use crate::step::metrics::StepMetrics;
 use crate::step::param_groups::{DENOISER, TEXT_ENCODERS, TOKENS, param_group};
-use crate::step::ranks::{Contribution, Ranks};
+use crate::step::ranks::{Contribution, PendingContribution, Ranks};
 
 /// The encoded data that steps sample from.
 pub struct StepData<'a> {
@@ -61,6 +61,8 @@ pub struct Trainer<'a> {
     graphs: StepGraphs,
     ranks: Ranks,
     step: usize,
+    /// This rank's samples of the step of this number, drawn while the device computed the step before it.
+    next: Option<(usize, Vec<Batch>)>,
 }
 
 /// The state of a [`Trainer`] that its configuration does not determine.
@@ -152,6 +154,7 @@ impl<'a> Trainer<'a> {
             graphs: StepGraphs::new(false),
             ranks: Ranks::default(),
             step: 0,
+            next: None,
             last_finite: params.clone(),
             params,
             networks,
@@ -204,8 +207,15 @@ impl<'a> Trainer<'a> {
         data: &StepData<'_>,
         stop: &AtomicBool,
     ) -> Result<(StepMetrics, bool), TrainError> {
-        let batches = self.samples(data, self.step);
-        let metrics = self.step_on_batches(&batches, stop)?;
+        let known = self.next.take().filter(|(step, _)| *step == self.step);
+        let batches = known.map_or_else(|| self.samples(data, self.step), |(_, batches)| batches);
+        let pending = self.accumulate(&batches);
+        // A GPU computes meanwhile.
+        let next = self.step + 1;
+        if self.graphs.are_used() && next < self.config.steps {
+            self.next = Some((next, self.samples(data, next)));
+        }
+        let metrics = self.finish_step(pending, stop)?;
         Ok((metrics, self.ranks.stopped() || self.ranks.world() == 1 && is_set(stop)))
     }
 
@@ -223,19 +233,18 @@ impl<'a> Trainer<'a> {
     /// [`Trainer::last_finite`]. In f16 a step whose gradient is not finite is skipped, and is an error only
     /// if no loss scale helps.
     pub fn step_on(&mut self, batch: &Batch) -> Result<StepMetrics, TrainError> {
-        self.step_on_batches(std::slice::from_ref(batch), &AtomicBool::new(false))
+        let pending = self.accumulate(std::slice::from_ref(batch));
+        self.finish_step(pending, &AtomicBool::new(false))
     }
 
-    fn step_on_batches(
+    /// Adds the gradients of all ranks and moves the parameters.
+    fn finish_step(
         &mut self,
-        batches: &[Batch],
+        pending: PendingContribution,
         stop: &AtomicBool,
     ) -> Result<StepMetrics, TrainError> {
         let trained = TrainedGroups::at(self.step, self.config);
-        self.freeze_finished(trained);
-        let (loss, grads) = self.accumulate(batches);
-        let own = Contribution { loss, grads };
-        let Contribution { loss, grads } = self.ranks.sum(own, || is_set(stop))?;
+        let Contribution { loss, grads } = self.ranks.sum(pending.read(), || is_set(stop))?;
         // The optimizer would turn an infinite gradient of a finite loss into an infinite adapter.
         let norm = grads.norm().map_or(0.0, |norm| norm.into_scalar::<f32>());
         if loss.is_finite() {
@@ -267,35 +276,38 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The loss of all `batches` and its gradients, without the loss scale.
-    pub(super) fn accumulate(&mut self, batches: &[Batch]) -> (f32, BatchedParams) {
+    /// The loss of all `batches` and its gradients, without the loss scale. Waits for nothing.
+    pub(super) fn accumulate(&mut self, batches: &[Batch]) -> PendingContribution {
+        self.freeze_finished(TrainedGroups::at(self.step, self.config));
+        let scale = self.loss_scale.map_or(1.0, |scale| scale.value);
         let samples: usize = batches.iter().map(Batch::len).sum();
         // A process that stands for several ranks takes their batches one after the other.
         let ranks_here = self.config.ranks.unwrap_or(1).div_ceil(self.ranks.world());
         let micro_batch = samples.div_ceil(self.config.accumulation * ranks_here).max(1);
         let micro_batches =
             batches.iter().flat_map(|batch| batch.split(batch.len().div_ceil(micro_batch)));
-        let mut sum: Option<(f32, BatchedParams)> = None;
+        let mut losses = Vec::new();
+        let mut sum: Option<BatchedParams> = None;
         for batch in micro_batches {
             // A fixed order of additions gives the same bits for every order in which the threads finish.
-            for (loss, grads) in self.shard_gradients(&batch) {
+            for (loss, grads) in self.shard_gradients(&batch, scale) {
+                losses.push(loss);
                 sum = Some(match sum {
-                    Some(sum) => (sum.0 + loss, sum.1 + grads),
-                    None => (loss, grads),
+                    Some(sum) => sum + grads,
+                    None => grads,
                 });
             }
         }
-        let (loss, grads) = sum.unwrap_or_else(|| (0.0, self.params.scaled(0.0)));
+        let grads = sum.unwrap_or_else(|| self.params.scaled(0.0));
         let grads = match self.loss_scale {
             Some(scale) => grads.scaled(scale.value.recip()),
             None => grads,
         };
-        (loss, grads)
+        PendingContribution { losses, scale, grads }
     }
 
     /// Losses and gradients of the shards of `batch`, times the loss scale.
-    fn shard_gradients(&mut self, batch: &Batch) -> Vec<(f32, BatchedParams)> {
-        let scale = self.loss_scale.map_or(1.0, |scale| scale.value);
+    fn shard_gradients(&mut self, batch: &Batch, scale: f32) -> Vec<(Tensor<1>, BatchedParams)> {
         let (networks, params, config) = (&self.networks, &self.params, self.config);
         if self.shards.count() == 1 {
             return vec![self.graphs.gradients(networks, params, batch, config, scale)];
@@ -406,6 +418,7 @@ impl<'a> Trainer<'a> {
         self.optimizer = self.optimizer.restored(state.optimizer, &device).ok()?;
         self.loss_scale = state.loss_scale;
         self.step = state.step;
+        self.next = None;
         Some(self)
     }
 }

@@ -1,7 +1,7 @@
 //! The memory of a device, or of this process on a CPU.
 
 use burn::tensor::Device;
-use soda_kernels::{memory_usage, release_unused};
+use soda_kernels::{free_memory, memory_usage, release_unused};
 use soda_train::MemoryMeter;
 
 use crate::device::is_processor;
@@ -25,9 +25,10 @@ impl MemoryMeter for DeviceMemory {
         }
     }
 
-    fn extrapolates(&self) -> bool {
-        // What an allocator keeps for each thread does not grow with the pictures.
-        !is_processor(&self.0)
+    fn room(&mut self) -> Option<u64> {
+        // What an allocator keeps for each thread of a CPU does not grow with the pictures.
+        let free = if is_processor(&self.0) { None } else { free_memory(&self.0) }?;
+        Some(free + self.peak()?)
     }
 
     fn peak(&mut self) -> Option<u64> {

@@ -274,8 +274,7 @@ impl Reduce for Tcp {
         let limit = size_of_val(values);
         self.call(Operation::Sum, |state, call| {
             if self.rank > 0 {
-                let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-                self.send_all(state, call, &bytes)?;
+                self.send_all(state, call, &to_bytes(values))?;
                 self.receive(state, call, limit)?;
                 let peer = &state.peers[0];
                 return copy(peer, &state.received, values);
@@ -294,8 +293,7 @@ impl Reduce for Tcp {
             for (value, sum) in values.iter_mut().zip(&sums) {
                 *value = *sum as f32;
             }
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            self.send_all(state, call, &bytes)
+            self.send_all(state, call, &to_bytes(values))
         })
     }
 
@@ -376,6 +374,15 @@ impl Reduce for Tcp {
     fn end(&self, sentence: &str) {
         self.state().finish(&format!("rank {} on {}: {sentence}", self.rank, self.host));
     }
+}
+
+fn to_bytes(values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; size_of_val(values)];
+    let (parts, _) = bytes.as_chunks_mut::<4>();
+    for (part, value) in parts.iter_mut().zip(values) {
+        *part = value.to_le_bytes();
+    }
+    bytes
 }
 
 fn copy(peer: &Peer, bytes: &[u8], values: &mut [f32]) -> Result<(), DistributedError> {

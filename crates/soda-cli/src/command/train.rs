@@ -79,7 +79,8 @@ pub(crate) struct TrainArgs {
         value_parser = clap::value_parser!(u32).range(1..=86_400),
     )]
     pub(crate) rank_timeout: u32,
-    /// How several processes add their gradients: tcp over rank 0, or nccl on their GPUs
+    /// How several processes add their gradients: nccl on their GPUs, tcp over rank 0, or auto for nccl where
+    /// every process has it and a GPU of its own
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) collectives: Collectives,
     /// Predict the memory of the run, without training: reads the base and the pictures, makes the adapters,
@@ -149,6 +150,7 @@ fn print_plan(job: Personalisation, device: &Device) -> Result<(), TrainError> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Collectives {
     #[default]
+    Auto,
     Tcp,
     Nccl,
 }
@@ -156,7 +158,7 @@ pub(crate) enum Collectives {
 /// Connects the GPUs of the ranks if they can be, and says so.
 fn add_gradients(args: &TrainArgs, ranks: &Membership, device: &Device) -> Result<Ranks> {
     let own = Ranks::new(Arc::clone(&ranks.reduce));
-    let is_wanted = args.collectives == Collectives::Nccl && !is_processor(device);
+    let is_wanted = args.collectives != Collectives::Tcp && !is_processor(device);
     let patience = Duration::from_secs(args.rank_timeout.into());
     let (own, refusal) = own.with_collective(device, is_wanted, patience)?;
     if own.world() > 1 && !own.has_collective() && args.collectives == Collectives::Nccl {

@@ -1,13 +1,15 @@
 //! The memory of a run, predicted before it starts.
 //!
-//! The plan does what a run does until its first step, and then a few steps on smaller images. What a step
-//! keeps grows with the number of pixels, since no kernel keeps the scores of an attention:
+//! The plan does what a run does until its first step, and then a few steps. What a step keeps grows with the
+//! number of pixels, since no kernel keeps the scores of an attention:
 //!
 //! ```text
 //! peak(pixels) = fixed + each · pixels
 //! ```
 //!
-//! Two sizes give both numbers. Images that are too small to be halved twice are measured as they are.
+//! So the peak of a small image bounds that of a large one: `peak(n · pixels) <= n · peak(pixels)`. The size of
+//! the run is measured where the bound of a smaller one fits into the memory. Otherwise the peaks of a half and
+//! of three quarters of its sides give both numbers.
 
 use std::ops::RangeInclusive;
 
@@ -33,9 +35,9 @@ pub trait MemoryMeter {
     /// Gives back what is not in use, and begins to measure anew.
     fn restart(&mut self);
 
-    /// Whether the peak of a step is that of its tensors alone, so that two small sizes tell that of a large
-    /// one. Otherwise the size of the run is measured.
-    fn extrapolates(&self) -> bool;
+    /// The bytes that can be in use at once, those that are in use now included. `None` if that is not known:
+    /// the size of the run is measured then.
+    fn room(&mut self) -> Option<u64>;
 
     /// The most bytes since the last restart. `None` if this system does not tell.
     fn peak(&mut self) -> Option<u64>;
@@ -112,8 +114,7 @@ impl Personalisation {
         let batch = batches.into_iter().max_by_key(area).expect("a step has a batch");
         let full = size(&batch);
         let mut state = TrainerState::default();
-        let extrapolates = meter.extrapolates();
-        let step = peak_at(full, extrapolates, |side| {
+        let step = peak_at(full, meter, |side, meter| {
             let batch = batch.cropped(side);
             let mut trainer = trainer(&config, &pipeline, plan.clone(), &ranks, with_graph)?;
             meter.restart();
@@ -126,13 +127,17 @@ impl Personalisation {
         })?;
         // Tiles have one size, whatever that of the image is.
         let tiling = config.samples.tiling(&pipeline.vae_config);
-        let images = peak_at(full, extrapolates && tiling.is_none(), |[height, width]| {
+        let mut decode = |[height, width]: [usize; 2], meter: &mut dyn MemoryMeter| {
             let shape = [1, pipeline.vae_config.patch_channels(), height, width];
             meter.restart();
             let latents = Tensor::zeros(shape, &pipeline.device);
             let _ = pipeline.decode_in(latents, tiling).into_data();
             peak(meter)
-        })?;
+        };
+        let images = match tiling {
+            Some(_) => decode(full, meter)?,
+            None => peak_at(full, meter, decode)?,
+        };
         let adapter = bytes(state.adapter.values());
         let average = bytes(state.average.values());
         Ok(MemoryPlan {
@@ -164,21 +169,35 @@ fn peak(meter: &mut dyn MemoryMeter) -> Result<u64, TrainError> {
     meter.peak().ok_or(TrainError::NoMemoryMeter)
 }
 
-/// The peak for latents of size `full`, from those of a quarter and a half of its sides.
+/// Parts of the sides that are measured, smallest first, if the memory may have no room for the whole.
+const PARTS: [(usize, usize); 3] = [(1, 4), (1, 2), (3, 4)];
+
+/// The peak for latents of size `full`, measured, or from those of smaller ones.
 fn peak_at(
     full: [usize; 2],
-    extrapolates: bool,
-    mut measure: impl FnMut([usize; 2]) -> Result<u64, TrainError>,
+    meter: &mut dyn MemoryMeter,
+    mut measure: impl FnMut([usize; 2], &mut dyn MemoryMeter) -> Result<u64, TrainError>,
 ) -> Result<u64, TrainError> {
-    let part = |divisor: usize| full.map(|side| (side / divisor).next_multiple_of(SIDE_MULTIPLE));
-    let (small, half) = (part(4), part(2));
     let area = |[height, width]: [usize; 2]| (height * width) as f64;
-    if !extrapolates || area(small) >= area(half) || area(half) >= area(full) {
-        return measure(full);
+    let mut measured: Vec<(f64, f64)> = Vec::new();
+    for (part, of) in PARTS {
+        let Some(room) = meter.room() else { break };
+        let side = full.map(|side| (side * part / of).next_multiple_of(SIDE_MULTIPLE));
+        let is_between = measured.last().is_none_or(|(last, _)| *last < area(side));
+        if !is_between || area(side) >= area(full) {
+            continue;
+        }
+        let peak = measure(side, meter)? as f64;
+        if peak * area(full) / area(side) <= room as f64 {
+            break;
+        }
+        measured.push((area(side), peak));
+        if let ([.., (low_area, low), (high_area, high)], true) = (&*measured, part == 3) {
+            let each = (high - low).max(0.0) / (high_area - low_area);
+            return Ok((high + each * (area(full) - high_area)) as u64);
+        }
     }
-    let (low, high) = (measure(small)? as f64, measure(half)? as f64);
-    let each = (high - low).max(0.0) / (area(half) - area(small));
-    Ok((high + each * (area(full) - area(half))) as u64)
+    measure(full, meter)
 }
 
 /// The weights of all networks that are in memory.
@@ -199,23 +218,48 @@ fn bytes<'a>(tensors: impl Iterator<Item = &'a TensorData>) -> u64 {
 mod tests {
     use super::*;
 
+    /// A device of this memory.
+    struct Room(Option<u64>);
+
+    impl MemoryMeter for Room {
+        fn restart(&mut self) {}
+
+        fn room(&mut self) -> Option<u64> {
+            self.0
+        }
+
+        fn peak(&mut self) -> Option<u64> {
+            None
+        }
+    }
+
     #[test]
-    fn a_peak_is_extrapolated_from_two_sizes() {
-        let peak = |full| {
+    fn a_peak_is_measured_where_it_fits_and_extrapolated_elsewhere() {
+        let law = |side: [usize; 2]| 1000 + 3 * (side[0] * side[1]) as u64;
+        let peak = |full, room| {
             let mut seen = Vec::new();
-            let peak = peak_at(full, true, |side| {
+            let peak = peak_at(full, &mut Room(room), |side, _| {
                 seen.push(side);
-                Ok(1000 + 3 * (side[0] * side[1]) as u64)
+                Ok(law(side))
             });
             (peak.unwrap_or_default(), seen)
         };
-        assert_eq!(peak([128, 96]), (1000 + 3 * 128 * 96, vec![[32, 24], [64, 48]]));
-        // Sides that are no multiple of four times eight.
-        assert_eq!(peak([120, 72]), (1000 + 3 * 120 * 72, vec![[32, 24], [64, 40]]));
-        assert_eq!(peak([8, 8]), (1000 + 3 * 64, vec![[8, 8]]));
+        let (full, whole) = ([128, 96], law([128, 96]));
+        assert_eq!(peak(full, None), (whole, vec![full]));
+        // Sixteen times the peak of a quarter of the sides fits; that of three quarters; nothing.
+        assert_eq!(peak(full, Some(16 * law([32, 24]))), (whole, vec![[32, 24], full]));
+        let parts = [[32, 24], [64, 48], [96, 72]];
+        let room = law([96, 72]) * 16 / 9 + 1;
+        assert_eq!(peak(full, Some(room)), (whole, [&parts[..], &[full]].concat()));
+        assert_eq!(peak(full, Some(whole)), (whole, parts.to_vec()));
+        // Sides that are no multiples of four times eight, and an image without parts.
+        let parts = vec![[32, 24], [64, 40], [96, 56]];
+        assert_eq!(peak([120, 72], Some(0)), (law([120, 72]), parts));
+        assert_eq!(peak([8, 8], Some(0)), (law([8, 8]), vec![[8, 8]]));
         // A step that takes less with more pixels is noise.
-        let shrinking = peak_at([64, 64], true, |side| Ok(10_000 - side[0] as u64));
-        assert_eq!(shrinking.unwrap_or_default(), 10_000 - 32);
+        let shrinking =
+            peak_at([64, 64], &mut Room(Some(0)), |side, _| Ok(10_000 - side[0] as u64));
+        assert_eq!(shrinking.unwrap_or_default(), 10_000 - 48);
     }
 
     #[test]

@@ -38,7 +38,7 @@ def main() -> None:
 
     def draw():
         prompts = ["a photo of a red mug on a beach"] * args.count
-        images = pipe(prompts, num_inference_steps=args.steps, guidance_scale=args.guidance).images
+        images = pipe(prompt=prompts, num_inference_steps=args.steps, guidance_scale=args.guidance).images
         for index, image in enumerate(images):
             image.save(f"diffusers-{index}.png")
         return time.perf_counter()

@@ -40,6 +40,25 @@ every = 500
 guidance = 4.0
 ";
 
+/// The settings of SDXL for small cards.
+const SMALL_SDXL: &str = "\
+steps = 1000
+batch_size = 1
+precision = \"bf16\"
+encoder_precision = \"bf16\"
+checkpointing = \"block\"
+[optimizer]
+flat = \"adamw-8bit\"
+spectrum_lr = 1e-4
+warmup_steps = 20
+[validation]
+every = 250
+timesteps = 4
+[samples]
+every = 500
+guidance = 5.0
+";
+
 /// All presets.
 pub const PRESETS: &[Preset] = &[
     Preset {
@@ -106,31 +125,32 @@ guidance = 5.0
 ",
     },
     Preset {
+        name: "sdxl-8gb",
+        about: "a subject on SDXL with 8 GB of GPU memory: as sdxl-12gb, nf4 base, pictures decoded in tiles",
+        changes: &["method=lora", "method.rank=16", "base_precision=nf4", "samples.tile_size=512"],
+        settings: SMALL_SDXL,
+    },
+    Preset {
         name: "sdxl-12gb",
         about: "a subject on SDXL with 12 GB of GPU memory: rank 16, all networks in bf16, gradient checkpointing, 8-bit AdamW",
         changes: &["method=lora", "method.rank=16"],
-        settings: "\
-steps = 1000
-batch_size = 1
-precision = \"bf16\"
-encoder_precision = \"bf16\"
-checkpointing = \"block\"
-[optimizer]
-flat = \"adamw-8bit\"
-spectrum_lr = 1e-4
-warmup_steps = 20
-[validation]
-every = 250
-timesteps = 4
-[samples]
-every = 500
-guidance = 5.0
-",
+        settings: SMALL_SDXL,
     },
     Preset {
         name: "flux2-klein-4b",
         about: "a subject on FLUX.2 klein base 4B at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
         changes: &["method=lora", "method.rank=32"],
+        settings: TRANSFORMER,
+    },
+    Preset {
+        name: "flux2-klein-4b-8gb",
+        about: "the same with 8 GB of GPU memory: LoRA of rank 32, nf4 base, 8-bit AdamW",
+        changes: &[
+            "method=lora",
+            "method.rank=32",
+            "base_precision=nf4",
+            "optimizer.flat=adamw-8bit",
+        ],
         settings: TRANSFORMER,
     },
     Preset {

@@ -424,8 +424,8 @@ def check_base(where, adapter, part, weights):
     if rotation and (rotation["ranks"] or rotation["numbers"]):
         # The hash covers weights that have no rotation, too.
         return
-    found = targets.base_hash((path, weights[path].float().cpu().numpy()) for path in sorted(weights))
-    if found == part.base_hash:
+    pairs = ((path, weights[path].float().cpu().numpy()) for path in sorted(weights))
+    if targets.base_hash(pairs, part.base_hash) == part.base_hash:
         return
     rounded = any(weight.dtype != torch.float32 for weight in weights.values())
     if rounded or not settings.needs_its_base(part.method, part.settings):

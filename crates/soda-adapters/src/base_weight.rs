@@ -54,6 +54,14 @@ impl BaseWeight {
         }
     }
 
+    /// The checksum of the weight in f32, if it is floats in host memory.
+    pub(crate) fn host_checksum(&self) -> Option<u64> {
+        match self {
+            Self::Float(_) => None,
+            Self::Stored(w, _) => w.host_checksum(),
+        }
+    }
+
     /// The product `x W` of rows `x` `[rows, in]`.
     ///
     /// The tape of a stored weight holds its codes, or a reference to the host's memory.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use soda_kernels::{checksum, checksum_of_data};
+use soda_kernels::checksum;
 
 use crate::weight::Weight;
 
@@ -29,12 +29,15 @@ const OF_CHECKSUMS: &str = "2-";
 /// # Ok::<(), soda_adapters::AdapterError>(())
 /// ```
 pub fn fingerprint(weights: &BTreeMap<String, Weight>) -> String {
+    let on_host: Vec<_> = weights.par_iter().map(|(_, weight)| weight.host_checksum()).collect();
     let mut lines = String::new();
-    for_each(weights, checksum_of_data, |path, [rows, cols], weight, on_host| {
-        let sum = on_host.unwrap_or_else(|| checksum(flat(weight)));
+    for ((path, weight), sum) in weights.iter().zip(on_host) {
+        let [rows, cols] = weight.dims();
+        // A device is used by this thread alone: each thread has memory pools of its own.
+        let sum = sum.unwrap_or_else(|| checksum(flat(weight)));
         // Writing to a string never fails.
         let _ = writeln!(lines, "{path} {rows} {cols} {sum:016x}");
-    });
+    }
     format!("{OF_CHECKSUMS}{}", hex(Sha256::new_with_prefix(lines)))
 }
 
@@ -46,43 +49,53 @@ pub(crate) fn fingerprint_like(like: &str, weights: &BTreeMap<String, Weight>) -
 /// The SHA-256 of the weights by path, as adapter files had it first.
 fn sha256(weights: &BTreeMap<String, Weight>) -> String {
     let mut hash = Sha256::new();
-    for_each(weights, TensorData::clone, |path, [rows, cols], weight, data| {
+    for (path, weight) in weights {
+        let [rows, cols] = weight.dims();
         hash.update(format!("{path} {rows} {cols}\n"));
-        let data = data.unwrap_or_else(|| flat(weight).into_data());
+        let data = weight.host_floats().unwrap_or_else(|| flat(weight).into_data());
         if cfg!(target_endian = "little") {
             hash.update(data.as_bytes());
         } else {
             data.iter::<f32>().for_each(|value| hash.update(value.to_le_bytes()));
         }
-    });
+    }
     hex(hash)
 }
 
-/// Calls `each` with every weight in the order of the paths, and with `read` of those that are in host memory,
-/// which is called on all cores.
-fn for_each<T: Send>(
-    weights: &BTreeMap<String, Weight>,
-    read: impl Fn(&TensorData) -> T + Sync,
-    mut each: impl FnMut(&str, [usize; 2], &Weight, Option<T>),
-) {
-    let weights: Vec<_> = weights.iter().collect();
-    // A device is read by the thread that hashes. With another thread the hash changed from run to run on
-    // CUDA. A window bounds what is in memory as f32.
-    for window in weights.chunks(rayon::current_num_threads()) {
-        let on_host = window.par_iter().map(|(_, weight)| Some(read(&weight.host_floats()?)));
-        let on_host: Vec<_> = on_host.collect();
-        for ((path, weight), value) in window.iter().zip(on_host) {
-            each(path, weight.dims(), weight, value);
-        }
-    }
-}
-
 /// The values of a weight as f32.
-fn flat(weight: &Weight) -> burn::tensor::Tensor<1> {
+fn flat(weight: &Weight) -> Tensor<1> {
     let [rows, cols] = weight.dims();
     weight.matrix().cast(DType::F32).reshape([rows * cols])
 }
 
 fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use burn::module::Param;
+    use burn::nn::LinearConfig;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::targets::Targets;
+
+    /// Both fingerprints of a weight, as `soda_adapters.targets.base_hash` of the Python package gives them.
+    #[test]
+    fn fingerprints_are_those_of_the_python_package() {
+        let device = Device::default();
+        let mut layer = LinearConfig::new(3, 2).with_bias(false).init(&device);
+        let weight = Tensor::from_floats([[0.0, 0.75], [0.25, 1.0], [0.5, 1.25]], &device);
+        layer.weight = Param::from_tensor(weight);
+        let weights = Targets(vec!["^weight$".into()]).select(&layer).unwrap();
+        let of_checksums = "2-8b5d469680eb21cb34356e81b5827805d9531791a6b62f765cf787cc005b66c4";
+        let of_values = "c0b4aecf4b6381afcd7009d8964e926c6f9f74a4c05f21f591fbfe5218d33fa4";
+        assert_eq!(fingerprint(&weights), of_checksums);
+        for like in [of_checksums, of_values] {
+            assert_eq!(fingerprint_like(like, &weights), like);
+        }
+    }
 }

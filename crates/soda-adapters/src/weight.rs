@@ -122,6 +122,11 @@ impl Weight {
         self.base.host_floats()
     }
 
+    /// The checksum of the matrix in f32, if it is floats in host memory.
+    pub(crate) fn host_checksum(&self) -> Option<u64> {
+        self.base.host_checksum()
+    }
+
     /// The matrix in the float type that adapters compute in.
     pub(crate) fn compute_matrix(&self) -> Tensor<2> {
         self.matrix().cast(compute_dtype(self.dtype()))

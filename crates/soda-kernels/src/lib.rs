@@ -73,7 +73,7 @@ mod stored_weight;
 pub use backend::{KernelGradients, Kernels};
 #[cfg(feature = "cuda")]
 pub use cuda::missing_for_cuda;
-pub use device::checksum::{checksum, checksum_of_bytes, checksum_of_data};
+pub use device::checksum::checksum;
 pub use device::collective::{Collective, CollectiveError, CollectiveId};
 pub use device::copies_ahead::with_copies_ahead;
 pub use device::graph::CapturedGraph;

@@ -15,6 +15,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use crate::backend::Kernels;
 use crate::cuda::pin;
+use crate::device::checksum::checksum_of_transposed;
 use crate::device::vendor_blas::has_vendor_blas;
 use crate::host_matrix::{HostMatrix, HostNumbers};
 use crate::host_transpose::transposed;
@@ -211,6 +212,17 @@ impl StoredWeight {
                 HostNumbers::Codes(_) => None,
             },
             Storage::Device(..) => None,
+        }
+    }
+
+    /// The [`checksum`](crate::checksum) of the weight `[in, out]` in f32, if it is floats in host memory.
+    pub fn host_checksum(&self) -> Option<u64> {
+        let (Storage::Host(host) | Storage::Waiting(host)) = &self.storage else { return None };
+        match host.numbers() {
+            HostNumbers::Floats { dtype, shape } => {
+                checksum_of_transposed(dtype, shape, host.bytes())
+            }
+            HostNumbers::Codes(_) => None,
         }
     }
 

@@ -202,8 +202,8 @@ class _Entry:
         state = _NETWORKS.get(self.module)
         originals = state.originals if state else {}
         weights = {path: originals.get(path, self.parameters[path].detach()) for path in selected}
-        found = base_hash((path, weights[path].float().cpu().numpy()) for path in selected)
-        if found == part.base_hash:
+        pairs = ((path, weights[path].float().cpu().numpy()) for path in selected)
+        if base_hash(pairs, part.base_hash) == part.base_hash:
             return
         rounded = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights.values())
         trained = f"{where} was trained on another base (`{adapter.base}`)"

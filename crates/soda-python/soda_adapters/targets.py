@@ -23,6 +23,11 @@ PRESETS = {
     "text-attention+mlp": (rf"\.({_TEXT}|mlp\.(fc1|fc2))\.weight$", None),
 }
 
+# The begin of a hash of checksums, which new files have.
+OF_CHECKSUMS = "2-"
+# The words that a checksum adds at once.
+_PART = 1 << 22
+
 
 def file_path(name):
     """The path that files have for a parameter: transformers 5 leaves out a prefix of the text encoder."""
@@ -46,14 +51,36 @@ def select(targets, shapes):
     return sorted(selected)
 
 
-def base_hash(weights):
-    """The SHA-256 of weights by path: of path, shape `[in, out]` and values in f32, as the `soda` binary has it.
+def base_hash(weights, like=OF_CHECKSUMS):
+    """The hash of weights by path, as the `soda` binary has it, of the kind of the hash `like`.
 
-    `weights` yields pairs of a path and a numpy array `[out, in]` or `[out, in, kh, kw]`, sorted by path.
+    It is `2-` and the SHA-256 of paths, shapes `[in, out]` and checksums of the values in f32. The hash of earlier files
+    is the SHA-256 of the values themselves. `weights` yields pairs of a path and a numpy array `[out, in]` or
+    `[out, in, kh, kw]`, sorted by path.
     """
+    of_checksums = like.startswith(OF_CHECKSUMS)
     digest = hashlib.sha256()
     for path, weight in weights:
         matrix = np.ascontiguousarray(weight.reshape(weight.shape[0], -1).T, dtype="<f4")
-        digest.update(f"{path} {matrix.shape[0]} {matrix.shape[1]}\n".encode())
-        digest.update(matrix.tobytes())
-    return digest.hexdigest()
+        line = f"{path} {matrix.shape[0]} {matrix.shape[1]}"
+        if of_checksums:
+            digest.update(f"{line} {checksum(matrix):016x}\n".encode())
+        else:
+            digest.update(f"{line}\n".encode())
+            digest.update(matrix.tobytes())
+    return (OF_CHECKSUMS if of_checksums else "") + digest.hexdigest()
+
+
+def checksum(matrix):
+    """The sum of SplitMix64's finalizer over `2**32 * i + word` of the words of 32 bits of an array, mod 2**64."""
+    words = matrix.reshape(-1).view("<u4")
+    total = np.uint64(0)
+    for start in range(0, len(words), _PART):
+        part = words[start : start + _PART].astype(np.uint64)
+        x = (np.arange(start, start + len(part), dtype=np.uint64) << np.uint64(32)) | part
+        x += np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        # A reduction wraps around; a sum of two numbers would warn.
+        total = np.add.reduce(np.append(x ^ (x >> np.uint64(31)), total))
+    return int(total)

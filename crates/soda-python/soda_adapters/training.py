@@ -21,7 +21,7 @@ from .files import AdapterFile, Part, read, write
 from .formulas import adapted, basis_of, formula, to_matrix
 from .optimizer import SodaAdam
 from .settings import read_method
-from .targets import base_hash, file_path, select
+from .targets import OF_CHECKSUMS, base_hash, file_path, select
 
 __all__ = ["Adapters", "Calibration", "SodaAdam", "attach", "resume"]
 
@@ -211,7 +211,9 @@ class Adapters:
         self.module, self.component = module, component
         module.requires_grad_(False)
         pairs = ((path, getattr(layer, leaf).detach().float().cpu().numpy()) for path, (layer, leaf) in weights.items())
-        self.part = Part(part.method, part.settings, part.targets, base_hash(pairs), recipe=part.recipe)
+        # A file that is resumed keeps the kind of its hash.
+        found = base_hash(pairs, part.base_hash or OF_CHECKSUMS)
+        self.part = Part(part.method, part.settings, part.targets, found, recipe=part.recipe)
         self.weights, self._layers = {}, {}
         for path, (layer, leaf) in weights.items():
             made = SodaWeight(part.settings, path, getattr(layer, leaf).detach(), part.weights.get(path, {}))

@@ -77,8 +77,23 @@ class Merged(unittest.TestCase):
                     prefix = "text_model." if component == "text_encoder" else ""
                     shapes = {prefix + key: file.get_slice(key).get_shape() for key in file.keys()}
                 paths = targets.select(part.targets, shapes)
-                found = targets.base_hash((path, base_weight(component, path)) for path in paths)
+                pairs = ((path, base_weight(component, path)) for path in paths)
+                found = targets.base_hash(pairs, part.base_hash)
                 self.assertEqual(found, part.base_hash, f"{name} {component}")
+
+    def test_both_hashes_of_a_base_are_those_of_the_binary(self):
+        # The same numbers are in crates/soda-adapters/src/fingerprint.rs.
+        weight = (np.arange(6, dtype="<f4") / 4).reshape(2, 3)
+        for expected in (
+            "2-8b5d469680eb21cb34356e81b5827805d9531791a6b62f765cf787cc005b66c4",
+            "c0b4aecf4b6381afcd7009d8964e926c6f9f74a4c05f21f591fbfe5218d33fa4",
+        ):
+            self.assertEqual(targets.base_hash([("weight", weight)], expected), expected)
+        # More words than are added at once, and one word changed.
+        many = np.arange(targets._PART + 7, dtype="<f4")
+        other = many.copy()
+        other[-1] = 0
+        self.assertNotEqual(targets.checksum(many), targets.checksum(other))
 
     def test_all_methods_have_a_fixture(self):
         methods = set()

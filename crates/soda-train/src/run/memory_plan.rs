@@ -7,9 +7,9 @@
 //! peak(pixels) = fixed + each · pixels
 //! ```
 //!
-//! So the peak of a small image bounds that of a large one: `peak(n · pixels) <= n · peak(pixels)`. The size of
-//! the run is measured where the bound of a smaller one fits into the memory. Otherwise the peaks of a half and
-//! of three quarters of its sides give both numbers.
+//! So the peak of a small image bounds that of a large one: `peak(n · pixels) <= n · peak(pixels)`. The size
+//! of the run is measured where the bound of a smaller one fits into the memory. Otherwise the peaks of a half
+//! and of three quarters of its sides give both numbers.
 
 use std::ops::RangeInclusive;
 
@@ -127,7 +127,7 @@ impl Personalisation {
         })?;
         // Tiles have one size, whatever that of the image is.
         let tiling = config.samples.tiling(&pipeline.vae_config);
-        let mut decode = |[height, width]: [usize; 2], meter: &mut dyn MemoryMeter| {
+        let decode = |[height, width]: [usize; 2], meter: &mut dyn MemoryMeter| {
             let shape = [1, pipeline.vae_config.patch_channels(), height, width];
             meter.restart();
             let latents = Tensor::zeros(shape, &pipeline.device);

@@ -65,8 +65,8 @@ impl StepGraphs {
         self.may_capture || !self.captured.is_empty()
     }
 
-    /// The loss of `batch` times `loss_scale`, and its gradients, as [`gradients`] of `networks` with `params`
-    /// gives them. Replays a graph if there is one of its shape. Waits for nothing.
+    /// The loss of `batch` times `loss_scale`, and its gradients, as [`gradients`] of `networks` with
+    /// `params` gives them. Replays a graph if there is one of its shape. Waits for nothing.
     pub(crate) fn gradients(
         &mut self,
         networks: &Networks,

@@ -9,7 +9,7 @@ __device__ u64 mixed(u64 index, u32 word) {
   return x ^ x >> 31;
 }
 
-// Adds the terms of the words of `bytes` bytes at `x` to `sum`. The last word may be half a word, of two bytes.
+// Adds the terms of the words of `bytes` bytes at `x` to `sum`. The last word may have two bytes only.
 extern "C" __global__ void checksum(const u32 *x, i64 bytes, u64 *sum) {
   i64 words = bytes / 4, step = (i64)gridDim.x * blockDim.x, first = blockIdx.x * (i64)blockDim.x + threadIdx.x;
   u64 own = 0;

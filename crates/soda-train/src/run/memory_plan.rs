@@ -8,8 +8,8 @@
 //! ```
 //!
 //! So the peak of a small image bounds that of a large one: `peak(n · pixels) <= n · peak(pixels)`. The size
-//! of the run is measured where the bound of a smaller one fits into the memory. Otherwise the peaks of a half
-//! and of three quarters of its sides give both numbers.
+//! of the run is measured where the bound of a smaller one fits into the memory. Otherwise the peaks of a
+//! half and of three quarters of its sides give both numbers.
 
 use std::ops::RangeInclusive;
 

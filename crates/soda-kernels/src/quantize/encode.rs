@@ -27,8 +27,7 @@ impl QuantizedMatrix {
         in_parallel(&mut peaks, 1, block, |first, peaks| {
             let blocks = values[first * block..].chunks_exact(block);
             for (peak, block) in peaks.iter_mut().zip(blocks) {
-                let largest = block.iter().fold(0.0f32, |peak, x| maximum(peak, x.abs()));
-                *peak = largest / format.largest();
+                *peak = largest_magnitude(block) / format.largest();
             }
         });
         let (scale_codes, scales) = if layout.is_nested() {
@@ -99,6 +98,13 @@ fn in_parallel<T: Send>(
             scope.spawn(move || f(index * blocks_each, part));
         }
     });
+}
+
+/// The largest magnitude of numbers; NaN if one of them is. The bits of positive floats are in their order,
+/// and those of NaN above all.
+fn largest_magnitude(values: &[f32]) -> f32 {
+    let magnitude = |x: &f32| x.abs().to_bits();
+    f32::from_bits(values.iter().map(magnitude).fold(0, u32::max))
 }
 
 /// The larger of two numbers; NaN if one of them is.

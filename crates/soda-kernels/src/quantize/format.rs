@@ -44,6 +44,34 @@ const NF4_MIDDLES: [f32; 15] = {
     middles
 };
 
+/// [`NF4_MIDDLES`], and a number that nothing exceeds.
+const NF4_BOUNDS: [f32; 16] = {
+    let (mut bounds, mut index) = ([f32::INFINITY; 16], 0);
+    while index < 15 {
+        bounds[index] = NF4_MIDDLES[index];
+        index += 1;
+    }
+    bounds
+};
+
+/// Cells of a 32nd around the multiples of a 32nd from -1 to 1, and as many that fill the table. Each has the
+/// number of [`NF4_MIDDLES`] below it. There is at most one in a cell.
+const NF4_CELLS: [u8; 128] = {
+    let (mut cells, mut cell) = ([0; 128], 0);
+    while cell < cells.len() {
+        // More than the rounding of a number to its cell.
+        let low = (cell as f32 - 0.5) / 32.0 - 1.0 - 1e-5;
+        let mut below = 0;
+        while below < 15 && NF4_MIDDLES[below] < low {
+            below += 1;
+        }
+        assert!(below > 13 || NF4_MIDDLES[below + 1] > low + 1.0 / 32.0 + 2e-5);
+        cells[cell] = below as u8;
+        cell += 1;
+    }
+    cells
+};
+
 impl QuantFormat {
     /// All formats.
     pub const ALL: [Self; 3] = [Self::Int8, Self::Fp8, Self::Nf4];
@@ -98,9 +126,19 @@ impl QuantFormat {
         match self {
             Self::Int8 => nearest_integer(x.clamp(-127.0, 127.0)) as u8,
             Self::Fp8 => e4m3_code(x),
-            Self::Nf4 => NF4_MIDDLES.iter().map(|middle| u8::from(x > *middle)).sum(),
+            Self::Nf4 => nf4_code(x),
         }
     }
+}
+
+/// The number of [`NF4_MIDDLES`] below `x`.
+#[inline]
+fn nf4_code(x: f32) -> u8 {
+    // The last bit of a float of this size is one, so that the sum rounds to the nearest cell.
+    const SHIFT: f32 = 8_388_608.0;
+    let cell = ((x.clamp(-1.0, 1.0) + 1.0) * 32.0 + SHIFT).to_bits() & 127;
+    let below = NF4_CELLS[cell as usize];
+    below + u8::from(x > NF4_BOUNDS[usize::from(below & 15)])
 }
 
 /// The value of a code of E4M3. The codes `0x7f` and `0xff`, which are not a number, are never made.
@@ -156,6 +194,19 @@ mod tests {
                     assert!(value.abs() <= format.largest());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_code_of_nf4_counts_the_middles_below() {
+        let count = |x: f32| NF4_MIDDLES.iter().filter(|middle| x > **middle).count();
+        let steps = (-300_000..=300_000).map(|step| step as f32 / 250_000.0);
+        // The floats next to each middle, and numbers that are none.
+        let next = |middle: f32| (-3..=3).map(move |ulp| middle.to_bits().wrapping_add_signed(ulp));
+        let near = NF4_MIDDLES.into_iter().flat_map(next).map(f32::from_bits);
+        let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0];
+        for x in steps.chain(near).chain(odd) {
+            assert_eq!(usize::from(nf4_code(x)), count(x), "{x}");
         }
     }
 

@@ -129,7 +129,13 @@ fn files_of_version_1_are_read() {
     assert_eq!(old.header.trigger, ["sks mug"]);
     assert_eq!(old.adapters.keys().collect::<Vec<_>>(), [&Component::Unet]);
     let (old, new) = (&old.adapters[&Component::Unet], &file.adapters[&Component::Unet]);
-    assert_eq!((&old.recipe, &old.tensors), (&new.recipe, &new.tensors));
+    assert_eq!((&old.recipe.targets, &old.tensors), (&new.recipe.targets, &new.tensors));
+    assert_eq!(old.recipe.method, new.recipe.method);
+    // The hash of the base was that of all values. It is still checked.
+    assert!(old.plan(&pipeline.denoiser).is_ok());
+    let mut foreign = old.clone();
+    foreign.recipe.base_hash = "0".repeat(64);
+    assert!(foreign.plan(&pipeline.denoiser).is_err());
 }
 
 #[track_caller]

@@ -147,7 +147,10 @@ fn fill_the_form(page: &mut Browser) {
     page.tab_to("focus.textContent === 'New run' && focus.closest('nav')");
     page.press("Enter");
     page.wait("document.querySelector('form.new')", 20);
-    let toml = "[samples]\nsteps = 2\nprompts = ['a photo of a sks mug']\n[checkpoints]\nevery = 5";
+    let judges = toybox("eval").display().to_string();
+    let toml = format!(
+        "judges = '{judges}'\n[samples]\nsteps = 2\nprompts = ['a photo of a sks mug']\n[checkpoints]\nevery = 5"
+    );
     for (name, text) in [
         ("base", &*toybox("base").display().to_string()),
         ("steps", &STEPS.to_string()),
@@ -166,7 +169,7 @@ fn fill_the_form(page: &mut Browser) {
         20,
     );
     page.eval("document.activeElement.select()");
-    page.insert(toml);
+    page.insert(&toml);
     page.wait("document.querySelector('.message.good')", 20);
     page.wait("document.querySelector('pre:last-child').textContent.includes('steps = 60')", 5);
     page.tab_to("focus.textContent === 'Predict memory'");

@@ -62,6 +62,13 @@ pub(crate) fn compare(page: &mut Browser) {
                   canvas.getContext('2d').getImageData(60, 10, canvas.width - 80, canvas.height - 40).data; \
                   return new Set(new Uint32Array(data.buffer)).size })()";
     assert!(page.eval(colors).as_u64().unwrap() > 4, "the chart is empty");
+    // One of the two has judges, and so its likeness over the prompt.
+    page.wait(
+        "document.querySelector('section:not([hidden]) h2')?.textContent.includes('over CLIP-T')",
+        5,
+    );
+    let scored = colors.replace("'canvas'", "'section canvas'");
+    assert!(page.eval(&scored).as_u64().unwrap() > 4, "the chart of likeness is empty");
     page.tab_to("focus.getAttribute('aria-label') === 'Samples up to step'");
     let shown = "[...document.querySelectorAll('.cell img')].map((image) => image.src).join()";
     let newest = page.eval(shown);

@@ -183,21 +183,24 @@ fn peak_at(
     for (part, of) in PARTS {
         let Some(room) = meter.room() else { break };
         let side = full.map(|side| (side * part / of).next_multiple_of(SIDE_MULTIPLE));
-        let is_between = measured.last().is_none_or(|(last, _)| *last < area(side));
+        let is_between = measured.last().is_none_or(|(last, _): &(f64, f64)| *last < area(side));
         if !is_between || area(side) >= area(full) {
             continue;
         }
         let peak = measure(side, meter)? as f64;
-        if peak * area(full) / area(side) <= room as f64 {
-            break;
-        }
         measured.push((area(side), peak));
-        if let ([.., (low_area, low), (high_area, high)], true) = (&*measured, part == 3) {
-            let each = (high - low).max(0.0) / (high_area - low_area);
-            return Ok((high + each * (area(full) - high_area)) as u64);
+        if peak * area(full) / area(side) <= room as f64 {
+            return measure(full, meter);
         }
     }
-    measure(full, meter)
+    match measured[..] {
+        // The bounds of all parts were too large.
+        [.., (low_area, low), (high_area, high)] => {
+            let each = (high - low).max(0.0) / (high_area - low_area);
+            Ok((high + each * (area(full) - high_area)) as u64)
+        }
+        _ => measure(full, meter),
+    }
 }
 
 /// The weights of all networks that are in memory.

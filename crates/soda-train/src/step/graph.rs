@@ -130,9 +130,9 @@ impl StepGraphs {
 }
 
 /// Whether the device has memory for a graph of another shape. Buckets have about as many pixels as each
-/// other. As much again stays free for samples and validation.
+/// other. As much again stays free for samples and validation. A device that does not tell has none.
 fn has_room_beside(step: &CapturedStep, device: &Device) -> bool {
-    free_memory(device).is_some_and(|free| free / 2 > step.bytes)
+    step.bytes > 0 && free_memory(device).is_some_and(|free| free / 2 > step.bytes)
 }
 
 impl CapturedStep {

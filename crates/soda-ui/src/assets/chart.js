@@ -6,9 +6,10 @@ const LEFT = 52, RIGHT = 10, TOP = 8, BOTTOM = 24;
 
 /**
  * Makes a chart. `series` has objects with `name`, `color` (a class), `points` (a function that gives
- * [x, y] pairs by rising x) and `dots`. Call `draw` after the points changed.
+ * [x, y] pairs by rising x) and `dots`. `at` names an x, which is a step by default, and `room` is the part of its
+ * range that is left free at both ends. Call `draw` after the points changed.
  */
-export function chart({ label, series, log = false }) {
+export function chart({ label, series, log = false, at = (x) => `step ${Math.round(x)}`, room = 0 }) {
   const canvas = el("canvas", { role: "img", tabindex: 0, "aria-label": label });
   const keys = series.map((one) => el("span", { class: `key ${one.color}` }, one.name));
   const readout = el("span", { class: "number" });
@@ -36,7 +37,7 @@ export function chart({ label, series, log = false }) {
       pen.fillText("no values yet", LEFT, height / 2);
       return;
     }
-    const [x0, x1] = range(all.map(([x]) => x), 0);
+    const [x0, x1] = range(all.map(([x]) => x), room);
     const [y0, y1] = range(all.map(([, y]) => scaleY(y)), 0.06);
     const px = (x) => LEFT + ((x - x0) / (x1 - x0)) * (width - LEFT - RIGHT);
     const py = (y) => height - BOTTOM - ((scaleY(y) - y0) / (y1 - y0)) * (height - TOP - BOTTOM);
@@ -84,7 +85,7 @@ export function chart({ label, series, log = false }) {
         const near = nearest(lines[index], x);
         return near ? `${one.name} ${number(near[1])}` : null;
       });
-      readout.textContent = `step ${Math.round(x)}: ${values.filter(Boolean).join(", ")}`;
+      readout.textContent = `${at(x)}: ${values.filter(Boolean).join(", ")}`;
     } else readout.textContent = "";
     draw.toStep = (at) => x0 + ((at - LEFT) / (width - LEFT - RIGHT)) * (x1 - x0);
     draw.span = x1 - x0;
@@ -98,7 +99,7 @@ export function chart({ label, series, log = false }) {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!move || draw.span === undefined) return;
     event.preventDefault();
-    cursor = (cursor ?? draw.last) + move * Math.max(1, draw.span / 50);
+    cursor = (cursor ?? draw.last) + move * (draw.span > 50 ? Math.max(1, draw.span / 50) : draw.span / 50);
     draw();
   });
   const observer = new ResizeObserver(draw);

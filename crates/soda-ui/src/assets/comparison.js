@@ -29,6 +29,14 @@ export function showComparison(view, list) {
   }));
   const loss = chart({ label: "Mean loss of 20 steps by step, a line for each run", series: series("loss") });
   const validation = chart({ label: "Loss of the held-out pictures by step, a line for each run", series: series("validation") });
+  const front = chart({
+    label: "Likeness over agreement with the prompt, a line for each run from before to after",
+    series: ids.map((_, index) => ({ name: "", color: COLORS[index], points: () => likeness(runs, runs[index]) })),
+    at: (x) => `CLIP-T ${number(x, 3)}`,
+    room: 0.06,
+  });
+  const frontTitle = el("h2", {});
+  const fronts = el("section", { hidden: true }, frontTitle, el("div", { class: "charts even" }, front.figure));
   const at = el("input", { type: "range", min: 0, max: 0, value: 0, "aria-label": "Samples up to step" });
   const atText = el("span", { class: "number" });
   let moved = false;
@@ -40,6 +48,7 @@ export function showComparison(view, list) {
   view.append(legend, el("div", { class: "charts even" },
     el("div", {}, el("h2", {}, "Loss, mean of 20 steps"), loss.figure),
     el("div", {}, el("h2", {}, "Validation loss"), validation.figure)),
+  fronts,
   el("h2", {}, "The same prompt and noise"), note, slider, rows, tables);
 
   /** The names and steps of the grids of a run, by rising step. */
@@ -102,12 +111,15 @@ export function showComparison(view, list) {
       say(error.message);
       return;
     }
-    for (const one of [loss, validation]) one.name(runs.map((run) => run.name));
+    for (const one of [loss, validation, front]) one.name(runs.map((run) => run.name));
     legend.replaceChildren(...runs.map((run, index) => el("li", {}, el("span", { class: `key ${COLORS[index]}` }),
       el("a", { href: `#/run/${run.id}` }, run.name), el("span", { class: "soft number" },
         ` ${run.state}, step ${run.step} of ${run.steps}, loss ${number(run.loss)}`))));
     loss.draw();
     validation.draw();
+    fronts.hidden = !runs.some((run) => run.scores);
+    frontTitle.textContent = `${likenessName(runs)} over CLIP-T, before and after`;
+    front.draw();
     showSamples();
     showTables();
     if (!runs.some((run) => ["running", "starting"].includes(run.state))) end();
@@ -115,7 +127,19 @@ export function showComparison(view, list) {
 
   let end = () => {};
   end = repeat(refresh, 5000);
-  return () => { end(); loss.leave(); validation.leave(); };
+  return () => { end(); loss.leave(); validation.leave(); front.leave(); };
+}
+
+/** Whether all scored runs have true pictures, to which the likeness is one then. */
+const haveTruth = (runs) => runs.every((run) => !run?.scores || typeof run.scores.after.truth_dino === "number");
+const likenessName = (runs) => (haveTruth(runs) ? "DINO to the truth" : "DINO");
+
+/** A run's likeness over its agreement with the prompt, before and after, by rising agreement. */
+function likeness(runs, run) {
+  if (!run?.scores) return [];
+  const field = haveTruth(runs) ? "truth_dino" : "dino";
+  const { before, after } = run.scores;
+  return [before, after].map((scores) => [scores.clip_t, scores[field]]).sort((a, b) => a[0] - b[0]);
 }
 
 /** One picture of a grid of one row. The grid has a margin of 4 pixels around each picture. */

@@ -117,6 +117,7 @@ export function showRun(view, id) {
       ["Validation", number(log.validation.at(-1)?.values.validation_loss)],
       ["A step", duration(pace)],
       [goesOn ? "Left" : "Took", goesOn ? duration(pace * (run.steps - step)) : duration(last - first)],
+      ...(log.memory ? [["GPU memory", `${Math.round(log.memory / 2 ** 20)} MiB`]] : []),
       ["Method", run.method],
       ["Base", run.base],
       ["Data", run.data],
@@ -190,6 +191,9 @@ export function showRun(view, id) {
         return false;
       case "stage":
         log.stage = line.name;
+        break;
+      case "finished":
+        log.memory = line.device_memory;
         break;
     }
     log.lines.push(line);

@@ -6,8 +6,9 @@ const LEFT = 52, RIGHT = 10, TOP = 8, BOTTOM = 24;
 
 /**
  * Makes a chart. `series` has objects with `name`, `color` (a class), `points` (a function that gives
- * [x, y] pairs by rising x) and `dots`. `at` names an x, which is a step by default, and `room` is the part of its
- * range that is left free at both ends. Call `draw` after the points changed.
+ * [x, y] pairs by rising x), `dots`, and `end` (a function that gives a point with a large dot). `at` names an x,
+ * which is a step by default, and `room` is the part of its range that is left free at both ends. Call `draw` after
+ * the points changed.
  */
 export function chart({ label, series, log = false, at = (x) => `step ${Math.round(x)}`, room = 0 }) {
   const canvas = el("canvas", { role: "img", tabindex: 0, "aria-label": label });
@@ -74,6 +75,8 @@ export function chart({ label, series, log = false, at = (x) => `step ${Math.rou
           pen.fillStyle = tone;
           for (const [x, y] of lines[index]) { pen.beginPath(); pen.arc(px(x), py(y), 2.5, 0, 7); pen.fill(); }
         }
+        const end = one.end?.();
+        if (end && usable(end)) { pen.fillStyle = tone; pen.beginPath(); pen.arc(px(end[0]), py(end[1]), 5, 0, 7); pen.fill(); }
       }
     }
     if (cursor !== null) {

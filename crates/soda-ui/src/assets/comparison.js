@@ -31,7 +31,7 @@ export function showComparison(view, list) {
   const validation = chart({ label: "Loss of the held-out pictures by step, a line for each run", series: series("validation") });
   const front = chart({
     label: "Likeness over agreement with the prompt, a line for each run from before to after",
-    series: ids.map((_, index) => ({ name: "", color: COLORS[index], points: () => likeness(runs, runs[index]) })),
+    series: ids.map((_, index) => ({ name: "", color: COLORS[index], points: () => likeness(runs, runs[index]).sort((a, b) => a[0] - b[0]), end: () => likeness(runs, runs[index])[1] })),
     at: (x) => `CLIP-T ${number(x, 3)}`,
     room: 0.06,
   });
@@ -118,7 +118,7 @@ export function showComparison(view, list) {
     loss.draw();
     validation.draw();
     fronts.hidden = !runs.some((run) => run.scores);
-    frontTitle.textContent = `${likenessName(runs)} over CLIP-T, before and after`;
+    frontTitle.textContent = `${likenessName(runs)} over CLIP-T, from before to the large dot after`;
     front.draw();
     showSamples();
     showTables();
@@ -134,12 +134,12 @@ export function showComparison(view, list) {
 const haveTruth = (runs) => runs.every((run) => !run?.scores || typeof run.scores.after.truth_dino === "number");
 const likenessName = (runs) => (haveTruth(runs) ? "DINO to the truth" : "DINO");
 
-/** A run's likeness over its agreement with the prompt, before and after, by rising agreement. */
+/** A run's likeness over its agreement with the prompt, before and after. */
 function likeness(runs, run) {
   if (!run?.scores) return [];
   const field = haveTruth(runs) ? "truth_dino" : "dino";
   const { before, after } = run.scores;
-  return [before, after].map((scores) => [scores.clip_t, scores[field]]).sort((a, b) => a[0] - b[0]);
+  return [before, after].map((scores) => [scores.clip_t, scores[field]]);
 }
 
 /** One picture of a grid of one row. The grid has a margin of 4 pixels around each picture. */

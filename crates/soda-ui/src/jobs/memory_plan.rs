@@ -92,8 +92,10 @@ impl MemoryPlan {
             Some(Err(_)) => (self.state, self.child) = (PlanState::Failed, None),
             Some(Ok(None)) | None => {}
         }
-        let is_shown = self.state != PlanState::None;
-        let output = is_shown.then(|| process::end_of(&self.log(), MAX_OUTPUT)).unwrap_or_default();
+        let output = match self.state {
+            PlanState::None => String::new(),
+            _ => process::end_of(&self.log(), MAX_OUTPUT),
+        };
         PlanReport { state: self.state, output }
     }
 }

@@ -105,7 +105,7 @@ mod tests {
                 let x = Tensor::<1>::from_data(data.clone(), (&device, dtype));
                 let expected = checksum_of_data(&data);
                 assert_eq!(checksum(x.clone()), expected, "{count} {dtype:?}");
-                let changed = x.clone().slice_fill([count - 1..count], 2.0);
+                let changed = x.clone().slice_fill(count - 1..count, 2.0);
                 assert_ne!(checksum(changed), expected, "{count} {dtype:?}");
                 if count > 1 {
                     assert_ne!(checksum(x.flip([0])), expected, "{count} {dtype:?}");

@@ -78,48 +78,34 @@ def clip_config(tokenizer):
     return lambda **settings: CLIPTextConfig(vocab_size=49408, **settings, **ids)
 
 
-def sd15(out, tokenizer):
-    f16 = torch.float16
+def stable_diffusion(out, tokenizer, pipeline, encoders, unet, vae, scheduler, **index):
+    """Writes a pipeline with the networks of Stable Diffusion. `encoders` has a class and a config for each text encoder."""
     clip = clip_config(tokenizer)
-    save(out / "text_encoder", lambda: CLIPTextModel(clip(**CLIP_L)), f16)
-    save(out / "unet", lambda: UNet2DConditionModel(**SD15), f16)
-    save(out / "vae", lambda: AutoencoderKL(**SD15_VAE), f16)
-    copy_tokenizer(tokenizer, out / "tokenizer", 77)
-    scheduler = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
-    write(out / "scheduler" / "scheduler_config.json", {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **scheduler})
-    parts = dict(
-        text_encoder=["transformers", "CLIPTextModel"],
-        tokenizer=["transformers", "CLIPTokenizer"],
-        unet=["diffusers", "UNet2DConditionModel"],
-        vae=["diffusers", "AutoencoderKL"],
-        scheduler=["diffusers", "PNDMScheduler"],
-        safety_checker=[None, None],
-        feature_extractor=[None, None],
-    )
-    write(out / "model_index.json", {"_class_name": "StableDiffusionPipeline", **parts})
+    parts = dict(unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"])
+    for end, (encoder, config) in zip(("", "_2"), encoders):
+        save(out / f"text_encoder{end}", lambda: encoder(clip(**config)), torch.float16)
+        copy_tokenizer(tokenizer, out / f"tokenizer{end}", 77)
+        parts |= {f"text_encoder{end}": ["transformers", encoder.__name__], f"tokenizer{end}": ["transformers", "CLIPTokenizer"]}
+    save(out / "unet", lambda: UNet2DConditionModel(**unet), torch.float16)
+    save(out / "vae", lambda: AutoencoderKL(**vae), torch.float16)
+    betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    write(out / "scheduler" / "scheduler_config.json", {**betas, **scheduler})
+    parts["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    write(out / "model_index.json", {"_class_name": pipeline, **parts, **index})
+
+
+def sd15(out, tokenizer):
+    scheduler = dict(_class_name="PNDMScheduler", skip_prk_steps=True)
+    absent = dict(safety_checker=[None, None], feature_extractor=[None, None])
+    encoders = [(CLIPTextModel, CLIP_L)]
+    stable_diffusion(out, tokenizer, "StableDiffusionPipeline", encoders, SD15, SD15_VAE, scheduler, **absent)
 
 
 def sdxl(out, tokenizer):
-    f16 = torch.float16
-    clip = clip_config(tokenizer)
-    save(out / "text_encoder", lambda: CLIPTextModel(clip(**CLIP_L)), f16)
-    save(out / "text_encoder_2", lambda: CLIPTextModelWithProjection(clip(**CLIP_G)), f16)
-    save(out / "unet", lambda: UNet2DConditionModel(**SDXL), f16)
-    save(out / "vae", lambda: AutoencoderKL(**SDXL_VAE), f16)
-    for name in ("tokenizer", "tokenizer_2"):
-        copy_tokenizer(tokenizer, out / name, 77)
-    scheduler = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading")
-    write(out / "scheduler" / "scheduler_config.json", {"_class_name": "EulerDiscreteScheduler", **scheduler})
-    parts = dict(
-        text_encoder=["transformers", "CLIPTextModel"],
-        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
-        tokenizer=["transformers", "CLIPTokenizer"],
-        tokenizer_2=["transformers", "CLIPTokenizer"],
-        unet=["diffusers", "UNet2DConditionModel"],
-        vae=["diffusers", "AutoencoderKL"],
-        scheduler=["diffusers", "EulerDiscreteScheduler"],
-    )
-    write(out / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **parts})
+    scheduler = dict(_class_name="EulerDiscreteScheduler", timestep_spacing="leading")
+    encoders = [(CLIPTextModel, CLIP_L), (CLIPTextModelWithProjection, CLIP_G)]
+    pipeline, zeros = "StableDiffusionXLPipeline", dict(force_zeros_for_empty_prompt=True)
+    stable_diffusion(out, tokenizer, pipeline, encoders, SDXL, SDXL_VAE, scheduler, **zeros)
 
 
 def flux2_klein_4b(out, tokenizer):

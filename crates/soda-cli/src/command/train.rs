@@ -161,15 +161,19 @@ fn add_gradients(args: &TrainArgs, ranks: &Membership, device: &Device) -> Resul
     let is_wanted = args.collectives != Collectives::Tcp && !is_processor(device);
     let patience = Duration::from_secs(args.rank_timeout.into());
     let (own, refusal) = own.with_collective(device, is_wanted, patience)?;
-    if own.world() > 1 && !own.has_collective() && args.collectives == Collectives::Nccl {
-        let reason = refusal.map_or_else(
-            || "another rank has no NCCL or no GPU of its own".to_owned(),
-            |refusal| refusal.to_string(),
-        );
-        bail!("--collectives nccl: {reason}; install NCCL, or give --collectives tcp");
+    if own.world() == 1 || own.has_collective() {
+        return Ok(own);
     }
-    if let Some(refusal) = refusal {
-        print_stderr(&format!("gradients are added over TCP: {refusal}"));
+    let reason = match refusal {
+        Some(refusal) => refusal.to_string(),
+        None if is_processor(device) => "this rank computes on a processor".to_owned(),
+        None => "another rank has no NCCL or no GPU of its own".to_owned(),
+    };
+    if args.collectives == Collectives::Nccl {
+        bail!("--collectives nccl: {reason}; give each rank NCCL and a GPU, or --collectives tcp");
+    }
+    if is_wanted {
+        print_stderr(&format!("gradients are added over TCP: {reason}"));
     }
     Ok(own)
 }

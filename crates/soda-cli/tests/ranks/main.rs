@@ -258,6 +258,28 @@ fn ranks_that_differ_end_with_one_sentence() {
     }
 }
 
+/// Only GPUs have NCCL. By default processors add over TCP and say nothing of it.
+#[test]
+fn processors_refuse_nccl_in_one_sentence() {
+    if std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, how: &[&str]| {
+        let how: Vec<_> = ["--ranks=2"].iter().chain(how).map(|arg| (*arg).to_owned()).collect();
+        let args = [train(name, 1, 1, &[]), how].concat();
+        let output = rank(folder.path(), &args, &[]).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, said) = run("nccl", &["--collectives=nccl"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("--collectives nccl: this rank computes on a processor"), "{said}");
+    assert!(!folder.path().join("runs/nccl").exists());
+    let (code, said) = run("auto", &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("over TCP"), "{said}");
+}
+
 #[test]
 fn variables_and_addresses_that_are_wrong_are_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -40,15 +40,12 @@ every = 500
 guidance = 4.0
 ";
 
-/// The settings of SDXL for small cards.
-const SMALL_SDXL: &str = "\
+/// The settings of the presets for SDXL.
+const SDXL: &str = "\
 steps = 1000
 batch_size = 1
 precision = \"bf16\"
-encoder_precision = \"bf16\"
-checkpointing = \"block\"
 [optimizer]
-flat = \"adamw-8bit\"
 spectrum_lr = 1e-4
 warmup_steps = 20
 [validation]
@@ -109,32 +106,33 @@ guidance = 7.5
         name: "sdxl",
         about: "a subject on SDXL with 24 GB of GPU memory: LoRA of rank 32, bf16",
         changes: &["method=lora", "method.rank=32"],
-        settings: "\
-steps = 1000
-batch_size = 1
-precision = \"bf16\"
-[optimizer]
-spectrum_lr = 1e-4
-warmup_steps = 20
-[validation]
-every = 250
-timesteps = 4
-[samples]
-every = 500
-guidance = 5.0
-",
+        settings: SDXL,
     },
     Preset {
         name: "sdxl-8gb",
         about: "a subject on SDXL with 8 GB of GPU memory: as sdxl-12gb, nf4 base, pictures decoded in tiles",
-        changes: &["method=lora", "method.rank=16", "base_precision=nf4", "samples.tile_size=512"],
-        settings: SMALL_SDXL,
+        changes: &[
+            "method=lora",
+            "method.rank=16",
+            "encoder_precision=bf16",
+            "checkpointing=block",
+            "optimizer.flat=adamw-8bit",
+            "base_precision=nf4",
+            "samples.tile_size=512",
+        ],
+        settings: SDXL,
     },
     Preset {
         name: "sdxl-12gb",
         about: "a subject on SDXL with 12 GB of GPU memory: rank 16, all networks in bf16, gradient checkpointing, 8-bit AdamW",
-        changes: &["method=lora", "method.rank=16"],
-        settings: SMALL_SDXL,
+        changes: &[
+            "method=lora",
+            "method.rank=16",
+            "encoder_precision=bf16",
+            "checkpointing=block",
+            "optimizer.flat=adamw-8bit",
+        ],
+        settings: SDXL,
     },
     Preset {
         name: "flux2-klein-4b",

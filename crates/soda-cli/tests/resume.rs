@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use burn::tensor::TensorData;
 use soda_pipeline::AdapterFile;
 use soda_train::Checkpoint;
 
@@ -274,10 +275,7 @@ fn samples_and_the_adapter_are_there_when_a_file_asks_for_them() {
     assert!(pictures.map(|entry| entry.path()).filter(is_picture).count() > 2);
     let log = std::fs::read_to_string(run.join("events.jsonl")).unwrap();
     assert!(log.contains("wrote the adapter of step"), "{log}");
-    let adapter = |name: &str| -> AdapterFile {
-        AdapterFile::read(&folder.join("runs").join(name).join("adapter.safetensors")).unwrap()
-    };
-    assert!(adapter("asked").tensors().eq(adapter("straight").tensors()));
+    assert!(adapter(folder, "asked").tensors().eq(adapter(folder, "straight").tensors()));
 }
 
 /// At a rate at which the run overfits at once, the result is the adapter of the least loss. It has the bits
@@ -312,16 +310,60 @@ fn a_run_that_overfits_ends_early_with_its_best_adapter() {
     assert!(losses.len() < 40, "the run did not overfit: {losses:?}");
     assert_eq!(losses.len(), best + 2, "{losses:?}");
 
-    let adapter = |name: &str| {
-        let file = folder.join("runs").join(name).join("adapter.safetensors");
-        <AdapterFile>::read(&file).unwrap()
-    };
-    let early = adapter("early");
+    let early = adapter(folder, "early");
     assert_eq!(early.header.training["best_step"], best);
     assert!(train("plain", best, &[]).output().unwrap().status.success());
-    let tensors = |file: &AdapterFile| {
-        file.tensors().map(|(key, data)| (key, data.clone())).collect::<Vec<_>>()
-    };
-    assert_eq!(tensors(&early), tensors(&adapter("plain")));
+    assert_eq!(tensors(&early), tensors(&adapter(folder, "plain")));
     assert!(!folder.join("runs/early/checkpoints").exists());
+}
+
+fn adapter(folder: &Path, name: &str) -> AdapterFile {
+    AdapterFile::read(&folder.join("runs").join(name).join("adapter.safetensors")).unwrap()
+}
+
+fn tensors(file: &AdapterFile) -> Vec<(String, TensorData)> {
+    file.tensors().map(|(key, data)| (key, data.clone())).collect()
+}
+
+/// A rate at which pictures soon lose the prompt makes the first adapters the best by CLIP-T. The samples of
+/// the last step count as well.
+#[test]
+fn a_run_ends_with_the_adapter_of_its_best_score() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let train = |name: &str, steps: usize, more: &[&str]| {
+        let mut command = train(folder, name, steps);
+        let constant = ["optimizer.schedule=constant", "text_encoder.stop_after=1"];
+        let often = ["samples.every=1", "samples.steps=4", "optimizer.rotation_lr=0.05"];
+        for setting in constant.iter().chain(&often).chain(more) {
+            command.args(["--set", setting]);
+        }
+        command.arg("--judges").arg(soda_testing::workspace_path("examples/toybox/eval"));
+        command
+    };
+    let chosen = [
+        "validation.metric_for_best_model=clip_t",
+        "validation.load_best_model_at_end=true",
+        "validation.early_stopping_patience=2",
+    ];
+    let output = train("chosen", 40, &chosen).output().unwrap();
+    assert!(output.status.success(), "{}", message(&output));
+    let scores = soda_train::read_step_scores(&folder.join("runs/chosen")).unwrap();
+    let clip_t: Vec<f32> = scores.iter().map(|of| of.scores.clip_t).collect();
+    let greatest = clip_t.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    let best = clip_t.iter().position(|score| *score == greatest).unwrap() + 1;
+    assert!(clip_t.len() < 40, "the prompt was kept: {clip_t:?}");
+    assert_eq!(clip_t.len(), best + 2, "{clip_t:?}");
+    let chosen = adapter(folder, "chosen");
+    assert_eq!(chosen.header.training["best_step"], best);
+    assert!(train("plain", best, &[]).output().unwrap().status.success());
+    assert_eq!(tensors(&chosen), tensors(&adapter(folder, "plain")));
+
+    // Without judges there is no score.
+    let mut blind = self::train(folder, "blind", 2);
+    blind.args(["--set", "validation.metric_for_best_model=dino"]);
+    blind.args(["--set", "validation.load_best_model_at_end=true"]);
+    let output = blind.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", message(&output));
+    assert!(message(&output).contains("set `judges`"), "{}", message(&output));
 }

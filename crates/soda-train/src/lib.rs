@@ -69,10 +69,11 @@ mod step;
 mod testing;
 
 pub use config::{
-    AugmentConfig, BasePrecision, BucketConfig, CheckpointConfig, GradientCheckpointing, Loss,
-    LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig, OptimizerConfig, PRESETS, Precision,
-    Preset, PriorConfig, SampleConfig, Schedule, TextEncoderConfig, TokensConfig, TrainConfig,
-    ValidationConfig, apply_setting, preset, toml_message,
+    AugmentConfig, BasePrecision, BestMetric, BucketConfig, CheckpointConfig,
+    GradientCheckpointing, Loss, LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig,
+    OptimizerConfig, PRESETS, Precision, Preset, PriorConfig, SampleConfig, Schedule,
+    TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, apply_setting, preset,
+    toml_message,
 };
 pub use data::batch::Batch;
 pub use data::cache::EncodeCache;
@@ -99,7 +100,7 @@ pub use output::run_folder::RunFolder;
 pub use output::{page, plot};
 pub use run::checkpoint::Checkpoint;
 pub use run::fingerprint::RunFingerprint;
-pub use run::history::{History, ValidationMetrics};
+pub use run::history::{History, StepScore, ValidationMetrics};
 pub use run::memory_plan::{MemoryMeter, MemoryPlan};
 pub use run::memory_saving::MemorySaving;
 pub use run::personalisation::{Personalisation, RunTarget};

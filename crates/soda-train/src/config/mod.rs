@@ -36,4 +36,4 @@ pub use samples::SampleConfig;
 pub use text_encoder::TextEncoderConfig;
 pub use tokens::TokensConfig;
 pub use train_config::TrainConfig;
-pub use validation::ValidationConfig;
+pub use validation::{BestMetric, ValidationConfig};

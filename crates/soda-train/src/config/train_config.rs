@@ -255,6 +255,18 @@ impl TrainConfig {
         self.augment.check()?;
         self.masks.iter().try_for_each(MaskConfig::check)?;
         self.validation.check()?;
+        if self.validation.chooses_by_score() && self.samples.every == 0 {
+            return Err(ConfigError::Conflict(
+                "`validation.metric_for_best_model` is a score of samples: set `samples.every` as well",
+            )
+            .into());
+        }
+        if self.validation.chooses_by_score() && self.judges.is_none() {
+            return Err(ConfigError::Conflict(
+                "`validation.metric_for_best_model` is a score of judges: set `judges` to their folder",
+            )
+            .into());
+        }
         self.optimizer.check()?;
         self.objective.check()?;
         if let Some(text_encoder) = self.trained_text_encoder() {
@@ -402,6 +414,7 @@ mod tests {
             ("validation.early_stopping_threshold=-1", "validation.early_stopping_threshold"),
             ("validation.early_stopping_patience=2", "validation.held_out"),
             ("validation.load_best_model_at_end=true", "validation.held_out"),
+            ("validation.metric_for_best_model=dino", "validation.load_best_model_at_end"),
             ("augment.crops=0", "augment.crops"),
             ("augment.crops=9223372036854775807", "augment.crops"),
             ("augment.tag_orders=0", "augment.tag_orders"),

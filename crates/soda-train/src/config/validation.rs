@@ -1,4 +1,4 @@
-//! Settings of the validation loss.
+//! Settings of the validation loss, and of what it decides.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,12 +22,46 @@ pub struct ValidationConfig {
     pub held_out: f64,
     /// Number of timesteps at which each image is measured, evenly spaced over those that are trained.
     pub timesteps: usize,
-    /// Ends the run after so many measurements in a row without a new least loss. 0 never does.
+    /// Ends the run after so many measurements in a row without a new best one. 0 never does.
     pub early_stopping_patience: usize,
-    /// What the loss must fall by, to count as a new least loss for `early_stopping_patience`.
+    /// What a measurement must be better by, to count as a new best one for `early_stopping_patience`.
     pub early_stopping_threshold: f64,
-    /// Whether the adapter with the least measured loss is the result, instead of the last one.
+    /// Whether the adapter with the best measurement is the result, instead of the last one.
     pub load_best_model_at_end: bool,
+    /// What `early_stopping_patience` and `load_best_model_at_end` go by.
+    pub metric_for_best_model: BestMetric,
+}
+
+/// What adapters of one run are compared by. A loss is better if it is less, a score if it is greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestMetric {
+    /// The validation loss of held-out images.
+    #[default]
+    Loss,
+    /// The samples' similarity to the images of the subject, by DINO.
+    Dino,
+    /// The samples' similarity to the images of the subject, by CLIP.
+    ClipI,
+    /// The samples' similarity to their prompts, by CLIP.
+    ClipT,
+}
+
+impl BestMetric {
+    /// The name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Dino => "dino",
+            Self::ClipI => "clip_i",
+            Self::ClipT => "clip_t",
+        }
+    }
+
+    /// Whether judges measure it on samples, instead of the validation.
+    pub fn is_score(self) -> bool {
+        self != Self::Loss
+    }
 }
 
 impl Default for ValidationConfig {
@@ -39,6 +73,7 @@ impl Default for ValidationConfig {
             early_stopping_patience: 0,
             early_stopping_threshold: 0.0,
             load_best_model_at_end: false,
+            metric_for_best_model: BestMetric::Loss,
         }
     }
 }
@@ -56,18 +91,32 @@ impl ValidationConfig {
             () if !(0.0..=1e6).contains(&self.early_stopping_threshold) => {
                 refuse("validation.early_stopping_threshold", "from 0 to 1e6")
             }
-            () if self.chooses() && (self.every == 0 || self.held_out == 0.0) => {
+            () if self.chooses()
+                && !self.metric_for_best_model.is_score()
+                && (self.every == 0 || self.held_out == 0.0) =>
+            {
                 Err(ConfigError::Conflict(
                     "`early_stopping_patience` and `load_best_model_at_end` go by images that are not \
                      trained on: set `validation.every` and `validation.held_out` as well",
+                ))
+            }
+            () if self.metric_for_best_model.is_score() && !self.chooses() => {
+                Err(ConfigError::Conflict(
+                    "`validation.metric_for_best_model` decides nothing: set \
+                     `validation.load_best_model_at_end` or `validation.early_stopping_patience` as well",
                 ))
             }
             () => Ok(()),
         }
     }
 
-    /// Whether the result depends on the measured losses.
-    pub fn chooses(&self) -> bool {
+    /// Whether the result depends on measurements.
+    fn chooses(&self) -> bool {
         self.early_stopping_patience > 0 || self.load_best_model_at_end
+    }
+
+    /// Whether the result depends on scores of samples.
+    pub fn chooses_by_score(&self) -> bool {
+        self.chooses() && self.metric_for_best_model.is_score()
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use soda_models::input_file::{SizeLimit, read_text};
 use soda_models::metrics::Judges;
 
+use crate::config::BestMetric;
 use crate::error::{DataError, TrainError};
 use crate::output::run_folder::RunFolder;
 
@@ -84,6 +85,16 @@ impl Scores {
         let drift =
             |index: usize| 1.0 - mean(&unrelated.iter().map(|of| of[index]).collect::<Vec<_>>());
         Self { drift: Some(drift(0)), drift_dino: Some(drift(1)), ..self }
+    }
+
+    /// The score that the settings choose an adapter by. `None` if they go by the loss.
+    pub(crate) fn chosen(&self, metric: BestMetric) -> Option<f32> {
+        match metric {
+            BestMetric::Loss => None,
+            BestMetric::Dino => Some(self.dino),
+            BestMetric::ClipI => Some(self.clip_i),
+            BestMetric::ClipT => Some(self.clip_t),
+        }
     }
 
     /// The scores that are not `None`, by name.

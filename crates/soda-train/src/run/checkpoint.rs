@@ -15,7 +15,7 @@ use crate::error::{CheckpointError, TrainError};
 use crate::output::files::{create_folder, remove_file, write_file};
 use crate::output::tensor_file;
 use crate::run::fingerprint::RunFingerprint;
-use crate::run::history::{History, ValidationMetrics};
+use crate::run::history::{History, StepScore, ValidationMetrics};
 use crate::step::loss_scale::LossScale;
 use crate::step::metrics::StepMetrics;
 use crate::step::trainer::TrainerState;
@@ -48,6 +48,9 @@ struct Header {
     scale: Option<LossScale>,
     /// The steps of the validations.
     validation: Vec<usize>,
+    /// The steps of the scores that the adapter is chosen by. Absent where it is not.
+    #[serde(default)]
+    scores: Vec<usize>,
 }
 
 /// The version of the format. In version 5 paths start with the network's name, and the step metrics include
@@ -60,10 +63,11 @@ struct Version {
     version: u32,
 }
 
-/// The file with the least validation loss. Its name is no number of steps.
+/// The file with the best measurement. Its name is no number of steps.
 const BEST: &str = "best.safetensors";
 const STEPS: &str = "steps";
 const VALIDATION: &str = "validation";
+const SCORES: &str = "scores";
 const ADAPTER: &str = "adapter/";
 const AVERAGE: &str = "average/";
 const OPTIMIZER: &str = "optimizer/";
@@ -93,7 +97,7 @@ impl Checkpoint {
         write_file(&path, &self.to_bytes(&path)?)
     }
 
-    /// Reads the checkpoint with the least validation loss, which [`newest`](Self::newest) passes over.
+    /// Reads the checkpoint with the best measurement, which [`newest`](Self::newest) passes over.
     ///
     /// # Errors
     /// As [`Checkpoint::read`].
@@ -156,7 +160,7 @@ impl Checkpoint {
     }
 
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
-        let History { steps, validation } = &self.history;
+        let History { steps, validation, scores } = &self.history;
         let values = |step: &StepMetrics| step.named().map(|(_, value)| value);
         let steps = TensorData::new(
             steps.iter().flat_map(values).collect(),
@@ -164,9 +168,14 @@ impl Checkpoint {
         );
         let metrics = validation.iter().flat_map(|metrics| [metrics.loss, metrics.orthogonality]);
         let metrics = TensorData::new(metrics.collect(), [validation.len(), 2]);
+        let scored = scores.iter().map(|of| of.score).collect();
+        let scored = TensorData::new(scored, [scores.len()]);
         let TrainerState { step, adapter, average, optimizer, loss_scale } = &self.state;
-        let mut tensors =
-            BTreeMap::from([(STEPS.to_owned(), steps), (VALIDATION.to_owned(), metrics)]);
+        let mut tensors = BTreeMap::from([
+            (STEPS.to_owned(), steps),
+            (VALIDATION.to_owned(), metrics),
+            (SCORES.to_owned(), scored),
+        ]);
         for (prefix, part) in
             [(ADAPTER, adapter), (AVERAGE, average), (OPTIMIZER, &optimizer.tensors)]
         {
@@ -187,6 +196,7 @@ impl Checkpoint {
             counts: optimizer.counts.clone(),
             scale: *loss_scale,
             validation: validation.iter().map(|metrics| metrics.step).collect(),
+            scores: scores.iter().map(|of| of.step).collect(),
         };
         let header = serde_json::to_string(&header).map_err(|error| refuse(&error))?;
         tensor_file::to_bytes(header, &tensors).map_err(|error| refuse(&error))
@@ -218,6 +228,10 @@ impl Checkpoint {
                     orthogonality: values[1],
                 });
                 checkpoint.history.validation = measured.collect();
+            } else if name == SCORES {
+                let scored = header.scores.iter().zip(data.iter::<f32>());
+                let scored = scored.map(|(&step, score)| StepScore { step, score });
+                checkpoint.history.scores = scored.collect();
             } else if let Some(path) = name.strip_prefix(ADAPTER) {
                 state.adapter.insert(path.to_owned(), data);
             } else if let Some(path) = name.strip_prefix(AVERAGE) {
@@ -267,6 +281,7 @@ mod tests {
             history: History {
                 steps: vec![StepMetrics::from_values([0.1, 2.0, 3e-3, 1e-3, 1e-4, 1e-5]); step],
                 validation: vec![ValidationMetrics { step: 0, loss: 0.3, orthogonality: 1e-7 }],
+                scores: vec![StepScore { step: 1, score: -0.25 }],
             },
             seconds: 1.5,
             data: "digest".to_owned(),

@@ -21,12 +21,12 @@ use crate::eval::validation::Validation;
 use crate::event::{Event, SAMPLING, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::run::checkpoint::Checkpoint;
-use crate::run::history::{History, ValidationMetrics};
+use crate::run::history::{History, StepScore, ValidationMetrics};
 use crate::run::personalisation::Personalisation;
 use crate::run::preparation::{self, Encodings};
 use crate::run::rank_start;
 use crate::run::training_loop::{
-    are_samples_due, has_lost_patience, is_validation_due, older_best,
+    are_samples_due, has_lost_patience, is_score_due, is_validation_due, older_best,
 };
 use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
@@ -130,7 +130,7 @@ impl<'a> Follower<'a> {
         }
         if are_samples_due(self.config, trainer.steps_done()) && rank_start::take_flag(self.ranks)?
         {
-            self.sample(&trainer, sampler, on_event)?;
+            self.sample(&trainer, &mut history, sampler, on_event)?;
         }
         while trainer.steps_done() < total && !has_lost_patience(self.config, &history) {
             let span = info_span!("step").entered();
@@ -147,7 +147,7 @@ impl<'a> Follower<'a> {
                 self.validate(&trainer, &mut history)?;
             }
             if are_samples_due(self.config, done) {
-                self.sample(&trainer, sampler, on_event)?;
+                self.sample(&trainer, &mut history, sampler, on_event)?;
             }
             let last = done == total || has_lost_patience(self.config, &history);
             if stopping && !last {
@@ -180,22 +180,32 @@ impl<'a> Follower<'a> {
     fn validate(&self, trainer: &Trainer<'_>, history: &mut History) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
         validation.loss(&trainer.networks(), trainer.has_graphs(), self.ranks.division())?;
-        let bytes = self.ranks.reduce().broadcast(Vec::new(), size_of::<f32>())?;
-        let loss = bytes.try_into().map_or(f32::NAN, f32::from_le_bytes);
+        let loss = self.from_rank_0()?;
         let step = trainer.steps_done();
         history.validation.push(ValidationMetrics { step, loss, orthogonality: 0.0 });
         Ok(())
     }
 
-    /// Draws this rank's share of the samples.
+    /// A value that rank 0 has measured.
+    fn from_rank_0(&self) -> Result<f32, TrainError> {
+        let bytes = self.ranks.reduce().broadcast(Vec::new(), size_of::<f32>())?;
+        Ok(bytes.try_into().map_or(f32::NAN, f32::from_le_bytes))
+    }
+
+    /// Draws this rank's share of the samples, and takes the score of all from rank 0.
     fn sample(
         &self,
         trainer: &Trainer<'_>,
+        history: &mut History,
         sampler: &mut Sampler<'_>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
         let networks = for_inference(trainer.networks(), &self.config.method);
         sampler.sample_with(networks, SAMPLING, on_event)?;
+        let step = trainer.steps_done();
+        if is_score_due(self.config, step) {
+            history.add_score(StepScore { step, score: self.from_rank_0()? });
+        }
         on_event(Event::Stage { name: TRAINING });
         Ok(())
     }

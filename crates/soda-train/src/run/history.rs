@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::config::BestMetric;
 use crate::step::metrics::StepMetrics;
 
 /// The validation after some steps.
@@ -22,6 +23,15 @@ impl ValidationMetrics {
     }
 }
 
+/// The score of the samples after some steps, by which the adapter of the run is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepScore {
+    /// The number of finished steps.
+    pub step: usize,
+    /// The mean score.
+    pub score: f32,
+}
+
 /// The metrics of all finished steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
@@ -29,6 +39,9 @@ pub struct History {
     pub steps: Vec<StepMetrics>,
     /// One entry for each validation, in the order of the steps.
     pub validation: Vec<ValidationMetrics>,
+    /// The scores of the samples that the settings ask for, in the order of the steps. Empty where the
+    /// settings do not choose by a score.
+    pub scores: Vec<StepScore>,
 }
 
 impl History {
@@ -56,25 +69,43 @@ impl History {
         text
     }
 
-    /// The validation with the least loss after some training. `None` before the first one.
-    pub fn best(&self) -> Option<ValidationMetrics> {
-        let trained = self.validation.iter().filter(|metrics| metrics.step > 0);
-        // A loss that is no number compares as the largest.
-        trained.copied().min_by(|a, b| a.loss.abs().total_cmp(&b.loss.abs()))
+    /// Adds a score. A resumed run may draw samples again, so the score of a step replaces an earlier one.
+    pub(crate) fn add_score(&mut self, score: StepScore) {
+        self.scores.retain(|of| of.step < score.step);
+        self.scores.push(score);
     }
 
-    /// How many validations in a row, up to the newest, were no new least loss by more than `threshold`.
-    pub fn validations_since_best(&self, threshold: f64) -> usize {
+    /// The step with the best measurement after some training. `None` before the first one.
+    pub fn best_step(&self, metric: BestMetric) -> Option<usize> {
+        // A measurement that is no number compares as the worst.
+        let order = |value: f32| if value.is_nan() { f32::INFINITY } else { value };
+        let measured = self.measured(metric).into_iter();
+        measured.min_by(|(_, a), (_, b)| order(*a).total_cmp(&order(*b))).map(|(step, _)| step)
+    }
+
+    /// How many measurements in a row, up to the newest, were not better than the best one before by more
+    /// than `threshold`.
+    pub fn measured_since_best(&self, metric: BestMetric, threshold: f64) -> usize {
         let mut least = f64::INFINITY;
         let mut since = 0;
-        for metrics in self.validation.iter().filter(|metrics| metrics.step > 0) {
-            let loss = f64::from(metrics.loss);
-            since = if loss < least - threshold { 0 } else { since + 1 };
+        for (_, value) in self.measured(metric) {
+            let value = f64::from(value);
+            since = if value < least - threshold { 0 } else { since + 1 };
             if since == 0 {
-                least = loss;
+                least = value;
             }
         }
         since
+    }
+
+    /// The steps and values of all measurements after some training. The least value is the best.
+    fn measured(&self, metric: BestMetric) -> Vec<(usize, f32)> {
+        let all: Vec<(usize, f32)> = if metric.is_score() {
+            self.scores.iter().map(|of| (of.step, -of.score)).collect()
+        } else {
+            self.validation.iter().map(|of| (of.step, of.loss)).collect()
+        };
+        all.into_iter().filter(|(step, _)| *step > 0).collect()
     }
 
     /// The loss of every step.
@@ -114,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_best_is_the_least_loss_after_training_and_never_nan() {
-        let best = |losses: &[f32]| validated(losses).best().map(|metrics| metrics.step);
+        let best = |losses: &[f32]| validated(losses).best_step(BestMetric::Loss);
         assert_eq!(best(&[]), None);
         assert_eq!(best(&[0.1]), None);
         assert_eq!(best(&[0.1, 0.5, 0.3, 0.4]), Some(2));
@@ -126,7 +157,9 @@ mod tests {
 
     #[test]
     fn patience_counts_validations_without_a_new_least_loss() {
-        let since = |losses: &[f32], threshold| validated(losses).validations_since_best(threshold);
+        let since = |losses: &[f32], threshold| {
+            validated(losses).measured_since_best(BestMetric::Loss, threshold)
+        };
         assert_eq!(since(&[0.1, 0.5, 0.4, 0.3], 0.0), 0);
         assert_eq!(since(&[0.1, 0.5, 0.4, 0.4, 0.41], 0.0), 2);
         assert_eq!(since(&[0.1, 0.5, f32::NAN, f32::NAN], 0.0), 2);
@@ -134,6 +167,26 @@ mod tests {
         // Each fall is below the threshold, but not their sum.
         assert_eq!(since(&[0.1, 0.5, 0.45, 0.41], 0.08), 0);
         assert_eq!(since(&[0.1, 0.5, 0.45, 0.43], 0.08), 2);
+    }
+
+    /// The losses say the opposite.
+    #[test]
+    fn the_best_score_is_the_greatest() {
+        let scored = |scores: &[f32]| {
+            let score =
+                |(index, score): (usize, &f32)| StepScore { step: 5 * (index + 1), score: *score };
+            let scores = scores.iter().enumerate().map(score).collect();
+            History { scores, ..validated(&[0.9, 0.1, 0.2, 0.3]) }
+        };
+        let best = |scores: &[f32]| scored(scores).best_step(BestMetric::Dino);
+        assert_eq!(best(&[]), None);
+        assert_eq!(best(&[0.1, 0.5, 0.3]), Some(10));
+        assert_eq!(best(&[-0.2, -0.1, f32::NAN, -f32::NAN]), Some(10));
+        assert_eq!(best(&[f32::NAN, 0.5, 0.5]), Some(10));
+        let since = |scores: &[f32]| scored(scores).measured_since_best(BestMetric::Dino, 0.05);
+        assert_eq!(since(&[0.1, 0.2, 0.3]), 0);
+        assert_eq!(since(&[0.1, 0.3, 0.34, 0.32]), 2);
+        assert_eq!(since(&[0.1, 0.3, f32::NAN]), 1);
     }
 
     #[test]
@@ -150,7 +203,8 @@ mod tests {
         let step = |loss| StepMetrics::from_values([loss, 2.0, 0.5, 0.25, 0.125, 0.0625]);
         let measured = |(step, loss)| ValidationMetrics { step, loss, orthogonality: 0.125 };
         let validation = [(0, 0.75), (2, 0.5)].map(measured).to_vec();
-        let history = History { steps: vec![step(1.0), step(0.5)], validation };
+        let steps = vec![step(1.0), step(0.5)];
+        let history = History { steps, validation, ..History::default() };
         let expected = "step,loss,grad_norm,rotation_lr,flat_lr,text_lr,token_lr,validation_loss,orthogonality\n\
                         0,,,,,,,0.75,0.125\n1,1,2,0.5,0.25,0.125,0.0625,,\n2,0.5,2,0.5,0.25,0.125,0.0625,0.5,0.125\n";
         assert_eq!(history.csv(), expected);

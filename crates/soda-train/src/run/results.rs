@@ -44,12 +44,14 @@ pub(crate) fn adapter_file(
     sampler: &Sampler<'_>,
 ) -> AdapterFile {
     let TrainedRun { networks, history, seconds } = trained;
-    let best = history.best().filter(|_| config.validation.load_best_model_at_end);
+    let validation = &config.validation;
+    let best = history.best_step(validation.metric_for_best_model);
+    let best = best.filter(|_| validation.load_best_model_at_end);
     let training = json!({
         "config": config,
         "images": header.training["images"],
         "final_loss": running_mean(&history.losses()).last(),
-        "best_step": best.map(|best| best.step),
+        "best_step": best,
         "seconds": seconds,
     });
     let header = Header { training, ..header };

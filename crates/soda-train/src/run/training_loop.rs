@@ -12,7 +12,7 @@ use soda_models::pipeline::Networks;
 use soda_pipeline::Header;
 use tracing::info_span;
 
-use crate::config::TrainConfig;
+use crate::config::{BestMetric, TrainConfig};
 use crate::error::{CheckpointError, TrainError};
 use crate::eval::sampling::Sampler;
 use crate::eval::snapshots::{snapshot_grid, write_snapshot};
@@ -23,7 +23,7 @@ use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::checkpoint::Checkpoint;
 use crate::run::fingerprint::RunFingerprint;
-use crate::run::history::{History, ValidationMetrics};
+use crate::run::history::{History, StepScore, ValidationMetrics};
 use crate::run::rank_start;
 use crate::step::adapted_networks::AdaptedNetworks;
 use crate::step::metrics::StepMetrics;
@@ -89,7 +89,8 @@ impl<'a> TrainingLoop<'a> {
             let missing = !self.has_snapshot(done);
             rank_start::give_flag(self.ranks, missing)?;
             if missing {
-                self.snapshot(&progress, sampler, on_event)?;
+                self.snapshot(&mut progress, sampler, on_event)?;
+                self.keep_if_best(&progress, &digest)?;
             }
         }
         while progress.trainer.steps_done() < total && !self.has_lost_patience(&progress.history) {
@@ -105,15 +106,15 @@ impl<'a> TrainingLoop<'a> {
             self.report_step(&progress, metrics, on_event)?;
             if is_validation_due(self.config, done) {
                 self.validate(&mut progress)?;
-                self.keep_if_best(&progress, &digest)?;
             }
             let (sample, save) = (RunFolder::SAMPLE, RunFolder::SAVE);
             let [sample, save] = [sample, save].map(|name| self.folder.takes_request(name));
             let sample = sample && self.draws_alone(on_event);
             let mut sampled = Ok(());
-            if (sample || are_samples_due(self.config, done)) && done < total {
-                sampled = self.snapshot(&progress, sampler, on_event);
+            if (sample && done < total) || are_samples_due(self.config, done) {
+                sampled = self.snapshot(&mut progress, sampler, on_event);
             }
+            self.keep_if_best(&progress, &digest)?;
             if let Err(TrainError::Ranks(lost)) = sampled {
                 return Err(self.lost(&progress, &digest, lost));
             }
@@ -135,19 +136,22 @@ impl<'a> TrainingLoop<'a> {
             }
         }
         if self.has_lost_patience(&progress.history) && progress.trainer.steps_done() < total {
+            let validation = &self.config.validation;
             let text = format!(
-                "stopped at step {}: the validation loss had no new least value in {} measurements",
+                "stopped at step {}: {} had no new best value in {} measurements",
                 progress.trainer.steps_done(),
-                self.config.validation.early_stopping_patience
+                measured(validation.metric_for_best_model),
+                validation.early_stopping_patience
             );
             on_event(Event::Note(&text));
         }
         let Progress { trainer, history, seconds } = progress;
         let trainer = match older_best(self.config, &history, trainer.steps_done()) {
-            Some(best) => {
-                let text =
-                    format!("the adapter of step {} has the least validation loss", best.step);
-                on_event(Event::Note(&text));
+            Some(step) => {
+                let metric = measured(self.config.validation.metric_for_best_model);
+                on_event(Event::Note(&format!(
+                    "the adapter of step {step} is the best by {metric}"
+                )));
                 self.restore_best(trainer)?
             }
             None => trainer,
@@ -167,17 +171,16 @@ impl<'a> TrainingLoop<'a> {
         alone
     }
 
-    /// Whether the settings end the run by its validation losses.
+    /// Whether the settings end the run by its measurements.
     fn has_lost_patience(&self, history: &History) -> bool {
         has_lost_patience(self.config, history)
     }
 
-    /// Stores the state whose validation was the newest and is the best, if the run ends with it.
+    /// Stores the state whose measurement is the newest and the best, if the run ends with it.
     fn keep_if_best(&self, progress: &Progress<'_>, digest: &str) -> Result<(), TrainError> {
-        let is_newest = |best: ValidationMetrics| best.step == progress.trainer.steps_done();
-        if self.config.validation.load_best_model_at_end
-            && progress.history.best().is_some_and(is_newest)
-        {
+        let validation = &self.config.validation;
+        let best = progress.history.best_step(validation.metric_for_best_model);
+        if validation.load_best_model_at_end && best == Some(progress.trainer.steps_done()) {
             let _span = info_span!("write checkpoint").entered();
             let folder = self.folder.file(RunFolder::CHECKPOINTS);
             self.checkpoint(progress, digest).write_best(&folder)?;
@@ -185,7 +188,7 @@ impl<'a> TrainingLoop<'a> {
         Ok(())
     }
 
-    /// The trainer with the state of the best validation.
+    /// The trainer with the state of the best measurement.
     fn restore_best(&self, trainer: Trainer<'a>) -> Result<Trainer<'a>, TrainError> {
         let folder = self.folder.file(RunFolder::CHECKPOINTS);
         let best = Checkpoint::read_best(&folder)?;
@@ -312,7 +315,7 @@ impl<'a> TrainingLoop<'a> {
     /// Samples the prompts with the current adapter and writes the grid.
     fn snapshot(
         &mut self,
-        progress: &Progress<'_>,
+        progress: &mut Progress<'_>,
         sampler: &mut Sampler<'_>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
@@ -326,7 +329,16 @@ impl<'a> TrainingLoop<'a> {
         if let Some(events) = &mut self.events {
             snapshot.write_events(events)?;
         }
-        self.log.write(LogEntry::Samples { step: trainer.steps_done() });
+        let step = trainer.steps_done();
+        if is_score_due(self.config, step) {
+            let scores = sampled
+                .scores
+                .map(|scores| scores.chosen(self.config.validation.metric_for_best_model));
+            let score = scores.flatten().unwrap_or(f32::NAN);
+            self.ranks.reduce().broadcast(score.to_le_bytes().to_vec(), size_of::<f32>())?;
+            progress.history.add_score(StepScore { step, score });
+        }
+        self.log.write(LogEntry::Samples { step });
         on_event(Event::Stage { name: TRAINING });
         Ok(())
     }
@@ -363,10 +375,21 @@ pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam])
     factors.map(error).fold(0.0, largest)
 }
 
-/// Whether the settings end the run by its validation losses.
+/// What measures a run, in a sentence.
+fn measured(metric: BestMetric) -> &'static str {
+    match metric {
+        BestMetric::Loss => "the validation loss",
+        BestMetric::Dino => "the samples' DINO",
+        BestMetric::ClipI => "the samples' CLIP-I",
+        BestMetric::ClipT => "the samples' CLIP-T",
+    }
+}
+
+/// Whether the settings end the run by its measurements.
 pub(crate) fn has_lost_patience(config: &TrainConfig, history: &History) -> bool {
     let validation = &config.validation;
-    let since = history.validations_since_best(validation.early_stopping_threshold);
+    let metric = validation.metric_for_best_model;
+    let since = history.measured_since_best(metric, validation.early_stopping_threshold);
     validation.early_stopping_patience > 0 && since >= validation.early_stopping_patience
 }
 
@@ -375,19 +398,28 @@ pub(crate) fn is_validation_due(config: &TrainConfig, done: usize) -> bool {
     is_due(config.validation.every, done) || done == config.steps
 }
 
-/// Whether samples are drawn after `done` steps, which are neither none nor all.
+/// Whether samples are drawn during training after `done` steps. After all steps they are, if a score of
+/// them chooses the adapter.
 pub(crate) fn are_samples_due(config: &TrainConfig, done: usize) -> bool {
-    is_due(config.samples.every, done) && 0 < done && done < config.steps
+    let last = done == config.steps;
+    let is_due = if last {
+        config.validation.chooses_by_score()
+    } else {
+        is_due(config.samples.every, done)
+    };
+    is_due && done > 0
 }
 
-/// The best state, if the run ends with an older one than that after `done` steps.
-pub(crate) fn older_best(
-    config: &TrainConfig,
-    history: &History,
-    done: usize,
-) -> Option<ValidationMetrics> {
-    let best = history.best().filter(|_| config.validation.load_best_model_at_end)?;
-    (best.step < done).then_some(best)
+/// Whether a score of the samples after `done` steps is one that the adapter is chosen by.
+pub(crate) fn is_score_due(config: &TrainConfig, done: usize) -> bool {
+    config.validation.chooses_by_score() && are_samples_due(config, done)
+}
+
+/// The step of the best state, if the run ends with an older one than that after `done` steps.
+pub(crate) fn older_best(config: &TrainConfig, history: &History, done: usize) -> Option<usize> {
+    let validation = &config.validation;
+    let best = history.best_step(validation.metric_for_best_model)?;
+    (validation.load_best_model_at_end && best < done).then_some(best)
 }
 
 /// Whether an action with this interval in steps is due after `done` steps. An interval of 0 means never.

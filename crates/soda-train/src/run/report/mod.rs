@@ -170,6 +170,7 @@ mod tests {
             history: History {
                 steps: (0..60).map(step).collect(),
                 validation: validation.collect(),
+                scores: Vec::new(),
             },
             settings: config.to_toml().unwrap(),
             seconds: 12.0,

@@ -79,6 +79,7 @@ pub use device::copies_ahead::with_copies_ahead;
 pub use device::graph::CapturedGraph;
 #[cfg(feature = "persistence")]
 pub use device::kernel_cache::enable_kernel_cache;
+pub use device::lazy_graph::LazyGraph;
 pub use device::memory::{
     MemoryUsage, deep_copy, free_memory, memory_usage, persistent, release_unused,
 };

@@ -4,45 +4,22 @@
 //! time than the host needs to issue the next. A captured call is one launch.
 
 use burn::tensor::{FloatDType, Tensor};
-use soda_kernels::{CapturedGraph, deep_copy, with_copies_ahead};
+use soda_kernels::{LazyGraph, deep_copy, with_copies_ahead};
 
 use super::denoiser::Denoiser;
 use crate::batch_shards::BatchShards;
 use crate::condition::{AddedCondition, Condition};
 
-/// The fewest calls for which a graph is captured. A capture costs four calls.
-const CALLS_WORTH_A_GRAPH: usize = 10;
-
 /// A denoiser with classifier-free guidance, for the calls of one request.
 pub(super) struct GuidedDenoiser {
     network: GuidedNetwork,
-    graph: DenoiserGraph,
-}
-
-/// The denoiser's graph, which the first call captures.
-enum DenoiserGraph {
-    /// There was no call yet.
-    Pending,
-    /// The graph of inputs of one shape. Others are computed without it.
-    Captured(Box<CapturedCall>),
-    /// The device captures no graphs, or there are too few calls.
-    Unsupported,
-}
-
-/// A captured call, and inputs of the sizes it was captured for.
-struct CapturedCall {
-    shapes: Inputs,
-    graph: CapturedGraph<Tensor<4>>,
+    graph: LazyGraph<InputShape, Tensor<4>>,
 }
 
 impl GuidedDenoiser {
     /// Prepares about `calls` predictions with guidance of the factor `guidance`, if there is any.
     pub(super) fn new(denoiser: Denoiser, guidance: Option<f64>, calls: usize) -> Self {
-        let graph = match calls >= CALLS_WORTH_A_GRAPH {
-            true => DenoiserGraph::Pending,
-            false => DenoiserGraph::Unsupported,
-        };
-        Self { network: GuidedNetwork { denoiser, guidance }, graph }
+        Self { network: GuidedNetwork { denoiser, guidance }, graph: LazyGraph::new(calls) }
     }
 
     /// The prediction for `input`, `[n, c, h, w]`, at the timestep `t`, as f32.
@@ -58,21 +35,19 @@ impl GuidedDenoiser {
     ) -> Tensor<4> {
         let steps = Tensor::full([condition.text.dims()[0]], t, &input.device());
         let inputs = Inputs { input, steps, condition: condition.clone() };
-        if let DenoiserGraph::Pending = self.graph {
-            self.graph = match inputs.capture(&self.network) {
-                Some(graph) => DenoiserGraph::Captured(Box::new(CapturedCall {
-                    shapes: inputs.clone(),
-                    graph,
-                })),
-                None => DenoiserGraph::Unsupported,
-            };
-        }
-        match &mut self.graph {
-            DenoiserGraph::Captured(call) if call.shapes.shape() == inputs.shape() => {
-                // The next replay overwrites the original, and a sampler keeps predictions.
-                deep_copy(call.graph.replay(inputs.flattened()).clone())
+        let network = &self.network;
+        let replayed = self.graph.call(inputs.shape(), inputs.flattened(), || {
+            let (network, shapes) = (network.clone(), inputs.clone());
+            let serial = BatchShards::default();
+            move |tensors: &[Tensor<1>]| {
+                let mut tensors = tensors.iter().cloned();
+                network.predict(shapes.map(|x| tensors.next().unwrap_or(x)), &serial)
             }
-            _ => self.network.predict(inputs, shards),
+        });
+        match replayed {
+            // The next replay overwrites the original, and a sampler keeps predictions.
+            Some(prediction) => deep_copy(prediction),
+            None => self.network.predict(inputs, shards),
         }
     }
 }
@@ -120,17 +95,6 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Captures a call of `network` on inputs of these sizes.
-    fn capture(&self, network: &GuidedNetwork) -> Option<CapturedGraph<Tensor<4>>> {
-        let (network, shapes) = (network.clone(), self.clone());
-        let serial = BatchShards::default();
-        CapturedGraph::capture(self.flattened(), move |tensors| {
-            let mut tensors = tensors.iter().cloned();
-            let inputs = shapes.map(|x| tensors.next().unwrap_or(x));
-            network.predict(inputs, &serial)
-        })
-    }
-
     /// Applies `f` to each tensor as a vector.
     fn map(&self, mut f: impl FnMut(Tensor<1>) -> Tensor<1>) -> Self {
         fn apply<const D: usize>(
@@ -160,10 +124,17 @@ impl Inputs {
         tensors
     }
 
-    /// What a captured call has read on the host: the shapes of latents and text states, and the lengths of
-    /// the texts.
-    fn shape(&self) -> ([usize; 4], [usize; 3], Option<&[usize]>) {
+    fn shape(&self) -> InputShape {
         let Condition { text, lengths, .. } = &self.condition;
-        (self.input.dims(), text.dims(), lengths.as_deref())
+        InputShape { input: self.input.dims(), text: text.dims(), lengths: lengths.clone() }
     }
+}
+
+/// What a captured call has read on the host: the shapes of latents and text states, and the lengths of the
+/// texts.
+#[derive(Clone, PartialEq, Eq)]
+struct InputShape {
+    input: [usize; 4],
+    text: [usize; 3],
+    lengths: Option<Vec<usize>>,
 }

@@ -255,18 +255,7 @@ impl TrainConfig {
         self.augment.check()?;
         self.masks.iter().try_for_each(MaskConfig::check)?;
         self.validation.check()?;
-        if self.validation.chooses_by_score() && self.samples.every == 0 {
-            return Err(ConfigError::Conflict(
-                "`validation.metric_for_best_model` is a score of samples: set `samples.every` as well",
-            )
-            .into());
-        }
-        if self.validation.chooses_by_score() && self.judges.is_none() {
-            return Err(ConfigError::Conflict(
-                "`validation.metric_for_best_model` is a score of judges: set `judges` to their folder",
-            )
-            .into());
-        }
+        self.validation.check_scored(self.samples.every, self.judges.is_some())?;
         self.optimizer.check()?;
         self.objective.check()?;
         if let Some(text_encoder) = self.trained_text_encoder() {

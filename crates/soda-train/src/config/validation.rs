@@ -110,6 +110,26 @@ impl ValidationConfig {
         }
     }
 
+    /// Checks that there is the score that the settings choose by: samples every `samples_every` steps, and
+    /// judges.
+    pub(super) fn check_scored(
+        &self,
+        samples_every: usize,
+        has_judges: bool,
+    ) -> Result<(), ConfigError> {
+        let missing = match () {
+            () if !self.chooses_by_score() => return Ok(()),
+            () if samples_every == 0 => {
+                "`validation.metric_for_best_model` is a score of samples: set `samples.every` as well"
+            }
+            () if !has_judges => {
+                "`validation.metric_for_best_model` is a score of judges: set `judges` to their folder"
+            }
+            () => return Ok(()),
+        };
+        Err(ConfigError::Conflict(missing))
+    }
+
     /// Whether the result depends on measurements.
     fn chooses(&self) -> bool {
         self.early_stopping_patience > 0 || self.load_best_model_at_end

@@ -21,13 +21,13 @@ use crate::eval::validation::Validation;
 use crate::event::{Event, SAMPLING, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::run::checkpoint::Checkpoint;
+use crate::run::due::{
+    are_samples_due, has_lost_patience, is_score_due, is_validation_due, older_best,
+};
 use crate::run::history::{History, StepScore, ValidationMetrics};
 use crate::run::personalisation::Personalisation;
 use crate::run::preparation::{self, Encodings};
 use crate::run::rank_start;
-use crate::run::training_loop::{
-    are_samples_due, has_lost_patience, is_score_due, is_validation_due, older_best,
-};
 use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
 

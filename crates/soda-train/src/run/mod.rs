@@ -3,6 +3,7 @@
 pub(crate) mod base_model;
 pub(crate) mod checkpoint;
 mod data_notes;
+mod due;
 pub(crate) mod fingerprint;
 mod follower;
 pub(crate) mod history;

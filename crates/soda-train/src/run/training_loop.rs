@@ -12,7 +12,7 @@ use soda_models::pipeline::Networks;
 use soda_pipeline::Header;
 use tracing::info_span;
 
-use crate::config::{BestMetric, TrainConfig};
+use crate::config::TrainConfig;
 use crate::error::{CheckpointError, TrainError};
 use crate::eval::sampling::Sampler;
 use crate::eval::snapshots::{snapshot_grid, write_snapshot};
@@ -22,6 +22,10 @@ use crate::output::event_log::{EventLog, LogEntry, Values};
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::checkpoint::Checkpoint;
+use crate::run::due::{
+    are_samples_due, has_lost_patience, is_checkpoint_due, is_score_due, is_validation_due,
+    measured, older_best,
+};
 use crate::run::fingerprint::RunFingerprint;
 use crate::run::history::{History, StepScore, ValidationMetrics};
 use crate::run::rank_start;
@@ -122,7 +126,7 @@ impl<'a> TrainingLoop<'a> {
             // The last step is stored as well, since drawing its samples may be stopped.
             let last = done == total || self.has_lost_patience(&progress.history);
             let stopping = stopping && !last;
-            if stopping || stopped || last || save || is_due(self.config.checkpoints.every, done) {
+            if stopping || stopped || last || save || is_checkpoint_due(self.config, done) {
                 self.write_checkpoint(&progress, &digest)?;
             }
             if save {
@@ -373,58 +377,6 @@ pub(crate) fn orthogonality_defect<M: Method>(method: &M, params: &[NamedParam])
     // `f32::max` would lose NaN.
     let largest = |a: f32, b: f32| if a.is_nan() || a >= b { a } else { b };
     factors.map(error).fold(0.0, largest)
-}
-
-/// What measures a run, in a sentence.
-fn measured(metric: BestMetric) -> &'static str {
-    match metric {
-        BestMetric::Loss => "the validation loss",
-        BestMetric::Dino => "the samples' DINO",
-        BestMetric::ClipI => "the samples' CLIP-I",
-        BestMetric::ClipT => "the samples' CLIP-T",
-    }
-}
-
-/// Whether the settings end the run by its measurements.
-pub(crate) fn has_lost_patience(config: &TrainConfig, history: &History) -> bool {
-    let validation = &config.validation;
-    let metric = validation.metric_for_best_model;
-    let since = history.measured_since_best(metric, validation.early_stopping_threshold);
-    validation.early_stopping_patience > 0 && since >= validation.early_stopping_patience
-}
-
-/// Whether the validation loss is measured after `done` steps, if there is a validation.
-pub(crate) fn is_validation_due(config: &TrainConfig, done: usize) -> bool {
-    is_due(config.validation.every, done) || done == config.steps
-}
-
-/// Whether samples are drawn during training after `done` steps. After all steps they are, if a score of
-/// them chooses the adapter.
-pub(crate) fn are_samples_due(config: &TrainConfig, done: usize) -> bool {
-    let last = done == config.steps;
-    let is_due = if last {
-        config.validation.chooses_by_score()
-    } else {
-        is_due(config.samples.every, done)
-    };
-    is_due && done > 0
-}
-
-/// Whether a score of the samples after `done` steps is one that the adapter is chosen by.
-pub(crate) fn is_score_due(config: &TrainConfig, done: usize) -> bool {
-    config.validation.chooses_by_score() && are_samples_due(config, done)
-}
-
-/// The step of the best state, if the run ends with an older one than that after `done` steps.
-pub(crate) fn older_best(config: &TrainConfig, history: &History, done: usize) -> Option<usize> {
-    let validation = &config.validation;
-    let best = history.best_step(validation.metric_for_best_model)?;
-    (validation.load_best_model_at_end && best < done).then_some(best)
-}
-
-/// Whether an action with this interval in steps is due after `done` steps. An interval of 0 means never.
-fn is_due(interval: usize, done: usize) -> bool {
-    interval > 0 && done.is_multiple_of(interval)
 }
 
 #[cfg(test)]

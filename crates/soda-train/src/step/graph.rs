@@ -35,7 +35,7 @@ pub(crate) struct CapturedStep {
 }
 
 /// What a captured step has read on the host: it replays on no other.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct GraphShape {
     /// The shape of the latents. Those of an upright and of a lying bucket have as many numbers.
     noisy: [usize; 4],

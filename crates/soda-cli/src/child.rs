@@ -6,8 +6,9 @@
 
 use std::ffi::OsString;
 use std::io::Read as _;
-use std::process::{Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +18,9 @@ use crate::remedy::CHILD;
 
 /// The environment variable by which a parent asks its child to end with it.
 pub(crate) const ENDS_WITH_PARENT: &str = "SODA_ENDS_WITH_PARENT";
+
+/// The most bytes of a child's messages that are kept.
+const MOST_TEXT: usize = 1 << 16;
 
 /// The exit code of shells for a command that Ctrl-C ended.
 pub(crate) const INTERRUPTED: i32 = 130;
@@ -89,19 +93,49 @@ impl ChildPool {
 /// Waits for the command to succeed and polls its peak memory.
 fn wait(mut command: Command) -> Result<Option<u64>> {
     let mut child = command.spawn().context("cannot start a child process")?;
+    let messages = child.stderr.take().map(Messages::read);
     let mut peak = None;
-    while child.try_wait()?.is_none() {
+    let status = loop {
+        if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
+            break status;
+        }
         peak = peak.max(peak_memory(child.id()));
         std::thread::sleep(Duration::from_millis(100));
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<_> =
-            message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        bail!("{}", lines.join("; ").trim_start_matches("error: "));
+    };
+    if !status.success() {
+        let text = messages.map(Messages::in_one_line).unwrap_or_default();
+        if text.is_empty() {
+            bail!("it ended with {status}");
+        }
+        bail!("{text}");
     }
     Ok(peak)
+}
+
+/// What a child writes to standard error. It is read while the child runs, since a child waits where its pipe
+/// is full.
+pub(crate) struct Messages(JoinHandle<String>);
+
+impl Messages {
+    /// Begins to read. The last [`MOST_TEXT`] bytes are kept.
+    pub(crate) fn read(mut stderr: ChildStderr) -> Self {
+        Self(std::thread::spawn(move || {
+            let (mut kept, mut chunk) = (Vec::new(), [0; 4096]);
+            while let Ok(count @ 1..) = stderr.read(&mut chunk) {
+                kept.extend(&chunk[..count]);
+                let excess = kept.len().saturating_sub(MOST_TEXT);
+                kept.drain(..excess);
+            }
+            String::from_utf8_lossy(&kept).into_owned()
+        }))
+    }
+
+    /// The lines joined by semicolons, once the child has ended.
+    pub(crate) fn in_one_line(self) -> String {
+        let text = self.0.join().unwrap_or_default();
+        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        lines.join("; ").trim_start_matches("error: ").to_owned()
+    }
 }
 
 /// Linux's `VmHWM`: the largest resident set size of the process so far, in bytes.
@@ -109,4 +143,28 @@ fn peak_memory(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    /// A pipe holds 64 KiB on Linux.
+    #[test]
+    fn a_child_with_many_messages_ends_and_its_last_ones_are_told() {
+        let many = "i=0; while [ $i -lt 4000 ]; do echo warning: a caption that is too long $i >&2; i=$((i+1)); done";
+        wait(shell(many)).unwrap();
+        let error = wait(shell(&format!("{many}; echo 'no room' >&2; exit 1"))).unwrap_err();
+        assert!(error.to_string().ends_with("long 3999; no room"), "{error}");
+        let error = wait(shell("exit 3")).unwrap_err();
+        assert!(error.to_string().contains('3'), "{error}");
+    }
 }

@@ -3,18 +3,17 @@
 //! Rank 0 writes and prints as a training of one process does. What the others print is shown only if rank 0
 //! cannot say why the training failed.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::TcpListener;
-use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use soda_distributed::Launch;
 
-use crate::child::{ENDS_WITH_PARENT, INTERRUPTED};
+use crate::child::{ENDS_WITH_PARENT, INTERRUPTED, Messages};
 use crate::progress::print_stderr;
 
 /// The variable of ranks that a launcher of this program has started.
@@ -23,8 +22,6 @@ const LAUNCHED: &str = "SODA_LAUNCHED";
 const LOOK: Duration = Duration::from_millis(50);
 /// The time that ranks have to end by themselves when another has failed: a step, and a checkpoint.
 const GRACE: Duration = Duration::from_secs(60);
-/// The most bytes of a rank's messages that are kept.
-const MOST_TEXT: usize = 1 << 16;
 
 /// Whether this process is a rank that a launcher of this program has started.
 pub(crate) fn is_launched() -> bool {
@@ -38,7 +35,7 @@ struct Rank {
     /// Whether this program killed it.
     is_killed: bool,
     /// What it has printed, but for rank 0.
-    messages: Option<JoinHandle<String>>,
+    messages: Option<Messages>,
 }
 
 /// Runs this command line on `world` ranks of this machine, and ends the process as rank 0 ends.
@@ -76,10 +73,7 @@ impl Rank {
     /// How the rank ended, and what it said.
     fn describe(&mut self, rank: usize) -> String {
         let status = self.status.map_or_else(|| "an unknown status".to_owned(), |s| s.to_string());
-        let text = self.messages.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
-        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        let text = lines.join("; ");
-        let text = text.trim_start_matches("error: ");
+        let text = self.messages.take().map(Messages::in_one_line).unwrap_or_default();
         let colon = if text.is_empty() { "" } else { ": " };
         format!("rank {rank} of this machine ended with {status}{colon}{text}")
     }
@@ -126,19 +120,8 @@ fn start(launch: &Launch, gpu: Option<u32>) -> Result<(Rank, Option<ChildStdin>)
     }
     let mut child = command.spawn().context("cannot start a rank")?;
     let input = child.stdin.take();
-    let messages = child.stderr.take().map(|stderr| std::thread::spawn(move || read(stderr)));
+    let messages = child.stderr.take().map(Messages::read);
     Ok((Rank { child, status: None, is_killed: false, messages }, input))
-}
-
-/// Reads all messages of a rank, and keeps the last ones.
-fn read(mut stderr: ChildStderr) -> String {
-    let (mut kept, mut chunk) = (Vec::new(), [0; 4096]);
-    while let Ok(count @ 1..) = stderr.read(&mut chunk) {
-        kept.extend(&chunk[..count]);
-        let excess = kept.len().saturating_sub(MOST_TEXT);
-        kept.drain(..excess);
-    }
-    String::from_utf8_lossy(&kept).into_owned()
 }
 
 /// Waits until all ranks have ended. Returns the first that failed.

@@ -99,8 +99,12 @@ impl Communicator {
         _world: usize,
         _id: [u8; 128],
         _patience: Duration,
-    ) -> Result<Self, String> {
+    ) -> Result<Option<Self>, String> {
         Err("this soda was built without CUDA".to_owned())
+    }
+
+    pub(crate) fn abort(self) {
+        match self.0 {}
     }
 
     pub(crate) fn sum(&self, _x: &Tensor<1>, _patience: Duration) -> Result<Tensor<1>, String> {

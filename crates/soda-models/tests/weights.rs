@@ -212,6 +212,11 @@ fn config_fields_are_honoured_or_refused_by_name() {
         ("mid_block_scale_factor", 2.into()),
         ("norm_num_groups", 7.into()),
         ("attention_head_dim", 3.into()),
+        ("norm_eps", 0.0.into()),
+        ("norm_eps", (-1e-5).into()),
+        // Half the first width: a division by zero.
+        ("freq_shift", 32.0.into()),
+        ("freq_shift", (-1.0).into()),
     ] {
         let error = check(field, value);
         assert!(

@@ -282,6 +282,12 @@ fn what_cannot_be_applied_is_refused_by_name() {
     assert!(with("diff", noise(3, &[64, 64], 1.0)).contains("another method"));
     assert!(with("dora_scale", noise(3, &[32, 2], 1.0)).contains("dora_scale has shape [32, 2]"));
 
+    // Two tensors of some megabytes whose product has 10^12 values.
+    let mut middle = lora(kohya(SQUARE), 1, 64, 1_000_000);
+    middle.push((kohya(SQUARE)("mid"), noise(3, &[1, 1, 1000, 1000], 1.0)));
+    let message = refused(&middle, &[]);
+    assert!(message.contains("lora_mid.weight has shape [1, 1, 1000, 1000]"), "{message}");
+
     // A shape without values says nothing about a rank.
     let empty = (Dtype::F32, vec![4_294_967_295, 4_294_967_296, 0], Vec::new());
     let loha = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"].map(|name| {

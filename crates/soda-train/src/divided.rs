@@ -15,7 +15,7 @@ use soda_distributed::{Alone, Reduce};
 use crate::error::TrainError;
 use crate::output::tensor_file::{Tensors, from_bytes, to_bytes};
 
-/// The most bytes of one result: as of the files of adapters.
+/// The most bytes of one result, such as a picture or the gradient of a calibration.
 const LONGEST_RESULT: usize = 4 << 30;
 
 /// The ranks that divide work.

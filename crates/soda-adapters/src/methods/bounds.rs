@@ -28,3 +28,22 @@ pub(crate) fn check_most(
 ) -> Result<(), AdapterError> {
     if value <= most { Ok(()) } else { Err(AdapterError::Config { method, reason }) }
 }
+
+/// Returns the scale `α/r`, or an error for a rank of 0 or an `α` that is not finite.
+pub(crate) fn low_rank_scale(
+    method: &'static str,
+    rank: usize,
+    alpha: Option<f64>,
+) -> Result<f64, AdapterError> {
+    let scale = alpha.unwrap_or(rank as f64) / rank as f64;
+    match rank {
+        0 => Err(AdapterError::Config { method, reason: "the rank is at least 1" }),
+        _ if rank > MAX_RANK => {
+            Err(AdapterError::Config { method, reason: "the rank is at most 1048576" })
+        }
+        _ if !scale.is_finite() => {
+            Err(AdapterError::Config { method, reason: "alpha is a finite number" })
+        }
+        _ => Ok(scale),
+    }
+}

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
-use super::bounds::{MAX_PRODUCT_RANK, MAX_RANK, check_most};
+use super::bounds::{MAX_PRODUCT_RANK, check_most, low_rank_scale};
 use crate::adapter::Adapter;
 use crate::error::AdapterError;
 use crate::method::Method;
@@ -61,25 +61,6 @@ impl Method for LohaConfig {
             w2_b: Param::from_tensor(init.normal("w2_b", [r, input], 1.0)),
             scale,
         })
-    }
-}
-
-/// Returns the scale `α/r`, or an error for a rank of 0 or an `α` that is not finite.
-pub(crate) fn low_rank_scale(
-    method: &'static str,
-    rank: usize,
-    alpha: Option<f64>,
-) -> Result<f64, AdapterError> {
-    let scale = alpha.unwrap_or(rank as f64) / rank as f64;
-    match rank {
-        0 => Err(AdapterError::Config { method, reason: "the rank is at least 1" }),
-        _ if rank > MAX_RANK => {
-            Err(AdapterError::Config { method, reason: "the rank is at most 1048576" })
-        }
-        _ if !scale.is_finite() => {
-            Err(AdapterError::Config { method, reason: "alpha is a finite number" })
-        }
-        _ => Ok(scale),
     }
 }
 

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::{LinalgError, kron, kron_right};
 
+use super::bounds::low_rank_scale;
 use super::cost_model::CostModel;
-use super::loha::low_rank_scale;
 use crate::adapter::Adapter;
 use crate::base_weight::BaseWeight;
 use crate::error::AdapterError;

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use soda_kernels::matmul;
 use soda_linalg::LinalgError;
 
-use super::bounds::{MAX_RANK, check_most};
+use super::bounds::low_rank_scale;
 use super::cost_model::{CostModel, product_dtype};
 use super::dora::Magnitude;
 use super::low_rank::low_rank_product;
@@ -122,16 +122,15 @@ impl LoraConfig {
     /// `r` and `s` of the weight at `path`, whose smaller side is `most`.
     fn rank_and_scale(&self, path: &str, most: usize) -> Result<(usize, f64), AdapterError> {
         let rank = longest_match(&self.rank_pattern, path)?.unwrap_or(self.rank);
-        if rank == 0 {
-            return Err(AdapterError::Config { method: NAME, reason: "the rank is at least 1" });
-        }
-        check_most(NAME, rank, MAX_RANK, "the rank is at most 1048576")?;
-        let alpha = longest_match(&self.alpha_pattern, path)?.or(self.alpha).unwrap_or(rank as f64);
-        if !alpha.is_finite() {
-            return Err(AdapterError::Config { method: NAME, reason: "alpha is a finite number" });
-        }
+        let alpha = longest_match(&self.alpha_pattern, path)?.or(self.alpha);
+        low_rank_scale(NAME, rank, alpha)?;
         let root = if self.rank_stabilized { (rank as f64).sqrt() } else { rank as f64 };
-        Ok((rank.min(most), alpha / root))
+        let scale = alpha.unwrap_or(rank as f64) / root;
+        if self.init == LoraInit::Pissa && scale == 0.0 {
+            let reason = "PiSSA divides by the scale, so alpha is not 0";
+            return Err(AdapterError::Config { method: NAME, reason });
+        }
+        Ok((rank.min(most), scale))
     }
 }
 

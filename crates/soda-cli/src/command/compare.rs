@@ -419,7 +419,8 @@ fn read_metrics(folder: &Path, peak_memory: Option<u64>) -> Result<RunMetrics> {
         RunScores::read(folder).context("a comparison needs `judges` in the plan's [train]")?;
     let path = folder.join(RunFolder::ADAPTER);
     let adapter: AdapterFile = AdapterFile::read(&path)?;
-    let seconds = adapter.header.training["seconds"].as_f64().unwrap_or_default();
+    let seconds = adapter.header.training["seconds"].as_f64();
+    let seconds = seconds.with_context(|| format!("{} has no training time", path.display()))?;
     let path_of_losses = folder.join(RunFolder::LOSS_CSV);
     let losses = read_text(&path_of_losses, SizeLimit::LIST)
         .with_context(|| format!("cannot read {}", path_of_losses.display()))?;

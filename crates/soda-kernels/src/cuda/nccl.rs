@@ -123,14 +123,15 @@ pub(crate) fn nccl_unique_id() -> Result<[u8; 128], String> {
 
 #[allow(unsafe_code, reason = "calls of NCCL")]
 impl Communicator {
-    /// Joins the ranks with this id, with the device of `x`. Waits until all have joined.
+    /// Joins the ranks with this id, with the device of `x`. Waits until all have joined. `None` if they have
+    /// not within `patience`: the device's thread waits for them, and does nothing else any more.
     pub(crate) fn join(
         x: &Tensor<1>,
         rank: usize,
         world: usize,
         id: [u8; 128],
         patience: Duration,
-    ) -> Result<Self, String> {
+    ) -> Result<Option<Self>, String> {
         let functions = Functions::get()?;
         let (rank, world) = (rank as c_int, world as c_int);
         let (sender, receiver) = channel();
@@ -145,10 +146,17 @@ impl Communicator {
         });
         flush();
         match receiver.recv_timeout(patience) {
-            Ok(joined) => joined.map(|comm| Self { comm }),
-            Err(_) => {
-                Err(format!("NCCL did not connect the ranks within {} s", patience.as_secs()))
-            }
+            Ok(joined) => joined.map(|comm| Some(Self { comm })),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err("the CUDA device failed".to_owned()),
+        }
+    }
+
+    /// Leaves the others, who get an error in their next sum.
+    pub(crate) fn abort(self) {
+        if let Ok(functions) = Functions::get() {
+            // SAFETY: nothing uses the communicator after it.
+            unsafe { (functions.comm_abort)(self.comm as Comm) };
         }
     }
 

@@ -87,7 +87,7 @@ pub(super) fn submit_all(
         let device = devices.entry(id).or_insert_with(|| DeviceHandle::<Server>::new(id));
         device.submit(move |server| {
             if let Err(failure) = enqueue(server, bindings, task) {
-                *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
             }
         });
     });

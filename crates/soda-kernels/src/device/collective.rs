@@ -18,11 +18,25 @@ pub struct Collective {
 
 /// Why devices cannot add. Displays as one sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CollectiveError(String);
+pub struct CollectiveError {
+    reason: String,
+    is_late: bool,
+}
+
+impl CollectiveError {
+    fn new(reason: String) -> Self {
+        Self { reason, is_late: false }
+    }
+
+    /// Whether another process did not come in time. The device waits for it, and does nothing else any more.
+    pub fn is_late(&self) -> bool {
+        self.is_late
+    }
+}
 
 impl fmt::Display for CollectiveError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        formatter.write_str(&self.reason)
     }
 }
 
@@ -40,7 +54,7 @@ impl Collective {
     /// # Errors
     /// A device that is no CUDA device, or a machine without NCCL.
     pub fn check(device: &Device) -> Result<(), CollectiveError> {
-        nccl_refusal(&probe(device)).map_or(Ok(()), |reason| Err(CollectiveError(reason)))
+        nccl_refusal(&probe(device)).map_or(Ok(()), |reason| Err(CollectiveError::new(reason)))
     }
 
     /// Makes the bytes that every process needs to [`join`](Self::join).
@@ -48,7 +62,7 @@ impl Collective {
     /// # Errors
     /// A machine without NCCL, or without a network that it can use.
     pub fn unique_id() -> Result<CollectiveId, CollectiveError> {
-        nccl_unique_id().map_err(CollectiveError)
+        nccl_unique_id().map_err(CollectiveError::new)
     }
 
     /// Joins `world` processes as number `rank`, and waits for all of them.
@@ -64,8 +78,17 @@ impl Collective {
         patience: Duration,
     ) -> Result<Self, CollectiveError> {
         let communicator = Communicator::join(&probe(device), rank, world, id, patience);
-        let communicator = communicator.map_err(CollectiveError)?;
+        let late = || CollectiveError {
+            reason: format!("NCCL did not connect the ranks within {} s", patience.as_secs()),
+            is_late: true,
+        };
+        let communicator = communicator.map_err(CollectiveError::new)?.ok_or_else(late)?;
         Ok(Self { communicator, patience })
+    }
+
+    /// Leaves the other processes. Their next sum fails.
+    pub fn abort(self) {
+        self.communicator.abort();
     }
 
     /// The sum of `x` over all processes, which give tensors of one length. It is written over `x`, and all
@@ -74,7 +97,7 @@ impl Collective {
     /// # Errors
     /// A process that has gone, or does not come in time.
     pub fn sum(&self, x: &Tensor<1>) -> Result<Tensor<1>, CollectiveError> {
-        self.communicator.sum(x, self.patience).map_err(CollectiveError)
+        self.communicator.sum(x, self.patience).map_err(CollectiveError::new)
     }
 }
 

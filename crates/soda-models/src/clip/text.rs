@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::encoder::{Activation, Encoder, EncoderConfig};
 use super::text_embeddings::TextEmbeddings;
-use crate::config::bounds::{LAYERS, POSITIONS, TOKENS, WIDTH};
+use crate::config::bounds::{LAYERS, POSITIONS, TOKENS, WIDTH, check_epsilon};
 use crate::config::pretrained::{fields, heads_fit};
 use crate::config::{ConfigFile, InvalidField};
 use crate::layers::project;
@@ -112,6 +112,7 @@ impl ConfigFile for ClipTextConfig {
             ("intermediate_size", self.intermediate_size),
             ("projection_dim", self.projection_dim.unwrap_or(0)),
         ])?;
+        check_epsilon("layer_norm_eps", self.layer_norm_eps)?;
         POSITIONS.check("max_position_embeddings", self.max_position_embeddings)?;
         TOKENS.check_fields(&[
             ("vocab_size", self.vocab_size),

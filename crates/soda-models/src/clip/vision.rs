@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::encoder::{Activation, Encoder, EncoderConfig};
 use crate::config::InvalidField;
-use crate::config::bounds::WIDTH;
+use crate::config::bounds::{WIDTH, check_epsilon};
 use crate::config::pretrained::{check_vision_sizes, fields};
 
 /// The `vision_config` of a `CLIPModel`.
@@ -67,6 +67,7 @@ impl<'de> Deserialize<'de> for ClipVisionConfig {
 impl ClipVisionConfig {
     pub(super) fn validate(&self) -> Result<(), InvalidField> {
         WIDTH.check("intermediate_size", self.intermediate_size)?;
+        check_epsilon("layer_norm_eps", self.layer_norm_eps)?;
         check_vision_sizes(
             [self.hidden_size, self.num_attention_heads, self.num_hidden_layers],
             [self.image_size, self.patch_size, self.num_channels],

@@ -41,6 +41,15 @@ pub(crate) const POSITION_TABLE: Bound =
 pub(crate) const TIMESTEPS: Bound =
     Bound { most: 100_000, supported: "a number of timesteps up to 100000" };
 
+/// Refuses an epsilon that is added to a variance, unless it is above 0 and at most 1.
+pub(crate) fn check_epsilon(field: &'static str, value: f64) -> Result<(), InvalidField> {
+    if value > 0.0 && value <= 1.0 {
+        return Ok(());
+    }
+    let supported = "a number above 0 and up to 1";
+    Err(InvalidField { field, value: value.to_string(), supported })
+}
+
 impl Bound {
     /// The largest value.
     pub(crate) fn most(self) -> usize {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::config::bounds::{LAYERS, WIDTH};
+use crate::config::bounds::{LAYERS, WIDTH, check_epsilon};
 use crate::config::{ConfigFile, InvalidField, json_text};
 
 /// Axes of a token's position: time of a reference image, row, column, and place in the text.
@@ -153,9 +153,7 @@ impl ConfigFile for Flux2Config {
         if !(1.0..=MOST_THETA).contains(&self.rope_theta) {
             return refuse("rope_theta", self.rope_theta.to_string(), "a number from 1 to 1e9");
         }
-        if !(self.eps > 0.0 && self.eps < 1.0) {
-            return refuse("eps", self.eps.to_string(), "a number between 0 and 1");
-        }
+        check_epsilon("eps", self.eps)?;
         if self.guidance_embeds {
             let supported = "false, as in FLUX.2 klein: a guidance scale as an input of the network, \
                              as in FLUX.2 dev, is not implemented";

@@ -4,7 +4,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use crate::config::bounds::{LAYERS, ROTARY_POSITIONS, TOKENS, WIDTH};
+use crate::config::bounds::{LAYERS, ROTARY_POSITIONS, TOKENS, WIDTH, check_epsilon};
 use crate::config::pretrained::fields;
 use crate::config::{ConfigFile, InvalidField};
 use crate::error::ModelError;
@@ -156,10 +156,7 @@ impl ConfigFile for Qwen3Config {
             let supported = "a number that divides `num_attention_heads`";
             return refuse("num_key_value_heads", shared.to_string(), supported);
         }
-        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps <= 1.0) {
-            let value = self.rms_norm_eps.to_string();
-            return refuse("rms_norm_eps", value, "a number above 0 and up to 1");
-        }
+        check_epsilon("rms_norm_eps", self.rms_norm_eps)?;
         let theta = self.rope_parameters.rope_theta;
         if !(1.0..=MOST_THETA).contains(&theta) {
             return refuse("rope_theta", theta.to_string(), "a number from 1 to 1e12");

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use crate::config::bounds::{LATENTS, LAYERS, LEVELS, WIDTH};
+use crate::config::bounds::{LATENTS, LAYERS, LEVELS, WIDTH, check_epsilon};
 use crate::config::{ConfigFile, InvalidField, json_text};
 
 /// One number for all blocks, or one number for each block.
@@ -257,6 +257,14 @@ impl ConfigFile for UnetConfig {
             ),
         ])?;
         LATENTS.check("sample_size", self.sample_size)?;
+        check_epsilon("norm_eps", self.norm_eps)?;
+        // The frequencies are divided by the number of sinusoids less the shift.
+        let ids = self.addition_time_embed_dim.unwrap_or(usize::MAX);
+        let sinusoids = self.block_out_channels[0].min(ids) / 2;
+        if !(0.0..sinusoids as f64).contains(&self.freq_shift) {
+            let supported = "a number of at least 0 and below the number of sinusoids";
+            return refuse("freq_shift", self.freq_shift.to_string(), supported);
+        }
         LAYERS.check_all("layers_per_block", self.layers_per_block.values())?;
         LAYERS.check_all(
             "transformer_layers_per_block",

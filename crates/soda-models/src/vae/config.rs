@@ -4,7 +4,7 @@ use burn::tensor::FloatDType;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::bounds::{LAYERS, LEVELS, PIXELS, WIDTH};
+use crate::config::bounds::{LAYERS, LEVELS, PIXELS, WIDTH, check_epsilon};
 use crate::config::{ConfigFile, InvalidField};
 use crate::vae::statistics::PATCH;
 
@@ -223,10 +223,6 @@ impl ConfigFile for VaeConfig {
         if let Some(shift) = self.shift_factor.filter(|shift| !SHIFTS.contains(shift)) {
             return refuse("shift_factor", shift.to_string(), "a number from -1000 to 1000");
         }
-        if !(self.batch_norm_eps > 0.0 && self.batch_norm_eps < 1.0) {
-            let value = self.batch_norm_eps.to_string();
-            return refuse("batch_norm_eps", value, "a number between 0 and 1");
-        }
-        Ok(())
+        check_epsilon("batch_norm_eps", self.batch_norm_eps)
     }
 }

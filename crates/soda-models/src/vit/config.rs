@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::clip::Activation;
-use crate::config::bounds::WIDTH;
+use crate::config::bounds::{WIDTH, check_epsilon};
 use crate::config::pretrained::{check_vision_sizes, fields};
 use crate::config::{ConfigFile, InvalidField};
 
@@ -68,6 +68,7 @@ impl ConfigFile for VitConfig {
 
     fn validate(&self) -> Result<(), InvalidField> {
         WIDTH.check("intermediate_size", self.intermediate_size)?;
+        check_epsilon("layer_norm_eps", self.layer_norm_eps)?;
         check_vision_sizes(
             [self.hidden_size, self.num_attention_heads, self.num_hidden_layers],
             [self.image_size, self.patch_size, self.num_channels],

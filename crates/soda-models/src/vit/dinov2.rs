@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::config::VitConfig;
 use super::model::{Dinov2Parts, VitModel};
 use crate::clip::Activation;
-use crate::config::bounds::{REGISTERS, WIDTH};
+use crate::config::bounds::{REGISTERS, WIDTH, check_epsilon};
 use crate::config::pretrained::{check_vision_sizes, fields};
 use crate::config::{ConfigFile, InvalidField};
 
@@ -94,6 +94,7 @@ impl ConfigFile for Dinov2Config {
         }
         let registers = self.num_register_tokens.unwrap_or(0);
         REGISTERS.check("num_register_tokens", registers)?;
+        check_epsilon("layer_norm_eps", self.layer_norm_eps)?;
         WIDTH.check("mlp_ratio", self.mlp_ratio.saturating_mul(self.hidden_size))?;
         check_vision_sizes(
             [self.hidden_size, self.num_attention_heads, self.num_hidden_layers],

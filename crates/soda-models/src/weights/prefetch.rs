@@ -90,6 +90,7 @@ impl<'a, J: Job> Prefetch<'a, J> {
     /// Runs jobs in their order until none waits.
     fn work(&self) {
         while let Some(index) = self.begin() {
+            let _unfinished = Unfinished(self, index);
             let result = self.jobs[index].run();
             self.lock().slots[index] = Slot::Done(result);
             self.changed.notify_all();
@@ -117,6 +118,21 @@ impl<'a, J: Job> Prefetch<'a, J> {
 
     fn lock(&self) -> MutexGuard<'_, State<J::Result>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives a job back if it panics, so that the consumer does not wait for it forever.
+struct Unfinished<'a, 'b, J: Job>(&'a Prefetch<'b, J>, usize);
+
+impl<J: Job> Drop for Unfinished<'_, '_, J> {
+    fn drop(&mut self) {
+        let Self(prefetch, index) = *self;
+        let mut state = prefetch.lock();
+        if let Slot::Running = state.slots[index] {
+            state.slots[index] = Slot::Waiting;
+            state.bytes -= prefetch.jobs[index].bytes();
+            prefetch.changed.notify_all();
+        }
     }
 }
 
@@ -190,6 +206,32 @@ mod tests {
             assert_eq!(results.take(1000), None);
         });
         assert!(runs.into_inner() < 1000, "all jobs ran though nobody took their results");
+    }
+
+    /// The consumer runs the job again, which panics there.
+    #[test]
+    #[should_panic = "the job fails"]
+    fn a_panic_of_a_job_ends_the_consumer() {
+        struct Failing;
+
+        impl Job for Failing {
+            type Result = ();
+
+            fn bytes(&self) -> usize {
+                BYTES_AHEAD
+            }
+
+            fn run(&self) {
+                thread::sleep(std::time::Duration::from_millis(20));
+                panic!("the job fails");
+            }
+        }
+
+        Prefetch::scope(&[Failing, Failing], |results| {
+            // A thread has begun by now.
+            thread::sleep(std::time::Duration::from_millis(10));
+            results.take(0);
+        });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::config::bounds::{LAYERS, POSITIONS, WIDTH};
+use crate::config::bounds::{LAYERS, POSITIONS, WIDTH, check_epsilon};
 use crate::config::{ConfigFile, InvalidField};
 
 /// Axes of a token's position: place in the text or image after it, row, and column.
@@ -160,9 +160,6 @@ impl ConfigFile for ZImageConfig {
             let supported = "a number above 0 and up to 1e6";
             return refuse("t_scale", self.t_scale.to_string(), supported);
         }
-        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
-            return refuse("norm_eps", self.norm_eps.to_string(), "a number between 0 and 1");
-        }
-        Ok(())
+        check_epsilon("norm_eps", self.norm_eps)
     }
 }

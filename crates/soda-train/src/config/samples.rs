@@ -11,7 +11,8 @@ use crate::error::ConfigError;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {
-    /// The prompts. If empty, the data set's evaluation prompts are used, or else its captions.
+    /// The prompts. If empty, the data set's evaluation prompts are used, or else at most eight of its
+    /// captions, evenly spaced.
     pub prompts: Vec<String>,
     /// Prompts without the subject. The change of their images is the score `drift`.
     pub unrelated: Vec<String>,

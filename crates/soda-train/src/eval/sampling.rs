@@ -237,8 +237,11 @@ impl Sampler<'_> {
     }
 }
 
-/// The prompts to sample: those of the settings, or else the data set's evaluation prompts, or else its
-/// captions.
+/// The most captions that are sampled where nothing names prompts. A data set may have thousands.
+const MOST_CAPTIONS: usize = 8;
+
+/// The prompts to sample: those of the settings, or else the data set's evaluation prompts, or else some of
+/// its captions.
 pub(crate) fn evaluation_prompts(config: &TrainConfig, dataset: &Dataset) -> Vec<String> {
     if !config.samples.prompts.is_empty() {
         return config.samples.prompts.clone();
@@ -246,5 +249,12 @@ pub(crate) fn evaluation_prompts(config: &TrainConfig, dataset: &Dataset) -> Vec
     if !dataset.eval_prompts.is_empty() {
         return dataset.eval_prompts.clone();
     }
-    dataset.examples.iter().map(|example| example.caption.clone()).collect()
+    sampled_captions(dataset)
+}
+
+/// At most [`MOST_CAPTIONS`] of the data set's captions, evenly spaced.
+fn sampled_captions(dataset: &Dataset) -> Vec<String> {
+    let all = dataset.examples.len();
+    let count = all.min(MOST_CAPTIONS);
+    (0..count).map(|index| dataset.examples[index * all / count].caption.clone()).collect()
 }

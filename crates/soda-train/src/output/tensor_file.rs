@@ -14,7 +14,7 @@ pub(crate) type Tensors = BTreeMap<String, TensorData>;
 /// Encodes a header and tensors as the content of a file. The same contents give the same bytes.
 ///
 /// # Errors
-/// Returns the error of the safetensors format.
+/// Returns the error of the safetensors format, also for a tensor of another type.
 pub(crate) fn to_bytes(
     header: String,
     tensors: &Tensors,
@@ -24,7 +24,12 @@ pub(crate) fn to_bytes(
         let dtype = match data.dtype() {
             DType::F64 => safetensors::Dtype::F64,
             DType::U8 => safetensors::Dtype::U8,
-            _ => safetensors::Dtype::F32,
+            DType::F32 => safetensors::Dtype::F32,
+            other => {
+                let io =
+                    std::io::Error::other(format!("`{name}` is {other:?}, not f32, f64 or u8"));
+                return Err(safetensors::SafeTensorError::IoError(io));
+            }
         };
         let shape = data.shape().as_slice().to_vec();
         views.insert(name.as_str(), TensorView::new(dtype, shape, data.as_bytes())?);

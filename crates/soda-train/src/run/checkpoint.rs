@@ -63,8 +63,8 @@ struct Version {
     version: u32,
 }
 
-/// The file with the best measurement. Its name is no number of steps.
-const BEST: &str = "best.safetensors";
+/// The begin of the name of a file with the best measurement so far. Its name is no number of steps.
+const BEST: &str = "best-";
 const STEPS: &str = "steps";
 const VALIDATION: &str = "validation";
 const SCORES: &str = "scores";
@@ -87,22 +87,48 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Writes the checkpoint as the [`best`](Self::read_best) one of `folder`.
+    /// Writes the checkpoint as the one of `folder` with the best measurement. Those of former bests stay, as
+    /// a resumed run may begin before this one.
     ///
     /// # Errors
     /// A file or folder that cannot be written.
     pub fn write_best(&self, folder: &Path) -> Result<(), TrainError> {
         create_folder(folder)?;
-        let path = folder.join(BEST);
+        let path = best_file(folder, self.state.step);
         write_file(&path, &self.to_bytes(&path)?)
     }
 
-    /// Reads the checkpoint with the best measurement, which [`newest`](Self::newest) passes over.
+    /// Removes the files of [`write_best`](Self::write_best), except that of the step `best`.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`].
-    pub fn read_best(folder: &Path) -> Result<Self, TrainError> {
-        Self::read(&folder.join(BEST))
+    /// A folder that cannot be read, or a file that cannot be removed.
+    pub fn remove_bests_but(folder: &Path, best: Option<usize>) -> Result<(), TrainError> {
+        let kept = best.map(|step| best_file(folder, step));
+        for entry in std::fs::read_dir(folder).map_err(TrainError::io("read", folder))? {
+            let path = entry.map_err(TrainError::io("read", folder))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with(BEST)
+                && name.ends_with(".safetensors")
+                && Some(&path) != kept.as_ref()
+            {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the checkpoint of [`write_best`](Self::write_best) after `step` steps, which
+    /// [`newest`](Self::newest) passes over.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`], and a file that is of another step.
+    pub fn read_best(folder: &Path, step: usize) -> Result<Self, TrainError> {
+        let path = best_file(folder, step);
+        let best = Self::read(&path)?;
+        match best.state.step == step {
+            true => Ok(best),
+            false => Err(CheckpointError::Damaged { path }.into()),
+        }
     }
 
     /// The newest undamaged checkpoint in `folder`; `None` if there is none, or no folder. `damaged` gets an
@@ -244,6 +270,10 @@ impl Checkpoint {
     }
 }
 
+fn best_file(folder: &Path, step: usize) -> PathBuf {
+    folder.join(format!("{BEST}{step:08}.safetensors"))
+}
+
 /// Checkpoint files, newest first. Others, such as a temporary one of a killed run, are not counted.
 fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut files = Vec::new();
@@ -302,6 +332,28 @@ mod tests {
         assert_eq!(Checkpoint::from_sent_bytes(&sent), Some(checkpoint(7)));
         assert_eq!(Checkpoint::from_sent_bytes(&sent[..sent.len() - 1]), None);
         assert_eq!(Checkpoint::newest(Path::new("/nowhere"), |_| ()).unwrap(), None);
+    }
+
+    #[test]
+    fn the_best_checkpoint_is_that_of_its_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        for step in [5, 10] {
+            checkpoint(step).write_best(folder).unwrap();
+        }
+        checkpoint(12).write(folder, 1).unwrap();
+        assert_eq!(Checkpoint::read_best(folder, 5).unwrap(), checkpoint(5));
+        assert_eq!(
+            Checkpoint::newest(folder, |error| panic!("{error}")).unwrap(),
+            Some(checkpoint(12))
+        );
+        Checkpoint::remove_bests_but(folder, Some(10)).unwrap();
+        assert!(Checkpoint::read_best(folder, 5).is_err());
+        assert_eq!(Checkpoint::read_best(folder, 10).unwrap(), checkpoint(10));
+        // A file that was renamed by hand is of another step.
+        std::fs::rename(best_file(folder, 10), best_file(folder, 5)).unwrap();
+        assert!(Checkpoint::read_best(folder, 5).is_err());
+        assert_eq!(list(folder).unwrap().len(), 1);
     }
 
     /// A run must not start again and overwrite the checkpoints of another version.

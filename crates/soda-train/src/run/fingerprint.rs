@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use soda_distributed::Item;
+use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
 use crate::config::TrainConfig;
@@ -18,7 +19,8 @@ use crate::network_hash::network_hash;
 use crate::output::tensor_file::hex;
 
 /// Settings that a resumed run may have changed: lengths, outputs, and paths of files whose content is
-/// compared. An entry stands for the settings below it as well.
+/// compared. An entry stands for the settings below it as well. Where a score of samples chooses the adapter,
+/// [`SCORED`] says which of them may.
 const MAY_CHANGE: [&str; 9] = [
     "base",
     "data",
@@ -31,6 +33,9 @@ const MAY_CHANGE: [&str; 9] = [
     "tensorboard",
 ];
 
+/// Settings of samples that change no score.
+const SCORED: [&str; 2] = ["samples.every", "samples.tile_size"];
+
 /// The base model and the settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunFingerprint {
@@ -42,7 +47,7 @@ pub struct RunFingerprint {
 
 impl RunFingerprint {
     /// The fingerprint of a run with these settings on this base model. The tokenizer counts by the tokens
-    /// that it makes of the captions.
+    /// that it makes of the captions, and the judges count if they choose the adapter.
     ///
     /// # Errors
     /// Settings that cannot be written, such as a path that is not UTF-8.
@@ -50,6 +55,7 @@ impl RunFingerprint {
         config: &TrainConfig,
         pipeline: &Pipeline,
         dataset: &Dataset,
+        judges: Option<&Judges>,
     ) -> Result<Self, TrainError> {
         let mut base = BTreeMap::from([
             (pipeline.denoiser.folder().to_owned(), network_hash(&pipeline.denoiser)),
@@ -78,7 +84,11 @@ impl RunFingerprint {
                 base.insert("tokenizer".to_owned(), ids);
             }
         }
-        Ok(Self { base, settings: settings(config)? })
+        let mut settings = settings(config)?;
+        if let Some(judges) = judges.filter(|_| config.validation.chooses_by_score()) {
+            settings.insert("judges".to_owned(), Value::String(judges_hash(judges)));
+        }
+        Ok(Self { base, settings })
     }
 
     /// A hash of everything that the gradients at the base model depend on, apart from the training data.
@@ -133,6 +143,11 @@ impl RunFingerprint {
     }
 }
 
+/// A hash of the weights of all judges.
+pub(crate) fn judges_hash(judges: &Judges) -> String {
+    network_hash(&judges.clip) + &network_hash(&judges.dino)
+}
+
 /// The first key whose value differs, or that only one of the two has.
 fn first_difference<'a, V: PartialEq>(
     a: &'a BTreeMap<String, V>,
@@ -148,13 +163,19 @@ fn settings(config: &TrainConfig) -> Result<BTreeMap<String, Value>, TrainError>
         .map_err(|error| ConfigError::Write { reason: error.to_string() })?;
     let mut settings = BTreeMap::new();
     flatten("", &value, &mut settings);
+    let scored = config.validation.chooses_by_score();
+    let may_change = |key: &str| match scored && key.starts_with("samples.") {
+        true => is_in(&SCORED, key),
+        false => is_in(&MAY_CHANGE, key),
+    };
     settings.retain(|key, _| !may_change(key));
     Ok(settings)
 }
 
-fn may_change(key: &str) -> bool {
-    MAY_CHANGE.iter().any(|free| {
-        key.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+/// Whether the setting `key` or a table that it is in is in `list`.
+fn is_in(list: &[&str], key: &str) -> bool {
+    list.iter().any(|entry| {
+        key.strip_prefix(entry).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })
 }
 
@@ -197,11 +218,16 @@ mod tests {
     }
 
     fn refusal(change: &str) -> Option<String> {
+        refusal_beside(&[], change)
+    }
+
+    fn refusal_beside(begun: &[&str], change: &str) -> Option<String> {
         let fingerprint = |changes: &[&str]| RunFingerprint {
             settings: settings(&config(changes)).unwrap(),
             ..RunFingerprint::default()
         };
-        let check = fingerprint(&[change]).check_against(&fingerprint(&[]), &config(&[]));
+        let resumed = fingerprint(&[begun, &[change]].concat());
+        let check = resumed.check_against(&fingerprint(begun), &config(&[]));
         check.err().map(|error| error.to_string())
     }
 
@@ -245,6 +271,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn samples_may_not_change_where_their_score_chooses() {
+        let begun = [
+            "validation.metric_for_best_model=dino",
+            "validation.load_best_model_at_end=true",
+            "samples.every=5",
+        ];
+        for (change, key) in [
+            ("samples.prompts=['a cup']", "samples.prompts"),
+            ("samples.steps=3", "samples.steps"),
+            ("validation.metric_for_best_model=clip_t", "validation.metric_for_best_model"),
+        ] {
+            let message = refusal_beside(&begun, change).unwrap_or_else(|| panic!("{change}"));
+            assert!(message.contains(&format!("`{key}")), "{change}: {message}");
+        }
+        assert_eq!(refusal_beside(&begun, "samples.every=3"), None);
+        assert_eq!(refusal_beside(&begun, "steps=999"), None);
+    }
+
     /// A fingerprint is compared after it was written to and read from a checkpoint.
     #[test]
     fn a_fingerprint_survives_json() {
@@ -263,12 +308,12 @@ mod tests {
             Dataset::read(&base.join("subjects/castle_mug"), Some("a photo of a mug")).unwrap();
         let pipeline = Pipeline::load(&base.join("base"), &Device::default()).unwrap();
         let config = config(&[]);
-        let begun = RunFingerprint::new(&config, &pipeline, &dataset).unwrap();
-        assert_eq!(begun, RunFingerprint::new(&config, &pipeline, &dataset).unwrap());
+        let begun = RunFingerprint::new(&config, &pipeline, &dataset, None).unwrap();
+        assert_eq!(begun, RunFingerprint::new(&config, &pipeline, &dataset, None).unwrap());
         let refused = |change: &dyn Fn(&mut Pipeline)| {
             let mut pipeline = Pipeline::load(&base.join("base"), &Device::default()).unwrap();
             change(&mut pipeline);
-            let other = RunFingerprint::new(&config, &pipeline, &dataset).unwrap();
+            let other = RunFingerprint::new(&config, &pipeline, &dataset, None).unwrap();
             other.check_against(&begun, &config).unwrap_err().to_string()
         };
         let message = refused(&|pipeline| {

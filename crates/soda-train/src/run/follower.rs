@@ -47,8 +47,14 @@ impl Personalisation {
             ranks.reduce().alive();
             on_event(event);
         };
-        let (held_out, fingerprint) =
-            preparation::begin(&mut config, &mut dataset, &pipeline, judges.as_ref(), &ranks)?;
+        let (held_out, fingerprint) = preparation::begin(
+            &mut config,
+            &mut dataset,
+            &pipeline,
+            judges.as_ref(),
+            &ranks,
+            on_event,
+        )?;
         let checkpoint = rank_start::take_checkpoint(&ranks)?;
         let encodings =
             Encodings::new(&config, &pipeline, &dataset, &held_out, cache, &ranks, on_event)?;

@@ -99,7 +99,8 @@ impl Personalisation {
             preparation = preparation.max(meter.peak().unwrap_or_default());
             on_event(event);
         };
-        let (_, fingerprint) = begin(&mut config, &mut dataset, &pipeline, judges, &ranks)?;
+        let (_, fingerprint) =
+            begin(&mut config, &mut dataset, &pipeline, judges, &ranks, on_event)?;
         let encodings = Encodings::new(&config, &pipeline, &dataset, &[], cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
         // Adapted weights are as in the file until their adapters are made.

@@ -204,8 +204,14 @@ impl Personalisation {
             ranks.reduce().alive();
             on_event(event);
         };
-        let (held_out, fingerprint) =
-            preparation::begin(&mut config, &mut dataset, &pipeline, judges.as_ref(), &ranks)?;
+        let (held_out, fingerprint) = preparation::begin(
+            &mut config,
+            &mut dataset,
+            &pipeline,
+            judges.as_ref(),
+            &ranks,
+            on_event,
+        )?;
         let checkpoint = target.checkpoint(&fingerprint, &config, on_event)?;
         rank_start::give_checkpoint(&ranks, checkpoint.as_ref())?;
         rank_start::describe(&ranks, &config, on_event);

@@ -38,11 +38,20 @@ pub(super) fn begin(
     pipeline: &Pipeline,
     judges: Option<&Judges>,
     ranks: &Ranks,
+    on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<(Vec<Example>, RunFingerprint), TrainError> {
+    let captions = dataset.examples.len();
+    let of_captions = config.samples.prompts.is_empty() && dataset.eval_prompts.is_empty();
     config.samples.prompts = evaluation_prompts(config, dataset);
+    let prompts = config.samples.prompts.len();
+    if of_captions && prompts < captions {
+        on_event(Event::Note(&format!(
+            "samples are of {prompts} of the {captions} captions: `samples.prompts` sets other prompts"
+        )));
+    }
     let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
-    let fingerprint =
-        info_span!("fingerprint").in_scope(|| RunFingerprint::new(config, pipeline, dataset))?;
+    let fingerprint = info_span!("fingerprint")
+        .in_scope(|| RunFingerprint::new(config, pipeline, dataset, judges))?;
     release_unused(&pipeline.device);
     rank_start::agree(ranks, config, &fingerprint, dataset, judges)?;
     Ok((held_out, fingerprint))

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use soda_distributed::Item;
+use soda_models::input_file::SizeLimit;
 use soda_models::metrics::Judges;
 use soda_pipeline::counted;
 
@@ -11,15 +12,14 @@ use crate::data::dataset::Dataset;
 use crate::data::encoded_dataset::EncodedDataset;
 use crate::error::{CheckpointError, TrainError};
 use crate::event::Event;
-use crate::network_hash::network_hash;
 use crate::output::run_folder::RunFolder;
 use crate::output::tensor_file::hex;
 use crate::run::checkpoint::Checkpoint;
-use crate::run::fingerprint::RunFingerprint;
+use crate::run::fingerprint::{RunFingerprint, judges_hash};
 use crate::step::ranks::Ranks;
 
-/// The most bytes of a checkpoint: as of the files of adapters.
-const CHECKPOINT: usize = 4 << 30;
+/// The most bytes of a checkpoint: as of its file.
+const CHECKPOINT: usize = SizeLimit::TENSORS.bytes as usize;
 /// The most bytes of a path.
 const PATH: usize = 1 << 16;
 
@@ -38,11 +38,7 @@ pub(super) fn agree(
         return Ok(());
     }
     let mut items = fingerprint.items();
-    for (key, value) in [
-        ("steps", config.steps),
-        ("validation.every", config.validation.every),
-        ("validation.early_stopping_patience", config.validation.early_stopping_patience),
-    ] {
+    for (key, value) in [("steps", config.steps), ("validation.every", config.validation.every)] {
         let what = format!("the setting `{key}`; give all ranks the same");
         items.push(Item::new(what, value.to_string()));
     }
@@ -50,7 +46,7 @@ pub(super) fn agree(
     let samples = format!("{:?}", config.samples);
     let what = "the settings `samples` or the prompts of the data folder; give all ranks the same";
     items.push(Item::new(what, short(&samples)));
-    let weights = judges.map(|judges| network_hash(&judges.clip) + &network_hash(&judges.dino));
+    let weights = judges.map(judges_hash);
     let what = "`judges`; give all ranks copies of one folder, or none";
     items.push(Item::new(what, weights.unwrap_or_default()));
     items.extend(listing(dataset));
@@ -127,8 +123,10 @@ pub(super) fn give_class_images(
     if ranks.world() > 1 && draws_class_images(config) {
         let folder = std::path::absolute(folder.path())
             .map_err(TrainError::io("find the path of", folder.path()))?;
-        let path = folder.to_string_lossy().into_owned();
-        ranks.reduce().broadcast(path.into_bytes(), PATH)?;
+        let not_utf8 = || std::io::Error::other("the path is not UTF-8, and other ranks read it");
+        let path = folder.to_str().ok_or_else(not_utf8);
+        let path = path.map_err(TrainError::io("send the path of", &folder))?;
+        ranks.reduce().broadcast(path.as_bytes().to_vec(), PATH)?;
     }
     Ok(())
 }

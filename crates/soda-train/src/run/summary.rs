@@ -46,3 +46,10 @@ pub struct RunSummary {
     /// Scores of the true images, which a perfect fine-tune would reach.
     pub truth: Option<Scores>,
 }
+
+impl RunSummary {
+    /// Whether the adapter has rotations. Their orthogonality is NaN where one of them is broken.
+    pub(crate) fn has_rotations(&self) -> bool {
+        self.orthogonality != 0.0
+    }
+}

@@ -90,7 +90,9 @@ impl<'a> TrainingLoop<'a> {
         }
         // A run that was stopped while it drew these samples has stored the step without them.
         if are_samples_due(self.config, done) {
-            let missing = !self.has_snapshot(done);
+            let has_score = progress.history.scores.iter().any(|of| of.step == done);
+            let has_score = has_score || !is_score_due(self.config, done);
+            let missing = !(self.has_snapshot(done) && has_score);
             rank_start::give_flag(self.ranks, missing)?;
             if missing {
                 self.snapshot(&mut progress, sampler, on_event)?;
@@ -156,7 +158,7 @@ impl<'a> TrainingLoop<'a> {
                 on_event(Event::Note(&format!(
                     "the adapter of step {step} is the best by {metric}"
                 )));
-                self.restore_best(trainer)?
+                self.restore_best(trainer, step)?
             }
             None => trainer,
         };
@@ -193,9 +195,9 @@ impl<'a> TrainingLoop<'a> {
     }
 
     /// The trainer with the state of the best measurement.
-    fn restore_best(&self, trainer: Trainer<'a>) -> Result<Trainer<'a>, TrainError> {
+    fn restore_best(&self, trainer: Trainer<'a>, step: usize) -> Result<Trainer<'a>, TrainError> {
         let folder = self.folder.file(RunFolder::CHECKPOINTS);
-        let best = Checkpoint::read_best(&folder)?;
+        let best = Checkpoint::read_best(&folder, step)?;
         rank_start::give_checkpoint(self.ranks, Some(&best))?;
         trainer.restored(best.state).ok_or_else(|| CheckpointError::OtherSettings(folder).into())
     }
@@ -350,7 +352,9 @@ impl<'a> TrainingLoop<'a> {
     fn write_checkpoint(&self, progress: &Progress<'_>, digest: &str) -> Result<(), TrainError> {
         let _span = info_span!("write checkpoint").entered();
         let folder = self.folder.file(RunFolder::CHECKPOINTS);
-        self.checkpoint(progress, digest).write(&folder, self.config.checkpoints.keep)
+        let best = progress.history.best_step(self.config.validation.metric_for_best_model);
+        self.checkpoint(progress, digest).write(&folder, self.config.checkpoints.keep)?;
+        Checkpoint::remove_bests_but(&folder, best)
     }
 
     fn checkpoint(&self, progress: &Progress<'_>, digest: &str) -> Checkpoint {

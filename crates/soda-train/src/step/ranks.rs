@@ -79,7 +79,7 @@ impl Ranks {
     /// whether this rank would.
     ///
     /// # Errors
-    /// A rank that has gone.
+    /// A rank that has gone, or did not come in time.
     pub fn with_collective(
         mut self,
         device: &Device,
@@ -106,11 +106,21 @@ impl Ranks {
         let sent = self.reduce.broadcast(id.to_vec(), id.len())?;
         let Ok(id) = sent.try_into() else { return Ok((self, None)) };
         let joined = Collective::join(device, self.rank(), self.world(), id, patience);
-        if !self.all(joined.is_ok())? {
-            return Ok((self, joined.err()));
+        let late = joined.as_ref().err().is_some_and(CollectiveError::is_late);
+        // A device that waits for another can train by no other way either.
+        let any_late = !self.all(!late)?;
+        if self.all(joined.is_ok())? {
+            self.collective = joined.ok().map(Arc::new);
+            return Ok((self, None));
         }
-        self.collective = joined.ok().map(Arc::new);
-        Ok((self, None))
+        match joined {
+            Err(error) if any_late => Err(TrainError::Collective(error)),
+            Err(error) => Ok((self, Some(error))),
+            Ok(collective) => {
+                collective.abort();
+                Ok((self, None))
+            }
+        }
     }
 
     /// Whether gradients are added on the devices.

@@ -49,7 +49,8 @@ impl Attention {
     pub(crate) fn new(q: &CubeTensor, k: &CubeTensor, v: &CubeTensor, scale: f64) -> Option<Self> {
         let ([batch, heads, queries, width], [_, _, keys, _]) =
             (q.shape().dims::<4>(), k.shape().dims::<4>());
-        let half = q.dtype != DType::F32 && [k, v].iter().all(|x| x.dtype == q.dtype);
+        let half = matches!(q.dtype, DType::F16 | DType::BF16)
+            && [k, v].iter().all(|x| x.dtype == q.dtype);
         let fits = width.is_multiple_of(ELEMENTS_PER_READ) && (1..=MAX_WIDTH).contains(&width);
         let not_empty = batch * heads * queries * keys > 0;
         if !(on_cuda(q) && half && fits && not_empty) {

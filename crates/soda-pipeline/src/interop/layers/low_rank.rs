@@ -37,7 +37,7 @@ impl LowRank {
         let up = layer.matrix(Role::Up, "B (up)", &device)?;
         let rank = down.dims()[0];
         if layer.has(Role::Mid) {
-            down = with_middle(layer, down, &device)?;
+            down = with_middle(layer, down, input, &device)?;
         }
         if down.dims()[1] != input {
             return Err(layer.misfit(Role::Down, &format!("[rank, {input}]")));
@@ -126,10 +126,12 @@ impl LowRank {
     }
 }
 
-/// Contracts `A` `[r, in]` with the convolution in the middle: `Σ_b mid[a, b, k] down[b, i]`, `[r, in k]`.
+/// Contracts `A` `[r, in]` with the convolution in the middle: `Σ_b mid[a, b, k] down[b, i]`, `[r, in k]`,
+/// which has `input` columns.
 fn with_middle(
     layer: &LayerTensors,
     down: Tensor<2>,
+    input: usize,
     device: &Device,
 ) -> Result<Tensor<2>, InteropError> {
     let [rank, channels] = down.dims();
@@ -137,6 +139,12 @@ fn with_middle(
     let window = middle.num_elements() / (rank * rank);
     if middle.shape().as_slice().get(..2) != Some(&[rank, rank]) || window == 0 {
         return Err(layer.misfit(Role::Mid, &format!("[{rank}, {rank}, height, width]")));
+    }
+    // Two small tensors may have a product that no memory holds.
+    if window.checked_mul(channels) != Some(input) {
+        return Err(
+            layer.misfit(Role::Mid, &format!("a window of {} numbers", input / channels.max(1)))
+        );
     }
     let middle = to_tensor(middle, [rank, rank, window], device);
     // `[a, k, b]` times `[b, i]`.

@@ -18,7 +18,7 @@ pub(super) fn charts(summary: &RunSummary) -> Markup {
         let chart = line_chart("step", "validation loss", &[line]);
         charts.push(("Validation loss", chart, validation_caption(summary)));
     }
-    if summary.orthogonality > 0.0 && !history.validation.is_empty() {
+    if summary.has_rotations() && !history.validation.is_empty() {
         let line =
             validation_line("largest |QᵀQ − I|", history, |metrics| metrics.orthogonality);
         let chart = line_chart("step", "|QᵀQ − I|", &[line]);

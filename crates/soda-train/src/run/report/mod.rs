@@ -74,7 +74,7 @@ fn body(
         h2 { "Measurements" }
         (charts::charts(summary))
         p { small { (losses_in_words(history)) } }
-        @if summary.orthogonality > 0.0 {
+        @if summary.has_rotations() {
             p {
                 small {
                     "After training, the largest deviation of a rotation factor Q from orthogonality is |QᵀQ − I| = "
@@ -189,14 +189,17 @@ mod tests {
         RgbImage::from_pixel(side, side, Rgb([red, 90, 60]))
     }
 
-    fn html(side: u32, truth: bool) -> String {
-        let prompts = ["a sks mug on a beach", "a \"sks\" mug & a tree"];
-        let sampled = |red| SampledImages {
+    fn sampled(side: u32, red: u8) -> SampledImages {
+        SampledImages {
             images: vec![square(side, red), square(side, red + 1)],
             unrelated: vec![square(side, red + 2)],
             scores: None,
-        };
-        let (before, after) = (sampled(10), sampled(20));
+        }
+    }
+
+    fn html(side: u32, truth: bool) -> String {
+        let prompts = ["a sks mug on a beach", "a \"sks\" mug & a tree"];
+        let (before, after) = (sampled(side, 10), sampled(side, 20));
         let truths = [square(side, 30), square(side, 31)];
         let images = ReportImages {
             training: &[square(side, 40), square(side, 41)],
@@ -248,6 +251,25 @@ mod tests {
             let row = &row[..row.find("</tr>").unwrap()];
             assert!(row.contains(values) && row.contains(&format!("<td>{truth}</td>")), "{row}");
         }
+    }
+
+    /// NaN is the worst orthogonality, so that it is shown.
+    #[test]
+    fn a_broken_rotation_is_in_the_report() {
+        let images = ReportImages {
+            training: &[square(8, 40)],
+            before: &sampled(8, 10),
+            after: &sampled(8, 20),
+            truth: &[],
+        };
+        let html = |orthogonality| {
+            let summary = RunSummary { orthogonality, ..summary(&["a mug", "a tree"]) };
+            report(&summary, &images, &[]).unwrap()
+        };
+        let sentence = "the largest deviation of a rotation factor";
+        assert!(html(f32::NAN).contains(sentence) && html(f32::NAN).contains("= NaN."));
+        assert!(html(1e-7).contains(sentence));
+        assert!(!html(0.0).contains(sentence));
     }
 
     /// The report is one file without links, and every image and chart has a description.

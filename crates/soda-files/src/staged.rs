@@ -155,6 +155,9 @@ impl Drop for StagedFolder {
     }
 }
 
+/// How often a new name is tried before an error counts.
+const MOST_ATTEMPTS: usize = 100;
+
 /// The folder that holds `target`.
 fn parent(target: &Path) -> &Path {
     target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -168,7 +171,8 @@ fn stage<T: Handle>(
 ) -> io::Result<(PathBuf, T)> {
     let folder = parent(target);
     remove_leftovers_once(folder);
-    loop {
+    let mut refusal = io::Error::from(io::ErrorKind::AlreadyExists);
+    for _ in 0..MOST_ATTEMPTS {
         let path = folder.join(staged_name());
         match create(&path) {
             Ok(handle) if handle.is_held(&path) => return Ok((path, handle)),
@@ -176,12 +180,16 @@ fn stage<T: Handle>(
             Ok(_) => {
                 let _ = remove(&path);
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            // The folder vanished between its creation and its opening, for the same reason.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && folder.is_dir() => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => refusal = error,
+            // The folder vanished between its creation and its opening, for the same reason. It says so too
+            // where nothing can be created: in `/proc`, and in a current folder that was removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && folder.is_dir() => {
+                refusal = error
+            }
             Err(error) => return Err(error),
         }
     }
+    Err(refusal)
 }
 
 /// What keeps a staged file or folder locked.

@@ -33,6 +33,16 @@ fn what_is_not_committed_leaves_nothing() {
     assert!(write(&folder.path().join("missing/a"), b"x").is_err());
 }
 
+/// `/proc` is a folder in which nothing can be created, and says that a new file is not found.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_takes_no_file_is_an_error() {
+    for target in ["/proc/soda.txt", "/proc/self/soda.txt"] {
+        assert!(StagedFile::new(Path::new(target)).is_err(), "{target}");
+        assert!(StagedFolder::new(Path::new(target)).is_err(), "{target}");
+    }
+}
+
 #[test]
 fn a_folder_takes_the_place_of_nothing_but_an_empty_folder() {
     let folder = tempfile::tempdir().unwrap();

@@ -145,12 +145,13 @@ fn peak_memory(process: u32) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use super::*;
 
+    #[cfg(unix)]
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", script]).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -158,6 +159,7 @@ mod tests {
     }
 
     /// A pipe holds 64 KiB on Linux.
+    #[cfg(unix)]
     #[test]
     fn a_child_with_many_messages_ends_and_its_last_ones_are_told() {
         let many = "i=0; while [ $i -lt 4000 ]; do echo warning: a caption that is too long $i >&2; i=$((i+1)); done";

@@ -350,3 +350,36 @@ fn an_adapter_for_another_base_is_refused() {
         "safetensors",
     );
 }
+
+/// A file with some settings lies over the preset that is named, and options lie over both.
+#[test]
+fn a_file_of_some_settings_lies_over_a_preset() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("some.toml");
+    std::fs::write(&file, "steps = 7\nmethod = \"lora\"\n[samples]\nsteps = 3\n").unwrap();
+    let shown = |args: &[&str]| {
+        let output = soda(folder.path(), &[&["config", "show"], args].concat());
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
+        (output.status.code(), text, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let common = ["--config", "some.toml", "--base", "b", "--data", "d", "--set", "method.rank=5"];
+    let (code, text, error) = shown(&[&common[..], &["--preset", "sdxl", "--seed", "9"]].concat());
+    assert_eq!(code, Some(0), "{error}");
+    let config: toml::Table = text.parse().unwrap();
+    let number = |config: &toml::Table, key: &str| config[key].as_integer();
+    assert_eq!(number(&config, "steps"), Some(7));
+    assert_eq!(number(&config, "seed"), Some(9));
+    assert_eq!(config["samples"]["steps"].as_integer(), Some(3));
+    assert_eq!(config["method"]["rank"].as_integer(), Some(5));
+    let (_, preset, _) = shown(&["--preset", "sdxl", "--base", "b", "--data", "d"]);
+    let preset: toml::Table = preset.parse().unwrap();
+    assert_eq!(config["precision"], preset["precision"]);
+
+    let (code, _, error) = shown(&common);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("batch_size") && error.contains("--preset"), "{error}");
+    std::fs::write(&file, "steps = 7\n[samples]\nstepz = 3\n").unwrap();
+    let (code, _, error) = shown(&[&common[..6], &["--preset", "sdxl"]].concat());
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("some.toml: ") && error.contains("line 3"), "{error}");
+}

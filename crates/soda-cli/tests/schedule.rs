@@ -45,6 +45,15 @@ fn v_prediction_and_zero_terminal_snr_are_part_of_the_adapter() {
     told_nothing.header.schedule = Value::Null;
     told_nothing.write(&folder.join("nothing.st")).unwrap();
     let drawn = draw(base, Some("runs/v/adapter.safetensors"), "drawn");
+    // The adapter knows what `[trigger]` stands for.
+    let called = |prompt: &str, out: &str| {
+        let adapter = ["--adapter", "runs/v/adapter.safetensors", "--steps", "2", "--out", out];
+        run(folder, &[&["generate", "--base", base, "--prompt", prompt], &adapter[..]].concat());
+        image::open(folder.join(out).join("seed0-00.png")).unwrap().into_rgb8().into_raw()
+    };
+    assert_eq!(called("a [trigger]", "called"), called("a sks mug", "written"));
+    let nobody = soda(folder, &["generate", "--base", base, "--prompt", "a [trigger]"]);
+    assert_eq!(nobody.status.code(), Some(2), "{}", String::from_utf8_lossy(&nobody.stderr));
     assert_ne!(draw(base, Some("nothing.st"), "as-epsilon"), drawn);
 
     let merge = ["merge", "--base", base, "--adapter", "runs/v/adapter.safetensors"];
@@ -55,6 +64,14 @@ fn v_prediction_and_zero_terminal_snr_are_part_of_the_adapter() {
         assert_eq!(&written[field], value);
     }
     assert_eq!(draw("merged", None, "of-merged"), drawn);
+
+    // A file of kohya's names has both, and the trigger.
+    let export = ["export", "--base", base, "--adapter", "runs/v/adapter.safetensors", "--format"];
+    run(folder, &[&export[..], &["kohya", "--out", "kohya.safetensors"]].concat());
+    run(folder, &["import", "kohya.safetensors", "--base", base, "--out", "back.safetensors"]);
+    let back: AdapterFile = AdapterFile::read(&folder.join("back.safetensors")).unwrap();
+    assert_eq!(back.header.schedule, change);
+    assert_eq!(back.header.trigger, ["sks mug"]);
 
     let two = ["merge", "--base", base, "--subject", "runs/v/adapter.safetensors", "--style"];
     let output =

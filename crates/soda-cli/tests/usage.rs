@@ -77,7 +77,6 @@ fn every_usage_mistake_of_train_and_config_ends_with_2() {
             ("train --resume a --name b", "--name"),
             ("config show --method nosuch", "nosuch"),
             ("config show --preset nosuch", "nosuch"),
-            ("config show --preset sdxl --config x.toml", "--config"),
             ("config show --set stepz=3", "did you mean `steps`"),
             ("config show --set method.rnk=3 --method lora", "rnk"),
             ("config show --batch-size 0", "batch_size"),

@@ -149,7 +149,20 @@ fn words_that_cannot_be_trained_are_refused() {
     check(&["--token", "a=mug"], "the vocabulary has a as a token");
     check(&["--token", "<m>", "--set", "tokens.vectors=0"], "tokens.vectors");
     check(&["--token", "<m>", "--set", "encoder_precision=bf16"], "learn in f32");
+    check(&["--token", "<unused>=mug"], "no caption has the new word `<unused>`");
     check(&["--set", "tokens.word={}"], "did you mean `words`");
     check(&["--set", "objective.zero_terminal_snr=true"], "v_prediction");
+
+    // A folder of which nothing says what `[trigger]` stands for.
+    let cups = folder.join("cups");
+    std::fs::create_dir(&cups).unwrap();
+    std::fs::copy(data.join("00.png"), cups.join("00.png")).unwrap();
+    std::fs::write(cups.join("00.txt"), "a [trigger] cup").unwrap();
+    let cups = ["train", "--base", base.to_str().unwrap(), "--data", "cups"];
+    refused(folder, &cups, "set `trigger`");
+    let checked = soda(folder, &["data", "check", "cups"]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(said.contains("has `[trigger]`"), "{said}");
     assert!(!folder.join("runs").exists());
 }

@@ -72,8 +72,8 @@ pub use config::{
     AugmentConfig, BasePrecision, BestMetric, BucketConfig, CheckpointConfig,
     GradientCheckpointing, Loss, LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig,
     OptimizerConfig, PRESETS, Precision, Preset, PriorConfig, SampleConfig, Schedule,
-    TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, apply_setting, preset,
-    toml_message,
+    TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, apply_setting, merge_settings,
+    preset, toml_message,
 };
 pub use data::batch::Batch;
 pub use data::cache::EncodeCache;
@@ -82,7 +82,7 @@ pub use data::check::{
     CaptionTokenizers, CheckedFiles, CheckedImage, DataCheck, DataCheckConfig, Finding,
     FindingKind, Unchecked,
 };
-pub use data::dataset::{Dataset, expand_trigger};
+pub use data::dataset::{Dataset, expand_trigger, has_placeholder};
 pub use data::encode::{EncodeConfig, EncodeOptions};
 pub use data::encoded_dataset::EncodedDataset;
 pub use data::folder::{DataFolder, Example, ListedImage, Skipped};

@@ -1,8 +1,8 @@
 //! The settings of a new run: the fields of the form over a preset, and TOML over both.
 
 use serde::Deserialize;
-use soda_train::{RunFolder, TrainConfig, apply_setting, preset};
-use toml::{Table, Value};
+use soda_train::{RunFolder, TrainConfig, apply_setting, merge_settings, preset};
+use toml::Table;
 
 /// The most characters of a run's name.
 const MAX_NAME: usize = 80;
@@ -73,7 +73,7 @@ impl RunForm {
         }
         let others: Table =
             toml::from_str(&self.toml).map_err(|error| soda_train::toml_message(&error))?;
-        merge(&mut table, others);
+        merge_settings(&mut table, others);
         let config = TrainConfig::from_table(table).map_err(sentence)?;
         config.check().map_err(sentence)?;
         Ok(config)
@@ -106,26 +106,6 @@ pub(crate) fn stem(config: &TrainConfig) -> String {
     let name = config.data.file_name().and_then(|name| name.to_str()).unwrap_or("run");
     let kept = |c: char| if c.is_alphanumeric() || "-_".contains(c) { c } else { '_' };
     name.chars().take(MAX_NAME - 8).map(kept).collect()
-}
-
-/// Puts the values of `others` over those of `table`, table by table. A method is replaced whole where it is
-/// another one.
-fn merge(table: &mut Table, others: Table) {
-    for (key, value) in others {
-        match (table.get_mut(&key), value) {
-            (Some(Value::Table(own)), Value::Table(other)) if !is_other_method(own, &other) => {
-                merge(own, other);
-            }
-            (_, value) => {
-                table.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Whether both tables name a method, and not the same one.
-fn is_other_method(own: &Table, other: &Table) -> bool {
-    other.get("name").is_some_and(|name| own.get("name") != Some(name))
 }
 
 #[cfg(test)]

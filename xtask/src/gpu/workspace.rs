@@ -26,6 +26,9 @@ overflow-checks = true
 const EXCLUDED: &[(&str, &str)] = &[
     ("#[global_allocator]", "measures the memory of the whole process, on a CPU"),
     (r#"env!("CARGO_MANIFEST_DIR")"#, "reads sources"),
+    ("mod browser;", "drives a browser"),
+    ("use soda_testing::{Fault", "harms processes, on a CPU"),
+    ("mod world;", "starts ranks, on a CPU"),
 ];
 
 /// The package. Its features are those of soda-cli, which has no library to depend on.
@@ -115,15 +118,22 @@ pub(super) fn crates() -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// The module of a crate: its test files but for those that cannot run in one process with others.
+/// The module of a crate: its tests but for those that cannot run in one process with others.
 fn test_files(name: &str) -> Result<String, String> {
     let folder = root().join("crates").join(name).join("tests");
     let mut module = String::new();
     if !folder.is_dir() {
         return Ok(module);
     }
-    for file in entries(&folder)? {
-        let Some(stem) = file.strip_suffix(".rs") else { continue };
+    for entry in entries(&folder)? {
+        // A test is a file, or a folder with its parts.
+        let (stem, file) = match entry.strip_suffix(".rs") {
+            Some(stem) => (stem.to_owned(), entry.clone()),
+            None => (entry.clone(), format!("{entry}/main.rs")),
+        };
+        if !folder.join(&file).is_file() {
+            continue;
+        }
         let text = read(&folder.join(&file))?;
         match EXCLUDED.iter().find(|(mark, _)| text.contains(mark)) {
             Some((_, reason)) => eprintln!("not in the suite: {name}/tests/{file}, which {reason}"),
@@ -208,5 +218,19 @@ workspace = true
         let module = test_files("soda-kernels").unwrap_or_default();
         let lines = "#[path = \"../crates/soda-kernels/tests/layers.rs\"]\nmod layers;\n";
         assert!(module.contains(lines) && !module.contains("cuda_sources"), "{module}");
+
+        // A test that is a folder, and all of a crate: what is not there is excluded by name.
+        let module = test_files("soda-cli").unwrap_or_default();
+        assert!(module.contains("soda-cli/tests/z_image/main.rs\"]\nmod z_image;"), "{module}");
+        let folder = super::root().join("crates/soda-cli/tests");
+        let is_test = |entry: &String| {
+            let path = folder.join(entry);
+            path.join("main.rs").is_file() || entry.ends_with(".rs")
+        };
+        let tests = super::entries(&folder).unwrap_or_default().into_iter().filter(is_test);
+        let missing: Vec<String> = tests
+            .filter(|entry| !module.contains(&format!("mod {};", entry.trim_end_matches(".rs"))))
+            .collect();
+        assert_eq!(missing, ["kills", "ranks", "ui"]);
     }
 }

@@ -16,7 +16,14 @@ pub(crate) struct MergedArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "subject")]
     pub(crate) adapter: Option<PathBuf>,
     /// Strength of the adapter: 0 is the base, 1 the trained adapter; rotations follow the geodesic
-    #[arg(long, default_value_t = 1.0, value_parser = finite, requires = "adapter")]
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_parser = finite,
+        requires = "adapter",
+        // What is required is not, where it conflicts with a given option.
+        conflicts_with = "subject",
+    )]
     pub(crate) strength: f64,
     /// The first of two adapter files to merge
     #[arg(long, value_name = "FILE", requires = "style")]

@@ -7,19 +7,21 @@ use clap::Args;
 use soda_adapters::soda::RotationConfig;
 use soda_adapters::{MethodConfig, Targets};
 use soda_models::input_file::SizeLimit;
-use soda_train::{TrainConfig, apply_setting, preset, read_text};
+use soda_train::{TrainConfig, apply_setting, merge_settings, preset, read_text};
+use toml::{Table, Value};
 
 use super::number::{finite, seed};
 use crate::usage::{UsageError, require};
 
-/// The sources of a training configuration: a preset or a file, then `--set`, then the other options.
+/// The sources of a training configuration: a preset, a file, then `--set`, then the other options.
 #[derive(Debug, Args)]
 pub(crate) struct SettingsArgs {
-    /// Start from this configuration; other options override it
+    /// Settings in a file; they override those of --preset, and other options override them. Without
+    /// --preset the file has all settings that have no default
     #[arg(long, value_name = "TOML")]
     pub(crate) config: Option<PathBuf>,
-    /// Start from a preset (`soda config presets` lists them) [default: toybox]
-    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    /// Start from a preset (`soda config presets` lists them) [default: toybox, or none with --config]
+    #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// Any setting of `soda config show`, such as optimizer.rotation_lr=1e-3; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
@@ -89,7 +91,7 @@ pub(crate) struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// Makes the configuration: defaults, then the file or the preset, then the options.
+    /// Makes the configuration: defaults, then the preset, then the file, then the options.
     ///
     /// # Errors
     /// A file that cannot be read or that is wrong by itself. A [`UsageError`] for an unknown setting, one
@@ -97,7 +99,13 @@ impl SettingsArgs {
     pub(crate) fn train_config(&self) -> Result<TrainConfig> {
         let file = self.file()?;
         let table = self.table(file.as_ref())?;
-        let mut config = TrainConfig::from_table(table).map_err(UsageError::new)?;
+        let mut config = TrainConfig::from_table(table).map_err(|error| match &self.config {
+            Some(path) if self.preset.is_none() => UsageError::new(format!(
+                "{error}; --preset gives what {} leaves out",
+                path.display()
+            )),
+            _ => UsageError::new(error),
+        })?;
         self.override_rates(&mut config);
         config.steps = self.steps.unwrap_or(config.steps);
         config.batch_size = self.batch_size.unwrap_or(config.batch_size);
@@ -118,7 +126,8 @@ impl SettingsArgs {
         self.override_soda(&mut config)?;
         let Err(error) = config.check() else { return Ok(config) };
         // The file is to blame if it is wrong without the options too.
-        match (file.map(|file| file.check()), &self.config) {
+        let own = file.and_then(|file| TrainConfig::from_table(file).ok());
+        match (own.map(|file| file.check()), &self.config) {
             (Some(Err(own)), Some(path)) if own.to_string() == error.to_string() => {
                 Err(Error::from(error).context(path.display().to_string()))
             }
@@ -132,20 +141,46 @@ impl SettingsArgs {
         self.config.is_none() || changed || self.method.is_some() || self.factors.is_some()
     }
 
-    /// Reads the configuration file, if one is given.
-    fn file(&self) -> Result<Option<TrainConfig>> {
+    /// Reads the configuration file, if one is given. It may lack settings, but has no wrong ones.
+    fn file(&self) -> Result<Option<Table>> {
         let Some(path) = &self.config else { return Ok(None) };
+        let text = read_text(path, SizeLimit::SETTINGS)?;
         // The text is parsed as a configuration, so that an error names its line.
-        let config = TrainConfig::from_toml(&read_text(path, SizeLimit::SETTINGS)?);
-        config.map(Some).with_context(|| path.display().to_string())
+        let whole = TrainConfig::from_toml(&text).map(|_| ());
+        let mut table: Table = match toml::from_str(&text) {
+            Ok(table) => table,
+            Err(_) => return whole.map(|()| None).with_context(|| path.display().to_string()),
+        };
+        // A method that is given by its name gets its settings, so that --set can change one.
+        if let Some(name) = table.get("method").and_then(Value::as_str) {
+            let method = format!("method={name}");
+            apply_setting(&mut table, &method).with_context(|| path.display().to_string())?;
+        }
+        let mut tried = self.preset_table()?;
+        apply_setting(&mut tried, "base=base")?;
+        apply_setting(&mut tried, "data=data")?;
+        merge_settings(&mut tried, table.clone());
+        // A file that is right over a preset lacks settings, and no more.
+        if TrainConfig::from_table(tried).is_err() {
+            whole.with_context(|| path.display().to_string())?;
+        }
+        Ok(Some(table))
     }
 
-    /// The options that are settings of the TOML form, over those of the file.
-    fn table(&self, file: Option<&TrainConfig>) -> Result<toml::Table> {
-        let name = self.preset.as_deref().unwrap_or("toybox");
-        let mut table = match file {
-            Some(config) => toml::Table::try_from(config)?,
-            None => preset(name).map_err(UsageError::new)?,
+    /// The settings of the preset.
+    fn preset_table(&self) -> Result<Table, UsageError> {
+        preset(self.preset.as_deref().unwrap_or("toybox")).map_err(UsageError::new)
+    }
+
+    /// The options that are settings of the TOML form, over those of the file and of the preset.
+    fn table(&self, file: Option<&Table>) -> Result<Table> {
+        let mut table = match (&self.preset, file) {
+            (None, Some(file)) => file.clone(),
+            (_, file) => {
+                let mut table = self.preset_table()?;
+                merge_settings(&mut table, file.cloned().unwrap_or_default());
+                table
+            }
         };
         for (key, path) in [("base", &self.base), ("data", &self.data), ("judges", &self.judges)] {
             if let Some(path) = path {
@@ -163,7 +198,7 @@ impl SettingsArgs {
             apply_setting(&mut table, setting).map_err(UsageError::new)?;
         }
         let complete = table.contains_key("base") && table.contains_key("data");
-        require(complete, "give --config, or --base and --data")?;
+        require(complete, "give --base and --data, or a --config that has both")?;
         Ok(table)
     }
 

@@ -10,7 +10,8 @@ use soda_models::image::{GenerationParameters, png_with_parameters, read_rgb};
 use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
-use soda_train::{Event, write_file};
+use soda_pipeline::AdapterFile;
+use soda_train::{Event, expand_trigger, has_placeholder, write_file};
 use tracing::info_span;
 
 use crate::adapter_loading::load_with_adapters;
@@ -19,7 +20,7 @@ use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sa
 use crate::device::shards;
 use crate::progress::{Progress, print_result};
 use crate::sampler_label::sampler_label;
-use crate::usage::require;
+use crate::usage::{UsageError, require};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -160,8 +161,9 @@ impl SamplerName {
     }
 }
 
-pub(crate) fn run(args: GenerateArgs) -> Result<()> {
+pub(crate) fn run(mut args: GenerateArgs) -> Result<()> {
     args.merged.check()?;
+    expand_triggers(&mut args)?;
     require(
         !args.karras || args.scheduler.is_some_and(SamplerName::takes_karras),
         "--karras needs --scheduler euler, dpm++, dpm++-sde, unipc, deis, lms, heun, dpm2 or dpm2-a",
@@ -232,6 +234,25 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
         print_result(&file.display().to_string());
     }
     Ok(())
+}
+
+/// Replaces `[trigger]` in the prompts by the first trigger of the adapters.
+fn expand_triggers(args: &mut GenerateArgs) -> Result<()> {
+    if !args.prompt.iter().any(|prompt| has_placeholder(prompt)) {
+        return Ok(());
+    }
+    let merged = &args.merged;
+    for path in [&merged.adapter, &merged.subject, &merged.style].into_iter().flatten() {
+        let file: AdapterFile = AdapterFile::read(path)?;
+        if let Some(trigger) = file.header.trigger.first() {
+            let expanded = args.prompt.iter().map(|prompt| expand_trigger(prompt, trigger));
+            args.prompt = expanded.collect();
+            return Ok(());
+        }
+    }
+    let reason =
+        "a --prompt has [trigger], and no adapter says what it stands for: write the words";
+    Err(UsageError::new(reason).into())
 }
 
 /// The folder of the images. It is made before the work, so that one that cannot be made is told at once.

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use serde_json::{Value, json};
 use soda_models::pipeline::{LoadOptions, model_name};
-use soda_pipeline::interop::{Imported, import};
+use soda_models::scheduler::{SchedulerConfig, SchedulerOverrides};
+use soda_pipeline::interop::{Description, Imported, describe, import};
 use soda_pipeline::{configure_pipeline, counted};
 
 use crate::args::{DeviceArg, PromptEncodingArgs};
@@ -55,6 +57,14 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
     // Files of other tools do not say it.
     file.header.prompt_encoding = args.prompt_encoding.encoding();
     file.header.trigger = args.trigger;
+    // A PEFT directory has no metadata of this kind.
+    let description = if args.path.is_file() { describe(&args.path).ok() } else { None };
+    if let Some(Description { trigger, schedule, .. }) = description {
+        if file.header.trigger.is_empty() {
+            file.header.trigger = trigger;
+        }
+        file.header.schedule = changes(schedule, &pipeline.scheduler);
+    }
     if file.header.trigger.is_empty() {
         file.header.trigger = file.embeddings.keys().cloned().collect();
     }
@@ -93,6 +103,16 @@ pub(crate) fn run(args: ImportArgs) -> Result<()> {
         )
     ));
     Ok(())
+}
+
+/// What a file's schedule changes of the base's, as a header has it.
+fn changes(schedule: SchedulerOverrides, base: &SchedulerConfig) -> Value {
+    let SchedulerOverrides { prediction_type, rescale_betas_zero_snr } = schedule;
+    let change = SchedulerOverrides {
+        prediction_type: prediction_type.filter(|own| *own != base.prediction_type),
+        rescale_betas_zero_snr: rescale_betas_zero_snr && !base.rescale_betas_zero_snr,
+    };
+    if change == SchedulerOverrides::default() { Value::Null } else { json!(change) }
 }
 
 fn count(tensors: usize) -> String {

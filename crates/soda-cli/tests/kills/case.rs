@@ -9,7 +9,7 @@ use soda_pipeline::AdapterFile;
 use soda_testing::{Fault, Faults};
 use soda_train::Checkpoint;
 
-use crate::tree::{Tree, copy, difference, is_staged, tree};
+use super::tree::{Tree, copy, difference, is_staged, tree};
 
 /// The longest time of a command. One that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -76,7 +76,7 @@ impl Case {
     }
 
     fn command(&self, work: &Path, args: &[String]) -> Command {
-        let mut command = Command::new(crate::common::program());
+        let mut command = Command::new(super::common::program());
         command.args(args).current_dir(work).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command.envs(self.env.iter().map(|(name, value)| (*name, value)));

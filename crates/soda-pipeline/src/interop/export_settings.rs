@@ -51,6 +51,8 @@ pub struct ExportSettings {
 struct Base {
     family: Family,
     prediction_type: PredictionType,
+    /// Whether the noise schedule has zero terminal SNR.
+    zero_snr: bool,
     /// Side of the images in pixels.
     resolution: usize,
     /// The names of the denoiser's modules in the original code.
@@ -123,6 +125,7 @@ impl ExportSettings {
         let base = Base {
             family,
             prediction_type: pipeline.scheduler.prediction_type,
+            zero_snr: pipeline.scheduler.rescale_betas_zero_snr,
             resolution: pipeline.image_size(),
             original_names: OriginalNames::from_networks(&pipeline.networks()),
         };
@@ -168,7 +171,7 @@ impl ExportSettings {
         network: &Network,
         implementation: &'static str,
     ) -> HashMap<String, String> {
-        let Base { family, prediction_type, resolution, .. } = &self.base;
+        let Base { family, prediction_type, zero_snr, resolution, .. } = &self.base;
         let v = *prediction_type == PredictionType::VPrediction;
         let (version, architecture) = match (family, v) {
             (Family::Sd1, false) => ("sd_v1", "stable-diffusion-v1"),
@@ -206,6 +209,9 @@ impl ExportSettings {
             ("modelspec.resolution", format!("{resolution}x{resolution}")),
             ("modelspec.prediction_type", prediction.to_owned()),
         ]);
+        if *zero_snr {
+            metadata.insert("ss_zero_terminal_snr", "True".to_owned());
+        }
         for (key, name) in [("ss_output_name", &self.title), ("ss_sd_model_name", &self.base_name)]
         {
             if !name.is_empty() {
@@ -303,7 +309,8 @@ mod tests {
 
     fn metadata(family: Family, prediction_type: PredictionType) -> HashMap<String, String> {
         let original_names = OriginalNames::default();
-        let base = Base { family, prediction_type, resolution: 768, original_names };
+        let base =
+            Base { family, prediction_type, zero_snr: false, resolution: 768, original_names };
         let settings = ExportSettings {
             title: "mug".to_owned(),
             trigger: vec!["sks mug".to_owned(), "red".to_owned()],

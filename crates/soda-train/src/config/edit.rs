@@ -51,6 +51,26 @@ pub fn apply_setting(table: &mut Table, assignment: &str) -> Result<(), TrainErr
     Ok(())
 }
 
+/// Puts the values of `others` over those of `table`, table by table. A method is replaced whole where it is
+/// another one.
+pub fn merge_settings(table: &mut Table, others: Table) {
+    for (key, value) in others {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(own)), Value::Table(other)) if !is_other_method(own, &other) => {
+                merge_settings(own, other);
+            }
+            (_, value) => {
+                table.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Whether both tables name a method, and not the same one.
+fn is_other_method(own: &Table, other: &Table) -> bool {
+    other.get("name").is_some_and(|name| own.get("name") != Some(name))
+}
+
 /// Adds to the parser's message the nearest of the names that the message lists.
 pub(super) fn explain(message: &str) -> ConfigError {
     // The message of serde: "unknown field `stepz`, expected one of `base`, `data`, ...".

@@ -255,7 +255,8 @@ impl TrainConfig {
         self.augment.check()?;
         self.masks.iter().try_for_each(MaskConfig::check)?;
         self.validation.check()?;
-        self.validation.check_scored(self.samples.every, self.judges.is_some())?;
+        let samples = self.samples.every;
+        self.validation.check_choice(self.steps, samples, self.judges.is_some())?;
         self.optimizer.check()?;
         self.objective.check()?;
         if let Some(text_encoder) = self.trained_text_encoder() {

@@ -110,15 +110,26 @@ impl ValidationConfig {
         }
     }
 
-    /// Checks that there is the score that the settings choose by: samples every `samples_every` steps, and
-    /// judges.
-    pub(super) fn check_scored(
+    /// Checks that there are measurements to choose from, in a run of `steps` steps: of validations, or of
+    /// samples every `samples_every` steps with judges.
+    pub(super) fn check_choice(
         &self,
+        steps: usize,
         samples_every: usize,
         has_judges: bool,
     ) -> Result<(), ConfigError> {
+        let by_score = self.chooses_by_score();
         let missing = match () {
-            () if !self.chooses_by_score() => return Ok(()),
+            () if !self.chooses() => return Ok(()),
+            () if !by_score && self.every >= steps => {
+                "`validation.every` is not below `steps`, so that there is one measurement to choose from: \
+                 lower it"
+            }
+            () if !by_score => return Ok(()),
+            () if samples_every >= steps => {
+                "`samples.every` is not below `steps`, so that there is one measurement to choose from: \
+                 lower it"
+            }
             () if samples_every == 0 => {
                 "`validation.metric_for_best_model` is a score of samples: set `samples.every` as well"
             }

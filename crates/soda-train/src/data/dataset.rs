@@ -22,6 +22,11 @@ pub fn expand_trigger(text: &str, trigger: &str) -> String {
     text.replace(PLACEHOLDER, trigger)
 }
 
+/// Whether `text` has a `[trigger]` for [`expand_trigger`].
+pub fn has_placeholder(text: &str) -> bool {
+    text.contains(PLACEHOLDER)
+}
+
 /// The examples of a data folder and its settings for evaluation. No image is opened yet.
 ///
 /// The caption of an image is the first of these that exists:
@@ -121,17 +126,28 @@ impl Dataset {
     /// identifier and `trigger` has several words, the first word becomes the identifier.
     #[must_use]
     pub fn with_trigger(mut self, trigger: &str) -> Self {
+        self.expand(trigger);
+        if let (None, Some((first, _))) = (&self.identifier, trigger.split_once(' ')) {
+            self.identifier = Some(first.to_owned());
+        }
+        self.trigger = vec![trigger.to_owned()];
+        self
+    }
+
+    /// Replaces `[trigger]` in all captions and evaluation prompts by `trigger`.
+    pub(crate) fn expand(&mut self, trigger: &str) {
         for example in self.examples.iter_mut().chain(&mut self.truth) {
             example.caption = expand_trigger(&example.caption, trigger);
         }
         for prompt in &mut self.eval_prompts {
             *prompt = expand_trigger(prompt, trigger);
         }
-        if let (None, Some((first, _))) = (&self.identifier, trigger.split_once(' ')) {
-            self.identifier = Some(first.to_owned());
-        }
-        self.trigger = vec![trigger.to_owned()];
-        self
+    }
+
+    /// Whether a caption or an evaluation prompt has a `[trigger]` that nothing has replaced.
+    pub(crate) fn has_placeholder(&self) -> bool {
+        let captions = self.examples.iter().chain(&self.truth).map(|example| &example.caption);
+        captions.chain(&self.eval_prompts).any(|text| has_placeholder(text))
     }
 
     /// Removes and returns a random share of the examples. A share above 0 removes at least one example and

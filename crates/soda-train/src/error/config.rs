@@ -40,6 +40,11 @@ pub enum ConfigError {
     /// Two settings that exclude each other. The text names both and the remedy.
     #[error("{0}")]
     Conflict(&'static str),
+    /// A new word that no caption has, so that its embedding would learn nothing.
+    #[error(
+        "no caption has the new word `{0}`: write it into captions, or leave it out of `tokens`"
+    )]
+    UnusedWord(String),
     /// A precision in which the device does not compute.
     #[error("this device does not compute in {0}: set `precision = \"f32\"`")]
     UnsupportedPrecision(String),

@@ -26,6 +26,15 @@ pub(super) fn describe_data(
             first.display()
         )));
     }
+    let lacks = |trigger: &&String| {
+        let trigger = trigger.to_lowercase();
+        !dataset.examples.iter().any(|example| example.caption.to_lowercase().contains(&trigger))
+    };
+    if let Some(trigger) = config.trigger.iter().find(lacks) {
+        on_event(Event::Warning(&format!(
+            "no caption has the trigger `{trigger}`, so that it will not call the subject: add it to captions"
+        )));
+    }
     for skipped in &dataset.skipped {
         on_event(Event::Warning(&skipped.to_string()));
     }

@@ -186,14 +186,14 @@ impl<'a> Follower<'a> {
     fn validate(&self, trainer: &Trainer<'_>, history: &mut History) -> Result<(), TrainError> {
         let Some(validation) = &self.validation else { return Ok(()) };
         validation.loss(&trainer.networks(), trainer.has_graphs(), self.ranks.division())?;
-        let loss = self.from_rank_0()?;
+        let loss = self.measured_by_rank_0()?;
         let step = trainer.steps_done();
         history.validation.push(ValidationMetrics { step, loss, orthogonality: 0.0 });
         Ok(())
     }
 
     /// A value that rank 0 has measured.
-    fn from_rank_0(&self) -> Result<f32, TrainError> {
+    fn measured_by_rank_0(&self) -> Result<f32, TrainError> {
         let bytes = self.ranks.reduce().broadcast(Vec::new(), size_of::<f32>())?;
         Ok(bytes.try_into().map_or(f32::NAN, f32::from_le_bytes))
     }
@@ -210,7 +210,7 @@ impl<'a> Follower<'a> {
         sampler.sample_with(networks, SAMPLING, on_event)?;
         let step = trainer.steps_done();
         if is_score_due(self.config, step) {
-            history.add_score(StepScore { step, score: self.from_rank_0()? });
+            history.add_score(StepScore { step, score: self.measured_by_rank_0()? });
         }
         on_event(Event::Stage { name: TRAINING });
         Ok(())

@@ -15,7 +15,7 @@ use soda_models::pipeline::Pipeline;
 use tracing::info_span;
 
 use crate::config::TrainConfig;
-use crate::data::dataset::{Dataset, expand_trigger};
+use crate::data::dataset::{Dataset, expand_trigger, has_placeholder};
 use crate::data::encode::buckets_for;
 use crate::data::folder::Example;
 use crate::data::masks;
@@ -110,12 +110,8 @@ impl Personalisation {
         }
         let mut dataset = info_span!("read data")
             .in_scope(|| Dataset::read(&config.data, config.prompt.as_deref()))?;
-        if let Some(trigger) = &config.trigger {
-            dataset = dataset.with_trigger(trigger);
-            let prompts = config.samples.prompts.iter();
-            config.samples.prompts =
-                prompts.map(|prompt| expand_trigger(prompt, trigger)).collect();
-        }
+        dataset = with_trigger(dataset, &mut config)?;
+        check_words(&config, &dataset)?;
         let load_judges =
             |folder| info_span!("load judges").in_scope(|| Judges::load(folder, device));
         let judges = config.judges.as_deref().map(load_judges).transpose()?;
@@ -326,6 +322,40 @@ impl Personalisation {
         let images = ReportImages { training, before: &before, after: &after, truth };
         finish(&folder, &summary, &images)?;
         Ok(summary)
+    }
+}
+
+/// Puts the trigger of the settings, or else of the data folder, into captions and prompts.
+fn with_trigger(mut dataset: Dataset, config: &mut TrainConfig) -> Result<Dataset, ConfigError> {
+    if let Some(trigger) = &config.trigger {
+        dataset = dataset.with_trigger(trigger);
+    } else if let Some(trigger) = dataset.trigger.first().cloned() {
+        dataset.expand(&trigger);
+    }
+    let samples = &mut config.samples;
+    let prompts = || samples.prompts.iter().chain(&samples.unrelated);
+    match dataset.trigger.first() {
+        Some(trigger) => {
+            let prompts = samples.prompts.iter();
+            samples.prompts = prompts.map(|prompt| expand_trigger(prompt, trigger)).collect();
+        }
+        None if dataset.has_placeholder() || prompts().any(|prompt| has_placeholder(prompt)) => {
+            return Err(ConfigError::Conflict(
+                "a caption or prompt has `[trigger]`, and nothing says what it stands for: set `trigger`",
+            ));
+        }
+        None => {}
+    }
+    Ok(dataset)
+}
+
+/// Checks that the new words are in captions, where they learn.
+fn check_words(config: &TrainConfig, dataset: &Dataset) -> Result<(), ConfigError> {
+    let captions = || dataset.examples.iter().map(|example| &example.caption);
+    let words = config.trained_tokens().into_iter().flat_map(|tokens| tokens.words.keys());
+    match words.into_iter().find(|word| !captions().any(|caption| caption.contains(*word))) {
+        Some(word) => Err(ConfigError::UnusedWord(word.clone())),
+        None => Ok(()),
     }
 }
 

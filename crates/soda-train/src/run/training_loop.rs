@@ -9,7 +9,7 @@ use soda_distributed::DistributedError;
 use soda_linalg::stiefel::orthogonality_error;
 use soda_models::image::grid;
 use soda_models::pipeline::Networks;
-use soda_pipeline::Header;
+use soda_pipeline::{Header, counted};
 use tracing::info_span;
 
 use crate::config::TrainConfig;
@@ -144,10 +144,10 @@ impl<'a> TrainingLoop<'a> {
         if self.has_lost_patience(&progress.history) && progress.trainer.steps_done() < total {
             let validation = &self.config.validation;
             let text = format!(
-                "stopped at step {}: {} had no new best value in {} measurements",
+                "stopped at step {}: {} had no new best value in {}",
                 progress.trainer.steps_done(),
                 measured(validation.metric_for_best_model),
-                validation.early_stopping_patience
+                counted(validation.early_stopping_patience, "measurement")
             );
             on_event(Event::Note(&text));
         }

@@ -4,18 +4,21 @@ mod family;
 mod header;
 mod names;
 mod readers;
+mod schedule;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use safetensors::Dtype;
+use soda_models::scheduler::SchedulerOverrides;
 use soda_models::weights::SafetensorsReader;
 
 use self::family::{family_of_metadata, family_of_tensors};
 use self::header::Tensor;
 pub use self::names::{LayerNames, Names};
-use self::words::words;
+use self::schedule::schedule;
+use self::words::{trigger, words};
 use super::key_names::{Role, parse};
 use crate::component::Component;
 use crate::error::PipelineError;
@@ -27,8 +30,13 @@ pub struct Description {
     pub kind: FileKind,
     /// The family of the base model, if names, shapes or metadata tell it.
     pub family: Option<&'static str>,
-    /// The words that call the subject, by the metadata and by the embeddings in the file.
+    /// The words that call the subject: [`Description::trigger`], or else the tag that most captions of the
+    /// training had.
     pub words: Vec<String>,
+    /// The words that call the subject, by the metadata and by the embeddings in the file.
+    pub trigger: Vec<String>,
+    /// What the denoiser predicts and the noise schedule, as far as the metadata tells.
+    pub schedule: SchedulerOverrides,
 }
 
 /// The contents of a file.
@@ -85,7 +93,8 @@ pub fn describe(path: &Path) -> Result<Description, PipelineError> {
             *layers.entry(Some(Component::Transformer)).or_default() += count;
         }
     }
-    Ok(Description { kind, family, words: words(metadata, &tensors) })
+    let (words, trigger) = (words(metadata, &tensors), trigger(metadata, &tensors));
+    Ok(Description { kind, family, words, trigger, schedule: schedule(metadata) })
 }
 
 fn kind(tensors: &[Tensor<'_>], alphas: Option<(f32, f32)>) -> FileKind {

@@ -74,7 +74,8 @@ mod tests {
             ranks: None,
             alphas: None,
         };
-        Description { kind, family, words: Vec::new() }.readers()
+        let (words, trigger, schedule) = Default::default();
+        Description { kind, family, words, trigger, schedule }.readers()
     }
 
     #[test]

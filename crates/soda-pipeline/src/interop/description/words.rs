@@ -6,8 +6,15 @@ use serde_json::Value;
 
 use super::header::Tensor;
 
-/// The trigger words of the metadata, and the tokens of embeddings that the file has.
+/// The trigger words of the metadata, and the tokens of embeddings that the file has. Without them the tag
+/// that most captions had.
 pub(super) fn words(metadata: &BTreeMap<String, String>, tensors: &[Tensor<'_>]) -> Vec<String> {
+    let trigger = trigger(metadata, tensors);
+    if trigger.is_empty() { most_frequent_tag(metadata).into_iter().collect() } else { trigger }
+}
+
+/// The trigger words of the metadata, and the tokens of embeddings that the file has.
+pub(super) fn trigger(metadata: &BTreeMap<String, String>, tensors: &[Tensor<'_>]) -> Vec<String> {
     let mut words = BTreeSet::new();
     for field in ["modelspec.trigger_phrase", "ss_trigger_words", "trigger_word"] {
         let texts = metadata.get(field).into_iter().flat_map(|text| text.split(','));
@@ -15,9 +22,6 @@ pub(super) fn words(metadata: &BTreeMap<String, String>, tensors: &[Tensor<'_>])
     }
     let bundled = tensors.iter().filter_map(|(key, ..)| key.strip_prefix("bundle_emb."));
     words.extend(bundled.filter_map(|rest| Some(rest.split('.').next()?.to_owned())));
-    if words.is_empty() {
-        words.extend(most_frequent_tag(metadata));
-    }
     words.into_iter().collect()
 }
 
@@ -50,6 +54,8 @@ mod tests {
         let tags =
             metadata("ss_tag_frequency", r#"{"5_x": {"a": 2, "sks mug": 9}, "b": {"a": 3}}"#);
         assert_eq!(words(&tags, &[]), ["sks mug"]);
+        assert!(trigger(&tags, &[]).is_empty(), "a guess is no trigger");
+        assert_eq!(trigger(&phrase, &[]), ["red", "sks mug"]);
         assert!(words(&metadata("ss_tag_frequency", "[1, {"), &[]).is_empty());
         let bundled = ("bundle_emb.<mug>.string_to_param.*", Dtype::F32, &[4, 768][..]);
         assert_eq!(words(&BTreeMap::new(), &[bundled]), ["<mug>"]);

@@ -48,6 +48,8 @@ pub enum FindingKind {
         /// The words.
         trigger: String,
     },
+    /// The caption has `[trigger]`, and there is no trigger.
+    Placeholder,
     /// The caption has more tokens than a text encoder takes.
     CaptionTooLong {
         /// The tokens of the caption.
@@ -80,7 +82,7 @@ pub enum FindingKind {
 impl FindingKind {
     /// Whether a run refuses the folder because of it. A run without masks reads no mask.
     pub fn prevents_training(&self) -> bool {
-        matches!(self, Self::Unreadable { .. } | Self::NoCaption)
+        matches!(self, Self::Unreadable { .. } | Self::NoCaption | Self::Placeholder)
     }
 
     /// A name of the kind for programs, in lower case with underscores.
@@ -92,6 +94,7 @@ impl FindingKind {
             Self::NoCaption => "no_caption",
             Self::EmptyCaption => "empty_caption",
             Self::NoTrigger { .. } => "no_trigger",
+            Self::Placeholder => "placeholder",
             Self::CaptionTooLong { .. } => "caption_too_long",
             Self::UnreadableMask { .. } => "unreadable_mask",
             Self::MaskSize { .. } => "mask_size",
@@ -141,6 +144,10 @@ impl fmt::Display for Finding {
                 formatter,
                 "the caption of {path} lacks the trigger `{trigger}`: add it where the picture shows the \
                  subject"
+            ),
+            FindingKind::Placeholder => write!(
+                formatter,
+                "the caption of {path} has `[trigger]`, and nothing says what it stands for: give `--trigger`"
             ),
             FindingKind::CaptionTooLong { tokens, limit } => write!(
                 formatter,

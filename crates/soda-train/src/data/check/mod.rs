@@ -17,7 +17,7 @@ pub use self::checked_files::CheckedFiles;
 use self::checked_files::ImageContent;
 pub use self::finding::{Finding, FindingKind, Unchecked};
 use self::perceptual_hash::{MAX_COMPARED, near_duplicates};
-use crate::data::dataset::{Dataset, expand_trigger};
+use crate::data::dataset::{Dataset, expand_trigger, has_placeholder};
 use crate::data::folder::{Example, FolderContents};
 use crate::data::masks::{MaskFiles, is_mask, mask_file};
 use crate::error::TrainError;
@@ -148,6 +148,9 @@ fn check_caption(
     };
     if caption.trim().is_empty() {
         return add(FindingKind::EmptyCaption);
+    }
+    if has_placeholder(&caption) {
+        add(FindingKind::Placeholder);
     }
     let lower = caption.to_lowercase();
     for trigger in triggers.iter().filter(|trigger| !lower.contains(&trigger.to_lowercase())) {

@@ -305,6 +305,16 @@ pub(crate) fn shards(device: &Device) -> usize {
     if is_processor(device) { rayon::current_num_threads() } else { 1 }
 }
 
+/// Whether a device is one of wgpu's.
+#[cfg(all(feature = "cpu", feature = "wgpu"))]
+pub(crate) fn is_wgpu(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    if Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec().contains(device) {
+        return false;
+    }
+    !is_processor(device)
+}
+
 /// Whether a device is the processor.
 pub(crate) fn is_processor(device: &Device) -> bool {
     #[cfg(feature = "cpu")]

@@ -10,6 +10,8 @@ mod command;
 mod comparison_report;
 mod device;
 mod escape;
+#[cfg(all(feature = "cpu", any(feature = "wgpu", test)))]
+mod gradient_check;
 mod launcher;
 mod memory_meter;
 mod out_of_memory;

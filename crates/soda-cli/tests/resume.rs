@@ -360,7 +360,7 @@ fn a_run_ends_with_the_adapter_of_its_best_score() {
     assert_eq!(tensors(&chosen), tensors(&adapter(folder, "plain")));
 
     // Without judges there is no score.
-    let mut blind = self::train(folder, "blind", 2);
+    let mut blind = self::train(folder, "blind", 12);
     blind.args(["--set", "validation.metric_for_best_model=dino"]);
     blind.args(["--set", "validation.load_best_model_at_end=true"]);
     let output = blind.output().unwrap();

@@ -55,6 +55,23 @@ pub struct Judges {
     pub device: Device,
 }
 
+/// The features of images that others are compared with, for many comparisons.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReferenceFeatures {
+    /// One row for each image.
+    clip: Vec<Vec<f32>>,
+    /// One row for each image.
+    dino: Vec<Vec<f32>>,
+}
+
+impl ReferenceFeatures {
+    /// Adds the features of `images`.
+    pub fn extend(&mut self, judges: &Judges, images: &[RgbImage]) {
+        self.clip.extend(judges.clip_image_features(images));
+        self.dino.extend(judges.dino_features(images));
+    }
+}
+
 impl Judges {
     /// Loads the models from `clip/` and `dino/` in `dir`, each in transformers' layout. `dino/` holds DINO
     /// or DINOv2.
@@ -109,6 +126,20 @@ impl Judges {
         Ok(means(&self.clip_image_features(images), &self.clip_image_features(references)))
     }
 
+    /// [`Judges::clip_i`] with references whose features are known.
+    ///
+    /// # Errors
+    ///
+    /// As [`Judges::clip_i`].
+    pub fn clip_i_of_features(
+        &self,
+        images: &[RgbImage],
+        references: &ReferenceFeatures,
+    ) -> Result<Vec<f32>, ModelError> {
+        check_some(&references.clip)?;
+        Ok(means(&self.clip_image_features(images), &references.clip))
+    }
+
     /// CLIP-I of each pair: the cosine similarity of image `i` and reference `i`.
     ///
     /// # Errors
@@ -135,6 +166,20 @@ impl Judges {
     ) -> Result<Vec<f32>, ModelError> {
         check_some(references)?;
         Ok(means(&self.dino_features(images), &self.dino_features(references)))
+    }
+
+    /// [`Judges::dino`] with references whose features are known.
+    ///
+    /// # Errors
+    ///
+    /// As [`Judges::dino`].
+    pub fn dino_of_features(
+        &self,
+        images: &[RgbImage],
+        references: &ReferenceFeatures,
+    ) -> Result<Vec<f32>, ModelError> {
+        check_some(&references.dino)?;
+        Ok(means(&self.dino_features(images), &references.dino))
     }
 
     /// DINO score of each pair: the cosine similarity of image `i` and reference `i`.
@@ -208,7 +253,7 @@ fn check_pairs(field: &'static str, images: usize, found: usize) -> Result<(), M
     Err(ModelError::InvalidRequest { field, value: format!("a list of {found}"), expected })
 }
 
-fn check_some(references: &[RgbImage]) -> Result<(), ModelError> {
+fn check_some<T>(references: &[T]) -> Result<(), ModelError> {
     if !references.is_empty() {
         return Ok(());
     }

@@ -20,10 +20,10 @@ fn toybox(name: &str) -> PathBuf {
 }
 
 /// A bundled data set and the reference of its prompts.
-fn read(name: &str) -> (Dataset, ScoreReference) {
+fn read(judges: &Judges, name: &str) -> (Dataset, ScoreReference) {
     let data = Dataset::read(&toybox(name), None).unwrap();
     let pictures = DatasetImages::read(&data, &[], 64).unwrap();
-    let reference = pictures.reference(&data, &data.eval_prompts);
+    let reference = pictures.reference(&data, &data.eval_prompts, Some(judges)).unwrap();
     (data, reference)
 }
 
@@ -34,8 +34,8 @@ fn scores_agree_with_an_independent_computation() {
     assert_eq!(cases.len(), 3);
     for case in cases {
         let name = case["data"].as_str().unwrap();
-        let (data, reference) = read(name);
-        let drawn = read(case["drawn"].as_str().unwrap()).1.truth;
+        let (data, reference) = read(&judges, name);
+        let drawn = read(&judges, case["drawn"].as_str().unwrap()).1.truth;
         assert_eq!(reference.prompts[0], case["asked"], "the identifier is left out");
 
         let scores = score(&judges, &drawn, &reference).unwrap();

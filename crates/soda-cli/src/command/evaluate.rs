@@ -153,8 +153,6 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     warn_of_sampler(&pipeline, &Progress::default());
     let side = pipeline.image_size() as u32;
     let images = DatasetImages::read(&data, &held_out, side)?;
-    let style_images =
-        style.as_ref().map(|style| DatasetImages::read(style, &[], side)).transpose()?;
 
     let config = GenerateConfig {
         prompts: prompts.iter().chain(&args.unrelated).cloned().collect(),
@@ -167,22 +165,29 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     let Generated { samples, unrelated, unrelated_base } =
         generate(pipeline, (&base, options), &config, prompts.len(), &mut progress)?;
     progress.show(Event::Stage { name: "scoring" });
-    let mut reference = images.reference(&data, &prompts);
+    let mut reference = images.reference(&data, &prompts, Some(&judges))?;
     if let Some(style) = &style {
         let known = |prompt: &String| style.without_identifier(prompt);
         reference.prompts = reference.prompts.iter().map(known).collect();
     }
     let scores = score(&judges, &samples, &reference)?;
     let scores = scores.with_drift(&judges, &unrelated, &unrelated_base)?;
-    let style = style_images.map(|style| judges.clip_i(&samples, &style.training)).transpose()?;
-    let style_clip_i = style.map(|scores| scores.iter().sum::<f32>() / scores.len().max(1) as f32);
+    let style_clip_i = match &style {
+        Some(style) => {
+            let images = DatasetImages::read(style, &[], side)?;
+            let style = images.reference(style, &[], Some(&judges))?.subject;
+            let scores = judges.clip_i_of_features(&samples, &style)?;
+            Some(scores.iter().sum::<f32>() / scores.len().max(1) as f32)
+        }
+        None => None,
+    };
     progress.finish();
 
     let cannot = || format!("cannot create {}", out.display());
     let staged = StagedFolder::new(out).with_context(cannot)?;
     let file = |name: &str| staged.path().join(name);
     let named = |error: TrainError| error.named(|path| staged.committed(path));
-    let pictures = grid(&[reference.subject, samples]);
+    let pictures = grid(&[images.shown_subject().to_vec(), samples]);
     write_png(&file(RunFolder::SAMPLES_GRID), &pictures).map_err(named)?;
     if !unrelated.is_empty() {
         let pictures = grid(&[unrelated_base, unrelated]);

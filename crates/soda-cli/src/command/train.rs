@@ -185,6 +185,10 @@ fn open<'a>(
 ) -> Result<(Device, Personalisation, Option<RunTarget<'a>>)> {
     let choice = if args.gpus.is_empty() { args.device.device } else { DeviceChoice::Cuda(None) };
     let device = choice.of_rank(ranks.local_rank).open()?;
+    #[cfg(all(feature = "cpu", feature = "wgpu"))]
+    if crate::device::is_wgpu(&device) {
+        crate::gradient_check::check(&device)?;
+    }
     let Some(folder) = &args.resume else {
         let mut config = args.settings.train_config()?;
         config.base = ranks.first_on_rank_0(|| find_base(&config.base, None))?;

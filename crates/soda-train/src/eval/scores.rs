@@ -15,7 +15,7 @@ use std::path::Path;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use soda_models::input_file::{SizeLimit, read_text};
-use soda_models::metrics::Judges;
+use soda_models::metrics::{Judges, ReferenceFeatures};
 
 use crate::config::BestMetric;
 use crate::error::{DataError, TrainError};
@@ -152,8 +152,8 @@ impl RunScores {
 pub struct ScoreReference {
     /// The prompt of each sample, without the identifier.
     pub prompts: Vec<String>,
-    /// Images of the subject.
-    pub subject: Vec<RgbImage>,
+    /// The features of the images of the subject.
+    pub subject: ReferenceFeatures,
     /// The ground truth of each prompt, or empty.
     pub truth: Vec<RgbImage>,
 }
@@ -197,8 +197,8 @@ pub(crate) fn sample_scores(
     let none = || vec![0.0; images.len()];
     let columns = [
         judges.clip_t(images, prompts)?,
-        judges.clip_i(images, subject)?,
-        judges.dino(images, subject)?,
+        judges.clip_i_of_features(images, subject)?,
+        judges.dino_of_features(images, subject)?,
         if truth.is_empty() { none() } else { judges.clip_i_pairs(images, truth)? },
         if truth.is_empty() { none() } else { judges.dino_pairs(images, truth)? },
     ];

@@ -68,7 +68,7 @@ impl Personalisation {
             Some(_) => DatasetImages::read(&dataset, &held_out, pipeline.image_size() as u32)?,
             None => DatasetImages::default(),
         };
-        let reference = images.reference(&dataset, &config.samples.prompts);
+        let reference = images.reference(&dataset, &config.samples.prompts, judges.as_ref())?;
         let mut sampler = Sampler {
             base_unrelated: BTreeMap::new(),
             pipeline: &mut pipeline,

@@ -111,7 +111,6 @@ impl Personalisation {
         let mut dataset = info_span!("read data")
             .in_scope(|| Dataset::read(&config.data, config.prompt.as_deref()))?;
         dataset = with_trigger(dataset, &mut config)?;
-        check_words(&config, &dataset)?;
         let load_judges =
             |folder| info_span!("load judges").in_scope(|| Judges::load(folder, device));
         let judges = config.judges.as_deref().map(load_judges).transpose()?;
@@ -120,6 +119,7 @@ impl Personalisation {
         // Unknown targets are an error of the settings, reported before any image is generated.
         check_targets(&config, &pipeline)?;
         check_method(&config, device)?;
+        check_words(&config, &dataset)?;
         config.objective.check_timesteps(pipeline.forward_process().num_train_timesteps())?;
         buckets_for(&pipeline, config.buckets.as_ref())?;
         if let Some(masks) = &config.masks {
@@ -242,7 +242,7 @@ impl Personalisation {
         if let Some(cache) = &cache {
             on_event(Event::Note(&format!("cache: {cache}")));
         }
-        let reference = images.reference(&dataset, &config.samples.prompts);
+        let reference = images.reference(&dataset, &config.samples.prompts, judges.as_ref())?;
         let mut sampler = Sampler {
             base_unrelated: BTreeMap::new(),
             pipeline: &mut pipeline,

@@ -13,8 +13,6 @@ use crate::run::report::charts::scores_chart;
 const PIXEL_ART: u32 = 256;
 /// The longest side of an image in the report. The image grids in the run's folder have all pixels.
 const LONGEST: u32 = 512;
-/// The largest number of training images that are shown.
-const TRAINING: usize = 24;
 
 /// One section for each prompt: the prompt as a heading, below it the labelled images side by side. `truth`
 /// is empty or has one image for each prompt.
@@ -44,9 +42,9 @@ pub(super) fn by_prompt(
     Ok(html! { div class="samples" { @for section in &sections { (section) } } })
 }
 
-/// The first training images.
+/// The training images that are shown.
 pub(super) fn training_images(images: &[RgbImage]) -> Result<Markup, ImageError> {
-    let shown = images.iter().take(TRAINING).enumerate();
+    let shown = images.iter().enumerate();
     let shown = shown
         .map(|(index, image)| img(image, &format!("training image {}", index + 1)))
         .collect::<Result<Vec<_>, _>>()?;

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use burn::tensor::{Device, FloatDType};
 use soda_adapters::{AnyAdapter, Plan, attach_all};
 use soda_linalg::SvdCache;
-use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_models::pipeline::{LoadOptions, Pipeline, PromptEncoding};
 use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_pipeline::{
     AdapterFile, Component, LoadAdapterOptions, MergeMode, MergeOptions, counted, fuse_plans,
@@ -19,6 +19,7 @@ use tracing::info_span;
 use crate::args::{MergeModeName, MergedArgs};
 use crate::base_model::load_base;
 use crate::progress::Progress;
+use crate::usage::UsageError;
 
 /// A base model and how it is loaded.
 pub(crate) struct BaseModel<'a> {
@@ -144,6 +145,20 @@ impl BaseModel<'_> {
             options.denoiser = Some(WeightPrecision { exact, ..precision });
         }
         load_base(self.path, &options, self.device)
+            .map_err(|error| self.with_blame_of_encoding(error, files))
+    }
+
+    /// An encoding of prompts that the base refuses is a mistake of usage, unless an adapter asks for it.
+    fn with_blame_of_encoding(&self, error: Error, files: &[&AdapterFile]) -> Error {
+        let chosen = &self.options.prompt_encoding;
+        let asks = |file: &&&AdapterFile| !file.header.prompt_encoding.is_met_by(chosen);
+        match (files.iter().find(asks), error.downcast_ref::<UsageError>()) {
+            (Some(file), Some(refusal)) if *chosen == PromptEncoding::default() => {
+                let path = file.path.as_deref().unwrap_or(Path::new("the adapter"));
+                anyhow!("{} does not fit {}: {refusal}", path.display(), self.path.display())
+            }
+            _ => error,
+        }
     }
 
     /// Warns that the weights of the base are not those that an adapter was made for.
@@ -165,7 +180,7 @@ pub(crate) fn load_with_adapters(
     options: LoadOptions,
     device: &Device,
 ) -> Result<Option<Pipeline>> {
-    let cache = args.cache.open();
+    let cache = args.cache.open()?;
     let base = BaseModel { path: base, options, cache, device };
     match (&args.adapter, &args.subject, &args.style) {
         (Some(adapter), _, _) => base.load_to_draw(adapter, args.strength).map(Some),

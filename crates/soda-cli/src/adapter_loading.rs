@@ -7,6 +7,7 @@ use anyhow::{Error, Result, anyhow};
 use burn::tensor::{Device, FloatDType};
 use soda_adapters::{AnyAdapter, Plan, attach_all};
 use soda_linalg::SvdCache;
+use soda_models::ModelError;
 use soda_models::pipeline::{LoadOptions, Pipeline, PromptEncoding};
 use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_pipeline::{
@@ -17,9 +18,8 @@ use soda_train::Event;
 use tracing::info_span;
 
 use crate::args::{MergeModeName, MergedArgs};
-use crate::base_model::load_base;
+use crate::base_model::{try_load_base, usage_or_error};
 use crate::progress::Progress;
-use crate::usage::UsageError;
 
 /// A base model and how it is loaded.
 pub(crate) struct BaseModel<'a> {
@@ -144,20 +144,31 @@ impl BaseModel<'_> {
         if precision != FloatDType::F32.into() {
             options.denoiser = Some(WeightPrecision { exact, ..precision });
         }
-        load_base(self.path, &options, self.device)
+        try_load_base(self.path, &options, self.device)
             .map_err(|error| self.with_blame_of_encoding(error, files))
     }
 
-    /// An encoding of prompts that the base refuses is a mistake of usage, unless an adapter asks for it.
-    fn with_blame_of_encoding(&self, error: Error, files: &[&AdapterFile]) -> Error {
+    /// A prompt encoding that the base refuses is a mistake of usage, unless an adapter asks for it.
+    fn with_blame_of_encoding(&self, error: ModelError, files: &[&AdapterFile]) -> Error {
         let chosen = &self.options.prompt_encoding;
-        let asks = |file: &&&AdapterFile| !file.header.prompt_encoding.is_met_by(chosen);
-        match (files.iter().find(asks), error.downcast_ref::<UsageError>()) {
-            (Some(file), Some(refusal)) if *chosen == PromptEncoding::default() => {
-                let path = file.path.as_deref().unwrap_or(Path::new("the adapter"));
-                anyhow!("{} does not fit {}: {refusal}", path.display(), self.path.display())
+        let is_chosen = match &error {
+            ModelError::InvalidRequest { field: "max_sequence_length", .. } => {
+                chosen.max_sequence_length.is_some()
             }
-            _ => error,
+            ModelError::InvalidRequest { field: "text_encoder_out_layers", .. } => {
+                chosen.text_encoder_out_layers.is_some()
+            }
+            _ => true,
+        };
+        let asks = |file: &&&AdapterFile| file.header.prompt_encoding != PromptEncoding::default();
+        match files.iter().find(asks).filter(|_| !is_chosen) {
+            Some(file) => anyhow!(
+                "{} was trained with {}, which {} does not take; give the base that it was trained on",
+                file.path.as_deref().unwrap_or(Path::new("the adapter")).display(),
+                file.header.prompt_encoding,
+                self.path.display()
+            ),
+            None => usage_or_error(error),
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use soda_train::{TrainConfig, apply_setting, preset};
+use soda_train::{TrainConfig, TrainError, apply_setting, preset};
 
 /// A command line that has to be typed in another way. Displays as one sentence.
 #[derive(Debug)]
@@ -26,12 +26,13 @@ impl fmt::Display for UsageError {
 impl std::error::Error for UsageError {}
 
 /// Options of other trainers, and what has their meaning here.
-const OTHER_NAMES: [(&[&str], &str); 6] = [
+const OTHER_NAMES: [(&[&str], &str); 7] = [
     (&["learning-rate", "lr", "unet-lr"], "--spectrum-lr, and --rotation-lr for rotations"),
     (&["max-train-steps", "num-steps"], "--steps"),
     (&["train-batch-size"], "--batch-size"),
     (&["instance-prompt", "caption"], "--prompt"),
     (&["instance-data-dir", "train-data-dir"], "--data"),
+    (&["weight-decay"], "--set optimizer.spectrum_weight_decay=VALUE"),
     (&["network-dim", "lora-rank", "r"], "--set method.rank=VALUE"),
 ];
 
@@ -78,15 +79,15 @@ fn setting_named(name: &str) -> Option<String> {
     for setting in ["base=b", "data=d", "method=lora"] {
         apply_setting(&mut table, setting).ok()?;
     }
-    let table = toml::Table::try_from(TrainConfig::from_table(table).ok()?).ok()?;
-    path_in(&table, name)
-}
-
-fn path_in(table: &toml::Table, name: &str) -> Option<String> {
-    table.get(name).filter(|value| !value.is_table()).map(|_| name.to_owned()).or_else(|| {
-        table
-            .iter()
-            .find_map(|(key, below)| Some(format!("{key}.{}", path_in(below.as_table()?, name)?)))
+    let all = toml::Table::try_from(TrainConfig::from_table(table.clone()).ok()?).ok()?;
+    let below = all.iter().filter(|(_, value)| value.is_table());
+    let below = below.map(|(key, _)| format!("{key}.{name}"));
+    std::iter::once(name.to_owned()).chain(below).find(|path| {
+        let mut table = table.clone();
+        let is_set = apply_setting(&mut table, &format!("{path}=1")).is_ok();
+        // A number may be of the wrong type. The field is known then.
+        let unknown = |error: TrainError| error.to_string().contains("unknown field");
+        is_set && !TrainConfig::from_table(table).is_err_and(unknown)
     })
 }
 

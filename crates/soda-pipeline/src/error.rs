@@ -172,7 +172,7 @@ pub enum FormatError {
     },
     /// The file is a pickle.
     #[error(
-        "{path} is a pickle, which runs code when it is read; convert it to safetensors where it was made",
+        "{path} is a pickle, which can run any code when it is read; convert it to safetensors in the tool that made it",
         path = path.display()
     )]
     Pickle {

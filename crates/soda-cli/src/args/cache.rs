@@ -34,7 +34,7 @@ impl CacheArg {
     pub(crate) fn folder(&self) -> Result<Option<PathBuf>> {
         let Some(folder) = &self.cache else { return Ok(None) };
         ensure!(
-            folder.is_dir() || !folder.exists(),
+            folder.is_dir() || folder.symlink_metadata().is_err(),
             "{} is no folder: give another --cache, or leave it out",
             folder.display()
         );

@@ -108,12 +108,12 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     let words = args.format == ExportFormat::Embeddings;
     require(
         args.format != ExportFormat::Diff && !words
-            || args.error.is_none() && args.max_rank.is_none(),
+            || args.error.unwrap_or(0.0) == 0.0 && args.max_rank.is_none(),
         "diff and embeddings are not truncated to a rank; leave out --error and --max-rank",
     )?;
     require(
-        !words || args.dtype.is_none(),
-        "new words are written as they are; leave out --dtype",
+        !words || args.dtype.is_none() && args.strength == 1.0,
+        "new words are written as they are; leave out --dtype and --strength",
     )?;
     if words || args.format == ExportFormat::Peft {
         let folder = "peft and embeddings are directories: give --out without a file's suffix";

@@ -74,7 +74,7 @@ impl Desk {
     #[track_caller]
     fn refused(&self, format: &str, more: &[&str]) -> String {
         let before = self.names();
-        let out = exported("out", format);
+        let out = exported("refused", format);
         let output =
             soda(self.root(), &self.arguments(format, &[&["--out", &*out], more].concat()));
         assert_eq!(output.status.code(), Some(1), "{more:?}");

@@ -301,7 +301,7 @@ fn what_a_file_is_instead_is_said() {
         ("inspect run", 1, "inspect run/adapter.safetensors"),
         ("inspect .", 1, "neither model_index.json nor adapter_config.json"),
         ("config check a.toml", 1, "expected a whole number of at least 0"),
-        ("train --base BASE --data DATA --token mug=mug --plan", 2, "`mug` cannot be used"),
+        ("train --base BASE --data DATA --token a\tb=mug --plan", 2, "is one word, without spaces"),
         #[cfg(feature = "ui")]
         ("ui --data no/such --no-open", 1, "no/such is no folder"),
     ] {

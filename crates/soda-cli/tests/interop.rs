@@ -264,7 +264,7 @@ fn an_export_with_text_encoders_imports_as_the_same_adapter() {
         }
         let encoder = if family == "sdxl" { "te1" } else { "te" };
         let name = format!("lora_{encoder}_text_model_encoder_layers_1_mlp_fc2.diff");
-        let bytes = std::fs::read(folder.join("diff")).unwrap();
+        let bytes = std::fs::read(folder.join("diff.safetensors")).unwrap();
         assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(&name).is_ok());
         if family == "sdxl" {
             std::fs::remove_dir_all(base).unwrap();

@@ -96,7 +96,7 @@ fn of_system(error: &anyhow::Error, failed: Failed) -> &'static str {
             | ErrorKind::NotADirectory
             | ErrorKind::AlreadyExists,
         ) if is_of_writing(error) => match failed {
-            Failed::Train => "; choose another folder, such as with `--runs`",
+            Failed::Train => "; choose another folder, such as with `--runs` or `--cache`",
             Failed::Child => "; choose another folder",
             Failed::Other => "; choose another place with `--out`",
             Failed::WithoutOut => "",

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use burn::tensor::{Device, FloatDType};
 use soda_adapters::{AnyAdapter, Plan, attach_all};
 use soda_linalg::SvdCache;
-use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_models::ModelError;
+use soda_models::pipeline::{LoadOptions, Pipeline, PromptEncoding};
 use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_pipeline::{
     AdapterFile, Component, LoadAdapterOptions, MergeMode, MergeOptions, counted, fuse_plans,
@@ -17,7 +18,7 @@ use soda_train::Event;
 use tracing::info_span;
 
 use crate::args::{MergeModeName, MergedArgs};
-use crate::base_model::load_base;
+use crate::base_model::{try_load_base, usage_or_error};
 use crate::progress::Progress;
 
 /// A base model and how it is loaded.
@@ -143,7 +144,32 @@ impl BaseModel<'_> {
         if precision != FloatDType::F32.into() {
             options.denoiser = Some(WeightPrecision { exact, ..precision });
         }
-        load_base(self.path, &options, self.device)
+        try_load_base(self.path, &options, self.device)
+            .map_err(|error| self.with_blame_of_encoding(error, files))
+    }
+
+    /// A prompt encoding that the base refuses is a mistake of usage, unless an adapter asks for it.
+    fn with_blame_of_encoding(&self, error: ModelError, files: &[&AdapterFile]) -> Error {
+        let chosen = &self.options.prompt_encoding;
+        let is_chosen = match &error {
+            ModelError::InvalidRequest { field: "max_sequence_length", .. } => {
+                chosen.max_sequence_length.is_some()
+            }
+            ModelError::InvalidRequest { field: "text_encoder_out_layers", .. } => {
+                chosen.text_encoder_out_layers.is_some()
+            }
+            _ => true,
+        };
+        let asks = |file: &&&AdapterFile| file.header.prompt_encoding != PromptEncoding::default();
+        match files.iter().find(asks).filter(|_| !is_chosen) {
+            Some(file) => anyhow!(
+                "{} was trained with {}, which {} does not take; give the base that it was trained on",
+                file.path.as_deref().unwrap_or(Path::new("the adapter")).display(),
+                file.header.prompt_encoding,
+                self.path.display()
+            ),
+            None => usage_or_error(error),
+        }
     }
 
     /// Warns that the weights of the base are not those that an adapter was made for.
@@ -165,7 +191,7 @@ pub(crate) fn load_with_adapters(
     options: LoadOptions,
     device: &Device,
 ) -> Result<Option<Pipeline>> {
-    let cache = args.cache.open();
+    let cache = args.cache.open()?;
     let base = BaseModel { path: base, options, cache, device };
     match (&args.adapter, &args.subject, &args.style) {
         (Some(adapter), _, _) => base.load_to_draw(adapter, args.strength).map(Some),

@@ -16,8 +16,20 @@ use crate::usage::UsageError;
 /// # Errors
 /// A file is missing, broken or not supported.
 pub(crate) fn load_base(base: &Path, options: &LoadOptions, device: &Device) -> Result<Pipeline> {
+    try_load_base(base, options, device).map_err(usage_or_error)
+}
+
+/// [`load_base`], for a caller that says who is to blame for a request that the model cannot meet.
+///
+/// # Errors
+/// As [`load_base`].
+pub(crate) fn try_load_base(
+    base: &Path,
+    options: &LoadOptions,
+    device: &Device,
+) -> Result<Pipeline, ModelError> {
     let _span = info_span!("load base").entered();
-    let pipeline = Pipeline::load_with(base, options, device).map_err(usage_or_error)?;
+    let pipeline = Pipeline::load_with(base, options, device)?;
     print_warnings(&pipeline, &Progress::default());
     Ok(pipeline)
 }

@@ -115,7 +115,10 @@ fn command_line() -> clap::Command {
 
 fn parse_args(argv: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Args, clap::Error> {
     let mut command = command_line();
-    let matches = command.try_get_matches_from_mut(argv)?;
+    let argv: Vec<_> = argv.into_iter().collect();
+    let matches = command
+        .try_get_matches_from_mut(&argv)
+        .map_err(|error| usage::with_own_tip(error, &argv))?;
     Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
@@ -125,7 +128,10 @@ fn main() -> ExitCode {
     let failed = match &args.command {
         _ if std::env::var_os(CHILD).is_some() => Failed::Child,
         Command::Train(_) => Failed::Train,
-        _ => Failed::Other,
+        Command::Generate(_) | Command::Merge(_) | Command::Convert(_) => Failed::Other,
+        Command::Import(_) | Command::Export(_) => Failed::Other,
+        Command::Evaluate(_) | Command::Compare(_) => Failed::Other,
+        _ => Failed::WithoutOut,
     };
     let timings = args.timings.then(Timings::record);
     let result = catch_out_of_memory(|| match args.command {

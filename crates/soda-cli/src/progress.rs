@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use soda_train::Event;
+use soda_train::{Event, in_words};
 
 use crate::escape::escape;
 
@@ -109,7 +109,7 @@ pub(crate) fn print_error(error: &anyhow::Error, remedy: &str) {
 /// An error, its causes and the remedy. Leaves out a cause whose text the sentence has already.
 pub(crate) fn sentence(error: &anyhow::Error, remedy: &str) -> String {
     let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain().map(|cause| in_words(&cause.to_string())) {
         if !line.contains(&cause) {
             let separator = if line.is_empty() { "" } else { ": " };
             line.push_str(separator);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::sync::OnceLock;
 
+use soda_linalg::LinalgError;
 use soda_train::MemorySaving;
 
 use crate::out_of_memory::OutOfDeviceMemory;
@@ -18,8 +19,10 @@ pub(crate) enum Failed {
     Train,
     /// A command that a comparison started.
     Child,
-    /// Another command.
+    /// Another command, with the option `--out`.
     Other,
+    /// Another command, without it.
+    WithoutOut,
 }
 
 /// The end of the sentence of `error`: what to do, or nothing.
@@ -28,12 +31,15 @@ pub(crate) fn remedy(error: &anyhow::Error, failed: Failed) -> Cow<'static, str>
         return match failed {
             Failed::Train => memory_remedy().into(),
             Failed::Child => "".into(),
-            Failed::Other => {
+            Failed::Other | Failed::WithoutOut => {
                 "; ask for fewer or smaller images at once, or give `--base-precision nf4` or \
                  --device cpu"
                     .into()
             }
         };
+    }
+    if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(LinalgError::Cache { .. }))) {
+        return "; give another folder to `--cache`, or leave it out".into();
     }
     of_system(error, failed).into()
 }
@@ -81,7 +87,7 @@ fn of_system(error: &anyhow::Error, failed: Failed) -> &'static str {
                     "; make room, and give the command again, or `soda train --resume` if there is a checkpoint"
                 }
                 Failed::Child => "; make room",
-                Failed::Other => "; make room, and give the command again",
+                Failed::Other | Failed::WithoutOut => "; make room, and give the command again",
             }
         }
         Some(
@@ -90,9 +96,10 @@ fn of_system(error: &anyhow::Error, failed: Failed) -> &'static str {
             | ErrorKind::NotADirectory
             | ErrorKind::AlreadyExists,
         ) if is_of_writing(error) => match failed {
-            Failed::Train => "; choose another folder, such as with `--runs`",
+            Failed::Train => "; choose another folder, such as with `--runs` or `--cache`",
             Failed::Child => "; choose another folder",
             Failed::Other => "; choose another place with `--out`",
+            Failed::WithoutOut => "",
         },
         _ => "",
     }
@@ -110,22 +117,23 @@ mod tests {
 
     use super::*;
 
-    fn remedies(kind: ErrorKind, context: &'static str) -> [&'static str; 3] {
+    fn remedies(kind: ErrorKind, context: &'static str) -> [&'static str; 4] {
         let error = Err::<(), _>(std::io::Error::from(kind)).context(context);
         let error: Error = error.err().unwrap_or_else(|| Error::msg("no error"));
-        [Failed::Train, Failed::Child, Failed::Other].map(|failed| of_system(&error, failed))
+        [Failed::Train, Failed::Child, Failed::Other, Failed::WithoutOut]
+            .map(|failed| of_system(&error, failed))
     }
 
     #[test]
     fn the_remedy_fits_the_command() {
-        let [train, child, other] = remedies(ErrorKind::StorageFull, "cannot write a.png");
+        let [train, child, other, without] = remedies(ErrorKind::StorageFull, "cannot write a.png");
         assert!(train.contains("--resume") && other.contains("the command again"));
-        assert_eq!(child, "; make room");
-        let [train, _, other] = remedies(ErrorKind::PermissionDenied, "cannot create out");
-        assert!(train.contains("--runs") && other.contains("--out"));
-        assert_eq!(remedies(ErrorKind::PermissionDenied, "cannot read a.png"), [""; 3]);
-        assert_eq!(remedies(ErrorKind::NotFound, "cannot write a.png"), [""; 3]);
+        assert_eq!((child, without), ("; make room", other));
+        let [train, _, other, without] = remedies(ErrorKind::PermissionDenied, "cannot create out");
+        assert!(train.contains("--runs") && other.contains("--out") && without.is_empty());
+        assert_eq!(remedies(ErrorKind::PermissionDenied, "cannot read a.png"), [""; 4]);
+        assert_eq!(remedies(ErrorKind::NotFound, "cannot write a.png"), [""; 4]);
         // The kind without a code is that of a file which this program refuses to read.
-        assert_eq!(remedies(ErrorKind::FileTooLarge, "cannot read a.json"), [""; 3]);
+        assert_eq!(remedies(ErrorKind::FileTooLarge, "cannot read a.json"), [""; 4]);
     }
 }

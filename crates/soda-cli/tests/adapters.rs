@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{soda, toybox};
+use common::{exported, soda, toybox};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -110,7 +110,7 @@ fn an_export_imports_as_the_same_adapter() {
         desk.run(&["merge", "--base", &base, "--adapter", &adapter, "--out", &merged]);
         for format in formats {
             let (out, back, again) = (
-                format!("{method}-{format}"),
+                exported(&format!("{method}-{format}"), format),
                 format!("{method}-{format}-back.safetensors"),
                 format!("{method}-{format}-again"),
             );
@@ -137,9 +137,19 @@ fn an_export_imports_as_the_same_adapter() {
         }
     }
     let adapter = "runs/soda-qr-0/adapter.safetensors";
-    desk.run(&["export", "--base", &base, "--adapter", adapter, "--format", "diff", "--out", "d"]);
+    desk.run(&[
+        "export",
+        "--base",
+        &base,
+        "--adapter",
+        adapter,
+        "--format",
+        "diff",
+        "--out",
+        "d.safetensors",
+    ]);
     let name = "lora_unet_down_blocks_0_resnets_0_conv1.diff";
-    let bytes = std::fs::read(desk.path("d")).unwrap();
+    let bytes = std::fs::read(desk.path("d.safetensors")).unwrap();
     let shape = SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().shape().to_vec();
     assert_eq!(shape[2..], [3, 3]);
     // A1111 shows the number of training images and their size.
@@ -149,7 +159,7 @@ fn an_export_imports_as_the_same_adapter() {
     assert_eq!(table("ss_dataset_dirs"), json!({ "d": { "n_repeats": 1, "img_count": 5 } }));
     let size = json!({ "resolution": [64, 64], "count": 5 });
     assert_eq!(table("ss_bucket_info"), json!({ "buckets": { "0": size } }));
-    let said = desk.run(&["import", "d", "--base", &base, "--out", "e"]);
+    let said = desk.run(&["import", "d.safetensors", "--base", &base, "--out", "e"]);
     assert!(said.contains("3 weights matched, 0 names left out"), "{said}");
 }
 

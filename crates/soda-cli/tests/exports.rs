@@ -11,7 +11,7 @@ mod run;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use common::{soda, toybox};
+use common::{exported, soda, toybox};
 use models::{Fixture, write_pipeline};
 use run::run;
 use safetensors::tensor::TensorView;
@@ -74,8 +74,9 @@ impl Desk {
     #[track_caller]
     fn refused(&self, format: &str, more: &[&str]) -> String {
         let before = self.names();
+        let out = exported("refused", format);
         let output =
-            soda(self.root(), &self.arguments(format, &[&["--out", "out"], more].concat()));
+            soda(self.root(), &self.arguments(format, &[&["--out", &*out], more].concat()));
         assert_eq!(output.status.code(), Some(1), "{more:?}");
         assert_eq!(self.names(), before, "nothing is left behind");
         String::from_utf8_lossy(&output.stderr).into_owned()

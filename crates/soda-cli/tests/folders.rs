@@ -232,7 +232,7 @@ fn data_check_warns_and_fails_only_where_training_would() {
         text.contains("note: the length of the captions is not checked: give --base"),
         "{text}"
     );
-    assert!(text.ends_with("3 pictures, 0 errors, 1 warnings\n"), "{text}");
+    assert!(text.ends_with("3 pictures, 0 errors, 1 warning\n"), "{text}");
 
     let (code, text) =
         check(&["--trigger", "sks mug", "--resolution", "65", "--base", &base, "--json"]);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module as _;
 use burn::tensor::{Device, Tensor};
-use common::{soda, toybox};
+use common::{exported, soda, toybox};
 use models::{Fixture, check, write_pipeline};
 use run::run;
 use soda_adapters::attach_all;
@@ -254,8 +254,9 @@ fn an_export_with_text_encoders_imports_as_the_same_adapter() {
         for format in ["kohya", "diffusers", "peft", "diff"] {
             let (again, merged) = (format!("{format}.st"), format!("{format}-merged"));
             let export = ["export", "--base", base, "--adapter", "a.st", "--format", format];
-            run(folder, &[&export[..], &["--dtype", "f32", "--out", format]].concat());
-            let said = run(folder, &["import", format, "--base", base, "--out", &again]);
+            let out = &exported(format, format);
+            run(folder, &[&export[..], &["--dtype", "f32", "--out", out]].concat());
+            let said = run(folder, &["import", out, "--base", base, "--out", &again]);
             assert!(said.contains(", 0 names left out"), "{said}");
             run(folder, &["merge", "--base", base, "--adapter", &again, "--out", &merged]);
             let pipeline = Pipeline::load(&folder.join(merged), &Device::default()).unwrap();
@@ -263,7 +264,7 @@ fn an_export_with_text_encoders_imports_as_the_same_adapter() {
         }
         let encoder = if family == "sdxl" { "te1" } else { "te" };
         let name = format!("lora_{encoder}_text_model_encoder_layers_1_mlp_fc2.diff");
-        let bytes = std::fs::read(folder.join("diff")).unwrap();
+        let bytes = std::fs::read(folder.join("diff.safetensors")).unwrap();
         assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(&name).is_ok());
         if family == "sdxl" {
             std::fs::remove_dir_all(base).unwrap();
@@ -379,7 +380,7 @@ fn files_for_flux2_travel_in_and_out() {
     let ours = merge("a.st");
     for format in ["kohya", "diffusers", "peft", "diff"] {
         let export = ["export", "--base", &base, "--adapter", "a.st", "--format", format];
-        let out = if format == "peft" { "peft" } else { &format!("{format}.safetensors") };
+        let out = &exported(format, format);
         run(folder, &[&export[..], &["--error", "0", "--out", out]].concat());
         let again = format!("{format}.st");
         import(out, &again);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{soda, toybox};
+use common::{exported, soda, toybox};
 use safetensors::SafeTensors;
 use soda_pipeline::AdapterFile;
 
@@ -131,10 +131,11 @@ fn an_export_of_a_subspace_is_exact() {
     for format in ["kohya", "diffusers", "peft"] {
         let back = format!("{format}.back.safetensors");
         let export = ["export", "--base", base, "--adapter", adapter, "--format", format];
-        let said = succeed(folder, &[&export[..], &["--dtype", "f32", "--out", format]].concat());
+        let out = &exported(format, format);
+        let said = succeed(folder, &[&export[..], &["--dtype", "f32", "--out", out]].concat());
         let printed = said.split("relative error ").nth(1).unwrap().split(' ').next().unwrap();
         assert!(printed.parse::<f64>().unwrap() < 4e-6, "{said}");
-        succeed(folder, &["import", format, "--base", base, "--out", &back]);
+        succeed(folder, &["import", out, "--base", base, "--out", &back]);
         let error = error(&merge(&back, &format!("{format}.merged")), &merged, &plain);
         assert!(error < 1e-5, "{format}: {error:.1e}");
     }

@@ -11,7 +11,7 @@ mod run;
 use std::path::Path;
 
 use burn::tensor::Device;
-use common::toybox;
+use common::{exported, toybox};
 use models::{Fixture, write_pipeline};
 use run::run;
 use soda_models::pipeline::Pipeline;
@@ -68,9 +68,10 @@ fn a_trained_text_encoder_is_used_exported_and_imported() {
     assert_ne!(draw(folder, base, &["--adapter", "alone.st"], "alone"), both);
     for format in ["kohya", "diffusers", "peft"] {
         let export = ["export", "--base", base, "--adapter", "runs/run/adapter.safetensors"];
-        run(folder, &[&export[..], &["--format", format, "--out", format]].concat());
+        let out = &exported(format, format);
+        run(folder, &[&export[..], &["--format", format, "--out", out]].concat());
         let again = format!("{format}.st");
-        let said = run(folder, &["import", format, "--base", base, "--out", &again]);
+        let said = run(folder, &["import", out, "--base", base, "--out", &again]);
         assert!(said.contains(", 0 names left out"), "{said}");
         let imported: AdapterFile = AdapterFile::read(&folder.join(&again)).unwrap();
         assert_eq!(imported.num_params(), file.num_params());

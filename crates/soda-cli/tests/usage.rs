@@ -63,6 +63,14 @@ fn every_usage_mistake_of_train_and_config_ends_with_2() {
             ("train --base x --data y --text-encoder-lr -1", "text_encoder.learning_rate"),
             ("train --base x --data y --token-lr 1", "--token"),
             ("train --base x --data y --method lora --factors 3", "settings of SODA"),
+            ("train --base x --data y --method lora --rotation-lr 1", "give --spectrum-lr"),
+            ("train --base x --data y --method svdiff --rotation-lr 1", "give --spectrum-lr"),
+            ("train --base x --data y --method gsoft --rotation-lr 1", "give --spectrum-lr"),
+            ("train --base x --data y --rank 4", "tip: give --set method.rank=4"),
+            ("train --base x --data y --alpha=4", "tip: give --set method.alpha=4"),
+            ("train --base x --data y --resolution 64", "tip: give --set resolution=64"),
+            ("config show --learning-rate 1e-4", "tip: give --spectrum-lr"),
+            ("train --base x --data y --stepz 4", "'--steps'"),
             ("train --base x --data y --no-rotation --factors 3", "--factors"),
             ("train --base x --data y --set validation.held_out=1", "validation.held_out"),
             ("train --base x --data y --set objective.loss=dcx", "did you mean `dco`"),
@@ -139,7 +147,14 @@ fn every_usage_mistake_of_the_other_commands_ends_with_2() {
             ("export --base BASE --adapter x --format peft --strength 0.5 --out z", "PEFT"),
             ("export --base BASE --adapter x --format lora --out z", "lora"),
             ("export --base BASE --adapter x --format embeddings --dtype f16 --out z", "--dtype"),
-            ("export --base BASE --adapter x --format kohya --out z.ckpt", "no pickle"),
+            ("export --base BASE --adapter x --format kohya --out z.ckpt", ".safetensors"),
+            ("export --base BASE --adapter x --format kohya --out z", ".safetensors"),
+            ("export --base BASE --adapter x --format diff --max-rank 2 --out z", "--max-rank"),
+            ("export --base BASE --adapter x --format diff --error 0.3 --out z", "--error"),
+            (
+                "export --base BASE --adapter x --format embeddings --strength 2 --out z",
+                "--strength",
+            ),
             ("export --base BASE --adapter x --format peft --out z.safetensors", "directories"),
             ("merge --base BASE --adapter x --out z.Safetensors", "merge writes a directory"),
             ("convert --base BASE --out z.ckpt", "no pickle"),
@@ -171,6 +186,8 @@ fn what_the_files_are_to_blame_for_ends_with_1() {
             ("merge --base BASE --subject no/a --style b --weights -0.5,1 --out q", "no/a"),
             ("convert --base no/such --out y", "no/such"),
             ("import no/such --base BASE --out y", "no/such"),
+            ("generate --base BASE --prompt x --init no.png", "correct the path"),
+            ("generate --base BASE --prompt x --adapter x --cache /dev/null", "another --cache"),
             ("inspect no.safetensors", "No such file or directory"),
             ("generate --base no/such --prompt x --out made/below", "no/such"),
             ("bench --layer 1048576x1048576", "--layer"),
@@ -251,6 +268,55 @@ fn write_safetensors(path: &Path, header: &str, data: &[u8]) {
     std::fs::write(path, bytes).unwrap();
 }
 
+/// A file that is not what an option takes is refused with what it is and what to do.
+#[test]
+fn what_a_file_is_instead_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let header =
+        r#"{"lora_unet_x.lora_down.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}"#;
+    write_safetensors(&path("lora.safetensors"), header, &[0; 4]);
+    write_safetensors(&path("none.safetensors"), "{}", &[]);
+    let junk = r#"{"__metadata__":{"format":"soda-adapter"}}"#;
+    write_safetensors(&path("junk.safetensors"), junk, &[]);
+    std::fs::write(path("a.toml"), "steps = 99999999999999999999").unwrap();
+    // The first bytes of a pickle of protocol 4.
+    std::fs::write(path("a.ckpt"), b"\x80\x04\x95\x0a\x00\x00\x00\x00\x00\x00\x00}.").unwrap();
+    for (file, text) in [("run/adapter.safetensors", ""), ("peft/adapter_config.json", "{}")] {
+        std::fs::create_dir(path(file).parent().unwrap()).unwrap();
+        std::fs::write(path(file), text).unwrap();
+    }
+    let (base, data) = (toybox("base"), toybox("subjects/castle_mug"));
+    for (line, code, needle) in [
+        ("generate --base BASE --prompt x --adapter lora.safetensors", 1, "`soda import lora"),
+        ("generate --base BASE --prompt x --adapter peft", 1, "`soda import peft"),
+        ("generate --base BASE --prompt x --adapter run", 1, "give run/adapter.safetensors"),
+        ("generate --base BASE --prompt x --adapter junk.safetensors", 1, "usable `version`"),
+        ("generate --base lora.safetensors --prompt x", 1, "`soda convert --base lora"),
+        ("convert --base lora.safetensors --config BASE --out o", 1, "is an adapter, not a model"),
+        ("import a.ckpt --base BASE --out o", 1, "is a pickle"),
+        ("import none.safetensors --base BASE --out o", 1, "(it has no tensors)"),
+        ("inspect a.toml", 1, "is not a safetensors file"),
+        ("inspect run", 1, "inspect run/adapter.safetensors"),
+        ("inspect .", 1, "neither model_index.json nor adapter_config.json"),
+        ("config check a.toml", 1, "expected a whole number of at least 0"),
+        ("train --base BASE --data DATA --token a\tb=mug --plan", 2, "is one word, without spaces"),
+        #[cfg(feature = "ui")]
+        ("ui --data no/such --no-open", 1, "no/such is no folder"),
+    ] {
+        let args = line.split(' ').map(|word| match word {
+            "BASE" => base.to_str().unwrap(),
+            "DATA" => data.to_str().unwrap(),
+            word => word,
+        });
+        let output = soda(folder.path(), &args.collect::<Vec<_>>());
+        let message = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{line}: {message}");
+        assert!(message.contains(needle), "{line}: `{needle}` is not in: {message}");
+        assert!(!message.contains("claims") && !message.contains("i128"), "{line}: {message}");
+    }
+}
+
 #[test]
 fn control_characters_of_files_are_escaped() {
     let folder = tempfile::tempdir().unwrap();
@@ -291,6 +357,14 @@ fn control_characters_of_files_are_escaped() {
     assert_eq!(text.trim_end().lines().count(), 1, "{text}");
     let text = plain(&soda(folder.path(), &["inspect", "b.safetensors"]));
     assert!(!text.lines().any(|line| line.starts_with("error")), "{text}");
+
+    // An adapter that asks for what its base does not have.
+    header["__metadata__"]["prompt_encoding"] = r#"{"max_sequence_length":5}"#.into();
+    write_safetensors(&folder.path().join("b.safetensors"), &header.to_string(), &bytes[end..]);
+    let output = soda(folder.path(), &draw);
+    assert_eq!(output.status.code(), Some(1));
+    let text = plain(&output);
+    assert!(text.contains("b.safetensors was trained with max_sequence_length = 5"), "{text}");
 
     // Names of files in warnings and errors.
     std::fs::create_dir_all(folder.path().join("d/more\u{1b}[2J")).unwrap();

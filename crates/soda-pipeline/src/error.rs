@@ -153,7 +153,33 @@ pub enum FormatError {
         /// The reason from the operating system.
         source: std::io::Error,
     },
-    /// The file is not a safetensors file, or is truncated.
+    /// A directory is given where an adapter file is expected.
+    #[error("{path} is a directory, and an adapter file is expected there: {remedy}", path = path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What to give instead, by what the directory has.
+        remedy: String,
+    },
+    /// The file is of another format than safetensors.
+    #[error(
+        "{path} is not a safetensors file: weights and adapters are read from no other files",
+        path = path.display()
+    )]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is a pickle.
+    #[error(
+        "{path} is a pickle, which can run any code when it is read; convert it to safetensors in the tool that made it",
+        path = path.display()
+    )]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is truncated or damaged.
     #[error(
         "{path} is not a complete safetensors file ({reason}); copy or train it again",
         path = path.display()
@@ -166,14 +192,35 @@ pub enum FormatError {
     },
     /// The safetensors file is not an adapter file of SODA.
     #[error(
-        "{path} is not a SODA adapter: its metadata has no usable `{field}`",
+        "{path} is not a SODA adapter; if another tool made it, `soda import {path} --base BASE --out \
+         adapter.safetensors` converts it",
         path = path.display()
     )]
     NotAnAdapter {
         /// The file.
         path: PathBuf,
+    },
+    /// An adapter file lacks a field of its metadata, or the field cannot be read.
+    #[error(
+        "{path} is a damaged SODA adapter: its metadata has no usable `{field}`; copy or train it again",
+        path = path.display()
+    )]
+    Metadata {
+        /// The file.
+        path: PathBuf,
         /// The metadata field that is missing or unreadable.
         field: &'static str,
+    },
+    /// An adapter file has a tensor that its metadata does not describe.
+    #[error(
+        "{path} is a damaged SODA adapter: its metadata does not describe its tensor {key}; copy it again",
+        path = path.display()
+    )]
+    UnknownTensor {
+        /// The file.
+        path: PathBuf,
+        /// Name of the tensor.
+        key: String,
     },
     /// The file has another version of the format.
     #[error(
@@ -215,22 +262,34 @@ pub enum FormatError {
         reason: String,
     },
     /// A tensor does not hold floating-point values.
-    #[error("adapter tensor {key} has type {found}, expected F32, F16 or BF16")]
+    #[error("{path}: tensor {key} has type {found}, expected F32, F16 or BF16", path = path.display())]
     DType {
+        /// The file.
+        path: PathBuf,
         /// Name of the tensor.
         key: String,
         /// Type of the tensor.
         found: String,
     },
     /// A tensor holds NaN or infinity.
-    #[error("adapter tensor {key} holds NaN or infinity; the training that wrote it diverged")]
+    #[error(
+        "{path}: tensor {key} holds NaN or infinity; the training that wrote it diverged",
+        path = path.display()
+    )]
     NonFinite {
+        /// The file.
+        path: PathBuf,
         /// Name of the tensor.
         key: String,
     },
     /// A tensor holds a value that the type of the file cannot hold.
-    #[error("tensor {key} holds {value:e}, which {dtype} cannot hold; export it as bf16 or f32")]
+    #[error(
+        "{path}: tensor {key} holds {value:e}, which {dtype} cannot hold; export it as bf16 or f32",
+        path = path.display()
+    )]
     OutOfRange {
+        /// The file.
+        path: PathBuf,
         /// Name of the tensor.
         key: String,
         /// The value.
@@ -357,15 +416,16 @@ pub enum InteropError {
     },
     /// No tensor of the file belongs to a weight of the networks.
     #[error(
-        "nothing in {path} belongs to a weight of this base (it holds names like {example}); \
+        "nothing in {path} belongs to a weight of this base ({}); \
          is it for another base, or of a method other than LoRA, DoRA, LoHa, LoKr, OFT, BOFT, HRA and diff?",
+        .example.as_ref().map_or("it has no tensors".to_owned(), |name| format!("it has names like {name}")),
         path = path.display()
     )]
     NothingMatched {
         /// The file.
         path: PathBuf,
-        /// A tensor name of the file.
-        example: String,
+        /// A tensor name of the file, if it has tensors.
+        example: Option<String>,
     },
     /// The file has some tensors of a layer but lacks another.
     #[error("the file has tensors for {weight}, but not its {tensor}; it is incomplete")]

@@ -15,13 +15,11 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::TensorData;
-use soda_adapters::{
-    AdapterError, AdapterState, Method, MethodConfig, Plan, PlanOptions, StateError, named_params,
-};
+use soda_adapters::{AdapterState, Method, MethodConfig, Plan, PlanOptions, named_params};
 
 use crate::component::Component;
 use crate::counted::counted;
-use crate::error::PipelineError;
+use crate::error::{FormatError, PipelineError};
 use crate::header::{Header, from_metadata, to_metadata};
 use crate::safetensors_file::SafetensorsFile;
 use crate::target_presets::TARGET_PRESETS;
@@ -195,8 +193,13 @@ impl<M: Method> AdapterFile<M> {
     /// [`PipelineError::Format`] for a file that cannot be read, is not a safetensors file, or was not
     /// written by [`AdapterFile::write`] in a version that this build reads with a method of `M`.
     pub fn read(path: &Path) -> Result<Self, PipelineError> {
-        let SafetensorsFile { tensors, metadata } = SafetensorsFile::read(path)?;
-        let (header, recipes) = from_metadata(path, metadata)?;
+        if path.is_dir() {
+            let (path, remedy) = (path.to_owned(), instead_of_directory(path));
+            return Err(FormatError::Directory { path, remedy }.into());
+        }
+        // A file of another kind may be a model of many gigabytes, of which the header alone is read.
+        let (header, recipes) = from_metadata(path, SafetensorsFile::read_metadata(path)?)?;
+        let tensors = SafetensorsFile::read(path)?.tensors;
         let state =
             |(component, recipe)| (component, AdapterState { recipe, tensors: BTreeMap::new() });
         let mut adapters: BTreeMap<_, _> = recipes.into_iter().map(state).collect();
@@ -213,13 +216,7 @@ impl<M: Method> AdapterFile<M> {
             let found =
                 split.and_then(|(component, inside)| Some((adapters.get_mut(&component)?, inside)));
             let Some((state, inside)) = found else {
-                return Err(AdapterError::from(StateError::Keys {
-                    missing: 0,
-                    missing_example: String::new(),
-                    unknown: 1,
-                    unknown_example: format!(" (such as {key})"),
-                })
-                .into());
+                return Err(FormatError::UnknownTensor { path: path.to_owned(), key }.into());
             };
             state.tensors.insert(inside.to_owned(), data);
         }
@@ -236,6 +233,21 @@ impl<M: Method> AdapterFile<M> {
             self.adapters.iter().map(|(component, state)| (*component, &state.recipe)).collect();
         let metadata = to_metadata(&self.header, &recipes, &self.factor_sizes());
         Ok(SafetensorsFile { tensors, metadata }.write(path)?)
+    }
+}
+
+/// What to give instead of a directory, by what it has.
+fn instead_of_directory(path: &Path) -> String {
+    let file = path.join("adapter.safetensors");
+    let is_peft = |folder: &Path| folder.join("adapter_config.json").is_file();
+    let networks = Component::ALL.map(|component| path.join(component.name()));
+    match () {
+        () if file.is_file() => format!("give {}", file.display()),
+        () if is_peft(path) || networks.iter().any(|folder| is_peft(folder)) => format!(
+            "`soda import {} --base BASE --out adapter.safetensors` makes one of a directory of PEFT",
+            path.display()
+        ),
+        () => "give the file `adapter.safetensors` of a run".to_owned(),
     }
 }
 

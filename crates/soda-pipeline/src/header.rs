@@ -90,11 +90,11 @@ pub(crate) fn from_metadata<M: Method>(
     path: &Path,
     mut metadata: HashMap<String, String>,
 ) -> Result<(Header, Recipes<M>), FormatError> {
-    let unusable = |field| FormatError::NotAnAdapter { path: path.to_owned(), field };
-    let mut field = |name| metadata.remove(name).ok_or_else(|| unusable(name));
-    if field("format")? != FORMAT {
-        return Err(unusable("format"));
+    if !is_own_format(&metadata) {
+        return Err(FormatError::NotAnAdapter { path: path.to_owned() });
     }
+    let unusable = |field| FormatError::Metadata { path: path.to_owned(), field };
+    let mut field = |name| metadata.remove(name).ok_or_else(|| unusable(name));
     let version = field("version")?;
     // Files without this field have the same rules.
     if let Ok(found) = field("signs")

@@ -1,8 +1,8 @@
 //! Loading an adapter onto a pipeline.
 
 use burn::tensor::FloatDType;
-use soda_adapters::{AnyAdapter, Plan, PlanOptions};
-use soda_linalg::SvdCache;
+use soda_adapters::{AdapterError, AnyAdapter, Plan, PlanOptions};
+use soda_linalg::{LinalgError, SvdCache};
 use soda_models::pipeline::Pipeline;
 use soda_models::scheduler::SchedulerOverrides;
 
@@ -145,16 +145,23 @@ pub(crate) fn apply_schedule(
     Ok(())
 }
 
-/// Plans an adapter on the networks of a pipeline. The error names both.
+/// Plans an adapter on the networks of a pipeline. An error that the two have together names both.
 pub(crate) fn plan_on(
     pipeline: &Pipeline,
     adapter: &AdapterFile,
     options: &mut PlanOptions<'_>,
 ) -> Result<Plan<AnyAdapter>, PipelineError> {
-    adapter.plan_with(&pipeline.networks(), options).map_err(|source| PipelineError::DoesNotFit {
-        adapter: adapter.display_name(),
-        trained_on: adapter.header.base.clone(),
-        base: pipeline.source.display().to_string(),
-        source: Box::new(source),
+    adapter.plan_with(&pipeline.networks(), options).map_err(|source| match source {
+        // A cache that fails says nothing of the adapter.
+        PipelineError::Adapter(AdapterError::Decomposition {
+            source: LinalgError::Cache { .. },
+            ..
+        }) => source,
+        source => PipelineError::DoesNotFit {
+            adapter: adapter.display_name(),
+            trained_on: adapter.header.base.clone(),
+            base: pipeline.source.display().to_string(),
+            source: Box::new(source),
+        },
     })
 }

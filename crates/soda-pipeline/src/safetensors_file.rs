@@ -31,6 +31,15 @@ impl SafetensorsFile {
         Ok(Self::read_where(path, |_| true)?.0)
     }
 
+    /// Reads the metadata of a file.
+    ///
+    /// # Errors
+    /// [`FormatError`] for a file that cannot be read or is not a safetensors file.
+    pub(crate) fn read_metadata(path: &Path) -> Result<HashMap<String, String>, FormatError> {
+        let file = SafetensorsReader::open(path).map_err(|error| refusal(path, error))?;
+        Ok(file.metadata().clone().into_iter().collect())
+    }
+
     /// [`SafetensorsFile::read`] of a file that may have tensors of other types. Those whose name `is_known`
     /// does not hold for are left out, and their names are returned.
     ///
@@ -44,13 +53,16 @@ impl SafetensorsFile {
         let metadata = file.metadata().clone().into_iter().collect();
         let (mut tensors, mut others) = (BTreeMap::new(), Vec::new());
         for (key, dtype, shape) in file.tensors() {
-            let dtype = match number_dtype(key, dtype, shape) {
-                Ok(dtype) => dtype,
-                Err(_) if !is_known(key) => {
+            let dtype = match number_dtype(dtype, shape) {
+                Some(dtype) => dtype,
+                None if !is_known(key) => {
                     others.push(key.to_owned());
                     continue;
                 }
-                Err(error) => return Err(error),
+                None => {
+                    let (path, key) = (path.to_owned(), key.to_owned());
+                    return Err(FormatError::DType { path, key, found: dtype.to_string() });
+                }
             };
             let bytes = file.read(key).map_err(|source| FormatError::Io {
                 action: "read",
@@ -60,7 +72,7 @@ impl SafetensorsFile {
             let data = TensorData::from_bytes_vec(bytes, shape.to_vec(), dtype);
             let data = data.convert_dtype(DType::F32);
             if data.iter::<f32>().any(|value| !value.is_finite()) {
-                return Err(FormatError::NonFinite { key: key.to_owned() });
+                return Err(FormatError::NonFinite { path: path.to_owned(), key: key.to_owned() });
             }
             tensors.insert(key.to_owned(), data);
         }
@@ -84,13 +96,14 @@ impl SafetensorsFile {
     pub(crate) fn write_as(&self, path: &Path, dtype: DType) -> Result<(), FormatError> {
         for (key, data) in &self.tensors {
             if data.iter::<f32>().any(|value| !value.is_finite()) {
-                return Err(FormatError::NonFinite { key: key.clone() });
+                return Err(FormatError::NonFinite { path: path.to_owned(), key: key.clone() });
             }
             let rounded = data.clone().convert_dtype(dtype);
             let beyond = data.iter::<f32>().zip(rounded.iter::<f32>());
             if let Some((value, _)) = beyond.into_iter().find(|(_, rounded)| !rounded.is_finite()) {
                 let dtype = dtype.name();
-                return Err(FormatError::OutOfRange { key: key.clone(), value, dtype });
+                let (path, key) = (path.to_owned(), key.clone());
+                return Err(FormatError::OutOfRange { path, key, value, dtype });
             }
         }
         write_atomically(path, &encode(&self.tensors, &self.metadata, dtype, path)?)
@@ -170,27 +183,28 @@ fn refusal(path: &Path, error: ModelError) -> FormatError {
         ModelError::Weights(WeightsError::Safetensors { reason, .. }) => {
             FormatError::Malformed { path, reason }
         }
-        ModelError::Weights(WeightsError::Pickle { .. }) => {
-            let reason = "it is a pickle, which can run any code when it is read".to_owned();
-            FormatError::Malformed { path, reason }
+        ModelError::Weights(WeightsError::Pickle { .. }) => FormatError::Pickle { path },
+        ModelError::Weights(WeightsError::NotSafetensors { .. }) => {
+            FormatError::NotSafetensors { path }
         }
         other => FormatError::Malformed { path, reason: other.to_string() },
     }
 }
 
-/// The type of a tensor whose values are converted to f32. A single number may be an integer.
-fn number_dtype(key: &str, dtype: Dtype, shape: &[usize]) -> Result<DType, FormatError> {
+/// The type of a tensor whose values are converted to f32. A single number may be an integer. `None` for
+/// other types.
+fn number_dtype(dtype: Dtype, shape: &[usize]) -> Option<DType> {
     let is_number = shape.iter().all(|size| *size == 1);
     match dtype {
-        Dtype::F32 => Ok(DType::F32),
-        Dtype::F16 => Ok(DType::F16),
-        Dtype::BF16 => Ok(DType::BF16),
-        Dtype::F64 => Ok(DType::F64),
-        Dtype::I64 if is_number => Ok(DType::I64),
-        Dtype::I32 if is_number => Ok(DType::I32),
-        Dtype::I16 if is_number => Ok(DType::I16),
-        Dtype::I8 if is_number => Ok(DType::I8),
-        Dtype::U8 if is_number => Ok(DType::U8),
-        other => Err(FormatError::DType { key: key.to_owned(), found: other.to_string() }),
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        Dtype::F64 => Some(DType::F64),
+        Dtype::I64 if is_number => Some(DType::I64),
+        Dtype::I32 if is_number => Some(DType::I32),
+        Dtype::I16 if is_number => Some(DType::I16),
+        Dtype::I8 if is_number => Some(DType::I8),
+        Dtype::U8 if is_number => Some(DType::U8),
+        _ => None,
     }
 }

@@ -72,8 +72,8 @@ pub use config::{
     AugmentConfig, BasePrecision, BestMetric, BucketConfig, CheckpointConfig,
     GradientCheckpointing, Loss, LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig,
     OptimizerConfig, PRESETS, Precision, Preset, PriorConfig, SampleConfig, Schedule,
-    TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, apply_setting, merge_settings,
-    preset, toml_message,
+    TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, apply_setting, in_words,
+    merge_settings, preset, toml_message,
 };
 pub use data::batch::Batch;
 pub use data::cache::EncodeCache;

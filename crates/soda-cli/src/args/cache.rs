@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use anyhow::{Result, ensure};
 use clap::Args;
 use soda_linalg::SvdCache;
 
@@ -18,8 +19,26 @@ pub(crate) struct CacheArg {
 }
 
 impl CacheArg {
-    pub(crate) fn open(&self) -> Option<SvdCache> {
-        self.cache.as_ref().map(SvdCache::new)
+    /// The cache of decompositions.
+    ///
+    /// # Errors
+    /// As [`CacheArg::folder`].
+    pub(crate) fn open(&self) -> Result<Option<SvdCache>> {
+        Ok(self.folder()?.map(SvdCache::new))
+    }
+
+    /// The folder, which is created with the first file.
+    ///
+    /// # Errors
+    /// Something else than a folder has its name.
+    pub(crate) fn folder(&self) -> Result<Option<PathBuf>> {
+        let Some(folder) = &self.cache else { return Ok(None) };
+        ensure!(
+            folder.is_dir() || folder.symlink_metadata().is_err(),
+            "{} is no folder: give another --cache, or leave it out",
+            folder.display()
+        );
+        Ok(Some(folder.clone()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Error, Result};
 use clap::Args;
-use soda_adapters::soda::RotationConfig;
+use soda_adapters::soda::{Parametrization, RotationConfig, Structure};
 use soda_adapters::{MethodConfig, Targets};
 use soda_models::input_file::SizeLimit;
 use soda_train::{TrainConfig, apply_setting, merge_settings, preset, read_text};
@@ -119,11 +119,17 @@ impl SettingsArgs {
         config.trigger = self.trigger.clone().or(config.trigger);
         for word in &self.token {
             let (word, like) = word.split_once('=').unwrap_or((word, ""));
+            let (word, like) = (word.trim(), like.trim());
             let tokens = config.tokens.get_or_insert_default();
             tokens.words.insert(word.to_owned(), like.to_owned());
             tokens.learning_rate = self.token_lr.or(tokens.learning_rate);
         }
         self.override_soda(&mut config)?;
+        require(
+            self.rotation_lr.is_none() || trains_rotations(&config.method),
+            "--rotation-lr belongs to rotations that stay on their manifold, which this method does not \
+             train; give --spectrum-lr",
+        )?;
         let Err(error) = config.check() else { return Ok(config) };
         // The file is to blame if it is wrong without the options too.
         let own = file.and_then(|file| TrainConfig::from_table(file).ok());
@@ -234,4 +240,13 @@ impl SettingsArgs {
         }
         Ok(())
     }
+}
+
+/// Whether a method has parameters that `optimizer.rotation_lr` is for.
+fn trains_rotations(method: &MethodConfig) -> bool {
+    let MethodConfig::Soda(soda) = method else { return false };
+    soda.rotation.as_ref().is_some_and(|rotation| {
+        rotation.parametrization == Parametrization::Stiefel
+            && rotation.structure != Structure::Householder
+    })
 }

@@ -1,10 +1,13 @@
 //! `soda convert`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, anyhow, ensure};
 use clap::Args;
 use soda_models::pipeline::{LoadOptions, Pipeline};
+use soda_models::{ModelError, WeightsError};
+use soda_pipeline::AdapterFile;
+use soda_pipeline::interop::{FileKind, describe};
 
 use crate::base_model::{find_base, print_warnings};
 use crate::device::{Precision, host};
@@ -57,7 +60,8 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
     let pipeline = if base.is_file() {
         let missing = || UsageError::new("a single file has no tokenizer: give --config DIR");
         let config = args.config.ok_or_else(missing)?;
-        Pipeline::load_single_file(&base, &config, dtype, &device)?
+        Pipeline::load_single_file(&base, &config, dtype, &device)
+            .map_err(|error| refusal_of_file(&base, error))?
     } else {
         require(args.config.is_none(), "--config is for a single file; a directory has its own")?;
         let options = LoadOptions { dtype, variant: args.variant, ..LoadOptions::default() };
@@ -73,4 +77,22 @@ pub(crate) fn run(args: ConvertArgs) -> Result<()> {
     progress.finish();
     print_result(&args.out.display().to_string());
     Ok(())
+}
+
+/// Why a single file cannot be read as a model: an adapter has the suffix of one.
+fn refusal_of_file(file: &Path, error: ModelError) -> Error {
+    let is_of_another_tool = || {
+        describe(file).is_ok_and(|description| {
+            matches!(description.kind, FileKind::Adapter { .. } | FileKind::Embedding)
+        })
+    };
+    let is_mismatch = matches!(error, ModelError::Weights(WeightsError::Mismatch { .. }));
+    if !is_mismatch || !(<AdapterFile>::read(file).is_ok() || is_of_another_tool()) {
+        return error.into();
+    }
+    anyhow!(
+        "{} is an adapter, not a model: `soda merge` writes a model with it, and `soda import` reads those of \
+         other tools",
+        file.display()
+    )
 }

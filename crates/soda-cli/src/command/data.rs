@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use soda_pipeline::counted;
 use soda_train::{CaptionTokenizers, DataCheck, DataCheckConfig, Event};
 
 use crate::base_model::find_base;
@@ -94,7 +95,8 @@ fn print(found: &DataCheck) {
     let errors = found.findings.iter().filter(|found| found.kind.prevents_training()).count();
     let warnings = found.findings.len() - errors;
     let images = found.images.len();
-    print_result(&format!("{images} pictures, {errors} errors, {warnings} warnings"));
+    let counts = [(images, "picture"), (errors, "error"), (warnings, "warning")];
+    print_result(&counts.map(|(number, noun)| counted(number, noun)).join(", "));
 }
 
 fn to_json(found: &DataCheck) -> Value {

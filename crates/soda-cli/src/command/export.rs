@@ -17,7 +17,7 @@ use crate::args::{CacheArg, DeviceArg, finite};
 use crate::base_model::{find_base, warn_of_encoding};
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
-use crate::usage::{require, require_folder_name, require_safetensors_name};
+use crate::usage::{has_suffix, require, require_folder_name};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -48,9 +48,9 @@ pub(crate) struct ExportArgs {
     /// The format to write
     #[arg(long, value_enum)]
     pub(crate) format: ExportFormat,
-    /// Largest relative error of a layer
-    #[arg(long, default_value_t = 0.05, value_parser = finite)]
-    pub(crate) error: f64,
+    /// Largest relative error of a layer [default: 0.05]
+    #[arg(long, value_name = "E", value_parser = finite)]
+    pub(crate) error: Option<f64>,
     /// Largest rank of a layer, whatever its error
     #[arg(long, value_name = "R", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_rank: Option<usize>,
@@ -84,6 +84,9 @@ pub(crate) enum ExportFormat {
     Embeddings,
 }
 
+/// The largest relative error of a layer where `--error` is not given.
+const MAX_ERROR: f64 = 0.05;
+
 impl ExportFormat {
     /// The precision of a file with this relative error.
     fn default_dtype(self, error: f64) -> Precision {
@@ -95,7 +98,8 @@ impl ExportFormat {
 }
 
 pub(crate) fn run(args: ExportArgs) -> Result<()> {
-    require(args.error >= 0.0, "--error must be a number from 0 (lossless) up")?;
+    let max_error = args.error.unwrap_or(MAX_ERROR);
+    require(max_error >= 0.0, "--error must be a number from 0 (lossless) up")?;
     // PEFT has no field for the strength of these methods. Only the LoRA formats can express it.
     require(
         args.format != ExportFormat::Peft || args.strength == 1.0,
@@ -103,14 +107,22 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     )?;
     let words = args.format == ExportFormat::Embeddings;
     require(
-        !words || args.dtype.is_none(),
-        "new words are written as they are; leave out --dtype",
+        args.format != ExportFormat::Diff && !words
+            || args.error.unwrap_or(0.0) == 0.0 && args.max_rank.is_none(),
+        "diff and embeddings are not truncated to a rank; leave out --error and --max-rank",
+    )?;
+    require(
+        !words || args.dtype.is_none() && args.strength == 1.0,
+        "new words are written as they are; leave out --dtype and --strength",
     )?;
     if words || args.format == ExportFormat::Peft {
         let folder = "peft and embeddings are directories: give --out without a file's suffix";
         require_folder_name(&args.out, folder)?;
     } else {
-        require_safetensors_name(&args.out)?;
+        require(
+            has_suffix(&args.out, "safetensors"),
+            "what is written is a safetensors file: let --out end with .safetensors",
+        )?;
     }
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
     let base = find_base(&args.base, None)?;
@@ -118,7 +130,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     let base = BaseModel {
         path: &base,
         options: LoadOptions::default(),
-        cache: args.cache.open(),
+        cache: args.cache.open()?,
         device: &device,
     };
     let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
@@ -143,7 +155,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     }
     warn_of_encoding(&pipeline, &args.out);
     let networks = pipeline.networks();
-    let dtype = args.dtype.unwrap_or_else(|| args.format.default_dtype(args.error)).into();
+    let dtype = args.dtype.unwrap_or_else(|| args.format.default_dtype(max_error)).into();
     let mut settings = ExportSettings::new(&pipeline);
     settings.title = args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     settings.trigger.clone_from(&file.header.trigger);
@@ -170,7 +182,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         print_result(&format!("{out}: {}, {precision}", counted(deltas, "delta")));
         return Ok(());
     }
-    let budget = CompressionBudget { error: args.error, max_rank: args.max_rank };
+    let budget = CompressionBudget { error: max_error, max_rank: args.max_rank };
     let mut lora = compress_to_lora(&plan, &networks, budget)?;
     match args.format {
         ExportFormat::Kohya => {

@@ -11,7 +11,7 @@ use soda_models::input_file::{self, SizeLimit};
 use soda_models::pipeline::{GenerateConfig, InitImage, LoadOptions, Pipeline, model_name};
 use soda_models::scheduler::{AlgorithmType, SamplerKind};
 use soda_pipeline::AdapterFile;
-use soda_train::{Event, expand_trigger, has_placeholder, write_file};
+use soda_train::{Event, RunFolder, expand_trigger, has_placeholder, write_file};
 use tracing::info_span;
 
 use crate::adapter_loading::load_with_adapters;
@@ -357,15 +357,26 @@ fn warn_of_guidance(args: &GenerateArgs, pipeline: &Pipeline, progress: &Progres
 }
 
 /// The adapters with their strength or weights, and how two are merged.
-fn adapter_label(args: &MergedArgs, name: impl Fn(&Path) -> String) -> Option<String> {
+fn adapter_label(args: &MergedArgs) -> Option<String> {
     if let Some(file) = &args.adapter {
-        return Some(format!("{} {}", name(file), args.strength));
+        return Some(format!("{} {}", adapter_name(file), args.strength));
     }
     let (subject, style) = (args.subject.as_ref()?, args.style.as_ref()?);
     let mode = args.mode.to_possible_value();
     let mode = mode.as_ref().map_or("", |mode| mode.get_name());
     let [first, second] = [args.weights.first(), args.weights.get(1)].map(|w| w.unwrap_or(&1.0));
-    Some(format!("{} {first} + {} {second} {mode}", name(subject), name(style)))
+    let [subject, style] = [subject, style].map(|file| adapter_name(file));
+    Some(format!("{subject} {first} + {style} {second} {mode}"))
+}
+
+/// The name of an adapter's file. Every run's file has one name, which the name of the run's folder precedes.
+fn adapter_name(file: &Path) -> String {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let (own, folder) = (name(file).unwrap_or_default(), file.parent().and_then(name));
+    match folder {
+        Some(folder) if own == RunFolder::ADAPTER => format!("{folder}/{own}"),
+        _ => own,
+    }
 }
 
 /// The generation settings of image `index`, in the format of A1111 that other programs read.
@@ -377,13 +388,10 @@ fn parameters(
 ) -> String {
     let class = config.sampler.map_or_else(|| json!(pipeline.scheduler.class), |kind| json!(kind));
     let (sampler, schedule) = sampler_label(&class, &pipeline.scheduler);
-    let name = |path: &std::path::Path| {
-        path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    };
     let [height, width] = config.size.unwrap_or_default();
     let optional = |name, value: Option<String>| value.map(|value| (name, value));
     let init = config.init_image.as_ref().map(|init_image| init_image.strength.to_string());
-    let adapter = adapter_label(&args.merged, name);
+    let adapter = adapter_label(&args.merged);
     let skipped = (config.clip_skip > 0).then(|| (config.clip_skip + 1).to_string());
     let encoding = pipeline.text.chosen_prompt_encoding().map(|encoding| encoding.to_string());
     let fields = [

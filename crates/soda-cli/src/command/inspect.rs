@@ -10,6 +10,7 @@ use soda_models::input_file::{SizeLimit, read_text};
 use soda_models::weights::SafetensorsReader;
 use soda_pipeline::interop::{Description, FileKind, describe};
 use soda_pipeline::{AdapterFile, Component, FormatError, PipelineError, counted};
+use soda_train::RunFolder;
 
 use crate::base_model::find_base;
 use crate::progress::print_result;
@@ -35,7 +36,9 @@ pub(crate) fn run(args: InspectArgs) -> Result<()> {
     }
     match <AdapterFile>::read(path) {
         Ok(file) => print_adapter(&file),
-        Err(PipelineError::Format(FormatError::NotAnAdapter { .. })) => print_file(path)?,
+        Err(PipelineError::Format(
+            FormatError::NotAnAdapter { .. } | FormatError::Metadata { .. },
+        )) => print_file(path)?,
         Err(error) => return Err(error.into()),
     }
     Ok(())
@@ -167,7 +170,15 @@ fn print_directory(path: &Path) -> Result<()> {
         return Ok(());
     }
     if !index.is_file() {
-        bail!("{} has no model_index.json, so it is no diffusers directory", path.display());
+        let adapter = path.join(RunFolder::ADAPTER);
+        if adapter.is_file() {
+            bail!("{} is the folder of a run: inspect {}", path.display(), adapter.display());
+        }
+        bail!(
+            "{} has neither model_index.json nor adapter_config.json: give a directory of diffusers or PEFT, \
+             or a safetensors file",
+            path.display()
+        );
     }
     let index = read_json(&index)?;
     print_result(&format!("{} {}", path.display(), index["_class_name"].as_str().unwrap_or("?")));

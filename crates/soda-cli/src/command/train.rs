@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use soda_adapters::{AdapterError, TargetError};
+use soda_models::ModelError;
 use soda_pipeline::counted;
 use soda_train::{
     Event, MemoryMeter as _, Personalisation, Ranks, RunFolder, RunFolderError, RunSummary,
@@ -99,7 +100,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     }
     let ranks = ranks::join(Duration::from_secs(args.rank_timeout.into()))?;
     let (device, job, target) = ranks.while_others_wait(|| open(&args, &ranks))?;
-    let job = job.with_cache(args.cache.cache.clone()).with_graph();
+    let job = job.with_cache(args.cache.folder()?).with_graph();
     let job = job.with_ranks(add_gradients(&args, &ranks, &device)?);
     note_savings(job.memory_savings());
     if args.plan {
@@ -245,7 +246,7 @@ impl TrainArgs {
     }
 }
 
-/// Adapters that cannot be made are a mistake of the command line, if that describes them.
+/// Adapters and new words that cannot be made are a mistake of the command line, if that describes them.
 fn with_blame(error: TrainError, settings: &SettingsArgs) -> anyhow::Error {
     let of_adapters = matches!(
         &error,
@@ -255,7 +256,8 @@ fn with_blame(error: TrainError, settings: &SettingsArgs) -> anyhow::Error {
             ) | AdapterError::Config { .. }
         )
     );
-    match of_adapters && settings.describe_adapters() {
+    let of_token = matches!(&error, TrainError::Model(ModelError::Token { .. }));
+    match of_adapters && settings.describe_adapters() || of_token && !settings.token.is_empty() {
         true => UsageError::new(error).into(),
         false => error.into(),
     }

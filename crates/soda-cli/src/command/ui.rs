@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use soda_ui::{Server, UiConfig, UiError};
 
@@ -51,6 +51,13 @@ pub(crate) fn run(args: UiArgs) -> Result<()> {
     let mut train_options = Vec::new();
     args.cache.append_to(&mut train_options);
     args.device.append_to(&mut train_options);
+    for folder in &args.data {
+        ensure!(
+            folder.is_dir(),
+            "{} is no folder: --data takes a folder of pictures",
+            folder.display()
+        );
+    }
     let is_open_to_others = !args.host.is_loopback();
     let data = args.data.iter().map(std::path::absolute).collect::<Result<_, _>>();
     let config = UiConfig {

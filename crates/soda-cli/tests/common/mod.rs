@@ -22,6 +22,11 @@ pub(crate) fn copy_castle_mug(to: &Path) {
     }
 }
 
+/// The path of an export named `name`: PEFT's is a directory, others are files.
+pub(crate) fn exported(name: &str, format: &str) -> String {
+    if format == "peft" { name.to_owned() } else { format!("{name}.safetensors") }
+}
+
 /// The program under test: the file that `SODA_PROGRAM` names, or the one that cargo built for the tests.
 pub(crate) fn program() -> PathBuf {
     let built = option_env!("CARGO_BIN_EXE_soda").map(PathBuf::from);

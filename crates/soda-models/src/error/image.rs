@@ -6,8 +6,15 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
+    /// There is no such file, or a link leads nowhere.
+    #[error("{} does not exist, or is a link that leads nowhere: correct the path or the link of the image", .path.display())]
+    Missing {
+        /// The path that was looked for.
+        path: PathBuf,
+    },
+
     /// The file is not an image, or not one in a known format.
-    #[error("{} cannot be read as an image: {source}", .path.display())]
+    #[error("{} cannot be read as an image: {source}; copy it again or remove it", .path.display())]
     Decode {
         /// The file.
         path: PathBuf,

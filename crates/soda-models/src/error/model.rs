@@ -22,7 +22,18 @@ pub enum ModelError {
     #[error(transparent)]
     Image(#[from] ImageError),
 
-    /// A file or directory does not exist.
+    /// A file is given where a model directory is expected.
+    #[error(
+        "{file} is a file, and a model directory in diffusers' layout is expected there; `soda convert --base \
+         {file} --config DIR --out NEW` makes one of a single file of weights, with the configs of the model DIR",
+        file = .path.display()
+    )]
+    SingleFile {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A file or directory of a model does not exist.
     #[error("{} does not exist: {what} is expected there; check the model directory", .path.display())]
     Missing {
         /// The path that was looked for.

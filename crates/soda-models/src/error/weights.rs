@@ -6,13 +6,20 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
-    /// The file is truncated or is not a safetensors file.
+    /// The file is truncated or damaged.
     #[error("{} is no valid safetensors file ({reason}): download or export it again", .path.display())]
     Safetensors {
         /// The file.
         path: PathBuf,
         /// The parser's reason.
         reason: String,
+    },
+
+    /// The file is of another format.
+    #[error("{} is not a safetensors file: weights and adapters are read from no other files", .path.display())]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
     },
 
     /// The file is a pickle, which runs code when it is read.

@@ -1,6 +1,6 @@
 //! Reading image files.
 
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 
 use image::{
@@ -73,7 +73,10 @@ pub fn read_mask(path: &Path) -> Result<GrayImage, ModelError> {
 
 /// Decodes an image file and turns the image upright.
 fn read(path: &Path) -> Result<DynamicImage, ModelError> {
-    let io = |e| ModelError::io(path, "an image", e);
+    let io = |source: std::io::Error| match source.kind() {
+        ErrorKind::NotFound => ImageError::Missing { path: path.to_path_buf() }.into(),
+        _ => ModelError::Io { path: path.to_path_buf(), source },
+    };
     let bytes = input_file::read(path, SizeLimit::IMAGE).map_err(io)?;
     if bytes.is_empty() {
         return Err(ImageError::Empty { path: path.to_path_buf() }.into());

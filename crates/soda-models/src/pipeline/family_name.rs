@@ -87,6 +87,9 @@ impl FamilyName {
 
 /// Reads the directory's `model_index.json`, which has the class of each part.
 pub(super) fn model_index(dir: &Path) -> Result<Map<String, Value>, ModelError> {
+    if dir.is_file() {
+        return Err(ModelError::SingleFile { path: dir.to_path_buf() });
+    }
     if !dir.is_dir() {
         let what = "a model directory in diffusers' layout";
         return Err(ModelError::Missing { path: dir.to_path_buf(), what });

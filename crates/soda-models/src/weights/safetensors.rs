@@ -25,8 +25,8 @@ const LONGEST_HEADER: u64 = 64 << 20;
 /// The most bits that a tensor without elements would have if its empty dimension were 1.
 const LARGEST_EMPTY: u64 = 1 << 24;
 
-/// The first bytes of an archive (`torch.save`) and of a bare pickle.
-const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02"];
+/// The first bytes of an archive (`torch.save`), and of bare pickles by their protocols.
+const PICKLES: [&[u8]; 5] = [b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"];
 
 /// An open file.
 #[derive(Debug)]
@@ -113,33 +113,25 @@ impl SafetensorsReader {
         };
         let mut file = input_file::open(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
-        if size < 8 {
+        if size <= 8 {
             return Err(broken(format!("it has {size} bytes")));
         }
         let mut start = [0; 8];
         file.read_exact(&mut start).map_err(io)?;
         let length = u64::from_le_bytes(start);
-        let looks_like_pickle = PICKLES.iter().any(|magic| start.starts_with(magic));
-        let pickle = || Err(WeightsError::Pickle { path: path.to_path_buf() }.into());
+        // A header is a JSON object. A length of 640 has the first bytes of a pickle.
+        let mut header = vec![0];
+        file.read_exact(&mut header).map_err(io)?;
+        if header != b"{" {
+            return Err(foreign(path, &start));
+        }
         if length > LONGEST_HEADER || length > size - 8 {
-            if looks_like_pickle {
-                return pickle();
-            }
-            return Err(broken(match &start {
-                b"version " => {
-                    "it is a pointer of Git LFS, and `git lfs pull` gets the file".into()
-                }
-                [b'<', ..] => "it is a web page".into(),
-                _ => format!("its header claims {length} bytes of a file of {size}"),
-            }));
+            return Err(broken(format!("its header claims {length} bytes of a file of {size}")));
         }
         // The length was checked above: it fits into memory and into the file.
-        let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(io)?;
-        // A length of 640 has the first bytes of a pickle. Only a header goes on with an object.
-        if looks_like_pickle && header.first() != Some(&b'{') {
-            return pickle();
-        }
+        header.resize(length as usize, 0);
+        let rest = header.get_mut(1..).unwrap_or_default();
+        file.read_exact(rest).map_err(io)?;
         let header: Header =
             serde_json::from_slice(&header).map_err(|e| broken(format!("its header: {e}")))?;
         let source = Arc::new(Source { path: path.to_path_buf(), file });
@@ -173,6 +165,19 @@ impl SafetensorsReader {
     pub(crate) fn into_entries(self) -> BTreeMap<String, Entry> {
         self.entries
     }
+}
+
+/// The refusal of a file that begins with `start` and is no safetensors file.
+fn foreign(path: &Path, start: &[u8; 8]) -> ModelError {
+    let path = path.to_path_buf();
+    let broken = |path, reason: &str| WeightsError::Safetensors { path, reason: reason.to_owned() };
+    let error = match start {
+        _ if PICKLES.iter().any(|magic| start.starts_with(magic)) => WeightsError::Pickle { path },
+        b"version " => broken(path, "it is a pointer of Git LFS, and `git lfs pull` gets the file"),
+        [b'<', ..] => broken(path, "it is a web page"),
+        _ => WeightsError::NotSafetensors { path },
+    };
+    error.into()
 }
 
 /// The tensors of a header, whose bytes begin at `start` and fill `data` bytes.

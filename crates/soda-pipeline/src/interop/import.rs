@@ -72,7 +72,7 @@ pub fn import<M: Module>(path: &Path, networks: &M, base: &str) -> Result<Import
         let names = [unmatched.first(), absent.values().flatten().next(), unread.first()];
         return Err(InteropError::NothingMatched {
             path: path.to_owned(),
-            example: names.into_iter().flatten().next().cloned().unwrap_or_default(),
+            example: names.into_iter().flatten().next().cloned(),
         }
         .into());
     }

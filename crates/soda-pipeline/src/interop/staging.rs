@@ -46,7 +46,8 @@ mod tests {
         let file = |inside: &Path| std::fs::write(inside.join("first"), "1").expect("a file");
         let failed: Result<(), _> = write_folder(&folder, |inside| {
             file(inside);
-            Err(FormatError::NonFinite { key: "second".to_owned() }.into())
+            let path = inside.join("second");
+            Err(FormatError::NonFinite { path, key: "second".to_owned() }.into())
         });
         assert!(failed.is_err() && names().is_empty(), "{:?}", names());
 

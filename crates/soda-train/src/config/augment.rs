@@ -47,6 +47,12 @@ impl AugmentConfig {
             () if !(0.0..=1.0).contains(&self.caption_dropout) => {
                 refuse("augment.caption_dropout", "from 0 to 1")
             }
+            () if self.tag_orders == 1 && self.keep_tags != Self::default().keep_tags => {
+                Err(ConfigError::Conflict(
+                    "`augment.keep_tags` decides nothing while tags stay in their order: set \
+                     `augment.tag_orders` as well",
+                ))
+            }
             () => Ok(()),
         }
     }

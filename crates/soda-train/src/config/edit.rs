@@ -82,20 +82,35 @@ pub(super) fn explain(message: &str) -> ConfigError {
     ConfigError::Read { reason: format!("{}{hint}", in_words(message)) }
 }
 
-/// A message of serde with the type that it expected in words: it ends with the name of a type of Rust.
-fn in_words(message: &str) -> String {
-    let words = [
-        ("usize", "a whole number of at least 0"),
-        ("u64", "a whole number of at least 0"),
-        ("u32", "a whole number of at least 0"),
-        ("f64", "a number"),
-        ("f32", "a number"),
+/// A message of serde without names of types of Rust: `expected usize` becomes `expected a whole number of at
+/// least 0`.
+///
+/// ```
+/// let message = "invalid type: string \"4\", expected usize at line 2 column 9";
+/// assert_eq!(
+///     soda_train::in_words(message),
+///     "invalid type: string \"4\", expected a whole number of at least 0 at line 2 column 9"
+/// );
+/// ```
+pub fn in_words(message: &str) -> String {
+    const EXPECTED: &str = "expected ";
+    const TYPES: [(&[&str], &str); 4] = [
+        (&["usize", "u8", "u16", "u32", "u64", "u128"], "a whole number of at least 0"),
+        (&["isize", "i8", "i16", "i32", "i64", "i128"], "a whole number"),
+        (&["f32", "f64"], "a number"),
+        (&["bool"], "true or false"),
     ];
-    let replaced = words.iter().find_map(|(name, words)| {
-        let before = message.strip_suffix(&format!("expected {name}"))?;
-        Some(format!("{before}expected {words}"))
-    });
-    replaced.unwrap_or_else(|| message.to_owned())
+    // Of an integer that no type holds, serde says `123 as i128`.
+    let message = message.replace("` as i128", "`").replace("` as u128", "`");
+    let mut parts = message.split(EXPECTED);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+        let (name, rest) = part.split_at(end);
+        let words = TYPES.iter().find(|(names, _)| names.contains(&name));
+        text.extend([EXPECTED, words.map_or(name, |(_, words)| words), rest]);
+    }
+    text
 }
 
 /// The place and the message of a TOML error in one line, such as "line 5, column 1: unknown field `stepz`".

@@ -24,7 +24,7 @@ pub use augment::AugmentConfig;
 pub use buckets::BucketConfig;
 pub use checkpointing::GradientCheckpointing;
 pub use checkpoints::CheckpointConfig;
-pub use edit::{apply_setting, merge_settings, toml_message};
+pub use edit::{apply_setting, in_words, merge_settings, toml_message};
 pub(crate) use loss_scale::LARGEST_LOSS_SCALE;
 pub use loss_scale::LossScaleConfig;
 pub use masks::{MaskConfig, MaskSource};

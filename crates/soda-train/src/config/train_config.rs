@@ -402,6 +402,8 @@ mod tests {
             ("validation.held_out=1", "validation.held_out"),
             ("validation.timesteps=0", "validation.timesteps"),
             ("validation.early_stopping_threshold=-1", "validation.early_stopping_threshold"),
+            ("validation.early_stopping_threshold=0.1", "early_stopping_patience"),
+            ("augment.keep_tags=3", "augment.tag_orders"),
             ("validation.early_stopping_patience=2", "validation.held_out"),
             ("validation.load_best_model_at_end=true", "validation.held_out"),
             ("validation.metric_for_best_model=dino", "validation.load_best_model_at_end"),

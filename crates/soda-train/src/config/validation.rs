@@ -100,6 +100,12 @@ impl ValidationConfig {
                      trained on: set `validation.every` and `validation.held_out` as well",
                 ))
             }
+            () if self.early_stopping_threshold > 0.0 && self.early_stopping_patience == 0 => {
+                Err(ConfigError::Conflict(
+                    "`validation.early_stopping_threshold` decides nothing: set \
+                     `validation.early_stopping_patience` as well",
+                ))
+            }
             () if self.metric_for_best_model.is_score() && !self.chooses() => {
                 Err(ConfigError::Conflict(
                     "`validation.metric_for_best_model` decides nothing: set \

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use soda_models::ModelError;
 use soda_models::image::{read_mask, read_rgb};
 
 use super::finding::FindingKind;
@@ -75,13 +76,22 @@ impl Stamp {
     }
 }
 
+/// The reason why a picture or a mask cannot be read, and the remedy.
+fn refusal(error: &ModelError) -> String {
+    match error {
+        // What is wrong with an image has its own remedy.
+        ModelError::Image(error) => error.to_string(),
+        error => format!("{error}; repair or remove it"),
+    }
+}
+
 impl ImageContent {
     pub(super) fn read(image: &Path, mask: Option<PathBuf>) -> Self {
-        let image = read_rgb(image).map_err(|error| error.to_string());
+        let image = read_rgb(image).map_err(|error| refusal(&error));
         let hash = image.as_ref().ok().map(dhash);
         let mask = mask.map(|path| {
             let size = read_mask(&path).map(|mask| mask.dimensions());
-            (path, size.map_err(|error| error.to_string()))
+            (path, size.map_err(|error| refusal(&error)))
         });
         Self { image: image.map(|image| image.dimensions()), hash, mask }
     }

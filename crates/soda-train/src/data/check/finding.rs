@@ -20,7 +20,7 @@ pub struct Finding {
 pub enum FindingKind {
     /// The image cannot be read.
     Unreadable {
-        /// The reason, which names the file.
+        /// The reason and the remedy, with the name of the file.
         reason: String,
     },
     /// The shorter side of the image is below the resolution, so that the image is upscaled.
@@ -61,7 +61,7 @@ pub enum FindingKind {
     UnreadableMask {
         /// The mask.
         mask: PathBuf,
-        /// The reason, which names the file.
+        /// The reason and the remedy, with the name of the file.
         reason: String,
     },
     /// The mask has another size than its image.
@@ -118,8 +118,8 @@ impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.kind {
-            FindingKind::Unreadable { reason } => {
-                write!(formatter, "{reason}; repair or remove the picture")
+            FindingKind::Unreadable { reason } | FindingKind::UnreadableMask { reason, .. } => {
+                formatter.write_str(reason)
             }
             FindingKind::TooSmall { width, height, resolution } => write!(
                 formatter,
@@ -154,9 +154,6 @@ impl fmt::Display for Finding {
                 "the caption of {path} has {tokens} tokens, and the text encoder takes {limit}: shorten it, \
                  since its end is cut off"
             ),
-            FindingKind::UnreadableMask { reason, .. } => {
-                write!(formatter, "{reason}; repair or remove the mask")
-            }
             FindingKind::MaskSize { mask, mask_size, size } => write!(
                 formatter,
                 "mask {mask} has {} x {} pixels and its picture {} x {}: make them alike",

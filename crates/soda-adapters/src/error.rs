@@ -74,7 +74,7 @@ pub enum AdapterError {
     /// Adapters of different forms cannot be merged into one adapter.
     #[error(
         "the adapters on {path} have no common form (different methods or settings, or a method without \
-         rotations); merge them by `--mode residual`"
+         rotations); merge them as residuals (`--mode residual`)"
     )]
     NoCommonForm {
         /// Path of the weight.

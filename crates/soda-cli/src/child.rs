@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use soda_distributed::Launch;
 
+use crate::memory_meter::peak_of_process;
 use crate::remedy::CHILD;
 
 /// The environment variable by which a parent asks its child to end with it.
@@ -99,7 +100,7 @@ fn wait(mut command: Command) -> Result<Option<u64>> {
         if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
             break status;
         }
-        peak = peak.max(peak_memory(child.id()));
+        peak = peak.max(peak_of_process(&child.id().to_string()));
         std::thread::sleep(Duration::from_millis(100));
     };
     if !status.success() {
@@ -136,13 +137,6 @@ impl Messages {
         let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         lines.join("; ").trim_start_matches("error: ").to_owned()
     }
-}
-
-/// Linux's `VmHWM`: the largest resident set size of the process so far, in bytes.
-fn peak_memory(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]

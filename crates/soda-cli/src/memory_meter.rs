@@ -33,16 +33,17 @@ impl MemoryMeter for DeviceMemory {
 
     fn peak(&mut self) -> Option<u64> {
         if is_processor(&self.0) {
-            return peak_of_process();
+            return peak_of_process("self");
         }
         let usage = memory_usage(&self.0)?;
         Some(usage.reserved + usage.workspace)
     }
 }
 
-/// The most resident memory of this process in bytes, where the system is Linux.
-pub(crate) fn peak_of_process() -> Option<u64> {
-    kib("/proc/self/status", "VmHWM:")?.checked_mul(1024)
+/// The most resident memory of the process with this number, or of `self`, in bytes. `None` unless the system
+/// is Linux.
+pub(crate) fn peak_of_process(process: &str) -> Option<u64> {
+    kib(&format!("/proc/{process}/status"), "VmHWM:")?.checked_mul(1024)
 }
 
 /// A size in a file of the kernel of Linux, in KiB.

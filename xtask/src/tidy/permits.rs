@@ -54,7 +54,6 @@ const PERMITS: &[Permit] = &[
     Permit {
         words: &["fs::read(", "fs::read_to_string(", "File::open(", "image::open("],
         places: &[
-            "crates/soda-cli/src/child.rs",
             "crates/soda-cli/src/memory_meter.rs",
             "crates/soda-distributed/src/host.rs",
             "crates/soda-files/src/",

@@ -173,7 +173,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "forward_ms": round(stages.forward_ms),
         "backward_ms": round(stages.backward_ms),
         "optimizer_ms": round(stages.optimizer_ms),
-        "peak_mib": after.map(|m| (m.reserved + m.workspace) >> 20).or_else(|| peak_of_process().map(|peak| peak >> 20)),
+        "peak_mib": after.map(|m| (m.reserved + m.workspace) >> 20).or_else(|| peak_of_process("self").map(|peak| peak >> 20)),
         "in_use_mib": stages.memory.map(|m| (m.in_use + m.workspace) >> 20),
         "scratch_mib": after.map(|m| m.workspace >> 20),
     });

@@ -282,7 +282,7 @@ fn a_harmed_run_goes_on() {
         ),
         home.resumed(
             "resume with AdamW and new words",
-            &["method=lora", "tokens.words={'<mug>'='mug'}"],
+            &["method=lora", "tokens.words={'sks'='mug'}"],
         ),
         home.resumed("resume with AdamW of 8 bits", &["method=lora", "optimizer.flat=adamw-8bit"]),
         home.resumed(

@@ -12,8 +12,8 @@ use soda_models::image::grid;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{GenerateConfig, LoadOptions, Pipeline};
 use soda_train::{
-    Dataset, DatasetImages, Event, Example, RunFolder, TrainError, expand_trigger, score,
-    write_file, write_png,
+    Dataset, DatasetImages, Event, Example, RunFolder, TrainError, expand_trigger, has_placeholder,
+    score, write_file, write_png,
 };
 
 use crate::adapter_loading::load_with_adapters;
@@ -127,9 +127,9 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         progress.warn(&skipped.to_string());
     }
     let mut given = args.prompt.clone();
-    if let Some(trigger) = &args.trigger {
-        data = data.with_trigger(trigger);
-        given.iter_mut().for_each(|prompt| *prompt = expand_trigger(prompt, trigger));
+    if let Some(trigger) = args.trigger.clone().or_else(|| data.trigger.first().cloned()) {
+        data = data.with_trigger(&trigger);
+        given.iter_mut().for_each(|prompt| *prompt = expand_trigger(prompt, &trigger));
     }
     let held_out = data.hold_out(args.held_out, args.seed)?;
     let judges = Judges::load(&args.judges, &device)?;
@@ -143,6 +143,10 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         ([], own) => own.to_vec(),
         (given, _) => given.to_vec(),
     };
+    require(
+        !prompts.iter().any(|prompt| has_placeholder(prompt)),
+        "a prompt has [trigger], and nothing says what it stands for: give --trigger",
+    )?;
     // The last is the negative prompt.
     let all = prompts.iter().chain(&args.unrelated).cloned().chain([String::new()]).collect();
     let options = LoadOptions { resolution: args.resolution, ..args.weights.load_options(all) };

@@ -11,6 +11,7 @@
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use soda_kernels::matmul;
 
 /// The channels of each of `N` axes and the base of the frequencies.
 #[derive(Debug, Clone)]
@@ -42,21 +43,31 @@ impl<const N: usize> RotaryAxes<N> {
                 AxisTable::new(self.channels[axis], places, self.theta)
             })
             .collect();
-        let angles = self.channels.iter().sum::<usize>() / 2;
+        let width = self.channels.iter().sum::<usize>();
         let tokens = positions.first().map_or(0, Vec::len);
-        let tensor = |of_table: fn(&AxisTable) -> &[f32]| {
-            let mut values = Vec::with_capacity(positions.len() * tokens * angles);
+        let tensor = |of_table: fn(&AxisTable) -> &[f32], of_even: f32| {
+            let mut values = Vec::with_capacity(positions.len() * tokens * width);
             for position in positions.iter().flatten() {
                 for (table, place) in tables.iter().zip(position) {
-                    let row = place * table.pairs..(place + 1) * table.pairs;
-                    values.extend_from_slice(&of_table(table)[row]);
+                    let row = &of_table(table)[place * table.pairs..(place + 1) * table.pairs];
+                    values.extend(row.iter().flat_map(|value| [of_even * value, *value]));
                 }
             }
-            let shape = [positions.len(), tokens, 1, angles, 1];
-            Tensor::from_data(TensorData::new(values, shape), device)
+            Tensor::from_data(TensorData::new(values, [positions.len(), tokens, 1, width]), device)
         };
-        RotaryEmbedding { cos: tensor(|table| &table.cos), sin: tensor(|table| &table.sin) }
+        RotaryEmbedding {
+            cos: tensor(|table| &table.cos, 1.0),
+            sin: tensor(|table| &table.sin, -1.0),
+            swap: swap(width, device),
+        }
     }
+}
+
+/// The matrix that swaps the channels of each pair, `[d, d]`.
+fn swap(width: usize, device: &Device) -> Tensor<2> {
+    let entry = |index: usize| if index / width == (index % width) ^ 1 { 1.0 } else { 0.0 };
+    let values: Vec<f32> = (0..width * width).map(entry).collect();
+    Tensor::from_data(TensorData::new(values, [width, width]), device)
 }
 
 /// Cosines and sines of the positions `0, 1, ...` along one axis, `[positions, pairs]`.
@@ -81,28 +92,32 @@ impl AxisTable {
 /// The rotations of sequences of tokens.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
-    /// Cosines, `[b or 1, n, 1, d / 2, 1]`.
-    cos: Tensor<5>,
-    /// Sines, of the same shape.
-    sin: Tensor<5>,
+    /// The cosine of each channel, `[b or 1, n, 1, d]`.
+    cos: Tensor<4>,
+    /// The sine of each channel, negative in even channels, of the same shape.
+    sin: Tensor<4>,
+    /// The matrix that swaps the channels of each pair, `[d, d]`.
+    swap: Tensor<2>,
 }
 
 impl RotaryEmbedding {
     /// The rotations of the tokens in a range.
     #[must_use]
     pub fn tokens(&self, range: Range<usize>) -> Self {
-        let part = |table: &Tensor<5>| table.clone().narrow(1, range.start, range.len());
-        Self { cos: part(&self.cos), sin: part(&self.sin) }
+        let part = |table: &Tensor<4>| table.clone().narrow(1, range.start, range.len());
+        Self { cos: part(&self.cos), sin: part(&self.sin), swap: self.swap.clone() }
     }
 
     /// Rotates queries or keys `[b, n, heads, d]`, in f32 whatever their dtype is. Returns the same shape.
+    ///
+    /// Channels are swapped by a product with ones and zeros. Operations on every other channel would read
+    /// memory in pieces of a few bytes.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let ([batch, tokens, heads, width], dtype) = (x.dims(), x.dtype());
-        let pairs = x.cast(DType::F32).reshape([batch, tokens, heads, width / 2, 2]);
-        let (even, odd) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let first = even.clone() * cos.clone() - odd.clone() * sin.clone();
-        let second = odd * cos + even * sin;
-        Tensor::cat(vec![first, second], 4).reshape([batch, tokens, heads, width]).cast(dtype)
+        let rows = x.clone().reshape([batch * tokens * heads, width]);
+        let swapped = matmul(rows, self.swap.clone().cast(dtype)).reshape(x.shape());
+        let rotated =
+            x.cast(DType::F32) * self.cos.clone() + swapped.cast(DType::F32) * self.sin.clone();
+        rotated.cast(dtype)
     }
 }

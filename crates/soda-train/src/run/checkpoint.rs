@@ -65,6 +65,8 @@ struct Version {
 
 /// The begin of the name of a file with the best measurement so far. Its name is no number of steps.
 const BEST: &str = "best-";
+/// The name of that file before it had the step.
+const FORMER_BEST: &str = "best.safetensors";
 const STEPS: &str = "steps";
 const VALIDATION: &str = "validation";
 const SCORES: &str = "scores";
@@ -123,7 +125,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::read`], and a file that is of another step.
     pub fn read_best(folder: &Path, step: usize) -> Result<Self, TrainError> {
-        let path = best_file(folder, step);
+        let (own, former) = (best_file(folder, step), folder.join(FORMER_BEST));
+        let path = if own.exists() || !former.exists() { own } else { former };
         let best = Self::read(&path)?;
         match best.state.step == step {
             true => Ok(best),
@@ -350,6 +353,12 @@ mod tests {
         Checkpoint::remove_bests_but(folder, Some(10)).unwrap();
         assert!(Checkpoint::read_best(folder, 5).is_err());
         assert_eq!(Checkpoint::read_best(folder, 10).unwrap(), checkpoint(10));
+        // The name that former versions gave.
+        std::fs::copy(best_file(folder, 10), folder.join(FORMER_BEST)).unwrap();
+        std::fs::rename(best_file(folder, 10), folder.join("kept")).unwrap();
+        assert_eq!(Checkpoint::read_best(folder, 10).unwrap(), checkpoint(10));
+        std::fs::remove_file(folder.join(FORMER_BEST)).unwrap();
+        std::fs::rename(folder.join("kept"), best_file(folder, 10)).unwrap();
         // A file that was renamed by hand is of another step.
         std::fs::rename(best_file(folder, 10), best_file(folder, 5)).unwrap();
         assert!(Checkpoint::read_best(folder, 5).is_err());

@@ -12,7 +12,7 @@ use soda_distributed::Item;
 use soda_models::metrics::Judges;
 use soda_models::pipeline::{Pipeline, TextEncoders};
 
-use crate::config::TrainConfig;
+use crate::config::{BestMetric, TrainConfig};
 use crate::data::dataset::Dataset;
 use crate::error::{CheckpointError, ConfigError, TrainError};
 use crate::network_hash::network_hash;
@@ -169,6 +169,10 @@ fn settings(config: &TrainConfig) -> Result<BTreeMap<String, Value>, TrainError>
         false => is_in(&MAY_CHANGE, key),
     };
     settings.retain(|key, _| !may_change(key));
+    // Runs that were begun before there was a choice go by the loss.
+    if config.validation.metric_for_best_model == BestMetric::Loss {
+        settings.remove("validation.metric_for_best_model");
+    }
     Ok(settings)
 }
 
@@ -286,6 +290,8 @@ mod tests {
             let message = refusal_beside(&begun, change).unwrap_or_else(|| panic!("{change}"));
             assert!(message.contains(&format!("`{key}")), "{change}: {message}");
         }
+        let of_loss = settings(&config(&[])).unwrap();
+        assert!(!of_loss.contains_key("validation.metric_for_best_model"), "{of_loss:?}");
         assert_eq!(refusal_beside(&begun, "samples.every=3"), None);
         assert_eq!(refusal_beside(&begun, "steps=999"), None);
     }

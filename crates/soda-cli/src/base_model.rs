@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
+use serde_json::Value;
 use soda_models::ModelError;
 use soda_models::pipeline::{LoadOptions, Pipeline};
 use tracing::info_span;
@@ -66,6 +67,17 @@ pub(crate) fn warn_of_encoding(pipeline: &Pipeline, written: &Path) {
     if let Some(encoding) = pipeline.text.chosen_prompt_encoding() {
         Progress::default().warn(&format!(
             "{} does not say how prompts are encoded: draw with {encoding}",
+            written.display()
+        ));
+    }
+}
+
+/// Warns that another tool draws with the base's noise schedule, unless it is told that of the training.
+pub(crate) fn warn_of_schedule(schedule: &Value, written: &Path) {
+    if !schedule.is_null() {
+        Progress::default().warn(&format!(
+            "{} was trained with another noise schedule than the base: set {schedule} in the scheduler of the \
+             tool that draws with it",
             written.display()
         ));
     }

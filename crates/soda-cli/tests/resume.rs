@@ -278,6 +278,16 @@ fn samples_and_the_adapter_are_there_when_a_file_asks_for_them() {
     assert!(adapter(folder, "asked").tensors().eq(adapter(folder, "straight").tensors()));
 }
 
+/// [`train`] at a rate at which the run overfits at once, with the same steps whatever their number is.
+fn overfit(folder: &Path, name: &str, steps: usize, settings: &[&str]) -> Command {
+    let mut command = train(folder, name, steps);
+    let constant = ["optimizer.schedule=constant", "text_encoder.stop_after=1"];
+    for setting in constant.iter().chain(&["optimizer.rotation_lr=0.05"]).chain(settings) {
+        command.args(["--set", setting]);
+    }
+    command
+}
+
 /// At a rate at which the run overfits at once, the result is the adapter of the least loss. It has the bits
 /// of a run that ends there, if the schedule does not depend on the number of steps.
 #[test]
@@ -285,13 +295,7 @@ fn a_run_that_overfits_ends_early_with_its_best_adapter() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let train = |name: &str, steps: usize, more: &[&str]| {
-        let mut command = train(folder, name, steps);
-        let constant = ["optimizer.schedule=constant", "text_encoder.stop_after=1"];
-        let often = ["validation.every=1", "samples.every=0", "optimizer.rotation_lr=0.05"];
-        for setting in constant.iter().chain(&often).chain(more) {
-            command.args(["--set", setting]);
-        }
-        command
+        overfit(folder, name, steps, &[&["validation.every=1", "samples.every=0"], more].concat())
     };
     let early = ["validation.early_stopping_patience=2", "validation.load_best_model_at_end=true"];
     let output = train("early", 40, &early).output().unwrap();
@@ -332,12 +336,8 @@ fn a_run_ends_with_the_adapter_of_its_best_score() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let train = |name: &str, steps: usize, more: &[&str]| {
-        let mut command = train(folder, name, steps);
-        let constant = ["optimizer.schedule=constant", "text_encoder.stop_after=1"];
-        let often = ["samples.every=1", "samples.steps=4", "optimizer.rotation_lr=0.05"];
-        for setting in constant.iter().chain(&often).chain(more) {
-            command.args(["--set", setting]);
-        }
+        let often = ["samples.every=1", "samples.steps=4"];
+        let mut command = overfit(folder, name, steps, &[&often, more].concat());
         command.arg("--judges").arg(soda_testing::workspace_path("examples/toybox/eval"));
         command
     };

@@ -67,7 +67,9 @@ fn v_prediction_and_zero_terminal_snr_are_part_of_the_adapter() {
 
     // A file of kohya's names has both, and the trigger.
     let export = ["export", "--base", base, "--adapter", "runs/v/adapter.safetensors", "--format"];
-    run(folder, &[&export[..], &["kohya", "--out", "kohya.safetensors"]].concat());
+    let output = soda(folder, &[&export[..], &["kohya", "--out", "kohya.safetensors"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("\"rescale_betas_zero_snr\":true"), "{said}");
     run(folder, &["import", "kohya.safetensors", "--base", base, "--out", "back.safetensors"]);
     let back: AdapterFile = AdapterFile::read(&folder.join("back.safetensors")).unwrap();
     assert_eq!(back.header.schedule, change);

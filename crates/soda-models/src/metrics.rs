@@ -55,7 +55,7 @@ pub struct Judges {
     pub device: Device,
 }
 
-/// The features of images that others are compared with, for many comparisons.
+/// The features of images that others are compared with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReferenceFeatures {
     /// One row for each image.
@@ -120,24 +120,9 @@ impl Judges {
     pub fn clip_i(
         &self,
         images: &[RgbImage],
-        references: &[RgbImage],
-    ) -> Result<Vec<f32>, ModelError> {
-        check_some(references)?;
-        Ok(means(&self.clip_image_features(images), &self.clip_image_features(references)))
-    }
-
-    /// [`Judges::clip_i`] with references whose features are known.
-    ///
-    /// # Errors
-    ///
-    /// As [`Judges::clip_i`].
-    pub fn clip_i_of_features(
-        &self,
-        images: &[RgbImage],
         references: &ReferenceFeatures,
     ) -> Result<Vec<f32>, ModelError> {
-        check_some(&references.clip)?;
-        Ok(means(&self.clip_image_features(images), &references.clip))
+        means(&self.clip_image_features(images), &references.clip)
     }
 
     /// CLIP-I of each pair: the cosine similarity of image `i` and reference `i`.
@@ -158,28 +143,13 @@ impl Judges {
     ///
     /// # Errors
     ///
-    /// [`ModelError::InvalidRequest`] if there are no references.
+    /// As [`Judges::clip_i`].
     pub fn dino(
-        &self,
-        images: &[RgbImage],
-        references: &[RgbImage],
-    ) -> Result<Vec<f32>, ModelError> {
-        check_some(references)?;
-        Ok(means(&self.dino_features(images), &self.dino_features(references)))
-    }
-
-    /// [`Judges::dino`] with references whose features are known.
-    ///
-    /// # Errors
-    ///
-    /// As [`Judges::dino`].
-    pub fn dino_of_features(
         &self,
         images: &[RgbImage],
         references: &ReferenceFeatures,
     ) -> Result<Vec<f32>, ModelError> {
-        check_some(&references.dino)?;
-        Ok(means(&self.dino_features(images), &references.dino))
+        means(&self.dino_features(images), &references.dino)
     }
 
     /// DINO score of each pair: the cosine similarity of image `i` and reference `i`.
@@ -253,15 +223,6 @@ fn check_pairs(field: &'static str, images: usize, found: usize) -> Result<(), M
     Err(ModelError::InvalidRequest { field, value: format!("a list of {found}"), expected })
 }
 
-fn check_some<T>(references: &[T]) -> Result<(), ModelError> {
-    if !references.is_empty() {
-        return Ok(());
-    }
-    let (value, expected) =
-        ("empty".to_string(), "images need at least one to be compared with".to_string());
-    Err(ModelError::InvalidRequest { field: "references", value, expected })
-}
-
 fn rows(features: Tensor<2>) -> Vec<Vec<f32>> {
     let width = features.dims()[1];
     let values: Vec<f32> = features.into_data().iter::<f32>().collect();
@@ -272,12 +233,18 @@ fn pairs(a: &[Vec<f32>], b: &[Vec<f32>]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| cosine(a, b) as f32).collect()
 }
 
-fn means(images: &[Vec<f32>], references: &[Vec<f32>]) -> Vec<f32> {
+/// The mean similarity of each image with all references, of which there must be one.
+fn means(images: &[Vec<f32>], references: &[Vec<f32>]) -> Result<Vec<f32>, ModelError> {
+    if references.is_empty() {
+        let (value, expected) =
+            ("empty".to_string(), "images need at least one to be compared with".to_string());
+        return Err(ModelError::InvalidRequest { field: "references", value, expected });
+    }
     let mean = |image: &Vec<f32>| {
         let sum: f64 = references.iter().map(|reference| cosine(image, reference)).sum();
         (sum / references.len() as f64) as f32
     };
-    images.iter().map(mean).collect()
+    Ok(images.iter().map(mean).collect())
 }
 
 /// The cosine similarity, in f64 on the host: a score must not depend on the order in which a device sums.

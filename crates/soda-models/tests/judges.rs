@@ -10,7 +10,7 @@ use image::RgbImage;
 use safetensors::{Dtype, SafeTensors};
 use soda_models::clip::{self, ClipTextConfig};
 use soda_models::image::{Filter, read_rgb, resize};
-use soda_models::metrics::Judges;
+use soda_models::metrics::{Judges, ReferenceFeatures};
 use soda_models::tokenizer::Tokenizer;
 use soda_models::{config, weights};
 
@@ -270,23 +270,33 @@ fn scores_match_transformers() {
         check(name, &ours, &fixture.floats(name), SCORE_TOLERANCE);
     };
     score("clip_t", judges.clip_t(&truth, &fixture.strings("prompts")).unwrap());
-    score("clip_i", judges.clip_i(&truth, &subject).unwrap());
+    let mut references = ReferenceFeatures::default();
+    // In two parts, as those of a large data set.
+    let (first, others) = subject.split_at(1);
+    references.extend(&judges, first);
+    references.extend(&judges, others);
+    score("clip_i", judges.clip_i(&truth, &references).unwrap());
     score("clip_i_pairs", judges.clip_i_pairs(&truth[..5], &subject).unwrap());
-    score("dino", judges.dino(&truth, &subject).unwrap());
+    score("dino", judges.dino(&truth, &references).unwrap());
     score("dino_pairs", judges.dino_pairs(&truth[..5], &subject).unwrap());
-    assert_eq!(judges.dino(&truth, &subject).unwrap(), judges.dino(&truth, &subject).unwrap());
+    assert_eq!(
+        judges.dino(&truth, &references).unwrap(),
+        judges.dino(&truth, &references).unwrap()
+    );
 }
 
 #[test]
 fn scores_of_unequal_lists_are_refused() {
     let judges = judges();
     let truth = castle_mug("truth", 2);
+    let (mut references, none) = (ReferenceFeatures::default(), ReferenceFeatures::default());
+    references.extend(&judges, &truth);
     assert!(judges.clip_t(&truth, &["one"]).is_err());
     assert!(judges.clip_i_pairs(&truth, &truth[..1]).is_err());
     assert!(judges.dino_pairs(&truth, &[]).is_err());
-    assert!(judges.dino(&truth, &[]).is_err());
-    assert!(judges.clip_i(&truth, &[]).is_err());
-    assert!(judges.dino(&[], &truth).unwrap().is_empty());
+    assert!(judges.dino(&truth, &none).is_err());
+    assert!(judges.clip_i(&truth, &none).is_err());
+    assert!(judges.dino(&[], &references).unwrap().is_empty());
 }
 
 #[test]

@@ -55,3 +55,33 @@ fn scores_agree_with_an_independent_computation() {
         assert!((f64::from(with) - without).abs() > TOLERANCE, "{name}: {with}");
     }
 }
+
+/// All pictures of a large data set count, and some of them are shown.
+#[test]
+fn every_picture_of_a_large_data_set_counts() {
+    let judges = Judges::load(&toybox("eval"), &Device::default()).unwrap();
+    let mug = toybox("subjects/castle_mug/00.png");
+    let (folder, house) = (tempfile::tempdir().unwrap(), toybox("subjects/garden_house/00.png"));
+    // More than are shown, and than are judged at once. The last one differs.
+    const COUNT: usize = 40;
+    for index in 0..COUNT {
+        let from = if index == COUNT - 1 { &house } else { &mug };
+        std::fs::copy(from, folder.path().join(format!("{index:02}.png"))).unwrap();
+    }
+    let data = Dataset::read(folder.path(), Some("a mug")).unwrap();
+    let pictures = DatasetImages::read(&data, &[], 64).unwrap();
+    assert_eq!(pictures.training.len(), 24);
+    let drawn = [pictures.training[0].clone()];
+    let prompts = ["a mug".to_owned()];
+    let found = |pictures: &DatasetImages, data: &Dataset| {
+        let reference = pictures.reference(data, &prompts, Some(&judges)).unwrap();
+        score(&judges, &drawn, &reference).unwrap().dino
+    };
+    let all = found(&pictures, &data);
+    let mut one = Dataset::read(folder.path(), Some("a mug")).unwrap();
+    one.examples.drain(..COUNT - 1);
+    let of_house = found(&DatasetImages::read(&one, &[], 64).unwrap(), &one);
+    let expected = ((COUNT - 1) as f32 + of_house) / COUNT as f32;
+    assert!(of_house < 0.9, "{of_house}");
+    assert!((all - expected).abs() < 1e-6, "{all} for {expected}");
+}

@@ -180,7 +180,7 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
         Some(style) => {
             let images = DatasetImages::read(style, &[], side)?;
             let style = images.reference(style, &[], Some(&judges))?.subject;
-            let scores = judges.clip_i_of_features(&samples, &style)?;
+            let scores = judges.clip_i(&samples, &style)?;
             Some(scores.iter().sum::<f32>() / scores.len().max(1) as f32)
         }
         None => None,

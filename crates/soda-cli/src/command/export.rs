@@ -14,7 +14,7 @@ use soda_pipeline::interop::{
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
-use crate::base_model::{find_base, warn_of_encoding};
+use crate::base_model::{find_base, warn_of_encoding, warn_of_schedule};
 use crate::device::Precision;
 use crate::progress::{Progress, print_result};
 use crate::usage::{has_suffix, require, require_folder_name};
@@ -154,6 +154,7 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         ));
     }
     warn_of_encoding(&pipeline, &args.out);
+    warn_of_schedule(&file.header.schedule, &args.out);
     let networks = pipeline.networks();
     let dtype = args.dtype.unwrap_or_else(|| args.format.default_dtype(max_error)).into();
     let mut settings = ExportSettings::new(&pipeline);

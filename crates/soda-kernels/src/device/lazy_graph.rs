@@ -54,3 +54,36 @@ impl<S: Clone + PartialEq, T: Clone> LazyGraph<S, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn values(x: &Tensor<1>) -> Vec<f32> {
+        x.to_data().iter::<f32>().collect()
+    }
+
+    /// Whatever a device can capture: a result is that of the computation, and inputs of another shape, or of
+    /// fewer calls than a capture is worth, have none.
+    #[test]
+    fn what_a_call_gives_is_what_the_computation_gives() {
+        let input = |start: f32| {
+            Tensor::<1>::from_floats([start, start + 1.0, start + 2.0], &Device::default())
+        };
+        let double = || |inputs: &[Tensor<1>]| inputs[0].clone().mul_scalar(2.0);
+        let mut graph = LazyGraph::new(CALLS_WORTH_A_GRAPH);
+        for start in [1.0, 5.0, -3.0] {
+            if let Some(found) = graph.call(3, vec![input(start)], double) {
+                let expected = [start, start + 1.0, start + 2.0].map(|x| 2.0 * x);
+                assert_eq!(values(&found), expected);
+            }
+        }
+        assert!(graph.call(4, vec![input(1.0)], double).is_none());
+
+        let mut few = LazyGraph::new(CALLS_WORTH_A_GRAPH - 1);
+        let never = || -> fn(&[Tensor<1>]) -> Tensor<1> { panic!("nothing is captured") };
+        assert!(few.call((), vec![input(1.0)], never).is_none());
+    }
+}

@@ -3,7 +3,7 @@
 
 use toml::Table;
 
-use crate::config::edit::{apply_setting, nearest};
+use crate::config::edit::{apply_setting, merge_settings, nearest};
 use crate::error::{ConfigError, TrainError};
 
 /// Settings for a base model and a purpose.
@@ -13,8 +13,8 @@ pub struct Preset {
     pub name: &'static str,
     /// The purpose of the preset in one line.
     pub about: &'static str,
-    /// The settings, TOML.
-    settings: &'static str,
+    /// The settings, TOML. Each part overrides those before it.
+    settings: &'static [&'static str],
     /// The method and what differs from presets with the same settings, for
     /// [`apply_setting`](crate::apply_setting).
     changes: &'static [&'static str],
@@ -56,19 +56,27 @@ every = 500
 guidance = 5.0
 ";
 
+/// What SDXL has besides on cards of up to 12 GB.
+const SMALL_SDXL: &str = "\
+encoder_precision = \"bf16\"
+checkpointing = \"block\"
+[optimizer]
+flat = \"adamw-8bit\"
+";
+
 /// All presets.
 pub const PRESETS: &[Preset] = &[
     Preset {
         name: "toybox",
         about: "the bundled 64-pixel model: 300 steps of five images, minutes on two cores",
         changes: &[],
-        settings: "steps = 300\nbatch_size = 5\n[validation]\nevery = 50\n",
+        settings: &["steps = 300\nbatch_size = 5\n[validation]\nevery = 50\n"],
     },
     Preset {
         name: "sd15",
         about: "a subject on Stable Diffusion 1.5: 1000 steps of one image in f32, warm-up, moving average",
         changes: &[],
-        settings: "\
+        settings: &["\
 steps = 1000
 batch_size = 1
 [optimizer]
@@ -81,13 +89,13 @@ every = 100
 [samples]
 every = 250
 guidance = 7.5
-",
+"],
     },
     Preset {
         name: "sd15-8gb",
         about: "a subject on Stable Diffusion 1.5 with 8 GB of GPU memory: LoRA of rank 16, bf16",
         changes: &["method=lora", "method.rank=16"],
-        settings: "\
+        settings: &["\
 steps = 1000
 batch_size = 1
 precision = \"bf16\"
@@ -100,45 +108,31 @@ timesteps = 4
 [samples]
 every = 250
 guidance = 7.5
-",
+"],
     },
     Preset {
         name: "sdxl",
         about: "a subject on SDXL with 24 GB of GPU memory: LoRA of rank 32, bf16",
         changes: &["method=lora", "method.rank=32"],
-        settings: SDXL,
+        settings: &[SDXL],
     },
     Preset {
         name: "sdxl-8gb",
         about: "a subject on SDXL with 8 GB of GPU memory: as sdxl-12gb, nf4 base, pictures decoded in tiles",
-        changes: &[
-            "method=lora",
-            "method.rank=16",
-            "encoder_precision=bf16",
-            "checkpointing=block",
-            "optimizer.flat=adamw-8bit",
-            "base_precision=nf4",
-            "samples.tile_size=512",
-        ],
-        settings: SDXL,
+        changes: &["method=lora", "method.rank=16", "base_precision=nf4", "samples.tile_size=512"],
+        settings: &[SDXL, SMALL_SDXL],
     },
     Preset {
         name: "sdxl-12gb",
         about: "a subject on SDXL with 12 GB of GPU memory: rank 16, all networks in bf16, gradient checkpointing, 8-bit AdamW",
-        changes: &[
-            "method=lora",
-            "method.rank=16",
-            "encoder_precision=bf16",
-            "checkpointing=block",
-            "optimizer.flat=adamw-8bit",
-        ],
-        settings: SDXL,
+        changes: &["method=lora", "method.rank=16"],
+        settings: &[SDXL, SMALL_SDXL],
     },
     Preset {
         name: "flux2-klein-4b",
         about: "a subject on FLUX.2 klein base 4B at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
         changes: &["method=lora", "method.rank=32"],
-        settings: TRANSFORMER,
+        settings: &[TRANSFORMER],
     },
     Preset {
         name: "flux2-klein-4b-8gb",
@@ -149,13 +143,13 @@ guidance = 7.5
             "base_precision=nf4",
             "optimizer.flat=adamw-8bit",
         ],
-        settings: TRANSFORMER,
+        settings: &[TRANSFORMER],
     },
     Preset {
         name: "flux2-klein-4b-12gb",
         about: "the same with 12 GB of GPU memory: LoRA of rank 32, int8 base",
         changes: &["method=lora", "method.rank=32", "base_precision=int8"],
-        settings: TRANSFORMER,
+        settings: &[TRANSFORMER],
     },
     Preset {
         name: "flux2-klein-4b-16gb",
@@ -167,19 +161,19 @@ guidance = 7.5
             "checkpointing=none",
             "optimizer.flat=adamw-8bit",
         ],
-        settings: TRANSFORMER,
+        settings: &[TRANSFORMER],
     },
     Preset {
         name: "z-image",
         about: "a subject on Z-Image at 512 pixels: LoRA of rank 32, all networks in bf16, gradient checkpointing",
         changes: &["method=lora", "method.rank=32", "objective.timestep_shift=2.0"],
-        settings: TRANSFORMER,
+        settings: &[TRANSFORMER],
     },
     Preset {
         name: "paper",
         about: "the released SODA recipe: DCO with beta 1000, constant rates, 1000 steps of one image",
         changes: &["method=soda-paper"],
-        settings: "\
+        settings: &["\
 steps = 1000
 batch_size = 1
 [objective]
@@ -189,7 +183,7 @@ dco_beta = 1000.0
 schedule = \"constant\"
 [samples]
 guidance = 7.5
-",
+"],
     },
 ];
 
@@ -205,8 +199,12 @@ pub fn preset(name: &str) -> Result<Table, TrainError> {
         known: names().collect::<Vec<_>>().join(", "),
     };
     let preset = PRESETS.iter().find(|preset| preset.name == name).ok_or_else(unknown)?;
-    let mut table: Table = toml::from_str(preset.settings)
-        .map_err(|error| ConfigError::Read { reason: error.to_string() })?;
+    let mut table = Table::new();
+    for part in preset.settings {
+        let part = toml::from_str(part);
+        let part = part.map_err(|error| ConfigError::Read { reason: error.to_string() })?;
+        merge_settings(&mut table, part);
+    }
     for setting in preset.changes {
         apply_setting(&mut table, setting)?;
     }

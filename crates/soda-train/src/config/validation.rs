@@ -48,16 +48,6 @@ pub enum BestMetric {
 }
 
 impl BestMetric {
-    /// The name in settings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Loss => "loss",
-            Self::Dino => "dino",
-            Self::ClipI => "clip_i",
-            Self::ClipT => "clip_t",
-        }
-    }
-
     /// Whether judges measure it on samples, instead of the validation.
     pub fn is_score(self) -> bool {
         self != Self::Loss

@@ -258,3 +258,32 @@ fn sampled_captions(dataset: &Dataset) -> Vec<String> {
     let count = all.min(MOST_CAPTIONS);
     (0..count).map(|index| dataset.examples[index * all / count].caption.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+    use crate::testing::folder;
+
+    #[test]
+    fn some_captions_are_sampled_where_nothing_names_prompts() {
+        let captions = |count: usize| {
+            let names: Vec<(String, String)> =
+                (0..count).map(|index| (format!("{index:02}"), index.to_string())).collect();
+            let files: Vec<(String, &str)> = names
+                .iter()
+                .flat_map(|(name, text)| {
+                    [(format!("{name}.png"), ""), (format!("{name}.txt"), text)]
+                })
+                .collect();
+            let files: Vec<(&str, &str)> =
+                files.iter().map(|(name, text)| (&**name, *text)).collect();
+            let folder = folder(&files);
+            sampled_captions(&Dataset::read(folder.path(), None).unwrap())
+        };
+        assert_eq!(captions(3), ["0", "1", "2"]);
+        assert_eq!(captions(8).len(), 8);
+        assert_eq!(captions(20), ["0", "2", "5", "7", "10", "12", "15", "17"]);
+    }
+}

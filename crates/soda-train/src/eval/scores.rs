@@ -197,8 +197,8 @@ pub(crate) fn sample_scores(
     let none = || vec![0.0; images.len()];
     let columns = [
         judges.clip_t(images, prompts)?,
-        judges.clip_i_of_features(images, subject)?,
-        judges.dino_of_features(images, subject)?,
+        judges.clip_i(images, subject)?,
+        judges.dino(images, subject)?,
         if truth.is_empty() { none() } else { judges.clip_i_pairs(images, truth)? },
         if truth.is_empty() { none() } else { judges.dino_pairs(images, truth)? },
     ];

@@ -38,23 +38,16 @@ impl Personalisation {
     /// # Errors
     /// As [`Personalisation::run`], and [`TrainError::Ranks`] if another rank fails, hangs or differs.
     pub fn follow(
-        self,
+        mut self,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), TrainError> {
-        let Self { mut config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
+        let (held_out, fingerprint) = self.begin(on_event)?;
+        let Self { config, dataset, pipeline, judges, cache, with_graph, ranks } = self;
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             ranks.reduce().alive();
             on_event(event);
         };
-        let (held_out, fingerprint) = preparation::begin(
-            &mut config,
-            &mut dataset,
-            &pipeline,
-            judges.as_ref(),
-            &ranks,
-            on_event,
-        )?;
         let checkpoint = rank_start::take_checkpoint(&ranks)?;
         let encodings =
             Encodings::new(&config, &pipeline, &dataset, &held_out, cache, &ranks, on_event)?;

@@ -17,12 +17,11 @@ use burn::tensor::{Tensor, TensorData};
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_models::weights::WeightMemory;
 
-use crate::config::TrainConfig;
 use crate::data::batch::Batch;
 use crate::error::TrainError;
 use crate::event::Event;
 use crate::run::personalisation::Personalisation;
-use crate::run::preparation::{Encodings, begin, trainer};
+use crate::run::preparation::{Encodings, trainer};
 use crate::step::trainer::TrainerState;
 
 /// Sides of latents are multiples of this number: a UNet halves them three times.
@@ -86,21 +85,20 @@ impl Personalisation {
     /// As [`Personalisation::run`] until its first step; [`TrainError::NoMemoryMeter`] if `meter` measures
     /// nothing.
     pub fn plan_memory(
-        self,
+        mut self,
         meter: &mut dyn MemoryMeter,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<MemoryPlan, TrainError> {
-        let Self { config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
-        let mut config = without_validation(&config);
-        let judges = judges.as_ref();
+        // A plan needs no encoded samples of a validation.
+        self.config.validation.every = 0;
         // Memory is given back between the stages, so that its peak is looked at while they work.
         let mut preparation = peak(meter)?;
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             preparation = preparation.max(meter.peak().unwrap_or_default());
             on_event(event);
         };
-        let (_, fingerprint) =
-            begin(&mut config, &mut dataset, &pipeline, judges, &ranks, on_event)?;
+        let (_, fingerprint) = self.begin(on_event)?;
+        let Self { config, dataset, pipeline, cache, with_graph, ranks, .. } = self;
         let encodings = Encodings::new(&config, &pipeline, &dataset, &[], cache, &ranks, on_event)?;
         let schedule = pipeline.forward_process();
         // Adapted weights are as in the file until their adapters are made.
@@ -151,13 +149,6 @@ impl Personalisation {
             draws_between_steps: config.samples.every > 0,
         })
     }
-}
-
-/// The settings without validation, whose encoded samples a plan does not need.
-fn without_validation(config: &TrainConfig) -> TrainConfig {
-    let mut config = config.clone();
-    config.validation.every = 0;
-    config
 }
 
 /// The height and width of the latents.

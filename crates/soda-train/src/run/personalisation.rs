@@ -23,7 +23,7 @@ use crate::data::prior;
 use crate::data::text_file::read_text;
 use crate::error::{ConfigError, RunFolderError, TrainError};
 use crate::eval::dataset_images::DatasetImages;
-use crate::eval::sampling::Sampler;
+use crate::eval::sampling::{Sampler, evaluation_prompts};
 use crate::event::{Event, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::event_log::EventLog;
 use crate::output::run_folder::RunFolder;
@@ -187,27 +187,45 @@ impl Personalisation {
         result
     }
 
+    /// Completes the settings, holds examples out, and compares everything with rank 0. Returns the examples
+    /// that are held out.
+    pub(super) fn begin(
+        &mut self,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(Vec<Example>, RunFingerprint), TrainError> {
+        let Self { config, dataset, pipeline, judges, ranks, .. } = self;
+        let captions = dataset.examples.len();
+        let of_captions = config.samples.prompts.is_empty() && dataset.eval_prompts.is_empty();
+        config.samples.prompts = evaluation_prompts(config, dataset);
+        let prompts = config.samples.prompts.len();
+        if of_captions && prompts < captions {
+            on_event(Event::Note(&format!(
+                "samples are of {prompts} of the {captions} captions: `samples.prompts` sets other prompts"
+            )));
+        }
+        let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
+        let judges = judges.as_ref();
+        let fingerprint = info_span!("fingerprint")
+            .in_scope(|| RunFingerprint::new(config, pipeline, dataset, judges))?;
+        release_unused(&pipeline.device);
+        rank_start::agree(ranks, config, &fingerprint, dataset, judges)?;
+        Ok((held_out, fingerprint))
+    }
+
     /// Does the run, and puts its log into `log` as soon as there is a folder for it.
     fn run_logged(
-        self,
+        mut self,
         target: RunTarget<'_>,
         stop: &AtomicBool,
         log: &OnceCell<EventLog>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunSummary, TrainError> {
-        let Self { mut config, mut dataset, pipeline, judges, cache, with_graph, ranks } = self;
+        let (held_out, fingerprint) = self.begin(on_event)?;
+        let Self { config, dataset, pipeline, judges, cache, with_graph, ranks } = self;
         let on_event: &mut dyn FnMut(Event<'_>) = &mut |event| {
             ranks.reduce().alive();
             on_event(event);
         };
-        let (held_out, fingerprint) = preparation::begin(
-            &mut config,
-            &mut dataset,
-            &pipeline,
-            judges.as_ref(),
-            &ranks,
-            on_event,
-        )?;
         let checkpoint = target.checkpoint(&fingerprint, &config, on_event)?;
         rank_start::give_checkpoint(&ranks, checkpoint.as_ref())?;
         rank_start::describe(&ranks, &config, on_event);

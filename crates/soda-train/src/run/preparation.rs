@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use soda_adapters::{AnyAdapter, Plan};
 use soda_kernels::release_unused;
 use soda_linalg::SvdCache;
-use soda_models::metrics::Judges;
 use soda_models::pipeline::Pipeline;
 use tracing::info_span;
 
@@ -17,7 +16,6 @@ use crate::data::encoded_dataset::EncodedDataset;
 use crate::data::folder::Example;
 use crate::data::masks;
 use crate::error::TrainError;
-use crate::eval::sampling::evaluation_prompts;
 use crate::eval::validation::Validation;
 use crate::event::Event;
 use crate::run::base_model;
@@ -29,33 +27,6 @@ use crate::step::adapted_networks::{AdaptedNetworks, trained_networks};
 use crate::step::precision::frozen_denoiser;
 use crate::step::ranks::Ranks;
 use crate::step::trainer::Trainer;
-
-/// Completes the settings, holds examples out, and compares everything with rank 0. Returns the examples that
-/// are held out.
-pub(super) fn begin(
-    config: &mut TrainConfig,
-    dataset: &mut Dataset,
-    pipeline: &Pipeline,
-    judges: Option<&Judges>,
-    ranks: &Ranks,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<(Vec<Example>, RunFingerprint), TrainError> {
-    let captions = dataset.examples.len();
-    let of_captions = config.samples.prompts.is_empty() && dataset.eval_prompts.is_empty();
-    config.samples.prompts = evaluation_prompts(config, dataset);
-    let prompts = config.samples.prompts.len();
-    if of_captions && prompts < captions {
-        on_event(Event::Note(&format!(
-            "samples are of {prompts} of the {captions} captions: `samples.prompts` sets other prompts"
-        )));
-    }
-    let held_out = dataset.hold_out(config.validation.held_out, config.seed)?;
-    let fingerprint = info_span!("fingerprint")
-        .in_scope(|| RunFingerprint::new(config, pipeline, dataset, judges))?;
-    release_unused(&pipeline.device);
-    rank_start::agree(ranks, config, &fingerprint, dataset, judges)?;
-    Ok((held_out, fingerprint))
-}
 
 /// The encoded data of a run, and the caches.
 pub(super) struct Encodings {

@@ -57,9 +57,9 @@ fn gradient(network: &Unet, x: &Tensor<4>, device: &Device) -> Vec<f32> {
     gradient.map(|gradient| gradient.into_data().iter::<f32>().collect()).unwrap_or_default()
 }
 
-/// `|a - b| / |a|`. NaN if one of them holds a NaN, infinity if they differ in length.
+/// `|a - b| / |a|`. NaN if one of them holds a NaN or both are empty, infinity if they differ in length.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
-    if a.len() != b.len() || a.is_empty() {
+    if a.len() != b.len() {
         return f32::INFINITY;
     }
     let length = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();

@@ -7,10 +7,11 @@ use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
 use crate::backend::{KernelGradients, Kernels};
+use crate::fallback::parallel_attention::ParallelOptions;
 use crate::host_matrix::HostMatrix;
 use crate::ops::{
     attention, bias_residual, concat_channels, conv, geglu, linear_stored, low_rank, matmul, norm,
-    scale_columns,
+    parallel_attention, rms_norm_rotary, scale_columns, swiglu,
 };
 use crate::quantize::QuantLayout;
 
@@ -115,6 +116,34 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
 
     fn geglu_with_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         geglu::record::<B, C>(x, Some(bias))
+    }
+
+    fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        swiglu::record::<B, C>(x)
+    }
+
+    fn rms_norm_rotary(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        rms_norm_rotary::record::<B, C>(x, gamma, cos, sin, eps)
+    }
+
+    fn parallel_attention(
+        x: FloatTensor<Self>,
+        gamma_q: FloatTensor<Self>,
+        gamma_k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        heads: usize,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let gammas = [gamma_q, gamma_k].map(|gamma| gamma.into_primitive());
+        let rotation = [cos, sin].map(|table| table.into_primitive());
+        parallel_attention::record::<B, C>(x, ParallelOptions { gammas, rotation, heads, eps })
     }
 
     fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -13,6 +13,7 @@ use burn::tensor::ops::ConvOptions;
 
 use crate::fallback;
 use crate::fallback::attention::AttentionGradient;
+use crate::fallback::parallel_attention::ParallelOptions;
 use crate::fallback::steps::{BackwardSteps, ForwardSteps};
 use crate::host_matrix::{HostMatrix, HostNumbers};
 use crate::quantize::QuantLayout;
@@ -167,14 +168,15 @@ pub trait Kernels: Backend {
         (fallback::norm::group_norm::<Self>(x, gamma, beta, groups, eps, silu), None)
     }
 
-    /// Layer norm over the last axis of `x`.
+    /// Layer norm over the last axis of `x`, with scale `gamma` and shift `beta` `[c]`, or `[b, c]` if each
+    /// sample `[.., c]` of `x` has its own.
     fn layer_norm_forward(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         eps: f64,
     ) -> FloatTensor<Self> {
-        Self::layer_norm(x, gamma, Some(beta), eps)
+        fallback::norm::layer_norm::<Self>(x, gamma, beta, eps)
     }
 
     /// GEGLU: `a gelu(b)` for the halves `(a, b)` of the last axis.
@@ -185,6 +187,39 @@ pub trait Kernels: Backend {
     /// GEGLU of `x` plus a bias along its last axis.
     fn geglu_with_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::geglu(fallback::geglu::add_bias::<Self>(x, bias))
+    }
+
+    /// SwiGLU: `a s(a) b` for the halves `(a, b)` of the last axis, with the sigmoid `s`.
+    fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::swiglu::forward::<Self>(x)
+    }
+
+    /// RMS norm of heads `[b, n, heads, d]` with the scale `gamma` `[d]`, then their rotation by cosines and
+    /// sines `[b or 1, n, 1, d]` in float32.
+    fn rms_norm_rotary(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        fallback::rms_norm_rotary::forward::<Self>(x, [gamma, cos, sin], eps)
+    }
+
+    /// Attention and SwiGLU of the parts of `x` `[b, n, 3 c + 2 i]`, whose queries and keys are normalized
+    /// and rotated as by [`rms_norm_rotary`](Self::rms_norm_rotary). The result is `[b, n, c + i]`.
+    fn parallel_attention(
+        x: FloatTensor<Self>,
+        gamma_q: FloatTensor<Self>,
+        gamma_k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        heads: usize,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let (gammas, rotation) = ([gamma_q, gamma_k], [cos, sin]);
+        let options = ParallelOptions { gammas, rotation, heads, eps };
+        fallback::parallel_attention::forward::<Self>(x, &options)
     }
 
     /// The sum `x + bias` for `x` `[.., c]` and `bias` `[k, c]`. Each bias row applies to a `k`-th of the
@@ -313,6 +348,41 @@ pub trait KernelGradients: Kernels {
         fallback::geglu::gradient::<Self>(x, bias, dy)
     }
 
+    /// The gradient of SwiGLU by `x`.
+    fn swiglu_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::swiglu::gradient::<Self>(x, dy)
+    }
+
+    /// The gradient of [`Kernels::rms_norm_rotary`] by `x`. The constants are scales, cosines and sines.
+    fn rms_norm_rotary_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        constants: [FloatTensor<Self>; 3],
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        fallback::rms_norm_rotary::gradient::<Self>(x, dy, constants, eps)
+    }
+
+    /// [`Kernels::parallel_attention`] together with what attention saves for its gradient, if it saves
+    /// anything.
+    fn parallel_attention_saving(
+        x: FloatTensor<Self>,
+        options: &ParallelOptions<FloatTensor<Self>>,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        fallback::parallel_attention::forward_saving::<Self>(x, options)
+    }
+
+    /// The gradient of [`Kernels::parallel_attention`] by `x`, from its value, the gradient of that value and
+    /// the saved tensor.
+    fn parallel_attention_gradient(
+        x: FloatTensor<Self>,
+        value_and_gradient: [FloatTensor<Self>; 2],
+        saved: Option<FloatTensor<Self>>,
+        options: &ParallelOptions<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        fallback::parallel_attention::gradient::<Self>(x, value_and_gradient, saved, options)
+    }
+
     /// The gradient of [`Kernels::concat_channels`]: the first `channels` channels of `dy`, and the others.
     fn split_channels(
         dy: FloatTensor<Self>,
@@ -345,6 +415,27 @@ impl<B: Kernels> ForwardSteps for B {
         B::cast_pair(a, b, dtype)
     }
 
+    fn unsaved_attention(
+        q: FloatTensor<B>,
+        k: FloatTensor<B>,
+        v: FloatTensor<B>,
+        scale: f64,
+    ) -> FloatTensor<B> {
+        B::attention_forward(q, k, v, scale)
+    }
+
+    fn rotated(
+        x: FloatTensor<B>,
+        [gamma, cos, sin]: [FloatTensor<B>; 3],
+        eps: f64,
+    ) -> FloatTensor<B> {
+        B::rms_norm_rotary(x, gamma, cos, sin, eps)
+    }
+
+    fn gated(x: FloatTensor<B>) -> FloatTensor<B> {
+        B::swiglu(x)
+    }
+
     fn attention_weights(scores: FloatTensor<B>, keys: usize) -> FloatTensor<B> {
         B::masked_softmax(scores, keys)
     }
@@ -353,8 +444,36 @@ impl<B: Kernels> ForwardSteps for B {
 impl<B: KernelGradients> BackwardSteps for B {
     const MAX_SAVED: usize = B::MAX_SAVED_SCORES;
 
-    fn unsaved_attention([q, k, v]: [FloatTensor<B>; 3], scale: f64) -> FloatTensor<B> {
-        B::attention_forward(q, k, v, scale)
+    fn attention_that_saves(
+        [q, k, v]: [FloatTensor<B>; 3],
+        scale: f64,
+    ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+        B::attention_saving(q, k, v, scale)
+    }
+
+    fn attention_gradients(
+        qkv: [FloatTensor<B>; 3],
+        saved: Option<[FloatTensor<B>; 2]>,
+        grad: FloatTensor<B>,
+        scale: f64,
+    ) -> [FloatTensor<B>; 3] {
+        match B::attention_gradient(qkv, saved, grad, scale, [true; 3]) {
+            (Some(dq), Some(dk), Some(dv)) => [dq, dk, dv],
+            _ => unreachable!("all three gradients are wanted"),
+        }
+    }
+
+    fn rotated_gradient(
+        x: FloatTensor<B>,
+        dy: FloatTensor<B>,
+        constants: [FloatTensor<B>; 3],
+        eps: f64,
+    ) -> FloatTensor<B> {
+        B::rms_norm_rotary_gradient(x, dy, constants, eps)
+    }
+
+    fn gated_gradient(x: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+        B::swiglu_gradient(x, dy)
     }
 
     fn attention_weights_gradient(p: FloatTensor<B>, dp: FloatTensor<B>) -> FloatTensor<B> {

@@ -7,7 +7,8 @@
 //! |---|---|---|
 //! | [`conv2d`] | saves its input for a weight gradient | saves a size: the weight is frozen |
 //! | [`attention`] | saves all attention weights, `heads · n · m` numbers | computes large ones again |
-//! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each | one operation, its input saved |
+//! | [`group_norm`], [`layer_norm`], [`geglu`], [`swiglu`], [`rms_norm_rotary`] | a dozen operations each | one operation, its input saved |
+//! | [`parallel_attention`] | gradients as large as its input for each part | one gradient |
 //! | [`concat_channels`] | results that convolutions copy again | one copy each way, channels last |
 //! | [`scale_columns`] | one operation a step | one operation; its gradient is a sum over rows |
 //! | [`matmul`] | CubeCL kernels, tuned for each shape | cuBLAS on CUDA if the machine has it |
@@ -86,6 +87,7 @@ pub use device::memory::{
 pub use device::memory_format::{MemoryFormat, to_preferred_memory_format, with_stride_order};
 pub use device::vendor_blas::has_vendor_blas;
 pub use fallback::attention::AttentionGradient;
+pub use fallback::parallel_attention::ParallelOptions;
 pub use host_matrix::{HostMatrix, HostNumbers};
 pub use host_transpose::transposed;
 pub use ops::attention::attention;
@@ -98,9 +100,12 @@ pub use ops::linear::linear;
 pub use ops::low_rank::linear_low_rank;
 pub use ops::matmul::{addmm, matmul};
 pub use ops::multi_tensor::{multi_tensor_cat, multi_tensor_split};
-pub use ops::norm::{group_norm, layer_norm, layer_norm_without_affine};
+pub use ops::norm::{group_norm, layer_norm, modulated_layer_norm};
+pub use ops::parallel_attention::parallel_attention;
 pub use ops::polar::PolarIteration;
+pub use ops::rms_norm_rotary::{RotaryEmbedding, rms_norm_rotary};
 pub use ops::scale_columns::{scale_columns, scale_columns_gradient};
+pub use ops::swiglu::swiglu;
 pub use ops::timesteps::{current_timesteps, with_timesteps};
 pub use quantize::{QuantFormat, QuantLayout, QuantizedMatrix};
 pub use stored_checksums::stored_checksums;

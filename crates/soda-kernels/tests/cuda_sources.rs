@@ -8,18 +8,20 @@ use std::path::PathBuf;
 
 const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
 
-/// The texts of the files with one of these extensions in a folder of `src/cuda`.
+/// The texts of the files with one of these extensions in a folder of `src/cuda` and in the folders below.
 fn texts(folder: &str, extensions: &[&str]) -> Vec<(String, String)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/cuda").join(folder);
-    let mut texts: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| extensions.iter().any(|e| path.extension().is_some_and(|found| found == *e)))
-        .map(|path| {
-            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            (name, fs::read_to_string(path).unwrap())
-        })
-        .collect();
+    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/cuda").join(folder)];
+    let mut texts = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if extensions.iter().any(|e| path.extension().is_some_and(|found| found == *e)) {
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                texts.push((name, fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
     texts.sort();
     texts
 }

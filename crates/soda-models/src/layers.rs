@@ -93,13 +93,6 @@ pub(crate) fn gated_mlp(
     project_residual(out, opened * project(values, x), residual)
 }
 
-/// The gate `silu(a) b` of the halves `a` and `b` of the last axis (Shazeer, arXiv 2002.05202).
-pub(crate) fn swiglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let half = x.dims()[D - 1] / 2;
-    let (a, b) = (x.clone().narrow(D - 1, 0, half), x.narrow(D - 1, half, half));
-    silu(a) * b
-}
-
 /// Attention of heads `q` `[b, h, n, d]` over `k` and `v`, both `[b, h, m, d]`. Returns `[b, h, n, d]`.
 ///
 /// `mask` is `[b or 1, 1, n, m]` and true where a query must not see a key.

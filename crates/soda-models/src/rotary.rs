@@ -8,10 +8,8 @@
 //! "RoFormer" (arXiv 2104.09864), with the axes of image transformers. Mirrors diffusers' `apply_rotary_emb`
 //! of adjacent channels, the `Flux2PosEmbed` of FLUX.2 and the `RopeEmbedder` of Z-Image.
 
-use std::ops::Range;
-
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use soda_kernels::matmul;
+use burn::tensor::{Device, Tensor, TensorData};
+pub use soda_kernels::RotaryEmbedding;
 
 /// The channels of each of `N` axes and the base of the frequencies.
 #[derive(Debug, Clone)]
@@ -58,16 +56,8 @@ impl<const N: usize> RotaryAxes<N> {
         RotaryEmbedding {
             cos: tensor(|table| &table.cos, 1.0),
             sin: tensor(|table| &table.sin, -1.0),
-            swap: swap(width, device),
         }
     }
-}
-
-/// The matrix that swaps the channels of each pair, `[d, d]`.
-fn swap(width: usize, device: &Device) -> Tensor<2> {
-    let entry = |index: usize| if index / width == (index % width) ^ 1 { 1.0 } else { 0.0 };
-    let values: Vec<f32> = (0..width * width).map(entry).collect();
-    Tensor::from_data(TensorData::new(values, [width, width]), device)
 }
 
 /// Cosines and sines of the positions `0, 1, ...` along one axis, `[positions, pairs]`.
@@ -86,38 +76,5 @@ impl AxisTable {
             .flat_map(|place| frequencies.iter().map(move |frequency| place as f64 * frequency));
         let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
         Self { pairs, cos, sin }
-    }
-}
-
-/// The rotations of sequences of tokens.
-#[derive(Debug, Clone)]
-pub struct RotaryEmbedding {
-    /// The cosine of each channel, `[b or 1, n, 1, d]`.
-    cos: Tensor<4>,
-    /// The sine of each channel, negative in even channels, of the same shape.
-    sin: Tensor<4>,
-    /// The matrix that swaps the channels of each pair, `[d, d]`.
-    swap: Tensor<2>,
-}
-
-impl RotaryEmbedding {
-    /// The rotations of the tokens in a range.
-    #[must_use]
-    pub fn tokens(&self, range: Range<usize>) -> Self {
-        let part = |table: &Tensor<4>| table.clone().narrow(1, range.start, range.len());
-        Self { cos: part(&self.cos), sin: part(&self.sin), swap: self.swap.clone() }
-    }
-
-    /// Rotates queries or keys `[b, n, heads, d]`, in f32 whatever their dtype is. Returns the same shape.
-    ///
-    /// Channels are swapped by a product with ones and zeros. Operations on every other channel would read
-    /// memory in pieces of a few bytes.
-    pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let ([batch, tokens, heads, width], dtype) = (x.dims(), x.dtype());
-        let rows = x.clone().reshape([batch * tokens * heads, width]);
-        let swapped = matmul(rows, self.swap.clone().cast(dtype)).reshape(x.shape());
-        let rotated =
-            x.cast(DType::F32) * self.cos.clone() + swapped.cast(DType::F32) * self.sin.clone();
-        rotated.cast(dtype)
     }
 }

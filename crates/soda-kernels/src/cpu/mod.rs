@@ -18,7 +18,9 @@ mod matmul;
 mod matrices;
 mod norm;
 mod parallel;
+mod rms_norm_rotary;
 mod simd;
+mod swiglu;
 mod tensor;
 mod winograd;
 
@@ -85,11 +87,28 @@ impl Kernels for Flex {
         if all_f32(&[&x, &gamma, &beta]) {
             return norm::layer_norm(&x, &gamma, &beta, eps);
         }
-        Self::layer_norm(x, gamma, Some(beta), eps)
+        fallback::norm::layer_norm::<Self>(x, gamma, beta, eps)
     }
 
     fn geglu(x: FlexTensor) -> FlexTensor {
         if all_f32(&[&x]) { geglu::forward(&x) } else { fallback::geglu::forward::<Self>(x) }
+    }
+
+    fn swiglu(x: FlexTensor) -> FlexTensor {
+        if all_f32(&[&x]) { swiglu::forward(&x) } else { fallback::swiglu::forward::<Self>(x) }
+    }
+
+    fn rms_norm_rotary(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        cos: FlexTensor,
+        sin: FlexTensor,
+        eps: f64,
+    ) -> FlexTensor {
+        if all_f32(&[&x, &gamma, &cos, &sin]) {
+            return rms_norm_rotary::forward(&x, [&gamma, &cos, &sin], eps);
+        }
+        fallback::rms_norm_rotary::forward::<Self>(x, [gamma, cos, sin], eps)
     }
 }
 
@@ -159,6 +178,25 @@ impl KernelGradients for Flex {
             None if all_f32(&[&x, &dy]) => geglu::gradient(&x, &dy),
             bias => fallback::geglu::gradient::<Self>(x, bias, dy),
         }
+    }
+
+    fn swiglu_gradient(x: FlexTensor, dy: FlexTensor) -> FlexTensor {
+        if all_f32(&[&x, &dy]) {
+            return swiglu::gradient(&x, &dy);
+        }
+        fallback::swiglu::gradient::<Self>(x, dy)
+    }
+
+    fn rms_norm_rotary_gradient(
+        x: FlexTensor,
+        dy: FlexTensor,
+        [gamma, cos, sin]: [FlexTensor; 3],
+        eps: f64,
+    ) -> FlexTensor {
+        if all_f32(&[&x, &dy, &gamma, &cos, &sin]) {
+            return rms_norm_rotary::gradient(&x, &dy, [&gamma, &cos, &sin], eps);
+        }
+        fallback::rms_norm_rotary::gradient::<Self>(x, dy, [gamma, cos, sin], eps)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Group norm with an optional SiLU, layer norm, and their gradients. Each group or row is processed while it
 //! is in the cache.
 
+use std::ops::Range;
+
 use burn::backend::TensorMetadata;
 
 use super::parallel::{for_each_task, rows_per_task};
@@ -113,7 +115,7 @@ fn input_gradient(g: &mut [f32], x: &[f32], mean: f32, rstd: f32) {
     }
 }
 
-/// Layer norm over the last axis of `x`.
+/// Layer norm over the last axis of `x`, with scale and shift `[c]` or `[b, c]`.
 pub(super) fn layer_norm(
     x: &FlexTensor,
     gamma: &FlexTensor,
@@ -121,18 +123,22 @@ pub(super) fn layer_norm(
     eps: f64,
 ) -> FlexTensor {
     let [x_, gamma, beta] = [x, gamma, beta].map(FlexTensor::to_contiguous);
+    let scales = Scales::of(&x_, &gamma);
     let (x_, gamma, beta) = (values(&x_), values(&gamma), values(&beta));
-    let width = gamma.len();
+    let width = scales.width;
     let mut y = vec![0.0; x_.len()];
-    let size = width * rows_per_task(x_.len() / width, WORK * width);
-    let tasks = x_.chunks(size).zip(y.chunks_mut(size)).collect();
-    for_each_task(tasks, WORK * x_.len(), |(x, y)| {
+    let rows = rows_per_task(x_.len() / width, WORK * width);
+    let size = width * rows;
+    let tasks = x_.chunks(size).zip(y.chunks_mut(size)).enumerate().collect();
+    for_each_task(tasks, WORK * x_.len(), |(task, (x, y))| {
         vectorized(
             #[inline(always)]
             || {
-                for (x, y) in x.chunks(width).zip(y.chunks_mut(width)) {
+                for (row, (x, y)) in x.chunks(width).zip(y.chunks_mut(width)).enumerate() {
+                    let of = scales.of_row(task * rows + row);
                     let (mean, rstd) = statistics(x, eps);
-                    for ((x, y), (gamma, beta)) in x.iter().zip(y).zip(gamma.iter().zip(beta)) {
+                    let affine = gamma[of.clone()].iter().zip(&beta[of]);
+                    for ((x, y), (gamma, beta)) in x.iter().zip(y).zip(affine) {
                         *y = (x - mean) * rstd * gamma + beta;
                     }
                 }
@@ -140,6 +146,27 @@ pub(super) fn layer_norm(
         );
     });
     from_values(y, x.shape())
+}
+
+/// Which scale a row has: all have one, or those of a sample have one.
+struct Scales {
+    width: usize,
+    rows: usize,
+}
+
+impl Scales {
+    fn of(x: &FlexTensor, gamma: &FlexTensor) -> Self {
+        let width = x.shape()[x.rank() - 1];
+        let scales = gamma.shape().num_elements() / width;
+        Self { width, rows: x.shape().num_elements() / width / scales }
+    }
+
+    /// The elements of the scale of a row.
+    #[inline(always)]
+    fn of_row(&self, row: usize) -> Range<usize> {
+        let first = row / self.rows * self.width;
+        first..first + self.width
+    }
 }
 
 /// The gradient of [`layer_norm`] by `x`.
@@ -150,18 +177,21 @@ pub(super) fn layer_norm_gradient(
     eps: f64,
 ) -> FlexTensor {
     let [x_, dy, gamma] = [x, dy, gamma].map(FlexTensor::to_contiguous);
+    let scales = Scales::of(&x_, &gamma);
     let (x_, dy, gamma) = (values(&x_), values(&dy), values(&gamma));
-    let width = gamma.len();
+    let width = scales.width;
     let mut dx = vec![0.0; x_.len()];
-    let size = width * rows_per_task(x_.len() / width, 2 * WORK * width);
-    let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).collect();
-    for_each_task(tasks, 2 * WORK * x_.len(), |((x, dy), dx)| {
+    let rows = rows_per_task(x_.len() / width, 2 * WORK * width);
+    let size = width * rows;
+    let tasks = x_.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).enumerate().collect();
+    for_each_task(tasks, 2 * WORK * x_.len(), |(task, ((x, dy), dx))| {
         vectorized(
             #[inline(always)]
             || {
-                let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
-                for ((x, dy), dx) in rows {
+                let each = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
+                for (row, ((x, dy), dx)) in each.enumerate() {
                     let (mean, rstd) = statistics(x, eps);
+                    let gamma = &gamma[scales.of_row(task * rows + row)];
                     for ((g, dy), gamma) in dx.iter_mut().zip(dy).zip(gamma) {
                         *g = gamma * dy;
                     }

@@ -8,16 +8,19 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, FloatDType};
 
 use super::launch::attention::Attention;
+use super::launch::attention::parallel::ParallelAttention;
+use super::launch::attention::rms_norm_rotary::NormRotary;
 use super::launch::group_norm::GroupNorm;
 use super::launch::{
     bias_residual, cast_pair, concat_channels, dequantize, geglu, layer_norm, scale_columns,
-    softmax,
+    softmax, swiglu,
 };
 use super::support::{Cube, cublas_takes, kernels_take, on_cuda, row_kernels_take};
 use super::{cublas, cublaslt, cudnn, dlopen, offload};
 use crate::backend::{KernelGradients, Kernels};
 use crate::fallback;
 use crate::fallback::attention::AttentionGradient;
+use crate::fallback::parallel_attention::ParallelOptions;
 use crate::host_matrix::HostMatrix;
 use crate::quantize::QuantLayout;
 
@@ -130,7 +133,7 @@ impl Kernels for Cube {
         if row_kernels_take(&x) && x.dtype == gamma.dtype {
             return layer_norm::layer_norm(x, gamma, beta, eps as f32);
         }
-        Self::layer_norm(x, gamma, Some(beta), eps)
+        fallback::norm::layer_norm::<Self>(x, gamma, beta, eps)
     }
 
     fn geglu(x: Float) -> Float {
@@ -145,6 +148,37 @@ impl Kernels for Cube {
             return geglu::geglu(x, Some(bias));
         }
         Self::geglu(fallback::geglu::add_bias::<Self>(x, bias))
+    }
+
+    fn swiglu(x: Float) -> Float {
+        if kernels_take(&x) {
+            return swiglu::swiglu(x);
+        }
+        fallback::swiglu::forward::<Self>(x)
+    }
+
+    fn rms_norm_rotary(x: Float, gamma: Float, cos: Float, sin: Float, eps: f64) -> Float {
+        match norm_rotary(&x, [&gamma, &cos, &sin], eps) {
+            Some(norm) => norm.forward(x),
+            None => fallback::rms_norm_rotary::forward::<Self>(x, [gamma, cos, sin], eps),
+        }
+    }
+
+    fn parallel_attention(
+        x: Float,
+        gamma_q: Float,
+        gamma_k: Float,
+        cos: Float,
+        sin: Float,
+        heads: usize,
+        eps: f64,
+    ) -> Float {
+        let (gammas, rotation) = ([gamma_q, gamma_k], [cos, sin]);
+        let options = ParallelOptions { gammas, rotation, heads, eps };
+        match ParallelAttention::new(&x, &options) {
+            Some(layer) => layer.forward(x, false).0,
+            None => fallback::parallel_attention::forward::<Self>(x, &options),
+        }
     }
 
     fn add_bias(x: Float, bias: Float) -> Float {
@@ -265,12 +299,63 @@ impl KernelGradients for Cube {
         fallback::geglu::gradient::<Self>(x, bias, dy)
     }
 
+    fn swiglu_gradient(x: Float, dy: Float) -> Float {
+        if kernels_take(&x) {
+            return swiglu::gradient(x, dy);
+        }
+        fallback::swiglu::gradient::<Self>(x, dy)
+    }
+
+    fn rms_norm_rotary_gradient(
+        x: Float,
+        dy: Float,
+        [gamma, cos, sin]: [Float; 3],
+        eps: f64,
+    ) -> Float {
+        match norm_rotary(&x, [&gamma, &cos, &sin], eps) {
+            Some(norm) => norm.gradient(x, dy),
+            None => fallback::rms_norm_rotary::gradient::<Self>(x, dy, [gamma, cos, sin], eps),
+        }
+    }
+
+    fn parallel_attention_saving(
+        x: Float,
+        options: &ParallelOptions<Float>,
+    ) -> (Float, Option<Float>) {
+        match ParallelAttention::new(&x, options) {
+            Some(layer) => layer.forward(x, true),
+            None => fallback::parallel_attention::forward_saving::<Self>(x, options),
+        }
+    }
+
+    fn parallel_attention_gradient(
+        x: Float,
+        value_and_gradient: [Float; 2],
+        saved: Option<Float>,
+        options: &ParallelOptions<Float>,
+    ) -> Float {
+        // The same operands as in the forward pass, so `saved` is the log-sum-exp if the kernels take them.
+        match (ParallelAttention::new(&x, options), saved) {
+            (Some(layer), Some(logsumexp)) => layer.gradient(x, value_and_gradient, &logsumexp),
+            (_, saved) => {
+                let values = value_and_gradient;
+                fallback::parallel_attention::gradient::<Self>(x, values, saved, options)
+            }
+        }
+    }
+
     fn split_channels(dy: Float, channels: usize) -> (Float, Float) {
         if kernels_take(&dy) {
             return concat_channels::split_channels(dy, channels);
         }
         fallback::concat_channels::split_channels::<Self>(dy, channels)
     }
+}
+
+/// The kernels for the norm and the rotation of heads `[b, n, heads, d]`, if they take them.
+fn norm_rotary(x: &Float, constants: [&Float; 3], eps: f64) -> Option<NormRotary> {
+    let same = constants[0].dtype == x.dtype;
+    same.then(|| NormRotary::new(x.shape().dims(), constants.map(Clone::clone), eps)).flatten()
 }
 
 /// The gradient of a convolution by its input without cuDNN: a forward convolution with the flipped kernel.

@@ -37,6 +37,8 @@ impl Source {
                 "layer_norm.cu",
                 "group_norm.cu",
                 "geglu.cu",
+                "swiglu.cu",
+                "rms_norm_rotary.cu",
                 "scale_columns.cu",
                 "elementwise.cu",
                 "dequantize.cu",

@@ -43,7 +43,7 @@ pub(crate) fn forward_saving<B: BackwardSteps>(
     scale: f64,
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     if HeadChunks::total::<B>(&q, &k) > B::MAX_SAVED {
-        return (B::unsaved_attention([q, k, v], scale), None);
+        return (B::unsaved_attention(q, k, v, scale), None);
     }
     let keys = k.shape()[2];
     let weights = weights::<B>(q, pad_keys::<B>(k), scale, keys);

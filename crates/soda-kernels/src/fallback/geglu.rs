@@ -1,16 +1,14 @@
 //! GEGLU and its gradient.
 
-use std::ops::Range;
-
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::Slice;
 
+use super::columns;
 use super::steps::BackwardSteps;
 
 /// `Kernels::geglu`.
 pub(crate) fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    let [a, b] = halves::<B>(x);
+    let [a, b] = halves::<B>(&x);
     B::float_mul(a, B::gelu(b))
 }
 
@@ -24,7 +22,7 @@ pub(crate) fn gradient<B: BackwardSteps>(
         return B::plain_geglu_gradient(add_bias::<B>(x, bias), dy);
     }
     let last = x.rank() - 1;
-    let [a, b] = halves::<B>(x);
+    let [a, b] = halves::<B>(&x);
     let erf = B::float_erf(B::float_mul_scalar(b.clone(), std::f64::consts::FRAC_1_SQRT_2.into()));
     let cdf = B::float_mul_scalar(B::float_add_scalar(erf, 1.0.into()), 0.5.into());
     let exponent = B::float_mul_scalar(B::float_mul(b.clone(), b.clone()), (-0.5).into());
@@ -47,14 +45,7 @@ pub(crate) fn add_bias<B: Backend>(x: FloatTensor<B>, bias: FloatTensor<B>) -> F
 }
 
 /// The two halves of the last axis.
-fn halves<B: Backend>(x: FloatTensor<B>) -> [FloatTensor<B>; 2] {
-    let shape = x.shape();
-    let last = shape.num_dims() - 1;
-    let half = shape[last] / 2;
-    let slice = |range: Range<usize>| {
-        let mut slices = vec![Slice::full(); last];
-        slices.push(Slice::from(range));
-        B::float_slice(x.clone(), &slices)
-    };
-    [slice(0..half), slice(half..2 * half)]
+pub(super) fn halves<B: Backend>(x: &FloatTensor<B>) -> [FloatTensor<B>; 2] {
+    let half = x.shape()[x.rank() - 1] / 2;
+    [columns::<B>(x, 0..half), columns::<B>(x, half..2 * half)]
 }

@@ -10,17 +10,29 @@ pub(crate) mod geglu;
 pub(crate) mod host_matrix;
 pub(crate) mod low_rank;
 pub(crate) mod norm;
+pub(crate) mod parallel_attention;
+pub(crate) mod rms_norm_rotary;
 pub(crate) mod scale_columns;
 pub(crate) mod steps;
+pub(crate) mod swiglu;
+
+use std::ops::Range;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::{DType, FloatDType, Slice};
 
 /// Swaps the last two axes.
 pub(crate) fn transposed<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
     let rank = matrix.rank();
     B::float_swap_dims(matrix, rank - 2, rank - 1)
+}
+
+/// The part `range` of the last axis.
+pub(crate) fn columns<B: Backend>(x: &FloatTensor<B>, range: Range<usize>) -> FloatTensor<B> {
+    let mut slices = vec![Slice::full(); x.rank() - 1];
+    slices.push(Slice::from(range));
+    B::float_slice(x.clone(), &slices)
 }
 
 /// Casts `x` to `dtype`. A tensor of that dtype is returned as it is.

@@ -57,6 +57,43 @@ pub(crate) fn group_norm_gradient<B: Backend>(
     cast::<B>(B::float_reshape(dx, shape), dtype)
 }
 
+/// `Kernels::layer_norm_forward`.
+pub(crate) fn layer_norm<B: Backend>(
+    x: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    eps: f64,
+) -> FloatTensor<B> {
+    let Some([samples, width]) = scales::<B>(&gamma) else {
+        return B::layer_norm(x, gamma, Some(beta), eps);
+    };
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let rows = shape.num_elements() / width.max(1);
+    let x = B::float_reshape(at_least_f32::<B>(x), [rows, width].into());
+    let (xhat, _) = normalized::<B>(x, eps);
+    let xhat = B::float_reshape(xhat, [samples, rows / samples.max(1), width].into());
+    let y = affine::<B>(xhat, gamma, beta, [samples, 1, width]);
+    cast::<B>(B::float_reshape(y, shape), dtype)
+}
+
+/// The sizes of scales `[b, c]`, one row for each sample. `None` if all samples have one scale `[c]`.
+fn scales<B: Backend>(gamma: &FloatTensor<B>) -> Option<[usize; 2]> {
+    (gamma.rank() == 2).then(|| gamma.shape().dims())
+}
+
+/// The sum over the rows of each sample, in the shape of a scale or a shift.
+pub(crate) fn sum_like_scale<B: Backend>(
+    x: FloatTensor<B>,
+    scale: &FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (scale.shape(), scale.dtype());
+    let width = shape[shape.num_dims() - 1];
+    let samples = shape.num_elements() / width.max(1);
+    let rows = x.shape().num_elements() / (samples * width).max(1);
+    let x = B::float_reshape(at_least_f32::<B>(x), [samples, rows, width].into());
+    cast::<B>(B::float_reshape(B::float_sum_dim(x, 1), shape), dtype)
+}
+
 /// `KernelGradients::layer_norm_gradient`.
 pub(crate) fn layer_norm_gradient<B: Backend>(
     x: FloatTensor<B>,
@@ -65,11 +102,14 @@ pub(crate) fn layer_norm_gradient<B: Backend>(
     eps: f64,
 ) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
-    let width = gamma.shape()[0];
+    let width = gamma.shape()[gamma.rank() - 1];
+    let [samples, _] = scales::<B>(&gamma).unwrap_or([1, width]);
     let rows = [shape.num_elements() / width.max(1), width];
     let (xhat, rstd) = normalized::<B>(B::float_reshape(at_least_f32::<B>(x), rows.into()), eps);
-    let dy = B::float_reshape(at_least_f32::<B>(dy), rows.into());
-    let g = B::float_mul(dy, B::float_reshape(at_least_f32::<B>(gamma), [1, width].into()));
+    let of_sample = [samples, rows[0] / samples.max(1), width];
+    let dy = B::float_reshape(at_least_f32::<B>(dy), of_sample.into());
+    let gamma = B::float_reshape(at_least_f32::<B>(gamma), [samples, 1, width].into());
+    let g = B::float_reshape(B::float_mul(dy, gamma), rows.into());
     cast::<B>(B::float_reshape(input_gradient::<B>(g, xhat, rstd), shape), dtype)
 }
 

@@ -28,6 +28,24 @@ pub(crate) trait ForwardSteps: Backend {
         dtype: FloatDType,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// The attention `softmax(scale q k') v` of heads. Saves nothing for a gradient.
+    fn unsaved_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self>;
+
+    /// The norm of heads and their rotation, by scales, cosines and sines.
+    fn rotated(
+        x: FloatTensor<Self>,
+        constants: [FloatTensor<Self>; 3],
+        eps: f64,
+    ) -> FloatTensor<Self>;
+
+    /// SwiGLU of the halves of the last axis.
+    fn gated(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// The softmax over the last axis of `scores`, zero beyond the first `keys` entries.
     fn attention_weights(scores: FloatTensor<Self>, keys: usize) -> FloatTensor<Self>;
 }
@@ -37,8 +55,30 @@ pub(crate) trait BackwardSteps: ForwardSteps {
     /// The largest number of attention weights that the forward pass saves.
     const MAX_SAVED: usize;
 
-    /// Attention that saves nothing for its gradient.
-    fn unsaved_attention(qkv: [FloatTensor<Self>; 3], scale: f64) -> FloatTensor<Self>;
+    /// Attention, and the tensor that its gradient is quicker with, if there is one.
+    fn attention_that_saves(
+        qkv: [FloatTensor<Self>; 3],
+        scale: f64,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>);
+
+    /// The gradients of attention by queries, keys and values, from its value and the saved tensor.
+    fn attention_gradients(
+        qkv: [FloatTensor<Self>; 3],
+        saved: Option<[FloatTensor<Self>; 2]>,
+        grad: FloatTensor<Self>,
+        scale: f64,
+    ) -> [FloatTensor<Self>; 3];
+
+    /// The gradient of [`ForwardSteps::rotated`] by the heads.
+    fn rotated_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        constants: [FloatTensor<Self>; 3],
+        eps: f64,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of [`ForwardSteps::gated`].
+    fn gated_gradient(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// The gradient of softmax from its value `p` and the gradient `dp` of that value.
     fn attention_weights_gradient(p: FloatTensor<Self>, dp: FloatTensor<Self>)

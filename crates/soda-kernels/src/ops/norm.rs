@@ -1,8 +1,9 @@
-//! Group norm, with an optional SiLU behind it, and layer norm; scale and shift are frozen.
+//! Group norm, with an optional SiLU behind it and a frozen scale and shift, and layer norm.
 //!
 //! ```text
 //! xhat = (x - mean) rstd      z = gamma xhat + beta      y = z, or z s(z)
 //! g = gamma dy dy/dz          dx = rstd (g - mean(g) - xhat mean(g xhat))
+//! dgamma = sum(dy xhat)       dbeta = sum(dy)
 //! ```
 //!
 //! The tape saves `x`, and two numbers for each group. burn's norms, which consist of single operations, save
@@ -14,12 +15,13 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Dispatch};
+use burn::backend::{Autodiff, Dispatch, TensorMetadata};
 use burn::nn::{GroupNorm, LayerNorm};
 use burn::tensor::Tensor;
 use burn::tensor::activation;
 
 use crate::backend::{KernelGradients, Kernels};
+use crate::fallback::norm::sum_like_scale;
 
 /// Applies the group norm `layer` to `x` `[b, c, h, w]`, then SiLU if `silu`.
 ///
@@ -70,64 +72,73 @@ pub fn layer_norm<const D: usize>(layer: &LayerNorm, eps: f64, x: Tensor<D>) -> 
     }
 }
 
-/// Applies a layer norm without scale and shift to the last axis of `x`.
-pub fn layer_norm_without_affine<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
-    let options = (&x.device(), x.dtype());
-    let width = [x.dims()[D - 1]];
-    let (gamma, beta) = (Tensor::<1>::ones(width, options), Tensor::<1>::zeros(width, options));
+/// Applies a layer norm without scale and shift of its own to the tokens `x` `[b, n, c]`, then scales and
+/// shifts them by tensors `[b or 1, 1, c]`: `norm(x) (1 + scale) + shift`.
+///
+/// It has gradients by all three.
+///
+/// # Panics
+/// If the shapes do not fit.
+#[track_caller]
+pub fn modulated_layer_norm(
+    x: Tensor<3>,
+    scale: Tensor<3>,
+    shift: Tensor<3>,
+    eps: f64,
+) -> Tensor<3> {
+    let ([batch, _, width], [samples, ..]) = (x.dims(), scale.dims());
+    assert!(
+        scale.dims() == [samples, 1, width]
+            && shift.dims() == scale.dims()
+            && (samples == batch || samples == 1),
+        "modulated_layer_norm: scale {:?} and shift {:?} do not fit tokens {:?}",
+        scale.dims(),
+        shift.dims(),
+        x.dims()
+    );
+    let of_samples = |x: Tensor<3>| x.reshape([samples, width]).into_dispatch();
     Tensor::from_dispatch(Dispatch::layer_norm_forward(
         x.into_dispatch(),
-        gamma.into_dispatch(),
-        beta.into_dispatch(),
+        of_samples(scale.add_scalar(1.0)),
+        of_samples(shift),
         eps,
     ))
 }
 
-/// A norm on the tape: over groups of channels, or over rows if `groups` is `None`.
+/// A group norm on the tape, by its input.
 #[derive(Clone, Copy, Debug)]
-struct Norm {
-    groups: Option<usize>,
+struct GroupNormStep {
+    groups: usize,
     eps: f64,
     silu: bool,
 }
 
-impl Norm {
-    /// The value, and the statistics of the groups if the backend returns them.
-    fn forward<B: KernelGradients>(
-        self,
-        x: FloatTensor<B>,
-        gamma: FloatTensor<B>,
-        beta: FloatTensor<B>,
-    ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
-        match self.groups {
-            Some(groups) => B::group_norm_forward(x, gamma, beta, groups, self.eps, self.silu),
-            None => (B::layer_norm_forward(x, gamma, beta, self.eps), None),
+/// Records [`Kernels::group_norm_forward`] on the tape.
+pub(crate) fn record_group_norm<B: KernelGradients, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    gamma: FloatTensor<Autodiff<B, C>>,
+    beta: FloatTensor<Autodiff<B, C>>,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> FloatTensor<Autodiff<B, C>> {
+    let (step, nodes) = (GroupNormStep { groups, eps, silu }, [x.node()]);
+    let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+    match Backward::<B, 1>::prepare::<C>(step, nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let (id, x) = (prep.checkpoint(&x), x.into_primitive());
+            let (y, stats) =
+                B::group_norm_forward(x, gamma.clone(), beta.clone(), groups, eps, silu);
+            prep.finish((id, gamma, beta, stats), y)
         }
-    }
-
-    fn record<B: KernelGradients, C: CheckpointStrategy>(
-        self,
-        x: FloatTensor<Autodiff<B, C>>,
-        gamma: FloatTensor<Autodiff<B, C>>,
-        beta: FloatTensor<Autodiff<B, C>>,
-    ) -> FloatTensor<Autodiff<B, C>> {
-        let nodes = [x.node()];
-        match Backward::<B, 1>::prepare::<C>(self, nodes).compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let x_id = prep.checkpoint(&x);
-                let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-                let (y, stats) = self.forward::<B>(x.into_primitive(), gamma.clone(), beta.clone());
-                prep.finish((x_id, gamma, beta, stats), y)
-            }
-            OpsKind::UnTracked(prep) => {
-                let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
-                prep.finish(self.forward::<B>(x.into_primitive(), gamma, beta).0)
-            }
+        OpsKind::UnTracked(prep) => {
+            let x = x.into_primitive();
+            prep.finish(B::group_norm_forward(x, gamma, beta, groups, eps, silu).0)
         }
     }
 }
 
-impl<B: KernelGradients> Backward<B, 1> for Norm {
+impl<B: KernelGradients> Backward<B, 1> for GroupNormStep {
     type State = (NodeId, FloatTensor<B>, FloatTensor<B>, Option<FloatTensor<B>>);
 
     fn backward(
@@ -141,24 +152,15 @@ impl<B: KernelGradients> Backward<B, 1> for Norm {
         let (x, gamma, beta, stats) = ops.state;
         let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
         let Self { groups, eps, silu } = self;
-        let dx = match groups {
-            None => B::layer_norm_gradient(x, dy, gamma, eps),
-            Some(groups) => B::group_norm_gradient(x, dy, gamma, beta, stats, groups, eps, silu),
-        };
+        let dx = B::group_norm_gradient(x, dy, gamma, beta, stats, groups, eps, silu);
         grads.register::<B>(node.id, dx);
     }
 }
 
-/// Records [`Kernels::group_norm_forward`] on the tape.
-pub(crate) fn record_group_norm<B: KernelGradients, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-    gamma: FloatTensor<Autodiff<B, C>>,
-    beta: FloatTensor<Autodiff<B, C>>,
-    groups: usize,
+/// A layer norm on the tape, by its input, scale and shift.
+#[derive(Clone, Copy, Debug)]
+struct LayerNormStep {
     eps: f64,
-    silu: bool,
-) -> FloatTensor<Autodiff<B, C>> {
-    Norm { groups: Some(groups), eps, silu }.record::<B, C>(x, gamma, beta)
 }
 
 /// Records [`Kernels::layer_norm_forward`] on the tape.
@@ -168,5 +170,45 @@ pub(crate) fn record_layer_norm<B: KernelGradients, C: CheckpointStrategy>(
     beta: FloatTensor<Autodiff<B, C>>,
     eps: f64,
 ) -> FloatTensor<Autodiff<B, C>> {
-    Norm { groups: None, eps, silu: false }.record::<B, C>(x, gamma, beta)
+    let nodes = [x.node(), gamma.node(), beta.node()];
+    let (gamma, beta) = (gamma.into_primitive(), beta.into_primitive());
+    match Backward::<B, 3>::prepare::<C>(LayerNormStep { eps }, nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let (id, x) = (prep.checkpoint(&x), x.into_primitive());
+            prep.finish((id, gamma.clone()), B::layer_norm_forward(x, gamma, beta, eps))
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(B::layer_norm_forward(x.into_primitive(), gamma, beta, eps))
+        }
+    }
+}
+
+impl<B: KernelGradients> Backward<B, 3> for LayerNormStep {
+    type State = (NodeId, FloatTensor<B>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (id, gamma) = ops.state;
+        let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let [of_x, of_gamma, of_beta] = ops.parents;
+        if let Some(node) = of_beta {
+            grads.register::<B>(node.id, sum_like_scale::<B>(dy.clone(), &gamma));
+        }
+        if let Some(node) = of_gamma {
+            let (shape, device) = (gamma.shape(), gamma.device());
+            let ones = B::float_ones(shape.clone(), &device, gamma.dtype().into());
+            let zeros = B::float_zeros(shape, &device, gamma.dtype().into());
+            let xhat = B::layer_norm_forward(x.clone(), ones, zeros, self.eps);
+            let product = B::float_mul(dy.clone(), xhat);
+            grads.register::<B>(node.id, sum_like_scale::<B>(product, &gamma));
+        }
+        if let Some(node) = of_x {
+            grads.register::<B>(node.id, B::layer_norm_gradient(x, dy, gamma, self.eps));
+        }
+    }
 }

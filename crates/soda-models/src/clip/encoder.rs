@@ -16,8 +16,9 @@ use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Bool, Device, Tensor};
 use serde::Deserialize;
+use soda_kernels::swiglu;
 
-use crate::layers::{multi_head, project, swiglu};
+use crate::layers::{multi_head, project};
 
 /// The activation function between the two layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -5,11 +5,12 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Tensor};
+use soda_kernels::{rms_norm_rotary, swiglu};
 
 use super::config::Flux2Config;
 use super::modulation::LayerModulation;
 use super::single_block::clamp_f16;
-use crate::layers::{heads_of, multi_head, project, swiglu};
+use crate::layers::{heads_of, multi_head, project};
 use crate::rotary::RotaryEmbedding;
 
 /// The tokens of image and text, each `[b, n, c]`.
@@ -142,27 +143,25 @@ impl JointAttention {
     /// Attends over `[text, image]`, in this order.
     fn forward(&self, streams: Streams, rotary: &RotaryEmbedding) -> Streams {
         let Streams { image, text } = streams;
-        let ([batch, pixels, width], words) = (image.dims(), text.dims()[1]);
-        let joint = |of_text: Tensor<4>, of_image: Tensor<4>| {
-            rotary.apply(Tensor::cat(vec![of_text, of_image], 1)).reshape([
-                batch,
-                words + pixels,
-                width,
-            ])
+        let (pixels, words) = (image.dims()[1], text.dims()[1]);
+        let of_text = (&text, rotary.tokens(0..words));
+        let of_image = (&image, rotary.tokens(words..words + pixels));
+        let rotated = |norm: &RmsNorm, layer: &Linear, of: &(&Tensor<3>, RotaryEmbedding)| {
+            let (tokens, rotary) = of;
+            let heads = heads_of(project(layer, (*tokens).clone()), self.heads);
+            rms_norm_rotary(norm, heads, rotary).reshape(tokens.shape())
         };
-        let normed = |norm: &RmsNorm, layer: &Linear, tokens: &Tensor<3>| {
-            norm.forward(heads_of(project(layer, tokens.clone()), self.heads))
-        };
-        let q = joint(
-            normed(&self.norm_added_q, &self.add_q_proj, &text),
-            normed(&self.norm_q, &self.to_q, &image),
-        );
-        let k = joint(
-            normed(&self.norm_added_k, &self.add_k_proj, &text),
-            normed(&self.norm_k, &self.to_k, &image),
-        );
-        let v = vec![project(&self.add_v_proj, text), project(&self.to_v, image)];
-        let out = multi_head(q, k, Tensor::cat(v, 1), self.heads, None);
+        let q = vec![
+            rotated(&self.norm_added_q, &self.add_q_proj, &of_text),
+            rotated(&self.norm_q, &self.to_q, &of_image),
+        ];
+        let k = vec![
+            rotated(&self.norm_added_k, &self.add_k_proj, &of_text),
+            rotated(&self.norm_k, &self.to_k, &of_image),
+        ];
+        let v = vec![project(&self.add_v_proj, text.clone()), project(&self.to_v, image.clone())];
+        let [q, k, v] = [q, k, v].map(|parts| Tensor::cat(parts, 1));
+        let out = multi_head(q, k, v, self.heads, None);
         Streams {
             image: project(&self.to_out.0, out.clone().narrow(1, words, pixels)),
             text: project(&self.to_add_out, out.narrow(1, 0, words)),

@@ -10,7 +10,7 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::layer_norm_without_affine;
+use soda_kernels::modulated_layer_norm;
 
 use crate::layers::project;
 
@@ -57,7 +57,7 @@ impl LayerModulation {
 
     /// The layer's input for tokens `x` `[b, n, c]`: normalized, scaled and shifted.
     pub(super) fn modulated(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
-        modulated(x, self.scale.clone(), self.shift.clone(), eps)
+        modulated_layer_norm(x, self.scale.clone(), self.shift.clone(), eps)
     }
 
     /// Adds the layer's output `[b, n, c]` to the tokens `x` `[b, n, c]`.
@@ -85,10 +85,6 @@ impl AdaLayerNorm {
         let width = time.dims()[1];
         let both: Tensor<3> = project(&self.linear, time.clone()).unsqueeze_dim(1);
         let (scale, shift) = (both.clone().narrow(2, 0, width), both.narrow(2, width, width));
-        modulated(x, scale, shift, eps)
+        modulated_layer_norm(x, scale, shift, eps)
     }
-}
-
-fn modulated(x: Tensor<3>, scale: Tensor<3>, shift: Tensor<3>, eps: f64) -> Tensor<3> {
-    layer_norm_without_affine(x, eps) * scale.add_scalar(1.0) + shift
 }

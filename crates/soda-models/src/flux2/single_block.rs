@@ -11,10 +11,11 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, Tensor};
+use soda_kernels::parallel_attention;
 
 use super::config::Flux2Config;
 use super::modulation::LayerModulation;
-use crate::layers::{heads_of, multi_head, project, swiglu};
+use crate::layers::project;
 use crate::rotary::RotaryEmbedding;
 
 /// The largest f16.
@@ -79,18 +80,9 @@ impl ParallelAttention {
     }
 
     fn forward(&self, x: Tensor<3>, rotary: &RotaryEmbedding) -> Tensor<3> {
-        let [batch, tokens, width] = x.dims();
         let all = project(&self.to_qkv_mlp_proj, x);
-        let inner = all.dims()[2] - 3 * width;
-        let part = |index: usize| all.clone().narrow(2, index * width, width);
-        let rotated = |norm: &RmsNorm, x| {
-            let heads = norm.forward(heads_of(x, self.heads));
-            rotary.apply(heads).reshape([batch, tokens, width])
-        };
-        let (q, k) = (rotated(&self.norm_q, part(0)), rotated(&self.norm_k, part(1)));
-        let attended = multi_head(q, k, part(2), self.heads, None);
-        let mlp = swiglu(all.narrow(2, 3 * width, inner));
-        project(&self.to_out, Tensor::cat(vec![attended, mlp], 2))
+        let norms = [&self.norm_q, &self.norm_k];
+        project(&self.to_out, parallel_attention(all, norms, rotary, self.heads))
     }
 }
 

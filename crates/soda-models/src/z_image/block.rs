@@ -12,6 +12,7 @@
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Tensor};
+use soda_kernels::rms_norm_rotary;
 
 use super::config::ZImageConfig;
 use crate::layers::{gated_mlp, heads_of, multi_head_within, project, rms_norm};
@@ -151,7 +152,7 @@ impl SelfAttention {
         let shape = x.dims();
         let rotated = |norm: &RmsNorm, layer: &Linear| {
             let heads = heads_of(project(layer, x.clone()), self.heads);
-            rotary.apply(rms_norm(norm, heads)).reshape(shape)
+            rms_norm_rotary(norm, heads, rotary).reshape(shape)
         };
         let (q, k) = (rotated(&self.norm_q, &self.to_q), rotated(&self.norm_k, &self.to_k));
         let v = project(&self.to_v, x.clone());

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
-use soda_kernels::layer_norm_without_affine;
+use soda_kernels::modulated_layer_norm;
 
 use super::config::ZImageConfig;
 use crate::layers::project;
@@ -39,8 +39,9 @@ impl FinalLayer {
 
     /// Maps tokens `[b, n, c]` to patches `[b, n, p]` for the embedded timestep `[b, c']`.
     pub(super) fn forward(&self, x: Tensor<3>, time: &Tensor<2>) -> Tensor<3> {
-        let scale = project(&self.adaLN_modulation.1, silu(time.clone())).add_scalar(1.0);
-        let normed = layer_norm_without_affine(x, EPS) * scale.unsqueeze_dim(1);
-        project(&self.linear, normed)
+        let scale: Tensor<3> =
+            project(&self.adaLN_modulation.1, silu(time.clone())).unsqueeze_dim(1);
+        let shift = scale.zeros_like();
+        project(&self.linear, modulated_layer_norm(x, scale, shift, EPS))
     }
 }

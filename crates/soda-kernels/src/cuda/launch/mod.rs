@@ -40,3 +40,4 @@ mod rows;
 pub(super) mod scale_columns;
 mod sizes;
 pub(super) mod softmax;
+pub(super) mod swiglu;

@@ -79,10 +79,10 @@ template <int N> __device__ void accumulate(float (*y)[4], const float (*s)[4], 
 
 // lse: [b, h, n], unless it is null
 extern "C" __global__ void __launch_bounds__(THREADS)
-attention_forward(const num *q, const num *k, const num *v, num *o, float *lse, i64 n, i64 m, i64 d, i64 heads, i64 qb, i64 qh, i64 qn,
-       i64 kb, i64 kh, i64 kn, i64 vb, i64 vh, i64 vn, float scale) {
+attention_forward(const num *q, const num *k, const num *v, num *o, float *lse, i64 n, i64 m, i64 d, i64 heads,
+       STRIDES(q), STRIDES(k), STRIDES(v), STRIDES(o), float scale) {
   __shared__ __align__(16) num ks[TILE * LD], vs[TILE * LD];
-  Head Q = head(q, {qb, qh, qn}, heads, n, d), O = output_head(o, heads, n, d);
+  Head Q = head(q, {qb, qh, qn}, heads, n, d), O = head(o, {ob, oh, on}, heads, n, d);
   Head K = head(k, {kb, kh, kn}, heads, m, d), V = head(v, {vb, vh, vn}, heads, m, d);
   i64 first = (blockIdx.x * WARPS + threadIdx.x / 32) * (i64)(16 * WIDE);
   int lane = threadIdx.x & 31, tiles = (int)((m + TILE - 1) / TILE);
@@ -151,11 +151,10 @@ attention_forward(const num *q, const num *k, const num *v, num *o, float *lse, 
 // Writes delta [b, h, n] for the other kernel, and dq.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_gradient_queries(const num *q, const num *k, const num *v, const num *g, const num *o, const float *lse, float *delta, num *dq,
-                  i64 n, i64 m, i64 d, i64 heads, i64 qb, i64 qh, i64 qn, i64 kb, i64 kh, i64 kn, i64 vb, i64 vh, i64 vn,
-                  i64 gb, i64 gh, i64 gn, float scale) {
+                  i64 n, i64 m, i64 d, i64 heads, STRIDES(q), STRIDES(k), STRIDES(v), STRIDES(g), STRIDES(o), STRIDES(dq), float scale) {
   __shared__ __align__(16) num ks[2][SMALL * LD], vs[2][SMALL * LD];
-  Head Q = head(q, {qb, qh, qn}, heads, n, d), G = head(g, {gb, gh, gn}, heads, n, d), O = output_head(o, heads, n, d);
-  Head K = head(k, {kb, kh, kn}, heads, m, d), V = head(v, {vb, vh, vn}, heads, m, d), DQ = output_head(dq, heads, n, d);
+  Head Q = head(q, {qb, qh, qn}, heads, n, d), G = head(g, {gb, gh, gn}, heads, n, d), O = head(o, {ob, oh, on}, heads, n, d);
+  Head K = head(k, {kb, kh, kn}, heads, m, d), V = head(v, {vb, vh, vn}, heads, m, d), DQ = head(dq, {dqb, dqh, dqn}, heads, n, d);
   i64 first = (blockIdx.x * WARPS + threadIdx.x / 32) * (i64)16;
   int lane = threadIdx.x & 31, tiles = (int)((m + SMALL - 1) / SMALL);
   float c = scale * 1.44269504f;
@@ -197,25 +196,25 @@ attention_gradient_queries(const num *q, const num *k, const num *v, const num *
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-attention_gradient_keys(const num *q, const num *k, const num *v, const num *g, const float *lse, const float *delta, num *dk, num *dv,
-               i64 n, i64 m, i64 d, i64 heads, i64 qb, i64 qh, i64 qn, i64 kb, i64 kh, i64 kn, i64 vb, i64 vh, i64 vn,
-               i64 gb, i64 gh, i64 gn, float scale) {
+attention_gradient_keys(const num *q, const num *k, const num *v, const num *g, const float *lse, const float *delta, num *dk, num *dv, float *parts,
+               i64 blocks, i64 chunk, i64 n, i64 m, i64 d, i64 heads, STRIDES(q), STRIDES(k), STRIDES(v), STRIDES(g), STRIDES(dk), STRIDES(dv), float scale) {
   __shared__ __align__(16) num qs[2][SMALL * LD], gs[2][SMALL * LD];
   __shared__ float ls[2][SMALL], row_deltas[2][SMALL];
   Head Q = head(q, {qb, qh, qn}, heads, n, d), G = head(g, {gb, gh, gn}, heads, n, d);
   Head K = head(k, {kb, kh, kn}, heads, m, d), V = head(v, {vb, vh, vn}, heads, m, d);
-  i64 first = (blockIdx.x * WARPS + threadIdx.x / 32) * (i64)16;
-  int lane = threadIdx.x & 31, tiles = (int)((n + SMALL - 1) / SMALL);
+  KeyBlock block(blocks, chunk, n);
+  i64 first = (block.keys * WARPS + threadIdx.x / 32) * 16, end = block.begin + block.count;
+  int lane = threadIdx.x & 31, tiles = (int)((block.count + SMALL - 1) / SMALL);
   float c = scale * 1.44269504f;
   lse += blockIdx.y * n; delta += blockIdx.y * n;
 
   auto next = [&](int t) {
-    i64 row = t * (i64)SMALL;
+    i64 row = block.begin + t * (i64)SMALL;
     copy_tile<SMALL>(qs[t & 1], Q, row); copy_tile<SMALL>(gs[t & 1], G, row);
     for (int i = threadIdx.x; i < SMALL; i += THREADS) {
       // A query beyond the end has no weight on any key.
-      ls[t & 1][i] = row + i < n ? lse[row + i] : INF;
-      row_deltas[t & 1][i] = row + i < n ? delta[row + i] : 0;
+      ls[t & 1][i] = row + i < end ? lse[row + i] : INF;
+      row_deltas[t & 1][i] = row + i < end ? delta[row + i] : 0;
     }
   };
   next(0); commit_copies();
@@ -238,6 +237,11 @@ attention_gradient_keys(const num *q, const num *k, const num *v, const num *g, 
     accumulate<SMALL>(yk, ds, qt);
     __syncthreads();
   }
-  store_rows(output_head(dk, heads, m, d), first, yk, scale, scale);
-  store_rows(output_head(dv, heads, m, d), first, yv, 1, 1);
+  if (parts) {
+    store_sums(block.sums(parts, 0, m, d), first, m, d, yk, scale);
+    store_sums(block.sums(parts, 1, m, d), first, m, d, yv, 1);
+    return;
+  }
+  store_rows(head(dk, {dkb, dkh, dkn}, heads, m, d), first, yk, scale, scale);
+  store_rows(head(dv, {dvb, dvh, dvn}, heads, m, d), first, yv, 1, 1);
 }

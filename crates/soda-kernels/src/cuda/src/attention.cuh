@@ -3,8 +3,8 @@
 // The source is compiled for one dtype (BF16 or not) and one padded width D of a head, a multiple of 16. The
 // true width d may be less by 8.
 //
-// Heads are [b, h, rows, d] with any strides but that of d, and rows are aligned to 16 bytes. Results are
-// [b, rows, h, d].
+// Heads are [b, h, rows, d] with any strides but that of d. Rows that are read are aligned to 16 bytes, and
+// rows that are written to 4.
 
 typedef unsigned short num;
 
@@ -82,12 +82,49 @@ template <int N> __device__ void await_copies() {
 __device__ float quad_sum(float x) { x += __shfl_xor_sync(~0u, x, 1); return x + __shfl_xor_sync(~0u, x, 2); }
 __device__ float quad_max(float x) { x = fmaxf(x, __shfl_xor_sync(~0u, x, 1)); return fmaxf(x, __shfl_xor_sync(~0u, x, 2)); }
 
-// The head of this block in a tensor of these strides, or in a contiguous [b, rows, h, d].
+// The head of this block in a tensor of these strides.
+#define STRIDES(x) i64 x##b, i64 x##h, i64 x##n
 struct Strides { i64 batch, head, row; };
 __device__ Head head(const num *x, Strides s, i64 heads, i64 count, i64 d) {
   i64 b = blockIdx.y / heads, h = blockIdx.y % heads;
   return Head{(num *)x + b * s.batch + h * s.head, s.row, count, (int)d};
 }
-__device__ Head output_head(const num *x, i64 heads, i64 count, i64 d) {
-  return head(x, Strides{count * heads * d, d, heads * d}, heads, count, d);
+
+// The gradients by keys and values are sums over queries. If few keys leave multiprocessors idle, several blocks
+// take a part of the queries each, and their sums are added afterwards.
+struct KeyBlock {
+  i64 keys, part, begin, count;
+  // Block `blockIdx.x` of `blocks` for each `chunk` of `n` queries.
+  __device__ KeyBlock(i64 blocks, i64 chunk, i64 n)
+    : keys(blockIdx.x % blocks), part(blockIdx.x / blocks), begin(part * chunk), count(min(n - begin, chunk)) {}
+  // The sums of this part for one of both gradients, float [part, b h, 2, m, d].
+  __device__ float *sums(float *parts, int which, i64 m, i64 d) const {
+    return parts + ((part * gridDim.y + blockIdx.y) * 2 + which) * m * d;
+  }
+};
+
+// Stores 16 rows of sums, times a factor.
+__device__ void store_sums(float *y, i64 first, i64 rows, i64 d, const float (*c)[4], float factor) {
+  int lane = threadIdx.x & 31;
+  EACH(j, 2 * STEPS) EACH(r, 2) {
+    i64 row = first + lane / 4 + 8 * r, column = j * 8 + lane % 4 * 2;
+    if (row < rows && column < d) *(float2 *)(y + row * d + column) = make_float2(c[j][2 * r] * factor, c[j][2 * r + 1] * factor);
+  }
+}
+
+// Adds the parts in their order.
+extern "C" __global__ void __launch_bounds__(256)
+attention_add_parts(const float *parts, num *dk, num *dv, i64 count, i64 m, i64 d, i64 heads, STRIDES(dk), STRIDES(dv)) {
+  i64 pair = blockIdx.x * (i64)256 + threadIdx.x, row = pair / (d / 2), column = pair % (d / 2) * 2, step = gridDim.y * 2 * m * d;
+  if (row >= m) return;
+  EACH(which, 2) {
+    const float *from = parts + (blockIdx.y * 2 + which) * m * d + row * d + column;
+    float2 sum = {0, 0};
+    for (i64 part = 0; part < count; part++) {
+      float2 x = *(const float2 *)(from + part * step);
+      sum.x += x.x; sum.y += x.y;
+    }
+    Head to = which == 0 ? head(dk, {dkb, dkh, dkn}, heads, m, d) : head(dv, {dvb, dvh, dvn}, heads, m, d);
+    to.store_rows(row, (int)column, pack(sum.x, sum.y));
+  }
 }

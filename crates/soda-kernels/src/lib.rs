@@ -7,7 +7,8 @@
 //! |---|---|---|
 //! | [`conv2d`] | saves its input for a weight gradient | saves a size: the weight is frozen |
 //! | [`attention`] | saves all attention weights, `heads · n · m` numbers | computes large ones again |
-//! | [`group_norm`], [`layer_norm`], [`geglu`], [`swiglu`], [`rms_norm_rotary`] | a dozen operations each | one operation, its input saved |
+//! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each | one operation, its input saved |
+//! | [`swiglu`], [`rms_norm_rotary`], [`modulated_layer_norm`] | a dozen operations each | the same |
 //! | [`parallel_attention`] | gradients as large as its input for each part | one gradient |
 //! | [`concat_channels`] | results that convolutions copy again | one copy each way, channels last |
 //! | [`scale_columns`] | one operation a step | one operation; its gradient is a sum over rows |
@@ -29,6 +30,7 @@
 //! |---|---|
 //! | `ops/` | the public operations, one file each, with tape node and gradient |
 //! | `backend` | the traits [`Kernels`] (forward) and [`KernelGradients`] (called by the tape) |
+//! | `backend_steps` | the operations of these traits that fallbacks are composed of |
 //! | `autodiff` | [`Kernels`] for burn's autodiff backend |
 //! | `quantize/` | number formats of frozen weights, and their codes on the host |
 //! | `host_matrix`, `host_transpose` | matrices in host memory |
@@ -55,6 +57,7 @@ mod autodiff;
     allow(unused_variables, reason = "a build without backends dispatches to none")
 )]
 mod backend;
+mod backend_steps;
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cuda")]

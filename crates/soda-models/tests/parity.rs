@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 use soda_models::ModelError;
 use soda_models::pipeline::{GenerateConfig, Pipeline};
@@ -100,6 +100,24 @@ fn the_autoencoder_matches_diffusers() {
     check("vae.mean", latents.mode(), reference("vae.mean", &device));
     check("vae.logvar", latents.logvar.clone(), reference("vae.logvar", &device));
     check("vae.decoded", vae.decode(latents.mode()), reference("vae.decoded", &device));
+}
+
+/// Roundings of bf16, 2^-8 each, in some thirty layers.
+#[test]
+fn an_autoencoder_decodes_in_another_dtype_than_it_encodes() {
+    let device = Device::default();
+    if !device.supports_dtype(FloatDType::BF16) {
+        return;
+    }
+    let (pipeline, images) = (pipeline(&device), images(&device) * 2.0 - 1.0);
+    let expected = pipeline.vae.encode(images.clone()).mode();
+    let vae = pipeline.with_decoder_in(FloatDType::BF16).vae;
+    let latents = vae.encode(images).mode();
+    assert_eq!(values(latents.clone()), values(expected), "the encoder is unchanged");
+    let decoded = vae.decode(latents.cast(FloatDType::BF16));
+    assert_eq!(decoded.dtype(), DType::BF16);
+    let error = error(decoded.cast(FloatDType::F32), reference("vae.decoded", &device));
+    assert!(1e-4 < error && error < 3e-2, "decoded in bf16: off by {error}");
 }
 
 /// 30 steps with guidance 5 feed each error into the next step, amplified. An error of 2e-5 for each step

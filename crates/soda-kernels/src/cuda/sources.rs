@@ -46,8 +46,10 @@ impl Source {
                 "checksum.cu",
                 "tf32_split.cu"
             ),
-            Self::Attention => source!("attention.cuh", "attention.cu"),
-            Self::AttentionSm90 => source!("attention.cuh", "attention_sm90.cu"),
+            Self::Attention => source!("attention/attention.cuh", "attention/attention.cu"),
+            Self::AttentionSm90 => {
+                source!("attention/attention.cuh", "attention/attention_sm90.cu")
+            }
             Self::Kronecker => source!("dtypes.cuh", "kronecker.cu"),
             Self::Kronecker3Half => source!("dtypes.cuh", "kronecker3_half.cu"),
         }

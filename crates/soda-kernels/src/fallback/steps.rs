@@ -1,6 +1,6 @@
 //! The operations that fallbacks are composed of and that a backend may implement better than burn does.
 //!
-//! `backend.rs` implements both traits for every backend, so that a fallback needs no import from there.
+//! `backend_steps.rs` implements both traits for every backend, so that a fallback needs no import of it.
 
 use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;

@@ -10,7 +10,7 @@
 //! is the first half of FlashAttention (Dao et al., arXiv 2205.14135).
 //!
 //! The second half, tiles that never
-//! leave the chip, is in `cpu/attention.rs` and `cuda/src/attention.cu`.
+//! leave the chip, is in `cpu/attention.rs` and `cuda/src/attention/`.
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;

@@ -22,8 +22,8 @@ use burn::tensor::{DType, Tensor};
 
 use crate::backend::{KernelGradients, Kernels};
 
-/// Rotary position embeddings of the tokens of a sequence: cosine and sine for each channel of a head, `[b or 1, n, 1, d]`
-/// in float32.
+/// Rotary position embeddings of the tokens of a sequence: cosine and sine for each channel of a head,
+/// `[b or 1, n, 1, d]` in float32.
 ///
 /// Channels `2i` and `2i + 1` are a pair with one angle. The sines of even channels are negative:
 /// `y_2i = x_2i cos - x_2i+1 sin` and `y_2i+1 = x_2i+1 cos + x_2i sin`.

@@ -131,9 +131,9 @@ impl Pipeline {
         self.vae.normalize(latents.mode())
     }
 
-    /// Latents in the autoencoder's scale and dtype.
+    /// Latents in the autoencoder's scale and the dtype of its decoder.
     fn unscaled(&self, latents: Tensor<4>) -> Tensor<4> {
-        self.vae.denormalize(latents).cast(self.vae_dtype())
+        self.vae.denormalize(latents).cast(self.vae.decoder_dtype())
     }
 
     fn vae_dtype(&self) -> DType {

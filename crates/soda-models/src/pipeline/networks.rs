@@ -134,8 +134,17 @@ impl Pipeline {
             }
         };
         if self.draws_in_bf16() {
-            self.vae = self.vae.map(&mut Cast(FloatDType::BF16));
+            return self.with_decoder_in(FloatDType::BF16);
         }
+        self
+    }
+
+    /// Casts the weights with which latents are decoded. Images are encoded as before.
+    #[must_use]
+    pub fn with_decoder_in(mut self, dtype: FloatDType) -> Self {
+        let mut cast = Cast(dtype);
+        self.vae.decoder = self.vae.decoder.map(&mut cast);
+        self.vae.post_quant_conv = self.vae.post_quant_conv.map(|conv| conv.map(&mut cast));
         self
     }
 
@@ -165,11 +174,11 @@ impl Pipeline {
         self
     }
 
-    /// Whether the autoencoder draws in bf16: beside networks in f16, in which its activations overflow, on a
-    /// device that multiplies bf16 many times as fast as f32. ComfyUI does the same.
+    /// Whether an autoencoder in f32 decodes in bf16: beside a denoiser in half precision, on a device that
+    /// multiplies bf16 many times as fast as f32. It may overflow in f16. ComfyUI does the same.
     fn draws_in_bf16(&self) -> bool {
-        self.vae_config.force_upcast
-            && self.denoiser.dtype() == DType::F16
+        self.vae.decoder_dtype() == DType::F32
+            && matches!(self.denoiser.dtype(), DType::F16 | DType::BF16)
             && self.device.supports_dtype(FloatDType::BF16)
             && has_vendor_blas(&self.vae.any_weight())
     }

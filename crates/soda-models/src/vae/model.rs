@@ -5,7 +5,7 @@
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use soda_kernels::conv2d;
 
 use crate::vae::config::{VaeClass, VaeConfig};
@@ -125,9 +125,14 @@ impl Vae {
         self.decoder.forward(after(&self.post_quant_conv, latents))
     }
 
-    /// A weight, for the dtype and the device of all of them.
+    /// A weight of the encoder, for its dtype, and for the device of all weights.
     pub fn any_weight(&self) -> Tensor<4> {
         self.encoder.conv_in.weight.val()
+    }
+
+    /// The dtype in which latents are decoded.
+    pub fn decoder_dtype(&self) -> DType {
+        self.decoder.conv_in.weight.dtype()
     }
 }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module as _;
-use burn::tensor::FloatDType;
+use burn::tensor::{Device, FloatDType, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use soda_adapters::{Method as _, named_params};
+use soda_kernels::has_vendor_blas;
 use soda_models::pipeline::{Networks, Pipeline};
 use soda_pipeline::interop::{
     CompressionBudget, ExportSettings, Imported, compress_to_lora, import, write_diff,
@@ -21,8 +22,11 @@ use super::common::{Fixture, uniform};
 /// some ten times larger than itself; a part in the wrong place gives about 1.
 const TOLERANCE: f64 = 2e-5;
 
-/// For PiSSA. PEFT decomposes in f32, and the change is a small difference of two parts of the weight.
-const PISSA_TOLERANCE: f64 = 1e-4;
+/// For PiSSA. PEFT decomposes in f32, and the change is a small difference of two parts of the weight. A
+/// vendor's library rounds their products otherwise, by which the difference is up to 1.1e-4.
+fn pissa_tolerance(device: &Device) -> f64 {
+    if has_vendor_blas(&Tensor::<1>::zeros([1], device)) { 2e-4 } else { 1e-4 }
+}
 
 /// The matrices of the transformer as torch's `[out, in]`, by module.
 fn matrices(networks: &Networks) -> BTreeMap<String, (usize, Vec<f32>)> {
@@ -96,7 +100,11 @@ impl Fixtures {
         assert_eq!(found.keys().cloned().collect::<Vec<_>>(), expected.names(""), "{name}");
         for (module, (input, change)) in &found {
             let error = relative_error(&probed(*input, change), &expected.floats(module).1);
-            let tolerance = if name.contains("pissa") { PISSA_TOLERANCE } else { TOLERANCE };
+            let tolerance = if name.contains("pissa") {
+                pissa_tolerance(&Device::default())
+            } else {
+                TOLERANCE
+            };
             assert!(error < tolerance, "{name} {module}: {error:.1e}");
         }
         imported

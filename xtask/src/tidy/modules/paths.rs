@@ -16,7 +16,10 @@ pub(crate) fn references(code: &str) -> Vec<Reference> {
     let mut at = 0;
     while at < tokens.len() {
         match tokens[at] {
-            "use" => at = tree(&tokens, at + 1, &[], &mut found),
+            // `use<T>` in a bound names what a type captures.
+            "use" if tokens.get(at + 1) != Some(&"<") => {
+                at = tree(&tokens, at + 1, &[], &mut found)
+            }
             token if is_word(token) && tokens.get(at + 1) == Some(&"::") => {
                 let mut path = vec![token.to_owned()];
                 at += 1;
@@ -94,6 +97,13 @@ fn is_word(token: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::references;
+
+    #[test]
+    fn captures_of_a_type_are_no_use() {
+        let found = references("fn f() -> impl Fn() + use<N> { let a = { [b::c(); 2] }; }");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].path, ["b", "c"]);
+    }
 
     #[test]
     fn use_trees_are_opened() {

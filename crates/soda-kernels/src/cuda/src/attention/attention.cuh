@@ -90,8 +90,8 @@ __device__ Head head(const num *x, Strides s, i64 heads, i64 count, i64 d) {
   return Head{(num *)x + b * s.batch + h * s.head, s.row, count, (int)d};
 }
 
-// The gradients by keys and values are sums over queries. If few keys leave multiprocessors idle, several blocks
-// take a part of the queries each, and their sums are added afterwards.
+// The gradients by keys and values are sums over queries. If few keys leave multiprocessors idle, several
+// blocks take a part of the queries each, and their sums are added afterwards.
 struct KeyBlock {
   i64 keys, part, begin, count;
   // Block `blockIdx.x` of `blocks` for each `chunk` of `n` queries.

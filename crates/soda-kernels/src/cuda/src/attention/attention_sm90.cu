@@ -4,9 +4,9 @@
 // A warpgroup of four warps multiplies 64 rows at once. Each warp has 16 of them, in its registers as
 // mma.sync has them.
 //
-// A tile is 64 rows, in one half or two of 128 bytes a row, each aligned to 1024 bytes. The hardware wants the
-// pieces of 16 bytes permuted within each eight rows (128-byte swizzle). A tile is a second factor either way:
-// with its rows as columns, or as they are.
+// A tile is 64 rows, in one half or two of 128 bytes a row, each aligned to 1024 bytes. The hardware wants
+// the pieces of 16 bytes permuted within each eight rows (128-byte swizzle). A tile is a second factor either
+// way: with its rows as columns, or as they are.
 //
 // The copies of the next tile begin when the products with a tile have been issued, so that the threads issue
 // them beside the products.
@@ -181,8 +181,8 @@ struct Softmax {
 
 // lse: [b, h, n], unless it is null
 //
-// The scores of a tile are multiplied before the values of the tile before it, so that the softmax runs beside
-// the product with these values.
+// The scores of a tile are multiplied before the values of the tile before it, so that the softmax runs
+// beside the product with these values.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, FORWARD_BLOCKS)
 attention_forward(const num *q, const num *k, const num *v, num *o, float *lse, i64 n, i64 m, i64 d, i64 heads,
        STRIDES(q), STRIDES(k), STRIDES(v), STRIDES(o), float scale) {

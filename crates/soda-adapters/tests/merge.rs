@@ -64,7 +64,8 @@ fn the_mean_of_equal_adapters_is_the_adapter() {
     for method in methods() {
         let plan = trained(&method, &net);
         let merged = Plan::merge([(plan.clone(), 0.3), (plan.clone(), 0.7)], GEODESIC).unwrap();
-        assert!(difference(weight(merged, &net), weight(plan, &net)) < 1e-5, "{}", method.name());
+        let error = difference(weight(merged, &net), weight(plan, &net));
+        assert!(error < 1e-5, "{}: {error:.1e}", method.name());
     }
 }
 

@@ -24,7 +24,6 @@ impl Run {
 fn run_id(arm: &str, config: &TrainConfig) -> String {
     let data = config.data.file_name().unwrap_or_default().to_string_lossy();
     // A configuration that was read from TOML can be written as TOML.
-    let hash = Sha256::digest(config.to_toml().unwrap_or_default());
-    let hash: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("{arm}-{data}-{}-{hash}", config.seed)
+    let hash = format!("{:x}", Sha256::digest(config.to_toml().unwrap_or_default()));
+    format!("{arm}-{data}-{}-{}", config.seed, &hash[..8])
 }

@@ -169,7 +169,7 @@ fn attention_beside_a_gated_mlp() {
         let direction = random([batch, tokens, heads * width + inner]);
         let of = |trained| {
             let f = |[x]: [Tensor<3>; 1]| layer(x, FloatDType::F32, trained);
-            run(&device, &[x.clone()], FloatDType::F32, f, &direction)
+            run(&device, std::array::from_ref(&x), FloatDType::F32, f, &direction)
         };
         let ((ours, grads), (theirs, their_grads)) = (of(true), of(false));
         assert!(distance(ours, theirs) <= EXACT);

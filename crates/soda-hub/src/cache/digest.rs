@@ -70,13 +70,13 @@ impl Hasher {
     pub(crate) fn finish(self) -> Result<(), String> {
         match self {
             Self::Sha256(expected, hasher) => {
-                let found = hex(&hasher.finalize());
+                let found = format!("{:x}", hasher.finalize());
                 let reason = || format!("its SHA-256 is {found}, not {expected}");
                 (found == expected).then_some(()).ok_or_else(reason)
             }
             Self::Sha1(expected, plain, git) => {
-                let found = git.map(|git| hex(&git.finalize()));
-                let plain = hex(&plain.finalize());
+                let found = git.map(|git| format!("{:x}", git.finalize()));
+                let plain = format!("{:x}", plain.finalize());
                 let is_equal = plain == expected || found.as_ref() == Some(&expected);
                 let found = found.unwrap_or(plain);
                 let reason = || format!("its SHA-1 is {found}, not {expected}");
@@ -85,10 +85,6 @@ impl Hasher {
             Self::Unknown => Ok(()),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ fn file_name(a: &Tensor<2>, tag: &Tag) -> Result<String, LinalgError> {
         hash.update(bytes);
         hash.finalize()
     })?;
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".svd")
+    Ok(format!("{digest:x}.svd"))
 }
 
 fn cache_error(path: &Path, source: io::Error) -> LinalgError {

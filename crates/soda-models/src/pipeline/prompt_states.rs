@@ -115,6 +115,5 @@ pub(super) fn weights_hash<M: Module>(network: &M) -> String {
     for (path, format, sum) in stored_checksums(network) {
         lines.0 += &format!("{path} {format:?} {sum:016x} ");
     }
-    let hash = Sha256::new_with_prefix(lines.0).finalize();
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(lines.0))
 }

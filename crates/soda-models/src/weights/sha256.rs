@@ -23,5 +23,5 @@ pub fn sha256(path: &Path) -> Result<String, ModelError> {
             read => hasher.update(&buffer[..read]),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:x}", hasher.finalize()))
 }

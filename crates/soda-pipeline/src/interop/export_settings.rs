@@ -278,7 +278,7 @@ impl Hashes {
 
 /// The SHA-256 of `bytes` in hexadecimal.
 fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// Writes a time in ISO 8601, to the second, in UTC and without a zone.

@@ -106,6 +106,12 @@ impl ObjectiveConfig {
         if !positive(self.dco_beta) {
             return refuse("objective.dco_beta", "more than 0");
         }
+        if self.loss != Loss::Dco && self.dco_beta != Self::default().dco_beta {
+            return Err(ConfigError::Conflict(
+                "`objective.dco_beta` belongs to `objective.loss = \"dco\"`: set that, or remove \
+                 `objective.dco_beta`",
+            ));
+        }
         if self.min_snr_gamma.is_some_and(|gamma| !positive(gamma)) {
             return refuse("objective.min_snr_gamma", "more than 0");
         }

@@ -397,6 +397,7 @@ mod tests {
             ("optimizer.ema_decay=1.5", "optimizer.ema_decay"),
             ("optimizer.flat=prodigy", "optimizer.spectrum_lr"),
             ("objective.dco_beta=0", "objective.dco_beta"),
+            ("objective.dco_beta=500", "objective.loss = \"dco\""),
             ("objective.timesteps=[5, 5]", "objective.timesteps"),
             ("objective.min_snr_gamma=-1", "objective.min_snr_gamma"),
             ("validation.held_out=1", "validation.held_out"),

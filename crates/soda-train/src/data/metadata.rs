@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use soda_models::input_file::SizeLimit;
 use unicode_normalization_alignments::UnicodeNormalization as _;
 
@@ -40,6 +41,9 @@ impl Metadata {
             file_name: String,
             text: String,
             repeats: Option<usize>,
+            /// Columns for other programs, which Hugging Face's ImageFolder allows.
+            #[serde(flatten)]
+            columns: BTreeMap<String, IgnoredAny>,
         }
         let path = Self::path_in(folder);
         let mut metadata = Self { path, ..Self::default() };
@@ -50,10 +54,14 @@ impl Metadata {
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let number = index + 1;
             let invalid = |reason: String| metadata.invalid(number, reason);
-            let Line { file_name, text, repeats } =
+            let Line { file_name, text, repeats, columns } =
                 serde_json::from_str(line).map_err(|error| {
                     invalid(format!("expected {{\"file_name\": ..., \"text\": ...}}: {error}"))
                 })?;
+            let meant = |key: &&String| strsim::damerau_levenshtein(key.as_str(), "repeats") <= 2;
+            if let Some(key) = columns.keys().find(meant) {
+                return Err(invalid(format!("did you mean `repeats` by `{key}`?")).into());
+            }
             if repeats == Some(0) {
                 return Err(invalid("`repeats` is 0; remove the picture instead".to_owned()).into());
             }
@@ -182,14 +190,24 @@ pub(super) fn caption_file(image: &Path) -> Option<PathBuf> {
     all.find(|path| path.exists())
 }
 
-/// The content of `subject.json` or `style.json`.
+/// The content of `subject.json` or `style.json`. A key of another name is an error.
 #[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SubjectFile {
     pub(super) identifier: Option<String>,
     pub(super) class: Option<String>,
     pub(super) phrase: Option<String>,
     #[serde(default)]
     pub(super) eval_prompts: Vec<String>,
+    // Words for people and other programs, which training does not read.
+    #[serde(rename = "name")]
+    _name: Option<IgnoredAny>,
+    #[serde(rename = "description")]
+    _description: Option<IgnoredAny>,
+    #[serde(rename = "instance_prompt")]
+    _instance_prompt: Option<IgnoredAny>,
+    #[serde(rename = "class_prompt")]
+    _class_prompt: Option<IgnoredAny>,
 }
 
 impl SubjectFile {
@@ -223,6 +241,29 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
     use super::*;
+
+    #[test]
+    fn misspelt_keys_are_named_and_other_columns_are_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = |text: &str| {
+            std::fs::write(Metadata::path_in(folder.path()), text).unwrap();
+            Metadata::read(folder.path()).map(|read| read.entries.len())
+        };
+        let other = r#"{"file_name": "0.png", "text": "a", "repeats": 2, "artist": ["b"]}"#;
+        assert_eq!(lines(other).unwrap(), 1);
+        let misspelt = r#"{"file_name": "0.png", "text": "a", "repeat": 2}"#;
+        let message = lines(misspelt).unwrap_err().to_string();
+        assert!(message.contains("did you mean `repeats` by `repeat`"), "{message}");
+
+        let subject = |text: &str| {
+            std::fs::write(folder.path().join("subject.json"), text).unwrap();
+            SubjectFile::read(folder.path()).map(|read| read.trigger())
+        };
+        let known = r#"{"name": "m", "class": "mug", "identifier": "sks", "description": "red"}"#;
+        assert_eq!(subject(known).unwrap(), ["sks mug"]);
+        let message = subject(r#"{"identifer": "sks"}"#).unwrap_err().to_string();
+        assert!(message.contains("identifer"), "{message}");
+    }
 
     #[test]
     fn file_names_are_paths_below_the_folder() {

@@ -115,7 +115,7 @@ pub(crate) fn to_images(data: &TensorData) -> Option<Vec<RgbImage>> {
 
 /// The hexadecimal digits of a hash.
 pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", hash.finalize())
 }
 
 #[cfg(test)]

@@ -6,13 +6,20 @@ use crate::data::encoded_dataset::EncodedDataset;
 use crate::data::masks;
 use crate::event::Event;
 
-/// Reports problems of the data, and how it is used.
+/// Reports problems of the data, and how it is used, and rates that are never reached.
 pub(super) fn describe_data(
     config: &TrainConfig,
     data: &EncodedDataset,
     dataset: &Dataset,
     on_event: &mut dyn FnMut(Event<'_>),
 ) {
+    let warmup = config.optimizer.warmup_steps;
+    if warmup > 0 && warmup >= config.steps {
+        on_event(Event::Warning(&format!(
+            "the run ends before its rates are reached: `optimizer.warmup_steps` is {warmup}, `steps` is {}",
+            config.steps
+        )));
+    }
     for caption in &data.truncated_captions {
         on_event(Event::Warning(&format!(
             "a caption is too long for the text encoder and was cut: {caption}"

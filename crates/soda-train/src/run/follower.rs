@@ -1,13 +1,12 @@
 //! A rank that computes its share of the steps and writes nothing.
 //!
-//! It does what [`TrainingLoop`](super::training_loop::TrainingLoop) does with the other ranks, in the same
-//! order: sums, comparisons, validation losses, by which a run may end early, and samples.
+//! [`training_loop::run`] calls it in the order of rank 0.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use soda_adapters::for_inference;
-use soda_models::pipeline::Pipeline;
+use soda_models::pipeline::{Networks, Pipeline};
 use tracing::info_span;
 
 use crate::config::TrainConfig;
@@ -21,13 +20,12 @@ use crate::eval::validation::Validation;
 use crate::event::{Event, SAMPLING, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::run::checkpoint::Checkpoint;
-use crate::run::due::{
-    are_samples_due, has_lost_patience, is_score_due, is_validation_due, older_best,
-};
+use crate::run::due::is_score_due;
 use crate::run::history::{History, StepScore, ValidationMetrics};
 use crate::run::personalisation::Personalisation;
 use crate::run::preparation::{self, Encodings};
 use crate::run::rank_start;
+use crate::run::training_loop::{self, Ending, Progress, Role};
 use crate::step::ranks::Ranks;
 use crate::step::trainer::{StepData, Trainer};
 
@@ -75,10 +73,16 @@ impl Personalisation {
         sampler.sample_base(SAMPLING_BEFORE, on_event)?;
         let trainer = preparation::trainer(&config, sampler.pipeline, plan, &ranks, with_graph)?;
         on_event(Event::Stage { name: TRAINING });
-        let data = StepData { data: &data, prior: prior.as_ref(), schedule: &schedule };
-        let follower = Follower { config: &config, ranks: &ranks, validation, stop };
-        let trainer = follower.run(trainer, checkpoint, &data, &mut sampler, on_event)?;
-        let networks = for_inference(trainer.networks(), &config.method);
+        let follower = Follower {
+            config: &config,
+            ranks: &ranks,
+            data: StepData { data: &data, prior: prior.as_ref(), schedule: &schedule },
+            validation,
+            sampler: &mut sampler,
+            stop,
+            on_event,
+        };
+        let networks = for_inference(follower.run(trainer, checkpoint)?, &config.method);
         sampler.sample_with(networks, SAMPLING_AFTER, on_event)?;
         Ok(())
     }
@@ -103,86 +107,41 @@ fn class_images(
     prior::encode(pipeline, config, &examples, cache, division, on_event).map(Some)
 }
 
-/// The steps of a rank.
-struct Follower<'a> {
+/// What a rank needs for its share of the steps.
+struct Follower<'a, 's> {
     config: &'a TrainConfig,
     ranks: &'a Ranks,
+    data: StepData<'a>,
     validation: Option<Validation>,
+    sampler: &'a mut Sampler<'s>,
     stop: &'a AtomicBool,
+    on_event: &'a mut dyn FnMut(Event<'_>),
 }
 
-impl<'a> Follower<'a> {
-    /// Runs to the last step. Returns the trainer with the parameters that rank 0 ends with.
+impl<'a> Follower<'a, '_> {
+    /// Runs to the last step. Returns the networks with the parameters that rank 0 ends with.
     fn run(
-        &self,
+        mut self,
         trainer: Trainer<'a>,
         checkpoint: Option<Checkpoint>,
-        data: &StepData<'_>,
-        sampler: &mut Sampler<'_>,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Trainer<'a>, TrainError> {
-        let (mut trainer, mut history) = self.restore(trainer, checkpoint, data)?;
-        let total = self.config.steps;
-        trainer.agree()?;
-        if history.steps.is_empty() {
-            self.validate(&trainer, &mut history)?;
-        }
-        if are_samples_due(self.config, trainer.steps_done()) && rank_start::take_flag(self.ranks)?
-        {
-            self.sample(&trainer, &mut history, sampler, on_event)?;
-        }
-        while trainer.steps_done() < total && !has_lost_patience(self.config, &history) {
-            let span = info_span!("step").entered();
-            let (metrics, stopping) = trainer.step_unless(data, self.stop)?;
-            trainer.agree()?;
-            span.exit();
-            if stopping {
-                self.stop.store(true, Ordering::Relaxed);
-            }
-            history.steps.push(metrics);
-            let done = trainer.steps_done();
-            on_event(Event::Progress { done, total, loss: Some(metrics.loss) });
-            if is_validation_due(self.config, done) {
-                self.validate(&trainer, &mut history)?;
-            }
-            if are_samples_due(self.config, done) {
-                self.sample(&trainer, &mut history, sampler, on_event)?;
-            }
-            let last = done == total || has_lost_patience(self.config, &history);
-            if stopping && !last {
-                return Err(TrainError::RankStopped { rank: self.ranks.rank(), step: done });
-            }
-        }
-        if older_best(self.config, &history, trainer.steps_done()).is_none() {
-            return Ok(trainer);
-        }
-        let best = rank_start::take_checkpoint(self.ranks)?;
-        best.and_then(|best| trainer.restored(best.state)).ok_or_else(other_settings)
+    ) -> Result<Networks, TrainError> {
+        let (progress, stop) = (self.restore(trainer, checkpoint)?, self.stop);
+        Ok(training_loop::run(&mut self, progress, stop)?.trainer.networks())
     }
 
     fn restore(
         &self,
         trainer: Trainer<'a>,
         checkpoint: Option<Checkpoint>,
-        data: &StepData<'_>,
-    ) -> Result<(Trainer<'a>, History), TrainError> {
-        let Some(Checkpoint { state, history, data: digest, .. }) = checkpoint else {
-            return Ok((trainer, History::default()));
+    ) -> Result<Progress<'a>, TrainError> {
+        let Some(Checkpoint { state, history, data, .. }) = checkpoint else {
+            return Ok(Progress { trainer, history: History::default(), seconds: 0.0 });
         };
-        if digest != data.digest() {
+        if data != self.data.digest() {
             return Err(CheckpointError::OtherData(self.config.data.clone()).into());
         }
-        Ok((trainer.restored(state).ok_or_else(other_settings)?, history))
-    }
-
-    /// Measures this rank's share of the validation loss, and takes the loss of all from rank 0.
-    fn validate(&self, trainer: &Trainer<'_>, history: &mut History) -> Result<(), TrainError> {
-        let Some(validation) = &self.validation else { return Ok(()) };
-        validation.loss(&trainer.networks(), trainer.has_graphs(), self.ranks.division())?;
-        let loss = self.measured_by_rank_0()?;
-        let step = trainer.steps_done();
-        history.validation.push(ValidationMetrics { step, loss, orthogonality: 0.0 });
-        Ok(())
+        let trainer = trainer.restored(state).ok_or_else(other_settings)?;
+        Ok(Progress { trainer, history, seconds: 0.0 })
     }
 
     /// A value that rank 0 has measured.
@@ -190,23 +149,75 @@ impl<'a> Follower<'a> {
         let bytes = self.ranks.reduce().broadcast(Vec::new(), size_of::<f32>())?;
         Ok(bytes.try_into().map_or(f32::NAN, f32::from_le_bytes))
     }
+}
 
-    /// Draws this rank's share of the samples, and takes the score of all from rank 0.
-    fn sample(
-        &self,
-        trainer: &Trainer<'_>,
-        history: &mut History,
-        sampler: &mut Sampler<'_>,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), TrainError> {
-        let networks = for_inference(trainer.networks(), &self.config.method);
-        sampler.sample_with(networks, SAMPLING, on_event)?;
-        let step = trainer.steps_done();
-        if is_score_due(self.config, step) {
-            history.add_score(StepScore { step, score: self.measured_by_rank_0()? });
-        }
-        on_event(Event::Stage { name: TRAINING });
+impl<'a> Role<'a> for Follower<'a, '_> {
+    fn config(&self) -> &TrainConfig {
+        self.config
+    }
+
+    fn step(&mut self, progress: &mut Progress<'a>) -> Result<bool, TrainError> {
+        let _span = info_span!("step").entered();
+        let (metrics, stopping) = progress.trainer.step_unless(&self.data, self.stop)?;
+        progress.trainer.agree()?;
+        progress.history.steps.push(metrics);
+        Ok(stopping)
+    }
+
+    fn report(&mut self, progress: &Progress<'a>) -> Result<(), TrainError> {
+        let loss = progress.history.steps.last().map(|metrics| metrics.loss);
+        (self.on_event)(Event::Progress { done: progress.done(), total: self.config.steps, loss });
         Ok(())
+    }
+
+    /// Measures this rank's share, and takes the loss of all from rank 0.
+    fn validate(&mut self, progress: &mut Progress<'a>) -> Result<(), TrainError> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let (trainer, division) = (&progress.trainer, self.ranks.division());
+        validation.loss(&trainer.networks(), trainer.has_graphs(), division)?;
+        let (step, loss) = (progress.done(), self.measured_by_rank_0()?);
+        progress.history.validation.push(ValidationMetrics { step, loss, orthogonality: 0.0 });
+        Ok(())
+    }
+
+    fn misses_samples(&mut self, _progress: &Progress<'a>) -> Result<bool, TrainError> {
+        rank_start::take_flag(self.ranks)
+    }
+
+    /// Draws this rank's share, and takes the score of all from rank 0.
+    fn sample(&mut self, progress: &mut Progress<'a>) -> Result<(), TrainError> {
+        let networks = for_inference(progress.trainer.networks(), &self.config.method);
+        self.sampler.sample_with(networks, SAMPLING, self.on_event)?;
+        let step = progress.done();
+        if is_score_due(self.config, step) {
+            let score = self.measured_by_rank_0()?;
+            progress.history.add_score(StepScore { step, score });
+        }
+        (self.on_event)(Event::Stage { name: TRAINING });
+        Ok(())
+    }
+
+    fn settle(
+        &mut self,
+        progress: &Progress<'a>,
+        sampled: Result<(), TrainError>,
+        ending: Ending,
+    ) -> Result<(), TrainError> {
+        sampled?;
+        if ending.stopped {
+            let (rank, step) = (self.ranks.rank(), progress.done());
+            return Err(TrainError::RankStopped { rank, step });
+        }
+        Ok(())
+    }
+
+    fn restore_best(
+        &mut self,
+        trainer: Trainer<'a>,
+        _step: usize,
+    ) -> Result<Trainer<'a>, TrainError> {
+        let best = rank_start::take_checkpoint(self.ranks)?;
+        best.and_then(|best| trainer.restored(best.state)).ok_or_else(other_settings)
     }
 }
 

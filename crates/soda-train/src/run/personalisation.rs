@@ -32,12 +32,12 @@ use crate::run::base_model;
 use crate::run::checkpoint::Checkpoint;
 use crate::run::data_notes::bucket_sizes;
 use crate::run::fingerprint::RunFingerprint;
+use crate::run::leader::{Leader, TrainedRun, orthogonality_defect};
 use crate::run::preparation::{self, Encodings};
 use crate::run::rank_start;
 use crate::run::report::ReportImages;
 use crate::run::results::{adapter_file, finish, header, score, write_training_results};
 use crate::run::summary::RunSummary;
-use crate::run::training_loop::{TrainedRun, TrainingLoop, orthogonality_defect};
 use crate::step::adapted_networks::{check_method, check_targets};
 use crate::step::ranks::Ranks;
 use crate::step::trainer::StepData;
@@ -279,7 +279,7 @@ impl Personalisation {
         let header = header(&config, &dataset, sampler.pipeline.text.prompt_encoding());
         let tensorboard = folder.file(RunFolder::TENSORBOARD);
         let mut events = config.tensorboard.then(|| Events::create(&tensorboard)).transpose()?;
-        let training = TrainingLoop {
+        let leader = Leader {
             config: &config,
             folder: &folder,
             header: &header,
@@ -290,10 +290,12 @@ impl Personalisation {
             events: events.as_mut(),
             log,
             ranks: &ranks,
+            sampler: &mut sampler,
+            stop,
+            on_event,
         };
         let span = info_span!("train").entered();
-        let trained = training.run(trainer, checkpoint, &mut sampler, stop, on_event)?;
-
+        let trained = leader.run(trainer, checkpoint)?;
         span.exit();
         let span = info_span!("write adapter").entered();
         let orthogonality = orthogonality_defect(&config.method, &named_params(&trained.networks));

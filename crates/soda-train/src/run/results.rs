@@ -16,9 +16,9 @@ use crate::event::Event;
 use crate::output::run_folder::RunFolder;
 use crate::output::tensorboard::Events;
 use crate::run::history::{History, running_mean};
+use crate::run::leader::TrainedRun;
 use crate::run::report::{ReportImages, loss_chart, report};
 use crate::run::summary::RunSummary;
-use crate::run::training_loop::TrainedRun;
 use crate::step::adapted_networks::AdaptedNetworks;
 
 /// The header of the adapter's file, without the summary of the training.

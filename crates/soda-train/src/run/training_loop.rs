@@ -1,7 +1,7 @@
 //! The steps of a run and what comes between them, in the order that all ranks keep.
 //!
-//! Ranks meet in sums of gradients, comparisons, broadcasts and samples. A rank in another order would hang or
-//! take other numbers for its own, so that one function calls them for rank 0 and for all others.
+//! Ranks meet in sums of gradients, comparisons, broadcasts and samples. A rank in another order would hang,
+//! or take other numbers for its own, so that one function calls them for rank 0 and for all others.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -187,7 +187,11 @@ pub(crate) fn disturb<M: Method, N: Module>(method: &M, net: N) -> N {
 fn orthogonal(skew: Tensor<3>) -> Tensor<3> {
     let identity = Tensor::<2>::eye(skew.dims()[2], &skew.device()).cast(skew.dtype());
     let identity = skew.zeros_like() + identity.unsqueeze_dim(0);
+    // The series converges below a norm of 1, and slowly near it. Singular values of a skew-symmetric matrix
+    // are pairs, so that the largest is at most 0.64 if the Frobenius norm is 0.9.
     let half = skew.mul_scalar(0.5);
+    let norm = half.clone().square().sum_dim(2).sum_dim(1).sqrt();
+    let half = half / norm.div_scalar(0.9).clamp_min(1.0);
     let mut inverse = identity.clone();
     for _ in 0..60 {
         inverse = identity.clone() + matmul(half.clone(), inverse);

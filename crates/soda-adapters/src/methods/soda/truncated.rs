@@ -77,6 +77,14 @@ impl TruncatedSpectrum {
         }
     }
 
+    /// Whether both shift the same singular values along the same vectors, to the bit.
+    fn has_triples_of(&self, other: &Self) -> bool {
+        fn same<const D: usize>(a: &Param<Tensor<D>>, b: &Param<Tensor<D>>) -> bool {
+            a.dims() == b.dims() && a.val().equal(b.val()).all().into_scalar::<bool>()
+        }
+        same(&self.s, &other.s) && same(&self.left, &other.left) && same(&self.right, &other.right)
+    }
+
     /// `U_k diag(max(δ, -s_k))`, `[out, k]`.
     pub(crate) fn scaled_right(&self) -> Tensor<2> {
         scale_columns(self.right.val(), self.delta.val(), self.s.val().neg())
@@ -87,10 +95,19 @@ impl TruncatedSpectrum {
         Self { delta: self.delta.map(|delta| delta.mul_scalar(t)), ..self }
     }
 
-    /// The weighted sum of several shifts: all their triples, side by side.
+    /// The weighted sum of several shifts. Those of the same triples are added, so that their bound holds for
+    /// the sum. Otherwise all triples are side by side.
     pub(crate) fn merge(weighted: Vec<(f64, Self)>) -> Option<Self> {
         if weighted.len() < 2 {
             return weighted.into_iter().next().map(|(weight, shift)| shift.at_strength(weight));
+        }
+        if weighted.windows(2).all(|pair| pair[0].1.has_triples_of(&pair[1].1)) {
+            let sum = weighted
+                .iter()
+                .map(|(weight, shift)| shift.delta.val().mul_scalar(*weight))
+                .reduce(|sum, delta| sum + delta)?;
+            let (_, Self { left, right, s, .. }) = weighted.into_iter().next()?;
+            return Some(Self::from_parts(sum, left.val(), right.val(), s.val()));
         }
         let vectors = |select: fn(&Self) -> &Param<Tensor<2>>| {
             Tensor::cat(weighted.iter().map(|(_, shift)| select(shift).val()).collect(), 1)

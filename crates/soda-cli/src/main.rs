@@ -16,6 +16,7 @@ mod launcher;
 mod memory_meter;
 mod out_of_memory;
 mod progress;
+mod prompt_syntax;
 mod ranks;
 mod remedy;
 mod sampler_label;

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use burn::tensor::FloatDType;
 use clap::Args;
 use serde_json::Value;
-use soda_models::pipeline::LoadOptions;
-use soda_pipeline::counted;
+use soda_adapters::{AnyAdapter, Plan};
+use soda_models::pipeline::{LoadOptions, Networks, Pipeline};
 use soda_pipeline::interop::{
     AlphaRule, CompressedLora, CompressionBudget, ExportSettings, compress_to_lora, round_for_peft,
     write_diff, write_diffusers, write_embeddings, write_kohya, write_peft,
 };
+use soda_pipeline::{AdapterFile, counted};
 
 use crate::adapter_loading::BaseModel;
 use crate::args::{CacheArg, DeviceArg, finite};
@@ -87,6 +89,18 @@ pub(crate) enum ExportFormat {
 /// The largest relative error of a layer where `--error` is not given.
 const MAX_ERROR: f64 = 0.05;
 
+impl ExportArgs {
+    /// The largest relative error of a layer.
+    fn max_error(&self) -> f64 {
+        self.error.unwrap_or(MAX_ERROR)
+    }
+
+    /// The dtype of the file's tensors.
+    fn written_dtype(&self) -> FloatDType {
+        self.dtype.unwrap_or_else(|| self.format.default_dtype(self.max_error())).into()
+    }
+}
+
 impl ExportFormat {
     /// The precision of a file with this relative error.
     fn default_dtype(self, error: f64) -> Precision {
@@ -98,8 +112,43 @@ impl ExportFormat {
 }
 
 pub(crate) fn run(args: ExportArgs) -> Result<()> {
-    let max_error = args.error.unwrap_or(MAX_ERROR);
-    require(max_error >= 0.0, "--error must be a number from 0 (lossless) up")?;
+    check(&args)?;
+    let base = find_base(&args.base, None)?;
+    let device = args.device.device.open()?;
+    let base = BaseModel {
+        path: &base,
+        options: LoadOptions::default(),
+        cache: args.cache.open()?,
+        device: &device,
+    };
+    let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
+    if args.format == ExportFormat::Embeddings {
+        return write_words(&args, &file);
+    }
+    file.check_has_weights()?;
+    for word in file.embeddings.keys() {
+        Progress::default().warn(&format!(
+            "the word {word} is not in this file: export it with --format embeddings beside it"
+        ));
+    }
+    warn_of_encoding(&pipeline, &args.out);
+    warn_of_schedule(&file.header.schedule, &args.out);
+    let networks = pipeline.networks();
+    let settings = settings(&args, &pipeline, &file);
+    if args.format == ExportFormat::Diff {
+        let error = write_diff(&plan, &networks, &settings, &args.out)?;
+        let precision =
+            if error == 0.0 { "exact".to_owned() } else { format!("relative error {error:.2e}") };
+        let (out, deltas) = (args.out.display(), plan.paths().len());
+        print_result(&format!("{out}: {}, {precision}", counted(deltas, "delta")));
+        return Ok(());
+    }
+    write_lora(&args, &file, &plan, &networks, &settings)
+}
+
+/// Checks the settings and the path of the result.
+fn check(args: &ExportArgs) -> Result<()> {
+    require(args.max_error() >= 0.0, "--error must be a number from 0 (lossless) up")?;
     // PEFT has no field for the strength of these methods. Only the LoRA formats can express it.
     require(
         args.format != ExportFormat::Peft || args.strength == 1.0,
@@ -125,43 +174,29 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
         )?;
     }
     ensure!(!args.out.exists(), "{} exists; give another --out", args.out.display());
-    let base = find_base(&args.base, None)?;
-    let device = args.device.device.open()?;
-    let base = BaseModel {
-        path: &base,
-        options: LoadOptions::default(),
-        cache: args.cache.open()?,
-        device: &device,
-    };
-    let (pipeline, file, plan) = base.load_plan(&args.adapter, args.strength)?;
-    if !words {
-        file.check_has_weights()?;
+    Ok(())
+}
+
+/// Writes the new words of an adapter.
+fn write_words(args: &ExportArgs, file: &AdapterFile) -> Result<()> {
+    ensure!(
+        !file.embeddings.is_empty(),
+        "{} has no new words; those of a run are `tokens.words`",
+        args.adapter.display()
+    );
+    for path in write_embeddings(&file.embeddings, &args.out)? {
+        print_result(&path.display().to_string());
     }
-    if words {
-        ensure!(
-            !file.embeddings.is_empty(),
-            "{} has no new words; those of a run are `tokens.words`",
-            args.adapter.display()
-        );
-        for path in write_embeddings(&file.embeddings, &args.out)? {
-            print_result(&path.display().to_string());
-        }
-        return Ok(());
-    }
-    for word in file.embeddings.keys() {
-        Progress::default().warn(&format!(
-            "the word {word} is not in this file: export it with --format embeddings beside it"
-        ));
-    }
-    warn_of_encoding(&pipeline, &args.out);
-    warn_of_schedule(&file.header.schedule, &args.out);
-    let networks = pipeline.networks();
-    let dtype = args.dtype.unwrap_or_else(|| args.format.default_dtype(max_error)).into();
-    let mut settings = ExportSettings::new(&pipeline);
+    Ok(())
+}
+
+/// What the file says of itself.
+fn settings(args: &ExportArgs, pipeline: &Pipeline, file: &AdapterFile) -> ExportSettings {
+    let mut settings = ExportSettings::new(pipeline);
     settings.title = args.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     settings.trigger.clone_from(&file.header.trigger);
     settings.base_name.clone_from(&file.header.base);
-    settings.dtype = dtype;
+    settings.dtype = args.written_dtype();
     let number = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
     let training = &file.header.training;
     if let Some(side) = number(&training["config"]["resolution"]) {
@@ -175,24 +210,28 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
     if let Ok(created) = args.adapter.metadata().and_then(|file| file.modified()) {
         settings.created = created;
     }
-    if args.format == ExportFormat::Diff {
-        let error = write_diff(&plan, &networks, &settings, &args.out)?;
-        let precision =
-            if error == 0.0 { "exact".to_owned() } else { format!("relative error {error:.2e}") };
-        let (out, deltas) = (args.out.display(), plan.paths().len());
-        print_result(&format!("{out}: {}, {precision}", counted(deltas, "delta")));
-        return Ok(());
-    }
-    let budget = CompressionBudget { error: max_error, max_rank: args.max_rank };
-    let mut lora = compress_to_lora(&plan, &networks, budget)?;
+    settings
+}
+
+/// Writes the adapter as LoRA, of which it tells the error.
+fn write_lora(
+    args: &ExportArgs,
+    file: &AdapterFile,
+    plan: &Plan<AnyAdapter>,
+    networks: &Networks,
+    settings: &ExportSettings,
+) -> Result<()> {
+    let dtype = args.written_dtype();
+    let budget = CompressionBudget { error: args.max_error(), max_rank: args.max_rank };
+    let mut lora = compress_to_lora(plan, networks, budget)?;
     match args.format {
         ExportFormat::Kohya => {
-            lora.round(&plan, dtype, settings.kohya_alpha());
-            write_kohya(&lora, &settings, &args.out)?;
+            lora.round(plan, dtype, settings.kohya_alpha());
+            write_kohya(&lora, settings, &args.out)?;
         }
         ExportFormat::Diffusers => {
-            lora.round(&plan, dtype, AlphaRule::OwnRank);
-            write_diffusers(&lora, &settings, &args.out)?;
+            lora.round(plan, dtype, AlphaRule::OwnRank);
+            write_diffusers(&lora, settings, &args.out)?;
         }
         ExportFormat::Peft => {
             let methods = file
@@ -200,8 +239,8 @@ pub(crate) fn run(args: ExportArgs) -> Result<()> {
                 .iter()
                 .map(|(component, adapter)| (*component, &adapter.recipe.method))
                 .collect();
-            write_peft(&methods, &plan, &lora, dtype, &args.out)?;
-            round_for_peft(&mut lora, &plan, dtype);
+            write_peft(&methods, plan, &lora, dtype, &args.out)?;
+            round_for_peft(&mut lora, plan, dtype);
         }
         ExportFormat::Diff | ExportFormat::Embeddings => {}
     }

@@ -19,6 +19,7 @@ use crate::args::{DeviceArg, MergedArgs, PromptEncodingArgs, WeightsArgs, finite
 use crate::base_model::{find_base, load_base_to_draw, usage_or_error, warn_of_sampler};
 use crate::device::shards;
 use crate::progress::{Progress, print_result};
+use crate::prompt_syntax::foreign_part;
 use crate::sampler_label::sampler_label;
 use crate::usage::{UsageError, require};
 
@@ -191,6 +192,10 @@ pub(crate) fn run(mut args: GenerateArgs) -> Result<()> {
         warn_of_sampler(&pipeline, &progress);
     }
     warn_of_guidance(&args, &pipeline, &progress);
+    let prompts = args.prompt.iter().chain([&args.negative]);
+    if let Some(text) = prompts.filter_map(|prompt| foreign_part(prompt)).next() {
+        progress.warn(&text);
+    }
     let side = pipeline.image_size();
     let [height, width] = [args.height, args.width].map(|s| s.map_or(side, |s| s as usize));
     let repeated = |prompt: &String| std::iter::repeat_n(prompt.clone(), args.count as usize);

@@ -12,7 +12,7 @@ mod attention;
 mod conv;
 mod conv_geometry;
 mod dequantize;
-mod geglu;
+mod gated;
 mod im2col;
 mod matmul;
 mod matrices;
@@ -20,7 +20,6 @@ mod norm;
 mod parallel;
 mod rms_norm_rotary;
 mod simd;
-mod swiglu;
 mod tensor;
 mod winograd;
 
@@ -30,6 +29,7 @@ use burn::backend::tensor::IntTensor;
 use burn::tensor::FloatDType;
 use burn::tensor::ops::ConvOptions;
 
+use self::gated::{Geglu, Swiglu};
 use self::tensor::{FlexTensor, all_f32};
 use crate::backend::{KernelGradients, Kernels};
 use crate::fallback;
@@ -91,11 +91,19 @@ impl Kernels for Flex {
     }
 
     fn geglu(x: FlexTensor) -> FlexTensor {
-        if all_f32(&[&x]) { geglu::forward(&x) } else { fallback::geglu::forward::<Self>(x) }
+        if all_f32(&[&x]) {
+            gated::forward::<Geglu>(&x)
+        } else {
+            fallback::geglu::forward::<Self>(x)
+        }
     }
 
     fn swiglu(x: FlexTensor) -> FlexTensor {
-        if all_f32(&[&x]) { swiglu::forward(&x) } else { fallback::swiglu::forward::<Self>(x) }
+        if all_f32(&[&x]) {
+            gated::forward::<Swiglu>(&x)
+        } else {
+            fallback::swiglu::forward::<Self>(x)
+        }
     }
 
     fn rms_norm_rotary(
@@ -175,14 +183,14 @@ impl KernelGradients for Flex {
 
     fn geglu_gradient(x: FlexTensor, bias: Option<FlexTensor>, dy: FlexTensor) -> FlexTensor {
         match bias {
-            None if all_f32(&[&x, &dy]) => geglu::gradient(&x, &dy),
+            None if all_f32(&[&x, &dy]) => gated::gradient::<Geglu>(&x, &dy),
             bias => fallback::geglu::gradient::<Self>(x, bias, dy),
         }
     }
 
     fn swiglu_gradient(x: FlexTensor, dy: FlexTensor) -> FlexTensor {
         if all_f32(&[&x, &dy]) {
-            return swiglu::gradient(&x, &dy);
+            return gated::gradient::<Swiglu>(&x, &dy);
         }
         fallback::swiglu::gradient::<Self>(x, dy)
     }

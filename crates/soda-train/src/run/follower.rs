@@ -21,7 +21,7 @@ use crate::event::{Event, SAMPLING, SAMPLING_AFTER, SAMPLING_BEFORE, TRAINING};
 use crate::output::run_folder::RunFolder;
 use crate::run::checkpoint::Checkpoint;
 use crate::run::due::is_score_due;
-use crate::run::history::{History, StepScore, ValidationMetrics};
+use crate::run::history::{StepScore, ValidationMetrics};
 use crate::run::personalisation::Personalisation;
 use crate::run::preparation::{self, Encodings};
 use crate::run::rank_start;
@@ -125,23 +125,10 @@ impl<'a> Follower<'a, '_> {
         trainer: Trainer<'a>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Networks, TrainError> {
-        let (progress, stop) = (self.restore(trainer, checkpoint)?, self.stop);
+        let stop = self.stop;
+        let progress =
+            Progress::restored(trainer, checkpoint, self.config, &self.data, other_settings)?;
         Ok(training_loop::run(&mut self, progress, stop)?.trainer.networks())
-    }
-
-    fn restore(
-        &self,
-        trainer: Trainer<'a>,
-        checkpoint: Option<Checkpoint>,
-    ) -> Result<Progress<'a>, TrainError> {
-        let Some(Checkpoint { state, history, data, .. }) = checkpoint else {
-            return Ok(Progress { trainer, history: History::default(), seconds: 0.0 });
-        };
-        if data != self.data.digest() {
-            return Err(CheckpointError::OtherData(self.config.data.clone()).into());
-        }
-        let trainer = trainer.restored(state).ok_or_else(other_settings)?;
-        Ok(Progress { trainer, history, seconds: 0.0 })
     }
 
     /// A value that rank 0 has measured.

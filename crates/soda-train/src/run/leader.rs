@@ -70,28 +70,17 @@ impl<'a> Leader<'a, '_> {
         trainer: Trainer<'a>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<TrainedRun, TrainError> {
-        let (progress, stop) = (self.restore(trainer, checkpoint)?, self.stop);
+        let stop = self.stop;
+        let other_settings = || self.other_settings();
+        let progress =
+            Progress::restored(trainer, checkpoint, self.config, &self.data, other_settings)?;
         let Progress { trainer, history, seconds } = training_loop::run(&mut self, progress, stop)?;
         Ok(TrainedRun { networks: trainer.networks(), history, seconds })
     }
 
-    /// The state of the checkpoint; that of `trainer` if there is no checkpoint.
-    fn restore(
-        &self,
-        trainer: Trainer<'a>,
-        checkpoint: Option<Checkpoint>,
-    ) -> Result<Progress<'a>, TrainError> {
-        let Some(Checkpoint { state, history, seconds, data, .. }) = checkpoint else {
-            return Ok(Progress { trainer, history: History::default(), seconds: 0.0 });
-        };
-        if data != self.data.digest() {
-            return Err(CheckpointError::OtherData(self.config.data.clone()).into());
-        }
-        let trainer = trainer.restored(state);
-        let checkpoints =
-            || CheckpointError::OtherSettings(self.folder.file(RunFolder::CHECKPOINTS));
-        let trainer = trainer.ok_or_else(checkpoints)?;
-        Ok(Progress { trainer, history, seconds })
+    /// The error of a checkpoint that does not fit the trainer.
+    fn other_settings(&self) -> TrainError {
+        CheckpointError::OtherSettings(self.folder.file(RunFolder::CHECKPOINTS)).into()
     }
 
     /// Whether this process draws samples alone, so that it may when it is asked. Otherwise all ranks draw
@@ -330,7 +319,7 @@ impl<'a> Role<'a> for Leader<'a, '_> {
         let folder = self.folder.file(RunFolder::CHECKPOINTS);
         let best = Checkpoint::read_best(&folder, step)?;
         rank_start::give_checkpoint(self.ranks, Some(&best))?;
-        trainer.restored(best.state).ok_or_else(|| CheckpointError::OtherSettings(folder).into())
+        trainer.restored(best.state).ok_or_else(|| self.other_settings())
     }
 }
 

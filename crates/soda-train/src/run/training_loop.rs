@@ -6,10 +6,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::TrainConfig;
-use crate::error::TrainError;
+use crate::error::{CheckpointError, TrainError};
+use crate::run::checkpoint::Checkpoint;
 use crate::run::due::{are_samples_due, has_lost_patience, is_validation_due, older_best};
 use crate::run::history::History;
-use crate::step::trainer::Trainer;
+use crate::step::trainer::{StepData, Trainer};
 
 /// The progress of a rank.
 pub(crate) struct Progress<'a> {
@@ -19,7 +20,28 @@ pub(crate) struct Progress<'a> {
     pub(crate) seconds: f64,
 }
 
-impl Progress<'_> {
+impl<'a> Progress<'a> {
+    /// The state of the checkpoint; that of `trainer` if there is no checkpoint.
+    ///
+    /// # Errors
+    /// A checkpoint of other data, or `other_settings` if it does not fit the trainer.
+    pub(crate) fn restored(
+        trainer: Trainer<'a>,
+        checkpoint: Option<Checkpoint>,
+        config: &TrainConfig,
+        data: &StepData<'_>,
+        other_settings: impl FnOnce() -> TrainError,
+    ) -> Result<Self, TrainError> {
+        let Some(Checkpoint { state, history, seconds, data: digest, .. }) = checkpoint else {
+            return Ok(Self { trainer, history: History::default(), seconds: 0.0 });
+        };
+        if digest != data.digest() {
+            return Err(CheckpointError::OtherData(config.data.clone()).into());
+        }
+        let trainer = trainer.restored(state).ok_or_else(other_settings)?;
+        Ok(Self { trainer, history, seconds })
+    }
+
     /// The number of finished steps.
     pub(crate) fn done(&self) -> usize {
         self.trainer.steps_done()

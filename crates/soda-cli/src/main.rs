@@ -227,11 +227,12 @@ mod tests {
             cache,
             ..MergedArgs::default()
         };
+        let fp8: &[&str] = &["base_precision=fp8", "activation_precision=fp8"];
         let small: &[&str] = &["precision=bf16", "base_precision=nf4", "offload=3"];
         for (merged, device, settings) in [
             (one, DeviceChoice::Wgpu(Some(3)), small),
             (two, DeviceChoice::Cpu, &["text_encoder_offload=2"]),
-            (MergedArgs::default(), DeviceChoice::Auto, &[]),
+            (MergedArgs::default(), DeviceChoice::Auto, fp8),
         ] {
             let mut table = soda_train::preset("toybox").expect("a preset");
             for setting in ["base=b", "data=d"].iter().chain(settings) {

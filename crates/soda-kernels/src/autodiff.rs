@@ -11,7 +11,7 @@ use crate::fallback::parallel_attention::ParallelOptions;
 use crate::host_matrix::HostMatrix;
 use crate::ops::{
     attention, bias_residual, concat_channels, conv, geglu, linear_stored, low_rank, matmul, norm,
-    parallel_attention, rms_norm_rotary, scale_columns, swiglu,
+    parallel_attention, rms_norm_rotary, scale_columns, swiglu, upsample,
 };
 use crate::quantize::QuantLayout;
 
@@ -27,6 +27,15 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         b: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         low_rank::record::<B, C>(x, w, a, b)
+    }
+
+    fn add_low_rank(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        low_rank::record_sum::<B, C>(y, x, a, b)
     }
 
     fn dequantize_matrix(
@@ -168,5 +177,9 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         floor: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         scale_columns::record::<B, C>(l, gain, floor)
+    }
+
+    fn upsample_nearest(x: FloatTensor<Self>, height: usize, width: usize) -> FloatTensor<Self> {
+        upsample::record::<B, C>(x, height, width)
     }
 }

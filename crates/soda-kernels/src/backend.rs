@@ -67,6 +67,17 @@ pub trait Kernels: Backend {
         fallback::low_rank::forward::<Self>(x, w, a, b).y
     }
 
+    /// The sum `y + (x a) b` for `y` `[rows, out]` and factors as of
+    /// [`linear_low_rank`](Self::linear_low_rank).
+    fn add_low_rank(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        fallback::low_rank::update::<Self>(y, x, a, b).y
+    }
+
     /// The quantized matrix `[rows, columns]` in `dtype`, from its words and scales.
     fn dequantize_matrix(
         words: IntTensor<Self>,
@@ -77,15 +88,15 @@ pub trait Kernels: Backend {
         fallback::dequantize::dequantize::<Self>(words, scales, layout, dtype)
     }
 
-    /// The product `x W'` for `x` `[n, columns]` and the quantized matrix `W` `[rows, columns]`.
+    /// The product `x W'` for `x` `[n, columns]` and the quantized matrix `W` `[rows, columns]`. The rows of
+    /// `x` are rounded to the layout's format of activations.
     fn linear_quantized(
         x: FloatTensor<Self>,
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: QuantLayout,
     ) -> FloatTensor<Self> {
-        let w = Self::dequantize_matrix(words, scales, layout, x.dtype().into());
-        Self::matmul(x, fallback::transposed::<Self>(w))
+        fallback::dequantize::product::<Self>(x, words, scales, layout)
     }
 
     /// The floats `[rows, columns]` of a matrix in host memory, on the device of `like`.
@@ -123,8 +134,16 @@ pub trait Kernels: Backend {
         matrix: HostMatrix,
         scales: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let w = Self::matrix_from_host(matrix, scales, x.dtype().into());
-        Self::matmul(x, fallback::transposed::<Self>(w))
+        match matrix.numbers() {
+            HostNumbers::Codes(layout) => {
+                let words = Self::words_from_host(matrix, scales.clone());
+                Self::linear_quantized(x, words, scales, layout)
+            }
+            HostNumbers::Floats { .. } => {
+                let w = Self::matrix_from_host(matrix, scales, x.dtype().into());
+                Self::matmul(x, fallback::transposed::<Self>(w))
+            }
+        }
     }
 
     /// The convolution of `x` `[b, c, h, w]` with `weight` `[o, c, kh, kw]`: one group, no dilation,
@@ -241,6 +260,11 @@ pub trait Kernels: Backend {
         Self::float_cat(vec![a, b], 1)
     }
 
+    /// Nearest-neighbour upsampling of `x` `[b, c, h, w]` to twice its size or one less.
+    fn upsample_nearest(x: FloatTensor<Self>, height: usize, width: usize) -> FloatTensor<Self> {
+        fallback::upsample::forward::<Self>(x, [height, width])
+    }
+
     /// The matrix `l diag(max(gain, floor))` for `l` `[rows, k]` and vectors `[k]`, which may have a finer
     /// dtype.
     fn scale_columns(
@@ -269,6 +293,17 @@ pub trait KernelGradients: Kernels {
     /// The largest number of attention weights that the tape saves. More are computed again in the backward
     /// pass.
     const MAX_SAVED_SCORES: usize = 1 << 24;
+
+    /// The gradient of [`Kernels::linear_quantized`] by `x`: `dy W`. `dy` with the scales of the weight is
+    /// rounded to the layout's format of activations.
+    fn linear_quantized_gradient(
+        dy: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: QuantLayout,
+    ) -> FloatTensor<Self> {
+        fallback::dequantize::gradient::<Self>(dy, words, scales, layout)
+    }
 
     /// Attention together with the tensor that its gradient is quicker with, if there is one.
     ///
@@ -380,6 +415,11 @@ pub trait KernelGradients: Kernels {
         options: &ParallelOptions<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         fallback::parallel_attention::gradient::<Self>(x, value_and_gradient, saved, options)
+    }
+
+    /// The gradient of [`Kernels::upsample_nearest`] by its input.
+    fn upsample_nearest_gradient(dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::upsample::gradient::<Self>(dy)
     }
 
     /// The gradient of [`Kernels::concat_channels`]: the first `channels` channels of `dy`, and the others.

@@ -1,10 +1,11 @@
 //! The operations that fallbacks are composed of, for every backend: its own kernels, or the fallbacks again.
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::FloatDType;
 
 use crate::backend::{KernelGradients, Kernels};
 use crate::fallback::steps::{BackwardSteps, ForwardSteps};
+use crate::quantize::QuantLayout;
 
 impl<B: Kernels> ForwardSteps for B {
     const KEY_MULTIPLE: usize = B::HALF_KEY_MULTIPLE;
@@ -19,6 +20,15 @@ impl<B: Kernels> ForwardSteps for B {
         addend: FloatTensor<B>,
     ) -> FloatTensor<B> {
         B::addmm(lhs, rhs, addend)
+    }
+
+    fn dequantized(
+        words: IntTensor<B>,
+        scales: FloatTensor<B>,
+        layout: QuantLayout,
+        dtype: FloatDType,
+    ) -> FloatTensor<B> {
+        B::dequantize_matrix(words, scales, layout, dtype)
     }
 
     fn cast_both(

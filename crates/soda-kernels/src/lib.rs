@@ -10,6 +10,7 @@
 //! | [`group_norm`], [`layer_norm`], [`geglu`] | a dozen operations each | one operation, its input saved |
 //! | [`swiglu`], [`rms_norm_rotary`], [`modulated_layer_norm`] | a dozen operations each | the same |
 //! | [`parallel_attention`] | gradients as large as its input for each part | one gradient |
+//! | [`upsample_nearest`] | a gradient that some drivers shift | sums of 2 x 2 pixels |
 //! | [`concat_channels`] | results that convolutions copy again | one copy each way, channels last |
 //! | [`scale_columns`] | one operation a step | one operation; its gradient is a sum over rows |
 //! | [`matmul`] | CubeCL kernels, tuned for each shape | cuBLAS on CUDA if the machine has it |
@@ -100,7 +101,7 @@ pub use ops::deferred::{linear_deferred, linear_residual, offer_product};
 pub use ops::geglu::{geglu, geglu_with_bias};
 pub use ops::kronecker::{KroneckerGradient, KroneckerProduct};
 pub use ops::linear::linear;
-pub use ops::low_rank::linear_low_rank;
+pub use ops::low_rank::{add_low_rank, linear_low_rank};
 pub use ops::matmul::{addmm, matmul};
 pub use ops::multi_tensor::{multi_tensor_cat, multi_tensor_split};
 pub use ops::norm::{group_norm, layer_norm, modulated_layer_norm};
@@ -110,6 +111,7 @@ pub use ops::rms_norm_rotary::{RotaryEmbedding, rms_norm_rotary};
 pub use ops::scale_columns::{scale_columns, scale_columns_gradient};
 pub use ops::swiglu::swiglu;
 pub use ops::timesteps::{current_timesteps, with_timesteps};
-pub use quantize::{QuantFormat, QuantLayout, QuantizedMatrix};
+pub use ops::upsample::upsample_nearest;
+pub use quantize::{ActivationFormat, QuantFormat, QuantLayout, QuantizedMatrix};
 pub use stored_checksums::stored_checksums;
 pub use stored_weight::{StoredFormat, StoredWeight, stored_weights, take_stored, with_stored};

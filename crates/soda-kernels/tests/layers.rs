@@ -9,7 +9,8 @@ use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2dConfig;
 use burn::tensor::{Device, Tensor};
 use soda_kernels::{
-    addmm, concat_channels, conv2d, conv2d_residual, linear_low_rank, linear_residual,
+    add_low_rank, addmm, concat_channels, conv2d, conv2d_residual, linear_low_rank,
+    linear_residual, upsample_nearest,
 };
 
 use common::{assert_matches, distance, frozen, random};
@@ -62,6 +63,52 @@ fn low_rank_updates() {
                 linear_low_rank(x, w, a.cast(burn::tensor::FloatDType::F32), b)
             },
             |[x, a, b]| x.clone().matmul(on_device_of(&x)) + x.matmul(a).matmul(b),
+        );
+        // The case of a quantized weight: its product comes from elsewhere.
+        let shapes = [[rows, output], [rows, input], [input, rank], [rank, output]];
+        assert_matches(
+            "low rank, added",
+            shapes.map(|shape| random(shape) / (shape[0] as f32).sqrt()),
+            |[y, x, a, b], _| add_low_rank(y, x, a, b.cast(burn::tensor::FloatDType::F32)),
+            |[y, x, a, b]| y + x.matmul(a).matmul(b),
+        );
+    }
+}
+
+/// A sum that another tensor shares is not changed by the update.
+#[test]
+fn an_update_leaves_a_shared_sum_as_it_is() {
+    let device = Device::default();
+    let shapes = [[16, 24], [16, 8], [8, 4], [4, 24]];
+    let [y, x, a, b] = shapes.map(|shape| random(shape).to_device(&device));
+    let before = y.clone().into_data();
+    let kept = y.clone();
+    let sum = add_low_rank(y, x, a, b);
+    assert!(distance(sum, kept.clone()) > 0.1);
+    assert_eq!(kept.into_data(), before);
+}
+
+/// Sizes for which a quotient of floats is not the whole number that it should be: 91 / 7 as a product with a
+/// rounded inverse, and 26 times 52 in bfloat16.
+#[test]
+fn upsampling_by_two_sums_the_gradients_of_pixels() {
+    let doubled = |x: Tensor<4>, [height, width]: [usize; 2]| {
+        let [b, c, h, w] = x.dims();
+        let x = x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]);
+        x.reshape([b, c, 2 * h, 2 * w]).narrow(2, 0, height).narrow(3, 0, width)
+    };
+    for (shape, size) in [
+        ([2, 3, 4, 5], [8, 10]),
+        ([1, 8, 5, 7], [9, 13]),
+        ([1, 2, 7, 1], [14, 1]),
+        ([1, 4, 26, 38], [52, 76]),
+        ([1, 1, 76, 52], [151, 104]),
+    ] {
+        assert_matches(
+            &format!("upsampling to {size:?}"),
+            [random(shape)],
+            |[x], _| upsample_nearest(x, size),
+            |[x]| doubled(x, size),
         );
     }
 }

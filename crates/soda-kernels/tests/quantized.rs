@@ -10,11 +10,11 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use soda_kernels::{
-    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, linear_deferred, stored_weights,
-    take_stored, with_stored,
+    ActivationFormat, QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, has_vendor_blas,
+    linear_deferred, stored_weights, take_stored, with_stored,
 };
 
-use common::{assert_matches, distance, random};
+use common::{assert_matches, distance, random, run};
 
 /// Shapes `[out, in]`: rows of one block, an odd number of blocks, many blocks.
 const SHAPES: [[usize; 2]; 3] = [[5, 64], [3, 192], [65, 320]];
@@ -130,6 +130,63 @@ fn a_product_has_the_value_and_gradient_of_the_matrix() {
                     })
                 },
             );
+        }
+    }
+}
+
+/// Rows rounded to E4M3 on the host, for `W = diag(s) C`: `y = Q(x) W'` and `dx = Q(dy diag(s)) C`.
+#[test]
+fn activations_in_fp8_are_rounded_row_by_row() {
+    // Sizes of tensor cores and others. The last is a wide row.
+    for [rows, output, input] in [[5, 48, 32], [7, 5, 40], [130, 144, 272], [3, 4096, 16]] {
+        let layout = QuantLayout::new(QuantFormat::Fp8, [output, input]).unwrap();
+        let layout = layout.with_activations(ActivationFormat::Fp8);
+        let rounded = |x: Tensor<2>| {
+            let layout = QuantLayout::new(QuantFormat::Fp8, x.dims()).unwrap();
+            let codes = QuantizedMatrix::encode(&host_values(&x), layout);
+            StoredWeight::quantized(&codes, &Device::flex()).to_float(DType::F32).transpose()
+        };
+        // Rows of different sizes, and one of zeros. The numbers exist in bfloat16.
+        let of_bf16 = |x: Tensor<2>| x.cast(FloatDType::BF16).cast(FloatDType::F32);
+        let sizes = |count| (random([count, 1]) * 2.0).exp();
+        let matrix = random([output, input]) * sizes(output);
+        let x = of_bf16(random([rows, input]) * sizes(rows)).slice_fill(1..2, 0.0);
+        let dy = of_bf16(random([rows, 8 * output.div_ceil(8)])).narrow(1, 0, output);
+
+        let codes = QuantizedMatrix::encode(&host_values(&matrix), layout);
+        let w = StoredWeight::quantized(&codes, &Device::flex()).to_float(DType::F32);
+        let y = rounded(x.clone()).matmul(w.clone());
+        let scales = matrix.clone().abs().max_dim(1) / 448.0;
+        let scaled = dy.clone() * scales.clone().transpose();
+        let padding = Tensor::zeros([rows, 8 * output.div_ceil(8) - output], &Device::flex());
+        let scaled = rounded(Tensor::cat(vec![scaled, padding], 1)).narrow(1, 0, output);
+        let dx = scaled.matmul(w.clone().transpose() / scales);
+
+        let tensor_cores = has_vendor_blas(&Tensor::<1>::zeros([1], &Device::default()));
+        // Tensor cores of 8 bits keep 14 bits of a sum.
+        let exact = if tensor_cores { 1e-3 } else { common::EXACT };
+        for (dtype, tolerance) in [(FloatDType::F32, exact), (FloatDType::BF16, common::HALF)] {
+            if !Device::default().supports_dtype(dtype) {
+                continue;
+            }
+            let product = |[x]: [Tensor<2>; 1]| {
+                StoredWeight::quantized(&codes, &x.device()).train().product(x)
+            };
+            let (our_y, our_dx) = run(&Device::default(), &[x.clone()], dtype, product, &dy);
+            assert_eq!(our_y.dtype(), DType::from(dtype));
+            for (what, ours, theirs) in [("value", our_y, &y), ("gradient", our_dx[0].clone(), &dx)]
+            {
+                let off = distance(ours, theirs.clone());
+                assert!(off <= tolerance, "{rows} {output} {input} {dtype:?}: {what} off by {off}");
+            }
+        }
+        // The sum of two errors of the format, of rows and of the weight.
+        if rows > 100 {
+            let lengths = |x: &Tensor<2>| x.clone().square().sum_dim(1).sqrt() + 1e-20;
+            let lengths = lengths(&x).matmul(lengths(&matrix).transpose());
+            let off = (y - x.matmul(matrix.transpose())) / lengths;
+            let error = f64::from(off.square().mean().into_scalar::<f32>() * input as f32).sqrt();
+            assert!(error > 0.03 && error < 0.045, "{error}");
         }
     }
 }

@@ -69,7 +69,7 @@ mod step;
 mod testing;
 
 pub use config::{
-    AugmentConfig, BasePrecision, BestMetric, BucketConfig, CheckpointConfig,
+    ActivationPrecision, AugmentConfig, BasePrecision, BestMetric, BucketConfig, CheckpointConfig,
     GradientCheckpointing, Loss, LossScaleConfig, MaskConfig, MaskSource, ObjectiveConfig,
     OptimizerConfig, PRESETS, Precision, Preset, PriorConfig, SampleConfig, Schedule,
     TextEncoderConfig, TokensConfig, TrainConfig, ValidationConfig, apply_setting, in_words,

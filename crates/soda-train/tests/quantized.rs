@@ -41,13 +41,15 @@ fn train(root: &Path, name: &str, config: TrainConfig) -> (AdapterFile, Vec<f64>
 #[test]
 fn a_run_on_a_quantized_base_learns_what_one_in_floats_does() {
     let folder = tempfile::tempdir().unwrap();
-    let formats = [("int8", 0.01), ("fp8", 0.03), ("nf4", 0.1)];
+    let formats =
+        [("int8", 0.01), ("fp8", 0.03), ("nf4", 0.1), ("fp8,activation_precision=fp8", 0.06)];
     for (base, formats) in [("toybox", &formats[..]), ("toyflux", &formats[..1])] {
         let (_, floats) = train(folder.path(), base, config(base, &[]));
         for &(format, tolerance) in formats {
-            let settings = [format!("base_precision={format}")];
-            let name = format!("{base}-{format}");
-            let (file, losses) = train(folder.path(), &name, config(base, &[&settings[0]]));
+            let settings = format!("base_precision={format}");
+            let settings: Vec<&str> = settings.split(',').collect();
+            let name = format!("{base}-{}", format.replace([',', '='], "-"));
+            let (file, losses) = train(folder.path(), &name, config(base, &settings));
             let off = relative_error(&losses, &floats);
             assert!(off > 0.0 && off <= tolerance, "{name}: losses off by {off}");
             let base = workspace_path(format!("examples/{base}/base"));

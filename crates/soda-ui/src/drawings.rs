@@ -222,6 +222,8 @@ fn arguments(
     ];
     args.push(option("dtype", config.precision.name()));
     args.extend(config.base_precision.map(|format| option("base-precision", format.name())));
+    let activations = config.activation_precision.map(|format| format.name());
+    args.extend(activations.map(|format| option("activation-precision", format)));
     let offloads =
         [("offload", config.offload), ("text-encoder-offload", config.text_encoder_offload)];
     args.extend(offloads.map(|(name, blocks)| option(name, blocks.to_string())));
@@ -380,9 +382,12 @@ mod tests {
     fn a_drawing_holds_the_weights_as_the_run_does() {
         let form = serde_json::json!({ "run": "id", "prompt": "a mug", "seed": 7, "steps": 9 });
         let small = "precision='bf16'\nbase_precision='nf4'\noffload=3\ntext_encoder_offload=2\n";
-        let words = words(&form, false, &format!("{small}[samples]\ntile_size=512"));
+        let of = |settings: &str| words(&form, false, settings);
+        let words = of(&format!("{small}[samples]\ntile_size=512"));
         assert_all(&words, &["--dtype=bf16", "--base-precision=nf4", "--offload=3"]);
         assert_all(&words, &["--text-encoder-offload=2", "--tile-size=512"]);
+        let fp8 = of("base_precision='fp8'\nactivation_precision='fp8'");
+        assert_all(&fp8, &["--base-precision=fp8", "--activation-precision=fp8"]);
     }
 
     #[test]

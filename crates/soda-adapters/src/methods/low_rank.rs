@@ -1,7 +1,7 @@
 //! The product of rows with a weight that has a low-rank update.
 
 use burn::tensor::Tensor;
-use soda_kernels::{linear_low_rank, matmul};
+use soda_kernels::{add_low_rank, linear_low_rank, matmul};
 
 use super::cost_model::product_dtype;
 use crate::base_weight::BaseWeight;
@@ -15,10 +15,11 @@ pub(crate) fn low_rank_product(
     b: Tensor<2>,
 ) -> Tensor<2> {
     let dtype = product_dtype(x, a.dtype());
-    if let Some(w) = w.as_float()
-        && dtype == w.dtype()
-    {
-        return linear_low_rank(x.clone(), w.clone(), a, b);
+    if dtype == w.dtype() {
+        return match w.as_float() {
+            Some(w) => linear_low_rank(x.clone(), w.clone(), a, b),
+            None => add_low_rank(w.product(x.clone()), x.clone(), a, b),
+        };
     }
     let change = matmul(matmul(x.clone().cast(dtype), a.cast(dtype)), b.cast(dtype));
     w.product(x.clone()) + change.cast(w.dtype())

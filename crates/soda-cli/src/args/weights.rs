@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use burn::tensor::FloatDType;
 use clap::{Args, ValueEnum as _};
+use soda_kernels::ActivationFormat;
 use soda_models::pipeline::{LoadOptions, TextEncoderUse};
 use soda_models::weights::{WeightPrecision, WeightStorage};
 use soda_train::TrainConfig;
@@ -11,6 +12,7 @@ use soda_train::TrainConfig;
 use super::argv::{ToArgv, option};
 use super::storage::StorageArgs;
 use crate::device::Precision;
+use crate::usage::UsageError;
 
 #[derive(Clone, Debug, Default, PartialEq, Args)]
 pub(crate) struct WeightsArgs {
@@ -36,22 +38,22 @@ impl WeightsArgs {
 
     /// The options to load a model that draws `prompts`. Its text encoders encode them, and leave memory
     /// before the denoiser is read.
-    pub(crate) fn load_options(&self, prompts: Vec<String>) -> LoadOptions {
-        let (dtype, denoiser) = (FloatDType::from(self.dtype), self.storage.denoiser());
-        LoadOptions {
+    pub(crate) fn load_options(&self, prompts: Vec<String>) -> Result<LoadOptions, UsageError> {
+        let (dtype, denoiser) = (FloatDType::from(self.dtype), self.storage.denoiser()?);
+        let (offload, activations) = (self.text_encoder_offload, ActivationFormat::Float);
+        Ok(LoadOptions {
             dtype,
-            storage: WeightStorage { offload: self.text_encoder_offload, ..denoiser },
+            storage: WeightStorage { offload, activations, ..denoiser },
             denoiser: Some(WeightPrecision { storage: denoiser, ..dtype.into() }),
             text_encoder: TextEncoderUse::EncodeAndFree { prompts, hash: false },
             ..LoadOptions::default()
-        }
+        })
     }
 
     /// The precisions that are not the default, as the settings of a picture name them.
     pub(crate) fn labels(&self) -> impl Iterator<Item = (&'static str, String)> {
         let dtype = (self.dtype != Precision::default()).then(|| ("Dtype", self.dtype_name()));
-        let format = self.storage.base_precision.map(|format| format.name().to_owned());
-        dtype.into_iter().chain(format.map(|format| ("Base precision", format)))
+        dtype.into_iter().chain(self.storage.labels())
     }
 
     fn dtype_name(&self) -> String {

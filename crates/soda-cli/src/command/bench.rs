@@ -43,7 +43,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) arch: Architecture,
     /// One linear layer of these widths instead of a network
-    #[arg(long, value_name = "INxOUT", value_parser = layer, conflicts_with_all = ["arch", "latents", "checkpointing", "base_precision", "offload"])]
+    #[arg(long, value_name = "INxOUT", value_parser = layer, conflicts_with_all = ["arch", "latents", "checkpointing", "base_precision", "activation_precision", "offload"])]
     pub(crate) layer: Option<[usize; 2]>,
     /// Rows of the layer's input for each image
     #[arg(long, default_value_t = 4096, value_parser = positive(), requires = "layer")]
@@ -124,7 +124,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let method = method(&args)?;
     let device = args.device.device.open()?;
     let dtype = FloatDType::from(args.dtype);
-    let precision = (dtype, args.storage.denoiser());
+    let precision = (dtype, args.storage.denoiser()?);
     let checkpointing = GradientCheckpointing::from(args.checkpointing);
     let (times, what) = match args.layer {
         Some(widths) => {
@@ -162,7 +162,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         "checkpointing": checkpointing,
         "dtype": args.dtype.to_possible_value().map(|value| value.get_name().to_owned()),
         "base_precision": args.storage.format_name(),
-        "offload": args.storage.denoiser().offload,
+        "activation_precision": args.storage.activation_format_name(),
+        "offload": args.storage.denoiser()?.offload,
         "trained": trained,
         "recorded": steps.captured,
         "build_s": round(built.as_secs_f64()),
@@ -387,6 +388,7 @@ fn print_table(report: &Value) {
         ("rows", "rows for each image"),
         ("dtype", "dtype"),
         ("base_precision", "precision of linear weights"),
+        ("activation_precision", "precision of their products"),
         ("offload", "blocks in host memory"),
         ("checkpointing", "gradient checkpointing"),
         ("device", "device"),

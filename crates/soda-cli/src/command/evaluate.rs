@@ -149,7 +149,7 @@ pub(crate) fn run(args: EvaluateArgs) -> Result<()> {
     )?;
     // The last is the negative prompt.
     let all = prompts.iter().chain(&args.unrelated).cloned().chain([String::new()]).collect();
-    let options = LoadOptions { resolution: args.resolution, ..args.weights.load_options(all) };
+    let options = LoadOptions { resolution: args.resolution, ..args.weights.load_options(all)? };
     let pipeline = match load_with_adapters(&args.merged, &base, options.clone(), &device)? {
         Some(pipeline) => pipeline,
         None => load_base_to_draw(&base, &options, &device)?,

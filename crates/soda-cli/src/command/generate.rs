@@ -327,7 +327,7 @@ fn load_pipeline(args: &GenerateArgs, device: &Device) -> Result<Pipeline> {
     let options = LoadOptions {
         variant: args.variant.clone(),
         prompt_encoding: args.prompt_encoding.encoding(),
-        ..args.weights.load_options(prompts)
+        ..args.weights.load_options(prompts)?
     };
     let base = find_base(&args.base, options.variant.as_deref())?;
     let adapted = load_with_adapters(&args.merged, &base, options.clone(), device)?;

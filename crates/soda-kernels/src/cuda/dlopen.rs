@@ -32,6 +32,15 @@ pub(super) fn cublaslt_present() -> bool {
     *PRESENT.get_or_init(|| unsafe { cublaslt::sys::is_culib_present() })
 }
 
+/// The version of cuBLASLt, 120900 for 12.9.0. `None` if this machine has none.
+#[allow(unsafe_code, reason = "a call of cuBLASLt")]
+pub(super) fn cublaslt_version() -> Option<usize> {
+    static VERSION: OnceLock<Option<usize>> = OnceLock::new();
+    // SAFETY: the library is there, and the call reads a number.
+    *VERSION
+        .get_or_init(|| cublaslt_present().then(|| unsafe { cublaslt::sys::cublasLtGetVersion() }))
+}
+
 /// Whether this machine has cuDNN.
 #[allow(unsafe_code, reason = "opens a library")]
 pub(super) fn cudnn_present() -> bool {

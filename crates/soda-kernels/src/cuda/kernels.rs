@@ -12,8 +12,8 @@ use super::launch::attention::parallel::ParallelAttention;
 use super::launch::attention::rms_norm_rotary::NormRotary;
 use super::launch::group_norm::GroupNorm;
 use super::launch::{
-    bias_residual, cast_pair, concat_channels, dequantize, geglu, layer_norm, scale_columns,
-    softmax, swiglu,
+    bias_residual, cast_pair, concat_channels, dequantize, fp8, geglu, layer_norm, scale_columns,
+    softmax, swiglu, upsample,
 };
 use super::support::{Cube, cublas_takes, kernels_take, on_cuda, row_kernels_take};
 use super::{cublas, cublaslt, cudnn, dlopen, offload};
@@ -76,6 +76,18 @@ impl Kernels for Cube {
             return dequantize::dequantize(words, scales, layout, dtype.into());
         }
         fallback::dequantize::dequantize::<Self>(words, scales, layout, dtype)
+    }
+
+    fn linear_quantized(
+        x: Float,
+        words: IntTensor<Self>,
+        scales: Float,
+        layout: QuantLayout,
+    ) -> Float {
+        if fp8::takes(&x, layout) {
+            return fp8::product(x, words, scales, layout);
+        }
+        fallback::dequantize::product::<Self>(x, words, scales, layout)
     }
 
     fn floats_from_host(matrix: HostMatrix, like: Float) -> Float {
@@ -218,6 +230,18 @@ impl Kernels for Cube {
 }
 
 impl KernelGradients for Cube {
+    fn linear_quantized_gradient(
+        dy: Float,
+        words: IntTensor<Self>,
+        scales: Float,
+        layout: QuantLayout,
+    ) -> Float {
+        if fp8::takes(&dy, layout) {
+            return fp8::gradient(dy, words, scales, layout);
+        }
+        fallback::dequantize::gradient::<Self>(dy, words, scales, layout)
+    }
+
     fn attention_saving(q: Float, k: Float, v: Float, scale: f64) -> (Float, Option<Float>) {
         let Some(attention) = Attention::new(&q, &k, &v, scale) else {
             return fallback::attention::forward_saving::<Self>(q, k, v, scale);
@@ -342,6 +366,13 @@ impl KernelGradients for Cube {
                 fallback::parallel_attention::gradient::<Self>(x, values, saved, options)
             }
         }
+    }
+
+    fn upsample_nearest_gradient(dy: Float) -> Float {
+        if kernels_take(&dy) {
+            return upsample::gradient(dy);
+        }
+        fallback::upsample::gradient::<Self>(dy)
     }
 
     fn split_channels(dy: Float, channels: usize) -> (Float, Float) {

@@ -42,6 +42,7 @@ impl Source {
                 "scale_columns.cu",
                 "elementwise.cu",
                 "dequantize.cu",
+                "fp8.cu",
                 "multi_tensor.cu",
                 "checksum.cu",
                 "tf32_split.cu"

@@ -1,10 +1,44 @@
-//! Numbers of quantized matrices, in burn's operations on integers.
+//! Numbers of quantized matrices, in burn's operations on integers, and products with them.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{FloatDType, Shape, TensorData};
 
-use crate::quantize::QuantLayout;
+use super::steps::ForwardSteps;
+use super::{fp8, transposed};
+use crate::quantize::{ActivationFormat, QuantLayout};
+
+/// `Kernels::linear_quantized`.
+pub(crate) fn product<B: ForwardSteps>(
+    x: FloatTensor<B>,
+    words: IntTensor<B>,
+    scales: FloatTensor<B>,
+    layout: QuantLayout,
+) -> FloatTensor<B> {
+    match layout.activations() {
+        ActivationFormat::Float => {
+            let w = B::dequantized(words, scales, layout, x.dtype().into());
+            B::product(x, transposed::<B>(w))
+        }
+        ActivationFormat::Fp8 => fp8::product::<B>(x, words, scales, layout),
+    }
+}
+
+/// `KernelGradients::linear_quantized_gradient`.
+pub(crate) fn gradient<B: ForwardSteps>(
+    dy: FloatTensor<B>,
+    words: IntTensor<B>,
+    scales: FloatTensor<B>,
+    layout: QuantLayout,
+) -> FloatTensor<B> {
+    match layout.activations() {
+        ActivationFormat::Float => {
+            let w = B::dequantized(words, scales, layout, dy.dtype().into());
+            B::product(dy, w)
+        }
+        ActivationFormat::Fp8 => fp8::gradient::<B>(dy, words, scales, layout),
+    }
+}
 
 /// The matrix `[rows, columns]` in `dtype`.
 pub(crate) fn dequantize<B: Backend>(

@@ -7,7 +7,7 @@ use burn::tensor::FloatDType;
 use super::steps::ForwardSteps;
 use super::{at_least_f32, cast};
 
-/// The value `y = x w + (x a) b` and the intermediates of its gradient.
+/// The value `y`, of which `(x a) b` is a part, and the intermediates of its gradient.
 pub(crate) struct LowRank<B: Backend> {
     pub(crate) y: FloatTensor<B>,
     /// `a` and `b` in the dtype of `x`.
@@ -23,9 +23,19 @@ pub(crate) fn forward<B: ForwardSteps>(
     a: FloatTensor<B>,
     b: FloatTensor<B>,
 ) -> LowRank<B> {
+    update::<B>(B::product(x.clone(), w), x, a, b)
+}
+
+/// `Kernels::add_low_rank` with its intermediates.
+pub(crate) fn update<B: ForwardSteps>(
+    y: FloatTensor<B>,
+    x: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+) -> LowRank<B> {
     let (a, b) = B::cast_both(a, b, x.dtype().into());
-    let h = B::product(x.clone(), a.clone());
-    let y = B::product_sum(h.clone(), b.clone(), B::product(x, w));
+    let h = B::product(x, a.clone());
+    let y = B::product_sum(h.clone(), b.clone(), y);
     LowRank { y, factors: [a, b], h }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod bias_residual;
 pub(crate) mod concat_channels;
 pub(crate) mod conv;
 pub(crate) mod dequantize;
+pub(crate) mod fp8;
 pub(crate) mod geglu;
 pub(crate) mod host_matrix;
 pub(crate) mod low_rank;
@@ -15,6 +16,7 @@ pub(crate) mod rms_norm_rotary;
 pub(crate) mod scale_columns;
 pub(crate) mod steps;
 pub(crate) mod swiglu;
+pub(crate) mod upsample;
 
 use std::ops::Range;
 

@@ -3,8 +3,10 @@
 //! `backend_steps.rs` implements both traits for every backend, so that a fallback needs no import of it.
 
 use burn::backend::Backend;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::FloatDType;
+
+use crate::quantize::QuantLayout;
 
 /// Operations of the forward pass.
 pub(crate) trait ForwardSteps: Backend {
@@ -19,6 +21,14 @@ pub(crate) trait ForwardSteps: Backend {
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
         addend: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// The quantized matrix `[rows, columns]` in `dtype`.
+    fn dequantized(
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: QuantLayout,
+        dtype: FloatDType,
     ) -> FloatTensor<Self>;
 
     /// Casts two tensors to `dtype`.

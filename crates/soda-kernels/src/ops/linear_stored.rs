@@ -11,10 +11,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, TensorMetadata};
-use burn::tensor::FloatDType;
 
-use crate::backend::Kernels;
-use crate::host_matrix::HostMatrix;
+use crate::backend::{KernelGradients, Kernels};
+use crate::host_matrix::{HostMatrix, HostNumbers};
 use crate::quantize::QuantLayout;
 
 #[derive(Debug)]
@@ -36,19 +35,30 @@ impl<B: Kernels> Matrix<B> {
             Self::Host { matrix, scales } => B::linear_from_host(x, matrix, scales),
         }
     }
+}
 
-    fn into_float(self, dtype: FloatDType) -> FloatTensor<B> {
+impl<B: KernelGradients> Matrix<B> {
+    fn gradient(self, dy: FloatTensor<B>) -> FloatTensor<B> {
         match self {
             Self::Quantized { words, scales, layout } => {
-                B::dequantize_matrix(words, scales, layout, dtype)
+                B::linear_quantized_gradient(dy, words, scales, layout)
             }
-            Self::Host { matrix, scales } => B::matrix_from_host(matrix, scales, dtype),
+            Self::Host { matrix, scales } => match matrix.numbers() {
+                HostNumbers::Codes(layout) => {
+                    let words = B::words_from_host(matrix, scales.clone());
+                    B::linear_quantized_gradient(dy, words, scales, layout)
+                }
+                HostNumbers::Floats { .. } => {
+                    let w = B::matrix_from_host(matrix, scales, dy.dtype().into());
+                    B::matmul(dy, w)
+                }
+            },
         }
     }
 }
 
 /// Records [`Kernels::linear_quantized`] on the tape. The matrix is frozen.
-pub(crate) fn record_quantized<B: Kernels, C: CheckpointStrategy>(
+pub(crate) fn record_quantized<B: KernelGradients, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
     words: IntTensor<B>,
     scales: FloatTensor<Autodiff<B, C>>,
@@ -58,7 +68,7 @@ pub(crate) fn record_quantized<B: Kernels, C: CheckpointStrategy>(
 }
 
 /// Records [`Kernels::linear_from_host`] on the tape. The matrix is frozen.
-pub(crate) fn record_from_host<B: Kernels, C: CheckpointStrategy>(
+pub(crate) fn record_from_host<B: KernelGradients, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
     matrix: HostMatrix,
     scales: FloatTensor<Autodiff<B, C>>,
@@ -66,7 +76,7 @@ pub(crate) fn record_from_host<B: Kernels, C: CheckpointStrategy>(
     record::<B, C>(x, Matrix::Host { matrix, scales: scales.into_primitive() })
 }
 
-fn record<B: Kernels, C: CheckpointStrategy>(
+fn record<B: KernelGradients, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
     matrix: Matrix<B>,
 ) -> FloatTensor<Autodiff<B, C>> {
@@ -76,7 +86,7 @@ fn record<B: Kernels, C: CheckpointStrategy>(
     }
 }
 
-impl<B: Kernels> Backward<B, 1> for LinearStored {
+impl<B: KernelGradients> Backward<B, 1> for LinearStored {
     type State = Matrix<B>;
 
     fn backward(
@@ -88,8 +98,7 @@ impl<B: Kernels> Backward<B, 1> for LinearStored {
         let dy = grads.consume::<B>(&ops.node);
         let [node] = ops.parents;
         if let Some(node) = node {
-            let w = ops.state.into_float(dy.dtype().into());
-            grads.register::<B>(node.id, B::matmul(dy, w));
+            grads.register::<B>(node.id, ops.state.gradient(dy));
         }
     }
 }

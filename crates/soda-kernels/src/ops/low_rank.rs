@@ -6,6 +6,8 @@
 //!
 //! Both products of either pass are accumulated in one buffer, instead of written apart and added by a third
 //! operation. The gradients by `A` and `B` are summed in float32 and not rounded to half precision.
+//!
+//! A base that is no matrix of floats has an operation of its own, to whose result the update is added.
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -17,7 +19,7 @@ use burn::backend::{Autodiff, Dispatch, TensorMetadata};
 use burn::tensor::{DType, Tensor};
 
 use crate::backend::Kernels;
-use crate::fallback::low_rank::{LowRank, forward};
+use crate::fallback::low_rank::{LowRank, forward, update};
 use crate::fallback::{cast, transposed};
 
 /// The LoRA layer `x w + (x a) b` for `x` `[rows, in]`, `w` `[in, out]`, `a` `[in, r]` and `b` `[r, out]`.
@@ -36,19 +38,77 @@ pub fn linear_low_rank(x: Tensor<2>, w: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -
     Tensor::from_dispatch(Dispatch::linear_low_rank(x, w, a, b))
 }
 
-#[derive(Debug)]
-struct LinearLowRank;
+/// The sum `y + (x a) b` for `y` `[rows, out]`, `x` `[rows, in]`, `a` `[in, r]` and `b` `[r, out]`. It
+/// replaces `y` in memory if nothing else holds that tensor.
+///
+/// `x` and `y` have one dtype. Factors and gradients are rounded as by [`linear_low_rank`].
+///
+/// # Panics
+/// If the shapes do not fit.
+#[track_caller]
+pub fn add_low_rank(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let ([rows, input], [_, output], rank) = (x.dims(), y.dims(), a.dims()[1]);
+    let sizes = [y.dims()[0], a.dims()[0], b.dims()[0], b.dims()[1]];
+    assert_eq!(sizes, [rows, input, rank, output], "add_low_rank: the shapes do not fit");
+    let [y, x, a, b] = [y, x, a, b].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::add_low_rank(y, x, a, b))
+}
 
-/// The state of the backward pass.
+/// What the gradients of the update need.
 #[derive(Clone, Debug)]
-struct Saved<T> {
+struct Update<T> {
     x: Option<NodeId>,
-    w: Option<NodeId>,
     /// `a` and `b` in the dtype of `x`.
     factors: [T; 2],
     /// The dtypes of `a` and `b`.
     dtypes: [DType; 2],
     h: Option<T>,
+}
+
+impl<T> Update<T> {
+    /// Registers the gradients by `x`, `a` and `b`. `base` computes what the base adds to the first.
+    fn backward<B: Kernels<FloatTensorPrimitive = T>>(
+        self,
+        dy: T,
+        x: Option<T>,
+        [x_id, a_id, b_id]: [Option<NodeId>; 3],
+        base: impl FnOnce(T) -> Option<T>,
+        grads: &mut Gradients,
+    ) where
+        T: Clone,
+    {
+        let Self { factors: [a, b], dtypes, h, .. } = self;
+        if let (Some(id), Some(h)) = (b_id, h) {
+            let db = B::matmul_to_f32(transposed::<B>(h), dy.clone());
+            grads.register::<B>(id, cast::<B>(db, dtypes[1]));
+        }
+        if x_id.is_none() && a_id.is_none() {
+            return;
+        }
+        let g = B::matmul(dy.clone(), transposed::<B>(b));
+        if let (Some(id), Some(x)) = (a_id, x) {
+            let da = B::matmul_to_f32(transposed::<B>(x), g.clone());
+            grads.register::<B>(id, cast::<B>(da, dtypes[0]));
+        }
+        if let Some(id) = x_id {
+            let a = transposed::<B>(a);
+            let dx = match base(dy) {
+                Some(dx) => B::addmm(g, a, dx),
+                None => B::matmul(g, a),
+            };
+            grads.register::<B>(id, dx);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LinearLowRank;
+
+/// The state of the backward pass of [`linear_low_rank`].
+#[derive(Clone, Debug)]
+struct Saved<T> {
+    w: Option<NodeId>,
+    update: Update<T>,
 }
 
 /// Records [`Kernels::linear_low_rank`] on the tape.
@@ -68,7 +128,7 @@ pub(crate) fn record<B: Kernels, C: CheckpointStrategy>(
             let [x, w, a, b] = [x, w, a, b].map(|tensor| tensor.into_primitive());
             let LowRank { y, factors, h } = forward::<B>(x, w, a, b);
             let h = b_tracked.then_some(h);
-            prep.finish(Saved { x: x_saved, w: w_saved, factors, dtypes, h }, y)
+            prep.finish(Saved { w: w_saved, update: Update { x: x_saved, factors, dtypes, h } }, y)
         }
         OpsKind::UnTracked(prep) => {
             let [x, w, a, b] = [x, w, a, b].map(|tensor| tensor.into_primitive());
@@ -87,28 +147,60 @@ impl<B: Kernels> Backward<B, 4> for LinearLowRank {
         checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<B>(&ops.node);
-        let Saved { x, w, factors: [a, b], dtypes, h } = ops.state;
+        let Saved { w, update } = ops.state;
         let [x_id, w_id, a_id, b_id] = ops.parents.map(|node| node.map(|node| node.id));
         let mut saved = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
-        let (x, w) = (x.map(&mut saved), w.map(&mut saved));
-        if let (Some(id), Some(h)) = (b_id, h) {
-            let db = B::matmul_to_f32(transposed::<B>(h), dy.clone());
-            grads.register::<B>(id, cast::<B>(db, dtypes[1]));
-        }
+        let (x, w) = (update.x.map(&mut saved), w.map(&mut saved));
         if let (Some(id), Some(x)) = (w_id, &x) {
             grads.register::<B>(id, B::matmul(transposed::<B>(x.clone()), dy.clone()));
         }
-        if x_id.is_none() && a_id.is_none() {
-            return;
+        let base = |dy| Some(B::matmul(dy, transposed::<B>(w?)));
+        update.backward::<B>(dy, x, [x_id, a_id, b_id], base, grads);
+    }
+}
+
+#[derive(Debug)]
+struct AddLowRank;
+
+/// Records [`Kernels::add_low_rank`] on the tape.
+pub(crate) fn record_sum<B: Kernels, C: CheckpointStrategy>(
+    y: FloatTensor<Autodiff<B, C>>,
+    x: FloatTensor<Autodiff<B, C>>,
+    a: FloatTensor<Autodiff<B, C>>,
+    b: FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = [y.node(), x.node(), a.node(), b.node()];
+    match Backward::<B, 4>::prepare::<C>(AddLowRank, nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let x_saved = a.is_tracked().then(|| prep.checkpoint(&x));
+            let (b_tracked, dtypes) = (b.is_tracked(), [a.dtype(), b.dtype()]);
+            let [y, x, a, b] = [y, x, a, b].map(|tensor| tensor.into_primitive());
+            let LowRank { y, factors, h } = update::<B>(y, x, a, b);
+            prep.finish(Update { x: x_saved, factors, dtypes, h: b_tracked.then_some(h) }, y)
         }
-        let g = B::matmul(dy.clone(), transposed::<B>(b));
-        if let (Some(id), Some(x)) = (a_id, x) {
-            let da = B::matmul_to_f32(transposed::<B>(x), g.clone());
-            grads.register::<B>(id, cast::<B>(da, dtypes[0]));
+        OpsKind::UnTracked(prep) => {
+            let [y, x, a, b] = [y, x, a, b].map(|tensor| tensor.into_primitive());
+            prep.finish(update::<B>(y, x, a, b).y)
         }
-        if let (Some(id), Some(w)) = (x_id, w) {
-            let dx = B::matmul(dy, transposed::<B>(w));
-            grads.register::<B>(id, B::addmm(g, transposed::<B>(a), dx));
+    }
+}
+
+impl<B: Kernels> Backward<B, 4> for AddLowRank {
+    type State = Update<FloatTensor<B>>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 4>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let [y_id, x_id, a_id, b_id] = ops.parents.map(|node| node.map(|node| node.id));
+        let mut saved = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let x = ops.state.x.map(&mut saved);
+        if let Some(id) = y_id {
+            grads.register::<B>(id, dy.clone());
         }
+        ops.state.backward::<B>(dy, x, [x_id, a_id, b_id], |_| None, grads);
     }
 }

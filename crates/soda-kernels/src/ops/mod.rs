@@ -23,3 +23,4 @@ pub(crate) mod rms_norm_rotary;
 pub(crate) mod scale_columns;
 pub(crate) mod swiglu;
 pub(crate) mod timesteps;
+pub(crate) mod upsample;

@@ -48,7 +48,7 @@ impl QuantizedMatrix {
                 words.chunks_exact_mut(words_per_block).zip(blocks).enumerate()
             {
                 let scale = scale(first + index);
-                let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+                let inverse = inverse(scale);
                 pack(format, block, inverse, words);
             }
         });
@@ -105,6 +105,11 @@ fn in_parallel<T: Send>(
 fn largest_magnitude(values: &[f32]) -> f32 {
     let magnitude = |x: &f32| x.abs().to_bits();
     f32::from_bits(values.iter().map(magnitude).fold(0, u32::max))
+}
+
+/// The inverse of a scale; 0 for one that is too small to have a finite inverse.
+fn inverse(scale: f32) -> f32 {
+    if scale < f32::MIN_POSITIVE { 0.0 } else { 1.0 / scale }
 }
 
 /// The larger of two numbers; NaN if one of them is.

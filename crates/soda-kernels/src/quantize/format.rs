@@ -72,6 +72,17 @@ const NF4_CELLS: [u8; 128] = {
     cells
 };
 
+/// The numbers that activations and their gradients are rounded to in the products with a quantized matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ActivationFormat {
+    /// The dtype of the network.
+    #[default]
+    Float,
+    /// E4M3 with one scale for each row, as [`QuantFormat::Fp8`]. Tensor cores multiply such numbers with those
+    /// of the weight.
+    Fp8,
+}
+
 impl QuantFormat {
     /// All formats.
     pub const ALL: [Self; 3] = [Self::Int8, Self::Fp8, Self::Nf4];

@@ -1,13 +1,14 @@
 //! Where the codes and scales of a matrix are.
 
-use super::format::QuantFormat;
+use super::format::{ActivationFormat, QuantFormat};
 
 /// The codes of 8 bits in a word.
 const BYTES: usize = 4;
 /// The numbers of a row that a kernel writes at once.
 const NUMBERS_AT_ONCE: usize = 8;
 
-/// A matrix `[rows, columns]` in a format. The numbers are in row-major order.
+/// A matrix `[rows, columns]` in a format, and the format of what it is multiplied with. The numbers are in
+/// row-major order.
 ///
 /// Codes and scales of 8 bits are stored in words of 32 bits, the first in the lowest bits: the codes, then
 /// the scales. The scales in float32 are apart.
@@ -16,6 +17,7 @@ pub struct QuantLayout {
     format: QuantFormat,
     rows: usize,
     columns: usize,
+    activations: ActivationFormat,
 }
 
 impl QuantLayout {
@@ -24,7 +26,21 @@ impl QuantLayout {
     pub fn new(format: QuantFormat, [rows, columns]: [usize; 2]) -> Option<Self> {
         let multiple = format.block().unwrap_or(NUMBERS_AT_ONCE);
         let fits = rows > 0 && columns > 0 && columns.is_multiple_of(multiple);
-        fits.then_some(Self { format, rows, columns })
+        fits.then_some(Self { format, rows, columns, activations: ActivationFormat::Float })
+    }
+
+    /// The layout for products with activations in a format. Only [`QuantFormat::Fp8`] has others than
+    /// floats.
+    pub fn with_activations(self, activations: ActivationFormat) -> Self {
+        match self.format {
+            QuantFormat::Fp8 => Self { activations, ..self },
+            QuantFormat::Int8 | QuantFormat::Nf4 => self,
+        }
+    }
+
+    /// The format of activations and their gradients in products with the matrix.
+    pub fn activations(&self) -> ActivationFormat {
+        self.activations
     }
 
     /// The format.

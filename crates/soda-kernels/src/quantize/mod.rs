@@ -8,5 +8,5 @@ mod format;
 mod layout;
 
 pub use encode::QuantizedMatrix;
-pub use format::QuantFormat;
+pub use format::{ActivationFormat, QuantFormat};
 pub use layout::QuantLayout;

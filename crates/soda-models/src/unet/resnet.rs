@@ -10,10 +10,8 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Device, Tensor};
-use soda_kernels::{conv2d, conv2d_residual, group_norm, linear};
+use soda_kernels::{conv2d, conv2d_residual, group_norm, linear, upsample_nearest};
 
 /// Makes a 3x3 convolution that keeps the size.
 pub(crate) fn conv3x3(channels_in: usize, channels_out: usize, device: &Device) -> Conv2d {
@@ -139,7 +137,6 @@ impl Upsample {
     ///
     /// `size` is that of the skip connection, which is not twice `h` and `w` if downsampling rounded.
     pub fn forward(&self, x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
-        let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
-        conv2d(&self.conv, interpolate(x, options))
+        conv2d(&self.conv, upsample_nearest(x, size))
     }
 }

@@ -18,7 +18,7 @@ use super::precision::WeightPrecision;
 use super::prefetch::{Job, Prefetch};
 use super::published::Published;
 use super::safetensors::Entry;
-use super::storage::{self, OffloadedBlocks};
+use super::storage::OffloadedBlocks;
 use crate::error::{ModelError, WeightsError};
 
 /// The number of weights that may be missing until they are listed.
@@ -120,9 +120,8 @@ impl Checkpoint {
             let is_transposed = entry.transposed != parameter.is_linear_weight();
             let exact = precision.exact.contains(&parameter.path);
             let is_stored = is_transposed && parameter.is_linear_weight();
-            let format = precision.storage.quantization.filter(|_| is_stored);
-            let layout = format
-                .and_then(|format| storage::layout(&parameter.path, &parameter.shape, format));
+            let layout = || precision.storage.layout(&parameter.path, &parameter.shape);
+            let layout = if is_stored { layout() } else { None };
             let is_offloaded = is_stored && offloaded.contain(&parameter.path);
             let dtype = match exact {
                 false => precision.dtype.into(),

@@ -101,7 +101,7 @@ mod tests {
         let (weight, bias) = (4 * 16 * 8, 4 * 8);
         let plain = WeightMemory::of(&network);
         assert_eq!(plain, WeightMemory { device: 2 * (weight + bias), host: 0 });
-        let storage = WeightStorage { quantization: None, offload: 1 };
+        let storage = WeightStorage { offload: 1, ..WeightStorage::default() };
         let found = WeightMemory::of(&store(network, storage, FloatDType::F32));
         // The placeholder, and a number in the place of scales.
         let device = weight + 2 * bias + 4 + 4;
@@ -115,7 +115,7 @@ mod tests {
         let expected = BlockWeights { numbers: 3 * 64 * 8, blocks: 3 };
         assert_eq!(BlockWeights::of(&network), expected);
         let quantization = Some(soda_kernels::QuantFormat::Int8);
-        let storage = WeightStorage { quantization, offload: 1 };
+        let storage = WeightStorage { quantization, offload: 1, ..WeightStorage::default() };
         let stored = store(network, storage, FloatDType::F32);
         assert_eq!(BlockWeights::of(&stored), expected);
         let plain = WeightStorage::default();

@@ -16,7 +16,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 use soda_kernels::{
-    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, stored_weights, take_stored,
+    ActivationFormat, QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, stored_weights,
+    take_stored,
 };
 
 use super::parameters::stored_parameters;
@@ -26,6 +27,8 @@ use super::parameters::stored_parameters;
 pub struct WeightStorage {
     /// The number format; `None` for the dtype of the network.
     pub quantization: Option<QuantFormat>,
+    /// The format of activations in products with weights in [`QuantFormat::Fp8`].
+    pub activations: ActivationFormat,
     /// The number of blocks whose weights are in host memory, at most all. They are spread evenly over the
     /// network, so that the device copies one while it computes another.
     pub offload: usize,
@@ -49,10 +52,13 @@ pub(super) fn is_stored(path: &str) -> bool {
     has(BLOCKS) && !has(KEPT)
 }
 
-/// The layout of the quantized linear weight at `path`, `[in, out]`; `None` if it stays in floats.
-pub(super) fn layout(path: &str, shape: &[usize], format: QuantFormat) -> Option<QuantLayout> {
-    let &[input, output] = shape else { return None };
-    if is_stored(path) { QuantLayout::new(format, [output, input]) } else { None }
+impl WeightStorage {
+    /// The layout of the quantized linear weight at `path`, `[in, out]`; `None` if it stays in floats.
+    pub(super) fn layout(&self, path: &str, shape: &[usize]) -> Option<QuantLayout> {
+        let &[input, output] = shape else { return None };
+        let format = self.quantization.filter(|_| is_stored(path))?;
+        Some(QuantLayout::new(format, [output, input])?.with_activations(self.activations))
+    }
 }
 
 /// The block of the parameter at `path`: the path up to its number. `None` if it is in none.
@@ -98,7 +104,7 @@ impl OffloadedBlocks {
 
 /// The storage of one network's weights.
 pub struct NetworkStorage {
-    quantization: Option<QuantFormat>,
+    storage: WeightStorage,
     offloaded: OffloadedBlocks,
     dtype: FloatDType,
 }
@@ -109,7 +115,7 @@ impl NetworkStorage {
         let parameters = stored_parameters(module);
         let paths = parameters.iter().map(|parameter| parameter.path.as_str());
         let offloaded = OffloadedBlocks::choose(paths, storage.offload);
-        Self { quantization: storage.quantization, offloaded, dtype }
+        Self { storage, offloaded, dtype }
     }
 
     /// Stores the linear weight at `path`, `[in, out]`, in its format and place. `None` if it stays in floats
@@ -123,23 +129,11 @@ impl NetworkStorage {
         device: &Device,
         matrix: impl FnOnce() -> TensorData,
     ) -> Option<StoredWeight> {
-        if self.quantization.is_some_and(|format| layout(path, &shape, format).is_some()) {
-            return Some(self.place(path, &self.encode(path, shape, matrix)?, device));
+        if let Some(layout) = self.storage.layout(path, &shape) {
+            return Some(self.place(path, &encode(layout, matrix()), device));
         }
         let floats = || matrix().convert_dtype(self.dtype.into());
         self.offloaded.contain(path).then(|| StoredWeight::offloaded_floats(&floats(), device))?
-    }
-
-    /// The codes of the weight at `path`. `None` if it stays in floats.
-    fn encode(
-        &self,
-        path: &str,
-        shape: [usize; 2],
-        matrix: impl FnOnce() -> TensorData,
-    ) -> Option<QuantizedMatrix> {
-        let layout = layout(path, &shape, self.quantization?)?;
-        let values = matrix().convert_dtype(DType::F32).try_into_vec();
-        Some(QuantizedMatrix::encode(&values.unwrap_or_default(), layout))
     }
 
     /// Puts the codes of the weight at `path` in their place.
@@ -152,6 +146,12 @@ impl NetworkStorage {
     }
 }
 
+/// The codes of the floats `[out, in]` of a weight.
+fn encode(layout: QuantLayout, matrix: TensorData) -> QuantizedMatrix {
+    let values = matrix.convert_dtype(DType::F32).try_into_vec();
+    QuantizedMatrix::encode(&values.unwrap_or_default(), layout)
+}
+
 /// Stores the linear weights of a network's blocks, in floats on the device or waiting in host memory, in the
 /// format and the place of `storage`. Weights that are stored already stay as they are.
 ///
@@ -162,12 +162,11 @@ pub fn store<M: Module>(module: M, storage: WeightStorage, dtype: FloatDType) ->
     }
     let storage = NetworkStorage::new(&module, storage, dtype);
     let (module, stored) = take_stored(module);
-    let encode = |(path, weight): (&String, &StoredWeight)| {
-        storage.quantization?;
-        let matrix = weight.waiting()?;
-        Some((path.clone(), storage.encode(path, weight.dims(), || matrix)?))
+    let codes = |(path, weight): (&String, &StoredWeight)| {
+        let layout = storage.storage.layout(path, &weight.dims())?;
+        Some((path.clone(), encode(layout, weight.waiting()?)))
     };
-    let codes = stored.par_iter().filter_map(encode).collect();
+    let codes = stored.par_iter().filter_map(codes).collect();
     let (path, containers) = (Vec::new(), Vec::new());
     module.map(&mut Store { storage, stored, codes, path, containers })
 }
@@ -239,7 +238,13 @@ mod tests {
 
     #[test]
     fn linear_weights_of_blocks_are_quantized() {
-        let quantized = |path: &str| layout(path, &[64, 128], QuantFormat::Int8).is_some();
+        let storage = |format| WeightStorage {
+            quantization: Some(format),
+            activations: ActivationFormat::Fp8,
+            ..WeightStorage::default()
+        };
+        let int8 = storage(QuantFormat::Int8);
+        let quantized = |path: &str| int8.layout(path, &[64, 128]).is_some();
         assert!(quantized("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight"));
         assert!(quantized("single_transformer_blocks.3.attn.to_qkv_mlp_proj.weight"));
         assert!(quantized("noise_refiner.0.feed_forward.w1.weight"));
@@ -253,7 +258,13 @@ mod tests {
         ] {
             assert!(!quantized(path), "{path}");
         }
-        assert!(layout("layers.0.w.weight", &[60, 128], QuantFormat::Nf4).is_none());
+        let path = "layers.0.w.weight";
+        assert!(storage(QuantFormat::Nf4).layout(path, &[60, 128]).is_none());
+        // Activations have the format that is asked for where the weight is of the same.
+        let activations =
+            |storage: WeightStorage| storage.layout(path, &[64, 128]).unwrap().activations();
+        assert_eq!(activations(int8), ActivationFormat::Float);
+        assert_eq!(activations(storage(QuantFormat::Fp8)), ActivationFormat::Fp8);
     }
 
     #[test]
@@ -296,7 +307,7 @@ mod tests {
             });
         let waiting = with_stored(network.clone(), weights.collect());
         for quantization in [None, Some(QuantFormat::Int8), Some(QuantFormat::Nf4)] {
-            let storage = WeightStorage { quantization, offload: 1 };
+            let storage = WeightStorage { quantization, offload: 1, ..WeightStorage::default() };
             let stored = |network: &Network| {
                 let stored = store(network.clone(), storage, FloatDType::F16);
                 let all = stored_weights(&stored).into_iter();

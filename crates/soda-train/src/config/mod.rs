@@ -30,7 +30,7 @@ pub use loss_scale::LossScaleConfig;
 pub use masks::{MaskConfig, MaskSource};
 pub use objective::{Loss, ObjectiveConfig, PriorConfig};
 pub use optimizer::{OptimizerConfig, Schedule};
-pub use precision::{BasePrecision, Precision};
+pub use precision::{ActivationPrecision, BasePrecision, Precision};
 pub use preset::{PRESETS, Preset, preset};
 pub use samples::SampleConfig;
 pub use text_encoder::TextEncoderConfig;

@@ -5,7 +5,7 @@
 
 use burn::tensor::{Device, FloatDType};
 use serde::{Deserialize, Serialize};
-use soda_kernels::QuantFormat;
+use soda_kernels::{ActivationFormat, QuantFormat};
 
 /// The floating-point type in which a network computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +71,31 @@ impl From<BasePrecision> for QuantFormat {
             BasePrecision::Int8 => Self::Int8,
             BasePrecision::Fp8 => Self::Fp8,
             BasePrecision::Nf4 => Self::Nf4,
+        }
+    }
+}
+
+/// The number format of activations and their gradients in the products with frozen linear weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationPrecision {
+    /// Floats of 8 bits (E4M3) with a scale for each row, found anew in every product.
+    Fp8,
+}
+
+impl ActivationPrecision {
+    /// The name in a configuration, and as `--activation-precision` of a command.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp8 => "fp8",
+        }
+    }
+}
+
+impl From<ActivationPrecision> for ActivationFormat {
+    fn from(precision: ActivationPrecision) -> Self {
+        match precision {
+            ActivationPrecision::Fp8 => Self::Fp8,
         }
     }
 }

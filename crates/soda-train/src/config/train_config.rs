@@ -17,7 +17,7 @@ use crate::config::masks::MaskConfig;
 use crate::config::method;
 use crate::config::objective::{Loss, ObjectiveConfig, PriorConfig};
 use crate::config::optimizer::OptimizerConfig;
-use crate::config::precision::{BasePrecision, Precision};
+use crate::config::precision::{ActivationPrecision, BasePrecision, Precision};
 use crate::config::samples::SampleConfig;
 use crate::config::seed;
 use crate::config::text_encoder::TextEncoderConfig;
@@ -98,6 +98,10 @@ pub struct TrainConfig {
     /// `precision` and `encoder_precision`, in which products are computed in any case.
     #[serde(default)]
     pub base_precision: Option<BasePrecision>,
+    /// The number format of the denoiser's activations in products with those weights, with
+    /// `base_precision = "fp8"` only. Without it they are in `precision`.
+    #[serde(default)]
+    pub activation_precision: Option<ActivationPrecision>,
     /// The number of the denoiser's blocks whose linear weights stay in host memory, at most all.
     #[serde(default)]
     pub offload: usize,
@@ -251,6 +255,13 @@ impl TrainConfig {
                 )
                 .into());
             }
+        }
+        if self.activation_precision.is_some() && self.base_precision != Some(BasePrecision::Fp8) {
+            return Err(ConfigError::Conflict(
+                "`activation_precision` belongs to `base_precision = \"fp8\"`: set that, or remove \
+                 `activation_precision`",
+            )
+            .into());
         }
         self.augment.check()?;
         self.masks.iter().try_for_each(MaskConfig::check)?;
@@ -419,6 +430,7 @@ mod tests {
             ("text_encoder.stop_after=1.5", "text_encoder.stop_after"),
             ("loss_scale.initial=3", "loss_scale.initial"),
             ("loss_scale.growth_interval=10", "belongs to `precision = \"f16\"`"),
+            ("activation_precision=fp8", "belongs to `base_precision = \"fp8\"`"),
         ] {
             let error = TrainConfig::from_table(table(&[setting])).unwrap().check().unwrap_err();
             assert!(error.to_string().contains(field), "{error}");

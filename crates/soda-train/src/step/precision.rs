@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{FloatDType, Tensor};
-use soda_kernels::{QuantFormat, persistent, to_preferred_memory_format};
+use soda_kernels::{ActivationFormat, QuantFormat, persistent, to_preferred_memory_format};
 use soda_models::weights::{WeightStorage, store};
 
 use crate::config::{Precision, TrainConfig};
@@ -27,7 +27,9 @@ impl TrainConfig {
     /// How the linear weights of the denoiser's blocks are stored.
     pub(crate) fn denoiser_storage(&self) -> WeightStorage {
         let quantization = self.base_precision.map(QuantFormat::from);
-        WeightStorage { quantization, offload: self.offload }
+        let activations = self.activation_precision.map(ActivationFormat::from);
+        let activations = activations.unwrap_or_default();
+        WeightStorage { quantization, activations, offload: self.offload }
     }
 
     /// How those of the text encoders' blocks are stored. Adapters of text encoders are made from the weights
@@ -35,9 +37,11 @@ impl TrainConfig {
     pub(crate) fn text_encoder_storage(&self) -> WeightStorage {
         match self.trains_text_encoder() {
             true => WeightStorage::default(),
-            false => {
-                WeightStorage { offload: self.text_encoder_offload, ..self.denoiser_storage() }
-            }
+            false => WeightStorage {
+                offload: self.text_encoder_offload,
+                activations: ActivationFormat::Float,
+                ..self.denoiser_storage()
+            },
         }
     }
 }

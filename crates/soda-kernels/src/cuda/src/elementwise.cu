@@ -63,11 +63,26 @@ template <class T> __device__ void split_channels(const T *y, T *a, T *b, i64 fi
   else split_channels_packs<T, 1>(y, a, b, first, second, rows);
 }
 
+// Sums of 2 x 2 pixels of dy [b, height, width, c], for n numbers of dx. An odd last row or column is alone.
+template <class T> __device__ void upsample_nearest_gradient(const T *dy, T *dx, i64 height, i64 width, i64 c, i64 n) {
+  unsigned w = (unsigned)(width + 1) / 2, h = (unsigned)(height + 1) / 2;
+  EACH_OF_GRID(v, n) {
+    unsigned pixel = v / (unsigned)c, channel = v - pixel * (unsigned)c;
+    unsigned line = pixel / w, j = 2 * (pixel - line * w), sample = line / h, i = 2 * (line - sample * h);
+    float sum = 0;
+    EACH(a, 2) EACH(b, 2) if (i + a < height && j + b < width) {
+      sum += load(dy[((sample * height + i + a) * width + j + b) * c + channel]);
+    }
+    store(dx + v, sum);
+  }
+}
+
 #define EXPORT(T, t) extern "C" { \
   __global__ void bias_residual_##t(const T *x, const T *bias, const T *residual, T *y, i64 c, i64 numbers_per_bias, i64 n) { bias_residual(x, bias, residual, y, c, numbers_per_bias, n); } \
   __global__ void cast_pair_##t(const float *a, const float *b, T *x, T *y, i64 n, i64 m) { cast_pair(a, b, x, y, n, m); } \
   __global__ void concat_channels_##t(const T *a, const T *b, T *y, i64 first, i64 second, i64 rows) { concat_channels(a, b, y, first, second, rows); } \
   __global__ void split_channels_##t(const T *y, T *a, T *b, i64 first, i64 second, i64 rows) { split_channels(y, a, b, first, second, rows); } \
+  __global__ void upsample_nearest_gradient_##t(const T *dy, T *dx, i64 height, i64 width, i64 c, i64 n) { upsample_nearest_gradient(dy, dx, height, width, c, n); } \
 }
 EXPORT(float, f32)
 EXPORT(bf16, bf16)

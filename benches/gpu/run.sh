@@ -36,6 +36,14 @@ for line in "flux2-klein-4b 1 none" "flux2-klein-4b 2 block" "z-image 1 block"; 
   run python3 "$diffusers" "${common[@]}" $([ "$checkpointing" = block ] && echo --checkpoint)
 done
 
+# A quantized base, and products of codes.
+for line in "flux2-klein-4b int8 none" "flux2-klein-4b fp8 fp8" "sdxl int8 none" "sdxl nf4 none" "sdxl fp8 fp8"; do
+  read -r arch weights activations <<<"$line"
+  formats=(--base-precision "$weights")
+  [ "$activations" = none ] || formats+=(--activation-precision "$activations")
+  run "$soda" bench --device cuda --json --method lora --rank 32 --arch "$arch" --batch 1 --dtype bf16 --steps 10 "${formats[@]}"
+done
+
 # torch.compile, whose first run compiles for two to six minutes.
 for line in "sd15 default" "sd15 reduce-overhead" "sdxl default" "flux2-klein-4b default"; do
   read -r arch mode <<<"$line"

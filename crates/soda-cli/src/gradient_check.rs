@@ -1,7 +1,9 @@
 //! A check that a GPU's driver computes gradients, before a training relies on them.
 //!
-//! Drivers compile the kernels of wgpu. On an H200 through Vulkan, predictions of small UNets agreed with
-//! diffusers to 2e-5, and their gradients were off by 10 to 40 %. On Vulkan on a CPU they were right.
+//! Drivers compile the kernels of wgpu, and may round a division to either side. burn's gradient of
+//! upsampling rounds such a quotient up. On an H200 through Vulkan, gradients of UNets were off by 10 to 40 %
+//! until `soda_kernels::upsample_nearest` had a gradient of its own. Predictions were right, and so was all
+//! of it on a CPU. The sizes here are among those that were wrong.
 
 use anyhow::{Result, ensure};
 use burn::module::Module as _;

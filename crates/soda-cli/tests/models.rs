@@ -266,6 +266,21 @@ fn a_quantized_base_draws_nearly_the_same_pictures() {
         assert_ne!(int8, floats);
         let off = soda_testing::max_abs_diff(&int8, &floats);
         assert!(off <= 24.0, "{name}: {off} of 255");
+        let fp8 = [more, &["--base-precision", "fp8"]].concat();
+        let weights_only = draw(&format!("{name}-fp8"), &fp8);
+        let both = [&fp8[..], &["--activation-precision", "fp8"]].concat();
+        let both = draw(&format!("{name}-fp8-activations"), &both);
+        assert_ne!(both, weights_only);
+        let off = soda_testing::max_abs_diff(&both, &floats);
+        assert!(off <= 96.0, "{name}: {off} of 255");
+    }
+    for (format, expected) in
+        [(&[][..], "--base-precision"), (&["--base-precision", "int8"], "--base-precision fp8")]
+    {
+        let request =
+            ["generate", "--base", &BASE, "--prompt", "a mug", "--activation-precision", "fp8"];
+        let error = fail(folder, &[&request[..], format].concat());
+        assert!(error.contains(expected), "{error}");
     }
     let error = fail(folder, &["generate", "--base", &BASE, "--base-precision", "int3"]);
     assert!(error.contains("int8, fp8, nf4"), "{error}");

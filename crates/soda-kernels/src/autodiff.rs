@@ -9,9 +9,10 @@ use burn::tensor::ops::ConvOptions;
 use crate::backend::{KernelGradients, Kernels};
 use crate::fallback::parallel_attention::ParallelOptions;
 use crate::host_matrix::HostMatrix;
+use crate::ops::linear::{low_rank, stored};
 use crate::ops::{
-    attention, bias_residual, concat_channels, conv, geglu, linear_stored, low_rank, matmul, norm,
-    parallel_attention, rms_norm_rotary, scale_columns, swiglu, upsample,
+    attention, bias_residual, concat_channels, conv, geglu, matmul, norm, parallel_attention,
+    rms_norm_rotary, scale_columns, swiglu, upsample,
 };
 use crate::quantize::QuantLayout;
 
@@ -58,7 +59,7 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         scales: FloatTensor<Self>,
         layout: QuantLayout,
     ) -> FloatTensor<Self> {
-        linear_stored::record_quantized::<B, C>(x, words, scales, layout)
+        stored::record_quantized::<B, C>(x, words, scales, layout)
     }
 
     fn matrix_from_host(
@@ -78,7 +79,7 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         matrix: HostMatrix,
         scales: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        linear_stored::record_from_host::<B, C>(x, matrix, scales)
+        stored::record_from_host::<B, C>(x, matrix, scales)
     }
 
     fn conv2d_forward(

@@ -15,6 +15,10 @@ pub(crate) fn has_blas<const D: usize>(_x: &Tensor<D>) -> bool {
     false
 }
 
+pub(crate) fn has_fp8_products<const D: usize>(_x: &Tensor<D>) -> bool {
+    false
+}
+
 pub(crate) fn workspace_bytes() -> u64 {
     0
 }

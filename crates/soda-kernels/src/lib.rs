@@ -20,7 +20,7 @@
 //! - [`linear_residual`] and [`conv2d_residual`] add a bias and a residual in one pass.
 //! - [`linear_deferred`] forms its weight at the moment of use. [`offer_product`] replaces the product with
 //!   that weight, so that an adapter on few rows forms no effective weight.
-//! - [`linear_low_rank`] is a LoRA layer.
+//! - [`linear_low_rank`] is a LoRA layer; [`add_low_rank`] adds its update to a product.
 //! - [`StoredWeight`] is a frozen weight in 4 or 8 bits, and its product.
 //! - [`KroneckerProduct`] multiplies rows with a Kronecker product of small factors.
 //! - [`PolarIteration`] approaches the polar factor of a matrix by products.
@@ -89,7 +89,7 @@ pub use device::memory::{
     MemoryUsage, deep_copy, free_memory, memory_usage, persistent, release_unused,
 };
 pub use device::memory_format::{MemoryFormat, to_preferred_memory_format, with_stride_order};
-pub use device::vendor_blas::has_vendor_blas;
+pub use device::vendor_blas::{has_fp8_products, has_vendor_blas};
 pub use fallback::attention::AttentionGradient;
 pub use fallback::parallel_attention::ParallelOptions;
 pub use host_matrix::{HostMatrix, HostNumbers};
@@ -97,11 +97,11 @@ pub use host_transpose::transposed;
 pub use ops::attention::attention;
 pub use ops::concat_channels::concat_channels;
 pub use ops::conv::{conv2d, conv2d_residual};
-pub use ops::deferred::{linear_deferred, linear_residual, offer_product};
 pub use ops::geglu::{geglu, geglu_with_bias};
 pub use ops::kronecker::{KroneckerGradient, KroneckerProduct};
+pub use ops::linear::deferred::{linear_deferred, linear_residual, offer_product};
 pub use ops::linear::linear;
-pub use ops::low_rank::{add_low_rank, linear_low_rank};
+pub use ops::linear::low_rank::{add_low_rank, linear_low_rank};
 pub use ops::matmul::{addmm, matmul};
 pub use ops::multi_tensor::{multi_tensor_cat, multi_tensor_split};
 pub use ops::norm::{group_norm, layer_norm, modulated_layer_norm};

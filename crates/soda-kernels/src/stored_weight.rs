@@ -19,7 +19,7 @@ use crate::device::checksum::checksum_of_transposed;
 use crate::device::vendor_blas::has_vendor_blas;
 use crate::host_matrix::{HostMatrix, HostNumbers};
 use crate::host_transpose::transposed;
-use crate::ops::deferred::offer_product;
+use crate::ops::linear::deferred::offer_product;
 use crate::quantize::{QuantLayout, QuantizedMatrix};
 
 /// The segment of a path between a weight and its stored form.

@@ -165,6 +165,7 @@ fn activations_in_fp8_are_rounded_row_by_row() {
         let tensor_cores = has_vendor_blas(&Tensor::<1>::zeros([1], &Device::default()));
         // Tensor cores of 8 bits keep 14 bits of a sum.
         let exact = if tensor_cores { 1e-3 } else { common::EXACT };
+        let inputs = [x.clone()];
         for (dtype, tolerance) in [(FloatDType::F32, exact), (FloatDType::BF16, common::HALF)] {
             if !Device::default().supports_dtype(dtype) {
                 continue;
@@ -172,7 +173,7 @@ fn activations_in_fp8_are_rounded_row_by_row() {
             let product = |[x]: [Tensor<2>; 1]| {
                 StoredWeight::quantized(&codes, &x.device()).train().product(x)
             };
-            let (our_y, our_dx) = run(&Device::default(), &[x.clone()], dtype, product, &dy);
+            let (our_y, our_dx) = run(&Device::default(), &inputs, dtype, product, &dy);
             assert_eq!(our_y.dtype(), DType::from(dtype));
             for (what, ours, theirs) in [("value", our_y, &y), ("gradient", our_dx[0].clone(), &dx)]
             {

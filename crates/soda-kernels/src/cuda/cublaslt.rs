@@ -5,15 +5,12 @@ use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::cublaslt_plan::{Factor, Plan, PlanKey, Product};
-use super::dlopen::{cublaslt_present, cublaslt_version};
+use super::cublaslt_plan::{Factor, MAX_ALIGNMENT, Plan, PlanKey, Product};
+use super::dlopen::cublaslt_present;
 use super::handles::planned;
 use super::matrices::Matrices;
 use super::stream;
-use super::support::{empty, empty_like};
-
-/// An alignment beyond this number of bytes makes no difference.
-const MAX_ALIGNMENT: u64 = 256;
+use super::support::empty_like;
 
 /// Whether [`addmm`] takes these tensors: matrices, and a contiguous `addend`. The caller checks that dtypes
 /// are equal.
@@ -45,42 +42,50 @@ pub(super) fn addmm(lhs: CubeTensor, rhs: CubeTensor, addend: &CubeTensor) -> Cu
     y
 }
 
-/// The first version of cuBLASLt with a scale for each row and each column of a product.
-const SCALED_PRODUCTS: usize = 120_900;
-
-/// Whether this machine's cuBLASLt has [`scaled_product`].
-pub(super) fn has_scaled_products() -> bool {
-    cublaslt_version().is_some_and(|version| version >= SCALED_PRODUCTS)
-}
-
 /// A matrix `diag(scales) codes` of codes in E4M3: contiguous tensors of one byte a code, and of float32.
 pub(super) struct Scaled {
     pub(super) codes: CubeTensor,
     pub(super) scales: CubeTensor,
 }
 
-/// The product `lhs rhs'` in `dtype`, for `lhs` `[m, k]` and `rhs` `[n, k]`. `k` and `n` are multiples of 16.
+/// The product `lhs rhs'` of codes in E4M3, for `lhs` `[m, k]` and `rhs` `[n, k]`, in `y` `[m, n]`. `k` and
+/// `n` are multiples of 16. The product has the scales of both factors if `with_scales`.
+///
+/// `product_dtype` is the dtype that is written, of as many bits as that of `y`.
 #[allow(unsafe_code, reason = "a call of cuBLASLt")]
-pub(super) fn scaled_product(lhs: Scaled, rhs: Scaled, n: usize, dtype: DType) -> CubeTensor {
-    let [m, k] = lhs.codes.shape().dims();
-    let y = empty(&lhs.scales, vec![m, n], dtype);
+pub(super) fn product_of_codes(
+    lhs: &Scaled,
+    rhs: &Scaled,
+    y: &CubeTensor,
+    product_dtype: DType,
+    with_scales: bool,
+) {
+    let ([m, n], [_, k]) = (y.shape().dims(), lhs.codes.shape().dims::<2>());
     // A row of codes is what the sum runs over, in both factors.
     let [lhs_factor, rhs_factor] = [false, true].map(|transposed| Factor { transposed, ld: k });
-    let tensors = [&lhs.codes, &rhs.codes, &y, &lhs.scales, &rhs.scales];
+    let tensors = [&lhs.codes, &rhs.codes, y, &lhs.scales, &rhs.scales];
     stream::submit(tensors, move |context, [lhs, rhs, y, lhs_scales, rhs_scales]| {
-        let product = Product::Scaled(dtype);
-        let (sizes, alignment) = ([m, k, n], alignment(&[lhs, rhs, y]));
+        let product = match with_scales {
+            true => Product::Scaled(product_dtype),
+            false => Product::Codes(product_dtype),
+        };
+        let (sizes, buffers) = ([m, k, n], [lhs, rhs, y]);
+        let alignment = alignment(&buffers);
         let key = PlanKey { product, sizes, lhs: lhs_factor, rhs: rhs_factor, alignment };
         let handles = &mut context.handles;
         let handle = handles.cublaslt()?;
         let plan = planned(&mut handles.cublaslt_plans, key, |key| Plan::new(key, handle))?;
         let workspace = handles.workspace(plan.workspace())?;
-        let (buffers, scales) = ([lhs, rhs, y], [lhs_scales, rhs_scales]);
+        let (scales, stream) = ([lhs_scales, rhs_scales], context.stream.cast());
         // SAFETY: the plan is that of the buffers, which `submit` keeps allocated.
-        unsafe { plan.multiply_scaled(handle, buffers, scales, workspace, context.stream.cast()) }
-            .map_err(|error| format!("cuBLASLt, a product of {m}x{k}x{n} in E4M3: {error:?}"))
+        let result = unsafe {
+            match with_scales {
+                true => plan.multiply_scaled(handle, buffers, scales, workspace, stream),
+                false => plan.multiply(handle, buffers, workspace, stream),
+            }
+        };
+        result.map_err(|error| format!("cuBLASLt, a product of {m}x{k}x{n} in E4M3: {error:?}"))
     });
-    y
 }
 
 /// The alignment of all addresses in bytes, as far as it matters.

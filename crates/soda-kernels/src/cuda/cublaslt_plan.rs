@@ -16,6 +16,9 @@ const DESC_B_SCALE_MODE: u32 = 32;
 /// `CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F` of CUDA 12.9: a scale for each row or column of the output.
 const SCALE_OUTER_VECTOR: i32 = 3;
 
+/// An alignment beyond this number of bytes makes no difference.
+pub(super) const MAX_ALIGNMENT: u64 = 256;
+
 /// How a factor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Factor {
@@ -31,6 +34,8 @@ pub(super) enum Product {
     Sum(DType),
     /// The product of matrices in E4M3, each with a scale for each of its rows, in a dtype.
     Scaled(DType),
+    /// The product of matrices in E4M3 without scales, in a dtype.
+    Codes(DType),
 }
 
 /// The properties of a product that cuBLASLt's choice of an algorithm depends on.
@@ -66,7 +71,9 @@ impl Plan {
         };
         let (kind, kind_out) = match key.product {
             Product::Sum(dtype) => (kind_of(dtype), kind_of(dtype)),
-            Product::Scaled(dtype) => (sys::cudaDataType_t::CUDA_R_8F_E4M3, kind_of(dtype)),
+            Product::Scaled(dtype) | Product::Codes(dtype) => {
+                (sys::cudaDataType_t::CUDA_R_8F_E4M3, kind_of(dtype))
+            }
         };
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let operation = result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F)?;
@@ -91,6 +98,8 @@ impl Plan {
         }
         if let Product::Scaled(_) = key.product {
             set_outer_vector_scales(operation)?;
+            // The choice of an algorithm asks for addresses, and reads nothing there.
+            set_scales(operation, [MAX_ALIGNMENT; 2])?;
         }
         let (at, size) = bytes(&MAX_WORKSPACE);
         let most = Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -138,8 +147,8 @@ impl Plan {
         unsafe { self.run(handle, buffers, 1.0, workspace, stream) }
     }
 
-    /// Computes `y = diag(s) lhs (diag(t) rhs')'` on `stream` for [`Product::Scaled`], with the scales `s` and
-    /// `t`.
+    /// Computes `y = diag(s) lhs (diag(t) rhs')'` on `stream` for [`Product::Scaled`], with the scales `s`
+    /// and `t`.
     ///
     /// # Safety
     /// As [`Plan::add`].
@@ -151,18 +160,24 @@ impl Plan {
         workspace: *mut c_void,
         stream: sys::cudaStream_t,
     ) -> Result<(), CublasError> {
-        use sys::cublasLtMatmulDescAttributes_t as Of;
-        // SAFETY: the attributes are addresses. A call reads them before it returns.
-        unsafe {
-            for (attribute, scales) in [
-                (Of::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, rhs_scales),
-                (Of::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, lhs_scales),
-            ] {
-                let (at, size) = bytes(&scales);
-                result::set_matmul_desc_attribute(self.operation, attribute, at, size)?;
-            }
-            self.run(handle, [lhs, rhs, y, y], 0.0, workspace, stream)
-        }
+        set_scales(self.operation, [lhs_scales, rhs_scales])?;
+        // SAFETY: the promise of the caller.
+        unsafe { self.run(handle, [lhs, rhs, y, y], 0.0, workspace, stream) }
+    }
+
+    /// Computes `y = lhs rhs` on `stream` for [`Product::Codes`].
+    ///
+    /// # Safety
+    /// As [`Plan::add`].
+    pub(super) unsafe fn multiply(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        [lhs, rhs, y]: [u64; 3],
+        workspace: *mut c_void,
+        stream: sys::cudaStream_t,
+    ) -> Result<(), CublasError> {
+        // SAFETY: the promise of the caller.
+        unsafe { self.run(handle, [lhs, rhs, y, y], 0.0, workspace, stream) }
     }
 
     /// Computes `y = lhs rhs + factor addend`.
@@ -225,6 +240,24 @@ fn set_outer_vector_scales(operation: sys::cublasLtMatmulDesc_t) -> Result<(), C
         for attribute in [DESC_A_SCALE_MODE, DESC_B_SCALE_MODE] {
             set(operation, attribute, at, size).result()?;
         }
+    }
+    Ok(())
+}
+
+/// Gives the addresses of the scales of both factors.
+#[allow(unsafe_code, reason = "a call of cuBLASLt")]
+fn set_scales(
+    operation: sys::cublasLtMatmulDesc_t,
+    [lhs, rhs]: [u64; 2],
+) -> Result<(), CublasError> {
+    use sys::cublasLtMatmulDescAttributes_t as Of;
+    for (attribute, scales) in [
+        (Of::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, rhs),
+        (Of::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, lhs),
+    ] {
+        let (at, size) = bytes(&scales);
+        // SAFETY: the attributes are addresses, and a product reads them when it is called.
+        unsafe { result::set_matmul_desc_attribute(operation, attribute, at, size)? };
     }
     Ok(())
 }

@@ -52,6 +52,7 @@ pub(crate) use graph::Graph;
 pub(crate) use nccl::{Communicator, nccl_refusal, nccl_unique_id};
 pub(crate) use offload::{begin_pass, end_pass, pin};
 pub(crate) use tensors::{
-    Tf32Split, checksum, free_bytes, has_blas, kronecker_gradient, kronecker_product,
-    multi_tensor_cat, multi_tensor_split, polar_step, tf32_split, workspace_bytes,
+    Tf32Split, checksum, free_bytes, has_blas, has_fp8_products, kronecker_gradient,
+    kronecker_product, multi_tensor_cat, multi_tensor_split, polar_step, tf32_split,
+    workspace_bytes,
 };

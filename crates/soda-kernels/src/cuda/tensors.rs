@@ -12,7 +12,7 @@ use burn::tensor::{DType, Tensor};
 use cudarc::driver::result;
 
 use super::launch::kronecker::Kronecker;
-use super::launch::{checksum as checksum_kernel, multi_tensor, polar};
+use super::launch::{checksum as checksum_kernel, fp8, multi_tensor, polar};
 use super::stream::{flush, submit};
 use super::support::{Cube, cublas_takes, empty, kernels_take};
 
@@ -22,6 +22,12 @@ pub(crate) use super::handles::workspace_bytes;
 pub(crate) fn has_blas<const D: usize>(x: &Tensor<D>) -> bool {
     let x = x.clone().without_autodiff();
     x.try_into_primitive::<Cube>().is_ok_and(|x| cublas_takes(&x))
+}
+
+/// Whether products of `x` with codes of 8 bits are computed in E4M3, where their sizes fit.
+pub(crate) fn has_fp8_products<const D: usize>(x: &Tensor<D>) -> bool {
+    let x = x.clone().without_autodiff();
+    x.try_into_primitive::<Cube>().is_ok_and(|x| kernels_take(&x) && fp8::on_machine())
 }
 
 /// The bytes of the memory of the device of `x` that no program has allocated. `None` if it is no CUDA

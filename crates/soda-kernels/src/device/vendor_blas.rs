@@ -1,4 +1,4 @@
-//! Whether matrix products go to a library of the device's vendor.
+//! Which matrix products go to a library of the device's vendor.
 
 use burn::tensor::Tensor;
 
@@ -11,4 +11,10 @@ use crate::cuda;
 /// the factors to TF32.
 pub fn has_vendor_blas<const D: usize>(x: &Tensor<D>) -> bool {
     cuda::has_blas(x)
+}
+
+/// Whether the device of `x` multiplies activations of [`ActivationFormat::Fp8`](crate::ActivationFormat)
+/// with tensor cores. Other devices round them, and multiply floats.
+pub fn has_fp8_products<const D: usize>(x: &Tensor<D>) -> bool {
+    cuda::has_fp8_products(x)
 }

@@ -1,7 +1,7 @@
 //! Nearest-neighbour upsampling by two, as decoders and UNets have it.
 //!
-//! burn's gradient finds the pixels that show one by a division in the dtype of the tensor. A quotient that is
-//! rounded to the wrong side of a whole number shifts them: 91 / 7 on some drivers, 26 times 52 in bfloat16.
+//! burn's gradient finds the pixels that show one by a division in the dtype of the tensor. A quotient on the
+//! wrong side of a whole number shifts them: 91 / 7 on some drivers, 26 times 52 in bfloat16.
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;

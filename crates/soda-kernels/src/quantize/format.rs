@@ -78,8 +78,8 @@ pub enum ActivationFormat {
     /// The dtype of the network.
     #[default]
     Float,
-    /// E4M3 with one scale for each row, as [`QuantFormat::Fp8`]. Tensor cores multiply such numbers with those
-    /// of the weight.
+    /// E4M3 with one scale for each row, as [`QuantFormat::Fp8`]. Tensor cores multiply such numbers with
+    /// those of the weight.
     Fp8,
 }
 

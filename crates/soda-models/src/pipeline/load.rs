@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use serde_json::{Map, Value};
+use soda_kernels::{ActivationFormat, has_fp8_products};
 use tracing::info_span;
 
 use super::families::{Flux2KleinConfigs, StableDiffusionConfigs, ZImageConfigs};
 use super::family::{Configs, DIFFUSERS, Family, Found, LoadOptions, LoadedNetworks};
 use super::family_name::{FamilyName, model_index};
+use super::load_warning::LoadWarning;
 use super::model::Pipeline;
 use crate::error::ModelError;
-use crate::weights::{self, Checkpoint, WeightPrecision};
+use crate::weights::{self, Checkpoint, WeightPrecision, WeightStorage};
 
 /// The autoencoder's weights that are f32 in every dtype.
 const STATISTICS: &[&str] = &["bn.running_mean", "bn.running_var"];
@@ -65,7 +67,7 @@ impl Pipeline {
         let vae = found.open("vae", DIFFUSERS)?;
         let warnings = found.warnings()?;
         let mut pipeline = Self::assemble(dir, configs, weights, vae, options, device)?;
-        pipeline.warnings = warnings;
+        pipeline.warnings.extend(warnings);
         Ok(pipeline)
     }
 
@@ -100,10 +102,18 @@ impl Pipeline {
             resolution: options.resolution,
             source: source.to_path_buf(),
             is_distilled,
-            warnings: Vec::new(),
+            warnings: rounded_activations(options, device).into_iter().collect(),
             device: device.clone(),
         };
         pipeline.check_resolution()?;
         Ok(pipeline)
     }
+}
+
+/// The warning that a device has no products of codes of 8 bits, if these are asked for.
+fn rounded_activations(options: &LoadOptions, device: &Device) -> Option<LoadWarning> {
+    let WeightStorage { activations, .. } = options.denoiser_precision().storage;
+    let is_slow =
+        activations == ActivationFormat::Fp8 && !has_fp8_products(&Tensor::<1>::zeros([1], device));
+    is_slow.then_some(LoadWarning::RoundedActivations)
 }

@@ -34,6 +34,8 @@ pub enum LoadWarning {
         /// The key of the first one.
         first: String,
     },
+    /// The device has no products of numbers of 8 bits, which are asked for.
+    RoundedActivations,
 }
 
 impl fmt::Display for LoadWarning {
@@ -60,6 +62,10 @@ impl fmt::Display for LoadWarning {
                     "{count} tensors of {file} belong to no network and are left out: {first}"
                 )
             }
+            Self::RoundedActivations => f.write_str(
+                "this device has no products in fp8: activations are rounded to it and multiplied in \
+                 floats, which is slower than without the activation precision",
+            ),
         }
     }
 }

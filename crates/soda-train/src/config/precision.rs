@@ -7,6 +7,8 @@ use burn::tensor::{Device, FloatDType};
 use serde::{Deserialize, Serialize};
 use soda_kernels::{ActivationFormat, QuantFormat};
 
+use crate::error::ConfigError;
+
 /// The floating-point type in which a network computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -98,4 +100,18 @@ impl From<ActivationPrecision> for ActivationFormat {
             ActivationPrecision::Fp8 => Self::Fp8,
         }
     }
+}
+
+/// Checks that activations have a format that weights of this format are multiplied with.
+pub(super) fn check_formats(
+    weights: Option<BasePrecision>,
+    activations: Option<ActivationPrecision>,
+) -> Result<(), ConfigError> {
+    if activations.is_none() || weights == Some(BasePrecision::Fp8) {
+        return Ok(());
+    }
+    Err(ConfigError::Conflict(
+        "`activation_precision` belongs to `base_precision = \"fp8\"`: set that, or remove \
+         `activation_precision`",
+    ))
 }

@@ -17,7 +17,7 @@ use crate::config::masks::MaskConfig;
 use crate::config::method;
 use crate::config::objective::{Loss, ObjectiveConfig, PriorConfig};
 use crate::config::optimizer::OptimizerConfig;
-use crate::config::precision::{ActivationPrecision, BasePrecision, Precision};
+use crate::config::precision::{self, ActivationPrecision, BasePrecision, Precision};
 use crate::config::samples::SampleConfig;
 use crate::config::seed;
 use crate::config::text_encoder::TextEncoderConfig;
@@ -248,21 +248,9 @@ impl TrainConfig {
         }
         self.samples.check()?;
         if let Some(scale) = &self.loss_scale {
-            scale.check()?;
-            if self.precision != Precision::F16 {
-                return Err(ConfigError::Conflict(
-                    "`loss_scale` belongs to `precision = \"f16\"`: set that, or remove `loss_scale`",
-                )
-                .into());
-            }
+            scale.check(self.precision)?;
         }
-        if self.activation_precision.is_some() && self.base_precision != Some(BasePrecision::Fp8) {
-            return Err(ConfigError::Conflict(
-                "`activation_precision` belongs to `base_precision = \"fp8\"`: set that, or remove \
-                 `activation_precision`",
-            )
-            .into());
-        }
+        precision::check_formats(self.base_precision, self.activation_precision)?;
         self.augment.check()?;
         self.masks.iter().try_for_each(MaskConfig::check)?;
         self.validation.check()?;

@@ -9,15 +9,42 @@ use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::cuda::cublaslt::{self, Scaled};
+use super::sizes::blocks;
+use crate::cuda::cublaslt::{Scaled, product_of_codes};
 use crate::cuda::support::{empty, kernels_take};
-use crate::cuda::{nvrtc, stream};
+use crate::cuda::{dlopen, nvrtc, stream};
 use crate::quantize::{ActivationFormat, QuantLayout};
 
-/// The compute capability whose products take a scale for each row and each column.
-const CAPABILITY: (i32, i32) = (9, 0);
 /// The tensor cores take rows of a multiple of this number of codes.
 const MULTIPLE: usize = 16;
+
+/// Where the scales of rows and columns come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scaling {
+    /// In the product.
+    Within,
+    /// In a pass over its result.
+    After,
+}
+
+impl Scaling {
+    /// What this machine has. `None` without tensor cores for E4M3, or a cuBLASLt that uses them.
+    fn of_machine() -> Option<Self> {
+        let (capability, version) = (nvrtc::compute_capability()?, dlopen::cublaslt_version()?);
+        if capability == (9, 0) && version >= 120_900 {
+            Some(Self::Within)
+        } else if capability >= (8, 9) && version >= 120_400 {
+            Some(Self::After)
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether this machine has products in E4M3.
+pub(crate) fn on_machine() -> bool {
+    Scaling::of_machine().is_some()
+}
 
 /// Whether the products of `x` `[rows, ..]` with a matrix of this layout, either way, are computed in E4M3.
 pub(crate) fn takes(x: &CubeTensor, layout: QuantLayout) -> bool {
@@ -25,8 +52,7 @@ pub(crate) fn takes(x: &CubeTensor, layout: QuantLayout) -> bool {
         && layout.shape().iter().all(|size| size.is_multiple_of(MULTIPLE))
         && x.shape()[0] > 0
         && kernels_take(x)
-        && nvrtc::compute_capability() == Some(CAPABILITY)
-        && cublaslt::has_scaled_products()
+        && Scaling::of_machine().is_some()
 }
 
 /// The product `Q(x) W'` in the dtype of `x`.
@@ -38,7 +64,8 @@ pub(crate) fn product(
 ) -> CubeTensor {
     let dtype = x.dtype;
     let w = Scaled { codes: into_contiguous(words), scales: into_contiguous(scales) };
-    cublaslt::scaled_product(quantized(x, None), w, layout.shape()[0], dtype)
+    let scaling = Scaling::of_machine().unwrap_or(Scaling::After);
+    scaled_product(&quantized(x, None), &w, layout.shape()[0], dtype, scaling)
 }
 
 /// The gradient of [`product`] by `x`, in the dtype of `dy`.
@@ -51,7 +78,34 @@ pub(crate) fn gradient(
     let (dtype, [_, columns]) = (dy.dtype, layout.shape());
     let c = transposed(into_contiguous(words), layout);
     let dy = quantized(dy, Some(into_contiguous(scales)));
-    cublaslt::scaled_product(dy, c, columns, dtype)
+    let scaling = Scaling::of_machine().unwrap_or(Scaling::After);
+    scaled_product(&dy, &c, columns, dtype, scaling)
+}
+
+/// The product `lhs rhs'` in `dtype`, for `lhs` `[m, k]` and `rhs` `[n, k]`.
+fn scaled_product(
+    lhs: &Scaled,
+    rhs: &Scaled,
+    n: usize,
+    dtype: DType,
+    scaling: Scaling,
+) -> CubeTensor {
+    let m = lhs.codes.shape()[0];
+    let y = empty(&lhs.scales, vec![m, n], dtype);
+    match scaling {
+        Scaling::Within => product_of_codes(lhs, rhs, &y, dtype, true),
+        Scaling::After => {
+            // Without scales a sum of codes may be larger than f16.
+            let unscaled = if dtype == DType::F16 { DType::BF16 } else { dtype };
+            product_of_codes(lhs, rhs, &y, unscaled, false);
+            let name = kernel!("scale_product", dtype);
+            stream::submit([&y, &lhs.scales, &rhs.scales], move |context, [y, rows, columns]| {
+                let arguments = vec![y, rows, columns, m as u64, n as u64];
+                context.launcher.launch(name, [blocks(m * n), 1], 256, 0, arguments)
+            });
+        }
+    }
+    y
 }
 
 /// The codes of the rows of `x`, of `x diag(by)` if there is such a vector.
@@ -85,4 +139,39 @@ fn transposed(words: CubeTensor, layout: QuantLayout) -> Scaled {
         context.launcher.launch(entry!("transpose_codes"), grid, 256, 0, arguments)
     });
     Scaled { codes, scales }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+    use soda_testing::relative_error;
+
+    use super::*;
+    use crate::cuda::support::Cube;
+
+    /// Cards of other capabilities than 9.0 have the scales in a pass of their own.
+    #[test]
+    fn scales_within_a_product_and_after_it_are_the_same() {
+        if Scaling::of_machine() != Some(Scaling::Within) {
+            return;
+        }
+        let device = Device::default();
+        let random = |shape: [usize; 2]| -> Tensor<2> {
+            Tensor::random(shape, Distribution::Normal(0.0, 3.0), &device)
+        };
+        for (dtype, tolerance) in
+            [(FloatDType::F32, 1e-3), (FloatDType::BF16, 1e-2), (FloatDType::F16, 1e-2)]
+        {
+            let factors = [[70, 4096], [48, 4096]].map(|shape| {
+                let x = random(shape).cast(dtype).try_into_primitive::<Cube>();
+                quantized(x.expect("a tensor of CUDA"), None)
+            });
+            let product = |scaling| -> Vec<f32> {
+                let y = scaled_product(&factors[0], &factors[1], 48, dtype.into(), scaling);
+                Tensor::<2>::from_primitive::<Cube>(y).into_data().iter().collect()
+            };
+            let off = relative_error(&product(Scaling::After), &product(Scaling::Within));
+            assert!(off <= tolerance, "{dtype:?}: off by {off}");
+        }
+    }
 }

@@ -32,8 +32,6 @@ pub(super) mod fp8;
 pub(super) mod geglu;
 pub(super) mod group_norm;
 pub(super) mod kronecker;
-mod kronecker3_half;
-mod kronecker_groups;
 pub(super) mod layer_norm;
 pub(super) mod multi_tensor;
 pub(super) mod polar;

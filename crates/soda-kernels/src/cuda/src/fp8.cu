@@ -1,5 +1,5 @@
-// Factors of products in E4M3: rows that are rounded to it, and the codes of a weight transposed, since tensor
-// cores read 8 bits along the sum only. Comes after packs.cuh.
+// Factors of products in E4M3: rows that are rounded to it, and the codes of a weight transposed, since
+// tensor cores read 8 bits along the sum only. Comes after packs.cuh.
 
 // The codes of two numbers, the first in the lower byte. Ties to even mantissas, as quantize/format.rs.
 __device__ unsigned e4m3x2(float low, float high) {
@@ -12,6 +12,15 @@ __device__ unsigned e4m3x2(float low, float high) {
 #endif
 }
 
+// Eight neighbours, at once if they lie so.
+template <class T> __device__ Pack<T, 8> load_octet(const T *x, unsigned v) {
+  const int N = 8;
+  if (((i64)x & (sizeof(Pack<T, N>) - 1)) == 0) return load_pack<T, N>(x, v);
+  Pack<T, N> pack;
+  EACH_IN_PACK(j) pack.at[j] = x[v * N + j];
+  return pack;
+}
+
 // The codes of the rows of x [rows, n], and their scales: the largest magnitude over 448. With `by`, of x
 // times a factor for each column. A block has a row; n is a multiple of 8.
 template <class T> __device__ void quantize_rows(const T *x, const float *by, uint2 *codes, float *scales, i64 n) {
@@ -19,16 +28,12 @@ template <class T> __device__ void quantize_rows(const T *x, const float *by, ui
   x += blockIdx.x * n;
   codes += blockIdx.x * (n / N);
   float values[N], peak = 0;
-  bool aligned = ((i64)x & (N * sizeof(T) - 1)) == 0;
   auto read = [&](unsigned v) {
-    if (aligned) {
-      Pack<T, N> in = load_pack<T, N>(x, v);
-      EACH_IN_PACK(j) values[j] = load(in.at[j]);
-    } else {
-      EACH_IN_PACK(j) values[j] = load(x[v * N + j]);
-    }
+    Pack<T, N> in = load_octet(x, v);
+    EACH_IN_PACK(j) values[j] = load(in.at[j]);
     if (by) {
-      EACH_IN_PACK(j) values[j] *= by[v * N + j];
+      Pack<float, N> factor = load_octet(by, v);
+      EACH_IN_PACK(j) values[j] *= factor.at[j];
     }
   };
   for (unsigned v = threadIdx.x; v < n / N; v += blockDim.x) {
@@ -48,16 +53,33 @@ template <class T> __device__ void quantize_rows(const T *x, const float *by, ui
   }
 }
 
-#define EXPORT(T, t) extern "C" { \
-  __global__ void quantize_rows_##t(const T *x, const float *by, uint2 *codes, float *scales, i64 n) { quantize_rows(x, by, codes, scales, n); } \
+// y [rows, n] times a factor for each row and each column, in place. X is the type that y is read as, of the
+// size of T. n is a multiple of 8.
+template <class X, class T> __device__ void scale_product(T *y, const float *row_factors, const float *column_factors, i64 rows, i64 n) {
+  const int N = 8;
+  unsigned per_row = (unsigned)(n / N);
+  EACH_OF_GRID(v, rows * per_row) {
+    unsigned row = v / per_row;
+    float factor = row_factors[row];
+    Pack<X, N> in = load_octet((const X *)y, v);
+    Pack<float, N> factors = load_octet(column_factors, v - row * per_row);
+    Pack<T, N> out;
+    EACH_IN_PACK(j) store(out.at + j, load(in.at[j]) * factor * factors.at[j]);
+    store_pack(y, v, out);
+  }
 }
-EXPORT(float, f32)
-EXPORT(bf16, bf16)
-EXPORT(f16, f16)
+
+#define EXPORT(T, X, t) extern "C" { \
+  __global__ void quantize_rows_##t(const T *x, const float *by, uint2 *codes, float *scales, i64 n) { quantize_rows(x, by, codes, scales, n); } \
+  __global__ void scale_product_##t(T *y, const float *row_factors, const float *column_factors, i64 rows, i64 n) { scale_product<X>(y, row_factors, column_factors, rows, n); } \
+}
+EXPORT(float, float, f32)
+EXPORT(bf16, bf16, bf16)
+EXPORT(f16, bf16, f16)
 #undef EXPORT
 
-// Transposes bytes [rows, columns], both multiples of 4, in tiles of 128 x 128 by 256 threads. Every column of
-// the source gets the scale 1.
+// Transposes bytes [rows, columns], both multiples of 4, in tiles of 128 x 128 by 256 threads. Every column
+// of the source gets the scale 1.
 extern "C" __global__ void transpose_codes(const unsigned *x, unsigned *y, float *ones, i64 rows, i64 columns) {
   // Word `w` of a column has its rows 4 w to 4 w + 3.
   __shared__ unsigned tile[128][33];

@@ -1,10 +1,13 @@
 //! Products of rows with a Kronecker product: all factors in one kernel for each pass.
 
+mod groups;
+mod three_half;
+
 use burn::backend::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::kronecker_groups::KroneckerGroups;
-use super::kronecker3_half::Kronecker3Half;
+use self::groups::KroneckerGroups;
+use self::three_half::Kronecker3Half;
 use super::multi_tensor::{cat, split};
 
 /// The kernels for a Kronecker product.

@@ -1,4 +1,14 @@
 //! Linear layers.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `deferred` | layers whose weight is formed at the moment of use |
+//! | `low_rank` | layers with a low-rank update |
+//! | `stored` | products with matrices that are quantized or in host memory |
+
+pub(crate) mod deferred;
+pub(crate) mod low_rank;
+pub(crate) mod stored;
 
 use burn::tensor::Tensor;
 

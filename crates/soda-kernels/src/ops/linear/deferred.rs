@@ -10,8 +10,8 @@ use std::cell::RefCell;
 
 use burn::tensor::Tensor;
 
-use super::bias_residual::bias_residual;
-use super::matmul::matmul;
+use crate::ops::bias_residual::bias_residual;
+use crate::ops::matmul::matmul;
 
 /// The linear layer `x W + b` for `x` `[.., in]`, `W = weight()` `[in, out]` and `b` `[out]`: `[.., out]`.
 ///

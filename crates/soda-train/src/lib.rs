@@ -100,7 +100,7 @@ pub use output::run_folder::RunFolder;
 pub use output::{page, plot};
 pub use run::checkpoint::Checkpoint;
 pub use run::fingerprint::RunFingerprint;
-pub use run::history::{History, StepScore, ValidationMetrics};
+pub use run::history::{History, LOSS_WINDOW, StepScore, ValidationMetrics, running_mean};
 pub use run::memory_plan::{MemoryMeter, MemoryPlan};
 pub use run::memory_saving::MemorySaving;
 pub use run::personalisation::{Personalisation, RunTarget};

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 
 use serde::{Deserialize, Serialize};
-use soda_train::{RunScores, TrainConfig};
+use soda_train::{RunScores, TrainConfig, running_mean};
 use toml::Value;
 
-use crate::runs::{Run, RunDetails, WINDOW};
+use crate::runs::{Run, RunDetails};
 
 /// The most bytes of a log that are read: a million steps.
 const MAX_LOG: u64 = 256 << 20;
@@ -76,19 +76,17 @@ impl Run {
                 _ => {}
             }
         }
-        curves.loss = thinned(&running_mean(&curves.loss));
+        curves.loss = thinned(&smoothed(&curves.loss));
         curves.validation = thinned(&curves.validation);
         curves
     }
 }
 
-/// The mean of each value and up to [`WINDOW`] - 1 values before it.
-fn running_mean(points: &[Point]) -> Vec<Point> {
-    let mean = |end: usize| {
-        let part = &points[(end + 1).saturating_sub(WINDOW)..=end];
-        part.iter().map(|(_, value)| value).sum::<f64>() / part.len() as f64
-    };
-    points.iter().enumerate().map(|(index, (step, _))| (*step, mean(index))).collect()
+/// The points with their running mean.
+fn smoothed(points: &[Point]) -> Vec<Point> {
+    let values: Vec<f32> = points.iter().map(|(_, value)| *value as f32).collect();
+    let means = running_mean(&values).into_iter().map(f64::from);
+    points.iter().map(|(step, _)| *step).zip(means).collect()
 }
 
 /// Each n-th point, the last one included.

@@ -9,16 +9,13 @@ use serde::Serialize;
 use serde_json::Value;
 use soda_adapters::Method as _;
 use soda_models::input_file::{self, SizeLimit};
-use soda_train::{RunFolder, TrainConfig, read_text};
+use soda_train::{LOSS_WINDOW, RunFolder, TrainConfig, read_text};
 
 use crate::id::{id_of, is_file_below};
 
-/// The most bytes of a log's end that are read for a summary: more than [`WINDOW`] steps. The list reads that
-/// of every run.
+/// The most bytes of a log's end that are read for a summary: more than [`LOSS_WINDOW`] steps. The list reads
+/// that of every run.
 const TAIL: u64 = 12 << 10;
-
-/// The number of steps of a mean loss, as in the report.
-pub(crate) const WINDOW: usize = 20;
 
 /// A folder of a run.
 #[derive(Clone, Debug)]
@@ -258,7 +255,7 @@ impl Run {
 
 /// The mean loss of the newest steps. `None` before the first step, and if one of them is not finite.
 fn mean_loss(log: &[Value]) -> Option<f64> {
-    let steps = log.iter().rev().filter(|line| line["event"] == "step").take(WINDOW);
+    let steps = log.iter().rev().filter(|line| line["event"] == "step").take(LOSS_WINDOW);
     let losses: Vec<f64> =
         steps.map(|line| line["values"]["loss"].as_f64()).collect::<Option<_>>()?;
     (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)

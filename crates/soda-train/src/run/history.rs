@@ -114,14 +114,14 @@ impl History {
     }
 }
 
-/// The number of steps in a running mean. The loss of a step depends mostly on the sampled timestep.
-pub(crate) const WINDOW: usize = 20;
+/// The number of steps in a [`running_mean`]. The loss of a step depends mostly on the sampled timestep.
+pub const LOSS_WINDOW: usize = 20;
 
-/// The mean of each value and up to `WINDOW - 1` values before it.
-pub(crate) fn running_mean(values: &[f32]) -> Vec<f32> {
+/// The mean of each value and up to `LOSS_WINDOW - 1` values before it.
+pub fn running_mean(values: &[f32]) -> Vec<f32> {
     (0..values.len())
         .map(|end| {
-            let window = &values[(end + 1).saturating_sub(WINDOW)..=end];
+            let window = &values[(end + 1).saturating_sub(LOSS_WINDOW)..=end];
             window.iter().sum::<f32>() / window.len() as f32
         })
         .collect()

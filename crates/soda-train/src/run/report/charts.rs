@@ -5,7 +5,7 @@ use maud::{Markup, PreEscaped, html};
 use crate::eval::scores::Scores;
 use crate::eval::snapshots::Snapshot;
 use crate::output::plot::{Line, line_chart};
-use crate::run::history::{History, ValidationMetrics, WINDOW, running_mean};
+use crate::run::history::{History, LOSS_WINDOW, ValidationMetrics, running_mean};
 use crate::run::summary::RunSummary;
 use crate::step::metrics::StepMetrics;
 
@@ -49,7 +49,8 @@ pub(super) fn charts(summary: &RunSummary) -> Markup {
 pub(crate) fn loss_chart(history: &History) -> String {
     let losses = history.losses();
     let each = Line { faint: true, ..step_line("each step", losses.iter().copied()) };
-    let mean = step_line(&format!("mean of {WINDOW} steps"), running_mean(&losses).into_iter());
+    let mean =
+        step_line(&format!("mean of {LOSS_WINDOW} steps"), running_mean(&losses).into_iter());
     line_chart("step", "loss", &[each, mean])
 }
 

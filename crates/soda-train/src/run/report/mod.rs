@@ -13,7 +13,7 @@ use crate::eval::sampling::SampledImages;
 use crate::eval::snapshots::Snapshot;
 use crate::output::page::page;
 use crate::output::run_folder::RunFolder;
-use crate::run::history::{History, WINDOW, running_mean};
+use crate::run::history::{History, LOSS_WINDOW, running_mean};
 use crate::run::summary::RunSummary;
 
 pub(crate) use charts::loss_chart;
@@ -105,11 +105,11 @@ fn overview(summary: &RunSummary) -> Markup {
 /// The mean loss of the first and of the last steps.
 fn losses_in_words(history: &History) -> String {
     let mean = running_mean(&history.losses());
-    let (Some(first), Some(last)) = (mean.get(WINDOW - 1).or(mean.last()), mean.last()) else {
+    let (Some(first), Some(last)) = (mean.get(LOSS_WINDOW - 1).or(mean.last()), mean.last()) else {
         return "There were no steps.".to_owned();
     };
     format!(
-        "The mean loss of the first {WINDOW} steps is {first:.4}, that of the last {WINDOW} steps {last:.4}. The loss of a \
+        "The mean loss of the first {LOSS_WINDOW} steps is {first:.4}, that of the last {LOSS_WINDOW} steps {last:.4}. The loss of a \
          step depends mostly on its random timesteps, so that it falls little even if the images change much."
     )
 }

@@ -37,12 +37,22 @@ for line in "flux2-klein-4b 1 none" "flux2-klein-4b 2 block" "z-image 1 block"; 
 done
 
 # A quantized base, and products of codes.
-for line in "flux2-klein-4b int8 none" "flux2-klein-4b fp8 fp8" "sdxl int8 none" "sdxl nf4 none" "sdxl fp8 fp8"; do
-  read -r arch weights activations <<<"$line"
+while read -r arch weights activations more; do
   formats=(--base-precision "$weights")
   [ "$activations" = none ] || formats+=(--activation-precision "$activations")
-  run "$soda" bench --device cuda --json --method lora --rank 32 --arch "$arch" --batch 1 --dtype bf16 --steps 10 "${formats[@]}"
-done
+  read -ra options <<<"$more"
+  run "$soda" bench --device cuda --json --arch "$arch" --dtype bf16 --steps 10 "${formats[@]}" "${options[@]}" </dev/null
+done <<'END'
+flux2-klein-4b int8 none --method lora --rank 32
+flux2-klein-4b fp8 none --method lora --rank 32
+flux2-klein-4b fp8 fp8 --method lora --rank 32
+flux2-klein-4b fp8 fp8 --method lora --rank 32 --latents 32 --batch 2
+flux2-klein-4b fp8 fp8 --method soda-subspace
+sdxl int8 none --method lora --rank 32
+sdxl nf4 none --method lora --rank 32
+sdxl fp8 fp8 --method lora --rank 32
+sdxl fp8 fp8 --method lora --rank 32 --batch 4
+END
 
 # torch.compile, whose first run compiles for two to six minutes.
 for line in "sd15 default" "sd15 reduce-overhead" "sdxl default" "flux2-klein-4b default"; do

@@ -271,8 +271,9 @@ fn a_quantized_base_draws_nearly_the_same_pictures() {
         let both = [&fp8[..], &["--activation-precision", "fp8"]].concat();
         let both = draw(&format!("{name}-fp8-activations"), &both);
         assert_ne!(both, weights_only);
-        let off = soda_testing::max_abs_diff(&both, &floats);
-        assert!(off <= 96.0, "{name}: {off} of 255");
+        let off: u64 = both.iter().zip(&floats).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        // On average three of 255.
+        assert!(off <= 3 * floats.len() as u64, "{name}: {off}");
     }
     for (format, expected) in
         [(&[][..], "--base-precision"), (&["--base-precision", "int8"], "--base-precision fp8")]

@@ -10,8 +10,8 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use soda_kernels::{
-    QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, linear_deferred, stored_weights,
-    take_stored, with_copies_ahead, with_stored,
+    ActivationFormat, QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, linear_deferred,
+    stored_weights, take_stored, with_copies_ahead, with_stored,
 };
 
 use common::{EXACT, assert_matches, distance, random};
@@ -42,16 +42,25 @@ fn a_product_has_the_value_and_gradient_of_the_matrix() {
 #[test]
 fn a_quantized_weight_is_the_same_in_host_memory() {
     let device = Device::default();
-    let values: Vec<f32> = random([5, 192]).into_data().iter().collect();
+    let values: Vec<f32> = random([16, 192]).into_data().iter().collect();
     let x = random([7, 192]).to_device(&device);
-    for format in QuantFormat::ALL {
-        let layout = QuantLayout::new(format, [5, 192]).unwrap();
+    let layouts = QuantFormat::ALL.map(|format| QuantLayout::new(format, [16, 192]).unwrap());
+    let in_fp8 = layouts[1].with_activations(ActivationFormat::Fp8);
+    assert_eq!(in_fp8.activations(), ActivationFormat::Fp8);
+    for layout in layouts.into_iter().chain([in_fp8]) {
+        let format = layout.format();
         let matrix = QuantizedMatrix::encode(&values, layout);
         let on_device = StoredWeight::quantized(&matrix, &device);
         let on_host = StoredWeight::offloaded_codes(&matrix, &device);
         assert_eq!(on_host.to_bytes(), on_device.to_bytes());
         let (a, b) = (on_host.product(x.clone()), on_device.product(x.clone()));
         assert_eq!(distance(a, b), 0.0, "{format:?}");
+        let gradient = |weight: &StoredWeight| {
+            let x = Tensor::from_inner(x.clone()).require_grad();
+            let gradients = weight.clone().train().product(x.clone()).square().sum().backward();
+            x.grad(&gradients).unwrap()
+        };
+        assert_eq!(distance(gradient(&on_host), gradient(&on_device)), 0.0, "{format:?}");
         let (a, b) = (on_host.to_float(DType::F32), on_device.to_float(DType::F32));
         assert_eq!(distance(a, b), 0.0, "{format:?}");
         assert_eq!(on_host.memory().0 + on_host.memory().1, on_device.memory().0);

@@ -75,6 +75,25 @@ fn low_rank_updates() {
     }
 }
 
+/// The first layer of a network: nothing but the factors has a gradient.
+#[test]
+fn an_update_of_constants_has_the_gradients_of_its_factors() {
+    let [y, x] = [[6, 24], [6, 8]].map(random);
+    let factors = [[8, 4], [4, 24]].map(random);
+    let direction = random([6, 24]);
+    let run = |device: &Device, f: fn([Tensor<2>; 4]) -> Tensor<2>| {
+        let [y, x] = [&y, &x].map(|x| Tensor::from_inner(x.clone().to_device(device)));
+        let sum = |[a, b]: [Tensor<2>; 2]| f([y.clone(), x.clone(), a, b]);
+        common::run(device, &factors, burn::tensor::FloatDType::F32, sum, &direction)
+    };
+    let (y, ours) = run(&Device::default(), |[y, x, a, b]| add_low_rank(y, x, a, b));
+    let (expected, theirs) = run(&Device::flex(), |[y, x, a, b]| y + x.matmul(a).matmul(b));
+    assert!(distance(y, expected) <= common::EXACT);
+    for (ours, theirs) in ours.into_iter().zip(theirs) {
+        assert!(distance(ours, theirs) <= common::EXACT);
+    }
+}
+
 /// A sum that another tensor shares is not changed by the update.
 #[test]
 fn an_update_leaves_a_shared_sum_as_it_is() {

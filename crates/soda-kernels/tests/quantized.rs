@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use soda_kernels::{
-    ActivationFormat, QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, has_vendor_blas,
+    ActivationFormat, QuantFormat, QuantLayout, QuantizedMatrix, StoredWeight, has_fp8_products,
     linear_deferred, stored_weights, take_stored, with_stored,
 };
 
@@ -138,7 +138,7 @@ fn a_product_has_the_value_and_gradient_of_the_matrix() {
 #[test]
 fn activations_in_fp8_are_rounded_row_by_row() {
     // Sizes of tensor cores and others. The last is a wide row.
-    for [rows, output, input] in [[5, 48, 32], [7, 5, 40], [130, 144, 272], [3, 4096, 16]] {
+    for [rows, output, input] in [[5, 48, 32], [130, 144, 272], [3, 4096, 16]] {
         let layout = QuantLayout::new(QuantFormat::Fp8, [output, input]).unwrap();
         let layout = layout.with_activations(ActivationFormat::Fp8);
         let rounded = |x: Tensor<2>| {
@@ -148,25 +148,27 @@ fn activations_in_fp8_are_rounded_row_by_row() {
         };
         // Rows of different sizes, and one of zeros. The numbers exist in bfloat16.
         let of_bf16 = |x: Tensor<2>| x.cast(FloatDType::BF16).cast(FloatDType::F32);
-        let sizes = |count| (random([count, 1]) * 2.0).exp();
+        let sizes = |count| (random([count, 1]) * 0.7).exp();
         let matrix = random([output, input]) * sizes(output);
         let x = of_bf16(random([rows, input]) * sizes(rows)).slice_fill(1..2, 0.0);
-        let dy = of_bf16(random([rows, 8 * output.div_ceil(8)])).narrow(1, 0, output);
+        // In f16 the gradient times the scales of the weight would lose its digits.
+        let dy = of_bf16(random([rows, output]) * 1e-5);
 
         let codes = QuantizedMatrix::encode(&host_values(&matrix), layout);
         let w = StoredWeight::quantized(&codes, &Device::flex()).to_float(DType::F32);
         let y = rounded(x.clone()).matmul(w.clone());
         let scales = matrix.clone().abs().max_dim(1) / 448.0;
         let scaled = dy.clone() * scales.clone().transpose();
-        let padding = Tensor::zeros([rows, 8 * output.div_ceil(8) - output], &Device::flex());
-        let scaled = rounded(Tensor::cat(vec![scaled, padding], 1)).narrow(1, 0, output);
-        let dx = scaled.matmul(w.clone().transpose() / scales);
+        let dx = rounded(scaled).matmul(w.clone().transpose() / scales);
 
-        let tensor_cores = has_vendor_blas(&Tensor::<1>::zeros([1], &Device::default()));
+        let tensor_cores = has_fp8_products(&Tensor::<1>::zeros([1], &Device::default()));
         // Tensor cores of 8 bits keep 14 bits of a sum.
         let exact = if tensor_cores { 1e-3 } else { common::EXACT };
         let inputs = [x.clone()];
-        for (dtype, tolerance) in [(FloatDType::F32, exact), (FloatDType::BF16, common::HALF)] {
+        let half = common::HALF;
+        for (dtype, tolerance) in
+            [(FloatDType::F32, exact), (FloatDType::BF16, half), (FloatDType::F16, half)]
+        {
             if !Device::default().supports_dtype(dtype) {
                 continue;
             }
@@ -175,19 +177,20 @@ fn activations_in_fp8_are_rounded_row_by_row() {
             };
             let (our_y, our_dx) = run(&Device::default(), &inputs, dtype, product, &dy);
             assert_eq!(our_y.dtype(), DType::from(dtype));
+            // The sum of two errors of the format, of rows and of the weight.
+            if rows > 100 && dtype == FloatDType::F32 {
+                let lengths = |x: &Tensor<2>| x.clone().square().sum_dim(1).sqrt() + 1e-20;
+                let lengths = lengths(&x).matmul(lengths(&matrix).transpose());
+                let ours = our_y.clone().to_device(&Device::flex());
+                let off = (ours - x.clone().matmul(matrix.clone().transpose())) / lengths;
+                let error = off.square().mean().into_scalar::<f32>() * input as f32;
+                assert!(error.sqrt() > 0.03 && error.sqrt() < 0.045, "{error}");
+            }
             for (what, ours, theirs) in [("value", our_y, &y), ("gradient", our_dx[0].clone(), &dx)]
             {
                 let off = distance(ours, theirs.clone());
                 assert!(off <= tolerance, "{rows} {output} {input} {dtype:?}: {what} off by {off}");
             }
-        }
-        // The sum of two errors of the format, of rows and of the weight.
-        if rows > 100 {
-            let lengths = |x: &Tensor<2>| x.clone().square().sum_dim(1).sqrt() + 1e-20;
-            let lengths = lengths(&x).matmul(lengths(&matrix).transpose());
-            let off = (y - x.matmul(matrix.transpose())) / lengths;
-            let error = f64::from(off.square().mean().into_scalar::<f32>() * input as f32).sqrt();
-            assert!(error > 0.03 && error < 0.045, "{error}");
         }
     }
 }

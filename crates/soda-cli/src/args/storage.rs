@@ -13,13 +13,13 @@ use crate::usage::{UsageError, require};
 
 #[derive(Clone, Debug, Default, PartialEq, Args)]
 pub(crate) struct StorageArgs {
-    /// Quantize the linear weights of the blocks of denoiser and text encoders; products stay in --dtype
+    /// Quantize the linear weights of the blocks of denoiser and text encoders; activations stay in --dtype
     #[arg(long, value_name = "FORMAT", value_parser = quant_format())]
     pub(super) base_precision: Option<QuantFormat>,
     /// Round activations and gradients to this format in products with these weights, for tensor cores of 8
     /// bits; with --base-precision fp8
-    #[arg(long, value_name = "FORMAT", value_parser = ["fp8"], requires = "base_precision")]
-    activation_precision: Option<String>,
+    #[arg(long, value_name = "FORMAT", value_parser = activation_format(), requires = "base_precision")]
+    activation_precision: Option<ActivationFormat>,
     /// Keep the linear weights of this many blocks of the denoiser in host memory, at most all; each is
     /// copied to the device while another block computes
     #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
@@ -31,19 +31,14 @@ impl StorageArgs {
     pub(super) fn of_run(config: &TrainConfig) -> Self {
         Self {
             base_precision: config.base_precision.map(QuantFormat::from),
-            activation_precision: config
-                .activation_precision
-                .map(|format| format.name().to_owned()),
+            activation_precision: config.activation_precision.map(ActivationFormat::from),
             offload: config.offload,
         }
     }
 
     /// The storage of the denoiser, or a [`UsageError`] for formats that do not go together.
     pub(crate) fn denoiser(&self) -> Result<WeightStorage, UsageError> {
-        let activations = match self.activation_precision {
-            None => ActivationFormat::Float,
-            Some(_) => ActivationFormat::Fp8,
-        };
+        let activations = self.activation_precision.unwrap_or_default();
         require(
             activations == ActivationFormat::Float || self.base_precision == Some(QuantFormat::Fp8),
             "--activation-precision fp8 belongs to --base-precision fp8",
@@ -54,12 +49,11 @@ impl StorageArgs {
 
     /// The formats that are given, with their names in the settings of a picture.
     pub(crate) fn labels(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let weights = self.base_precision.map(|format| format.name().to_owned());
         let formats = [
-            ("Base precision", weights),
-            ("Activation precision", self.activation_precision.clone()),
+            ("Base precision", self.base_precision.map(QuantFormat::name)),
+            ("Activation precision", self.activation_precision.map(ActivationFormat::name)),
         ];
-        formats.into_iter().filter_map(|(label, format)| Some((label, format?)))
+        formats.into_iter().filter_map(|(label, format)| Some((label, format?.to_owned())))
     }
 
     /// The name of the number format of weights.
@@ -68,15 +62,15 @@ impl StorageArgs {
     }
 
     /// The name of the number format of activations.
-    pub(crate) fn activation_format_name(&self) -> &str {
-        self.activation_precision.as_deref().unwrap_or("none")
+    pub(crate) fn activation_format_name(&self) -> &'static str {
+        self.activation_precision.map_or("none", ActivationFormat::name)
     }
 }
 
 impl ToArgv for StorageArgs {
     fn append_to(&self, argv: &mut Vec<OsString>) {
         argv.extend(self.base_precision.map(|format| option("base-precision", format.name())));
-        let activations = self.activation_precision.as_ref();
+        let activations = self.activation_precision.map(ActivationFormat::name);
         argv.extend(activations.map(|format| option("activation-precision", format)));
         argv.push(option("offload", self.offload.to_string()));
     }
@@ -87,4 +81,9 @@ fn quant_format() -> impl TypedValueParser<Value = QuantFormat> {
     let named = |name: String| QuantFormat::ALL.into_iter().find(|format| format.name() == name);
     PossibleValuesParser::new(QuantFormat::ALL.map(QuantFormat::name))
         .try_map(move |name| named(name).ok_or("no such format"))
+}
+
+/// Reads the name of a number format of activations.
+fn activation_format() -> impl TypedValueParser<Value = ActivationFormat> {
+    PossibleValuesParser::new([ActivationFormat::Fp8.name()]).map(|_| ActivationFormat::Fp8)
 }

@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use soda_adapters::{Method as _, MethodConfig, PlanOptions, Probe, Targets};
 use soda_kernels::{CapturedGraph, MemoryUsage, memory_usage, to_preferred_memory_format};
+use soda_models::pipeline::LoadWarning;
 use soda_models::weights::{WeightStorage, store};
 use soda_optim::{AdapterOptimizer, AdapterOptimizerConfig, BatchedParams};
 use soda_pipeline::TARGET_PRESETS;
@@ -23,7 +24,7 @@ use soda_train::GradientCheckpointing;
 use crate::args::{DeviceArg, StorageArgs};
 use crate::device::{Precision, is_processor};
 use crate::memory_meter::{kib, peak_of_process};
-use crate::progress::print_result;
+use crate::progress::{Progress, print_result};
 use crate::synthetic::{
     Architecture, BatchSizes, DenoiserStep, LayerStep, RandomBatch, RandomWeights, Workload,
     batch_numbers, layer_numbers,
@@ -125,6 +126,9 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     let device = args.device.device.open()?;
     let dtype = FloatDType::from(args.dtype);
     let precision = (dtype, args.storage.denoiser()?);
+    if let Some(warning) = LoadWarning::of_activations(precision.1, &device) {
+        Progress::default().warn(&warning.to_string());
+    }
     let checkpointing = GradientCheckpointing::from(args.checkpointing);
     let (times, what) = match args.layer {
         Some(widths) => {

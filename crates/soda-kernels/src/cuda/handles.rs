@@ -32,7 +32,7 @@ pub(super) struct Handles {
     cudnn: Option<cudnn::sys::cudnnHandle_t>,
     /// The algorithm of each convolution so far.
     pub(super) cudnn_plans: HashMap<cudnn_plan::PlanKey, cudnn_plan::Plan>,
-    /// The algorithm of each fused product and sum so far.
+    /// The algorithm of each product of cuBLASLt so far.
     pub(super) cublaslt_plans: HashMap<cublaslt_plan::PlanKey, cublaslt_plan::Plan>,
     workspace: (sys::CUdeviceptr, usize),
     /// Whether a captured graph uses the workspace.

@@ -10,7 +10,7 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{FloatDType, Shape, TensorData};
+use burn::tensor::{DType, FloatDType, Shape, TensorData};
 
 use super::steps::ForwardSteps;
 use super::{at_least_f32, cast, transposed};
@@ -43,11 +43,13 @@ pub(crate) fn gradient<B: ForwardSteps>(
 ) -> FloatTensor<B> {
     let (dtype, rows) = (dy.dtype(), layout.shape()[0]);
     let ones = B::float_ones(Shape::new([rows]), &scales.device(), FloatDType::F32);
-    let codes = B::dequantized(words, ones, layout, dtype.into());
+    // A gradient times the scales of a weight is below the range of f16.
+    let computed = if dtype == DType::F16 { DType::F32 } else { dtype };
+    let codes = B::dequantized(words, ones, layout, computed.into());
     let dy = at_least_f32::<B>(dy);
     let scales = B::float_reshape(cast::<B>(scales, dy.dtype()), Shape::new([1, rows]));
     let dy = rounded::<B>(B::float_mul(dy, scales));
-    B::product(cast::<B>(dy, dtype), codes)
+    cast::<B>(B::product(cast::<B>(dy, computed), codes), dtype)
 }
 
 /// Rounds each row of `x` `[rows, columns]` to E4M3 times a scale. The result has the dtype of `x`.

@@ -83,6 +83,16 @@ pub enum ActivationFormat {
     Fp8,
 }
 
+impl ActivationFormat {
+    /// The name in settings and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float => "float",
+            Self::Fp8 => "fp8",
+        }
+    }
+}
+
 impl QuantFormat {
     /// All formats.
     pub const ALL: [Self; 3] = [Self::Int8, Self::Fp8, Self::Nf4];

@@ -1,9 +1,13 @@
 //! Where the codes and scales of a matrix are.
 
+use std::fmt;
+
 use super::format::{ActivationFormat, QuantFormat};
 
 /// The codes of 8 bits in a word.
 const BYTES: usize = 4;
+/// The codes that tensor cores take at once.
+const CODES_AT_ONCE: usize = 16;
 /// The numbers of a row that a kernel writes at once.
 const NUMBERS_AT_ONCE: usize = 8;
 
@@ -12,12 +16,25 @@ const NUMBERS_AT_ONCE: usize = 8;
 ///
 /// Codes and scales of 8 bits are stored in words of 32 bits, the first in the lowest bits: the codes, then
 /// the scales. The scales in float32 are apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct QuantLayout {
     format: QuantFormat,
     rows: usize,
     columns: usize,
     activations: ActivationFormat,
+}
+
+/// Written by hand, since a checkpoint holds a hash of it: what is a setting of the run is no part of the
+/// base model.
+impl fmt::Debug for QuantLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { format, rows, columns, activations: _ } = self;
+        f.debug_struct("QuantLayout")
+            .field("format", format)
+            .field("rows", rows)
+            .field("columns", columns)
+            .finish()
+    }
 }
 
 impl QuantLayout {
@@ -29,13 +46,12 @@ impl QuantLayout {
         fits.then_some(Self { format, rows, columns, activations: ActivationFormat::Float })
     }
 
-    /// The layout for products with activations in a format. Only [`QuantFormat::Fp8`] has others than
-    /// floats.
+    /// The layout for products with activations in a format. They stay floats beside another format than
+    /// [`QuantFormat::Fp8`], and if a side is no multiple of 16, which tensor cores take.
     pub fn with_activations(self, activations: ActivationFormat) -> Self {
-        match self.format {
-            QuantFormat::Fp8 => Self { activations, ..self },
-            QuantFormat::Int8 | QuantFormat::Nf4 => self,
-        }
+        let [rows, columns] = self.shape().map(|side| side.is_multiple_of(CODES_AT_ONCE));
+        let fits = self.format == QuantFormat::Fp8 && rows && columns;
+        if fits { Self { activations, ..self } } else { self }
     }
 
     /// The format of activations and their gradients in products with the matrix.
@@ -117,8 +133,23 @@ mod tests {
         // 384 codes of 4 bits, 6 scales of 8 bits in 2 words, and a scale of these for each row.
         assert_eq!(sizes(layout(QuantFormat::Nf4)), (48 + 2, 3, 212));
         assert!(QuantLayout::new(QuantFormat::Int8, [3, 72]).is_some());
+        // Hashes of older checkpoints have this text.
+        let layout = layout(QuantFormat::Fp8).with_activations(ActivationFormat::Fp8);
+        assert_eq!(format!("{layout:?}"), "QuantLayout { format: Fp8, rows: 3, columns: 128 }");
         assert_eq!(QuantLayout::new(QuantFormat::Int8, [3, 60]), None);
         assert_eq!(QuantLayout::new(QuantFormat::Nf4, [3, 72]), None);
+        let activations = |format, shape| {
+            let layout = QuantLayout::new(format, shape);
+            layout.map(|layout| layout.with_activations(ActivationFormat::Fp8).activations())
+        };
+        assert_eq!(activations(QuantFormat::Fp8, [16, 64]), Some(ActivationFormat::Fp8));
+        for (format, shape) in [
+            (QuantFormat::Fp8, [8, 64]),
+            (QuantFormat::Fp8, [16, 72]),
+            (QuantFormat::Int8, [16, 64]),
+        ] {
+            assert_eq!(activations(format, shape), Some(ActivationFormat::Float));
+        }
         assert_eq!(QuantLayout::new(QuantFormat::Int8, [0, 64]), None);
     }
 }

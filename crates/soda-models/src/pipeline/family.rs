@@ -10,6 +10,8 @@ use super::load_warning::LoadWarning;
 use super::prompt_encoding::PromptEncoding;
 use super::prompt_states::TextEncoderUse;
 use super::text_encoders::TextEncoders;
+use soda_kernels::{ActivationFormat, QuantFormat};
+
 use crate::config;
 use crate::error::{ConfigError, ModelError};
 use crate::scheduler::{SamplerKind, SchedulerConfig};
@@ -74,6 +76,12 @@ impl LoadOptions {
             if !device.supports_dtype(dtype) {
                 return Err(ModelError::UnsupportedPrecision { dtype });
             }
+        }
+        let WeightStorage { activations, quantization, .. } = self.denoiser_precision().storage;
+        if activations == ActivationFormat::Fp8 && quantization != Some(QuantFormat::Fp8) {
+            let (field, value) = ("activations", "fp8".to_owned());
+            let expected = "weights in fp8 beside it".to_owned();
+            return Err(ModelError::InvalidRequest { field, value, expected });
         }
         Ok(())
     }

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde_json::{Map, Value};
-use soda_kernels::{ActivationFormat, has_fp8_products};
 use tracing::info_span;
 
 use super::families::{Flux2KleinConfigs, StableDiffusionConfigs, ZImageConfigs};
@@ -13,7 +12,7 @@ use super::family_name::{FamilyName, model_index};
 use super::load_warning::LoadWarning;
 use super::model::Pipeline;
 use crate::error::ModelError;
-use crate::weights::{self, Checkpoint, WeightPrecision, WeightStorage};
+use crate::weights::{self, Checkpoint, WeightPrecision};
 
 /// The autoencoder's weights that are f32 in every dtype.
 const STATISTICS: &[&str] = &["bn.running_mean", "bn.running_var"];
@@ -102,18 +101,12 @@ impl Pipeline {
             resolution: options.resolution,
             source: source.to_path_buf(),
             is_distilled,
-            warnings: rounded_activations(options, device).into_iter().collect(),
+            warnings: LoadWarning::of_activations(options.denoiser_precision().storage, device)
+                .into_iter()
+                .collect(),
             device: device.clone(),
         };
         pipeline.check_resolution()?;
         Ok(pipeline)
     }
-}
-
-/// The warning that a device has no products of codes of 8 bits, if these are asked for.
-fn rounded_activations(options: &LoadOptions, device: &Device) -> Option<LoadWarning> {
-    let WeightStorage { activations, .. } = options.denoiser_precision().storage;
-    let is_slow =
-        activations == ActivationFormat::Fp8 && !has_fp8_products(&Tensor::<1>::zeros([1], device));
-    is_slow.then_some(LoadWarning::RoundedActivations)
 }

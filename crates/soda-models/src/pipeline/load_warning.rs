@@ -3,6 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use burn::tensor::{Device, Tensor};
+use soda_kernels::{ActivationFormat, has_fp8_products};
+
+use crate::weights::WeightStorage;
+
 /// What the user of a loaded model should know. The text says it in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoadWarning {
@@ -36,6 +41,16 @@ pub enum LoadWarning {
     },
     /// The device has no products of numbers of 8 bits, which are asked for.
     RoundedActivations,
+}
+
+impl LoadWarning {
+    /// [`LoadWarning::RoundedActivations`] if weights are stored so that activations would be rounded on
+    /// `device`.
+    pub fn of_activations(storage: WeightStorage, device: &Device) -> Option<Self> {
+        let is_slow = storage.activations == ActivationFormat::Fp8
+            && !has_fp8_products(&Tensor::<1>::zeros([1], device));
+        is_slow.then_some(Self::RoundedActivations)
+    }
 }
 
 impl fmt::Display for LoadWarning {

@@ -95,7 +95,7 @@ pub struct TrainConfig {
     #[serde(default)]
     pub encoder_precision: Precision,
     /// The number format of the frozen linear weights of denoiser and text encoders. Without it they are in
-    /// `precision` and `encoder_precision`, in which products are computed in any case.
+    /// `precision` and `encoder_precision`, as activations are without `activation_precision`.
     #[serde(default)]
     pub base_precision: Option<BasePrecision>,
     /// The number format of the denoiser's activations in products with those weights, with

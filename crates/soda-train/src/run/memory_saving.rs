@@ -1,6 +1,6 @@
 //! The settings that make a run need less memory, and by how much.
 
-use soda_kernels::QuantFormat;
+use soda_kernels::{ActivationFormat, QuantFormat};
 use soda_models::weights::{BlockWeights, WeightStorage};
 
 use crate::config::{GradientCheckpointing, Precision, TrainConfig};
@@ -41,7 +41,9 @@ fn savings(config: &TrainConfig, weights: BlockWeights, side: usize) -> Vec<Memo
         bytes: Some(bytes(storage).saturating_sub(bytes(smaller))),
     };
     let mut savings = Vec::new();
-    if storage.quantization != Some(QuantFormat::Nf4) {
+    // Activations in fp8 belong to weights in fp8.
+    let may_change = storage.activations == ActivationFormat::Float;
+    if may_change && storage.quantization != Some(QuantFormat::Nf4) {
         let quantization = Some(QuantFormat::Nf4);
         let smaller = WeightStorage { quantization, ..storage };
         savings.push(of_weights("base_precision=nf4".to_owned(), smaller));
@@ -94,5 +96,7 @@ mod tests {
         let small = ["base_precision=nf4", "offload=10", "checkpointing=block", "batch_size=2"];
         let settings: Vec<_> = found(&small).into_iter().map(|(setting, _)| setting).collect();
         assert_eq!(settings, ["batch_size=1", "resolution=512"]);
+        let fp8 = ["base_precision=fp8", "activation_precision=fp8"];
+        assert!(found(&fp8).iter().all(|(setting, _)| !setting.starts_with("base_precision")));
     }
 }

@@ -15,9 +15,6 @@ use crate::cuda::support::{empty, kernels_take};
 use crate::cuda::{dlopen, nvrtc, stream};
 use crate::quantize::{ActivationFormat, QuantLayout};
 
-/// The tensor cores take rows of a multiple of this number of codes.
-const MULTIPLE: usize = 16;
-
 /// Where the scales of rows and columns come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scaling {
@@ -49,7 +46,6 @@ pub(crate) fn on_machine() -> bool {
 /// Whether the products of `x` `[rows, ..]` with a matrix of this layout, either way, are computed in E4M3.
 pub(crate) fn takes(x: &CubeTensor, layout: QuantLayout) -> bool {
     layout.activations() == ActivationFormat::Fp8
-        && layout.shape().iter().all(|size| size.is_multiple_of(MULTIPLE))
         && x.shape()[0] > 0
         && kernels_take(x)
         && Scaling::of_machine().is_some()

@@ -7,7 +7,8 @@
 //! Both products of either pass are accumulated in one buffer, instead of written apart and added by a third
 //! operation. The gradients by `A` and `B` are summed in float32 and not rounded to half precision.
 //!
-//! A base that is no matrix of floats has an operation of its own, to whose result the update is added.
+//! A base that is no matrix of floats has an operation of its own. The update is added to its result in
+//! place, and the gradients by `x` of both are added by the tape.
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;

@@ -27,7 +27,7 @@ impl<B: KernelGradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        low_rank::record::<B, C>(x, w, a, b)
+        low_rank::record_product::<B, C>(x, w, a, b)
     }
 
     fn add_low_rank(

@@ -195,6 +195,25 @@ fn activations_in_fp8_are_rounded_row_by_row() {
     }
 }
 
+/// What is no number stays none, in its row only.
+#[test]
+fn rounded_activations_keep_nan_and_infinity() {
+    let device = Device::default();
+    let layout = QuantLayout::new(QuantFormat::Fp8, [16, 32]).unwrap();
+    let layout = layout.with_activations(ActivationFormat::Fp8);
+    let codes = QuantizedMatrix::encode(&host_values(&random([16, 32])), layout);
+    let weight = StoredWeight::quantized(&codes, &device);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let x = random([3, 32]).slice_fill([1..2, 4..5], bad);
+        let rows: Vec<Vec<f32>> = host_values(&weight.product(x.to_device(&device)))
+            .chunks(16)
+            .map(<[f32]>::to_vec)
+            .collect();
+        assert!(rows[1].iter().all(|y| !y.is_finite()), "{bad}: {:?}", rows[1]);
+        assert!([&rows[0], &rows[2]].iter().all(|row| row.iter().all(|y| y.is_finite())));
+    }
+}
+
 #[test]
 fn a_layer_computes_with_its_quantized_weight() {
     let device = Device::default();

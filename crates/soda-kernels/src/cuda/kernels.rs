@@ -10,9 +10,10 @@ use burn::tensor::{DType, FloatDType};
 use super::launch::attention::Attention;
 use super::launch::attention::parallel::ParallelAttention;
 use super::launch::attention::rms_norm_rotary::NormRotary;
+use super::launch::fp8::Fp8Products;
 use super::launch::group_norm::GroupNorm;
 use super::launch::{
-    bias_residual, cast_pair, concat_channels, dequantize, fp8, geglu, layer_norm, scale_columns,
+    bias_residual, cast_pair, concat_channels, dequantize, geglu, layer_norm, scale_columns,
     softmax, swiglu, upsample,
 };
 use super::support::{Cube, cublas_takes, kernels_take, on_cuda, row_kernels_take};
@@ -84,10 +85,10 @@ impl Kernels for Cube {
         scales: Float,
         layout: QuantLayout,
     ) -> Float {
-        if fp8::takes(&x, layout) {
-            return fp8::product(x, words, scales, layout);
+        match Fp8Products::new(&x, layout) {
+            Some(products) => products.product(x, words, scales),
+            None => fallback::dequantize::product::<Self>(x, words, scales, layout),
         }
-        fallback::dequantize::product::<Self>(x, words, scales, layout)
     }
 
     fn floats_from_host(matrix: HostMatrix, like: Float) -> Float {
@@ -236,10 +237,10 @@ impl KernelGradients for Cube {
         scales: Float,
         layout: QuantLayout,
     ) -> Float {
-        if fp8::takes(&dy, layout) {
-            return fp8::gradient(dy, words, scales, layout);
+        match Fp8Products::new(&dy, layout) {
+            Some(products) => products.gradient(dy, words, scales),
+            None => fallback::dequantize::gradient::<Self>(dy, words, scales, layout),
         }
-        fallback::dequantize::gradient::<Self>(dy, words, scales, layout)
     }
 
     fn attention_saving(q: Float, k: Float, v: Float, scale: f64) -> (Float, Option<Float>) {

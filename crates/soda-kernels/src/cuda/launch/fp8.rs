@@ -43,39 +43,44 @@ pub(crate) fn on_machine() -> bool {
     Scaling::of_machine().is_some()
 }
 
-/// Whether the products of `x` `[rows, ..]` with a matrix of this layout, either way, are computed in E4M3.
-pub(crate) fn takes(x: &CubeTensor, layout: QuantLayout) -> bool {
-    layout.activations() == ActivationFormat::Fp8
-        && x.shape()[0] > 0
-        && kernels_take(x)
-        && Scaling::of_machine().is_some()
+/// The products with a matrix `W` of a layout, either way.
+pub(crate) struct Fp8Products {
+    layout: QuantLayout,
+    scaling: Scaling,
 }
 
-/// The product `Q(x) W'` in the dtype of `x`.
-pub(crate) fn product(
-    x: CubeTensor,
-    words: CubeTensor,
-    scales: CubeTensor,
-    layout: QuantLayout,
-) -> CubeTensor {
-    let dtype = x.dtype;
-    let w = Scaled { codes: into_contiguous(words), scales: into_contiguous(scales) };
-    let scaling = Scaling::of_machine().unwrap_or(Scaling::After);
-    scaled_product(&quantized(x, None), &w, layout.shape()[0], dtype, scaling)
-}
+impl Fp8Products {
+    /// `None` if those of `x` `[rows, ..]` are not computed in E4M3.
+    pub(crate) fn new(x: &CubeTensor, layout: QuantLayout) -> Option<Self> {
+        let takes = layout.activations() == ActivationFormat::Fp8 && x.shape()[0] > 0;
+        let scaling = Scaling::of_machine().filter(|_| takes && kernels_take(x))?;
+        Some(Self { layout, scaling })
+    }
 
-/// The gradient of [`product`] by `x`, in the dtype of `dy`.
-pub(crate) fn gradient(
-    dy: CubeTensor,
-    words: CubeTensor,
-    scales: CubeTensor,
-    layout: QuantLayout,
-) -> CubeTensor {
-    let (dtype, [_, columns]) = (dy.dtype, layout.shape());
-    let c = transposed(into_contiguous(words), layout);
-    let dy = quantized(dy, Some(into_contiguous(scales)));
-    let scaling = Scaling::of_machine().unwrap_or(Scaling::After);
-    scaled_product(&dy, &c, columns, dtype, scaling)
+    /// The product `Q(x) W'` in the dtype of `x`.
+    pub(crate) fn product(
+        self,
+        x: CubeTensor,
+        words: CubeTensor,
+        scales: CubeTensor,
+    ) -> CubeTensor {
+        let (dtype, [rows, _]) = (x.dtype, self.layout.shape());
+        let w = Scaled { codes: into_contiguous(words), scales: into_contiguous(scales) };
+        scaled_product(&quantized(x, None), &w, rows, dtype, self.scaling)
+    }
+
+    /// The gradient of [`Self::product`] by `x`, in the dtype of `dy`.
+    pub(crate) fn gradient(
+        self,
+        dy: CubeTensor,
+        words: CubeTensor,
+        scales: CubeTensor,
+    ) -> CubeTensor {
+        let (dtype, [_, columns]) = (dy.dtype, self.layout.shape());
+        let c = transposed(into_contiguous(words), self.layout);
+        let dy = quantized(dy, Some(into_contiguous(scales)));
+        scaled_product(&dy, &c, columns, dtype, self.scaling)
+    }
 }
 
 /// The product `lhs rhs'` in `dtype`, for `lhs` `[m, k]` and `rhs` `[n, k]`.

@@ -20,7 +20,7 @@ use burn::backend::{Autodiff, Dispatch, TensorMetadata};
 use burn::tensor::{DType, Tensor};
 
 use crate::backend::Kernels;
-use crate::fallback::low_rank::{LowRank, forward, update};
+use crate::fallback::low_rank::{self, LowRank};
 use crate::fallback::{cast, transposed};
 
 /// The LoRA layer `x w + (x a) b` for `x` `[rows, in]`, `w` `[in, out]`, `a` `[in, r]` and `b` `[r, out]`.
@@ -102,43 +102,78 @@ impl<T> Update<T> {
     }
 }
 
-#[derive(Debug)]
-struct LinearLowRank;
+/// What the update is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    /// The product of `x` with a weight, which is the second operand.
+    Product,
+    /// The second operand itself.
+    Sum,
+}
 
-/// The state of the backward pass of [`linear_low_rank`].
+#[derive(Debug)]
+struct LowRankUpdate(Base);
+
+/// Records [`Kernels::linear_low_rank`] on the tape.
+pub(crate) fn record_product<B: Kernels, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    w: FloatTensor<Autodiff<B, C>>,
+    a: FloatTensor<Autodiff<B, C>>,
+    b: FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    record::<B, C>(Base::Product, [x, w, a, b])
+}
+
+/// Records [`Kernels::add_low_rank`] on the tape.
+pub(crate) fn record_sum<B: Kernels, C: CheckpointStrategy>(
+    y: FloatTensor<Autodiff<B, C>>,
+    x: FloatTensor<Autodiff<B, C>>,
+    a: FloatTensor<Autodiff<B, C>>,
+    b: FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    record::<B, C>(Base::Sum, [x, y, a, b])
+}
+
+fn record<B: Kernels, C: CheckpointStrategy>(
+    base: Base,
+    operands: [FloatTensor<Autodiff<B, C>>; 4],
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = operands.each_ref().map(|tensor| tensor.node());
+    let [x, second, a, b] = &operands;
+    let (x_is_factor, dtypes) =
+        (second.is_tracked() && base == Base::Product, [a.dtype(), b.dtype()]);
+    match Backward::<B, 4>::prepare::<C>(LowRankUpdate(base), nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let x_saved = (x_is_factor || a.is_tracked()).then(|| prep.checkpoint(x));
+            let w_is_factor = x.is_tracked() && base == Base::Product;
+            let w_saved = w_is_factor.then(|| prep.checkpoint(second));
+            let b_tracked = b.is_tracked();
+            let LowRank { y, factors, h } =
+                forward::<B>(base, operands.map(|x| x.into_primitive()));
+            let h = b_tracked.then_some(h);
+            prep.finish(Saved { w: w_saved, update: Update { x: x_saved, factors, dtypes, h } }, y)
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(forward::<B>(base, operands.map(|x| x.into_primitive())).y)
+        }
+    }
+}
+
+fn forward<B: Kernels>(base: Base, [x, second, a, b]: [FloatTensor<B>; 4]) -> LowRank<B> {
+    match base {
+        Base::Product => low_rank::forward::<B>(x, second, a, b),
+        Base::Sum => low_rank::update::<B>(second, x, a, b),
+    }
+}
+
+/// The state of the backward pass.
 #[derive(Clone, Debug)]
 struct Saved<T> {
     w: Option<NodeId>,
     update: Update<T>,
 }
 
-/// Records [`Kernels::linear_low_rank`] on the tape.
-pub(crate) fn record<B: Kernels, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-    w: FloatTensor<Autodiff<B, C>>,
-    a: FloatTensor<Autodiff<B, C>>,
-    b: FloatTensor<Autodiff<B, C>>,
-) -> FloatTensor<Autodiff<B, C>> {
-    let nodes = [x.node(), w.node(), a.node(), b.node()];
-    match Backward::<B, 4>::prepare::<C>(LinearLowRank, nodes).compute_bound().stateful() {
-        OpsKind::Tracked(mut prep) => {
-            let x_saved = (w.is_tracked() || a.is_tracked()).then(|| prep.checkpoint(&x));
-            let (x_tracked, b_tracked) = (x.is_tracked(), b.is_tracked());
-            let w_saved = x_tracked.then(|| prep.checkpoint(&w));
-            let dtypes = [a.dtype(), b.dtype()];
-            let [x, w, a, b] = [x, w, a, b].map(|tensor| tensor.into_primitive());
-            let LowRank { y, factors, h } = forward::<B>(x, w, a, b);
-            let h = b_tracked.then_some(h);
-            prep.finish(Saved { w: w_saved, update: Update { x: x_saved, factors, dtypes, h } }, y)
-        }
-        OpsKind::UnTracked(prep) => {
-            let [x, w, a, b] = [x, w, a, b].map(|tensor| tensor.into_primitive());
-            prep.finish(forward::<B>(x, w, a, b).y)
-        }
-    }
-}
-
-impl<B: Kernels> Backward<B, 4> for LinearLowRank {
+impl<B: Kernels> Backward<B, 4> for LowRankUpdate {
     type State = Saved<FloatTensor<B>>;
 
     fn backward(
@@ -149,59 +184,17 @@ impl<B: Kernels> Backward<B, 4> for LinearLowRank {
     ) {
         let dy = grads.consume::<B>(&ops.node);
         let Saved { w, update } = ops.state;
-        let [x_id, w_id, a_id, b_id] = ops.parents.map(|node| node.map(|node| node.id));
+        let [x_id, second_id, a_id, b_id] = ops.parents.map(|node| node.map(|node| node.id));
         let mut saved = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
         let (x, w) = (update.x.map(&mut saved), w.map(&mut saved));
-        if let (Some(id), Some(x)) = (w_id, &x) {
-            grads.register::<B>(id, B::matmul(transposed::<B>(x.clone()), dy.clone()));
+        match (self.0, second_id, &x) {
+            (Base::Product, Some(id), Some(x)) => {
+                grads.register::<B>(id, B::matmul(transposed::<B>(x.clone()), dy.clone()));
+            }
+            (Base::Sum, Some(id), _) => grads.register::<B>(id, dy.clone()),
+            _ => {}
         }
         let base = |dy| Some(B::matmul(dy, transposed::<B>(w?)));
         update.backward::<B>(dy, x, [x_id, a_id, b_id], base, grads);
-    }
-}
-
-#[derive(Debug)]
-struct AddLowRank;
-
-/// Records [`Kernels::add_low_rank`] on the tape.
-pub(crate) fn record_sum<B: Kernels, C: CheckpointStrategy>(
-    y: FloatTensor<Autodiff<B, C>>,
-    x: FloatTensor<Autodiff<B, C>>,
-    a: FloatTensor<Autodiff<B, C>>,
-    b: FloatTensor<Autodiff<B, C>>,
-) -> FloatTensor<Autodiff<B, C>> {
-    let nodes = [y.node(), x.node(), a.node(), b.node()];
-    match Backward::<B, 4>::prepare::<C>(AddLowRank, nodes).compute_bound().stateful() {
-        OpsKind::Tracked(mut prep) => {
-            let x_saved = a.is_tracked().then(|| prep.checkpoint(&x));
-            let (b_tracked, dtypes) = (b.is_tracked(), [a.dtype(), b.dtype()]);
-            let [y, x, a, b] = [y, x, a, b].map(|tensor| tensor.into_primitive());
-            let LowRank { y, factors, h } = update::<B>(y, x, a, b);
-            prep.finish(Update { x: x_saved, factors, dtypes, h: b_tracked.then_some(h) }, y)
-        }
-        OpsKind::UnTracked(prep) => {
-            let [y, x, a, b] = [y, x, a, b].map(|tensor| tensor.into_primitive());
-            prep.finish(update::<B>(y, x, a, b).y)
-        }
-    }
-}
-
-impl<B: Kernels> Backward<B, 4> for AddLowRank {
-    type State = Update<FloatTensor<B>>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 4>,
-        grads: &mut Gradients,
-        checkpointer: &mut Checkpointer,
-    ) {
-        let dy = grads.consume::<B>(&ops.node);
-        let [y_id, x_id, a_id, b_id] = ops.parents.map(|node| node.map(|node| node.id));
-        let mut saved = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
-        let x = ops.state.x.map(&mut saved);
-        if let Some(id) = y_id {
-            grads.register::<B>(id, dy.clone());
-        }
-        ops.state.backward::<B>(dy, x, [x_id, a_id, b_id], |_| None, grads);
     }
 }
